@@ -1,0 +1,47 @@
+# Everything below sets itself up: a virtual environment in .venv, then the package with its tools. The second call is quick.
+#   make demo    a sheet of pictures in demo/sheet.png
+#   make test    all tests
+#   make check   lint, types and tests, as continuous integration runs them
+# PYTHON chooses the interpreter (3.11 or newer), PIP_FLAGS is handed to pip, for example an index with CPU builds of torch.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint format types check install clean
+
+demo: install
+	OMP_NUM_THREADS=1 $(BIN)/unmask demo --out demo
+
+# One thread a process: pytest already keeps every core busy. GPU tests are asked for by name: pytest -m gpu.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --timeout 600 -m "not gpu" $(ARGS)
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: install
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+check: lint types test
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unmask needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -q -y python3-venv; } || { \
+	  echo "Python cannot make virtual environments here: install the system package python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .ruff_cache

@@ -1,0 +1,22 @@
+"""unmask: unified multimodal masked diffusion models, run, served, trained and measured.
+
+The public surface is small and imported when first touched, so that ``import unmask`` needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+if TYPE_CHECKING:
+    from unmask.tasks.model import load
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from unmask.tasks.model import load
+
+        return load
+    raise AttributeError(f"module 'unmask' has no attribute {name!r}")

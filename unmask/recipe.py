@@ -1,0 +1,118 @@
+"""What a training run is: one frozen value, written by a recipe function and changed by ``a.b=c`` overrides.
+
+Public idea: ``Recipe`` and ``override(recipe, ["training.steps=100"])``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW with a warm-up, a constant stretch and a cosine decay to a floor.
+
+    ``warmup``: steps · ``decay_from``: fraction of the run at which the cosine begins · ``floor``: last rate as a fraction of ``lr`` ·
+    ``clip``: largest gradient norm · ``ema``: decay of the averaged weights (0: none).
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.0
+    warmup: int = 100
+    decay_from: float = 0.0
+    floor: float = 0.1
+    clip: float = 1.0
+    ema: float = 0.999
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema", "floor", "decay_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optim.{name} must be in 0..1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and how often. ``bf16``: compute in bfloat16 with float32 master weights."""
+
+    steps: int = 1000
+    seed: int = 0
+    bf16: bool = True
+    log_every: int = 20
+    save_every: int = 200
+    sample_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run. The callables are the parts; ``settings`` is what they were built from, kept for the record.
+
+    model() -> nn.Module on the CPU in float32, with its first weights · source(step) -> batch · objective(model, batch, rng) -> Loss ·
+    trainable(parameter name) -> bool · export(model, folder): what is shipped · sample(model, path): a picture sheet.
+    """
+
+    name: str
+    model: Callable[[], Any]
+    source: Callable[[int], Any]
+    objective: Callable[..., Any]
+    optim: Optim = field(default_factory=Optim)
+    training: Training = field(default_factory=Training)
+    trainable: Callable[[str], bool] = lambda name: True
+    export: Callable[[Any, Path], None] | None = None
+    sample: Callable[[Any, Path], None] | None = None
+
+
+def override(value: Any, settings: Iterable[str]) -> Any:
+    """A frozen dataclass with ``a.b=c`` settings applied. ValueError names the unknown field and the nearest known one."""
+    for setting in settings:
+        path, separator, text = setting.partition("=")
+        if not separator:
+            raise ValueError(f"setting {setting!r} must look like name=value, for example training.steps=100")
+        value = _replace(value, path.strip().split("."), text.strip(), path.strip())
+    return value
+
+
+def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise ValueError(f"setting {whole!r}: there is nothing below {type(value).__name__}")
+    names = [f.name for f in dataclasses.fields(value)]
+    if path[0] not in names:
+        near = difflib.get_close_matches(path[0], names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+        raise ValueError(f"setting {whole!r}: {type(value).__name__} has no field {path[0]!r}{hint}")
+    old = getattr(value, path[0])
+    new = _replace(old, path[1:], text, whole) if len(path) > 1 else _parse(text, old, whole)
+    return dataclasses.replace(value, **{path[0]: new})
+
+
+def _parse(text: str, old: Any, whole: str) -> Any:
+    if isinstance(old, bool):
+        if text.lower() in ("true", "false", "1", "0", "yes", "no"):
+            return text.lower() in ("true", "1", "yes")
+        raise ValueError(f"setting {whole}={text!r}: wanted true or false")
+    if isinstance(old, tuple):
+        items = [t for t in text.strip("()[]").split(",") if t.strip()]
+        return tuple(_parse(t.strip(), old[0] if old else "", whole) for t in items)
+    for kind in (int, float):
+        if isinstance(old, kind):
+            try:
+                return kind(text)
+            except ValueError:
+                raise ValueError(f"setting {whole}={text!r}: wanted a number like {old}") from None
+    if old is None or isinstance(old, str):
+        return text
+    raise ValueError(f"setting {whole!r} cannot be changed from the command line; it is a {type(old).__name__}")

@@ -1,0 +1,29 @@
+"""Keyed random numbers: what is drawn depends on a key, never on who else is drawing.
+
+Public idea: ``generator(*key)``; ``rows(batch, purpose)`` gives one generator a row, keyed by (row seed, row clock, purpose).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from unmask.sequence import Batch
+
+
+def key(*parts: object) -> int:
+    """A 63-bit seed from any printable parts."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*parts: object) -> torch.Generator:
+    """A CPU generator seeded by the key, so that every device draws the same numbers."""
+    return torch.Generator().manual_seed(key(*parts))
+
+
+def rows(batch: Batch, purpose: str) -> list[torch.Generator]:
+    """One generator for each row, keyed by the row's seed and clock and the purpose."""
+    pairs = zip(batch.seed.tolist(), batch.clock.tolist(), strict=True)
+    return [generator(seed, clock, purpose) for seed, clock in pairs]
