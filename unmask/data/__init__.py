@@ -1,0 +1,1 @@
+"""Where samples come from: sources, mixtures, the loader and the synthetic world."""
