@@ -1,0 +1,1 @@
+"""Names on disk <-> names in memory. Weights are read from safetensors only."""

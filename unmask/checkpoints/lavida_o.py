@@ -1,0 +1,186 @@
+"""The released LaViDa-O layout on disk -> our network and tokenizer (spec 7.2 to 7.4).
+
+Public idea: ``load_lavida_o(folder) -> (Elastic, VQ)``, in the files' own dtype. Names are mapped one by one, so that a missing
+or misshapen tensor is an error that names it, and one that nobody asked for a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.models.elastic import Elastic
+from unmask.models.sizes import ElasticConfig, VisionConfig
+from unmask.tokens.vq import VQ, VQConfig
+
+_UND = {
+    "attn_norm": "attn_norm",
+    "q": "q_proj",
+    "k": "k_proj",
+    "v": "v_proj",
+    "mlp_norm": "ff_norm",
+    "gate": "ff_proj",
+    "up": "up_proj",
+    "down": "ff_out",
+}
+_CODES = {
+    "code_embedding.table": "gen_embedding.0",
+    "code_embedding.table_norm": "gen_embedding.1",
+    "code_embedding.mix": "gen_embedding.2",
+    "code_embedding.fold_norm": "downsample_gen.downsample.norm",
+    "code_embedding.fold": "downsample_gen.downsample.conv",
+    "code_embedding.out_norm": "gen_embedding_2.0",
+    "code_embedding.out": "gen_embedding_2.1",
+    "code_head.unfold_norm": "upsample_gen.upsample.norm",
+    "code_head.unfold": "upsample_gen.upsample.conv",
+    "code_head.in_norm": "gen_predictor_2.0",
+    "code_head.inner": "gen_predictor_2.1",
+    "code_head.mix": "gen_predictor.0",
+    "code_head.mix_norm": "gen_predictor.1",
+    "code_head.classify": "gen_predictor.2",
+}
+_TOWER = "vision_tower.vision_tower.vision_model"
+_VISION_LAYER = {
+    "norm1": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+    "norm2": "layer_norm2",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+
+
+def names(config: ElasticConfig) -> dict[str, str]:
+    """Our parameter name -> the released one, without its prefix ``model.``; for every parameter of ``Elastic(config)``."""
+    out = {
+        "embed.weight": "transformer.wte.weight",
+        "norm.weight": "transformer.ln_f.weight",
+        "text_head.weight": "transformer.ff_out.weight",
+    }
+    for i in range(config.layers):
+        ours, theirs = f"blocks.{i}", f"transformer.blocks.{i}"
+        out[f"{ours}.out.weight"] = f"{theirs}.attn_out.weight"
+        for a, b in _UND.items():
+            out[f"{ours}.und.{a}.weight"] = f"{theirs}.{b}.weight"
+            out[f"{ours}.gen.{a}.weight"] = f"{theirs}.{b}_vision.weight"
+    out |= {f"{a}.weight": f"{b}.weight" for a, b in _CODES.items()}
+    return out | (_vision_names(config.vision) if config.vision else {})
+
+
+def _vision_names(config: VisionConfig) -> dict[str, str]:
+    pairs = {
+        "vision.tower.patch": f"{_TOWER}.embeddings.patch_embedding",
+        "vision.tower.post_norm": f"{_TOWER}.post_layernorm",
+        "vision.pool": "vision_resampler.pool",
+        "vision.project_in": "mm_projector.0",
+        "vision.project_out": "mm_projector.2",
+    }
+    for i in range(config.layers):
+        pairs |= {f"vision.tower.layers.{i}.{a}": f"{_TOWER}.encoder.layers.{i}.{b}" for a, b in _VISION_LAYER.items()}
+    out = {f"{a}.{part}": f"{b}.{part}" for a, b in pairs.items() for part in ("weight", "bias")}
+    position = f"{_TOWER}.embeddings.position_embedding.weight"
+    return out | {"vision.tower.position.weight": position, "vision.newline": "image_newline"}
+
+
+def read_config(raw: dict[str, Any], tensors: dict[str, Tensor]) -> ElasticConfig:
+    """config.json -> ElasticConfig, with the defaults of spec 7.4; the sizes of the code tables are those of their tensors.
+
+    CheckpointError where the layout is one that this network does not have.
+    """
+    wanted = {"dual_tower": True, "downsample": True, "gen_mlp_type": "dit2", "weight_tying": False}
+    defaults = {"dual_tower": False, "downsample": False, "gen_mlp_type": "embed", "weight_tying": False}
+    for field, value in wanted.items():
+        if (found := raw.get(field, defaults[field])) != value:
+            raise CheckpointError(f"config.json: {field} {found!r} is not supported; wanted {value!r}")
+    try:
+        if raw.get("n_kv_heads", raw["n_heads"]) != raw["n_heads"]:
+            raise CheckpointError(
+                f"config.json: n_kv_heads {raw['n_kv_heads']} is not supported; wanted {raw['n_heads']}"
+            )
+        gen_width, gen_mlp = (int(raw.get(field, -1)) for field in ("d_model_gen", "mlp_hidden_size_gen"))
+        return ElasticConfig(
+            vocab_size=raw.get("embedding_size") or raw["vocab_size"],
+            width=raw["d_model"],
+            heads=raw["n_heads"],
+            layers=raw["n_layers"],
+            mlp=raw["mlp_hidden_size"],
+            gen_width=gen_width if gen_width > 0 else raw["d_model"],
+            gen_mlp=gen_mlp if gen_mlp > 0 else raw["mlp_hidden_size"],
+            joint_layers=min(raw["n_layers"], raw.get("dual_tower_layers", 9999) + 1),  # split iff index > the field
+            rope_theta=float(raw["rope_theta"]),
+            norm_eps=raw["rms_norm_eps"],
+            codes=len(tensors["gen_predictor.2.weight"]),
+            code_rows=len(tensors["gen_embedding.0.weight"]),
+            vision=VisionConfig() if raw.get("mm_vision_tower") else None,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this one of another model?") from error
+
+
+def load_lavida_o(folder: Path) -> tuple[Elastic, VQ]:
+    """Network and image tokenizer of a folder in the released layout. CheckpointError says what does not fit.
+
+    The tokenizer's weights are taken from the model's own shards, where they are there, or from ``vqvae/`` (spec 8, 13).
+    """
+    raw, found = _json(folder / "config.json"), read_tensors(folder, "model")
+    found = {_plain(key): tensor for key, tensor in found.items()}
+    vq_own = {key.removeprefix("vqvae."): found.pop(key) for key in list(found) if key.startswith("vqvae.")}
+    config = read_config(raw, found)
+    with torch.device("meta"):
+        net = Elastic(config, mask_id=raw.get("mask_token_id", 126336))
+        vq = VQ(_vq_config(_json(folder / "vqvae" / "config.json")))
+    _fill(net, found, names(config), folder)
+    _fill(
+        vq, vq_own or read_tensors(folder / "vqvae", "diffusion_pytorch_model"), {k: k for k in vq.state_dict()}, folder
+    )
+    return net.eval(), vq.eval()
+
+
+def _plain(key: str) -> str:
+    """A released name without its prefix, and with the tower's level ``vision_model`` where a file lacks it."""
+    key = key.removeprefix("model.")
+    short = _TOWER.removesuffix(".vision_model")
+    return key.replace(short, _TOWER, 1) if key.startswith(short) and not key.startswith(_TOWER) else key
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; is this a LaViDa-O folder?") from error
+
+
+def _vq_config(raw: dict[str, Any]) -> VQConfig:
+    if raw.get("mid_block_add_attention") or raw.get("act_fn", "silu") != "silu":
+        raise CheckpointError("vqvae/config.json: only tokenizers without attention and with SiLU are supported")
+    fields = ("layers_per_block", "latent_channels", "num_vq_embeddings", "norm_num_groups")
+    missing = [f for f in (*fields, "block_out_channels") if f not in raw]
+    if missing:
+        raise CheckpointError(f"vqvae/config.json lacks {', '.join(missing)}")
+    return VQConfig(block_out_channels=tuple(raw["block_out_channels"]), **{f: raw[f] for f in fields})
+
+
+def _fill(module: nn.Module, found: dict[str, Tensor], mapping: dict[str, str], folder: Path) -> None:
+    """Give a module on the meta device the tensors found. ``mapping``: its names -> those of ``found``."""
+    own = module.state_dict()
+    problems = [f"missing {theirs}" for theirs in mapping.values() if theirs not in found]
+    here = {ours: found[theirs] for ours, theirs in mapping.items() if theirs in found}
+    problems += [
+        f"{mapping[ours]} is {tuple(tensor.shape)}, wanted {tuple(own[ours].shape)}"
+        for ours, tensor in here.items()
+        if tensor.shape != own[ours].shape
+    ]
+    problems += [f"{mapping[k]} holds values that are not finite" for k, v in here.items() if not v.isfinite().all()]
+    if problems:
+        raise CheckpointError(f"the weights in {folder} do not fit the model: {'; '.join(problems)}")
+    if unknown := sorted(set(found) - set(mapping.values())):
+        warnings.warn(f"{folder}: {len(unknown)} tensors that nothing uses: {', '.join(unknown)}", stacklevel=3)
+    module.load_state_dict(here, assign=True)

@@ -1,0 +1,1 @@
+"""Clean -> masked: forward processes and where sampling starts."""

@@ -1,0 +1,47 @@
+"""How much is masked: policies that turn a uniform number into a mask ratio (spec 3.1).
+
+Public idea: ``Uniform()(u)`` and ``Cosine()(u)``; u and the result lie in 0..1, any shape.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Policy(Protocol):
+    """u uniform in 0..1 -> time (share of tokens masked) in 0..1."""
+
+    def __call__(self, u: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """Every ratio equally often (LLaDA; stage 2a)."""
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return u
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """cos(pi u / 2): high ratios more often (MaskGIT, eq. of section 3.3; stages at full resolution)."""
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return torch.cos(u * (math.pi / 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OftenAll:
+    """Another policy, but with everything masked in a share ``all`` of the cases: for answers that are decoded in one step."""
+
+    policy: Policy
+    all: float = 0.3
+
+    def __call__(self, u: Tensor) -> Tensor:
+        rest = ((u - self.all) / (1 - self.all)).clamp(0, 1)
+        return torch.where(u < self.all, torch.ones_like(u), self.policy(rest))

@@ -1,0 +1,1 @@
+"""Sequence -> Prediction: the networks. They import torch and the data types, nothing else."""

@@ -1,0 +1,25 @@
+"""Rotary positions (spec 1.4): half-split form, plain 1-D sequence indices for every kind of token.
+
+Shapes: B rows · T positions · H heads · K head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope_table(position_BT: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [B, 1, T, K], of the inverse frequencies theta^(-2i/K)."""
+    inverse = theta ** -(torch.arange(0, head_width, 2, device=position_BT.device, dtype=torch.float32) / head_width)
+    angle_BTk = position_BT[..., None].float() * inverse
+    angle_BTK = torch.cat([angle_BTk, angle_BTk], dim=-1)[:, None]
+    return angle_BTK.cos(), angle_BTK.sin()
+
+
+def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate queries or keys; computed in float32 and cast back."""
+    cos, sin = table
+    x = x_BHTK.float()
+    a, b = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x_BHTK.dtype)

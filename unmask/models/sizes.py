@@ -1,0 +1,107 @@
+"""Named sizes. Public idea: ``ElasticConfig`` is all that a model is built from, and ``SIZES`` names three of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The semantic encoder (spec 1.9): a patch transformer without its last layer, conv pooling, projector, newline.
+
+    ``layers`` counts the layers that are kept. ``image`` and ``patch`` are pixels.
+    """
+
+    image: int = 384
+    patch: int = 14
+    width: int = 1152
+    layers: int = 26
+    heads: int = 16
+    mlp: int = 4304
+    eps: float = 1e-6
+
+    @property
+    def side(self) -> int:
+        """Patches along one side."""
+        return self.image // self.patch
+
+    @property
+    def pooled(self) -> int:
+        """Features along one side after the 2x2 pooling (an odd last row and column fall away)."""
+        return self.side // 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one view as the text model reads it: the pooled map with one newline a row."""
+        return self.pooled * (self.pooled + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticConfig:
+    """Elastic Mixture-of-Transformers (spec 1.1 to 1.7). Defaults are the released 10.4 B model.
+
+    ``joint_layers``: number of layers in which both branches attend to each other; the rest are split. The released code
+    tests "index > 16", so 17 layers are joint although the paper says 16 (spec 1.4).
+    """
+
+    vocab_size: int = 127378
+    width: int = 4096
+    heads: int = 32
+    layers: int = 32
+    mlp: int = 12288
+    gen_width: int = 2048
+    gen_mlp: int = 8192
+    joint_layers: int = 17
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-5
+    codes: int = 8192
+    code_rows: int = 8448
+    vision: VisionConfig | None = field(default_factory=VisionConfig)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
+        if self.gen_width > self.width:
+            raise ValueError(
+                f"gen_width {self.gen_width} is larger than width {self.width}: the output projection is shared"
+            )
+        if self.code_rows < self.codes + 2:
+            raise ValueError(f"code_rows {self.code_rows} leaves no row for the mask code {self.codes + 1}")
+
+    @property
+    def mask_code(self) -> int:
+        """The id of an undecided code. One id above the codes is left unused, as in the released table (spec 1.2)."""
+        return self.codes + 1
+
+
+SIZES: dict[str, ElasticConfig] = {
+    "tiny": ElasticConfig(
+        vocab_size=1536,
+        width=32,
+        heads=2,
+        layers=3,
+        mlp=48,
+        gen_width=16,
+        gen_mlp=32,
+        joint_layers=2,
+        rope_theta=1000.0,
+        codes=64,
+        code_rows=66,
+        vision=VisionConfig(image=128, patch=16, width=16, layers=1, heads=2, mlp=32),
+    ),
+    "mini": ElasticConfig(
+        vocab_size=1792,
+        width=192,
+        heads=4,
+        layers=8,
+        mlp=512,
+        gen_width=160,
+        gen_mlp=640,
+        joint_layers=6,
+        rope_theta=500.0,
+        codes=4096,
+        code_rows=4098,
+        vision=VisionConfig(image=128, patch=16, width=128, layers=3, heads=4, mlp=512),
+    ),
+    "lavida_o": ElasticConfig(),
+}

@@ -1,0 +1,137 @@
+"""Requests and training samples -> Sequences. The same functions serve both, so what is trained is what is asked.
+
+Public idea: ``Builder`` strings spans together; ``drawing``, ``editing`` and ``looking`` are the sequence formats of spec 2.2 and 2.5.
+A writable part is given as its true ids (training; masked later by a corruption) or as a length (to be decided).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unmask.sequence import Kind, Sequence, Span
+from unmask.tokens.boxes import to_bins
+from unmask.tokens.prompts import COMPACT, Conditions, Wording
+from unmask.tokens.text import BOS, BOX, END_BOX, END_HEADER, END_PHRASE, EOT, HEADER, MASK, PHRASE, Text
+
+# What guidance may drop, by span name.
+PROMPT = frozenset({"prompt"})
+SOURCE = frozenset({"source"})
+LOOK = frozenset({"look"})
+
+
+@dataclass(kw_only=True)
+class Builder:
+    """Collects spans in order. ``side``: codes along one side of a picture; ``fold``: codes a position along one side."""
+
+    text: Text
+    wording: Wording = COMPACT
+    look_tokens: int = 20
+    ids: list[int] = field(default_factory=list)
+    masked: list[bool] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    pixels: list[Tensor] = field(default_factory=list)
+
+    def _span(self, name: str, kind: Kind, ids: list[int], masked: bool, **more: object) -> Builder:
+        start = len(self.ids)
+        self.ids += ids
+        self.masked += [masked] * len(ids)
+        self.spans.append(Span(name=name, kind=kind, start=start, stop=len(self.ids), **more))  # type: ignore[arg-type]
+        return self
+
+    def say(self, name: str, *parts: str | int, segment: int = 0) -> Builder:
+        """Given text: strings are plain text, integers are ids of control tokens."""
+        ids = [i for part in parts for i in (self.text.encode(part) if isinstance(part, str) else [part])]
+        return self._span(name, Kind.TEXT, ids, False, segment=segment)
+
+    def write(self, name: str, ids: list[int] | int, *, segment: int = 0) -> Builder:
+        """Writable text: its true ids, or how many tokens are to be decided."""
+        open_ = isinstance(ids, int)
+        filled = [self.text[MASK]] * ids if isinstance(ids, int) else list(ids)
+        return self._span(name, Kind.TEXT, filled, open_, segment=segment, writable=True)
+
+    def look(self, name: str, pixels: Tensor) -> Builder:
+        """A picture for the semantic encoder: [3, H, W] in 0..1."""
+        self.pixels.append(pixels)
+        return self._span(name, Kind.PATCH, [0] * self.look_tokens, False, image=len(self.pixels) - 1)
+
+    def codes(self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool) -> Builder:
+        """Image codes [h, w], or a grid (h, w) to be decided."""
+        open_ = isinstance(codes, tuple)
+        grid = codes if isinstance(codes, tuple) else (codes.shape[0], codes.shape[1])
+        ids = [0] * (grid[0] * grid[1]) if isinstance(codes, tuple) else codes.flatten().tolist()
+        return self._span(name, Kind.CODE, ids, open_, grid=grid, fold=fold, writable=writable)
+
+    def header(self, role: str) -> tuple[str | int, ...]:
+        text = self.text
+        return (text[HEADER], role, text[END_HEADER], *((self.wording.newlines,) if self.wording.newlines else ()))
+
+    def opening(self) -> tuple[str | int, ...]:
+        """Start of text, system message if the wording has one, user header."""
+        system = (*self.header("system"), self.wording.system, self.text[EOT]) if self.wording.system else ()
+        return (self.text[BOS], *system, *self.header("user"))
+
+    def build(self, request: str = "") -> Sequence:
+        return Sequence(
+            ids=torch.tensor(self.ids, dtype=torch.long),
+            masked=torch.tensor(self.masked, dtype=torch.bool),
+            spans=tuple(self.spans),
+            pixels=torch.stack(self.pixels) if self.pixels else None,
+            request=request,
+        )
+
+
+def drawing(
+    b: Builder, caption: str, codes: Tensor | tuple[int, int], *, fold: int, conditions: Conditions | None = None
+) -> Sequence:
+    """Text to image. Guidance drops the span "prompt"; the picture is the span "image"."""
+    wanted = b.wording.draw.format(caption=caption, micro=conditions.text() if conditions else "").strip()
+    b.say("prompt", *b.opening(), wanted, b.text[EOT])
+    b.say("assistant", *b.header("assistant"))
+    b.codes("image", codes, fold=fold, writable=True)
+    return b.say("end", b.text[EOT]).build(caption)
+
+
+def editing(
+    b: Builder, pixels: Tensor, source: Tensor, instruction: str, codes: Tensor | tuple[int, int], *, fold: int
+) -> Sequence:
+    """Source picture (seen, and as codes) and instruction -> image.
+
+    Spans: prompt (in as many pieces as the wording wants), look, source, assistant, image, end.
+    """
+    b.say("prompt", *b.opening())
+    for piece in re.split(r"({look}|{source})", b.wording.edit):
+        if piece == "{look}":
+            b.look("look", pixels)
+        elif piece == "{source}":
+            b.codes("source", source, fold=fold, writable=False)
+        elif piece:
+            b.say("prompt", piece.format(instruction=instruction))
+    b.say("prompt", b.text[EOT])
+    b.say("assistant", *b.header("assistant"))
+    b.codes("image", codes, fold=fold, writable=True)
+    return b.say("end", b.text[EOT]).build(instruction)
+
+
+def looking(b: Builder, pixels: Tensor | None) -> Builder:
+    """The context that questions and phrases about one picture share; each then has a segment of its own."""
+    b.say("prompt", *b.opening())
+    return b if pixels is None else b.look("look", pixels)
+
+
+def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1) -> Builder:
+    """A question and its answer (ids, or how many tokens): spans "question" and "answer"."""
+    words = b.wording.after_image + b.wording.ask.format(question=question)
+    b.say("question", words, b.text[EOT], *b.header("assistant"), segment=segment)
+    return b.write("answer", answer, segment=segment)
+
+
+def grounding(b: Builder, phrase: str, box: tuple[float, float, float, float] | None, *, segment: int = 1) -> Builder:
+    """A phrase and its box (fractions, or None where it is to be found): spans "phrase" and "box"."""
+    text = b.text
+    b.say("phrase", text[PHRASE], phrase, text[END_PHRASE], text[BOX], segment=segment)
+    b.write("box", 4 if box is None else [text.first_location + k for k in to_bins(box)], segment=segment)
+    return b.say("box_end", text[END_BOX], segment=segment)

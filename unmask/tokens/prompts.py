@@ -1,0 +1,88 @@
+"""Chat template and task wording, as data.
+
+Public idea: a ``Wording`` says how each request is put into words. ``RELEASED`` is the wire format of the released checkpoint (spec
+2.1, 2.2: it must match byte for byte); ``COMPACT`` is the same conversation with every dispensable token left out, for models
+as small as ``mini``, where a token of prompt costs as much as a token of picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """``newlines`` follow every header. ``{caption}``, ``{micro}``, ``{question}``, ``{instruction}`` and ``{phrase}`` are filled in.
+
+    ``after_image`` stands between a picture and the words about it. In ``edit`` the source picture stands where ``{look}`` (as features)
+    and ``{source}`` (as codes) say. ``COMPACT`` has it last: the way from a source code to the code that is drawn in its place is then
+    the same for every instruction, which a small model with 1-D rotary positions needs in order to copy (see docs/log.md).
+    """
+
+    system: str
+    newlines: str
+    draw: str
+    edit: str
+    ask: str
+    describe: str
+    complete: str
+    after_image: str
+
+
+RELEASED = Wording(
+    system=SYSTEM,
+    newlines="\n\n",
+    draw="Generate an image with the caption:\n {caption} {micro}",
+    edit="{look} {source}\n {instruction}",  # the chat template trims what the user says
+    ask="{question}",
+    describe="Please describe this image.",
+    complete="Please write a caption.",
+    after_image="\n ",
+)
+
+COMPACT = Wording(
+    system="",
+    newlines="",
+    draw="{caption} {micro}",
+    edit="{instruction}{look}{source}",
+    ask="{question}",
+    describe="describe",
+    complete="caption",
+    after_image="",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Universal text conditioning (spec 2.4): properties of the wanted picture, said as text. None leaves one out.
+
+    width, height: original size in pixels · top, left: crop offset in pixels · luminance, contrast: mean and deviation of the
+    Rec. 709 luminance in 0..1 · score: aesthetic score · hps: preference score times ten.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    top: int | None = None
+    left: int | None = None
+    luminance: float | None = None
+    contrast: float | None = None
+    score: float | None = None
+    hps: float | None = None
+
+    def text(self) -> str:
+        """``ORIGINAL WIDTH : 1024; …``, in the published order and format."""
+        whole = (
+            ("ORIGINAL WIDTH", self.width),
+            ("ORIGINAL HEIGHT", self.height),
+            ("TOP", self.top),
+            ("LEFT", self.left),
+        )
+        real = (("LUMINANCE", self.luminance), ("CONTRAST", self.contrast), ("SCORE", self.score), ("HPS", self.hps))
+        parts = [f"{name} : {value}" for name, value in whole if value is not None]
+        parts += [f"{name} : {value:.3f}" for name, value in real if value is not None]
+        return "; ".join(parts)

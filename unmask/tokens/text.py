@@ -1,0 +1,115 @@
+"""Text <-> ids: byte-level BPE with control tokens that are reached by name only.
+
+Public idea: ``Text.load(path)``; ``encode`` treats everything a user writes as plain text, so ``<|mdm_mask|>`` typed into a prompt is
+just letters; ``text[MASK]`` is the id of a control token, resolved by name at load time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+BOS, EOS, EOT = "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"
+MASK = "<|mdm_mask|>"
+HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
+SLOT, SOURCE, EXP = "<|reserved_token_5|>", "<|reserved_token_6|>", "<|reserved_token_7|>"
+PHRASE, END_PHRASE, BOX, END_BOX = "<box_p>", "</box_p>", "<LOC_BEGIN>", "<LOC_END>"
+BINS = 1024  # coordinates are 0..BINS, so there is one token more
+
+
+def location(k: int) -> str:
+    """The name of a coordinate token, k in 0..1024."""
+    return f"<LOC_{k}>"
+
+
+CONTROL: tuple[str, ...] = (
+    *(BOS, EOS, MASK, HEADER, END_HEADER, EOT, SLOT, SOURCE, EXP),
+    *(location(k) for k in range(BINS + 1)),
+    *(PHRASE, END_PHRASE, BOX, END_BOX),
+)
+
+
+class TokenizerError(ValueError):
+    """A tokenizer file is missing, damaged, or lacks a control token."""
+
+
+class Text:
+    """A tokenizer with its control tokens. ``size`` ids; ``text[name]`` is a control id; ``text.first_location`` is <LOC_0>'s."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # user text never becomes a control token
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        missing = [name for name in CONTROL if name not in vocabulary]
+        if missing:
+            raise TokenizerError(f"the tokenizer lacks {len(missing)} control tokens, for example {missing[0]}")
+        self.control = {name: vocabulary[name] for name in CONTROL}
+        self.first_location = self.control[location(0)]
+        if self.control[location(BINS)] != self.first_location + BINS:
+            raise TokenizerError("the coordinate tokens must have consecutive ids")
+        self._names = {i: name for name, i in self.control.items()}
+
+    @classmethod
+    def load(cls, path: Path) -> Text:
+        """From a tokenizer.json. TokenizerError says what is wrong with the file."""
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except TokenizerError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(f"cannot read the tokenizer {path}: {error}") from error
+
+    @classmethod
+    def train(cls, lines: Iterable[str], size: int) -> Text:
+        """Learn a byte-level BPE of ``size`` ids in all, control tokens included, from lower-cased lines."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size - len(CONTROL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(lines, trainer)
+        tokenizer.add_special_tokens(list(CONTROL))
+        return cls(tokenizer)
+
+    def save(self, path: Path) -> None:
+        self.tokenizer.save(str(path))
+
+    @property
+    def size(self) -> int:
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def __getitem__(self, name: str) -> int:
+        return self.control[name]
+
+    def encode(self, x: str) -> list[int]:
+        """Plain text -> ids, none of them a control token. What is no Unicode (half a surrogate pair) becomes ``?``."""
+        whole = x.encode("utf-8", "replace").decode("utf-8")
+        return self.tokenizer.encode(whole, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids -> text, control tokens left out, cut at the first end of turn."""
+        kept: list[int] = []
+        for i in ids:
+            if i in (self.control[EOT], self.control[EOS]):
+                break
+            if i not in self._names:
+                kept.append(i)
+        return self.tokenizer.decode(kept).strip()
+
+    def show(self, ids: Iterable[int]) -> str:
+        """Ids -> text with control tokens by name: for people, logs and golden tests."""
+        out, plain = "", []
+        for i in [*ids, None]:
+            if i is None or i in self._names:
+                out += self.tokenizer.decode(plain) if plain else ""
+                plain = []
+                out += self._names[i] if i is not None else ""
+            else:
+                plain.append(i)
+        return out
