@@ -1,0 +1,281 @@
+"""The laws of sampling, checked for every part that a walk over ``unmask.sampling`` finds.
+
+A part without an instance below fails the suite, so a new part comes with its instance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unmask.sampling
+from unmask.models.elastic import Elastic, init
+from unmask.models.sizes import SIZES
+from unmask.rng import generator, key
+from unmask.sampling import draw, guide, pace, presets, progress, select, stop, window
+from unmask.sampling.orders import stratified
+from unmask.sampling.sampler import NothingUnmasked, Sampler, Step
+from unmask.sequence import Batch, Kind, Move, Prediction, Sequence, Span, collate, stack
+
+torch.set_num_threads(1)
+TEXT, CODES, NULL, END = 24, 16, 3, 5
+DROP = frozenset({"prompt", "source"})
+ORDER = tuple(stratified(4))
+
+PACES = [pace.Equal(steps=3), pace.Fixed(each=2), pace.Shift(steps=5, shift=3.0), pace.Cosine(steps=6)]
+DRAWS = [
+    draw.Greedy(),
+    draw.Greedy(score=draw.Entropy()),
+    draw.Greedy(score=draw.Margin()),
+    draw.Greedy(score=draw.LogProbability()),
+    draw.Categorical(temperature=0.8),
+    draw.Categorical(temperature=progress.Linear(start=2.0, end=0.0)),
+    draw.Categorical(temperature=progress.CosineTo(minimum=0.2)),
+    draw.Categorical(temperature=progress.ShiftTo(shift=3.0, minimum=0.1)),
+    draw.GumbelText(temperature=0.5),
+    draw.OnlyIds(low=4, high=9, draw=draw.Categorical()),
+    draw.TopP(mass=0.5, draw=draw.Categorical()),
+]
+SELECTS = [
+    select.Confident(),
+    select.Confident(noise=progress.Linear(start=5.0, end=0.5)),
+    select.MaskGit(temperature=0.5),
+    select.InOrder(order=ORDER),
+    select.RandomOrder(),
+    select.Threshold(value=0.3),
+    select.Factor(factor=1.0),
+    select.PerSpan(select=select.Confident(noise=1.0)),
+    select.PerSpan(select=select.RandomOrder()),
+    select.PerSpan(select=select.InOrder(order=ORDER)),
+]
+GUIDES = [
+    guide.NoGuide(),
+    guide.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL),
+    guide.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, interval=(0.3, 0.7)),
+    guide.EditGuide(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL),
+    guide.EditGuide(scale=0.0, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL),
+]
+WINDOWS = [window.Whole(), window.Blocks(length=3), window.SpanBySpan()]
+STOPS = [stop.Never(), stop.EndOfTurn(ids=(END, 7))]
+NOT_PARTS = {"Progress", "Layout", "Sampler", "Step"}  # what flows between the parts
+
+BASE = Sampler(pace=pace.Shift(steps=5, shift=3.0), draw=draw.Categorical(), select=select.Confident(noise=1.0))
+SAMPLERS = (
+    [dataclasses.replace(BASE, pace=p) for p in PACES]
+    + [dataclasses.replace(BASE, draw=d) for d in DRAWS]
+    + [dataclasses.replace(BASE, select=s) for s in SELECTS]
+    + [dataclasses.replace(BASE, guide=g) for g in GUIDES]
+    + [dataclasses.replace(BASE, window=w) for w in WINDOWS]
+    + [dataclasses.replace(BASE, stop=s) for s in STOPS]
+    + [
+        dataclasses.replace(
+            BASE, window=window.Blocks(length=4), stop=STOPS[1], guide=GUIDES[2], pace=pace.Equal(steps=4)
+        )
+    ]
+)
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: repr(s).replace("Sampler", "")[:150])
+
+
+def parts_in(value: Any) -> Iterable[type]:
+    """The class of a value and of every part inside it."""
+    yield type(value)
+    for field in dataclasses.fields(value):
+        if dataclasses.is_dataclass(inner := getattr(value, field.name)):
+            yield from parts_in(inner)
+
+
+def test_every_part_has_an_instance_here() -> None:
+    found = set()
+    for info in pkgutil.iter_modules(unmask.sampling.__path__, "unmask.sampling."):
+        for name, thing in vars(importlib.import_module(info.name)).items():
+            if isinstance(thing, type) and dataclasses.is_dataclass(thing) and thing.__module__ == info.name:
+                if not name.startswith("_") and name not in NOT_PARTS:
+                    found.add(thing)
+    here = {part for sampler in SAMPLERS for part in parts_in(sampler)}
+    missing = sorted(part.__qualname__ for part in found - here)
+    assert not missing, f"add an instance of {', '.join(missing)} to this suite"
+    kw_only = {part: all(field.kw_only for field in dataclasses.fields(part)) for part in found}
+    loose = [part.__qualname__ for part in found if not part.__dataclass_params__.frozen or not kw_only[part]]
+    assert not loose, f"parts are frozen and keyword-only; {loose} are not"
+
+
+def fake(batch: Batch, *, time: Tensor | None = None, ask: Tensor | None = None, carry: object = None) -> Prediction:
+    """A denoiser whose logits are a fixed random function of what a row shows: its decided ids, kinds and masked tokens."""
+    ask = batch.masked if ask is None else ask
+    text_BLV, code_BLV = torch.zeros(*ask.shape, TEXT), torch.zeros(*ask.shape, CODES)
+    for row in range(batch.rows):
+        n = int(batch.valid[row].sum())
+        shown = (batch.ids[row].masked_fill(batch.masked[row], -1)[:n].tolist(), batch.kind[row, :n].tolist())
+        rng = generator(key(shown))
+        text_BLV[row, :n] = 2 * torch.randn(n, TEXT, generator=rng)
+        code_BLV[row, :n] = 2 * torch.randn(n, CODES, generator=rng)
+    text, code = (ask & (batch.kind == kind) for kind in (Kind.TEXT, Kind.CODE))
+    flat = torch.arange(ask.numel()).view_as(ask)
+    return Prediction(text=flat[text], text_logits=text_BLV[text], code=flat[code], code_logits=code_BLV[code], carry=1)
+
+
+def tiny() -> Elastic:
+    model = Elastic(SIZES["tiny"], mask_id=NULL).eval()
+    init(model, generator("contract"))
+    return model
+
+
+def sequence(*spans: tuple[str, Kind, int, bool], given: tuple[int, ...] = (), seed: int = 0) -> Sequence:
+    """A request of (name, kind, tokens, writable) spans with random given ids; ``given``: writable tokens already decided."""
+    start, table = 0, []
+    for name, kind, tokens, writable in spans:
+        grid = {"grid": (4, 4), "fold": 2} if kind == Kind.CODE else {}
+        table.append(Span(name=name, kind=kind, start=start, stop=start + tokens, writable=writable, **grid))  # type: ignore[arg-type]
+        start += tokens
+    masked = torch.cat([torch.full((len(s),), s.writable) for s in table])
+    masked[list(given)] = False
+    return Sequence(ids=torch.randint(8, CODES, (start,), generator=generator(seed)), masked=masked, spans=tuple(table))
+
+
+def requests(sampler: Sampler) -> list[Sequence]:
+    """Four requests of different shape; an ``InOrder`` gets pictures alone, since its order fits no other span."""
+    if select.InOrder in set(parts_in(sampler.select)):
+        return [
+            sequence(("prompt", Kind.TEXT, 3 + n, False), ("image", Kind.CODE, 16, True), given=given, seed=n)
+            for n, given in enumerate([(), (5, 6, 7), (), (6,)])
+        ]
+    image, source = ("image", Kind.CODE, 16, True), ("source", Kind.CODE, 16, False)
+    return [
+        sequence(("prompt", Kind.TEXT, 4, False), ("answer", Kind.TEXT, 7, True), image, given=(6, 20), seed=1),
+        sequence(("prompt", Kind.TEXT, 2, False), source, image, seed=2),
+        sequence(
+            ("prompt", Kind.TEXT, 6, False), ("answer", Kind.TEXT, 11, True), ("tail", Kind.TEXT, 3, False), seed=3
+        ),
+        sequence(
+            ("prompt", Kind.TEXT, 1, False), ("box", Kind.TEXT, 4, True), image, ("box1", Kind.TEXT, 4, True), seed=4
+        ),
+    ]
+
+
+def tensors(batch: Batch) -> dict[str, Tensor]:
+    return {f.name: v for f in dataclasses.fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
+
+
+def run(
+    sampler: Sampler, rows: list[Sequence], model: Callable[..., Prediction] = fake
+) -> tuple[Batch, Batch, list[Step]]:
+    """(what went in, what came out, the steps) with seeds 10, 11, ..; checks that the input is not changed."""
+    batch, steps = collate(rows, range(10, 10 + len(rows))), []
+    before = {name: tensor.clone() for name, tensor in tensors(batch).items()}
+    result = sampler.sample(model, batch, on_step=steps.append)
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(batch).items())
+    return batch, result, steps
+
+
+@every_sampler
+def test_it_finishes_leaves_the_given_alone_and_never_wastes_a_step(sampler: Sampler) -> None:
+    batch, result, steps = run(sampler, requests(sampler))
+    assert not result.masked.any()
+    given = ~batch.masked
+    assert torch.equal(result.ids[given], batch.ids[given])
+    code = result.ids[(result.kind == Kind.CODE) & batch.masked]
+    assert ((code >= 0) & (code < CODES)).all()
+    left = [batch.masked.sum(1)] + [step.batch.masked.sum(1) for step in steps]
+    for before, after in zip(left, left[1:], strict=False):
+        assert torch.equal(after < before, before > 0)
+    assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+    assert all(step.number <= step.of for step in steps)
+
+
+@every_sampler
+def test_an_answer_does_not_depend_on_its_company(sampler: Sampler) -> None:
+    rows = requests(sampler)
+    _, together, steps = run(sampler, rows)
+    longer = rows + [sequence(("prompt", Kind.TEXT, 40, False), ("image", Kind.CODE, 16, True))]
+    _, padded, _ = run(sampler, longer)
+    for index, row in enumerate(rows):
+        n = len(row.ids)
+        alone = sampler.sample(fake, collate([row], [10 + index]), on_step=None)
+        assert torch.equal(together.ids[index, :n], alone.ids[0])
+        assert torch.equal(padded.ids[index, :n], alone.ids[0])
+        assert together.clock[index] == alone.clock[0]
+    assert together.clock.max() == len(steps)
+
+
+@every_sampler
+def test_a_select_stays_inside_window_and_counts(sampler: Sampler) -> None:
+    batch, seen = collate(requests(sampler), range(4)), []
+
+    def watched(b: Batch, proposal: Any, where: Tensor, counts: Tensor, at: Any) -> Move:
+        move = sampler.select(b, proposal, where, counts, at)
+        asked = proposal.score > -torch.inf
+        assert not (move.unmask & ~where).any() and not (asked & ~where).any()
+        assert torch.equal(proposal.ids[~asked], b.ids[~asked])
+        assert (move.unmask.sum(1) <= counts).all() and not (move.unmask & ~asked).any()
+        assert torch.equal(move.unmask.any(1), where.any(1))
+        assert not move.remask.any() and not move.redraw.any()
+        seen.append(move)
+        return move
+
+    dataclasses.replace(sampler, select=watched).sample(fake, batch)
+    assert seen
+
+
+@pytest.mark.parametrize("part", PACES, ids=repr)
+def test_a_pace_sums_up_and_has_no_empty_step(part: Any) -> None:
+    for tokens in [*range(40), 100, 1024, 4096]:
+        counts = part.counts(tokens)
+        assert sum(counts) == tokens and all(isinstance(n, int) and n > 0 for n in counts)
+
+
+def test_a_guide_of_scale_zero_is_no_guide() -> None:
+    free = guide.ClassifierFree(scale=0.0, drop=DROP, null_id=NULL)
+    edit = guide.EditGuide(scale=0.0, image_scale=0.0, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
+    never = guide.ClassifierFree(scale=4.0, drop=DROP, null_id=NULL, interval=(0.0, 0.0))
+    _, plain, _ = run(BASE, requests(BASE))
+    for part in (free, edit, never):
+        _, guided, _ = run(dataclasses.replace(BASE, guide=part), requests(BASE))
+        assert torch.equal(guided.ids, plain.ids)
+    _, guided, _ = run(dataclasses.replace(BASE, guide=GUIDES[1]), requests(BASE))
+    assert not torch.equal(guided.ids, plain.ids)
+
+
+def test_a_select_that_takes_nothing_is_named() -> None:
+    def lazy(batch: Batch, proposal: Any, where: Tensor, counts: Tensor, at: Any) -> Move:
+        return select.move(torch.zeros_like(where))
+
+    with pytest.raises(NothingUnmasked, match="rows \\[0, 1, 2, 3\\]"):
+        run(dataclasses.replace(BASE, select=lazy), requests(BASE))
+
+
+ELASTIC = [
+    dataclasses.replace(BASE, guide=GUIDES[3]),
+    dataclasses.replace(BASE, window=window.Blocks(length=4), stop=STOPS[1], guide=GUIDES[1]),
+    dataclasses.replace(presets.lavida_o_image(grid=(4, 4), null_id=NULL, drop=DROP)),
+    presets.lavida_o_image_256(null_id=NULL, drop=DROP),
+]
+
+
+@pytest.mark.parametrize("sampler", ELASTIC, ids=["edit", "blocks", "stratified", "confident"])
+def test_the_laws_hold_with_the_real_model(sampler: Sampler) -> None:
+    model, rows = tiny(), requests(sampler)
+    batch, result, _ = run(sampler, rows, model)
+    assert not result.masked.any() and torch.equal(result.ids[~batch.masked], batch.ids[~batch.masked])
+    for index, row in enumerate(rows):
+        alone = sampler.sample(model, collate([row], [10 + index]))
+        assert torch.equal(result.ids[index, : len(row.ids)], alone.ids[0])
+
+
+def test_stacked_views_equal_views_one_by_one() -> None:
+    batch = collate(requests(BASE), range(4))
+    at = progress.Progress(
+        number=torch.zeros(4, dtype=torch.long), of=torch.ones(4, dtype=torch.long), length=batch.ids.shape[1]
+    )
+    views, model = GUIDES[3].views(batch, at), tiny()
+    with torch.no_grad():
+        together = model(stack(views), ask=batch.masked.repeat(3, 1))
+        alone = [model(view, ask=batch.masked) for view in views]
+    assert torch.allclose(together.code_logits, torch.cat([p.code_logits for p in alone]), atol=1e-4)
+    assert torch.allclose(together.text_logits, torch.cat([p.text_logits for p in alone]), atol=1e-4)

@@ -1,0 +1,160 @@
+"""Candidate ids for every token asked for, and how sure each is.
+
+Public idea: a draw is a value ``(batch, prediction, progress) -> Proposal``. Random numbers come from one generator a row and are
+drawn for that row's asked tokens alone, so neither company nor padding changes them. The score never sees the temperature.
+
+Shapes: B rows · L tokens · N tokens asked for · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.protocols import Draw
+from unmask.rng import rows
+from unmask.sampling.progress import Progress, Temperature, at
+from unmask.sequence import Batch, Prediction, Proposal
+
+Score = Callable[[Tensor, Tensor], Tensor]  # (logits [N, V], ids [N]) -> [N], higher is surer
+Pick = Callable[[Tensor, Tensor], Tensor]  # (logits [N, V], row [N]) -> ids [N]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogProbability:
+    """ln p of the candidate."""
+
+    def __call__(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+        return logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy:
+    """Minus the entropy of the prediction (Dream's "entropy", spec 4.1 "negative entropy"); in nats, at most 0."""
+
+    def __call__(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+        return -torch.special.entr(logits_NV.softmax(1)).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """Probability of the best id minus that of the second best (Kim et al. 2025, "Train for the Worst, Plan for the Best")."""
+
+    def __call__(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+        best_N2 = logits_NV.softmax(1).topk(min(2, logits_NV.shape[1]), dim=1).values
+        return best_N2[:, 0] - best_N2[:, 1:].sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy:
+    """The most probable id."""
+
+    score: Score = LogProbability()
+
+    def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
+        return _propose(batch, prediction, progress, lambda logits_NV, row_N: logits_NV.argmax(1), self.score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Categorical:
+    """A sample of softmax(logits / temperature), by the Gumbel-max rule in float32. Temperature 0 is greedy."""
+
+    temperature: Temperature = 1.0
+    score: Score = LogProbability()
+
+    def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
+        pick = _gumbel_max(batch, at(self.temperature, progress), torch.float32)
+        return _propose(batch, prediction, progress, pick, self.score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GumbelText:
+    """argmax(exp(logits) / (-ln u)^temperature) in float64 (LLaDA; spec 4.1).
+
+    The same distribution as ``Categorical``; the wider noise reaches the far tail of a six-figure vocabulary, which float32
+    cuts off (Zheng et al. 2024, arXiv 2409.02908).
+    """
+
+    temperature: Temperature = 0.0
+    score: Score = LogProbability()
+
+    def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
+        pick = _gumbel_max(batch, at(self.temperature, progress), torch.float64)
+        return _propose(batch, prediction, progress, pick, self.score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlyIds:
+    """``draw`` restricted to text ids in ``low <= id < high``, for instance to coordinates. Codes are not touched."""
+
+    low: int
+    high: int
+    draw: Draw
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high:
+            raise ValueError(f"ids {self.low} .. {self.high} are no range; wanted 0 <= low < high")
+
+    def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
+        id_V = torch.arange(prediction.text_logits.shape[1], device=prediction.text_logits.device)
+        outside_V = (id_V < self.low) | (id_V >= self.high)
+        logits = prediction.text_logits.masked_fill(outside_V, -torch.inf)
+        return self.draw(batch, dataclasses.replace(prediction, text_logits=logits), progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopP:
+    """``draw`` from the smallest set of ids whose probabilities reach ``mass`` (nucleus sampling, Holtzman et al. 2020)."""
+
+    mass: float
+    draw: Draw
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mass <= 1:
+            raise ValueError(f"mass {self.mass} is no share of probability; wanted 0 < mass <= 1")
+
+    def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
+        cut = dataclasses.replace(
+            prediction, text_logits=self._cut(prediction.text_logits), code_logits=self._cut(prediction.code_logits)
+        )
+        return self.draw(batch, cut, progress)
+
+    def _cut(self, logits_NV: Tensor) -> Tensor:
+        p_NV, id_NV = logits_NV.float().softmax(1).sort(dim=1, descending=True, stable=True)
+        beyond_NV = p_NV.cumsum(1) - p_NV >= self.mass  # what stands before an id already reaches the mass
+        return logits_NV.masked_fill(torch.zeros_like(beyond_NV).scatter(1, id_NV, beyond_NV), -torch.inf)
+
+
+def gumbel(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Standard Gumbel noise on the CPU, finite everywhere."""
+    u = torch.rand(shape, generator=generator, dtype=dtype).clamp_(min=torch.finfo(dtype).tiny)
+    return u.log_().neg_().log_().neg_()
+
+
+def _gumbel_max(batch: Batch, temperature_B: Tensor, dtype: torch.dtype) -> Pick:
+    generators = rows(batch, "draw")
+
+    def pick(logits_NV: Tensor, row_N: Tensor) -> Tensor:
+        if not bool((temperature_B > 0).any()):
+            return logits_NV.argmax(1)
+        counts = torch.bincount(row_N, minlength=batch.rows).tolist()
+        noise = [gumbel(g, (n, logits_NV.shape[1]), dtype) for g, n in zip(generators, counts, strict=True) if n]
+        noise_NV = torch.cat(noise).to(logits_NV.device) if noise else logits_NV.new_zeros(logits_NV.shape)
+        return (logits_NV.to(dtype) + temperature_B[row_N][:, None] * noise_NV).argmax(1)
+
+    return pick
+
+
+def _propose(batch: Batch, prediction: Prediction, progress: Progress, pick: Pick, score: Score) -> Proposal:
+    """Ids and scores put where they belong; text is picked before codes, so a row's generator serves both in that order."""
+    ids, scores = batch.ids.flatten().clone(), torch.full(batch.ids.shape, -torch.inf, device=batch.device).flatten()
+    for flat_N, logits in ((prediction.text, prediction.text_logits), (prediction.code, prediction.code_logits)):
+        if flat_N.numel():
+            logits_NV = logits.float()
+            ids_N = pick(logits_NV, progress.row(flat_N))
+            ids[flat_N], scores[flat_N] = ids_N, score(logits_NV, ids_N)
+    return Proposal(ids=ids.view_as(batch.ids), score=scores.view_as(batch.ids))

@@ -1,0 +1,127 @@
+"""Guidance: several views of each row run stacked in one forward and are merged into one prediction.
+
+Public idea: a guide is a value with ``views(batch, progress)`` (the first is the row as it is) and ``merge(predictions,
+progress)``. Text and code logits are merged alike. A guide of scale 0 makes one view, which is no guide.
+
+Shapes: B rows · N tokens asked for · V vocabulary. c full condition · e a part of it · u no condition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.sequence import Batch, Prediction, Progress
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoGuide:
+    """The row as it is."""
+
+    def views(self, batch: Batch, progress: Progress) -> list[Batch]:
+        return [batch]
+
+    def merge(self, predictions: list[Prediction], progress: Progress) -> Prediction:
+        return predictions[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFree:
+    """(1 + scale) c - scale u (spec 4.5), where u has the spans named in ``drop`` replaced by the null embedding.
+
+    ``drop``: anything that knows ``name in drop`` · ``null_id``: text id of the null embedding · ``interval``: guidance acts
+    at steps int(a * steps) .. int(b * steps), counted from 1 (Kynkäänniemi et al. 2024; spec 4.2).
+    """
+
+    scale: float
+    drop: Container[str]
+    null_id: int
+    interval: Interval = (0.0, 1.0)
+
+    def views(self, batch: Batch, progress: Progress) -> list[Batch]:
+        if self.scale == 0 or not bool(_acting(self.interval, progress).any()):
+            return [batch]
+        return [batch, _without(batch, lambda name: name in self.drop, self.null_id)]
+
+    def merge(self, predictions: list[Prediction], progress: Progress) -> Prediction:
+        if len(predictions) == 1:
+            return predictions[0]
+
+        def blend(c_NV: Tensor, u_NV: Tensor) -> Tensor:
+            return (1 + self.scale) * c_NV - self.scale * u_NV
+
+        return _merge(predictions, progress, self.interval, blend)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditGuide:
+    """c' = (1 + image_scale) c - image_scale e, then (1 + scale) c' - scale u (spec 4.5, modes 0 and 3).
+
+    u drops the spans named in ``drop``; e drops the same except those in ``keep``: the source codes (mode 0), or the source
+    codes and the picture features (mode 3).
+    """
+
+    scale: float
+    image_scale: float
+    drop: Container[str]
+    keep: Container[str]
+    null_id: int
+    interval: Interval = (0.0, 1.0)
+
+    def views(self, batch: Batch, progress: Progress) -> list[Batch]:
+        views = [batch]
+        if not bool(_acting(self.interval, progress).any()):
+            return views
+        if self.image_scale:
+            views.append(_without(batch, lambda name: name in self.drop and name not in self.keep, self.null_id))
+        if self.scale:
+            views.append(_without(batch, lambda name: name in self.drop, self.null_id))
+        return views
+
+    def merge(self, predictions: list[Prediction], progress: Progress) -> Prediction:
+        if len(predictions) == 1:
+            return predictions[0]
+
+        def blend(c_NV: Tensor, *others: Tensor) -> Tensor:
+            rest = list(others)
+            out_NV = (1 + self.image_scale) * c_NV - self.image_scale * rest.pop(0) if self.image_scale else c_NV
+            return (1 + self.scale) * out_NV - self.scale * rest.pop(0) if self.scale else out_NV
+
+        return _merge(predictions, progress, self.interval, blend)
+
+
+def _acting(interval: Interval, progress: Progress) -> Tensor:
+    """Rows whose step lies in the interval, [B] bool."""
+    number_B = progress.number + 1
+    first_B, last_B = ((edge * progress.of.double()).long() for edge in interval)
+    return (first_B <= number_B) & (number_B <= last_B)
+
+
+def _without(batch: Batch, gone: Callable[[str], bool], null_id: int) -> Batch:
+    names = {span.name for table in batch.span_table for span in table}
+    return batch.drop({name for name in names if gone(name)}, null_id)
+
+
+def _merge(
+    predictions: list[Prediction], progress: Progress, interval: Interval, blend: Callable[..., Tensor]
+) -> Prediction:
+    """Blend both kinds in float32, in the rows where guidance acts. What is -inf in any view stays as the first view has it."""
+    acting_B = _acting(interval, progress)
+
+    def merged(flat_N: Tensor, streams: list[Tensor]) -> Tensor:
+        c_NV, *others = (stream.float() for stream in streams)
+        guided_NV = blend(c_NV, *others)
+        return torch.where(acting_B[progress.row(flat_N)][:, None] & guided_NV.isfinite(), guided_NV, c_NV)
+
+    first = predictions[0]
+    return dataclasses.replace(
+        first,
+        text_logits=merged(first.text, [p.text_logits for p in predictions]),
+        code_logits=merged(first.code, [p.code_logits for p in predictions]),
+    )

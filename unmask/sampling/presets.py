@@ -1,0 +1,127 @@
+"""The published settings, as functions that return Samplers.
+
+Public idea: a preset is nothing but a call of ``Sampler``; what a user changes is changed with ``dataclasses.replace``.
+``grid`` is the code grid (rows, columns), ``null_id`` the text id of the null embedding, ``drop`` the names of the spans that
+the unconditional view does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from unmask.protocols import Stop
+from unmask.sampling.draw import Categorical, Greedy, GumbelText, OnlyIds
+from unmask.sampling.guide import ClassifierFree, EditGuide
+from unmask.sampling.orders import stratified
+from unmask.sampling.pace import Equal, Shift
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.select import Confident, InOrder, PerSpan, Threshold
+from unmask.sampling.stop import EndOfTurn, Never
+from unmask.sampling.window import Blocks
+
+
+def lavida_o_image(*, grid: tuple[int, int], null_id: int, drop: Container[str], scale: float = 4.0) -> Sampler:
+    """Text to image at 1024 pixels: 64 steps, shift 5, stratified order, temperature 0.8, guidance 4 (spec 4.2)."""
+    return Sampler(
+        pace=Shift(steps=64, shift=5.0),
+        guide=ClassifierFree(scale=scale, drop=drop, null_id=null_id),
+        draw=Categorical(temperature=0.8),
+        select=InOrder(order=_stratified(grid)),
+    )
+
+
+def lavida_o_geneval(*, grid: tuple[int, int], null_id: int, drop: Container[str]) -> Sampler:
+    """The benchmark scripts' setting: as ``lavida_o_image`` with shift 7 and guidance 4.5 (spec 4.2)."""
+    return Sampler(
+        pace=Shift(steps=64, shift=7.0),
+        guide=ClassifierFree(scale=4.5, drop=drop, null_id=null_id),
+        draw=Categorical(temperature=0.8),
+        select=InOrder(order=_stratified(grid)),
+    )
+
+
+def lavida_o_image_256(*, null_id: int, drop: Container[str]) -> Sampler:
+    """Text to image at 256 pixels: 20 steps, shift 5, noisy confidence, temperature 1, guidance 4 (spec 4.2)."""
+    return Sampler(
+        pace=Shift(steps=20, shift=5.0),
+        guide=ClassifierFree(scale=4.0, drop=drop, null_id=null_id),
+        draw=Categorical(temperature=1.0),
+        select=Confident(noise=1.0),
+    )
+
+
+def lavida_o_edit(*, grid: tuple[int, int], null_id: int, drop: Container[str], keep: Container[str]) -> Sampler:
+    """Editing at 1024 pixels: as the image, guidance 1.2, image guidance 1.4 (spec 4.2). ``keep``: the source codes' span."""
+    return Sampler(
+        pace=Shift(steps=64, shift=5.0),
+        guide=EditGuide(scale=1.2, image_scale=1.4, drop=drop, keep=keep, null_id=null_id),
+        draw=Categorical(temperature=0.8),
+        select=InOrder(order=_stratified(grid)),
+    )
+
+
+def llada_text(*, block: int = 128, temperature: float = 0.0, end: tuple[int, ...] = ()) -> Sampler:
+    """Text in blocks, one token a step, the surest first (spec 4.1). ``end``: ids that end a turn, none to never stop."""
+    return Sampler(
+        pace=Equal(steps=block),
+        draw=GumbelText(temperature=temperature),
+        select=Confident(),
+        window=Blocks(length=block),
+        stop=_stop(end),
+    )
+
+
+def lavida_text_few_steps(*, steps: int, block: int = 128, end: tuple[int, ...] = ()) -> Sampler:
+    """Fewer steps than tokens: many tokens early, shift 1/3 (LaViDa; spec 4.1). ``steps`` are those of one block."""
+    return Sampler(
+        pace=Shift(steps=steps, shift=1 / 3),
+        draw=Greedy(),
+        select=Confident(),
+        window=Blocks(length=block),
+        stop=_stop(end),
+    )
+
+
+def fast_dllm_text(*, threshold: float = 0.9, block: int = 32, end: tuple[int, ...] = ()) -> Sampler:
+    """As many tokens a step as are sure enough (Fast-dLLM, Wu et al. 2025; without its caches)."""
+    return Sampler(
+        pace=Equal(steps=1),
+        draw=Greedy(),
+        select=Threshold(value=threshold),
+        window=Blocks(length=block),
+        stop=_stop(end),
+    )
+
+
+def lavida_o_plan(*, end: tuple[int, ...] = (), temperature: float = 0.5) -> Sampler:
+    """A layout before the picture: blocks of 16, temperature 0.5 for images and 0 for edits (spec 4.8)."""
+    return llada_text(block=16, temperature=temperature, end=end)
+
+
+def lavida_o_critique(*, end: tuple[int, ...] = ()) -> Sampler:
+    """A judgement of a picture: blocks of 16, greedy (spec 4.8)."""
+    return llada_text(block=16, end=end)
+
+
+def lavida_o_ground(*, low: int, high: int, steps: int = 1) -> Sampler:
+    """Boxes: 4 / steps coordinates of every box a step, ids ``low <= id < high`` alone (spec 4.7).
+
+    Each box is a writable span of its own. ``steps`` is 1, 2 or 4 in the paper.
+    """
+    return Sampler(
+        pace=Equal(steps=steps),
+        draw=OnlyIds(low=low, high=high, draw=Greedy()),
+        select=PerSpan(select=Confident()),
+    )
+
+
+def _stratified(grid: tuple[int, int]) -> tuple[int, ...]:
+    if grid[0] != grid[1]:
+        raise ValueError(
+            f"the stratified order wants a square grid, got {grid[0]} x {grid[1]}; use InOrder(order=halton(..))"
+        )
+    return tuple(stratified(grid[0], 42))
+
+
+def _stop(end: tuple[int, ...]) -> Stop:
+    return EndOfTurn(ids=end) if end else Never()

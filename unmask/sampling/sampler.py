@@ -1,0 +1,144 @@
+"""The one loop. Everything that generates runs it: text, pictures, edits and boxes differ in the parts alone.
+
+Public idea: ``Sampler(pace=.., draw=.., select=..).sample(model, batch) -> Batch`` with nothing left undecided. For each step:
+views -> model -> merge -> draw -> select -> write -> watch -> stop. Rows run at their own speed: each follows its own plan of
+windows and counts, and its random numbers and schedules know nothing of the other rows.
+
+Shapes: B rows · L tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.protocols import Denoiser, Draw, Guide, Pace, Select, Stop, Window
+from unmask.sampling.guide import NoGuide
+from unmask.sampling.layout import undecided
+from unmask.sampling.select import Foresees
+from unmask.sampling.stop import Never
+from unmask.sampling.window import Whole
+from unmask.sequence import Batch, Move, Prediction, Progress, Proposal, stack
+
+
+class NothingUnmasked(RuntimeError):
+    """A select took nothing from a row that had something to decide; the run would never end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a watcher sees after a step: ``number`` from 1, ``of`` how many are planned (a stop may end sooner), the ``batch``."""
+
+    number: int
+    of: int
+    batch: Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How undecided tokens get decided; the parts are described in the files of their names."""
+
+    pace: Pace
+    draw: Draw
+    select: Select
+    guide: Guide = NoGuide()
+    window: Window = Whole()
+    stop: Stop = Never()
+
+    @torch.no_grad()  # not inference_mode: what comes out is trained on by post-training, and such tensors could not be
+    def sample(self, model: Denoiser, batch: Batch, *, on_step: Callable[[Step], None] | None = None) -> Batch:
+        """Decide every masked token that is writable. ``on_step`` sees the batch after each step.
+
+        Raises NothingUnmasked where a select breaks its contract.
+        """
+        batch = self.stop(batch)
+        agenda = _Agenda(self.pace, self.window(batch), undecided(batch))
+        carry: object = None
+        number = 0
+        while (task := agenda.next(undecided(batch))) is not None:
+            number += 1
+            prediction = self._predict(model, batch, task, carry)
+            carry = prediction.carry
+            proposal = self.draw(batch, prediction, task.progress)
+            move = self.select(batch, proposal, task.window, task.counts, task.progress)
+            batch = self.stop(_write(batch, move, proposal, task.window))
+            if on_step is not None:
+                on_step(Step(number=number, of=max(number, agenda.planned), batch=batch))
+        return batch
+
+    def _predict(self, model: Denoiser, batch: Batch, task: _Task, carry: object) -> Prediction:
+        """One forward over all views, stacked. They share their pixels, so what the model carries stays valid."""
+        ask = task.window
+        if isinstance(self.select, Foresees):
+            ask = self.select.ask(batch, task.window, task.counts)
+        views = self.guide.views(batch, task.progress)
+        stacked = stack(views) if len(views) > 1 else views[0]
+        prediction = model(stacked, ask=ask.repeat(len(views), 1), carry=carry)
+        return self.guide.merge(_split(prediction, len(views), batch.ids.numel()), task.progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """One step: ``window [B, L]`` what may be unmasked, ``counts [B]`` how many, and how far each row is."""
+
+    window: Tensor
+    counts: Tensor
+    progress: Progress
+
+
+class _Agenda:
+    """Which window each row works on and how far it is: all the state of a run besides the batch."""
+
+    def __init__(self, pace: Pace, window_BL: Tensor, live_BL: Tensor) -> None:
+        self.pace, self.window = pace, window_BL
+        rows = window_BL.shape[0]
+        self.current, self.number = [-1] * rows, [0] * rows
+        self.plan: list[list[int]] = [[] for _ in range(rows)]
+        totals = (
+            window[live].unique(return_counts=True)[1].tolist() for window, live in zip(window_BL, live_BL, strict=True)
+        )
+        self.planned = max((sum(len(pace.counts(n)) for n in total) for total in totals), default=0)
+
+    def next(self, live_BL: Tensor) -> _Task | None:
+        """What to do now, or None where nothing is undecided. A finished row gets count 0."""
+        beyond = torch.iinfo(torch.long).max
+        current_B = self.window.masked_fill(~live_BL, beyond).amin(1)
+        here_BL = live_BL & (self.window == current_B[:, None])
+        states = torch.stack([current_B, here_BL.sum(1)], dim=1).tolist()
+        if not any(left for _, left in states):
+            return None
+        counts = [self._advance(row, current, left) if left else 0 for row, (current, left) in enumerate(states)]
+        number_of = torch.tensor([self.number, [max(1, len(plan)) for plan in self.plan]], device=live_BL.device)
+        progress = Progress(number=number_of[0], of=number_of[1], length=live_BL.shape[1])
+        return _Task(window=here_BL, counts=torch.tensor(counts, device=live_BL.device), progress=progress)
+
+    def _advance(self, row: int, current: int, left: int) -> int:
+        if current == self.current[row]:
+            self.number[row] += 1
+        else:
+            self.current[row], self.number[row], self.plan[row] = current, 0, self.pace.counts(left)
+        plan, number = self.plan[row], self.number[row]
+        # A select may take fewer than its count; what the plan then leaves over comes in one last step.
+        return min(left, plan[number]) if number < len(plan) else left
+
+
+def _write(batch: Batch, move: Move, proposal: Proposal, window_BL: Tensor) -> Batch:
+    idle_B = window_BL.any(1) & ~(move.unmask & window_BL).any(1)
+    if bool(idle_B.any()):
+        raise NothingUnmasked(
+            f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a select must take one"
+        )
+    return batch.write(move, proposal)
+
+
+def _split(prediction: Prediction, views: int, tokens: int) -> list[Prediction]:
+    """The prediction of each view. All were asked for the same tokens, so each has its share in order."""
+    parts = (prediction.text, prediction.text_logits, prediction.code, prediction.code_logits)
+    return [
+        dataclasses.replace(prediction, text=t - i * tokens, text_logits=tl, code=c - i * tokens, code_logits=cl)
+        for i, (t, tl, c, cl) in enumerate(zip(*(part.tensor_split(views) for part in parts), strict=True))
+    ]

@@ -1,0 +1,191 @@
+"""Which candidates are taken at this step.
+
+Public idea: a select is a value ``(batch, proposal, window, counts, progress) -> Move`` that unmasks at least one and at most
+``counts`` tokens of each row that has any in the window. One that knows its tokens before they are drawn also has ``ask``, so
+that the model scores those alone: the same distribution, at a fraction of the head's cost.
+
+Shapes: B rows · L tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unmask.protocols import Select
+from unmask.rng import rows
+from unmask.sampling.draw import gumbel
+from unmask.sampling.layout import undecided, writable_spans
+from unmask.sampling.progress import Progress, Temperature, at
+from unmask.sequence import Batch, Move, Proposal
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """A select that knows its tokens in advance."""
+
+    def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confident:
+    """The highest score + noise * Gumbel. Noise 0 is LLaDA's low-confidence remasking; with noise, "mmada" of spec 4.2."""
+
+    noise: Temperature = 0.0
+
+    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+        t_B = at(self.noise, progress)
+        return move(first(_noisy(batch, proposal.score, t_B), window, counts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskGit:
+    """A multinomial draw without replacement over softmax(p / temperature), p the candidate's probability (spec 4.2).
+
+    Drawn as the top of p / temperature + Gumbel, which is the same distribution (Kool et al. 2019).
+    """
+
+    temperature: Temperature = 1.0
+
+    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+        t_B = at(self.temperature, progress)
+        return move(first(_noisy(batch, proposal.score.exp(), t_B), window, counts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InOrder:
+    """The next tokens of a fixed order over each writable span; ``order`` holds token numbers within the span."""
+
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(range(len(self.order))):
+            raise ValueError(f"an order must hold each of 0 .. {len(self.order) - 1} once, got {self.order[:8]} ...")
+
+    def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor:
+        layout = writable_spans(batch)
+        if bool((layout.size != len(self.order))[window].any()):
+            sizes = sorted(set(layout.size[window].tolist()))
+            raise ValueError(f"an order of {len(self.order)} tokens does not fit spans of {sizes} tokens")
+        place = _places(self.order).to(batch.device)
+        return first(-place[layout.offset.clamp(max=len(self.order) - 1)].float(), window, counts)
+
+    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+        return move(self.ask(batch, window, counts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomOrder:
+    """Uniformly random tokens: the order under which masked diffusion is trained."""
+
+    def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor:
+        return first(_noise(batch), window, counts)
+
+    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+        return move(self.ask(batch, window, counts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Every candidate at least ``value`` probable, one at least (Fast-dLLM, Wu et al. 2025). Wants ``LogProbability`` scores.
+
+    ``counts`` stays the most it may take: give it the pace ``Equal(steps=1)`` for the paper's rule.
+    """
+
+    value: float
+
+    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+        sure_B = (window & (proposal.score.exp() >= self.value)).sum(1)
+        return move(first(proposal.score, window, torch.minimum(counts, sure_B.clamp(min=1))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """The longest run of the surest n candidates whose n-th probability is at least 1 - factor / (n + 1), one at least.
+
+    Fast-dLLM's rule without a threshold to tune (Wu et al. 2025; spec 4.1). Wants ``LogProbability`` scores.
+    """
+
+    factor: float = 1.0
+
+    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+        p_BL = torch.where(window, proposal.score.exp(), 0.0).sort(dim=1, descending=True).values
+        n_L = torch.arange(1, p_BL.shape[1] + 1, device=p_BL.device)
+        run_B = (p_BL >= 1 - self.factor / (n_L + 1)).long().cumprod(1).sum(1)
+        return move(first(proposal.score, window, torch.minimum(counts, run_B.clamp(min=1))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerSpan:
+    """``select`` inside each writable span on its own, the row's count shared out by what each has left.
+
+    With boxes of four tokens and 4 / steps a step, every box of a row advances alike and all finish together (spec 4.7).
+    """
+
+    select: Select
+
+    def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor:
+        if not isinstance(self.select, Foresees):
+            return window
+        parts = [self.select.ask(batch, w, n) for w, n in _shares(batch, window, counts)]
+        return torch.stack(parts).any(0)
+
+    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+        moves = [self.select(batch, proposal, w, n, progress) for w, n in _shares(batch, window, counts)]
+        unmask, remask, redraw = (
+            torch.stack([getattr(m, f) for m in moves]).any(0) for f in ("unmask", "remask", "redraw")
+        )
+        return Move(unmask=unmask, remask=remask, redraw=redraw)
+
+
+def move(unmask_BL: Tensor) -> Move:
+    """A move that only unmasks."""
+    nothing = torch.zeros_like(unmask_BL)
+    return Move(unmask=unmask_BL, remask=nothing, redraw=nothing)
+
+
+def first(score_BL: Tensor, window_BL: Tensor, counts_B: Tensor) -> Tensor:
+    """The ``counts`` best scores of each row inside the window, earlier tokens first where equal; [B, L] bool."""
+    finite_BL = torch.nan_to_num(score_BL, nan=-1e30, posinf=1e30, neginf=-1e30)
+    order_BL = torch.where(window_BL, finite_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank_BL = torch.empty_like(order_BL)
+    rank_BL.scatter_(1, order_BL, torch.arange(order_BL.shape[1], device=order_BL.device).expand_as(order_BL))
+    return window_BL & (rank_BL < counts_B[:, None])
+
+
+def _noisy(batch: Batch, score_BL: Tensor, temperature_B: Tensor) -> Tensor:
+    if not bool((temperature_B > 0).any()):
+        return score_BL
+    return score_BL + temperature_B[:, None] * _noise(batch)
+
+
+def _noise(batch: Batch) -> Tensor:
+    """Gumbel noise for every undecided token of each row, from that row's own generator; 0 elsewhere. [B, L]"""
+    live_BL = undecided(batch).cpu()
+    parts = [
+        gumbel(g, (n,), torch.float32) for g, n in zip(rows(batch, "select"), live_BL.sum(1).tolist(), strict=True)
+    ]
+    return torch.zeros(live_BL.shape).masked_scatter(live_BL, torch.cat(parts)).to(batch.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(order: tuple[int, ...]) -> Tensor:
+    """The inverse: when each token's turn comes."""
+    return torch.tensor(order).argsort()
+
+
+def _shares(batch: Batch, window_BL: Tensor, counts_B: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(window, counts) of each span: shares by tokens left, the largest remainders rounded up, earlier spans first."""
+    layout = writable_spans(batch)
+    windows = [window_BL & (layout.span == s) for s in range(layout.most)]
+    left_BS = torch.stack([w.sum(1) for w in windows], dim=1)
+    exact_BS = counts_B[:, None] * left_BS  # in units of 1 / total, so that nothing is rounded
+    total_B1 = left_BS.sum(1, keepdim=True).clamp(min=1)
+    share_BS, rest_BS = exact_BS // total_B1, exact_BS % total_B1
+    missing_B = counts_B - share_BS.sum(1)
+    share_BS = share_BS + first(rest_BS.float(), left_BS > share_BS, missing_B)
+    return list(zip(windows, share_BS.unbind(1), strict=True))

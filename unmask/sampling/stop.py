@@ -1,0 +1,58 @@
+"""When a row needs no more steps.
+
+Public idea: a stop is a value ``(batch) -> Batch`` that decides at once what no longer needs the model. A row without anything
+undecided is finished: it is not written again and its clock stands still.
+
+Shapes: B rows · L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.sampling.layout import undecided, writable_spans
+from unmask.sequence import Batch, Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Never:
+    """Every token is decided by the model (what the released sampler does, spec 4.1)."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndOfTurn:
+    """Fills what is undecided of a text span with its first end id, once that id and everything before it are decided.
+
+    What stands before the end is what ``Never`` would have written, unless another span of the same segment is still open.
+    Tokens behind the end that were decided earlier stay (nothing is ever decided twice): a reader cuts at the first end.
+    """
+
+    ids: tuple[int, ...]
+
+    def __call__(self, batch: Batch) -> Batch:
+        live_BL, layout = undecided(batch), writable_spans(batch)
+        end_BL = torch.isin(batch.ids, torch.tensor(self.ids, device=batch.device)) & ~batch.masked
+        end_BL &= batch.kind == Kind.TEXT
+        if not bool((end_BL & (layout.span >= 0)).any()):
+            return batch
+        ids = batch.ids
+        filled_BL = torch.zeros_like(live_BL)
+        for span in range(layout.most):
+            inside_BL = (layout.span == span) & (batch.kind == Kind.TEXT)
+            closed_BL = _after(end_BL & inside_BL, live_BL & inside_BL) & inside_BL & live_BL
+            end_id_B1 = batch.ids.gather(1, (end_BL & inside_BL).long().argmax(1, keepdim=True))
+            ids = torch.where(closed_BL, end_id_B1, ids)
+            filled_BL |= closed_BL
+        return batch.replace(ids=ids, masked=batch.masked & ~filled_BL)
+
+
+def _after(end_BL: Tensor, live_BL: Tensor) -> Tensor:
+    """Tokens behind an end that has nothing undecided before it, [B, L] bool."""
+    settled_BL = end_BL & (live_BL.long().cumsum(1) == 0)
+    return settled_BL.long().cumsum(1) > 0

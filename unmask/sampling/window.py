@@ -1,0 +1,49 @@
+"""In which part of a row the sampler works first.
+
+Public idea: a window is a value ``(batch) -> [B, L] long``: the number of each token's window. A row works on its
+lowest-numbered window that has anything undecided, at its own speed.
+
+Shapes: B rows · L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.sampling.layout import writable_spans
+from unmask.sequence import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Everything at once."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return torch.zeros_like(batch.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Blocks of ``length`` tokens from left to right, counted from the start of each writable span (LLaDA; spec 4.1)."""
+
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"a block needs at least one token, got length={self.length}")
+
+    def __call__(self, batch: Batch) -> Tensor:
+        layout = writable_spans(batch)
+        begins_BL = (layout.span >= 0) & (layout.offset % self.length == 0)
+        return begins_BL.long().cumsum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanBySpan:
+    """One writable span after the other, for instance a plan before its picture."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return writable_spans(batch).span.clamp(min=0)
