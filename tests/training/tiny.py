@@ -1,0 +1,85 @@
+"""A recipe of a second or two, and a program that runs it: what test_train.py starts, kills and runs twice over.
+
+python tiny.py FOLDER [--bf16] [--stop-at STEP]     trains; with --stop-at waits for ever in that step, to be killed
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from unmask.checkpoints.store import save_module
+from unmask.models.elastic import Elastic, init
+from unmask.models.sizes import SIZES
+from unmask.objectives.masked import Dropout, Masked
+from unmask.recipe import Optim, Recipe, Training
+from unmask.rng import generator
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.training.parallel import join
+from unmask.training.train import train
+
+CONFIG = dataclasses.replace(SIZES["tiny"], vision=None, vocab_size=40)
+STEPS = 12
+SPANS = (
+    Span(name="prompt", kind=Kind.TEXT, start=0, stop=3),
+    Span(name="answer", kind=Kind.TEXT, start=3, stop=6, writable=True),
+    Span(name="image", kind=Kind.CODE, start=6, stop=22, grid=(4, 4), fold=2, writable=True),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Random rows, a pure function of the batch number. At batch ``stop_at`` it waits to be killed."""
+
+    stop_at: int | None = None
+
+    def __call__(self, step: int) -> Batch:
+        if step == self.stop_at:
+            time.sleep(600)
+        rng = generator("numbers", step)
+        rows = [
+            Sequence(
+                ids=torch.randint(0, 40, (22,), generator=rng), masked=torch.zeros(22, dtype=torch.bool), spans=SPANS
+            )
+            for _ in range(4)
+        ]
+        return collate(rows, range(4))
+
+
+def model() -> nn.Module:
+    made = Elastic(CONFIG, mask_id=1)
+    init(made, generator("tiny"))
+    return made
+
+
+def recipe(*, bf16: bool = False, stop_at: int | None = None) -> Recipe:
+    """All but the code table is trained."""
+    return Recipe(
+        name="tiny",
+        model=model,
+        source=Numbers(stop_at=stop_at),
+        objective=Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.3),)),
+        optim=Optim(lr=3e-3, warmup=4, decay_from=0.5, ema=0.9),
+        training=Training(steps=STEPS, bf16=bf16, log_every=2, save_every=4),
+        trainable=lambda name: not name.startswith("code_embedding.table"),
+        export=lambda module, folder: None if save_module(module, folder) else None,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--stop-at", type=int)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    place = join()
+    done = train(recipe(bf16=given.bf16, stop_at=given.stop_at), given.folder, place=place)
+    save_file(done.state_dict(), given.folder / f"rank{place.rank}.safetensors")
+    place.leave()

@@ -1,0 +1,32 @@
+"""Several sources in one run. Public idea: ``Joint`` gives a batch of each every step; ``Weighted`` one of them, by weight (spec 3.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from unmask.protocols import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint:
+    """{name: batch} of every source whose turn it is: source i takes part in every ``every``-th step."""
+
+    parts: tuple[tuple[str, Source, int], ...]
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        return {name: source(step // every) for name, source, every in self.parts if step % every == 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """{name: batch} of one source, drawn by weight; which one is a function of (seed, step)."""
+
+    parts: tuple[tuple[str, Source, float], ...]
+    seed: int = 0
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        rng = Random(f"mixture/{self.seed}/{step}")
+        name, source, _ = rng.choices(self.parts, [w for _, _, w in self.parts])[0]
+        return {name: source(step)}

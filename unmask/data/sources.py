@@ -1,0 +1,256 @@
+"""Training batches from the world: drawings, looks (questions and phrases about pictures), edits, captions alone.
+
+Each source is a value; batch number ``step`` is a pure function of (seed, step). Pictures are turned into codes by ``encode``, a
+function from pixels [B, 3, H, W] in 0..1 to codes [B, h, w].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask.data.world import language
+from unmask.data.world.edits import edit
+from unmask.data.world.render import render
+from unmask.data.world.scenes import Draft, Scene, sample
+from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
+from unmask.sequence import Batch, Sequence, collate
+from unmask.tokens.build import Builder, asking, drawing, editing, grounding, looking
+from unmask.tokens.prompts import Conditions
+from unmask.tokens.text import EOT, Text
+
+Encode = Callable[[Tensor], Tensor]
+
+
+class Remembered:
+    """An encoder of squares that asks the real one only about squares it has not seen: a grid world has some 11,000 of them.
+
+    For encoders whose code depends on its own square alone. ``side``: pixels of a square.
+    """
+
+    def __init__(self, encode: Encode, side: int = 16, most: int = 200_000) -> None:
+        self.encode, self.side, self.most = encode, side, most
+        self.known: dict[bytes, int] = {}
+
+    def __call__(self, pixels_B3HW: Tensor) -> Tensor:
+        batch, _, high, wide = pixels_B3HW.shape
+        n, rows, columns = self.side, high // self.side, wide // self.side
+        whole = (pixels_B3HW * 255).round().to(torch.uint8).reshape(batch, 3, rows, n, columns, n)
+        squares = whole.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3 * n * n).numpy()
+        keys = [row.tobytes() for row in squares]
+        if fresh := {k: i for i, k in enumerate(keys) if k not in self.known}:
+            if len(self.known) > self.most:
+                self.known = {}
+            asked = torch.from_numpy(squares[list(fresh.values())]).reshape(-1, 3, n, n).float() / 255
+            self.known.update(zip(fresh, self.encode(asked).flatten().tolist(), strict=True))
+        return torch.tensor([self.known[k] for k in keys]).reshape(batch, rows, columns)
+
+
+def pixels_of(scenes: list[Scene], side: int) -> Tensor:
+    """Rendered scenes: float32 [B, 3, side, side] in 0..1."""
+    return torch.from_numpy(np.stack([render(s, side) for s in scenes])).permute(0, 3, 1, 2).float() / 255
+
+
+def spread(index: int, levels: tuple[tuple[str, float], ...], rng: Random) -> str:
+    """One of the levels, by weight."""
+    names, weights = zip(*levels, strict=True)
+    return rng.choices(names, weights)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawings:
+    """Caption -> picture. ``fold`` 1 reads one code a position, 2 folds 2x2 of them. ``conditions``: share of captions with them.
+
+    ``longest``: captions of more tokens are drawn anew a few times; one long caption makes every row of its batch long.
+    """
+
+    text: Text
+    encode: Encode
+    seed: int
+    batch: int = 48
+    side: int = 128
+    fold: int = 2
+    levels: tuple[tuple[str, float], ...] = (("grid", 1.0),)
+    draft: Draft = Draft()
+    conditions: float = 0.0
+    longest: int = 18
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"drawings/{self.seed}/{step}")
+        scenes = [
+            sample(spread(i, self.levels, rng), "train", self.seed, step * self.batch + i, self.draft)
+            for i in range(self.batch)
+        ]
+        pixels = pixels_of(scenes, self.side)
+        codes = self.encode(pixels)
+        rows = []
+        for i, scene in enumerate(scenes):
+            said = self._conditions(pixels[i]) if rng.random() < self.conditions else None
+            b = Builder(text=self.text)
+            rows.append(drawing(b, self._caption(scene, rng), codes[i], fold=self.fold, conditions=said))
+        return collate(rows, range(self.batch))
+
+    def _caption(self, scene: Scene, rng: Random) -> str:
+        for _ in range(4):
+            said = language.caption(scene, rng)
+            if len(self.text.encode(said)) <= self.longest:
+                break
+        return said
+
+    def _conditions(self, pixels: Tensor) -> Conditions:
+        luminance = (pixels * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(0)
+        return Conditions(luminance=float(luminance.mean()), contrast=float(luminance.std()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture."""
+
+    text: Text
+    seed: int
+    look_tokens: int
+    batch: int = 10
+    side: int = 128
+    questions: int = 3
+    phrases: int = 2
+    describe: float = 0.15
+    levels: tuple[tuple[str, float], ...] = (("grid", 0.85), ("free", 0.15))
+    draft: Draft = Draft()
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"looks/{self.seed}/{step}")
+        scenes = [
+            sample(spread(i, self.levels, rng), "train", self.seed + 1, step * self.batch + i, self.draft)
+            for i in range(self.batch)
+        ]
+        pixels = pixels_of(scenes, self.side)
+        rows = [self._row(scene, pixels[i], rng) for i, scene in enumerate(scenes)]
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+
+    def _row(self, scene: Scene, pixels: Tensor, rng: Random) -> Sequence:
+        b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
+        segment = 0
+        describe = rng.random() < self.describe
+        # A caption is as long as two questions: a row that has one has fewer of the others.
+        asked = language.questions(scene, rng)
+        rng.shuffle(asked)
+        for question in asked[: self.questions - describe]:
+            segment += 1
+            asking(b, question.text, answer_ids(self.text, question.answer, rng), segment=segment)
+        phrases = language.referring(scene, rng)
+        rng.shuffle(phrases)
+        for phrase, thing in phrases[: self.phrases - describe]:
+            segment += 1
+            grounding(b, phrase, scene.things[thing].box, segment=segment)
+        if describe or not segment:
+            words = answer_ids(self.text, language.caption(scene, rng), rng)
+            asking(b, b.wording.describe, words, segment=segment + 1)
+        return b.build()
+
+
+def answer_ids(text: Text, answer: str, rng: Random, most: int = 3) -> list[int]:
+    """An answer closed by one to ``most`` ends of turn: how long the region is must not give the answer away."""
+    return text.encode(answer) + [text[EOT]] * rng.randint(1, most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edits:
+    """Source picture and instruction -> edited picture. Kinds are drawn evenly."""
+
+    text: Text
+    encode: Encode
+    seed: int
+    look_tokens: int
+    batch: int = 12
+    side: int = 128
+    fold: int = 2
+    levels: tuple[tuple[str, float], ...] = (("grid", 1.0),)
+
+    def __call__(self, step: int) -> Batch:
+        from unmask.data.world.edits import EDIT_KINDS
+
+        rng = Random(f"edits/{self.seed}/{step}")
+        pairs = []
+        index = step * self.batch * 4
+        while len(pairs) < self.batch:
+            scene = sample(spread(index, self.levels, rng), "train", self.seed + 2, index)
+            made = edit(scene, "train", rng, EDIT_KINDS[len(pairs) % len(EDIT_KINDS)])
+            index += 1
+            if made:
+                pairs.append(made)
+        before, after = (pixels_of([getattr(p, n) for p in pairs], self.side) for n in ("source", "target"))
+        source, target = self.encode(before), self.encode(after)
+        rows = [
+            editing(
+                Builder(text=self.text, look_tokens=self.look_tokens),
+                before[i], source[i], pair.instruction, target[i], fold=self.fold,
+            )
+            for i, pair in enumerate(pairs)
+        ]  # fmt: skip
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Captions alone, for text infilling."""
+
+    text: Text
+    seed: int
+    batch: int = 16
+    levels: tuple[tuple[str, float], ...] = (("grid", 0.7), ("free", 0.3))
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"captions/{self.seed}/{step}")
+        rows = []
+        for i in range(self.batch):
+            scene = sample(spread(i, self.levels, rng), "train", self.seed + 3, step * self.batch + i)
+            b = looking(Builder(text=self.text), None)
+            rows.append(asking(b, b.wording.complete, answer_ids(self.text, language.caption(scene, rng), rng)).build())
+        return collate(rows, range(self.batch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Pictures with what covers each of ``cells`` x ``cells`` cells, for the vision tower."""
+
+    seed: int
+    batch: int = 64
+    side: int = 128
+    cells: int = 4
+    levels: tuple[tuple[str, float], ...] = (("grid", 0.75), ("free", 0.25))
+    draft: Draft = Draft(counts=((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)), alike=0.1)
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = Random(f"labelled/{self.seed}/{step}")
+        scenes = [
+            sample(spread(i, self.levels, rng), "train", self.seed + 4, step * self.batch + i, self.draft)
+            for i in range(self.batch)
+        ]
+        labels = torch.stack([cell_labels(s, self.cells) for s in scenes])
+        return pixels_of(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
+
+
+# name -> number of classes: class and colour of the thing in a cell (0: none), which part of it, how big it is; and which cell
+# it is, because the text model can read a place from the features alone (values carry no rotary position).
+LABELS = {"class": len(CLASS_NAMES) + 1, "colour": len(COLOUR_NAMES) + 2, "part": 10, "size": 4, "cell": 16}
+
+
+def cell_labels(scene: Scene, cells: int) -> Tensor:
+    """Labels of the thing over each cell's centre: long [cells, cells, len(LABELS)]."""
+    out = torch.zeros(cells, cells, len(LABELS), dtype=torch.long)
+    out[..., -1] = torch.arange(cells * cells).reshape(cells, cells)
+    for thing in scene.things:
+        for row in range(cells):
+            for column in range(cells):
+                x, y = ((column + 0.5) / cells - thing.x) / thing.size, ((row + 0.5) / cells - thing.y) / thing.size
+                if 0 <= x < 1 and 0 <= y < 1:
+                    colour = 2 + COLOUR_NAMES.index(thing.colour) if thing.colour else 1
+                    part = 1 + int(y * 3) * 3 + int(x * 3)
+                    size = 1 + min(2, int(thing.size * 6))
+                    out[row, column, :-1] = torch.tensor([1 + CLASS_NAMES.index(thing.name), colour, part, size])
+    return out

@@ -1,0 +1,58 @@
+"""Alignment of vision and text: a cell's feature is projected to where its words are.
+
+Before a projector learns from answers, it learns to say what the tower already knows: the feature of a cell becomes the sum of the
+(fixed) embeddings of the words for what covers it, plus a fixed random code for each remaining label (which cell, which part, how
+big). A question's words then find their cells by likeness. It is what LLaVA's first stage does through captions (Liu et al. 2023,
+section 4.2), with the labels that the tower was trained on.
+
+Shapes: I images · S cells along one side · D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmask.rng import generator
+from unmask.sequence import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aligned:
+    """batch = (pixels [I, 3, H, W], {label: long [I, S, S]}); the model is an ``Elastic``.
+
+    ``words``: for each label that has words, the token ids of every class, in order · ``codes``: (label, number of classes) of the others.
+    """
+
+    words: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]
+    codes: tuple[tuple[str, int], ...]
+    scale: float = 0.35
+
+    def __call__(self, model: Any, batch: tuple[Tensor, dict[str, Tensor]], rng: torch.Generator) -> Loss:
+        pixels, labels = batch
+        vision = model.vision
+        projected = vision.project_out(F.gelu(vision.project_in(vision.pooled(pixels)))).float()
+        target = self.target(model.embed.weight.detach().float(), labels)
+        loss = (projected - target).square().mean()
+        share = loss.detach() / target.var()
+        return Loss(total=loss, terms={"unexplained": share}, counts={"cells": labels[self.words[0][0]].numel()})
+
+    def target(self, embedding_VD: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        """What each cell shall look like, [I, S, S, D]."""
+        total = torch.zeros(1)
+        for name, classes in self.words:
+            table = torch.stack(
+                [
+                    embedding_VD[list(ids)].sum(0) if ids else embedding_VD.new_zeros(embedding_VD.shape[1])
+                    for ids in classes
+                ]
+            )
+            total = total + table[labels[name]]
+        for name, count in self.codes:
+            table = torch.randn(count, embedding_VD.shape[1], generator=generator("align", name)) * self.scale
+            total = total + table[labels[name]]
+        return total

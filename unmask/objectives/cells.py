@@ -1,0 +1,49 @@
+"""Dense supervision of the vision tower: what covers each pooled cell of a picture.
+
+The released model inherits a tower trained on hundreds of millions of captioned images (SigLIP). At our size nothing like it
+exists, so the embedded tower first learns to name class, colour and part of what lies in every cell. This is disclosed in the
+model card: the tower has seen labels, the judge of the evaluation is another network.
+
+Shapes: I images · S cells along one side · W tower width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unmask.models.vision import Vision
+from unmask.sequence import Loss
+
+
+class LabelledVision(nn.Module):
+    """A vision module with one linear classifier of its pooled features for every kind of label."""
+
+    def __init__(self, vision: Vision, classes: dict[str, int]) -> None:
+        super().__init__()
+        self.vision: Vision = vision
+        self.heads = nn.ModuleDict({name: nn.Linear(vision.config.width, n) for name, n in classes.items()})
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        features_ISSW = self.vision.pooled(pixels)
+        return {name: head(features_ISSW) for name, head in self.heads.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """batch = (pixels [I, 3, H, W], {label: long [I, S, S], -100 where unknown})."""
+
+    def __call__(self, model: Any, batch: tuple[Tensor, dict[str, Tensor]], rng: torch.Generator) -> Loss:
+        pixels, labels = batch
+        logits = model(pixels)
+        terms = {k: F.cross_entropy(logits[k].float().flatten(0, 2), v.flatten()) for k, v in labels.items()}
+        right = {f"{k}_wrong": (logits[k].detach().argmax(-1) != v)[v >= 0].float().mean() for k, v in labels.items()}
+        return Loss(
+            total=torch.stack(list(terms.values())).sum(),
+            terms={k: v.detach() for k, v in terms.items()} | right,
+            counts={"cells": next(iter(labels.values())).numel()},
+        )

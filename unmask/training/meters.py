@@ -1,0 +1,95 @@
+"""What a run shows of itself: a JSONL file for machines, a progress line for people, and how close it is to the machine's peak."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
+    """Measured floating point operations a second of a large square matmul, best of five."""
+    n = 1024
+    a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+class Meters:
+    """Means since the last report, by name; ``report`` writes one JSON line and, on a terminal, moves the bar."""
+
+    def __init__(self, folder: Path, steps: int, start: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        _forget(self.path, start)
+        self.sums: dict[str, list[float]] = {}
+        self.since = time.perf_counter()
+        self.tokens = 0
+        self.steps = steps
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[line]}"),
+                console=Console(stderr=True),
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task("train", total=steps, completed=start, line="")
+
+    def add(self, terms: dict[str, float], tokens: int) -> None:
+        self.tokens += tokens
+        for name, value in terms.items():
+            entry = self.sums.setdefault(name, [0.0, 0.0])
+            entry[0] += value
+            entry[1] += 1
+
+    def report(self, step: int, **more: float) -> dict[str, float]:
+        """Write the means since the last call; returns the row."""
+        now = time.perf_counter()
+        row = {"step": step, **{n: round(s / c, 5) for n, (s, c) in self.sums.items()}, **more}
+        row["tokens_per_s"] = round(self.tokens / (now - self.since), 1)
+        row["seconds"] = round(now - self.since, 2)
+        with self.path.open("a") as f:
+            f.write(json.dumps(row) + "\n")
+        line = " ".join(f"{k} {v:.3g}" for k, v in row.items() if k not in ("step", "seconds"))
+        if self.bar:
+            self.bar.update(self.task, completed=step, line=line)
+        else:
+            print(f"step {step}/{self.steps} {line}", file=sys.stderr, flush=True)
+        self.sums, self.tokens, self.since = {}, 0, now
+        return row
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def _forget(path: Path, start: int) -> None:
+    """Drop the rows that a killed run wrote after its last checkpoint: they are about to be written again."""
+    rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start]
+    if len(kept) < len(rows):
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(kept))
+        os.replace(part, path)
+
+
+class Silent:
+    """The meters of a process that reports nothing."""
+
+    def add(self, terms: dict[str, float], tokens: int) -> None: ...
+
+    def report(self, step: int, **more: float) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None: ...

@@ -1,0 +1,108 @@
+"""AdamW over float32 master weights, with clipping, an average of the weights, and the learning-rate curve.
+
+Public idea: ``Masters`` owns everything that a checkpoint must hold; the module only ever computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unmask.recipe import Optim
+
+
+def rate(optim: Optim, step: int, steps: int) -> float:
+    """Learning rate at a step: linear warm-up, constant until ``decay_from``, then cosine down to ``floor * lr``."""
+    warm = min(1.0, (step + 1) / max(optim.warmup, 1))
+    start = optim.decay_from * steps
+    done = min(1.0, max(0.0, (step - start) / max(steps - start, 1)))
+    return optim.lr * warm * (optim.floor + (1 - optim.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Masters:
+    """float32 master weights, Adam moments and averages of a module's trainable parameters; the module holds the working copy."""
+
+    def __init__(self, module: nn.Module, optim: Optim, trainable: Callable[[str], bool]) -> None:
+        self.optim = optim
+        for name, p in module.named_parameters():
+            p.requires_grad_(trainable(name))
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("the recipe leaves nothing to train: no parameter name passes its `trainable`")
+        self.names = [n for n, _ in named]
+        self.params = [p for _, p in named]
+        # Frozen weights too come back as they were: the module's copy may be rounded to bfloat16.
+        self.frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
+        self.master = [p.detach().float().clone() for p in self.params]
+        self.average = [m.clone() for m in self.master]
+        self.adam = torch.optim.AdamW(
+            self.master,
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=1e-8,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+
+    def sync(self) -> None:
+        """Copy the masters into the module."""
+        with torch.no_grad():
+            torch._foreach_copy_(list[Tensor](self.params), self.master)
+
+    def step(self, lr: float, number: int, mean: Callable[[Sequence[Tensor]], None] = lambda gradients: None) -> float:
+        """One update from the module's gradients; returns the gradient norm before clipping.
+
+        ``mean`` averages the gradients with those of other processes, in place.
+        """
+        for m, p in zip(self.master, self.params, strict=True):
+            m.grad = torch.zeros_like(m) if p.grad is None else p.grad.float()
+            p.grad = None
+        mean([m.grad for m in self.master if m.grad is not None])
+        norm = float(nn.utils.clip_grad_norm_(self.master, self.optim.clip))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient is not finite at step {number}; the last checkpoint is intact")
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        if self.optim.ema:
+            # The average follows quickly at first, so that a short run is not an average of its random beginning.
+            weight = 1 - min(self.optim.ema, (1 + number) / (10 + number))
+            torch._foreach_lerp_(self.average, self.master, weight)
+        self.sync()
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, by name."""
+        out: dict[str, Tensor] = {}
+        for i, name in enumerate(self.names):
+            moments = self.adam.state[self.master[i]]
+            out[f"master.{name}"] = self.master[i].detach()
+            out[f"average.{name}"] = self.average[i]
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                out[f"{key}.{name}"] = moments.get(
+                    key, torch.zeros_like(self.master[i]) if key != "step" else torch.tensor(0.0)
+                )
+        return out
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``. KeyError-free: a missing or misshapen entry is a ValueError that names it."""
+        for i, name in enumerate(self.names):
+            parts = {}
+            for key in ("master", "average", "exp_avg", "exp_avg_sq", "step"):
+                tensor = state.get(f"{key}.{name}")
+                if tensor is None or (key != "step" and tensor.shape != self.master[i].shape):
+                    raise ValueError(
+                        f"the checkpoint does not fit this recipe: {key}.{name} is missing or has another shape"
+                    )
+                parts[key] = tensor.clone()
+            self.master[i].data.copy_(parts["master"])
+            self.average[i].copy_(parts["average"])
+            self.adam.state[self.master[i]] = {k: parts[k] for k in ("step", "exp_avg", "exp_avg_sq")}
+        self.sync()
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The weights to evaluate and ship: the running average (the masters where none is kept), frozen ones as given."""
+        return self.frozen | dict(zip(self.names, self.average if self.optim.ema else self.master, strict=True))
