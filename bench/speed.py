@@ -1,0 +1,235 @@
+"""How fast: latency of each task, throughput in a batch, training, and every fast path beside its slow twin.
+
+    python bench/speed.py --model mini --threads 2
+
+Medians of several repeats after warm-ups (the first calls of a shape cost seconds of just-in-time work); twins take
+turns, so that a busy machine harms both alike. Every figure is appended to bench/history.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import unmask
+from unmask.data.sources import pixels_of
+from unmask.data.world.render import render
+from unmask.data.world.scenes import Scene, sample
+from unmask.evaluation.history import Line, append
+from unmask.models.attention import Attention, fused, plain
+from unmask.models.elastic import Elastic
+from unmask.recipe import Recipe
+from unmask.rng import generator
+from unmask.sequence import Batch, Kind, collate
+from unmask.tasks import generate, understand
+from unmask.tasks.model import Model
+from unmask.training.meters import matmul_peak
+from unmask.training.optim import Masters
+
+HISTORY = Path(__file__).with_name("history.jsonl")
+PROMPT, QUESTION, PHRASE, INSTRUCTION = (
+    "two red apples and a cat",
+    "how many apples are there?",
+    "the cat",
+    "make the cat blue",
+)
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """``warm`` calls that do not count, then ``repeats`` that do."""
+
+    repeats: int
+    warm: int
+
+
+def timed(works: list[Work], effort: Effort) -> list[float]:
+    """Median seconds of several pieces of work that take turns."""
+    taken: list[list[float]] = [[] for _ in works]
+    for number in range(effort.warm + effort.repeats):
+        for work, times in zip(works, taken, strict=True):
+            began = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= effort.warm:
+                times.append(time.perf_counter() - began)
+    return [statistics.median(times) for times in taken]
+
+
+def scene_of(index: int) -> Scene:
+    return sample("grid", "validation", 0, index)
+
+
+def latency(model: Model, effort: Effort) -> list[Line]:
+    """One request at a time, through the Python API, input and output included."""
+    image = Image.fromarray(render(scene_of(0), 128))
+    works: dict[str, Work] = {
+        "draw": lambda: model.generate(PROMPT),
+        "answer": lambda: model.ask(image, QUESTION),
+        "ground": lambda: model.ground(image, [PHRASE]),
+        "edit": lambda: model.edit(image, INSTRUCTION),
+    }
+    lines = []
+    for name, work in works.items():
+        (seconds,) = timed([work], effort)
+        lines.append(Line(name=f"speed.latency.{name}", value=seconds, unit="s"))
+    return lines
+
+
+def throughput(model: Model, effort: Effort, rows: int = 16) -> list[Line]:
+    """Requests a second with ``rows`` of them in one batch."""
+    pixels = pixels_of([scene_of(i) for i in range(rows)], model.parts.side)
+    asked = [understand.Ask(pixels=p, question=QUESTION).build(model.parts) for p in pixels]
+    works: dict[str, Work] = {
+        "draw": lambda: model.generate(PROMPT, n=rows),
+        "answer": lambda: model.run(asked, range(rows), understand.sampler(model.parts)),
+    }
+    lines = []
+    for name, work in works.items():
+        (seconds,) = timed([work], effort)
+        lines.append(Line(name=f"speed.batch{rows}.{name}", value=rows / seconds, unit="1/s"))
+    return lines
+
+
+def drawing_batch(model: Model, rows: int) -> Batch:
+    """Pictures to draw, everything undecided."""
+    built = generate.Generate(prompt=PROMPT).build(model.parts)
+    return collate([built] * rows, range(rows)).to(model.device)
+
+
+def twin(name: str, works: tuple[Work, Work], effort: Effort) -> list[Line]:
+    """``works``: (fast, slow). The ratio is how many times longer the slow one takes."""
+    fast, slow = timed(list(works), effort)
+    beside = {"fast_s": fast, "slow_s": slow}
+    return [Line(name=f"speed.twin.{name}", value=slow / fast, unit="ratio", more=beside)]
+
+
+def twins(model: Model, effort: Effort, rows: int = 16) -> list[Line]:
+    """Forward passes over ``rows`` pictures to draw. The first three pairs are exact, and checked to be equal."""
+    net, batch = model.parts.net, drawing_batch(model, rows)
+    before = net.attention
+    codes = batch.masked
+    few = codes & (codes.long().cumsum(1) <= 4)  # what one of 16 steps decides of 64 codes
+    last_text = (batch.kind == Kind.TEXT) & batch.valid
+    last_text &= last_text.flip(1).long().cumsum(1).flip(1) == 1
+
+    def forward(ask: Tensor, attention: Attention = before, module: Elastic = net) -> Tensor:
+        module.attention = attention
+        return module(batch, ask=ask).code_logits
+
+    half = copy.deepcopy(net).to(torch.bfloat16)
+    pairs: dict[str, tuple[Work, Work]] = {
+        "attention_fused_over_plain": (lambda: forward(codes, plain), lambda: forward(codes, fused)),
+        # One text token asked for keeps the understanding branch alive to its last layer; its head costs little.
+        "understanding_to_the_end": (lambda: forward(codes), lambda: forward(codes | last_text)),
+        "heads_on_all_tokens": (lambda: forward(few), lambda: forward(codes)),
+        "fp32_over_bf16": (lambda: forward(codes, module=half), lambda: forward(codes)),
+    }
+    with torch.no_grad():
+        same(forward(codes, fused), forward(codes, plain))
+        same(forward(codes), forward(codes | last_text))
+        chosen = few[codes]
+        same(forward(few), forward(codes)[chosen])
+        lines = [line for name, works in pairs.items() for line in twin(name, works, effort)]
+    net.attention = before
+    return lines
+
+
+def same(a: Tensor, b: Tensor) -> None:
+    """An exact twin must be equal up to rounding. ValueError where it is not."""
+    apart = float((a - b).abs().max() / b.abs().max().clamp(min=1e-9))
+    if apart > 1e-4:
+        raise ValueError(f"a fast path differs from its slow twin by {apart:.2g} of the largest logit")
+
+
+def training(effort: Effort) -> list[Line]:
+    """Steps of ``mini.stage3`` from fresh weights, update included, data apart; both precisions, both attentions."""
+    from unmask.recipes import mini
+
+    recipe = mini.stage3(vision="", start="")
+    recipe.source(1)  # the first batch also pays for the dictionary of squares
+    began = time.perf_counter()
+    batch = recipe.source(2)
+    data = time.perf_counter() - began
+    works = [
+        stepper(recipe, batch, dtype, attention)
+        for dtype, attention in ((torch.bfloat16, plain), (torch.float32, plain), (torch.bfloat16, fused))
+    ]
+    with FlopCounterMode(display=False) as counter:
+        tokens = works[0]()
+    bf16, fp32, sdpa = timed(list(works), effort)
+    peak = matmul_peak(torch.bfloat16)
+    share = counter.get_total_flops() / bf16 / peak
+    return [
+        Line(name="speed.train.tokens", value=tokens / bf16, unit="1/s", more={"step_s": bf16, "data_s": data}),
+        Line(name="speed.train.peak", value=share, unit="share", more={"peak_flops_per_s": peak}),
+        Line(name="speed.twin.train_fp32_over_bf16", value=fp32 / bf16, unit="ratio", more={"slow_s": fp32}),
+        Line(name="speed.twin.train_fused_over_plain", value=sdpa / bf16, unit="ratio", more={"slow_s": sdpa}),
+    ]
+
+
+def stepper(recipe: Recipe, batch: object, dtype: torch.dtype, attention: Attention) -> Callable[[], int]:
+    """One step of the trainer on a given batch, as a call that returns the number of tokens it learned from."""
+    module = recipe.model()
+    module.attention = attention
+    masters = Masters(module, recipe.optim, recipe.trainable)
+    module.to(dtype)
+    masters.params = [p for p in module.parameters() if p.requires_grad]
+    masters.sync()
+
+    def work() -> int:
+        loss = recipe.objective(module, batch, generator("bench"))
+        loss.total.backward()
+        masters.step(recipe.optim.lr, 0)
+        return sum(loss.counts.values())
+
+    return work
+
+
+def show(lines: list[Line]) -> None:
+    for line in lines:
+        beside = " ".join(f"{k} {v:.4g}" for k, v in (line.more or {}).items())
+        print(f"{line.name:42} {line.value:10.4g} {line.unit:6} {beside}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--model", default="mini", help="name of a shipped model, or a folder")
+    parser.add_argument("--threads", type=int, help="processor threads to use")
+    parser.add_argument("--repeats", type=int, default=9, help="calls that each median is over")
+    parser.add_argument("--only", default="latency,throughput,twins,training", help="groups to measure")
+    parser.add_argument("--history", type=Path, default=HISTORY, help="file to append to")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    model = unmask.load(given.model)
+    effort = Effort(repeats=given.repeats, warm=2)
+    groups: dict[str, Callable[[], list[Line]]] = {
+        "latency": lambda: latency(model, effort),
+        "throughput": lambda: throughput(model, effort),
+        "twins": lambda: twins(model, effort),
+        "training": lambda: training(effort),
+    }
+    unknown = set(given.only.split(",")) - set(groups)
+    if unknown:
+        parser.error(f"unknown group {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
+    for name in given.only.split(","):
+        lines = groups[name]()
+        show(lines)
+        append(given.history, lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The scripts of bench/ run on a tiny model and leave their lines in the history."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+SHIPPED_JUDGE = files("unmask.evaluation") / "assets" / "judge.safetensors"
+needs_judge = pytest.mark.skipif(not SHIPPED_JUDGE.is_file(), reason="the judge's weights are not in this source tree")
+
+
+def ran(script: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(str(BENCH / script), run_name="__main__")
+
+
+def lines(path: Path) -> dict[str, float]:
+    return {row["name"]: row["value"] for row in map(json.loads, path.read_text().splitlines())}
+
+
+def test_speed(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = tmp_path / "history.jsonl"
+    given = ("--model", str(model_folder), "--repeats", "1", "--only", "latency,throughput,twins")
+    ran("speed.py", monkeypatch, *given, "--history", str(history))
+    found = lines(history)
+    assert {f"speed.latency.{task}" for task in ("draw", "answer", "ground", "edit")} <= found.keys()
+    assert {"speed.batch16.draw", "speed.twin.understanding_to_the_end"} <= found.keys() and min(found.values()) > 0
+
+
+def test_an_unknown_group_is_misuse(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        ran("speed.py", monkeypatch, "--model", str(model_folder), "--only", "latencies")
+    assert stopped.value.code == 2
+
+
+@needs_judge
+def test_quality(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history, out = tmp_path / "history.jsonl", tmp_path / "verdicts"
+    common = ("--model", str(model_folder), "--n", "6", "--out", str(out), "--history", str(history))
+    ran("quality.py", monkeypatch, *common, "--steps", "2")
+    orders = {f"quality.sampler.{o}.2steps.overall" for o in ("stratified", "halton", "random", "confidence")}
+    assert orders <= lines(history).keys()
+    ran("quality.py", monkeypatch, *common, "--sweep", "guide.scale=0,3", "--sweep", "pace.steps=2")
+    assert "quality.sweep.draw.guide.scale=3,pace.steps=2.single" in lines(history)
+    records = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    assert len({r["run"] for r in records}) == 7  # five orders and two scales, each with settings of its own

@@ -1,0 +1,42 @@
+"""Figures, intervals, distances, and their lines in the history."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unmask.evaluation.history import Line, append, figures
+from unmask.evaluation.metrics import average, frechet, psnr, psnr_of_mean, share
+
+
+def test_figures() -> None:
+    assert share([True, False]) | {"low": 0, "high": 0} == {"value": 0.5, "n": 2, "low": 0, "high": 0}
+    assert share([])["value"] is None and average([])["n"] == 0
+    assert average([1.0, 3.0])["value"] == 2 and average([1.0, 3.0])["low"] < 2 < average([1.0, 3.0])["high"]
+    assert psnr(0.01) == pytest.approx(20) and psnr(0.0) == pytest.approx(100)
+    mixed = psnr_of_mean([0.01, 0.0001])
+    assert mixed["low"] <= mixed["value"] <= mixed["high"] and mixed["value"] < (psnr(0.01) + psnr(0.0001)) / 2
+
+
+def test_frechet_of_normal_clouds() -> None:
+    rng = np.random.default_rng(0)
+    cloud = rng.normal(size=(4000, 3))
+    assert frechet(cloud, cloud) == pytest.approx(0, abs=1e-6)
+    assert frechet(cloud, cloud + [2, 0, 0]) == pytest.approx(4, abs=1e-6)
+    assert frechet(cloud, 3 * cloud) == pytest.approx(3 * (3 - 1) ** 2, rel=0.1)
+    assert frechet(cloud[:1], cloud) is None
+
+
+def test_history_lines(tmp_path: Path) -> None:
+    path = tmp_path / "bench" / "history.jsonl"
+    append(path, [Line(name="a", value=1.0, unit="s")])
+    append(path, figures({"edit": {"overall": share([True])}, "about": {"n": 1}}, "evaluate.grid"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(r["name"], r["value"], r["unit"]) for r in rows] == [
+        ("a", 1.0, "s"),
+        ("evaluate.grid.edit.overall", 1.0, "share"),
+    ]
+    assert all({"date", "commit", "machine", "command"} <= r.keys() for r in rows) and rows[1]["more"]["n"] == 1

@@ -1,0 +1,87 @@
+"""What the report shows of single verdicts: failures first. Public idea: ``cards(measured) -> {kind: [Card]}``."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from unmask.data.world.render import render
+from unmask.evaluation.evaluate import Measured, Row
+from unmask.evaluation.scoring import iou
+
+_FAILURES, _SUCCESSES = 12, 6  # shown of each kind
+_SIDE = 192  # pixels of a grounding picture on the page, so that its boxes can be told apart
+_TRUE, _FOUND = (20, 150, 60), (220, 40, 40)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One verdict: pictures as data URIs, what was asked, and what came of it."""
+
+    right: bool
+    text: str
+    note: str
+    pictures: tuple[str, ...]
+
+
+def cards(part: Measured) -> dict[str, list[Card]]:
+    """By kind: the first failures, then the first successes."""
+    kinds: dict[str, list[tuple[Any, Row]]] = {}
+    for item, row in zip(part.items, part.rows, strict=True):
+        kinds.setdefault(row.get("kind", part.name), []).append((item, row))
+    chosen = {}
+    for kind, pairs in kinds.items():
+        failures = [p for p in pairs if not passed(p[1])][:_FAILURES]
+        successes = [p for p in pairs if passed(p[1])][:_SUCCESSES]
+        chosen[kind] = [_card(part, item, row) for item, row in failures + successes]
+    return chosen
+
+
+def passed(row: Row) -> bool:
+    """Whether a verdict is good: right, all phrases found, or the scene still read exactly after the tokenizer."""
+    if "iou_1" in row:
+        return all(value >= 0.5 for value in row["iou_1"])
+    return bool(row["right"]) if "right" in row else bool(row["rebuilt"]["exact"])
+
+
+def _card(part: Measured, item: Any, row: Row) -> Card:
+    if "iou_1" in row:
+        note = "IoU " + ", ".join(f"{v:.2f}" for v in row["iou_1"]) + " (green: true, red: found in one step)"
+        pictures = [_boxed(item, row)]
+    elif "answer" in row:
+        note, pictures = f"“{row['answer']}”, wanted “{row['wanted']}”", [render(item.scene)]
+    else:
+        note = _saw(row)
+        names = ("drawn",) if part.name == "world_geneval" else ("before", "drawn")
+        pictures = [part.pictures(row["key"], name) for name in names]
+    text = row["text"] if "error" not in row else f"scene {row['key']}"
+    return Card(right=passed(row), text=text, note=note, pictures=tuple(_uri(p) for p in pictures))
+
+
+def _saw(row: Row) -> str:
+    """What the judge saw, or how far the reconstruction is off."""
+    if "seen" not in row:
+        return f"error {row['error']:.5f}; the judge reads {'all' if row['rebuilt']['exact'] else 'not all'} of it"
+    things = [f"{colour} {name}".strip() for colour, name, _, _ in row["seen"]["things"]]
+    return f"seen: {', '.join(things) or 'nothing'} on {row['seen']['background']}"
+
+
+def _boxed(item: Any, row: Row) -> np.ndarray:
+    image = Image.fromarray(render(item.scene)).resize((_SIDE, _SIDE))
+    pen = ImageDraw.Draw(image)
+    for (_, thing), box in zip(item.phrases, row["boxes_1"], strict=True):
+        true = item.scene.things[thing].box
+        pen.rectangle([v * (_SIDE - 1) for v in true], outline=_TRUE, width=2)
+        pen.rectangle([v * (_SIDE - 1) for v in box], outline=_TRUE if iou(true, tuple(box)) >= 0.5 else _FOUND)
+    return np.asarray(image)
+
+
+def _uri(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

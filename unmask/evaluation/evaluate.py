@@ -1,0 +1,180 @@
+"""How anything is measured: items in batches, every verdict on record, so that a measurement that was stopped goes on.
+
+Public idea: ``measure(model, part, plan, record) -> Measured``. A *part* (drawing, grounding, …) makes its items from
+the plan alone, finds out about them in batches, and sums up. A verdict counts for the same weights, settings
+and words alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from unmask.tasks.model import Model
+
+Row = dict[str, Any]
+Figures = dict[str, Any]  # by name: figures, or groups of figures
+Progress = Callable[[str, int, int], None]  # (name of the part, items done, items in all)
+Pictures = Callable[[str, str], np.ndarray]  # (key of an item, name of a picture) -> uint8 [S, S, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured on: ``n`` items a part (prompts, pictures, questions, edits), shared out over its kinds."""
+
+    level: str = "grid"
+    split: str = "test"
+    n: int = 600
+    seed: int = 0
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.batch < 1:
+            raise ValueError(f"n and batch must be at least 1, got {self.n} and {self.batch}")
+
+    def each(self, kinds: int) -> int:
+        """Items of each of several kinds."""
+        return -(-self.n // kinds)
+
+
+class Item(Protocol):
+    """One thing to find out. ``key`` is unique in its part; ``text`` is what the model is told."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What was found out about one item: a row for the record, and pictures by name."""
+
+    row: Row
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Part(Protocol):
+    """One table of the report, keyed ``name``. ``settings``: what changes a verdict beside weights and items."""
+
+    @property
+    def name(self) -> str: ...
+    def items(self, plan: Plan) -> Sequence[Any]: ...
+    def settings(self, model: Model) -> Any: ...
+    def find(self, model: Model, items: Sequence[Any]) -> list[Finding]: ...
+    def figures(self, plan: Plan, items: Sequence[Any], rows: Sequence[Row], pictures: Pictures) -> Figures: ...
+
+
+class Record:
+    """Verdicts of past and present runs: ``verdicts.jsonl`` and PNG files in a folder, or in memory alone (None)."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._rows: dict[tuple[str, str], Row] = {}
+        self._pictures: dict[tuple[str, str, str], np.ndarray] = {}
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "verdicts.jsonl"
+        lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.exists() else [""]
+        for line in lines:
+            row = _parsed(line)
+            if row:
+                self._rows[row.pop("run"), row["key"]] = row
+        if lines[-1]:  # a run was stopped in the middle of a line
+            self._path.open("a").write("\n")
+
+    def get(self, run: str, item: Item) -> Row | None:
+        """The verdict of a run about this very item."""
+        row = self._rows.get((run, item.key))
+        return row if row and row["text"] == item.text else None
+
+    def add(self, run: str, item: Item, finding: Finding) -> None:
+        """Pictures first, so that a verdict on record has its pictures."""
+        for name, picture in finding.pictures.items():
+            if self.folder is None:
+                self._pictures[run, item.key, name] = picture
+            else:
+                path = self._file(run, item.key, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(path)
+        row = {"key": item.key, "text": item.text, **finding.row}
+        self._rows[run, item.key] = row
+        if self.folder is not None:
+            with self._path.open("a", encoding="utf-8") as f:
+                f.write(json.dumps({"run": run, **row}, ensure_ascii=False) + "\n")
+
+    def picture(self, run: str, key: str, name: str) -> np.ndarray:
+        """A picture that was added, uint8 [S, S, 3]. KeyError or FileNotFoundError where there is none."""
+        if self.folder is None:
+            return self._pictures[run, key, name]
+        with Image.open(self._file(run, key, name)) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def _file(self, run: str, key: str, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / "pictures" / run / f"{key}-{name}.png"
+
+
+def _parsed(line: str) -> Row | None:
+    try:
+        row = json.loads(line) if line else None
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and {"run", "key", "text"} <= row.keys() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Everything about one part: its figures, the items and their verdicts, and where the pictures are."""
+
+    name: str
+    figures: Figures
+    items: Sequence[Any]
+    rows: Sequence[Row]
+    pictures: Pictures
+
+
+def measure(model: Model, part: Part, plan: Plan, record: Record, progress: Progress = lambda *_: None) -> Measured:
+    """Find out about all items that are not on record yet, then sum up."""
+    items = part.items(plan)
+    run = fingerprint(model, part.name, plan.level, plan.split, plan.seed, part.settings(model))
+    missing = [item for item in items if record.get(run, item) is None]
+    progress(part.name, len(items) - len(missing), len(items))
+    for start in range(0, len(missing), plan.batch):
+        some = missing[start : start + plan.batch]
+        for item, finding in zip(some, part.find(model, some), strict=True):
+            record.add(run, item, finding)
+        progress(part.name, len(items) - len(missing) + start + len(some), len(items))
+    rows = [row for item in items if (row := record.get(run, item))]
+
+    def pictures(key: str, name: str) -> np.ndarray:
+        return record.picture(run, key, name)
+
+    figures = part.figures(plan, items, rows, pictures)
+    return Measured(name=part.name, figures=figures, items=items, rows=rows, pictures=pictures)
+
+
+def fingerprint(model: Model, *settings: Any) -> str:
+    """Twelve hex digits of a model's weights and of everything else that a verdict follows from."""
+    digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=6)
+    for module in (model.parts.net, model.parts.vq):
+        digest.update(weights(module))
+    return digest.hexdigest()
+
+
+def weights(module: nn.Module) -> bytes:
+    """A digest of all parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,71 @@
+"""Figures with their uncertainty, and distances. Public idea: ``share(verdicts) -> {"value", "n", "low", "high"}``.
+
+Every figure is a plain dict, ready for JSON: ``value`` (None of nothing), ``n`` (of how many), and a 95 % interval from
+``low`` to ``high``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from unmask.evaluation.scoring import interval
+
+Figure = dict[str, Any]
+_LEAST_ERROR = 1e-10  # squared error of 100 dB, so that a perfect picture has a finite PSNR
+_Z = 1.959964
+
+
+def share(rights: Iterable[bool], **more: Any) -> Figure:
+    """How many of all are right, with Wilson's interval; ``more`` is put beside it."""
+    given = [bool(r) for r in rights]
+    low, high = interval(sum(given), len(given))
+    return {"value": sum(given) / len(given) if given else None, "n": len(given), "low": low, "high": high, **more}
+
+
+def average(values: Sequence[float], **more: Any) -> Figure:
+    """The mean, with the normal interval of a mean."""
+    n = len(values)
+    if not n:
+        return {"value": None, "n": 0, "low": None, "high": None, **more}
+    value = float(np.mean(values))
+    spread = _Z * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
+    return {"value": value, "n": n, "low": value - spread, "high": value + spread, **more}
+
+
+def psnr(error: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error of pixels in 0..1."""
+    return -10 * float(np.log10(max(error, _LEAST_ERROR)))
+
+
+def psnr_of_mean(errors: Sequence[float], *, seed: int = 0, resamples: int = 1000) -> Figure:
+    """PSNR of the mean squared error over all pictures: what single bad pictures pull down. Interval by bootstrap."""
+    if not errors:
+        return average([])
+    drawn = np.random.default_rng(seed).choice(np.asarray(errors), (resamples, len(errors)))
+    worst, best = np.quantile(drawn.mean(1), (0.975, 0.025))
+    return {"value": psnr(float(np.mean(errors))), "n": len(errors), "low": psnr(worst), "high": psnr(best)}
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Frechet distance of two clouds of features [N, F], each taken as a normal distribution; None for fewer than two.
+
+    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017, there over Inception features). It falls
+    with N: compare it with the distance of as many real pictures from others.
+    """
+    if min(len(a), len(b)) < 2:
+        return None
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = _root(cov_a)
+    # The eigenvalues of root B root are those of A B, and it is symmetric.
+    both = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
+    apart = float(((a.mean(0) - b.mean(0)) ** 2).sum())
+    return max(0.0, apart + float(np.trace(cov_a) + np.trace(cov_b) - 2 * both))
+
+
+def _root(symmetric: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(symmetric)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

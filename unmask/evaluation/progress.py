@@ -1,0 +1,40 @@
+"""How far a measurement is, on a terminal. Public idea: ``with Lines() as told: told("grounding", 32, 600)``."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+
+class Lines:
+    """One bar a part on stderr; where that is no terminal, one line when a part is finished."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Lines:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description:14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Progress(*columns, console=Console(stderr=True))
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def __call__(self, part: str, done: int, of: int) -> None:
+        if self._bars is None:
+            if done == of:
+                print(f"{part}: {done} of {of}", file=sys.stderr, flush=True)
+            return
+        if part not in self._tasks:
+            self._tasks[part] = self._bars.add_task(part, total=of)
+        self._bars.update(self._tasks[part], completed=done)

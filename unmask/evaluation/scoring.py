@@ -1,0 +1,182 @@
+"""From what the judge saw to verdicts: GenEval's rules, whole-scene equality, and intervals. Pure functions.
+
+Public idea: ``verdict(seen, want)``. The six categories of GenEval (Ghosh et al., 2023) are the constructors ``single``,
+``two``, ``counting``, ``colors``, ``position`` and ``color_attr``, named as that benchmark names them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import sqrt
+
+from unmask.data.world import scenes
+from unmask.data.world.scenes import RELATIONS, Scene, Thing
+from unmask.evaluation.judge import Box, Found, Seen
+
+_SAME_PLACE = 0.5  # least IoU of a found box with the true one
+_Z = 1.959964  # two-sided 95 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """``count`` things of class ``name``, at least, or exactly if ``exact``. ``colour``: None any, "" natural."""
+
+    name: str
+    count: int = 1
+    colour: str | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"wanted a count of at least 1 of {self.name!r}, got {self.count}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Related:
+    """``first`` lies ``relation`` ``second``: "a dog left of a cat" has the dog first. Counts are not looked at."""
+
+    first: Wanted
+    relation: str
+    second: Wanted
+
+    def __post_init__(self) -> None:
+        if self.relation not in RELATIONS:
+            raise ValueError(f"unknown relation {self.relation!r}; the relations are {', '.join(RELATIONS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """What a prompt asks for: all the items and, if given, the relation (between things that are among the items)."""
+
+    items: tuple[Wanted, ...]
+    related: Related | None = None
+
+    def __post_init__(self) -> None:
+        names = {item.name for item in self.items}
+        if self.related and not {self.related.first.name, self.related.second.name} <= names:
+            raise ValueError(f"a relation between things that are not wanted: {self.related}; add them to the items")
+
+
+def single(name: str) -> Want:
+    """GenEval "single_object": the class is there."""
+    return Want(items=(Wanted(name=name),))
+
+
+def two(first: str, second: str) -> Want:
+    """GenEval "two_object": both classes are there."""
+    return Want(items=(Wanted(name=first), Wanted(name=second)))
+
+
+def counting(name: str, count: int) -> Want:
+    """GenEval "counting": exactly ``count`` things of the class."""
+    return Want(items=(Wanted(name=name, count=count, exact=True),))
+
+
+def colors(name: str, colour: str) -> Want:
+    """GenEval "colors": the surest thing of the class has the colour."""
+    return Want(items=(Wanted(name=name, colour=colour),))
+
+
+def position(first: Wanted, relation: str, second: Wanted) -> Want:
+    """GenEval "position": both are there, and lie so."""
+    return Want(items=(first, second), related=Related(first=first, relation=relation, second=second))
+
+
+def color_attr(first: str, first_colour: str, second: str, second_colour: str) -> Want:
+    """GenEval "color_attr": both are there, each in its own colour."""
+    return Want(items=(Wanted(name=first, colour=first_colour), Wanted(name=second, colour=second_colour)))
+
+
+def verdict(seen: Seen, want: Want) -> bool:
+    """Whether the picture shows what was asked, by GenEval's rules; what else it shows does not matter.
+
+    As there, a class is judged by its surest things, as many as are wanted: a further one neither helps nor harms, unless
+    the count is exact.
+    """
+    names = {item.name for item in want.items}
+    present = all(_class_right(seen, [i for i in want.items if i.name == name]) for name in names)
+    return present and (want.related is None or _related_right(seen, want.related))
+
+
+def strict(seen: Seen, want: Want) -> bool:
+    """``verdict``, and the picture shows nothing else."""
+    return verdict(seen, want) and len(seen.things) == sum(item.count for item in want.items)
+
+
+def _surest(seen: Seen, name: str) -> list[Found]:
+    return sorted((t for t in seen.things if t.name == name), key=lambda t: -t.score)
+
+
+def _class_right(seen: Seen, items: list[Wanted]) -> bool:
+    """All the items of one class: enough things (no more, if exact), and of the surest enough in each colour."""
+    total = sum(item.count for item in items)
+    things = _surest(seen, items[0].name)
+    if len(things) < total or (len(things) > total and any(item.exact for item in items)):
+        return False
+    asked: Counter[str] = Counter()
+    for item in items:
+        if item.colour is not None:
+            asked[item.colour] += item.count
+    return asked <= Counter(t.colour for t in things[:total])
+
+
+def _related_right(seen: Seen, related: Related) -> bool:
+    """By the centres of the boxes of the surest thing that fits either side; one thing never fits both."""
+    first, second = (
+        [t for t in _surest(seen, w.name) if w.colour is None or t.colour == w.colour]
+        for w in (related.first, related.second)
+    )
+    others = [t for t in second if not first or t is not first[0]]
+    if not first or not others:
+        return False
+    return scenes.relation(_point(first[0]), _point(others[0])) == related.relation
+
+
+def _point(found: Found) -> Thing:
+    x, y = found.centre
+    return Thing(name=found.name, colour=found.colour, x=x, y=y, size=0.0)
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes (x1, y1, x2, y2); 0 where both are empty."""
+    wide = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    high = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = wide * high
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    return both / union if union > 0 else 0.0
+
+
+def right(found: Found, thing: Thing) -> bool:
+    """Same class, same colour, and boxes that overlap with an IoU of at least 0.5."""
+    same = found.name == thing.name and found.colour == thing.colour
+    return same and iou(found.box, thing.box) >= _SAME_PLACE
+
+
+def matches(seen: Seen, scene: Scene) -> bool:
+    """Whether the whole scene is right: the background, and the things one to one, each by ``right``; nothing more."""
+    if seen.background != scene.background or len(seen.things) != len(scene.things):
+        return False
+    return _pairs(list(seen.things), list(scene.things))
+
+
+def _pairs(found: list[Found], things: list[Thing]) -> bool:
+    """Whether every thing can have a found one of its own."""
+    if not things:
+        return True
+    return any(right(one, things[0]) and _pairs(found[:i] + found[i + 1 :], things[1:]) for i, one in enumerate(found))
+
+
+def interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share. Nothing is known of no trials: (0, 1). Raises ValueError for impossible counts."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"wanted 0 <= successes <= n, got {successes} of {n}")
+    if n == 0:
+        return (0.0, 1.0)
+    share, z2 = successes / n, _Z * _Z
+    middle = share + z2 / (2 * n)
+    spread = _Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # The formula gives 0 and 1 at the ends up to rounding: say them exactly, so that the interval holds its share.
+    low = (middle - spread) / (1 + z2 / n) if successes else 0.0
+    high = (middle + spread) / (1 + z2 / n) if successes < n else 1.0
+    return (low, high)

@@ -1,0 +1,193 @@
+"""Editing scenes of the world by instruction, in seven kinds. Public idea: ``Edits()``, a part of the suite.
+
+An edit succeeds where the instruction is met *and* everything else is as it was: same background, the same things in
+the same places and colours, nothing more. Where several free places fit an instruction (add, move), each is right.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+
+from unmask.data.sources import pixels_of
+from unmask.data.world import edits
+from unmask.data.world.edits import EDIT_KINDS, Edit
+from unmask.data.world.language import position_word
+from unmask.data.world.render import render
+from unmask.data.world.scenes import Scene, Thing, sample, shows_held_out
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights
+from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge
+from unmask.evaluation.metrics import share
+from unmask.evaluation.scoring import iou, matches, right
+from unmask.evaluation.world_geneval import told
+from unmask.rng import key
+from unmask.sampling.sampler import Sampler
+from unmask.tasks import edit, generate
+from unmask.tasks.model import Model, describe
+from unmask.tasks.parts import Parts
+
+_TRIES = 200  # scenes looked at for each edit wanted
+_TOUCH = (
+    0.1  # of the smaller box: what two boxes may share before they overlap (the judge's boxes are a pixel or two off)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """An edit that is asked for."""
+
+    index: int
+    seed: int
+    edit: Edit
+
+    @property
+    def key(self) -> str:
+        return f"{self.edit.kind}-{self.index:04d}"
+
+    @property
+    def text(self) -> str:
+        return self.edit.instruction
+
+
+def wishes(kind: str, count: int, plan: Plan) -> list[Wish]:
+    """The first ``count`` edits of a kind, each of a scene of its own."""
+    made: list[Wish] = []
+    stream = key("edits", kind, plan.seed)
+    for number in range(_TRIES * count):
+        scene = sample(plan.level, plan.split, stream, number)
+        found = edits.edit(scene, plan.split, Random(f"edits/{kind}/{plan.seed}/{number}"), kind)
+        if found:
+            made.append(Wish(index=len(made), seed=plan.seed * 100_000 + len(made), edit=found))
+        if len(made) == count:
+            return made
+    raise ValueError(f"only {len(made)} of {count} {kind} edits of {plan.split} scenes of level {plan.level!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editor:
+    """Makes edits in one batch, uint8 [N, S, S, 3]. ``sampler``: parts of the model -> how."""
+
+    sampler: Callable[[Parts], Sampler] = edit.sampler
+
+    def __call__(self, model: Model, items: Sequence[Wish]) -> np.ndarray:
+        pixels = pixels_of([item.edit.source for item in items], model.parts.side)
+        tasks = [edit.Edit(pixels=p, instruction=item.text) for p, item in zip(pixels, items, strict=True)]
+        built = [task.build(model.parts) for task in tasks]
+        done = model.run(built, [item.seed for item in items], self.sampler(model.parts))
+        codes = torch.stack([generate.picture_codes(row, "image") for row in done.rows])
+        return np.stack([np.asarray(image) for image in model.parts.decode(codes.to(model.device))])
+
+    def settings(self, model: Model) -> Any:
+        return describe(self.sampler(model.parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edits:
+    """``draw``: (model, wishes) -> pictures, with ``settings(model)``."""
+
+    draw: Any = Editor()
+    judge: Callable[[], Judge] = load_judge
+    name: str = "edit"
+
+    def items(self, plan: Plan) -> list[Wish]:
+        lists = [wishes(kind, plan.each(len(EDIT_KINDS)), plan) for kind in EDIT_KINDS]
+        return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
+
+    def settings(self, model: Model) -> Any:
+        return [self.draw.settings(model), weights(self.judge()).hex()]
+
+    def find(self, model: Model, items: Sequence[Wish]) -> list[Finding]:
+        pictures = self.draw(model, items)
+        before = np.stack([render(item.edit.source, model.parts.side) for item in items])
+        looks = zip(items, self.judge().look(pictures), self.judge().look(before), strict=True)
+        rows = [_row(item.edit, seen, source) for item, seen, source in looks]
+        return [
+            Finding(row=row, pictures={"before": b, "drawn": picture})
+            for row, b, picture in zip(rows, before, pictures, strict=True)
+        ]
+
+    def figures(self, plan: Plan, items: Sequence[Wish], rows: Sequence[Row], pictures: Pictures) -> Figures:
+        """Success, and apart: instruction met, the rest kept; the baseline hands the source back unchanged."""
+        out: Figures = {"overall": share(r["right"] for r in rows)}
+        out |= {kind: share(r["right"] for r in rows if r["kind"] == kind) for kind in EDIT_KINDS}
+        out["copy_source"] = share(r["copied"] for r in rows)
+        out["instruction_met"] = share(r["met"] for r in rows)
+        out["rest_kept"] = share(r["kept"] for r in rows)
+        out["seen_combinations"] = share(r["right"] for r in rows if not r["unseen"])
+        out["held_out_combinations"] = share(r["right"] for r in rows if r["unseen"])
+        return out
+
+
+def _row(made: Edit, seen: Seen, source: Seen) -> Row:
+    return {
+        "kind": made.kind,
+        "right": success(made, seen),
+        "met": met(made, seen),
+        "kept": kept(made, seen),
+        "copied": success(made, source),
+        "unseen": shows_held_out(made.source) or shows_held_out(made.target),
+        "seen": told(seen),
+    }
+
+
+def success(made: Edit, seen: Seen) -> bool:
+    """Whether the picture is what the instruction leads to."""
+    if made.kind not in ("add", "move"):
+        return matches(seen, made.target)
+    count = len(seen.things) == len(made.target.things)
+    return count and seen.background == made.target.background and kept(made, seen) and met(made, seen)
+
+
+def met(made: Edit, seen: Seen) -> bool:
+    """Whether the instruction is met, whatever became of the rest."""
+    if made.kind == "background":
+        return seen.background == made.target.background
+    if made.kind == "remove":
+        (gone,) = _only_in(made.source, made.target)
+        return not any(right(found, gone) for found in seen.things)
+    (new,) = _only_in(made.target, made.source)
+    if made.kind in ("add", "move"):
+        return any(_placed(made, new, found, seen) for found in seen.things)
+    return any(right(found, new) for found in seen.things)
+
+
+def kept(made: Edit, seen: Seen) -> bool:
+    """Whether what the instruction does not speak of is as it was; things that came in addition are not looked at."""
+    same = [thing for thing in made.source.things if thing in made.target.things]
+    background = made.kind == "background" or seen.background == made.source.background
+    return background and all(any(right(found, thing) for found in seen.things) for thing in same)
+
+
+def _only_in(scene: Scene, other: Scene) -> list[Thing]:
+    return [thing for thing in scene.things if thing not in other.things]
+
+
+def _placed(made: Edit, new: Thing, found: Found, seen: Seen) -> bool:
+    """Whether a found thing is the one that was added or moved: as described, where it was wanted, in a free place."""
+    if (found.name, found.colour) != (new.name, new.colour):
+        return False
+    if any(right(found, thing) for thing in made.source.things if thing in made.target.things):
+        return False  # one that was there before
+    x, y = found.centre
+    if made.kind == "move" and iou(found.box, _about(x, y, new.size)) < 0.5:
+        return False  # moved things keep their size
+    where = position_word(Thing(name=new.name, colour=new.colour, x=x, y=y, size=0.0))
+    free = all(other is found or _shared(found.box, other.box) <= _TOUCH for other in seen.things)
+    return free and where == position_word(new)
+
+
+def _about(x: float, y: float, size: float) -> Box:
+    return (x - size / 2, y - size / 2, x + size / 2, y + size / 2)
+
+
+def _shared(a: Box, b: Box) -> float:
+    """What two boxes share, as a part of the smaller one."""
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return max(wide, 0.0) * max(high, 0.0) / max(smaller, 1e-9)

@@ -1,0 +1,213 @@
+"""Drawing, in GenEval's six categories (Ghosh et al., 2023), over scenes of the world. Public idea: ``GenEval()``.
+
+A prompt is made from a scene of the split, in that benchmark's words; the judge looks at what the model draws of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+
+from unmask.data.world.language import amount, article, noun, plural
+from unmask.data.world.render import render
+from unmask.data.world.scenes import Draft, Scene, held_out, relation, sample
+from unmask.evaluation import scoring
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights
+from unmask.evaluation.judge import Judge, Seen, load_judge
+from unmask.evaluation.metrics import Figure, frechet, share
+from unmask.evaluation.scoring import Want, Wanted
+from unmask.rng import key
+from unmask.sampling.sampler import Sampler
+from unmask.tasks import generate
+from unmask.tasks.model import Model, describe
+from unmask.tasks.parts import Parts
+
+Combination = tuple[str, ...]
+Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name
+_NATURAL = Draft(counts=((2, 1.0),), alike=0.0, tinted=0.0)
+_TRIES = 60  # scenes looked at for each prompt wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """``text`` asks for ``want``; ``scene`` is one picture that has it. ``unseen``: it names a held-out combination."""
+
+    kind: str
+    index: int
+    seed: int
+    text: str
+    want: Want
+    scene: Scene
+    unseen: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}-{self.index:04d}"
+
+
+def prompts(kind: str, count: int, *, level: str, split: str, seed: int) -> list[Prompt]:
+    """The first ``count`` prompts of a category, the same for ever. ValueError where the level has no scenes for it."""
+    made: list[Prompt] = []
+    stream = key("geneval", kind, seed)
+    for index in range(_TRIES * count):
+        scene = sample(level, split, stream, index, _draft(kind, len(made)))
+        composed = _COMPOSE[kind](scene, Random(f"geneval/{kind}/{seed}/{index}"))
+        if composed:
+            text, want, named = composed
+            unseen = any(held_out(*combination) for combination in named)
+            own = {"kind": kind, "index": len(made), "seed": seed * 100_000 + len(made)}
+            made.append(Prompt(**own, text=f"a photo of {text}", want=want, scene=scene, unseen=unseen))
+        if len(made) == count:
+            return made
+    raise ValueError(f"only {len(made)} of {count} {kind} prompts can be made from {split} scenes of level {level!r}")
+
+
+def _draft(kind: str, number: int) -> Draft:
+    """What kind of scene a prompt is made from; counts of two, three and four take turns."""
+    if kind in ("single", "colors"):
+        return Draft(counts=((1, 1.0),), alike=0.0, tinted=float(kind == "colors"))
+    if kind == "counting":
+        return Draft(counts=((2 + number % 3, 1.0),), alike=1.0, tinted=0.0)
+    return Draft(counts=((2, 1.0),), alike=0.0, tinted=1.0) if kind == "color_attr" else _NATURAL
+
+
+def _single(scene: Scene, rng: Random) -> Composed | None:
+    name = scene.things[0].name
+    return article(name), scoring.single(name), ()
+
+
+def _two(scene: Scene, rng: Random) -> Composed | None:
+    if len({t.name for t in scene.things}) < 2:
+        return None
+    a, b = (t.name for t in rng.sample(scene.things, 2))
+    return f"{article(a)} and {article(b)}", scoring.two(a, b), ((a, b),)
+
+
+def _counting(scene: Scene, rng: Random) -> Composed | None:
+    count, thing = len(scene.things), scene.things[0]
+    if count < 2:
+        return None
+    return amount(count, noun(thing), plural(thing)), scoring.counting(thing.name, count), ()
+
+
+def _colors(scene: Scene, rng: Random) -> Composed | None:
+    thing = scene.things[0]
+    return article(noun(thing)), scoring.colors(thing.name, thing.colour), ((thing.colour, thing.name),)
+
+
+def _position(scene: Scene, rng: Random) -> Composed | None:
+    if len({t.name for t in scene.things}) < 2:
+        return None
+    a, b = rng.sample(scene.things, 2)
+    found = relation(a, b)
+    if not found:
+        return None
+    want = scoring.position(Wanted(name=a.name), found, Wanted(name=b.name))
+    return f"{article(a.name)} {found} {article(b.name)}", want, ((a.name, b.name), (found, a.name, b.name))
+
+
+def _color_attr(scene: Scene, rng: Random) -> Composed | None:
+    if len({t.name for t in scene.things}) < 2 or len({t.colour for t in scene.things}) < 2:
+        return None
+    a, b = rng.sample(scene.things, 2)
+    want = scoring.color_attr(a.name, a.colour, b.name, b.colour)
+    named = ((a.colour, a.name), (b.colour, b.name), (a.name, b.name))
+    return f"{article(noun(a))} and {article(noun(b))}", want, named
+
+
+_COMPOSE: dict[str, Callable[[Scene, Random], Composed | None]] = {
+    "single": _single,
+    "two": _two,
+    "counting": _counting,
+    "colors": _colors,
+    "position": _position,
+    "color_attr": _color_attr,
+}
+CATEGORIES: tuple[str, ...] = tuple(_COMPOSE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawer:
+    """Draws prompts in one batch, uint8 [N, S, S, 3]. ``sampler``: parts of the model -> how."""
+
+    sampler: Callable[[Parts], Sampler] = generate.sampler
+
+    def __call__(self, model: Model, items: Sequence[Prompt]) -> np.ndarray:
+        built = [generate.Generate(prompt=p.text).build(model.parts) for p in items]
+        done = model.run(built, [p.seed for p in items], self.sampler(model.parts))
+        codes = torch.stack([generate.picture_codes(row, "image") for row in done.rows])
+        return np.stack([np.asarray(image) for image in model.parts.decode(codes.to(model.device))])
+
+    def settings(self, model: Model) -> Any:
+        return describe(self.sampler(model.parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenEval:
+    """``draw``: (model, prompts) -> pictures, with ``settings(model)`` · ``distance``: also the Frechet distance, which
+    costs more than judging."""
+
+    draw: Any = Drawer()
+    distance: bool = True
+    judge: Callable[[], Judge] = load_judge
+    name: str = "world_geneval"
+
+    def items(self, plan: Plan) -> list[Prompt]:
+        each = plan.each(len(CATEGORIES))
+        lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in CATEGORIES]
+        # In turns, so that a run that is stopped has seen something of every category.
+        return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
+
+    def settings(self, model: Model) -> Any:
+        return [self.draw.settings(model), weights(self.judge()).hex()]
+
+    def find(self, model: Model, items: Sequence[Prompt]) -> list[Finding]:
+        pictures = self.draw(model, items)
+        return [
+            Finding(row=_row(prompt, seen), pictures={"drawn": picture})
+            for prompt, seen, picture in zip(items, self.judge().look(pictures), pictures, strict=True)
+        ]
+
+    def figures(self, plan: Plan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
+        """By GenEval's rules, by the strict rule, apart for held-out combinations; the distance from real pictures."""
+        out: Figures = {"overall": share(r["right"] for r in rows)}
+        out |= {kind: share(r["right"] for r in rows if r["kind"] == kind) for kind in CATEGORIES}
+        strict = {kind: share(r["strict"] for r in rows if r["kind"] == kind) for kind in CATEGORIES}
+        out["strict"] = {"overall": share(r["strict"] for r in rows), **strict}
+        out["seen_combinations"] = share(r["right"] for r in rows if not r["unseen"])
+        out["held_out_combinations"] = share(r["right"] for r in rows if r["unseen"])
+        return out | ({"frechet": self._frechet(plan, items, pictures)} if self.distance else {})
+
+    def _frechet(self, plan: Plan, items: Sequence[Prompt], pictures: Pictures) -> Figure:
+        """Distance, in the judge's features, of the drawings from renderings of the scenes that the prompts came from.
+
+        ``floor``: that of as many other renderings of the split, which the best model would reach.
+        """
+        drawn = [pictures(p.key, "drawn") for p in items]
+        real, other = (
+            self.judge().features([render(p.scene, drawn[0].shape[0]) for p in some])
+            for some in (items, self.items(replace(plan, seed=plan.seed + 1)))
+        )
+        return {"value": frechet(self.judge().features(drawn), real), "n": len(items), "floor": frechet(other, real)}
+
+
+def _row(prompt: Prompt, seen: Seen) -> Row:
+    return {
+        "kind": prompt.kind,
+        "right": scoring.verdict(seen, prompt.want),
+        "strict": scoring.strict(seen, prompt.want),
+        "unseen": prompt.unseen,
+        "seen": told(seen),
+    }
+
+
+def told(seen: Seen) -> dict[str, Any]:
+    """What the judge saw, for the record: rounded, in plain values."""
+    things = [[t.colour, t.name, [round(v, 3) for v in t.box], round(t.score, 3)] for t in seen.things]
+    return {"background": seen.background, "things": things}

@@ -1,0 +1,107 @@
+"""Finding things by phrases in scenes of the world, in one step and in four. Public idea: ``Grounds()``.
+
+All phrases of a picture are asked in one pass. A box is right if its IoU with the true one is at least 0.5 (P@0.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from unmask.data.sources import pixels_of
+from unmask.data.world.language import referring
+from unmask.data.world.scenes import Scene, sample, shows_held_out
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.metrics import Figure, average, share
+from unmask.evaluation.scoring import iou
+from unmask.rng import key
+from unmask.tasks import ground
+from unmask.tasks.model import Model, describe
+
+_LEAST = 0.5  # IoU of a box that counts as found
+STEPS = (1, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A scene with phrases for some of its things: ``phrases`` of (words, index of the thing)."""
+
+    index: int
+    seed: int
+    scene: Scene
+    phrases: tuple[tuple[str, int], ...]
+
+    @property
+    def key(self) -> str:
+        return f"ground-{self.index:04d}"
+
+    @property
+    def text(self) -> str:
+        return "; ".join(words for words, _ in self.phrases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounds:
+    """``plan.n`` pictures, every thing of which that can be told apart is asked for."""
+
+    name: str = "grounding"
+
+    def items(self, plan: Plan) -> list[Picture]:
+        made: list[Picture] = []
+        stream, index = key("ground", plan.seed), 0
+        while len(made) < plan.n:
+            scene = sample(plan.level, plan.split, stream, index)
+            phrases = tuple(referring(scene, Random(f"ground/{plan.seed}/{index}")))
+            if phrases:
+                seed = plan.seed * 100_000 + len(made)
+                made.append(Picture(index=len(made), seed=seed, scene=scene, phrases=phrases))
+            index += 1
+        return made
+
+    def settings(self, model: Model) -> Any:
+        return [describe(ground.sampler(model.parts, steps=steps)) for steps in STEPS]
+
+    def find(self, model: Model, items: Sequence[Picture]) -> list[Finding]:
+        pixels = pixels_of([p.scene for p in items], model.parts.side)
+        tasks = [
+            ground.Ground(pixels=image, phrases=tuple(words for words, _ in p.phrases))
+            for p, image in zip(items, pixels, strict=True)
+        ]
+        built = [task.build(model.parts) for task in tasks]
+        rows: list[Row] = [{"unseen": shows_held_out(p.scene), "random": _random(p)} for p in items]
+        for steps in STEPS:
+            done = model.run(built, [p.seed for p in items], ground.sampler(model.parts, steps=steps))
+            for row, p, task, decided in zip(rows, items, tasks, done.rows, strict=True):
+                boxes = task.read(decided, model.parts)
+                row[f"boxes_{steps}"] = [[round(v, 3) for v in box] for box in boxes]
+                pairs = zip(boxes, p.phrases, strict=True)
+                row[f"iou_{steps}"] = [round(iou(b, p.scene.things[thing].box), 4) for b, (_, thing) in pairs]
+        return [Finding(row=row) for row in rows]
+
+    def figures(self, plan: Plan, items: Sequence[Picture], rows: Sequence[Row], pictures: Pictures) -> Figures:
+        """P@0.5 over all phrases, with the mean IoU beside it; the baseline boxes a random thing that is there."""
+        out: Figures = {f"p50_{steps}step": _found(rows, steps) for steps in STEPS}
+        chances = [pair for row in rows for pair in row["random"]]
+        overlap = average([mean for _, mean in chances])["value"]
+        out["baseline_random_present"] = average([right for right, _ in chances], mean_iou=overlap)
+        for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):
+            out[name] = _found([row for row in rows if row["unseen"] == unseen], STEPS[0])
+        return out | {"pictures": len(rows)}
+
+
+def _found(rows: Sequence[Row], steps: int) -> Figure:
+    overlaps = [value for row in rows for value in row[f"iou_{steps}"]]
+    return share((value >= _LEAST for value in overlaps), mean_iou=average(overlaps)["value"])
+
+
+def _random(picture: Picture) -> list[tuple[float, float]]:
+    """For each phrase: the chance that the box of a random thing of the picture is right, and its expected IoU."""
+    things = picture.scene.things
+    chances = []
+    for _, index in picture.phrases:
+        overlaps = [iou(thing.box, things[index].box) for thing in things]
+        right = sum(value >= _LEAST for value in overlaps) / len(things)
+        chances.append((right, sum(overlaps) / len(things)))
+    return chances

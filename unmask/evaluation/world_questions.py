@@ -1,0 +1,111 @@
+"""Answering questions about scenes of the world, kind by kind. Public idea: ``Questions()``, a part of the suite.
+
+One question a picture, so that answers are independent; right is an answer equal to the true one, but for case,
+punctuation and spaces. ``majority``: what the best constant answer to these very questions would reach.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from unmask.data.sources import pixels_of
+from unmask.data.world.language import KINDS, questions
+from unmask.data.world.scenes import Scene, sample, shows_held_out
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.metrics import Figure, share
+from unmask.rng import key
+from unmask.tasks import understand
+from unmask.tasks.model import Model, describe
+
+_TRIES = 200  # scenes looked at for each question wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """``text`` is the question about ``scene``, ``answer`` the true answer."""
+
+    kind: str
+    index: int
+    seed: int
+    text: str
+    answer: str
+    scene: Scene
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}-{self.index:04d}"
+
+
+def asked(kind: str, count: int, plan: Plan) -> list[Asked]:
+    """The first ``count`` questions of a kind, each about a picture of its own."""
+    made: list[Asked] = []
+    stream = key("questions", kind, plan.seed)
+    for number in range(_TRIES * count):
+        scene = sample(plan.level, plan.split, stream, number)
+        found = [q for q in questions(scene, Random(f"questions/{kind}/{plan.seed}/{number}")) if q.kind == kind]
+        if found:
+            seed = plan.seed * 100_000 + len(made)
+            text, answer = found[0].text, found[0].answer
+            made.append(Asked(kind=kind, index=len(made), seed=seed, text=text, answer=answer, scene=scene))
+        if len(made) == count:
+            return made
+    raise ValueError(f"only {len(made)} of {count} {kind} questions about {plan.split} scenes of level {plan.level!r}")
+
+
+def normal(answer: str) -> str:
+    """Lower case, words alone, one space between them."""
+    return " ".join(re.findall(r"\w+", answer.lower()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Questions of the six kinds, as many of each."""
+
+    name: str = "questions"
+
+    def items(self, plan: Plan) -> list[Asked]:
+        lists = [asked(kind, plan.each(len(KINDS)), plan) for kind in KINDS]
+        return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
+
+    def settings(self, model: Model) -> Any:
+        return describe(understand.sampler(model.parts))
+
+    def find(self, model: Model, items: Sequence[Asked]) -> list[Finding]:
+        pixels = pixels_of([item.scene for item in items], model.parts.side)
+        tasks = [understand.Ask(pixels=p, question=item.text) for p, item in zip(pixels, items, strict=True)]
+        built = [task.build(model.parts) for task in tasks]
+        done = model.run(built, [item.seed for item in items], understand.sampler(model.parts))
+        answers = [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+        return [Finding(row=_row(item, answer)) for item, answer in zip(items, answers, strict=True)]
+
+    def figures(self, plan: Plan, items: Sequence[Asked], rows: Sequence[Row], pictures: Pictures) -> Figures:
+        kinds = {kind: _figure([r for r in rows if r["kind"] == kind]) for kind in KINDS}
+        constant = sum(f["majority"] * f["n"] for f in kinds.values()) / max(1, len(rows))
+        out: Figures = {"overall": share((r["right"] for r in rows), majority=constant), **kinds}
+        for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):
+            out[name] = share(r["right"] for r in rows if r["unseen"] == unseen)
+        return out
+
+
+def _row(item: Asked, answer: str) -> Row:
+    return {
+        "kind": item.kind,
+        "right": normal(answer) == normal(item.answer),
+        "unseen": shows_held_out(item.scene),
+        "wanted": item.answer,
+        "answer": answer,
+    }
+
+
+def _figure(rows: Sequence[Row]) -> Figure:
+    """With the share of the most frequent true answer, and that answer."""
+    if not rows:
+        return share([], majority=0.0, majority_answer="")
+    answer, times = Counter(normal(r["wanted"]) for r in rows).most_common(1)[0]
+    return share((r["right"] for r in rows), majority=times / len(rows), majority_answer=answer)

@@ -1,0 +1,87 @@
+"""The suite ``world``: drawing, grounding, questions, edits and the tokenizer on unseen scenes.
+
+Public idea: ``run(unmask.load("mini")) -> Report``, whose ``to_json()`` and ``table()`` say how good the model is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from unmask import __version__
+from unmask.evaluation.evaluate import Measured, Part, Plan, Progress, Record, fingerprint, measure
+from unmask.evaluation.progress import Lines
+from unmask.evaluation.report import Report, write
+from unmask.evaluation.world_edit import Edits
+from unmask.evaluation.world_geneval import GenEval
+from unmask.evaluation.world_grounding import Grounds
+from unmask.evaluation.world_questions import Questions
+from unmask.evaluation.world_vq import Rebuilds
+from unmask.tasks.model import Model
+
+PARTS: dict[str, Part] = {
+    "geneval": GenEval(),
+    "grounding": Grounds(),
+    "questions": Questions(),
+    "edit": Edits(),
+    "vq": Rebuilds(),
+}
+
+
+def run(
+    model: Model,
+    *,
+    level: str = "grid",
+    n: int = 600,
+    limit: int | None = None,
+    only: Sequence[str] = (),
+    seed: int = 0,
+    split: str = "test",
+    out: Path | None = None,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a model on ``n`` unseen items a part (``limit`` of them for a quick look).
+
+    ``only``: names of ``PARTS``, none for all · ``out``: a folder for the report, in which verdicts are kept as they
+    come, so that a run that was stopped goes on · ``progress``: told (part, done, of).
+    ValueError for an unknown part, level or split.
+    """
+    chosen = select(only)
+    plan = Plan(level=level, split=split, n=min(n, limit or n), seed=seed, batch=batch)
+    began = time.perf_counter()
+    with Lines() as lines:
+        parts = measure_all(model, list(chosen.values()), plan, Record(out), progress or lines)
+    about = {
+        "suite": "world",
+        "version": __version__,
+        "weights": fingerprint(model),
+        "level": level,
+        "split": split,
+        "n": plan.n,
+        "seed": seed,
+        "seconds": round(time.perf_counter() - began, 1),
+        "threads": torch.get_num_threads(),
+        "device": str(model.device),
+        "settings": {name: part.settings(model) for name, part in chosen.items()},
+    }
+    report = Report(about=about, parts=tuple(parts))
+    if out is not None:
+        write(report, out)
+    return report
+
+
+def select(only: Sequence[str]) -> dict[str, Part]:
+    """The parts of these names, all where none is named. ValueError for an unknown one."""
+    unknown = [name for name in only if name not in PARTS]
+    if unknown:
+        raise ValueError(f"the suite has no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    return {name: part for name, part in PARTS.items() if not only or name in only}
+
+
+def measure_all(model: Model, parts: Sequence[Part], plan: Plan, record: Record, progress: Progress) -> list[Measured]:
+    """One part after the other."""
+    return [measure(model, part, plan, record, progress) for part in parts]
