@@ -1,0 +1,272 @@
+"""The embedded model, from nothing to what is shipped: text tokenizer, vision tower, then the paper's three stages at small scale.
+
+    unmask train mini_vq.vq   --out runs/vq       the image tokenizer
+    unmask train mini.tower   --out runs/tower    the semantic encoder
+    unmask train mini.stage2a --out runs/stage2a  drawing at 64 px, one code a position
+    unmask train mini.stage2  --out runs/stage2   drawing at 128 px through the 2x2 fold
+    unmask train mini.align   --out runs/align    the projector: features to the words for them
+    unmask train mini.stage3  --out runs/stage3   everything together
+    python -c "from unmask.recipes.mini import ship; ship()"
+
+``mini.stage1`` (understanding and grounding alone, before drawing, as the paper has it) is there too; the shipped weights went
+without it. The text tokenizer was made by ``tokenizer_file``.
+
+Source: Lavida-O (arXiv 2509.19244) section 4 and table 1, scaled to a 7 M parameter model and two CPU cores. The measured cost and
+result of the shipped weights stand in the model card (unmask/assets/mini/README.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor, nn
+
+from unmask.checkpoints.store import load_module, save_module
+from unmask.corruption.absorbing import Absorbing
+from unmask.corruption.schedules import Cosine, OftenAll, Uniform
+from unmask.data.mixture import Joint
+from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Remembered
+from unmask.data.world import edits, language
+from unmask.data.world.scenes import Draft, sample
+from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
+from unmask.models.codes import init_codes
+from unmask.models.elastic import Elastic, init
+from unmask.models.sizes import SIZES
+from unmask.models.vision import Vision
+from unmask.objectives.align import Aligned
+from unmask.objectives.cells import Cells, LabelledVision
+from unmask.objectives.masked import Dropout, Masked, Together
+from unmask.recipe import Optim, Recipe, Training
+from unmask.recipes.mini_vq import CONFIG, dictionary
+from unmask.rng import generator
+from unmask.tokens.text import MASK, Text
+from unmask.tokens.vq import VQ
+
+SIZE = SIZES["mini"]
+assert SIZE.vision is not None
+LOOK_TOKENS = SIZE.vision.tokens
+ONE_THING = Draft(counts=((1, 0.7), (2, 0.3)), alike=0.3)
+EVEN = Draft(counts=((1, 0.22), (2, 0.48), (3, 0.18), (4, 0.12)), alike=0.28)
+
+
+@lru_cache(maxsize=1)
+def text() -> Text:
+    """The shipped text tokenizer."""
+    return Text.load(Path(str(files("unmask") / "assets" / "mini" / "tokenizer.json")))
+
+
+def lines(scenes: int = 12000) -> Iterator[str]:
+    """Everything that is said about training scenes of both levels."""
+    rng = Random(0)
+    for level in ("grid", "free"):
+        for i in range(scenes):
+            scene = sample(level, "train", 0, i)
+            yield language.caption(scene, rng)
+            yield from (phrase for phrase, _ in language.referring(scene, rng))
+            for question in language.questions(scene, rng):
+                yield from (question.text, question.answer)
+            if i % 3 == 0 and (made := edits.edit(scene, "train", rng)):
+                yield made.instruction
+            if i % 6 == 0:
+                yield from (*language.mismatch(scene, rng), *language.praise(scene, rng))
+    yield from ("user assistant system describe caption",) * 100
+
+
+def tokenizer_file(folder: Path) -> Text:
+    """Train the byte-level BPE and save it; seconds."""
+    made = Text.train(lines(), SIZE.vocab_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(folder / "tokenizer.json")
+    return made
+
+
+def tower(seed: int = 0) -> Recipe:
+    """The vision tower, by dense supervision of its cells (see ``objectives.cells``). About five minutes on two cores.
+
+    Expected: class, colour and part of a cell wrong in less than 1 % of the cells of grid scenes.
+    """
+    assert SIZE.vision is not None
+    vision = SIZE.vision
+
+    def model() -> nn.Module:
+        made = LabelledVision(Vision(vision, SIZE.width), LABELS)
+        init(made, generator("tower", seed))
+        return made
+
+    def export(module: LabelledVision, folder: Path) -> None:
+        standardise(module.vision, source(10**6)[0])
+        save_module(module.vision, folder)
+
+    source = Labelled(seed=seed)
+    return Recipe(
+        name="mini.tower",
+        model=model,
+        source=source,
+        objective=Cells(),
+        optim=Optim(lr=1.5e-3, warmup=100, decay_from=0.4, floor=0.02, ema=0.998),
+        training=Training(steps=2500, seed=seed, save_every=200),
+        export=export,
+    )
+
+
+def standardise(vision: Vision, pixels: Tensor) -> None:
+    """Give the pooled features mean 0 and deviation 1 over some pictures, by folding both into the pooling convolution."""
+    with torch.no_grad():
+        features = vision.pooled(pixels).flatten(0, 2)
+        mean, deviation = features.mean(0), features.std(0).clamp(min=1e-3)
+        vision.pool.weight /= deviation[:, None, None, None]
+        assert vision.pool.bias is not None
+        vision.pool.bias.copy_((vision.pool.bias - mean) / deviation)
+
+
+def fresh(seed: int, vision: str) -> Elastic:
+    """A new model: keyed weights, code tables from the tokenizer's geometry, the trained tower if there is one."""
+    made = Elastic(SIZE, mask_id=text()[MASK])
+    init(made, generator("mini", seed))
+    init_codes(made.code_embedding, made.code_head, dictionary()[0].codebook, generator("codes", seed))
+    if vision and made.vision is not None:
+        load_module(made.vision, Path(vision))
+    return made
+
+
+def _codes(pixels: Tensor) -> Tensor:
+    """Codes of pictures by the tokenizer's dictionary, which is fitted when first asked."""
+    return dictionary()[0].codes(pixels)
+
+
+def _start(seed: int, start: str, vision: str) -> Callable[[], Elastic]:
+    def model() -> Elastic:
+        made = fresh(seed, "" if start else vision)
+        return load_module(made, Path(start)) if start else made
+
+    return model
+
+
+_DRAW_DROPS = (Dropout(spans=frozenset({"prompt"}), rate=0.1),)
+_EDIT_DROPS = (
+    Dropout(spans=frozenset({"prompt", "look"}), rate=0.1),
+    Dropout(spans=frozenset({"source"}), rate=0.15),
+)
+_LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
+_DRAW = Masked(dropouts=_DRAW_DROPS)
+
+
+def not_tower(name: str) -> bool:
+    """The tower itself stays as it was trained; its pooling, projector and newline learn."""
+    return not name.startswith("vision.tower") and not name.startswith("vision.pool")
+
+
+def align(start: str = "runs/stage2", seed: int = 5) -> Recipe:
+    """The projector, from features to the words for them (see ``objectives.align``). A minute."""
+    tokens = text()
+    classes = ((), *(tuple(tokens.encode(name)) for name in CLASS_NAMES))
+    colours = ((), (), *(tuple(tokens.encode(name)) for name in COLOUR_NAMES))
+    return Recipe(
+        name="mini.align",
+        model=_start(seed, start, ""),
+        source=Labelled(seed=seed, levels=(("grid", 0.85), ("free", 0.15))),
+        objective=Aligned(
+            words=(("class", classes), ("colour", colours)), codes=(("part", 10), ("size", 4), ("cell", 16))
+        ),
+        optim=Optim(lr=3e-3, warmup=20, decay_from=0.2, floor=0.02, ema=0.98),
+        training=Training(steps=400, seed=seed),
+        trainable=lambda name: name.startswith("vision.project"),
+        export=lambda module, folder: None if save_module(module, folder) else None,
+    )
+
+
+def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1) -> Recipe:
+    """Understanding and grounding: questions, phrases and captions of pictures (paper stage 1)."""
+    looks = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=16)
+    return Recipe(
+        name="mini.stage1",
+        model=_start(seed, start, vision),
+        source=Joint(parts=(("look", looks, 1),)),
+        objective=Together(objectives=(("look", _LOOK, 1.0),)),
+        optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
+        training=Training(steps=1500, seed=seed),
+        trainable=lambda name: not_tower(name) and ".gen." not in name and not name.startswith("code"),
+        export=lambda module, folder: None if save_module(module, folder) else None,
+    )
+
+
+def stage2a(vision: str = "runs/tower", start: str = "runs/stage1", seed: int = 2) -> Recipe:
+    """Drawing at 64 px: 16 codes, one a position, uniform mask ratio (paper: 256 px uncompressed)."""
+    source = Drawings(
+        text=text(), encode=Remembered(_codes), seed=seed, side=64, fold=1, batch=64, levels=(("grid_half", 1.0),)
+    )
+    objective = Masked(corruption=Absorbing(code=Uniform()), dropouts=_DRAW_DROPS)
+    return Recipe(
+        name="mini.stage2a",
+        model=_start(seed, start, vision),
+        source=Joint(parts=(("draw", source, 1),)),
+        objective=Together(objectives=(("draw", objective, 1.0),)),
+        optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
+        training=Training(steps=1500, seed=seed),
+        trainable=not_tower,
+        export=lambda module, folder: None if save_module(module, folder) else None,
+    )
+
+
+def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 3) -> Recipe:
+    """Drawing at 128 px: 64 codes on 16 positions through the 2x2 fold, cosine mask ratio (paper: 1024 px compressed)."""
+    source = Drawings(text=text(), encode=Remembered(_codes), seed=seed, batch=48, draft=EVEN)
+    return Recipe(
+        name="mini.stage2",
+        model=_start(seed, start, vision),
+        source=Joint(parts=(("draw", source, 1),)),
+        objective=Together(objectives=(("draw", _DRAW, 1.0),)),
+        optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
+        training=Training(steps=6000, seed=seed),
+        trainable=not_tower,
+        export=lambda module, folder: None if save_module(module, folder) else None,
+    )
+
+
+def stage3(vision: str = "runs/tower", start: str = "runs/stage2", seed: int = 4) -> Recipe:
+    """Everything together: drawing, looking, editing, captions (paper stage 3), with the rate coming down."""
+    encode = Remembered(_codes)
+    sources = Joint(
+        parts=(
+            ("draw", Drawings(text=text(), encode=encode, seed=seed, batch=20, draft=EVEN), 1),
+            ("look", Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=20), 1),
+            ("edit", Edits(text=text(), encode=encode, seed=seed, look_tokens=LOOK_TOKENS, batch=12), 1),
+            ("caption", Captions(text=text(), seed=seed, batch=16), 8),
+        )
+    )
+    objective = Together(
+        objectives=(
+            ("draw", _DRAW, 1.0),
+            ("look", _LOOK, 0.7),
+            ("edit", Masked(dropouts=_EDIT_DROPS), 1.0),
+            ("caption", Masked(), 0.2),
+        )
+    )
+    return Recipe(
+        name="mini.stage3",
+        model=_start(seed, start, vision),
+        source=sources,
+        objective=objective,
+        optim=Optim(lr=7e-4, warmup=100, decay_from=0.4, floor=0.02, ema=0.999),
+        training=Training(steps=10000, seed=seed),
+        trainable=not_tower,
+        export=lambda module, folder: None if save_module(module, folder) else None,
+    )
+
+
+def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/assets/mini") -> None:
+    """Put the trained parts together as a model folder: network in bfloat16, tokenizer in float32 (its nearest code must not move)."""
+    from unmask.tasks.model import write_config
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = load_module(Elastic(SIZE, mask_id=text()[MASK]), Path(net))
+    save_module(model, folder, name="model", dtype=torch.bfloat16)
+    save_module(load_module(VQ(CONFIG), Path(vq)), folder, name="vq")
+    text().save(folder / "tokenizer.json")
+    write_config(folder, SIZE, CONFIG, wording="compact", side=128, fold=2)

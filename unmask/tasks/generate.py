@@ -1,0 +1,57 @@
+"""Text -> picture (spec 2.2, 4.2). Public idea: ``Generate(prompt=...)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from unmask.sampling.draw import Categorical
+from unmask.sampling.guide import ClassifierFree
+from unmask.sampling.pace import Cosine
+from unmask.sampling.progress import Linear
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.select import Confident
+from unmask.sequence import Sequence
+from unmask.tasks.parts import Parts
+from unmask.tokens.build import PROMPT, drawing
+from unmask.tokens.prompts import Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """A picture of ``prompt``; ``conditions`` are properties it shall have, said as text (spec 2.4)."""
+
+    prompt: str
+    conditions: Conditions | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"und.joint", "gen", "vq.decoder"})
+
+    def build(self, tokens: Parts) -> Sequence:
+        return drawing(tokens.builder(), self.prompt, tokens.grid, fold=tokens.fold, conditions=self.conditions)
+
+    def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:
+        return tokens.decode(picture_codes(sequence, "image")[None])[0]
+
+
+def picture_codes(sequence: Sequence, name: str) -> Tensor:
+    """The codes of a span as a grid [h, w]."""
+    span = sequence.span(name)
+    assert span.grid is not None
+    return sequence.ids[span.start : span.stop].reshape(span.grid)
+
+
+def sampler(tokens: Parts) -> Sampler:
+    """How our own models draw: 16 steps of MaskGIT's cosine pace, guidance, confidence with noise that fades out.
+
+    Chosen on validation prompts (bench/quality.py; see docs/log.md).
+    """
+    return Sampler(
+        pace=Cosine(steps=16),
+        guide=ClassifierFree(scale=1.0, drop=PROMPT, null_id=tokens.mask_id),
+        draw=Categorical(temperature=0.5),
+        select=Confident(noise=Linear(start=4.0, end=0.0)),
+    )

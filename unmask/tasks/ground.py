@@ -1,0 +1,48 @@
+"""Picture and phrases -> boxes, all in one pass (spec 4.7). Public idea: ``Ground(phrases=...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unmask.sampling.presets import lavida_o_ground
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Sequence
+from unmask.tasks.parts import Parts
+from unmask.tokens.boxes import FractionBox, from_bins
+from unmask.tokens.build import grounding, looking
+from unmask.tokens.text import BINS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """Where each of ``phrases`` is in ``pixels [3, side, side]``. Phrases do not see each other: a box has no company."""
+
+    pixels: Tensor
+    phrases: tuple[str, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"und", "text_head", "vision"})
+
+    def build(self, tokens: Parts) -> Sequence:
+        if not self.phrases or not all(p.strip() for p in self.phrases):
+            raise ValueError("ground needs at least one phrase, and none may be empty")
+        b = looking(tokens.builder(), self.pixels)
+        for i, phrase in enumerate(self.phrases):
+            grounding(b, phrase, None, segment=i + 1)
+        return b.build("; ".join(self.phrases))
+
+    def read(self, sequence: Sequence, tokens: Parts) -> Items[FractionBox]:
+        """One box a phrase, as fractions of the square picture."""
+        first = tokens.text.first_location
+        spans = [s for s in sequence.spans if s.name == "box"]
+        return [from_bins([i - first for i in sequence.ids[s.start : s.stop].tolist()]) for s in spans]
+
+
+def sampler(tokens: Parts, *, steps: int = 1) -> Sampler:
+    """``steps`` 1 to 4: four coordinates at once, or fewer, the surest first; coordinates only."""
+    first = tokens.text.first_location
+    return lavida_o_ground(low=first, high=first + BINS + 1, steps=steps)

@@ -1,0 +1,51 @@
+"""A region of a picture -> filled: masked models need no training for it. Public idea: ``Infill(region=...)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unmask.sequence import Sequence
+from unmask.tasks.generate import Generate, picture_codes
+from unmask.tasks.parts import Parts, to_image, to_pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infill:
+    """``pixels [3, side, side]`` with ``region [side, side]`` (True = to be filled); ``prompt`` says what the whole shall show.
+
+    A code is redrawn if any of its pixels is painted; the others, and their pixels in the result, stay as they were.
+    """
+
+    pixels: Tensor
+    region: Tensor
+    prompt: str = ""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"und.joint", "gen", "vq.encoder", "vq.decoder"})
+
+    def open_codes(self, tokens: Parts) -> Tensor:
+        """Which codes are to be decided, [h, w]."""
+        factor = tokens.vq.config.factor
+        return self.region.unfold(0, factor, factor).unfold(1, factor, factor).flatten(2).any(2)
+
+    def build(self, tokens: Parts) -> Sequence:
+        open_ = self.open_codes(tokens)
+        if not bool(open_.any()):
+            raise ValueError("the region is empty: paint white what shall be filled")
+        sequence = Generate(prompt=self.prompt).build(tokens)
+        span = sequence.span("image")
+        ids, masked = sequence.ids.clone(), sequence.masked.clone()
+        ids[span.start : span.stop] = tokens.encode(self.pixels).cpu().flatten()
+        masked[span.start : span.stop] = open_.flatten()
+        return replace(sequence, ids=ids, masked=masked)
+
+    def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:
+        filled = tokens.decode(picture_codes(sequence, "image")[None])[0]
+        factor = tokens.vq.config.factor
+        mask = self.open_codes(tokens).repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+        return to_image(torch.where(mask, to_pixels(filled), self.pixels))

@@ -1,0 +1,297 @@
+"""The model as a user holds it. Public idea: ``m = unmask.load("mini"); m.generate("two red apples left of a cat")``.
+
+Same seed, same answer, whatever the batch size: picture i of a call has the seed ``seed + i`` and random numbers of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from unmask.checkpoints.store import CheckpointError, load_module
+from unmask.models.elastic import Elastic
+from unmask.models.sizes import ElasticConfig, VisionConfig
+from unmask.recipe import override
+from unmask.sampling.sampler import Sampler, Step
+from unmask.sequence import Batch, collate
+from unmask.sequence import Sequence as Tokens
+from unmask.tasks import edit, generate, ground, infill, understand
+from unmask.tasks.parts import Parts, to_pixels
+from unmask.tasks.results import Answer, Box, Drawing, Grounding
+from unmask.tokens.pictures import ImageError, read_image, square
+from unmask.tokens.prompts import COMPACT, RELEASED, Conditions
+from unmask.tokens.text import MASK, Text
+from unmask.tokens.vq import VQ, VQConfig
+
+Picture = Image.Image | str | os.PathLike[str] | bytes
+WORDINGS = {"compact": COMPACT, "released": RELEASED}
+LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
+
+
+def load(name: str | os.PathLike[str] = "mini", *, device: str = "cpu") -> Model:
+    """A shipped model by name, or a model folder. CheckpointError says what is missing or damaged.
+
+    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors.
+    """
+    folder = Path(name) if Path(name).is_dir() else Path(str(files("unmask") / "assets" / str(name)))
+    if not (folder / "config.json").exists():
+        shipped = sorted(p.parent.name for p in Path(str(files("unmask") / "assets")).glob("*/config.json"))
+        raise CheckpointError(
+            f"there is no model {str(name)!r}; give a shipped one ({', '.join(shipped)}) or a folder with a config.json"
+        )
+    config = read_config(folder)
+    text = Text.load(folder / "tokenizer.json")
+    size: ElasticConfig = config["model"]
+    if text.size != size.vocab_size:
+        raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {size.vocab_size}")
+    with torch.device("meta"):
+        net, vq = Elastic(size, mask_id=text[MASK]), VQ(config["vq"])
+    net = load_module(net.to_empty(device="cpu"), folder, name="model").to(device).eval()
+    vq = load_module(vq.to_empty(device="cpu"), folder, name="vq").to(device).eval()
+    parts = Parts(text=text, net=net, vq=vq, wording=config["wording"], side=config["side"], fold=config["fold"])
+    return Model(parts)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json -> {"model": ElasticConfig, "vq": VQConfig, "wording", "side", "fold"}. CheckpointError where it does not fit."""
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+        vision = raw["model"].pop("vision")
+        model = ElasticConfig(**raw["model"], vision=VisionConfig(**vision) if vision else None)
+        channels = tuple(raw["vq"].pop("block_out_channels"))
+        vq = VQConfig(**raw["vq"], block_out_channels=channels)
+        wording, side, fold = WORDINGS[raw["wording"]], int(raw["side"]), int(raw["fold"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a model configuration: {error}") from error
+    return {"model": model, "vq": vq, "wording": wording, "side": side, "fold": fold}
+
+
+def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
+    """The inverse of ``read_config``."""
+    value = {"model": asdict(model), "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
+    (folder / "config.json").write_text(json.dumps(value, indent=1) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    rows: list[Tokens]
+    seconds: float
+
+
+class Model:
+    """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.net.embed.weight.device
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        n: int = 1,
+        seed: int = 0,
+        conditions: Conditions | None = None,
+        trace: bool = False,
+        settings: Sequence[str] = (),
+        sampler: Sampler | None = None,
+    ) -> list[Drawing]:
+        """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["pace.steps=8", "guide.scale=3"]``."""
+        task = generate.Generate(prompt=self._prompt(prompt), conditions=conditions)
+        chosen = override(sampler or generate.sampler(self.parts), settings)
+        return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, prompt, trace)
+
+    def edit(
+        self,
+        image: Picture,
+        instruction: str,
+        *,
+        n: int = 1,
+        seed: int = 0,
+        trace: bool = False,
+        settings: Sequence[str] = (),
+        sampler: Sampler | None = None,
+    ) -> list[Drawing]:
+        """``n`` versions of a picture changed as the instruction says, in the model's own (square) size."""
+        pixels, _ = self.parts.see(read_image(image))
+        task = edit.Edit(pixels=pixels, instruction=self._prompt(instruction))
+        chosen = override(sampler or edit.sampler(self.parts), settings)
+        return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, instruction, trace)
+
+    def infill(
+        self,
+        image: Picture,
+        region: Picture,
+        *,
+        prompt: str = "",
+        seed: int = 0,
+        trace: bool = False,
+        settings: Sequence[str] = (),
+    ) -> Drawing:
+        """A picture with the white part of ``region`` (same size) drawn anew, so that the whole shows ``prompt``."""
+        picture, painted = read_image(image), read_image(region)
+        if painted.size != picture.size:
+            raise ImageError(f"the region is {painted.size} and the picture {picture.size}; make both of one size")
+        pixels, _ = self.parts.see(picture)
+        shown = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
+        task = infill.Infill(pixels=pixels, region=shown, prompt=self._prompt(prompt, empty=True))
+        chosen = override(generate.sampler(self.parts), settings)
+        return self._draw([task], [seed], chosen, prompt, trace)[0]
+
+    def ask(
+        self,
+        image: Picture,
+        question: str,
+        *,
+        seed: int = 0,
+        trace: bool = False,
+        length: int = 4,
+        settings: Sequence[str] = (),
+    ) -> Answer:
+        """Answer a question about a picture, in at most ``length`` tokens."""
+        pixels, _ = self.parts.see(read_image(image))
+        task = understand.Ask(pixels=pixels, question=self._prompt(question), length=length)
+        chosen = override(understand.sampler(self.parts), settings)
+        return self._answer(task, chosen, question, seed, trace)
+
+    def describe(self, image: Picture, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
+        """A caption of a picture."""
+        return self.ask(image, self.parts.wording.describe, seed=seed, trace=trace, length=24, settings=settings)
+
+    def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
+        """A caption with every ``[mask]`` filled by one token."""
+        task = understand.FillText(target=self._prompt(target))
+        chosen = override(understand.fill_sampler(self.parts), settings)
+        return self._answer(task, chosen, target, seed, trace)
+
+    def ground(
+        self, image: Picture, phrases: Sequence[str], *, steps: int = 1, seed: int = 0, settings: Sequence[str] = ()
+    ) -> Grounding:
+        """A box for every phrase, all in one pass of ``steps`` (1 to 4) steps; corners in pixels of the given picture."""
+        if not 1 <= steps <= 4:
+            raise ValueError(f"a box has four coordinates, so steps must be 1 to 4, got {steps}")
+        picture = read_image(image)
+        pixels, placement = self.parts.see(picture)
+        given = [phrases] if isinstance(phrases, str) else list(phrases)
+        task = ground.Ground(pixels=pixels, phrases=tuple(self._prompt(p) for p in given))
+        chosen = override(ground.sampler(self.parts, steps=steps), settings)
+        done = self.run([task.build(self.parts)], [seed], chosen)
+        boxes = tuple(
+            Box(phrase=p, **dict(zip(("x1", "y1", "x2", "y2"), placement.to_pixels(b), strict=True)))
+            for p, b in zip(given, task.read(done.rows[0], self.parts), strict=True)
+        )
+        return Grounding(
+            boxes=boxes, image_size=picture.size, seed=seed, seconds=done.seconds, settings=describe(chosen)
+        )
+
+    def run(
+        self,
+        sequences: Sequence[Tokens],
+        seeds: Sequence[int],
+        sampler: Sampler,
+        watch: Callable[[Batch], None] | None = None,
+    ) -> _Done:
+        """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        began = time.perf_counter()
+        batch = collate(sequences, seeds, features_per_image=self.parts.look_tokens).to(self.device)
+
+        def on_step(step: Step) -> None:
+            if watch:
+                watch(step.batch)
+
+        done = sampler.sample(self.parts.net, batch, on_step=on_step)
+        rows = [_row(sequence, done, i) for i, sequence in enumerate(sequences)]
+        return _Done(rows=rows, seconds=time.perf_counter() - began)
+
+    def _draw(
+        self, tasks: Sequence[Any], seeds: list[int], sampler: Sampler, prompt: str, trace: bool
+    ) -> list[Drawing]:
+        built = tasks[0].build(self.parts)  # one request, several seeds
+        sequences = [built] * len(tasks)
+        frames: list[list[Image.Image]] = [[] for _ in tasks]
+
+        def watch(batch: Batch) -> None:
+            for i in range(len(tasks)):
+                span = built.span("image")
+                part = slice(span.start, span.stop)
+                codes, masked = batch.ids[i, part].reshape(span.grid), batch.masked[i, part].reshape(span.grid)
+                frames[i].append(self.parts.canvas(codes, masked))
+
+        done = self.run(sequences, seeds, sampler, watch if trace else None)
+        settings = describe(sampler)
+        return [
+            Drawing(
+                image=task.read(row, self.parts),
+                prompt=prompt,
+                seed=seed,
+                seconds=done.seconds / len(tasks),
+                settings=settings,
+                trace=tuple(film),
+            )
+            for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
+        ]
+
+    def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+        built = task.build(self.parts)
+        steps: list[str] = []
+
+        def watch(batch: Batch) -> None:
+            shown = []
+            for span in built.spans:
+                if span.name == "answer":
+                    for i in range(span.start, span.stop):
+                        shown.append("_" if bool(batch.masked[0, i]) else self.parts.text.show([int(batch.ids[0, i])]))
+            steps.append("".join(shown).strip())
+
+        done = self.run([built], [seed], sampler, watch if trace else None)
+        return Answer(
+            text=task.read(done.rows[0], self.parts),
+            question=question,
+            seed=seed,
+            seconds=done.seconds,
+            settings=describe(sampler),
+            trace=tuple(steps),
+        )
+
+    def _prompt(self, text: str, *, empty: bool = False) -> str:
+        if not text.strip() and not empty:
+            raise ValueError('the prompt is empty; say what you want, for example "a red apple"')
+        if len(text) > 20 * LONGEST_PROMPT or len(self.parts.text.encode(text)) > LONGEST_PROMPT:
+            raise ValueError(f"the prompt is longer than {LONGEST_PROMPT} tokens; shorten it")
+        return text
+
+
+def _count(n: int) -> int:
+    if not 1 <= n <= 256:
+        raise ValueError(f"n must be 1 to 256, got {n}")
+    return n
+
+
+def _row(sequence: Tokens, batch: Batch, row: int) -> Tokens:
+    length = len(sequence.ids)
+    return replace(sequence, ids=batch.ids[row, :length].cpu(), masked=batch.masked[row, :length].cpu())
+
+
+def describe(sampler: Sampler) -> dict[str, Any]:
+    """A sampler's parts and fields as plain values, for the record."""
+    return {name: _plain(value) for name, value in vars(sampler).items()}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {"part": type(value).__name__, **{k: _plain(v) for k, v in vars(value).items()}}
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,85 @@
+"""Picture and question -> text, and gaps in a text -> text (spec 4.1). Public idea: ``Ask`` and ``FillText``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unmask.sampling.draw import Greedy
+from unmask.sampling.pace import Fixed
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.select import Confident
+from unmask.sampling.stop import EndOfTurn
+from unmask.sampling.window import Blocks
+from unmask.sequence import Sequence
+from unmask.tasks.parts import Parts
+from unmask.tokens.build import asking, looking
+from unmask.tokens.text import EOS, EOT
+
+GAP = "[mask]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A question about a picture ``pixels [3, side, side]``; the answer has at most ``tokens`` tokens."""
+
+    pixels: Tensor
+    question: str
+    length: int = 4
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"und", "text_head", "vision"})
+
+    def build(self, tokens: Parts) -> Sequence:
+        return asking(looking(tokens.builder(), self.pixels), self.question, self.length).build(self.question)
+
+    def read(self, sequence: Sequence, tokens: Parts) -> str:
+        span = sequence.span("answer")
+        return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillText:
+    """A caption with gaps, each ``[mask]`` one token long; what is given stays as it is."""
+
+    target: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"und", "text_head"})
+
+    def build(self, tokens: Parts) -> Sequence:
+        if GAP not in self.target:
+            raise ValueError(f"there is no {GAP} in {self.target!r}; write one for every word to be filled in")
+        b = looking(tokens.builder(), None)
+        b.say("question", tokens.wording.complete, tokens.text[EOT], segment=1)
+        b.say("question", *b.header("assistant"), segment=1)
+        for piece in re.split(f"({re.escape(GAP)})", self.target):
+            if piece == GAP:
+                b.write("answer", 1, segment=1)
+            elif piece.strip():
+                b.say("answer", piece.strip(), segment=1)
+        return b.say("end", tokens.text[EOT], segment=1).build(self.target)
+
+    def read(self, sequence: Sequence, tokens: Parts) -> str:
+        ids = [i for s in sequence.spans if s.name == "answer" for i in sequence.ids[s.start : s.stop].tolist()]
+        return tokens.text.decode(ids)
+
+
+def sampler(tokens: Parts, *, block: int = 32) -> Sampler:
+    """Low-confidence decoding (LLaDA): greedy, one token a step, blocks from left to right, early exit on end of turn."""
+    return Sampler(
+        pace=Fixed(each=1),
+        draw=Greedy(),
+        select=Confident(),
+        window=Blocks(length=block),
+        stop=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS])),
+    )
+
+
+def fill_sampler(tokens: Parts) -> Sampler:
+    """The surest gap first, one a step."""
+    return Sampler(pace=Fixed(each=1), draw=Greedy(), select=Confident())
