@@ -1,0 +1,410 @@
+"""The command line: its help word for word, what it prints and writes, and how it tells every mistake.
+
+After a wanted change of the help: ``python tests/cli/test_cli.py`` writes the golden files anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import click
+import pytest
+from PIL import Image, ImageSequence
+
+from unmask.cli.main import TABLE, main, program
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "help"
+WIDE = {"COLUMNS": "100", "LINES": "50"}
+
+
+# -- help -------------------------------------------------------------------------------------------------------------
+
+
+def _commands() -> Iterator[tuple[str, ...]]:
+    """The program, every command, every command of a group."""
+    yield ()
+    for name in TABLE:
+        yield (name,)
+        command = program([name]).commands[name]
+        if isinstance(command, click.Group):
+            yield from ((name, inner) for inner in command.commands)
+
+
+def _help(words: tuple[str, ...]) -> str:
+    found = subprocess.run(
+        [sys.executable, "-m", "unmask.cli.main", *words, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **WIDE},
+    )
+    assert found.returncode == 0 and not found.stderr, found.stderr
+    return found.stdout
+
+
+def _golden(words: tuple[str, ...]) -> Path:
+    return GOLDEN / f"{'_'.join(('unmask', *words))}.txt"
+
+
+@pytest.mark.parametrize("words", list(_commands()), ids=" ".join)
+def test_help_is_as_written(words: tuple[str, ...]) -> None:
+    assert _help(words) == _golden(words).read_text(), "wanted? python tests/cli/test_cli.py writes it anew"
+
+
+def test_there_is_no_golden_help_without_its_command() -> None:
+    assert sorted(GOLDEN.glob("*.txt")) == sorted(_golden(words) for words in _commands())
+
+
+@pytest.mark.parametrize("words", list(_commands()), ids=" ".join)
+def test_every_help_has_examples(words: tuple[str, ...]) -> None:
+    assert f"Examples:\n    unmask {words[0] if words else ''}" in _golden(words).read_text()
+
+
+@pytest.mark.parametrize("name", list(TABLE))
+def test_the_table_says_what_the_command_says(name: str) -> None:
+    assert (program([name]).commands[name].help or "").partition("\n")[0] == TABLE[name][1]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["generate", "--help"], ["world", "show", "--help"]])
+def test_help_needs_no_torch(words: list[str]) -> None:
+    code = (
+        "import sys; from unmask.cli.main import main; code = main(sys.argv[1:]);"
+        "assert not code, code; assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+
+
+# -- a model to work with ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of the smallest size, which has learned nothing."""
+    import torch
+
+    from unmask.checkpoints.store import save_module
+    from unmask.models.elastic import Elastic
+    from unmask.models.sizes import SIZES
+    from unmask.tasks.model import write_config
+    from unmask.tokens.text import MASK, Text
+    from unmask.tokens.vq import VQ, VQConfig
+
+    place = tmp_path_factory.mktemp("tiny")
+    text = Text.load(Path(str(files("unmask") / "assets" / "mini" / "tokenizer.json")))
+    text.save(place / "tokenizer.json")
+    size = dataclasses.replace(SIZES["tiny"], vocab_size=text.size)
+    vq = VQConfig(
+        block_out_channels=(4, 4, 4, 4, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=size.codes,
+        norm_num_groups=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_module(Elastic(size, mask_id=text[MASK]), place, name="model", shard=200_000)
+        save_module(VQ(vq), place, name="vq")
+    write_config(place, size, vq, wording="compact", side=128, fold=2)
+    return place
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with one picture."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 40), "red").save("in.png")
+    return tmp_path
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[str, str]:
+    """(stdout, stderr) of a call that succeeds."""
+    code = main([str(w) for w in words])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out, err
+
+
+def test_generate_writes_numbered_pictures_and_traces(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = _run(
+        capsys, "generate", "a red apple", "-n", "2", "--out", "p.png", "--trace", "t.gif", "--model", folder
+    )
+    assert out.split() == ["p-1.png", "p-2.png"] and "trace: t-1.gif" in err
+    assert sorted(os.listdir(here)) == ["in.png", "p-1.png", "p-2.png", "t-1.gif", "t-2.gif"]
+    assert Image.open("p-1.png").size == (128, 128) and len(list(ImageSequence.Iterator(Image.open("t-1.gif")))) > 1
+
+
+def test_json_settings_and_seeds_do_what_they_say(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "a cat", "--json", "--model", folder, "-o", "pace.steps=3", "--out")
+    first = json.loads(_run(capsys, *words, "a.png")[0])
+    _run(capsys, *words, "b.png")
+    _run(capsys, *words, "c.png", "--seed", "1")
+    assert [d["file"] for d in first] == ["a.png"] and first[0]["settings"]["pace"]["steps"] == 3
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_ask_prints_the_answer_and_saves_the_steps(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = _run(capsys, "ask", "in.png", "what is this?", "--model", folder, "--trace", "t.txt")
+    assert out.count("\n") == 1 and err == "trace: t.txt\n" and len(Path("t.txt").read_text().splitlines()) > 1
+    told = json.loads(_run(capsys, "ask", "in.png", "what is this?", "--model", folder, "--json")[0])
+    assert told["text"] == out.strip() and told["question"] == "what is this?"
+
+
+def test_ground_prints_a_box_a_phrase_in_pixels_of_the_picture(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = _run(capsys, "ground", "in.png", "the cat", "a red apple", "--out", "b.png", "--model", folder)
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert [row[4] for row in rows] == ["the cat", "a red apple"] and err == "boxes drawn: b.png\n"
+    assert all(0 <= float(row[i]) <= (60, 40)[i % 2] for row in rows for i in range(4))
+    assert Image.open("b.png").size == (420, 280)
+    told = json.loads(_run(capsys, "ground", "in.png", "the cat", "--steps", "4", "--model", folder, "--json")[0])
+    assert len(told["boxes"]) == 1 and told["settings"]["pace"]["steps"] == 4
+
+
+def test_edit_and_infill_write_pictures(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(capsys, "edit", "in.png", "make it blue", "--model", folder)[0] == "edited.png\n"
+    assert _run(capsys, "infill", "in.png", "--box", "0,0,20,20", "--model", folder)[0] == "filled.png\n"
+    Image.new("RGB", (60, 40), "white").save("region.png")
+    assert (
+        _run(capsys, "infill", "in.png", "--region", "region.png", "--out", "f.png", "--model", folder)[0] == "f.png\n"
+    )
+    assert all(Image.open(name).size == (128, 128) for name in ("edited.png", "filled.png", "f.png"))
+
+
+def test_infill_fills_the_gaps_of_a_text(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = _run(capsys, "infill", "a [mask] apple", "--model", folder)[0]
+    assert out.startswith("a") and "[mask]" not in out
+
+
+def test_evaluate_writes_figures_and_a_report(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("evaluate", folder, "--only", "grounding,questions", "--limit", "2", "--json", "f.json", "--out", "report")
+    out, err = _run(capsys, *words)
+    told = json.loads(Path("f.json").read_text())
+    assert "p50_1step" in told["grounding"] and "overall" in told["questions"] and "p50_1step" in out
+    assert "figures: f.json" in err and list(Path("report").glob("*.html"))
+    assert "no part 'ground'" in _mistake(capsys, "evaluate", folder, "--only", "ground")
+
+
+def test_demo_writes_a_sheet_and_says_what_it_shows(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = _run(capsys, "demo", "--model", folder)
+    assert [line.split()[0] for line in out.splitlines()].count("drawn") == 6 and "sheet     demo/sheet.png" in out
+    assert {"sheet.png", "boxes.png", "edited.png", "trace.gif", "drawing-6.png"} <= set(os.listdir("demo"))
+    assert Image.open("demo/sheet.png").width == 1200
+
+
+# -- without a model --------------------------------------------------------------------------------------------------
+
+
+def test_the_program_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Commands:" in _run(capsys)[0]
+
+
+def test_world_show_is_the_same_for_ever_and_says_everything(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("world", "show", "--level", "free", "--split", "test", "--seed", "3", "-n", "3", "--out")
+    assert _run(capsys, *words, "a.png")[0] == "a.png\n"
+    told = json.loads(_run(capsys, *words, "b.png", "--json")[0])
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert [t["index"] for t in told] == [0, 1, 2] and all(t["caption"] and t["layout"] for t in told)
+
+
+def test_inspect_counts_what_the_files_hold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(_run(capsys, "inspect", folder, "--json")[0])
+    assert {p["file"] for p in told["parts"]} == {"model-*.safetensors", "vq.safetensors"}
+    assert told["parameters"] == sum(p["parameters"] for p in told["parts"]) == told["bytes"] / 4
+    assert "blocks.und" in _run(capsys, "inspect", folder)[0]
+
+
+def test_inspect_knows_named_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {p["part"]: p["parameters"] for p in json.loads(_run(capsys, "inspect", "lavida_o", "--json")[0])["parts"]}
+    assert parts["blocks.gen"] == 32 * 75_501_568 and parts["blocks.und"] + parts["blocks.out"] == 32 * 218_112_000
+
+
+def test_settings_of_a_recipe_reach_its_function_and_its_fields() -> None:
+    from unmask.cli.train import find
+
+    recipe = find("mini.tower", ["seed=5", "training.steps=7", "optim.lr=3e-4"])
+    assert (recipe.training.seed, recipe.training.steps, recipe.optim.lr) == (5, 7, 3e-4)
+
+
+def test_train_begins_refuses_and_resumes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", "mini.tower", "--out", "run", "-o", "training.steps=1")
+    assert _run(capsys, *words)[0] == "run\n"
+    assert {"metrics.jsonl", "state.safetensors", "model.safetensors"} <= set(os.listdir("run"))
+    assert "already holds a run" in _mistake(capsys, *words)
+    told = json.loads(_run(capsys, *words[:-1], "training.steps=2", "--resume", "--json")[0])
+    assert told == {"recipe": "mini.tower", "folder": "run", "steps": 2}
+    assert [json.loads(row)["step"] for row in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert "seed" in _mistake(capsys, *words[:-1], "seed=9", "--resume")
+
+
+def test_train_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "mini.stage2 " in _run(capsys, "train", "--list")[0]
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """The two lines of a call that must fail."""
+    code = main([str(w) for w in words])
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert code == 2 and not out, (code, out, err)
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: "), err
+    assert all(len(line) > 12 for line in lines), err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generat x", "Did you mean 'generate'"),
+        ("--nonsense", "--nonsense"),
+        ("generate", "PROMPT"),
+        ("generate x --nonsense", "--nonsense"),
+        ("generate x -n 0", "0 is not in the range"),
+        ("generate x --seed abc", "'abc'"),
+        ("generate x --out x.tiff2", "must end in .png"),
+        ("generate x --trace x.mp4", "must end in .gif"),
+        ("generate x --out x.png --trace x.png", "both x.png"),
+        ("generate x -o steps", "key=value"),
+        ("generate x --device toaster", "'toaster' is not a device"),
+        ("generate x --model nosuch", "nosuch"),
+        ("generate x --threads 0", "0 is not in the range"),
+        ("ask in.png", "QUESTION"),
+        ("ask missing.png what?", "no file missing.png"),
+        ("ask letter.txt what?", "not a picture"),
+        ("ask cut.png what?", "cut"),
+        ("ground in.png", "PHRASES"),
+        ("ground in.png cat --steps 9", "9 is not in the range"),
+        ("infill in.png", "--region"),
+        ("infill in.png --box 1,2,3", "four numbers"),
+        ("infill in.png --box 0,0,600,1", "inside the 60 x 40 picture"),
+        ("infill [mask] --box 0,0,6,1", "no --region"),
+        ("train nosuch.recipe", "no recipe"),
+        ("train mini.stage22", "did you mean 'mini.stage2'"),
+        ("train mini.stage2 --out ran", "--resume"),
+        ("train mini.tower -o training.stepz=3", "did you mean 'steps'"),
+        ("train mini.tower -o training.steps=0", "at least 1"),
+        ("train mini.tower -o seed=one", "whole number"),
+        ("evaluate --suite moon", "'moon'"),
+        ("evaluate --level moon", "'moon'"),
+        ("inspect nosuch", "tiny, mini, lavida_o"),
+        ("inspect letter.txt", "no safetensors file"),
+        ("bench nosuch", "bench"),
+        ("world show --level moon", "'moon'"),
+        ("world show -n 1 --out letter.txt/a.png", "could not write"),
+    ],
+)
+def test_a_mistake_is_two_lines_and_exit_2(
+    words: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("letter.txt").write_text("hello, I am a letter, not a picture")
+    Path("cut.png").write_bytes(Path("in.png").read_bytes()[:100])
+    Path("ran").mkdir()
+    Path("ran/state.safetensors").touch()
+    before = set(here.rglob("*"))
+    assert said in _mistake(capsys, *words.split())
+    assert set(here.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "apple " * 5000], "longer than"),
+        (["generate", "x", "-o", "pace.stepz=3"], "did you mean 'steps'"),
+        (["generate", "x", "-o", "pace.steps=many"], "wanted a number"),
+        (["generate", "x", "-o", "pace.steps=0"], "at least one step"),
+        (["infill", "in.png", "--region", "small.png"], "of one size"),
+    ],
+)
+def test_what_the_model_refuses_is_told_alike(
+    words: list[str], said: str, folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (2, 2), "white").save("small.png")
+    before = set(here.iterdir())
+    assert said in _mistake(capsys, *words, "--model", folder)
+    assert set(here.iterdir()) == before
+
+
+def _spoil(name: str, folder: Path, here: Path) -> Path:
+    """A copy of the model folder with one thing wrong."""
+    place = here / "spoilt"
+    place.mkdir()
+    for file in folder.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    first = sorted(place.glob("model-*"))[0]
+    if name == "shard missing":
+        first.unlink()
+    elif name == "cut off":
+        first.write_bytes(first.read_bytes()[:-1000])
+    elif name == "garbage":
+        first.write_bytes(struct.pack("<Q", 40) + b"{not json" + bytes(100))
+    elif name == "other size":
+        config = json.loads((place / "config.json").read_text())
+        config["model"]["mlp"] += 16
+        (place / "config.json").write_text(json.dumps(config))
+    else:
+        (place / "config.json").write_text("{")
+    return place
+
+
+@pytest.mark.parametrize("name", ["shard missing", "cut off", "garbage", "other size", "config"])
+def test_spoilt_checkpoints_are_told(name: str, folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = _spoil(name, folder, here)
+    assert "spoilt" in _mistake(capsys, "generate", "x", "--model", place)
+    if name in ("shard missing", "cut off", "garbage"):
+        assert "copy" in _mistake(capsys, "inspect", place)
+
+
+def test_a_full_disk_leaves_nothing_behind(here: Path) -> None:
+    """The operating system itself refuses to write more than 2,000 bytes to a file."""
+
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    words = [sys.executable, "-B", "-m", "unmask.cli.main", "world", "show", "-n", "4", "--out", "big.png"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(words, capture_output=True, text=True, cwd=here, env=environment, preexec_fn=no_room)
+    assert found.returncode == 2 and found.stderr.startswith("error: could not write big.png"), found.stderr
+    assert os.listdir(here) == ["in.png"]
+
+
+def test_a_defect_shows_its_traceback(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise TypeError("a defect")
+
+    monkeypatch.setattr("unmask.cli.world._told", broken)
+    with pytest.raises(TypeError, match="a defect"):
+        main(["world", "show"])
+
+
+def test_traceback_on_request(here: Path) -> None:
+    with pytest.raises(ValueError, match="no recipe"):
+        main(["--traceback", "train", "nosuch.recipe"])
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for old in GOLDEN.glob("*.txt"):
+        old.unlink()
+    for command_words in _commands():
+        _golden(command_words).write_text(_help(command_words))

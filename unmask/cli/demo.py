@@ -1,0 +1,159 @@
+"""The command demo: one sheet with drawings, an answer, boxes, an edit and a drawing as it comes about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+from PIL import Image
+
+from unmask.cli.options import Run, model_options
+from unmask.cli.output import news, print_json
+from unmask.cli.sheet import Cell, Row, sheet
+from unmask.tokens.pictures import draw_boxes, save_image, save_trace, strip
+
+PROMPTS = (
+    "a red apple",
+    "two yellow cups",
+    "a blue bus and a green chair",
+    "a dog left of a cat",
+    "an elephant above a pink umbrella on a sand background",
+    "a purple car, a clock and a banana",
+)
+_TRACED = 3  # the prompt that is also shown as it comes about
+_SIDE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A scene of the test split, which no training ever showed, and what is true of it."""
+
+    picture: Image.Image
+    question: str
+    answer: str
+    phrases: tuple[str, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    instruction: str
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Folder to write to.")
+@model_options
+def demo(run: Run, out: Path) -> None:
+    """Show on one sheet all that a model does.
+
+    Six drawings, a question with its answer, boxes, an edit, and one drawing as it comes about; nothing is picked by
+    hand. Prints what the sheet shows.
+
+    \b
+    Examples:
+      unmask demo
+      unmask demo --out demo --seed 7
+    """
+    began = time.perf_counter()
+    model = run.open()
+    news(f"model {run.model} opened in {time.perf_counter() - began:.1f} s")
+    drawn = [
+        model.generate(prompt, seed=run.seed, trace=i == _TRACED, settings=run.settings)[0]
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    news(f"{len(drawn)} pictures drawn")
+    example = unseen(run.seed)
+    answer = model.ask(example.picture, example.question, seed=run.seed)
+    found = model.ground(example.picture, list(example.phrases), seed=run.seed)
+    edited = model.edit(example.picture, example.instruction, seed=run.seed)[0]
+    news("a picture asked about, searched and edited")
+    told = {
+        "drawings": [{"prompt": p, "file": f"drawing-{i + 1}.png"} for i, p in enumerate(PROMPTS)],
+        "question": {"text": example.question, "answer": answer.text, "truth": example.answer},
+        "boxes": [_box_told(b, true) for b, true in zip(found.boxes, example.boxes, strict=True)],
+        "edit": {"instruction": example.instruction, "file": "edited.png"},
+        "trace": {"prompt": PROMPTS[_TRACED], "file": "trace.gif"},
+    }
+    boxed = draw_boxes(example.picture, [(b.phrase, (b.x1, b.y1, b.x2, b.y2)) for b in found.boxes])
+    for i, drawing in enumerate(drawn):
+        save_image(drawing.image, out / f"drawing-{i + 1}.png")
+    for name, picture in (("picture", example.picture), ("boxes", boxed), ("edited", edited.image)):
+        save_image(picture, out / f"{name}.png")
+    save_trace(drawn[_TRACED].trace, out / "trace.gif")
+    page = sheet(_rows(drawn, example, answer.text, boxed, edited.image))
+    saved = save_image(page, out / "sheet.png")
+    _report(told, saved, time.perf_counter() - began, run)
+
+
+def unseen(seed: int) -> Example:
+    """The first test scene from ``seed`` on of which something can be asked, found and changed."""
+    from unmask.data.world import edits, language
+    from unmask.data.world.render import render
+    from unmask.data.world.scenes import Draft, sample
+
+    for index in range(200):
+        scene = sample("grid", "test", seed, index, Draft(counts=((3, 1.0),), alike=0.0, tinted=1.0))
+        rng = Random(f"demo/{seed}/{index}")
+        asked = [q for q in language.questions(scene, rng) if q.kind in ("colour", "what", "where")]
+        referred = language.referring(scene, rng)
+        changed = edits.edit(scene, "test", rng, "recolour")
+        if asked and changed and len(referred) == len(scene.things):
+            question = rng.choice(asked)
+            return Example(
+                picture=Image.fromarray(render(scene, _SIDE)),
+                question=question.text,
+                answer=question.answer,
+                phrases=tuple(phrase for phrase, _ in referred),
+                boxes=tuple(_pixels(scene.things[i].box) for _, i in referred),
+                instruction=changed.instruction,
+            )
+    raise ValueError(f"no scene to show was found from seed {seed}; try another --seed")
+
+
+def _pixels(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (v * _SIDE for v in box)
+    return (x1, y1, x2, y2)
+
+
+def _box_told(box: Any, true: Sequence[float]) -> dict[str, Any]:
+    return {
+        "phrase": box.phrase,
+        "box": [round(v, 1) for v in (box.x1, box.y1, box.x2, box.y2)],
+        "truth": [round(v, 1) for v in true],
+    }
+
+
+def _rows(
+    drawn: Sequence[Any], example: Example, answer: str, boxed: Image.Image, edited: Image.Image
+) -> tuple[Row, ...]:
+    looked = (
+        Cell(picture=example.picture, lines=(example.question, f"{answer} (true: {example.answer})")),
+        Cell(picture=boxed, lines=("boxes", ", ".join(example.phrases))),
+        Cell(picture=edited, lines=(example.instruction,)),
+    )
+    frames = strip(drawn[_TRACED].trace, most=8)
+    return (
+        Row(
+            title="Draw",
+            columns=3,
+            cells=tuple(Cell(picture=d.image, lines=(p,)) for d, p in zip(drawn, PROMPTS, strict=True)),
+        ),
+        Row(title="Look at a picture never seen in training: ask, find, edit", columns=3, cells=looked),
+        Row(title="How a drawing comes about", columns=1, cells=(Cell(picture=frames, lines=(PROMPTS[_TRACED],)),)),
+    )
+
+
+def _report(told: dict[str, Any], saved: Path, seconds: float, run: Run) -> None:
+    if run.json:
+        print_json({**told, "sheet": str(saved), "seconds": round(seconds, 2)})
+        return
+    for one in told["drawings"]:
+        click.echo(f"drawn     {one['prompt']}")
+    asked = told["question"]
+    click.echo(f"asked     {asked['text']} -> {asked['answer']} (true: {asked['truth']})")
+    for box in told["boxes"]:
+        click.echo(f"found     {box['phrase']} at {box['box']} (true: {box['truth']})")
+    click.echo(f"edited    {told['edit']['instruction']}")
+    click.echo(f"traced    {told['trace']['prompt']}: {saved.with_name('trace.gif')}")
+    click.echo(f"sheet     {saved}, after {seconds:.1f} s")

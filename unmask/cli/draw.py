@@ -1,0 +1,140 @@
+"""Commands that end in a picture (or a completed text): generate, edit, infill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from PIL import Image
+
+from unmask.cli.options import Run, model_options, path_option
+from unmask.cli.output import news, numbered, print_json
+from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, save_trace
+
+_GAP = "[mask]"
+
+_trace = path_option("--trace", TRACES, "Also save how it came about: .gif moves, .png is a strip.")
+_count = click.option(
+    "-n", "count", type=click.IntRange(1, 256), default=1, show_default=True, help="How many pictures."
+)
+
+
+@click.command()
+@click.argument("prompt")
+@_count
+@path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "drawing.png")
+@_trace
+@model_options
+def generate(run: Run, prompt: str, count: int, out: Path, trace: Path | None) -> None:
+    """Draw pictures from a prompt.
+
+    Prints the path of every picture.
+
+    \b
+    Examples:
+      unmask generate "two red apples left of a cat"
+      unmask generate "a blue bus" -n 4 --seed 1 --out bus.png
+      unmask generate "a dog above a car" --trace dog.gif
+      unmask generate "a clock" -o pace.steps=8 --json
+    """
+    _apart(out, trace)
+    model = run.open()
+    drawn = model.generate(prompt, n=count, seed=run.seed, trace=trace is not None, settings=run.settings)
+    _deliver(drawn, out, trace, run)
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("instruction")
+@_count
+@path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "edited.png")
+@_trace
+@model_options
+def edit(run: Run, image: Path, instruction: str, count: int, out: Path, trace: Path | None) -> None:
+    """Change a picture as an instruction says.
+
+    Prints the path of every picture.
+
+    \b
+    Examples:
+      unmask edit apples.png "make the apple blue"
+      unmask edit apples.png "add a cat at the top left" --out cat.png
+      unmask edit apples.png "remove the cat" -n 2 --seed 3 --trace gone.gif
+    """
+    _apart(out, trace)
+    picture = read_image(image)
+    model = run.open()
+    drawn = model.edit(picture, instruction, n=count, seed=run.seed, trace=trace is not None, settings=run.settings)
+    _deliver(drawn, out, trace, run)
+
+
+@click.command()
+@click.argument("target")
+@click.option("--region", type=click.Path(path_type=Path), help="A picture that is white where TARGET shall be filled.")
+@click.option("--box", metavar="X1,Y1,X2,Y2", help="Fill this box, in pixels of TARGET.")
+@click.option("--prompt", default="", help="What the whole picture shall show.")
+@path_option("--out", tuple(WRITABLE), "Where to save.", "filled.png")
+@_trace
+@model_options
+def infill(
+    run: Run, target: str, region: Path | None, box: str | None, prompt: str, out: Path, trace: Path | None
+) -> None:
+    """Fill a region of a picture, or the gaps of a text.
+
+    TARGET is a picture file, or a text in which every [mask] is a gap. A picture needs --region or --box.
+
+    \b
+    Examples:
+      unmask infill "a [mask] apple left of a [mask]"
+      unmask infill apples.png --box 0,0,64,64 --prompt "a cat and two red apples"
+      unmask infill apples.png --region painted.png --out filled.png
+    """
+    if _GAP in target:
+        if region or box:
+            raise click.UsageError(f"a text with {_GAP} has no --region and no --box")
+        answer = run.open().infill_text(target, seed=run.seed, settings=run.settings)
+        print_json(answer.to_json()) if run.json else click.echo(answer.text)
+        return
+    if (region is None) == (box is None):
+        raise click.UsageError(f"a picture needs one of --region and --box; a text needs a {_GAP}")
+    _apart(out, trace)
+    picture = read_image(target)
+    painted = read_image(region) if region else _box_region(box or "", picture.size)
+    drawn = run.open().infill(
+        picture, region=painted, prompt=prompt, seed=run.seed, trace=trace is not None, settings=run.settings
+    )
+    _deliver([drawn], out, trace, run)
+
+
+def _box_region(text: str, size: tuple[int, int]) -> Image.Image:
+    """``x1,y1,x2,y2`` -> a picture that is white inside the box."""
+    try:
+        x1, y1, x2, y2 = (round(float(v)) for v in text.split(","))
+    except (ValueError, OverflowError):
+        raise click.UsageError(f"--box {text!r} must be four numbers x1,y1,x2,y2") from None
+    if not (0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]):
+        raise click.UsageError(f"--box {text} must lie inside the {size[0]} x {size[1]} picture, x1 < x2 and y1 < y2")
+    region = Image.new("RGB", size, "black")
+    region.paste((255, 255, 255), (x1, y1, x2, y2))
+    return region
+
+
+def _apart(out: Path, trace: Path | None) -> None:
+    if trace == out:
+        raise click.UsageError(f"--out and --trace are both {out}")
+
+
+def _deliver(drawn: Sequence[Any], out: Path, trace: Path | None, run: Run) -> None:
+    """Save pictures and traces, and tell where."""
+    told = []
+    for i, drawing in enumerate(drawn):
+        saved = save_image(drawing.image, numbered(out, i, len(drawn)))
+        if trace is not None:
+            news(f"trace: {save_trace(drawing.trace, numbered(trace, i, len(drawn)))}")
+        told.append({**drawing.to_json(), "file": str(saved)})
+        if not run.json:
+            click.echo(saved)
+    if run.json:
+        print_json(told)

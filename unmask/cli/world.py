@@ -1,0 +1,99 @@
+"""The command world: look at the scenes, and at all that is said about them."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+
+from unmask.cli.options import json_option, path_option
+from unmask.cli.output import news, print_json
+from unmask.data.world.scenes import SPLITS
+from unmask.data.world.vocabulary import LEVELS
+from unmask.tokens.pictures import WRITABLE
+
+_SIDE = 128
+
+
+@click.group()
+def world() -> None:
+    """Look at the small world that models are trained on.
+
+    \b
+    Examples:
+      unmask world show
+      unmask world show --level free --split test --seed 3
+    """
+
+
+@world.command()
+@click.option("--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True)
+@click.option("--split", type=click.Choice(SPLITS), default="train", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which world of scenes.")
+@click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first scene.")
+@click.option("-n", "count", type=click.IntRange(1, 400), default=12, show_default=True, help="How many scenes.")
+@path_option("--out", tuple(WRITABLE), "Where to save the sheet.", "world.png")
+@json_option
+def show(level: str, split: str, seed: int, first: int, count: int, out: Path, as_json: bool) -> None:
+    """Save a sheet of scenes: picture with boxes, caption, a question with its answer, an edit.
+
+    Prints the path of the sheet, or with --json all that is said about every scene.
+
+    \b
+    Examples:
+      unmask world show
+      unmask world show --level free --split test --seed 3 -n 24 --out free.png
+      unmask world show --json | head -40
+    """
+    from unmask.cli.sheet import Row, sheet
+    from unmask.tokens.pictures import save_image
+
+    told = [_told(level, split, seed, index) for index in range(first, first + count)]
+    cells = tuple(_cell(t) for t in told)
+    title = f"{level} · {split} · seed {seed} · scenes {first} to {first + count - 1}"
+    saved = save_image(sheet([Row(cells=cells, columns=4, title=title)]), out)
+    if as_json:
+        news(f"sheet: {saved}")
+        print_json([{k: v for k, v in t.items() if k != "scene"} for t in told])
+    else:
+        click.echo(saved)
+
+
+def _told(level: str, split: str, seed: int, index: int) -> dict[str, Any]:
+    """All that the sheet says about one scene; a function of its four arguments."""
+    from unmask.data.world import edits, language
+    from unmask.data.world.scenes import sample
+
+    scene = sample(level, split, seed, index)
+    rng = Random(f"show/{level}/{split}/{seed}/{index}")
+    asked = language.questions(scene, rng)
+    changed = edits.edit(scene, split, rng)
+    return {
+        "scene": scene,
+        "index": index,
+        "caption": language.caption(scene, rng),
+        "layout": [{"phrase": phrase, "box": box} for phrase, box in language.layout(scene, rng)],
+        "referring": [{"phrase": phrase, "box": scene.things[i].box} for phrase, i in language.referring(scene, rng)],
+        "questions": [{"kind": q.kind, "text": q.text, "answer": q.answer} for q in rng.sample(asked, len(asked))],
+        "edit": changed.instruction if changed else None,
+    }
+
+
+def _cell(told: dict[str, Any]) -> Any:
+    from PIL import Image
+
+    from unmask.cli.sheet import Cell
+    from unmask.data.world.render import render
+    from unmask.tokens.pictures import draw_boxes
+
+    picture = Image.fromarray(render(told["scene"], _SIDE))
+    boxes = [(one["phrase"], tuple(v * _SIDE for v in one["box"])) for one in told["layout"]]
+    lines = [f"{told['index']} · {told['caption']}"]
+    if told["questions"]:
+        lines.append(f"{told['questions'][0]['text']} {told['questions'][0]['answer']}")
+    if told["edit"]:
+        lines.append(f"edit: {told['edit']}")
+    return Cell(picture=draw_boxes(picture, boxes), lines=tuple(textwrap.shorten(line, 120) for line in lines))
