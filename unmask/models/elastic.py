@@ -167,7 +167,7 @@ def _attend(valid_BT: Tensor, segment_BT: Tensor | None) -> Tensor | None:
 
 
 def init(model: nn.Module, generator: torch.Generator) -> None:
-    """Normal weights of deviation 1 / sqrt(fan in) (projections into the residual stream scaled down by depth), zero biases."""
+    """Normal weights of deviation 1 / sqrt(fan in) (the last of every MLP scaled down by depth), zero biases."""
     depth = len(model.blocks) if isinstance(model, Elastic) else 1
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -179,7 +179,5 @@ def init(model: nn.Module, generator: torch.Generator) -> None:
                 p.normal_(0, 0.5 if "table" in name else 0.02 * 25, generator=generator)
             else:
                 fan_in = p[0].numel() if "unfold." not in name else p.shape[0]
-                scale = (
-                    (2 * depth) ** -0.5 if name.endswith(("down.weight", "blocks.out.weight", ".fc2.weight")) else 1.0
-                )
+                scale = (2 * depth) ** -0.5 if name.endswith(("down.weight", ".fc2.weight")) else 1.0
                 p.normal_(0, scale * fan_in**-0.5, generator=generator)
