@@ -56,7 +56,7 @@ def pixels_of(scenes: list[Scene], side: int) -> Tensor:
     return torch.from_numpy(np.stack([render(s, side) for s in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
-def spread(index: int, levels: tuple[tuple[str, float], ...], rng: Random) -> str:
+def spread(levels: tuple[tuple[str, float], ...], rng: Random) -> str:
     """One of the levels, by weight."""
     names, weights = zip(*levels, strict=True)
     return rng.choices(names, weights)[0]
@@ -83,7 +83,7 @@ class Drawings:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawings/{self.seed}/{step}")
         scenes = [
-            sample(spread(i, self.levels, rng), "train", self.seed, step * self.batch + i, self.draft)
+            sample(spread(self.levels, rng), "train", self.seed, step * self.batch + i, self.draft)
             for i in range(self.batch)
         ]
         pixels = pixels_of(scenes, self.side)
@@ -125,7 +125,7 @@ class Looks:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"looks/{self.seed}/{step}")
         scenes = [
-            sample(spread(i, self.levels, rng), "train", self.seed + 1, step * self.batch + i, self.draft)
+            sample(spread(self.levels, rng), "train", self.seed + 1, step * self.batch + i, self.draft)
             for i in range(self.batch)
         ]
         pixels = pixels_of(scenes, self.side)
@@ -178,7 +178,7 @@ class Edits:
         pairs = []
         index = step * self.batch * 4
         while len(pairs) < self.batch:
-            scene = sample(spread(index, self.levels, rng), "train", self.seed + 2, index)
+            scene = sample(spread(self.levels, rng), "train", self.seed + 2, index)
             made = edit(scene, "train", rng, EDIT_KINDS[len(pairs) % len(EDIT_KINDS)])
             index += 1
             if made:
@@ -208,7 +208,7 @@ class Captions:
         rng = Random(f"captions/{self.seed}/{step}")
         rows = []
         for i in range(self.batch):
-            scene = sample(spread(i, self.levels, rng), "train", self.seed + 3, step * self.batch + i)
+            scene = sample(spread(self.levels, rng), "train", self.seed + 3, step * self.batch + i)
             b = looking(Builder(text=self.text), None)
             rows.append(asking(b, b.wording.complete, answer_ids(self.text, language.caption(scene, rng), rng)).build())
         return collate(rows, range(self.batch))
@@ -228,7 +228,7 @@ class Labelled:
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = Random(f"labelled/{self.seed}/{step}")
         scenes = [
-            sample(spread(i, self.levels, rng), "train", self.seed + 4, step * self.batch + i, self.draft)
+            sample(spread(self.levels, rng), "train", self.seed + 4, step * self.batch + i, self.draft)
             for i in range(self.batch)
         ]
         labels = torch.stack([cell_labels(s, self.cells) for s in scenes])

@@ -139,6 +139,10 @@ def _codes(pixels: Tensor) -> Tensor:
     return dictionary()[0].codes(pixels)
 
 
+def _export(module: nn.Module, folder: Path) -> None:
+    save_module(module, folder)
+
+
 def _start(seed: int, start: str, vision: str) -> Callable[[], Elastic]:
     def model() -> Elastic:
         made = fresh(seed, "" if start else vision)
@@ -176,7 +180,7 @@ def align(start: str = "runs/stage2", seed: int = 5) -> Recipe:
         optim=Optim(lr=3e-3, warmup=20, decay_from=0.2, floor=0.02, ema=0.98),
         training=Training(steps=400, seed=seed),
         trainable=lambda name: name.startswith("vision.project"),
-        export=lambda module, folder: None if save_module(module, folder) else None,
+        export=_export,
     )
 
 
@@ -191,7 +195,7 @@ def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1) -> Recipe
         optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
         training=Training(steps=1500, seed=seed),
         trainable=lambda name: not_tower(name) and ".gen." not in name and not name.startswith("code"),
-        export=lambda module, folder: None if save_module(module, folder) else None,
+        export=_export,
     )
 
 
@@ -209,7 +213,7 @@ def stage2a(vision: str = "runs/tower", start: str = "runs/stage1", seed: int = 
         optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
         training=Training(steps=1500, seed=seed),
         trainable=not_tower,
-        export=lambda module, folder: None if save_module(module, folder) else None,
+        export=_export,
     )
 
 
@@ -224,7 +228,7 @@ def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 
         optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
         training=Training(steps=6000, seed=seed),
         trainable=not_tower,
-        export=lambda module, folder: None if save_module(module, folder) else None,
+        export=_export,
     )
 
 
@@ -255,7 +259,7 @@ def stage3(vision: str = "runs/tower", start: str = "runs/stage2", seed: int = 4
         optim=Optim(lr=7e-4, warmup=100, decay_from=0.4, floor=0.02, ema=0.999),
         training=Training(steps=10000, seed=seed),
         trainable=not_tower,
-        export=lambda module, folder: None if save_module(module, folder) else None,
+        export=_export,
     )
 
 

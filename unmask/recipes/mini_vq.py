@@ -12,12 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unmask.checkpoints.store import save_module
-from unmask.data.world.render import render
+from unmask.data.sources import pixels_of
 from unmask.data.world.scenes import Draft, Scene, sample
 from unmask.objectives.tokenizer import Distilled, Squares, fit_squares
 from unmask.recipe import Optim, Recipe, Training
@@ -35,17 +34,11 @@ CONFIG = VQConfig(
 DENSE = Draft(counts=((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)), alike=0.1)
 
 
-def to_pixels(scenes: list[Scene]) -> Tensor:
-    """Rendered scenes: float32 [B, 3, 128, 128] in 0..1."""
-    drawn = np.stack([render(scene, 128) for scene in scenes])
-    return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
-
-
 @lru_cache(maxsize=2)
 def dictionary(seed: int = 0, images: int = 6000) -> tuple[Squares, Tensor]:
     """The teacher, and the distinct squares of training pictures [N, 768] that it was fitted to. Half a minute."""
     scenes = [sample("grid", "train", seed + 2, i, DENSE) for i in range(images)]
-    chunks = [to_pixels(scenes[i : i + 100]) for i in range(0, images, 100)]
+    chunks = [pixels_of(scenes[i : i + 100], 128) for i in range(0, images, 100)]
     squares = torch.cat([torch.nn.functional.unfold(c, 16, stride=16).transpose(1, 2).reshape(-1, 768) for c in chunks])
     distinct, counts = torch.unique((squares * 255).round().to(torch.uint8), dim=0, return_counts=True)
     distinct = distinct.float() / 255
@@ -80,7 +73,7 @@ class Pictures:
         teacher, distinct = dictionary(self.seed)
         count = self.batch if step % 4 == 0 else 4 * self.batch
         scenes = [sample("grid", "train", self.seed, step * 4 * self.batch + i, DENSE) for i in range(count)]
-        pixels = to_pixels(scenes)
+        pixels = pixels_of(scenes, 128)
         if step % 4:
             pixels = crops(pixels, scenes, Random(f"crops/{self.seed}/{step}"))
         # Half of them every distinct square alike, half as they occur: background is one square in thousands, and most of a picture.
