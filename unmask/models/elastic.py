@@ -43,16 +43,15 @@ class Elastic(nn.Module):
         """
         ask = batch.masked if ask is None else ask
         features = carry if carry is not None else self._features(batch)
-        und, gen = (
-            _pack(batch.leader & batch.valid & (batch.branch == Branch.UND)),
-            _pack(batch.leader & batch.valid & (batch.branch == Branch.GEN)),
-        )
+        und = _pack(batch.leader & batch.valid & (batch.branch == Branch.UND))
+        codes = _pack(batch.valid & (batch.branch == Branch.GEN))
+        gen = _leaders(codes, batch) if codes is not None else None
         wants_text = bool((ask & (batch.kind == Kind.TEXT)).any())
         u_BUD = self._embed_und(batch, und, features)  # type: ignore[arg-type]
-        g_BCE = self._embed_gen(batch) if gen is not None else None
+        g_BCE = self._embed_gen(batch, codes) if codes is not None else None
         u_BUD, g_BCE = self._run(batch, u_BUD, g_BCE, und, gen, wants_text)
         text, text_logits = self._read_text(batch, ask, und, u_BUD)
-        code, code_logits = self._read_codes(batch, ask, g_BCE)
+        code, code_logits = self._read_codes(batch, ask, codes, g_BCE)
         return Prediction(text=text, text_logits=text_logits, code=code, code_logits=code_logits, carry=features)
 
     def _features(self, batch: Batch) -> Tensor | None:
@@ -79,9 +78,7 @@ class Elastic(nn.Module):
             x = torch.where(patch[..., None], seen.to(x.dtype), x)
         return x
 
-    def _embed_gen(self, batch: Batch) -> Tensor:
-        packed = _pack(batch.valid & (batch.branch == Branch.GEN))
-        assert packed is not None
+    def _embed_gen(self, batch: Batch, packed: tuple[Tensor, Tensor]) -> Tensor:
         index, valid = packed
         codes = batch.ids.masked_fill(batch.masked, self.config.mask_code).gather(1, index)
         codes = codes.masked_fill(~valid, self.config.mask_code)
@@ -131,12 +128,12 @@ class Elastic(nn.Module):
         flat = (index + torch.arange(batch.rows, device=index.device)[:, None] * batch.ids.shape[1])[wanted]
         return flat, self.text_head(self.norm(u_BUD[wanted]))
 
-    def _read_codes(self, batch: Batch, ask: Tensor, g_BCE: Tensor | None) -> tuple[Tensor, Tensor]:
-        if g_BCE is None:
+    def _read_codes(
+        self, batch: Batch, ask: Tensor, codes: tuple[Tensor, Tensor] | None, g_BCE: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if g_BCE is None or codes is None:
             return batch.ids.new_zeros(0), self.embed.weight.new_zeros(0, self.config.codes)
-        packed = _pack(batch.valid & (batch.branch == Branch.GEN))
-        assert packed is not None
-        index, valid = packed
+        index, valid = codes
         # The final norm runs over the full width, of which a generation position fills only the first channels (spec 1.4).
         h = rms_norm(g_BCE, self.norm.weight[: g_BCE.shape[-1]], self.config.norm_eps, width=self.config.width)
         if batch.fold == 2:
@@ -154,6 +151,12 @@ def _pack(chosen_BL: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     index = (~chosen_BL).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
     return index, torch.arange(most, device=counts.device) < counts[:, None]
+
+
+def _leaders(codes: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of packed codes, whole grids of them, the first of every position: each fold-th row and column."""
+    index, valid = (x.reshape(batch.rows, -1, *batch.grid)[..., :: batch.fold, :: batch.fold].flatten(1) for x in codes)
+    return index, valid
 
 
 def _attend(valid_BT: Tensor, segment_BT: Tensor | None) -> Tensor | None:
