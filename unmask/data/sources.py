@@ -6,8 +6,9 @@ function from pixels [B, 3, H, W] in 0..1 to codes [B, h, w].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from random import Random
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unmask.data.world import language
-from unmask.data.world.edits import edit
+from unmask.data.world.edits import EDIT_KINDS, Edit, edit
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
@@ -25,6 +26,7 @@ from unmask.tokens.prompts import Conditions
 from unmask.tokens.text import EOT, Text
 
 Encode = Callable[[Tensor], Tensor]
+Levels = tuple[tuple[str, float], ...]  # (name, weight)
 
 
 class Remembered:
@@ -56,10 +58,10 @@ def pixels_of(scenes: list[Scene], side: int) -> Tensor:
     return torch.from_numpy(np.stack([render(s, side) for s in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
-def spread(levels: tuple[tuple[str, float], ...], rng: Random) -> str:
-    """One of the levels, by weight."""
+def shown(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
+    """Training scenes number ``first`` and on, without end, each of a level drawn by weight when it is asked for."""
     names, weights = zip(*levels, strict=True)
-    return rng.choices(names, weights)[0]
+    return (sample(rng.choices(names, weights)[0], "train", seed, i, draft) for i in count(first))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +77,14 @@ class Drawings:
     batch: int = 48
     side: int = 128
     fold: int = 2
-    levels: tuple[tuple[str, float], ...] = (("grid", 1.0),)
+    levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
     conditions: float = 0.0
     longest: int = 18
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawings/{self.seed}/{step}")
-        scenes = [
-            sample(spread(self.levels, rng), "train", self.seed, step * self.batch + i, self.draft)
-            for i in range(self.batch)
-        ]
+        scenes = list(islice(shown(self.levels, self.seed, step * self.batch, rng, self.draft), self.batch))
         pixels = pixels_of(scenes, self.side)
         codes = self.encode(pixels)
         rows = []
@@ -119,15 +118,12 @@ class Looks:
     questions: int = 3
     phrases: int = 2
     describe: float = 0.15
-    levels: tuple[tuple[str, float], ...] = (("grid", 0.85), ("free", 0.15))
+    levels: Levels = (("grid", 0.85), ("free", 0.15))
     draft: Draft = Draft()
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"looks/{self.seed}/{step}")
-        scenes = [
-            sample(spread(self.levels, rng), "train", self.seed + 1, step * self.batch + i, self.draft)
-            for i in range(self.batch)
-        ]
+        scenes = list(islice(shown(self.levels, self.seed + 1, step * self.batch, rng, self.draft), self.batch))
         pixels = pixels_of(scenes, self.side)
         rows = [self._row(scene, pixels[i], rng) for i, scene in enumerate(scenes)]
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
@@ -169,19 +165,14 @@ class Edits:
     batch: int = 12
     side: int = 128
     fold: int = 2
-    levels: tuple[tuple[str, float], ...] = (("grid", 1.0),)
+    levels: Levels = (("grid", 1.0),)
 
     def __call__(self, step: int) -> Batch:
-        from unmask.data.world.edits import EDIT_KINDS
-
         rng = Random(f"edits/{self.seed}/{step}")
-        pairs = []
-        index = step * self.batch * 4
+        scenes = shown(self.levels, self.seed + 2, step * self.batch * 4, rng)
+        pairs: list[Edit] = []
         while len(pairs) < self.batch:
-            scene = sample(spread(self.levels, rng), "train", self.seed + 2, index)
-            made = edit(scene, "train", rng, EDIT_KINDS[len(pairs) % len(EDIT_KINDS)])
-            index += 1
-            if made:
+            if made := edit(next(scenes), "train", rng, EDIT_KINDS[len(pairs) % len(EDIT_KINDS)]):
                 pairs.append(made)
         before, after = (pixels_of([getattr(p, n) for p in pairs], self.side) for n in ("source", "target"))
         source, target = self.encode(before), self.encode(after)
@@ -202,13 +193,12 @@ class Captions:
     text: Text
     seed: int
     batch: int = 16
-    levels: tuple[tuple[str, float], ...] = (("grid", 0.7), ("free", 0.3))
+    levels: Levels = (("grid", 0.7), ("free", 0.3))
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"captions/{self.seed}/{step}")
         rows = []
-        for i in range(self.batch):
-            scene = sample(spread(self.levels, rng), "train", self.seed + 3, step * self.batch + i)
+        for scene in islice(shown(self.levels, self.seed + 3, step * self.batch, rng), self.batch):
             b = looking(Builder(text=self.text), None)
             rows.append(asking(b, b.wording.complete, answer_ids(self.text, language.caption(scene, rng), rng)).build())
         return collate(rows, range(self.batch))
@@ -222,15 +212,12 @@ class Labelled:
     batch: int = 64
     side: int = 128
     cells: int = 4
-    levels: tuple[tuple[str, float], ...] = (("grid", 0.75), ("free", 0.25))
+    levels: Levels = (("grid", 0.75), ("free", 0.25))
     draft: Draft = Draft(counts=((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)), alike=0.1)
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = Random(f"labelled/{self.seed}/{step}")
-        scenes = [
-            sample(spread(self.levels, rng), "train", self.seed + 4, step * self.batch + i, self.draft)
-            for i in range(self.batch)
-        ]
+        scenes = list(islice(shown(self.levels, self.seed + 4, step * self.batch, rng, self.draft), self.batch))
         labels = torch.stack([cell_labels(s, self.cells) for s in scenes])
         return pixels_of(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
 
