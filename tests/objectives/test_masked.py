@@ -14,9 +14,9 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Uniform
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
-from unmask.objectives.masked import Dropout, InverseTime, Masked, Plain, Together, mean
+from unmask.objectives.masked import Dropout, InverseTime, Masked, Plain, Together
 from unmask.rng import generator
-from unmask.sequence import Batch, Branch, Kind, Loss, Prediction, Sequence, Span, collate
+from unmask.sequence import Batch, Branch, Kind, Prediction, Sequence, Span, collate
 
 torch.set_num_threads(1)
 WORDS, CODES, NULL = 3, 5, 2
@@ -177,7 +177,7 @@ def test_a_whole_call_is_corruption_then_the_sum() -> None:
     assert float(loss.total) == pytest.approx(sum(by_hand(noisy, "plain").values()), rel=1e-5)
 
 
-def test_complementary_is_the_mean_over_a_mask_and_the_rest() -> None:
+def test_complementary_is_one_mean_over_a_mask_and_the_rest() -> None:
     seen: list[Batch] = []
 
     class Spy(Table):
@@ -194,23 +194,48 @@ def test_complementary_is_the_mean_over_a_mask_and_the_rest() -> None:
         assert first.weight is not None and second.weight is not None
         drawn = first.masked & first.weight.isfinite()
         assert torch.allclose(second.weight[drawn], 1 - first.weight[drawn])
-        halves = [{k: v for k, v in by_hand_or_nothing(view).items()} for view in seen]
-        total = sum(sum(h.values()) for h in halves) / 2
-        assert float(loss.total) == pytest.approx(total, rel=1e-5)
+        wanted = {
+            name: [
+                cross_entropy(v, int(b), int(t), n) for v in seen for b, t in (v.masked & (v.kind == kind)).nonzero()
+            ]
+            for name, kind, n in (("text", Kind.TEXT, WORDS), ("code", Kind.CODE, CODES))
+        }
+        assert {k: float(v) for k, v in loss.terms.items()} == pytest.approx(
+            {k: sum(v) / len(v) for k, v in wanted.items()}, rel=1e-5
+        )
+        assert loss.counts == {"text": 3 * 3, "code": 3 * 5}  # every writable token once
+        assert float(loss.total) == pytest.approx(sum(float(v) for v in loss.terms.values()), rel=1e-6)
 
 
-def by_hand_or_nothing(noisy: Batch) -> dict[str, float]:
-    kept = {}
-    for name, kind in (("text", Kind.TEXT), ("code", Kind.CODE)):
-        alone = noisy.replace(masked=noisy.masked & (noisy.kind == kind))
-        if alone.masked.any():
-            other = Kind.CODE if kind == Kind.TEXT else Kind.TEXT
-            # The context is that of the whole batch, so only the sum is restricted.
-            tokens = alone.masked.nonzero()
-            size = WORDS if kind == Kind.TEXT else CODES
-            kept[name] = sum(cross_entropy(noisy, int(b), int(t), size) for b, t in tokens) / len(tokens)
-            assert other != kind
-    return kept
+@dataclasses.dataclass(frozen=True)
+class These:
+    """A corruption that masks the given tokens of one kind, each with a chance of a half."""
+
+    masked: list[list[bool]]
+
+    def times(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        return torch.full(batch.ids.shape, 0.5)
+
+    def corrupt(self, clean: Batch, time: Tensor, rng: torch.Generator) -> Batch:
+        return clean.replace(masked=torch.tensor(self.masked), weight=time)
+
+
+@pytest.mark.parametrize(
+    ("masked", "wanted"),
+    [
+        ([[True, True]], math.log(3)),  # nothing is left for the complement
+        ([[True, True], [True, False]], math.log(3) / 2),  # nor in the first row: two tokens of ln 3, two of 0
+        ([[True, False], [True, False]], math.log(3) / 2),
+    ],
+)
+def test_a_row_without_a_complement_counts_once(masked: list[list[bool]], wanted: float) -> None:
+    def first_row_unknown(batch: Batch, b: int, t: int, size: int) -> Tensor:
+        return torch.zeros(size) if b == 0 else perfect(batch, b, t, size)
+
+    batch = collate([row(("answer", Kind.TEXT, [0, 1], True)) for _ in masked], range(len(masked)))
+    objective = Masked(complementary=True, corruption=These(masked))  # type: ignore[arg-type]
+    loss = objective(Table(first_row_unknown), batch, generator(0))
+    assert float(loss.total) == pytest.approx(wanted, rel=1e-6) and loss.counts == {"text": 2 * len(masked)}
 
 
 def test_inverse_time_is_the_likelihood_in_a_world_of_three_tokens() -> None:
@@ -350,17 +375,6 @@ def test_together_is_the_weighted_sum() -> None:
     assert loss.counts == {f"{n}.{k}": v for n, x in (("one", one), ("two", two)) for k, v in x.counts.items()}
     with pytest.raises(ValueError, match="no batch for any of \\['one'\\]"):
         Together(objectives=(("one", Masked(), 1.0),))(table, {"two": b}, rng)
-
-
-def test_mean_of_losses() -> None:
-    def loss(total: float, **terms: float) -> Loss:
-        values = {k: torch.tensor(v) for k, v in terms.items()}
-        return Loss(total=torch.tensor(total), terms=values, counts={k: 2 for k in terms})
-
-    out = mean([loss(3.0, text=1.0, code=2.0), loss(1.0, text=1.5)])
-    assert float(out.total) == 2.0
-    assert {k: float(v) for k, v in out.terms.items()} == {"text": 1.25, "code": 2.0}
-    assert out.counts == {"text": 4, "code": 2}
 
 
 def test_a_real_model_learns_by_it() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import unmask
 from unmask.checkpoints.store import load_module
-from unmask.objectives.masked import Masked, mean
+from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, override
 from unmask.rng import generator
 from unmask.sequence import Batch, Loss
@@ -178,7 +178,8 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     assert isinstance(base.objective, Masked)
 
     def objective(module: nn.Module, batches: list[tuple[int, Batch]], rng: torch.Generator) -> Loss:
-        return mean([base.objective(module, b, generator("objective", 0, n)) for n, b in batches])
+        totals = [base.objective(module, b, generator("objective", 0, n)).total for n, b in batches]
+        return Loss(total=torch.stack(totals).mean(), terms={}, counts={})
 
     alone = train(dataclasses.replace(base, source=both, objective=objective), tmp_path / "alone")
     for name, value in alone.state_dict().items():

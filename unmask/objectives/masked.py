@@ -71,7 +71,10 @@ class Dropout:
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """``complementary``: train every row twice, with the mask and with its complement (LaViDa section 3.2)."""
+    """``complementary``: train every row twice, with the mask and with its complement (LaViDa section 3.2).
+
+    Each of its tokens then counts once, however the two share them: a row whose complement is empty has no less weight than others.
+    """
 
     corruption: Absorbing = Absorbing()
     weight: Weight = Plain()
@@ -82,41 +85,37 @@ class Masked:
         for dropout in self.dropouts:
             clean = dropout(clean, model.mask_id, rng)
         noisy = self.corruption.corrupt(clean, self.corruption.times(clean, rng), rng)
-        views = [noisy]
-        if self.complementary:
-            open_ = noisy.writable & noisy.valid
-            assert noisy.weight is not None
-            views.append(noisy.replace(masked=open_ & ~noisy.masked, weight=1 - noisy.weight))
-        losses = [self.of(model, view) for view in views]
-        return mean(losses)
+        assert noisy.weight is not None
+        if not self.complementary:
+            return self.of(model, noisy)
+        rest = noisy.writable & noisy.valid & ~noisy.masked
+        return self.of(model, noisy, noisy.replace(masked=rest, weight=1 - noisy.weight))
 
-    def of(self, model: Any, noisy: Batch) -> Loss:
-        """The loss of a batch whose mask is already drawn."""
-        assert noisy.clean is not None and noisy.weight is not None
-        prediction = model(noisy)
-        chance = noisy.weight.flatten()
-        terms, counts = {}, {}
-        for name, kind, at, logits in (
-            ("text", Kind.TEXT, prediction.text, prediction.text_logits),
-            ("code", Kind.CODE, prediction.code, prediction.code_logits),
-        ):
-            if len(at):
+    def of(self, model: Any, *views: Batch) -> Loss:
+        """The loss of batches whose masks are already drawn, as if their rows were those of one batch.
+
+        So a token counts as much in the one view as in the other, and all the same where the other has none.
+        """
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {"text": [], "code": []}
+        for noisy in views:
+            assert noisy.clean is not None and noisy.weight is not None
+            prediction = model(noisy)
+            for name, at, logits in (
+                ("text", prediction.text, prediction.text_logits),
+                ("code", prediction.code, prediction.code_logits),
+            ):
                 # In the logits' own dtype: sums are kept in float32 inside, and bfloat16 was measured 4.5 times faster here.
                 each = F.cross_entropy(logits, noisy.clean.flatten()[at], reduction="none").float()
-                tokens = int((noisy.writable & noisy.valid & (noisy.kind == kind)).sum())
-                terms[name], counts[name] = self.weight(each, chance[at], tokens), len(at)
-        if not terms:  # a complement can be empty
-            return Loss(total=next(model.parameters()).sum() * 0, terms={}, counts={})
-        total = torch.stack(list(terms.values())).sum()
+                found[name].append((each, noisy.weight.flatten()[at]))
+        terms, counts = {}, {}
+        for name, kind in (("text", Kind.TEXT), ("code", Kind.CODE)):
+            each, chance = (torch.cat(parts) for parts in zip(*found[name], strict=True))
+            if len(each):
+                tokens = sum(int((v.writable & v.valid & (v.kind == kind)).sum()) for v in views)
+                terms[name], counts[name] = self.weight(each, chance, tokens), len(each)
+        # Of nothing masked too there is a gradient, of zero.
+        total = torch.stack(list(terms.values())).sum() if terms else next(model.parameters()).sum() * 0
         return Loss(total=total, terms=terms, counts=counts)
-
-
-def mean(losses: list[Loss]) -> Loss:
-    """The mean of several losses over the same terms."""
-    names = {n for loss in losses for n in loss.terms}
-    terms = {n: torch.stack([x.terms[n] for x in losses if n in x.terms]).mean() for n in sorted(names)}
-    counts = {n: sum(x.counts.get(n, 0) for x in losses) for n in terms}
-    return Loss(total=torch.stack([x.total for x in losses]).mean(), terms=terms, counts=counts)
 
 
 @dataclass(frozen=True, kw_only=True)
