@@ -57,6 +57,13 @@ def test_kmeans_uses_every_centre_though_points_repeat() -> None:
     assert found.isfinite().all()
 
 
+def test_kmeans_of_too_few_points_says_so() -> None:
+    points = torch.randn(5, 3, generator=generator("few"))
+    assert kmeans(points, 5, 2, generator(0)).shape == (5, 3)
+    with pytest.raises(ValueError, match="k-means has 5 points for 6 centres; give it more pictures"):
+        kmeans(points, 6, 2, generator(0))
+
+
 def squares(count: int, side: int = 4) -> Tensor:
     return torch.rand(count, 3 * side * side, generator=generator("squares", count))
 

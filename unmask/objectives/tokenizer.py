@@ -73,7 +73,14 @@ class Distilled:
 
 
 def kmeans(points_ND: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tensor:
-    """Lloyd's algorithm with empty clusters moved to the worst-served points: float32 [size, D]. Deterministic in ``rng``."""
+    """Lloyd's algorithm with empty clusters moved to the worst-served points: float32 [size, D]. Deterministic in ``rng``.
+
+    ValueError where there are fewer points than centres.
+    """
+    if len(points_ND) < size:
+        raise ValueError(
+            f"k-means has {len(points_ND)} points for {size} centres; give it more pictures, or ask for fewer codes"
+        )
     order = torch.randperm(len(points_ND), generator=rng)
     centres = points_ND[order[:size]].clone()
     for _ in range(rounds):
