@@ -18,6 +18,7 @@ result of the shipped weights stand in the model card (unmask/assets/mini/README
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -41,6 +42,7 @@ from unmask.models.vision import Vision
 from unmask.objectives.align import Aligned
 from unmask.objectives.cells import Cells, LabelledVision
 from unmask.objectives.masked import Dropout, Masked, Together
+from unmask.protocols import Source
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.mini_vq import CONFIG, dictionary
 from unmask.rng import generator
@@ -160,6 +162,11 @@ _LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
 
 
+_Part = tuple[
+    str, Source, int, Masked, float
+]  # task, what it sees, every how many steps, how it is scored, with what weight
+
+
 def not_tower(name: str) -> bool:
     """The tower itself stays as it was trained; its pooling, projector and newline learn."""
     return not name.startswith("vision.tower") and not name.startswith("vision.pool")
@@ -184,83 +191,59 @@ def align(start: str = "runs/stage2", seed: int = 5) -> Recipe:
     )
 
 
+def _stage(name: str, seed: int, steps: int, model: Callable[[], Elastic], *parts: _Part) -> Recipe:
+    """A stage of the transformer at a constant rate, without the tower."""
+    return Recipe(
+        name=name,
+        model=model,
+        source=Joint(parts=tuple((task, source, every) for task, source, every, _, _ in parts)),
+        objective=Together(objectives=tuple((task, objective, weight) for task, _, _, objective, weight in parts)),
+        optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
+        training=Training(steps=steps, seed=seed),
+        trainable=not_tower,
+        export=_export,
+    )
+
+
 def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1) -> Recipe:
     """Understanding and grounding: questions, phrases and captions of pictures (paper stage 1)."""
     looks = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=16)
-    return Recipe(
-        name="mini.stage1",
-        model=_start(seed, start, vision),
-        source=Joint(parts=(("look", looks, 1),)),
-        objective=Together(objectives=(("look", _LOOK, 1.0),)),
-        optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
-        training=Training(steps=1500, seed=seed),
-        trainable=lambda name: not_tower(name) and ".gen." not in name and not name.startswith("code"),
-        export=_export,
+    stage = _stage("mini.stage1", seed, 1500, _start(seed, start, vision), ("look", looks, 1, _LOOK, 1.0))
+    return replace(
+        stage, trainable=lambda name: not_tower(name) and ".gen." not in name and not name.startswith("code")
     )
 
 
 def stage2a(vision: str = "runs/tower", start: str = "runs/stage1", seed: int = 2) -> Recipe:
     """Drawing at 64 px: 16 codes, one a position, uniform mask ratio (paper: 256 px uncompressed)."""
-    source = Drawings(
+    draw = Drawings(
         text=text(), encode=Remembered(_codes), seed=seed, side=64, fold=1, batch=64, levels=(("grid_half", 1.0),)
     )
     objective = Masked(corruption=Absorbing(code=Uniform()), dropouts=_DRAW_DROPS)
-    return Recipe(
-        name="mini.stage2a",
-        model=_start(seed, start, vision),
-        source=Joint(parts=(("draw", source, 1),)),
-        objective=Together(objectives=(("draw", objective, 1.0),)),
-        optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
-        training=Training(steps=1500, seed=seed),
-        trainable=not_tower,
-        export=_export,
-    )
+    return _stage("mini.stage2a", seed, 1500, _start(seed, start, vision), ("draw", draw, 1, objective, 1.0))
 
 
 def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 3) -> Recipe:
     """Drawing at 128 px: 64 codes on 16 positions through the 2x2 fold, cosine mask ratio (paper: 1024 px compressed)."""
-    source = Drawings(text=text(), encode=Remembered(_codes), seed=seed, batch=48, draft=EVEN)
-    return Recipe(
-        name="mini.stage2",
-        model=_start(seed, start, vision),
-        source=Joint(parts=(("draw", source, 1),)),
-        objective=Together(objectives=(("draw", _DRAW, 1.0),)),
-        optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
-        training=Training(steps=6000, seed=seed),
-        trainable=not_tower,
-        export=_export,
-    )
+    draw = Drawings(text=text(), encode=Remembered(_codes), seed=seed, batch=48, draft=EVEN)
+    return _stage("mini.stage2", seed, 6000, _start(seed, start, vision), ("draw", draw, 1, _DRAW, 1.0))
 
 
 def stage3(vision: str = "runs/tower", start: str = "runs/stage2", seed: int = 4) -> Recipe:
     """Everything together: drawing, looking, editing, captions (paper stage 3), with the rate coming down."""
     encode = Remembered(_codes)
-    sources = Joint(
-        parts=(
-            ("draw", Drawings(text=text(), encode=encode, seed=seed, batch=20, draft=EVEN), 1),
-            ("look", Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=20), 1),
-            ("edit", Edits(text=text(), encode=encode, seed=seed, look_tokens=LOOK_TOKENS, batch=12), 1),
-            ("caption", Captions(text=text(), seed=seed, batch=16), 8),
-        )
+    draw = Drawings(text=text(), encode=encode, seed=seed, batch=20, draft=EVEN)
+    look = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=20)
+    edit = Edits(text=text(), encode=encode, seed=seed, look_tokens=LOOK_TOKENS, batch=12)
+    caption = Captions(text=text(), seed=seed, batch=16)
+    parts: tuple[_Part, ...] = (
+        ("draw", draw, 1, _DRAW, 1.0),
+        ("look", look, 1, _LOOK, 0.7),
+        ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.0),
+        ("caption", caption, 8, Masked(), 0.2),
     )
-    objective = Together(
-        objectives=(
-            ("draw", _DRAW, 1.0),
-            ("look", _LOOK, 0.7),
-            ("edit", Masked(dropouts=_EDIT_DROPS), 1.0),
-            ("caption", Masked(), 0.2),
-        )
-    )
-    return Recipe(
-        name="mini.stage3",
-        model=_start(seed, start, vision),
-        source=sources,
-        objective=objective,
-        optim=Optim(lr=7e-4, warmup=100, decay_from=0.4, floor=0.02, ema=0.999),
-        training=Training(steps=10000, seed=seed),
-        trainable=not_tower,
-        export=_export,
-    )
+    stage = _stage("mini.stage3", seed, 10000, _start(seed, start, vision), *parts)
+    return replace(stage, optim=Optim(lr=7e-4, warmup=100, decay_from=0.4, floor=0.02, ema=0.999))
 
 
 def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/assets/mini") -> None:
