@@ -1,6 +1,6 @@
 """What a training run is: one frozen value, written by a recipe function and changed by ``a.b=c`` overrides.
 
-Public idea: ``Recipe`` and ``override(recipe, ["training.steps=100"])``.
+Public idea: ``Recipe`` and ``override(recipe, ["training.steps=100", "source.parts.draw.batch=8"])``.
 """
 
 from __future__ import annotations
@@ -87,16 +87,28 @@ def override(value: Any, settings: Iterable[str]) -> Any:
 
 
 def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+    """Fields of a dataclass are reached by name, and so are the entries of a tuple of (name, value, ...)."""
+    if _named(value):
+        known = {entry[0]: entry[1] for entry in value}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    else:
         raise ValueError(f"setting {whole!r}: there is nothing below {type(value).__name__}")
-    names = [f.name for f in dataclasses.fields(value)]
-    if path[0] not in names:
-        near = difflib.get_close_matches(path[0], names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+    if path[0] not in known:
+        near = difflib.get_close_matches(path[0], known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
         raise ValueError(f"setting {whole!r}: {type(value).__name__} has no field {path[0]!r}{hint}")
-    old = getattr(value, path[0])
+    old = known[path[0]]
     new = _replace(old, path[1:], text, whole) if len(path) > 1 else _parse(text, old, whole)
+    if isinstance(value, tuple):
+        return tuple((entry[0], new, *entry[2:]) if entry[0] == path[0] else entry for entry in value)
     return dataclasses.replace(value, **{path[0]: new})
+
+
+def _named(value: Any) -> bool:
+    return (
+        isinstance(value, tuple) and bool(value) and all(isinstance(v, tuple) and isinstance(v[0], str) for v in value)
+    )
 
 
 def _parse(text: str, old: Any, whole: str) -> Any:
@@ -104,7 +116,7 @@ def _parse(text: str, old: Any, whole: str) -> Any:
         if text.lower() in ("true", "false", "1", "0", "yes", "no"):
             return text.lower() in ("true", "1", "yes")
         raise ValueError(f"setting {whole}={text!r}: wanted true or false")
-    if isinstance(old, tuple):
+    if isinstance(old, tuple) and not _named(old):
         items = [t for t in text.strip("()[]").split(",") if t.strip()]
         return tuple(_parse(t.strip(), old[0] if old else "", whole) for t in items)
     for kind in (int, float):

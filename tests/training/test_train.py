@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import unmask
 from unmask.checkpoints.store import load_module
+from unmask.data.mixture import Joint
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, override
 from unmask.rng import generator
@@ -395,6 +396,17 @@ def test_later_overrides_win_and_tuples_are_read() -> None:
         names: tuple[str, ...] = ()
 
     assert override(Value(), ["sizes=1,2", "sizes=(3, 4)", "names=a,b"]) == Value(sizes=(3, 4), names=("a", "b"))
+
+
+def test_parts_are_changed_by_name() -> None:
+    base = Joint(parts=(("one", Numbers(), 1), ("two", Numbers(), 8)))
+    assert override(base, ["parts.two.stop_at=3"]) == Joint(
+        parts=(("one", Numbers(), 1), ("two", Numbers(stop_at="3"), 8))
+    )  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no field 'twoo'; did you mean 'two'"):
+        override(base, ["parts.twoo.stop_at=3"])
+    with pytest.raises(ValueError, match="'parts' cannot be changed from the command line"):
+        override(base, ["parts=3"])
 
 
 @pytest.mark.parametrize(

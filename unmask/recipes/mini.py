@@ -9,7 +9,8 @@
     python -c "from unmask.recipes.mini import ship; ship()"
 
 ``mini.stage1`` (understanding and grounding alone, before drawing, as the paper has it) is there too; the shipped weights went
-without it. The text tokenizer was made by ``tokenizer_file``.
+without it. With it, ``mini.stage2a -o start=runs/stage1``. The text tokenizer was made by ``tokenizer_file``. ``images`` is the number of
+pictures that the dictionary of codes is fitted to, and the same for all.
 
 Source: Lavida-O (arXiv 2509.19244) section 4 and table 1, scaled to a 7 M parameter model and two CPU cores. The measured cost and
 result of the shipped weights stand in the model card (unmask/assets/mini/README.md).
@@ -18,7 +19,7 @@ result of the shipped weights stand in the model card (unmask/assets/mini/README
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -44,7 +45,7 @@ from unmask.objectives.cells import Cells, LabelledVision
 from unmask.objectives.masked import Dropout, Masked, Together
 from unmask.protocols import Source
 from unmask.recipe import Optim, Recipe, Training
-from unmask.recipes.mini_vq import CONFIG, dictionary
+from unmask.recipes.mini_vq import CONFIG, IMAGES, dictionary
 from unmask.rng import generator
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vq import VQ
@@ -126,29 +127,27 @@ def standardise(vision: Vision, pixels: Tensor) -> None:
         vision.pool.bias.copy_((vision.pool.bias - mean) / deviation)
 
 
-def fresh(seed: int, vision: str) -> Elastic:
-    """A new model: keyed weights, code tables from the tokenizer's geometry, the trained tower if there is one."""
-    made = Elastic(SIZE, mask_id=text()[MASK])
-    init(made, generator("mini", seed))
-    init_codes(made.code_embedding, made.code_head, dictionary()[0].codebook, generator("codes", seed))
-    if vision and made.vision is not None:
-        load_module(made.vision, Path(vision))
-    return made
-
-
-def _codes(pixels: Tensor) -> Tensor:
+def _encoder(images: int) -> Remembered:
     """Codes of pictures by the tokenizer's dictionary, which is fitted when first asked."""
-    return dictionary()[0].codes(pixels)
+    return Remembered(lambda pixels: dictionary(0, images)[0].codes(pixels))
 
 
 def _export(module: nn.Module, folder: Path) -> None:
     save_module(module, folder)
 
 
-def _start(seed: int, start: str, vision: str) -> Callable[[], Elastic]:
+def _start(seed: int, start: str, vision: str, images: int = IMAGES) -> Callable[[], Elastic]:
+    """The weights of the run ``start``; without one keyed weights, code tables from the tokenizer's geometry, the tower of ``vision``."""
+
     def model() -> Elastic:
-        made = fresh(seed, "" if start else vision)
-        return load_module(made, Path(start)) if start else made
+        made = Elastic(SIZE, mask_id=text()[MASK])
+        if start:
+            return load_module(made, Path(start))
+        init(made, generator("mini", seed))
+        init_codes(made.code_embedding, made.code_head, dictionary(0, images)[0].codebook, generator("codes", seed))
+        if vision and made.vision is not None:
+            load_module(made.vision, Path(vision))
+        return made
 
     return model
 
@@ -160,11 +159,6 @@ _EDIT_DROPS = (
 )
 _LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
-
-
-_Part = tuple[
-    str, Source, int, Masked, float
-]  # task, what it sees, every how many steps, how it is scored, with what weight
 
 
 def not_tower(name: str) -> bool:
@@ -191,59 +185,89 @@ def align(start: str = "runs/stage2", seed: int = 5) -> Recipe:
     )
 
 
-def _stage(name: str, seed: int, steps: int, model: Callable[[], Elastic], *parts: _Part) -> Recipe:
-    """A stage of the transformer at a constant rate, without the tower."""
-    return Recipe(
-        name=name,
-        model=model,
-        source=Joint(parts=tuple((task, source, every) for task, source, every, _, _ in parts)),
-        objective=Together(objectives=tuple((task, objective, weight) for task, _, _, objective, weight in parts)),
-        optim=Optim(lr=1.5e-3, warmup=100, decay_from=1.0),
-        training=Training(steps=steps, seed=seed),
-        trainable=not_tower,
-        export=_export,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """A stage of the transformer. ``parts``: (task, what it sees, every how many steps, how it is scored, with what weight)."""
+
+    name: str
+    seed: int
+    steps: int
+    model: Callable[[], Elastic]
+    parts: tuple[tuple[str, Source, int, Masked, float], ...]
+    optim: Optim = Optim(lr=1.5e-3, warmup=100, decay_from=1.0)
+    trainable: Callable[[str], bool] = not_tower
+
+    def __call__(self) -> Recipe:
+        return Recipe(
+            name=self.name,
+            model=self.model,
+            source=Joint(parts=tuple((task, source, every) for task, source, every, _, _ in self.parts)),
+            objective=Together(objectives=tuple((task, scored, weight) for task, _, _, scored, weight in self.parts)),
+            optim=self.optim,
+            training=Training(steps=self.steps, seed=self.seed),
+            trainable=self.trainable,
+            export=_export,
+        )
 
 
-def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1) -> Recipe:
+def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1, images: int = IMAGES) -> Recipe:
     """Understanding and grounding: questions, phrases and captions of pictures (paper stage 1)."""
     looks = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=16)
-    stage = _stage("mini.stage1", seed, 1500, _start(seed, start, vision), ("look", looks, 1, _LOOK, 1.0))
-    return replace(
-        stage, trainable=lambda name: not_tower(name) and ".gen." not in name and not name.startswith("code")
-    )
+    return _Stage(
+        name="mini.stage1",
+        seed=seed,
+        steps=1500,
+        model=_start(seed, start, vision, images),
+        parts=(("look", looks, 1, _LOOK, 1.0),),
+        trainable=lambda name: not_tower(name) and ".gen." not in name and not name.startswith("code"),
+    )()
 
 
-def stage2a(vision: str = "runs/tower", start: str = "runs/stage1", seed: int = 2) -> Recipe:
+def stage2a(vision: str = "runs/tower", start: str = "", seed: int = 2, images: int = IMAGES) -> Recipe:
     """Drawing at 64 px: 16 codes, one a position, uniform mask ratio (paper: 256 px uncompressed)."""
     draw = Drawings(
-        text=text(), encode=Remembered(_codes), seed=seed, side=64, fold=1, batch=64, levels=(("grid_half", 1.0),)
+        text=text(), encode=_encoder(images), seed=seed, side=64, fold=1, batch=64, levels=(("grid_half", 1.0),)
     )
-    objective = Masked(corruption=Absorbing(code=Uniform()), dropouts=_DRAW_DROPS)
-    return _stage("mini.stage2a", seed, 1500, _start(seed, start, vision), ("draw", draw, 1, objective, 1.0))
+    return _Stage(
+        name="mini.stage2a",
+        seed=seed,
+        steps=1500,
+        model=_start(seed, start, vision, images),
+        parts=(("draw", draw, 1, Masked(corruption=Absorbing(code=Uniform()), dropouts=_DRAW_DROPS), 1.0),),
+    )()
 
 
-def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 3) -> Recipe:
+def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 3, images: int = IMAGES) -> Recipe:
     """Drawing at 128 px: 64 codes on 16 positions through the 2x2 fold, cosine mask ratio (paper: 1024 px compressed)."""
-    draw = Drawings(text=text(), encode=Remembered(_codes), seed=seed, batch=48, draft=EVEN)
-    return _stage("mini.stage2", seed, 6000, _start(seed, start, vision), ("draw", draw, 1, _DRAW, 1.0))
+    draw = Drawings(text=text(), encode=_encoder(images), seed=seed, batch=48, draft=EVEN)
+    return _Stage(
+        name="mini.stage2",
+        seed=seed,
+        steps=6000,
+        model=_start(seed, start, vision, images),
+        parts=(("draw", draw, 1, _DRAW, 1.0),),
+    )()
 
 
-def stage3(vision: str = "runs/tower", start: str = "runs/stage2", seed: int = 4) -> Recipe:
+def stage3(vision: str = "runs/tower", start: str = "runs/align", seed: int = 4, images: int = IMAGES) -> Recipe:
     """Everything together: drawing, looking, editing, captions (paper stage 3), with the rate coming down."""
-    encode = Remembered(_codes)
+    encode = _encoder(images)
     draw = Drawings(text=text(), encode=encode, seed=seed, batch=20, draft=EVEN)
     look = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=20)
     edit = Edits(text=text(), encode=encode, seed=seed, look_tokens=LOOK_TOKENS, batch=12)
-    caption = Captions(text=text(), seed=seed, batch=16)
-    parts: tuple[_Part, ...] = (
-        ("draw", draw, 1, _DRAW, 1.0),
-        ("look", look, 1, _LOOK, 0.7),
-        ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.0),
-        ("caption", caption, 8, Masked(), 0.2),
-    )
-    stage = _stage("mini.stage3", seed, 10000, _start(seed, start, vision), *parts)
-    return replace(stage, optim=Optim(lr=7e-4, warmup=100, decay_from=0.4, floor=0.02, ema=0.999))
+    return _Stage(
+        name="mini.stage3",
+        seed=seed,
+        steps=10000,
+        model=_start(seed, start, vision, images),
+        parts=(
+            ("draw", draw, 1, _DRAW, 1.0),
+            ("look", look, 1, _LOOK, 0.7),
+            ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.0),
+            ("caption", Captions(text=text(), seed=seed, batch=16), 8, Masked(), 0.2),
+        ),
+        optim=Optim(lr=7e-4, warmup=100, decay_from=0.4, floor=0.02, ema=0.999),
+    )()
 
 
 def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/assets/mini") -> None:

@@ -34,9 +34,12 @@ CONFIG = VQConfig(
 DENSE = Draft(counts=((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)), alike=0.1)
 
 
+IMAGES = 6000  # pictures that the dictionary is fitted to
+
+
 @lru_cache(maxsize=2)
-def dictionary(seed: int = 0, images: int = 6000) -> tuple[Squares, Tensor]:
-    """The teacher, and the distinct squares of training pictures [N, 768] that it was fitted to. Half a minute."""
+def dictionary(seed: int, images: int) -> tuple[Squares, Tensor]:
+    """The teacher, and the distinct squares of training pictures [N, 768] that it was fitted to. Half a minute for 6,000."""
     scenes = [sample("grid", "train", seed + 2, i, DENSE) for i in range(images)]
     chunks = [pixels_of(scenes[i : i + 100], 128) for i in range(0, images, 100)]
     squares = torch.cat([torch.nn.functional.unfold(c, 16, stride=16).transpose(1, 2).reshape(-1, 768) for c in chunks])
@@ -66,11 +69,12 @@ class Pictures:
     """
 
     seed: int
+    images: int = IMAGES
     batch: int = 8
     squares: int = 160
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        teacher, distinct = dictionary(self.seed)
+        teacher, distinct = dictionary(self.seed, self.images)
         count = self.batch if step % 4 == 0 else 4 * self.batch
         scenes = [sample("grid", "train", self.seed, step * 4 * self.batch + i, DENSE) for i in range(count)]
         pixels = pixels_of(scenes, 128)
@@ -98,11 +102,11 @@ def settle(model: VQ, teacher: Squares, distinct: Tensor) -> None:
             table[[wanted, got]] = table[[got, wanted]]
 
 
-def vq(seed: int = 0) -> Recipe:
+def vq(seed: int = 0, images: int = IMAGES) -> Recipe:
     """The tokenizer: codes by k-means over squares, encoder and decoder by regression (see ``objectives.tokenizer``)."""
 
     def model() -> VQ:
-        teacher, distinct = dictionary(seed)
+        teacher, distinct = dictionary(seed, images)
         torch.manual_seed(seed)
         fresh = VQ(CONFIG)
         scale = teacher.latents(distinct).std(0)
@@ -117,13 +121,13 @@ def vq(seed: int = 0) -> Recipe:
         return fresh
 
     def export(module: VQ, folder: Path) -> None:
-        settle(module, *dictionary(seed))
+        settle(module, *dictionary(seed, images))
         save_module(module, folder)
 
     return Recipe(
         name="mini.vq",
         model=model,
-        source=Pictures(seed=seed),
+        source=Pictures(seed=seed, images=images),
         objective=Distilled(),
         optim=Optim(lr=1.5e-3, warmup=40, decay_from=0.4, floor=0.02, ema=0.998, beta2=0.99),
         training=Training(steps=5500, seed=seed, save_every=100),

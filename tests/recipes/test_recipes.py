@@ -1,0 +1,74 @@
+"""Every recipe by the command line, two steps of it; those of the shipped model in the documented order, to a model that draws."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import unmask
+from unmask.checkpoints.store import read_tensors
+from unmask.cli.main import main
+from unmask.cli.train import recipes
+from unmask.recipes import mini
+
+torch.set_num_threads(1)
+
+SMALL = {
+    "judge.detector": ("source.batch=2",),
+    "mini.align": ("source.batch=4",),
+    "mini.stage1": ("vision=", "images=400", "source.parts.look.batch=2"),
+    "mini.stage2": ("images=400", "source.parts.draw.batch=2"),
+    "mini.stage2a": ("images=400", "source.parts.draw.batch=2"),
+    "mini.stage3": ("images=400", *(f"source.parts.{n}.batch=2" for n in ("draw", "look", "edit", "caption"))),
+    "mini.tower": ("source.batch=4",),
+    "mini_vq.vq": ("images=400", "source.batch=1"),
+}
+CHAIN = re.findall(r"unmask train (\S+) +--out (\S+)", mini.__doc__ or "")
+
+
+def run(recipe: str, out: str, steps: int, *more: str) -> list[int]:
+    """Train by the command line; the steps of which the run tells."""
+    settings = (f"training.steps={steps}", "training.log_every=1", *SMALL[recipe])
+    assert main(["train", recipe, "--out", out, *more, *(w for s in settings for w in ("-o", s))]) == 0
+    return [json.loads(line)["step"] for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_recipe_is_tried() -> None:
+    assert set(SMALL) == set(recipes())
+
+
+def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # so that every recipe finds the runs before it where the documentation puts them
+    assert [name.partition(".")[2] for name, _ in CHAIN] == ["vq", "tower", "stage2a", "stage2", "align", "stage3"]
+    for name, out in CHAIN:
+        assert run(name, out, 2) == [1, 2]
+    weights = {out: read_tensors(Path(out), "model") for _, out in CHAIN}
+    before, aligned, after = (weights[f"runs/{n}"]["vision.project_in.weight"] for n in ("stage2", "align", "stage3"))
+    assert (before - aligned).abs().max() > 1e-4  # two steps of align, then two of a rate still close to zero
+    torch.testing.assert_close(after, aligned, atol=1e-4, rtol=0)
+    tower = [n for n in weights["runs/tower"] if n.startswith(("tower.", "pool."))]
+    assert tower and all(torch.equal(weights["runs/tower"][n], weights["runs/stage3"][f"vision.{n}"]) for n in tower)
+
+    mini.ship()
+    model = unmask.load("unmask/assets/mini")
+    assert torch.equal(model.parts.net.vision.project_in.weight, after.bfloat16().float())
+    first, again, other = (
+        model.generate("two red apples", seed=s, settings=["pace.steps=4"])[0].image for s in (1, 1, 2)
+    )
+    assert first.size == (128, 128) and np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("recipe", sorted(set(SMALL) - {name for name, _ in CHAIN}))
+def test_a_recipe_beside_the_chain_runs_and_resumes(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(recipe, "run", 2) == [1, 2]
+    assert run(recipe, "run", 3, "--resume") == [1, 2, 3]
+    written = {p.name for p in Path("run").glob("*.safetensors")}
+    assert "state.safetensors" in written and len(written) > 1  # and what it exports
