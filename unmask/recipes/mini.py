@@ -54,6 +54,7 @@ SIZE = SIZES["mini"]
 assert SIZE.vision is not None
 LOOK_TOKENS = SIZE.vision.tokens
 ONE_THING = Draft(counts=((1, 0.7), (2, 0.3)), alike=0.3)
+MANY = Draft(counts=((1, 0.15), (2, 0.35), (3, 0.25), (4, 0.25)), alike=0.2)
 EVEN = Draft(counts=((1, 0.22), (2, 0.48), (3, 0.18), (4, 0.12)), alike=0.28)
 
 
@@ -252,21 +253,21 @@ def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 
 def stage3(vision: str = "runs/tower", start: str = "runs/align", seed: int = 4, images: int = IMAGES) -> Recipe:
     """Everything together: drawing, looking, editing, captions (paper stage 3), with the rate coming down."""
     encode = _encoder(images)
-    draw = Drawings(text=text(), encode=encode, seed=seed, batch=20, draft=EVEN)
-    look = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=20)
-    edit = Edits(text=text(), encode=encode, seed=seed, look_tokens=LOOK_TOKENS, batch=12)
+    draw = Drawings(text=text(), encode=encode, seed=seed, batch=14, draft=EVEN)
+    look = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=24, questions=4, phrases=3, draft=MANY)
+    edit = Edits(text=text(), encode=encode, seed=seed, look_tokens=LOOK_TOKENS, batch=20)
     return _Stage(
         name="mini.stage3",
         seed=seed,
-        steps=10000,
+        steps=13500,
         model=_start(seed, start, vision, images),
         parts=(
             ("draw", draw, 1, _DRAW, 1.0),
             ("look", look, 1, _LOOK, 0.7),
-            ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.0),
+            ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.7),
             ("caption", Captions(text=text(), seed=seed, batch=16), 8, Masked(), 0.2),
         ),
-        optim=Optim(lr=7e-4, warmup=100, decay_from=0.4, floor=0.02, ema=0.999),
+        optim=Optim(lr=9e-4, warmup=100, decay_from=0.5, floor=0.02, ema=0.999),
     )()
 
 
