@@ -1,0 +1,118 @@
+"""How a picture is cut into views for the semantic encoder, and which of their features the model reads (spec 1.9).
+
+Public idea: ``AnyRes()(image) -> Look``. A view has ``pooled * (pooled + 1)`` feature rows, row by row with the newline last, as
+``models/vision.py`` returns them; a ``Look`` says by number which of them its tokens read, so that the model only gathers.
+
+Sizes are (width, height) in pixels, as Pillow has them; maps are rows x columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unmask.tokens.pictures import square
+
+GREY = (127, 127, 127)
+PINPOINTS = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A picture as it is seen: ``views [V, 3, S, S]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads."""
+
+    views: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyRes:
+    """A whole view and tiles of ``size`` pixels, in the pinpoint (a grid of tiles) that keeps most of the picture.
+
+    ``pooled``: features along one side of a view. ValueError where a pinpoint is no grid of tiles.
+    """
+
+    size: int = 384
+    pooled: int = 13
+    pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
+
+    def __post_init__(self) -> None:
+        wrong = [p for p in self.pinpoints if len(p) != 2 or min(p) < self.size or any(v % self.size for v in p)]
+        if wrong or not self.pinpoints:
+            raise ValueError(f"pinpoints must be multiples of the view's {self.size} pixels, got {wrong or 'none'}")
+
+    def __call__(self, image: Image.Image) -> Look:
+        """A picture that is alone: the whole first, then its tiles with a newline after every row of the joined map."""
+        wide, high = self.pinpoint(image.size)
+        canvas = _centred(image, (wide, high))
+        corners = [(x, y) for y in range(0, high, self.size) for x in range(0, wide, self.size)]
+        tiles = [canvas.crop((x, y, x + self.size, y + self.size)) for x, y in corners]
+        views = torch.stack([to_pixels(view) for view in (self._whole(image), *tiles)])
+        joined = self._map(wide // self.size, high // self.size)
+        kept = unpad(joined, image.size)
+        newline = torch.full((len(kept), 1), self.pooled)
+        return Look(views=views, rows=torch.cat([self._view(0).flatten(), torch.cat([kept, newline], 1).flatten()]))
+
+    def one_of_several(self, image: Image.Image) -> Look:
+        """A picture among others of one sample: the whole alone, and one newline."""
+        rows = torch.cat([self._view(0).flatten(), torch.tensor([self.pooled])])
+        return Look(views=to_pixels(self._whole(image))[None], rows=rows)
+
+    def pinpoint(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The grid that keeps most pixels of a picture of ``size``, then wastes least; the first of equals."""
+        w, h = size
+
+        def merit(pinpoint: tuple[int, int]) -> tuple[int, int]:
+            wide, high = pinpoint
+            scale = min(wide / w, high / h)
+            kept = min(int(w * scale) * int(h * scale), w * h)
+            return kept, kept - wide * high
+
+        return max(self.pinpoints, key=merit)
+
+    def _whole(self, image: Image.Image) -> Image.Image:
+        return square(image, self.size, GREY)[0]
+
+    def _view(self, number: int) -> Tensor:
+        """Feature rows of one view without its newlines, [pooled, pooled]."""
+        n = self.pooled
+        return number * n * (n + 1) + torch.arange(n)[:, None] * (n + 1) + torch.arange(n)
+
+    def _map(self, columns: int, rows: int) -> Tensor:
+        """Feature rows of all tiles joined, [rows * pooled, columns * pooled]; view 0 is the whole picture."""
+        return torch.cat([torch.cat([self._view(1 + r * columns + c) for c in range(columns)], 1) for r in range(rows)])
+
+
+def unpad(joined: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map [rows, columns] of a picture of ``size`` without what shows padding: a centre crop, never emptier than one row."""
+    (w, h), (rows, columns) = size, joined.shape
+    if w / h > columns / rows:
+        p = (rows - max(1, int(h * columns / w))) // 2
+        return joined[p : rows - p]
+    p = (columns - max(1, int(w * rows / h))) // 2
+    return joined[:, p : columns - p]
+
+
+def _centred(image: Image.Image, room: tuple[int, int]) -> Image.Image:
+    """Resized (bicubic) until it fits a side of ``room``, its shape kept, and pasted in the middle of black."""
+    (w, h), (wide, high) = image.size, room
+    if wide / w < high / h:
+        fitted = (wide, min(math.ceil(h * wide / w), high))
+    else:
+        fitted = (min(math.ceil(w * high / h), wide), high)
+    canvas = Image.new("RGB", room, (0, 0, 0))
+    canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), ((wide - fitted[0]) // 2, (high - fitted[1]) // 2))
+    return canvas
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """RGB picture -> float32 [3, H, W] in 0..1."""
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
