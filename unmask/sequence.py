@@ -60,13 +60,15 @@ class Span:
 class Sequence:
     """One request or training sample. ``ids [L]`` in the vocabulary of each token's kind; ``pixels [I, 3, H, W]`` in [0, 1].
 
-    ``masked [L]``: undecided tokens (their ids are the truth in training, and meaningless when sampling).
+    ``masked [L]``: undecided tokens (their ids are the truth in training, and meaningless when sampling) · ``feature [L]``: the row of
+    the sequence's picture features that each PATCH token reads; None where a span reads those of its picture in order.
     """
 
     ids: Tensor
     masked: Tensor
     spans: tuple[Span, ...]
     pixels: Tensor | None = None
+    feature: Tensor | None = None
     request: str = ""
 
     def span(self, name: str) -> Span:
@@ -175,7 +177,7 @@ def stack(views: Items[Batch]) -> Batch:
 def collate(sequences: Items[Sequence], seeds: Items[int], *, features_per_image: int = 0) -> Batch:
     """Right-pad sequences into a batch with ``clean`` = their ids. ValueError where code grids differ.
 
-    ``features_per_image``: tokens of one PATCH span, which says where each picture's features begin.
+    ``features_per_image``: feature rows of one picture, which says where each one's begin.
     """
     rows, length = len(sequences), max(len(s.ids) for s in sequences)
     shapes = {(s.grid, s.fold) for q in sequences for s in q.spans if s.kind == Kind.CODE}
@@ -193,8 +195,9 @@ def collate(sequences: Items[Sequence], seeds: Items[int], *, features_per_image
         table[:, b, :n] = _layout(sequence.spans)
         for span in sequence.spans:
             if span.kind == Kind.PATCH:
-                first = (images + span.image) * features_per_image
-                feature[b, span.start : span.stop] = torch.arange(first, first + len(span))
+                here, first = slice(span.start, span.stop), images * features_per_image
+                own = torch.arange(len(span)) + span.image * features_per_image
+                feature[b, here] = first + (own if sequence.feature is None else sequence.feature[here])
         images += 0 if sequence.pixels is None else len(sequence.pixels)
     pixels = [s.pixels for s in sequences if s.pixels is not None]
     return Batch(

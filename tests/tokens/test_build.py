@@ -147,8 +147,21 @@ def test_released_editing() -> None:
 
 
 def test_released_question() -> None:
-    said = wire(asking(looking(builder("released"), PIXELS), "what is it?", 2).build())
+    said = wire(asking(looking(builder("released"), PIXELS), "what is it? ", 2).build())
     assert said == HEAD + "[look]\n what is it?" + TAIL + MASK * 2
+
+
+def test_released_box() -> None:
+    said = wire(grounding(looking(builder("released"), PIXELS), "the cat", None).build())
+    words = "\n Please locate the cat in this image. Give bounding boxes in LOC format."
+    assert said == HEAD + "[look]" + words + TAIL + f"<LOC_BEGIN>{MASK * 4}<LOC_END><|eot_id|>"
+
+
+def test_neighbouring_text_is_encoded_as_one() -> None:
+    """So that a tokenizer may merge across the header's newlines, as it does where the whole prompt is encoded at once."""
+    text = TEXTS["compact"]
+    b = Builder(text=text).say("one", "what is the", " colour of it", text[EOT], "a", "b")
+    assert b.ids == [*text.encode("what is the colour of it"), text[EOT], *text.encode("ab")]
 
 
 # -- universal text conditioning (spec 2.4) ---------------------------------------------------------------------------
@@ -170,6 +183,7 @@ def test_released_question() -> None:
 )
 def test_conditions(conditions: Conditions, text: str) -> None:
     assert conditions.text() == text
+    assert conditions.text(";") == (text + ";" if text else "")
 
 
 # -- what a user writes -----------------------------------------------------------------------------------------------

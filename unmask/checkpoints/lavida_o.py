@@ -119,10 +119,34 @@ def read_config(raw: dict[str, Any], tensors: dict[str, Tensor]) -> ElasticConfi
             norm_eps=raw["rms_norm_eps"],
             codes=len(tensors["gen_predictor.2.weight"]),
             code_rows=len(tensors["gen_embedding.0.weight"]),
-            vision=VisionConfig() if raw.get("mm_vision_tower") else None,
+            vision=_vision(raw),
         )
     except KeyError as error:
         raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this one of another model?") from error
+
+
+def _vision(raw: dict[str, Any]) -> VisionConfig | None:
+    """The released tower, where the model has one. Its sizes are not in the file; ``unmask.vision`` there says those of another."""
+    fixed = {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_resampler_type": "spatial_pool",
+        "mm_spatial_pool_mode": "conv",
+        "mm_spatial_pool_stride": 2,
+        "mm_projector_type": "mlp2x_gelu",
+    }
+    own = raw.get("unmask", {}).get("vision")
+    if not own and not raw.get("mm_vision_tower"):
+        return None
+    for field, value in fixed.items():
+        if raw.get(field, value) != value:
+            raise CheckpointError(f"config.json: {field} {raw[field]!r} is not supported; wanted {value!r}")
+    try:
+        return VisionConfig(**(own or {}))
+    except TypeError as error:
+        raise CheckpointError(
+            f"config.json: unmask.vision is no vision tower: {error}; give fields of VisionConfig"
+        ) from error
 
 
 def load_lavida_o(folder: Path) -> tuple[Elastic, VQ]:
@@ -180,7 +204,9 @@ def _fill(module: nn.Module, found: dict[str, Tensor], mapping: dict[str, str], 
     ]
     problems += [f"{mapping[k]} holds values that are not finite" for k, v in here.items() if not v.isfinite().all()]
     if problems:
-        raise CheckpointError(f"the weights in {folder} do not fit the model: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"the weights in {folder} do not fit the model: {', '.join(problems)}; is its config.json theirs?"
+        )
     if unknown := sorted(set(found) - set(mapping.values())):
         warnings.warn(f"{folder}: {len(unknown)} tensors that nothing uses: {', '.join(unknown)}", stacklevel=3)
     module.load_state_dict(here, assign=True)

@@ -14,9 +14,12 @@ from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("question")
+@click.option(
+    "--length", type=click.IntRange(min=1), help="Longest answer in tokens (default: as the model's family has it)."
+)
 @path_option("--trace", (".txt",), "Also save the answer as it stood after every step (.txt).")
 @model_options
-def ask(run: Run, image: Path, question: str, trace: Path | None) -> None:
+def ask(run: Run, image: Path, question: str, length: int | None, trace: Path | None) -> None:
     """Answer a question about a picture.
 
     Prints the answer.
@@ -27,7 +30,9 @@ def ask(run: Run, image: Path, question: str, trace: Path | None) -> None:
       unmask ask apples.png "what is left of the cat?" --json
     """
     picture = read_image(image)
-    answer = run.open().ask(picture, question, seed=run.seed, trace=trace is not None, settings=run.settings)
+    answer = run.open().ask(
+        picture, question, seed=run.seed, trace=trace is not None, length=length, settings=run.settings
+    )
     if trace is not None:
         saved = save_text(trace, "\n".join(answer.trace) + "\n")
         news(f"trace: {saved}")

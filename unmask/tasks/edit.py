@@ -16,14 +16,16 @@ from unmask.sequence import Sequence
 from unmask.tasks.generate import picture_codes
 from unmask.tasks.parts import Parts
 from unmask.tokens.build import LOOK, PROMPT, SOURCE, editing
+from unmask.tokens.views import Look
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """``pixels [3, side, side]`` changed as ``instruction`` says."""
+    """``pixels [3, side, side]`` changed as ``instruction`` says. ``look``: how the picture is looked at, if not as it is."""
 
     pixels: Tensor
     instruction: str
+    look: Tensor | Look | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -31,7 +33,8 @@ class Edit:
 
     def build(self, tokens: Parts) -> Sequence:
         source = tokens.encode(self.pixels).cpu()
-        return editing(tokens.builder(), self.pixels, source, self.instruction, tokens.grid, fold=tokens.fold)
+        seen = self.pixels if self.look is None else self.look
+        return editing(tokens.builder(), seen, source, self.instruction, tokens.grid, fold=tokens.fold)
 
     def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:
         return tokens.decode(picture_codes(sequence, "image")[None])[0]

@@ -14,13 +14,17 @@ from unmask.tasks.parts import Parts
 from unmask.tokens.boxes import FractionBox, from_bins
 from unmask.tokens.build import grounding, looking
 from unmask.tokens.text import BINS
+from unmask.tokens.views import Look
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """Where each of ``phrases`` is in ``pixels [3, side, side]``. Phrases do not see each other: a box has no company."""
+    """Where each of ``phrases`` is in ``pixels``, ``[3, side, side]`` or as it is looked at. Phrases do not see each other.
 
-    pixels: Tensor
+    So a box has no company; a model whose whole sequence is one segment is asked for one phrase at a time.
+    """
+
+    pixels: Tensor | Look
     phrases: tuple[str, ...]
 
     @property
@@ -30,9 +34,12 @@ class Ground:
     def build(self, tokens: Parts) -> Sequence:
         if not self.phrases or not all(p.strip() for p in self.phrases):
             raise ValueError("ground needs at least one phrase, and none may be empty")
-        b = looking(tokens.builder(), self.pixels)
+        b = tokens.builder()
+        if b.quirks.one_segment and len(self.phrases) > 1:
+            raise ValueError(f"this model finds one phrase a sequence, got {len(self.phrases)}; ask for each alone")
+        looking(b.say("prompt", "'") if b.quirks.stray_apostrophe else b, self.pixels)
         for i, phrase in enumerate(self.phrases):
-            grounding(b, phrase, None, segment=i + 1)
+            grounding(b, phrase, None, segment=i + b.first_segment)
         return b.build("; ".join(self.phrases))
 
     def read(self, sequence: Sequence, tokens: Parts) -> Items[FractionBox]:
@@ -42,7 +49,7 @@ class Ground:
         return [from_bins([i - first for i in sequence.ids[s.start : s.stop].tolist()]) for s in spans]
 
 
-def sampler(tokens: Parts, *, steps: int = 1) -> Sampler:
+def sampler(tokens: Parts, steps: int = 1) -> Sampler:
     """``steps`` 1 to 4: four coordinates at once, or fewer, the surest first; coordinates only."""
     first = tokens.text.first_location
     return lavida_o_ground(low=first, high=first + BINS + 1, steps=steps)

@@ -24,23 +24,32 @@ from unmask.recipe import override
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Batch, collate
 from unmask.sequence import Sequence as Tokens
-from unmask.tasks import edit, generate, ground, infill, understand
-from unmask.tasks.parts import Parts, to_pixels
+from unmask.tasks import edit, generate, ground, infill, released, understand
+from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Box, Drawing, Grounding
-from unmask.tokens.pictures import ImageError, read_image, square
-from unmask.tokens.prompts import COMPACT, RELEASED, Conditions
+from unmask.tokens.pictures import ImageError, Placement, read_image, square
+from unmask.tokens.prompts import RELEASED, Conditions
 from unmask.tokens.text import MASK, Text
+from unmask.tokens.views import to_pixels
 from unmask.tokens.vq import VQ, VQConfig
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
-WORDINGS = {"compact": COMPACT, "released": RELEASED}
+OWN = Presets(
+    generate=generate.sampler,
+    edit=edit.sampler,
+    ask=understand.sampler,
+    fill=understand.fill_sampler,
+    ground=ground.sampler,
+    answer=4,
+    caption=24,
+)
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
 
 
 def load(name: str | os.PathLike[str] = "mini", *, device: str = "cpu") -> Model:
     """A shipped model by name, or a model folder. CheckpointError says what is missing or damaged.
 
-    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors.
+    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors, or is in the released layout of LaViDa-O.
     """
     folder = Path(name) if Path(name).is_dir() else Path(str(files("unmask") / "assets" / str(name)))
     if not (folder / "config.json").exists():
@@ -48,6 +57,9 @@ def load(name: str | os.PathLike[str] = "mini", *, device: str = "cpu") -> Model
         raise CheckpointError(
             f"there is no model {str(name)!r}; give a shipped one ({', '.join(shipped)}) or a folder with a config.json"
         )
+    if released.is_released(folder):
+        parts = released.load_parts(folder, device=device)
+        return Model(parts, presets=released.PRESETS if parts.wording == RELEASED else OWN)
     config = read_config(folder)
     text = Text.load(folder / "tokenizer.json")
     size: ElasticConfig = config["model"]
@@ -69,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         model = ElasticConfig(**raw["model"], vision=VisionConfig(**vision) if vision else None)
         channels = tuple(raw["vq"].pop("block_out_channels"))
         vq = VQConfig(**raw["vq"], block_out_channels=channels)
-        wording, side, fold = WORDINGS[raw["wording"]], int(raw["side"]), int(raw["fold"])
+        wording, side, fold = released.WORDINGS[raw["wording"]], int(raw["side"]), int(raw["fold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a model configuration: {error}") from error
     return {"model": model, "vq": vq, "wording": wording, "side": side, "fold": fold}
@@ -90,8 +102,8 @@ class _Done:
 class Model:
     """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+    def __init__(self, parts: Parts, presets: Presets = OWN) -> None:
+        self.parts, self.presets = parts, presets
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +122,7 @@ class Model:
     ) -> list[Drawing]:
         """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["pace.steps=8", "guide.scale=3"]``."""
         task = generate.Generate(prompt=self._prompt(prompt), conditions=conditions)
-        chosen = override(sampler or generate.sampler(self.parts), settings)
+        chosen = override(sampler or self.presets.generate(self.parts), settings)
         return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, prompt, trace)
 
     def edit(
@@ -125,9 +137,10 @@ class Model:
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
         """``n`` versions of a picture changed as the instruction says, in the model's own (square) size."""
-        pixels, _ = self.parts.see(read_image(image))
-        task = edit.Edit(pixels=pixels, instruction=self._prompt(instruction))
-        chosen = override(sampler or edit.sampler(self.parts), settings)
+        picture = read_image(image)
+        (pixels, _), seen = self.parts.see(picture), self.parts.look(picture)
+        task = edit.Edit(pixels=pixels, instruction=self._prompt(instruction), look=seen)
+        chosen = override(sampler or self.presets.edit(self.parts), settings)
         return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, instruction, trace)
 
     def infill(
@@ -147,7 +160,7 @@ class Model:
         pixels, _ = self.parts.see(picture)
         shown = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=shown, prompt=self._prompt(prompt, empty=True))
-        chosen = override(generate.sampler(self.parts), settings)
+        chosen = override(self.presets.generate(self.parts), settings)
         return self._draw([task], [seed], chosen, prompt, trace)[0]
 
     def ask(
@@ -157,23 +170,26 @@ class Model:
         *,
         seed: int = 0,
         trace: bool = False,
-        length: int = 4,
+        length: int | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """Answer a question about a picture, in at most ``length`` tokens."""
-        pixels, _ = self.parts.see(read_image(image))
-        task = understand.Ask(pixels=pixels, question=self._prompt(question), length=length)
-        chosen = override(understand.sampler(self.parts), settings)
+        """Answer a question about a picture, in at most ``length`` tokens (default: what the model's presets say)."""
+        seen, longest = self.parts.look(read_image(image)), self.presets.answer if length is None else length
+        if longest < 1:
+            raise ValueError(f"an answer needs at least one token, got length {longest}; give 1 or more")
+        task = understand.Ask(pixels=seen, question=self._prompt(question), length=longest)
+        chosen = override(self.presets.ask(self.parts), settings)
         return self._answer(task, chosen, question, seed, trace)
 
     def describe(self, image: Picture, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
         """A caption of a picture."""
-        return self.ask(image, self.parts.wording.describe, seed=seed, trace=trace, length=24, settings=settings)
+        asked, length = self.parts.wording.describe, self.presets.caption
+        return self.ask(image, asked, seed=seed, trace=trace, length=length, settings=settings)
 
     def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
         """A caption with every ``[mask]`` filled by one token."""
         task = understand.FillText(target=self._prompt(target))
-        chosen = override(understand.fill_sampler(self.parts), settings)
+        chosen = override(self.presets.fill(self.parts), settings)
         return self._answer(task, chosen, target, seed, trace)
 
     def ground(
@@ -183,14 +199,17 @@ class Model:
         if not 1 <= steps <= 4:
             raise ValueError(f"a box has four coordinates, so steps must be 1 to 4, got {steps}")
         picture = read_image(image)
-        pixels, placement = self.parts.see(picture)
+        seen, placement = self.parts.look(picture), Placement(width=picture.width, height=picture.height)
         given = [phrases] if isinstance(phrases, str) else list(phrases)
-        task = ground.Ground(pixels=pixels, phrases=tuple(self._prompt(p) for p in given))
-        chosen = override(ground.sampler(self.parts, steps=steps), settings)
-        done = self.run([task.build(self.parts)], [seed], chosen)
+        asked = tuple(self._prompt(p) for p in given)
+        turns = [(p,) for p in asked] if self.parts.quirks.one_segment and asked else [asked]
+        tasks = [ground.Ground(pixels=seen, phrases=turn) for turn in turns]
+        chosen = override(self.presets.ground(self.parts, steps), settings)
+        done = self.run([task.build(self.parts) for task in tasks], [seed] * len(tasks), chosen)
+        found = [box for task, row in zip(tasks, done.rows, strict=True) for box in task.read(row, self.parts)]
         boxes = tuple(
             Box(phrase=p, **dict(zip(("x1", "y1", "x2", "y2"), placement.to_pixels(b), strict=True)))
-            for p, b in zip(given, task.read(done.rows[0], self.parts), strict=True)
+            for p, b in zip(given, found, strict=True)
         )
         return Grounding(
             boxes=boxes, image_size=picture.size, seed=seed, seconds=done.seconds, settings=describe(chosen)

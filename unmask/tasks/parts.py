@@ -5,6 +5,7 @@ Public idea: ``Parts`` is handed to every task's ``build`` and ``read``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from unmask.models.elastic import Elastic
+from unmask.sampling.sampler import Sampler
 from unmask.tokens.build import Builder
 from unmask.tokens.pictures import Placement, square
 from unmask.tokens.prompts import Wording
+from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
+from unmask.tokens.views import AnyRes, Look, to_pixels
 from unmask.tokens.vq import VQ
 
 PAPER = (250, 250, 250)  # what lies around a picture that is not square
@@ -24,7 +28,9 @@ PAPER = (250, 250, 250)  # what lies around a picture that is not square
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """``side``: pixels of the pictures that are drawn · ``fold``: codes a position along one side."""
+    """``side``: pixels of the pictures that are drawn · ``fold``: codes a position along one side · ``paper``: the colour around a
+    picture that is not square · ``views``: how a picture is cut for the semantic encoder; None: it reads the square itself.
+    """
 
     text: Text
     net: Elastic
@@ -32,6 +38,9 @@ class Parts:
     wording: Wording
     side: int
     fold: int
+    quirks: ReleasedQuirks = NO_QUIRKS
+    paper: tuple[int, int, int] = PAPER
+    views: AnyRes | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -45,16 +54,24 @@ class Parts:
 
     @property
     def look_tokens(self) -> int:
-        """Tokens of one picture as the understanding branch reads it."""
+        """Feature rows of one view of a picture."""
         return self.net.config.vision.tokens if self.net.config.vision else 0
 
     def builder(self) -> Builder:
-        return Builder(text=self.text, wording=self.wording, look_tokens=self.look_tokens)
+        return Builder(text=self.text, wording=self.wording, look_tokens=self.look_tokens, quirks=self.quirks)
 
     def see(self, image: Image.Image) -> tuple[Tensor, Placement]:
         """A user's picture, padded to a square and resized: [3, side, side] in 0..1, and the way back to its own pixels."""
-        padded, placement = square(image, self.side, PAPER)
+        padded, placement = square(image, self.side, self.paper)
         return to_pixels(padded), placement
+
+    def look(self, image: Image.Image) -> Tensor | Look:
+        """A user's picture as the understanding branch reads it. ValueError where the model has no eyes."""
+        if self.net.config.vision is None:
+            raise ValueError(
+                "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
+            )
+        return self.views(image) if self.views else self.see(image)[0]
 
     def encode(self, pixels_3HW: Tensor) -> Tensor:
         """One picture -> codes [h, w]."""
@@ -65,7 +82,7 @@ class Parts:
         """Codes -> pictures."""
         with torch.no_grad():
             pixels = self.vq.decode(codes_Bhw.to(self.vq.quant_conv.weight.device))
-        return [to_image(p) for p in pixels]
+        return [to_image(p, 0.0 if self.quirks.truncated_pixels else 0.5) for p in pixels]
 
     def canvas(self, codes_hw: Tensor, masked_hw: Tensor) -> Image.Image:
         """A picture in the making: decided codes as they look so far, undecided ones as a grey grid."""
@@ -78,12 +95,20 @@ class Parts:
         return Image.fromarray(pixels)
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """RGB picture -> float32 [3, H, W] in 0..1."""
-    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    """The sampler of every task for one family of models, and how long its answers may be, in tokens."""
+
+    generate: Callable[[Parts], Sampler]
+    edit: Callable[[Parts], Sampler]
+    ask: Callable[[Parts], Sampler]
+    fill: Callable[[Parts], Sampler]
+    ground: Callable[[Parts, int], Sampler]
+    answer: int
+    caption: int
 
 
-def to_image(pixels_3HW: Tensor) -> Image.Image:
-    """Pixels in 0..1 -> RGB picture."""
-    array = (pixels_3HW.detach().float().cpu() * 255 + 0.5).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+def to_image(pixels_3HW: Tensor, rounding: float = 0.5) -> Image.Image:
+    """Pixels in 0..1 -> RGB picture; ``rounding`` is added before the fraction is cut off."""
+    array = (pixels_3HW.detach().float().cpu() * 255 + rounding).clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return Image.fromarray(array)

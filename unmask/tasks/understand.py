@@ -17,15 +17,16 @@ from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
 from unmask.tokens.build import asking, looking
 from unmask.tokens.text import EOS, EOT
+from unmask.tokens.views import Look
 
 GAP = "[mask]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A question about a picture ``pixels [3, side, side]``; the answer has at most ``tokens`` tokens."""
+    """A question about a picture, ``[3, side, side]`` or as it is looked at; the answer has at most ``length`` tokens."""
 
-    pixels: Tensor
+    pixels: Tensor | Look
     question: str
     length: int = 4
 
@@ -34,7 +35,8 @@ class Ask:
         return frozenset({"und", "text_head", "vision"})
 
     def build(self, tokens: Parts) -> Sequence:
-        return asking(looking(tokens.builder(), self.pixels), self.question, self.length).build(self.question)
+        b = looking(tokens.builder(), self.pixels)
+        return asking(b, self.question, self.length, segment=b.first_segment).build(self.question)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
         span = sequence.span("answer")
@@ -55,14 +57,15 @@ class FillText:
         if GAP not in self.target:
             raise ValueError(f"there is no {GAP} in {self.target!r}; write one for every word to be filled in")
         b = looking(tokens.builder(), None)
-        b.say("question", tokens.wording.complete, tokens.text[EOT], segment=1)
-        b.say("question", *b.header("assistant"), segment=1)
+        segment = b.first_segment
+        b.say("question", tokens.wording.complete, tokens.text[EOT], segment=segment)
+        b.say("question", *b.header("assistant"), segment=segment)
         for piece in re.split(f"({re.escape(GAP)})", self.target):
             if piece == GAP:
-                b.write("answer", 1, segment=1)
+                b.write("answer", 1, segment=segment)
             elif piece.strip():
-                b.say("answer", piece.strip(), segment=1)
-        return b.say("end", tokens.text[EOT], segment=1).build(self.target)
+                b.say("answer", piece.strip(), segment=segment)
+        return b.say("end", tokens.text[EOT], segment=segment).build(self.target)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
         ids = [i for s in sequence.spans if s.name == "answer" for i in sequence.ids[s.start : s.stop].tolist()]

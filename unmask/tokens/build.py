@@ -6,6 +6,7 @@ A writable part is given as its true ids (training; masked later by a corruption
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from unmask.sequence import Kind, Sequence, Span
 from unmask.tokens.boxes import to_bins
 from unmask.tokens.prompts import COMPACT, Conditions, Wording
+from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import BOS, BOX, END_BOX, END_HEADER, END_PHRASE, EOT, HEADER, MASK, PHRASE, Text
+from unmask.tokens.views import Look
 
 # What guidance may drop, by span name.
 PROMPT = frozenset({"prompt"})
@@ -25,15 +28,16 @@ LOOK = frozenset({"look"})
 
 @dataclass(kw_only=True)
 class Builder:
-    """Collects spans in order. ``side``: codes along one side of a picture; ``fold``: codes a position along one side."""
+    """Collects spans in order. ``look_tokens``: feature rows of one view of a picture."""
 
     text: Text
     wording: Wording = COMPACT
     look_tokens: int = 20
+    quirks: ReleasedQuirks = NO_QUIRKS
     ids: list[int] = field(default_factory=list)
     masked: list[bool] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    pixels: list[Tensor] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
 
     def _span(self, name: str, kind: Kind, ids: list[int], masked: bool, **more: object) -> Builder:
         start = len(self.ids)
@@ -43,8 +47,14 @@ class Builder:
         return self
 
     def say(self, name: str, *parts: str | int, segment: int = 0) -> Builder:
-        """Given text: strings are plain text, integers are ids of control tokens."""
-        ids = [i for part in parts for i in (self.text.encode(part) if isinstance(part, str) else [part])]
+        """Given text: strings are plain text (neighbours are encoded as one), integers are ids of control tokens."""
+        ids: list[int] = []
+        for plain, run in itertools.groupby(parts, key=lambda part: isinstance(part, str)):
+            same = list(run)
+            ids += self.text.encode("".join(map(str, same))) if plain else [int(i) for i in same]
+        after_look = bool(self.spans) and self.spans[-1].kind == Kind.PATCH
+        if self.quirks.dropped_token and after_look and self.ids[0] == self.text[BOS]:
+            ids = ids[1:]
         return self._span(name, Kind.TEXT, ids, False, segment=segment)
 
     def write(self, name: str, ids: list[int] | int, *, segment: int = 0) -> Builder:
@@ -53,10 +63,13 @@ class Builder:
         filled = [self.text[MASK]] * ids if isinstance(ids, int) else list(ids)
         return self._span(name, Kind.TEXT, filled, open_, segment=segment, writable=True)
 
-    def look(self, name: str, pixels: Tensor) -> Builder:
-        """A picture for the semantic encoder: [3, H, W] in 0..1."""
-        self.pixels.append(pixels)
-        return self._span(name, Kind.PATCH, [0] * self.look_tokens, False, image=len(self.pixels) - 1)
+    def look(self, name: str, picture: Tensor | Look) -> Builder:
+        """A picture for the semantic encoder: one view [3, H, W] in 0..1 that is read whole, or several and what is read of them."""
+        if isinstance(picture, Tensor):
+            picture = Look(views=picture[None], rows=torch.arange(self.look_tokens))
+        first = sum(len(look.views) for look in self.looks)
+        self.looks.append(picture)
+        return self._span(name, Kind.PATCH, [0] * len(picture), False, image=first)
 
     def codes(self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool) -> Builder:
         """Image codes [h, w], or a grid (h, w) to be decided."""
@@ -74,12 +87,21 @@ class Builder:
         system = (*self.header("system"), self.wording.system, self.text[EOT]) if self.wording.system else ()
         return (self.text[BOS], *system, *self.header("user"))
 
+    @property
+    def first_segment(self) -> int:
+        """The segment of what is asked first: 1, or the context's own where everything reads everything."""
+        return 0 if self.quirks.one_segment else 1
+
     def build(self, request: str = "") -> Sequence:
+        feature = torch.zeros(len(self.ids), dtype=torch.long)
+        for span, look in zip((s for s in self.spans if s.kind == Kind.PATCH), self.looks, strict=True):
+            feature[span.start : span.stop] = look.rows + span.image * self.look_tokens
         return Sequence(
             ids=torch.tensor(self.ids, dtype=torch.long),
             masked=torch.tensor(self.masked, dtype=torch.bool),
             spans=tuple(self.spans),
-            pixels=torch.stack(self.pixels) if self.pixels else None,
+            pixels=torch.cat([look.views for look in self.looks]) if self.looks else None,
+            feature=feature if self.looks else None,
             request=request,
         )
 
@@ -88,15 +110,17 @@ def drawing(
     b: Builder, caption: str, codes: Tensor | tuple[int, int], *, fold: int, conditions: Conditions | None = None
 ) -> Sequence:
     """Text to image. Guidance drops the span "prompt"; the picture is the span "image"."""
-    wanted = b.wording.draw.format(caption=caption, micro=conditions.text() if conditions else "").strip()
+    said = conditions or b.quirks.conditions
+    micro = said.text(b.quirks.conditions_end) if said else ""
+    wanted = b.wording.draw.format(caption=caption, micro=micro).strip()
     b.say("prompt", *b.opening(), wanted, b.text[EOT])
     b.say("assistant", *b.header("assistant"))
     b.codes("image", codes, fold=fold, writable=True)
-    return b.say("end", b.text[EOT]).build(caption)
+    return _end(b).build(caption)
 
 
 def editing(
-    b: Builder, pixels: Tensor, source: Tensor, instruction: str, codes: Tensor | tuple[int, int], *, fold: int
+    b: Builder, picture: Tensor | Look, source: Tensor, instruction: str, codes: Tensor | tuple[int, int], *, fold: int
 ) -> Sequence:
     """Source picture (seen, and as codes) and instruction -> image.
 
@@ -105,26 +129,30 @@ def editing(
     b.say("prompt", *b.opening())
     for piece in re.split(r"({look}|{source})", b.wording.edit):
         if piece == "{look}":
-            b.look("look", pixels)
+            b.look("look", picture)
         elif piece == "{source}":
             b.codes("source", source, fold=fold, writable=False)
         elif piece:
-            b.say("prompt", piece.format(instruction=instruction))
+            b.say("prompt", piece.format(instruction=instruction.rstrip()))
     b.say("prompt", b.text[EOT])
     b.say("assistant", *b.header("assistant"))
     b.codes("image", codes, fold=fold, writable=True)
-    return b.say("end", b.text[EOT]).build(instruction)
+    return _end(b).build(instruction)
 
 
-def looking(b: Builder, pixels: Tensor | None) -> Builder:
+def _end(b: Builder) -> Builder:
+    return b.say("end", b.text[EOT], *(b.header("assistant") if b.quirks.trailing_header else ()))
+
+
+def looking(b: Builder, picture: Tensor | Look | None) -> Builder:
     """The context that questions and phrases about one picture share; each then has a segment of its own."""
     b.say("prompt", *b.opening())
-    return b if pixels is None else b.look("look", pixels)
+    return b if picture is None else b.look("look", picture)
 
 
 def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1) -> Builder:
     """A question and its answer (ids, or how many tokens): spans "question" and "answer"."""
-    words = b.wording.after_image + b.wording.ask.format(question=question)
+    words = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
     b.say("question", words, b.text[EOT], *b.header("assistant"), segment=segment)
     return b.write("answer", answer, segment=segment)
 
@@ -132,6 +160,10 @@ def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int =
 def grounding(b: Builder, phrase: str, box: tuple[float, float, float, float] | None, *, segment: int = 1) -> Builder:
     """A phrase and its box (fractions, or None where it is to be found): spans "phrase" and "box"."""
     text = b.text
-    b.say("phrase", text[PHRASE], phrase, text[END_PHRASE], text[BOX], segment=segment)
+    asked: tuple[str | int, ...] = (text[PHRASE], phrase, text[END_PHRASE])
+    if b.wording.locate:
+        words = b.wording.after_image + b.wording.locate.format(phrase=phrase)
+        asked = (words, text[EOT], *b.header("assistant"))
+    b.say("phrase", *asked, text[BOX], segment=segment)
     b.write("box", 4 if box is None else [text.first_location + k for k in to_bins(box)], segment=segment)
-    return b.say("box_end", text[END_BOX], segment=segment)
+    return b.say("box_end", text[END_BOX], *((text[EOT],) if b.wording.locate else ()), segment=segment)

@@ -22,6 +22,7 @@ class Wording:
     ``after_image`` stands between a picture and the words about it. In ``edit`` the source picture stands where ``{look}`` (as features)
     and ``{source}`` (as codes) say. ``COMPACT`` has it last: the way from a source code to the code that is drawn in its place is then
     the same for every instruction, which a small model with 1-D rotary positions needs in order to copy (see docs/log.md).
+    ``locate`` asks for a box of ``{phrase}`` in a turn of its own; without it, a phrase stands in its tags right before its box.
     """
 
     system: str
@@ -32,6 +33,7 @@ class Wording:
     describe: str
     complete: str
     after_image: str
+    locate: str = ""
 
 
 RELEASED = Wording(
@@ -43,6 +45,7 @@ RELEASED = Wording(
     describe="Please describe this image.",
     complete="Please write a caption.",
     after_image="\n ",
+    locate="Please locate {phrase} in this image. Give bounding boxes in LOC format.",
 )
 
 COMPACT = Wording(
@@ -74,8 +77,8 @@ class Conditions:
     score: float | None = None
     hps: float | None = None
 
-    def text(self) -> str:
-        """``ORIGINAL WIDTH : 1024; …``, in the published order and format."""
+    def text(self, end: str = "") -> str:
+        """``ORIGINAL WIDTH : 1024; …``, in the published order and format; ``end`` behind it unless there is nothing to say."""
         whole = (
             ("ORIGINAL WIDTH", self.width),
             ("ORIGINAL HEIGHT", self.height),
@@ -85,4 +88,4 @@ class Conditions:
         real = (("LUMINANCE", self.luminance), ("CONTRAST", self.contrast), ("SCORE", self.score), ("HPS", self.hps))
         parts = [f"{name} : {value}" for name, value in whole if value is not None]
         parts += [f"{name} : {value:.3f}" for name, value in real if value is not None]
-        return "; ".join(parts)
+        return "; ".join(parts) + (end if parts else "")
