@@ -235,11 +235,19 @@ def test_not_a_number(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("gen_mlp_type", "unitok"), ("gen_mlp_type", None), ("dual_tower", None), ("n_kv_heads", 2)]
+    ("field", "value"),
+    [
+        ("gen_mlp_type", "unitok"),
+        ("gen_mlp_type", None),
+        ("dual_tower", None),
+        ("n_kv_heads", 2),
+        ("enc_use_image_branch", None),
+        ("unified_gen_enc", True),
+    ],
 )
 def test_other_layouts_are_named(folder: Path, field: str, value: object) -> None:
     raw = json.loads((folder / "config.json").read_text())
-    raw.pop(field)
+    raw.pop(field, None)
     (folder / "config.json").write_text(json.dumps(raw | ({field: value} if value else {})))
     with pytest.raises(CheckpointError, match=field):
         load_lavida_o(folder)

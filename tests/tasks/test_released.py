@@ -333,6 +333,8 @@ def test_a_tokenizer_in_another_order(spoilt: Path) -> None:
         ({"unmask": {"side": 128, "vision": {"legs": 4}}}, "is no vision tower"),
         ({"unmask": {"side": 100, "vision": asdict(VISION)}}, "no multiple of 32 pixels"),
         ({"unmask": {"side": "wide"}}, "unmask.side 'wide'"),
+        ({"unmask": {"wording": "old"}}, "unmask.wording 'old'"),
+        ({"unmask": 128}, "unmask.wording ''"),
     ],
 )
 def test_configurations_that_do_not_fit(spoilt: Path, changes: dict[str, object], match: str) -> None:
@@ -354,6 +356,22 @@ def test_a_model_without_eyes_draws_and_says_that_it_cannot_look(
     ):
         with pytest.raises(ValueError, match="no vision tower"):
             asked()
+
+
+def test_a_model_of_ours_in_this_layout_keeps_its_manners(spoilt: Path, picture: Image.Image) -> None:
+    own = asdict(replace(VISION, image=128, patch=16, layers=1))
+    configure(spoilt, unmask={"side": 128, "vision": own, "wording": "compact"})
+    tensors = {k: v for k, v in load_file(spoilt / "model.safetensors").items() if "encoder.layers.1" not in k}
+    tensors[f"model.{LEVEL}embeddings.patch_embedding.weight"] = torch.zeros(16, 3, 16, 16)
+    tensors[f"model.{LEVEL}embeddings.position_embedding.weight"] = torch.zeros(64, 16)
+    save_file(tensors, spoilt / "model.safetensors")
+    model = unmask.load(spoilt)
+    assert model.parts.quirks == NO_QUIRKS and model.presets.answer == 4
+    asked = Ask(pixels=model.parts.look(picture), question="what?", length=2).build(model.parts)
+    assert len(asked.span("look")) == 20 and asked.span("answer").segment == 1
+    assert model.parts.text.show(asked.ids[:4].tolist()).startswith("<|startoftext|><|start_header_id|>u")
+    configure(spoilt, unmask={"side": 256, "vision": own, "wording": "compact"})
+    refused(spoilt, "a compact model sees what it draws")
 
 
 def test_our_own_model_keeps_its_manners() -> None:

@@ -95,10 +95,17 @@ def read_config(raw: dict[str, Any], tensors: dict[str, Tensor]) -> ElasticConfi
 
     CheckpointError where the layout is one that this network does not have.
     """
-    wanted = {"dual_tower": True, "downsample": True, "gen_mlp_type": "dit2", "weight_tying": False}
-    defaults = {"dual_tower": False, "downsample": False, "gen_mlp_type": "embed", "weight_tying": False}
-    for field, value in wanted.items():
-        if (found := raw.get(field, defaults[field])) != value:
+    wanted: dict[str, tuple[object, object]] = {  # what this network is, and what a file means that does not say
+        "dual_tower": (True, False),
+        "downsample": (True, False),
+        "enc_use_image_branch": (True, False),
+        "gen_mlp_type": ("dit2", "embed"),
+        "weight_tying": (False, False),
+        "unified_gen_enc": (False, False),
+        "extra_gen_dit": (False, False),
+    }
+    for field, (value, default) in wanted.items():
+        if (found := raw.get(field, default)) != value:
             raise CheckpointError(f"config.json: {field} {found!r} is not supported; wanted {value!r}")
     try:
         if raw.get("n_kv_heads", raw["n_heads"]) != raw["n_heads"]:

@@ -8,6 +8,7 @@ absent), ``vision`` (sizes of another tower) and ``wording`` (``compact`` for ou
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,12 @@ def load_parts(folder: Path, *, device: str = "cpu") -> Parts:
     """All parts of a folder. CheckpointError says what is missing or does not fit, before any weight is read where possible."""
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
     own = raw.get("unmask", {})
-    side, named = own.get("side", SIDE), own.get("wording", "released")
+    side, named = (own.get("side", SIDE), own.get("wording", "released")) if isinstance(own, dict) else (own, "")
     if named not in WORDINGS or not isinstance(side, int) or side < 1:
         raise CheckpointError(
             f"config.json: unmask.side {side!r} and unmask.wording {named!r} are unknown; give pixels and one of {', '.join(WORDINGS)}"
         )
-    wording = WORDINGS[named]
-    text = _text(folder, raw)
+    text = read_text(folder, raw)
     net, vq = load_lavida_o(folder)
     net.mask_id = text[MASK]
     vq = vq.float()  # cheap, and what its own configuration asks for (force_upcast)
@@ -55,24 +55,26 @@ def load_parts(folder: Path, *, device: str = "cpu") -> Parts:
         raise CheckpointError(
             f"config.json: side {side} is no multiple of {2 * vq.config.factor} pixels; see unmask.side"
         )
-    net, vq = net.to(device), vq.to(device)
-    if wording == COMPACT:
-        return Parts(text=text, net=net, vq=vq, wording=wording, side=side, fold=2)
-    return Parts(
-        text=text,
-        net=net,
-        vq=vq,
-        wording=wording,
-        side=side,
-        fold=2,
-        quirks=ReleasedQuirks(),
-        paper=(0, 0, 0),
-        views=_views(raw, net.config.vision) if net.config.vision else None,
-    )
+    parts = Parts(text=text, net=net.to(device), vq=vq.to(device), wording=WORDINGS[named], side=side, fold=2)
+    if named == "released":
+        return published(parts, raw)
+    if net.config.vision and net.config.vision.image != side:
+        raise CheckpointError(
+            f"config.json: a compact model sees what it draws, got views of {net.config.vision.image} and pictures of {side} pixels; "
+            "see unmask.vision and unmask.side"
+        )
+    return parts
 
 
-def _text(folder: Path, raw: dict[str, Any]) -> Text:
-    """The tokenizer, whose control tokens are found by name and whose size must be the model's."""
+def published(parts: Parts, raw: dict[str, Any]) -> Parts:
+    """The same parts with the released quirks and image pipeline; ``raw`` is config.json."""
+    vision = parts.net.config.vision
+    views = _views(raw, vision) if vision else None
+    return replace(parts, quirks=ReleasedQuirks(), paper=(0, 0, 0), views=views)
+
+
+def read_text(folder: Path, raw: dict[str, Any]) -> Text:
+    """The tokenizer, whose control tokens are found by name and whose size must be the model's. CheckpointError says what is wrong."""
     path = folder / "tokenizer.json"
     if not path.exists():
         raise CheckpointError(
