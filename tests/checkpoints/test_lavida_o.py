@@ -14,20 +14,14 @@ from torch import Tensor
 
 from unmask.checkpoints.lavida_o import load_lavida_o, names
 from unmask.checkpoints.store import CheckpointError
+from unmask.evaluation.verify import INPUTS, Difference, Form, verify
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES
-from unmask.sampling.draw import Greedy
-from unmask.sampling.guide import ClassifierFree
-from unmask.sampling.orders import stratified
-from unmask.sampling.pace import Shift
-from unmask.sampling.sampler import Sampler
-from unmask.sampling.select import InOrder
-from unmask.sequence import Batch, Branch, Kind, Sequence, Span, collate
+from unmask.sequence import Branch
 from unmask.tokens.vq import VQ
 
 torch.set_num_threads(1)
 FOLDER = Path(__file__).parents[1] / "golden" / "lavida_o_tiny"
-GRID, MASK_ID = (8, 8), 639
 
 
 @pytest.fixture(scope="module")
@@ -51,117 +45,39 @@ def _no_grad() -> Iterator[None]:
         yield
 
 
-def close(got: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+@pytest.fixture(scope="module")
+def found() -> dict[str, Difference]:
+    return {d.name: d for d in verify(FOLDER)}
 
 
-def row(*parts: tuple[str, Tensor], segments: tuple[int, ...] = (), writable: frozenset[str] = frozenset()) -> Sequence:
-    """Spans of text (ids [n]) or codes (ids [64]; what is 129 is undecided)."""
-    ids, masked, spans = [], [], []
-    for i, (name, values) in enumerate(parts):
-        start = sum(map(len, ids))
-        code = {"kind": Kind.CODE, "grid": GRID, "fold": 2} if name in ("source", "image") else {"kind": Kind.TEXT}
-        segment = segments[i] if segments else 0
-        spans.append(
-            Span(name=name, start=start, stop=start + len(values), segment=segment, writable=name in writable, **code)  # type: ignore[arg-type]
-        )
-        ids.append(values)
-        masked.append((values == 129) & (code["kind"] == Kind.CODE))
-    return Sequence(ids=torch.cat(ids), masked=torch.cat(masked), spans=tuple(spans))
+OUTPUTS = (
+    "edit.code_logits prefix.logits sample.codes sample.counts t2i.code_embeddings t2i.code_logits t2i.hidden "
+    "t2i.text_logits und.logits vq.codes vq.decoded"
+).split()
 
 
-def drawing(expected: dict[str, Tensor], b: int) -> Sequence:
-    ids, first = expected["t2i.ids"][b], int(expected["sample.null_prefix"])
-    return row(
-        ("prompt", ids[:first]), ("assistant", ids[first:9]), ("image", expected["t2i.codes"][b]), ("end", ids[25:])
-    )
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_every_array_is_reproduced(name: str, found: dict[str, Difference], expected: dict[str, Tensor]) -> None:
+    assert found[name].ok, found[name]
+    assert found[name].shape == expected[name].shape and found[name].exact == (not expected[name].is_floating_point())
 
 
-def everything(batch: Batch) -> Tensor:
-    return batch.valid
+def test_nothing_is_left_out(found: dict[str, Difference], expected: dict[str, Tensor]) -> None:
+    assert sorted(found) == OUTPUTS and set(expected) == set(OUTPUTS) | INPUTS and len(expected) == 22
 
 
-def test_text_sees_both_ways(net: Elastic, expected: dict[str, Tensor]) -> None:
-    batch = collate([row(("text", ids)) for ids in expected["und.ids"]], [0, 0])
-    close(net(batch, ask=everything(batch)).text_logits, expected["und.logits"].flatten(0, 1))
-
-
-def test_cached_prefix_is_a_context_segment(net: Elastic, expected: dict[str, Tensor]) -> None:
-    rows = [row(("prefix", ids[:13]), ("rest", ids[13:]), segments=(0, 1)) for ids in expected["und.ids"]]
-    batch = collate(rows, [0, 0])
-    close(net(batch, ask=batch.segment == 1).text_logits, expected["prefix.logits"].flatten(0, 1))
-
-
-def test_code_embeddings(net: Elastic, expected: dict[str, Tensor]) -> None:
-    close(net.code_embedding(expected["t2i.codes"].view(2, 1, *GRID), folded=True), expected["t2i.code_embeddings"])
-
-
-def test_drawing(net: Elastic, expected: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = collate([drawing(expected, b) for b in range(2)], [0, 0])
-    hidden = []  # what reaches the two heads: the final norm's outputs
-    unfold, read = net.code_head.unfold_positions, net.text_head.forward
-    monkeypatch.setattr(net.code_head, "unfold_positions", lambda h, grid: hidden.append(h) or unfold(h, grid))
-    monkeypatch.setattr(net.text_head, "forward", lambda h: hidden.append(h) or read(h))
-    prediction = net(batch, ask=everything(batch))
-    close(prediction.code_logits, expected["t2i.code_logits"].flatten(0, 1))
-
-    is_gen = expected["t2i.is_gen"]
-    close(prediction.text_logits, expected["t2i.text_logits"][~is_gen])
-    und, gen = sorted(hidden, key=torch.Tensor.dim)
-    close(und, expected["t2i.hidden"][~is_gen])
-    released = expected["t2i.hidden"][is_gen].view(2, 16, 64)
-    close(gen, released[..., :32])
-    assert not released[..., 32:].any()
-
-
-def test_editing_with_and_without_the_source(net: Elastic, expected: dict[str, Tensor]) -> None:
-    source, target = expected["edit.source_codes"][0], expected["edit.target_codes"][0]
-    rows = []
-    for ids in expected["edit.ids"]:
-        rows.append(
-            row(("prompt", ids[:5]), ("source", source), ("prompt", ids[21:27]), ("image", target), ("end", ids[43:]))
-        )
-    batch = collate(rows, [0, 0])
-    gone = torch.zeros_like(batch.masked)
-    gone[1, 5:69] = True
-    mixed = batch.drop_tokens(gone, MASK_ID)
-    assert (mixed.branch[1, 5:69] == Branch.UND).all()
-    image = torch.zeros_like(gone)
-    image[:, 75:139] = True
-    both = net(mixed, ask=image).code_logits.view(2, 64, -1)
-    close(both, expected["edit.code_logits"])
+def test_editing_rows_have_no_company(net: Elastic, expected: dict[str, Tensor]) -> None:
+    form = Form(arrays=expected, mask_id=net.mask_id, mask_code=net.config.mask_code)
+    mixed = form.editing()
+    span = next(s for s in mixed.span_table[1] if s.name == "source")
+    assert (mixed.branch[1, span.start : span.stop] == Branch.UND).all()
     for b in range(2):
-        alone = net(mixed.row(b), ask=image[:1]).code_logits
-        close(alone, expected["edit.code_logits"][b])
+        torch.testing.assert_close(form.edits(net, mixed.row(b))[0], expected["edit.code_logits"][b], atol=1e-4, rtol=0)
 
 
-def test_sampling(net: Elastic, expected: dict[str, Tensor]) -> None:
-    sequence = drawing(expected, 0)
-    prompt, assistant, image, end = sequence.spans
-    spans = (prompt, assistant, Span(**{**vars(image), "writable": True}), end)
-    masked = torch.zeros_like(sequence.masked)
-    masked[image.start : image.stop] = True
-    batch = collate([Sequence(ids=sequence.ids, masked=masked, spans=spans)], [0])
-    pace = Shift(steps=6, shift=5.0)
-    assert pace.counts(64) == expected["sample.counts"].tolist()
-    sampler = Sampler(
-        pace=pace,
-        guide=ClassifierFree(scale=4.0, drop=frozenset({"prompt"}), null_id=MASK_ID),
-        draw=Greedy(),
-        select=InOrder(order=tuple(stratified(8, 42))),
-    )
-    done = sampler.sample(net, batch)
-    assert not done.masked.any()
-    assert done.ids[:, image.start : image.stop].equal(expected["sample.codes"])
-
-
-def test_tokenizer(released: tuple[Elastic, VQ], expected: dict[str, Tensor]) -> None:
-    vq = released[1]
-    codes = vq.encode(expected["vq.image"])
-    assert codes.flatten(1).equal(expected["vq.codes"].flatten(1))
-    z = vq.quantize.embedding(codes).permute(0, 3, 1, 2)
-    close(vq.from_latents(z), expected["vq.decoded"])
-    close(vq.decode(codes), expected["vq.decoded"].clamp(0, 1))
+def test_pixels_are_clipped(released: tuple[Elastic, VQ], expected: dict[str, Tensor]) -> None:
+    pixels = released[1].decode(expected["vq.codes"].view(1, 8, 8))
+    torch.testing.assert_close(pixels, expected["vq.decoded"].clamp(0, 1), atol=1e-4, rtol=0)
 
 
 # -- names and what can be wrong --------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "evaluate": ("unmask.cli.measure", "Measure how good a model is."),
     "bench": ("unmask.cli.measure", "Run one of the benchmarks of the source tree."),
     "inspect": ("unmask.cli.parts", "List a model's parts, parameters and bytes."),
+    "verify": ("unmask.cli.weights", "Compute measured figures anew and print the differences."),
     "world": ("unmask.cli.world", "Look at the small world that models are trained on."),
     "demo": ("unmask.cli.demo", "Show on one sheet all that a model does."),
 }
@@ -64,7 +65,7 @@ def _greet(traceback: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program: 0 all is well, 2 the user's mistake, 130 stopped by the user."""
+    """Run the program: 0 all is well, 1 a check failed, 2 the user's mistake, 130 stopped by the user."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = program(given).main(given, prog_name="unmask", standalone_mode=False)

@@ -1,0 +1,58 @@
+"""Commands on checkpoints: verify (do they give the measured figures here?)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from unmask.cli.options import check_device, json_option, threads_option, use_threads
+from unmask.cli.output import print_json, table
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference that passes.")
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Compute in this type.  [default: that of the files]")
+@json_option
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
+@threads_option
+def verify(folder: Path, tolerance: float, dtype: str | None, as_json: bool, device: str, threads: int | None) -> int:
+    """Compute measured figures anew and print the differences.
+
+    FOLDER is a checkpoint in the released layout with expected.safetensors beside it: inputs and what the official code made of
+    them. Integers (codes, counts) must be equal, real numbers differ by no more than the tolerance. Exit code 1 where they do not.
+
+    \b
+    Examples:
+      unmask verify tests/golden/lavida_o_tiny
+      unmask verify tests/golden/lavida_o_tiny --dtype bfloat16 --tolerance 0.1 --json
+    """
+    use_threads(threads)
+    check_device(device)
+    import torch
+
+    from unmask.evaluation.verify import verify as differences
+
+    found = differences(folder, tolerance=tolerance, dtype=getattr(torch, dtype) if dtype else None, device=device)
+    ok = all(d.ok for d in found)
+    if as_json:
+        told = {"folder": str(folder), "tolerance": tolerance, "dtype": dtype, "device": device, "ok": ok}
+        print_json({**told, "arrays": [d.to_json() for d in found]})
+    else:
+        rows = [
+            [
+                d.name,
+                "x".join(map(str, d.shape)),
+                f"{d.worst:.2e}",
+                f"{d.mean:.2e}",
+                d.wrong,
+                d.size,
+                "ok" if d.ok else "FAILED",
+            ]
+            for d in found
+        ]
+        click.echo(table(["array", "shape", "largest", "mean", "beyond", "of", ""], rows))
+    return 0 if ok else 1

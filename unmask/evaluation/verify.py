@@ -1,0 +1,253 @@
+"""Is this port, this dtype, this machine right? A folder of weights with measured arrays, and how far ours are from them.
+
+Public idea: ``verify(folder) -> [Difference]``. Such a folder is a checkpoint in the released layout (config.json, model.safetensors,
+vqvae/) with ``expected.safetensors`` beside it: inputs (``und.ids``, ``t2i.codes``, ``vq.image`` …) and what the official
+implementation made of them (``und.logits``, ``t2i.hidden``, ``sample.codes``, ``vq.decoded`` …), as in tests/golden/lavida_o_tiny.
+Every array that is no input is computed anew from the folder's weights by the code that serves users.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.checkpoints.lavida_o import load_lavida_o
+from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.models.elastic import Elastic
+from unmask.sampling.draw import Greedy
+from unmask.sampling.guide import ClassifierFree
+from unmask.sampling.orders import stratified
+from unmask.sampling.pace import Shift
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.select import InOrder
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.tokens.vq import VQ
+
+Arrays = dict[str, Tensor]
+INPUTS = frozenset(
+    {"und.ids", "t2i.ids", "t2i.is_gen", "t2i.codes", "edit.ids", "edit.is_source", "edit.is_target", "vq.image"}
+    | {"edit.source_codes", "edit.target_codes", "sample.null_prefix"}
+)
+_SHIFT, _GUIDANCE, _SEED = 5.0, 4.0, 42  # of ``sample.codes``
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One array: ``worst`` the largest absolute difference · ``mean`` the mean one · ``wrong`` entries beyond the tolerance (of
+    integers: unequal ones) of ``size``."""
+
+    name: str
+    shape: tuple[int, ...]
+    exact: bool
+    worst: float
+    mean: float
+    wrong: int
+    size: int
+
+    @property
+    def ok(self) -> bool:
+        return self.wrong == 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "shape": list(self.shape), "ok": self.ok}
+
+
+def verify(
+    folder: Path, *, tolerance: float = 1e-4, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> list[Difference]:
+    """Every measured array of ``folder`` against ours, in the order of their names.
+
+    ``tolerance``: the largest absolute difference of real numbers that passes; integers must be equal. ``dtype``: compute in this
+    type instead of the one of the files. CheckpointError where the folder is not in this form.
+    """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"the tolerance must be at least 0 and finite, got {tolerance}; 1e-4 is usual for float32")
+    net, vq = load_lavida_o(folder)
+    net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
+    arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
+    ours = Form(arrays=arrays, mask_id=net.mask_id, mask_code=net.config.mask_code).reproduce(net, vq)
+    if wrong := sorted(set(ours) ^ (set(arrays) - INPUTS)):
+        missing, unknown = [n for n in wrong if n in ours], [n for n in wrong if n not in ours]
+        said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise CheckpointError(f"{folder / 'expected.safetensors'} {' and '.join(said)}; was it made for this version?")
+    return [_compare(name, ours[name], arrays[name], tolerance) for name in sorted(ours)]
+
+
+def _compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Difference:
+    if got.shape != wanted.shape:
+        raise CheckpointError(
+            f"{name} is {tuple(got.shape)}, and measured {tuple(wanted.shape)}; do they belong together?"
+        )
+    exact = not wanted.is_floating_point()
+    apart = (got.double() - wanted.double()).abs().nan_to_num(nan=math.inf)
+    return Difference(
+        name=name,
+        shape=tuple(wanted.shape),
+        exact=exact,
+        worst=float(apart.max()),
+        mean=float(apart.mean()),
+        wrong=int((apart > (0 if exact else tolerance)).sum()),
+        size=wanted.numel(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The arrays of such a file, and how the sequences they were measured on are put together."""
+
+    arrays: Arrays
+    mask_id: int
+    mask_code: int
+
+    @torch.no_grad()
+    def reproduce(self, net: Elastic, vq: VQ) -> Arrays:
+        """Our version of every array that is no input. CheckpointError where an input is missing."""
+        if missing := sorted(INPUTS - set(self.arrays)):
+            raise CheckpointError(f"expected.safetensors lacks {', '.join(missing)}; is it complete?")
+        return {
+            **self.texts(net),
+            **self.drawings(net),
+            "edit.code_logits": self.edits(net, self.editing()),
+            **self.sampled(net),
+            **self.tokenized(vq),
+        }
+
+    def texts(self, net: Elastic) -> Arrays:
+        """Text that sees both ways, and behind a cached prefix (which is a context that does not see what follows)."""
+        ids = self.arrays["und.ids"]
+        whole = self._batch([self._row(("text", row)) for row in ids])
+        tail = self.arrays["prefix.logits"].shape[1] if "prefix.logits" in self.arrays else ids.shape[1] // 2
+        split = self._batch([self._row(("prefix", r[:-tail]), ("rest", r[-tail:]), segments=(0, 1)) for r in ids])
+        rest = net(split, ask=split.segment == 1).text_logits
+        return {
+            "und.logits": net(whole, ask=whole.valid).text_logits.unflatten(0, ids.shape),
+            "prefix.logits": rest.unflatten(0, (len(ids), tail)),
+        }
+
+    def drawings(self, net: Elastic) -> Arrays:
+        """Text and undecided codes: embeddings, what reaches the heads, and both heads' logits."""
+        ids, is_gen, codes = (self.arrays[f"t2i.{name}"] for name in ("ids", "is_gen", "codes"))
+        batch = self._batch([self._drawing(b) for b in range(len(ids))])
+        seen: list[Tensor] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+            for module in (net.text_head, net.code_head.unfold_norm)
+        ]
+        try:
+            prediction = net(batch, ask=batch.valid)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        und, gen = seen
+        # The released model carries one stream, in which the upper channels of a generation position are zero (spec 1.3).
+        hidden = und.new_zeros(*ids.shape, und.shape[-1])
+        hidden[~is_gen] = und
+        hidden[is_gen] = torch.nn.functional.pad(gen.flatten(0, 1), (0, und.shape[-1] - gen.shape[-1]))
+        text = und.new_zeros(*ids.shape, prediction.text_logits.shape[-1])
+        text[~is_gen] = prediction.text_logits
+        text[is_gen] = net.text_head(hidden[is_gen])
+        return {
+            "t2i.code_embeddings": net.code_embedding(codes.unflatten(1, (1, *self.grid)), folded=True),
+            "t2i.hidden": hidden,
+            "t2i.text_logits": text,
+            "t2i.code_logits": prediction.code_logits.unflatten(0, codes.shape),
+        }
+
+    def editing(self) -> Batch:
+        """Rows with source and target codes; every row but the first has its source dropped."""
+        source, target = self.arrays["edit.source_codes"][0], self.arrays["edit.target_codes"][0]
+        rows = []
+        for ids, is_source, is_target in zip(
+            self.arrays["edit.ids"], self.arrays["edit.is_source"], self.arrays["edit.is_target"], strict=True
+        ):
+            (a, b), (c, d) = _stretch(is_source), _stretch(is_target)
+            parts = (("prompt", ids[:a]), ("source", source), ("prompt", ids[b:c]), ("image", target), ("end", ids[d:]))
+            rows.append(self._row(*parts))
+        batch = self._batch(rows)
+        gone = torch.zeros_like(batch.masked)
+        for b, sequence in enumerate(rows[1:], start=1):
+            span = sequence.span("source")
+            gone[b, span.start : span.stop] = True
+        return batch.drop_tokens(gone, self.mask_id)
+
+    def edits(self, net: Elastic, batch: Batch) -> Tensor:
+        """Code logits of the target picture of every row, [B, codes, V]."""
+        target = torch.zeros_like(batch.masked)
+        for b, table in enumerate(batch.span_table):
+            span = next(s for s in table if s.name == "image")
+            target[b, span.start : span.stop] = True
+        return net(batch, ask=target).code_logits.unflatten(0, (batch.rows, -1))
+
+    def sampled(self, net: Elastic) -> Arrays:
+        """A picture drawn greedily: how many codes each step decides, and which they become."""
+        sequence = self._drawing(0)
+        spans = tuple(replace(span, writable=span.name == "image") for span in sequence.spans)
+        image = sequence.span("image")
+        masked = torch.zeros_like(sequence.masked)
+        masked[image.start : image.stop] = True
+        steps = len(self.arrays["sample.counts"]) if "sample.counts" in self.arrays else 6
+        pace = Shift(steps=steps, shift=_SHIFT)
+        sampler = Sampler(
+            pace=pace,
+            guide=ClassifierFree(scale=_GUIDANCE, drop=frozenset({"prompt"}), null_id=self.mask_id),
+            draw=Greedy(),
+            select=InOrder(order=tuple(stratified(self.grid[0], _SEED))),
+        )
+        done = sampler.sample(net, self._batch([replace(sequence, masked=masked, spans=spans)]))
+        counts = torch.tensor(pace.counts(len(image)), device=done.device)
+        return {"sample.counts": counts, "sample.codes": done.ids[:, image.start : image.stop]}
+
+    def tokenized(self, vq: VQ) -> Arrays:
+        """A picture's codes, and the pixels (not clipped) that the measured codes decode to: one other code would hide the decoder."""
+        codes = vq.encode(self.arrays["vq.image"].to(vq.quant_conv.weight.dtype))
+        measured = self.arrays.get("vq.codes", codes)
+        latents = vq.quantize.embedding(measured.reshape(codes.shape)).permute(0, 3, 1, 2)
+        return {"vq.codes": codes.flatten(1), "vq.decoded": vq.from_latents(latents)}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = math.isqrt(self.arrays["t2i.codes"].shape[1])
+        return side, side
+
+    def _drawing(self, b: int) -> Sequence:
+        ids, first = self.arrays["t2i.ids"][b], int(self.arrays["sample.null_prefix"])
+        start, stop = _stretch(self.arrays["t2i.is_gen"][b])
+        image = self.arrays["t2i.codes"][b]
+        return self._row(
+            ("prompt", ids[:first]), ("assistant", ids[first:start]), ("image", image), ("end", ids[stop:])
+        )
+
+    def _row(self, *parts: tuple[str, Tensor], segments: tuple[int, ...] = ()) -> Sequence:
+        """Spans of text ids, or (by their names) of codes, of which the mask code is undecided."""
+        spans: list[Span] = []
+        masked = []
+        for i, (name, values) in enumerate(parts):
+            start = spans[-1].stop if spans else 0
+            place = {
+                "name": name,
+                "start": start,
+                "stop": start + len(values),
+                "segment": segments[i] if segments else 0,
+            }
+            if name in ("source", "image"):
+                spans.append(Span(kind=Kind.CODE, grid=self.grid, fold=2, **place))
+                masked.append(values == self.mask_code)
+            else:
+                spans.append(Span(kind=Kind.TEXT, **place))
+                masked.append(torch.zeros_like(values, dtype=torch.bool))
+        ids = torch.cat([values for _, values in parts])
+        return Sequence(ids=ids, masked=torch.cat(masked), spans=tuple(spans))
+
+    def _batch(self, rows: list[Sequence]) -> Batch:
+        return collate(rows, [0] * len(rows)).to(self.arrays["t2i.ids"].device)
+
+
+def _stretch(chosen_L: Tensor) -> tuple[int, int]:
+    """First and last (exclusive) of the chosen tokens, which lie together."""
+    at = chosen_L.nonzero().flatten()
+    return int(at[0]), int(at[-1]) + 1
