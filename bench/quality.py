@@ -125,6 +125,8 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     model = unmask.load(given.model)
+    if not isinstance(model, Model):
+        raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
     plan = Plan(level=given.level, split="validation", n=given.n, seed=given.seed)
     settings = sweep(given.task, given.sweep) if given.sweep else comparison([int(s) for s in given.steps.split(",")])
     for name, part in settings:

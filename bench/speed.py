@@ -215,6 +215,8 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     model = unmask.load(given.model)
+    if not isinstance(model, Model):
+        raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
     effort = Effort(repeats=given.repeats, warm=2)
     groups: dict[str, Callable[[], list[Line]]] = {
         "latency": lambda: latency(model, effort),

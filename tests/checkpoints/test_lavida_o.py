@@ -177,7 +177,7 @@ def test_never_split_without_the_field(folder: Path) -> None:
 
 
 def test_no_folder_and_no_config(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is this a LaViDa-O folder"):
+    with pytest.raises(CheckpointError, match="is this a folder of weights"):
         load_lavida_o(tmp_path / "nowhere")
 
 

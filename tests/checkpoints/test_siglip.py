@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask.checkpoints.lavida_o import _plain, names
+from unmask.checkpoints.lavida_o import names, plain
 from unmask.models.sizes import SIZES, VisionConfig
 from unmask.models.vision import Tower
 from unmask.tokens.views import to_pixels
@@ -54,7 +54,7 @@ def test_features_are_those_before_the_last_layer(level: str) -> None:
 
         prefix = "model.vision_tower.vision_tower."
         stored = {prefix + level + k.removeprefix("vision_model."): v for k, v in theirs.state_dict().items()}
-        found = {_plain(k): v for k, v in stored.items()}
+        found = {plain(k): v for k, v in stored.items()}
         tower = Tower(OURS).eval()
         mapping = names(dataclasses.replace(SIZES["tiny"], vision=OURS))
         tower.load_state_dict({k: found[mapping[f"vision.tower.{k}"]] for k in tower.state_dict()})

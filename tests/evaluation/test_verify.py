@@ -103,7 +103,7 @@ def test_an_unknown_array_and_another_shape_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "is this a LaViDa-O folder"),
+        (["nowhere"], "is this a folder of weights"),
         ([str(FIXTURE), "--tolerance", "-1"], "at least 0"),
         ([str(FIXTURE), "--dtype", "int8"], "'int8'"),
         ([str(FIXTURE / "vqvae")], "vqvae"),

@@ -19,6 +19,7 @@ from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.tokens.vq import VQ, VQConfig
 
+OWN = "unmask"  # the block of config.json and vqvae/config.json that holds what the released layout has no word for
 _UND = {
     "attn_norm": "attn_norm",
     "q": "q_proj",
@@ -59,7 +60,10 @@ _VISION_LAYER = {
 
 
 def names(config: ElasticConfig) -> dict[str, str]:
-    """Our parameter name -> the released one, without its prefix ``model.``; for every parameter of ``Elastic(config)``."""
+    """Our parameter name -> the released one, without its prefix ``model.``; for every parameter of ``Elastic(config)``.
+
+    A text model (``gen_width`` 0) has the names of LLaDA, which are the same without those of the generation branch.
+    """
     out = {
         "embed.weight": "transformer.wte.weight",
         "norm.weight": "transformer.ln_f.weight",
@@ -70,8 +74,10 @@ def names(config: ElasticConfig) -> dict[str, str]:
         out[f"{ours}.out.weight"] = f"{theirs}.attn_out.weight"
         for a, b in _UND.items():
             out[f"{ours}.und.{a}.weight"] = f"{theirs}.{b}.weight"
-            out[f"{ours}.gen.{a}.weight"] = f"{theirs}.{b}_vision.weight"
-    out |= {f"{a}.weight": f"{b}.weight" for a, b in _CODES.items()}
+            if config.gen_width:
+                out[f"{ours}.gen.{a}.weight"] = f"{theirs}.{b}_vision.weight"
+    if config.gen_width:
+        out |= {f"{a}.weight": f"{b}.weight" for a, b in _CODES.items()}
     return out | (_vision_names(config.vision) if config.vision else {})
 
 
@@ -142,7 +148,7 @@ def _vision(raw: dict[str, Any]) -> VisionConfig | None:
         "mm_spatial_pool_stride": 2,
         "mm_projector_type": "mlp2x_gelu",
     }
-    own = raw.get("unmask", {}).get("vision")
+    own = raw.get(OWN, {}).get("vision")
     if not own and not raw.get("mm_vision_tower"):
         return None
     for field, value in fixed.items():
@@ -161,32 +167,33 @@ def load_lavida_o(folder: Path) -> tuple[Elastic, VQ]:
 
     The tokenizer's weights are taken from the model's own shards, where they are there, or from ``vqvae/`` (spec 8, 13).
     """
-    raw, found = _json(folder / "config.json"), read_tensors(folder, "model")
-    found = {_plain(key): tensor for key, tensor in found.items()}
+    raw, found = read_json(folder / "config.json"), read_tensors(folder, "model")
+    found = {plain(key): tensor for key, tensor in found.items()}
     vq_own = {key.removeprefix("vqvae."): found.pop(key) for key in list(found) if key.startswith("vqvae.")}
     config = read_config(raw, found)
     with torch.device("meta"):
         net = Elastic(config, mask_id=raw.get("mask_token_id", 126336))
-        vq = VQ(_vq_config(_json(folder / "vqvae" / "config.json")))
-    _fill(net, found, names(config), folder)
-    _fill(
+        vq = VQ(_vq_config(read_json(folder / "vqvae" / "config.json")))
+    fill(net, found, names(config), folder)
+    fill(
         vq, vq_own or read_tensors(folder / "vqvae", "diffusion_pytorch_model"), {k: k for k in vq.state_dict()}, folder
     )
     return net.eval(), vq.eval()
 
 
-def _plain(key: str) -> str:
+def plain(key: str) -> str:
     """A released name without its prefix, and with the tower's level ``vision_model`` where a file lacks it."""
     key = key.removeprefix("model.")
     short = _TOWER.removesuffix(".vision_model")
     return key.replace(short, _TOWER, 1) if key.startswith(short) and not key.startswith(_TOWER) else key
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file. CheckpointError where it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; is this a LaViDa-O folder?") from error
+        raise CheckpointError(f"cannot read {path}: {error}; is this a folder of weights?") from error
 
 
 def _vq_config(raw: dict[str, Any]) -> VQConfig:
@@ -196,10 +203,12 @@ def _vq_config(raw: dict[str, Any]) -> VQConfig:
     missing = [f for f in (*fields, "block_out_channels") if f not in raw]
     if missing:
         raise CheckpointError(f"vqvae/config.json lacks {', '.join(missing)}")
-    return VQConfig(block_out_channels=tuple(raw["block_out_channels"]), **{f: raw[f] for f in fields})
+    apart = bool(raw.get(OWN, {}).get("encode_apart", False))
+    channels = tuple(raw["block_out_channels"])
+    return VQConfig(block_out_channels=channels, encode_apart=apart, **{f: raw[f] for f in fields})
 
 
-def _fill(module: nn.Module, found: dict[str, Tensor], mapping: dict[str, str], folder: Path) -> None:
+def fill(module: nn.Module, found: dict[str, Tensor], mapping: dict[str, str], folder: Path) -> None:
     """Give a module on the meta device the tensors found. ``mapping``: its names -> those of ``found``."""
     own = module.state_dict()
     problems = [f"missing {theirs}" for theirs in mapping.values() if theirs not in found]

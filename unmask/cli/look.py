@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,27 +14,41 @@ from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
-@click.argument("question")
+@click.argument("words", metavar="[IMAGE] QUESTION", nargs=-1)
 @click.option(
     "--length", type=click.IntRange(min=1), help="Longest answer in tokens (default: as the model's family has it)."
 )
+@click.option("--plain", is_flag=True, help="Text models: go on with the text, without a chat template (Base models).")
 @path_option("--trace", (".txt",), "Also save the answer as it stood after every step (.txt).")
 @model_options
-def ask(run: Run, image: Path, question: str, length: int | None, trace: Path | None) -> None:
+def ask(run: Run, words: tuple[str, ...], length: int | None, plain: bool, trace: Path | None) -> None:
     """Answer a question about a picture.
 
-    Prints the answer.
+    Prints the answer. A text model (LLaDA) is given the QUESTION alone.
 
     \b
     Examples:
       unmask ask apples.png "how many apples are there?"
       unmask ask apples.png "what is left of the cat?" --json
+      unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct -o window.length=64 -o pace.steps=64
+      unmask ask "The sky is" --plain --length 32 --model LLaDA-8B-Base
     """
-    picture = read_image(image)
-    answer = run.open().ask(
-        picture, question, seed=run.seed, trace=trace is not None, length=length, settings=run.settings
-    )
+    if len(words) not in (1, 2) or (len(words) == 1 and os.path.isfile(words[0])):
+        raise click.UsageError("wanted a picture and a QUESTION, or for a text model a QUESTION alone")
+    picture = read_image(Path(words[0])) if len(words) == 2 else None
+    model = run.open()
+    from unmask.tasks.text import TextModel
+
+    options: dict[str, Any] = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
+    options |= {"length": length} if length else {}
+    if isinstance(model, TextModel):
+        if picture is not None:
+            raise click.UsageError(f"{run.model} is a text model and looks at no picture; give it the question alone")
+        answer = (model.complete if plain else model.ask)(words[-1], **options)
+    elif picture is None or plain:
+        raise click.UsageError(f"{run.model} is no text model: give it a picture and a QUESTION, without --plain")
+    else:
+        answer = model.ask(picture, words[-1], **options)
     if trace is not None:
         saved = save_text(trace, "\n".join(answer.trace) + "\n")
         news(f"trace: {saved}")

@@ -53,11 +53,15 @@ def evaluate(
     check_device(device)
     import unmask
     from unmask.evaluation import world_suite
+    from unmask.tasks.text import TextModel
 
     parts = tuple(p.strip() for p in only.split(",") if p.strip())
-    report = world_suite.run(
-        unmask.load(model, device=device), level=level, only=parts, limit=limit, seed=seed, out=out
-    )
+    opened = unmask.load(model, device=device)
+    if isinstance(opened, TextModel):
+        raise ValueError(
+            f"{model} is a text model, and this suite looks and draws; its likelihood: unmask.evaluation.likelihood"
+        )
+    report = world_suite.run(opened, level=level, only=parts, limit=limit, seed=seed, out=out)
     if into is not None:
         news(f"figures: {save_text(into, json.dumps(report.to_json(), indent=2))}")
     if out is not None:

@@ -82,7 +82,8 @@ class ElasticBlock(nn.Module):
         super().__init__()
         self.heads, self.joint = config.heads, joint
         self.und = Branch(config.width, config.width, config.mlp, config.norm_eps)
-        self.gen = Branch(config.gen_width, config.width, config.gen_mlp, config.norm_eps)
+        if config.gen_width:
+            self.gen = Branch(config.gen_width, config.width, config.gen_mlp, config.norm_eps)
         self.out = nn.Linear(config.width, config.width, bias=False)  # shared: generation keeps its first rows
 
     def forward(

@@ -30,8 +30,9 @@ class Elastic(nn.Module):
         self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.text_head = nn.Linear(config.width, config.vocab_size, bias=False)
-        self.code_embedding = CodeEmbedding(config)
-        self.code_head = CodeHead(config)
+        if config.gen_width:
+            self.code_embedding = CodeEmbedding(config)
+            self.code_head = CodeHead(config)
         self.vision = Vision(config.vision, config.width) if config.vision else None
 
     def forward(
@@ -45,6 +46,10 @@ class Elastic(nn.Module):
         features = carry if carry is not None else self._features(batch)
         und = _pack(batch.leader & batch.valid & (batch.branch == Branch.UND))
         codes = _pack(batch.valid & (batch.branch == Branch.GEN))
+        if codes is not None and not self.config.gen_width:
+            raise ValueError(
+                "the batch has image codes, but this is a text model without a generation branch; give it text"
+            )
         gen = _leaders(codes, batch) if codes is not None else None
         wants_text = bool((ask & (batch.kind == Kind.TEXT)).any())
         u_BUD = self._embed_und(batch, und, features)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Named sizes. Public idea: ``ElasticConfig`` is all that a model is built from, and ``SIZES`` names three of them."""
+"""Named sizes. Public idea: ``ElasticConfig`` is all that a model is built from, and ``SIZES`` names some of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class ElasticConfig:
     """Elastic Mixture-of-Transformers (spec 1.1 to 1.7). Defaults are the released 10.4 B model.
 
     ``joint_layers``: number of layers in which both branches attend to each other; the rest are split. The released code
-    tests "index > 16", so 17 layers are joint although the paper says 16 (spec 1.4).
+    tests "index > 16", so 17 layers are joint although the paper says 16 (spec 1.4). ``gen_width`` 0: a text model, without the
+    generation branch and the code path (LLaDA).
     """
 
     vocab_size: int = 127378
@@ -65,7 +66,7 @@ class ElasticConfig:
             raise ValueError(
                 f"gen_width {self.gen_width} is larger than width {self.width}: the output projection is shared"
             )
-        if self.code_rows < self.codes + 2:
+        if self.gen_width and self.code_rows < self.codes + 2:
             raise ValueError(f"code_rows {self.code_rows} leaves no row for the mask code {self.codes + 1}")
 
     @property
@@ -104,4 +105,7 @@ SIZES: dict[str, ElasticConfig] = {
         vision=VisionConfig(image=128, patch=16, width=128, layers=3, heads=4, mlp=512),
     ),
     "lavida_o": ElasticConfig(),
+    "llada_8b": ElasticConfig(
+        vocab_size=126464, gen_width=0, gen_mlp=0, joint_layers=32, codes=0, code_rows=0, vision=None
+    ),
 }

@@ -8,6 +8,7 @@ the unconditional view does not see.
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 
 from unmask.protocols import Stop
 from unmask.sampling.draw import Categorical, Greedy, GumbelText, OnlyIds
@@ -113,6 +114,26 @@ def lavida_o_ground(*, low: int, high: int, steps: int = 1) -> Sampler:
         draw=OnlyIds(low=low, high=high, draw=Greedy()),
         select=PerSpan(select=Confident()),
     )
+
+
+def llada_base(*, null_id: int, drop: Container[str], length: int = 1024, scale: float = 0.0) -> Sampler:
+    """LLaDA-8B Base: the whole answer is one block, one token a step, the surest first (published: 1,024 tokens, guidance 0).
+
+    ``scale``: text guidance, (1 + scale) c - scale u, where u sees the mask embedding instead of the prompt.
+    """
+    guide = ClassifierFree(scale=scale, drop=drop, null_id=null_id)
+    return replace(llada_text(block=length), guide=guide)
+
+
+def llada_instruct(
+    *, null_id: int, drop: Container[str], end: tuple[int, ...], block: int = 32, scale: float = 0.0
+) -> Sampler:
+    """LLaDA-8B Instruct and 1.5: blocks of 32 from left to right, one token a step (the published chat: 128 tokens).
+
+    A row stops at its first end of turn, which changes nothing before it. ``scale`` as in ``llada_base``.
+    """
+    guide = ClassifierFree(scale=scale, drop=drop, null_id=null_id)
+    return replace(llada_text(block=block, end=end), guide=guide)
 
 
 def _stratified(grid: tuple[int, int]) -> tuple[int, ...]:

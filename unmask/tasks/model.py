@@ -26,7 +26,8 @@ from unmask.sequence import Batch, collate
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import edit, generate, ground, infill, released, understand
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.results import Answer, Box, Drawing, Grounding
+from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe, so_far
+from unmask.tasks.text import TextModel, is_text, load_text
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
 from unmask.tokens.text import MASK, Text
@@ -46,17 +47,15 @@ OWN = Presets(
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
 
 
-def load(name: str | os.PathLike[str] = "mini", *, device: str = "cpu") -> Model:
+def load(name: str | os.PathLike[str] = "mini", *, device: str = "cpu") -> Model | TextModel:
     """A shipped model by name, or a model folder. CheckpointError says what is missing or damaged.
 
-    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors, or is in the released layout of LaViDa-O.
+    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors; or it is in the released layout of LaViDa-O,
+    or one of LLaDA's: a TextModel.
     """
-    folder = Path(name) if Path(name).is_dir() else Path(str(files("unmask") / "assets" / str(name)))
-    if not (folder / "config.json").exists():
-        shipped = sorted(p.parent.name for p in Path(str(files("unmask") / "assets")).glob("*/config.json"))
-        raise CheckpointError(
-            f"there is no model {str(name)!r}; give a shipped one ({', '.join(shipped)}) or a folder with a config.json"
-        )
+    folder = find(name)
+    if is_text(folder):
+        return load_text(folder, device=device)
     if released.is_released(folder):
         parts = released.load_parts(folder, device=device)
         return Model(parts, presets=released.PRESETS if parts.wording == RELEASED else OWN)
@@ -71,6 +70,17 @@ def load(name: str | os.PathLike[str] = "mini", *, device: str = "cpu") -> Model
     vq = load_module(vq.to_empty(device="cpu"), folder, name="vq").to(device).eval()
     parts = Parts(text=text, net=net, vq=vq, wording=config["wording"], side=config["side"], fold=config["fold"])
     return Model(parts)
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The folder of a shipped model, or the folder itself. CheckpointError where there is no config.json."""
+    folder = Path(name) if Path(name).is_dir() else Path(str(files("unmask") / "assets" / str(name)))
+    if not (folder / "config.json").exists():
+        shipped = sorted(p.parent.name for p in Path(str(files("unmask") / "assets")).glob("*/config.json"))
+        raise CheckpointError(
+            f"there is no model {str(name)!r}; give a shipped one ({', '.join(shipped)}) or a folder with a config.json"
+        )
+    return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -267,12 +277,7 @@ class Model:
         steps: list[str] = []
 
         def watch(batch: Batch) -> None:
-            shown = []
-            for span in built.spans:
-                if span.name == "answer":
-                    for i in range(span.start, span.stop):
-                        shown.append("_" if bool(batch.masked[0, i]) else self.parts.text.show([int(batch.ids[0, i])]))
-            steps.append("".join(shown).strip())
+            steps.append(so_far(batch, 0, self.parts.text))
 
         done = self.run([built], [seed], sampler, watch if trace else None)
         return Answer(
@@ -301,16 +306,3 @@ def _count(n: int) -> int:
 def _row(sequence: Tokens, batch: Batch, row: int) -> Tokens:
     length = len(sequence.ids)
     return replace(sequence, ids=batch.ids[row, :length].cpu(), masked=batch.masked[row, :length].cpu())
-
-
-def describe(sampler: Sampler) -> dict[str, Any]:
-    """A sampler's parts and fields as plain values, for the record."""
-    return {name: _plain(value) for name, value in vars(sampler).items()}
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        return {"part": type(value).__name__, **{k: _plain(v) for k, v in vars(value).items()}}
-    if isinstance(value, frozenset | set):
-        return sorted(value)
-    return list(value) if isinstance(value, tuple) else value

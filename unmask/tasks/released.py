@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unmask.checkpoints.lavida_o import load_lavida_o
+from unmask.checkpoints.lavida_o import OWN, load_lavida_o
 from unmask.checkpoints.store import CheckpointError
 from unmask.models.sizes import VisionConfig
 from unmask.sampling.presets import lavida_o_edit, lavida_o_image, llada_text
@@ -41,7 +41,7 @@ def is_released(folder: Path) -> bool:
 def load_parts(folder: Path, *, device: str = "cpu") -> Parts:
     """All parts of a folder. CheckpointError says what is missing or does not fit, before any weight is read where possible."""
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    own = raw.get("unmask", {})
+    own = raw.get(OWN, {})
     side, named = (own.get("side", SIDE), own.get("wording", "released")) if isinstance(own, dict) else (own, "")
     if named not in WORDINGS or not isinstance(side, int) or side < 1:
         raise CheckpointError(

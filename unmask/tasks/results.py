@@ -7,6 +7,10 @@ from typing import Any
 
 from PIL import Image
 
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Batch
+from unmask.tokens.text import Text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
@@ -72,3 +76,23 @@ class Grounding:
         boxes = [{"phrase": b.phrase, "box": [b.x1, b.y1, b.x2, b.y2]} for b in self.boxes]
         size = {"width": self.image_size[0], "height": self.image_size[1]}
         return {"boxes": boxes, **size, "seed": self.seed, "seconds": self.seconds, "settings": self.settings}
+
+
+def so_far(batch: Batch, row: int, text: Text) -> str:
+    """The answers of a row as they stand, undecided tokens as ``_``."""
+    tokens = [i for span in batch.span_table[row] if span.name == "answer" for i in range(span.start, span.stop)]
+    shown = ("_" if bool(batch.masked[row, i]) else text.show([int(batch.ids[row, i])]) for i in tokens)
+    return "".join(shown).strip()
+
+
+def describe(sampler: Sampler) -> dict[str, Any]:
+    """A sampler's parts and fields as plain values, for the record."""
+    return {name: _plain(value) for name, value in vars(sampler).items()}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {"part": type(value).__name__, **{k: _plain(v) for k, v in vars(value).items()}}
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    return list(value) if isinstance(value, tuple) else value

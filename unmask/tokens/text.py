@@ -31,31 +31,37 @@ CONTROL: tuple[str, ...] = (
 )
 
 
+TEXT_CONTROL: tuple[str, ...] = (BOS, EOS, EOT, MASK, HEADER, END_HEADER)  # what a text model (LLaDA) has of them
+
+
 class TokenizerError(ValueError):
     """A tokenizer file is missing, damaged, or lacks a control token."""
 
 
 class Text:
-    """A tokenizer with its control tokens. ``size`` ids; ``text[name]`` is a control id; ``text.first_location`` is <LOC_0>'s."""
+    """A tokenizer with its control tokens. ``size`` ids; ``text[name]`` is a control id; ``text.first_location`` is <LOC_0>'s.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    ``control``: the names it must have; a text model's tokenizer has no coordinates, and ``first_location`` is then -1.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, control: tuple[str, ...] = CONTROL) -> None:
         self.tokenizer = tokenizer
         tokenizer.encode_special_tokens = True  # user text never becomes a control token
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        missing = [name for name in CONTROL if name not in vocabulary]
+        missing = [name for name in control if name not in vocabulary]
         if missing:
             raise TokenizerError(f"the tokenizer lacks {len(missing)} control tokens, for example {missing[0]}")
-        self.control = {name: vocabulary[name] for name in CONTROL}
-        self.first_location = self.control[location(0)]
-        if self.control[location(BINS)] != self.first_location + BINS:
+        self.control = {name: vocabulary[name] for name in control}
+        self.first_location = self.control.get(location(0), -1)
+        if self.first_location >= 0 and self.control[location(BINS)] != self.first_location + BINS:
             raise TokenizerError("the coordinate tokens must have consecutive ids")
         self._names = {i: name for name, i in self.control.items()}
 
     @classmethod
-    def load(cls, path: Path) -> Text:
+    def load(cls, path: Path, control: tuple[str, ...] = CONTROL) -> Text:
         """From a tokenizer.json. TokenizerError says what is wrong with the file."""
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            return cls(Tokenizer.from_file(str(path)), control)
         except TokenizerError:
             raise
         except Exception as error:  # the library raises bare Exception

@@ -1,0 +1,145 @@
+"""The likelihood bound: unbiased against enumeration, exact where it must be, guided the right way round."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from unmask.evaluation.likelihood import Bound, bound, choose, likelihood
+from unmask.sampling.guide import ClassifierFree
+from unmask.sequence import Batch, Kind, Prediction, Sequence, Span, collate
+from unmask.tasks.text import TextModel, load_text
+
+from ..tiny_llada import make
+
+VOCABULARY, GIVEN, NULL = 4, 2, 3
+
+
+class Toy:
+    """Logits of a token depend on its place and on all that is visible: not a product of independent tokens."""
+
+    def __call__(
+        self, batch: Batch, *, time: Tensor | None = None, ask: Tensor | None = None, carry: object = None
+    ) -> Prediction:
+        assert ask is not None
+        flat = ask.flatten().nonzero().flatten()
+        length = batch.ids.shape[1]
+        seen = ((batch.ids + 1).masked_fill(batch.masked, 0) * torch.arange(1, length + 1)).sum(1)
+        angle = (seen[flat // length] + 3 * (flat % length))[:, None] * torch.arange(1, VOCABULARY + 1)
+        return Prediction(
+            text=flat, text_logits=2 * (angle * 0.7).sin(), code=flat[:0], code_logits=torch.zeros(0, VOCABULARY)
+        )
+
+
+def row(ids: list[int]) -> Sequence:
+    spans = (
+        Span(name="prompt", kind=Kind.TEXT, start=0, stop=GIVEN),
+        Span(name="answer", kind=Kind.TEXT, start=GIVEN, stop=len(ids), writable=True),
+    )
+    return Sequence(ids=torch.tensor(ids), masked=torch.zeros(len(ids), dtype=torch.bool), spans=spans)
+
+
+def log_p(sequence: Sequence, chosen: tuple[int, ...]) -> float:
+    """ln p of the chosen tokens, all masked together, from the toy itself."""
+    batch = collate([sequence], [0])
+    masked = torch.zeros_like(batch.masked)
+    masked[0, list(chosen)] = True
+    logits = Toy()(batch.replace(masked=masked), ask=masked).text_logits.double().log_softmax(1)
+    return float(logits.gather(1, batch.ids[0, list(chosen)][:, None]).sum())
+
+
+def test_it_is_unbiased() -> None:
+    sequence = row([1, 2, 0, 3, 1, 2])
+    tokens = range(GIVEN, 6)
+    subsets = [list(itertools.combinations(tokens, n)) for n in range(1, 5)]
+    exact = sum(4 / n * sum(log_p(sequence, s) for s in of) / len(of) for n, of in enumerate(subsets, start=1)) / 4
+    found = bound(Toy(), sequence, samples=6000, rows=500)
+    assert abs(found.value - exact) < 5 * found.error < 0.3 and found.tokens == 4
+
+
+def test_few_samples_are_unbiased_too() -> None:
+    """Fewer samples than tokens: the numbers of masked tokens are spread, and each is still uniform."""
+    sequence = row([1, 2, 0, 3, 1, 2])
+    many = bound(Toy(), sequence, samples=6000, rows=500)
+    few = torch.tensor([bound(Toy(), sequence, samples=3, seed=s).value for s in range(600)])
+    assert abs(float(few.mean()) - many.value) < 5 * float(few.std()) / 600**0.5
+
+
+def test_one_token_is_exact() -> None:
+    sequence = row([1, 2, 3])
+    for samples in (1, 5):
+        assert bound(Toy(), sequence, samples=samples).value == pytest.approx(log_p(sequence, (2,)), abs=1e-6)
+
+
+def test_a_model_that_knows_nothing_is_exact() -> None:
+    class Flat(Toy):
+        def __call__(self, *given: object, **more: object) -> Prediction:
+            found = super().__call__(*given, **more)  # type: ignore[arg-type]
+            return Prediction(
+                text=found.text, text_logits=found.text_logits * 0, code=found.code, code_logits=found.code_logits
+            )
+
+    found = bound(Flat(), row([1, 2, 0, 3, 1]), samples=7)
+    assert found.value == pytest.approx(-3 * torch.log(torch.tensor(4.0)).item(), abs=1e-5) and found.error < 1e-5
+
+
+def test_seeds_and_rows() -> None:
+    sequence = row([1, 2, 0, 3, 1, 2])
+    assert bound(Toy(), sequence, samples=9, rows=4) == bound(Toy(), sequence, samples=9, rows=4)
+    assert bound(Toy(), sequence, samples=9).value != bound(Toy(), sequence, samples=9, seed=1).value
+
+
+def test_guidance_is_the_right_way_round() -> None:
+    sequence, scale = row([1, 2, 3]), 0.5
+    guide = ClassifierFree(scale=scale, drop=frozenset({"prompt"}), null_id=NULL)
+    logits = []
+    for prompt in ([1, 2], [NULL, NULL]):
+        batch = collate([row([*prompt, 3])], [0])
+        masked = torch.tensor([[False, False, True]])
+        logits.append(Toy()(batch.replace(masked=masked), ask=masked).text_logits.double())
+    wanted = ((1 + scale) * logits[0] - scale * logits[1]).log_softmax(1)[0, 3]
+    assert bound(Toy(), sequence, samples=1, guide=guide).value == pytest.approx(float(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize(("ids", "samples"), [([1, 2], 4), ([1, 2, 3], 0)])
+def test_nothing_to_measure(ids: list[int], samples: int) -> None:
+    with pytest.raises(ValueError, match="wants tokens and samples"):
+        bound(Toy(), row(ids), samples=samples)
+
+
+# -- a text model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> TextModel:
+    torch.set_num_threads(1)
+    return load_text(make(tmp_path_factory.mktemp("models") / "llada"))
+
+
+def test_a_space_belongs_to_the_answer(model: TextModel) -> None:
+    a, b = (likelihood(model, p, q, samples=4) for p, q in (("the sky is ", "blue"), ("the sky is", " blue")))
+    assert a == b and isinstance(a, Bound)
+    assert a.tokens == len(model.parts.text.encode("the sky is blue")) - len(model.parts.text.encode("the sky is"))
+
+
+def test_choose_takes_the_most_probable(model: TextModel) -> None:
+    answers = [" blue", " the", " why?"]
+    best, bounds = choose(model, "the sky is", answers, samples=8)
+    assert bounds == [likelihood(model, "the sky is", a, samples=8) for a in answers]
+    assert bounds[best].value == max(b.value for b in bounds)
+    guided = choose(model, "the sky is", answers, samples=8, scale=2.0)[1]
+    assert [b.value for b in guided] != [b.value for b in bounds]
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("", "blue"), ("the sky", "")])
+def test_an_empty_side_is_refused(model: TextModel, prompt: str, answer: str) -> None:
+    with pytest.raises(ValueError, match="one of them is empty"):
+        likelihood(model, prompt, answer)
+
+
+def test_no_answers(model: TextModel) -> None:
+    with pytest.raises(ValueError, match="no answer to choose from"):
+        choose(model, "the sky", [])

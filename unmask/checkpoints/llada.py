@@ -1,0 +1,77 @@
+"""The layout of LLaDA-8B Base, Instruct and 1.5 on disk -> our network without a generation branch (Nie et al. 2025, arXiv 2502.09992).
+
+Public idea: ``load_llada(folder) -> Elastic``, in the files' own dtype. LaViDa-O inherited its understanding branch from LLaDA, names
+included, so the name map is that of ``lavida_o`` with the generation branch left out. The three models differ in weights alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask.checkpoints.lavida_o import fill, names, plain, read_json
+from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.models.elastic import Elastic
+from unmask.models.sizes import ElasticConfig
+
+_MASK_ID = 126336
+# What this network is; a field that says otherwise is named. The first value is what an absent field means.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "activation_type": ("silu",),
+    "alibi": (False, None),
+    "attention_layer_norm": (False, None),
+    "block_type": ("llama",),
+    "include_bias": (False, None),
+    "include_qkv_bias": (False, None),
+    "input_emb_norm": (False, None),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "scale_logits": (False, None),
+    "weight_tying": (False, None),
+}
+
+
+def is_llada(raw: dict[str, Any]) -> bool:
+    """Whether a config.json is of this family, and not of LaViDa-O, which has a second branch."""
+    return raw.get("model_type") == "llada" and not raw.get("dual_tower")
+
+
+def read_config(raw: dict[str, Any]) -> ElasticConfig:
+    """config.json -> ElasticConfig. CheckpointError names a field that this network does not have, or that is missing."""
+    for field, wanted in _ONLY.items():
+        if (found := raw.get(field, wanted[0])) not in wanted:
+            raise CheckpointError(f"config.json: {field} {found!r} is not supported; wanted {wanted[0]!r}")
+    try:
+        heads, layers = raw["n_heads"], raw["n_layers"]
+        if (found := raw.get("n_kv_heads") or heads) != heads:
+            raise CheckpointError(f"config.json: n_kv_heads {found} is not supported; wanted {heads}")
+        return ElasticConfig(
+            vocab_size=raw.get("embedding_size") or raw["vocab_size"],
+            width=raw["d_model"],
+            heads=heads,
+            layers=layers,
+            mlp=raw["mlp_hidden_size"],
+            gen_width=0,
+            gen_mlp=0,
+            joint_layers=layers,
+            rope_theta=float(raw["rope_theta"]),
+            norm_eps=raw["rms_norm_eps"],
+            codes=0,
+            code_rows=0,
+            vision=None,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"config.json lacks {error}; is this a LLaDA folder?") from error
+
+
+def load_llada(folder: Path) -> Elastic:
+    """The network of a folder in LLaDA's layout. CheckpointError says what does not fit."""
+    raw = read_json(folder / "config.json")
+    config = read_config(raw)
+    found = {plain(key): tensor for key, tensor in read_tensors(folder, "model").items()}
+    with torch.device("meta"):
+        net = Elastic(config, mask_id=raw.get("mask_token_id", _MASK_ID))
+    fill(net, found, names(config), folder)
+    return net.eval()

@@ -1,0 +1,239 @@
+"""Text models (LLaDA): prompt -> text, and gaps in a text -> text. Public idea: ``TextModel``, which ``unmask.load`` returns for one.
+
+The sampler is the one that draws pictures; a text model is the same network without the generation branch. Every token of a
+sequence sees every other, the prompt the answer too, as in training (Nie et al. 2025).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask.checkpoints.lavida_o import read_json
+from unmask.checkpoints.llada import is_llada, load_llada
+from unmask.checkpoints.store import CheckpointError
+from unmask.models.elastic import Elastic
+from unmask.recipe import override
+from unmask.sampling.presets import llada_base, llada_instruct
+from unmask.sampling.sampler import Sampler, Step
+from unmask.sequence import Sequence, collate
+from unmask.tasks.results import Answer, describe, so_far
+from unmask.tasks.understand import GAP
+from unmask.tokens.build import PROMPT, Builder
+from unmask.tokens.prompts import RELEASED
+from unmask.tokens.text import BOS, END_HEADER, EOS, EOT, HEADER, MASK, TEXT_CONTROL, Text
+
+_NEEDS = frozenset({"und", "text_head"})
+_PICTURES = ("generate", "edit", "ground", "infill", "describe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextParts:
+    """``context``: the most tokens of a sequence."""
+
+    text: Text
+    net: Elastic
+    context: int
+
+    def builder(self) -> Builder:
+        return Builder(text=self.text, wording=RELEASED, look_tokens=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A question in LLaDA's chat template, which is Llama 3's (spec 2.1); the answer has at most ``length`` tokens."""
+
+    question: str
+    length: int
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return _NEEDS
+
+    def build(self, tokens: TextParts) -> Sequence:
+        text, b = tokens.text, tokens.builder()
+        turn = (
+            text[BOS],
+            text[HEADER],
+            "user",
+            text[END_HEADER],
+            f"{b.wording.newlines}{self.question.strip()}",
+            text[EOT],
+        )
+        b.say("prompt", *turn, *b.header("assistant"))
+        return b.write("answer", self.length).build(self.question)
+
+    def read(self, sequence: Sequence, tokens: TextParts) -> str:
+        return _answer(sequence, tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continue:
+    """A text to go on with, without a template: for Base models."""
+
+    prompt: str
+    length: int
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return _NEEDS
+
+    def build(self, tokens: TextParts) -> Sequence:
+        return tokens.builder().say("prompt", self.prompt).write("answer", self.length).build(self.prompt)
+
+    def read(self, sequence: Sequence, tokens: TextParts) -> str:
+        return _answer(sequence, tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillGaps:
+    """A text in which every ``[mask]`` is one token to be found; what is given stays as it is."""
+
+    target: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return _NEEDS
+
+    def build(self, tokens: TextParts) -> Sequence:
+        if GAP not in self.target:
+            raise ValueError(f"there is no {GAP} in {self.target!r}; write one for every token to be filled in")
+        b = tokens.builder()
+        # A word's own token begins with its space, so none is left before a gap.
+        for piece in re.split(rf"\s*({re.escape(GAP)})", self.target):
+            if piece == GAP:
+                b.write("answer", 1)
+            elif piece:
+                b.say("given", piece)
+        return b.build(self.target)
+
+    def read(self, sequence: Sequence, tokens: TextParts) -> str:
+        return tokens.text.decode(sequence.ids.tolist())
+
+
+def _answer(sequence: Sequence, tokens: TextParts) -> str:
+    span = sequence.span("answer")
+    return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
+
+
+def is_text(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a text model; one that cannot be read is left to those who want it."""
+    try:
+        return is_llada(read_json(folder / "config.json"))
+    except (CheckpointError, AttributeError):
+        return False
+
+
+def load_text(folder: Path, *, device: str = "cpu") -> TextModel:
+    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError where it does not fit."""
+    text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
+    net = load_llada(folder)
+    if text.size > net.config.vocab_size:  # the embedding has some rows to spare
+        raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
+    if text[MASK] != net.mask_id:
+        raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
+    context = int(read_json(folder / "config.json").get("max_sequence_length", 4096))
+    return TextModel(TextParts(text=text, net=net.to(device), context=context))
+
+
+class TextModel:
+    """A loaded text model. Every method checks its input first and raises ValueError with a hint."""
+
+    def __init__(self, parts: TextParts) -> None:
+        self.parts = parts
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _PICTURES:
+            raise ValueError(f"this is a text model, which cannot {name}; give it a question or a text with {GAP}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.net.embed.weight.device
+
+    def ask(
+        self,
+        question: str,
+        *,
+        length: int = 128,
+        seed: int = 0,
+        trace: bool = False,
+        settings: Items[str] = (),
+        sampler: Sampler | None = None,
+    ) -> Answer:
+        """Answer a question in at most ``length`` tokens, by the chat template and the published settings of Instruct."""
+        text = self.parts.text
+        end = (text[EOT], text[EOS])
+        chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, length)))
+        return self._run(Reply(question=question, length=length), override(chosen, settings), question, seed, trace)
+
+    def complete(
+        self,
+        prompt: str,
+        *,
+        length: int = 128,
+        seed: int = 0,
+        trace: bool = False,
+        settings: Items[str] = (),
+        sampler: Sampler | None = None,
+    ) -> Answer:
+        """Go on with a text by ``length`` tokens, without a template, by the published settings of Base."""
+        chosen = sampler or llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, length))
+        return self._run(Continue(prompt=prompt, length=length), override(chosen, settings), prompt, seed, trace)
+
+    def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Items[str] = ()) -> Answer:
+        """A text with every ``[mask]`` filled by one token, the surest first."""
+        chosen = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
+        return self._run(FillGaps(target=target), override(chosen, settings), target, seed, trace)
+
+    def run(
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, trace: bool = False
+    ) -> list[Answered]:
+        """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        batch = collate(sequences, seeds).to(self.device)
+        films: list[list[str]] = [[] for _ in sequences]
+
+        def watch(step: Step) -> None:
+            for b, film in enumerate(films):
+                film.append(so_far(step.batch, b, self.parts.text))
+
+        done = sampler.sample(self.parts.net, batch, on_step=watch if trace else None)
+        return [
+            Answered(ids=done.ids[b, : len(sequence.ids)].cpu(), film=tuple(film))
+            for b, (sequence, film) in enumerate(zip(sequences, films, strict=True))
+        ]
+
+    def _run(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+        if not question.strip():
+            raise ValueError("the text is empty; say what you want")
+        if getattr(task, "length", 1) < 1:
+            raise ValueError(f"length must be at least 1, got {task.length}")
+        sequence = task.build(self.parts)
+        if len(sequence.ids) > self.parts.context:
+            raise ValueError(
+                f"text and answer have {len(sequence.ids)} tokens, and the model reads {self.parts.context}; shorten one of them"
+            )
+        began = time.perf_counter()
+        (found,) = self.run([sequence], [seed], sampler, trace)
+        return Answer(
+            text=task.read(Sequence(ids=found.ids, masked=sequence.masked & False, spans=sequence.spans), self.parts),
+            question=question,
+            seed=seed,
+            seconds=time.perf_counter() - began,
+            settings=describe(sampler),
+            trace=found.film,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A finished row: ``ids [L]``, and the text after every step where a trace was asked for."""
+
+    ids: torch.Tensor
+    film: tuple[str, ...]
