@@ -7,6 +7,7 @@ sharded, ``name-00001-of-00003.safetensors``.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,14 +26,26 @@ class CheckpointError(ValueError):
 def save_module(
     module: nn.Module, folder: Path, *, name: str = "model", dtype: torch.dtype | None = None, shard: int = 15 * 2**20
 ) -> list[Path]:
-    """Write all parameters (and buffers) in shards of at most ``shard`` bytes (a larger tensor has a file of its own).
+    """Write all parameters (and buffers): ``save_tensors`` of the module's own."""
+    return save_tensors(module.state_dict(), folder, name=name, dtype=dtype, shard=shard)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    name: str = "model",
+    dtype: torch.dtype | None = None,
+    shard: int = 15 * 2**20,
+) -> list[Path]:
+    """Write tensors in shards of at most ``shard`` bytes (a larger tensor has a file of its own); the files, in order.
 
     No file takes its place before all are written: a full disk costs neither the weights that were there nor mixes the two.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
-    for key, tensor in module.state_dict().items():
+    for key, tensor in tensors.items():
         tensor = tensor.detach().to(dtype or tensor.dtype).contiguous().cpu()
         if size and size + tensor.nbytes > shard:
             parts.append({})

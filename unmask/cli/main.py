@@ -28,6 +28,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "evaluate": ("unmask.cli.measure", "Measure how good a model is."),
     "bench": ("unmask.cli.measure", "Run one of the benchmarks of the source tree."),
     "inspect": ("unmask.cli.parts", "List a model's parts, parameters and bytes."),
+    "convert": ("unmask.cli.weights", "Bring a model into the released layout, or back into ours."),
     "verify": ("unmask.cli.weights", "Compute measured figures anew and print the differences."),
     "world": ("unmask.cli.world", "Look at the small world that models are trained on."),
     "demo": ("unmask.cli.demo", "Show on one sheet all that a model does."),

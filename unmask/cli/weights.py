@@ -1,4 +1,4 @@
-"""Commands on checkpoints: verify (do they give the measured figures here?)."""
+"""Commands on checkpoints: convert (from one layout on disk to the other) and verify (do they give the measured figures here?)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,46 @@ from pathlib import Path
 import click
 
 from unmask.cli.options import check_device, json_option, threads_option, use_threads
-from unmask.cli.output import print_json, table
+from unmask.cli.output import news, print_json, table
 
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+@click.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", "layout", type=click.Choice(["released", "own"]), required=True, help="The layout of OUT.")
+@click.option(
+    "--like", metavar="MODEL", help="SOURCE is a run that trained this model: take all but the weights from it."
+)
+@json_option
+def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool) -> None:
+    """Bring a model into the released layout, or back into ours.
+
+    SOURCE is a shipped model or a folder; OUT a folder that is not there yet. It is written whole or not at all, and the whole model is
+    held in memory once. Every tensor keeps its type and its bits; there and back is identical.
+
+    What the released layout has no word for (wording, picture size, vision tower, how the tokenizer encodes) goes into the block "unmask"
+    of config.json and vqvae/config.json, which other programs pass over. What ours has no word for goes into the block "released" of our
+    config.json.
+
+    \b
+    Examples:
+      unmask convert mini mini-released --to released
+      unmask convert mini-released mini-again --to own
+      unmask convert runs/stage3 mine --to released --like mini
+    """
+    if like is not None and layout == "own":
+        raise click.UsageError("--like is for runs, which are brought into the released layout")
+    from unmask.tasks.convert import to_own, to_released
+
+    written = to_released(source, out, like=like) if layout == "released" else to_own(source, out)
+    files = {str(p.relative_to(out)): p.stat().st_size for p in written}
+    if as_json:
+        print_json({"source": source, "out": str(out), "layout": layout, "files": files})
+        return
+    news(f"{len(files)} files, {sum(files.values()):,} bytes")
+    click.echo(out)
 
 
 @click.command()

@@ -1,0 +1,261 @@
+"""Our model folders <-> the released LaViDa-O layout, both ways; there and back is identical.
+
+Public idea: ``to_released(source, out)`` and ``to_own(source, out)``. Tensors keep their type and every bit. What the released layout has
+no word for (wording, picture size, tower, how the tokenizer encodes) goes into the block ``unmask`` of config.json and
+vqvae/config.json; what ours has no word for goes into the block ``released`` of our config.json. A folder is written whole or not at
+all. The whole model is held in memory once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from unmask.checkpoints.lavida_o import OWN, fill, load_lavida_o, names, read_json
+from unmask.checkpoints.llada import is_llada
+from unmask.checkpoints.store import CheckpointError, read_tensors, save_module, save_tensors
+from unmask.models.elastic import Elastic
+from unmask.models.sizes import ElasticConfig, VisionConfig
+from unmask.tasks.model import find, read_config, write_config
+from unmask.tokens.text import EOS, MASK, Text
+from unmask.tokens.vq import VQ, VQConfig
+
+RELEASED = "released"
+_BESIDE = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+    "*.md",
+)
+_AS_RELEASED = {"wording": "released", "side": 1024, "fold": 2}  # what a released folder means without saying it
+_SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes: small models go into files that a code host takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A model read from either layout. ``setting``: wording, side and fold · ``config``, ``vqvae``: the released JSON it came with.
+
+    ``beside``: the folder whose small files (text tokenizer, licence, card) are taken along.
+    """
+
+    net: Elastic
+    vq: VQ
+    setting: dict[str, Any]
+    beside: Path
+    config: dict[str, Any]
+    vqvae: dict[str, Any]
+
+
+def to_released(source: str | os.PathLike[str], out: Path, *, like: str | os.PathLike[str] | None = None) -> list[Path]:
+    """One of our models (a name, a folder, or a run together with the model ``like`` that it trained) in the released layout.
+
+    Returns the files written. CheckpointError where the source is none of ours, ValueError where ``out`` is there already.
+    """
+    content = _read_own(source, like)
+    ours, vq = content.net.state_dict(), content.vq.state_dict()
+    mapping = {key: f"model.{name}" for key, name in names(content.net.config).items()}
+    with _whole(out) as folder:
+        weights = {mapping[key]: tensor for key, tensor in ours.items()}
+        written = save_tensors(weights, folder, shard=_shard(weights, _SHARD))
+        if len(written) > 1:
+            _write_json(folder / "model.safetensors.index.json", _index(written, weights))
+        save_tensors(vq, folder / "vqvae", name="diffusion_pytorch_model", shard=_SHARD)
+        config, vqvae = released_config(content)
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "vqvae" / "config.json", vqvae)
+        _copy(content.beside, folder)
+    return sorted(p for p in out.rglob("*") if p.is_file())
+
+
+def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
+    """A folder in the released layout as one of ours. Returns the files written.
+
+    CheckpointError where the source is not in the released layout, ValueError where ``out`` is there already.
+    """
+    content = _read_released(Path(source))
+    net, vq = content.net, content.vq
+    with _whole(out) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_module(net, folder, name="model", shard=_shard(net.state_dict(), _SMALL_SHARD))
+        save_module(vq, folder, name="vq", shard=_shard(vq.state_dict(), _SMALL_SHARD))
+        write_config(folder, net.config, vq.config, **content.setting)
+        # Kept only where it says more than we would write ourselves.
+        if (content.config, content.vqvae) != released_config(replace(content, config={}, vqvae={})):
+            extra = {RELEASED: {"config": content.config, "vqvae": content.vqvae, "mask_token_id": net.mask_id}}
+            _write_json(folder / "config.json", read_json(folder / "config.json") | extra)
+        _copy(content.beside, folder)
+    return sorted(p for p in out.rglob("*") if p.is_file())
+
+
+def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | None) -> Content:
+    place = Path(source)
+    if like is None and place.is_dir() and not (place / "config.json").exists():
+        raise CheckpointError(f"{place} has no config.json; if it is a run, say with --like which model it trained")
+    home = find(source if like is None else like)
+    raw = read_json(home / "config.json")
+    if "d_model" in raw:
+        kind = (
+            "LLaDA's layout, which is the only one of a text model" if is_llada(raw) else "the released layout already"
+        )
+        raise CheckpointError(f"{home} is in {kind}; give one of our own models")
+    config = read_config(home)
+    kept = raw.get(RELEASED, {})
+    tokens = home / "tokenizer.json"
+    mask_id = int(kept["mask_token_id"]) if kept and not tokens.exists() else Text.load(tokens)[MASK]
+    with torch.device("meta"):
+        net, vq = Elastic(config["model"], mask_id=mask_id), VQ(config["vq"])
+    weights = home if like is None else place
+    fill(net, read_tensors(weights, "model"), {k: k for k in net.state_dict()}, weights)
+    fill(vq, read_tensors(home, "vq"), {k: k for k in vq.state_dict()}, home)
+    setting = {name: raw[name] for name in ("wording", "side", "fold")}
+    return Content(
+        net=net, vq=vq, setting=setting, beside=home, config=kept.get("config", {}), vqvae=kept.get("vqvae", {})
+    )
+
+
+def _read_released(folder: Path) -> Content:
+    raw = read_json(folder / "config.json")
+    if "d_model" not in raw or is_llada(raw):
+        kind = "is a text model, which has one layout alone" if is_llada(raw) else "is not in the released layout"
+        raise CheckpointError(f"{folder} {kind}; give a LaViDa-O folder")
+    net, vq = load_lavida_o(folder)
+    said = raw.get(OWN, {})
+    setting = {name: said.get(name, value) for name, value in _AS_RELEASED.items()}
+    return Content(
+        net=net, vq=vq, setting=setting, beside=folder, config=raw, vqvae=read_json(folder / "vqvae" / "config.json")
+    )
+
+
+def released_config(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and vqvae/config.json: as they came, or made (spec 7.4), with the block ``unmask`` where it says anything."""
+    config, vq = content.net.config, content.vq.config
+    made = content.config or _lm_fields(config, content)
+    block = {} if content.setting == _AS_RELEASED else dict(content.setting)
+    if config.vision and config.vision != VisionConfig():
+        block["vision"] = asdict(config.vision)
+    made = {k: v for k, v in made.items() if k != OWN} | ({OWN: block} if block else {})
+    return made, content.vqvae or _vq_fields(vq)
+
+
+def _lm_fields(config: ElasticConfig, content: Content) -> dict[str, Any]:
+    tokens = content.beside / "tokenizer.json"
+    end = {"eos_token_id": Text.load(tokens)[EOS], "pad_token_id": Text.load(tokens)[EOS]} if tokens.exists() else {}
+    fields: dict[str, Any] = {
+        "model_type": "llada",
+        "architectures": ["LLaDAModelLM"],
+        "d_model": config.width,
+        "n_heads": config.heads,
+        "n_kv_heads": config.heads,
+        "n_layers": config.layers,
+        "mlp_hidden_size": config.mlp,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "vocab_size": config.vocab_size,
+        "embedding_size": config.vocab_size,
+        "weight_tying": False,
+        "activation_type": "silu",
+        "block_type": "llama",
+        "layer_norm_type": "rms",
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "rope": True,
+        "dual_tower": True,
+        "d_model_gen": config.gen_width,
+        "mlp_hidden_size_gen": config.gen_mlp,
+        "dual_tower_layers": config.joint_layers - 1,
+        "enc_use_image_branch": True,
+        "downsample": True,
+        "gen_mlp_type": "dit2",
+        "mask_token_id": content.net.mask_id,
+        **end,
+        "mm_vqvae": "vqvae",
+    }
+    if config.vision:
+        fields |= {
+            "mm_vision_tower": "siglip",
+            "mm_hidden_size": config.vision.width,
+            "mm_resampler_type": "spatial_pool",
+            "mm_spatial_pool_mode": "conv",
+            "mm_spatial_pool_stride": 2,
+            "mm_spatial_pool_out_channels": config.vision.width,
+            "mm_projector_type": "mlp2x_gelu",
+        }
+    return fields
+
+
+def _vq_fields(config: VQConfig) -> dict[str, Any]:
+    """The diffusers description of the tokenizer."""
+    stages = len(config.block_out_channels)
+    own = {OWN: {"encode_apart": True}} if config.encode_apart else {}
+    return {
+        "_class_name": "VQModel",
+        "act_fn": "silu",
+        "block_out_channels": list(config.block_out_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * stages,
+        "in_channels": 3,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "lookup_from_codebook": True,
+        "mid_block_add_attention": False,
+        "norm_num_groups": config.norm_num_groups,
+        "norm_type": "group",
+        "num_vq_embeddings": config.num_vq_embeddings,
+        "out_channels": 3,
+        "up_block_types": ["UpDecoderBlock2D"] * stages,
+        "vq_embed_dim": config.latent_channels,
+        **own,
+    }
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place when all went well, and is gone otherwise."""
+    if out.exists():
+        raise ValueError(f"{out} is there already; give a folder that is not")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _shard(tensors: dict[str, Tensor], small: int) -> int:
+    return small if sum(t.nbytes for t in tensors.values()) < _SMALL else _SHARD
+
+
+def _index(written: list[Path], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The index of shards that other loaders want."""
+    places = {key: path.name for path in written for key in _keys(path)}
+    return {
+        "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+        "weight_map": dict(sorted(places.items())),
+    }
+
+
+def _keys(path: Path) -> list[str]:
+    with safe_open(str(path), "pt") as f:
+        return list(f.keys())
+
+
+def _copy(source: Path, out: Path) -> None:
+    for pattern in _BESIDE:
+        for file in sorted(source.glob(pattern)):
+            shutil.copyfile(file, out / file.name)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
