@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.checkpoints.lavida_o import names
-from unmask.checkpoints.llada import is_llada, load_llada
+from unmask.checkpoints.llada import is_llada, survey_llada
+from unmask.checkpoints.loading import load_everything
 from unmask.checkpoints.store import CheckpointError
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES
@@ -25,6 +26,10 @@ torch.set_num_threads(1)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make(tmp_path / "llada")
+
+
+def load_llada(folder: Path) -> Elastic:
+    return load_everything(survey_llada(folder))[0]
 
 
 def text(ids: list[int]) -> Sequence:

@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from unmask.checkpoints.store import save_module
     from unmask.models.elastic import Elastic
     from unmask.models.sizes import SIZES
-    from unmask.tasks.model import write_config
+    from unmask.tasks.opening import write_config
     from unmask.tokens.text import MASK, Text
     from unmask.tokens.vq import VQ, VQConfig
 

@@ -13,7 +13,8 @@ from unmask.checkpoints.store import save_module
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.rng import generator
-from unmask.tasks.model import Model, load, write_config
+from unmask.tasks.model import Model, load
+from unmask.tasks.opening import write_config
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vq import VQ, VQConfig
 

@@ -16,7 +16,8 @@ from unmask.data.world.scenes import Draft, sample
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import collate
 from unmask.tasks import generate
-from unmask.tasks.model import Model, read_config, write_config
+from unmask.tasks.model import Model
+from unmask.tasks.opening import read_config, write_config
 from unmask.tokens.pictures import ImageError
 from unmask.tokens.text import CONTROL
 

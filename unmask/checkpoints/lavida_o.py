@@ -1,20 +1,25 @@
 """The released LaViDa-O layout on disk -> our network and tokenizer (spec 7.2 to 7.4).
 
-Public idea: ``load_lavida_o(folder) -> (Elastic, VQ)``, in the files' own dtype. Names are mapped one by one, so that a missing
-or misshapen tensor is an error that names it, and one that nobody asked for a warning.
+Public idea: ``survey_lavida_o(folder) -> Checkpoint`` from the heads of the files, and ``load_lavida_o(folder) -> (Elastic, VQ)`` with all
+weights, the network's in the files' own dtype. Names are mapped one by one, so that a missing or misshapen tensor is an error that names
+it, and one that nobody asked for a warning.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.checkpoints.elastic import Checkpoint
+from unmask.checkpoints.loading import load_everything
+from unmask.checkpoints.store import compare
+from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.tokens.vq import VQ, VQConfig
@@ -96,8 +101,8 @@ def _vision_names(config: VisionConfig) -> dict[str, str]:
     return out | {"vision.tower.position.weight": position, "vision.newline": "image_newline"}
 
 
-def read_config(raw: dict[str, Any], tensors: dict[str, Tensor]) -> ElasticConfig:
-    """config.json -> ElasticConfig, with the defaults of spec 7.4; the sizes of the code tables are those of their tensors.
+def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticConfig:
+    """config.json -> ElasticConfig, with the defaults of spec 7.4; the sizes of the code tables are those of ``tensors`` (plain names).
 
     CheckpointError where the layout is one that this network does not have.
     """
@@ -130,8 +135,8 @@ def read_config(raw: dict[str, Any], tensors: dict[str, Tensor]) -> ElasticConfi
             joint_layers=min(raw["n_layers"], raw.get("dual_tower_layers", 9999) + 1),  # split iff index > the field
             rope_theta=float(raw["rope_theta"]),
             norm_eps=raw["rms_norm_eps"],
-            codes=len(tensors["gen_predictor.2.weight"]),
-            code_rows=len(tensors["gen_embedding.0.weight"]),
+            codes=tensors["gen_predictor.2.weight"].shape[0],
+            code_rows=tensors["gen_embedding.0.weight"].shape[0],
             vision=_vision(raw),
         )
     except KeyError as error:
@@ -162,23 +167,31 @@ def _vision(raw: dict[str, Any]) -> VisionConfig | None:
         ) from error
 
 
-def load_lavida_o(folder: Path) -> tuple[Elastic, VQ]:
-    """Network and image tokenizer of a folder in the released layout. CheckpointError says what does not fit.
+def survey_lavida_o(folder: Path) -> Checkpoint:
+    """What a folder in the released layout holds; no weight is read. CheckpointError says what does not fit.
 
     The tokenizer's weights are taken from the model's own shards, where they are there, or from ``vqvae/`` (spec 8, 13).
     """
-    raw, found = read_json(folder / "config.json"), read_tensors(folder, "model")
-    found = {plain(key): tensor for key, tensor in found.items()}
+    raw = read_json(folder / "config.json")
+    found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
     vq_own = {key.removeprefix("vqvae."): found.pop(key) for key in list(found) if key.startswith("vqvae.")}
-    config = read_config(raw, found)
+    config, vq_config = read_config(raw, found), _vq_config(read_json(folder / "vqvae" / "config.json"))
+    vq_found = vq_own or tensors_of(folder / "vqvae", "diffusion_pytorch_model")
     with torch.device("meta"):
-        net = Elastic(config, mask_id=raw.get("mask_token_id", 126336))
-        vq = VQ(_vq_config(read_json(folder / "vqvae" / "config.json")))
-    fill(net, found, names(config), folder)
-    fill(
-        vq, vq_own or read_tensors(folder / "vqvae", "diffusion_pytorch_model"), {k: k for k in vq.state_dict()}, folder
+        net, vq = Elastic(config, mask_id=0), VQ(vq_config)
+    return Checkpoint(
+        place=folder,
+        config=config,
+        vq_config=vq_config,
+        mask_id=raw.get("mask_token_id", 126336),
+        net=fit(net, found, names(config), folder),
+        vq=fit(vq, vq_found, {k: k for k in vq.state_dict()}, folder),
     )
-    return net.eval(), vq.eval()
+
+
+def load_lavida_o(folder: Path) -> tuple[Elastic, VQ]:
+    """Network and image tokenizer of a folder in the released layout, whole. CheckpointError says what does not fit."""
+    return load_everything(survey_lavida_o(folder))
 
 
 def plain(key: str) -> str:
@@ -208,21 +221,11 @@ def _vq_config(raw: dict[str, Any]) -> VQConfig:
     return VQConfig(block_out_channels=channels, encode_apart=apart, **{f: raw[f] for f in fields})
 
 
-def fill(module: nn.Module, found: dict[str, Tensor], mapping: dict[str, str], folder: Path) -> None:
-    """Give a module on the meta device the tensors found. ``mapping``: its names -> those of ``found``."""
-    own = module.state_dict()
-    problems = [f"missing {theirs}" for theirs in mapping.values() if theirs not in found]
-    here = {ours: found[theirs] for ours, theirs in mapping.items() if theirs in found}
-    problems += [
-        f"{mapping[ours]} is {tuple(tensor.shape)}, wanted {tuple(own[ours].shape)}"
-        for ours, tensor in here.items()
-        if tensor.shape != own[ours].shape
-    ]
-    problems += [f"{mapping[k]} holds values that are not finite" for k, v in here.items() if not v.isfinite().all()]
-    if problems:
-        raise CheckpointError(
-            f"the weights in {folder} do not fit the model: {', '.join(problems)}; is its config.json theirs?"
-        )
-    if unknown := sorted(set(found) - set(mapping.values())):
-        warnings.warn(f"{folder}: {len(unknown)} tensors that nothing uses: {', '.join(unknown)}", stacklevel=3)
-    module.load_state_dict(here, assign=True)
+def fit(module: nn.Module, found: dict[str, Stored], mapping: dict[str, str], folder: Path) -> dict[str, Stored]:
+    """Our parameter -> where it is stored. ``mapping``: our names -> those of ``found``."""
+    report = compare(module.state_dict(), found, mapping)
+    report.refuse(folder, unexpected=False)
+    if report.unexpected:
+        told = ", ".join(report.unexpected[:8]) + (" …" if len(report.unexpected) > 8 else "")
+        warnings.warn(f"{folder}: {len(report.unexpected)} tensors that nothing uses: {told}", stacklevel=3)
+    return {ours: found[theirs] for ours, theirs in mapping.items()}

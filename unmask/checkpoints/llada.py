@@ -1,7 +1,8 @@
 """The layout of LLaDA-8B Base, Instruct and 1.5 on disk -> our network without a generation branch (Nie et al. 2025, arXiv 2502.09992).
 
-Public idea: ``load_llada(folder) -> Elastic``, in the files' own dtype. LaViDa-O inherited its understanding branch from LLaDA, names
-included, so the name map is that of ``lavida_o`` with the generation branch left out. The three models differ in weights alone.
+Public idea: ``survey_llada(folder) -> Checkpoint`` from the heads of the files, without an image tokenizer. LaViDa-O inherited its
+understanding branch from LLaDA, names included, so the name map is that of ``lavida_o`` with the generation branch left out. The three
+models differ in weights alone.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 
-from unmask.checkpoints.lavida_o import fill, names, plain, read_json
-from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.checkpoints.elastic import Checkpoint
+from unmask.checkpoints.lavida_o import fit, names, plain, read_json
+from unmask.checkpoints.stream import CheckpointError, tensors_of
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
+from unmask.tokens.vq import VQConfig
 
 _MASK_ID = 126336
 # What this network is; a field that says otherwise is named. The first value is what an absent field means.
@@ -66,12 +69,13 @@ def read_config(raw: dict[str, Any]) -> ElasticConfig:
         raise CheckpointError(f"config.json lacks {error}; is this a LLaDA folder?") from error
 
 
-def load_llada(folder: Path) -> Elastic:
-    """The network of a folder in LLaDA's layout. CheckpointError says what does not fit."""
+def survey_llada(folder: Path) -> Checkpoint:
+    """What a folder in LLaDA's layout holds; no weight is read. CheckpointError says what does not fit."""
     raw = read_json(folder / "config.json")
     config = read_config(raw)
-    found = {plain(key): tensor for key, tensor in read_tensors(folder, "model").items()}
+    found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
     with torch.device("meta"):
-        net = Elastic(config, mask_id=raw.get("mask_token_id", _MASK_ID))
-    fill(net, found, names(config), folder)
-    return net.eval()
+        net = Elastic(config, mask_id=0)
+    mask_id = raw.get("mask_token_id", _MASK_ID)
+    stored = fit(net, found, names(config), folder)
+    return Checkpoint(place=folder, config=config, vq_config=VQConfig(), mask_id=mask_id, net=stored, vq={})

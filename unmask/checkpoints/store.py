@@ -1,26 +1,25 @@
 """Modules to and from safetensors files: sharded under a size limit, written atomically, checked when read.
 
 Public idea: ``save_module(module, folder, name)`` and ``load_module(module, folder, name)``. Files are ``name.safetensors`` or, where
-sharded, ``name-00001-of-00003.safetensors``.
+sharded, ``name-00001-of-00003.safetensors``; ``compare`` tells what is missing, unexpected or does not fit.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unmask.checkpoints.stream import FLOATS, CheckpointError, Stored, files_of, read, tensors_of
+
 M = TypeVar("M", bound=nn.Module)
-
-
-class CheckpointError(ValueError):
-    """A weight file is missing, damaged, or does not fit the model."""
 
 
 def save_module(
@@ -69,13 +68,10 @@ def save_tensors(
         raise OSError(f"could not write {name} in {folder}: {error}; nothing was changed") from error
     for part, path in zip(beside, paths, strict=True):
         os.replace(part, path)
-    for old in set(_files(folder, name)) - set(paths):
+    for old in set(files_of(folder, name)) - set(paths):
         old.unlink()
+    (folder / f"{name}.safetensors.index.json").unlink(missing_ok=True)  # it would name what is gone
     return paths
-
-
-def _files(folder: Path, name: str) -> list[Path]:
-    return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*-of-*.safetensors")])
 
 
 def load_module(module: M, folder: Path, *, name: str = "model", skip: tuple[str, ...] = ()) -> M:
@@ -85,48 +81,52 @@ def load_module(module: M, folder: Path, *, name: str = "model", skip: tuple[str
 
     ``skip``: prefixes of parameters that may be absent from the module (parts that were not built).
     """
-    found = {key: tensor for key, tensor in read_tensors(folder, name).items() if not skip or not key.startswith(skip)}
-    _check(module, found, folder)
-    module.load_state_dict(found)
+    own = module.state_dict()
+    found = {k: stored for k, stored in tensors_of(folder, name).items() if not skip or not k.startswith(skip)}
+    compare(own, found).refuse(folder, unexpected=True)
+    module.load_state_dict({k: read(stored, dtype=own[k].dtype) for k, stored in found.items()})
     return module
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Every tensor of ``name.safetensors`` or of its shards. CheckpointError where a file is missing or damaged."""
-    files = _files(folder, name)
-    if not files:
-        raise CheckpointError(f"no {name}*.safetensors in {folder}; is this a model folder?")
-    if "-of-" in files[0].name:
-        wanted = int(files[0].name.rsplit("-of-", 1)[1].split(".")[0])
-        if len(files) != wanted:
-            raise CheckpointError(f"{folder} holds {len(files)} of {wanted} shards of {name}; copy the missing ones")
-    found: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(str(path), "pt") as f:
-                found |= {key: f.get_tensor(key) for key in f.keys()}
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged or half downloaded: {error}") from error
-    return found
+    return {key: read(stored) for key, stored in tensors_of(folder, name).items()}
 
 
-def _check(module: nn.Module, found: dict[str, Tensor], folder: Path) -> None:
-    own = module.state_dict()
-    problems = [f"missing {k}" for k in own if k not in found]
-    problems += [f"unexpected {k}" for k in found if k not in own]
-    problems += [
-        f"{k} is {tuple(found[k].shape)}, wanted {tuple(own[k].shape)}"
-        for k in own
-        if k in found and found[k].shape != own[k].shape
-    ]
-    problems += [
-        f"{k} holds values that are not finite"
-        for k, v in found.items()
-        if v.is_floating_point() and not v.isfinite().all()
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(
-            f"the weights in {folder} do not fit the model: {', '.join(problems[:3])}{more}; "
-            "is its config.json the one they were saved with?"
-        )
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How files and model differ: names that the files lack, names that nothing uses, and what is of another shape or kind."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    def refuse(self, folder: Path, *, unexpected: bool) -> None:
+        """CheckpointError with the first of them and how many more; ``unexpected`` names are wrong too."""
+        problems = [f"missing {k}" for k in self.missing]
+        problems += [f"unexpected {k}" for k in self.unexpected if unexpected]
+        problems += self.mismatched
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise CheckpointError(
+                f"the weights in {folder} do not fit the model: {', '.join(problems[:3])}{more}; "
+                "is its config.json the one they were saved with?"
+            )
+
+
+def compare(own: Mapping[str, Tensor], found: Mapping[str, Stored], called: Mapping[str, str] | None = None) -> Report:
+    """Heads against a module's state. ``called``: its names -> those of the files, where they differ."""
+    called = called or {k: k for k in own}
+    wrong = []
+    for ours, theirs in called.items():
+        if (stored := found.get(theirs)) is None:
+            continue
+        if stored.shape != own[ours].shape:
+            wrong.append(f"{theirs} is {stored.shape}, wanted {tuple(own[ours].shape)}")
+        elif own[ours].is_floating_point() and stored.dtype not in FLOATS:
+            wrong.append(f"{theirs} is stored as {stored.dtype}, wanted one of {', '.join(FLOATS)}")
+    return Report(
+        missing=tuple(theirs for theirs in called.values() if theirs not in found),
+        unexpected=tuple(sorted(set(found) - set(called.values()))),
+        mismatched=tuple(wrong),
+    )

@@ -56,7 +56,7 @@ def demo(run: Run, out: Path) -> None:
       unmask demo --out demo --seed 7
     """
     began = time.perf_counter()
-    model = run.open()
+    model = run.open("all")
     news(f"model {run.model} opened in {time.perf_counter() - began:.1f} s")
     drawn = [
         model.generate(prompt, seed=run.seed, trace=i == _TRACED, settings=run.settings)[0]

@@ -40,7 +40,7 @@ def generate(run: Run, prompt: str, count: int, out: Path, trace: Path | None) -
       unmask generate "a clock" -o pace.steps=8 --json
     """
     _apart(out, trace)
-    model = run.open()
+    model = run.open("generate")
     drawn = model.generate(prompt, n=count, seed=run.seed, trace=trace is not None, settings=run.settings)
     _deliver(drawn, out, trace, run)
 
@@ -65,7 +65,7 @@ def edit(run: Run, image: Path, instruction: str, count: int, out: Path, trace: 
     """
     _apart(out, trace)
     picture = read_image(image)
-    model = run.open()
+    model = run.open("edit")
     drawn = model.edit(picture, instruction, n=count, seed=run.seed, trace=trace is not None, settings=run.settings)
     _deliver(drawn, out, trace, run)
 
@@ -94,7 +94,7 @@ def infill(
     if _GAP in target:
         if region or box:
             raise click.UsageError(f"a text with {_GAP} has no --region and no --box")
-        answer = run.open().infill_text(target, seed=run.seed, settings=run.settings)
+        answer = run.open("infill-text").infill_text(target, seed=run.seed, settings=run.settings)
         print_json(answer.to_json()) if run.json else click.echo(answer.text)
         return
     if (region is None) == (box is None):
@@ -102,7 +102,7 @@ def infill(
     _apart(out, trace)
     picture = read_image(target)
     painted = read_image(region) if region else _box_region(box or "", picture.size)
-    drawn = run.open().infill(
+    drawn = run.open("infill").infill(
         picture, region=painted, prompt=prompt, seed=run.seed, trace=trace is not None, settings=run.settings
     )
     _deliver([drawn], out, trace, run)

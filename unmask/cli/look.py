@@ -36,7 +36,7 @@ def ask(run: Run, words: tuple[str, ...], length: int | None, plain: bool, trace
     if len(words) not in (1, 2) or (len(words) == 1 and os.path.isfile(words[0])):
         raise click.UsageError("wanted a picture and a QUESTION, or for a text model a QUESTION alone")
     picture = read_image(Path(words[0])) if len(words) == 2 else None
-    model = run.open()
+    model = run.open("ask")
     from unmask.tasks.text import TextModel
 
     options: dict[str, Any] = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
@@ -75,7 +75,7 @@ def ground(run: Run, image: Path, phrases: tuple[str, ...], steps: int, out: Pat
       unmask ground apples.png "the cat" --steps 4 --json
     """
     picture = read_image(image)
-    found = run.open().ground(picture, list(phrases), steps=steps, seed=run.seed, settings=run.settings)
+    found = run.open("ground").ground(picture, list(phrases), steps=steps, seed=run.seed, settings=run.settings)
     if out is not None:
         saved = save_image(draw_boxes(picture, [(b.phrase, (b.x1, b.y1, b.x2, b.y2)) for b in found.boxes]), out)
         news(f"boxes drawn: {saved}")

@@ -17,6 +17,33 @@ Command = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How weights shall be kept: the command line's words for ``checkpoints.elastic.Keep``."""
+
+    dtype: str | None
+    quantise: tuple[str, ...]
+    offload: tuple[str, ...]
+
+    def keep(self) -> Any:
+        """The value. ValueError for words that mean nothing."""
+        import torch
+
+        from unmask.checkpoints.elastic import Keep
+
+        bits = {}
+        for word in self.quantise:
+            branch, _, kind = word.partition("=")
+            if kind not in ("int8", "int4"):
+                raise ValueError(
+                    f"--quantise {word!r} is not understood; write und=int8, gen=int8, und=int4 or gen=int4"
+                )
+            bits[branch] = int(kind[3:])
+        return Keep(
+            dtype=getattr(torch, self.dtype) if self.dtype else None, bits=bits, offload=frozenset(self.offload)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What was asked for: which model, where, with which seed and sampler settings, and whether to answer in JSON."""
 
@@ -26,14 +53,23 @@ class Run:
     seed: int
     settings: tuple[str, ...]
     json: bool
+    storage: Storage
+    download: bool
 
-    def open(self) -> Any:
-        """The model, ready to be asked (``unmask.load``)."""
+    def open(self, task: str) -> Any:
+        """The model with what a task needs, ready to be asked (``unmask.load``)."""
         import unmask
+        from unmask.tasks.opening import needs_of
 
         use_threads(self.threads)
         check_device(self.device)
-        return unmask.load(self.model, device=self.device)
+        return unmask.load(
+            self.model,
+            device=self.device,
+            needs=needs_of(task),
+            keep=self.storage.keep(),
+            download=self.download,
+        )
 
 
 def model_options(command: Command) -> Command:
@@ -41,24 +77,69 @@ def model_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(
-        model: str, device: str, threads: int | None, seed: int, settings: tuple[str, ...], as_json: bool, **own: Any
+        model: str,
+        device: str,
+        threads: int | None,
+        seed: int,
+        settings: tuple[str, ...],
+        as_json: bool,
+        storage: Storage,
+        download: bool,
+        **own: Any,
     ) -> None:
-        run = Run(model=model, device=device, threads=threads, seed=seed, settings=settings, json=as_json)
+        run = Run(
+            model=model,
+            device=device,
+            threads=threads,
+            seed=seed,
+            settings=settings,
+            json=as_json,
+            storage=storage,
+            download=download,
+        )
         command(run, **own)
 
     options = (
-        click.option("--model", default="mini", show_default=True, help="Name of a shipped model, or a folder."),
+        click.option(
+            "--model", default="mini", show_default=True, help="A shipped model, a folder, or owner/name of the hub."
+        ),
         seed_option,
         setting_option("Change a field of the sampler; may be repeated."),
         json_option,
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0."),
         threads_option,
+        storage_options,
+        download_option,
     )
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
 
 
+def storage_options(command: Command) -> Command:
+    """Add --dtype, --quantise and --offload, handed over together as ``storage``."""
+
+    @functools.wraps(command)
+    def wrapped(dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], **own: Any) -> None:
+        command(storage=Storage(dtype=dtype, quantise=quantise, offload=offload), **own)
+
+    branch = click.Choice(("und", "gen"))
+    options = (
+        click.option(
+            "--dtype",
+            metavar="TYPE",
+            type=click.Choice(("float32", "bfloat16", "float16")),
+            help="Keep the network as float32, bfloat16 or float16.",
+        ),
+        click.option("--quantise", metavar="BRANCH=BITS", multiple=True, help="und=int8, gen=int4 …; may be repeated."),
+        click.option("--offload", type=branch, multiple=True, help="Keep this branch in the computer's memory."),
+    )
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+download_option = click.option("--download", is_flag=True, help="Fetch a model of the hub that is not here yet.")
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer."
 )

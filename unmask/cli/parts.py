@@ -1,102 +1,41 @@
-"""The command inspect: what a model or a checkpoint consists of, read from the heads of its files alone."""
+"""The command inspect: what a model or a checkpoint consists of and what a task needs, from the heads of its files alone."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from unmask.cli.options import json_option
+from unmask.cli.options import Storage, download_option, json_option, storage_options
 from unmask.cli.output import print_json, table
 
+if TYPE_CHECKING:
+    from unmask.checkpoints.stream import Stored
+    from unmask.tasks.opening import Survey
+
 _SHIPPED = Path(__file__).parents[1] / "assets"
-_SHARD = re.compile(r"(?P<family>.+)-\d+-of-(?P<total>\d+)\.safetensors")
-_LONGEST_HEAD = 100_000_000  # the format's own limit, in bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """One tensor: its name, where it is stored, its type and shape, and its size in bytes."""
-
-    file: str
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-    @property
-    def numbers(self) -> int:
-        return math.prod(self.shape)
-
-
-def read_head(path: Path) -> list[Stored]:
-    """The tensors of a safetensors file, from its head alone. ValueError where it is none, or is cut off."""
-    size = path.stat().st_size
-    with path.open("rb") as f:
-        start = f.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, _LONGEST_HEAD):
-            raise ValueError(f"{path} is no safetensors file, or is cut off; copy or download it again")
-        try:
-            entries: dict[str, Any] = json.loads(f.read(length))
-            entries.pop("__metadata__", None)
-            found = [
-                Stored(
-                    file=path.name,
-                    name=name,
-                    dtype=entry["dtype"],
-                    shape=tuple(entry["shape"]),
-                    nbytes=entry["data_offsets"][1] - entry["data_offsets"][0],
-                )
-                for name, entry in entries.items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"the head of {path} is damaged; copy or download it again") from error
-    if sum(t.nbytes for t in found) > size - 8 - length:
-        raise ValueError(f"{path} is cut off; copy or download it again")
-    return found
+_SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
 
 
 def stored(place: Path) -> list[Stored]:
-    """All tensors of a file, or of the safetensors files of a folder. ValueError where shards are missing."""
+    """All tensors of a file, or of the safetensors files of a folder. ValueError where files are missing or damaged."""
+    from unmask.checkpoints.stream import read_head, tensors_of
+
     if place.is_file():
         return read_head(place)
-    files = sorted(place.glob("*.safetensors"))
-    if not files:
+    names = {_family(path) for path in place.glob("*.safetensors")}
+    found = [tensor for name in sorted(names) for tensor in tensors_of(place, name).values()]
+    if not found:
         raise ValueError(f"there is no safetensors file in {place}; is this a model folder?")
-    shards: dict[tuple[str, int], int] = {}
-    for file in files:
-        if match := _SHARD.match(file.name):
-            key = (match["family"], int(match["total"]))
-            shards[key] = shards.get(key, 0) + 1
-    for (family, total), present in shards.items():
-        if present != total:
-            raise ValueError(f"{place} holds {present} of {total} shards of {family}; copy the missing ones")
-    return [tensor for file in files for tensor in read_head(file)]
+    return found
 
 
-def named_size(name: str) -> list[Stored]:
-    """The tensors of a named size, built without memory."""
-    import torch
-
-    from unmask.models.elastic import Elastic
-    from unmask.models.sizes import SIZES
-
-    if name not in SIZES:
-        raise ValueError(f"there is no file, folder, shipped model or size {name!r}; sizes: {', '.join(SIZES)}")
-    with torch.device("meta"):
-        module = Elastic(SIZES[name], mask_id=0)
-    return [
-        Stored(file="(not stored)", name=n, dtype=str(p.dtype)[6:], shape=tuple(p.shape), nbytes=p.nbytes)
-        for n, p in module.named_parameters()
-    ]
+def _family(path: Path) -> str:
+    match = _SHARD.match(path.name)
+    return match["family"] if match else path.stem
 
 
 def grouped(tensors: list[Stored], depth: int) -> Iterator[dict[str, Any]]:
@@ -104,8 +43,8 @@ def grouped(tensors: list[Stored], depth: int) -> Iterator[dict[str, Any]]:
     groups: dict[tuple[str, str], list[Stored]] = {}
     for t in tensors:
         words = [w for w in t.name.split(".")[:-1] if not w.isdigit()] or [t.name]
-        match = _SHARD.match(t.file)
-        file = f"{match['family']}-*.safetensors" if match else t.file
+        match = _SHARD.match(t.path.name)
+        file = f"{match['family']}-*.safetensors" if match else t.path.name
         groups.setdefault((file, ".".join(words[:depth])), []).append(t)
     for (file, part), members in groups.items():
         yield {
@@ -123,20 +62,39 @@ def grouped(tensors: list[Stored], depth: int) -> Iterator[dict[str, Any]]:
 @click.option(
     "--depth", type=click.IntRange(1, 8), default=2, show_default=True, help="How finely to tell parts apart."
 )
+@click.option("--task", help="What this task needs: generate, edit, infill, infill-text, ask, ground or all.")
+@click.option("--budget", metavar="SIZE", help="Propose how the weights fit, for example 24GiB.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model would run; it need not be here.")
+@storage_options
+@download_option
 @json_option
-def inspect(model: str, depth: int, as_json: bool) -> None:
+def inspect(
+    model: str,
+    depth: int,
+    task: str | None,
+    budget: str | None,
+    device: str,
+    storage: Storage,
+    download: bool,
+    as_json: bool,
+) -> None:
     """List a model's parts, parameters and bytes.
 
-    MODEL is a shipped model, a folder or file of weights or of a run, or a named size (built without memory).
+    MODEL is a shipped model, a folder or file of weights or of a run, owner/name of the hub, or a named size (built
+    without memory). With --task or --budget: what a task will keep in memory, before anything is loaded.
 
     \b
     Examples:
       unmask inspect mini
       unmask inspect runs/stage2/state.safetensors --depth 1
-      unmask inspect lavida_o --json
+      unmask inspect lavida_o --task generate
+      unmask inspect lavida_o --task ask --budget 12GiB --device cuda
     """
+    if task or budget:
+        _plan(_survey(model, download), model, task or "all", budget, device, storage, as_json)
+        return
     place = next((p for p in (Path(model), _SHIPPED / model) if _holds_weights(p)), None)
-    tensors = stored(place) if place else named_size(model)
+    tensors = stored(place) if place else _named(model, download)
     rows = list(grouped(tensors, depth))
     whole = {"parameters": sum(t.numbers for t in tensors), "bytes": sum(t.nbytes for t in tensors)}
     if as_json:
@@ -148,3 +106,61 @@ def inspect(model: str, depth: int, as_json: bool) -> None:
 
 def _holds_weights(place: Path) -> bool:
     return place.is_file() or any(place.glob("*.safetensors"))
+
+
+def _named(name: str, download: bool) -> list[Stored]:
+    checkpoint = _survey(name, download).checkpoint
+    return [*checkpoint.net.values(), *checkpoint.vq.values()]
+
+
+def _survey(model: str, download: bool) -> Survey:
+    from unmask.checkpoints.hub import is_hub_name
+    from unmask.models.sizes import SIZES
+    from unmask.tasks.opening import find, survey, survey_size
+
+    if Path(model).is_file():
+        raise ValueError(f"{model} is one file, and a task needs a whole model; give its folder")
+    if model in SIZES and not (Path(model).exists() or (_SHIPPED / model).exists()):
+        return survey_size(model)
+    known = Path(model).exists() or (_SHIPPED / model).exists() or is_hub_name(model)
+    if not known:
+        raise ValueError(f"there is no file, folder, shipped model or size {model!r}; sizes: {', '.join(SIZES)}")
+    return survey(find(model, download=download))
+
+
+def _plan(
+    found: Survey, model: str, task: str, budget: str | None, device: str, storage: Storage, as_json: bool
+) -> None:
+    """Print what a task keeps and works with, and with a budget the ways to fit it."""
+    from unmask.checkpoints.budget import footprint, free_bytes, parse_bytes, proposals, working
+    from unmask.checkpoints.elastic import Weights
+    from unmask.tasks.opening import needs_of
+
+    needs, limit = needs_of(task), parse_bytes(budget) if budget else None
+    weights = Weights(checkpoint=found.checkpoint, device=device, keep=storage.keep())
+    shares, work, free = footprint(weights, needs), working(weights, needs, found.side), free_bytes(device)
+    ways = proposals(weights, needs, limit, found.side) if limit else []
+    best = next((w for w in ways if w.fits), None)
+    whole = {"parameters": sum(s.parameters for s in shares), "bytes": sum(s.nbytes for s in shares)}
+    if as_json:
+        told = {"model": model, "task": task, "device": device, "parts": [vars(s) for s in shares], **whole}
+        told |= {"working": work, "free": free}
+        if limit:
+            shown = [{"options": w.options, "bytes": w.nbytes, "beside": w.beside, "fits": w.fits} for w in ways]
+            told |= {"budget": limit, "proposals": shown, "proposed": best.options if best else None}
+        print_json(told)
+        return
+    rows = [[s.part, s.device, s.dtype, s.parameters, s.nbytes] for s in shares]
+    rows += [["total", "", "", whole["parameters"], whole["bytes"]]]
+    click.echo(table(["part", "device", "dtype", "parameters", "bytes"], rows))
+    click.echo(f"\nwhile working, about {_gib(work)} more; free on {device} now: {_gib(free) if free else 'not known'}")
+    if limit:
+        lines = [[w.options, _gib(w.nbytes), _gib(w.beside), "yes" if w.fits else "no"] for w in ways]
+        click.echo("\n" + table(["keep the weights", f"on {device}", "beside", f"fits {_gib(limit)}"], lines))
+        click.echo(
+            f"\nproposed: {best.options}" if best else "\nnothing here fits; take a smaller model or more memory"
+        )
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**27 else f"{nbytes / 2**20:.2f} MiB"

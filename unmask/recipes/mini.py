@@ -273,7 +273,7 @@ def stage3(vision: str = "runs/tower", start: str = "runs/align", seed: int = 4,
 
 def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/assets/mini") -> None:
     """Put the trained parts together as a model folder: network in bfloat16, tokenizer in float32 (its nearest code must not move)."""
-    from unmask.tasks.model import write_config
+    from unmask.tasks.opening import write_config
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

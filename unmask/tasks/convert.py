@@ -12,25 +12,23 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from unmask.checkpoints.lavida_o import OWN, fill, load_lavida_o, names, read_json
+from unmask.checkpoints.elastic import Checkpoint
+from unmask.checkpoints.lavida_o import OWN, names, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada
-from unmask.checkpoints.store import CheckpointError, read_tensors, save_module, save_tensors
-from unmask.models.elastic import Elastic
+from unmask.checkpoints.store import CheckpointError, save_tensors
+from unmask.checkpoints.stream import Stored, read, read_head
 from unmask.models.sizes import ElasticConfig, VisionConfig
-from unmask.tasks.model import find, read_config, write_config
-from unmask.tokens.text import EOS, MASK, Text
-from unmask.tokens.vq import VQ, VQConfig
+from unmask.tasks.opening import RELEASED_BLOCK, find, fit_own, survey, write_config
+from unmask.tokens.text import EOS, Text
+from unmask.tokens.vq import VQConfig
 
-RELEASED = "released"
 _BESIDE = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -46,13 +44,11 @@ _SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes: small mode
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """A model read from either layout. ``setting``: wording, side and fold · ``config``, ``vqvae``: the released JSON it came with.
-
-    ``beside``: the folder whose small files (text tokenizer, licence, card) are taken along.
+    """A model in either layout, its weights not read yet. ``setting``: wording, side and fold · ``config``, ``vqvae``: the released JSON
+    it came with · ``beside``: the folder whose small files (text tokenizer, licence, card) are taken along.
     """
 
-    net: Elastic
-    vq: VQ
+    checkpoint: Checkpoint
     setting: dict[str, Any]
     beside: Path
     config: dict[str, Any]
@@ -65,14 +61,13 @@ def to_released(source: str | os.PathLike[str], out: Path, *, like: str | os.Pat
     Returns the files written. CheckpointError where the source is none of ours, ValueError where ``out`` is there already.
     """
     content = _read_own(source, like)
-    ours, vq = content.net.state_dict(), content.vq.state_dict()
-    mapping = {key: f"model.{name}" for key, name in names(content.net.config).items()}
+    mapping = names(content.checkpoint.config)
     with _whole(out) as folder:
-        weights = {mapping[key]: tensor for key, tensor in ours.items()}
+        weights = {f"model.{mapping[key]}": tensor for key, tensor in _read(content.checkpoint.net).items()}
         written = save_tensors(weights, folder, shard=_shard(weights, _SHARD))
         if len(written) > 1:
             _write_json(folder / "model.safetensors.index.json", _index(written, weights))
-        save_tensors(vq, folder / "vqvae", name="diffusion_pytorch_model", shard=_SHARD)
+        save_tensors(_read(content.checkpoint.vq), folder / "vqvae", name="diffusion_pytorch_model", shard=_SHARD)
         config, vqvae = released_config(content)
         _write_json(folder / "config.json", config)
         _write_json(folder / "vqvae" / "config.json", vqvae)
@@ -86,16 +81,16 @@ def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
     CheckpointError where the source is not in the released layout, ValueError where ``out`` is there already.
     """
     content = _read_released(Path(source))
-    net, vq = content.net, content.vq
+    checkpoint = content.checkpoint
     with _whole(out) as folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_module(net, folder, name="model", shard=_shard(net.state_dict(), _SMALL_SHARD))
-        save_module(vq, folder, name="vq", shard=_shard(vq.state_dict(), _SMALL_SHARD))
-        write_config(folder, net.config, vq.config, **content.setting)
+        for name, stored in (("model", checkpoint.net), ("vq", checkpoint.vq)):
+            weights = _read(stored)
+            save_tensors(weights, folder, name=name, shard=_shard(weights, _SMALL_SHARD))
+        write_config(folder, checkpoint.config, checkpoint.vq_config, **content.setting)
         # Kept only where it says more than we would write ourselves.
         if (content.config, content.vqvae) != released_config(replace(content, config={}, vqvae={})):
-            extra = {RELEASED: {"config": content.config, "vqvae": content.vqvae, "mask_token_id": net.mask_id}}
-            _write_json(folder / "config.json", read_json(folder / "config.json") | extra)
+            kept = {"config": content.config, "vqvae": content.vqvae, "mask_token_id": checkpoint.mask_id}
+            _write_json(folder / "config.json", read_json(folder / "config.json") | {RELEASED_BLOCK: kept})
         _copy(content.beside, folder)
     return sorted(p for p in out.rglob("*") if p.is_file())
 
@@ -111,18 +106,13 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
             "LLaDA's layout, which is the only one of a text model" if is_llada(raw) else "the released layout already"
         )
         raise CheckpointError(f"{home} is in {kind}; give one of our own models")
-    config = read_config(home)
-    kept = raw.get(RELEASED, {})
-    tokens = home / "tokenizer.json"
-    mask_id = int(kept["mask_token_id"]) if kept and not tokens.exists() else Text.load(tokens)[MASK]
-    with torch.device("meta"):
-        net, vq = Elastic(config["model"], mask_id=mask_id), VQ(config["vq"])
-    weights = home if like is None else place
-    fill(net, read_tensors(weights, "model"), {k: k for k in net.state_dict()}, weights)
-    fill(vq, read_tensors(home, "vq"), {k: k for k in vq.state_dict()}, home)
+    found, kept = survey(home), raw.get(RELEASED_BLOCK, {})
+    checkpoint = found.checkpoint
+    if like is not None:
+        checkpoint = replace(checkpoint, net=fit_own(checkpoint.modules()[0], place, "model"))
     setting = {name: raw[name] for name in ("wording", "side", "fold")}
     return Content(
-        net=net, vq=vq, setting=setting, beside=home, config=kept.get("config", {}), vqvae=kept.get("vqvae", {})
+        checkpoint=checkpoint, setting=setting, beside=home, config=found.released, vqvae=kept.get("vqvae", {})
     )
 
 
@@ -131,17 +121,20 @@ def _read_released(folder: Path) -> Content:
     if "d_model" not in raw or is_llada(raw):
         kind = "is a text model, which has one layout alone" if is_llada(raw) else "is not in the released layout"
         raise CheckpointError(f"{folder} {kind}; give a LaViDa-O folder")
-    net, vq = load_lavida_o(folder)
     said = raw.get(OWN, {})
     setting = {name: said.get(name, value) for name, value in _AS_RELEASED.items()}
-    return Content(
-        net=net, vq=vq, setting=setting, beside=folder, config=raw, vqvae=read_json(folder / "vqvae" / "config.json")
-    )
+    vqvae = read_json(folder / "vqvae" / "config.json")
+    return Content(checkpoint=survey_lavida_o(folder), setting=setting, beside=folder, config=raw, vqvae=vqvae)
+
+
+def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Weights as they are stored, by our names."""
+    return {name: read(one) for name, one in stored.items()}
 
 
 def released_config(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
     """config.json and vqvae/config.json: as they came, or made (spec 7.4), with the block ``unmask`` where it says anything."""
-    config, vq = content.net.config, content.vq.config
+    config, vq = content.checkpoint.config, content.checkpoint.vq_config
     made = content.config or _lm_fields(config, content)
     block = {} if content.setting == _AS_RELEASED else dict(content.setting)
     if config.vision and config.vision != VisionConfig():
@@ -179,7 +172,7 @@ def _lm_fields(config: ElasticConfig, content: Content) -> dict[str, Any]:
         "enc_use_image_branch": True,
         "downsample": True,
         "gen_mlp_type": "dit2",
-        "mask_token_id": content.net.mask_id,
+        "mask_token_id": content.checkpoint.mask_id,
         **end,
         "mm_vqvae": "vqvae",
     }
@@ -239,16 +232,11 @@ def _shard(tensors: dict[str, Tensor], small: int) -> int:
 
 def _index(written: list[Path], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The index of shards that other loaders want."""
-    places = {key: path.name for path in written for key in _keys(path)}
+    places = {tensor.name: path.name for path in written for tensor in read_head(path)}
     return {
         "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
         "weight_map": dict(sorted(places.items())),
     }
-
-
-def _keys(path: Path) -> list[str]:
-    with safe_open(str(path), "pt") as f:
-        return list(f.keys())
 
 
 def _copy(source: Path, out: Path) -> None:

@@ -5,34 +5,28 @@ Same seed, same answer, whatever the batch size: picture i of a call has the see
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
-from unmask.checkpoints.store import CheckpointError, load_module
-from unmask.models.elastic import Elastic
-from unmask.models.sizes import ElasticConfig, VisionConfig
+from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Batch, collate
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import edit, generate, ground, infill, released, understand
+from unmask.tasks.opening import find, is_text, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe, so_far
-from unmask.tasks.text import TextModel, is_text, load_text
+from unmask.tasks.text import TextModel, load_text
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
-from unmask.tokens.text import MASK, Text
 from unmask.tokens.views import to_pixels
-from unmask.tokens.vq import VQ, VQConfig
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
 OWN = Presets(
@@ -47,60 +41,28 @@ OWN = Presets(
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
 
 
-def load(name: str | os.PathLike[str] = "mini", *, device: str = "cpu") -> Model | TextModel:
-    """A shipped model by name, or a model folder. CheckpointError says what is missing or damaged.
+def load(
+    name: str | os.PathLike[str] = "mini",
+    *,
+    device: str = "cpu",
+    needs: Iterable[str] | None = None,
+    keep: Keep | None = None,
+    download: bool = False,
+) -> Model | TextModel:
+    """A shipped model by name, a model folder, or a model of the hub. CheckpointError says what is missing or damaged.
 
-    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors; or it is in the released layout of LaViDa-O,
-    or one of LLaDA's: a TextModel.
+    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors; or it is in the released layout of LaViDa-O, or in
+    LLaDA's: a TextModel.
+    ``needs``: load these parts only (``needs_of("generate")``); a task that needs more loads the rest later. None: everything.
+    ``keep``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
     """
-    folder = find(name)
+    folder = find(name, download=download)
     if is_text(folder):
-        return load_text(folder, device=device)
-    if released.is_released(folder):
-        parts = released.load_parts(folder, device=device)
-        return Model(parts, presets=released.PRESETS if parts.wording == RELEASED else OWN)
-    config = read_config(folder)
-    text = Text.load(folder / "tokenizer.json")
-    size: ElasticConfig = config["model"]
-    if text.size != size.vocab_size:
-        raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {size.vocab_size}")
-    with torch.device("meta"):
-        net, vq = Elastic(size, mask_id=text[MASK]), VQ(config["vq"])
-    net = load_module(net.to_empty(device="cpu"), folder, name="model").to(device).eval()
-    vq = load_module(vq.to_empty(device="cpu"), folder, name="vq").to(device).eval()
-    parts = Parts(text=text, net=net, vq=vq, wording=config["wording"], side=config["side"], fold=config["fold"])
-    return Model(parts)
-
-
-def find(name: str | os.PathLike[str]) -> Path:
-    """The folder of a shipped model, or the folder itself. CheckpointError where there is no config.json."""
-    folder = Path(name) if Path(name).is_dir() else Path(str(files("unmask") / "assets" / str(name)))
-    if not (folder / "config.json").exists():
-        shipped = sorted(p.parent.name for p in Path(str(files("unmask") / "assets")).glob("*/config.json"))
-        raise CheckpointError(
-            f"there is no model {str(name)!r}; give a shipped one ({', '.join(shipped)}) or a folder with a config.json"
-        )
-    return folder
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json -> {"model": ElasticConfig, "vq": VQConfig, "wording", "side", "fold"}. CheckpointError where it does not fit."""
-    try:
-        raw = json.loads((folder / "config.json").read_text())
-        vision = raw["model"].pop("vision")
-        model = ElasticConfig(**raw["model"], vision=VisionConfig(**vision) if vision else None)
-        channels = tuple(raw["vq"].pop("block_out_channels"))
-        vq = VQConfig(**raw["vq"], block_out_channels=channels)
-        wording, side, fold = released.WORDINGS[raw["wording"]], int(raw["side"]), int(raw["fold"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not a model configuration: {error}") from error
-    return {"model": model, "vq": vq, "wording": wording, "side": side, "fold": fold}
-
-
-def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
-    """The inverse of ``read_config``."""
-    value = {"model": asdict(model), "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
-    (folder / "config.json").write_text(json.dumps(value, indent=1) + "\n")
+        return load_text(folder, device=device, keep=keep or Keep())
+    found = survey(folder)
+    parts = open_parts(folder, found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
+    parts.require(EVERYTHING if needs is None else frozenset(needs))
+    return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +79,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.parts.net.embed.weight.device
+        return torch.device(self.parts.weights.device) if self.parts.weights else self.parts.net.embed.weight.device
 
     def generate(
         self,
@@ -214,6 +176,7 @@ class Model:
         asked = tuple(self._prompt(p) for p in given)
         turns = [(p,) for p in asked] if self.parts.quirks.one_segment and asked else [asked]
         tasks = [ground.Ground(pixels=seen, phrases=turn) for turn in turns]
+        self.parts.require(tasks[0].needs)
         chosen = override(self.presets.ground(self.parts, steps), settings)
         done = self.run([task.build(self.parts) for task in tasks], [seed] * len(tasks), chosen)
         found = [box for task, row in zip(tasks, done.rows, strict=True) for box in task.read(row, self.parts)]
@@ -247,6 +210,7 @@ class Model:
     def _draw(
         self, tasks: Sequence[Any], seeds: list[int], sampler: Sampler, prompt: str, trace: bool
     ) -> list[Drawing]:
+        self.parts.require(tasks[0].needs)
         built = tasks[0].build(self.parts)  # one request, several seeds
         sequences = [built] * len(tasks)
         frames: list[list[Image.Image]] = [[] for _ in tasks]
@@ -273,6 +237,7 @@ class Model:
         ]
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+        self.parts.require(task.needs)
         built = task.build(self.parts)
         steps: list[str] = []
 

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unmask.checkpoints.elastic import Weights
+from unmask.checkpoints.loading import load
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import Sampler
 from unmask.tokens.build import Builder
@@ -29,7 +31,8 @@ PAPER = (250, 250, 250)  # what lies around a picture that is not square
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """``side``: pixels of the pictures that are drawn · ``fold``: codes a position along one side · ``paper``: the colour around a
-    picture that is not square · ``views``: how a picture is cut for the semantic encoder; None: it reads the square itself.
+    picture that is not square · ``views``: how a picture is cut for the semantic encoder; None: it reads the square itself ·
+    ``weights``: where parts that are not loaded yet come from; None: all are there.
     """
 
     text: Text
@@ -41,6 +44,12 @@ class Parts:
     quirks: ReleasedQuirks = NO_QUIRKS
     paper: tuple[int, int, int] = PAPER
     views: AnyRes | None = None
+    weights: Weights | None = None
+
+    def require(self, needs: frozenset[str]) -> None:
+        """Load what these needs (``Task.needs``) ask for, where the model was opened without it."""
+        if self.weights:
+            load(self.weights, self.net, self.vq, needs)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -76,12 +85,12 @@ class Parts:
     def encode(self, pixels_3HW: Tensor) -> Tensor:
         """One picture -> codes [h, w]."""
         with torch.no_grad():
-            return self.vq.encode(pixels_3HW[None].to(self.vq.quant_conv.weight.device))[0]
+            return self.vq.encode(pixels_3HW[None].to(self.vq.quantize.embedding.weight.device))[0]
 
     def decode(self, codes_Bhw: Tensor) -> list[Image.Image]:
         """Codes -> pictures."""
         with torch.no_grad():
-            pixels = self.vq.decode(codes_Bhw.to(self.vq.quant_conv.weight.device))
+            pixels = self.vq.decode(codes_Bhw.to(self.vq.quantize.embedding.weight.device))
         return [to_image(p, 0.0 if self.quirks.truncated_pixels else 0.5) for p in pixels]
 
     def canvas(self, codes_hw: Tensor, masked_hw: Tensor) -> Image.Image:

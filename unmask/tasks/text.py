@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from unmask.checkpoints.elastic import Keep, Weights
 from unmask.checkpoints.lavida_o import read_json
-from unmask.checkpoints.llada import is_llada, load_llada
-from unmask.checkpoints.store import CheckpointError
+from unmask.checkpoints.llada import survey_llada
+from unmask.checkpoints.loading import load
+from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
 from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
@@ -122,24 +124,18 @@ def _answer(sequence: Sequence, tokens: TextParts) -> str:
     return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
 
 
-def is_text(folder: Path) -> bool:
-    """Whether a folder's config.json is that of a text model; one that cannot be read is left to those who want it."""
-    try:
-        return is_llada(read_json(folder / "config.json"))
-    except (CheckpointError, AttributeError):
-        return False
-
-
-def load_text(folder: Path, *, device: str = "cpu") -> TextModel:
+def load_text(folder: Path, *, device: str, keep: Keep) -> TextModel:
     """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError where it does not fit."""
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    net = load_llada(folder)
+    weights = Weights(checkpoint=survey_llada(folder), device=device, keep=keep)
+    net, vq = weights.checkpoint.modules()
     if text.size > net.config.vocab_size:  # the embedding has some rows to spare
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
     if text[MASK] != net.mask_id:
         raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
     context = int(read_json(folder / "config.json").get("max_sequence_length", 4096))
-    return TextModel(TextParts(text=text, net=net.to(device), context=context))
+    load(weights, net, vq, _NEEDS)
+    return TextModel(TextParts(text=text, net=net, context=context))
 
 
 class TextModel:

@@ -1,0 +1,196 @@
+"""What a task needs in memory, said before anything is loaded, and what to change so that it fits.
+
+Public idea: ``footprint(weights, needs) -> [Share]`` and ``proposals(weights, needs, budget) -> [Proposal]``; plain arithmetic on heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from unmask.checkpoints.elastic import Keep, Weights, branch_of, part_of, tensors_needed
+from unmask.checkpoints.quantise import GROUP
+from unmask.checkpoints.stream import CheckpointError, Stored
+
+GIB = 2**30
+_UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
+_PROMPT = 256  # text positions that the estimate of working memory reckons with
+_VIEWS = 5  # views of one picture at most: four tiles and the whole (spec 1.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one part keeps on one device: numbers, and bytes with all scales of quantised ones."""
+
+    part: str
+    device: str
+    dtype: str
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A way to keep the weights: bytes on the device (weights and work) and beside it, and whether the budget holds them."""
+
+    keep: Keep
+    nbytes: int
+    beside: int
+    fits: bool
+
+    @property
+    def options(self) -> str:
+        """As the command line takes it."""
+        return options_of(self.keep)
+
+
+def options_of(keep: Keep) -> str:
+    """``--dtype bfloat16 --quantise und=int8``; "(as stored)" where nothing is asked for."""
+    words = [f"--dtype {str(keep.dtype)[6:]}"] if keep.dtype else []
+    words += [f"--quantise {branch}=int{bits}" for branch, bits in keep.bits.items()]
+    words += [f"--offload {branch}" for branch in sorted(keep.offload, reverse=True)]
+    return " ".join(words) or "(as stored)"
+
+
+def nbytes_kept(weights: Weights, module: str, name: str, stored: Stored, rows: int) -> int:
+    """Bytes of a parameter's first ``rows`` once kept. int8: one each, a float32 scale a row. int4: half a byte on a GPU with a bfloat16
+    scale and zero a group, on a CPU a byte with a scale in the network's type and a zero of one byte a group.
+    """
+    numbers = stored.numbers // stored.shape[0] * rows
+    size = weights.dtype_of(module, stored).itemsize
+    bits = weights.keep.bits.get(branch_of(name) or "")
+    if bits == 8:
+        return numbers + 4 * rows
+    if bits == 4:
+        groups = numbers // GROUP
+        return numbers + groups * (size + 1) if weights.device == "cpu" else _packed(stored.shape[1], rows)
+    return numbers * size
+
+
+def _packed(columns: int, rows: int) -> int:
+    """torchao's tiles for a GPU: columns are filled up to 1,024 and rows to 8."""
+    numbers = math.ceil(columns / 1024) * 1024 * math.ceil(rows / 8) * 8
+    return numbers // 2 + numbers // GROUP * 4
+
+
+def footprint(weights: Weights, needs: frozenset[str]) -> list[Share]:
+    """What tasks with these ``needs`` keep, a line a part, in the order of the network."""
+    shares: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for module, name, stored, rows in tensors_needed(weights.checkpoint, needs):
+        bits = weights.keep.bits.get(branch_of(name) or "")
+        dtype = f"int{bits}" if bits else str(weights.dtype_of(module, stored))[6:]
+        key = (part_of(name, weights.checkpoint.config), weights.place_of(name), dtype)
+        numbers, nbytes = shares.get(key, (0, 0))
+        numbers += stored.numbers // stored.shape[0] * rows
+        shares[key] = (numbers, nbytes + nbytes_kept(weights, module, name, stored, rows))
+    return [
+        Share(part=part, device=device, dtype=dtype, parameters=numbers, nbytes=nbytes)
+        for (part, device, dtype), (numbers, nbytes) in shares.items()
+    ]
+
+
+def working(weights: Weights, needs: frozenset[str], side: int) -> int:
+    """About how many bytes one request works with: the largest of a layer with its logits, and of the image tokenizer's finest stage.
+
+    Reckoned with 256 tokens of text, pictures of ``side`` pixels, guidance of two views (three where a picture is read too), and
+    attention scores written out. A batch of n requests takes n times as much.
+    """
+    config, vq = weights.checkpoint.config, weights.checkpoint.vq_config
+    size = (weights.keep.dtype or weights.checkpoint.dtype or torch.bfloat16).itemsize
+    draws, sees = "gen" in needs and config.gen_width > 0, "vision" in needs and config.vision is not None
+    codes = (side // vq.factor) ** 2 if draws else 0
+    length = _PROMPT + (config.vision.tokens * _VIEWS if sees and config.vision else 0) + codes // (2 if sees else 4)
+    views = (3 if sees else 2) if draws else 1
+    layer = length * (6 * config.width + 3 * config.mlp) * size + config.heads * length**2 * 2 * size
+    logits = codes * config.codes * 8 if draws else _PROMPT * config.vocab_size * 8
+    pixels = (
+        side**2 * vq.block_out_channels[0] * 4 * 3
+        if weights.checkpoint.vq and any(n.startswith("vq.") for n in needs)
+        else 0
+    )
+    lent = max(config.mlp * config.width, config.gen_mlp * config.gen_width) * size if weights.keep.offload else 0
+    return max(views * (layer + logits), pixels) + lent
+
+
+def proposals(weights: Weights, needs: frozenset[str], budget: int, side: int) -> list[Proposal]:
+    """Ways to fit ``budget`` bytes of the weights' device, least loss first: exact ones, int8 (the understanding branch, then both),
+    int4, and at last weights that stay on the CPU, which cost nothing but time. On a CPU only what saves memory there.
+    """
+    ways = [weights.keep]
+    half = replace(weights.keep, dtype=torch.bfloat16)
+    used = [
+        b for b in ("und", "gen") if any(branch_of(n) == b for _, n, _, _ in tensors_needed(weights.checkpoint, needs))
+    ]
+    gpu = weights.device != "cpu"
+    steps = [used[:1], used] if len(used) > 1 else [used]
+    ways += [half] if weights.keep.dtype != torch.bfloat16 else []
+    ways += [replace(half, bits=dict.fromkeys(some, bits)) for bits in ((8, 4) if gpu else (8,)) for some in steps]
+    ways += [replace(half, offload=frozenset(some)) for some in steps] if gpu else []
+    out: list[Proposal] = []
+    for keep in ways:
+        kept = replace(weights, keep=keep)
+        shares, here = footprint(kept, needs), working(kept, needs, side)
+        here += sum(s.nbytes for s in shares if s.device == weights.device)
+        beside = sum(s.nbytes for s in shares if s.device != weights.device)
+        if all((here, beside) != (p.nbytes, p.beside) for p in out):
+            out.append(Proposal(keep=keep, nbytes=here, beside=beside, fits=here <= budget))
+    return out
+
+
+def parse_bytes(text: str) -> int:
+    """``24GiB``, ``16 GB`` or a number of bytes. ValueError for anything else."""
+    number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    unit = text.strip()[len(number) :].lower()
+    try:
+        value = float(number)
+        if not 0 < value < math.inf or unit not in _UNITS:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{text!r} is no amount of memory; write it like 24GiB or 16GB") from None
+    return round(value * _UNITS[unit])
+
+
+def free_bytes(device: str) -> int | None:
+    """Memory that is free on a device now; None where that cannot be known."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0] if torch.cuda.is_available() else None
+    found = [_meminfo(), _cgroup()] if device == "cpu" else []
+    return min((f for f in found if f is not None), default=None)
+
+
+def _meminfo() -> int | None:
+    try:
+        line = next(t for t in Path("/proc/meminfo").read_text().splitlines() if t.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _cgroup() -> int | None:
+    """What a container's limit leaves; pages of files that can be given back do not count as used."""
+    try:
+        room = Path("/sys/fs/cgroup")
+        stat = dict(line.split() for line in (room / "memory.stat").read_text().splitlines())
+        limit, used = (room / "memory.max").read_text().strip(), int((room / "memory.current").read_text())
+        return None if limit == "max" else int(limit) - used + int(stat["file"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def refuse_if_too_large(weights: Weights, wanted: Iterable[tuple[str, str, Stored, int]]) -> None:
+    """CheckpointError where a device has not the memory for these weights, with both figures, before any is read."""
+    total: dict[str, int] = {}
+    for module, name, stored, rows in wanted:
+        place = weights.place_of(name)
+        total[place] = total.get(place, 0) + nbytes_kept(weights, module, name, stored, rows)
+    for place, nbytes in total.items():
+        free = free_bytes(place)
+        if free is not None and nbytes > free:
+            raise CheckpointError(
+                f"the weights in {weights.checkpoint.place} need {nbytes / GIB:.2f} GiB on {place}, where {free / GIB:.2f} GiB are free; "
+                f"`unmask inspect {weights.checkpoint.place} --budget {free / GIB:.1f}GiB` proposes what fits"
+            )

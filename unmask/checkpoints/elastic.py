@@ -1,0 +1,149 @@
+"""Which parameters a task reads (spec 1.10), where from, and how they shall be kept.
+
+Public idea: ``tensors_needed(checkpoint, needs)`` lists them, from the heads of the files alone. Nothing here reads a weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from unmask.checkpoints.stream import FLOATS, Stored
+from unmask.models.elastic import Elastic
+from unmask.models.sizes import ElasticConfig
+from unmask.tokens.vq import VQ, VQConfig
+
+EVERYTHING = frozenset({"und", "gen", "text_head", "vision", "vq.encoder", "vq.decoder"})
+BRANCHES = ("und", "gen")
+_BLOCK = re.compile(r"blocks\.(?P<layer>\d+)\.(?P<piece>und|gen|out)\.(?P<rest>.+)")
+_KEYS_AND_VALUES = ("attn_norm.weight", "q.weight", "k.weight", "v.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """How weights are kept. The matrices of a branch may be quantised or stay on the CPU, lent to the device while they work.
+
+    ``dtype``: of the network, None as the checkpoint has it · ``bits``: branch -> 8 or 4 · ``offload``: branches that stay on the CPU.
+    The image tokenizer is always kept in float32: it is small, and bfloat16 moves codes.
+    """
+
+    dtype: torch.dtype | None = None
+    bits: Mapping[str, int] = field(default_factory=dict)
+    offload: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, *FLOATS.values()):
+            raise ValueError(f"dtype {self.dtype} is not supported; use one of float32, bfloat16, float16")
+        for branch in (*self.bits, *self.offload):
+            if branch not in BRANCHES:
+                raise ValueError(f"there is no branch {branch!r}; the branches are {' and '.join(BRANCHES)}")
+        for branch, bits in self.bits.items():
+            if bits not in (4, 8):
+                raise ValueError(f"branch {branch} cannot be kept in {bits} bits; use 8 or 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a model folder holds, known from its configuration and the heads of its files; no weight is read yet.
+
+    ``net``, ``vq``: our parameter name -> where it is stored; of a text model, which has no image tokenizer, ``vq`` is empty · ``dtype``:
+    the network's where nobody asks for another; None: as stored.
+    """
+
+    place: Path
+    config: ElasticConfig
+    vq_config: VQConfig
+    mask_id: int
+    net: Mapping[str, Stored]
+    vq: Mapping[str, Stored]
+    dtype: torch.dtype | None = None
+
+    def modules(self) -> tuple[Elastic, VQ]:
+        """Network and image tokenizer without memory (on the meta device)."""
+        with torch.device("meta"):
+            return Elastic(self.config, mask_id=self.mask_id).eval(), VQ(self.vq_config).eval()
+
+
+def part_of(name: str, config: ElasticConfig) -> str:
+    """The part that a parameter of the network or the tokenizer belongs to, as a table of parts calls it."""
+    if match := _BLOCK.match(name):
+        if match["piece"] != "und":
+            return match["piece"]
+        return "und.joint" if int(match["layer"]) < config.joint_layers else "und.upper"
+    first = name.split(".")[0]
+    vq = {
+        "encoder": "vq.encoder",
+        "quant_conv": "vq.encoder",
+        "quantize": "vq.codes",
+        "decoder": "vq.decoder",
+        "post_quant_conv": "vq.decoder",
+    }
+    return "codes" if first in ("code_embedding", "code_head") else vq.get(first, first)
+
+
+def branch_of(name: str) -> str | None:
+    """The branch whose matrix this is (what may be quantised or offloaded), None for everything else."""
+    match = _BLOCK.match(name)
+    if match is None or match["piece"] == "out" or "norm" in match["rest"]:
+        return None
+    return match["piece"]
+
+
+def rows_needed(name: str, rows: int, config: ElasticConfig, needs: frozenset[str]) -> int:
+    """How many of its ``rows`` a parameter must have in memory for tasks with these ``needs`` (names as in ``Task.needs``).
+
+    The understanding branch of a drawing ends with the last joint layer, of which it needs keys and values alone; from there on the
+    output projection serves code positions only, which keep its first ``gen_width`` rows.
+    """
+    if match := _BLOCK.match(name):
+        layer, piece, rest = int(match["layer"]), match["piece"], match["rest"]
+        last = config.joint_layers - 1
+        if piece == "gen":
+            return rows if "gen" in needs else 0
+        joint = "und.joint" in needs
+        if "und" in needs or (joint and layer < last):
+            return rows
+        if piece == "out":
+            return config.gen_width if "gen" in needs else 0
+        return rows if joint and layer == last and rest in _KEYS_AND_VALUES else 0
+    part = part_of(name, config)
+    users = {
+        "embed": {"und", "und.joint"},
+        "norm": {"und", "und.joint", "gen"},
+        "codes": {"gen"},
+        "vq.codes": {"vq.encoder", "vq.decoder"},
+    }.get(part, {part})
+    return rows if users & needs else 0
+
+
+def tensors_needed(checkpoint: Checkpoint, needs: frozenset[str]) -> Iterator[tuple[str, str, Stored, int]]:
+    """("net" or "vq", parameter, where it is stored, rows needed) of all that is needed at all."""
+    if unknown := needs - EVERYTHING - {"und.joint"}:
+        raise ValueError(f"no part of a model is called {sorted(unknown)[0]!r}; the parts are {', '.join(EVERYTHING)}")
+    for module, found in (("net", checkpoint.net), ("vq", checkpoint.vq)):
+        for name, stored in found.items():
+            if rows := rows_needed(name, stored.shape[0], checkpoint.config, needs):
+                yield module, name, stored, rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where a model's weights come from, and how and where they are kept."""
+
+    checkpoint: Checkpoint
+    device: str = "cpu"
+    keep: Keep = field(default_factory=Keep)
+
+    def place_of(self, name: str) -> str:
+        """The device that a parameter is kept on."""
+        return "cpu" if branch_of(name) in self.keep.offload else self.device
+
+    def dtype_of(self, module: str, stored: Stored) -> torch.dtype:
+        """The type that a parameter is kept in, or is quantised from."""
+        if module == "vq":
+            return torch.float32
+        return self.keep.dtype or self.checkpoint.dtype or FLOATS[stored.dtype]

@@ -1,0 +1,55 @@
+"""Weights into memory, as far as a task needs them.
+
+Public idea: ``load(weights, net, vq, needs)`` fills two modules that were built on the meta device; a later call with other needs reads
+the rest. Nothing changes before everything has been read.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from unmask.checkpoints.budget import refuse_if_too_large
+from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, branch_of, tensors_needed
+from unmask.checkpoints.quantise import lend, quantised
+from unmask.checkpoints.stream import Stored, read
+from unmask.models.elastic import Elastic
+from unmask.tokens.vq import VQ
+
+
+def load(weights: Weights, net: Elastic, vq: VQ, needs: frozenset[str]) -> None:
+    """Read what is needed and not there yet. CheckpointError (also: not enough memory) leaves both modules as they were."""
+    modules: dict[str, nn.Module] = {"net": net, "vq": vq}
+    wanted = [w for w in tensors_needed(weights.checkpoint, needs) if _rows_here(modules[w[0]], w[1]) < w[3]]
+    refuse_if_too_large(weights, wanted)
+    made = [(module, name, _read(weights, module, name, stored, rows)) for module, name, stored, rows in wanted]
+    for module, name, value in made:
+        leaf, attribute = _leaf(modules[module], name)
+        setattr(leaf, attribute, nn.Parameter(value, requires_grad=type(value) is Tensor))
+        if branch_of(name) in weights.keep.offload:
+            lend(leaf)
+
+
+def load_everything(checkpoint: Checkpoint) -> tuple[Elastic, VQ]:
+    """Network and image tokenizer with all their weights, on the CPU."""
+    net, vq = checkpoint.modules()
+    load(Weights(checkpoint=checkpoint), net, vq, EVERYTHING)
+    return net, vq
+
+
+def _read(weights: Weights, module: str, name: str, stored: Stored, rows: int) -> Tensor:
+    part = rows if rows < stored.shape[0] else None
+    dtype, place = weights.dtype_of(module, stored), weights.place_of(name)
+    bits = weights.keep.bits.get(branch_of(name) or "")
+    value = read(stored, rows=part, dtype=dtype, device=weights.device if bits else place)
+    return quantised(value, bits).to(place) if bits else value
+
+
+def _leaf(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return module.get_submodule(path), attribute
+
+
+def _rows_here(module: nn.Module, name: str) -> int:
+    leaf, attribute = _leaf(module, name)
+    value = getattr(leaf, attribute)
+    return 0 if value.device.type == "meta" else value.shape[0]

@@ -1,0 +1,77 @@
+"""Weights in 8 or 4 bits (torchao, weight-only) and weights that live elsewhere than they work.
+
+Public idea: ``quantised(weight, 8) -> Tensor`` that a linear layer multiplies by as before; ``lend(linear)`` moves a layer's weight to
+where its input is, for the time of one call. Both are approximate or slower, and never on by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from unmask.checkpoints.stream import CheckpointError
+
+GROUP = 32  # columns that share a scale in 4 bits
+
+
+def quantised(weight: Tensor, bits: int) -> Tensor:
+    """A float matrix [out, in] kept in ``bits`` (8: a scale a row; 4: a scale for every 32 columns of a row), where it lies.
+
+    4 bits are packed two to a byte on a GPU (bfloat16 only). On a CPU torchao 0.18 keeps each in a byte of its own: as large as 8 bits, and
+    less exact; it is there to measure the cost in quality. CheckpointError without torchao, or where a matrix does not fit.
+    """
+    if bits == 4 and weight.shape[1] % GROUP:
+        raise CheckpointError(
+            f"a matrix of {weight.shape[1]} columns cannot be kept in int4, which takes {GROUP} at a time; use int8"
+        )
+    if bits == 4 and weight.is_cuda and weight.dtype != torch.bfloat16:
+        raise CheckpointError(f"int4 on a GPU needs bfloat16, got {str(weight.dtype)[6:]}; add --dtype bfloat16")
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)  # it warns of CUDA libraries that a CPU build cannot open
+    try:
+        return _by_torchao(weight, bits)
+    except ImportError as error:
+        raise CheckpointError("int8 and int4 weights need the package torchao; pip install 'unmask[quant]'") from error
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _by_torchao(weight: Tensor, bits: int) -> Tensor:
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.quantize_.workflows import Int4PackingFormat
+
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bits == 8:
+        quantize_(linear, Int8WeightOnlyConfig())
+    elif weight.is_cuda:
+        quantize_(
+            linear, Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D)
+        )
+    else:
+        quantize_(linear, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP)))  # type: ignore[missing-attribute]
+    return linear.weight.detach()
+
+
+def lend(linear: nn.Module) -> None:
+    """Let a layer work on its input's device with a weight that is kept elsewhere: copied before each call, dropped after it."""
+    if linear._forward_pre_hooks:
+        return  # its weight was read anew, but it lends already
+    kept: list[nn.Parameter] = []
+
+    def arrive(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        kept.append(module.weight)  # type: ignore[arg-type]
+        module.weight = nn.Parameter(kept[-1].detach().to(given[0].device), requires_grad=False)
+
+    def leave(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        module.weight = kept.pop()
+
+    linear.register_forward_pre_hook(arrive)
+    linear.register_forward_hook(leave, always_call=True)

@@ -1,0 +1,143 @@
+"""Safetensors read tensor by tensor, straight to where they shall lie.
+
+Public idea: ``tensors_of(folder, "model") -> {name: Stored}`` reads heads alone; ``read(stored, rows=…, dtype=…, device=…)`` reads one
+tensor, or its first rows. Files are read by position and not mapped, since touched pages of a map count as memory in use: above what
+is kept, a read needs one piece of 16 MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+PIECE = 16 * 2**20  # bytes read at once
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_OTHERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A weight file is missing, damaged, or does not fit the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One tensor: the file it lies in, its name there, its type as the file says (F32, BF16 …) and shape; where it starts, in bytes."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_head(path: Path) -> list[Stored]:
+    """The tensors of a safetensors file, from its head alone, which the library checks: sizes, places, no byte too many or too few."""
+    try:
+        with safe_open(str(path), "numpy"), path.open("rb") as f:
+            length = struct.unpack("<Q", f.read(8))[0]
+            entries = json.loads(f.read(length))
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path} is damaged or half downloaded, or no safetensors file ({reason}); copy or download it again"
+        ) from error
+    entries.pop("__metadata__", None)
+    return [
+        Stored(
+            path=path,
+            name=name,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            start=8 + length + entry["data_offsets"][0],
+            nbytes=entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in entries.items()
+    ]
+
+
+def files_of(folder: Path, name: str) -> list[Path]:
+    """``name.safetensors`` and the shards of ``name``, as they lie there."""
+    return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*-of-*.safetensors")])
+
+
+def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
+    """Every tensor of ``name.safetensors``, of the files that its index names, or of its shards. CheckpointError where one is missing."""
+    index = folder / f"{name}.safetensors.index.json"
+    if index.exists():
+        return _indexed(folder, index)
+    files = files_of(folder, name)
+    if not files:
+        raise CheckpointError(f"no {name}*.safetensors in {folder}; is this a model folder?")
+    if "-of-" in files[0].name:
+        wanted = int(files[0].name.rsplit("-of-", 1)[1].split(".")[0])
+        if len(files) != wanted:
+            raise CheckpointError(f"{folder} holds {len(files)} of {wanted} shards of {name}; copy the missing ones")
+    return {tensor.name: tensor for file in files for tensor in read_head(file)}
+
+
+def _indexed(folder: Path, index: Path) -> dict[str, Stored]:
+    try:
+        where: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} is no index of shards ({error}); copy or download it again") from error
+    files = sorted(set(where.values()))
+    if foreign := [f for f in files if Path(f).name != f]:
+        raise CheckpointError(f"{index} names {foreign[0]!r}, which is no file beside it; copy or download it again")
+    if absent := [f for f in files if not (folder / f).exists()]:
+        raise CheckpointError(
+            f"{index.name} in {folder} names {len(absent)} of {len(files)} files that are not there ({', '.join(absent[:3])}); "
+            "copy or download the missing ones"
+        )
+    found = {(tensor.path.name, tensor.name): tensor for file in files for tensor in read_head(folder / file)}
+    if lost := [name for name, file in where.items() if (file, name) not in found]:
+        raise CheckpointError(f"{index} says that {where[lost[0]]} holds {lost[0]}, but it does not; copy both again")
+    return {name: tensor for (_, name), tensor in found.items()}
+
+
+def read(
+    stored: Stored, *, rows: int | None = None, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """One tensor, or its first ``rows``, as ``dtype`` (default: as stored) on ``device``. CheckpointError for what is not finite."""
+    kind = (FLOATS | _OTHERS).get(stored.dtype)
+    if kind is None:
+        raise CheckpointError(f"{stored.name} is stored as {stored.dtype}; supported: {', '.join(FLOATS)}")
+    shape = stored.shape if rows is None else (rows, *stored.shape[1:])
+    out = torch.empty(shape, dtype=dtype or kind, device=device)
+    flat, step = out.view(-1), PIECE // kind.itemsize
+    with stored.path.open("rb", buffering=0) as f:
+        f.seek(stored.start)
+        for first in range(0, len(flat), step):
+            part = flat[first : first + step]
+            direct = part.dtype == kind and part.device.type == "cpu"
+            piece = part if direct else torch.empty(len(part), dtype=kind)
+            _into(f, piece, stored)
+            if not direct:
+                part.copy_(piece)
+            if not bool(part.isfinite().all()):
+                fits = bool(piece.isfinite().all())
+                why = f"values too large for {str(part.dtype)[6:]}" if fits else "values that are not finite"
+                raise CheckpointError(f"the weights in {stored.path} do not fit the model: {stored.name} holds {why}")
+    return out
+
+
+def _into(f: BinaryIO, piece: Tensor, stored: Stored) -> None:
+    """Fill a piece, whatever the number of reads that takes."""
+    view = piece.view(torch.uint8).numpy().data
+    while len(view):
+        count = f.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise CheckpointError(f"{stored.path} ends inside {stored.name}; copy or download it again")
+        view = view[count:]

@@ -1,0 +1,217 @@
+"""From a name to a checkpoint: a shipped model, a folder of ours, a folder in the released layout, or a model of the hub.
+
+Public idea: ``find("mini") -> folder`` and ``survey(folder) -> Survey``, which knows all of a model but its weights. In the released
+layout config.json may have a block ``unmask`` for what that layout cannot say: ``side`` (pixels of a drawn picture, 1024 if absent),
+``vision`` (sizes of another tower) and ``wording`` (``compact`` for our own models in this layout). Ours may have a block ``released``:
+what it was converted from says more than our layout does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
+from unmask.checkpoints.hub import fetch, is_hub_name
+from unmask.checkpoints.lavida_o import OWN, read_json, survey_lavida_o
+from unmask.checkpoints.llada import is_llada, survey_llada
+from unmask.checkpoints.store import compare
+from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
+from unmask.models.elastic import Elastic
+from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
+from unmask.tasks import edit, generate, ground, infill, released, understand
+from unmask.tasks.parts import Parts
+from unmask.tokens.prompts import COMPACT, RELEASED, Wording
+from unmask.tokens.text import MASK, Text
+from unmask.tokens.vq import VQ, VQConfig
+
+WORDINGS = {"compact": COMPACT, "released": RELEASED}
+RELEASED_BLOCK = "released"  # of our config.json: what the released one of the model said
+SIDE = 1024  # pixels: the only size that the released weights draw (spec 1.8)
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """A model without its weights. ``side``: pixels of a drawn picture (of a text model: 0) · ``fold``: codes a position along one side ·
+    ``released``: config.json as it was released, where it was.
+    """
+
+    checkpoint: Checkpoint
+    wording: Wording
+    side: int
+    fold: int
+    released: dict[str, Any] = field(default_factory=dict)
+
+
+def find(name: str | os.PathLike[str], *, download: bool = False) -> Path:
+    """The folder of a shipped model, a folder's own, or that of ``owner/name`` in the hub's cache. CheckpointError where there is none."""
+    name, shipped = str(name), Path(str(files("unmask") / "assets"))
+    for folder in (Path(name), shipped / name):
+        if (folder / "config.json").exists():
+            return folder
+    if not Path(name).exists() and is_hub_name(name):
+        return fetch(name, download=download)
+    known = sorted(p.parent.name for p in shipped.glob("*/config.json"))
+    raise CheckpointError(
+        f"there is no model {name!r}; give a shipped one ({', '.join(known)}), a folder with a config.json, or owner/name of the hub"
+    )
+
+
+def is_text(folder: Path) -> bool:
+    """Whether config.json is that of a text model in LLaDA's layout; one that cannot be read is left to those who want it."""
+    return is_llada(_peek(folder))
+
+
+def is_released(folder: Path) -> bool:
+    """Whether config.json is one of the released layout of LaViDa-O rather than of ours."""
+    raw = _peek(folder)
+    return "d_model" in raw and not is_llada(raw)
+
+
+def _peek(folder: Path) -> dict[str, Any]:
+    try:
+        raw = read_json(folder / "config.json")
+    except CheckpointError:
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def survey(folder: Path) -> Survey:
+    """What a folder holds, from its configuration and the heads of its files. CheckpointError says what does not fit."""
+    if is_text(folder):
+        return Survey(checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
+    if is_released(folder):
+        return _survey_released(folder)
+    config, kept = read_config(folder), read_json(folder / "config.json").get(RELEASED_BLOCK, {})
+    tokenizer = folder / "tokenizer.json"  # what was converted from the released layout may have none
+    mask_id = int(kept["mask_token_id"]) if kept and not tokenizer.exists() else Text.load(tokenizer)[MASK]
+    with torch.device("meta"):
+        net, vq = Elastic(config["model"], mask_id=0), VQ(config["vq"])
+    checkpoint = Checkpoint(
+        place=folder,
+        config=config["model"],
+        vq_config=config["vq"],
+        mask_id=mask_id,
+        net=fit_own(net, folder, "model"),
+        vq=fit_own(vq, folder, "vq"),
+        dtype=torch.float32,
+    )
+    setting = {name: config[name] for name in ("wording", "side", "fold")}
+    return Survey(checkpoint=checkpoint, **setting, released=kept.get("config", {}))
+
+
+def _survey_released(folder: Path) -> Survey:
+    raw = read_json(folder / "config.json")
+    own = raw.get(OWN, {})
+    side, named = (own.get("side", SIDE), own.get("wording", "released")) if isinstance(own, dict) else (own, "")
+    if named not in WORDINGS or not isinstance(side, int) or side < 1:
+        raise CheckpointError(
+            f"config.json: unmask.side {side!r} and unmask.wording {named!r} are unknown; give pixels and one of {', '.join(WORDINGS)}"
+        )
+    checkpoint = survey_lavida_o(folder)
+    if side % (2 * checkpoint.vq_config.factor):
+        raise CheckpointError(
+            f"config.json: side {side} is no multiple of {2 * checkpoint.vq_config.factor} pixels; see unmask.side"
+        )
+    vision = checkpoint.config.vision
+    if named != "released" and vision and vision.image != side:
+        raise CheckpointError(
+            f"config.json: a compact model sees what it draws, got views of {vision.image} and pictures of {side} pixels; "
+            "see unmask.vision and unmask.side"
+        )
+    return Survey(checkpoint=checkpoint, wording=WORDINGS[named], side=side, fold=2, released=raw)
+
+
+def open_parts(folder: Path, found: Survey, weights: Weights) -> Parts:
+    """The parts of a model, of which nothing is loaded yet. CheckpointError where the tokenizer is not the model's."""
+    if is_released(folder):
+        text = released.read_text(folder, found.released)
+    else:
+        text = Text.load(folder / "tokenizer.json")
+        if text.size != (size := found.checkpoint.config.vocab_size):
+            raise CheckpointError(
+                f"{folder}: the tokenizer has {text.size} ids and the model {size}; copy the two of one model"
+            )
+    net, vq = found.checkpoint.modules()
+    net.mask_id = text[MASK]
+    parts = Parts(
+        text=text, net=net, vq=vq, wording=found.wording, side=found.side, fold=found.fold, weights=weights
+    )  # fmt: skip
+    return released.published(parts, found.released) if found.wording == RELEASED else parts
+
+
+def survey_size(name: str) -> Survey:
+    """A named size as it would be stored: the network in bfloat16, the released image tokenizer in float32; nothing of it is on a disk."""
+    config, vq_config = SIZES[name], VQConfig()
+    with torch.device("meta"):
+        net, vq = Elastic(config, mask_id=0), VQ(vq_config)
+    checkpoint = Checkpoint(
+        place=Path(name),
+        config=config,
+        vq_config=vq_config,
+        mask_id=0,
+        net=_imagined(net, "BF16", 2),
+        vq=_imagined(vq, "F32", 4),
+    )
+    return Survey(checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
+
+
+def needs_of(task: str) -> frozenset[str]:
+    """The parts that a task reads, by the task's name at the command line; ``all``: every part. ValueError names the known ones."""
+    blank = torch.zeros(3, 1, 1)
+    known = {
+        "generate": generate.Generate(prompt="").needs,
+        "edit": edit.Edit(pixels=blank, instruction="").needs,
+        "infill": infill.Infill(pixels=blank, region=blank[0]).needs,
+        "infill-text": understand.FillText(target="").needs,
+        "ask": understand.Ask(pixels=blank, question="").needs,
+        "ground": ground.Ground(pixels=blank, phrases=()).needs,
+        ALL: EVERYTHING,
+    }
+    if task not in known:
+        raise ValueError(f"there is no task {task!r}; the tasks are {', '.join(known)}")
+    return known[task]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json -> {"model": ElasticConfig, "vq": VQConfig, "wording", "side", "fold"}. CheckpointError where it does not fit."""
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+        vision = raw["model"].pop("vision")
+        model = ElasticConfig(**raw["model"], vision=VisionConfig(**vision) if vision else None)
+        channels = tuple(raw["vq"].pop("block_out_channels"))
+        vq = VQConfig(**raw["vq"], block_out_channels=channels)
+        wording, side, fold = WORDINGS[raw["wording"]], int(raw["side"]), int(raw["fold"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a model configuration: {error}") from error
+    return {"model": model, "vq": vq, "wording": wording, "side": side, "fold": fold}
+
+
+def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
+    """The inverse of ``read_config``."""
+    value = {"model": asdict(model), "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
+    (folder / "config.json").write_text(json.dumps(value, indent=1) + "\n")
+
+
+def fit_own(module: nn.Module, folder: Path, name: str) -> dict[str, Stored]:
+    """Where the parameters of a module are stored in files of ours. CheckpointError where one is missing, too many or does not fit."""
+    found, own = tensors_of(folder, name), module.state_dict()
+    compare(own, found).refuse(folder, unexpected=True)
+    return {key: found[key] for key in own}
+
+
+def _imagined(module: nn.Module, dtype: str, size: int) -> dict[str, Stored]:
+    return {
+        name: Stored(
+            path=Path("(not stored)"), name=name, dtype=dtype, shape=tuple(p.shape), start=0, nbytes=p.numel() * size
+        )
+        for name, p in module.named_parameters()
+    }
