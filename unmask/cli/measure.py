@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from unmask.cli.options import check_device, seed_option, threads_option, use_threads
+from unmask.cli.options import Storage, check_device, seed_option, storage_options, threads_option, use_threads
 from unmask.cli.output import news, save_text
 from unmask.data.world.vocabulary import LEVELS
 
@@ -27,6 +27,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @seed_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
 @threads_option
+@storage_options
 def evaluate(
     model: str,
     suite: str,
@@ -38,6 +39,7 @@ def evaluate(
     seed: int,
     device: str,
     threads: int | None,
+    storage: Storage,
 ) -> None:
     """Measure how good a model is.
 
@@ -48,6 +50,7 @@ def evaluate(
       unmask evaluate mini --suite world --json mini.json --out report
       unmask evaluate mini --only grounding,questions --limit 50
       unmask evaluate mini --level free --out report-free
+      unmask evaluate mini --quantise und=int8 --json int8.json
     """
     use_threads(threads)
     check_device(device)
@@ -56,7 +59,7 @@ def evaluate(
     from unmask.tasks.text import TextModel
 
     parts = tuple(p.strip() for p in only.split(",") if p.strip())
-    opened = unmask.load(model, device=device)
+    opened = unmask.load(model, device=device, keep=storage.keep())
     if isinstance(opened, TextModel):
         raise ValueError(
             f"{model} is a text model, and this suite looks and draws; its likelihood: unmask.evaluation.likelihood"
