@@ -1,0 +1,160 @@
+"""Reading tensor by tensor: indexes, slices, types, the released layout in full size, and how much memory it takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from unmask.checkpoints import stream
+from unmask.checkpoints.elastic import tensors_needed
+from unmask.checkpoints.lavida_o import survey_lavida_o
+from unmask.checkpoints.store import read_tensors, save_module
+from unmask.checkpoints.stream import CheckpointError, read, tensors_of
+from unmask.models.sizes import SIZES
+from unmask.tasks.opening import needs_of
+from unmask.tokens.vq import VQConfig
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def loading() -> ModuleType:
+    """bench/loading.py, which can write the released layout."""
+    path = Path(__file__).parents[2] / "bench" / "loading.py"
+    spec = importlib.util.spec_from_file_location("bench_loading", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_loading"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two files and an index, named as nobody's rule would name them."""
+    save_file({"a": torch.arange(12.0).view(4, 3), "b": torch.ones(2)}, tmp_path / "first.safetensors")
+    save_file({"c": torch.arange(5)}, tmp_path / "second.safetensors")
+    return indexed(tmp_path, a="first.safetensors", b="first.safetensors", c="second.safetensors")
+
+
+def indexed(folder: Path, **where: str) -> Path:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+# -- an index of shards -------------------------------------------------------------------------------------------------
+
+
+def test_an_index_says_where_tensors_lie(folder: Path) -> None:
+    found = tensors_of(folder, "model")
+    assert {k: (s.path.name, s.dtype, s.shape) for k, s in found.items()} == {
+        "a": ("first.safetensors", "F32", (4, 3)),
+        "b": ("first.safetensors", "F32", (2,)),
+        "c": ("second.safetensors", "I64", (5,)),
+    }
+    assert torch.equal(read(found["c"]), torch.arange(5))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda f: (f / "second.safetensors").unlink(),
+            r"names 1 of 2 files that are not there \(second\.safetensors\)",
+        ),
+        (lambda f: indexed(f, a="second.safetensors"), "says that second.safetensors holds a, but it does not"),
+        (lambda f: indexed(f, a="../first.safetensors"), "which is no file beside it"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "is no index of shards"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "is no index of shards"),
+        (
+            lambda f: (f / "first.safetensors").write_bytes((f / "first.safetensors").read_bytes()[:-4]),
+            "first.safetensors is damaged or half downloaded",
+        ),
+    ],
+    ids=["absent file", "wrong file", "outside", "no json", "empty", "half a shard"],
+)
+def test_an_index_that_does_not_fit(folder: Path, spoil: Callable[[Path], Any], said: str) -> None:
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=said) as error:
+        tensors_of(folder, "model")
+    assert "; " in str(error.value), "no hint"
+
+
+def test_saving_anew_takes_the_index_away(folder: Path) -> None:
+    save_module(torch.nn.Linear(2, 2), folder)
+    assert set(read_tensors(folder, "model")) == {"weight", "bias"}
+
+
+# -- one tensor ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [16, 20, 2**24])
+def test_slices_and_types(folder: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(stream, "PIECE", piece)
+    a = tensors_of(folder, "model")["a"]
+    whole = torch.arange(12.0).view(4, 3)
+    assert torch.equal(read(a), whole)
+    assert torch.equal(read(a, rows=3), whole[:3])
+    half = read(a, rows=2, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and torch.equal(half, whole[:2].bfloat16())
+
+
+def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
+    save_file({"one": torch.tensor(3.0), "none": torch.zeros(0, 4)}, tmp_path / "model.safetensors")
+    found = read_tensors(tmp_path, "model")
+    assert found["one"].shape == () and found["one"] == 3 and found["none"].shape == (0, 4)
+
+
+def test_values_that_another_type_cannot_hold(tmp_path: Path) -> None:
+    save_file({"w": torch.tensor([1.0, 1e30])}, tmp_path / "model.safetensors")
+    stored = tensors_of(tmp_path, "model")["w"]
+    with pytest.raises(CheckpointError, match="w holds values too large for float16"):
+        read(stored, dtype=torch.float16)
+    assert read(stored, dtype=torch.bfloat16).isfinite().all()
+
+
+def test_a_type_that_is_not_read(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="w is stored as F8_E4M3; supported: F64, F32, F16, BF16"):
+        read_tensors(tmp_path, "model")
+
+
+# -- the released layout --------------------------------------------------------------------------------------------------
+
+
+def test_the_released_layout_in_full_size(tmp_path: Path, loading: ModuleType) -> None:
+    """22 GB of holes: the heads alone are read, and say what section 9 of the published layout counts."""
+    loading.write_released(tmp_path / "big", SIZES["lavida_o"], VQConfig(), shard=5 * 10**9, block=None)
+    assert len(list((tmp_path / "big").glob("model-*-of-00005.safetensors"))) == 5
+    checkpoint = survey_lavida_o(tmp_path / "big")
+    assert checkpoint.config == SIZES["lavida_o"]
+
+    def read_by(task: str) -> int:
+        return sum(s.numbers // s.shape[0] * rows for _, _, s, rows in tensors_needed(checkpoint, needs_of(task)))
+
+    vision = 397_747_744 + 5_309_568 + 21_504_000 + 4096
+    assert read_by("all") == 10_439_118_848 + 84_422_656 + vision + 146_244_675
+    assert read_by("generate") <= 6.95e9 and read_by("ask") <= 8.45e9
+
+
+def test_memory_while_loading(tmp_path: Path, loading: ModuleType) -> None:
+    """A process that opens 0.5 GB has never more than 0.1 GB above what it keeps, though one shard has 0.3 GB."""
+    config = replace(
+        SIZES["lavida_o"], vocab_size=32000, width=2048, heads=16, layers=4, mlp=4096, gen_width=1024, gen_mlp=2048,
+        joint_layers=3, codes=1024, code_rows=1280, vision=None,
+    )  # fmt: skip
+    vq = VQConfig(block_out_channels=(32, 64), norm_num_groups=8, num_vq_embeddings=1024)
+    loading.write_released(tmp_path / "some", config, vq, shard=3 * 10**8, block=None)
+    found = loading.in_a_process(tmp_path / "some", "all")
+    assert found["kept"] > 4e8
+    assert found["above"] < 1e8
