@@ -91,7 +91,13 @@ def write_released(folder: Path, config: ElasticConfig, vq: VQConfig, *, shard: 
     raw = {"d_model": config.width, "n_heads": config.heads, "n_layers": config.layers, "vocab_size": config.vocab_size}
     raw |= {"mlp_hidden_size": config.mlp, "d_model_gen": config.gen_width, "mlp_hidden_size_gen": config.gen_mlp}
     raw |= {"dual_tower_layers": config.joint_layers - 1, "rope_theta": config.rope_theta}
-    raw |= {"rms_norm_eps": config.norm_eps, "dual_tower": True, "downsample": True, "gen_mlp_type": "dit2"}
+    raw |= {
+        "rms_norm_eps": config.norm_eps,
+        "dual_tower": True,
+        "enc_use_image_branch": True,
+        "downsample": True,
+        "gen_mlp_type": "dit2",
+    }
     raw |= {"mm_vision_tower": "siglip"} if config.vision else {}
     (folder / "config.json").write_text(json.dumps(raw))
     return files

@@ -14,6 +14,8 @@ from unmask.checkpoints.elastic import Checkpoint, Keep, Weights
 from unmask.cli.main import main
 from unmask.tasks.opening import find, needs_of, survey, survey_size
 
+from ..tiny_llada import make, tensors
+
 torch.set_num_threads(1)
 FOLDER = Path(__file__).parents[1] / "golden" / "lavida_o_tiny"
 SIDE = 1024
@@ -162,3 +164,16 @@ def test_inspect_proposes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_text_model_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make(tmp_path / "llada")
+    assert main(["inspect", str(folder), "--task", "ask", "--budget", "1GiB", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["parameters"] == sum(t.numel() for t in tensors().values()) and told["proposed"] == "(as stored)"
+    assert main(["inspect", str(folder), "--task", "generate"]) == 2
+    said = capsys.readouterr().err
+    assert "is a text model, which cannot generate\nhint: its tasks are ask, infill-text, all" in said
+    kept = unmask.load(folder, keep=Keep(dtype=torch.bfloat16))
+    assert {p.dtype for p in kept.parts.net.parameters()} == {torch.bfloat16}
+    assert kept.ask("why?", length=4, settings=["pace.steps=2"]).settings

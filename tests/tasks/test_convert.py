@@ -62,10 +62,13 @@ def test_mini_comes_back_byte_for_byte(again: Path) -> None:
     assert content(again) == content(MINI)
 
 
-def test_the_same_picture(again: Path) -> None:
+def test_the_same_picture_in_every_layout(exported: Path, again: Path) -> None:
     few = ["pace.steps=4"]
-    before, after = (unmask.load(m).generate("two red apples", seed=5, settings=few)[0].image for m in ("mini", again))
-    assert np.array_equal(np.asarray(before), np.asarray(after))
+    drawn = [
+        unmask.load(m).generate("two red apples", seed=5, settings=few)[0].image for m in ("mini", exported, again)
+    ]
+    assert np.array_equal(np.asarray(drawn[0]), np.asarray(drawn[1]))
+    assert np.array_equal(np.asarray(drawn[0]), np.asarray(drawn[2]))
 
 
 def test_the_released_loader_finds_the_same_network(exported: Path) -> None:

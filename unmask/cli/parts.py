@@ -134,8 +134,10 @@ def _plan(
     """Print what a task keeps and works with, and with a budget the ways to fit it."""
     from unmask.checkpoints.budget import footprint, free_bytes, parse_bytes, proposals, working
     from unmask.checkpoints.elastic import Weights
-    from unmask.tasks.opening import needs_of
+    from unmask.tasks.opening import TEXT_TASKS, needs_of
 
+    if not found.checkpoint.config.gen_width and task not in TEXT_TASKS:
+        raise ValueError(f"{model} is a text model, which cannot {task}; its tasks are {', '.join(TEXT_TASKS)}")
     needs, limit = needs_of(task), parse_bytes(budget) if budget else None
     weights = Weights(checkpoint=found.checkpoint, device=device, keep=storage.keep())
     shares, work, free = footprint(weights, needs), working(weights, needs, found.side), free_bytes(device)

@@ -75,10 +75,11 @@ def verify(
         missing, unknown = [n for n in wrong if n in ours], [n for n in wrong if n not in ours]
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise CheckpointError(f"{folder / 'expected.safetensors'} {' and '.join(said)}; was it made for this version?")
-    return [_compare(name, ours[name], arrays[name], tolerance) for name in sorted(ours)]
+    return [compare(name, ours[name], arrays[name], tolerance) for name in sorted(ours)]
 
 
-def _compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Difference:
+def compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Difference:
+    """One array, ours and the measured one. CheckpointError where they differ in shape."""
     if got.shape != wanted.shape:
         raise CheckpointError(
             f"{name} is {tuple(got.shape)}, and measured {tuple(wanted.shape)}; do they belong together?"

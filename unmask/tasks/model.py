@@ -58,7 +58,7 @@ def load(
     """
     folder = find(name, download=download)
     if is_text(folder):
-        return load_text(folder, device=device, keep=keep or Keep())
+        return load_text(folder, device=device, keep=keep)
     found = survey(folder)
     parts = open_parts(folder, found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
     parts.require(EVERYTHING if needs is None else frozenset(needs))

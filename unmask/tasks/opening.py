@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ WORDINGS = {"compact": COMPACT, "released": RELEASED}
 RELEASED_BLOCK = "released"  # of our config.json: what the released one of the model said
 SIDE = 1024  # pixels: the only size that the released weights draw (spec 1.8)
 ALL = "all"
+TEXT_TASKS = ("ask", "infill-text", ALL)  # what a text model can be asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,8 @@ def _survey_released(folder: Path) -> Survey:
             f"config.json: a compact model sees what it draws, got views of {vision.image} and pictures of {side} pixels; "
             "see unmask.vision and unmask.side"
         )
+    if named != "released":
+        checkpoint = replace(checkpoint, dtype=torch.float32)  # ours work in float32, whatever they are stored in
     return Survey(checkpoint=checkpoint, wording=WORDINGS[named], side=side, fold=2, released=raw)
 
 

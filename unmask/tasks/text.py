@@ -124,10 +124,10 @@ def _answer(sequence: Sequence, tokens: TextParts) -> str:
     return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
 
 
-def load_text(folder: Path, *, device: str, keep: Keep) -> TextModel:
+def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) -> TextModel:
     """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError where it does not fit."""
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    weights = Weights(checkpoint=survey_llada(folder), device=device, keep=keep)
+    weights = Weights(checkpoint=survey_llada(folder), device=device, keep=keep or Keep())
     net, vq = weights.checkpoint.modules()
     if text.size > net.config.vocab_size:  # the embedding has some rows to spare
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
