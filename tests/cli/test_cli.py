@@ -200,6 +200,16 @@ def test_evaluate_writes_figures_and_a_report(folder: Path, here: Path, capsys: 
     assert "no part 'ground'" in _mistake(capsys, "evaluate", folder, "--only", "ground")
 
 
+def test_evaluate_measures_a_network_as_it_is_kept(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchao")
+    _run(
+        capsys, "evaluate", folder, "--only", "questions", "--limit", "2", "--json", "f.json", "--quantise", "und=int8"
+    )
+    assert "overall" in json.loads(Path("f.json").read_text())["questions"]
+
+
 def test_demo_writes_a_sheet_and_says_what_it_shows(
     folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

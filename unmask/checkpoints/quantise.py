@@ -41,6 +41,11 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
             logger.setLevel(level)
 
 
+def restored(weight: Tensor) -> Tensor:
+    """The numbers that a weight stands for: those of ``quantised`` in their float type again, others as they are."""
+    return weight.dequantize() if type(weight).__module__.startswith("torchao") else weight
+
+
 def _by_torchao(weight: Tensor, bits: int) -> Tensor:
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerGroup

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from unmask.checkpoints.quantise import restored
 from unmask.tasks.model import Model
 
 Row = dict[str, Any]
@@ -176,5 +177,5 @@ def weights(module: nn.Module) -> bytes:
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+        digest.update(restored(tensor.detach()).cpu().float().numpy().tobytes())
     return digest.digest()
