@@ -77,3 +77,13 @@ def test_mixtures() -> None:
     names = [next(iter(weighted(step))) for step in range(40)]
     assert names == [next(iter(weighted(step))) for step in range(40)]
     assert 20 <= names.count("caption") <= 38
+
+
+def test_edits_go_through_the_kinds_they_are_given() -> None:
+    given = {
+        "text": text(), "encode": fake_codes, "seed": 1, "look_tokens": LOOK_TOKENS, "batch": 3
+    }  # fmt: skip
+    rows = Edits(**given, kinds=("background",))(0)  # type: ignore[arg-type]
+    said = [text().decode(ids.tolist()) for ids in rows.ids]
+    assert all("background" in one for one in said)
+    assert not torch.equal(rows.ids, Edits(**given)(0).ids)  # type: ignore[arg-type]

@@ -156,7 +156,7 @@ def answer_ids(text: Text, answer: str, rng: Random, most: int = 3) -> list[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """Source picture and instruction -> edited picture. Kinds are drawn evenly."""
+    """Source picture and instruction -> edited picture. ``kinds`` are gone through in turn."""
 
     text: Text
     encode: Encode
@@ -166,13 +166,14 @@ class Edits:
     side: int = 128
     fold: int = 2
     levels: Levels = (("grid", 1.0),)
+    kinds: tuple[str, ...] = EDIT_KINDS
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edits/{self.seed}/{step}")
         scenes = shown(self.levels, self.seed + 2, step * self.batch * 4, rng)
         pairs: list[Edit] = []
         while len(pairs) < self.batch:
-            if made := edit(next(scenes), "train", rng, EDIT_KINDS[len(pairs) % len(EDIT_KINDS)]):
+            if made := edit(next(scenes), "train", rng, self.kinds[len(pairs) % len(self.kinds)]):
                 pairs.append(made)
         before, after = (pixels_of([getattr(p, n) for p in pairs], self.side) for n in ("source", "target"))
         source, target = self.encode(before), self.encode(after)
