@@ -3,7 +3,7 @@
 The branches travel as two streams, so each computes only its own positions and nothing is scattered. The released model
 instead carries one tensor whose upper channels are zero for generation tokens; that is the same arithmetic.
 
-Shapes: B rows · U understanding positions · C code positions · T = U + C · D width · E generation width · H heads · K head width.
+Shapes: B rows · U understanding positions · C code positions · T = C + U · D width · E generation width · H heads · K head width.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Branch(nn.Module):
 class Geometry:
     """What every layer needs to know of the batch: rotary tables of both streams, and who may attend to whom.
 
-    ``joint`` is [B, 1, T, T], ``und`` [B, 1, U, U], ``gen`` [B, 1, C, C]; None where everything may.
+    ``joint`` is [B, 1, T, T] with the codes first, ``und`` [B, 1, U, U], ``gen`` [B, 1, C, C]; None where everything may.
     """
 
     rope_und: tuple[Tensor, Tensor]
@@ -112,14 +112,16 @@ class ElasticBlock(nn.Module):
     ) -> tuple[Tensor | None, Tensor]:
         und = self.und.heads(u_BUD, self.heads, geometry.rope_und)
         gen = self.gen.heads(g_BCE, self.heads, geometry.rope_gen)
-        k, v = torch.cat([und[1], gen[1]], dim=2), torch.cat([und[2], gen[2]], dim=2)
-        u = u_BUD.shape[1]
+        # Codes first: what a batch pads, the understanding positions, then stands behind everything that is read, and sums over
+        # keys round alike whatever the padding (docs/notes/0005-engine.md).
+        k, v = torch.cat([gen[1], und[1]], dim=2), torch.cat([gen[2], und[2]], dim=2)
+        c = g_BCE.shape[1]
         attend = geometry.joint
         if last_und:
-            mixed = attention(gen[0], k, v, None if attend is None else attend[:, :, u:])
+            mixed = attention(gen[0], k, v, None if attend is None else attend[:, :, :c])
             return None, self._finish(g_BCE, mixed, self.gen)
-        mixed = attention(torch.cat([und[0], gen[0]], dim=2), k, v, attend)
-        return self._finish(u_BUD, mixed[:, :, :u], self.und), self._finish(g_BCE, mixed[:, :, u:], self.gen)
+        mixed = attention(torch.cat([gen[0], und[0]], dim=2), k, v, attend)
+        return self._finish(u_BUD, mixed[:, :, c:], self.und), self._finish(g_BCE, mixed[:, :, :c], self.gen)
 
     def _finish(self, x_BTW: Tensor, mixed_BHTK: Tensor, branch: Branch) -> Tensor:
         width = x_BTW.shape[-1]

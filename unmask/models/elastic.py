@@ -8,7 +8,10 @@ Shapes: B rows · L tokens · U understanding positions · C code positions · D
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention, plain
@@ -118,7 +121,7 @@ class Elastic(nn.Module):
         return Geometry(
             rope_und=rope_table(at[0], head_width, theta),
             rope_gen=rope_table(at[1], head_width, theta),
-            joint=_attend(torch.cat(valid, 1), torch.cat(segment, 1) if segments else None),
+            joint=_attend(torch.cat(valid[::-1], 1), torch.cat(segment[::-1], 1) if segments else None),
             und=_attend(valid[0], segment[0] if segments else None),
             gen=_attend(valid[1], segment[1] if segments else None),
         )
@@ -131,7 +134,7 @@ class Elastic(nn.Module):
         index, valid = und
         wanted = (ask & (batch.kind == Kind.TEXT)).gather(1, index) & valid
         flat = (index + torch.arange(batch.rows, device=index.device)[:, None] * batch.ids.shape[1])[wanted]
-        return flat, self.text_head(self.norm(u_BUD[wanted]))
+        return flat, _in_company(u_BUD[wanted], lambda x: self.text_head(self.norm(x)))
 
     def _read_codes(
         self, batch: Batch, ask: Tensor, codes: tuple[Tensor, Tensor] | None, g_BCE: Tensor | None
@@ -145,7 +148,16 @@ class Elastic(nn.Module):
             h = self.code_head.unfold_positions(h, batch.grid)
         wanted = (ask & (batch.kind == Kind.CODE)).gather(1, index) & valid
         flat = (index + torch.arange(batch.rows, device=index.device)[:, None] * batch.ids.shape[1])[wanted]
-        return flat, self.code_head(h[wanted])
+        return flat, _in_company(h[wanted], self.code_head)
+
+
+def _in_company(x_ND: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """A head over a multiple of 16 rows: over few, a matrix product takes another kernel, which rounds differently.
+
+    So what a token's logits are does not depend on how many tokens are asked for (docs/notes/0005-engine.md).
+    """
+    rows = len(x_ND)
+    return head(F.pad(x_ND, (0, 0, 0, -rows % 16)))[:rows]
 
 
 def _pack(chosen_BL: Tensor) -> tuple[Tensor, Tensor] | None:

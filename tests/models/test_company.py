@@ -1,0 +1,84 @@
+"""Logits to the last bit: neither padding, nor other rows, nor how many tokens are asked for change how a sum is rounded (fp32, CPU).
+
+This is what kernels do, not what arithmetic says, so it is measured where the tests run (docs/notes/0005-engine.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from unmask.models.elastic import Elastic, init
+from unmask.models.sizes import SIZES
+from unmask.rng import generator
+from unmask.sequence import Kind, Prediction, Sequence, Span, collate
+
+torch.set_num_threads(1)
+CONFIG = SIZES["mini"]  # the tiny model's sums are too short to show anything
+
+
+@pytest.fixture(scope="module")
+def model() -> Elastic:
+    model = Elastic(CONFIG, mask_id=7).eval()
+    init(model, generator("company"))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def text(given: int, asked: int) -> Sequence:
+    return _sequence(("prompt", Kind.TEXT, given), ("answer", Kind.TEXT, asked))
+
+
+def drawing(given: int, *before: tuple[str, Kind, int]) -> Sequence:
+    return _sequence(("prompt", Kind.TEXT, given), *before, ("image", Kind.CODE, 64))
+
+
+def _sequence(*spans: tuple[str, Kind, int]) -> Sequence:
+    table, start = [], 0
+    for name, kind, size in spans:
+        grid = {"grid": (8, 8), "fold": 2} if kind == Kind.CODE else {}
+        table.append(Span(name=name, kind=kind, start=start, stop=start + size, writable=name == spans[-1][0], **grid))  # type: ignore[arg-type]
+        start += size
+    ids = torch.randint(8, 1000, (start,), generator=generator("ids", start))
+    masked = torch.zeros(start, dtype=torch.bool)
+    masked[table[-1].start :] = True
+    return Sequence(ids=ids, masked=masked, spans=tuple(table))
+
+
+CASES = {
+    "texts": [text(30, 4), text(17, 1), text(55, 9), text(40, 2)],
+    "drawings": [drawing(n) for n in (18, 22, 40, 17)],
+    "edits": [drawing(n, ("source", Kind.CODE, 64)) for n in (18, 25, 33)],
+}
+
+
+def logits(prediction: Prediction) -> list[torch.Tensor]:
+    return [prediction.text_logits, prediction.code_logits]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_company_and_padding_change_no_bit(model: Elastic, case: str) -> None:
+    rows = CASES[case]
+    for many in (2, len(rows), 2 * len(rows)):
+        chosen = (rows * 2)[:many]
+        together = logits(model(collate(chosen, range(many))))
+        alone = [logits(model(collate([row], [0]))) for row in chosen]
+        for kind, found in enumerate(together):
+            assert torch.equal(found, torch.cat([one[kind] for one in alone]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_how_many_are_asked_for_changes_no_bit(model: Elastic, case: str) -> None:
+    batch = collate(CASES[case][:1], [0])
+    everything = logits(model(batch))
+    order = batch.masked.long().cumsum(1)
+    for few in (1, 2, 3, 5):
+        for found, all_ in zip(logits(model(batch, ask=batch.masked & (order <= few))), everything, strict=True):
+            assert torch.equal(found, all_[:few])
