@@ -88,11 +88,11 @@ class Stop(Protocol):
 
 
 class Task(Protocol):
-    """A request becomes a sequence; a finished sequence becomes an answer. ``needs``: the parts of the model it uses."""
+    """A request that becomes a sequence, and reads its answer from the finished one. ``needs``: the parts of the model it uses."""
 
     @property
     def needs(self) -> frozenset[str]: ...
-    def build(self, request: Any, tokens: Any) -> Sequence: ...
+    def build(self, tokens: Any) -> Sequence: ...
     def read(self, sequence: Sequence, tokens: Any) -> Any: ...
 
 

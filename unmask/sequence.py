@@ -221,6 +221,13 @@ def collate(sequences: Items[Sequence], seeds: Items[int], *, features_per_image
     )
 
 
+def decided(sequence: Sequence, batch: Batch, row: int) -> Sequence:
+    """``sequence`` as a row of a batch has it now, on the CPU."""
+    length = len(sequence.ids)
+    ids, masked = batch.ids[row, :length].cpu(), batch.masked[row, :length].cpu()
+    return dataclasses.replace(sequence, ids=ids, masked=masked)
+
+
 _layouts: dict[tuple[Span, ...], Tensor] = {}
 
 
@@ -261,6 +268,14 @@ def _lay_out(spans: tuple[Span, ...]) -> Tensor:
         else:
             context = end
     return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What a step wants of the model: the logits of the tokens ``ask [B, L]`` of ``batch``, whose rows may be several views of the same."""
+
+    batch: Batch
+    ask: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

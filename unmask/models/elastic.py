@@ -46,7 +46,9 @@ class Elastic(nn.Module):
         ``carry``: picture features of an earlier step over the same pixels, as returned in ``Prediction.carry``.
         """
         ask = batch.masked if ask is None else ask
-        features = carry if carry is not None else self._features(batch)
+        features = carry
+        if features is None and batch.pixels is not None:
+            features = self.features(batch.pixels)
         und = _pack(batch.leader & batch.valid & (batch.branch == Branch.UND))
         codes = _pack(batch.valid & (batch.branch == Branch.GEN))
         if codes is not None and not self.config.gen_width:
@@ -62,14 +64,13 @@ class Elastic(nn.Module):
         code, code_logits = self._read_codes(batch, ask, codes, g_BCE)
         return Prediction(text=text, text_logits=text_logits, code=code, code_logits=code_logits, carry=features)
 
-    def _features(self, batch: Batch) -> Tensor | None:
-        if batch.pixels is None:
-            return None
+    def features(self, pixels: Tensor) -> Tensor:
+        """What pictures [I, 3, H, W] look like: the rows that ``batch.feature`` numbers, and the ``carry`` of ``forward``."""
         if self.vision is None:
             raise ValueError(
                 "the batch has pictures to read, but the model was built or loaded without its vision part"
             )
-        return self.vision(batch.pixels).flatten(0, 1)
+        return self.vision(pixels).flatten(0, 1)
 
     def _embed_und(self, batch: Batch, und: tuple[Tensor, Tensor] | None, features: Tensor | None) -> Tensor | None:
         if und is None:

@@ -1,8 +1,9 @@
 """The one loop. Everything that generates runs it: text, pictures, edits and boxes differ in the parts alone.
 
 Public idea: ``Sampler(pace=.., draw=.., select=..).sample(model, batch) -> Batch`` with nothing left undecided. For each step:
-views -> model -> merge -> draw -> select -> write -> watch -> stop. Rows run at their own speed: each follows its own plan of
-windows and counts, and its random numbers and schedules know nothing of the other rows.
+views -> model -> merge -> draw -> select -> write -> stop -> watch. Rows run at their own speed: each follows its own plan of
+windows and counts, and its random numbers and schedules know nothing of the other rows. ``Sampler.start(batch) -> Run`` is the
+same loop with the model left to the caller, who may put the queries of several runs into one forward.
 
 Shapes: B rows · L tokens.
 """
@@ -22,7 +23,7 @@ from unmask.sampling.layout import undecided
 from unmask.sampling.select import Foresees
 from unmask.sampling.stop import Never
 from unmask.sampling.window import Whole
-from unmask.sequence import Batch, Move, Prediction, Progress, Proposal, stack
+from unmask.sequence import Batch, Move, Prediction, Progress, Proposal, Query, stack
 
 
 class NothingUnmasked(RuntimeError):
@@ -31,7 +32,7 @@ class NothingUnmasked(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a watcher sees after a step: ``number`` from 1, ``of`` how many are planned (a stop may end sooner), the ``batch``."""
+    """What a watcher sees after a step: ``number`` from 1 (0: before), ``of`` how many are planned (a stop may end sooner), ``batch``."""
 
     number: int
     of: int
@@ -55,30 +56,65 @@ class Sampler:
 
         Raises NothingUnmasked where a select breaks its contract.
         """
-        batch = self.stop(batch)
-        agenda = _Agenda(self.pace, self.window(batch), undecided(batch))
+        run = self.start(batch)
         carry: object = None
-        number = 0
-        while (task := agenda.next(undecided(batch))) is not None:
-            number += 1
-            prediction = self._predict(model, batch, task, carry)
+        while (query := run.query) is not None:
+            prediction = model(query.batch, ask=query.ask, carry=carry)
             carry = prediction.carry
-            proposal = self.draw(batch, prediction, task.progress)
-            move = self.select(batch, proposal, task.window, task.counts, task.progress)
-            batch = self.stop(_write(batch, move, proposal, task.window))
+            run.advance(prediction)
             if on_step is not None:
-                on_step(Step(number=number, of=max(number, agenda.planned), batch=batch))
-        return batch
+                on_step(run.step)
+        return run.batch
 
-    def _predict(self, model: Denoiser, batch: Batch, task: _Task, carry: object) -> Prediction:
-        """One forward over all views, stacked. They share their pixels, so what the model carries stays valid."""
+    def start(self, batch: Batch) -> Run:
+        """The same, one step at a time: the caller holds the model, and may ask it for several runs at once."""
+        return Run(self, batch)
+
+
+class Run:
+    """The loop between two steps. ``batch``: as far as it got · ``query``: what it wants of the model next, None once all is decided.
+
+    To cancel a run is to drop it: nothing else is held.
+    """
+
+    @torch.no_grad()
+    def __init__(self, sampler: Sampler, batch: Batch) -> None:
+        self.sampler, self.batch = sampler, sampler.stop(batch)
+        self.agenda = _Agenda(sampler.pace, sampler.window(self.batch), undecided(self.batch))
+        self.number = 0
+        self.task: _Task | None = None
+        self.query = self._next()
+
+    @property
+    def step(self) -> Step:
+        """The last step taken; number 0 before the first."""
+        return Step(number=self.number, of=max(self.number, self.agenda.planned), batch=self.batch)
+
+    @torch.no_grad()
+    def advance(self, prediction: Prediction) -> None:
+        """Take the step that ``prediction``, the answer to ``query``, allows."""
+        parts, batch, task = self.sampler, self.batch, self.task
+        if task is None or self.query is None:
+            raise ValueError("the run is finished; there is nothing left to decide")
+        views = _split(prediction, self.query.batch.rows // batch.rows, batch.ids.numel())
+        merged = parts.guide.merge(views, task.progress)
+        proposal = parts.draw(batch, merged, task.progress)
+        move = parts.select(batch, proposal, task.window, task.counts, task.progress)
+        self.batch = parts.stop(_write(batch, move, proposal, task.window))
+        self.number += 1
+        self.query = self._next()
+
+    def _next(self) -> Query | None:
+        """All views of what is to be decided next, stacked. They share their pixels, so what the model carries stays valid."""
+        self.task = task = self.agenda.next(undecided(self.batch))
+        if task is None:
+            return None
+        parts = self.sampler
         ask = task.window
-        if isinstance(self.select, Foresees):
-            ask = self.select.ask(batch, task.window, task.counts)
-        views = self.guide.views(batch, task.progress)
-        stacked = stack(views) if len(views) > 1 else views[0]
-        prediction = model(stacked, ask=ask.repeat(len(views), 1), carry=carry)
-        return self.guide.merge(_split(prediction, len(views), batch.ids.numel()), task.progress)
+        if isinstance(parts.select, Foresees):
+            ask = parts.select.ask(self.batch, task.window, task.counts)
+        views = parts.guide.views(self.batch, task.progress)
+        return Query(batch=stack(views) if len(views) > 1 else views[0], ask=ask.repeat(len(views), 1))
 
 
 @dataclass(frozen=True, kw_only=True)

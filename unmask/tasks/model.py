@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from PIL import Image
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Batch, collate
+from unmask.sequence import Batch, collate, decided
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import edit, generate, ground, infill, released, understand
 from unmask.tasks.opening import find, is_text, open_parts, survey
@@ -204,7 +204,7 @@ class Model:
                 watch(step.batch)
 
         done = sampler.sample(self.parts.net, batch, on_step=on_step)
-        rows = [_row(sequence, done, i) for i, sequence in enumerate(sequences)]
+        rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
         return _Done(rows=rows, seconds=time.perf_counter() - began)
 
     def _draw(
@@ -266,8 +266,3 @@ def _count(n: int) -> int:
     if not 1 <= n <= 256:
         raise ValueError(f"n must be 1 to 256, got {n}")
     return n
-
-
-def _row(sequence: Tokens, batch: Batch, row: int) -> Tokens:
-    length = len(sequence.ids)
-    return replace(sequence, ids=batch.ids[row, :length].cpu(), masked=batch.masked[row, :length].cpu())
