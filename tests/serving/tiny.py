@@ -1,0 +1,161 @@
+"""A tiny model to serve, and requests of every form to it, each with what it is told when it is alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.models.elastic import Elastic, init
+from unmask.models.sizes import SIZES
+from unmask.rng import generator
+from unmask.sampling import draw, guide, pace, presets, progress, select, stop, window
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
+from unmask.serving.engine import Engine, Limits
+
+from unmask.serving.requests import Handle, Request
+
+# Vectors of 16 or 32 numbers are what a CPU works on; narrower parts meet remainders, which round differently (docs/notes/0005-engine.md).
+CONFIG, NULL = dataclasses.replace(SIZES["tiny"], mlp=64, gen_width=32), 3
+LOOK = CONFIG.vision.tokens if CONFIG.vision else 0
+TEXT, CODE, PATCH = Kind.TEXT, Kind.CODE, Kind.PATCH
+DROP = frozenset({"prompt", "source"})
+
+
+def net() -> Elastic:
+    model = Elastic(CONFIG, mask_id=NULL).eval()
+    init(model, generator("serving"))
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    net: Any
+    look_tokens: int = LOOK
+
+    def require(self, needs: frozenset[str]) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A task whose sequence is given; its answer are the ids."""
+
+    sequence: Sequence
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    def build(self, tokens: Any) -> Sequence:
+        return self.sequence
+
+    def read(self, sequence: Sequence, tokens: Any) -> Tensor:
+        assert not sequence.masked.any()
+        return sequence.ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spy:
+    """A draw that keeps what it was told, to the last bit."""
+
+    draw: Any
+    told: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, batch: Batch, prediction: Prediction, at: Progress) -> Proposal:
+        self.told.extend([prediction.text, prediction.text_logits, prediction.code, prediction.code_logits])
+        return self.draw(batch, prediction, at)
+
+
+def spied(sampler: Sampler) -> tuple[Sampler, list[Tensor]]:
+    spy = Spy(draw=sampler.draw)
+    return dataclasses.replace(sampler, draw=spy), spy.told
+
+
+def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
+    """(name, kind, tokens, segment) of each span; "answer" and "image" are to be decided; pictures of one number look alike."""
+    start, table, pictures = 0, [], 0
+    for name, kind, tokens, segment in spans:
+        more: dict[str, Any] = {"grid": (8, 8), "fold": 2} if kind == CODE else {}
+        writable = name in ("answer", "image")
+        table.append(
+            Span(name=name, kind=kind, start=start, stop=start + tokens, segment=segment, writable=writable, **more)
+        )
+        start, pictures = start + tokens, pictures + (kind == PATCH)
+    ids = torch.randint(8, CONFIG.codes, (start,), generator=generator("ids", seed))
+    masked = torch.cat([torch.full((len(span),), span.writable) for span in table])
+    pixels = torch.rand(pictures, 3, 128, 128, generator=generator("picture", seed % 2)) if pictures else None
+    return Sequence(ids=ids, masked=masked, spans=tuple(table), pixels=pixels)
+
+
+def text(tokens: int = 8, *, given: int = 20, seed: int = 0) -> Sequence:
+    return sequence(("prompt", TEXT, given, 0), ("answer", TEXT, tokens, 0), seed=seed)
+
+
+def drawing(*, given: int = 17, seed: int = 0) -> Sequence:
+    return sequence(("prompt", TEXT, given, 0), ("image", CODE, 64, 0), ("end", TEXT, 1, 0), seed=seed)
+
+
+def editing(*, seed: int = 0) -> Sequence:
+    seen = ("look", PATCH, LOOK, 0), ("source", CODE, 64, 0)
+    return sequence(("prompt", TEXT, 5 + seed, 0), *seen, ("image", CODE, 64, 0), seed=seed)
+
+
+def asking(tokens: int = 4, *, seed: int = 0) -> Sequence:
+    seen = ("prompt", TEXT, 2, 0), ("look", PATCH, LOOK, 0)
+    return sequence(*seen, ("question", TEXT, 3 + seed, 1), ("answer", TEXT, tokens, 1), seed=seed)
+
+
+ONE_BY_ONE = Sampler(pace=pace.Fixed(each=1), draw=draw.Categorical(), select=select.Confident())
+FAST = Sampler(pace=pace.Equal(steps=2), draw=draw.Categorical(), select=select.Confident())
+CFG = guide.ClassifierFree(scale=2.0, drop=DROP, null_id=NULL)
+BOTH = guide.EditGuide(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
+DRAW = Sampler(
+    pace=pace.Cosine(steps=5), guide=CFG, draw=draw.Categorical(), select=select.Confident(noise=progress.Linear(start=4.0, end=0.0))
+)  # fmt: skip
+BLOCKS = dataclasses.replace(ONE_BY_ONE, window=window.Blocks(length=4), stop=stop.EndOfTurn(ids=tuple(range(600))))
+HALF = dataclasses.replace(CFG, interval=(0.4, 0.8))
+ORDERED = dataclasses.replace(DRAW, select=select.RandomOrder(), guide=HALF)
+POOL: list[tuple[Sequence, Sampler]] = [
+    (text(9, given=20, seed=1), BLOCKS),
+    (text(5, given=31, seed=2), ONE_BY_ONE),
+    (text(1, given=24, seed=3), FAST),
+    (text(12, given=70, seed=4), dataclasses.replace(presets.fast_dllm_text(threshold=0.01), guide=CFG)),
+    (asking(4, seed=0), BLOCKS),
+    (asking(6, seed=1), ONE_BY_ONE),
+    (asking(4, seed=2), FAST),
+    (drawing(given=17, seed=5), DRAW),
+    (drawing(given=26, seed=6), ORDERED),
+    (drawing(given=40, seed=7), dataclasses.replace(DRAW, guide=guide.NoGuide(), pace=pace.Shift(steps=3, shift=3.0))),
+    (editing(seed=1), dataclasses.replace(DRAW, guide=BOTH)),
+    (editing(seed=2), dataclasses.replace(DRAW, guide=BOTH, pace=pace.Fixed(each=17))),
+]
+
+
+def alone(model: Elastic, built: Sequence, sampler: Sampler, seed: int) -> tuple[Tensor, list[Tensor]]:
+    """The slow twin: the plain sampler on a batch of one. (ids, all that the draw was told)."""
+    spy, told = spied(sampler)
+    done = spy.sample(model, collate([built], [seed], features_per_image=LOOK))
+    return done.ids[0], told
+
+
+def engine(model: Any, *, clock: Callable[[], float] = lambda: 0.0, **limits: int) -> Engine:
+    return Engine(Parts(net=model), limits=Limits(**limits), clock=clock)
+
+
+def request(built: Sequence, sampler: Sampler = ONE_BY_ONE, *, seed: int = 0, priority: int = 0) -> Request:
+    return Request(task=Made(sequence=built), sampler=sampler, seed=seed, priority=priority)
+
+
+def ticks_until(served: Engine, *handles: Handle, most: int = 1000) -> int:
+    """How many rounds it takes until all of these are done."""
+    for number in range(most):
+        if all(h.done for h in handles):
+            return number
+        assert served.tick()
+    raise AssertionError(f"not done after {most} rounds")
