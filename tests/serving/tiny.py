@@ -17,7 +17,6 @@ from unmask.sampling import draw, guide, pace, presets, progress, select, stop, 
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
 from unmask.serving.engine import Engine, Limits
-
 from unmask.serving.requests import Handle, Request
 
 # Vectors of 16 or 32 numbers are what a CPU works on; narrower parts meet remainders, which round differently (docs/notes/0005-engine.md).

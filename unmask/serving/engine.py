@@ -89,6 +89,7 @@ class Engine:
         self._closed = self._stopped = False  # takes no more · makes no more steps
         self._thread: threading.Thread | None = None
         self._taken = 0
+        self._loaded: frozenset[str] = frozenset()
         self._meter = Meter(limits.rows)
 
     # What anybody may call, in any thread.
@@ -104,7 +105,7 @@ class Engine:
             handle = Handle(request, self._taken, watch=watch, cancel=self._cancel)
             self._taken += 1
             self._waiting.append(handle)
-            self._waiting.sort(key=lambda h: h.number - PLACES * h.request.priority)
+            self._waiting.sort(key=_place)
             self._changed.notify_all()
         return handle
 
@@ -181,16 +182,19 @@ class Engine:
 
     @torch.no_grad()
     def tick(self) -> bool:
-        """Let requests in and out, then one forward for those that are due. False where there is nothing to do."""
+        """Let requests out and in, then one forward for those that are due. False where there is nothing to do."""
         began = self.clock()
+        self._let_go()
         self._let_in()
-        for job in [job for job in self._live if job.handle.cancelled]:
-            self._leave(job, _taken_back())
         if not self._live:
             return False
         self._forward(self._due())
         self._meter.seconds += self.clock() - began
         return True
+
+    def _let_go(self) -> None:
+        for job in [job for job in self._live if job.handle.cancelled]:
+            self._leave(job, _taken_back())
 
     def _let_in(self) -> None:
         while True:
@@ -213,7 +217,11 @@ class Engine:
     def _open(self, handle: Handle) -> _Live:
         """A request becomes a run; whatever is wrong with it shows here."""
         request, net = handle.request, self.parts.net
-        self.parts.require(request.task.needs)
+        if (
+            not request.task.needs <= self._loaded
+        ):  # looking through all weights costs as much as a step of a small model
+            self.parts.require(request.task.needs)
+            self._loaded |= request.task.needs
         sequence = request.task.build(self.parts)
         batch = collate([sequence], [request.seed], features_per_image=self.parts.look_tokens)
         batch = batch.to(net.embed.weight.device)
@@ -303,6 +311,12 @@ class Engine:
             self._waiting, self._live = [], []
         for handle in left:
             self._settle(handle, error)
+
+
+def _place(handle: Handle) -> tuple[int, int]:
+    """Where a request stands in the queue, lowest first."""
+    priority = handle.request.priority
+    return handle.number - PLACES * priority, -priority
 
 
 def _taken_back() -> Cancelled:
