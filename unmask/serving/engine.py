@@ -206,7 +206,8 @@ class Engine:
             try:
                 job = self._open(handle)
             except Exception as error:
-                self._entering -= 1
+                with self._changed:
+                    self._entering -= 1
                 self._settle(handle, error)
                 continue
             with self._changed:
@@ -217,9 +218,8 @@ class Engine:
     def _open(self, handle: Handle) -> _Live:
         """A request becomes a run; whatever is wrong with it shows here."""
         request, net = handle.request, self.parts.net
-        if (
-            not request.task.needs <= self._loaded
-        ):  # looking through all weights costs as much as a step of a small model
+        # Looking through all weights costs as much as a step of a small model, so it is done once.
+        if not request.task.needs <= self._loaded:
             self.parts.require(request.task.needs)
             self._loaded |= request.task.needs
         sequence = request.task.build(self.parts)
