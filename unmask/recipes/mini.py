@@ -33,7 +33,7 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
 from unmask.data.mixture import Joint
 from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Remembered
-from unmask.data.world import edits, language
+from unmask.data.world import critiques, edits, language
 from unmask.data.world.scenes import Draft, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
 from unmask.models.codes import init_codes
@@ -77,7 +77,7 @@ def lines(scenes: int = 12000) -> Iterator[str]:
             if i % 3 == 0 and (made := edits.edit(scene, "train", rng)):
                 yield made.instruction
             if i % 6 == 0:
-                yield from (*language.mismatch(scene, rng), *language.praise(scene, rng))
+                yield from (*critiques.mismatch(scene, rng), *critiques.praise(scene, rng))
     yield from ("user assistant system describe caption",) * 100
 
 
