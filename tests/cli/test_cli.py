@@ -155,6 +155,25 @@ def test_json_settings_and_seeds_do_what_they_say(folder: Path, here: Path, caps
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
 
 
+def test_generate_thinks_and_shows_what_it_thought(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("generate", "a cat", "--json", "--model", folder, "-o", "pace.steps=2", "--thoughts", "t.png", "--out")
+    boxes = "red cat: 0,0,0.5,0.5; dog: 0.5,0.5,1,1"
+    out, err = _run(capsys, *words, "a.png", "--boxes", boxes)
+    things = json.loads(out)[0]["plan"]["things"]
+    assert [(t["phrase"], t["box"]) for t in things] == [("red cat", [0, 0, 0.5, 0.5]), ("dog", [0.5, 0.5, 1, 1])]
+    assert err == "thoughts: t.png\n" and Image.open("t.png").width == 1200
+    Path("boxes.json").write_text(json.dumps(things))
+    _run(capsys, *words, "b.png", "--boxes", "boxes.json")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    rounds = json.loads(_run(capsys, *words, "c.png", "--plan", "--reflect", "3")[0])[0]["rounds"]
+    assert 1 <= len(rounds) <= 3 and all(r["accepted"] is False for r in rounds[:-1])
+    assert Image.open("t.png").height > 100
+    out, _ = _run(capsys, "edit", "in.png", "add a cat", "--plan", "--json", "--model", folder, "-o", "pace.steps=2")
+    assert "troubles" in json.loads(out)[0]["plan"]
+
+
 def test_ask_prints_the_answer_and_saves_the_steps(
     folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +313,15 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("generate x --out x.tiff2", "must end in .png"),
         ("generate x --trace x.mp4", "must end in .gif"),
         ("generate x --out x.png --trace x.png", "both x.png"),
+        ("generate x --out x.png --thoughts x.png", "both x.png"),
+        ("generate x --thoughts x.txt", "must end in .png"),
+        ("generate x --plan --boxes cat:0,0,1,1", "leave out --plan"),
+        ("generate x --boxes cat", "is no layout"),
+        ("generate x --boxes cat:0,0,1", "four numbers"),
+        ("generate x --boxes cat:0,0,1,a", "is no layout"),
+        ("generate x --boxes cat:0,0,2,1", "fractions of the picture"),
+        ("generate x --boxes nosuch.json", "nosuch.json"),
+        ("generate x --reflect some", "'some' is not a valid integer"),
         ("generate x -o steps", "key=value"),
         ("generate x --device toaster", "'toaster' is not a device"),
         ("generate x --model nosuch", "nosuch"),
@@ -339,6 +367,7 @@ def test_a_mistake_is_two_lines_and_exit_2(
     ("words", "said"),
     [
         (["generate", ""], "the prompt is empty"),
+        (["generate", "x", "--reflect", "0"], "1 to 64 rounds"),
         (["generate", "apple " * 5000], "longer than"),
         (["generate", "x", "-o", "pace.stepz=3"], "did you mean 'steps'"),
         (["generate", "x", "-o", "pace.steps=many"], "wanted a number"),

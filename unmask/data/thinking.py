@@ -130,7 +130,7 @@ class Retries:
             if spoilt:
                 tasks.append((scene, caption, spoilt))
         codes = self.encode(pixels_of([scene for scene, *_ in tasks], self.side))
-        rows = [self._row(*task, codes[i], rng) for i, task in enumerate(tasks)]
+        rows = [self._row(scene, said, wrong, codes[i], rng) for i, (scene, said, wrong) in enumerate(tasks)]
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
     def _row(self, scene: Scene, caption: str, spoilt: list[critiques.Spoilt], codes: Tensor, rng: Random) -> Sequence:

@@ -11,6 +11,7 @@ from torch import Tensor
 from unmask.sequence import Sequence
 from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.parts import Parts, to_image, to_pixels
+from unmask.tokens.layouts import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Infill:
     pixels: Tensor
     region: Tensor
     prompt: str = ""
+    plan: Layout | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -37,7 +39,7 @@ class Infill:
         open_ = self.open_codes(tokens)
         if not bool(open_.any()):
             raise ValueError("the region is empty: paint white what shall be filled")
-        sequence = Generate(prompt=self.prompt).build(tokens)
+        sequence = Generate(prompt=self.prompt, plan=self.plan).build(tokens)
         span = sequence.span("image")
         ids, masked = sequence.ids.clone(), sequence.masked.clone()
         ids[span.start : span.stop] = tokens.encode(self.pixels).cpu().flatten()

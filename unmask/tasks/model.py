@@ -13,20 +13,23 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Batch, collate
 from unmask.sequence import Sequence as Tokens
-from unmask.tasks import edit, generate, ground, infill, released, understand
+from unmask.tasks import edit, generate, ground, infill, planning, reflecting, released, understand
 from unmask.tasks.opening import find, is_text, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe, so_far
 from unmask.tasks.text import TextModel, load_text
+from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
-from unmask.tokens.views import to_pixels
+from unmask.tokens.views import Look, to_pixels
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
 OWN = Presets(
@@ -35,8 +38,14 @@ OWN = Presets(
     ask=understand.sampler,
     fill=understand.fill_sampler,
     ground=ground.sampler,
+    plan=planning.sampler,
+    plan_edit=planning.edit_sampler,
+    critique=understand.sampler,
     answer=4,
     caption=24,
+    plan_length=44,
+    edit_plan_length=24,
+    critique_length=16,
 )
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
 
@@ -88,14 +97,30 @@ class Model:
         n: int = 1,
         seed: int = 0,
         conditions: Conditions | None = None,
+        plan: bool | Layout = False,
+        reflect: int = 1,
         trace: bool = False,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["pace.steps=8", "guide.scale=3"]``."""
-        task = generate.Generate(prompt=self._prompt(prompt), conditions=conditions)
+        """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["pace.steps=8", "guide.scale=3"]``.
+
+        ``plan``: think of a layout first, or draw from the one that is given · ``reflect``: draw up to so many pictures, until one
+        finds the model's own approval; what it said of the others is in ``rounds``.
+        """
+        said, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
         chosen = override(sampler or self.presets.generate(self.parts), settings)
-        return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, prompt, trace)
+        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, rounds=reflect)
+        if thinking.rounds > 1:
+            if trace:
+                raise ValueError("a trace shows how one picture came about; leave out trace or reflect")
+            return self._reflect(said, seeds, thinking, chosen, conditions)
+        layouts: Sequence[Layout | None] = [thinking.layout] * n
+        if thinking.plan:
+            self.parts.require(planning.NEEDS)
+            layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
+        tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
+        return self._draw(tasks, seeds, chosen, prompt, trace)
 
     def edit(
         self,
@@ -104,14 +129,20 @@ class Model:
         *,
         n: int = 1,
         seed: int = 0,
+        plan: bool | Layout = False,
         trace: bool = False,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` versions of a picture changed as the instruction says, in the model's own (square) size."""
+        """``n`` versions of a picture changed as the instruction says, in the model's own (square) size.
+
+        ``plan``: first say what is touched and where, or take the layout that is given.
+        """
         picture = read_image(image)
         (pixels, _), seen = self.parts.see(picture), self.parts.look(picture)
-        task = edit.Edit(pixels=pixels, instruction=self._prompt(instruction), look=seen)
+        said = self._prompt(instruction)
+        layout = plan if isinstance(plan, Layout) else self._plan_edit(seen, said) if plan else None
+        task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
         chosen = override(sampler or self.presets.edit(self.parts), settings)
         return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, instruction, trace)
 
@@ -211,13 +242,13 @@ class Model:
         self, tasks: Sequence[Any], seeds: list[int], sampler: Sampler, prompt: str, trace: bool
     ) -> list[Drawing]:
         self.parts.require(tasks[0].needs)
-        built = tasks[0].build(self.parts)  # one request, several seeds
-        sequences = [built] * len(tasks)
+        known = {id(task): task.build(self.parts) for task in tasks}  # one request may have several seeds
+        sequences = [known[id(task)] for task in tasks]
         frames: list[list[Image.Image]] = [[] for _ in tasks]
 
         def watch(batch: Batch) -> None:
-            for i in range(len(tasks)):
-                span = built.span("image")
+            for i, sequence in enumerate(sequences):
+                span = sequence.span("image")
                 part = slice(span.start, span.stop)
                 codes, masked = batch.ids[i, part].reshape(span.grid), batch.masked[i, part].reshape(span.grid)
                 frames[i].append(self.parts.canvas(codes, masked))
@@ -232,8 +263,35 @@ class Model:
                 seconds=done.seconds / len(tasks),
                 settings=settings,
                 trace=tuple(film),
+                plan=task.plan,
             )
             for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
+        ]
+
+    def _plan_edit(self, seen: Tensor | Look, instruction: str) -> Layout:
+        task = planning.PlanEdit(pixels=seen, instruction=instruction, length=self.presets.edit_plan_length)
+        self.parts.require(task.needs)
+        done = self.run([task.build(self.parts)], [0], self.presets.plan_edit(self.parts))
+        return task.read(done.rows[0], self.parts)
+
+    def _reflect(
+        self, prompt: str, seeds: list[int], thinking: Thinking, sampler: Sampler, conditions: Conditions | None
+    ) -> list[Drawing]:
+        began, n = time.perf_counter(), len(seeds)
+        self.parts.require(reflecting.NEEDS)
+        found = reflecting.think(self, [prompt] * n, seeds, thinking, sampler, conditions)
+        seconds, settings = (time.perf_counter() - began) / n, describe(sampler)
+        return [
+            Drawing(
+                image=rounds[-1].image,
+                prompt=prompt,
+                seed=seed,
+                seconds=seconds,
+                settings=settings,
+                plan=rounds[-1].plan,
+                rounds=tuple(rounds),
+            )
+            for seed, rounds in zip(seeds, found, strict=True)
         ]
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:

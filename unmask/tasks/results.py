@@ -9,12 +9,31 @@ from PIL import Image
 
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Batch
+from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
+class Round:
+    """One try at a picture: the layout it was drawn from (or none), and what the model said of it, if it was asked."""
+
+    image: Image.Image
+    plan: Layout | None
+    critique: str
+    accepted: bool
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.plan.to_json() if self.plan else None
+        return {"plan": plan, "critique": self.critique, "accepted": self.accepted, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture. ``seconds`` is the time of the whole call divided by its pictures; ``trace`` the canvas after every step."""
+    """A picture. ``seconds`` is the time of the whole call divided by its pictures; ``trace`` the canvas after every step.
+
+    ``plan``: the layout it was drawn from · ``rounds``: every try, the last of which is the picture, where it was reflected upon.
+    """
 
     image: Image.Image
     prompt: str
@@ -22,11 +41,16 @@ class Drawing:
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
     trace: tuple[Image.Image, ...] = ()
+    plan: Layout | None = None
+    rounds: tuple[Round, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures."""
+        """Everything but the pictures; plan and rounds where there are any."""
         size = {"width": self.image.width, "height": self.image.height}
-        return {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, "settings": self.settings}
+        thought: dict[str, Any] = {"plan": self.plan.to_json()} if self.plan else {}
+        thought |= {"rounds": [r.to_json() for r in self.rounds]} if self.rounds else {}
+        told = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thought}
+        return {**told, "settings": self.settings}
 
 
 @dataclass(frozen=True, kw_only=True)

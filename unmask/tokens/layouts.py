@@ -6,6 +6,7 @@ rest is dropped, and both are said in ``troubles``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,25 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         things = [{"phrase": t.phrase, "box": list(t.box)} for t in self.things]
         return {"reason": self.reason, "things": things, "troubles": list(self.troubles)}
+
+
+def layout_of(things: Sequence[tuple[str, Sequence[float]]]) -> Layout:
+    """A user's layout: (phrase, box) pairs, boxes as fractions. ValueError where one says nothing or lies outside the picture."""
+    placed = []
+    for phrase, box in things:
+        if not phrase.strip():
+            raise ValueError("a box has no name; say what shall be in it")
+        if len(box) != 4 or not all(math.isfinite(v) for v in box):
+            raise ValueError(f"the box of {phrase!r} must be four numbers, got {list(box)}; give x1, y1, x2, y2")
+        x1, y1, x2, y2 = box
+        if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+            raise ValueError(
+                f"the box of {phrase!r} is {x1:g},{y1:g},{x2:g},{y2:g}; give fractions of the picture, 0 to 1, x1 < x2 and y1 < y2"
+            )
+        placed.append(Placed(phrase=phrase.strip(), box=(x1, y1, x2, y2)))
+    if not placed:
+        raise ValueError("the layout is empty; give at least one thing and its box")
+    return Layout(things=tuple(placed))
 
 
 def to_ids(layout: Layout, text: Text, wording: Wording) -> list[int]:
