@@ -14,7 +14,7 @@ import unmask
 from unmask.sequence import Kind
 from unmask.tasks import planning, reflecting
 from unmask.tasks.model import Model
-from unmask.tasks.reflecting import Thinking, accepts, remembered, think
+from unmask.tasks.reflecting import Thinking, accepts, best, criticise, remembered, think
 from unmask.tasks.results import Round
 from unmask.tokens.layouts import Layout, Placed, layout_of, to_ids
 from unmask.tokens.text import EOT
@@ -45,6 +45,10 @@ class Scripted:
     @property
     def presets(self) -> Any:
         return self.model.presets
+
+    @property
+    def device(self) -> Any:
+        return self.model.device
 
     def run(self, sequences: Any, seeds: Any, sampler: Any) -> Any:
         if all(s.spans[-2].kind == Kind.CODE for s in sequences):
@@ -96,11 +100,29 @@ def test_a_retry_is_shown_its_failures_and_none_without_memory(model: Model) -> 
 def test_memory_has_distinct_critiques_in_order(model: Model) -> None:
     picture = Image.new("RGB", (128, 128))
     critiques = ["a", "b", "a", "c", "a", "d"]
-    rounds = [Round(image=picture, plan=None, critique=c, accepted=False, seed=0) for c in critiques]
+    rounds = [Round(image=picture, plan=None, critique=c, accepted=False, approval=0.0, seed=0) for c in critiques]
     kept = [tuple(a.critique for a in remembered(model.parts, rounds, 3, seed)) for seed in range(30)]
     assert all(len(set(k)) == len(k) == 3 for k in kept) and len(set(kept)) > 3
     assert remembered(model.parts, rounds, 3, 7)[0].critique == remembered(model.parts, rounds, 3, 7)[0].critique
     assert not remembered(model.parts, rounds, 0, 1)
+
+
+def test_the_best_try_is_the_approved_one_or_the_nearest_to_it(model: Model) -> None:
+    picture = Image.new("RGB", (128, 128))
+    tries = [
+        Round(image=picture, plan=None, critique="", accepted=a, approval=p, seed=i)
+        for i, (a, p) in enumerate([(False, 0.2), (False, 0.4), (False, 0.4), (True, 0.1)])
+    ]
+    assert best(tries).seed == 3 and best(tries[:3]).seed == 1
+
+
+def test_approval_is_a_chance_that_follows_from_picture_and_prompt_alone(model: Model) -> None:
+    pictures = [Image.new("RGB", (128, 128), c) for c in ("white", "red", "green")]
+    together = criticise(model, ["a cat", "a dog", "two big cups"], pictures)
+    assert all(0 <= p <= 1 for _, p in together)
+    for i, prompt in enumerate(("a cat", "a dog", "two big cups")):
+        said, chance = criticise(model, [prompt], [pictures[i]])[0]
+        assert said == together[i][0] and abs(chance - together[i][1]) < 1e-5
 
 
 def test_plans_are_drawn_from_and_told(model: Model) -> None:
@@ -122,9 +144,9 @@ def test_generate_plans_reflects_and_takes_a_layout(model: Model) -> None:
     planned = model.generate("a cat", n=2, seed=1, settings=FEW, plan=True)
     assert planned[1].plan == model.generate("a cat", seed=2, settings=FEW, plan=True)[0].plan
     tried = model.generate("a cat", seed=1, settings=FEW, plan=True, reflect=2)[0]
-    assert 1 <= len(tried.rounds) <= 2 and same(tried.image, tried.rounds[-1].image)
+    assert 1 <= len(tried.rounds) <= 2 and same(tried.image, best(tried.rounds).image)
     told = tried.to_json()["rounds"]
-    assert [sorted(r) for r in told] == [["accepted", "critique", "plan", "seed"]] * len(told)
+    assert [sorted(r) for r in told] == [["accepted", "approval", "critique", "plan", "seed"]] * len(told)
 
 
 def test_edit_takes_and_makes_a_plan(model: Model) -> None:

@@ -35,6 +35,33 @@ def average(values: Sequence[float], **more: Any) -> Figure:
     return {"value": value, "n": n, "low": value - spread, "high": value + spread, **more}
 
 
+def balanced(pairs: Sequence[tuple[bool, bool]]) -> Figure:
+    """(truth, verdict) -> the mean of the shares of rights and of wrongs that were told to be so; both must occur. Normal interval."""
+    groups = [[verdict == truth for truth, verdict in pairs if truth == wanted] for wanted in (True, False)]
+    if not all(groups):
+        return {"value": None, "n": len(pairs), "low": None, "high": None}
+    rates = [sum(group) / len(group) for group in groups]
+    value = sum(rates) / 2
+    spread = _Z / 2 * sum(p * (1 - p) / len(g) for p, g in zip(rates, groups, strict=True)) ** 0.5
+    return {"value": value, "n": len(pairs), "low": max(0.0, value - spread), "high": min(1.0, value + spread)}
+
+
+def calibration(pairs: Sequence[tuple[float, bool]], bins: int = 10) -> Figure:
+    """(said chance, truth) -> the expected calibration error (Guo et al. 2017): how far chances are from shares, bin by bin.
+
+    The bins that hold something are told beside it: from what chance, how many, their mean chance, the share that was true.
+    """
+    filled: dict[int, list[tuple[float, bool]]] = {}
+    for chance, truth in pairs:
+        filled.setdefault(min(bins - 1, int(chance * bins)), []).append((chance, truth))
+    rows = [
+        {"from": k / bins, "n": len(v), "said": sum(c for c, _ in v) / len(v), "true": sum(t for _, t in v) / len(v)}
+        for k, v in sorted(filled.items())
+    ]
+    error = sum(r["n"] * abs(r["said"] - r["true"]) for r in rows) / max(1, len(pairs))
+    return {"value": error if pairs else None, "n": len(pairs), "bins": rows}
+
+
 def psnr(error: float) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error of pixels in 0..1."""
     return -10 * float(np.log10(max(error, _LEAST_ERROR)))

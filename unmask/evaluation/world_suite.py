@@ -19,6 +19,7 @@ from unmask.evaluation.world_edit import Edits
 from unmask.evaluation.world_geneval import GenEval
 from unmask.evaluation.world_grounding import Grounds
 from unmask.evaluation.world_questions import Questions
+from unmask.evaluation.world_thinking import Critiques, Reflections
 from unmask.evaluation.world_vq import Rebuilds
 from unmask.tasks.model import Model
 
@@ -28,6 +29,8 @@ PARTS: dict[str, Part] = {
     "questions": Questions(),
     "edit": Edits(),
     "vq": Rebuilds(),
+    "critique": Critiques(),
+    "reflection": Reflections(),
 }
 
 

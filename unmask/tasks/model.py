@@ -283,15 +283,15 @@ class Model:
         seconds, settings = (time.perf_counter() - began) / n, describe(sampler)
         return [
             Drawing(
-                image=rounds[-1].image,
+                image=taken.image,
                 prompt=prompt,
                 seed=seed,
                 seconds=seconds,
                 settings=settings,
-                plan=rounds[-1].plan,
+                plan=taken.plan,
                 rounds=tuple(rounds),
             )
-            for seed, rounds in zip(seeds, found, strict=True)
+            for seed, rounds, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
         ]
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:

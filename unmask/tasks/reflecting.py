@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from unmask.rng import key
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Sequence
+from unmask.sequence import Sequence, collate
 from unmask.tasks.generate import Generate
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.planning import Plan
@@ -85,6 +86,8 @@ class Runner(Protocol):
     def parts(self) -> Parts: ...
     @property
     def presets(self) -> Presets: ...
+    @property
+    def device(self) -> torch.device: ...
     def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler) -> Any: ...
 
 
@@ -96,9 +99,9 @@ def think(
     sampler: Sampler,
     conditions: Conditions | None = None,
 ) -> list[list[Round]]:
-    """All rounds of every prompt, the last one its result. A prompt's rounds follow from its own seed alone, whatever the company.
+    """All rounds of every prompt; ``best`` says which is its result. They follow from its own seed alone, whatever the company.
 
-    ``sampler`` draws the pictures. What tasks need is loaded first.
+    ``sampler`` draws the pictures. ``NEEDS`` must have been loaded.
     """
     rounds: list[list[Round]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
@@ -108,14 +111,19 @@ def think(
         plans = layouts(model, said, own, conditions) if thinking.plan else [thinking.layout] * len(live)
         past = [remembered(model.parts, rounds[i], thinking.memory, own[k]) for k, i in enumerate(live)]
         images = _draw(model, said, own, plans, past, sampler, conditions)
-        words = _judge(model, said, images) if thinking.rounds > 1 else [""] * len(live)
-        for i, image, layout, critique, seed in zip(live, images, plans, words, own, strict=True):
-            right = accepts(critique)
-            rounds[i].append(Round(image=image, plan=layout, critique=critique, accepted=right, seed=seed))
+        words = criticise(model, said, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
+        for i, image, layout, (critique, approval), seed in zip(live, images, plans, words, own, strict=True):
+            told = {"critique": critique, "accepted": accepts(critique), "approval": approval}
+            rounds[i].append(Round(image=image, plan=layout, **told, seed=seed))
         live = [i for i in live if not rounds[i][-1].accepted]
         if not live:
             break
     return rounds
+
+
+def best(rounds: Items[Round]) -> Round:
+    """The approved try, or where there is none the one that came nearest to it; the first of equals."""
+    return max(rounds, key=lambda r: (r.accepted, r.approval))
 
 
 def remembered(parts: Parts, rounds: Items[Round], most: int, seed: int) -> tuple[Attempt, ...]:
@@ -153,10 +161,23 @@ def _draw(
     return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
 
 
-def _judge(model: Runner, prompts: Items[str], images: Items[Image.Image]) -> list[str]:
-    length = model.presets.critique_length
-    tasks = [
-        Critique(pixels=model.parts.look(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)
-    ]
-    done = model.run([t.build(model.parts) for t in tasks], [0] * len(tasks), model.presets.critique(model.parts))
-    return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+def criticise(model: Runner, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
+    """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
+    parts, length = model.parts, model.presets.critique_length
+    tasks = [Critique(pixels=parts.look(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)]
+    sequences = [task.build(parts) for task in tasks]
+    done = model.run(sequences, [0] * len(tasks), model.presets.critique(parts))
+    said = [task.read(row, parts) for task, row in zip(tasks, done.rows, strict=True)]
+    return list(zip(said, _approvals(model, sequences), strict=True))
+
+
+@torch.no_grad()
+def _approvals(model: Runner, sequences: Items[Sequence]) -> list[float]:
+    """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
+    net, parts = model.parts.net, model.parts
+    batch = collate(sequences, [0] * len(sequences), features_per_image=parts.look_tokens).to(model.device)
+    found = net(batch, ask=batch.masked)
+    word = parts.text.encode(_RIGHT)[-1]
+    chance_N = found.text_logits.float().softmax(-1)[:, word].cpu()
+    row_N = found.text.cpu() // batch.ids.shape[1]
+    return torch.zeros(len(sequences)).index_add(0, row_N, chance_N).clamp(max=1.0).tolist()

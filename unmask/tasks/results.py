@@ -15,24 +15,29 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One try at a picture: the layout it was drawn from (or none), and what the model said of it, if it was asked."""
+    """One try at a picture: the layout it was drawn from (or none), and what the model said of it, if it was asked.
+
+    ``approval``: how probable it found it that it would approve, before it had said a word, 0..1.
+    """
 
     image: Image.Image
     plan: Layout | None
     critique: str
     accepted: bool
+    approval: float
     seed: int
 
     def to_json(self) -> dict[str, Any]:
         plan = self.plan.to_json() if self.plan else None
-        return {"plan": plan, "critique": self.critique, "accepted": self.accepted, "seed": self.seed}
+        said = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
+        return {"plan": plan, **said, "seed": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """A picture. ``seconds`` is the time of the whole call divided by its pictures; ``trace`` the canvas after every step.
 
-    ``plan``: the layout it was drawn from · ``rounds``: every try, the last of which is the picture, where it was reflected upon.
+    ``plan``: the layout it was drawn from · ``rounds``: every try, where it was reflected upon.
     """
 
     image: Image.Image
