@@ -6,6 +6,7 @@ After a wanted change of the help: ``python tests/cli/test_cli.py`` writes the g
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import resource
@@ -172,6 +173,32 @@ def test_generate_thinks_and_shows_what_it_thought(
     assert Image.open("t.png").height > 100
     out, _ = _run(capsys, "edit", "in.png", "add a cat", "--plan", "--json", "--model", folder, "-o", "pace.steps=2")
     assert "troubles" in json.loads(out)[0]["plan"]
+
+
+def test_chat_reads_lines_and_saves_pictures(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "/image in.png",
+        "what is this?",
+        "/image nosuch.png",
+        "/help",
+        "",
+        "draw a cat",
+        "/new",
+        "x " * 5000,
+        "a",
+        "/quit",
+        "b",
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    out, err = _run(capsys, "chat", "--json", "--model", folder, "--out", "chat")
+    turns = [json.loads(line) for line in out.splitlines()]
+    assert [t["unread"] for t in turns] == [0, 2, 0]  # the embedded wording reads the last message alone
+    assert [t["seed"] for t in turns] == [0, 1, 0]
+    files = [file for t in turns for file in t["files"]]
+    assert sorted(files) == sorted(str(p) for p in Path("chat").glob("*.png"))
+    assert "nosuch.png" in err and "/quit" in err and "longer than" in err
 
 
 def test_ask_prints_the_answer_and_saves_the_steps(

@@ -18,7 +18,18 @@ from unmask.data.world.edits import EDIT_KINDS, edit
 from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
 from unmask.sequence import Batch, Sequence, collate
-from unmask.tokens.build import Attempt, Builder, asking, drawing, looking, plan_ids, planning, planning_edit
+from unmask.tokens.build import (
+    Attempt,
+    Builder,
+    PlanIds,
+    asking,
+    drawing,
+    illustrating,
+    looking,
+    plan_ids,
+    planning,
+    planning_edit,
+)
 from unmask.tokens.layouts import to_ids
 from unmask.tokens.text import Text
 
@@ -139,3 +150,41 @@ class Retries:
         attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
         plan = self.plan(scene_layout(scene, b.wording, rng), self.text, b.wording, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Illustrations:
+    """Picture -> its caption, then a picture of that caption: the announced form, in ``length`` tokens of text (spec 4.9).
+
+    Beside it, as rows of their own, the words and the picture they announce; ``plan.open`` of them learn both.
+    """
+
+    text: Text
+    encode: Encode
+    seed: int
+    look_tokens: int
+    length: int
+    batch: int = 4
+    side: int = 128
+    fold: int = 2
+    plan: Planned = Planned()
+    levels: Levels = (("grid", 1.0),)
+    draft: Draft = Draft()
+    longest: int = 18
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"illustrations/{self.seed}/{step}")
+        scenes = list(islice(shown(self.levels, self.seed + 9, step * self.batch, rng, self.draft), self.batch))
+        pixels = pixels_of(scenes, self.side)
+        codes = self.encode(pixels)
+        rows = []
+        for i, scene in enumerate(scenes):
+            b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
+            words = self.text.encode(captioned(self.text, scene, rng, self.longest))
+            asked = b.wording.describe_and_draw
+            if i % 2:
+                rows.append(asking(b, asked, plan_ids(self.text, words, self.length)).build())
+            else:
+                given = PlanIds(ids=tuple(words), open=rng.random() < self.plan.open)
+                rows.append(illustrating(b, asked, given, codes[i], fold=self.fold).build())
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)

@@ -20,7 +20,8 @@ from unmask.recipe import override
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Batch, collate
 from unmask.sequence import Sequence as Tokens
-from unmask.tasks import edit, generate, ground, infill, planning, reflecting, released, understand
+from unmask.tasks import conversing, edit, generate, ground, infill, planning, reflecting, released, understand
+from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.opening import find, is_text, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
@@ -41,11 +42,14 @@ OWN = Presets(
     plan=planning.sampler,
     plan_edit=planning.edit_sampler,
     critique=understand.sampler,
+    turn_words=planning.edit_sampler,
     answer=4,
     caption=24,
     plan_length=44,
     edit_plan_length=24,
     critique_length=16,
+    turn=44,
+    context=4096,
 )
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
 
@@ -218,6 +222,17 @@ class Model:
         return Grounding(
             boxes=boxes, image_size=picture.size, seed=seed, seconds=done.seconds, settings=describe(chosen)
         )
+
+    def converse(self, messages: Sequence[Message], *, seed: int = 0) -> Turn:
+        """The next turn of a conversation in words and pictures; ``turn.message()`` goes on with it."""
+        conversing.check(messages)
+        for message in messages:
+            self._prompt(message.text, empty=True)
+        self.parts.require(conversing.NEEDS)
+        began = time.perf_counter()
+        turn = conversing.converse(self, messages, seed)
+        settings = {"words": describe(self.presets.turn_words(self.parts))}
+        return replace(turn, seconds=time.perf_counter() - began, settings=settings)
 
     def run(
         self,

@@ -26,7 +26,7 @@ from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
-from unmask.tasks import edit, generate, ground, infill, planning, reflecting, released, understand
+from unmask.tasks import conversing, edit, generate, ground, infill, planning, reflecting, released, understand
 from unmask.tasks.parts import Parts
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
@@ -174,6 +174,7 @@ def needs_of(task: str) -> frozenset[str]:
         "generate": generate.Generate(prompt="").needs,
         "plan": generate.Generate(prompt="").needs | planning.NEEDS,
         "reflect": reflecting.NEEDS,
+        "converse": conversing.NEEDS,
         "edit": edit.Edit(pixels=blank, instruction="").needs,
         "edit-plan": edit.Edit(pixels=blank, instruction="").needs | planning.NEEDS,
         "infill": infill.Infill(pixels=blank, region=blank[0]).needs,

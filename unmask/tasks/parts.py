@@ -121,7 +121,10 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Presets:
-    """The sampler of every task for one family of models, and how long its answers may be, in tokens."""
+    """The sampler of every task for one family of models, and how long its answers may be, in tokens.
+
+    ``turn``: words of one turn of a conversation · ``context``: the most tokens that are read at once.
+    """
 
     generate: Callable[[Parts], Sampler]
     edit: Callable[[Parts], Sampler]
@@ -131,11 +134,14 @@ class Presets:
     plan: Callable[[Parts], Sampler]
     plan_edit: Callable[[Parts], Sampler]
     critique: Callable[[Parts], Sampler]
+    turn_words: Callable[[Parts], Sampler]
     answer: int
     caption: int
     plan_length: int
     edit_plan_length: int
     critique_length: int
+    turn: int
+    context: int
 
 
 def to_image(pixels_3HW: Tensor, rounding: float = 0.5) -> Image.Image:

@@ -17,7 +17,7 @@ from unmask.tasks.parts import Parts
 from unmask.tokens.build import planning, planning_edit
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.prompts import Conditions
-from unmask.tokens.text import EOS, EOT
+from unmask.tokens.text import EOS, EOT, EXP
 from unmask.tokens.views import Look
 
 NEEDS = frozenset({"und", "text_head"})
@@ -73,10 +73,10 @@ def sampler(tokens: Parts, *, temperature: float = 0.5) -> Sampler:
         draw=GumbelText(temperature=temperature),
         select=Confident(),
         window=Blocks(length=8),
-        stop=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS])),
+        stop=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP])),
     )
 
 
 def edit_sampler(tokens: Parts) -> Sampler:
-    """As ``sampler``, without chance: there is one right answer."""
+    """As ``sampler``, without chance: there is one right answer. It writes the words of a conversation, too."""
     return sampler(tokens, temperature=0.0)

@@ -17,7 +17,7 @@ from unmask.tasks import ground, understand
 from unmask.tasks.parts import Parts, Presets
 from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE
 from unmask.tokens.quirks import ReleasedQuirks
-from unmask.tokens.text import EOS, EOT, MASK, Text, TokenizerError
+from unmask.tokens.text import EOS, EOT, EXP, MASK, Text, TokenizerError
 from unmask.tokens.views import PINPOINTS, AnyRes
 
 
@@ -86,6 +86,10 @@ def _critique(tokens: Parts) -> Sampler:
     return lavida_o_critique(end=(tokens.text[EOT], tokens.text[EOS]))
 
 
+def _turn_words(tokens: Parts) -> Sampler:
+    return llada_text(block=16, end=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP]))
+
+
 PRESETS = Presets(
     generate=_generate,
     edit=_edit,
@@ -99,5 +103,8 @@ PRESETS = Presets(
     caption=128,
     plan_length=64,
     edit_plan_length=64,
+    turn_words=_turn_words,
     critique_length=32,
+    turn=128,
+    context=8192,
 )

@@ -19,7 +19,7 @@ from unmask.sequence import Kind, Sequence, Span
 from unmask.tokens.boxes import to_bins
 from unmask.tokens.prompts import COMPACT, Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
-from unmask.tokens.text import BOS, BOX, END_BOX, END_HEADER, END_PHRASE, EOT, HEADER, MASK, PHRASE, Text
+from unmask.tokens.text import BOS, BOX, END_BOX, END_HEADER, END_PHRASE, EOT, EXP, HEADER, MASK, PHRASE, Text
 from unmask.tokens.views import Look
 
 # What guidance may drop, by span name.
@@ -74,12 +74,14 @@ class Builder:
         self.looks.append(picture)
         return self._span(name, Kind.PATCH, [0] * len(picture), False, image=first)
 
-    def codes(self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool) -> Builder:
+    def codes(
+        self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool, segment: int = 0
+    ) -> Builder:
         """Image codes [h, w], or a grid (h, w) to be decided."""
         open_ = isinstance(codes, tuple)
         grid = codes if isinstance(codes, tuple) else (codes.shape[0], codes.shape[1])
         ids = [0] * (grid[0] * grid[1]) if isinstance(codes, tuple) else codes.flatten().tolist()
-        return self._span(name, Kind.CODE, ids, open_, grid=grid, fold=fold, writable=writable)
+        return self._span(name, Kind.CODE, ids, open_, grid=grid, fold=fold, writable=writable, segment=segment)
 
     def header(self, role: str) -> tuple[str | int, ...]:
         text = self.text
@@ -136,7 +138,7 @@ def drawing(
     attempts: Items[Attempt] = (),
 ) -> Sequence:
     """Text to image: the spans "prompt" (and "look", for every earlier attempt), "plan" if there is one, "image"."""
-    said = (*b.opening(), _worded(b, b.wording.draw, caption, conditions))
+    said = (*b.opening(), _worded(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions))
     before, after = b.wording.attempt.split("{look}")
     for number, attempt in enumerate(attempts, 1):
         between = b.wording.between_attempts if number > 1 else b.wording.feedback
@@ -156,21 +158,19 @@ def planning(b: Builder, caption: str, plan: list[int] | int, *, conditions: Con
 
 
 def planning_edit(b: Builder, picture: Tensor | Look, instruction: str, plan: list[int] | int) -> Sequence:
-    """Picture and instruction to the layout of what changes: the span "plan"."""
-    looking(b, picture)
-    words = b.wording.after_image + b.wording.plan_edit.format(instruction=instruction.rstrip(" ."))
-    b.say("prompt", words, b.text[EOT], *b.header("assistant"))
-    return b.write("plan", plan).build(instruction)
+    """Picture and instruction to the layout of what changes: the span "plan". It is asked for as a question is."""
+    wanted = b.wording.plan_edit.format(instruction=instruction.rstrip(" ."))
+    return asking(looking(b, picture), wanted, plan, segment=b.first_segment, name="plan").build(instruction)
 
 
 def plan_ids(text: Text, ids: list[int], length: int) -> list[int]:
-    """A plan closed by ends of turn to ``length`` tokens, one at least, so that the room for it says nothing of what is in it.
+    """A plan, the token that announces the picture, and ends of turn to ``length`` tokens, one at least.
 
-    ValueError where it is longer.
+    So the room for it says nothing of what is in it. ValueError where it is longer.
     """
-    if len(ids) >= length:
+    if len(ids) + 2 > length:
         raise ValueError(f"a plan of {len(ids)} tokens and its end do not fit into {length}; plan fewer things")
-    return ids + [text[EOT]] * (length - len(ids))
+    return [*ids, text[EXP], *[text[EOT]] * (length - len(ids) - 1)]
 
 
 def _worded(b: Builder, template: str, caption: str, conditions: Conditions | None) -> str:
@@ -225,11 +225,25 @@ def looking(b: Builder, picture: Tensor | Look | None) -> Builder:
     return b if picture is None else b.look("look", picture)
 
 
-def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1) -> Builder:
-    """A question and its answer (ids, or how many tokens): spans "question" and "answer"."""
+def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1, name: str = "answer") -> Builder:
+    """A question and its answer (ids, or how many tokens): spans "question" and ``name``."""
     words = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
     b.say("question", words, b.text[EOT], *b.header("assistant"), segment=segment)
-    return b.write("answer", answer, segment=segment)
+    return b.write(name, answer, segment=segment)
+
+
+def illustrating(
+    b: Builder, question: str, words: PlanIds, codes: Tensor | tuple[int, int], *, fold: int, segment: int = 1
+) -> Builder:
+    """A question answered by words and then a picture: spans "question", "answer" and "image"."""
+    asked = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
+    b.say("question", asked, b.text[EOT], *b.header("assistant"), segment=segment)
+    if words.open:
+        b.write("answer", list(words.ids), segment=segment)
+    else:
+        b.say("answer", *words.ids, segment=segment)
+    b.codes("image", codes, fold=fold, writable=True, segment=segment)
+    return b.say("end", b.text[EOT], segment=segment)
 
 
 def grounding(b: Builder, phrase: str, box: tuple[float, float, float, float] | None, *, segment: int = 1) -> Builder:

@@ -23,10 +23,12 @@ class Wording:
     and ``{source}`` (as codes) say. ``COMPACT`` has it last: the way from a source code to the code that is drawn in its place is then
     the same for every instruction and plan, which a small model with 1-D rotary positions needs in order to copy (see docs/log.md).
     Where ``edit`` has no ``{plan}``, a plan opens the model's own turn.
-    ``plan`` and ``plan_edit`` ask for a layout before the picture. In it a thing is ``placed``, where ``{box}`` is its box in tags of
-    its own; ``between_placed`` stands between two of them, ``plan_reason`` or, for an edit of a kind, one of ``edit_reasons`` and
-    ``reason_end`` before the first. ``critique`` asks what is wrong with a picture of ``{caption}``; a retry is told ``feedback`` and
-    then every ``attempt`` so far, in which ``{look}`` is the picture.
+    ``plan`` and ``plan_edit`` ask for a layout before the picture, ``draw_planned`` for the picture that follows it. In a layout a thing
+    is ``placed``, where ``{box}`` is its box in tags of its own; ``between_placed`` stands between two of them, ``plan_reason`` or, for
+    an edit of a kind, one of ``edit_reasons`` and ``reason_end`` before the first.
+    ``critique`` asks what is wrong with a picture of ``{caption}``; a retry is told ``feedback`` and then every ``attempt`` so far, in
+    which ``{look}`` is the picture. ``describe_and_draw`` asks for words and then a picture of what they say.
+    ``one_turn``: of a conversation the last message and the last picture alone are read.
     ``locate`` asks for a box of ``{phrase}`` in a turn of its own; without it, a phrase stands in its tags right before its box.
     """
 
@@ -38,7 +40,9 @@ class Wording:
     describe: str
     complete: str
     after_image: str
+    describe_and_draw: str
     plan: str
+    draw_planned: str
     plan_edit: str
     placed: str
     between_placed: str
@@ -49,6 +53,7 @@ class Wording:
     feedback: str
     attempt: str
     between_attempts: str
+    one_turn: bool
     locate: str = ""
 
     def reason(self, kind: str) -> str:
@@ -72,7 +77,9 @@ RELEASED = Wording(
     describe="Please describe this image.",
     complete="Please write a caption.",
     after_image="\n ",
+    describe_and_draw="Please describe this image, then draw what you described.",
     plan="Generate an image with the caption: {caption} {micro}. " + _LAYOUT,
+    draw_planned="Generate an image with the caption:\n {caption} {micro}",
     plan_edit="{instruction}. " + _LAYOUT,
     placed="<box_p> {phrase} </box_p>{box}",
     between_placed=", ",
@@ -91,6 +98,7 @@ RELEASED = Wording(
     feedback=" Please also consider past generations and their feedbacks. Do not repeat these errors ",
     attempt="Generation {number}: {look}\n Feedback {number}: {critique}",
     between_attempts="\n",
+    one_turn=False,
     locate="Please locate {phrase} in this image. Give bounding boxes in LOC format.",
 )
 
@@ -103,8 +111,10 @@ COMPACT = Wording(
     describe="describe",
     complete="caption",
     after_image="",
-    plan="plan {caption} {micro}",
-    plan_edit="plan {instruction}",
+    describe_and_draw="describe, then draw",
+    plan="draw {caption} {micro}",
+    draw_planned="draw {caption} {micro}",
+    plan_edit="{instruction}",
     placed="{phrase}{box}",
     between_placed="",
     plan_reason="",
@@ -122,6 +132,7 @@ COMPACT = Wording(
     feedback="",
     attempt="{look}{critique}",
     between_attempts="",
+    one_turn=True,
 )
 
 
