@@ -9,8 +9,12 @@ from random import Random
 
 from tests.data.test_world_language import _COLOURS, _LYING, _TINTED, _WORDS, _counts, _one, _scenes
 from unmask.data.world import critiques
+from unmask.data.world.edits import EDIT_KINDS, edit
+from unmask.data.world.language import noun
+from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import INVERSE, Draft, Scene, relation, split_of
 from unmask.data.world.vocabulary import BACKGROUNDS
+from unmask.tokens.prompts import COMPACT
 
 
 def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
@@ -70,3 +74,33 @@ def test_spoilt_pictures_miss_the_caption_that_the_scene_meets() -> None:
             assert split_of(wrong.scene) == "train"
     said = " ".join(words)
     assert all(w in said for w in ("no _", "missing", "be _, not", "left of", "background", "not three")), words
+
+
+def test_layouts_say_where_things_are_and_what_an_edit_touches() -> None:
+    rng = Random(4)
+    seen: set[str] = set()
+    for scene in _scenes("grid", "train", 300):
+        layout = scene_layout(scene, COMPACT, rng)
+        assert Counter(t.box for t in layout.things) == Counter(t.box for t in scene.things)
+        for kind in EDIT_KINDS:
+            made = edit(scene, "train", rng, kind)
+            if made is None:
+                continue
+            seen.add(kind)
+            found = edit_layout(made, COMPACT)
+            boxes = {t.box for t in found.things}
+            before, after = ({t.box for t in s.things} for s in (made.source, made.target))
+            wanted = {
+                "add": after - before,
+                "remove": before - after,
+                "move": before ^ after,
+                "resize": before ^ after,
+                "background": set(),
+            }
+            assert found.reason == COMPACT.reason(kind)
+            if kind in wanted:
+                assert boxes == wanted[kind], (kind, made)
+            else:
+                (thing,) = [t for t in made.target.things if t not in made.source.things]
+                assert boxes == {thing.box} and found.things[0].phrase == noun(thing)
+    assert seen == set(EDIT_KINDS)
