@@ -145,6 +145,17 @@ def test_half_of_the_critiques_approve_and_retries_show_what_was_wrong() -> None
     assert all(any(s.name == "plan" for s in table) for table in planned.span_table)
 
 
+def test_answers_have_room() -> None:
+    for source in (
+        Looks(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, room=30),
+        Critiques(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, length=30),
+    ):
+        rooms = [len(s) for table in source(0).span_table for s in table if s.name == "answer"]
+        assert rooms and set(rooms) == {30}
+    rooms = [len(s) for table in sources()["look"](0).span_table for s in table if s.name == "answer"]  # type: ignore[operator]
+    assert max(rooms) < 30
+
+
 def test_illustrations_come_in_both_forms() -> None:
     batch = Illustrations(text=text(), encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, length=44)(0)
     joint, announcing = batch.span_table[:2]

@@ -125,7 +125,10 @@ class Drawings:
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture."""
+    """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture.
+
+    ``room``: tokens of every answer, ends of turn included; 0: one to three of these behind it.
+    """
 
     text: Text
     seed: int
@@ -137,6 +140,7 @@ class Looks:
     describe: float = 0.15
     levels: Levels = (("grid", 0.85), ("free", 0.15))
     draft: Draft = Draft()
+    room: int = 0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"looks/{self.seed}/{step}")
@@ -154,21 +158,25 @@ class Looks:
         rng.shuffle(asked)
         for question in asked[: self.questions - describe]:
             segment += 1
-            asking(b, question.text, answer_ids(self.text, question.answer, rng), segment=segment)
+            asking(b, question.text, answer_ids(self.text, question.answer, rng, self.room), segment=segment)
         phrases = language.referring(scene, rng)
         rng.shuffle(phrases)
         for phrase, thing in phrases[: self.phrases - describe]:
             segment += 1
             grounding(b, phrase, scene.things[thing].box, segment=segment)
         if describe or not segment:
-            words = answer_ids(self.text, language.caption(scene, rng), rng)
+            words = answer_ids(self.text, language.caption(scene, rng), rng, self.room)
             asking(b, b.wording.describe, words, segment=segment + 1)
         return b.build()
 
 
-def answer_ids(text: Text, answer: str, rng: Random, most: int = 3) -> list[int]:
-    """An answer closed by one to ``most`` ends of turn: how long the region is must not give the answer away."""
-    return text.encode(answer) + [text[EOT]] * rng.randint(1, most)
+def answer_ids(text: Text, answer: str, rng: Random, room: int = 0) -> list[int]:
+    """An answer closed by one to three ends of turn, or by as many as fill its ``room``, one at least.
+
+    How long the region is must not give the answer away; and a model that was always given little room fills any with words.
+    """
+    ids = text.encode(answer)
+    return ids + [text[EOT]] * (max(1, room - len(ids)) if room else rng.randint(1, 3))
 
 
 @dataclass(frozen=True, kw_only=True)

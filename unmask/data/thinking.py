@@ -88,13 +88,17 @@ class EditPlans:
 
 @dataclass(frozen=True, kw_only=True)
 class Critiques:
-    """Picture and caption -> "... is correct", or what is wrong. Half of the captions are right; several stand under one picture."""
+    """Picture and caption -> "... is correct", or what is wrong, in ``length`` tokens. Half of the captions are right.
+
+    Several stand under one picture, in segments of their own.
+    """
 
     text: Text
     seed: int
     look_tokens: int
     batch: int = 10
     side: int = 128
+    length: int = 16
     captions: int = 4
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
@@ -110,7 +114,7 @@ class Critiques:
                 found = critiques.praise if rng.random() < 0.5 else critiques.mismatch
                 caption, words = found(scene, rng)
                 asked = b.wording.critique.format(caption=caption)
-                asking(b, asked, answer_ids(self.text, words, rng), segment=segment)
+                asking(b, asked, answer_ids(self.text, words, rng, self.length), segment=segment)
             rows.append(b.build())
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
