@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,11 +25,11 @@ from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Sequence, collate
-from unmask.tasks.results import Answer, describe, so_far
+from unmask.tasks.results import Answer, answered, describe, so_far
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import BOS, END_HEADER, EOS, EOT, HEADER, MASK, TEXT_CONTROL, Text
+from unmask.tokens.text import BOS, EOS, EOT, MASK, TEXT_CONTROL, Text
 
 _NEEDS = frozenset({"und", "text_head"})
 _PICTURES = ("generate", "edit", "ground", "infill", "describe")
@@ -53,26 +53,16 @@ class Reply:
 
     question: str
     length: int
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return _NEEDS
+    needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         text, b = tokens.text, tokens.builder()
-        turn = (
-            text[BOS],
-            text[HEADER],
-            "user",
-            text[END_HEADER],
-            f"{b.wording.newlines}{self.question.strip()}",
-            text[EOT],
-        )
-        b.say("prompt", *turn, *b.header("assistant"))
+        asked = (*b.header("user"), self.question.strip(), text[EOT])
+        b.say("prompt", text[BOS], *asked, *b.header("assistant"))
         return b.write("answer", self.length).build(self.question)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
-        return _answer(sequence, tokens)
+        return answered(sequence, tokens.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +71,13 @@ class Continue:
 
     prompt: str
     length: int
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return _NEEDS
+    needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         return tokens.builder().say("prompt", self.prompt).write("answer", self.length).build(self.prompt)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
-        return _answer(sequence, tokens)
+        return answered(sequence, tokens.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +85,7 @@ class FillGaps:
     """A text in which every ``[mask]`` is one token to be found; what is given stays as it is."""
 
     target: str
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return _NEEDS
+    needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         if GAP not in self.target:
@@ -117,11 +101,6 @@ class FillGaps:
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return tokens.text.decode(sequence.ids.tolist())
-
-
-def _answer(sequence: Sequence, tokens: TextParts) -> str:
-    span = sequence.span("answer")
-    return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
 
 
 def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) -> TextModel:

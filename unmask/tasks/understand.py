@@ -15,6 +15,7 @@ from unmask.sampling.stop import EndOfTurn
 from unmask.sampling.window import Blocks
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
+from unmask.tasks.results import answered
 from unmask.tokens.build import asking, looking
 from unmask.tokens.text import EOS, EOT
 from unmask.tokens.views import Look
@@ -39,8 +40,7 @@ class Ask:
         return asking(b, self.question, self.length, segment=b.first_segment).build(self.question)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
-        span = sequence.span("answer")
-        return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
+        return answered(sequence, tokens.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,7 @@ class FillText:
         return b.say("end", tokens.text[EOT], segment=segment).build(self.target)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
-        ids = [i for s in sequence.spans if s.name == "answer" for i in sequence.ids[s.start : s.stop].tolist()]
-        return tokens.text.decode(ids)
+        return answered(sequence, tokens.text)
 
 
 def sampler(tokens: Parts, *, block: int = 32) -> Sampler:
