@@ -6,9 +6,7 @@ Same seed, same answer, whatever the batch size: picture i of a call has the see
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +14,14 @@ from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
-from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Batch, collate
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Batch
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import edit, generate, ground, infill, released, understand
 from unmask.tasks.opening import find, is_text, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe, so_far
+from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe
+from unmask.tasks.running import Done, Watch, answer, decide
 from unmask.tasks.text import TextModel, load_text
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
@@ -63,12 +62,6 @@ def load(
     parts = open_parts(folder, found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    rows: list[Tokens]
-    seconds: float
 
 
 class Model:
@@ -189,23 +182,18 @@ class Model:
         )
 
     def run(
-        self,
-        sequences: Sequence[Tokens],
-        seeds: Sequence[int],
-        sampler: Sampler,
-        watch: Callable[[Batch], None] | None = None,
-    ) -> _Done:
+        self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, watch: Watch | None = None
+    ) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
-        began = time.perf_counter()
-        batch = collate(sequences, seeds, features_per_image=self.parts.look_tokens).to(self.device)
-
-        def on_step(step: Step) -> None:
-            if watch:
-                watch(step.batch)
-
-        done = sampler.sample(self.parts.net, batch, on_step=on_step)
-        rows = [_row(sequence, done, i) for i, sequence in enumerate(sequences)]
-        return _Done(rows=rows, seconds=time.perf_counter() - began)
+        return decide(
+            self.parts.net,
+            sequences,
+            seeds,
+            sampler,
+            device=self.device,
+            features_per_image=self.parts.look_tokens,
+            watch=watch,
+        )
 
     def _draw(
         self, tasks: Sequence[Any], seeds: list[int], sampler: Sampler, prompt: str, trace: bool
@@ -239,20 +227,7 @@ class Model:
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
         built = task.build(self.parts)
-        steps: list[str] = []
-
-        def watch(batch: Batch) -> None:
-            steps.append(so_far(batch, 0, self.parts.text))
-
-        done = self.run([built], [seed], sampler, watch if trace else None)
-        return Answer(
-            text=task.read(done.rows[0], self.parts),
-            question=question,
-            seed=seed,
-            seconds=done.seconds,
-            settings=describe(sampler),
-            trace=tuple(steps),
-        )
+        return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:
         if not text.strip() and not empty:
@@ -266,8 +241,3 @@ def _count(n: int) -> int:
     if not 1 <= n <= 256:
         raise ValueError(f"n must be 1 to 256, got {n}")
     return n
-
-
-def _row(sequence: Tokens, batch: Batch, row: int) -> Tokens:
-    length = len(sequence.ids)
-    return replace(sequence, ids=batch.ids[row, :length].cpu(), masked=batch.masked[row, :length].cpu())
