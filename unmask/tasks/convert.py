@@ -21,11 +21,10 @@ from torch import Tensor
 
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import OWN, names, read_json, survey_lavida_o
-from unmask.checkpoints.llada import is_llada
 from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_head
 from unmask.models.sizes import ElasticConfig, VisionConfig
-from unmask.tasks.opening import RELEASED_BLOCK, find, fit_own, survey, write_config
+from unmask.tasks.opening import RELEASED_BLOCK, Layout, find, fit_own, layout_of, survey, write_config
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 
@@ -101,10 +100,9 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
         raise CheckpointError(f"{place} has no config.json; if it is a run, say with --like which model it trained")
     home = find(source if like is None else like)
     raw = read_json(home / "config.json")
-    if "d_model" in raw:
-        kind = (
-            "LLaDA's layout, which is the only one of a text model" if is_llada(raw) else "the released layout already"
-        )
+    if (layout := layout_of(raw)) is not Layout.OWN:
+        text = layout is Layout.LLADA
+        kind = "LLaDA's layout, which is the only one of a text model" if text else "the released layout already"
         raise CheckpointError(f"{home} is in {kind}; give one of our own models")
     found, kept = survey(home), raw.get(RELEASED_BLOCK, {})
     checkpoint = found.checkpoint
@@ -118,8 +116,9 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
 
 def _read_released(folder: Path) -> Content:
     raw = read_json(folder / "config.json")
-    if "d_model" not in raw or is_llada(raw):
-        kind = "is a text model, which has one layout alone" if is_llada(raw) else "is not in the released layout"
+    if (layout := layout_of(raw)) is not Layout.RELEASED:
+        text = layout is Layout.LLADA
+        kind = "is a text model, which has one layout alone" if text else "is not in the released layout"
         raise CheckpointError(f"{folder} {kind}; give a LaViDa-O folder")
     said = raw.get(OWN, {})
     setting = {name: said.get(name, value) for name, value in _AS_RELEASED.items()}

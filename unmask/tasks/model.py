@@ -18,7 +18,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Batch
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import edit, generate, ground, infill, released, understand
-from unmask.tasks.opening import find, is_text, open_parts, survey
+from unmask.tasks.opening import Layout, find, layout_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe
 from unmask.tasks.running import Done, Watch, answer, decide
@@ -56,10 +56,10 @@ def load(
     ``keep``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
     """
     folder = find(name, download=download)
-    if is_text(folder):
+    if layout_in(folder) is Layout.LLADA:
         return load_text(folder, device=device, keep=keep)
     found = survey(folder)
-    parts = open_parts(folder, found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
+    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
 

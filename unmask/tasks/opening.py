@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,21 @@ ALL = "all"
 TEXT_TASKS = ("ask", "infill-text", ALL)  # what a text model can be asked
 
 
+class Layout(Enum):
+    """How a model lies on the disk: as ours, as LaViDa-O was released, or as LLaDA, which is a text model."""
+
+    OWN = "own"
+    RELEASED = "released"
+    LLADA = "llada"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """A model without its weights. ``side``: pixels of a drawn picture (of a text model: 0) · ``fold``: codes a position along one side ·
     ``released``: config.json as it was released, where it was.
     """
 
+    layout: Layout
     checkpoint: Checkpoint
     wording: Wording
     side: int
@@ -66,31 +76,32 @@ def find(name: str | os.PathLike[str], *, download: bool = False) -> Path:
     )
 
 
-def is_text(folder: Path) -> bool:
-    """Whether config.json is that of a text model in LLaDA's layout; one that cannot be read is left to those who want it."""
-    return is_llada(_peek(folder))
+def layout_of(raw: Any) -> Layout:
+    """The layout whose config.json this is. What is of no known one counts as ours, so that its faults are told when it is read as such."""
+    if not isinstance(raw, dict):
+        return Layout.OWN
+    if is_llada(raw):
+        return Layout.LLADA
+    return Layout.RELEASED if "d_model" in raw else Layout.OWN
 
 
-def is_released(folder: Path) -> bool:
-    """Whether config.json is one of the released layout of LaViDa-O rather than of ours."""
-    raw = _peek(folder)
-    return "d_model" in raw and not is_llada(raw)
-
-
-def _peek(folder: Path) -> dict[str, Any]:
+def layout_in(folder: Path) -> Layout:
+    """The layout of a folder; a config.json that cannot be read is left to those who want it."""
     try:
-        raw = read_json(folder / "config.json")
+        return layout_of(read_json(folder / "config.json"))
     except CheckpointError:
-        return {}
-    return raw if isinstance(raw, dict) else {}
+        return Layout.OWN
 
 
 def survey(folder: Path) -> Survey:
     """What a folder holds, from its configuration and the heads of its files. CheckpointError says what does not fit."""
-    if is_text(folder):
-        return Survey(checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
-    if is_released(folder):
-        return _survey_released(folder)
+    layout = layout_in(folder)
+    if layout is Layout.LLADA:
+        return Survey(layout=layout, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
+    return _survey_released(folder) if layout is Layout.RELEASED else _survey_own(folder)
+
+
+def _survey_own(folder: Path) -> Survey:
     config, kept = read_config(folder), read_json(folder / "config.json").get(RELEASED_BLOCK, {})
     tokenizer = folder / "tokenizer.json"  # what was converted from the released layout may have none
     mask_id = int(kept["mask_token_id"]) if kept and not tokenizer.exists() else Text.load(tokenizer)[MASK]
@@ -106,7 +117,7 @@ def survey(folder: Path) -> Survey:
         dtype=torch.float32,
     )
     setting = {name: config[name] for name in ("wording", "side", "fold")}
-    return Survey(checkpoint=checkpoint, **setting, released=kept.get("config", {}))
+    return Survey(layout=Layout.OWN, checkpoint=checkpoint, **setting, released=kept.get("config", {}))
 
 
 def _survey_released(folder: Path) -> Survey:
@@ -130,12 +141,15 @@ def _survey_released(folder: Path) -> Survey:
         )
     if named != "released":
         checkpoint = replace(checkpoint, dtype=torch.float32)  # ours work in float32, whatever they are stored in
-    return Survey(checkpoint=checkpoint, wording=WORDINGS[named], side=side, fold=2, released=raw)
+    return Survey(
+        layout=Layout.RELEASED, checkpoint=checkpoint, wording=WORDINGS[named], side=side, fold=2, released=raw
+    )
 
 
-def open_parts(folder: Path, found: Survey, weights: Weights) -> Parts:
+def open_parts(found: Survey, weights: Weights) -> Parts:
     """The parts of a model, of which nothing is loaded yet. CheckpointError where the tokenizer is not the model's."""
-    if is_released(folder):
+    folder = found.checkpoint.place
+    if found.layout is Layout.RELEASED:
         text = released.read_text(folder, found.released)
     else:
         text = Text.load(folder / "tokenizer.json")
@@ -164,7 +178,8 @@ def survey_size(name: str) -> Survey:
         net=_imagined(net, "BF16", 2),
         vq=_imagined(vq, "F32", 4),
     )
-    return Survey(checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
+    layout = Layout.RELEASED if config.gen_width else Layout.LLADA
+    return Survey(layout=layout, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
 
 
 def needs_of(task: str) -> frozenset[str]:
