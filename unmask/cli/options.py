@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 Command = Callable[..., None]
+DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ def storage_options(command: Command) -> Command:
         click.option(
             "--dtype",
             metavar="TYPE",
-            type=click.Choice(("float32", "bfloat16", "float16")),
+            type=click.Choice(DTYPES),
             help="Keep the network as float32, bfloat16 or float16.",
         ),
         click.option("--quantise", metavar="BRANCH=BITS", multiple=True, help="und=int8, gen=int4 …; may be repeated."),
