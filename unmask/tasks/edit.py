@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -26,10 +27,7 @@ class Edit:
     pixels: Tensor
     instruction: str
     look: Tensor | Look | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
         source = tokens.encode(self.pixels).cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -25,10 +26,7 @@ class Generate:
 
     prompt: str
     conditions: Conditions | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und.joint", "gen", "vq.decoder"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
         return drawing(tokens.builder(), self.prompt, tokens.grid, fold=tokens.fold, conditions=self.conditions)

@@ -184,14 +184,13 @@ def survey_size(name: str) -> Survey:
 
 def needs_of(task: str) -> frozenset[str]:
     """The parts that a task reads, by the task's name at the command line; ``all``: every part. ValueError names the known ones."""
-    blank = torch.zeros(3, 1, 1)
     known = {
-        "generate": generate.Generate(prompt="").needs,
-        "edit": edit.Edit(pixels=blank, instruction="").needs,
-        "infill": infill.Infill(pixels=blank, region=blank[0]).needs,
-        "infill-text": understand.FillText(target="").needs,
-        "ask": understand.Ask(pixels=blank, question="").needs,
-        "ground": ground.Ground(pixels=blank, phrases=()).needs,
+        "generate": generate.Generate.needs,
+        "edit": edit.Edit.needs,
+        "infill": infill.Infill.needs,
+        "infill-text": understand.FillText.needs,
+        "ask": understand.Ask.needs,
+        "ground": ground.Ground.needs,
         ALL: EVERYTHING,
     }
     if task not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,10 +31,7 @@ class Ask:
     pixels: Tensor | Look
     question: str
     length: int = 4
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und", "text_head", "vision"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.pixels)
@@ -48,10 +46,7 @@ class FillText:
     """A caption with gaps, each ``[mask]`` one token long; what is given stays as it is."""
 
     target: str
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und", "text_head"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head"})
 
     def build(self, tokens: Parts) -> Sequence:
         if GAP not in self.target:
