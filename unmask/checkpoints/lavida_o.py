@@ -24,7 +24,7 @@ from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.tokens.vq import VQ, VQConfig
 
-OWN = "unmask"  # the block of config.json and vqvae/config.json that holds what the released layout has no word for
+OWN_BLOCK = "unmask"  # of config.json and vqvae/config.json: what the released layout has no word for
 _UND = {
     "attn_norm": "attn_norm",
     "q": "q_proj",
@@ -174,7 +174,7 @@ def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticCo
 
 def _vision(raw: dict[str, Any]) -> VisionConfig | None:
     """The released tower, where the model has one. Its sizes are not in the file; ``unmask.vision`` there says those of another."""
-    own = raw.get(OWN, {}).get("vision")
+    own = raw.get(OWN_BLOCK, {}).get("vision")
     if not own and not raw.get("mm_vision_tower"):
         return None
     refuse_unsupported(raw, _VISION_ONLY)
@@ -235,7 +235,7 @@ def _vq_config(raw: dict[str, Any]) -> VQConfig:
     missing = [f for f in (*fields, "block_out_channels") if f not in raw]
     if missing:
         raise CheckpointError(f"vqvae/config.json lacks {', '.join(missing)}")
-    apart = bool(raw.get(OWN, {}).get("encode_apart", False))
+    apart = bool(raw.get(OWN_BLOCK, {}).get("encode_apart", False))
     channels = tuple(raw["block_out_channels"])
     return VQConfig(block_out_channels=channels, encode_apart=apart, **{f: raw[f] for f in fields})
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
 from unmask.checkpoints.hub import fetch, is_hub_name
-from unmask.checkpoints.lavida_o import OWN, read_json, survey_lavida_o
+from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
@@ -122,7 +122,7 @@ def _survey_own(folder: Path) -> Survey:
 
 def _survey_released(folder: Path) -> Survey:
     raw = read_json(folder / "config.json")
-    own = raw.get(OWN, {})
+    own = raw.get(OWN_BLOCK, {})
     side, named = (own.get("side", SIDE), own.get("wording", "released")) if isinstance(own, dict) else (own, "")
     if named not in WORDINGS or not isinstance(side, int) or side < 1:
         raise CheckpointError(
