@@ -107,7 +107,7 @@ def model_options(command: Command) -> Command:
         seed_option,
         setting_option("Change a field of the sampler; may be repeated."),
         json_option,
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0."),
+        device_option,
         threads_option,
         storage_options,
         download_option,
@@ -144,6 +144,7 @@ download_option = click.option("--download", is_flag=True, help="Fetch a model o
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer."
 )
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use.")
 

@@ -61,6 +61,10 @@ class Box:
     x2: float
     y2: float
 
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        return (self.x1, self.y1, self.x2, self.y2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
@@ -73,7 +77,7 @@ class Grounding:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        boxes = [{"phrase": b.phrase, "box": [b.x1, b.y1, b.x2, b.y2]} for b in self.boxes]
+        boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
         size = {"width": self.image_size[0], "height": self.image_size[1]}
         return {"boxes": boxes, **size, "seed": self.seed, "seconds": self.seconds, "settings": self.settings}
 
