@@ -88,7 +88,7 @@ class Model:
         """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["pace.steps=8", "guide.scale=3"]``."""
         task = generate.Generate(prompt=self._prompt(prompt), conditions=conditions)
         chosen = override(sampler or self.presets.generate(self.parts), settings)
-        return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, prompt, trace)
+        return self._draw(task, [seed + i for i in range(_count(n))], chosen, prompt, trace)
 
     def edit(
         self,
@@ -106,7 +106,7 @@ class Model:
         (pixels, _), seen = self.parts.see(picture), self.parts.look(picture)
         task = edit.Edit(pixels=pixels, instruction=self._prompt(instruction), look=seen)
         chosen = override(sampler or self.presets.edit(self.parts), settings)
-        return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, instruction, trace)
+        return self._draw(task, [seed + i for i in range(_count(n))], chosen, instruction, trace)
 
     def infill(
         self,
@@ -126,7 +126,7 @@ class Model:
         shown = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=shown, prompt=self._prompt(prompt, empty=True))
         chosen = override(self.presets.generate(self.parts), settings)
-        return self._draw([task], [seed], chosen, prompt, trace)[0]
+        return self._draw(task, [seed], chosen, prompt, trace)[0]
 
     def ask(
         self,
@@ -195,33 +195,31 @@ class Model:
             watch=watch,
         )
 
-    def _draw(
-        self, tasks: Sequence[Any], seeds: list[int], sampler: Sampler, prompt: str, trace: bool
-    ) -> list[Drawing]:
-        self.parts.require(tasks[0].needs)
-        built = tasks[0].build(self.parts)  # one request, several seeds
-        sequences = [built] * len(tasks)
-        frames: list[list[Image.Image]] = [[] for _ in tasks]
+    def _draw(self, task: Any, seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool) -> list[Drawing]:
+        """One request, drawn once for every seed."""
+        self.parts.require(task.needs)
+        built = task.build(self.parts)
+        frames: list[list[Image.Image]] = [[] for _ in seeds]
 
         def watch(batch: Batch) -> None:
-            for i in range(len(tasks)):
-                span = built.span("image")
-                part = slice(span.start, span.stop)
+            span = built.span("image")
+            part = slice(span.start, span.stop)
+            for i, film in enumerate(frames):
                 codes, masked = batch.ids[i, part].reshape(span.grid), batch.masked[i, part].reshape(span.grid)
-                frames[i].append(self.parts.canvas(codes, masked))
+                film.append(self.parts.canvas(codes, masked))
 
-        done = self.run(sequences, seeds, sampler, watch if trace else None)
+        done = self.run([built] * len(seeds), seeds, sampler, watch if trace else None)
         settings = describe(sampler)
         return [
             Drawing(
                 image=task.read(row, self.parts),
                 prompt=prompt,
                 seed=seed,
-                seconds=done.seconds / len(tasks),
+                seconds=done.seconds / len(seeds),
                 settings=settings,
                 trace=tuple(film),
             )
-            for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
+            for row, seed, film in zip(done.rows, seeds, frames, strict=True)
         ]
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
