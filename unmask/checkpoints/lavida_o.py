@@ -170,6 +170,10 @@ def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticCo
         )
     except KeyError as error:
         raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this one of another model?") from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"config.json: a number is something else: {error}; copy or download it again") from error
 
 
 def _vision(raw: dict[str, Any]) -> VisionConfig | None:
@@ -230,11 +234,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _vq_config(raw: dict[str, Any]) -> VQConfig:
     if raw.get("mid_block_add_attention") or raw.get("act_fn", "silu") != "silu":
-        raise CheckpointError("vqvae/config.json: only tokenizers without attention and with SiLU are supported")
+        raise CheckpointError(
+            "vqvae/config.json: a tokenizer with attention or without SiLU is not supported; wanted that of LaViDa-O"
+        )
     fields = ("layers_per_block", "latent_channels", "num_vq_embeddings", "norm_num_groups")
     missing = [f for f in (*fields, "block_out_channels") if f not in raw]
     if missing:
-        raise CheckpointError(f"vqvae/config.json lacks {', '.join(missing)}")
+        raise CheckpointError(f"vqvae/config.json lacks {', '.join(missing)}; copy or download it again")
     apart = bool(raw.get(OWN_BLOCK, {}).get("encode_apart", False))
     channels = tuple(raw["block_out_channels"])
     return VQConfig(block_out_channels=channels, encode_apart=apart, **{f: raw[f] for f in fields})

@@ -206,9 +206,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         model = ElasticConfig(**raw["model"], vision=VisionConfig(**vision) if vision else None)
         channels = tuple(raw["vq"].pop("block_out_channels"))
         vq = VQConfig(**raw["vq"], block_out_channels=channels)
+        if raw["wording"] not in WORDINGS:
+            raise ValueError(f"wording {raw['wording']!r} is none of {', '.join(WORDINGS)}")
         wording, side, fold = WORDINGS[raw["wording"]], int(raw["side"]), int(raw["fold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not a model configuration: {error}") from error
+        reason = f"has no field {error}" if isinstance(error, KeyError) else f"is not a model configuration: {error}"
+        raise CheckpointError(
+            f"{folder / 'config.json'} {reason}; is this a folder of unmask, LaViDa-O or LLaDA?"
+        ) from error
     return {"model": model, "vq": vq, "wording": wording, "side": side, "fold": fold}
 
 
