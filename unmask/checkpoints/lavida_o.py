@@ -170,9 +170,9 @@ def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticCo
         )
     except KeyError as error:
         raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this one of another model?") from error
+    except CheckpointError:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"config.json: a number is something else: {error}; copy or download it again") from error
 
 
