@@ -5,7 +5,6 @@ After a wanted change of the help: ``python tests/cli/test_cli.py`` writes the g
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -14,7 +13,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import click
@@ -91,33 +89,10 @@ def test_help_needs_no_torch(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of the smallest size, which has learned nothing."""
-    import torch
+    """A model folder of the smallest size, which has learned nothing; its network is in several files."""
+    from ..tiny_model import make  # here, so that this file also runs as a program
 
-    from unmask.checkpoints.store import save_module
-    from unmask.models.elastic import Elastic
-    from unmask.models.sizes import SIZES
-    from unmask.tasks.opening import write_config
-    from unmask.tokens.text import MASK, Text
-    from unmask.tokens.vq import VQ, VQConfig
-
-    place = tmp_path_factory.mktemp("tiny")
-    text = Text.load(Path(str(files("unmask") / "assets" / "mini" / "tokenizer.json")))
-    text.save(place / "tokenizer.json")
-    size = dataclasses.replace(SIZES["tiny"], vocab_size=text.size)
-    vq = VQConfig(
-        block_out_channels=(4, 4, 4, 4, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        num_vq_embeddings=size.codes,
-        norm_num_groups=2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        save_module(Elastic(size, mask_id=text[MASK]), place, name="model", shard=200_000)
-        save_module(VQ(vq), place, name="vq")
-    write_config(place, size, vq, wording="compact", side=128, fold=2)
-    return place
+    return make(tmp_path_factory.mktemp("tiny"), shard=200_000)
 
 
 @pytest.fixture

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import click
 
-from unmask.cli.options import Storage, check_device, seed_option, storage_options, threads_option, use_threads
+from unmask.cli.options import (
+    Storage,
+    check_device,
+    device_option,
+    seed_option,
+    storage_options,
+    threads_option,
+    use_threads,
+)
 from unmask.cli.output import news, save_text
 from unmask.data.world.vocabulary import LEVELS
 
@@ -25,7 +33,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @click.option("--json", "into", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write an HTML report with pictures to this folder.")
 @seed_option
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
+@device_option
 @threads_option
 @storage_options
 def evaluate(

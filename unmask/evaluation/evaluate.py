@@ -8,6 +8,7 @@ and words alone.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,11 @@ class Plan:
     def each(self, kinds: int) -> int:
         """Items of each of several kinds."""
         return -(-self.n // kinds)
+
+
+def in_turns(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    """One of each list after the other, so that a run that is stopped has seen something of every kind. ValueError for unequal lengths."""
+    return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
 
 
 class Item(Protocol):
@@ -168,11 +174,11 @@ def fingerprint(model: Model, *settings: Any) -> str:
     """Twelve hex digits of a model's weights and of everything else that a verdict follows from."""
     digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=6)
     for module in (model.parts.net, model.parts.vq):
-        digest.update(weights(module))
+        digest.update(weights_digest(module))
     return digest.hexdigest()
 
 
-def weights(module: nn.Module) -> bytes:
+def weights_digest(module: nn.Module) -> bytes:
     """A digest of all parameters and buffers."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in module.state_dict().items():

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from unmask.evaluation.scoring import interval
+from unmask.evaluation.scoring import Z, interval
 
 Figure = dict[str, Any]
 _LEAST_ERROR = 1e-10  # squared error of 100 dB, so that a perfect picture has a finite PSNR
-_Z = 1.959964
 
 
 def share(rights: Iterable[bool], **more: Any) -> Figure:
@@ -25,13 +24,27 @@ def share(rights: Iterable[bool], **more: Any) -> Figure:
     return {"value": sum(given) / len(given) if given else None, "n": len(given), "low": low, "high": high, **more}
 
 
+def by_kind(rows: Sequence[dict[str, Any]], kinds: Iterable[str], verdict: str = "right") -> dict[str, Figure]:
+    """The share of rows with a good verdict: of all (``overall``), and of each kind."""
+    of_kinds = {kind: share(r[verdict] for r in rows if r["kind"] == kind) for kind in kinds}
+    return {"overall": share(r[verdict] for r in rows), **of_kinds}
+
+
+def by_combination(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """The share of right rows, apart for those with a held-out combination."""
+    return {
+        "seen_combinations": share(r["right"] for r in rows if not r["unseen"]),
+        "held_out_combinations": share(r["right"] for r in rows if r["unseen"]),
+    }
+
+
 def average(values: Sequence[float], **more: Any) -> Figure:
     """The mean, with the normal interval of a mean."""
     n = len(values)
     if not n:
         return {"value": None, "n": 0, "low": None, "high": None, **more}
     value = float(np.mean(values))
-    spread = _Z * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
+    spread = Z * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
     return {"value": value, "n": n, "low": value - spread, "high": value + spread, **more}
 
 
@@ -42,7 +55,7 @@ def balanced(pairs: Sequence[tuple[bool, bool]]) -> Figure:
         return {"value": None, "n": len(pairs), "low": None, "high": None}
     rates = [sum(group) / len(group) for group in groups]
     value = sum(rates) / 2
-    spread = _Z / 2 * sum(p * (1 - p) / len(g) for p, g in zip(rates, groups, strict=True)) ** 0.5
+    spread = Z / 2 * sum(p * (1 - p) / len(g) for p, g in zip(rates, groups, strict=True)) ** 0.5
     return {"value": value, "n": len(pairs), "low": max(0.0, value - spread), "high": min(1.0, value + spread)}
 
 

@@ -15,7 +15,7 @@ from unmask.data.world.scenes import RELATIONS, Scene, Thing
 from unmask.evaluation.judge import Box, Found, Seen
 
 _SAME_PLACE = 0.5  # least IoU of a found box with the true one
-_Z = 1.959964  # two-sided 95 %
+Z = 1.959964  # two-sided 95 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +173,9 @@ def interval(successes: int, n: int) -> tuple[float, float]:
         raise ValueError(f"wanted 0 <= successes <= n, got {successes} of {n}")
     if n == 0:
         return (0.0, 1.0)
-    share, z2 = successes / n, _Z * _Z
+    share, z2 = successes / n, Z * Z
     middle = share + z2 / (2 * n)
-    spread = _Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    spread = Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     # The formula gives 0 and 1 at the ends up to rounding: say them exactly, so that the interval holds its share.
     low = (middle - spread) / (1 + z2 / n) if successes else 0.0
     high = (middle + spread) / (1 + z2 / n) if successes < n else 1.0

@@ -20,9 +20,9 @@ from unmask.data.world.critiques import spoil
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation import scoring
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
 from unmask.evaluation.judge import Judge, load_judge
-from unmask.evaluation.metrics import average, balanced, calibration, share
+from unmask.evaluation.metrics import average, balanced, by_combination, by_kind, calibration, share
 from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt
 from unmask.rng import key
 from unmask.tasks import reflecting
@@ -47,7 +47,7 @@ class Reflections:
             *(describe(make(model.parts)) for make in made),
             self.thinking.rounds,
             self.thinking.memory,
-            weights(self.judge()).hex(),
+            weights_digest(self.judge()).hex(),
         ]
 
     def find(self, model: Model, items: Sequence[Prompt]) -> list[Finding]:
@@ -71,12 +71,8 @@ class Reflections:
         """Success with at most N tries, N doubling from 1; how many it takes; whether the model judged its pictures rightly."""
         out: Figures = {}
         for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.rounds):
-            out[f"rounds_{most}"] = {
-                "overall": share(taken(r, most)["right"] for r in rows),
-                **{kind: share(taken(r, most)["right"] for r in rows if r["kind"] == kind) for kind in CATEGORIES},
-            }
-        for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):
-            out[name] = share(taken(r, self.thinking.rounds)["right"] for r in rows if r["unseen"] == unseen)
+            out[f"rounds_{most}"] = by_kind([{**r, **taken(r, most)} for r in rows], CATEGORIES)
+        out |= by_combination([{**r, **taken(r, self.thinking.rounds)} for r in rows])
         out["tries"] = average([float(len(r["tries"])) for r in rows])
         first = [r["tries"][0] for r in rows]
         out["plans_with_troubles"] = share(bool(t["plan"] and t["plan"]["troubles"]) for t in first)

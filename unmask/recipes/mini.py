@@ -55,7 +55,6 @@ from unmask.tokens.vq import VQ
 SIZE = SIZES["mini"]
 assert SIZE.vision is not None
 LOOK_TOKENS = SIZE.vision.tokens
-ONE_THING = Draft(counts=((1, 0.7), (2, 0.3)), alike=0.3)
 MANY = Draft(counts=((1, 0.15), (2, 0.35), (3, 0.25), (4, 0.25)), alike=0.2)
 EVEN = Draft(counts=((1, 0.22), (2, 0.48), (3, 0.18), (4, 0.12)), alike=0.28)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -18,7 +18,8 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
-from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.parts import Parts
+from unmask.tasks.reflecting import Runner
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.text import EOT, EXP
 from unmask.tokens.turns import Said, announced, conversation, opened, resumed
@@ -68,16 +69,6 @@ class Turn:
         parts = [part if isinstance(part, str) else None for part in self.parts]
         plan = self.plan.to_json() if self.plan else None
         return {"parts": parts, "plan": plan, "unread": self.unread, "seed": self.seed, "seconds": self.seconds}
-
-
-class Runner(Protocol):
-    """What a conversation needs of a model."""
-
-    @property
-    def parts(self) -> Parts: ...
-    @property
-    def presets(self) -> Presets: ...
-    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler) -> Any: ...
 
 
 def check(messages: Items[Message]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -31,10 +32,7 @@ class Edit:
     instruction: str
     look: Tensor | Look | None = None
     plan: Layout | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
         source = tokens.encode(self.pixels).cpu()

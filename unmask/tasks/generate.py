@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -31,10 +32,7 @@ class Generate:
     conditions: Conditions | None = None
     plan: Layout | None = None
     attempts: tuple[Attempt, ...] = ()
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und.joint", "gen", "vq.decoder"}) | (frozenset({"vision"}) if self.attempts else frozenset())
+    needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
         return drawing(

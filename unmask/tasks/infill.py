@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -25,10 +26,7 @@ class Infill:
     region: Tensor
     prompt: str = ""
     plan: Layout | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und.joint", "gen", "vq.encoder", "vq.decoder"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vq.encoder", "vq.decoder"})
 
     def open_codes(self, tokens: Parts) -> Tensor:
         """Which codes are to be decided, [h, w]."""

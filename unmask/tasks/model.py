@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,15 +17,16 @@ from torch import Tensor
 
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
-from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Batch, collate
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Batch
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import conversing, edit, generate, ground, infill, planning, reflecting, released, understand
 from unmask.tasks.conversing import Message, Turn
-from unmask.tasks.opening import find, is_text, open_parts, survey
+from unmask.tasks.opening import Format, find, format_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
-from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe, so_far
+from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe
+from unmask.tasks.running import Done, Watch, answer, decide
 from unmask.tasks.text import TextModel, load_text
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
@@ -70,18 +71,12 @@ def load(
     ``keep``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
     """
     folder = find(name, download=download)
-    if is_text(folder):
+    if format_in(folder) is Format.LLADA:
         return load_text(folder, device=device, keep=keep)
     found = survey(folder)
-    parts = open_parts(folder, found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
+    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    rows: list[Tokens]
-    seconds: float
 
 
 class Model:
@@ -121,7 +116,7 @@ class Model:
             return self._reflect(said, seeds, thinking, chosen, conditions)
         layouts: Sequence[Layout | None] = [thinking.layout] * n
         if thinking.plan:
-            self.parts.require(planning.NEEDS)
+            self.parts.require(planning.Plan.needs)
             layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
         tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
         return self._draw(tasks, seeds, chosen, prompt, trace)
@@ -235,47 +230,43 @@ class Model:
         return replace(turn, seconds=time.perf_counter() - began, settings=settings)
 
     def run(
-        self,
-        sequences: Sequence[Tokens],
-        seeds: Sequence[int],
-        sampler: Sampler,
-        watch: Callable[[Batch], None] | None = None,
-    ) -> _Done:
+        self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, watch: Watch | None = None
+    ) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
-        began = time.perf_counter()
-        batch = collate(sequences, seeds, features_per_image=self.parts.look_tokens).to(self.device)
-
-        def on_step(step: Step) -> None:
-            if watch:
-                watch(step.batch)
-
-        done = sampler.sample(self.parts.net, batch, on_step=on_step)
-        rows = [_row(sequence, done, i) for i, sequence in enumerate(sequences)]
-        return _Done(rows=rows, seconds=time.perf_counter() - began)
+        return decide(
+            self.parts.net,
+            sequences,
+            seeds,
+            sampler,
+            device=self.device,
+            features_per_image=self.parts.look_tokens,
+            watch=watch,
+        )
 
     def _draw(
-        self, tasks: Sequence[Any], seeds: list[int], sampler: Sampler, prompt: str, trace: bool
+        self, tasks: Sequence[Any], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
     ) -> list[Drawing]:
+        """One picture a task; the same task with several seeds is built once."""
         self.parts.require(tasks[0].needs)
-        known = {id(task): task.build(self.parts) for task in tasks}  # one request may have several seeds
-        sequences = [known[id(task)] for task in tasks]
+        known = {id(task): task.build(self.parts) for task in tasks}
+        built = [known[id(task)] for task in tasks]
         frames: list[list[Image.Image]] = [[] for _ in tasks]
 
         def watch(batch: Batch) -> None:
-            for i, sequence in enumerate(sequences):
+            for i, (sequence, film) in enumerate(zip(built, frames, strict=True)):
                 span = sequence.span("image")
                 part = slice(span.start, span.stop)
                 codes, masked = batch.ids[i, part].reshape(span.grid), batch.masked[i, part].reshape(span.grid)
-                frames[i].append(self.parts.canvas(codes, masked))
+                film.append(self.parts.canvas(codes, masked))
 
-        done = self.run(sequences, seeds, sampler, watch if trace else None)
+        done = self.run(built, seeds, sampler, watch if trace else None)
         settings = describe(sampler)
         return [
             Drawing(
                 image=task.read(row, self.parts),
                 prompt=prompt,
                 seed=seed,
-                seconds=done.seconds / len(tasks),
+                seconds=done.seconds / len(seeds),
                 settings=settings,
                 trace=tuple(film),
                 plan=task.plan,
@@ -312,20 +303,7 @@ class Model:
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
         built = task.build(self.parts)
-        steps: list[str] = []
-
-        def watch(batch: Batch) -> None:
-            steps.append(so_far(batch, 0, self.parts.text))
-
-        done = self.run([built], [seed], sampler, watch if trace else None)
-        return Answer(
-            text=task.read(done.rows[0], self.parts),
-            question=question,
-            seed=seed,
-            seconds=done.seconds,
-            settings=describe(sampler),
-            trace=tuple(steps),
-        )
+        return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:
         if not text.strip() and not empty:
@@ -339,8 +317,3 @@ def _count(n: int) -> int:
     if not 1 <= n <= 256:
         raise ValueError(f"n must be 1 to 256, got {n}")
     return n
-
-
-def _row(sequence: Tokens, batch: Batch, row: int) -> Tokens:
-    length = len(sequence.ids)
-    return replace(sequence, ids=batch.ids[row, :length].cpu(), masked=batch.masked[row, :length].cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,8 +21,6 @@ from unmask.tokens.prompts import Conditions
 from unmask.tokens.text import EOS, EOT, EXP
 from unmask.tokens.views import Look
 
-NEEDS = frozenset({"und", "text_head"})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -30,10 +29,7 @@ class Plan:
     prompt: str
     length: int
     conditions: Conditions | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return NEEDS
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head"})
 
     def build(self, tokens: Parts) -> Sequence:
         return planning(tokens.builder(), self.prompt, self.length, conditions=self.conditions)
@@ -49,10 +45,7 @@ class PlanEdit:
     pixels: Tensor | Look
     instruction: str
     length: int
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return NEEDS | frozenset({"vision"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def build(self, tokens: Parts) -> Sequence:
         return planning_edit(tokens.builder(), self.pixels, self.instruction, self.length)

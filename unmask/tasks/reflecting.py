@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from PIL import Image
@@ -39,10 +39,7 @@ class Critique:
     pixels: Tensor | Look
     caption: str
     length: int
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und", "text_head", "vision"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.pixels)
@@ -80,7 +77,7 @@ class Thinking:
 
 
 class Runner(Protocol):
-    """What thinking needs of a model."""
+    """What thinking and conversing need of a model."""
 
     @property
     def parts(self) -> Parts: ...

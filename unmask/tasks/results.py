@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch
+from unmask.sequence import Batch, Sequence
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -90,6 +90,10 @@ class Box:
     x2: float
     y2: float
 
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        return (self.x1, self.y1, self.x2, self.y2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
@@ -102,9 +106,15 @@ class Grounding:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        boxes = [{"phrase": b.phrase, "box": [b.x1, b.y1, b.x2, b.y2]} for b in self.boxes]
+        boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
         size = {"width": self.image_size[0], "height": self.image_size[1]}
         return {"boxes": boxes, **size, "seed": self.seed, "seconds": self.seconds, "settings": self.settings}
+
+
+def answered(sequence: Sequence, text: Text) -> str:
+    """The answers of a finished sequence, as one text."""
+    ids = [i for s in sequence.spans if s.name == "answer" for i in sequence.ids[s.start : s.stop].tolist()]
+    return text.decode(ids)
 
 
 def so_far(batch: Batch, row: int, text: Text) -> str:
