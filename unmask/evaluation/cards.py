@@ -55,6 +55,11 @@ def _card(part: Measured, item: Any, row: Row) -> Card:
         pictures = [_boxed(item, row)]
     elif "answer" in row:
         note, pictures = f"“{row['answer']}”, wanted “{row['wanted']}”", [render(item.scene)]
+    elif "critique" in row:
+        note, pictures = f"“{row['critique']}”, wanted “{row['wanted'] or 'is correct'}”", [render(item.scene)]
+    elif "tries" in row:
+        note = " → ".join(f"“{t['critique']}”" for t in row["tries"])
+        pictures = [part.pictures(row["key"], f"try{i}") for i in range(1, len(row["tries"]) + 1)]
     else:
         note = _saw(row)
         names = ("drawn",) if part.name == "world_geneval" else ("before", "drawn")

@@ -63,6 +63,7 @@ class Reflections:
                 right = {"right": scoring.verdict(look, prompt.want), "strict": scoring.strict(look, prompt.want)}
                 tries.append(right | tried.to_json())
             row = {"kind": prompt.kind, "unseen": prompt.unseen, "tries": tries}
+            row["right"] = taken(row, len(tries))["right"]
             pictures = {f"try{i}": np.asarray(r.image) for i, r in enumerate(rounds, 1)}
             findings.append(Finding(row=row, pictures=pictures))
         return findings
@@ -137,7 +138,8 @@ class Critiques:
         return [
             Finding(
                 row={
-                    "right": not item.wanted,
+                    "right": reflecting.accepts(said) == (not item.wanted),
+                    "met": not item.wanted,
                     "accepted": reflecting.accepts(said),
                     "approval": round(chance, 4),
                     "critique": said,
@@ -150,8 +152,8 @@ class Critiques:
 
     def figures(self, plan: Plan, items: Sequence[Shown], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """How good a judge the model is, also of held-out combinations alone; how often it names what is wrong in the very words."""
-        told = [(r["right"], r["accepted"], r["approval"]) for r in rows]
+        told = [(r["met"], r["accepted"], r["approval"]) for r in rows]
         out = verdicts(told)
         for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):
-            out[name] = balanced([(r["right"], r["accepted"]) for r in rows if r["unseen"] == unseen])
+            out[name] = balanced([(r["met"], r["accepted"]) for r in rows if r["unseen"] == unseen])
         return out | {"named_in_the_same_words": share(r["critique"] == r["wanted"] for r in rows if r["wanted"])}
