@@ -11,8 +11,10 @@ from PIL import Image
 
 from unmask.data.world.render import render
 from unmask.evaluation import world_thinking
+from unmask.evaluation.arms import Drawer, Editor
 from unmask.evaluation.evaluate import Plan, Record, measure
 from unmask.evaluation.metrics import balanced, calibration
+from unmask.evaluation.world_edit import wishes
 from unmask.evaluation.world_geneval import CATEGORIES, prompts
 from unmask.evaluation.world_thinking import Critiques, Reflections, taken
 from unmask.tasks import reflecting
@@ -43,6 +45,29 @@ def test_a_model_that_gets_it_right_the_second_time(model: Model, monkeypatch: p
     assert found["rounds_8"] == found["rounds_2"] and found["tries"]["value"] == 2
     assert found["critique_of_first_try"]["wrong_refused"]["value"] == 1
     assert found["critique_of_first_try"]["balanced_accuracy"]["value"] is None  # no first try was right
+
+
+def test_an_arm_that_thinks_hands_over_the_best_try(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Thinking] = []
+
+    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Round]]:
+        asked.append(thinking)
+        colours = (("black", "no", 0.1), ("red", "no", 0.7), ("green", "no", 0.2))
+        return [[round_of(Image.new("RGB", (8, 8), c), said, chance) for c, said, chance in colours] for _ in texts]
+
+    monkeypatch.setattr(reflecting, "think", think)
+    items = prompts("single", 2, level="grid", split="test", seed=0)
+    arm = Drawer(thinking=Thinking(plan=True, rounds=3))
+    assert arm(model, items)[:, 0, 0].tolist() == [[255, 0, 0]] * 2
+    assert asked == [arm.thinking] and arm.settings(model) != Drawer().settings(model)
+
+
+def test_edits_from_a_plan_are_an_arm_of_their_own(model: Model) -> None:
+    items = wishes("add", 2, PLAN)
+    few = ("pace.steps=2",)
+    planned, plain = Editor(changes=few, plan=True), Editor(changes=few)
+    assert planned(model, items).shape == plain(model, items).shape == (2, 128, 128, 3)
+    assert planned.settings(model) != plain.settings(model)
 
 
 def test_what_counts_with_fewer_tries() -> None:

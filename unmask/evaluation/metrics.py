@@ -38,6 +38,33 @@ def by_combination(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     }
 
 
+def share_of_groups(groups: Iterable[Sequence[bool]], **more: Any) -> Figure:
+    """The mean over groups (the pictures of one prompt) of how many of each are right. ``n`` counts groups, ``pictures`` verdicts.
+
+    Wilson's interval as if a group were one trial: at most too wide, exact where the pictures of a prompt are all alike.
+    """
+    given = [[bool(r) for r in group] for group in groups]
+    means = [sum(group) / len(group) for group in given]
+    low, high = interval(min(sum(means), len(means)), len(means))
+    value = sum(means) / len(means) if means else None
+    pictures = sum(len(group) for group in given)
+    return {"value": value, "n": len(means), "low": low, "high": high, "pictures": pictures, **more}
+
+
+def mean_of(figures: Sequence[Figure]) -> Figure:
+    """The unweighted mean of independent figures; those of nothing are left out.
+
+    The interval adds up theirs in quadrature, either side apart (Zou & Donner 2008).
+    """
+    given = [f for f in figures if f["value"] is not None]
+    if not given:
+        return average([])
+    value = sum(f["value"] for f in given) / len(given)
+    below = sum((f["value"] - f["low"]) ** 2 for f in given) ** 0.5 / len(given)
+    above = sum((f["high"] - f["value"]) ** 2 for f in given) ** 0.5 / len(given)
+    return {"value": value, "n": sum(f["n"] for f in given), "low": value - below, "high": value + above}
+
+
 def average(values: Sequence[float], **more: Any) -> Figure:
     """The mean, with the normal interval of a mean."""
     n = len(values)
@@ -87,6 +114,19 @@ def psnr_of_mean(errors: Sequence[float], *, seed: int = 0, resamples: int = 100
     drawn = np.random.default_rng(seed).choice(np.asarray(errors), (resamples, len(errors)))
     worst, best = np.quantile(drawn.mean(1), (0.975, 0.025))
     return {"value": psnr(float(np.mean(errors))), "n": len(errors), "low": psnr(worst), "high": psnr(best)}
+
+
+def clip_score(images: np.ndarray, texts: np.ndarray) -> Figure:
+    """The mean over pictures of 100 max(cos, 0), the cosine of a picture's features and its text's (Hessel et al. 2021, no weight).
+
+    Both [N, F], row i of one kind belongs to row i of the other; ValueError where the shapes differ.
+    """
+    if images.shape != texts.shape or images.ndim != 2:
+        raise ValueError(f"wanted features [N, F] of as many pictures as texts, got {images.shape} and {texts.shape}")
+    a, b = images.astype(np.float64), texts.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
+    return average((100 * cosines.clip(min=0)).tolist())
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float | None:

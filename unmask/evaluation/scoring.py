@@ -167,8 +167,11 @@ def _pairs(found: list[Found], things: list[Thing]) -> bool:
     return any(right(one, things[0]) and _pairs(found[:i] + found[i + 1 :], things[1:]) for i, one in enumerate(found))
 
 
-def interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share. Nothing is known of no trials: (0, 1). Raises ValueError for impossible counts."""
+def interval(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share. Nothing is known of no trials: (0, 1). Raises ValueError for impossible counts.
+
+    ``successes`` may have a fraction: trials that are shares themselves.
+    """
     if not 0 <= successes <= n:
         raise ValueError(f"wanted 0 <= successes <= n, got {successes} of {n}")
     if n == 0:

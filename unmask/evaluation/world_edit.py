@@ -12,23 +12,21 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from unmask.data.sources import pixels_of
 from unmask.data.world import edits
 from unmask.data.world.edits import EDIT_KINDS, Edit
 from unmask.data.world.language import position_word
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, Thing, sample, shows_held_out
+from unmask.evaluation.arms import Arm, Editor
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
 from unmask.evaluation.metrics import by_combination, by_kind, share
 from unmask.evaluation.scoring import iou, matches, right
-from unmask.evaluation.world_geneval import drawn, told
+from unmask.evaluation.world_geneval import told
 from unmask.rng import key
-from unmask.sampling.sampler import Sampler
-from unmask.tasks import edit
-from unmask.tasks.model import Model, describe
-from unmask.tasks.parts import Parts
+from unmask.tasks.model import Model
 
 _TRIES = 200  # scenes looked at for each edit wanted
 _TOUCH = (
@@ -52,6 +50,9 @@ class Wish:
     def text(self) -> str:
         return self.edit.instruction
 
+    def picture(self, side: int) -> Image.Image:
+        return Image.fromarray(render(self.edit.source, side))
+
 
 def wishes(kind: str, count: int, plan: Plan) -> list[Wish]:
     """The first ``count`` edits of a kind, each of a scene of its own."""
@@ -68,26 +69,10 @@ def wishes(kind: str, count: int, plan: Plan) -> list[Wish]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Editor:
-    """Makes edits in one batch, uint8 [N, S, S, 3]. ``sampler``: parts of the model -> how."""
-
-    sampler: Callable[[Parts], Sampler] = edit.sampler
-
-    def __call__(self, model: Model, items: Sequence[Wish]) -> np.ndarray:
-        pixels = pixels_of([item.edit.source for item in items], model.parts.side)
-        tasks = [edit.Edit(pixels=p, instruction=item.text) for p, item in zip(pixels, items, strict=True)]
-        built = [task.build(model.parts) for task in tasks]
-        return drawn(model, built, [item.seed for item in items], self.sampler(model.parts))
-
-    def settings(self, model: Model) -> Any:
-        return describe(self.sampler(model.parts))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Edits:
-    """``draw``: (model, wishes) -> pictures, with ``settings(model)``."""
+    """``draw``: how pictures are made of wishes."""
 
-    draw: Any = Editor()
+    draw: Arm = Editor()
     judge: Callable[[], Judge] = load_judge
     name: str = "edit"
 

@@ -10,23 +10,17 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-import numpy as np
-import torch
-
 from unmask.data.world.language import amount, article, noun, plural
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, held_out, relation, sample
 from unmask.evaluation import scoring
+from unmask.evaluation.arms import Arm, Drawer
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import Figure, by_combination, by_kind, frechet
 from unmask.evaluation.scoring import Want, Wanted
 from unmask.rng import key
-from unmask.sampling.sampler import Sampler
-from unmask.sequence import Sequence as Tokens
-from unmask.tasks import generate
-from unmask.tasks.model import Model, describe
-from unmask.tasks.parts import Parts
+from unmask.tasks.model import Model
 
 Combination = tuple[str, ...]
 Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name
@@ -132,33 +126,12 @@ _COMPOSE: dict[str, Callable[[Scene, Random], Composed | None]] = {
 CATEGORIES: tuple[str, ...] = tuple(_COMPOSE)
 
 
-def drawn(model: Model, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler) -> np.ndarray:
-    """The pictures of sequences with a span "image", decided in one batch: uint8 [N, S, S, 3]."""
-    done = model.run(sequences, seeds, sampler)
-    codes = torch.stack([generate.picture_codes(row, "image") for row in done.rows])
-    return np.stack([np.asarray(image) for image in model.parts.decode(codes.to(model.device))])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawer:
-    """Draws prompts in one batch, uint8 [N, S, S, 3]. ``sampler``: parts of the model -> how."""
-
-    sampler: Callable[[Parts], Sampler] = generate.sampler
-
-    def __call__(self, model: Model, items: Sequence[Prompt]) -> np.ndarray:
-        built = [generate.Generate(prompt=p.text).build(model.parts) for p in items]
-        return drawn(model, built, [p.seed for p in items], self.sampler(model.parts))
-
-    def settings(self, model: Model) -> Any:
-        return describe(self.sampler(model.parts))
-
-
 @dataclass(frozen=True, kw_only=True)
 class GenEval:
-    """``draw``: (model, prompts) -> pictures, with ``settings(model)`` · ``distance``: also the Frechet distance, which
+    """``draw``: how pictures are made of prompts · ``distance``: also the Frechet distance, which
     costs more than judging."""
 
-    draw: Any = Drawer()
+    draw: Arm = Drawer()
     distance: bool = True
     judge: Callable[[], Judge] = load_judge
     name: str = "world_geneval"
