@@ -102,11 +102,10 @@ class ClipFolder:
     def _read(self, some: Sequence[str]) -> Tensor:
         self.tokenizer.enable_truncation(self.model.config.text_config.max_position_embeddings)
         coded = [e.ids for e in self.tokenizer.encode_batch(list(some))]
+        # What follows the end of a text is never read, because the text tower looks back alone.
         ids = torch.zeros(len(coded), max(len(row) for row in coded), dtype=torch.long)
         for i, row in enumerate(coded):
-            ids[i, : len(row)] = torch.tensor(
-                row
-            )  # what follows the end is never read: the text tower looks back alone
+            ids[i, : len(row)] = torch.tensor(row)
         found = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
         return self.model.text_projection(found)
 
