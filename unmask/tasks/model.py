@@ -49,7 +49,7 @@ OWN = Presets(
     plan_length=44,
     edit_plan_length=24,
     critique_length=16,
-    turn=44,
+    turn=24,  # the room in which plans of edits were learned; layouts of more than two things do not fit
     context=4096,
 )
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
