@@ -24,11 +24,12 @@ from pathlib import Path
 import torch
 
 import unmask
+from unmask.evaluation.arms import Drawer, Editor
 from unmask.evaluation.evaluate import Part, Plan, Record, measure
 from unmask.evaluation.history import Line, append, figures
 from unmask.evaluation.progress import Lines
-from unmask.evaluation.world_edit import Editor, Edits
-from unmask.evaluation.world_geneval import Drawer, GenEval
+from unmask.evaluation.world_edit import Edits
+from unmask.evaluation.world_geneval import GenEval
 from unmask.recipe import override
 from unmask.sampling.orders import halton, stratified
 from unmask.sampling.pace import Cosine

@@ -26,12 +26,13 @@ from unmask.data.sources import pixels_of
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample
 from unmask.evaluation.history import Line, append
+from unmask.evaluation.world_geneval import CATEGORIES, prompts
 from unmask.models.attention import Attention, fused, plain
 from unmask.models.elastic import Elastic
 from unmask.recipe import Recipe
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, collate
-from unmask.tasks import generate, understand
+from unmask.tasks import generate, reflecting, understand
 from unmask.tasks.model import Model
 from unmask.training.meters import matmul_peak
 from unmask.training.optim import Masters
@@ -80,11 +81,27 @@ def latency(model: Model, effort: Effort) -> list[Line]:
         "answer": lambda: model.ask(image, QUESTION),
         "ground": lambda: model.ground(image, [PHRASE]),
         "edit": lambda: model.edit(image, INSTRUCTION),
+        "draw_planned": lambda: model.generate(PROMPT, plan=True),
+        "edit_planned": lambda: model.edit(image, INSTRUCTION, plan=True),
+        "critique": lambda: reflecting.criticise(model, [PROMPT], [image]),
     }
     lines = []
     for name, work in works.items():
         (seconds,) = timed([work], effort)
         lines.append(Line(name=f"speed.latency.{name}", value=seconds, unit="s"))
+    return lines
+
+
+def thinking(model: Model, each: int) -> list[Line]:
+    """Seconds a picture with planning and at most N tries, one prompt at a time; how many tries it took (paper, table 15)."""
+    asked = [p for kind in CATEGORIES for p in prompts(kind, each, level="grid", split="validation", seed=0)]
+    lines = []
+    for most in (1, 2, 4, 8):
+        began = time.perf_counter()
+        drawn = [model.generate(p.text, seed=p.seed, plan=True, reflect=most)[0] for p in asked]
+        seconds = (time.perf_counter() - began) / len(asked)
+        tries = sum(max(1, len(d.rounds)) for d in drawn) / len(asked)
+        lines.append(Line(name=f"speed.reflect.{most}", value=seconds, unit="s", more={"tries": tries}))
     return lines
 
 
@@ -209,7 +226,8 @@ def main() -> None:
     parser.add_argument("--model", default="mini", help="name of a shipped model, or a folder")
     parser.add_argument("--threads", type=int, help="processor threads to use")
     parser.add_argument("--repeats", type=int, default=9, help="calls that each median is over")
-    parser.add_argument("--only", default="latency,throughput,twins,training", help="groups to measure")
+    parser.add_argument("--prompts", type=int, default=2, help="of each category, that are reflected upon")
+    parser.add_argument("--only", default="latency,thinking,throughput,twins,training", help="groups to measure")
     parser.add_argument("--history", type=Path, default=HISTORY, help="file to append to")
     given = parser.parse_args()
     if given.threads:
@@ -220,6 +238,7 @@ def main() -> None:
     effort = Effort(repeats=given.repeats, warm=2)
     groups: dict[str, Callable[[], list[Line]]] = {
         "latency": lambda: latency(model, effort),
+        "thinking": lambda: thinking(model, each=given.prompts),
         "throughput": lambda: throughput(model, effort),
         "twins": lambda: twins(model, effort),
         "training": lambda: training(effort),

@@ -22,9 +22,13 @@ def python(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page, re.S)
 
 
+def environment() -> dict[str, str]:
+    """A reader's, with this source tree as the installed package."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(arguments, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def follow(command: str, folder: Path) -> str:

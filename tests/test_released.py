@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+
+from unmask.checkpoints.budget import Proposal, proposals
+from unmask.checkpoints.elastic import Weights
+from unmask.tasks.opening import needs_of, survey_size
 
 from .pages import ROOT, commands, follow, python, run
 from .tiny_llada import make
@@ -38,3 +43,27 @@ def test_commands_run_in_order(here: Path) -> None:
 def test_python_runs(block: str, here: Path) -> None:
     done = run([sys.executable, "-c", block], here)
     assert done.returncode == 0, done.stderr
+
+
+def cell(way: Proposal | None) -> str:
+    """As the page says it; its files are bfloat16 already."""
+    if way is None:
+        return "does not fit"
+    options = way.options.removeprefix("--dtype bfloat16 ").replace("(as stored)", "as stored")
+    beside = f", and {way.beside / 2**30:.1f} GiB in the computer" if way.beside else ""
+    return f"{f'`{options}`' if options.startswith('--') else options}, {way.nbytes / 2**30:.1f} GiB{beside}"
+
+
+def test_what_fits_a_machine_is_what_inspect_proposes() -> None:
+    def best(device: str, task: str, gib: float) -> Proposal | None:
+        weights = Weights(checkpoint=survey_size("lavida_o").checkpoint, device=device)
+        return next((p for p in proposals(weights, needs_of(task), round(gib * 2**30), 1024) if p.fits), None)
+
+    rows = re.findall(r"^\| (GPU|laptop)[^(|]*\(([\d.]+) GiB[^)]*\) \| (.+) \| (.+) \| (.+) \|$", PAGE, re.M)
+    assert len(rows) == 4
+    for kind, free, *cells in rows:
+        device = "cuda" if kind == "GPU" else "cpu"
+        assert cells == [cell(best(device, task, float(free))) for task in ("generate", "edit", "ask")], (kind, free)
+    assert f"takes {cell(best('cuda', 'all', 27))[11:]} as stored and" in PAGE
+    options, size = cell(best("cuda", "all", 21)).split(", ")
+    assert f"and {size} with {options}." in PAGE

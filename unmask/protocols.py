@@ -6,7 +6,7 @@ Letters: B rows, L tokens, N tokens asked for, V vocabulary. ``masked`` True = u
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,8 +90,8 @@ class Stop(Protocol):
 class Task(Protocol):
     """A request that becomes a sequence, and reads its answer from the finished one. ``needs``: the parts of the model it uses."""
 
-    @property
-    def needs(self) -> frozenset[str]: ...
+    needs: ClassVar[frozenset[str]]
+
     def build(self, tokens: Any) -> Sequence: ...
     def read(self, sequence: Sequence, tokens: Any) -> Any: ...
 

@@ -21,8 +21,10 @@ from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Keep, Weights, pa
 from unmask.checkpoints.lavida_o import load_lavida_o, survey_lavida_o
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
+from unmask.evaluation.verify import Form
 from unmask.models.elastic import Elastic
-from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.sampling.guide import ClassifierFree, EditGuide
+from unmask.sequence import Batch, Kind, Progress, Sequence, Span, collate, stack
 from unmask.tasks.model import Model
 from unmask.tasks.opening import needs_of, survey_size
 from unmask.tokens.vq import VQ
@@ -71,7 +73,8 @@ def test_a_task_of_the_released_size_reads_no_more_than_it_needs(task: str, most
 
 
 def test_an_unknown_part_and_task_are_told() -> None:
-    with pytest.raises(ValueError, match="no part of a model is called 'wings'"):
+    told = "no part of a model is called 'wings'; the parts are gen, text_head, und, vision, vq.decoder, vq.encoder"
+    with pytest.raises(ValueError, match=told):
         list(tensors_needed(survey_size("tiny").checkpoint, frozenset({"wings"})))
     with pytest.raises(ValueError, match="no task 'fly'; the tasks are generate"):
         needs_of("fly")
@@ -129,11 +132,6 @@ def test_another_task_later_loads_the_rest(whole: Model, picture: Image.Image) -
 # -- the fixture: logits, to the last bit ---------------------------------------------------------------------------------
 
 
-def text(*rows: Tensor) -> Batch:
-    spans = (Span(name="text", start=0, stop=len(rows[0]), kind=Kind.TEXT),)
-    return collate([Sequence(ids=r, masked=torch.zeros_like(r, dtype=torch.bool), spans=spans) for r in rows], [0, 0])
-
-
 def drawing(ids: Tensor, codes: Tensor) -> Batch:
     spans = (
         Span(name="prompt", start=0, stop=9, kind=Kind.TEXT),
@@ -145,32 +143,67 @@ def drawing(ids: Tensor, codes: Tensor) -> Batch:
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[str, Tensor]:
-    return load_file(FOLDER / "expected.safetensors")
+def form() -> Form:
+    return Form(arrays=load_file(FOLDER / "expected.safetensors"), mask_id=639, mask_code=129)
 
 
-def test_the_fixture_drawn_and_read_elastically(expected: dict[str, Tensor]) -> None:
-    weights, (full, vq_full) = Weights(checkpoint=survey_lavida_o(FOLDER)), load_lavida_o(FOLDER)
+Streams = dict[str, Tensor]
+
+
+def guided(net: Elastic, batch: Batch, guide: ClassifierFree | EditGuide) -> Streams:
+    """Logits of every stream of a guidance, alone and stacked as the sampler has them."""
+    views = guide.views(batch, Progress(number=torch.zeros(1), of=torch.ones(1), length=batch.ids.shape[1]))
+    return {f"stream {i}": net(view).code_logits for i, view in enumerate(views)} | {
+        f"stacked {len(views)}": net(stack(views)).code_logits
+    }
+
+
+def drawn(form: Form, net: Elastic, vq: VQ) -> Streams:
+    batch = drawing(form.arrays["t2i.ids"][0], form.arrays["t2i.codes"][0])
+    streams = guided(net, batch, ClassifierFree(scale=4.0, drop={"prompt"}, null_id=form.mask_id))
+    return streams | form.sampled(net) | {"decoded": vq.decode(form.arrays["vq.codes"].view(1, *GRID))}
+
+
+def edited(form: Form, net: Elastic, vq: VQ) -> Streams:
+    """The three streams of the row with its source; then both measured rows, of which the second has lost it."""
+    batch, texts = form.editing(), {"prompt", "end"}
+    guide = EditGuide(scale=1.2, image_scale=1.4, drop={*texts, "source"}, keep={"source"}, null_id=form.mask_id)
+    return guided(net, batch.row(0), guide) | {"rows": form.edits(net, batch)} | form.tokenized(vq)
+
+
+def filled(form: Form, net: Elastic, vq: VQ) -> Streams:
+    return drawn(form, net, vq) | form.tokenized(vq)
+
+
+def read(form: Form, net: Elastic, vq: VQ) -> Streams:
+    """The fixture has no vision tower: what questions and boxes see is compared in tests/tasks/test_released.py."""
+    return form.texts(net)
+
+
+OF_THE_FIXTURE = {"generate": drawn, "edit": edited, "infill": filled, "infill-text": read, "ask": read, "ground": read}
+
+
+def the_same(got: Streams, wanted: Streams) -> None:
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert value.numel() and torch.equal(got[name], value), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("task", TASKS)
+def test_the_fixture_loaded_in_part_gives_the_same_bits(task: str, form: Form) -> None:
+    weights, full = Weights(checkpoint=survey_lavida_o(FOLDER)), load_lavida_o(FOLDER)
     net, vq = weights.checkpoint.modules()
-    load(weights, net, vq, needs_of("generate"))
-    batch = drawing(expected["t2i.ids"][0], expected["t2i.codes"][0])
-    with torch.no_grad():
-        ask = batch.kind == Kind.CODE
-        assert torch.equal(net(batch, ask=ask).code_logits, full(batch, ask=ask).code_logits)
-        codes = expected["vq.codes"].view(1, *vq_full.encode(expected["vq.image"]).shape[1:])
-        assert torch.equal(vq.decode(codes), vq_full.decode(codes))
-        assert net.blocks[3].out.weight.shape == (32, 64) and net.text_head.weight.is_meta  # type: ignore[union-attr]
-
-        reader, _ = weights.checkpoint.modules()
-        load(weights, reader, vq, needs_of("infill-text"))
-        batch = text(*expected["und.ids"])
-        asked = reader(batch, ask=batch.valid).text_logits
-        assert torch.equal(asked, full(batch, ask=batch.valid).text_logits)
-        assert reader.code_head.classify.weight.is_meta
-
-        load(weights, net, vq, EVERYTHING)  # the one that drew learns to read
-        assert torch.equal(net(batch, ask=batch.valid).text_logits, asked)
-        assert torch.equal(vq.encode(expected["vq.image"]), vq_full.encode(expected["vq.image"]))
+    load(weights, net, vq, needs_of(task))
+    draws = OF_THE_FIXTURE[task] is not read
+    assert net.text_head.weight.is_meta == draws and net.code_head.classify.weight.is_meta != draws
+    assert not draws or net.blocks[3].out.weight.shape == (32, 64)  # type: ignore[union-attr]
+    wanted = OF_THE_FIXTURE[task](form, *full)
+    assert draws == ("stream 1" in wanted) and (task == "edit") == ("stacked 3" in wanted)
+    the_same(OF_THE_FIXTURE[task](form, net, vq), wanted)
+    load(weights, net, vq, EVERYTHING)  # whatever it was opened for, it learns the rest
+    for streams in (drawn, edited, read):
+        the_same(streams(form, net, vq), streams(form, *full))
 
 
 # -- nothing half loaded ---------------------------------------------------------------------------------------------------

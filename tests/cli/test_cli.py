@@ -5,7 +5,7 @@ After a wanted change of the help: ``python tests/cli/test_cli.py`` writes the g
 
 from __future__ import annotations
 
-import dataclasses
+import io
 import json
 import os
 import resource
@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import click
@@ -90,33 +89,10 @@ def test_help_needs_no_torch(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of the smallest size, which has learned nothing."""
-    import torch
+    """A model folder of the smallest size, which has learned nothing; its network is in several files."""
+    from ..tiny_model import make  # here, so that this file also runs as a program
 
-    from unmask.checkpoints.store import save_module
-    from unmask.models.elastic import Elastic
-    from unmask.models.sizes import SIZES
-    from unmask.tasks.opening import write_config
-    from unmask.tokens.text import MASK, Text
-    from unmask.tokens.vq import VQ, VQConfig
-
-    place = tmp_path_factory.mktemp("tiny")
-    text = Text.load(Path(str(files("unmask") / "assets" / "mini" / "tokenizer.json")))
-    text.save(place / "tokenizer.json")
-    size = dataclasses.replace(SIZES["tiny"], vocab_size=text.size)
-    vq = VQConfig(
-        block_out_channels=(4, 4, 4, 4, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        num_vq_embeddings=size.codes,
-        norm_num_groups=2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        save_module(Elastic(size, mask_id=text[MASK]), place, name="model", shard=200_000)
-        save_module(VQ(vq), place, name="vq")
-    write_config(place, size, vq, wording="compact", side=128, fold=2)
-    return place
+    return make(tmp_path_factory.mktemp("tiny"), shard=200_000)
 
 
 @pytest.fixture
@@ -153,6 +129,51 @@ def test_json_settings_and_seeds_do_what_they_say(folder: Path, here: Path, caps
     _run(capsys, *words, "c.png", "--seed", "1")
     assert [d["file"] for d in first] == ["a.png"] and first[0]["settings"]["pace"]["steps"] == 3
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_generate_thinks_and_shows_what_it_thought(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("generate", "a cat", "--json", "--model", folder, "-o", "pace.steps=2", "--thoughts", "t.png", "--out")
+    boxes = "red cat: 0,0,0.5,0.5; dog: 0.5,0.5,1,1"
+    out, err = _run(capsys, *words, "a.png", "--boxes", boxes)
+    things = json.loads(out)[0]["plan"]["things"]
+    assert [(t["phrase"], t["box"]) for t in things] == [("red cat", [0, 0, 0.5, 0.5]), ("dog", [0.5, 0.5, 1, 1])]
+    assert err == "thoughts: t.png\n" and Image.open("t.png").width == 1200
+    Path("boxes.json").write_text(json.dumps(things))
+    _run(capsys, *words, "b.png", "--boxes", "boxes.json")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    rounds = json.loads(_run(capsys, *words, "c.png", "--plan", "--reflect", "3")[0])[0]["rounds"]
+    assert 1 <= len(rounds) <= 3 and all(r["accepted"] is False for r in rounds[:-1])
+    assert Image.open("t.png").height > 100
+    out, _ = _run(capsys, "edit", "in.png", "add a cat", "--plan", "--json", "--model", folder, "-o", "pace.steps=2")
+    assert "troubles" in json.loads(out)[0]["plan"]
+
+
+def test_chat_reads_lines_and_saves_pictures(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "/image in.png",
+        "what is this?",
+        "/image nosuch.png",
+        "/help",
+        "",
+        "draw a cat",
+        "/new",
+        "x " * 5000,
+        "a",
+        "/quit",
+        "b",
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    out, err = _run(capsys, "chat", "--json", "--model", folder, "--out", "chat")
+    turns = [json.loads(line) for line in out.splitlines()]
+    assert [t["unread"] for t in turns] == [0, 2, 0]  # the embedded wording reads the last message alone
+    assert [t["seed"] for t in turns] == [0, 1, 0]
+    files = [file for t in turns for file in t["files"]]
+    assert sorted(files) == sorted(str(p) for p in Path("chat").glob("*.png"))
+    assert "nosuch.png" in err and "/quit" in err and "longer than" in err
 
 
 def test_ask_prints_the_answer_and_saves_the_steps(
@@ -294,6 +315,15 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("generate x --out x.tiff2", "must end in .png"),
         ("generate x --trace x.mp4", "must end in .gif"),
         ("generate x --out x.png --trace x.png", "both x.png"),
+        ("generate x --out x.png --thoughts x.png", "both x.png"),
+        ("generate x --thoughts x.txt", "must end in .png"),
+        ("generate x --plan --boxes cat:0,0,1,1", "leave out --plan"),
+        ("generate x --boxes cat", "is no layout"),
+        ("generate x --boxes cat:0,0,1", "four numbers"),
+        ("generate x --boxes cat:0,0,1,a", "is no layout"),
+        ("generate x --boxes cat:0,0,2,1", "fractions of the picture"),
+        ("generate x --boxes nosuch.json", "nosuch.json"),
+        ("generate x --reflect some", "'some' is not a valid integer"),
         ("generate x -o steps", "key=value"),
         ("generate x --device toaster", "'toaster' is not a device"),
         ("generate x --model nosuch", "nosuch"),
@@ -339,6 +369,7 @@ def test_a_mistake_is_two_lines_and_exit_2(
     ("words", "said"),
     [
         (["generate", ""], "the prompt is empty"),
+        (["generate", "x", "--reflect", "0"], "1 to 64 rounds"),
         (["generate", "apple " * 5000], "longer than"),
         (["generate", "x", "-o", "pace.stepz=3"], "did you mean 'steps'"),
         (["generate", "x", "-o", "pace.steps=many"], "wanted a number"),

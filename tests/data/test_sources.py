@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from unmask.data.mixture import Joint, Weighted
-from unmask.data.sources import Captions, Drawings, Edits, Labelled, Looks, Remembered, cell_labels, pixels_of
+from unmask.data.sources import Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered, cell_labels, pixels_of
+from unmask.data.thinking import Critiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world.scenes import sample
 from unmask.recipes.mini import LOOK_TOKENS, text
-from unmask.sequence import Kind
+from unmask.sequence import Batch, Kind
 
 
 def fake_codes(pixels: torch.Tensor) -> torch.Tensor:
@@ -27,6 +28,14 @@ def sources() -> dict[str, object]:
         "look": Looks(text=tokens, seed=1, look_tokens=LOOK_TOKENS, batch=4),
         "edit": Edits(text=tokens, encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, batch=4),
         "caption": Captions(text=tokens, seed=1, batch=4),
+        "draw_planned": Drawings(text=tokens, encode=fake_codes, seed=1, batch=6, plan=Planned(open=0.0)),
+        "edit_planned": Edits(
+            text=tokens, encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, batch=4, plan=Planned(open=0.0)
+        ),
+        "plan": Plans(text=tokens, seed=1, length=44, batch=4),
+        "edit_plan": EditPlans(text=tokens, seed=1, length=24, look_tokens=LOOK_TOKENS, batch=4),
+        "critique": Critiques(text=tokens, seed=1, look_tokens=LOOK_TOKENS, batch=4),
+        "retry": Retries(text=tokens, encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, batch=4),
     }
 
 
@@ -41,8 +50,10 @@ def test_what_is_writable_is_the_answer_and_nothing_is_masked_yet() -> None:
     for name, source in sources().items():
         batch = source(0)  # type: ignore[operator]
         assert not batch.masked.any()
-        kinds = {"draw": Kind.CODE, "draw64": Kind.CODE, "edit": Kind.CODE, "look": Kind.TEXT, "caption": Kind.TEXT}
-        assert set(batch.kind[batch.writable].tolist()) == {int(kinds[name])}, name
+        wanted = (
+            Kind.CODE if name.startswith(("draw", "edit")) and name != "edit_plan" or name == "retry" else Kind.TEXT
+        )
+        assert set(batch.kind[batch.writable].tolist()) == {int(wanted)}, name
 
 
 def test_remembered_codes_equal_the_real_ones() -> None:
@@ -87,3 +98,68 @@ def test_edits_go_through_the_kinds_they_are_given() -> None:
     said = [text().decode(ids.tolist()) for ids in rows.ids]
     assert all("background" in one for one in said)
     assert not torch.equal(rows.ids, Edits(**given)(0).ids)  # type: ignore[arg-type]
+
+
+def _spans(batch: Batch, row: int) -> dict[str, str]:
+    """The text spans of a row, joined by name."""
+    found: dict[str, str] = {}
+    for span in batch.span_table[row]:
+        if span.kind == Kind.TEXT:
+            found[span.name] = found.get(span.name, "") + text().show(batch.ids[row, span.start : span.stop].tolist())
+    return found
+
+
+def test_plans_fill_their_room_and_announce_the_picture() -> None:
+    for name in ("plan", "edit_plan"):
+        batch = sources()[name](0)  # type: ignore[operator]
+        rooms = {len(s) for table in batch.span_table for s in table if s.name == "plan"}
+        assert rooms == ({44} if name == "plan" else {24})
+        for row in range(batch.rows):
+            said = _spans(batch, row)["plan"]
+            assert (
+                "<LOC_BEGIN>" in said
+                and said.rstrip("<|eot_id>").endswith("<|reserved_token_7")
+                and "<|eot_id|>" in said
+            )
+
+
+def test_the_plan_of_a_picture_names_what_is_in_it() -> None:
+    scene_plan = sources()["draw_planned"](0)  # type: ignore[operator]
+    for row in range(scene_plan.rows):
+        said = _spans(scene_plan, row)
+        assert said["prompt"].count(" draw") == 1 and said["plan"].count("<LOC_BEGIN>") >= 1
+    learned = Drawings(text=text(), encode=fake_codes, seed=1, batch=6, plan=Planned(open=1.0))(0)
+    assert set(learned.kind[learned.writable].tolist()) == {int(Kind.TEXT), int(Kind.CODE)}
+    assert torch.equal(learned.ids, scene_plan.ids)
+
+
+def test_half_of_the_critiques_approve_and_retries_show_what_was_wrong() -> None:
+    critiques = Critiques(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=60)(0)
+    answers = [s for table in critiques.span_table for s in table if s.name == "answer"]
+    said = "".join(_spans(critiques, row)["answer"] for row in range(critiques.rows))
+    assert len(answers) == 240 and 90 <= said.count("is correct") <= 150
+    retries = sources()["retry"](0)  # type: ignore[operator]
+    looks = [sum(s.name == "look" for s in table) for table in retries.span_table]
+    assert set(looks) <= {1, 2, 3} and len(set(looks)) > 1
+    planned = Retries(text=text(), encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, batch=4, plan=Planned())(0)
+    assert all(any(s.name == "plan" for s in table) for table in planned.span_table)
+
+
+def test_answers_have_room() -> None:
+    for source in (
+        Looks(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, room=30),
+        Critiques(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, length=30),
+    ):
+        rooms = [len(s) for table in source(0).span_table for s in table if s.name == "answer"]
+        assert rooms and set(rooms) == {30}
+    rooms = [len(s) for table in sources()["look"](0).span_table for s in table if s.name == "answer"]  # type: ignore[operator]
+    assert max(rooms) < 30
+
+
+def test_illustrations_come_in_both_forms() -> None:
+    batch = Illustrations(text=text(), encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, length=44)(0)
+    joint, announcing = batch.span_table[:2]
+    assert [s.name for s in joint if s.kind == Kind.CODE] == ["image"] and "<|reserved_token_7|>" not in str(
+        _spans(batch, 0)
+    )
+    assert not any(s.kind == Kind.CODE for s in announcing) and "<|reserved_token_7|>" in _spans(batch, 1)["answer"]

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import torch
 
-from unmask.checkpoints.store import save_module
-from unmask.models.elastic import Elastic, init
-from unmask.models.sizes import SIZES
-from unmask.rng import generator
 from unmask.tasks.model import Model, load
-from unmask.tasks.opening import write_config
-from unmask.tokens.text import MASK, Text
-from unmask.tokens.vq import VQ, VQConfig
+
+from ..tiny_model import make
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    text = Text.load(Path(str(files("unmask") / "assets" / "mini" / "tokenizer.json")))
-    text.save(folder / "tokenizer.json")
-    size = dataclasses.replace(SIZES["tiny"], vocab_size=text.size)
-    codes = VQConfig(
-        block_out_channels=(4, 4, 4, 4, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        num_vq_embeddings=size.codes,
-        norm_num_groups=2,
-    )
-    net = Elastic(size, mask_id=text[MASK])
-    init(net, generator("test"))
-    torch.manual_seed(0)
-    save_module(net, folder)
-    save_module(VQ(codes), folder, name="vq")
-    write_config(folder, size, codes, wording="compact", side=128, fold=2)
-    return folder
+    return make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

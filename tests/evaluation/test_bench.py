@@ -26,10 +26,20 @@ def lines(path: Path) -> dict[str, float]:
 
 def test_speed(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     history = tmp_path / "history.jsonl"
-    given = ("--model", str(model_folder), "--repeats", "1", "--only", "latency,throughput,twins")
+    given = (
+        "--model",
+        str(model_folder),
+        "--repeats",
+        "1",
+        "--prompts",
+        "1",
+        "--only",
+        "latency,thinking,throughput,twins",
+    )
     ran("speed.py", monkeypatch, *given, "--history", str(history))
     found = lines(history)
-    assert {f"speed.latency.{task}" for task in ("draw", "answer", "ground", "edit")} <= found.keys()
+    assert {f"speed.latency.{task}" for task in ("draw", "answer", "ground", "edit", "critique")} <= found.keys()
+    assert {f"speed.reflect.{n}" for n in (1, 2, 4, 8)} <= found.keys()
     assert {"speed.batch16.draw", "speed.twin.understanding_to_the_end"} <= found.keys() and min(found.values()) > 0
 
 

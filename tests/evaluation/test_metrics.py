@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from unmask.evaluation.history import Line, append, figures
-from unmask.evaluation.metrics import average, frechet, psnr, psnr_of_mean, share
+from unmask.evaluation.metrics import (
+    average,
+    clip_score,
+    frechet,
+    mean_of,
+    psnr,
+    psnr_of_mean,
+    share,
+    share_of_groups,
+)
 
 
 def test_figures() -> None:
@@ -19,6 +28,33 @@ def test_figures() -> None:
     assert psnr(0.01) == pytest.approx(20) and psnr(0.0) == pytest.approx(100)
     mixed = psnr_of_mean([0.01, 0.0001])
     assert mixed["low"] <= mixed["value"] <= mixed["high"] and mixed["value"] < (psnr(0.01) + psnr(0.0001)) / 2
+
+
+def test_pictures_of_one_prompt_are_one_trial() -> None:
+    alike = share_of_groups([[True] * 4, [False] * 4])
+    assert alike == {**share([True, False]), "pictures": 8}
+    assert share_of_groups([[True, False]])["value"] == 0.5 and share_of_groups([])["n"] == 0
+    uneven = share_of_groups([[True], [False, False, False]])
+    assert uneven["value"] == 0.5, "a prompt counts once, however many pictures it has"
+
+
+def test_the_mean_of_categories() -> None:
+    some = [share([True] * 9 + [False]), share([False] * 3), share([])]
+    mean = mean_of(some)
+    assert mean["value"] == pytest.approx(0.45) and mean["n"] == 13
+    widths = [[f["value"] - f["low"], f["high"] - f["value"]] for f in (*some[:2], mean)]
+    for side in (0, 1):
+        assert widths[2][side] == pytest.approx((widths[0][side] ** 2 + widths[1][side] ** 2) ** 0.5 / 2)
+    assert mean_of([share([])])["value"] is None
+
+
+def test_clip_score_of_known_angles() -> None:
+    images = np.array([[1.0, 0.0], [3.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    texts = np.array([[2.0, 0.0], [1.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])
+    score = clip_score(images, texts)
+    assert score["value"] == pytest.approx((100 + 100 * 0.5**0.5 + 0 + 0) / 4) and score["n"] == 4
+    with pytest.raises(ValueError, match="as many pictures as texts"):
+        clip_score(images, texts[:2])
 
 
 def test_frechet_of_normal_clouds() -> None:

@@ -27,6 +27,7 @@ from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt, prompts
 from unmask.evaluation.world_grounding import Grounds
 from unmask.evaluation.world_questions import Questions, normal
 from unmask.tasks.model import Model
+from unmask.tasks.reflecting import Thinking
 
 SHIPPED_JUDGE = files("unmask.evaluation") / "assets" / "judge.safetensors"
 needs_judge = pytest.mark.skipif(not SHIPPED_JUDGE.is_file(), reason="the judge's weights are not in this source tree")
@@ -47,6 +48,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, blind: Judge) -> dict[str, Part]:
         name: dataclasses.replace(part, judge=lambda: blind) if hasattr(part, "judge") else part  # type: ignore[type-var]
         for name, part in world_suite.PARTS.items()
     }
+    made["reflection"] = dataclasses.replace(made["reflection"], thinking=Thinking(plan=True, rounds=2))
     monkeypatch.setattr(world_suite, "PARTS", made)
     return made
 
@@ -94,6 +96,8 @@ def test_the_whole_suite(model: Model, parts: dict[str, Part], tmp_path: Path) -
     assert {"overall", *KINDS} <= found["questions"].keys()
     assert all("majority" in found["questions"][kind] for kind in ("overall", *KINDS))
     assert {"overall", "copy_source", *edits.EDIT_KINDS} <= found["edit"].keys()
+    assert {"rounds_1", "rounds_2", "tries", "critique_of_first_try"} <= found["reflection"].keys()
+    assert {"balanced_accuracy", "right_accepted", "wrong_refused", "calibration"} <= found["critique"].keys()
     assert found["vq"]["psnr"]["n"] == 6 and found["about"]["n"] == 6 and found["about"]["split"] == "test"
     for figure in all_figures(found):
         if figure["value"] is not None and "low" in figure:

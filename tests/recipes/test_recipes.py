@@ -18,13 +18,27 @@ from unmask.recipes import mini
 
 torch.set_num_threads(1)
 
+STAGE3 = (
+    "draw",
+    "draw_planned",
+    "look",
+    "reply",
+    "edit",
+    "edit_planned",
+    "plan",
+    "edit_plan",
+    "critique",
+    "retry",
+    "illustration",
+    "caption",
+)
 SMALL = {
     "judge.detector": ("source.batch=2",),
     "mini.align": ("source.batch=4",),
     "mini.stage1": ("vision=", "images=400", "source.parts.look.batch=2"),
     "mini.stage2": ("images=400", "source.parts.draw.batch=2"),
     "mini.stage2a": ("images=400", "source.parts.draw.batch=2"),
-    "mini.stage3": ("images=400", *(f"source.parts.{n}.batch=2" for n in ("draw", "look", "edit", "caption"))),
+    "mini.stage3": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
     "mini.tower": ("source.batch=4",),
     "mini_vq.vq": ("images=400", "source.batch=1"),
 }

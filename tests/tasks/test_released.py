@@ -28,6 +28,7 @@ from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate
 from unmask.tasks.ground import Ground
 from unmask.tasks.model import Model, describe
+from unmask.tasks.opening import needs_of
 from unmask.tasks.parts import to_image
 from unmask.tasks.understand import Ask
 from unmask.tokens.prompts import Conditions
@@ -209,6 +210,30 @@ def test_null_streams(model: Model, picture: Image.Image) -> None:
             assert (views[1].ids[0, :header][~kept] == text[MASK]).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("task", ["edit", "ask", "ground"])
+def test_what_sees_is_the_same_to_the_last_bit_loaded_in_part(
+    task: str, folder: Path, model: Model, picture: Image.Image
+) -> None:
+    """Logits of every stream of the published guidance; tests/checkpoints/test_elastic.py has those of the fixture, which sees nothing."""
+    parts, part = model.parts, unmask.load(folder, needs=needs_of(task)).parts
+    assert any(p.is_meta for p in part.net.parameters()), "nothing was left out"
+    request, sampler = {
+        "edit": (Edit(pixels=parts.see(picture)[0], instruction="go", look=parts.look(picture)), model.presets.edit(parts)),
+        "ask": (Ask(pixels=parts.look(picture), question="what?", length=3), model.presets.ask(parts)),
+        "ground": (Ground(pixels=parts.look(picture), phrases=("a cat",)), model.presets.ground(parts, 1)),
+    }[task]  # fmt: skip
+    sequence = request.build(parts)
+    assert sequence.ids.equal(request.build(part).ids)
+    batch = collate([sequence], [0], features_per_image=parts.look_tokens)
+    views = sampler.guide.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
+    assert len(views) == (3 if task == "edit" else 1)
+    for view in views:
+        got, wanted = part.net(view), parts.net(view)
+        assert len(wanted.text_logits) + len(wanted.code_logits) == int(view.masked.sum()) > 0
+        assert got.text_logits.equal(wanted.text_logits) and got.code_logits.equal(wanted.code_logits)
+
+
 # -- every task, from the command line --------------------------------------------------------------------------------
 
 
@@ -300,6 +325,63 @@ def refused(place: Path, match: str) -> None:
     with pytest.raises(CheckpointError, match=match) as error:
         unmask.load(place)
     assert "; " in str(error.value)
+
+
+def shorten(place: Path) -> None:
+    file = place / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def point_elsewhere(place: Path) -> None:
+    names = dict.fromkeys(load_file(place / "model.safetensors"), "model-00002-of-00002.safetensors")
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def put(value: torch.Tensor) -> Callable[[Path], None]:
+    """Another final norm."""
+
+    def spoil(place: Path) -> None:
+        tensors = load_file(place / "model.safetensors") | {"model.transformer.ln_f.weight": value}
+        save_file(tensors, place / "model.safetensors")
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "config.json").unlink(), "error: there is no model '"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}'), "has no field 'model'\nhint: is this"),
+        (shorten, "model.safetensors is damaged or half downloaded"),
+        (point_elsewhere, "names 1 of 1 files that are not there"),
+        (put(torch.ones(63)), "transformer.ln_f.weight is (63,), wanted (64,)"),
+        (put(torch.ones(64, dtype=torch.long)), "transformer.ln_f.weight is stored as I64, wanted one of F64, F32, F16, BF16"),
+        (put(torch.ones(64).index_fill(0, torch.tensor(7), torch.nan)), "transformer.ln_f.weight holds values that are not finite"),
+        (lambda f: write_tokenizer(f, (*CONTROL, "<|one_more|>")), "ids and the model"),
+        (lambda f: configure(f, gen_mlp_type="unitok"), "gen_mlp_type 'unitok' is not supported\nhint: wanted 'dit2'"),
+        (lambda f: configure(f, n_layers="four"), "config.json: a number is something else"),
+        (lambda f: (f / "vqvae" / "config.json").write_text("{}"), "vqvae/config.json lacks layers_per_block"),
+    ],
+    ids=["no folder of a model", "another model", "half a file", "absent file", "shape", "dtype", "nan", "tokenizer", "gen_mlp_type",
+         "no number", "no tokenizer of pictures"],
+)  # fmt: skip
+def test_what_is_wrong_is_two_lines_and_nothing_is_drawn(
+    spoil: Callable[[Path], object], said: str, spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(spoilt)
+    assert main(["generate", "a dog", "--model", str(spoilt), "--out", str(tmp_path / "a.png")]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and not out and not (tmp_path / "a.png").exists()
+    assert [line.split(":")[0] for line in err.splitlines()] == ["error", "hint"]
+
+
+def test_too_little_memory_is_two_lines(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unmask.checkpoints.budget.free_bytes", lambda device: 100_000)
+    assert main(["generate", "a dog", "--model", str(folder), "--out", str(tmp_path / "a.png")]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "GiB on cpu, where 0.00 GiB are free" in error and f"`unmask inspect {folder} --budget" in hint
 
 
 def test_no_tokenizer(spoilt: Path) -> None:

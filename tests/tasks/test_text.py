@@ -18,7 +18,7 @@ from unmask.cli.main import main
 from unmask.models.elastic import Elastic
 from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
-from unmask.sequence import Kind, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.tasks.text import Continue, FillGaps, Reply, TextModel
 from unmask.tokens.build import PROMPT
 from unmask.tokens.text import MASK, TEXT_CONTROL
@@ -94,7 +94,7 @@ def test_the_sampler_is_the_published_one(model: TextModel, block: int, steps: i
     prompt = sequence.ids[: sequence.span("prompt").stop].tolist()
     preset = llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=block, scale=scale)
     sampler = override(preset, [f"pace.steps={steps}"])
-    (found,) = model.run([sequence], [0], sampler)
+    (found,) = model.run([sequence], [0], sampler).rows
     assert found.ids[len(prompt) :].tolist() == released(net, prompt, 16, block, steps, scale)
 
 
@@ -107,7 +107,7 @@ def test_guidance_changes_the_answer_and_reaches_it_by_a_setting(model: TextMode
 def test_base_is_one_block_of_the_whole_answer(model: TextModel) -> None:
     sequence = Continue(prompt="the sky is", length=12).build(model.parts)
     prompt = sequence.ids[:-12].tolist()
-    (found,) = model.run([sequence], [0], llada_base(null_id=model.parts.text[MASK], drop=PROMPT, length=12))
+    (found,) = model.run([sequence], [0], llada_base(null_id=model.parts.text[MASK], drop=PROMPT, length=12)).rows
     assert found.ids[-12:].tolist() == released(model.parts.net, prompt, 12, 12, 12, 0.0)
     assert model.complete("the sky is", length=12).text == model.parts.text.decode(found.ids[-12:].tolist())
 
@@ -116,21 +116,23 @@ def test_stopping_early_changes_nothing_before_the_end(model: TextModel) -> None
     text, net = model.parts.text, model.parts.net
     whole = model.ask(QUESTION, length=24, sampler=llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8))
     sequence = Reply(question=QUESTION, length=24).build(model.parts)
-    full = model.run([sequence], [0], llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8))[0].ids[-24:]
+    unstopped = llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8)
+    full = model.run([sequence], [0], unstopped).rows[0].ids[-24:]
     end = int(full[9])  # declare something that was written in the second block an end of turn
     first = full.tolist().index(end)
     early = llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(end,), block=8)
-    (stopped,) = model.run([sequence], [0], early, trace=True)
+    steps: list[Batch] = []
+    (stopped,) = model.run([sequence], [0], early, steps.append).rows
     assert stopped.ids[-24:].tolist()[: first + 1] == full.tolist()[: first + 1]
-    assert len(stopped.film) < 24 and whole.text == text.decode(full.tolist())
+    assert len(steps) < 24 and whole.text == text.decode(full.tolist())
 
 
 def test_an_answer_has_no_company(model: TextModel) -> None:
     sampler = llada_instruct(null_id=model.parts.text[MASK], drop=PROMPT, end=(), block=4)
     rows = [Reply(question=q, length=n).build(model.parts) for q, n in ((QUESTION, 8), ("is it?", 12), ("the", 4))]
-    together = model.run(rows, [0, 1, 2], sampler)
+    together = model.run(rows, [0, 1, 2], sampler).rows
     for i, row in enumerate(rows):
-        assert torch.equal(model.run([row], [i], sampler)[0].ids, together[i].ids)
+        assert torch.equal(model.run([row], [i], sampler).rows[0].ids, together[i].ids)
 
 
 def test_a_trace_has_every_step(model: TextModel) -> None:
@@ -141,7 +143,7 @@ def test_a_trace_has_every_step(model: TextModel) -> None:
 def test_gaps_are_filled_and_the_rest_stays(model: TextModel) -> None:
     sequence = FillGaps(target="the [mask] is [mask][mask]").build(model.parts)
     assert [len(s) for s in sequence.spans if s.name == "answer"] == [1, 1, 1]
-    (found,) = model.run([sequence], [0], llada_base(null_id=model.parts.text[MASK], drop=PROMPT, length=3))
+    (found,) = model.run([sequence], [0], llada_base(null_id=model.parts.text[MASK], drop=PROMPT, length=3)).rows
     given = ~sequence.masked
     assert torch.equal(found.ids[given], sequence.ids[given]) and (found.ids != sequence.ids).any()
     assert model.parts.text.decode(sequence.ids[given].tolist()) == "the is"  # no space is left before a gap

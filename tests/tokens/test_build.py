@@ -17,7 +17,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from unmask.sequence import Branch, Kind, Sequence, collate
-from unmask.tokens.build import Builder, asking, drawing, editing, grounding, looking
+from unmask.tokens.build import (
+    Attempt,
+    Builder,
+    PlanIds,
+    asking,
+    drawing,
+    editing,
+    grounding,
+    looking,
+    plan_ids,
+    planning,
+    planning_edit,
+)
+from unmask.tokens.layouts import Layout, Placed, to_ids
 from unmask.tokens.prompts import COMPACT, RELEASED, Conditions, Wording
 from unmask.tokens.text import CONTROL, EOT, MASK, Text
 
@@ -53,6 +66,23 @@ def _look(b: Builder) -> Sequence:
     return grounding(b, "the cat", None, segment=4).build()
 
 
+def _plan(b: Builder, kind: str = "") -> list[int]:
+    things = (
+        Placed(phrase="red apple", box=(0.125, 0.25, 0.5, 0.75)),
+        Placed(phrase="cat", box=(0.5, 0.25, 0.75, 0.5)),
+    )
+    reason = b.wording.reason(kind) if kind else b.wording.plan_reason
+    return to_ids(Layout(things=things, reason=reason), b.text, b.wording)
+
+
+def _retry(b: Builder) -> Sequence:
+    attempts = [
+        Attempt(picture=PIXELS, critique="there is no cat"),
+        Attempt(picture=PIXELS, critique="a cat is missing"),
+    ]
+    return drawing(b, "a dog", (4, 4), fold=2, plan=PlanIds(ids=tuple(_plan(b))), attempts=attempts)
+
+
 TASKS: dict[str, Callable[[Builder], Sequence]] = {
     "draw": lambda b: drawing(b, "a red apple left of a cat", (4, 4), fold=2),
     "draw_with_conditions": lambda b: drawing(b, "a dog", (4, 4), fold=1, conditions=MICRO),
@@ -64,6 +94,15 @@ TASKS: dict[str, Callable[[Builder], Sequence]] = {
     "complete": lambda b: asking(looking(b, None), b.wording.complete, [*b.text.encode("a dog"), b.text[EOT]]).build(),
     "ground": lambda b: grounding(grounding(looking(b, PIXELS), "the cat", None), "a dog", None, segment=2).build(),
     "look_training": _look,
+    "plan": lambda b: planning(b, "a red apple left of a cat", 12, conditions=MICRO),
+    "plan_training": lambda b: planning(b, "a red apple left of a cat", plan_ids(b.text, _plan(b), 250)),
+    "plan_edit": lambda b: planning_edit(b, PIXELS, "add a red apple", 12),
+    "draw_planned_training": lambda b: drawing(b, "a dog", CODES, fold=2, plan=PlanIds(ids=tuple(_plan(b)), open=True)),
+    "edit_planned": lambda b: editing(
+        b, PIXELS, CODES, "add a red apple", (4, 4), fold=2, plan=PlanIds(ids=tuple(_plan(b, "add")))
+    ),
+    "critique": lambda b: asking(looking(b, PIXELS), b.wording.critique.format(caption="two dogs"), 8).build(),
+    "retry": _retry,
 }
 CASES = [(task, name) for task in TASKS for name in WORDINGS]
 every_case = pytest.mark.parametrize(("task", "name"), CASES)

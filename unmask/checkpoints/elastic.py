@@ -123,7 +123,9 @@ def rows_needed(name: str, rows: int, config: ElasticConfig, needs: frozenset[st
 def tensors_needed(checkpoint: Checkpoint, needs: frozenset[str]) -> Iterator[tuple[str, str, Stored, int]]:
     """("net" or "vq", parameter, where it is stored, rows needed) of all that is needed at all."""
     if unknown := needs - EVERYTHING - {"und.joint"}:
-        raise ValueError(f"no part of a model is called {sorted(unknown)[0]!r}; the parts are {', '.join(EVERYTHING)}")
+        raise ValueError(
+            f"no part of a model is called {sorted(unknown)[0]!r}; the parts are {', '.join(sorted(EVERYTHING))}"
+        )
     for module, found in (("net", checkpoint.net), ("vq", checkpoint.vq)):
         for name, stored in found.items():
             if rows := rows_needed(name, stored.shape[0], checkpoint.config, needs):

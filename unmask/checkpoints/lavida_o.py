@@ -24,7 +24,7 @@ from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.tokens.vq import VQ, VQConfig
 
-OWN = "unmask"  # the block of config.json and vqvae/config.json that holds what the released layout has no word for
+OWN_BLOCK = "unmask"  # of config.json and vqvae/config.json: what the released layout has no word for
 _UND = {
     "attn_norm": "attn_norm",
     "q": "q_proj",
@@ -61,6 +61,26 @@ _VISION_LAYER = {
     "norm2": "layer_norm2",
     "fc1": "mlp.fc1",
     "fc2": "mlp.fc2",
+}
+
+# What this network is; a field that says otherwise is named. An absent field means the first value, or that of _ABSENT.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "dual_tower": (True,),
+    "downsample": (True,),
+    "enc_use_image_branch": (True,),
+    "gen_mlp_type": ("dit2",),
+    "weight_tying": (False,),
+    "unified_gen_enc": (False,),
+    "extra_gen_dit": (False,),
+}
+_ABSENT = {"dual_tower": False, "downsample": False, "enc_use_image_branch": False, "gen_mlp_type": "embed"}
+_VISION_ONLY: dict[str, tuple[Any, ...]] = {
+    "image_aspect_ratio": ("anyres",),
+    "mm_patch_merge_type": ("spatial_unpad",),
+    "mm_resampler_type": ("spatial_pool",),
+    "mm_spatial_pool_mode": ("conv",),
+    "mm_spatial_pool_stride": (2,),
+    "mm_projector_type": ("mlp2x_gelu",),
 }
 
 
@@ -101,23 +121,38 @@ def _vision_names(config: VisionConfig) -> dict[str, str]:
     return out | {"vision.tower.position.weight": position, "vision.newline": "image_newline"}
 
 
+def refuse_unsupported(
+    raw: dict[str, Any], wanted: Mapping[str, tuple[Any, ...]], absent: Mapping[str, Any] | None = None
+) -> None:
+    """CheckpointError where a field of config.json has none of its ``wanted`` values.
+
+    ``absent``: what it means that a field is not there, if that is not the first of its values.
+    """
+    meant = absent or {}
+    for field, values in wanted.items():
+        if (found := raw.get(field, meant.get(field, values[0]))) not in values:
+            raise CheckpointError(f"config.json: {field} {found!r} is not supported; wanted {values[0]!r}")
+
+
+def trunk(raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of ElasticConfig that every model of the family has, from config.json. KeyError names one that is missing."""
+    return {
+        "vocab_size": raw.get("embedding_size") or raw["vocab_size"],
+        "width": raw["d_model"],
+        "heads": raw["n_heads"],
+        "layers": raw["n_layers"],
+        "mlp": raw["mlp_hidden_size"],
+        "rope_theta": float(raw["rope_theta"]),
+        "norm_eps": raw["rms_norm_eps"],
+    }
+
+
 def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticConfig:
     """config.json -> ElasticConfig, with the defaults of spec 7.4; the sizes of the code tables are those of ``tensors`` (plain names).
 
     CheckpointError where the layout is one that this network does not have.
     """
-    wanted: dict[str, tuple[object, object]] = {  # what this network is, and what a file means that does not say
-        "dual_tower": (True, False),
-        "downsample": (True, False),
-        "enc_use_image_branch": (True, False),
-        "gen_mlp_type": ("dit2", "embed"),
-        "weight_tying": (False, False),
-        "unified_gen_enc": (False, False),
-        "extra_gen_dit": (False, False),
-    }
-    for field, (value, default) in wanted.items():
-        if (found := raw.get(field, default)) != value:
-            raise CheckpointError(f"config.json: {field} {found!r} is not supported; wanted {value!r}")
+    refuse_unsupported(raw, _ONLY, _ABSENT)
     try:
         if raw.get("n_kv_heads", raw["n_heads"]) != raw["n_heads"]:
             raise CheckpointError(
@@ -125,40 +160,28 @@ def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticCo
             )
         gen_width, gen_mlp = (int(raw.get(field, -1)) for field in ("d_model_gen", "mlp_hidden_size_gen"))
         return ElasticConfig(
-            vocab_size=raw.get("embedding_size") or raw["vocab_size"],
-            width=raw["d_model"],
-            heads=raw["n_heads"],
-            layers=raw["n_layers"],
-            mlp=raw["mlp_hidden_size"],
+            **trunk(raw),
             gen_width=gen_width if gen_width > 0 else raw["d_model"],
             gen_mlp=gen_mlp if gen_mlp > 0 else raw["mlp_hidden_size"],
             joint_layers=min(raw["n_layers"], raw.get("dual_tower_layers", 9999) + 1),  # split iff index > the field
-            rope_theta=float(raw["rope_theta"]),
-            norm_eps=raw["rms_norm_eps"],
             codes=tensors["gen_predictor.2.weight"].shape[0],
             code_rows=tensors["gen_embedding.0.weight"].shape[0],
             vision=_vision(raw),
         )
     except KeyError as error:
         raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this one of another model?") from error
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json: a number is something else: {error}; copy or download it again") from error
 
 
 def _vision(raw: dict[str, Any]) -> VisionConfig | None:
     """The released tower, where the model has one. Its sizes are not in the file; ``unmask.vision`` there says those of another."""
-    fixed = {
-        "image_aspect_ratio": "anyres",
-        "mm_patch_merge_type": "spatial_unpad",
-        "mm_resampler_type": "spatial_pool",
-        "mm_spatial_pool_mode": "conv",
-        "mm_spatial_pool_stride": 2,
-        "mm_projector_type": "mlp2x_gelu",
-    }
-    own = raw.get(OWN, {}).get("vision")
+    own = raw.get(OWN_BLOCK, {}).get("vision")
     if not own and not raw.get("mm_vision_tower"):
         return None
-    for field, value in fixed.items():
-        if raw.get(field, value) != value:
-            raise CheckpointError(f"config.json: {field} {raw[field]!r} is not supported; wanted {value!r}")
+    refuse_unsupported(raw, _VISION_ONLY)
     try:
         return VisionConfig(**(own or {}))
     except TypeError as error:
@@ -211,12 +234,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _vq_config(raw: dict[str, Any]) -> VQConfig:
     if raw.get("mid_block_add_attention") or raw.get("act_fn", "silu") != "silu":
-        raise CheckpointError("vqvae/config.json: only tokenizers without attention and with SiLU are supported")
+        raise CheckpointError(
+            "vqvae/config.json: a tokenizer with attention or without SiLU is not supported; wanted that of LaViDa-O"
+        )
     fields = ("layers_per_block", "latent_channels", "num_vq_embeddings", "norm_num_groups")
     missing = [f for f in (*fields, "block_out_channels") if f not in raw]
     if missing:
-        raise CheckpointError(f"vqvae/config.json lacks {', '.join(missing)}")
-    apart = bool(raw.get(OWN, {}).get("encode_apart", False))
+        raise CheckpointError(f"vqvae/config.json lacks {', '.join(missing)}; copy or download it again")
+    apart = bool(raw.get(OWN_BLOCK, {}).get("encode_apart", False))
     channels = tuple(raw["block_out_channels"])
     return VQConfig(block_out_channels=channels, encode_apart=apart, **{f: raw[f] for f in fields})
 

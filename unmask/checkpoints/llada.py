@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from unmask.checkpoints.elastic import Checkpoint
-from unmask.checkpoints.lavida_o import fit, names, plain, read_json
+from unmask.checkpoints.lavida_o import fit, names, plain, read_json, refuse_unsupported, trunk
 from unmask.checkpoints.stream import CheckpointError, tensors_of
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
@@ -43,27 +43,13 @@ def is_llada(raw: dict[str, Any]) -> bool:
 
 def read_config(raw: dict[str, Any]) -> ElasticConfig:
     """config.json -> ElasticConfig. CheckpointError names a field that this network does not have, or that is missing."""
-    for field, wanted in _ONLY.items():
-        if (found := raw.get(field, wanted[0])) not in wanted:
-            raise CheckpointError(f"config.json: {field} {found!r} is not supported; wanted {wanted[0]!r}")
+    refuse_unsupported(raw, _ONLY)
     try:
         heads, layers = raw["n_heads"], raw["n_layers"]
         if (found := raw.get("n_kv_heads") or heads) != heads:
             raise CheckpointError(f"config.json: n_kv_heads {found} is not supported; wanted {heads}")
         return ElasticConfig(
-            vocab_size=raw.get("embedding_size") or raw["vocab_size"],
-            width=raw["d_model"],
-            heads=heads,
-            layers=layers,
-            mlp=raw["mlp_hidden_size"],
-            gen_width=0,
-            gen_mlp=0,
-            joint_layers=layers,
-            rope_theta=float(raw["rope_theta"]),
-            norm_eps=raw["rms_norm_eps"],
-            codes=0,
-            code_rows=0,
-            vision=None,
+            **trunk(raw), gen_width=0, gen_mlp=0, joint_layers=layers, codes=0, code_rows=0, vision=None
         )
     except KeyError as error:
         raise CheckpointError(f"config.json lacks {error}; is this a LLaDA folder?") from error

@@ -75,7 +75,7 @@ def demo(run: Run, out: Path) -> None:
         "edit": {"instruction": example.instruction, "file": "edited.png"},
         "trace": {"prompt": PROMPTS[_TRACED], "file": "trace.gif"},
     }
-    boxed = draw_boxes(example.picture, [(b.phrase, (b.x1, b.y1, b.x2, b.y2)) for b in found.boxes])
+    boxed = draw_boxes(example.picture, [(b.phrase, b.corners) for b in found.boxes])
     for i, drawing in enumerate(drawn):
         save_image(drawing.image, out / f"drawing-{i + 1}.png")
     for name, picture in (("picture", example.picture), ("boxes", boxed), ("edited", edited.image)):
@@ -119,7 +119,7 @@ def _pixels(box: tuple[float, float, float, float]) -> tuple[float, float, float
 def _box_told(box: Any, true: Sequence[float]) -> dict[str, Any]:
     return {
         "phrase": box.phrase,
-        "box": [round(v, 1) for v in (box.x1, box.y1, box.x2, box.y2)],
+        "box": [round(v, 1) for v in box.corners],
         "truth": [round(v, 1) for v in true],
     }
 

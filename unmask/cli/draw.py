@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, sav
 
 _GAP = "[mask]"
 
+_plan = click.option("--plan", is_flag=True, help="Think of a layout first.")
+_thoughts = path_option("--thoughts", tuple(WRITABLE), "Also save plans and critiques as a sheet.")
 _trace = path_option("--trace", TRACES, "Also save how it came about: .gif moves, .png is a strip.")
 _count = click.option(
     "-n", "count", type=click.IntRange(1, 256), default=1, show_default=True, help="How many pictures."
@@ -26,11 +30,30 @@ _count = click.option(
 @_count
 @path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "drawing.png")
 @_trace
+@_plan
+@click.option(
+    "--boxes", metavar="LAYOUT", help="Draw from this layout: 'name: x1,y1,x2,y2; …' in fractions, or a JSON file."
+)
+@click.option(
+    "--reflect", type=int, default=1, show_default=True, metavar="N", help="Judge, and draw up to N pictures."
+)
+@_thoughts
 @model_options
-def generate(run: Run, prompt: str, count: int, out: Path, trace: Path | None) -> None:
+def generate(
+    run: Run,
+    prompt: str,
+    count: int,
+    out: Path,
+    trace: Path | None,
+    plan: bool,
+    boxes: str | None,
+    reflect: int,
+    thoughts: Path | None,
+) -> None:
     """Draw pictures from a prompt.
 
-    Prints the path of every picture.
+    Prints the path of every picture. With --reflect the last picture is the result: the first that the model itself finds right, or
+    the last of N.
 
     \b
     Examples:
@@ -38,11 +61,25 @@ def generate(run: Run, prompt: str, count: int, out: Path, trace: Path | None) -
       unmask generate "a blue bus" -n 4 --seed 1 --out bus.png
       unmask generate "a dog above a car" --trace dog.gif
       unmask generate "a clock" -o pace.steps=8 --json
+      unmask generate "a dog above a car" --plan --thoughts plan.png
+      unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"
+      unmask generate "a red apple left of a blue cup" --plan --reflect 8 --thoughts rounds.png
     """
-    _apart(out, trace)
-    model = run.open("generate")
-    drawn = model.generate(prompt, n=count, seed=run.seed, trace=trace is not None, settings=run.settings)
-    _deliver(drawn, out, trace, run)
+    if plan and boxes:
+        raise click.UsageError("--boxes is a plan already; leave out --plan")
+    _apart(out, trace, thoughts)
+    layout = _layout(boxes) if boxes else plan
+    model = run.open("reflect" if reflect > 1 else "plan" if plan else "generate")
+    drawn = model.generate(
+        prompt,
+        n=count,
+        seed=run.seed,
+        plan=layout,
+        reflect=reflect,
+        trace=trace is not None,
+        settings=run.settings,
+    )
+    _deliver(drawn, out, trace, run, thoughts)
 
 
 @click.command()
@@ -51,8 +88,19 @@ def generate(run: Run, prompt: str, count: int, out: Path, trace: Path | None) -
 @_count
 @path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "edited.png")
 @_trace
+@_plan
+@_thoughts
 @model_options
-def edit(run: Run, image: Path, instruction: str, count: int, out: Path, trace: Path | None) -> None:
+def edit(
+    run: Run,
+    image: Path,
+    instruction: str,
+    count: int,
+    out: Path,
+    trace: Path | None,
+    plan: bool,
+    thoughts: Path | None,
+) -> None:
     """Change a picture as an instruction says.
 
     Prints the path of every picture.
@@ -62,12 +110,15 @@ def edit(run: Run, image: Path, instruction: str, count: int, out: Path, trace: 
       unmask edit apples.png "make the apple blue"
       unmask edit apples.png "add a cat at the top left" --out cat.png
       unmask edit apples.png "remove the cat" -n 2 --seed 3 --trace gone.gif
+      unmask edit apples.png "move the cat to the top left" --plan --thoughts plan.png
     """
-    _apart(out, trace)
+    _apart(out, trace, thoughts)
     picture = read_image(image)
-    model = run.open("edit")
-    drawn = model.edit(picture, instruction, n=count, seed=run.seed, trace=trace is not None, settings=run.settings)
-    _deliver(drawn, out, trace, run)
+    model = run.open("edit-plan" if plan else "edit")
+    drawn = model.edit(
+        picture, instruction, n=count, seed=run.seed, plan=plan, trace=trace is not None, settings=run.settings
+    )
+    _deliver(drawn, out, trace, run, thoughts)
 
 
 @click.command()
@@ -121,18 +172,44 @@ def _box_region(text: str, size: tuple[int, int]) -> Image.Image:
     return region
 
 
-def _apart(out: Path, trace: Path | None) -> None:
-    if trace == out:
-        raise click.UsageError(f"--out and --trace are both {out}")
+def _layout(text: str) -> Any:
+    """``name: x1,y1,x2,y2; …``, or a JSON file: [{"phrase": …, "box": [x1, y1, x2, y2]}, …]."""
+    from unmask.tokens.layouts import layout_of
+
+    path = Path(text)
+    try:
+        if path.suffix == ".json":
+            return layout_of([(str(t["phrase"]), [float(v) for v in t["box"]]) for t in json.loads(path.read_text())])
+        pairs = [part.rsplit(":", 1) for part in text.split(";") if part.strip()]
+        return layout_of([(name, [float(v) for v in box.split(",")]) for name, box in pairs])
+    except OSError as error:
+        raise click.UsageError(f"--boxes {text}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if "; give" in str(error) or "; say" in str(error):
+            raise
+        raise click.UsageError(
+            f"--boxes {text!r} is no layout; write 'red apple: 0,0,0.5,0.5; cat: 0.5,0.5,1,1' or give a .json file"
+        ) from error
 
 
-def _deliver(drawn: Sequence[Any], out: Path, trace: Path | None, run: Run) -> None:
-    """Save pictures and traces, and tell where."""
+def _apart(out: Path, trace: Path | None, thoughts: Path | None = None) -> None:
+    named = [(flag, path) for flag, path in (("--out", out), ("--trace", trace), ("--thoughts", thoughts)) if path]
+    for (flag, path), (other, same) in itertools.combinations(named, 2):
+        if path == same:
+            raise click.UsageError(f"{flag} and {other} are both {path}")
+
+
+def _deliver(drawn: Sequence[Any], out: Path, trace: Path | None, run: Run, thoughts: Path | None = None) -> None:
+    """Save pictures, traces and thoughts, and tell where."""
     told = []
     for i, drawing in enumerate(drawn):
         saved = save_image(drawing.image, numbered(out, i, len(drawn)))
         if trace is not None:
             news(f"trace: {save_trace(drawing.trace, numbered(trace, i, len(drawn)))}")
+        if thoughts is not None:
+            from unmask.cli.thoughts import sheet_of
+
+            news(f"thoughts: {save_image(sheet_of(drawing), numbered(thoughts, i, len(drawn)))}")
         told.append({**drawing.to_json(), "file": str(saved)})
         if not run.json:
             click.echo(saved)

@@ -77,7 +77,7 @@ def ground(run: Run, image: Path, phrases: tuple[str, ...], steps: int, out: Pat
     picture = read_image(image)
     found = run.open("ground").ground(picture, list(phrases), steps=steps, seed=run.seed, settings=run.settings)
     if out is not None:
-        saved = save_image(draw_boxes(picture, [(b.phrase, (b.x1, b.y1, b.x2, b.y2)) for b in found.boxes]), out)
+        saved = save_image(draw_boxes(picture, [(b.phrase, b.corners) for b in found.boxes]), out)
         news(f"boxes drawn: {saved}")
     if run.json:
         print_json({**found.to_json(), "file": str(out) if out else None})

@@ -6,11 +6,22 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from unmask.cli.options import Storage, check_device, seed_option, storage_options, threads_option, use_threads
+from unmask.cli.options import (
+    Storage,
+    check_device,
+    device_option,
+    seed_option,
+    setting_option,
+    storage_options,
+    threads_option,
+    use_threads,
+)
 from unmask.cli.output import news, save_text
+from unmask.cli.suites import SUITES, Asked, check
 from unmask.data.world.vocabulary import LEVELS
 
 _BENCH = Path(__file__).parents[2] / "bench"
@@ -18,57 +29,82 @@ _BENCH = Path(__file__).parents[2] / "bench"
 
 @click.command()
 @click.argument("model", default="mini")
-@click.option("--suite", type=click.Choice(["world"]), default="world", show_default=True, help="What is measured.")
-@click.option("--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True, help="Which world.")
-@click.option("--only", metavar="A,B", default="", help="Some parts: geneval, grounding, questions, edit, vq …")
-@click.option("--limit", type=click.IntRange(min=1), help="Scenes a part, for a quick look.  [default: the full suite]")
+@click.option("--suite", type=click.Choice(list(SUITES)), default="world", show_default=True, help="What is measured.")
+@click.option("--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True, help="world: which one.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="A benchmark's own file (dpg: or a folder of .txt).")
+@click.option("--images", type=click.Path(path_type=Path), help="imgedit, refcoco: the folder of their pictures.")
+@click.option(
+    "--only", metavar="A,B", default="", help="Parts of the world, tags, edit types or splits of a benchmark."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Items a part, for a quick look.  [default: the full suite]")
+@click.option(
+    "-n", "each", type=click.IntRange(1, 256), default=4, show_default=True, help="geneval, dpg: pictures a prompt."
+)
+@click.option("--all", "everything", is_flag=True, help="geneval: also draw what the judge cannot judge.")
+@click.option("--plan", is_flag=True, help="geneval, dpg, imgedit: think of a layout before every picture.")
+@click.option(
+    "--reflect", type=int, default=1, show_default=True, metavar="N", help="geneval, dpg: up to N tries a picture."
+)
+@setting_option("Benchmarks: change a field of the sampler; may be repeated.")
+@click.option(
+    "--clip", type=click.Path(path_type=Path), help="geneval, dpg: CLIP score, by the CLIP model in this folder."
+)
+@click.option(
+    "--real", type=click.Path(path_type=Path), help="With --clip: Frechet distance from the pictures in this folder."
+)
 @click.option("--json", "into", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write an HTML report with pictures to this folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures, verdicts and an HTML report.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Items at once.")
 @seed_option
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
+@device_option
 @threads_option
 @storage_options
+@click.pass_context
 def evaluate(
+    context: click.Context,
+    /,
     model: str,
     suite: str,
-    level: str,
-    only: str,
-    limit: int | None,
     into: Path | None,
-    out: Path | None,
-    seed: int,
-    device: str,
+    only: str,
     threads: int | None,
     storage: Storage,
+    **asked: Any,
 ) -> None:
     """Measure how good a model is.
 
-    MODEL is the name of a shipped model, or a folder. Prints a table with 95 % intervals.
+    MODEL is the name of a shipped model, or a folder. Prints a table with 95 % intervals. The suite world needs nothing; the others read
+    a public benchmark's own files and write pictures in its own layout. A run that was stopped goes on where it was, if --out is the same.
 
     \b
     Examples:
       unmask evaluate mini --suite world --json mini.json --out report
       unmask evaluate mini --only grounding,questions --limit 50
-      unmask evaluate mini --level free --out report-free
       unmask evaluate mini --quantise und=int8 --json int8.json
+      unmask evaluate mini --suite geneval --prompts evaluation_metadata.jsonl --out drawn
+      unmask evaluate FOLDER --suite geneval --prompts evaluation_metadata.jsonl --all --out drawn
+      unmask evaluate FOLDER --suite dpg --prompts prompts --out dpg --batch 8 --device cuda
+      unmask evaluate FOLDER --suite imgedit --prompts basic_edit.json --images originals --out edited
+      unmask evaluate FOLDER --suite refcoco --prompts refs.json --images train2014 --only val
     """
+    check(context, suite)
     use_threads(threads)
-    check_device(device)
+    check_device(asked["device"])
+    parts = tuple(p.strip() for p in only.split(",") if p.strip())
+    measured = SUITES[suite].open(Asked(only=parts, **asked))
     import unmask
-    from unmask.evaluation import world_suite
     from unmask.tasks.text import TextModel
 
-    parts = tuple(p.strip() for p in only.split(",") if p.strip())
-    opened = unmask.load(model, device=device, keep=storage.keep())
+    opened = unmask.load(model, device=asked["device"], keep=storage.keep())
     if isinstance(opened, TextModel):
         raise ValueError(
-            f"{model} is a text model, and this suite looks and draws; its likelihood: unmask.evaluation.likelihood"
+            f"{model} is a text model, and this suite looks or draws; its likelihood: unmask.evaluation.likelihood"
         )
-    report = world_suite.run(opened, level=level, only=parts, limit=limit, seed=seed, out=out)
+    report = measured(opened)
     if into is not None:
         news(f"figures: {save_text(into, json.dumps(report.to_json(), indent=2))}")
-    if out is not None:
-        news(f"report: {out}")
+    if asked["out"] is not None:
+        news(f"report: {asked['out']}")
     click.echo(report.table())
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 Command = Callable[..., None]
+DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def model_options(command: Command) -> Command:
         seed_option,
         setting_option("Change a field of the sampler; may be repeated."),
         json_option,
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0."),
+        device_option,
         threads_option,
         storage_options,
         download_option,
@@ -128,7 +129,7 @@ def storage_options(command: Command) -> Command:
         click.option(
             "--dtype",
             metavar="TYPE",
-            type=click.Choice(("float32", "bfloat16", "float16")),
+            type=click.Choice(DTYPES),
             help="Keep the network as float32, bfloat16 or float16.",
         ),
         click.option("--quantise", metavar="BRANCH=BITS", multiple=True, help="und=int8, gen=int4 …; may be repeated."),
@@ -143,6 +144,7 @@ download_option = click.option("--download", is_flag=True, help="Fetch a model o
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer."
 )
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use.")
 

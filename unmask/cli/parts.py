@@ -34,6 +34,7 @@ def stored(place: Path) -> list[Stored]:
 
 
 def _family(path: Path) -> str:
+    """``model`` of model.safetensors and of model-00001-of-00002.safetensors."""
     match = _SHARD.match(path.name)
     return match["family"] if match else path.stem
 
@@ -43,8 +44,8 @@ def grouped(tensors: list[Stored], depth: int) -> Iterator[dict[str, Any]]:
     groups: dict[tuple[str, str], list[Stored]] = {}
     for t in tensors:
         words = [w for w in t.name.split(".")[:-1] if not w.isdigit()] or [t.name]
-        match = _SHARD.match(t.path.name)
-        file = f"{match['family']}-*.safetensors" if match else t.path.name
+        family = _family(t.path)
+        file = t.path.name if family == t.path.stem else f"{family}-*.safetensors"
         groups.setdefault((file, ".".join(words[:depth])), []).append(t)
     for (file, part), members in groups.items():
         yield {

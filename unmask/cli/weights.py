@@ -6,10 +6,8 @@ from pathlib import Path
 
 import click
 
-from unmask.cli.options import check_device, json_option, threads_option, use_threads
+from unmask.cli.options import DTYPES, check_device, device_option, json_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @click.command()
@@ -52,9 +50,9 @@ def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference that passes.")
-@click.option("--dtype", type=click.Choice(_DTYPES), help="Compute in this type.  [default: that of the files]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Compute in this type.  [default: that of the files]")
 @json_option
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
+@device_option
 @threads_option
 def verify(folder: Path, tolerance: float, dtype: str | None, as_json: bool, device: str, threads: int | None) -> int:
     """Compute measured figures anew and print the differences.

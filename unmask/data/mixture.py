@@ -11,7 +11,10 @@ from unmask.protocols import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Joint:
-    """{name: batch} of every source whose turn it is: source i takes part in every ``every``-th step."""
+    """{name: batch} of every source whose turn it is: source i takes part in every ``every``-th batch.
+
+    Several processes take batches in turn: where ``every`` is a multiple of their number, one of them does all of that source.
+    """
 
     parts: tuple[tuple[str, Source, int], ...]
 

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from unmask.data.world import language
 from unmask.data.world.edits import EDIT_KINDS, Edit, edit
+from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
 from unmask.sequence import Batch, Sequence, collate
-from unmask.tokens.build import Builder, asking, drawing, editing, grounding, looking
-from unmask.tokens.prompts import Conditions
+from unmask.tokens.build import Builder, PlanIds, asking, drawing, editing, grounding, looking
+from unmask.tokens.layouts import Layout, to_ids
+from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.text import EOT, Text
 
 Encode = Callable[[Tensor], Tensor]
@@ -64,11 +66,30 @@ def shown(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Dra
     return (sample(rng.choices(names, weights)[0], "train", seed, i, draft) for i in count(first))
 
 
+def captioned(text: Text, scene: Scene, rng: Random, longest: int) -> str:
+    """A caption of at most ``longest`` tokens, if a few tries find one: one long caption makes every row of its batch long."""
+    for _ in range(4):
+        said = language.caption(scene, rng)
+        if len(text.encode(said)) <= longest:
+            break
+    return said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """How a layout stands before its picture: learned with it in a share ``open`` of the samples, else given (spec 3.3)."""
+
+    open: float = 0.2
+
+    def __call__(self, layout: Layout, text: Text, wording: Wording, rng: Random) -> PlanIds:
+        return PlanIds(ids=tuple(to_ids(layout, text, wording)), open=rng.random() < self.open)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawings:
     """Caption -> picture. ``fold`` 1 reads one code a position, 2 folds 2x2 of them. ``conditions``: share of captions with them.
 
-    ``longest``: captions of more tokens are drawn anew a few times; one long caption makes every row of its batch long.
+    ``longest``: tokens of a caption, if that can be · ``plan``: whether a layout stands before the picture, and how.
     """
 
     text: Text
@@ -81,6 +102,7 @@ class Drawings:
     draft: Draft = Draft()
     conditions: float = 0.0
     longest: int = 18
+    plan: Planned | None = None
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawings/{self.seed}/{step}")
@@ -91,15 +113,10 @@ class Drawings:
         for i, scene in enumerate(scenes):
             said = self._conditions(pixels[i]) if rng.random() < self.conditions else None
             b = Builder(text=self.text)
-            rows.append(drawing(b, self._caption(scene, rng), codes[i], fold=self.fold, conditions=said))
+            caption = captioned(self.text, scene, rng, self.longest)
+            plan = self.plan(scene_layout(scene, b.wording, rng), self.text, b.wording, rng) if self.plan else None
+            rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=said, plan=plan))
         return collate(rows, range(self.batch))
-
-    def _caption(self, scene: Scene, rng: Random) -> str:
-        for _ in range(4):
-            said = language.caption(scene, rng)
-            if len(self.text.encode(said)) <= self.longest:
-                break
-        return said
 
     def _conditions(self, pixels: Tensor) -> Conditions:
         luminance = (pixels * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(0)
@@ -108,7 +125,10 @@ class Drawings:
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture."""
+    """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture.
+
+    ``room``: tokens of every answer, ends of turn included; 0: one to three of these behind it.
+    """
 
     text: Text
     seed: int
@@ -120,6 +140,7 @@ class Looks:
     describe: float = 0.15
     levels: Levels = (("grid", 0.85), ("free", 0.15))
     draft: Draft = Draft()
+    room: int = 0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"looks/{self.seed}/{step}")
@@ -137,26 +158,30 @@ class Looks:
         rng.shuffle(asked)
         for question in asked[: self.questions - describe]:
             segment += 1
-            asking(b, question.text, answer_ids(self.text, question.answer, rng), segment=segment)
+            asking(b, question.text, answer_ids(self.text, question.answer, rng, self.room), segment=segment)
         phrases = language.referring(scene, rng)
         rng.shuffle(phrases)
         for phrase, thing in phrases[: self.phrases - describe]:
             segment += 1
             grounding(b, phrase, scene.things[thing].box, segment=segment)
         if describe or not segment:
-            words = answer_ids(self.text, language.caption(scene, rng), rng)
+            words = answer_ids(self.text, language.caption(scene, rng), rng, self.room)
             asking(b, b.wording.describe, words, segment=segment + 1)
         return b.build()
 
 
-def answer_ids(text: Text, answer: str, rng: Random, most: int = 3) -> list[int]:
-    """An answer closed by one to ``most`` ends of turn: how long the region is must not give the answer away."""
-    return text.encode(answer) + [text[EOT]] * rng.randint(1, most)
+def answer_ids(text: Text, answer: str, rng: Random, room: int = 0) -> list[int]:
+    """An answer closed by one to three ends of turn, or by as many as fill its ``room``, one at least.
+
+    How long the region is must not give the answer away; and a model that was always given little room fills any with words.
+    """
+    ids = text.encode(answer)
+    return ids + [text[EOT]] * (max(1, room - len(ids)) if room else rng.randint(1, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """Source picture and instruction -> edited picture. ``kinds`` are gone through in turn."""
+    """Source picture and instruction -> edited picture. ``kinds`` are gone through in turn; ``plan`` as in ``Drawings``."""
 
     text: Text
     encode: Encode
@@ -167,6 +192,7 @@ class Edits:
     fold: int = 2
     levels: Levels = (("grid", 1.0),)
     kinds: tuple[str, ...] = EDIT_KINDS
+    plan: Planned | None = None
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edits/{self.seed}/{step}")
@@ -177,13 +203,11 @@ class Edits:
                 pairs.append(made)
         before, after = (pixels_of([getattr(p, n) for p in pairs], self.side) for n in ("source", "target"))
         source, target = self.encode(before), self.encode(after)
-        rows = [
-            editing(
-                Builder(text=self.text, look_tokens=self.look_tokens),
-                before[i], source[i], pair.instruction, target[i], fold=self.fold,
-            )
-            for i, pair in enumerate(pairs)
-        ]  # fmt: skip
+        rows = []
+        for i, pair in enumerate(pairs):
+            b = Builder(text=self.text, look_tokens=self.look_tokens)
+            plan = self.plan(edit_layout(pair, b.wording), self.text, b.wording, rng) if self.plan else None
+            rows.append(editing(b, before[i], source[i], pair.instruction, target[i], fold=self.fold, plan=plan))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
 

@@ -8,6 +8,7 @@ and words alone.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,12 @@ Row = dict[str, Any]
 Figures = dict[str, Any]  # by name: figures, or groups of figures
 Progress = Callable[[str, int, int], None]  # (name of the part, items done, items in all)
 Pictures = Callable[[str, str], np.ndarray]  # (key of an item, name of a picture) -> uint8 [S, S, 3]
+Layout = Callable[[str], Path]  # key of an item -> where its one picture lies in a folder
+
+
+def one_folder(key: str) -> Path:
+    """``images/KEY.png``: a layout for scripts that take every file of a folder for a picture."""
+    return Path("images") / f"{key}.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,11 @@ class Plan:
     def each(self, kinds: int) -> int:
         """Items of each of several kinds."""
         return -(-self.n // kinds)
+
+
+def in_turns(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    """One of each list after the other, so that a run that is stopped has seen something of every kind. ValueError for unequal lengths."""
+    return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
 
 
 class Item(Protocol):
@@ -75,16 +87,23 @@ class Part(Protocol):
 
 
 class Record:
-    """Verdicts of past and present runs: ``verdicts.jsonl`` and PNG files in a folder, or in memory alone (None)."""
+    """Verdicts of past and present runs: ``verdicts.jsonl`` and PNG files in a folder, or in memory alone (None).
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    ``layout``: pictures lie as others expect them, so that the folder holds one run alone. ValueError where it holds something else.
+    """
+
+    def __init__(self, folder: Path | None = None, layout: Layout | None = None) -> None:
+        self.folder, self._layout = folder, layout if folder else None
         self._rows: dict[tuple[str, str], Row] = {}
         self._pictures: dict[tuple[str, str, str], np.ndarray] = {}
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "verdicts.jsonl"
+        if layout and not self._path.exists():
+            if any(folder.iterdir()):
+                raise ValueError(f"{folder} holds files of something else; choose a folder that is empty or not there")
+            self._path.touch()
         lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.exists() else [""]
         for line in lines:
             row = _parsed(line)
@@ -93,10 +112,19 @@ class Record:
         if lines[-1]:  # a run was stopped in the middle of a line
             self._path.open("a").write("\n")
 
+    def claim(self, run: str) -> None:
+        """ValueError where this folder's layout has room for one run, and another one was here."""
+        if self._layout and any(other != run for other, _ in self._rows):
+            raise ValueError(
+                f"{self.folder} holds pictures of other weights, settings, seed or prompts; choose another folder"
+            )
+
     def get(self, run: str, item: Item) -> Row | None:
-        """The verdict of a run about this very item."""
+        """The verdict of a run about this very item, if its picture is still where it was laid out."""
         row = self._rows.get((run, item.key))
-        return row if row and row["text"] == item.text else None
+        if row is None or row["text"] != item.text:
+            return None
+        return row if not self._layout or self._file(run, item.key, "").exists() else None
 
     def add(self, run: str, item: Item, finding: Finding) -> None:
         """Pictures first, so that a verdict on record has its pictures."""
@@ -122,7 +150,8 @@ class Record:
 
     def _file(self, run: str, key: str, name: str) -> Path:
         assert self.folder is not None
-        return self.folder / "pictures" / run / f"{key}-{name}.png"
+        own = Path("pictures") / run / f"{key}-{name}.png"
+        return self.folder / (self._layout(key) if self._layout else own)
 
 
 def _parsed(line: str) -> Row | None:
@@ -148,6 +177,7 @@ def measure(model: Model, part: Part, plan: Plan, record: Record, progress: Prog
     """Find out about all items that are not on record yet, then sum up."""
     items = part.items(plan)
     run = fingerprint(model, part.name, plan.level, plan.split, plan.seed, part.settings(model))
+    record.claim(run)
     missing = [item for item in items if record.get(run, item) is None]
     progress(part.name, len(items) - len(missing), len(items))
     for start in range(0, len(missing), plan.batch):
@@ -168,11 +198,11 @@ def fingerprint(model: Model, *settings: Any) -> str:
     """Twelve hex digits of a model's weights and of everything else that a verdict follows from."""
     digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=6)
     for module in (model.parts.net, model.parts.vq):
-        digest.update(weights(module))
+        digest.update(weights_digest(module))
     return digest.hexdigest()
 
 
-def weights(module: nn.Module) -> bytes:
+def weights_digest(module: nn.Module) -> bytes:
     """A digest of all parameters and buffers."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in module.state_dict().items():

@@ -219,12 +219,13 @@ def _apart(found: list[Found], overlap: float) -> tuple[Found, ...]:
     """The strongest things of which no two share more than ``overlap`` of the smaller box."""
     kept: list[Found] = []
     for thing in sorted(found, key=lambda f: -f.score):
-        if all(_shared(thing.box, other.box) <= overlap for other in kept):
+        if all(shared(thing.box, other.box) <= overlap for other in kept):
             kept.append(thing)
     return tuple(kept)
 
 
-def _shared(a: Box, b: Box) -> float:
+def shared(a: Box, b: Box) -> float:
+    """What two boxes share, as a part of the smaller one."""
     wide = min(a[2], b[2]) - max(a[0], b[0])
     high = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from unmask.evaluation.scoring import interval
+from unmask.evaluation.scoring import Z, interval
 
 Figure = dict[str, Any]
 _LEAST_ERROR = 1e-10  # squared error of 100 dB, so that a perfect picture has a finite PSNR
-_Z = 1.959964
 
 
 def share(rights: Iterable[bool], **more: Any) -> Figure:
@@ -25,14 +24,82 @@ def share(rights: Iterable[bool], **more: Any) -> Figure:
     return {"value": sum(given) / len(given) if given else None, "n": len(given), "low": low, "high": high, **more}
 
 
+def by_kind(rows: Sequence[dict[str, Any]], kinds: Iterable[str], verdict: str = "right") -> dict[str, Figure]:
+    """The share of rows with a good verdict: of all (``overall``), and of each kind."""
+    of_kinds = {kind: share(r[verdict] for r in rows if r["kind"] == kind) for kind in kinds}
+    return {"overall": share(r[verdict] for r in rows), **of_kinds}
+
+
+def by_combination(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """The share of right rows, apart for those with a held-out combination."""
+    return {
+        "seen_combinations": share(r["right"] for r in rows if not r["unseen"]),
+        "held_out_combinations": share(r["right"] for r in rows if r["unseen"]),
+    }
+
+
+def share_of_groups(groups: Iterable[Sequence[bool]], **more: Any) -> Figure:
+    """The mean over groups (the pictures of one prompt) of how many of each are right. ``n`` counts groups, ``pictures`` verdicts.
+
+    Wilson's interval as if a group were one trial: at most too wide, exact where the pictures of a prompt are all alike.
+    """
+    given = [[bool(r) for r in group] for group in groups]
+    means = [sum(group) / len(group) for group in given]
+    low, high = interval(min(sum(means), len(means)), len(means))
+    value = sum(means) / len(means) if means else None
+    pictures = sum(len(group) for group in given)
+    return {"value": value, "n": len(means), "low": low, "high": high, "pictures": pictures, **more}
+
+
+def mean_of(figures: Sequence[Figure]) -> Figure:
+    """The unweighted mean of independent figures; those of nothing are left out.
+
+    The interval adds up theirs in quadrature, either side apart (Zou & Donner 2008).
+    """
+    given = [f for f in figures if f["value"] is not None]
+    if not given:
+        return average([])
+    value = sum(f["value"] for f in given) / len(given)
+    below = sum((f["value"] - f["low"]) ** 2 for f in given) ** 0.5 / len(given)
+    above = sum((f["high"] - f["value"]) ** 2 for f in given) ** 0.5 / len(given)
+    return {"value": value, "n": sum(f["n"] for f in given), "low": value - below, "high": value + above}
+
+
 def average(values: Sequence[float], **more: Any) -> Figure:
     """The mean, with the normal interval of a mean."""
     n = len(values)
     if not n:
         return {"value": None, "n": 0, "low": None, "high": None, **more}
     value = float(np.mean(values))
-    spread = _Z * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
+    spread = Z * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
     return {"value": value, "n": n, "low": value - spread, "high": value + spread, **more}
+
+
+def balanced(pairs: Sequence[tuple[bool, bool]]) -> Figure:
+    """(truth, verdict) -> the mean of the shares of rights and of wrongs that were told to be so; both must occur. Normal interval."""
+    groups = [[verdict == truth for truth, verdict in pairs if truth == wanted] for wanted in (True, False)]
+    if not all(groups):
+        return {"value": None, "n": len(pairs), "low": None, "high": None}
+    rates = [sum(group) / len(group) for group in groups]
+    value = sum(rates) / 2
+    spread = Z / 2 * sum(p * (1 - p) / len(g) for p, g in zip(rates, groups, strict=True)) ** 0.5
+    return {"value": value, "n": len(pairs), "low": max(0.0, value - spread), "high": min(1.0, value + spread)}
+
+
+def calibration(pairs: Sequence[tuple[float, bool]], bins: int = 10) -> Figure:
+    """(said chance, truth) -> the expected calibration error (Guo et al. 2017): how far chances are from shares, bin by bin.
+
+    The bins that hold something are told beside it: from what chance, how many, their mean chance, the share that was true.
+    """
+    filled: dict[int, list[tuple[float, bool]]] = {}
+    for chance, truth in pairs:
+        filled.setdefault(min(bins - 1, int(chance * bins)), []).append((chance, truth))
+    rows = [
+        {"from": k / bins, "n": len(v), "said": sum(c for c, _ in v) / len(v), "true": sum(t for _, t in v) / len(v)}
+        for k, v in sorted(filled.items())
+    ]
+    error = sum(r["n"] * abs(r["said"] - r["true"]) for r in rows) / max(1, len(pairs))
+    return {"value": error if pairs else None, "n": len(pairs), "bins": rows}
 
 
 def psnr(error: float) -> float:
@@ -47,6 +114,19 @@ def psnr_of_mean(errors: Sequence[float], *, seed: int = 0, resamples: int = 100
     drawn = np.random.default_rng(seed).choice(np.asarray(errors), (resamples, len(errors)))
     worst, best = np.quantile(drawn.mean(1), (0.975, 0.025))
     return {"value": psnr(float(np.mean(errors))), "n": len(errors), "low": psnr(worst), "high": psnr(best)}
+
+
+def clip_score(images: np.ndarray, texts: np.ndarray) -> Figure:
+    """The mean over pictures of 100 max(cos, 0), the cosine of a picture's features and its text's (Hessel et al. 2021, no weight).
+
+    Both [N, F], row i of one kind belongs to row i of the other; ValueError where the shapes differ.
+    """
+    if images.shape != texts.shape or images.ndim != 2:
+        raise ValueError(f"wanted features [N, F] of as many pictures as texts, got {images.shape} and {texts.shape}")
+    a, b = images.astype(np.float64), texts.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
+    return average((100 * cosines.clip(min=0)).tolist())
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any
 from unmask.evaluation.cards import cards
 from unmask.evaluation.evaluate import Figures, Measured
 
-_BESIDE = ("majority", "mean_iou", "floor", "majority_answer", "used", "perplexity")
+_BESIDE = ("majority", "mean_iou", "floor", "real", "majority_answer", "used", "perplexity", "pictures")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from unmask.data.world.scenes import RELATIONS, Scene, Thing
 from unmask.evaluation.judge import Box, Found, Seen
 
 _SAME_PLACE = 0.5  # least IoU of a found box with the true one
-_Z = 1.959964  # two-sided 95 %
+Z = 1.959964  # two-sided 95 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,15 +167,18 @@ def _pairs(found: list[Found], things: list[Thing]) -> bool:
     return any(right(one, things[0]) and _pairs(found[:i] + found[i + 1 :], things[1:]) for i, one in enumerate(found))
 
 
-def interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share. Nothing is known of no trials: (0, 1). Raises ValueError for impossible counts."""
+def interval(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share. Nothing is known of no trials: (0, 1). Raises ValueError for impossible counts.
+
+    ``successes`` may have a fraction: trials that are shares themselves.
+    """
     if not 0 <= successes <= n:
         raise ValueError(f"wanted 0 <= successes <= n, got {successes} of {n}")
     if n == 0:
         return (0.0, 1.0)
-    share, z2 = successes / n, _Z * _Z
+    share, z2 = successes / n, Z * Z
     middle = share + z2 / (2 * n)
-    spread = _Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    spread = Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     # The formula gives 0 and 1 at the ends up to rounding: say them exactly, so that the interval holds its share.
     low = (middle - spread) / (1 + z2 / n) if successes else 0.0
     high = (middle + spread) / (1 + z2 / n) if successes < n else 1.0

@@ -6,31 +6,27 @@ the same places and colours, nothing more. Where several free places fit an inst
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 
-from unmask.data.sources import pixels_of
 from unmask.data.world import edits
 from unmask.data.world.edits import EDIT_KINDS, Edit
 from unmask.data.world.language import position_word
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, Thing, sample, shows_held_out
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights
-from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge
-from unmask.evaluation.metrics import share
+from unmask.evaluation.arms import Arm, Editor
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
+from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
+from unmask.evaluation.metrics import by_combination, by_kind, share
 from unmask.evaluation.scoring import iou, matches, right
 from unmask.evaluation.world_geneval import told
 from unmask.rng import key
-from unmask.sampling.sampler import Sampler
-from unmask.tasks import edit, generate
-from unmask.tasks.model import Model, describe
-from unmask.tasks.parts import Parts
+from unmask.tasks.model import Model
 
 _TRIES = 200  # scenes looked at for each edit wanted
 _TOUCH = (
@@ -54,6 +50,9 @@ class Wish:
     def text(self) -> str:
         return self.edit.instruction
 
+    def picture(self, side: int) -> Image.Image:
+        return Image.fromarray(render(self.edit.source, side))
+
 
 def wishes(kind: str, count: int, plan: Plan) -> list[Wish]:
     """The first ``count`` edits of a kind, each of a scene of its own."""
@@ -70,37 +69,19 @@ def wishes(kind: str, count: int, plan: Plan) -> list[Wish]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Editor:
-    """Makes edits in one batch, uint8 [N, S, S, 3]. ``sampler``: parts of the model -> how."""
-
-    sampler: Callable[[Parts], Sampler] = edit.sampler
-
-    def __call__(self, model: Model, items: Sequence[Wish]) -> np.ndarray:
-        pixels = pixels_of([item.edit.source for item in items], model.parts.side)
-        tasks = [edit.Edit(pixels=p, instruction=item.text) for p, item in zip(pixels, items, strict=True)]
-        built = [task.build(model.parts) for task in tasks]
-        done = model.run(built, [item.seed for item in items], self.sampler(model.parts))
-        codes = torch.stack([generate.picture_codes(row, "image") for row in done.rows])
-        return np.stack([np.asarray(image) for image in model.parts.decode(codes.to(model.device))])
-
-    def settings(self, model: Model) -> Any:
-        return describe(self.sampler(model.parts))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Edits:
-    """``draw``: (model, wishes) -> pictures, with ``settings(model)``."""
+    """``draw``: how pictures are made of wishes."""
 
-    draw: Any = Editor()
+    draw: Arm = Editor()
     judge: Callable[[], Judge] = load_judge
     name: str = "edit"
 
     def items(self, plan: Plan) -> list[Wish]:
         lists = [wishes(kind, plan.each(len(EDIT_KINDS)), plan) for kind in EDIT_KINDS]
-        return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
+        return in_turns(lists)
 
     def settings(self, model: Model) -> Any:
-        return [self.draw.settings(model), weights(self.judge()).hex()]
+        return [self.draw.settings(model), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[Wish]) -> list[Finding]:
         pictures = self.draw(model, items)
@@ -114,14 +95,11 @@ class Edits:
 
     def figures(self, plan: Plan, items: Sequence[Wish], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """Success, and apart: instruction met, the rest kept; the baseline hands the source back unchanged."""
-        out: Figures = {"overall": share(r["right"] for r in rows)}
-        out |= {kind: share(r["right"] for r in rows if r["kind"] == kind) for kind in EDIT_KINDS}
+        out: Figures = by_kind(rows, EDIT_KINDS)
         out["copy_source"] = share(r["copied"] for r in rows)
         out["instruction_met"] = share(r["met"] for r in rows)
         out["rest_kept"] = share(r["kept"] for r in rows)
-        out["seen_combinations"] = share(r["right"] for r in rows if not r["unseen"])
-        out["held_out_combinations"] = share(r["right"] for r in rows if r["unseen"])
-        return out
+        return out | by_combination(rows)
 
 
 def _row(made: Edit, seen: Seen, source: Seen) -> Row:
@@ -178,16 +156,9 @@ def _placed(made: Edit, new: Thing, found: Found, seen: Seen) -> bool:
     if made.kind == "move" and iou(found.box, _about(x, y, new.size)) < 0.5:
         return False  # moved things keep their size
     where = position_word(Thing(name=new.name, colour=new.colour, x=x, y=y, size=0.0))
-    free = all(other is found or _shared(found.box, other.box) <= _TOUCH for other in seen.things)
+    free = all(other is found or shared(found.box, other.box) <= _TOUCH for other in seen.things)
     return free and where == position_word(new)
 
 
 def _about(x: float, y: float, size: float) -> Box:
     return (x - size / 2, y - size / 2, x + size / 2, y + size / 2)
-
-
-def _shared(a: Box, b: Box) -> float:
-    """What two boxes share, as a part of the smaller one."""
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
-    return max(wide, 0.0) * max(high, 0.0) / max(smaller, 1e-9)

@@ -5,28 +5,22 @@ A prompt is made from a scene of the split, in that benchmark's words; the judge
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-import numpy as np
-import torch
-
 from unmask.data.world.language import amount, article, noun, plural
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, held_out, relation, sample
 from unmask.evaluation import scoring
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights
+from unmask.evaluation.arms import Arm, Drawer
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Judge, Seen, load_judge
-from unmask.evaluation.metrics import Figure, frechet, share
+from unmask.evaluation.metrics import Figure, by_combination, by_kind, frechet
 from unmask.evaluation.scoring import Want, Wanted
 from unmask.rng import key
-from unmask.sampling.sampler import Sampler
-from unmask.tasks import generate
-from unmask.tasks.model import Model, describe
-from unmask.tasks.parts import Parts
+from unmask.tasks.model import Model
 
 Combination = tuple[str, ...]
 Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name
@@ -133,27 +127,11 @@ CATEGORIES: tuple[str, ...] = tuple(_COMPOSE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawer:
-    """Draws prompts in one batch, uint8 [N, S, S, 3]. ``sampler``: parts of the model -> how."""
-
-    sampler: Callable[[Parts], Sampler] = generate.sampler
-
-    def __call__(self, model: Model, items: Sequence[Prompt]) -> np.ndarray:
-        built = [generate.Generate(prompt=p.text).build(model.parts) for p in items]
-        done = model.run(built, [p.seed for p in items], self.sampler(model.parts))
-        codes = torch.stack([generate.picture_codes(row, "image") for row in done.rows])
-        return np.stack([np.asarray(image) for image in model.parts.decode(codes.to(model.device))])
-
-    def settings(self, model: Model) -> Any:
-        return describe(self.sampler(model.parts))
-
-
-@dataclass(frozen=True, kw_only=True)
 class GenEval:
-    """``draw``: (model, prompts) -> pictures, with ``settings(model)`` · ``distance``: also the Frechet distance, which
+    """``draw``: how pictures are made of prompts · ``distance``: also the Frechet distance, which
     costs more than judging."""
 
-    draw: Any = Drawer()
+    draw: Arm = Drawer()
     distance: bool = True
     judge: Callable[[], Judge] = load_judge
     name: str = "world_geneval"
@@ -161,11 +139,10 @@ class GenEval:
     def items(self, plan: Plan) -> list[Prompt]:
         each = plan.each(len(CATEGORIES))
         lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in CATEGORIES]
-        # In turns, so that a run that is stopped has seen something of every category.
-        return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
+        return in_turns(lists)
 
     def settings(self, model: Model) -> Any:
-        return [self.draw.settings(model), weights(self.judge()).hex()]
+        return [self.draw.settings(model), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[Prompt]) -> list[Finding]:
         pictures = self.draw(model, items)
@@ -176,12 +153,9 @@ class GenEval:
 
     def figures(self, plan: Plan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """By GenEval's rules, by the strict rule, apart for held-out combinations; the distance from real pictures."""
-        out: Figures = {"overall": share(r["right"] for r in rows)}
-        out |= {kind: share(r["right"] for r in rows if r["kind"] == kind) for kind in CATEGORIES}
-        strict = {kind: share(r["strict"] for r in rows if r["kind"] == kind) for kind in CATEGORIES}
-        out["strict"] = {"overall": share(r["strict"] for r in rows), **strict}
-        out["seen_combinations"] = share(r["right"] for r in rows if not r["unseen"])
-        out["held_out_combinations"] = share(r["right"] for r in rows if r["unseen"])
+        out: Figures = by_kind(rows, CATEGORIES)
+        out["strict"] = by_kind(rows, CATEGORIES, "strict")
+        out |= by_combination(rows)
         return out | ({"frechet": self._frechet(plan, items, pictures)} if self.distance else {})
 
     def _frechet(self, plan: Plan, items: Sequence[Prompt], pictures: Pictures) -> Figure:
@@ -189,12 +163,12 @@ class GenEval:
 
         ``floor``: that of as many other renderings of the split, which the best model would reach.
         """
-        drawn = [pictures(p.key, "drawn") for p in items]
+        shown = [pictures(p.key, "drawn") for p in items]
         real, other = (
-            self.judge().features([render(p.scene, drawn[0].shape[0]) for p in some])
+            self.judge().features([render(p.scene, shown[0].shape[0]) for p in some])
             for some in (items, self.items(replace(plan, seed=plan.seed + 1)))
         )
-        return {"value": frechet(self.judge().features(drawn), real), "n": len(items), "floor": frechet(other, real)}
+        return {"value": frechet(self.judge().features(shown), real), "n": len(items), "floor": frechet(other, real)}
 
 
 def _row(prompt: Prompt, seen: Seen) -> Row:

@@ -6,7 +6,6 @@ punctuation and spaces. ``majority``: what the best constant answer to these ver
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ from typing import Any
 from unmask.data.sources import pixels_of
 from unmask.data.world.language import KINDS, questions
 from unmask.data.world.scenes import Scene, sample, shows_held_out
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
-from unmask.evaluation.metrics import Figure, share
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns
+from unmask.evaluation.metrics import Figure, by_combination, share
 from unmask.rng import key
 from unmask.tasks import understand
 from unmask.tasks.model import Model, describe
@@ -71,7 +70,7 @@ class Questions:
 
     def items(self, plan: Plan) -> list[Asked]:
         lists = [asked(kind, plan.each(len(KINDS)), plan) for kind in KINDS]
-        return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
+        return in_turns(lists)
 
     def settings(self, model: Model) -> Any:
         return describe(understand.sampler(model.parts))
@@ -87,10 +86,8 @@ class Questions:
     def figures(self, plan: Plan, items: Sequence[Asked], rows: Sequence[Row], pictures: Pictures) -> Figures:
         kinds = {kind: _figure([r for r in rows if r["kind"] == kind]) for kind in KINDS}
         constant = sum(f["majority"] * f["n"] for f in kinds.values()) / max(1, len(rows))
-        out: Figures = {"overall": share((r["right"] for r in rows), majority=constant), **kinds}
-        for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):
-            out[name] = share(r["right"] for r in rows if r["unseen"] == unseen)
-        return out
+        overall = share((r["right"] for r in rows), majority=constant)
+        return {"overall": overall, **kinds, **by_combination(rows)}
 
 
 def _row(item: Asked, answer: str) -> Row:

@@ -5,20 +5,18 @@ Public idea: ``run(unmask.load("mini")) -> Report``, whose ``to_json()`` and ``t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from unmask import __version__
-from unmask.evaluation.evaluate import Measured, Part, Plan, Progress, Record, fingerprint, measure
-from unmask.evaluation.progress import Lines
-from unmask.evaluation.report import Report, write
+from unmask.evaluation import suite
+from unmask.evaluation.arms import Editor
+from unmask.evaluation.evaluate import Part, Plan, Progress, Record
+from unmask.evaluation.report import Report
 from unmask.evaluation.world_edit import Edits
 from unmask.evaluation.world_geneval import GenEval
 from unmask.evaluation.world_grounding import Grounds
 from unmask.evaluation.world_questions import Questions
+from unmask.evaluation.world_thinking import Critiques, Reflections
 from unmask.evaluation.world_vq import Rebuilds
 from unmask.tasks.model import Model
 
@@ -28,6 +26,9 @@ PARTS: dict[str, Part] = {
     "questions": Questions(),
     "edit": Edits(),
     "vq": Rebuilds(),
+    "edit_plan": Edits(draw=Editor(plan=True), name="edit_plan"),
+    "critique": Critiques(),
+    "reflection": Reflections(),
 }
 
 
@@ -52,26 +53,8 @@ def run(
     """
     chosen = select(only)
     plan = Plan(level=level, split=split, n=min(n, limit or n), seed=seed, batch=batch)
-    began = time.perf_counter()
-    with Lines() as lines:
-        parts = measure_all(model, list(chosen.values()), plan, Record(out), progress or lines)
-    about = {
-        "suite": "world",
-        "version": __version__,
-        "weights": fingerprint(model),
-        "level": level,
-        "split": split,
-        "n": plan.n,
-        "seed": seed,
-        "seconds": round(time.perf_counter() - began, 1),
-        "threads": torch.get_num_threads(),
-        "device": str(model.device),
-        "settings": {name: part.settings(model) for name, part in chosen.items()},
-    }
-    report = Report(about=about, parts=tuple(parts))
-    if out is not None:
-        write(report, out)
-    return report
+    about = {"suite": "world", "level": level, "split": split}
+    return suite.run(model, chosen, plan, Record(out), about=about, progress=progress)
 
 
 def select(only: Sequence[str]) -> dict[str, Part]:
@@ -80,8 +63,3 @@ def select(only: Sequence[str]) -> dict[str, Part]:
     if unknown:
         raise ValueError(f"the suite has no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     return {name: part for name, part in PARTS.items() if not only or name in only}
-
-
-def measure_all(model: Model, parts: Sequence[Part], plan: Plan, record: Record, progress: Progress) -> list[Measured]:
-    """One part after the other."""
-    return [measure(model, part, plan, record, progress) for part in parts]

@@ -15,7 +15,7 @@ import torch
 from unmask.data.sources import pixels_of
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import average, psnr, psnr_of_mean, share
 from unmask.evaluation.scoring import matches, right
@@ -51,7 +51,7 @@ class Rebuilds:
         return [Shown(index=i, scene=sample(plan.level, plan.split, stream, i)) for i in range(plan.n)]
 
     def settings(self, model: Model) -> Any:
-        return weights(self.judge()).hex()
+        return weights_digest(self.judge()).hex()
 
     def find(self, model: Model, items: Sequence[Shown]) -> list[Finding]:
         side = model.parts.side

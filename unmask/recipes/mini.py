@@ -19,7 +19,7 @@ result of the shipped weights stand in the model card (unmask/assets/mini/README
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -32,8 +32,10 @@ from unmask.checkpoints.store import load_module, save_module
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
 from unmask.data.mixture import Joint
-from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Remembered
-from unmask.data.world import edits, language
+from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered
+from unmask.data.thinking import Critiques, EditPlans, Illustrations, Plans, Retries
+from unmask.data.world import critiques, edits, language
+from unmask.data.world.edits import EDIT_KINDS
 from unmask.data.world.scenes import Draft, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
 from unmask.models.codes import init_codes
@@ -53,7 +55,6 @@ from unmask.tokens.vq import VQ
 SIZE = SIZES["mini"]
 assert SIZE.vision is not None
 LOOK_TOKENS = SIZE.vision.tokens
-ONE_THING = Draft(counts=((1, 0.7), (2, 0.3)), alike=0.3)
 MANY = Draft(counts=((1, 0.15), (2, 0.35), (3, 0.25), (4, 0.25)), alike=0.2)
 EVEN = Draft(counts=((1, 0.22), (2, 0.48), (3, 0.18), (4, 0.12)), alike=0.28)
 
@@ -77,7 +78,7 @@ def lines(scenes: int = 12000) -> Iterator[str]:
             if i % 3 == 0 and (made := edits.edit(scene, "train", rng)):
                 yield made.instruction
             if i % 6 == 0:
-                yield from (*language.mismatch(scene, rng), *language.praise(scene, rng))
+                yield from (*critiques.mismatch(scene, rng), *critiques.praise(scene, rng))
     yield from ("user assistant system describe caption",) * 100
 
 
@@ -158,8 +159,17 @@ _EDIT_DROPS = (
     Dropout(spans=frozenset({"prompt", "look"}), rate=0.1),
     Dropout(spans=frozenset({"source"}), rate=0.15),
 )
+_EDIT_PLANNED_DROPS = (
+    Dropout(spans=frozenset({"prompt", "look", "plan"}), rate=0.1),
+    Dropout(spans=frozenset({"source"}), rate=0.15),
+)
+_HARDER = tuple(kind for kind in EDIT_KINDS if kind != "background") * 2 + (
+    "background",
+)  # backgrounds are soon learned
 _LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
+_DRAW_THOUGHT = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
+_DRAW_TOLD = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
 
 
 def not_tower(name: str) -> bool:
@@ -251,21 +261,38 @@ def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 
 
 
 def stage3(vision: str = "runs/tower", start: str = "runs/align", seed: int = 4, images: int = IMAGES) -> Recipe:
-    """Everything together: drawing, looking, editing, captions (paper stage 3), with the rate coming down."""
-    encode = _encoder(images)
-    draw = Drawings(text=text(), encode=encode, seed=seed, batch=14, draft=EVEN)
-    look = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=24, questions=4, phrases=3, draft=MANY)
-    edit = Edits(text=text(), encode=encode, seed=seed, look_tokens=LOOK_TOKENS, batch=20)
+    """Everything together (paper stage 3), with the rate coming down: drawing, looking, editing, captions; layouts before pictures
+    and edits, critiques, retries, words that announce a picture.
+    """
+    tokens, encode = text(), _encoder(images)
+    said = {"text": tokens, "seed": seed}
+    coded, seeing = {**said, "encode": encode}, {**said, "look_tokens": LOOK_TOKENS}
+    draw, edit = (
+        Drawings(**coded, batch=7, draft=EVEN),
+        Edits(**coded, look_tokens=LOOK_TOKENS, batch=18, kinds=_HARDER),
+    )
+    planned = {"seed": seed + 10, "plan": Planned()}
+    retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
+    illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=4, length=44, draft=EVEN)
     return _Stage(
         name="mini.stage3",
         seed=seed,
-        steps=13500,
+        steps=19500,
         model=_start(seed, start, vision, images),
         parts=(
-            ("draw", draw, 1, _DRAW, 1.0),
-            ("look", look, 1, _LOOK, 0.7),
-            ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.7),
-            ("caption", Captions(text=text(), seed=seed, batch=16), 8, Masked(), 0.2),
+            ("draw", draw, 1, _DRAW, 0.7),
+            ("draw_planned", replace(draw, **planned), 1, _DRAW_THOUGHT, 0.5),
+            ("look", Looks(**seeing, batch=8, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.7),
+            ("reply", Looks(**seeing, batch=6, questions=1, phrases=0, draft=MANY, room=44), 5, _LOOK, 0.5),
+            ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.2),
+            ("edit_planned", replace(edit, **planned, batch=9), 1, Masked(dropouts=_EDIT_PLANNED_DROPS), 0.8),
+            ("plan", Plans(**said, length=44, batch=6, draft=EVEN), 1, Masked(), 0.2),
+            ("edit_plan", EditPlans(**seeing, length=24, batch=5, kinds=_HARDER), 1, Masked(), 0.3),
+            ("critique", Critiques(**seeing, batch=6, draft=MANY), 1, _LOOK, 0.35),
+            ("retry", retry, 1, _DRAW_THOUGHT, 0.25),
+            ("illustration", illustration, 1, _DRAW_TOLD, 0.25),
+            # No multiple of the number of processes: one of them would do all of it.
+            ("caption", Captions(**said, batch=16), 9, Masked(), 0.2),
         ),
         optim=Optim(lr=9e-4, warmup=100, decay_from=0.5, floor=0.02, ema=0.999),
     )()

@@ -20,12 +20,11 @@ from typing import Any
 from torch import Tensor
 
 from unmask.checkpoints.elastic import Checkpoint
-from unmask.checkpoints.lavida_o import OWN, names, read_json, survey_lavida_o
-from unmask.checkpoints.llada import is_llada
+from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavida_o
 from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_head
 from unmask.models.sizes import ElasticConfig, VisionConfig
-from unmask.tasks.opening import RELEASED_BLOCK, find, fit_own, survey, write_config
+from unmask.tasks.opening import RELEASED_BLOCK, SIDE, Format, find, fit_own, format_of, survey, write_config
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 
@@ -38,7 +37,7 @@ _BESIDE = (
     "NOTICE*",
     "*.md",
 )
-_AS_RELEASED = {"wording": "released", "side": 1024, "fold": 2}  # what a released folder means without saying it
+_AS_RELEASED = {"wording": "released", "side": SIDE, "fold": 2}  # what a released folder means without saying it
 _SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes: small models go into files that a code host takes
 
 
@@ -101,10 +100,9 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
         raise CheckpointError(f"{place} has no config.json; if it is a run, say with --like which model it trained")
     home = find(source if like is None else like)
     raw = read_json(home / "config.json")
-    if "d_model" in raw:
-        kind = (
-            "LLaDA's layout, which is the only one of a text model" if is_llada(raw) else "the released layout already"
-        )
+    if (found_as := format_of(raw)) is not Format.OWN:
+        text = found_as is Format.LLADA
+        kind = "LLaDA's layout, which is the only one of a text model" if text else "the released layout already"
         raise CheckpointError(f"{home} is in {kind}; give one of our own models")
     found, kept = survey(home), raw.get(RELEASED_BLOCK, {})
     checkpoint = found.checkpoint
@@ -118,10 +116,11 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
 
 def _read_released(folder: Path) -> Content:
     raw = read_json(folder / "config.json")
-    if "d_model" not in raw or is_llada(raw):
-        kind = "is a text model, which has one layout alone" if is_llada(raw) else "is not in the released layout"
+    if (found_as := format_of(raw)) is not Format.RELEASED:
+        text = found_as is Format.LLADA
+        kind = "is a text model, which has one layout alone" if text else "is not in the released layout"
         raise CheckpointError(f"{folder} {kind}; give a LaViDa-O folder")
-    said = raw.get(OWN, {})
+    said = raw.get(OWN_BLOCK, {})
     setting = {name: said.get(name, value) for name, value in _AS_RELEASED.items()}
     vqvae = read_json(folder / "vqvae" / "config.json")
     return Content(checkpoint=survey_lavida_o(folder), setting=setting, beside=folder, config=raw, vqvae=vqvae)
@@ -139,7 +138,7 @@ def released_config(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
     block = {} if content.setting == _AS_RELEASED else dict(content.setting)
     if config.vision and config.vision != VisionConfig():
         block["vision"] = asdict(config.vision)
-    made = {k: v for k, v in made.items() if k != OWN} | ({OWN: block} if block else {})
+    made = {k: v for k, v in made.items() if k != OWN_BLOCK} | ({OWN_BLOCK: block} if block else {})
     return made, content.vqvae or _vq_fields(vq)
 
 
@@ -192,7 +191,7 @@ def _lm_fields(config: ElasticConfig, content: Content) -> dict[str, Any]:
 def _vq_fields(config: VQConfig) -> dict[str, Any]:
     """The diffusers description of the tokenizer."""
     stages = len(config.block_out_channels)
-    own = {OWN: {"encode_apart": True}} if config.encode_apart else {}
+    own = {OWN_BLOCK: {"encode_apart": True}} if config.encode_apart else {}
     return {
         "_class_name": "VQModel",
         "act_fn": "silu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -15,26 +16,29 @@ from unmask.sampling.select import Confident
 from unmask.sequence import Sequence
 from unmask.tasks.generate import picture_codes
 from unmask.tasks.parts import Parts
-from unmask.tokens.build import LOOK, PROMPT, SOURCE, editing
+from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE, editing
+from unmask.tokens.layouts import Layout
 from unmask.tokens.views import Look
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """``pixels [3, side, side]`` changed as ``instruction`` says. ``look``: how the picture is looked at, if not as it is."""
+    """``pixels [3, side, side]`` changed as ``instruction`` says.
+
+    ``look``: how the picture is looked at, if not as it is · ``plan``: what is touched, and where.
+    """
 
     pixels: Tensor
     instruction: str
     look: Tensor | Look | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
+    plan: Layout | None = None
+    needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
         source = tokens.encode(self.pixels).cpu()
         seen = self.pixels if self.look is None else self.look
-        return editing(tokens.builder(), seen, source, self.instruction, tokens.grid, fold=tokens.fold)
+        plan = tokens.planned(self.plan)
+        return editing(tokens.builder(), seen, source, self.instruction, tokens.grid, fold=tokens.fold, plan=plan)
 
     def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:
         return tokens.decode(picture_codes(sequence, "image")[None])[0]
@@ -47,7 +51,9 @@ def sampler(tokens: Parts) -> Sampler:
     """
     return Sampler(
         pace=Cosine(steps=32),
-        guide=EditGuide(scale=0.0, image_scale=0.0, drop=PROMPT | LOOK | SOURCE, keep=SOURCE, null_id=tokens.mask_id),
+        guide=EditGuide(
+            scale=0.0, image_scale=0.0, drop=PROMPT | LOOK | PLAN | SOURCE, keep=SOURCE, null_id=tokens.mask_id
+        ),
         draw=Categorical(temperature=0.3),
         select=Confident(),
     )

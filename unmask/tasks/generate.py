@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -15,23 +16,34 @@ from unmask.sampling.sampler import Sampler
 from unmask.sampling.select import Confident
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
-from unmask.tokens.build import PROMPT, drawing
+from unmask.tokens.build import LOOK, PLAN, PROMPT, Attempt, drawing
+from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """A picture of ``prompt``; ``conditions`` are properties it shall have, said as text (spec 2.4)."""
+    """A picture of ``prompt``; ``conditions`` are properties it shall have, said as text (spec 2.4).
+
+    ``plan``: where its things shall lie · ``attempts``: earlier pictures and what was wrong with them.
+    """
 
     prompt: str
     conditions: Conditions | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und.joint", "gen", "vq.decoder"})
+    plan: Layout | None = None
+    attempts: tuple[Attempt, ...] = ()
+    needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
-        return drawing(tokens.builder(), self.prompt, tokens.grid, fold=tokens.fold, conditions=self.conditions)
+        return drawing(
+            tokens.builder(),
+            self.prompt,
+            tokens.grid,
+            fold=tokens.fold,
+            conditions=self.conditions,
+            plan=tokens.planned(self.plan),
+            attempts=self.attempts,
+        )
 
     def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:
         return tokens.decode(picture_codes(sequence, "image")[None])[0]
@@ -51,7 +63,7 @@ def sampler(tokens: Parts) -> Sampler:
     """
     return Sampler(
         pace=Cosine(steps=16),
-        guide=ClassifierFree(scale=1.0, drop=PROMPT, null_id=tokens.mask_id),
+        guide=ClassifierFree(scale=1.0, drop=PROMPT | PLAN | LOOK, null_id=tokens.mask_id),
         draw=Categorical(temperature=0.5),
         select=Confident(noise=Linear(start=4.0, end=0.0)),
     )

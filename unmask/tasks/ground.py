@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,10 +27,7 @@ class Ground:
 
     pixels: Tensor | Look
     phrases: tuple[str, ...]
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und", "text_head", "vision"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def build(self, tokens: Parts) -> Sequence:
         if not self.phrases or not all(p.strip() for p in self.phrases):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from torch import Tensor
 from unmask.sequence import Sequence
 from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.parts import Parts, to_image, to_pixels
+from unmask.tokens.layouts import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +25,8 @@ class Infill:
     pixels: Tensor
     region: Tensor
     prompt: str = ""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und.joint", "gen", "vq.encoder", "vq.decoder"})
+    plan: Layout | None = None
+    needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vq.encoder", "vq.decoder"})
 
     def open_codes(self, tokens: Parts) -> Tensor:
         """Which codes are to be decided, [h, w]."""
@@ -37,7 +37,7 @@ class Infill:
         open_ = self.open_codes(tokens)
         if not bool(open_.any()):
             raise ValueError("the region is empty: paint white what shall be filled")
-        sequence = Generate(prompt=self.prompt).build(tokens)
+        sequence = Generate(prompt=self.prompt, plan=self.plan).build(tokens)
         span = sequence.span("image")
         ids, masked = sequence.ids.clone(), sequence.masked.clone()
         ids[span.start : span.stop] = tokens.encode(self.pixels).cpu().flatten()

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
-from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Batch, collate, decided
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Batch
 from unmask.sequence import Sequence as Tokens
-from unmask.tasks import edit, generate, ground, infill, released, understand
-from unmask.tasks.opening import find, is_text, open_parts, survey
+from unmask.tasks import conversing, edit, generate, ground, infill, planning, reflecting, released, understand
+from unmask.tasks.conversing import Message, Turn
+from unmask.tasks.opening import Format, find, format_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe, so_far
+from unmask.tasks.reflecting import Thinking
+from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe
+from unmask.tasks.running import Done, Watch, answer, decide
 from unmask.tasks.text import TextModel, load_text
+from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
-from unmask.tokens.views import to_pixels
+from unmask.tokens.views import Look, to_pixels
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
 OWN = Presets(
@@ -35,8 +40,17 @@ OWN = Presets(
     ask=understand.sampler,
     fill=understand.fill_sampler,
     ground=ground.sampler,
+    plan=planning.sampler,
+    plan_edit=planning.edit_sampler,
+    critique=understand.sampler,
+    turn_words=planning.edit_sampler,
     answer=4,
-    caption=24,
+    caption=44,
+    plan_length=44,
+    edit_plan_length=24,
+    critique_length=16,
+    turn=24,  # the room in which plans of edits were learned; layouts of more than two things do not fit
+    context=4096,
 )
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
 
@@ -57,18 +71,12 @@ def load(
     ``keep``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
     """
     folder = find(name, download=download)
-    if is_text(folder):
+    if format_in(folder) is Format.LLADA:
         return load_text(folder, device=device, keep=keep)
     found = survey(folder)
-    parts = open_parts(folder, found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
+    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    rows: list[Tokens]
-    seconds: float
 
 
 class Model:
@@ -88,14 +96,30 @@ class Model:
         n: int = 1,
         seed: int = 0,
         conditions: Conditions | None = None,
+        plan: bool | Layout = False,
+        reflect: int = 1,
         trace: bool = False,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["pace.steps=8", "guide.scale=3"]``."""
-        task = generate.Generate(prompt=self._prompt(prompt), conditions=conditions)
+        """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["pace.steps=8", "guide.scale=3"]``.
+
+        ``plan``: think of a layout first, or draw from the one that is given · ``reflect``: draw up to so many pictures, until one
+        finds the model's own approval; what it said of the others is in ``rounds``.
+        """
+        said, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
         chosen = override(sampler or self.presets.generate(self.parts), settings)
-        return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, prompt, trace)
+        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, rounds=reflect)
+        if thinking.rounds > 1:
+            if trace:
+                raise ValueError("a trace shows how one picture came about; leave out trace or reflect")
+            return self._reflect(said, seeds, thinking, chosen, conditions)
+        layouts: Sequence[Layout | None] = [thinking.layout] * n
+        if thinking.plan:
+            self.parts.require(planning.Plan.needs)
+            layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
+        tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
+        return self._draw(tasks, seeds, chosen, prompt, trace)
 
     def edit(
         self,
@@ -104,14 +128,20 @@ class Model:
         *,
         n: int = 1,
         seed: int = 0,
+        plan: bool | Layout = False,
         trace: bool = False,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` versions of a picture changed as the instruction says, in the model's own (square) size."""
+        """``n`` versions of a picture changed as the instruction says, in the model's own (square) size.
+
+        ``plan``: first say what is touched and where, or take the layout that is given.
+        """
         picture = read_image(image)
         (pixels, _), seen = self.parts.see(picture), self.parts.look(picture)
-        task = edit.Edit(pixels=pixels, instruction=self._prompt(instruction), look=seen)
+        said = self._prompt(instruction)
+        layout = plan if isinstance(plan, Layout) else self._plan_edit(seen, said) if plan else None
+        task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
         chosen = override(sampler or self.presets.edit(self.parts), settings)
         return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, instruction, trace)
 
@@ -188,71 +218,92 @@ class Model:
             boxes=boxes, image_size=picture.size, seed=seed, seconds=done.seconds, settings=describe(chosen)
         )
 
-    def run(
-        self,
-        sequences: Sequence[Tokens],
-        seeds: Sequence[int],
-        sampler: Sampler,
-        watch: Callable[[Batch], None] | None = None,
-    ) -> _Done:
-        """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+    def converse(self, messages: Sequence[Message], *, seed: int = 0) -> Turn:
+        """The next turn of a conversation in words and pictures; ``turn.message()`` goes on with it."""
+        conversing.check(messages)
+        for message in messages:
+            self._prompt(message.text, empty=True)
+        self.parts.require(conversing.NEEDS)
         began = time.perf_counter()
-        batch = collate(sequences, seeds, features_per_image=self.parts.look_tokens).to(self.device)
+        turn = conversing.converse(self, messages, seed)
+        settings = {"words": describe(self.presets.turn_words(self.parts))}
+        return replace(turn, seconds=time.perf_counter() - began, settings=settings)
 
-        def on_step(step: Step) -> None:
-            if watch:
-                watch(step.batch)
-
-        done = sampler.sample(self.parts.net, batch, on_step=on_step)
-        rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
-        return _Done(rows=rows, seconds=time.perf_counter() - began)
+    def run(
+        self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, watch: Watch | None = None
+    ) -> Done:
+        """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        return decide(
+            self.parts.net,
+            sequences,
+            seeds,
+            sampler,
+            device=self.device,
+            features_per_image=self.parts.look_tokens,
+            watch=watch,
+        )
 
     def _draw(
-        self, tasks: Sequence[Any], seeds: list[int], sampler: Sampler, prompt: str, trace: bool
+        self, tasks: Sequence[Any], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
     ) -> list[Drawing]:
+        """One picture a task; the same task with several seeds is built once."""
         self.parts.require(tasks[0].needs)
-        built = tasks[0].build(self.parts)  # one request, several seeds
-        sequences = [built] * len(tasks)
+        known = {id(task): task.build(self.parts) for task in tasks}
+        built = [known[id(task)] for task in tasks]
         frames: list[list[Image.Image]] = [[] for _ in tasks]
 
         def watch(batch: Batch) -> None:
-            for i in range(len(tasks)):
-                span = built.span("image")
+            for i, (sequence, film) in enumerate(zip(built, frames, strict=True)):
+                span = sequence.span("image")
                 part = slice(span.start, span.stop)
                 codes, masked = batch.ids[i, part].reshape(span.grid), batch.masked[i, part].reshape(span.grid)
-                frames[i].append(self.parts.canvas(codes, masked))
+                film.append(self.parts.canvas(codes, masked))
 
-        done = self.run(sequences, seeds, sampler, watch if trace else None)
+        done = self.run(built, seeds, sampler, watch if trace else None)
         settings = describe(sampler)
         return [
             Drawing(
                 image=task.read(row, self.parts),
                 prompt=prompt,
                 seed=seed,
-                seconds=done.seconds / len(tasks),
+                seconds=done.seconds / len(seeds),
                 settings=settings,
                 trace=tuple(film),
+                plan=task.plan,
             )
             for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
+        ]
+
+    def _plan_edit(self, seen: Tensor | Look, instruction: str) -> Layout:
+        task = planning.PlanEdit(pixels=seen, instruction=instruction, length=self.presets.edit_plan_length)
+        self.parts.require(task.needs)
+        done = self.run([task.build(self.parts)], [0], self.presets.plan_edit(self.parts))
+        return task.read(done.rows[0], self.parts)
+
+    def _reflect(
+        self, prompt: str, seeds: list[int], thinking: Thinking, sampler: Sampler, conditions: Conditions | None
+    ) -> list[Drawing]:
+        began, n = time.perf_counter(), len(seeds)
+        self.parts.require(reflecting.NEEDS)
+        found = reflecting.think(self, [prompt] * n, seeds, thinking, sampler, conditions)
+        seconds, settings = (time.perf_counter() - began) / n, describe(sampler)
+        return [
+            Drawing(
+                image=taken.image,
+                prompt=prompt,
+                seed=seed,
+                seconds=seconds,
+                settings=settings,
+                plan=taken.plan,
+                rounds=tuple(rounds),
+            )
+            for seed, rounds, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
         ]
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
         built = task.build(self.parts)
-        steps: list[str] = []
-
-        def watch(batch: Batch) -> None:
-            steps.append(so_far(batch, 0, self.parts.text))
-
-        done = self.run([built], [seed], sampler, watch if trace else None)
-        return Answer(
-            text=task.read(done.rows[0], self.parts),
-            question=question,
-            seed=seed,
-            seconds=done.seconds,
-            settings=describe(sampler),
-            trace=tuple(steps),
-        )
+        return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:
         if not text.strip() and not empty:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from torch import nn
 
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
 from unmask.checkpoints.hub import fetch, is_hub_name
-from unmask.checkpoints.lavida_o import OWN, read_json, survey_lavida_o
+from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
-from unmask.tasks import edit, generate, ground, infill, released, understand
+from unmask.tasks import conversing, edit, generate, ground, infill, planning, reflecting, released, understand
 from unmask.tasks.parts import Parts
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
@@ -39,12 +40,21 @@ ALL = "all"
 TEXT_TASKS = ("ask", "infill-text", ALL)  # what a text model can be asked
 
 
+class Format(Enum):
+    """How a model lies on the disk: as ours, as LaViDa-O was released, or as LLaDA, which is a text model."""
+
+    OWN = "own"
+    RELEASED = "released"
+    LLADA = "llada"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """A model without its weights. ``side``: pixels of a drawn picture (of a text model: 0) · ``fold``: codes a position along one side ·
     ``released``: config.json as it was released, where it was.
     """
 
+    format: Format
     checkpoint: Checkpoint
     wording: Wording
     side: int
@@ -66,31 +76,32 @@ def find(name: str | os.PathLike[str], *, download: bool = False) -> Path:
     )
 
 
-def is_text(folder: Path) -> bool:
-    """Whether config.json is that of a text model in LLaDA's layout; one that cannot be read is left to those who want it."""
-    return is_llada(_peek(folder))
+def format_of(raw: Any) -> Format:
+    """The layout whose config.json this is. What is of no known one counts as ours, so that its faults are told when it is read as such."""
+    if not isinstance(raw, dict):
+        return Format.OWN
+    if is_llada(raw):
+        return Format.LLADA
+    return Format.RELEASED if "d_model" in raw else Format.OWN
 
 
-def is_released(folder: Path) -> bool:
-    """Whether config.json is one of the released layout of LaViDa-O rather than of ours."""
-    raw = _peek(folder)
-    return "d_model" in raw and not is_llada(raw)
-
-
-def _peek(folder: Path) -> dict[str, Any]:
+def format_in(folder: Path) -> Format:
+    """The layout of a folder; a config.json that cannot be read is left to those who want it."""
     try:
-        raw = read_json(folder / "config.json")
+        return format_of(read_json(folder / "config.json"))
     except CheckpointError:
-        return {}
-    return raw if isinstance(raw, dict) else {}
+        return Format.OWN
 
 
 def survey(folder: Path) -> Survey:
     """What a folder holds, from its configuration and the heads of its files. CheckpointError says what does not fit."""
-    if is_text(folder):
-        return Survey(checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
-    if is_released(folder):
-        return _survey_released(folder)
+    found = format_in(folder)
+    if found is Format.LLADA:
+        return Survey(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
+    return _survey_released(folder) if found is Format.RELEASED else _survey_own(folder)
+
+
+def _survey_own(folder: Path) -> Survey:
     config, kept = read_config(folder), read_json(folder / "config.json").get(RELEASED_BLOCK, {})
     tokenizer = folder / "tokenizer.json"  # what was converted from the released layout may have none
     mask_id = int(kept["mask_token_id"]) if kept and not tokenizer.exists() else Text.load(tokenizer)[MASK]
@@ -106,12 +117,12 @@ def survey(folder: Path) -> Survey:
         dtype=torch.float32,
     )
     setting = {name: config[name] for name in ("wording", "side", "fold")}
-    return Survey(checkpoint=checkpoint, **setting, released=kept.get("config", {}))
+    return Survey(format=Format.OWN, checkpoint=checkpoint, **setting, released=kept.get("config", {}))
 
 
 def _survey_released(folder: Path) -> Survey:
     raw = read_json(folder / "config.json")
-    own = raw.get(OWN, {})
+    own = raw.get(OWN_BLOCK, {})
     side, named = (own.get("side", SIDE), own.get("wording", "released")) if isinstance(own, dict) else (own, "")
     if named not in WORDINGS or not isinstance(side, int) or side < 1:
         raise CheckpointError(
@@ -130,12 +141,15 @@ def _survey_released(folder: Path) -> Survey:
         )
     if named != "released":
         checkpoint = replace(checkpoint, dtype=torch.float32)  # ours work in float32, whatever they are stored in
-    return Survey(checkpoint=checkpoint, wording=WORDINGS[named], side=side, fold=2, released=raw)
+    return Survey(
+        format=Format.RELEASED, checkpoint=checkpoint, wording=WORDINGS[named], side=side, fold=2, released=raw
+    )
 
 
-def open_parts(folder: Path, found: Survey, weights: Weights) -> Parts:
+def open_parts(found: Survey, weights: Weights) -> Parts:
     """The parts of a model, of which nothing is loaded yet. CheckpointError where the tokenizer is not the model's."""
-    if is_released(folder):
+    folder = found.checkpoint.place
+    if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
     else:
         text = Text.load(folder / "tokenizer.json")
@@ -164,19 +178,23 @@ def survey_size(name: str) -> Survey:
         net=_imagined(net, "BF16", 2),
         vq=_imagined(vq, "F32", 4),
     )
-    return Survey(checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
+    found = Format.RELEASED if config.gen_width else Format.LLADA
+    return Survey(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
 
 
 def needs_of(task: str) -> frozenset[str]:
     """The parts that a task reads, by the task's name at the command line; ``all``: every part. ValueError names the known ones."""
-    blank = torch.zeros(3, 1, 1)
     known = {
-        "generate": generate.Generate(prompt="").needs,
-        "edit": edit.Edit(pixels=blank, instruction="").needs,
-        "infill": infill.Infill(pixels=blank, region=blank[0]).needs,
-        "infill-text": understand.FillText(target="").needs,
-        "ask": understand.Ask(pixels=blank, question="").needs,
-        "ground": ground.Ground(pixels=blank, phrases=()).needs,
+        "generate": generate.Generate.needs,
+        "plan": generate.Generate.needs | planning.Plan.needs,
+        "reflect": reflecting.NEEDS,
+        "converse": conversing.NEEDS,
+        "edit": edit.Edit.needs,
+        "edit-plan": edit.Edit.needs | planning.PlanEdit.needs,
+        "infill": infill.Infill.needs,
+        "infill-text": understand.FillText.needs,
+        "ask": understand.Ask.needs,
+        "ground": ground.Ground.needs,
         ALL: EVERYTHING,
     }
     if task not in known:
@@ -192,9 +210,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         model = ElasticConfig(**raw["model"], vision=VisionConfig(**vision) if vision else None)
         channels = tuple(raw["vq"].pop("block_out_channels"))
         vq = VQConfig(**raw["vq"], block_out_channels=channels)
+        if raw["wording"] not in WORDINGS:
+            raise ValueError(f"wording {raw['wording']!r} is none of {', '.join(WORDINGS)}")
         wording, side, fold = WORDINGS[raw["wording"]], int(raw["side"]), int(raw["fold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not a model configuration: {error}") from error
+        reason = f"has no field {error}" if isinstance(error, KeyError) else f"is not a model configuration: {error}"
+        raise CheckpointError(
+            f"{folder / 'config.json'} {reason}; is this a folder of unmask, LaViDa-O or LLaDA?"
+        ) from error
     return {"model": model, "vq": vq, "wording": wording, "side": side, "fold": fold}
 
 

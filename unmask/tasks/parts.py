@@ -17,7 +17,8 @@ from unmask.checkpoints.elastic import Weights
 from unmask.checkpoints.loading import load
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import Sampler
-from unmask.tokens.build import Builder
+from unmask.tokens.build import Builder, PlanIds
+from unmask.tokens.layouts import Layout, to_ids
 from unmask.tokens.pictures import Placement, square
 from unmask.tokens.prompts import Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
@@ -26,6 +27,7 @@ from unmask.tokens.views import AnyRes, Look, to_pixels
 from unmask.tokens.vq import VQ
 
 PAPER = (250, 250, 250)  # what lies around a picture that is not square
+MOST_PLAN = 512  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,19 @@ class Parts:
             )
         return self.views(image) if self.views else self.see(image)[0]
 
+    def glance(self, image: Image.Image) -> Tensor | Look:
+        """A picture among others of one request: as a whole, without its details."""
+        return self.views.one_of_several(image) if self.views else self.look(image)
+
+    def planned(self, layout: Layout | None) -> PlanIds | None:
+        """A layout as the tokens that stand before a picture. ValueError for more things than fit."""
+        if layout is None:
+            return None
+        ids = to_ids(layout, self.text, self.wording)
+        if len(ids) > MOST_PLAN:
+            raise ValueError(f"the layout has {len(ids)} tokens, and at most {MOST_PLAN} are read; place fewer things")
+        return PlanIds(ids=tuple(ids))
+
     def encode(self, pixels_3HW: Tensor) -> Tensor:
         """One picture -> codes [h, w]."""
         with torch.no_grad():
@@ -106,15 +121,27 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Presets:
-    """The sampler of every task for one family of models, and how long its answers may be, in tokens."""
+    """The sampler of every task for one family of models, and how long its answers may be, in tokens.
+
+    ``turn``: words of one turn of a conversation · ``context``: the most tokens that are read at once.
+    """
 
     generate: Callable[[Parts], Sampler]
     edit: Callable[[Parts], Sampler]
     ask: Callable[[Parts], Sampler]
     fill: Callable[[Parts], Sampler]
     ground: Callable[[Parts, int], Sampler]
+    plan: Callable[[Parts], Sampler]
+    plan_edit: Callable[[Parts], Sampler]
+    critique: Callable[[Parts], Sampler]
+    turn_words: Callable[[Parts], Sampler]
     answer: int
     caption: int
+    plan_length: int
+    edit_plan_length: int
+    critique_length: int
+    turn: int
+    context: int
 
 
 def to_image(pixels_3HW: Tensor, rounding: float = 0.5) -> Image.Image:

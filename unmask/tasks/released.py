@@ -11,13 +11,13 @@ from typing import Any
 
 from unmask.checkpoints.stream import CheckpointError
 from unmask.models.sizes import VisionConfig
-from unmask.sampling.presets import lavida_o_edit, lavida_o_image, llada_text
+from unmask.sampling.presets import lavida_o_critique, lavida_o_edit, lavida_o_image, lavida_o_plan, llada_text
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import ground, understand
 from unmask.tasks.parts import Parts, Presets
-from unmask.tokens.build import LOOK, PROMPT, SOURCE
+from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE
 from unmask.tokens.quirks import ReleasedQuirks
-from unmask.tokens.text import EOS, EOT, MASK, Text, TokenizerError
+from unmask.tokens.text import EOS, EOT, EXP, MASK, Text, TokenizerError
 from unmask.tokens.views import PINPOINTS, AnyRes
 
 
@@ -63,15 +63,31 @@ def _views(raw: dict[str, Any], vision: VisionConfig) -> AnyRes:
 
 
 def _generate(tokens: Parts) -> Sampler:
-    return lavida_o_image(grid=tokens.grid, null_id=tokens.mask_id, drop=PROMPT)
+    return lavida_o_image(grid=tokens.grid, null_id=tokens.mask_id, drop=PROMPT | PLAN | LOOK)
 
 
 def _edit(tokens: Parts) -> Sampler:
-    return lavida_o_edit(grid=tokens.grid, null_id=tokens.mask_id, drop=PROMPT | LOOK | SOURCE, keep=SOURCE)
+    return lavida_o_edit(grid=tokens.grid, null_id=tokens.mask_id, drop=PROMPT | LOOK | PLAN | SOURCE, keep=SOURCE)
 
 
 def _ask(tokens: Parts) -> Sampler:
     return llada_text(end=(tokens.text[EOT], tokens.text[EOS]))
+
+
+def _plan(tokens: Parts) -> Sampler:
+    return lavida_o_plan(end=(tokens.text[EOT], tokens.text[EOS]))
+
+
+def _plan_edit(tokens: Parts) -> Sampler:
+    return lavida_o_plan(end=(tokens.text[EOT], tokens.text[EOS]), temperature=0.0)
+
+
+def _critique(tokens: Parts) -> Sampler:
+    return lavida_o_critique(end=(tokens.text[EOT], tokens.text[EOS]))
+
+
+def _turn_words(tokens: Parts) -> Sampler:
+    return llada_text(block=16, end=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP]))
 
 
 PRESETS = Presets(
@@ -80,6 +96,15 @@ PRESETS = Presets(
     ask=_ask,
     fill=understand.fill_sampler,
     ground=ground.sampler,
+    plan=_plan,
+    plan_edit=_plan_edit,
+    critique=_critique,
     answer=128,
     caption=128,
+    plan_length=64,
+    edit_plan_length=64,
+    turn_words=_turn_words,
+    critique_length=32,
+    turn=128,
+    context=8192,
 )

@@ -8,13 +8,37 @@ from typing import Any
 from PIL import Image
 
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch
+from unmask.sequence import Batch, Sequence
+from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
+class Round:
+    """One try at a picture: the layout it was drawn from (or none), and what the model said of it, if it was asked.
+
+    ``approval``: how probable it found it that it would approve, before it had said a word, 0..1.
+    """
+
+    image: Image.Image
+    plan: Layout | None
+    critique: str
+    accepted: bool
+    approval: float
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.plan.to_json() if self.plan else None
+        said = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
+        return {"plan": plan, **said, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture. ``seconds`` is the time of the whole call divided by its pictures; ``trace`` the canvas after every step."""
+    """A picture. ``seconds`` is the time of the whole call divided by its pictures; ``trace`` the canvas after every step.
+
+    ``plan``: the layout it was drawn from · ``rounds``: every try, where it was reflected upon.
+    """
 
     image: Image.Image
     prompt: str
@@ -22,11 +46,16 @@ class Drawing:
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
     trace: tuple[Image.Image, ...] = ()
+    plan: Layout | None = None
+    rounds: tuple[Round, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures."""
+        """Everything but the pictures; plan and rounds where there are any."""
         size = {"width": self.image.width, "height": self.image.height}
-        return {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, "settings": self.settings}
+        thought: dict[str, Any] = {"plan": self.plan.to_json()} if self.plan else {}
+        thought |= {"rounds": [r.to_json() for r in self.rounds]} if self.rounds else {}
+        told = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thought}
+        return {**told, "settings": self.settings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +90,10 @@ class Box:
     x2: float
     y2: float
 
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        return (self.x1, self.y1, self.x2, self.y2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
@@ -73,9 +106,15 @@ class Grounding:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        boxes = [{"phrase": b.phrase, "box": [b.x1, b.y1, b.x2, b.y2]} for b in self.boxes]
+        boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
         size = {"width": self.image_size[0], "height": self.image_size[1]}
         return {"boxes": boxes, **size, "seed": self.seed, "seconds": self.seconds, "settings": self.settings}
+
+
+def answered(sequence: Sequence, text: Text) -> str:
+    """The answers of a finished sequence, as one text."""
+    ids = [i for s in sequence.spans if s.name == "answer" for i in sequence.ids[s.start : s.stop].tolist()]
+    return text.decode(ids)
 
 
 def so_far(batch: Batch, row: int, text: Text) -> str:

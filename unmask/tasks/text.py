@@ -7,11 +7,10 @@ sequence sees every other, the prompt the answer too, as in training (Nie et al.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,13 +22,14 @@ from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
 from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
-from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Sequence, collate
-from unmask.tasks.results import Answer, describe, so_far
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Sequence
+from unmask.tasks.results import Answer, answered
+from unmask.tasks.running import Done, Watch, answer, decide
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import BOS, END_HEADER, EOS, EOT, HEADER, MASK, TEXT_CONTROL, Text
+from unmask.tokens.text import BOS, EOS, EOT, MASK, TEXT_CONTROL, Text
 
 _NEEDS = frozenset({"und", "text_head"})
 _PICTURES = ("generate", "edit", "ground", "infill", "describe")
@@ -57,26 +57,16 @@ class Reply:
 
     question: str
     length: int
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return _NEEDS
+    needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         text, b = tokens.text, tokens.builder()
-        turn = (
-            text[BOS],
-            text[HEADER],
-            "user",
-            text[END_HEADER],
-            f"{b.wording.newlines}{self.question.strip()}",
-            text[EOT],
-        )
-        b.say("prompt", *turn, *b.header("assistant"))
+        asked = (*b.header("user"), self.question.strip(), text[EOT])
+        b.say("prompt", text[BOS], *asked, *b.header("assistant"))
         return b.write("answer", self.length).build(self.question)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
-        return _answer(sequence, tokens)
+        return answered(sequence, tokens.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +75,13 @@ class Continue:
 
     prompt: str
     length: int
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return _NEEDS
+    needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         return tokens.builder().say("prompt", self.prompt).write("answer", self.length).build(self.prompt)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
-        return _answer(sequence, tokens)
+        return answered(sequence, tokens.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +89,7 @@ class FillGaps:
     """A text in which every ``[mask]`` is one token to be found; what is given stays as it is."""
 
     target: str
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return _NEEDS
+    needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         if GAP not in self.target:
@@ -121,11 +105,6 @@ class FillGaps:
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return tokens.text.decode(sequence.ids.tolist())
-
-
-def _answer(sequence: Sequence, tokens: TextParts) -> str:
-    span = sequence.span("answer")
-    return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
 
 
 def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) -> TextModel:
@@ -171,7 +150,7 @@ class TextModel:
         text = self.parts.text
         end = (text[EOT], text[EOS])
         chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, length)))
-        return self._run(Reply(question=question, length=length), override(chosen, settings), question, seed, trace)
+        return self._answer(Reply(question=question, length=length), override(chosen, settings), question, seed, trace)
 
     def complete(
         self,
@@ -185,55 +164,25 @@ class TextModel:
     ) -> Answer:
         """Go on with a text by ``length`` tokens, without a template, by the published settings of Base."""
         chosen = sampler or llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, length))
-        return self._run(Continue(prompt=prompt, length=length), override(chosen, settings), prompt, seed, trace)
+        return self._answer(Continue(prompt=prompt, length=length), override(chosen, settings), prompt, seed, trace)
 
     def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Items[str] = ()) -> Answer:
         """A text with every ``[mask]`` filled by one token, the surest first."""
         chosen = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
-        return self._run(FillGaps(target=target), override(chosen, settings), target, seed, trace)
+        return self._answer(FillGaps(target=target), override(chosen, settings), target, seed, trace)
 
-    def run(
-        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, trace: bool = False
-    ) -> list[Answered]:
+    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
-        batch = collate(sequences, seeds).to(self.device)
-        films: list[list[str]] = [[] for _ in sequences]
+        return decide(self.parts.net, sequences, seeds, sampler, device=self.device, watch=watch)
 
-        def watch(step: Step) -> None:
-            for b, film in enumerate(films):
-                film.append(so_far(step.batch, b, self.parts.text))
-
-        done = sampler.sample(self.parts.net, batch, on_step=watch if trace else None)
-        return [
-            Answered(ids=done.ids[b, : len(sequence.ids)].cpu(), film=tuple(film))
-            for b, (sequence, film) in enumerate(zip(sequences, films, strict=True))
-        ]
-
-    def _run(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+    def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         if not question.strip():
             raise ValueError("the text is empty; say what you want")
         if getattr(task, "length", 1) < 1:
             raise ValueError(f"length must be at least 1, got {task.length}")
-        sequence = task.build(self.parts)
-        if len(sequence.ids) > self.parts.context:
+        built = task.build(self.parts)
+        if len(built.ids) > self.parts.context:
             raise ValueError(
-                f"text and answer have {len(sequence.ids)} tokens, and the model reads {self.parts.context}; shorten one of them"
+                f"text and answer have {len(built.ids)} tokens, and the model reads {self.parts.context}; shorten one of them"
             )
-        began = time.perf_counter()
-        (found,) = self.run([sequence], [seed], sampler, trace)
-        return Answer(
-            text=task.read(Sequence(ids=found.ids, masked=sequence.masked & False, spans=sequence.spans), self.parts),
-            question=question,
-            seed=seed,
-            seconds=time.perf_counter() - began,
-            settings=describe(sampler),
-            trace=found.film,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """A finished row: ``ids [L]``, and the text after every step where a trace was asked for."""
-
-    ids: torch.Tensor
-    film: tuple[str, ...]
+        return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)

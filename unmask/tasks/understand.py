@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from unmask.sampling.stop import EndOfTurn
 from unmask.sampling.window import Blocks
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
+from unmask.tasks.results import answered
 from unmask.tokens.build import asking, looking
 from unmask.tokens.text import EOS, EOT
 from unmask.tokens.views import Look
@@ -29,18 +31,14 @@ class Ask:
     pixels: Tensor | Look
     question: str
     length: int = 4
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und", "text_head", "vision"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.pixels)
         return asking(b, self.question, self.length, segment=b.first_segment).build(self.question)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
-        span = sequence.span("answer")
-        return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
+        return answered(sequence, tokens.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +46,7 @@ class FillText:
     """A caption with gaps, each ``[mask]`` one token long; what is given stays as it is."""
 
     target: str
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"und", "text_head"})
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head"})
 
     def build(self, tokens: Parts) -> Sequence:
         if GAP not in self.target:
@@ -68,8 +63,7 @@ class FillText:
         return b.say("end", tokens.text[EOT], segment=segment).build(self.target)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
-        ids = [i for s in sequence.spans if s.name == "answer" for i in sequence.ids[s.start : s.stop].tolist()]
-        return tokens.text.decode(ids)
+        return answered(sequence, tokens.text)
 
 
 def sampler(tokens: Parts, *, block: int = 32) -> Sampler:

@@ -1,6 +1,7 @@
 """Requests and training samples -> Sequences. The same functions serve both, so what is trained is what is asked.
 
-Public idea: ``Builder`` strings spans together; ``drawing``, ``editing`` and ``looking`` are the sequence formats of spec 2.2 and 2.5.
+Public idea: ``Builder`` strings spans together; ``drawing``, ``editing``, ``planning`` and ``looking`` are the sequence formats of spec 2.2
+and 2.5.
 A writable part is given as its true ids (training; masked later by a corruption) or as a length (to be decided).
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 import torch
@@ -17,13 +19,14 @@ from unmask.sequence import Kind, Sequence, Span
 from unmask.tokens.boxes import to_bins
 from unmask.tokens.prompts import COMPACT, Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
-from unmask.tokens.text import BOS, BOX, END_BOX, END_HEADER, END_PHRASE, EOT, HEADER, MASK, PHRASE, Text
+from unmask.tokens.text import BOS, BOX, END_BOX, END_HEADER, END_PHRASE, EOT, EXP, HEADER, MASK, PHRASE, Text
 from unmask.tokens.views import Look
 
 # What guidance may drop, by span name.
 PROMPT = frozenset({"prompt"})
 SOURCE = frozenset({"source"})
 LOOK = frozenset({"look"})
+PLAN = frozenset({"plan"})
 
 
 @dataclass(kw_only=True)
@@ -71,12 +74,14 @@ class Builder:
         self.looks.append(picture)
         return self._span(name, Kind.PATCH, [0] * len(picture), False, image=first)
 
-    def codes(self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool) -> Builder:
+    def codes(
+        self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool, segment: int = 0
+    ) -> Builder:
         """Image codes [h, w], or a grid (h, w) to be decided."""
         open_ = isinstance(codes, tuple)
         grid = codes if isinstance(codes, tuple) else (codes.shape[0], codes.shape[1])
         ids = [0] * (grid[0] * grid[1]) if isinstance(codes, tuple) else codes.flatten().tolist()
-        return self._span(name, Kind.CODE, ids, open_, grid=grid, fold=fold, writable=writable)
+        return self._span(name, Kind.CODE, ids, open_, grid=grid, fold=fold, writable=writable, segment=segment)
 
     def header(self, role: str) -> tuple[str | int, ...]:
         text = self.text
@@ -106,42 +111,112 @@ class Builder:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanIds:
+    """A layout that stands before the picture, as ids. ``open``: it is learned together with the picture, else it is given."""
+
+    ids: tuple[int, ...]
+    open: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """An earlier picture, as it is looked at, and what was wrong with it."""
+
+    picture: Tensor | Look
+    critique: str
+
+
 def drawing(
-    b: Builder, caption: str, codes: Tensor | tuple[int, int], *, fold: int, conditions: Conditions | None = None
+    b: Builder,
+    caption: str,
+    codes: Tensor | tuple[int, int],
+    *,
+    fold: int,
+    conditions: Conditions | None = None,
+    plan: PlanIds | None = None,
+    attempts: Items[Attempt] = (),
 ) -> Sequence:
-    """Text to image. Guidance drops the span "prompt"; the picture is the span "image"."""
-    said = conditions or b.quirks.conditions
-    micro = said.text(b.quirks.conditions_end) if said else ""
-    wanted = b.wording.draw.format(caption=caption, micro=micro).strip()
-    b.say("prompt", *b.opening(), wanted, b.text[EOT])
+    """Text to image: the spans "prompt" (and "look", for every earlier attempt), "plan" if there is one, "image"."""
+    said = (*b.opening(), _worded(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions))
+    before, after = b.wording.attempt.split("{look}")
+    for number, attempt in enumerate(attempts, 1):
+        between = b.wording.between_attempts if number > 1 else b.wording.feedback
+        words = between + before.format(number=number)
+        b.say("prompt", *said, *((words,) if words else ()))
+        b.look("look", attempt.picture)
+        said = (after.format(number=number, critique=attempt.critique),)
+    b.say("prompt", *said, b.text[EOT])
+    return _answered(b, codes, fold, plan).build(caption)
+
+
+def planning(b: Builder, caption: str, plan: list[int] | int, *, conditions: Conditions | None = None) -> Sequence:
+    """Text to layout: the span "plan" holds its ids, or as many tokens to be decided."""
+    b.say("prompt", *b.opening(), _worded(b, b.wording.plan, caption, conditions), b.text[EOT])
     b.say("assistant", *b.header("assistant"))
-    b.codes("image", codes, fold=fold, writable=True)
-    return _end(b).build(caption)
+    return b.write("plan", plan).build(caption)
+
+
+def planning_edit(b: Builder, picture: Tensor | Look, instruction: str, plan: list[int] | int) -> Sequence:
+    """Picture and instruction to the layout of what changes: the span "plan". It is asked for as a question is."""
+    wanted = b.wording.plan_edit.format(instruction=instruction.rstrip(" ."))
+    return asking(looking(b, picture), wanted, plan, segment=b.first_segment, name="plan").build(instruction)
+
+
+def plan_ids(text: Text, ids: list[int], length: int) -> list[int]:
+    """A plan, the token that announces the picture, and ends of turn to ``length`` tokens, one at least.
+
+    So the room for it says nothing of what is in it. ValueError where it is longer.
+    """
+    if len(ids) + 2 > length:
+        raise ValueError(f"a plan of {len(ids)} tokens and its end do not fit into {length}; plan fewer things")
+    return [*ids, text[EXP], *[text[EOT]] * (length - len(ids) - 1)]
+
+
+def _worded(b: Builder, template: str, caption: str, conditions: Conditions | None) -> str:
+    said = conditions or b.quirks.conditions
+    return template.format(caption=caption, micro=said.text(b.quirks.conditions_end) if said else "").strip()
+
+
+def _answered(b: Builder, codes: Tensor | tuple[int, int], fold: int, plan: PlanIds | None) -> Builder:
+    """The model's turn: a plan if there is one, the picture, the end."""
+    b.say("assistant", *b.header("assistant"))
+    _planned(b, plan).codes("image", codes, fold=fold, writable=True)
+    return b.say("end", b.text[EOT], *(b.header("assistant") if b.quirks.trailing_header else ()))
+
+
+def _planned(b: Builder, plan: PlanIds | None) -> Builder:
+    if plan is None:
+        return b
+    return b.write("plan", list(plan.ids)) if plan.open else b.say("plan", *plan.ids)
 
 
 def editing(
-    b: Builder, picture: Tensor | Look, source: Tensor, instruction: str, codes: Tensor | tuple[int, int], *, fold: int
+    b: Builder,
+    picture: Tensor | Look,
+    source: Tensor,
+    instruction: str,
+    codes: Tensor | tuple[int, int],
+    *,
+    fold: int,
+    plan: PlanIds | None = None,
 ) -> Sequence:
     """Source picture (seen, and as codes) and instruction -> image.
 
-    Spans: prompt (in as many pieces as the wording wants), look, source, assistant, image, end.
+    Spans: prompt (in as many pieces as the wording wants), look, source, assistant, plan if there is one, image, end.
     """
     b.say("prompt", *b.opening())
-    for piece in re.split(r"({look}|{source})", b.wording.edit):
-        if piece == "{look}":
+    for piece in re.split(r"({plan}|{look}|{source})", b.wording.edit):
+        if piece == "{plan}":
+            _planned(b, plan)
+        elif piece == "{look}":
             b.look("look", picture)
         elif piece == "{source}":
             b.codes("source", source, fold=fold, writable=False)
         elif piece:
             b.say("prompt", piece.format(instruction=instruction.rstrip()))
     b.say("prompt", b.text[EOT])
-    b.say("assistant", *b.header("assistant"))
-    b.codes("image", codes, fold=fold, writable=True)
-    return _end(b).build(instruction)
-
-
-def _end(b: Builder) -> Builder:
-    return b.say("end", b.text[EOT], *(b.header("assistant") if b.quirks.trailing_header else ()))
+    return _answered(b, codes, fold, None if "{plan}" in b.wording.edit else plan).build(instruction)
 
 
 def looking(b: Builder, picture: Tensor | Look | None) -> Builder:
@@ -150,11 +225,25 @@ def looking(b: Builder, picture: Tensor | Look | None) -> Builder:
     return b if picture is None else b.look("look", picture)
 
 
-def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1) -> Builder:
-    """A question and its answer (ids, or how many tokens): spans "question" and "answer"."""
+def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1, name: str = "answer") -> Builder:
+    """A question and its answer (ids, or how many tokens): spans "question" and ``name``."""
     words = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
     b.say("question", words, b.text[EOT], *b.header("assistant"), segment=segment)
-    return b.write("answer", answer, segment=segment)
+    return b.write(name, answer, segment=segment)
+
+
+def illustrating(
+    b: Builder, question: str, words: PlanIds, codes: Tensor | tuple[int, int], *, fold: int, segment: int = 1
+) -> Builder:
+    """A question answered by words and then a picture: spans "question", "answer" and "image"."""
+    asked = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
+    b.say("question", asked, b.text[EOT], *b.header("assistant"), segment=segment)
+    if words.open:
+        b.write("answer", list(words.ids), segment=segment)
+    else:
+        b.say("answer", *words.ids, segment=segment)
+    b.codes("image", codes, fold=fold, writable=True, segment=segment)
+    return b.say("end", b.text[EOT], segment=segment)
 
 
 def grounding(b: Builder, phrase: str, box: tuple[float, float, float, float] | None, *, segment: int = 1) -> Builder:

@@ -21,7 +21,14 @@ class Wording:
 
     ``after_image`` stands between a picture and the words about it. In ``edit`` the source picture stands where ``{look}`` (as features)
     and ``{source}`` (as codes) say. ``COMPACT`` has it last: the way from a source code to the code that is drawn in its place is then
-    the same for every instruction, which a small model with 1-D rotary positions needs in order to copy (see docs/log.md).
+    the same for every instruction and plan, which a small model with 1-D rotary positions needs in order to copy (see docs/log.md).
+    Where ``edit`` has no ``{plan}``, a plan opens the model's own turn.
+    ``plan`` and ``plan_edit`` ask for a layout before the picture, ``draw_planned`` for the picture that follows it. In a layout a thing
+    is ``placed``, where ``{box}`` is its box in tags of its own; ``between_placed`` stands between two of them, ``plan_reason`` or, for
+    an edit of a kind, one of ``edit_reasons`` and ``reason_end`` before the first.
+    ``critique`` asks what is wrong with a picture of ``{caption}``; a retry is told ``feedback`` and then every ``attempt`` so far, in
+    which ``{look}`` is the picture. ``describe_and_draw`` asks for words and then a picture of what they say.
+    ``one_turn``: of a conversation the last message and the last picture alone are read.
     ``locate`` asks for a box of ``{phrase}`` in a turn of its own; without it, a phrase stands in its tags right before its box.
     """
 
@@ -33,8 +40,33 @@ class Wording:
     describe: str
     complete: str
     after_image: str
+    describe_and_draw: str
+    plan: str
+    draw_planned: str
+    plan_edit: str
+    placed: str
+    between_placed: str
+    plan_reason: str
+    edit_reasons: tuple[tuple[str, str], ...]
+    reason_end: str
+    critique: str
+    feedback: str
+    attempt: str
+    between_attempts: str
+    one_turn: bool
     locate: str = ""
 
+    def reason(self, kind: str) -> str:
+        """Why things are placed in an edit of a kind. ValueError names the known kinds."""
+        known = dict(self.edit_reasons)
+        if kind not in known:
+            raise ValueError(f"there is no reason for an edit of kind {kind!r}; the kinds are {', '.join(known)}")
+        return known[kind]
+
+
+_LAYOUT = "Please first think and plan the layout in LOC format."
+_REASON = "Sure I should consider {} the objects in these locations :"
+_ADJUST = ("recolour", "move", "resize")
 
 RELEASED = Wording(
     system=SYSTEM,
@@ -45,6 +77,28 @@ RELEASED = Wording(
     describe="Please describe this image.",
     complete="Please write a caption.",
     after_image="\n ",
+    describe_and_draw="Please describe this image, then draw what you described.",
+    plan="Generate an image with the caption: {caption} {micro}. " + _LAYOUT,
+    draw_planned="Generate an image with the caption:\n {caption} {micro}",
+    plan_edit="{instruction}. " + _LAYOUT,
+    placed="<box_p> {phrase} </box_p>{box}",
+    between_placed=", ",
+    plan_reason="Sure I should place the objects in the following manner",
+    edit_reasons=(
+        ("add", _REASON.format("adding")),
+        ("remove", _REASON.format("removing")),
+        ("replace", _REASON.format("replacing")),
+        *((kind, _REASON.format("adjusting")) for kind in _ADJUST),
+        ("background", _REASON.format("edit")),
+    ),
+    reason_end=" ",
+    critique=(
+        "Please evaluate this generated image based on the following prompt: {caption} Focus on text alignment and compositionality."
+    ),
+    feedback=" Please also consider past generations and their feedbacks. Do not repeat these errors ",
+    attempt="Generation {number}: {look}\n Feedback {number}: {critique}",
+    between_attempts="\n",
+    one_turn=False,
     locate="Please locate {phrase} in this image. Give bounding boxes in LOC format.",
 )
 
@@ -52,11 +106,33 @@ COMPACT = Wording(
     system="",
     newlines="",
     draw="{caption} {micro}",
-    edit="{instruction}{look}{source}",
+    edit="{instruction}{plan}{look}{source}",
     ask="{question}",
     describe="describe",
     complete="caption",
     after_image="",
+    describe_and_draw="describe, then draw",
+    plan="draw {caption} {micro}",
+    draw_planned="draw {caption} {micro}",
+    plan_edit="{instruction}",
+    placed="{phrase}{box}",
+    between_placed="",
+    plan_reason="",
+    edit_reasons=(
+        ("add", "add"),
+        ("remove", "remove"),
+        ("replace", "replace"),
+        ("recolour", "paint"),
+        ("move", "move"),
+        ("resize", "make"),
+        ("background", "background"),
+    ),
+    reason_end=",",
+    critique="is this {caption}",
+    feedback="",
+    attempt="{look}{critique}",
+    between_attempts="",
+    one_turn=True,
 )
 
 

@@ -1,8 +1,8 @@
-"""Everything that can be said about a scene: captions, layouts, referring expressions, questions, critiques.
+"""Everything that can be said about a scene: captions, layouts, referring expressions, questions.
 
 Lower case, short, templated: the models that read this are tiny. Every function is a pure function of its arguments and the
 ``Random`` it is given. Captions leave distractors out; everything else speaks of all that is visible. Public ideas:
-``caption``, ``layout``, ``referring``, ``questions``, ``mismatch`` and ``praise``.
+``caption``, ``layout``, ``referring`` and ``questions``; what is wrong with a picture is in ``critiques.py``.
 
 A text names a held-out combination (colour x class, relation x pair) only for a scene which itself shows one.
 """
@@ -92,18 +92,18 @@ def _join(parts: Sequence[str]) -> str:
 def caption(scene: Scene, rng: Random) -> str:
     """A complete and true description of all but the distractors, two thirds of the time short and GenEval-like."""
     long = rng.random() < 0.35
-    things = _told(scene, 0.9, rng)
-    style = rng.choice((_placed, _sized, _remarked)) if long else _related if rng.random() < 0.6 else _listed
-    said = _prefix(rng) + (style(things, scene.level, rng) or _listed(things, scene.level, rng))
+    things = told(scene, 0.9, rng)
+    style = rng.choice((_placed, sized, _remarked)) if long else related if rng.random() < 0.6 else listed
+    said = prefix(rng) + (style(things, scene.level, rng) or listed(things, scene.level, rng))
     return f"{said} {BACKGROUNDS[scene.background][0]}" if rng.random() < (0.55 if long else 0.32) else said
 
 
-def _prefix(rng: Random) -> str:
+def prefix(rng: Random) -> str:
     r = rng.random()
     return "a photo of " if r < 0.4 else "a picture of " if r < 0.5 else ""
 
 
-def _told(scene: Scene, rate: float, rng: Random) -> list[Thing]:
+def told(scene: Scene, rate: float, rng: Random) -> list[Thing]:
     """The things a caption speaks of, in random order; a colour stays with chance ``rate``, alike for like things."""
     things = [t for t in scene.things if not t.distractor]
     rng.shuffle(things)
@@ -114,7 +114,7 @@ def _told(scene: Scene, rate: float, rng: Random) -> list[Thing]:
     return [t if kept.get((t.name, t.colour), True) else replace(t, colour="") for t in things]
 
 
-def _listed(things: Sequence[Thing], level: str, rng: Random) -> str:
+def listed(things: Sequence[Thing], level: str, rng: Random) -> str:
     """``two red apples and a cat``."""
     groups: dict[tuple[str, str], list[Thing]] = {}
     for t in things:
@@ -122,7 +122,7 @@ def _listed(things: Sequence[Thing], level: str, rng: Random) -> str:
     return _join([amount(len(g), noun(g[0]), plural(g[0])) for g in groups.values()])
 
 
-def _related(things: Sequence[Thing], level: str, rng: Random) -> str:
+def related(things: Sequence[Thing], level: str, rng: Random) -> str:
     """``a red apple left of a cat`` for two different things that clearly lie so, else ""."""
     if len(things) != 2 or noun(things[0]) == noun(things[1]) or not (found := relation(*things)):
         return ""
@@ -152,7 +152,7 @@ def _placed_alike(things: Sequence[Thing]) -> str:
     return f"two {plural(things[0])}, one {first} and one {second}"
 
 
-def _sized(things: Sequence[Thing], level: str, rng: Random) -> str:
+def sized(things: Sequence[Thing], level: str, rng: Random) -> str:
     """``two big dogs and a small red apple``."""
     groups: dict[tuple[str, str, str], list[Thing]] = {}
     for t in things:
@@ -167,7 +167,7 @@ def _remarked(things: Sequence[Thing], level: str, rng: Random) -> str:
     single = [t for t in things if sum(o.name == t.name for o in things) == 1]
     if len(single) < 2 or not (found := relation(single[0], single[1])):
         return ""
-    return f"{_listed(things, level, rng)} with the {single[0].name} {found} the {single[1].name}"
+    return f"{listed(things, level, rng)} with the {single[0].name} {found} the {single[1].name}"
 
 
 # -- layouts and referring expressions --------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def _ask_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if r < 0.2:
         count, many = len(things), rng.choice(("things", "objects"))
     elif r < 0.3:
-        count, many = 0, CLASSES[_absent(scene, rng)][0]
+        count, many = 0, CLASSES[absent(scene, rng)][0]
     else:
         thing = rng.choice(things)
         alike = [t for t in things if t.name == thing.name]
@@ -317,7 +317,7 @@ def _ask_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
     )
 
 
-def _absent(scene: Scene, rng: Random) -> str:
+def absent(scene: Scene, rng: Random) -> str:
     """A class of the level that the scene does not show."""
     shown = {t.name for t in scene.things}
     while (name := rng.choice(LEVELS[scene.level].classes)) in shown:
@@ -352,7 +352,7 @@ def _ask_exists(scene: Scene, rng: Random) -> tuple[str, str] | None:
     thing = rng.choice(scene.things)
     name = noun(thing) if hard else thing.name
     if not yes:
-        name = (_recoloured(scene, thing, rng) if hard else "") or _absent(scene, rng)
+        name = (_recoloured(scene, thing, rng) if hard else "") or absent(scene, rng)
     one = article(name)
     text = rng.choice((f"is there {one}?", f"do you see {one}?", f"does the picture show {one}?"))
     return text, "yes" if yes else "no"
@@ -398,90 +398,3 @@ _ASK: dict[str, Callable[[Scene, Random], tuple[str, str] | None]] = {
     "compare": _ask_compare,
 }
 KINDS: tuple[str, ...] = tuple(_ASK)
-
-
-# -- right and wrong captions -----------------------------------------------------------------------------------------
-
-
-def praise(scene: Scene, rng: Random) -> tuple[str, str]:
-    """A right caption, and the critique that finds nothing wrong."""
-    return caption(scene, rng), rng.choice(("the picture is correct", "everything is correct", "this is correct"))
-
-
-def mismatch(scene: Scene, rng: Random) -> tuple[str, str]:
-    """A caption the scene fails in one point, and the critique that names it, the caption taken as what was wanted."""
-    for _ in range(4):
-        if found := rng.choice((_wrong_colour, _wrong_class, _wrong_count, _wrong_relation, _missing))(scene, rng):
-            return found
-    return _wrong_background(scene, rng)
-
-
-def _wanted(scene: Scene, things: Sequence[Thing], rng: Random, style: Callable[..., str] = _listed) -> str:
-    """A caption, every colour said, of a scene of these things; "" where it would show a held-out combination."""
-    wanted = replace(scene, things=tuple(things))
-    if shows_held_out(wanted) and not shows_held_out(scene):
-        return ""
-    style = _sized if style is _listed and rng.random() < 0.15 else style
-    said = style(_told(wanted, 1.0, rng), scene.level, rng)
-    end = f" {BACKGROUNDS[scene.background][0]}" if rng.random() < 0.3 else ""
-    return said and _prefix(rng) + said + end
-
-
-def _alike(scene: Scene, rng: Random) -> tuple[Thing, list[Thing]]:
-    """A thing that captions speak of, and all of its class."""
-    thing = rng.choice([t for t in scene.things if not t.distractor])
-    return thing, [t for t in scene.things if t.name == thing.name]
-
-
-def _wrong_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    thing, alike = _alike(scene, rng)
-    colour = rng.choice(LEVELS[scene.level].colours)
-    if not thing.colour or colour == thing.colour or any(t.colour != thing.colour for t in alike):
-        return None
-    said = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.things], rng)
-    name = thing.name if len(alike) == 1 else CLASSES[thing.name][0]
-    return (said, f"the {name} should be {colour}, not {thing.colour}") if said else None
-
-
-def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    thing, alike = _alike(scene, rng)
-    name = _absent(scene, rng)
-    said = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.things], rng)
-    if not said or any(t.colour != thing.colour or t.distractor for t in alike):
-        return None
-    if len(alike) > 1:
-        return said, f"there should be {CLASSES[name][0]}, not {CLASSES[thing.name][0]}"
-    return said, rng.choice((f"there is no {name}", f"there should be {article(name)}, not {article(thing.name)}"))
-
-
-def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    if len(scene.things) > 3:
-        return None
-    thing = replace(rng.choice(scene.things), name=_absent(scene, rng), distractor=False)
-    said = _wanted(scene, (*scene.things, thing), rng)
-    return (said, rng.choice((f"there is no {thing.name}", f"{article(thing.name)} is missing"))) if said else None
-
-
-def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    thing, alike = _alike(scene, rng)
-    count = rng.choice([n for n in range(1, 5) if n != len(alike)])
-    if any(t.colour != thing.colour or t.distractor for t in alike):
-        return None
-    said = _wanted(scene, [t for t in scene.things if t not in alike] + [thing] * count, rng)
-    wanted = f"one {thing.name}" if count == 1 else f"{number(count)} {CLASSES[thing.name][0]}"
-    return (said, f"there should be {wanted}, not {number(len(alike))}") if said else None
-
-
-def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    if len(scene.things) != 2 or scene.things[0].name == scene.things[1].name:
-        return None
-    a, b = rng.sample(scene.things, 2)
-    swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
-    said = _wanted(scene, swapped, rng, _related)
-    return (said, f"the {a.name} should be {relation(*swapped)} the {b.name}") if said else None
-
-
-def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
-    wanted = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
-    said = _prefix(rng) + _listed(_told(scene, 1.0, rng), scene.level, rng)
-    return f"{said} {BACKGROUNDS[wanted][0]}", f"the background should be {wanted}, not {scene.background}"

@@ -1,0 +1,106 @@
+"""Critiques are true: what they call wrong is wrong, and of the caption's picture nothing is."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import permutations
+from random import Random
+
+from tests.data.test_world_language import _COLOURS, _LYING, _TINTED, _WORDS, _counts, _one, _scenes
+from unmask.data.world import critiques
+from unmask.data.world.edits import EDIT_KINDS, edit
+from unmask.data.world.language import noun
+from unmask.data.world.plans import edit_layout, scene_layout
+from unmask.data.world.scenes import INVERSE, Draft, Scene, relation, split_of
+from unmask.data.world.vocabulary import BACKGROUNDS
+from unmask.tokens.prompts import COMPACT
+
+
+def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
+    rng = Random(9)
+    kinds: Counter[str] = Counter()
+    for scene in _scenes("grid", "train", 800):
+        text, critique = critiques.mismatch(scene, rng)
+        told, shown = _counts(text), Counter(t.name for t in scene.things)
+        if "background" in critique:
+            kind, wrong = "background", scene.background not in text and "background" in text
+        elif side := re.search(r"the (.*) should be (left of|right of|above|below) the (.*)", critique):
+            said = [
+                relation(a, b) == INVERSE[lying[1]]
+                for lying in _LYING.findall(text)
+                for a, b in permutations(scene.things, 2)
+                if (a.name, b.name) == (lying[0], lying[2])
+            ]
+            a, b = (next(t for t in scene.things if t.name == side[i]) for i in (1, 3))
+            kind, wrong = "relation", said == [True] and relation(a, b) == INVERSE[side[2]]
+        elif tint := re.search(rf"the ({_WORDS}) should be ({_COLOURS}), not ({_COLOURS})", critique):
+            colours = {t.colour for t in scene.things if t.name == _one(tint[1])}
+            kind, wrong = "colour", tint[2] not in colours and tint[3] in colours and tint[2] in text
+        else:
+            kind, wrong = "count", told != shown
+        kinds[kind] += 1
+        assert wrong, (text, critique, scene)
+    assert set(kinds) == {"background", "relation", "colour", "count"}, kinds
+    assert "is correct" in critiques.praise(scene, rng)[1]
+
+
+def _shows(scene: Scene, text: str) -> bool:
+    """Whether a scene has what a caption says, as far as its words alone tell."""
+    things = scene.things
+    return (
+        _counts(text) == Counter(t.name for t in things)
+        and all(
+            any((t.name, t.colour) == (_one(word), colour) for t in things) for colour, word in _TINTED.findall(text)
+        )
+        and all(
+            any(relation(s, t) == side for s, t in permutations(things, 2) if (s.name, t.name) == (_one(a), _one(b)))
+            for a, side, b in _LYING.findall(text)
+        )
+        and all(name == scene.background for name, (words, *_) in BACKGROUNDS.items() if text.endswith(words))
+    )
+
+
+def test_spoilt_pictures_miss_the_caption_that_the_scene_meets() -> None:
+    rng = Random(3)
+    words: Counter[str] = Counter()
+    for scene in _scenes("grid", "train", 400, Draft(counts=((1, 1), (2, 2), (3, 1)), alike=0.3)):
+        text, spoilt = critiques.spoil(scene, rng)
+        assert _shows(scene, text), (text, scene)
+        assert len({s.critique for s in spoilt}) == len(spoilt) <= 3
+        for wrong in spoilt:
+            words[re.sub(rf"{_COLOURS}|{_WORDS}", "_", wrong.critique)] += 1
+            assert not _shows(wrong.scene, text), (text, wrong)
+            assert split_of(wrong.scene) == "train"
+    said = " ".join(words)
+    assert all(w in said for w in ("no _", "missing", "be _, not", "left of", "background", "not three")), words
+
+
+def test_layouts_say_where_things_are_and_what_an_edit_touches() -> None:
+    rng = Random(4)
+    seen: set[str] = set()
+    for scene in _scenes("grid", "train", 300):
+        layout = scene_layout(scene, COMPACT, rng)
+        assert Counter(t.box for t in layout.things) == Counter(t.box for t in scene.things)
+        for kind in EDIT_KINDS:
+            made = edit(scene, "train", rng, kind)
+            if made is None:
+                continue
+            seen.add(kind)
+            found = edit_layout(made, COMPACT)
+            boxes = {t.box for t in found.things}
+            before, after = ({t.box for t in s.things} for s in (made.source, made.target))
+            wanted = {
+                "add": after - before,
+                "remove": before - after,
+                "move": before ^ after,
+                "resize": before ^ after,
+                "background": set(),
+            }
+            assert found.reason == COMPACT.reason(kind)
+            if kind in wanted:
+                assert boxes == wanted[kind], (kind, made)
+            else:
+                (thing,) = [t for t in made.target.things if t not in made.source.things]
+                assert boxes == {thing.box} and found.things[0].phrase == noun(thing)
+    assert seen == set(EDIT_KINDS)

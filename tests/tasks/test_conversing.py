@@ -1,0 +1,175 @@
+"""Turns in words and pictures: a picture takes the place of what announces it, a plan becomes one, bad messages are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unmask
+from tests.tokens.test_build import TEXTS
+from unmask.sequence import Kind, collate
+from unmask.tasks.conversing import Message, converse
+from unmask.tasks.model import Model
+from unmask.tokens.build import Builder
+from unmask.tokens.layouts import layout_of, to_ids
+from unmask.tokens.prompts import RELEASED
+from unmask.tokens.text import EOT, EXP
+from unmask.tokens.turns import Said, announced, conversation, opened, resumed
+
+PICTURE = Image.new("RGB", (128, 128), "white")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.set_num_threads(1)
+    return unmask.load("mini")
+
+
+@dataclass
+class Scripted:
+    """The shipped model with the words it writes given: one list of ids for every run of words."""
+
+    model: Model
+    words: list[list[int]]
+    seen: list[Any] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def run(self, sequences: Any, seeds: Any, sampler: Any) -> Any:
+        (sequence,) = sequences
+        self.seen.append(sequence)
+        if any(s.kind == Kind.CODE and s.writable for s in sequence.spans):
+            return self.model.run(sequences, seeds, replace(sampler, pace=replace(sampler.pace, steps=2)))
+        span, ids = sequence.spans[-1], sequence.ids.clone()
+        said = self.words.pop(0)
+        ids[span.start : span.stop] = self.model.parts.text[EOT]
+        ids[span.start : span.start + len(said)] = torch.tensor(said)
+        row = replace(sequence, ids=ids, masked=sequence.masked & False)
+        return type("Done", (), {"rows": [row]})()
+
+
+def user(text: str, *images: Image.Image) -> Message:
+    return Message(role="user", text=text, images=images)
+
+
+def test_words_alone_are_one_part(model: Model) -> None:
+    text = model.parts.text
+    turn = converse(Scripted(model, [text.encode("a red apple")]), [user("what is this?", PICTURE)], 0)
+    assert turn.parts == ("a red apple",) and turn.text == "a red apple" and not turn.images
+
+
+def test_a_picture_is_drawn_where_it_is_announced_and_the_words_go_on(model: Model) -> None:
+    text = model.parts.text
+    words = [[*text.encode("two dogs"), text[EXP]], text.encode("and that is all")]
+    scripted = Scripted(model, words)
+    turn = converse(scripted, [user("describe, then draw", PICTURE)], 3)
+    assert [p if isinstance(p, str) else p.size for p in turn.parts] == ["two dogs", (128, 128), "and that is all"]
+    drawing, rest = scripted.seen[1:]
+    names = [s.name for s in drawing.spans]
+    assert names[-3:] == ["answer", "image", "end"] and [s.name for s in drawing.spans if s.writable] == ["image"]
+    assert text[EXP] not in drawing.ids.tolist()
+    assert [s.name for s in rest.spans if s.writable] == ["answer"] and rest.spans[-2].name == "image"
+    words = [*text.encode("two dogs"), text[EXP]]
+    again, other = (
+        converse(Scripted(model, [words, []]), [user("describe, then draw", PICTURE)], seed).images[0]
+        for seed in (3, 4)
+    )
+    assert np.array_equal(np.asarray(again), np.asarray(turn.images[0]))
+    assert not np.array_equal(np.asarray(other), np.asarray(again))
+
+
+def test_a_turn_ends_after_a_few_pictures(model: Model) -> None:
+    text = model.parts.text
+    turn = converse(Scripted(model, [[text[EXP]]] * 9), [user("draw for ever", PICTURE)], 0)
+    assert len(turn.images) == 4 and not turn.text
+
+
+def test_a_layout_becomes_a_new_picture_or_a_change_of_the_last(model: Model) -> None:
+    text, wording = model.parts.text, model.parts.wording
+    layout = layout_of([("cat", (0.0, 0.0, 0.5, 0.5))])
+    change = replace(layout, reason=wording.reason("add"))
+    for planned, name in ((layout, "draw"), (change, "edit")):
+        scripted = Scripted(model, [[*to_ids(planned, text, wording), text[EXP]]])
+        turn = converse(scripted, [user("draw a cat", PICTURE)], 0)
+        assert turn.plan == planned and len(turn.images) == 1 and not turn.text
+        drawn = scripted.seen[-1]
+        assert ("source" in [s.name for s in drawn.spans]) == (name == "edit")
+        assert "plan" in [s.name for s in drawn.spans] and drawn.request == (
+            "a cat" if name == "draw" else "draw a cat"
+        )
+    scripted = Scripted(model, [[*to_ids(change, text, wording), text[EXP]]])
+    assert len(converse(scripted, [user("add a cat")], 0).images) == 1  # there is no picture to change: a new one
+
+
+def test_the_shipped_model_converses_and_goes_on(model: Model) -> None:
+    turn = model.converse([user("what is this?", PICTURE)], seed=1)
+    more = model.converse([user("what is this?", PICTURE), turn.message(), user("draw a red apple")], seed=2)
+    assert more.unread == 2 and more.seconds > 0 and more.to_json()["seed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "ends with what the user says"),
+        ([Message(role="assistant", text="hello")], "ends with what the user says"),
+        ([user(" ")], "has no words"),
+        ([Message(role="system", text="x"), user("x")], "the role 'system'"),
+        ([user("x " * 5000)], "longer than"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(model: Model, messages: list[Message], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        model.converse(messages)
+
+
+def test_control_tokens_in_words_stay_words(model: Model) -> None:
+    b = model.parts.builder()
+    sequence = conversation(b, [Said(role="user", text="<|reserved_token_7|><|eot_id|>")], 4)
+    assert announced(sequence, model.parts.text) is None
+    assert model.parts.text[EXP] not in sequence.ids.tolist()
+
+
+def test_a_conversation_of_many_turns_in_the_released_wording() -> None:
+    text = TEXTS["released"]
+    b = Builder(text=text, wording=RELEASED, look_tokens=3)
+    pixels = torch.zeros(3, 8, 8)
+    said = [
+        Said(role="user", text="what is this?", pictures=(pixels, pixels)),
+        Said(role="assistant", text="a cat"),
+        Said(role="user", text="draw it"),
+    ]
+    sequence = conversation(b, said, 2)
+    shown = text.show(
+        [int(i) for i, k in zip(sequence.ids, collate([sequence], [0]).kind[0], strict=True) if k == Kind.TEXT]
+    )
+    assert shown.endswith(
+        "<|start_header_id|>user<|end_header_id|>\n\n\n what is this?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\na cat<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\ndraw it<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n<|mdm_mask|><|mdm_mask|>"
+    )
+    assert [s.image for s in sequence.spans if s.kind == Kind.PATCH] == [0, 1]
+
+
+def test_opening_and_resuming_keep_what_stands_before(model: Model) -> None:
+    parts = model.parts
+    sequence = conversation(parts.builder(), [Said(role="user", text="x", pictures=(torch.zeros(3, 128, 128),))], 6)
+    span = sequence.spans[-1]
+    ids = sequence.ids.clone()
+    ids[span.start : span.stop] = torch.tensor([*parts.text.encode("a dog"), parts.text[EXP], *[parts.text[EOT]] * 3])
+    written = replace(sequence, ids=ids, masked=sequence.masked & False)
+    at = announced(written, parts.text)
+    assert at == span.start + 2
+    drawing = opened(written, at, parts.grid, parts.fold, parts.text)
+    batch = collate([drawing], [0], features_per_image=parts.look_tokens)
+    assert int(batch.masked.sum()) == 64 and torch.equal(drawing.ids[:at], ids[:at])
+    more = resumed(replace(drawing, masked=drawing.masked & False), 3, parts.text)
+    batch = collate([more], [0], features_per_image=parts.look_tokens)
+    assert int(batch.masked.sum()) == 3 and torch.equal(more.ids[:at], ids[:at])
+    assert announced(replace(more, masked=more.masked & False), parts.text) is None

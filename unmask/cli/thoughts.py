@@ -1,0 +1,31 @@
+"""A picture with what was thought before and after it, for people to look at. Public idea: ``sheet_of(drawing)``."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from unmask.cli.sheet import Cell, Row, sheet
+from unmask.tasks.results import Drawing
+from unmask.tokens.layouts import Layout
+from unmask.tokens.pictures import draw_boxes
+
+_COLUMNS = 4
+
+
+def sheet_of(drawing: Drawing) -> Image.Image:
+    """Every try with the boxes of its plan and its critique; a picture that was not reflected upon is its own only try."""
+    if drawing.rounds:
+        cells = [_cell(r.image, r.plan, f"{i}. {r.critique}") for i, r in enumerate(drawing.rounds, 1)]
+    else:
+        cells = [_cell(drawing.image, drawing.plan, "")]
+    return sheet([Row(cells=tuple(cells), columns=_COLUMNS, title=drawing.prompt)])
+
+
+def _cell(image: Image.Image, plan: Layout | None, words: str) -> Cell:
+    lines = (words,) if words else ()
+    if plan is None:
+        return Cell(picture=image, lines=lines)
+    wide, high = image.size
+    boxes = [(t.phrase, (t.box[0] * wide, t.box[1] * high, t.box[2] * wide, t.box[3] * high)) for t in plan.things]
+    said = f"{plan.reason}: {', '.join(t.phrase for t in plan.things)}".strip(": ")
+    return Cell(picture=draw_boxes(image, boxes), lines=(*lines, *((said,) if said else ()), *plan.troubles))

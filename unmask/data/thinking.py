@@ -1,0 +1,194 @@
+"""Training batches of thinking before and after drawing: plans alone, critiques, retries (spec 2.2, 3.3).
+
+Each source is a value; batch number ``step`` is a pure function of (seed, step), as in ``sources``. Plans together with their pictures
+are ``sources.Drawings`` and ``sources.Edits`` with a ``plan``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+
+from torch import Tensor
+
+from unmask.data.sources import Encode, Levels, Planned, answer_ids, captioned, pixels_of, shown
+from unmask.data.world import critiques
+from unmask.data.world.edits import EDIT_KINDS, edit
+from unmask.data.world.plans import edit_layout, scene_layout
+from unmask.data.world.scenes import Draft, Scene
+from unmask.sequence import Batch, Sequence, collate
+from unmask.tokens.build import (
+    Attempt,
+    Builder,
+    PlanIds,
+    asking,
+    drawing,
+    illustrating,
+    looking,
+    plan_ids,
+    planning,
+    planning_edit,
+)
+from unmask.tokens.layouts import to_ids
+from unmask.tokens.text import Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plans:
+    """Caption -> layout, in ``length`` tokens."""
+
+    text: Text
+    seed: int
+    length: int
+    batch: int = 16
+    levels: Levels = (("grid", 1.0),)
+    draft: Draft = Draft()
+    longest: int = 18
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"plans/{self.seed}/{step}")
+        rows = []
+        for scene in islice(shown(self.levels, self.seed + 5, step * self.batch, rng, self.draft), self.batch):
+            b = Builder(text=self.text)
+            ids = to_ids(scene_layout(scene, b.wording, rng), self.text, b.wording)
+            caption = captioned(self.text, scene, rng, self.longest)
+            rows.append(planning(b, caption, plan_ids(self.text, ids, self.length)))
+        return collate(rows, range(self.batch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditPlans:
+    """Picture and instruction -> the layout of what changes, in ``length`` tokens. ``kinds`` are gone through in turn."""
+
+    text: Text
+    seed: int
+    length: int
+    look_tokens: int
+    batch: int = 7
+    side: int = 128
+    levels: Levels = (("grid", 1.0),)
+    kinds: tuple[str, ...] = EDIT_KINDS
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"edit plans/{self.seed}/{step}")
+        scenes = shown(self.levels, self.seed + 6, step * self.batch * 4, rng)
+        pairs = []
+        while len(pairs) < self.batch:
+            if made := edit(next(scenes), "train", rng, self.kinds[len(pairs) % len(self.kinds)]):
+                pairs.append(made)
+        pixels = pixels_of([p.source for p in pairs], self.side)
+        rows = []
+        for i, pair in enumerate(pairs):
+            b = Builder(text=self.text, look_tokens=self.look_tokens)
+            ids = to_ids(edit_layout(pair, b.wording), self.text, b.wording)
+            rows.append(planning_edit(b, pixels[i], pair.instruction, plan_ids(self.text, ids, self.length)))
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critiques:
+    """Picture and caption -> "... is correct", or what is wrong, in ``length`` tokens. Half of the captions are right.
+
+    Several stand under one picture, in segments of their own.
+    """
+
+    text: Text
+    seed: int
+    look_tokens: int
+    batch: int = 10
+    side: int = 128
+    length: int = 16
+    captions: int = 4
+    levels: Levels = (("grid", 1.0),)
+    draft: Draft = Draft()
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"critiques/{self.seed}/{step}")
+        scenes = list(islice(shown(self.levels, self.seed + 7, step * self.batch, rng, self.draft), self.batch))
+        pixels = pixels_of(scenes, self.side)
+        rows = []
+        for i, scene in enumerate(scenes):
+            b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
+            for segment in range(1, self.captions + 1):
+                found = critiques.praise if rng.random() < 0.5 else critiques.mismatch
+                caption, words = found(scene, rng)
+                asked = b.wording.critique.format(caption=caption)
+                asking(b, asked, answer_ids(self.text, words, rng, self.length), segment=segment)
+            rows.append(b.build())
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """Caption, earlier pictures that miss it and their critiques -> picture. ``plan``: whether a layout is thought of first, and how."""
+
+    text: Text
+    encode: Encode
+    seed: int
+    look_tokens: int
+    batch: int = 8
+    side: int = 128
+    fold: int = 2
+    most: int = 3
+    plan: Planned | None = None
+    levels: Levels = (("grid", 1.0),)
+    draft: Draft = Draft()
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"retries/{self.seed}/{step}")
+        scenes = shown(self.levels, self.seed + 8, step * self.batch * 4, rng, self.draft)
+        tasks = []
+        while len(tasks) < self.batch:
+            scene = next(scenes)
+            caption, spoilt = critiques.spoil(scene, rng, rng.randint(1, self.most))
+            if spoilt:
+                tasks.append((scene, caption, spoilt))
+        codes = self.encode(pixels_of([scene for scene, *_ in tasks], self.side))
+        rows = [self._row(scene, said, wrong, codes[i], rng) for i, (scene, said, wrong) in enumerate(tasks)]
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+
+    def _row(self, scene: Scene, caption: str, spoilt: list[critiques.Spoilt], codes: Tensor, rng: Random) -> Sequence:
+        b = Builder(text=self.text, look_tokens=self.look_tokens)
+        pixels = pixels_of([s.scene for s in spoilt], self.side)
+        attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
+        plan = self.plan(scene_layout(scene, b.wording, rng), self.text, b.wording, rng) if self.plan else None
+        return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Illustrations:
+    """Picture -> its caption, then a picture of that caption: the announced form, in ``length`` tokens of text (spec 4.9).
+
+    Beside it, as rows of their own, the words and the picture they announce; ``plan.open`` of them learn both.
+    """
+
+    text: Text
+    encode: Encode
+    seed: int
+    look_tokens: int
+    length: int
+    batch: int = 4
+    side: int = 128
+    fold: int = 2
+    plan: Planned = Planned()
+    levels: Levels = (("grid", 1.0),)
+    draft: Draft = Draft()
+    longest: int = 18
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"illustrations/{self.seed}/{step}")
+        scenes = list(islice(shown(self.levels, self.seed + 9, step * self.batch, rng, self.draft), self.batch))
+        pixels = pixels_of(scenes, self.side)
+        codes = self.encode(pixels)
+        rows = []
+        for i, scene in enumerate(scenes):
+            b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
+            words = self.text.encode(captioned(self.text, scene, rng, self.longest))
+            asked = b.wording.describe_and_draw
+            if i % 2:
+                rows.append(asking(b, asked, plan_ids(self.text, words, self.length)).build())
+            else:
+                given = PlanIds(ids=tuple(words), open=rng.random() < self.plan.open)
+                rows.append(illustrating(b, asked, given, codes[i], fold=self.fold).build())
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)

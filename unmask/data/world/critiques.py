@@ -1,0 +1,211 @@
+"""Captions that a picture meets or fails, and the critique that says so. A pure function each of its arguments and its ``Random``.
+
+Public ideas: ``praise`` and ``mismatch`` find a caption for a picture; ``spoil`` finds wrong pictures for one caption, each wrong
+in one point, as a model that draws makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from unmask.data.world.language import (
+    absent,
+    article,
+    caption,
+    listed,
+    number,
+    prefix,
+    related,
+    sized,
+    told,
+)
+from unmask.data.world.scenes import Scene, Thing, place, relation, shows_held_out, split_of
+from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
+
+
+def praise(scene: Scene, rng: Random) -> tuple[str, str]:
+    """A right caption, and the critique that finds nothing wrong."""
+    return caption(scene, rng), rng.choice(("the picture is correct", "everything is correct", "this is correct"))
+
+
+def mismatch(scene: Scene, rng: Random) -> tuple[str, str]:
+    """A caption the scene fails in one point, and the critique that names it, the caption taken as what was wanted."""
+    for _ in range(4):
+        if found := rng.choice((_wrong_colour, _wrong_class, _wrong_count, _wrong_relation, _missing))(scene, rng):
+            return found
+    return _wrong_background(scene, rng)
+
+
+def _wanted(scene: Scene, things: Sequence[Thing], rng: Random, style: Callable[..., str] = listed) -> str:
+    """A caption, every colour said, of a scene of these things; "" where it would show a held-out combination."""
+    wanted = replace(scene, things=tuple(things))
+    if shows_held_out(wanted) and not shows_held_out(scene):
+        return ""
+    style = sized if style is listed and rng.random() < 0.15 else style
+    said = style(told(wanted, 1.0, rng), scene.level, rng)
+    end = f" {BACKGROUNDS[scene.background][0]}" if rng.random() < 0.3 else ""
+    return said and prefix(rng) + said + end
+
+
+def _alike(scene: Scene, rng: Random) -> tuple[Thing, list[Thing]]:
+    """A thing that captions speak of, and all of its class."""
+    thing = rng.choice([t for t in scene.things if not t.distractor])
+    return thing, [t for t in scene.things if t.name == thing.name]
+
+
+def _wrong_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    thing, alike = _alike(scene, rng)
+    colour = rng.choice(LEVELS[scene.level].colours)
+    if not thing.colour or colour == thing.colour or any(t.colour != thing.colour for t in alike):
+        return None
+    said = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.things], rng)
+    name = thing.name if len(alike) == 1 else CLASSES[thing.name][0]
+    return (said, f"the {name} should be {colour}, not {thing.colour}") if said else None
+
+
+def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    thing, alike = _alike(scene, rng)
+    name = absent(scene, rng)
+    said = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.things], rng)
+    if not said or any(t.colour != thing.colour or t.distractor for t in alike):
+        return None
+    if len(alike) > 1:
+        return said, f"there should be {CLASSES[name][0]}, not {CLASSES[thing.name][0]}"
+    return said, rng.choice((f"there is no {name}", f"there should be {article(name)}, not {article(thing.name)}"))
+
+
+def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    if len(scene.things) > 3:
+        return None
+    thing = replace(rng.choice(scene.things), name=absent(scene, rng), distractor=False)
+    said = _wanted(scene, (*scene.things, thing), rng)
+    return (said, rng.choice((f"there is no {thing.name}", f"{article(thing.name)} is missing"))) if said else None
+
+
+def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    thing, alike = _alike(scene, rng)
+    count = rng.choice([n for n in range(1, 5) if n != len(alike)])
+    if any(t.colour != thing.colour or t.distractor for t in alike):
+        return None
+    said = _wanted(scene, [t for t in scene.things if t not in alike] + [thing] * count, rng)
+    wanted = f"one {thing.name}" if count == 1 else f"{number(count)} {CLASSES[thing.name][0]}"
+    return (said, f"there should be {wanted}, not {number(len(alike))}") if said else None
+
+
+def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    if len(scene.things) != 2 or scene.things[0].name == scene.things[1].name:
+        return None
+    a, b = rng.sample(scene.things, 2)
+    swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
+    said = _wanted(scene, swapped, rng, related)
+    return (said, f"the {a.name} should be {relation(*swapped)} the {b.name}") if said else None
+
+
+def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
+    wanted = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
+    said = prefix(rng) + listed(told(scene, 1.0, rng), scene.level, rng)
+    return f"{said} {BACKGROUNDS[wanted][0]}", f"the background should be {wanted}, not {scene.background}"
+
+
+# -- wrong pictures of one caption ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoilt:
+    """A picture that misses what was wanted, and the critique that says in what."""
+
+    scene: Scene
+    critique: str
+
+
+def spoil(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[Spoilt]]:
+    """A complete caption of a scene, and up to ``most`` pictures wrong in one point each, no two alike. They are of the scene's split."""
+    wanted = [t for t in scene.things if not t.distractor]
+    said = related(wanted, scene.level, rng) if rng.random() < 0.5 else ""
+    ways = [_recoloured, _exchanged, _fewer, _more, *([_swapped] * 2 if said else ())]
+    said = prefix(rng) + (said or listed(rng.sample(wanted, len(wanted)), scene.level, rng))
+    if rng.random() < 0.3:
+        said = f"{said} {BACKGROUNDS[scene.background][0]}"
+        ways.append(_elsewhere)
+    found: dict[str, Spoilt] = {}
+    for _ in range(8 * most):
+        made = rng.choice(ways)(scene, rng)
+        if made and made.critique not in found and split_of(scene) in ("test", split_of(made.scene)):
+            found[made.critique] = made
+        if len(found) == most:
+            break
+    return said, list(found.values())
+
+
+def _many(name: str, count: int) -> str:
+    return f"one {name}" if count == 1 else f"{number(count)} {CLASSES[name][0]}"
+
+
+def _changed(scene: Scene, old: Sequence[Thing], new: Sequence[Thing]) -> Scene:
+    return replace(scene, things=(*(t for t in scene.things if t not in old), *new))
+
+
+def _uniform(scene: Scene, rng: Random) -> tuple[Thing, list[Thing]] | None:
+    """A thing and all of its class, where they are of one colour."""
+    thing, alike = _alike(scene, rng)
+    return None if any(t.colour != thing.colour or t.distractor for t in alike) else (thing, alike)
+
+
+def _recoloured(scene: Scene, rng: Random) -> Spoilt | None:
+    found, colour = _uniform(scene, rng), rng.choice(LEVELS[scene.level].colours)
+    if not found or found[0].colour in ("", colour):
+        return None
+    thing, alike = found
+    name = thing.name if len(alike) == 1 else CLASSES[thing.name][0]
+    wrong = _changed(scene, alike, [replace(t, colour=colour) for t in alike])
+    return Spoilt(scene=wrong, critique=f"the {name} should be {thing.colour}, not {colour}")
+
+
+def _exchanged(scene: Scene, rng: Random) -> Spoilt | None:
+    found, name = _uniform(scene, rng), absent(scene, rng)
+    if not found:
+        return None
+    thing, alike = found
+    wrong = _changed(scene, alike, [replace(t, name=name) for t in alike])
+    if len(alike) > 1:
+        return Spoilt(scene=wrong, critique=f"there should be {CLASSES[thing.name][0]}, not {CLASSES[name][0]}")
+    words = (f"there is no {thing.name}", f"there should be {article(thing.name)}, not {article(name)}")
+    return Spoilt(scene=wrong, critique=rng.choice(words))
+
+
+def _fewer(scene: Scene, rng: Random) -> Spoilt | None:
+    found = _uniform(scene, rng)
+    if not found or len(scene.things) < 2:
+        return None
+    thing, alike = found
+    wrong, left = _changed(scene, [thing], ()), len(alike) - 1
+    if left:
+        return Spoilt(scene=wrong, critique=f"there should be {_many(thing.name, left + 1)}, not {number(left)}")
+    return Spoilt(scene=wrong, critique=rng.choice((f"there is no {thing.name}", f"{article(thing.name)} is missing")))
+
+
+def _more(scene: Scene, rng: Random) -> Spoilt | None:
+    found, level = _uniform(scene, rng), LEVELS[scene.level]
+    spots = place(level, 1, rng, tuple((t.x, t.y, t.size) for t in scene.things))
+    if not found or not spots or len(scene.things) >= level.most:
+        return None
+    (x, y, size), (thing, alike) = spots[0], found
+    wrong = _changed(scene, (), [replace(thing, x=x, y=y, size=size)])
+    critique = f"there should be {_many(thing.name, len(alike))}, not {number(len(alike) + 1)}"
+    return Spoilt(scene=wrong, critique=critique)
+
+
+def _swapped(scene: Scene, rng: Random) -> Spoilt | None:
+    a, b = rng.sample([t for t in scene.things if not t.distractor], 2)
+    if a.name == b.name:
+        return None
+    wrong = _changed(scene, [a, b], [replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size)])
+    return Spoilt(scene=wrong, critique=f"the {a.name} should be {relation(a, b)} the {b.name}")
+
+
+def _elsewhere(scene: Scene, rng: Random) -> Spoilt | None:
+    other = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
+    wrong = replace(scene, background=other)
+    return Spoilt(scene=wrong, critique=f"the background should be {scene.background}, not {other}")

@@ -1,0 +1,121 @@
+"""How a picture is made from what an item asks for: the arm of a measurement. Public idea: ``Drawer()``, ``Editor()``.
+
+An arm is called with a model and items and hands back their pictures, in one batch; whatever has this shape can take its place
+in a part (``GenEval(draw=…)``). Item i's picture must follow from its own text and seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unmask.recipe import override
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Sequence as Tokens
+from unmask.tasks import edit, generate, planning, reflecting
+from unmask.tasks.model import Model, describe
+from unmask.tasks.parts import Parts
+from unmask.tasks.reflecting import Thinking
+from unmask.tokens.layouts import Layout
+
+Make = Callable[[Parts], Sampler]
+
+
+class Arm(Protocol):
+    """(model, items) -> uint8 [N, S, S, 3]; ``settings``: what its pictures follow from beside weights, texts and seeds."""
+
+    def __call__(self, model: Model, items: Sequence[Any]) -> np.ndarray: ...
+    def settings(self, model: Model) -> Any: ...
+
+
+class Told(Protocol):
+    """What is drawn: a picture of ``text``."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Changed(Told, Protocol):
+    """What is edited: ``picture(side)``, a square of that many pixels where the item can choose, changed as ``text`` says."""
+
+    def picture(self, side: int) -> Image.Image: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawer:
+    """Draws prompts. ``sampler``: parts of the model -> how, None: the model's own · ``changes``: ``("pace.steps=8",)``.
+
+    ``thinking``: what is thought before and after; of several tries the best by the model's own judgement counts.
+    """
+
+    sampler: Make | None = None
+    changes: tuple[str, ...] = ()
+    thinking: Thinking = Thinking()
+
+    def __call__(self, model: Model, items: Sequence[Told]) -> np.ndarray:
+        if self.thinking != Thinking():
+            model.parts.require(reflecting.NEEDS)
+            texts, seeds = [item.text for item in items], [item.seed for item in items]
+            found = reflecting.think(model, texts, seeds, self.thinking, self._sampler(model))
+            return np.stack([np.asarray(reflecting.best(rounds).image) for rounds in found])
+        built = [generate.Generate(prompt=item.text).build(model.parts) for item in items]
+        return _made(model, built, items, self._sampler(model))
+
+    def settings(self, model: Model) -> Any:
+        made = describe(self._sampler(model))
+        if self.thinking == Thinking():
+            return made
+        used = (model.presets.plan(model.parts), model.presets.critique(model.parts))
+        return [made, *(describe(sampler) for sampler in used), asdict(self.thinking)]
+
+    def _sampler(self, model: Model) -> Sampler:
+        return override((self.sampler or model.presets.generate)(model.parts), self.changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editor:
+    """Edits pictures. ``plan``: what is touched, and where, is said first · the other fields as ``Drawer``'s."""
+
+    sampler: Make | None = None
+    changes: tuple[str, ...] = ()
+    plan: bool = False
+
+    def __call__(self, model: Model, items: Sequence[Changed]) -> np.ndarray:
+        pictures = [item.picture(model.parts.side) for item in items]
+        looks = [model.parts.look(picture) for picture in pictures]
+        plans = self._plans(model, items, looks) if self.plan else [None] * len(items)
+        built = []
+        for item, picture, seen, layout in zip(items, pictures, looks, plans, strict=True):
+            pixels = model.parts.see(picture)[0]
+            task = edit.Edit(pixels=pixels, instruction=item.text, look=seen, plan=layout)
+            built.append(task.build(model.parts))
+        return _made(model, built, items, self._sampler(model))
+
+    def _plans(self, model: Model, items: Sequence[Changed], looks: Sequence[Any]) -> list[Layout]:
+        model.parts.require(planning.PlanEdit.needs)
+        length = model.presets.edit_plan_length
+        asked = zip(looks, items, strict=True)
+        tasks = [planning.PlanEdit(pixels=seen, instruction=item.text, length=length) for seen, item in asked]
+        built = [task.build(model.parts) for task in tasks]
+        done = model.run(built, [item.seed for item in items], model.presets.plan_edit(model.parts))
+        return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+
+    def settings(self, model: Model) -> Any:
+        made = describe(self._sampler(model))
+        return [made, describe(model.presets.plan_edit(model.parts))] if self.plan else made
+
+    def _sampler(self, model: Model) -> Sampler:
+        return override((self.sampler or model.presets.edit)(model.parts), self.changes)
+
+
+def _made(model: Model, built: Sequence[Tokens], items: Sequence[Told], sampler: Sampler) -> np.ndarray:
+    done = model.run(built, [item.seed for item in items], sampler)
+    codes = torch.stack([generate.picture_codes(row, "image") for row in done.rows])
+    return np.stack([np.asarray(image) for image in model.parts.decode(codes.to(model.device))])

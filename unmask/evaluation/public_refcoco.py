@@ -1,0 +1,103 @@
+"""Referring expressions of RefCOCO, RefCOCO+ and RefCOCOg, from their own files. Public idea: ``PublicRefCOCO(expressions=…, folder=…)``.
+
+P@0.5: a box is right if its IoU with the true one is at least 0.5, both as fractions of the picture's padded square (spec 5.1). One step
+decides a box; ``changes=("pace.steps=4",)`` asks for four. Every expression is asked for alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from unmask.data.refcoco import Expression
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.metrics import average, share
+from unmask.evaluation.scoring import iou
+from unmask.recipe import override
+from unmask.rng import key
+from unmask.sampling.sampler import Sampler
+from unmask.tasks.ground import Ground
+from unmask.tasks.model import Model, describe
+from unmask.tokens.boxes import FractionBox
+from unmask.tokens.pictures import ImageError, Placement, read_image
+
+_LEAST = 0.5  # IoU of a box that counts as found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sought:
+    """An expression to find in ``folder / expression.picture``."""
+
+    expression: Expression
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        return self.expression.key
+
+    @property
+    def text(self) -> str:
+        return self.expression.phrase
+
+    @property
+    def box(self) -> FractionBox:
+        """The true box as fractions of the padded square."""
+        width, height = self.expression.size
+        return Placement(width=width, height=height).to_fractions(self.expression.box)
+
+    def picture(self) -> Image.Image:
+        """ImageError where the file is not the picture that its boxes were made for."""
+        found = read_image(self.folder / self.expression.picture)
+        if found.size != self.expression.size:
+            raise ImageError(
+                f"{self.expression.picture} is {found.width} x {found.height}, and instances.json says "
+                f"{self.expression.size[0]} x {self.expression.size[1]}; use the pictures of COCO's train2014 as they were published"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicRefCOCO:
+    """The first ``plan.n`` expressions about pictures below ``folder``. ``changes``: fields of the sampler."""
+
+    expressions: tuple[Expression, ...]
+    folder: Path
+    changes: tuple[str, ...] = ()
+    name: str = "refcoco"
+
+    def items(self, plan: Plan) -> list[Sought]:
+        return [Sought(expression=e, folder=self.folder) for e in self.expressions[: plan.n]]
+
+    def settings(self, model: Model) -> Any:
+        return [describe(self._sampler(model)), key(*self.expressions)]
+
+    def find(self, model: Model, items: Sequence[Sought]) -> list[Finding]:
+        looks = {item.expression.picture: item for item in items}  # several expressions are about one picture
+        seen = {name: model.parts.look(item.picture()) for name, item in looks.items()}
+        tasks = [Ground(pixels=seen[item.expression.picture], phrases=(item.text,)) for item in items]
+        built = [task.build(model.parts) for task in tasks]
+        done = model.run(built, [0] * len(items), self._sampler(model))  # nothing is drawn by chance
+        found = [task.read(row, model.parts)[0] for task, row in zip(tasks, done.rows, strict=True)]
+        return [Finding(row=scored(item, box)) for item, box in zip(items, found, strict=True)]
+
+    def figures(self, plan: Plan, items: Sequence[Sought], rows: Sequence[Row], pictures: Pictures) -> Figures:
+        """P@0.5 of every split, with the mean IoU beside it."""
+        out: Figures = {}
+        for split in sorted({row["kind"] for row in rows}):
+            some = [row for row in rows if row["kind"] == split]
+            out[split] = share((row["right"] for row in some), mean_iou=average([row["iou"] for row in some])["value"])
+        return out | {"pictures": len({item.expression.picture for item in items})}
+
+    def _sampler(self, model: Model) -> Sampler:
+        return override(model.presets.ground(model.parts, 1), self.changes)
+
+
+def scored(item: Sought, box: FractionBox) -> Row:
+    """The verdict on a box that was found, both as fractions of the padded square."""
+    overlap = iou(box, item.box)
+    rounded = [round(v, 4) for v in box]
+    return {"kind": item.expression.split, "right": overlap >= _LEAST, "iou": round(overlap, 4), "box": rounded}

@@ -1,0 +1,47 @@
+"""Several parts, measured one after the other, as one report. Public idea: ``run(model, parts, plan, record, about=…) -> Report``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from unmask import __version__
+from unmask.evaluation.evaluate import Part, Plan, Progress, Record, fingerprint, measure
+from unmask.evaluation.progress import Lines
+from unmask.evaluation.report import Report, write
+from unmask.tasks.model import Model
+
+
+def run(
+    model: Model,
+    parts: Mapping[str, Part],
+    plan: Plan,
+    record: Record,
+    *,
+    about: dict[str, Any],
+    progress: Progress | None = None,
+) -> Report:
+    """Measure ``parts``; the report is also written to the record's folder, where it has one.
+
+    ``about``: what the report says of this suite, beside version, weights, seed and settings · ``progress``: told (part, done, of).
+    """
+    began = time.perf_counter()
+    with Lines() as lines:
+        measured = [measure(model, part, plan, record, progress or lines) for part in parts.values()]
+    more = {
+        "version": __version__,
+        "weights": fingerprint(model),
+        "n": plan.n,
+        "seed": plan.seed,
+        "seconds": round(time.perf_counter() - began, 1),
+        "threads": torch.get_num_threads(),
+        "device": str(model.device),
+        "settings": {name: part.settings(model) for name, part in parts.items()},
+    }
+    report = Report(about={**about, **more}, parts=tuple(measured))
+    if record.folder is not None:
+        write(report, record.folder)
+    return report

@@ -1,0 +1,159 @@
+"""Does thinking help? Planning and reflection in GenEval's categories, and whether critiques are true. Public ideas: ``Reflections()``
+and ``Critiques()``, parts of the suite.
+
+The pictures are judged by the independent judge; what the model itself says of them decides when it stops, and is measured here too.
+Source: Lavida-O (arXiv 2509.19244), tables 13 and 15.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unmask.data.world.critiques import spoil
+from unmask.data.world.render import render
+from unmask.data.world.scenes import Scene, sample, shows_held_out
+from unmask.evaluation import scoring
+from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
+from unmask.evaluation.judge import Judge, load_judge
+from unmask.evaluation.metrics import average, balanced, by_combination, by_kind, calibration, share
+from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt
+from unmask.rng import key
+from unmask.tasks import reflecting
+from unmask.tasks.model import Model, describe
+from unmask.tasks.reflecting import Thinking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reflections:
+    """The prompts of ``GenEval`` with up to ``rounds`` tries each; the first try alone is the arm of planning."""
+
+    thinking: Thinking = Thinking(plan=True, rounds=8)
+    judge: Callable[[], Judge] = load_judge
+    name: str = "reflection"
+
+    def items(self, plan: Plan) -> list[Prompt]:
+        return GenEval().items(plan)
+
+    def settings(self, model: Model) -> Any:
+        made = (model.presets.plan, model.presets.generate, model.presets.critique)
+        return [
+            *(describe(make(model.parts)) for make in made),
+            self.thinking.rounds,
+            self.thinking.memory,
+            weights_digest(self.judge()).hex(),
+        ]
+
+    def find(self, model: Model, items: Sequence[Prompt]) -> list[Finding]:
+        model.parts.require(reflecting.NEEDS)
+        sampler = model.presets.generate(model.parts)
+        found = reflecting.think(model, [p.text for p in items], [p.seed for p in items], self.thinking, sampler)
+        seen = iter(self.judge().look(np.stack([np.asarray(r.image) for rounds in found for r in rounds])))
+        findings = []
+        for prompt, rounds in zip(items, found, strict=True):
+            tries = []
+            for tried in rounds:
+                look = next(seen)
+                right = {"right": scoring.verdict(look, prompt.want), "strict": scoring.strict(look, prompt.want)}
+                tries.append(right | tried.to_json())
+            row = {"kind": prompt.kind, "unseen": prompt.unseen, "tries": tries}
+            row["right"] = taken(row, len(tries))["right"]
+            pictures = {f"try{i}": np.asarray(r.image) for i, r in enumerate(rounds, 1)}
+            findings.append(Finding(row=row, pictures=pictures))
+        return findings
+
+    def figures(self, plan: Plan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
+        """Success with at most N tries, N doubling from 1; how many it takes; whether the model judged its pictures rightly."""
+        out: Figures = {}
+        for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.rounds):
+            out[f"rounds_{most}"] = by_kind([{**r, **taken(r, most)} for r in rows], CATEGORIES)
+        out |= by_combination([{**r, **taken(r, self.thinking.rounds)} for r in rows])
+        out["tries"] = average([float(len(r["tries"])) for r in rows])
+        first = [r["tries"][0] for r in rows]
+        out["plans_with_troubles"] = share(bool(t["plan"] and t["plan"]["troubles"]) for t in first)
+        return out | {"critique_of_first_try": verdicts([(t["strict"], t["accepted"], t["approval"]) for t in first])}
+
+
+def taken(row: Row, most: int) -> dict[str, Any]:
+    """The try that counts where at most so many are made, as ``reflecting.best`` takes it."""
+    return max(row["tries"][:most], key=lambda t: (t["accepted"], t["approval"]))
+
+
+def verdicts(found: Sequence[tuple[bool, bool, float]]) -> Figures:
+    """(truly right, accepted, approval) of pictures -> how good a judge the model is."""
+    return {
+        "balanced_accuracy": balanced([(right, accepted) for right, accepted, _ in found]),
+        "right_accepted": share(accepted for right, accepted, _ in found if right),
+        "wrong_refused": share(not accepted for right, accepted, _ in found if not right),
+        "calibration": calibration([(approval, right) for right, _, approval in found]),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A rendered picture that meets ``text`` or misses it in one point, as ``wanted`` says."""
+
+    index: int
+    text: str
+    scene: Scene
+    wanted: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.index:04d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critiques:
+    """Half of the pictures are as the caption says, half are wrong in one point; all are rendered, so that the truth is known."""
+
+    name: str = "critique"
+
+    def items(self, plan: Plan) -> list[Shown]:
+        made: list[Shown] = []
+        for number in itertools.count():
+            scene = sample(plan.level, plan.split, key("critiques", plan.seed), number)
+            text, spoilt = spoil(scene, Random(f"critiques/{plan.seed}/{number}"), most=1)
+            if spoilt:
+                wrong = len(made) % 2 == 1
+                shown, wanted = (spoilt[0].scene, spoilt[0].critique) if wrong else (scene, "")
+                made.append(Shown(index=len(made), text=text, scene=shown, wanted=wanted))
+            if len(made) == plan.n:
+                break
+        return made
+
+    def settings(self, model: Model) -> Any:
+        return describe(model.presets.critique(model.parts))
+
+    def find(self, model: Model, items: Sequence[Shown]) -> list[Finding]:
+        model.parts.require(reflecting.NEEDS)
+        pictures = [Image.fromarray(render(item.scene, model.parts.side)) for item in items]
+        found = reflecting.criticise(model, [item.text for item in items], pictures)
+        return [
+            Finding(
+                row={
+                    "right": reflecting.accepts(said) == (not item.wanted),
+                    "met": not item.wanted,
+                    "accepted": reflecting.accepts(said),
+                    "approval": round(chance, 4),
+                    "critique": said,
+                    "wanted": item.wanted,
+                    "unseen": shows_held_out(item.scene),
+                }
+            )
+            for item, (said, chance) in zip(items, found, strict=True)
+        ]
+
+    def figures(self, plan: Plan, items: Sequence[Shown], rows: Sequence[Row], pictures: Pictures) -> Figures:
+        """How good a judge the model is, also of held-out combinations alone; how often it names what is wrong in the very words."""
+        told = [(r["met"], r["accepted"], r["approval"]) for r in rows]
+        out = verdicts(told)
+        for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):
+            out[name] = balanced([(r["met"], r["accepted"]) for r in rows if r["unseen"] == unseen])
+        return out | {"named_in_the_same_words": share(r["critique"] == r["wanted"] for r in rows if r["wanted"])}

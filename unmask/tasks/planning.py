@@ -1,0 +1,75 @@
+"""Prompt -> layout, before anything is drawn (spec 2.2, 4.8). Public idea: ``Plan(prompt=...)`` and ``PlanEdit(instruction=...)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from unmask.sampling.draw import GumbelText
+from unmask.sampling.pace import Fixed
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.select import Confident
+from unmask.sampling.stop import EndOfTurn
+from unmask.sampling.window import Blocks
+from unmask.sequence import Sequence
+from unmask.tasks.parts import Parts
+from unmask.tokens.build import planning, planning_edit
+from unmask.tokens.layouts import Layout, from_ids
+from unmask.tokens.prompts import Conditions
+from unmask.tokens.text import EOS, EOT, EXP
+from unmask.tokens.views import Look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Where the things of a prompt shall lie, in at most ``length`` tokens."""
+
+    prompt: str
+    length: int
+    conditions: Conditions | None = None
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head"})
+
+    def build(self, tokens: Parts) -> Sequence:
+        return planning(tokens.builder(), self.prompt, self.length, conditions=self.conditions)
+
+    def read(self, sequence: Sequence, tokens: Parts) -> Layout:
+        return _read(sequence, tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanEdit:
+    """What an instruction touches in a picture, ``[3, side, side]`` or as it is looked at, in at most ``length`` tokens."""
+
+    pixels: Tensor | Look
+    instruction: str
+    length: int
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
+
+    def build(self, tokens: Parts) -> Sequence:
+        return planning_edit(tokens.builder(), self.pixels, self.instruction, self.length)
+
+    def read(self, sequence: Sequence, tokens: Parts) -> Layout:
+        return _read(sequence, tokens)
+
+
+def _read(sequence: Sequence, tokens: Parts) -> Layout:
+    span = sequence.span("plan")
+    return from_ids(sequence.ids[span.start : span.stop].tolist(), tokens.text, tokens.wording)
+
+
+def sampler(tokens: Parts, *, temperature: float = 0.5) -> Sampler:
+    """Blocks of 8 from left to right, one token a step, the surest first; the temperature makes plans differ between retries."""
+    return Sampler(
+        pace=Fixed(each=1),
+        draw=GumbelText(temperature=temperature),
+        select=Confident(),
+        window=Blocks(length=8),
+        stop=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP])),
+    )
+
+
+def edit_sampler(tokens: Parts) -> Sampler:
+    """As ``sampler``, without chance: there is one right answer. It writes the words of a conversation, too."""
+    return sampler(tokens, temperature=0.0)

@@ -1,0 +1,180 @@
+"""Look at what was drawn, say what is wrong, try again (spec 4.8). Public idea: ``think(model, prompts, seeds, Thinking(rounds=8))``.
+
+Every prompt goes through the same rounds: plan (if wanted), draw, judge; who is judged right leaves, the others draw again and are shown
+at most ``memory`` of their own failures. The judge is the model itself; whether it is right is for ``evaluation`` to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unmask.rng import key
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Sequence, collate
+from unmask.tasks.generate import Generate
+from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.planning import Plan
+from unmask.tasks.results import Round
+from unmask.tokens.build import Attempt, asking, looking
+from unmask.tokens.layouts import Layout
+from unmask.tokens.prompts import Conditions
+from unmask.tokens.views import Look
+
+MOST_ROUNDS = 64
+NEEDS = frozenset({"und", "gen", "text_head", "vision", "vq.decoder"})  # to plan, draw and judge
+_RIGHT = "is correct"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critique:
+    """What is wrong with a picture of ``caption``, in at most ``length`` tokens; "... is correct" where nothing is."""
+
+    pixels: Tensor | Look
+    caption: str
+    length: int
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
+
+    def build(self, tokens: Parts) -> Sequence:
+        b = looking(tokens.builder(), self.pixels)
+        asked = tokens.wording.critique.format(caption=self.caption)
+        return asking(b, asked, self.length, segment=b.first_segment).build(self.caption)
+
+    def read(self, sequence: Sequence, tokens: Parts) -> str:
+        span = sequence.span("answer")
+        return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
+
+
+def accepts(critique: str) -> bool:
+    """Whether a critique finds nothing wrong."""
+    return _RIGHT in critique
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thinking:
+    """How a picture is thought about.
+
+    ``plan``: think of a layout first · ``layout``: take this one instead · ``rounds``: draw at most so many pictures, and judge each but
+    where there is one alone · ``memory``: how many failures the next try is shown; 0 is best-of-N by the model's own judgement.
+    """
+
+    plan: bool = False
+    layout: Layout | None = None
+    rounds: int = 1
+    memory: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rounds <= MOST_ROUNDS:
+            raise ValueError(f"reflection takes 1 to {MOST_ROUNDS} rounds, got {self.rounds}; 8 are the paper's")
+        if self.memory < 0:
+            raise ValueError(f"memory is a number of pictures, got {self.memory}; give 0 or more")
+
+
+class Runner(Protocol):
+    """What thinking and conversing need of a model."""
+
+    @property
+    def parts(self) -> Parts: ...
+    @property
+    def presets(self) -> Presets: ...
+    @property
+    def device(self) -> torch.device: ...
+    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler) -> Any: ...
+
+
+def think(
+    model: Runner,
+    prompts: Items[str],
+    seeds: Items[int],
+    thinking: Thinking,
+    sampler: Sampler,
+    conditions: Conditions | None = None,
+) -> list[list[Round]]:
+    """All rounds of every prompt; ``best`` says which is its result. They follow from its own seed alone, whatever the company.
+
+    ``sampler`` draws the pictures. ``NEEDS`` must have been loaded.
+    """
+    rounds: list[list[Round]] = [[] for _ in prompts]
+    live = list(range(len(prompts)))
+    for number in range(thinking.rounds):
+        own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
+        said = [prompts[i] for i in live]
+        plans = layouts(model, said, own, conditions) if thinking.plan else [thinking.layout] * len(live)
+        past = [remembered(model.parts, rounds[i], thinking.memory, own[k]) for k, i in enumerate(live)]
+        images = _draw(model, said, own, plans, past, sampler, conditions)
+        words = criticise(model, said, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
+        for i, image, layout, (critique, approval), seed in zip(live, images, plans, words, own, strict=True):
+            told = {"critique": critique, "accepted": accepts(critique), "approval": approval}
+            rounds[i].append(Round(image=image, plan=layout, **told, seed=seed))
+        live = [i for i in live if not rounds[i][-1].accepted]
+        if not live:
+            break
+    return rounds
+
+
+def best(rounds: Items[Round]) -> Round:
+    """The approved try, or where there is none the one that came nearest to it; the first of equals."""
+    return max(rounds, key=lambda r: (r.accepted, r.approval))
+
+
+def remembered(parts: Parts, rounds: Items[Round], most: int, seed: int) -> tuple[Attempt, ...]:
+    """At most ``most`` failures in the order they were made, chosen by chance, no two with the same critique."""
+    rng = Random(f"memory/{seed}")
+    by_critique: dict[str, list[int]] = {}
+    for number, tried in enumerate(rounds):
+        by_critique.setdefault(tried.critique, []).append(number)
+    chosen = [rng.choice(numbers) for numbers in by_critique.values()]
+    chosen = sorted(rng.sample(chosen, min(most, len(chosen))))
+    return tuple(Attempt(picture=parts.glance(rounds[i].image), critique=rounds[i].critique) for i in chosen)
+
+
+def layouts(model: Runner, prompts: Items[str], seeds: Items[int], conditions: Conditions | None) -> list[Layout]:
+    """A layout for every prompt."""
+    tasks = [Plan(prompt=p, length=model.presets.plan_length, conditions=conditions) for p in prompts]
+    done = model.run([t.build(model.parts) for t in tasks], seeds, model.presets.plan(model.parts))
+    return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+
+
+def _draw(
+    model: Runner,
+    prompts: Items[str],
+    seeds: Items[int],
+    plans: Items[Layout | None],
+    past: Items[tuple[Attempt, ...]],
+    sampler: Sampler,
+    conditions: Conditions | None,
+) -> list[Image.Image]:
+    tasks = [
+        Generate(prompt=p, conditions=conditions, plan=plan, attempts=attempts)
+        for p, plan, attempts in zip(prompts, plans, past, strict=True)
+    ]
+    done = model.run([t.build(model.parts) for t in tasks], seeds, sampler)
+    return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+
+
+def criticise(model: Runner, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
+    """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
+    parts, length = model.parts, model.presets.critique_length
+    tasks = [Critique(pixels=parts.look(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)]
+    sequences = [task.build(parts) for task in tasks]
+    done = model.run(sequences, [0] * len(tasks), model.presets.critique(parts))
+    said = [task.read(row, parts) for task, row in zip(tasks, done.rows, strict=True)]
+    return list(zip(said, _approvals(model, sequences), strict=True))
+
+
+@torch.no_grad()
+def _approvals(model: Runner, sequences: Items[Sequence]) -> list[float]:
+    """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
+    net, parts = model.parts.net, model.parts
+    batch = collate(sequences, [0] * len(sequences), features_per_image=parts.look_tokens).to(model.device)
+    found = net(batch, ask=batch.masked)
+    word = parts.text.encode(_RIGHT)[-1]
+    chance_N = found.text_logits.float().softmax(-1)[:, word].cpu()
+    row_N = found.text.cpu() // batch.ids.shape[1]
+    return torch.zeros(len(sequences)).index_add(0, row_N, chance_N).clamp(max=1.0).tolist()
