@@ -157,8 +157,8 @@ def test_features_are_computed_once_a_run(model: Model, picture: Image.Image, mo
     from unmask.tasks import understand
 
     calls = []
-    original = model.parts.net._features
-    monkeypatch.setattr(model.parts.net, "_features", lambda batch: calls.append(1) or original(batch))
+    original = model.parts.net.features
+    monkeypatch.setattr(model.parts.net, "features", lambda pixels: calls.append(1) or original(pixels))
     pixels, _ = model.parts.see(picture)
     task = understand.Ask(pixels=pixels, question="how many cats are there?")
     sampler: Sampler = understand.sampler(model.parts)

@@ -144,11 +144,12 @@ class Form:
         finally:
             for hook in hooks:
                 hook.remove()
-        und, gen = seen
+        und, gen = seen  # heads work on some rows more than there are tokens
+        und, gen = und[: int((~is_gen).sum())], gen.flatten(0, 1)[: int(is_gen.sum())]
         # The released model carries one stream, in which the upper channels of a generation position are zero (spec 1.3).
         hidden = und.new_zeros(*ids.shape, und.shape[-1])
         hidden[~is_gen] = und
-        hidden[is_gen] = torch.nn.functional.pad(gen.flatten(0, 1), (0, und.shape[-1] - gen.shape[-1]))
+        hidden[is_gen] = torch.nn.functional.pad(gen, (0, und.shape[-1] - gen.shape[-1]))
         text = und.new_zeros(*ids.shape, prediction.text_logits.shape[-1])
         text[~is_gen] = prediction.text_logits
         text[is_gen] = net.text_head(hidden[is_gen])
