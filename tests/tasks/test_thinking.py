@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import unmask
 from unmask.sequence import Kind
 from unmask.tasks import planning, reflecting
 from unmask.tasks.model import Model
@@ -21,12 +20,6 @@ from unmask.tokens.text import EOT
 
 FEW = ["pace.steps=3"]
 LAYOUT = layout_of([("red apple", (0.0, 0.0, 0.5, 0.5)), ("cat", (0.5, 0.5, 1.0, 1.0))])
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    torch.set_num_threads(1)
-    return unmask.load("mini")
 
 
 @dataclass
