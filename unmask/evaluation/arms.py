@@ -21,6 +21,7 @@ from unmask.tasks import edit, generate, planning, reflecting
 from unmask.tasks.model import Model, describe
 from unmask.tasks.parts import Parts
 from unmask.tasks.reflecting import Thinking
+from unmask.tasks.running import perform
 from unmask.tokens.layouts import Layout
 
 Make = Callable[[Parts], Sampler]
@@ -103,9 +104,7 @@ class Editor:
         length = model.presets.edit_plan_length
         asked = zip(looks, items, strict=True)
         tasks = [planning.PlanEdit(pixels=seen, instruction=item.text, length=length) for seen, item in asked]
-        built = [task.build(model.parts) for task in tasks]
-        done = model.run(built, [item.seed for item in items], model.presets.plan_edit(model.parts))
-        return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+        return perform(model, tasks, [item.seed for item in items], model.presets.plan_edit(model.parts))
 
     def settings(self, model: Model) -> Any:
         made = describe(self._sampler(model))

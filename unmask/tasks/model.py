@@ -26,7 +26,7 @@ from unmask.tasks.opening import Format, find, format_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe
-from unmask.tasks.running import Done, Watch, answer, decide
+from unmask.tasks.running import Done, Watch, answer, decide, perform
 from unmask.tasks.text import TextModel, load_text
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
@@ -277,8 +277,7 @@ class Model:
     def _plan_edit(self, seen: Tensor | Look, instruction: str) -> Layout:
         task = planning.PlanEdit(pixels=seen, instruction=instruction, length=self.presets.edit_plan_length)
         self.parts.require(task.needs)
-        done = self.run([task.build(self.parts)], [0], self.presets.plan_edit(self.parts))
-        return task.read(done.rows[0], self.parts)
+        return perform(self, [task], [0], self.presets.plan_edit(self.parts))[0]
 
     def _reflect(
         self, prompt: str, seeds: list[int], thinking: Thinking, sampler: Sampler, conditions: Conditions | None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -19,9 +19,10 @@ from unmask.rng import key
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence, collate
 from unmask.tasks.generate import Generate
-from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.parts import Parts
 from unmask.tasks.planning import Plan
-from unmask.tasks.results import Round
+from unmask.tasks.results import Round, answered
+from unmask.tasks.running import Thinks, perform
 from unmask.tokens.build import Attempt, asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
@@ -47,8 +48,7 @@ class Critique:
         return asking(b, asked, self.length, segment=b.first_segment).build(self.caption)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
-        span = sequence.span("answer")
-        return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
+        return answered(sequence, tokens.text)
 
 
 def accepts(critique: str) -> bool:
@@ -76,20 +76,8 @@ class Thinking:
             raise ValueError(f"memory is a number of pictures, got {self.memory}; give 0 or more")
 
 
-class Runner(Protocol):
-    """What thinking and conversing need of a model."""
-
-    @property
-    def parts(self) -> Parts: ...
-    @property
-    def presets(self) -> Presets: ...
-    @property
-    def device(self) -> torch.device: ...
-    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler) -> Any: ...
-
-
 def think(
-    model: Runner,
+    model: Thinks,
     prompts: Items[str],
     seeds: Items[int],
     thinking: Thinking,
@@ -134,15 +122,14 @@ def remembered(parts: Parts, rounds: Items[Round], most: int, seed: int) -> tupl
     return tuple(Attempt(picture=parts.glance(rounds[i].image), critique=rounds[i].critique) for i in chosen)
 
 
-def layouts(model: Runner, prompts: Items[str], seeds: Items[int], conditions: Conditions | None) -> list[Layout]:
+def layouts(model: Thinks, prompts: Items[str], seeds: Items[int], conditions: Conditions | None) -> list[Layout]:
     """A layout for every prompt."""
     tasks = [Plan(prompt=p, length=model.presets.plan_length, conditions=conditions) for p in prompts]
-    done = model.run([t.build(model.parts) for t in tasks], seeds, model.presets.plan(model.parts))
-    return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+    return perform(model, tasks, seeds, model.presets.plan(model.parts))
 
 
 def _draw(
-    model: Runner,
+    model: Thinks,
     prompts: Items[str],
     seeds: Items[int],
     plans: Items[Layout | None],
@@ -154,22 +141,19 @@ def _draw(
         Generate(prompt=p, conditions=conditions, plan=plan, attempts=attempts)
         for p, plan, attempts in zip(prompts, plans, past, strict=True)
     ]
-    done = model.run([t.build(model.parts) for t in tasks], seeds, sampler)
-    return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+    return perform(model, tasks, seeds, sampler)
 
 
-def criticise(model: Runner, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
+def criticise(model: Thinks, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
     """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
     parts, length = model.parts, model.presets.critique_length
     tasks = [Critique(pixels=parts.look(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)]
-    sequences = [task.build(parts) for task in tasks]
-    done = model.run(sequences, [0] * len(tasks), model.presets.critique(parts))
-    said = [task.read(row, parts) for task, row in zip(tasks, done.rows, strict=True)]
-    return list(zip(said, _approvals(model, sequences), strict=True))
+    said = perform(model, tasks, [0] * len(tasks), model.presets.critique(parts))
+    return list(zip(said, _approvals(model, [task.build(parts) for task in tasks]), strict=True))
 
 
 @torch.no_grad()
-def _approvals(model: Runner, sequences: Items[Sequence]) -> list[float]:
+def _approvals(model: Thinks, sequences: Items[Sequence]) -> list[float]:
     """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
     net, parts = model.parts.net, model.parts
     batch = collate(sequences, [0] * len(sequences), features_per_image=parts.look_tokens).to(model.device)
