@@ -6,6 +6,7 @@ at most ``memory`` of their own failures. The judge is the model itself; whether
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from random import Random
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unmask.protocols import Task
 from unmask.rng import key
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence, collate
@@ -61,7 +63,7 @@ class Thinking:
     """How a picture is thought about.
 
     ``plan``: think of a layout first · ``layout``: take this one instead · ``rounds``: draw at most so many pictures, and judge each but
-    where there is one alone · ``memory``: how many failures the next try is shown; 0 is best-of-N by the model's own judgement.
+    where there is one alone · ``memory``: how many failures the next drawing is shown; 0 is best-of-N by the model's own judgement.
     """
 
     plan: bool = False
@@ -88,22 +90,48 @@ def think(
 
     ``sampler`` draws the pictures. ``NEEDS`` must have been loaded.
     """
-    rounds: list[list[Round]] = [[] for _ in prompts]
-    live = list(range(len(prompts)))
-    for number in range(thinking.rounds):
-        own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
+
+    def attempt(live: Items[int], own: Items[int], rounds: Items[Items[Round]]) -> list[Round]:
         said = [prompts[i] for i in live]
         plans = layouts(model, said, own, conditions) if thinking.plan else [thinking.layout] * len(live)
         past = [remembered(model.parts, rounds[i], thinking.memory, own[k]) for k, i in enumerate(live)]
         images = _draw(model, said, own, plans, past, sampler, conditions)
         words = criticise(model, said, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
-        for i, image, layout, (critique, approval), seed in zip(live, images, plans, words, own, strict=True):
-            told = {"critique": critique, "accepted": accepts(critique), "approval": approval}
-            rounds[i].append(Round(image=image, plan=layout, **told, seed=seed))
+        return told(images, plans, words, own)
+
+    return until_approved(seeds, thinking.rounds, attempt)
+
+
+def until_approved(
+    seeds: Items[int], most: int, attempt: Callable[[Items[int], Items[int], Items[Items[Round]]], list[Round]]
+) -> list[list[Round]]:
+    """``most`` rounds, or until one is approved, of as many requests as there are seeds.
+
+    ``attempt(live, own, rounds)`` makes one more round of each of the requests ``live``, from seeds of its ``own``.
+    """
+    rounds: list[list[Round]] = [[] for _ in seeds]
+    live = list(range(len(seeds)))
+    for number in range(most):
+        own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
+        for i, made in zip(live, attempt(live, own, rounds), strict=True):
+            rounds[i].append(made)
         live = [i for i in live if not rounds[i][-1].accepted]
         if not live:
             break
     return rounds
+
+
+def told(
+    images: Items[Image.Image],
+    plans: Items[Layout | None],
+    words: Items[tuple[str, float]],
+    seeds: Items[int],
+) -> list[Round]:
+    """One round each of pictures, what they were made from and what was said of them."""
+    return [
+        Round(image=image, plan=plan, critique=said, accepted=accepts(said), approval=chance, seed=seed)
+        for image, plan, (said, chance), seed in zip(images, plans, words, seeds, strict=True)
+    ]
 
 
 def best(rounds: Items[Round]) -> Round:
@@ -148,8 +176,13 @@ def criticise(model: Thinks, prompts: Items[str], images: Items[Image.Image]) ->
     """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
     parts, length = model.parts, model.presets.critique_length
     tasks = [Critique(pixels=parts.look(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)]
-    said = perform(model, tasks, [0] * len(tasks), model.presets.critique(parts))
-    return list(zip(said, _approvals(model, [task.build(parts) for task in tasks]), strict=True))
+    return heard(model, tasks)
+
+
+def heard(model: Thinks, critiques: Items[Task]) -> list[tuple[str, float]]:
+    """What comes of tasks that ask for a critique, and how probable approval was at the outset."""
+    said = perform(model, critiques, [0] * len(critiques), model.presets.critique(model.parts))
+    return list(zip(said, _approvals(model, [task.build(model.parts) for task in critiques]), strict=True))
 
 
 @torch.no_grad()
