@@ -70,8 +70,7 @@ def _wrong_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if not thing.colour or colour == thing.colour or any(t.colour != thing.colour for t in alike):
         return None
     said = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.things], rng)
-    name = thing.name if len(alike) == 1 else CLASSES[thing.name][0]
-    return (said, f"the {name} should be {colour}, not {thing.colour}") if said else None
+    return (said, _in_colour(thing.name, len(alike), colour, thing.colour)) if said else None
 
 
 def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -80,9 +79,7 @@ def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
     said = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.things], rng)
     if not said or any(t.colour != thing.colour or t.distractor for t in alike):
         return None
-    if len(alike) > 1:
-        return said, f"there should be {CLASSES[name][0]}, not {CLASSES[thing.name][0]}"
-    return said, rng.choice((f"there is no {name}", f"there should be {article(name)}, not {article(thing.name)}"))
+    return said, _of_class(name, thing.name, len(alike), rng)
 
 
 def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -90,7 +87,7 @@ def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     thing = replace(rng.choice(scene.things), name=absent(scene, rng), distractor=False)
     said = _wanted(scene, (*scene.things, thing), rng)
-    return (said, rng.choice((f"there is no {thing.name}", f"{article(thing.name)} is missing"))) if said else None
+    return (said, _absent(thing.name, rng)) if said else None
 
 
 def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -99,8 +96,7 @@ def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if any(t.colour != thing.colour or t.distractor for t in alike):
         return None
     said = _wanted(scene, [t for t in scene.things if t not in alike] + [thing] * count, rng)
-    wanted = f"one {thing.name}" if count == 1 else f"{number(count)} {CLASSES[thing.name][0]}"
-    return (said, f"there should be {wanted}, not {number(len(alike))}") if said else None
+    return (said, _as_many(replace(thing, colour=""), count, len(alike))) if said else None
 
 
 def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -109,13 +105,43 @@ def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
     a, b = rng.sample(scene.things, 2)
     swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
     said = _wanted(scene, swapped, rng, related)
-    return (said, f"the {a.name} should be {relation(*swapped)} the {b.name}") if said else None
+    return (said, _lying(*swapped)) if said else None
 
 
 def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
     wanted = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
     said = prefix(rng) + listed(told(scene, 1.0, rng), scene.level, rng)
-    return f"{said} {BACKGROUNDS[wanted][0]}", f"the background should be {wanted}, not {scene.background}"
+    return f"{said} {BACKGROUNDS[wanted][0]}", _before(wanted, scene.background)
+
+
+# -- what is wrong, in words ------------------------------------------------------------------------------------------
+
+
+def _in_colour(name: str, count: int, wanted: str, shown: str) -> str:
+    return f"the {name if count == 1 else CLASSES[name][0]} should be {wanted}, not {shown}"
+
+
+def _of_class(wanted: str, shown: str, count: int, rng: Random) -> str:
+    if count > 1:
+        return f"there should be {CLASSES[wanted][0]}, not {CLASSES[shown][0]}"
+    return rng.choice((f"there is no {wanted}", f"there should be {article(wanted)}, not {article(shown)}"))
+
+
+def _absent(words: str, rng: Random) -> str:
+    return rng.choice((f"there is no {words}", f"{article(words)} is missing"))
+
+
+def _as_many(thing: Thing, wanted: int, shown: int) -> str:
+    many = f"one {noun(thing)}" if wanted == 1 else f"{number(wanted)} {plural(thing)}"
+    return f"there should be {many}, not {number(shown)}"
+
+
+def _lying(a: Thing, b: Thing) -> str:
+    return f"the {a.name} should be {relation(a, b)} the {b.name}"
+
+
+def _before(wanted: str, shown: str) -> str:
+    return f"the background should be {wanted}, not {shown}"
 
 
 # -- wrong pictures of one caption ------------------------------------------------------------------------------------
@@ -148,10 +174,6 @@ def spoil(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[Spoilt]]:
     return said, list(found.values())
 
 
-def _many(name: str, count: int) -> str:
-    return f"one {name}" if count == 1 else f"{number(count)} {CLASSES[name][0]}"
-
-
 def _changed(scene: Scene, old: Sequence[Thing], new: Sequence[Thing]) -> Scene:
     return replace(scene, things=(*(t for t in scene.things if t not in old), *new))
 
@@ -167,9 +189,8 @@ def _recoloured(scene: Scene, rng: Random) -> Spoilt | None:
     if not found or found[0].colour in ("", colour):
         return None
     thing, alike = found
-    name = thing.name if len(alike) == 1 else CLASSES[thing.name][0]
     wrong = _changed(scene, alike, [replace(t, colour=colour) for t in alike])
-    return Spoilt(scene=wrong, critique=f"the {name} should be {thing.colour}, not {colour}")
+    return Spoilt(scene=wrong, critique=_in_colour(thing.name, len(alike), thing.colour, colour))
 
 
 def _exchanged(scene: Scene, rng: Random) -> Spoilt | None:
@@ -178,10 +199,7 @@ def _exchanged(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     thing, alike = found
     wrong = _changed(scene, alike, [replace(t, name=name) for t in alike])
-    if len(alike) > 1:
-        return Spoilt(scene=wrong, critique=f"there should be {CLASSES[thing.name][0]}, not {CLASSES[name][0]}")
-    words = (f"there is no {thing.name}", f"there should be {article(thing.name)}, not {article(name)}")
-    return Spoilt(scene=wrong, critique=rng.choice(words))
+    return Spoilt(scene=wrong, critique=_of_class(thing.name, name, len(alike), rng))
 
 
 def _fewer(scene: Scene, rng: Random) -> Spoilt | None:
@@ -190,9 +208,8 @@ def _fewer(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     thing, alike = found
     wrong, left = _changed(scene, [thing], ()), len(alike) - 1
-    if left:
-        return Spoilt(scene=wrong, critique=f"there should be {_many(thing.name, left + 1)}, not {number(left)}")
-    return Spoilt(scene=wrong, critique=rng.choice((f"there is no {thing.name}", f"{article(thing.name)} is missing")))
+    words = _as_many(replace(thing, colour=""), left + 1, left) if left else _absent(thing.name, rng)
+    return Spoilt(scene=wrong, critique=words)
 
 
 def _more(scene: Scene, rng: Random) -> Spoilt | None:
@@ -202,8 +219,7 @@ def _more(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     (x, y, size), (thing, alike) = spots[0], found
     wrong = _changed(scene, (), [replace(thing, x=x, y=y, size=size)])
-    critique = f"there should be {_many(thing.name, len(alike))}, not {number(len(alike) + 1)}"
-    return Spoilt(scene=wrong, critique=critique)
+    return Spoilt(scene=wrong, critique=_as_many(replace(thing, colour=""), len(alike), len(alike) + 1))
 
 
 def _swapped(scene: Scene, rng: Random) -> Spoilt | None:
@@ -211,13 +227,13 @@ def _swapped(scene: Scene, rng: Random) -> Spoilt | None:
     if a.name == b.name:
         return None
     wrong = _changed(scene, [a, b], [replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size)])
-    return Spoilt(scene=wrong, critique=f"the {a.name} should be {relation(a, b)} the {b.name}")
+    return Spoilt(scene=wrong, critique=_lying(a, b))
 
 
 def _elsewhere(scene: Scene, rng: Random) -> Spoilt | None:
     other = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
     wrong = replace(scene, background=other)
-    return Spoilt(scene=wrong, critique=f"the background should be {scene.background}, not {other}")
+    return Spoilt(scene=wrong, critique=_before(scene.background, other))
 
 
 # -- pictures after an edit ---------------------------------------------------------------------------------------------
@@ -287,8 +303,7 @@ def fault(made: Edit, shown: Scene, rng: Random) -> str:
         found += [(not asked, words)] if words else []
     found += [(thing not in gone, _amiss(thing, wanted, shown, rng)) for thing in extra]
     if shown.background != wanted.background:
-        words = f"the background should be {wanted.background}, not {shown.background}"
-        found.append((made.kind != "background", words))
+        found.append((made.kind != "background", _before(wanted.background, shown.background)))
     return min(found, key=lambda f: f[0])[1] if found else ""
 
 
@@ -325,7 +340,7 @@ def _instead(thing: Thing, other: Thing, made: Edit | None, shown: Scene) -> str
     if noun(thing) != noun(other):
         alone = sum(t.name == thing.name for t in shown.things) == 1
         if thing.name == other.name and thing.colour and other.colour and alone:
-            return f"the {thing.name} should be {thing.colour}, not {other.colour}"
+            return _in_colour(thing.name, 1, thing.colour, other.colour)
         return f"there should be {article(noun(thing))}, not {article(noun(other))}"
     if thing.size != other.size and (made is None or made.kind != "add"):
         return f"the {noun(thing)} should be {'bigger' if thing.size > other.size else 'smaller'}"
@@ -340,8 +355,7 @@ def _amiss(thing: Thing, wanted: Scene, shown: Scene, rng: Random) -> str:
         sum(t.name == thing.name and thing.colour in ("", t.colour) for t in scene.things) for scene in (wanted, shown)
     )
     if not here:
-        return rng.choice((f"there is no {noun(thing)}", f"{article(noun(thing))} is missing"))
+        return _absent(noun(thing), rng)
     if not there:
         return f"there should be no {noun(thing)}"
-    many = f"one {noun(thing)}" if there == 1 else f"{number(there)} {plural(thing)}"
-    return f"there should be {many}, not {number(here)}"
+    return _as_many(thing, there, here)
