@@ -7,14 +7,23 @@ are ``sources.Drawings`` and ``sources.Edits`` with a ``plan``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from random import Random
 
 from torch import Tensor
 
-from unmask.data.sources import Encode, Levels, Planned, answer_ids, captioned, pixels_of, shown
+from unmask.data.sources import (
+    Encode,
+    Levels,
+    Planned,
+    answer_ids,
+    batch_of,
+    captioned,
+    edits_of,
+    pixels_of,
+    shown,
+)
 from unmask.data.world import critiques
-from unmask.data.world.edits import EDIT_KINDS, Edit, edit
+from unmask.data.world.edits import EDIT_KINDS
 from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
 from unmask.sequence import Batch, Sequence, collate
@@ -49,7 +58,7 @@ class Plans:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"plans/{self.seed}/{step}")
         rows = []
-        for scene in islice(shown(self.levels, self.seed + 5, step * self.batch, rng, self.draft), self.batch):
+        for scene in batch_of(self.levels, self.seed + 5, step, self.batch, rng, self.draft):
             b = Builder(text=self.text)
             ids = to_ids(scene_layout(scene, b.wording, rng), self.text, b.wording)
             caption = captioned(self.text, scene, rng, self.longest)
@@ -72,11 +81,7 @@ class EditPlans:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit plans/{self.seed}/{step}")
-        scenes = shown(self.levels, self.seed + 6, step * self.batch * 4, rng)
-        pairs = []
-        while len(pairs) < self.batch:
-            if made := edit(next(scenes), "train", rng, self.kinds[len(pairs) % len(self.kinds)]):
-                pairs.append(made)
+        pairs = edits_of(self.levels, self.seed + 6, step, self.batch, rng, self.kinds)
         pixels = pixels_of([p.source for p in pairs], self.side)
         rows = []
         for i, pair in enumerate(pairs):
@@ -105,7 +110,7 @@ class Critiques:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"critiques/{self.seed}/{step}")
-        scenes = list(islice(shown(self.levels, self.seed + 7, step * self.batch, rng, self.draft), self.batch))
+        scenes = list(batch_of(self.levels, self.seed + 7, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         rows = []
         for i, scene in enumerate(scenes):
@@ -137,11 +142,7 @@ class EditCritiques:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit critiques/{self.seed}/{step}")
-        scenes = shown(self.levels, self.seed + 15, step * self.batch * 4, rng)
-        pairs: list[Edit] = []
-        while len(pairs) < self.batch:
-            if made := edit(next(scenes), "train", rng, self.kinds[len(pairs) % len(self.kinds)]):
-                pairs.append(made)
+        pairs = edits_of(self.levels, self.seed + 15, step, self.batch, rng, self.kinds)
         judged = [critiques.judged(pair, rng) for pair in pairs]
         before = pixels_of([pair.source for pair in pairs], self.side)
         after = pixels_of([scene for scene, _ in judged], self.side)
@@ -214,7 +215,7 @@ class Illustrations:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"illustrations/{self.seed}/{step}")
-        scenes = list(islice(shown(self.levels, self.seed + 9, step * self.batch, rng, self.draft), self.batch))
+        scenes = list(batch_of(self.levels, self.seed + 9, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         codes = self.encode(pixels)
         rows = []
