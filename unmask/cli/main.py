@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "ground": ("unmask.cli.look", "Find things in a picture and draw boxes round them."),
     "edit": ("unmask.cli.draw", "Change a picture as an instruction says."),
     "chat": ("unmask.cli.chat", "Talk with a model in words and pictures."),
+    "serve": ("unmask.cli.serve", "Serve a model over HTTP, with a page to watch it at work."),
     "infill": ("unmask.cli.draw", "Fill a region of a picture, or the gaps of a text."),
     "train": ("unmask.cli.train", "Train by a recipe, or go on with a run."),
     "evaluate": ("unmask.cli.measure", "Measure how good a model is."),
