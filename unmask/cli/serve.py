@@ -20,7 +20,6 @@ from unmask.cli.options import (
     threads_option,
     use_threads,
 )
-from unmask.cli.output import news
 
 KEY = "UNMASK_API_KEY"
 _COUNT = click.IntRange(min=1)
@@ -103,7 +102,7 @@ def _service(model: str, device: str, storage: Storage, download: bool, live: in
 
 def _run(server: Any, drain_seconds: float, show: bool) -> None:
     """Serve until a signal comes; a second one ends it at once."""
-    from unmask.serving.edge import log_to
+    from unmask.serving.edge import LOG, log_to
 
     wanted = threading.Semaphore(0)
     before = {s: signal.signal(s, lambda *_: wanted.release()) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -114,7 +113,7 @@ def _run(server: Any, drain_seconds: float, show: bool) -> None:
         if show:
             webbrowser.open(server.url)
         wanted.acquire()
-        news(f"stopping: up to {drain_seconds:g} s for what is under way")
+        LOG.info("draining", extra={"fields": {"seconds": drain_seconds}})
         draining = threading.Thread(target=server.drain, args=[drain_seconds], daemon=True)
         draining.start()
         while draining.is_alive() and not wanted.acquire(timeout=0.1):

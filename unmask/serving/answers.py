@@ -15,6 +15,7 @@ from unmask.serving.service import Served, Service
 from unmask.serving.streams import Event, encoded
 from unmask.tasks.conversing import Turn
 from unmask.tasks.model import Model
+from unmask.tasks.parts import Parts
 from unmask.tasks.results import Answer, Drawing, Grounding
 
 Counts = tuple[int, int, bool]
@@ -67,12 +68,13 @@ def _settings(value: Any, path: str = "") -> Any:
             yield {"name": name, "type": kind, "default": now, "part": type(value).__name__, "description": said}
 
 
-def check_pictures(model: Served) -> None:
+def parts_to_draw(model: Served) -> Parts:
     """ValueError where pictures are asked of a model that draws none."""
     if not isinstance(model, Model):
         raise ValueError(
-            "this is a text model, which cannot draw; ask /v1/chat/completions or fill a text at /v1/infill"
+            "this is a text model, which cannot draw; ask /v1/chat/completions, or fill a text at /v1/infill"
         )
+    return model.parts
 
 
 def picture(drawn: Drawing, file: str) -> Event:

@@ -178,12 +178,11 @@ async def _pictures(
 ) -> Response:
     """``n`` calls side by side; picture i is drawn from ``seed + i``. ``body`` is Fields and Streamed."""
     _check_name(service, body.model)
-    answers.check_pictures(service.model)
-    seed, channel = _seed(body), Channel()
+    parts, seed, channel = answers.parts_to_draw(service.model), _seed(body), Channel()
     listeners = [
         PictureEvents(
             channel.put,
-            service.model.parts,
+            parts,
             kind=kind,
             picture=i,
             partial=body.partial_images if body.stream else 0,

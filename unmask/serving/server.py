@@ -1,4 +1,4 @@
-"""A server in this process. Public idea: ``with Server(service, socket) as server: ...`` serves at ``server.url``; ``drain`` ends it well."""
+"""A server in this process. Public idea: ``with Server(service, socket): ...`` serves at its ``url``; ``drain`` ends it well."""
 
 from __future__ import annotations
 
