@@ -50,8 +50,8 @@ def tiny() -> Model:
         return unmask.load(make(Path(folder)))
 
 
-def gated() -> tuple[Model, Gate]:
-    model = tiny()
+def gated(model: Model | None = None) -> tuple[Model, Gate]:
+    model = model or tiny()
     gate = Gate(model.parts.net)
     return Model(replace(model.parts, net=gate, weights=None), model.presets), gate
 
