@@ -19,11 +19,12 @@ import openai
 from PIL import Image
 
 import unmask
-from tests.tiny_model import make
 from unmask.serving.engine import Limits
 from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
 from unmask.tasks.model import Model
+
+from ..tiny_model import make
 
 
 class Gate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+import unmask
 from unmask.serving.server import Server
 
+from ..tiny_llada import make as llada
 from .served import asked, client, data_url, opened, plain, png, serving, tiny
 
 torch.set_num_threads(1)
@@ -196,6 +199,25 @@ def test_a_trace_tells_every_step_of_every_stage(server: Server) -> None:
     assert [e["critique"] for e in rounds] == [r["critique"] for r in done["unmask"]["rounds"]]
     order = [e["type"] for e in found if e["type"] in ("unmask.plan", "unmask.round")]
     assert order == ["unmask.plan", "unmask.round"] * len(rounds)
+
+
+def test_a_text_model_chats_and_fills_gaps(tmp_path: Path) -> None:
+    model = unmask.load(llada(tmp_path / "llada"))
+    with serving(model, name="text") as server:
+        (card,) = client(server).models.list().data
+        assert card.unmask == {"tasks": ["chat", "infill-text"], "side": 0}
+        said = [{"role": "user", "content": "hello"}]
+        reply = client(server).chat.completions.create(model="text", messages=said, max_tokens=4, seed=1)
+        assert reply.choices[0].message.content == model.ask("hello", length=4, seed=1).text
+        filled = plain(server).post("/v1/infill", json={"text": "a [mask] dog"}).json()
+        assert filled["text"] == model.infill_text("a [mask] dog").text
+        for path, sent in {
+            "/v1/images/generations": {"prompt": "a"},
+            "/v1/ground": {"image": data_url(Image.new("RGB", (8, 8))), "phrases": ["a"]},
+            "/v1/chat/completions": {"messages": asked(Image.new("RGB", (8, 8)), "what?")},
+        }.items():
+            refused = plain(server).post(path, json=sent)
+            assert refused.status_code == 400 and "this is a text model" in refused.json()["error"]["message"]
 
 
 def test_user_text_is_never_a_control_token(server: Server, picture: Image.Image) -> None:

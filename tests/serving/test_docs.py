@@ -1,6 +1,6 @@
 """The pages about serving: their tables are the schema's, and what they ask their reader to do works as it stands there.
 
-After a change of the schema: ``python tests/serving/test_docs.py`` writes the tables of docs/api.md anew.
+After a change of the schema: ``python -m tests.serving.test_docs`` writes the tables of docs/api.md anew.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from tests.pages import ROOT, environment, python
 from unmask.serving import schema
 from unmask.serving.counting import _MEANING, PATHS
+
+from ..pages import ROOT, environment, python
 
 DOCS = ROOT / "docs"
 API, SERVE, OPERATE = DOCS / "api.md", DOCS / "serve.md", DOCS / "operate.md"
@@ -65,7 +66,7 @@ def rendered(page: str) -> str:
 
 def test_the_tables_are_those_of_the_schema() -> None:
     page = API.read_text()
-    assert rendered(page) == page, "wanted? python tests/serving/test_docs.py writes them anew"
+    assert rendered(page) == page, "wanted? python -m tests.serving.test_docs writes them anew"
     shown = set(re.findall("<!-- fields of (\\w+) -->", page))
     assert {b.__name__ for b in schema.ENDPOINTS.values()} | {
         "BoxOf",

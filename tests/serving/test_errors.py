@@ -86,6 +86,8 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "no setting": (GENERATE, {"prompt": "a", "settings": ["steps"]}, "settings"),
     "setting no number": (GENERATE, {"prompt": "a", "settings": ["guide.scale=nan"]}, "beyond all use"),
     "setting too large": (GENERATE, {"prompt": "a", "settings": ["draw.temperature=1e300"]}, "beyond all use"),
+    "setting no number at all": (GENERATE, {"prompt": "a", "settings": ["guide.scale=much"]}, "no number"),
+    "leading nowhere": (GENERATE, {"prompt": "a", "settings": ["pace.steps=0"]}, "at least one step"),
     "the model's own": (GENERATE, {"prompt": "a", "settings": ["guide.null_id=999999"]}, "belongs to the model"),
     "box outside": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0, 0, 2, 1]}]}, "boxes.0.box.2"),
     "box reversed": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0.5, 0, 0.2, 1]}]}, "x1 < x2"),
