@@ -34,6 +34,7 @@ export function drawRoom(fields, services) {
     room.boxes.overlay.hidden = on;
     layout.set(layout.things, { editable: true });
     layout.list.hidden = !on || !layout.things.length;
+    more.hidden = !on;
     if (on) {
       room.shape(1);
       room.canvas.blank();

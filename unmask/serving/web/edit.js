@@ -9,18 +9,23 @@ import { blobOf } from "./pictures.js";
 import { Room } from "./room.js";
 
 const LABELS = { change: "What to change", region: "What the whole picture shall show" };
+const PLACEHOLDERS = { change: "make the background sand", region: "a red apple and a cat" };
 
 export function editRoom(fields, services) {
   const task = {
     name: "edit", verb: "Edit", title: "Edit", label: LABELS.change, picture: true,
     intro: "Say what to change, or paint over a region and have it drawn anew.",
-    placeholder: "make the background sand",
+    placeholder: PLACEHOLDERS.change,
     examples: ["make the background sand", "remove the cat", "make the apple green"],
     empty: "Put a picture here.",
     work, taken,
   };
   const room = new Room(task, fields.edit, services);
-  const brush = new Brush({ onchange: () => (room.label.textContent = brush.painted ? LABELS.region : LABELS.change) });
+  const brush = new Brush({ onchange: () => {
+    const what = brush.painted ? "region" : "change";
+    room.label.textContent = LABELS[what];
+    room.prompt.placeholder = PLACEHOLDERS[what];
+  } });
   const region = h("button", { type: "button", class: "second", "aria-pressed": "false", disabled: true, onclick: () => painting(region.getAttribute("aria-pressed") !== "true") }, "Paint a region");
   const before = h("button", { type: "button", class: "second", "aria-pressed": "false", hidden: true, onclick: () => compare(before.getAttribute("aria-pressed") !== "true") }, "Before");
   room.frame.append(brush.element);

@@ -114,7 +114,7 @@ export class Room {
   }
 
   shape(ratio) {
-    this.frame.style.setProperty("--ratio", ratio);
+    this.stage.style.setProperty("--ratio", ratio);
     this.canvas.fit();
   }
 
@@ -153,7 +153,8 @@ export class Room {
       grid.setAttribute("aria-pressed", this.canvas.grid);
       this.canvas.paint(1);
     } }, "Tokens");
-    this.actions.append(go("ask", "Ask"), go("ground", "Ground"), go("edit", "Edit"), grid, download(result.url, result.seed), copier(() => link(this.task.name, { ...result.values, seed: result.seed })));
+    const use = h("div", { class: "use", role: "group", "aria-label": "Use this picture in" }, h("span", {}, "Use in"), go("ask", "Ask"), go("ground", "Ground"), go("edit", "Edit"));
+    this.actions.append(use, grid, download(result.url, result.seed), copier(() => link(this.task.name, { ...result.values, seed: result.seed })));
   }
 
   /** Everything that was set, as the API and the gallery want it; the seed is drawn by lot where none is given. */

@@ -51,7 +51,7 @@ export class Settings {
   }
 }
 
-const title = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
+const title = (name) => (name === "n" ? "Pictures" : name[0].toUpperCase() + name.slice(1).replaceAll("_", " "));
 
 /** A property without references and without "or null". */
 function plain(property, schema) {
