@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Sequence
+from unmask.sequence import Sequence
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -117,10 +117,10 @@ def answered(sequence: Sequence, text: Text) -> str:
     return text.decode(ids)
 
 
-def so_far(batch: Batch, row: int, text: Text) -> str:
-    """The answers of a row as they stand, undecided tokens as ``_``."""
-    tokens = [i for span in batch.span_table[row] if span.name == "answer" for i in range(span.start, span.stop)]
-    shown = ("_" if bool(batch.masked[row, i]) else text.show([int(batch.ids[row, i])]) for i in tokens)
+def so_far(sequence: Sequence, text: Text) -> str:
+    """The answers as they stand, undecided tokens as ``_``."""
+    tokens = [i for span in sequence.spans if span.name == "answer" for i in range(span.start, span.stop)]
+    shown = ("_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]) for i in tokens)
     return "".join(shown).strip()
 
 
