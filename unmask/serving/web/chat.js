@@ -21,12 +21,15 @@ export function chatRoom(fields, services) {
   const room = new Room(task, fields.chat, services);
   const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
   const start = h("p", { class: "plain" }, "Nothing said yet.");
+  const thread = h("div", { class: "thread" }, start, log), below = () => (thread.scrollTop = thread.scrollHeight);
   const attached = h("div", { class: "attached", hidden: true });
   const anew = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
+  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model is told nothing of pictures
   let said = [];
   room.extra.append(anew);
   room.element.classList.add("talk");
-  room.stage.replaceChildren(h("div", { class: "thread" }, start, log), h("div", { class: "composer" }, room.label, attached, room.prompt, h("div", { class: "tools" }, room.job.buttons, room.intake.element), room.job.element));
+  room.stage.replaceChildren(thread, h("div", { class: "composer" }, room.label, attached, room.prompt, h("div", { class: "tools" }, room.job.buttons, room.intake.element), room.job.element));
+  room.intake.element.hidden = !draws;
   return room;
 
   function forget() {
@@ -52,7 +55,7 @@ export function chatRoom(fields, services) {
     const item = h("li", { class: who }, h("span", { class: "only-read" }, who === "user" ? "You said: " : "The model said: "), ...content);
     log.append(item);
     start.hidden = true;
-    item.scrollIntoView({ block: "nearest" });
+    below();
     return item;
   }
 
@@ -65,7 +68,7 @@ export function chatRoom(fields, services) {
     drop();
     const turn = live(bubble("assistant"));
     try {
-      const body = { model: services.model.id, messages: [...said, message], draw: true, stream: true, trace: true, ...values };
+      const body = { model: services.model.id, messages: [...said, message], draw: draws || undefined, stream: true, trace: true, ...values };
       const answer = await write(turn, await post("v1/chat/completions", body, signal), report);
       said.push(message, { role: "assistant", content: parts(answer.text, answer.images.map((image) => dataUrl(image.b64_json))) });
       await turn.finish(answer);
@@ -98,17 +101,18 @@ export function chatRoom(fields, services) {
       const image = data.b64_json ? await decoded(dataUrl(data.b64_json)) : null;
       film.add({ label: `Step ${data.step} of ${data.of}`, canvas: { image, grid: data.grid, masked: data.masked, fresh: freshly(last, data.masked) } });
       last = data.masked;
-      item.scrollIntoView({ block: "nearest" });
+      below();
     }
 
     async function finish({ text, images }) {
       words.element.hidden = !text;
+      film.element.hidden ||= !last;
       for (const [i, image] of images.entries()) {
         const url = dataUrl(image.b64_json);
         if (i === images.length - 1 && last) film.add({ label: "Finished", canvas: { image: await decoded(url), grid: null, masked: null, fresh: [] } });
         else frame.before(h("img", { src: url, alt: "a picture the model drew" }));
       }
-      item.scrollIntoView({ block: "nearest" });
+      below();
     }
   }
 }

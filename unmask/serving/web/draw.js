@@ -63,7 +63,13 @@ export function drawRoom(fields, services) {
     if (boxes.length) Object.assign(values, { boxes, plan: undefined });
     placing(false);
     room.canvas.blank();
-    const response = await post("v1/images/generations", { ...values, stream: true, trace: true, response_format: "b64_json" }, signal);
-    return paint(room, response, values, report);
+    room.reset();
+    try {
+      const response = await post("v1/images/generations", { ...values, stream: true, trace: true, response_format: "b64_json" }, signal);
+      return await paint(room, response, values, report);
+    } catch (error) {
+      if (!room.film.entries.length) placing(true); // nothing came: back to where it was
+      throw error;
+    }
   }
 }

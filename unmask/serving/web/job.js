@@ -63,13 +63,14 @@ export class Job {
 
   fail(error, work) {
     this.line.textContent = "";
-    const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
+    const wait = error.retryAfter ? `. Try again in ${error.retryAfter} s.` : "";
+    const message = error.message[0].toUpperCase() + (wait ? error.message.slice(1).replace(/[.\s]+$/, "") : error.message.slice(1)) + wait;
     const lost = error instanceof Lost;
     if (!lost && !(error instanceof ApiError) && !error.told) console.error(error);
     if (lost) this.services.lost();
     if (error.status === 401) this.services.needKey(() => this.start(work));
     const retry = error.told ? null : h("button", { type: "button", class: "second", onclick: () => this.start(work) }, "Try again");
-    this.error.replaceChildren(h("p", {}, error.message + wait), ...(retry ? [retry] : []));
+    this.error.replaceChildren(h("p", {}, message), ...(retry ? [retry] : []));
     this.error.hidden = false;
   }
 

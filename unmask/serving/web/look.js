@@ -74,9 +74,8 @@ export function groundRoom(fields, services) {
     room.boxes.set([]);
     report({ text: "Looking…", phase: "looking" });
     const found = await (await post("v1/ground", { image: room.picture.url, phrases, ...values }, signal)).json();
-    const scale = [found.width, found.height, found.width, found.height];
-    room.boxes.set(found.boxes.map(({ phrase, box }) => ({ phrase, box: box.map((v, i) => v / scale[i]) })));
-    services.gallery.add({ task: "ground", url: room.picture.url, source: room.picture.url, values: { prompt, ...values }, seed: values.seed ?? 0, seconds: found.seconds });
+    room.boxes.set(found.boxes);
+    services.gallery.add({ task: "ground", url: room.picture.url, source: room.picture.url, values: { prompt, ...values }, seed: found.seed, seconds: found.seconds });
     return `${found.boxes.length === 1 ? "One box" : `${found.boxes.length} boxes`} in ${found.seconds.toFixed(1)} s.`;
   }
 }

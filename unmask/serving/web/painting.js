@@ -14,7 +14,7 @@ export async function paint(room, response, values, report) {
   room.frame.classList.add("waiting");
   const asked = values.boxes && { things: values.boxes };
   const run = { room, values, report, asked, done: 0 };
-  shot(run, 0);
+  shot(run, (values.n || 1) - 1);
   room.film.load(room.shots[0].entries);
   try {
     for await (const { event, data } of events(response)) await take(run, event, data);
@@ -69,7 +69,7 @@ async function frame(run, data) {
   if (index === run.room.current && !kept.entries.some((entry) => entry.canvas)) run.room.shape(data.grid[1] / data.grid[0]);
   const label = tried(data, `Step ${data.step} of ${data.of}`);
   add(run, index, { label, round: data.round, plan: kept.plan, canvas: { image, grid: data.grid, masked: data.masked, fresh } });
-  run.report({ text: tried(data, `Drawing, step ${data.step} of ${data.of}.`), value: data.step / data.of, phase: `drawing ${data.round}` });
+  tell(run, index, data, "Drawing");
   document.body.dataset.firstFrame ||= String(Math.round(performance.now()));
 }
 
@@ -78,7 +78,13 @@ function words(run, data) {
   shot(run, index);
   const label = tried(data, `${stage} ${data.step} of ${data.of}`);
   add(run, index, { label, round: data.round, words: { tokens: data.tokens, title: data.stage } });
-  run.report({ text: tried(data, `${stage}, step ${data.step} of ${data.of}.`), value: data.step / data.of, phase: `${data.stage} ${data.round}` });
+  tell(run, index, data, stage);
+}
+
+/** How far the picture is that is looked at, or another one once that is done. */
+function tell({ room, report }, index, data, stage) {
+  if (index !== room.current && !room.shots[room.current].result) return;
+  report({ text: tried(data, `${stage}, step ${data.step} of ${data.of}.`), value: data.step / data.of, phase: `${stage} ${data.round}` });
 }
 
 function plan(run, data) {

@@ -3,22 +3,25 @@
 import { fresh, h } from "./dom.js";
 
 const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown at once where a task has them; the rest on request
-const LATER = ["guidance", "settings"];
+const SHORT = { "pace.steps": "steps", "guide.scale": "guidance" }; // what has a field of its own
 
 /** ``handled``: names of fields that the page fills in by other means. ``values()`` leaves out what is empty. */
 export class Settings {
   constructor(schema, handled) {
     this.fields = new Map();
-    const rank = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : 20 + LATER.indexOf(name));
-    const names = Object.keys(schema?.properties || {}).filter((name) => !handled.includes(name));
-    const rows = names.sort((a, b) => rank(a) - rank(b)).map((name) => [name, this.row(name, plain(schema.properties[name], schema))]);
-    const made = rows.filter(([, row]) => row);
-    const shown = made.filter(([name]) => FIRST.includes(name)).map(([, row]) => row);
-    const more = made.filter(([name]) => !FIRST.includes(name)).map(([, row]) => row);
+    const rank = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
+    const names = Object.keys(schema?.properties || {}).filter((name) => !handled.includes(name)).sort((a, b) => rank(a) - rank(b));
+    const shown = [], more = [];
+    for (const name of names) {
+      const row = this.row(name, title(name), plain(schema.properties[name], schema));
+      if (row) (FIRST.includes(name) ? shown : more).push(row);
+    }
+    this.parts = handled.includes("settings") ? [] : (schema?.["x-unmask-settings"] || []).filter(({ name }) => !(SHORT[name] in (schema.properties || {})));
+    more.push(...this.parts.map((part) => this.row(part.name, part.name, part)));
     this.element = h("div", { class: "settings" }, shown, more.length ? h("details", {}, h("summary", {}, "More settings"), more) : null);
   }
 
-  row(name, field) {
+  row(name, shown, field) {
     const made = control(field);
     if (!made) return null;
     const id = fresh(name), said = `${id}-said`;
@@ -26,23 +29,26 @@ export class Settings {
     made.input.name = name;
     made.input.setAttribute("aria-describedby", said);
     this.fields.set(name, made);
-    const about = name === "seed" ? "Empty: another one each time." : field.description || "";
-    const label = h("div", {}, h("label", { htmlFor: id }, title(name)), h("small", { id: said }, about));
+    const about = name === "seed" ? "Empty: another one each time." : (field.description || "").replaceAll("`", "");
+    const label = h("div", {}, h("label", { htmlFor: id }, shown), h("small", { id: said }, about));
     return h("div", { class: made.wide ? "setting wide" : "setting" }, label, made.input);
   }
 
   values() {
-    const found = {};
+    const found = {}, settings = [];
     for (const [name, { read }] of this.fields) {
-      const value = read();
-      if (value !== undefined) found[name] = value;
+      const part = this.parts.find((one) => one.name === name), value = read();
+      if (value === undefined || (part && value === part.default)) continue;
+      if (part) settings.push(`${name}=${value}`);
+      else found[name] = value;
     }
-    return found;
+    return settings.length ? { ...found, settings } : found;
   }
 
   /** Fill in; whatever is not named becomes empty again, and what a field cannot hold is left out. */
-  set(values) {
-    for (const [name, { write }] of this.fields) write(values[name]);
+  set({ settings, ...values }) {
+    const given = Object.fromEntries((Array.isArray(settings) ? settings : []).map((setting) => String(setting).split("=")));
+    for (const [name, { write }] of this.fields) write(values[name] ?? given[name]);
   }
 
   /** The first field whose content its schema does not allow, if any. */
@@ -70,8 +76,7 @@ function control(field) {
   if (field.type === "boolean") return toggle(field);
   if (field.type === "integer" || field.type === "number") return number(field);
   if (field.type === "string") return line(field);
-  if (field.type === "array" && field.items?.type === "string") return lines();
-  return null; // lists of objects and the like have their own controls, or none
+  return null; // lists have their own controls, or none
 }
 
 function number(field) {
@@ -97,13 +102,4 @@ function choice(field) {
 function line(field) {
   const input = h("input", { type: "text", placeholder: field.default || "", maxlength: field.maxLength ?? null, autocomplete: "off" });
   return { input, wide: true, read: () => input.value.trim() || undefined, write: (value) => (input.value = value ?? "") };
-}
-
-function lines() {
-  const input = h("textarea", { rows: 2, placeholder: "one a line", spellcheck: "false" });
-  const read = () => {
-    const given = input.value.split("\n").map((l) => l.trim()).filter(Boolean);
-    return given.length ? given : undefined;
-  };
-  return { input, wide: true, read, write: (value) => (input.value = (Array.isArray(value) ? value : value ? [value] : []).join("\n")) };
 }

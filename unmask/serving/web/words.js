@@ -2,6 +2,9 @@
 
 import { h } from "./dom.js";
 
+const ENDS = /^(<\|.+\|>|<pad>)$/; // what fills up the end of a text
+const PLACE = /^<LOC_(BEGIN|END|\d+)>$/; // a box, and its coordinates in 1024ths
+
 export class Words {
   constructor() {
     this.title = h("p", { class: "kicker" });
@@ -16,8 +19,11 @@ export class Words {
 
   /** ``tokens``: [{text, committed}] in order. */
   tokens(tokens, title = "") {
-    this.put(title, tokens.map(({ text, committed }) => {
-      if (committed) return text;
+    this.put(title, tokens.map(({ text, committed }, i) => {
+      if (ENDS.test(text)) return "";
+      const place = PLACE.exec(text);
+      if (place) return h("span", { class: committed ? "place" : "place draft" }, { BEGIN: " [ ", END: "] " }[place[1]] || `${place[1]} `);
+      if (committed) return i ? text : text.trimStart();
       if (text.trim() === "_" || text === "") return h("span", { class: "open", "aria-label": "undecided" });
       return h("span", { class: "draft", title: "may still change" }, text);
     }), true);
