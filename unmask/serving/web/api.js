@@ -54,12 +54,8 @@ async function refused(response) {
   return new ApiError(message, { status: response.status, code: error?.code, retryAfter });
 }
 
-/** The events of a stream, {event, data}, until its [DONE]. A plain JSON answer counts as one event, "answer". */
+/** The events of a stream, {event, data}, until its [DONE]. */
 export async function* events(response) {
-  if (!(response.headers.get("Content-Type") || "").includes("event-stream")) {
-    yield { event: "answer", data: await response.json() };
-    return;
-  }
   for await (const { event, data } of frames(response.body.getReader())) {
     if (data === "[DONE]") return;
     const value = JSON.parse(data);

@@ -91,6 +91,7 @@ export function chatRoom(fields, services) {
     const film = new Film((entry) => {
       if (entry.words) words.tokens(entry.words.tokens);
       if (entry.canvas) canvas.show(entry.canvas);
+      else canvas.blank();
     });
     let last = null;
     item.append(words.element, frame, film.element);

@@ -52,10 +52,7 @@ export function editRoom(fields, services) {
   function compare(on) {
     before.setAttribute("aria-pressed", on);
     if (on) room.showPicture(room.picture);
-    else {
-      room.shape(1);
-      room.film.show(room.film.entries.length - 1);
-    }
+    else room.film.show(room.film.entries.length - 1);
   }
 
   async function work(signal, report) {
@@ -70,6 +67,7 @@ export function editRoom(fields, services) {
     }
     painting(false);
     before.hidden = true;
+    await room.showPicture(room.picture);
     const response = await post("v1/images/edits", form, signal);
     const told = await paint(room, response, values, report);
     before.hidden = false;

@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 
 const PACE = 160; // milliseconds a step
 
-/** ``onshow(entry, index)``: put a step on the page. An entry is whatever its room makes of it; ``entry.label`` names it. */
+/** ``onshow(entry)``: put a step on the page. An entry has a label and says what changed (canvas, words, plan); the rest is as it was before. */
 export class Film {
   constructor(onshow) {
     this.onshow = onshow;
@@ -18,6 +18,7 @@ export class Film {
   clear() {
     this.pause();
     this.entries = [];
+    this.base = {};
     this.follow = true;
     this.element.hidden = true;
   }
@@ -29,10 +30,11 @@ export class Film {
     if (this.follow) this.show(this.entries.length - 1);
   }
 
-  /** Entries of a run that was kept. */
-  load(entries) {
+  /** Entries of a run, kept or about to come. ``base``: how all was before the first. */
+  load(entries, base) {
     this.clear();
     this.entries = entries;
+    this.base = base;
     this.slider.max = Math.max(0, entries.length - 1);
     this.element.hidden = entries.length < 2;
     if (entries.length) this.show(entries.length - 1);
@@ -40,10 +42,11 @@ export class Film {
 
   show(index) {
     this.slider.value = index;
-    const entry = this.entries[index];
+    const entry = Object.assign({}, this.base, ...this.entries.slice(0, index + 1));
+    if (entry.canvas && !this.entries[index].canvas) entry.canvas = { ...entry.canvas, fresh: [] };
     this.label.textContent = entry.label;
     this.slider.setAttribute("aria-valuetext", entry.label);
-    this.onshow(entry, index);
+    this.onshow(entry);
   }
 
   scrub() {

@@ -37,10 +37,10 @@ export async function write(room, response, report) {
   let text = "";
   const images = [];
   for await (const { data } of events(response)) {
-    const choice = data.choices?.[0], told = data.unmask || {};
+    const told = data.unmask || {};
     if (told.position) report({ text: `Waiting: place ${told.position} in the queue.`, phase: "queued" });
-    text += choice?.delta?.content || choice?.message?.content || "";
-    images.push(...(told.images || choice?.delta?.unmask?.images || choice?.message?.unmask?.images || []));
+    text += data.choices[0].delta.content || "";
+    images.push(...(told.images || []));
     if (!told.of) continue;
     if (told.grid) await room.frame(told);
     else room.film.add({ label: `Step ${told.step} of ${told.of}`, words: { tokens: told.tokens, title: "Answer" } });

@@ -15,7 +15,7 @@ export async function paint(room, response, values, report) {
   const asked = values.boxes && { things: values.boxes };
   const run = { room, values, report, asked, done: 0 };
   shot(run, (values.n || 1) - 1);
-  room.film.load(room.shots[0].entries);
+  room.film.load(room.shots[0].entries, room.shots[0].base);
   try {
     for await (const { event, data } of events(response)) await take(run, event, data);
   } finally {
@@ -33,15 +33,13 @@ async function take(run, event, data) {
   else if (event === "unmask.text") words(run, data);
   else if (event === "unmask.plan") plan(run, data);
   else if (event === "unmask.round") round(run, data);
-  else if (event.endsWith(".partial_image")) await partial(run, data);
   else if (event.endsWith(".completed")) await completed(run, data);
-  else if (event === "answer") for (const one of data.data) await completed(run, one);
   room.frame.classList.remove("waiting");
 }
 
 /** What is kept of picture number ``index`` of a run. */
 function shot({ room, asked }, index) {
-  while (room.shots.length <= index) room.shots.push({ entries: [], rounds: new Map(), result: null, plan: asked, last: null });
+  while (room.shots.length <= index) room.shots.push({ entries: [], base: { canvas: room.canvas.frame, plan: asked }, rounds: new Map(), result: null, plan: asked, last: null });
   if (room.shots.length > 1 && room.picker.children.length !== room.shots.length) {
     room.picker.hidden = false;
     room.picker.replaceChildren(...room.shots.map((kept, i) => thumb(room, kept, i)));
@@ -66,9 +64,8 @@ async function frame(run, data) {
   const image = data.b64_json ? await decoded(dataUrl(data.b64_json)) : kept.last?.round === data.round ? kept.last.image : null;
   const fresh = kept.last?.round === data.round ? freshly(kept.last.masked, data.masked) : [];
   kept.last = { image, masked: data.masked, grid: data.grid, round: data.round };
-  if (index === run.room.current && !kept.entries.some((entry) => entry.canvas)) run.room.shape(data.grid[1] / data.grid[0]);
   const label = tried(data, `Step ${data.step} of ${data.of}`);
-  add(run, index, { label, round: data.round, plan: kept.plan, canvas: { image, grid: data.grid, masked: data.masked, fresh } });
+  add(run, index, { label, round: data.round, canvas: { image, grid: data.grid, masked: data.masked, fresh, ratio: data.grid[1] / data.grid[0] } });
   tell(run, index, data, "Drawing");
   document.body.dataset.firstFrame ||= String(Math.round(performance.now()));
 }
@@ -91,7 +88,7 @@ function plan(run, data) {
   const index = data.picture || 0, kept = shot(run, index);
   kept.plan = data.plan;
   note(run, kept, index, data.round || 0, { plan: data.plan });
-  if (index === run.room.current) run.room.showEntry({ plan: data.plan });
+  add(run, index, { label: tried(data, "Planned"), round: data.round || 0, plan: data.plan });
 }
 
 function round(run, data) {
@@ -104,15 +101,8 @@ function note(run, kept, index, number, known) {
   if (index === run.room.current) run.room.timeline.put(number, kept.rounds.get(number));
 }
 
-/** A preview of a server that sends no frames. */
-async function partial(run, data) {
-  const index = data.picture || 0, kept = shot(run, index);
-  if (kept.last) return;
-  add(run, index, { label: `Preview ${data.partial_image_index + 1}`, canvas: { image: await decoded(dataUrl(data.b64_json)), grid: null, masked: null, fresh: [] } });
-}
-
 async function completed(run, data) {
-  const { room, values } = run, about = data.unmask || {}, index = data.picture ?? about.picture ?? run.done;
+  const { room, values } = run, about = data.unmask || {}, index = about.picture ?? run.done;
   const kept = shot(run, index), url = dataUrl(data.b64_json), image = await decoded(url);
   const seed = about.seed ?? values.seed;
   run.done += 1;
@@ -122,7 +112,7 @@ async function completed(run, data) {
   if (kept.rounds.size === 1 && !about.rounds?.length) note(run, kept, index, 0, { b64_json: data.b64_json });
   const masked = kept.last ? "0".repeat(kept.last.masked.length) : null;
   const fresh = kept.last ? freshly(kept.last.masked, masked) : [];
-  add(run, index, { label: "Finished", plan: kept.plan, canvas: { image, grid: kept.last?.grid || null, masked, fresh } });
+  add(run, index, { label: "Finished", plan: kept.plan, canvas: { image, grid: kept.last?.grid || null, masked, fresh, ratio: image.naturalWidth / image.naturalHeight } });
   kept.result = { url, seed, values: { ...values, n: undefined } };
   room.services.gallery.add({ task: room.task.name, url, values: kept.result.values, seed, seconds: about.seconds, source: room.picture?.url });
   room.picker.replaceChildren(...room.shots.map((one, i) => thumb(room, one, i)));

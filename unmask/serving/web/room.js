@@ -109,29 +109,35 @@ export class Room {
 
   async showPicture({ url, width, height }) {
     const image = await decoded(url);
-    this.shape(width / height);
-    this.canvas.show({ image, grid: null, masked: null, fresh: [] });
+    this.showCanvas({ image, grid: null, masked: null, fresh: [], ratio: width / height });
+  }
+
+  showCanvas(frame) {
+    this.shape(frame.ratio || 1);
+    this.canvas.show(frame);
   }
 
   shape(ratio) {
+    if (ratio === this.ratio) return;
+    this.ratio = ratio;
     this.stage.style.setProperty("--ratio", ratio);
     this.canvas.fit();
   }
 
   showEntry({ canvas, words, plan }) {
-    if (canvas) this.canvas.show(canvas);
+    if (canvas) this.showCanvas(canvas);
     if (words) this.words.tokens(words.tokens, words.title);
-    if (plan !== undefined && plan !== this.plan) {
-      this.plan = plan;
-      this.boxes.set(plan?.things || []);
-    }
+    else this.words.clear();
+    if ((plan || null) === this.plan) return;
+    this.plan = plan || null;
+    this.boxes.set(plan?.things || []);
   }
 
   /** Show picture number ``index`` of the run, with its own film and timeline. */
   choose(index) {
     this.current = index;
     const shot = this.shots[index];
-    this.film.load(shot.entries);
+    this.film.load(shot.entries, shot.base);
     this.timeline.clear();
     for (const [round, known] of shot.rounds) this.timeline.put(round, known);
     [...this.picker.children].forEach((button, i) => button.setAttribute("aria-pressed", i === index));
