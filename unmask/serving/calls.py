@@ -22,8 +22,9 @@ from unmask.tasks.text import TextModel
 from unmask.tokens.layouts import Layout, layout_of
 from unmask.tokens.pictures import read_image, read_region
 
-# Fields of samplers that say which token is which. They are the model's own; a wrong one reads beyond its tables.
-_OWN = frozenset({"null_id", "ids", "low", "high", "drop", "keep"})
+# Fields of samplers that say which token or place is which. They are the model's own; a wrong one reads beyond its tables.
+_OWN = frozenset({"null_id", "ids", "low", "high", "drop", "keep", "order", "interval"})
+_TRUTHS = ("true", "false", "yes", "no")
 _MOST = 10_000  # of a number in a setting: what is larger only overflows
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
@@ -136,13 +137,12 @@ def checked(settings: Sequence[str]) -> list[str]:
         path, _, text = setting.partition("=")
         if not settable(path):
             raise ValueError(f"settings: {path.strip()!r} belongs to the model and stays as it is; leave it out")
-        for piece in text.strip("()[] ").split(","):
-            try:
-                value = float(piece)
-            except ValueError:
-                continue
-            if not math.isfinite(value) or abs(value) > _MOST:
-                raise ValueError(f"settings: {setting!r} is beyond all use; give a number of at most {_MOST}")
+        try:
+            value = 0.0 if text.strip().lower() in _TRUTHS else float(text)
+        except ValueError:
+            raise ValueError(f"settings: {setting!r} is no number; /v1/fields says what may be set") from None
+        if not math.isfinite(value) or abs(value) > _MOST:
+            raise ValueError(f"settings: {setting!r} is beyond all use; give a number of at most {_MOST}")
     return list(settings)
 
 

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from unmask.sampling.sampler import NothingUnmasked
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, QueueFull
 from unmask.serving.service import Draining
 
@@ -62,6 +63,9 @@ def trouble(error: BaseException) -> Trouble:
             return Trouble(status=404, message=text, code="model_not_found", param="model")
         case HTTPException():
             return Trouble(status=error.status_code, message=str(error.detail)[:_MOST], code=_code(error.status_code))
+        case NothingUnmasked() | ArithmeticError():  # no sampler of ours does that by itself
+            message = f"settings: these lead nowhere ({text}); give others"
+            return Trouble(status=400, message=message, code="invalid_value", param="settings")
         case ValueError():
             named, colon, _ = text.partition(": ")
             param = named if colon and named.isidentifier() else None

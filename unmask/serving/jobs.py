@@ -22,7 +22,7 @@ from unmask.tasks.results import Round
 from unmask.tasks.running import Done, Shown, Watch
 from unmask.tokens.layouts import Layout
 
-_LOOK = 0.1  # seconds between two looks at the queue
+_SOON, _LATE = 0.005, 0.25  # seconds between two looks at the queue, at first and at most
 
 
 class Listener(Protocol):
@@ -96,9 +96,10 @@ class Job:
                 self.listener.shown(shown, handle.behind)
 
     def _queue(self, listener: Listener, handle: Handle) -> None:
-        told = -1
+        told, pause = 0, _SOON
         while position := self.engine.position(handle):
-            if position != told:
+            if position != told and pause > _SOON:  # most leave the queue at once
                 listener.queued(position)
                 told = position
-            wait([handle.future], _LOOK)
+            wait([handle.future], pause)
+            pause = min(2 * pause, _LATE)
