@@ -1,11 +1,11 @@
 """Answers that an automaton accepts: constrained decoding, exact at every step.
 
 Public idea: ``Constrained(draw=.., grammars=((span name, grammar), ..))``. A masked model says of every open token how probable each id is,
-and nothing of how they go together; so all accepted answers, each weighed by the product of its tokens, are the paths through a lattice of
-automaton states by token numbers. A forward and a backward pass over it give the distribution of every token *among accepted answers that keep
-what is decided*, and one more pass the most probable answer. No id that is taken can thus leave an answer that cannot be
-completed. The idea of a dynamic programme over automaton states and token numbers is DINGO's (Suresh et al. 2025, arXiv 2505.23061), which
-takes the most probable text; here any draw works on the distributions, and its tokens are made to go together.
+and nothing of how they go together. So all accepted answers, each weighed by the product of its tokens, are the paths through a lattice
+of automaton states by token numbers. A forward and a backward pass over it give the distribution of every token *among accepted answers
+that keep what is decided*, and one more pass the most probable answer: what is taken can always be completed. The dynamic programme over
+automaton states and token numbers is the idea of DINGO (Suresh et al. 2025, arXiv 2505.23061), which takes the most probable text; here
+any draw works on the distributions, and its tokens are then made to go together.
 
 Shapes: N tokens of a span · V vocabulary · K kinds of tokens · S states · E edges.
 """
@@ -154,7 +154,9 @@ class Lattice:
     def _weights(self, *, total: bool) -> Tensor:
         """ln of what the tokens of each kind weigh, summed or the best of them, [N, K]."""
         g, tokens = self.grammar, len(self.ids)
-        known = torch.stack([_gathered(self.logp[n, self.fits], self.kind, g.kinds, total=total) for n in range(tokens)])
+        known = torch.stack(
+            [_gathered(self.logp[n, self.fits], self.kind, g.kinds, total=total) for n in range(tokens)]
+        )
         known[self.silent] = 0.0
         for n in (self.ids >= 0).nonzero()[:, 0].tolist():
             known[n] = _NEVER

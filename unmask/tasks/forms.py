@@ -1,7 +1,7 @@
 """Picture and question -> an answer in a form: a value of a JSON schema, or a text that matches a regex. Public idea: ``Fill``.
 
-A hole is a writable span under a grammar of its own. Where there are several, they are questions about one picture, each in a segment of its own,
-and all are decided in one run.
+A hole is a writable span under a grammar of its own. Where there are several, they are questions about one picture, each in a segment of
+its own, and all are decided in one run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,16 +19,9 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, describe
-from unmask.tasks.running import Runs, answer
 from unmask.tokens.build import asking, looking
 from unmask.tokens.forms import Form, Hole
 from unmask.tokens.views import Look
-
-
-class Fills(Runs, Protocol):
-    """A model as ``fill`` needs it."""
-
-    presets: Presets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +50,12 @@ class Fill:
         return filled(self.form, self.holes, sequence)
 
 
-def fill(
-    model: Fills, pixels: Tensor | Look, question: str, form: Form, sampler: Sampler, *, length: int | None, seed: int, trace: bool
-) -> Answer:
-    """Ask a loaded model; ``length``: tokens of every hole, None: as many as it should need. The answer has the ``value``."""
-    holes = tuple(form.holes(model.parts.text, model.parts.wording))
-    rooms = tuple(hole.room(model.presets.answer) if length is None else length for hole in holes)
-    task = Fill(pixels=pixels, question=question, form=form, holes=holes, rooms=rooms)
-    model.parts.require(task.needs)
-    built = task.build(model.parts)
-    if len(built.ids) > model.presets.context:
-        raise ValueError(
-            f"question and form have {len(built.ids)} tokens, and the model reads {model.presets.context}; ask for less at once"
-        )
-    said = answer(model, task, built, bound(sampler, holes), question=question, seed=seed, trace=trace)
-    return formed(said, form, sampler)
+def fill_in(
+    holes: tuple[Hole, ...], pixels: Tensor | Look, question: str, form: Form, length: int | None, presets: Presets
+) -> Fill:
+    """``length``: tokens of every hole, None: as many as it should need. ValueError where that is too few or too many."""
+    rooms = tuple(hole.room(presets.answer) if length is None else length for hole in holes)
+    return Fill(pixels=pixels, question=question, form=form, holes=holes, rooms=rooms)
 
 
 def formed(said: Answer, form: Form, sampler: Sampler) -> Answer:

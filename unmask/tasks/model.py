@@ -186,7 +186,11 @@ class Model:
             raise ValueError(f"an answer needs at least one token, got length {longest}; give 1 or more")
         said, chosen = self._prompt(question), override(self.presets.ask(self.parts), settings)
         if form is not None:
-            return forms.fill(self, seen, said, form, chosen, length=length, seed=seed, trace=trace)
+            holes = tuple(form.holes(self.parts.text, self.parts.wording))
+            for hole in holes:
+                self._prompt(hole.question, empty=True)
+            task = forms.fill_in(holes, seen, said, form, longest if length else None, self.presets)
+            return forms.formed(self._answer(task, forms.bound(chosen, holes), question, seed, trace), form, chosen)
         task = understand.Ask(pixels=seen, question=said, length=longest)
         return self._answer(task, chosen, question, seed, trace)
 
@@ -309,7 +313,11 @@ class Model:
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
-        built = task.build(self.parts)
+        built, most = task.build(self.parts), self.presets.context
+        if len(built.ids) > most:
+            raise ValueError(
+                f"question and answer have {len(built.ids)} tokens, and the model reads {most}; ask for less at once"
+            )
         return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:

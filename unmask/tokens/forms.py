@@ -1,9 +1,9 @@
 """What an answer has to look like, as a user says it.
 
-Public idea: ``of_schema({...})``, ``of_regex("...")`` or ``of_response_format({...})`` make a ``Form``; ``form.holes(text, wording)`` are the
-texts that have to be found for it, and ``form.value(read)`` puts what they said together. A form is one hole, the JSON text itself. A model that has
-never seen JSON (``Wording.field_by_field``) is asked for every value of an object by a question of its own, and says it in its own words;
-the braces, names and quotes around the values are then written by nobody's guess.
+Public idea: ``of_schema({...})``, ``of_regex("...")`` or ``of_response_format({...})`` make a ``Form``; ``form.holes(text, wording)`` are
+the texts that have to be found for it, and ``form.value(read)`` puts together what they said. A form is one hole, the JSON text itself. But
+a model that has never seen JSON (``Wording.field_by_field``) is asked for every value of an object by a question of its own, and says it in
+its own words; braces, names and quotes around the values are then nobody's guess.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def of_schema(schema: Any) -> Form:
         written(found)
         return Form(schema=json.dumps(found))
     except json.JSONDecodeError as error:
-        raise ValueError(f"the schema is no JSON: {error}; write for example {{\"type\": \"integer\"}}") from error
+        raise ValueError(f'the schema is no JSON: {error}; write for example {{"type": "integer"}}') from error
     except RecursionError as error:
         raise ValueError("the schema is nested too deeply; make it flatter") from error
 
@@ -118,13 +118,17 @@ def of_response_format(given: Mapping[str, Any]) -> Form | None:
     if kind == "json_schema":
         inner = given.get("json_schema")
         if not isinstance(inner, Mapping) or "schema" not in inner:
-            raise ValueError('response_format.json_schema has no schema; send {"json_schema": {"name": …, "schema": {…}}}')
+            raise ValueError(
+                'response_format.json_schema has no schema; send {"json_schema": {"name": …, "schema": {…}}}'
+            )
         return of_schema(inner["schema"])
     if kind == "regex" and isinstance(given.get("regex"), str):
         return of_regex(given["regex"])
     if kind == "json_object":
         raise ValueError("response_format json_object does not say which JSON; send json_schema with a schema")
-    raise ValueError(f"response_format {json.dumps(kind, default=str)} is not understood; use text, json_schema or regex")
+    raise ValueError(
+        f"response_format {json.dumps(kind, default=str)} is not understood; use text, json_schema or regex"
+    )
 
 
 def _spoken(leaf: Leaf, text: Text, wording: Wording) -> Hole:
@@ -164,7 +168,9 @@ def _said(schema: Schema, place: str, text: Text, wording: Wording) -> dict[str,
     for value in values:
         words = text.plain(_words(value, wording))
         if words in said:
-            raise ValueError(f"{place}: this model says {said[words]!r} and {value!r} with the same words; keep one of them")
+            raise ValueError(
+                f"{place}: this model says {said[words]!r} and {value!r} with the same words; keep one of them"
+            )
         said[words] = value
     return said
 

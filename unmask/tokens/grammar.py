@@ -20,8 +20,9 @@ from unmask.tokens.text import EOT, Text
 class Grammar:
     """The answers are a text that ``automaton`` accepts, and ends of turn behind it.
 
-    ``kind_of [V]``: 0..K-1, K-1 being the end of turn, and K for what never fits · ``frm``, ``kind``, ``to [E]``: from a state by a kind of
-    token to a state · ``final [S]``: where an answer may end; the last state is the one behind an end of turn · ``least``: tokens of the shortest.
+    ``kind_of [V]``: 0..K-1, K-1 being the end of turn, and K for what never fits · ``frm``, ``kind``, ``to [E]``: from a state by a kind
+    of token to a state · ``final [S]``: where an answer may end; the last state is the one behind an end of turn · ``least``: tokens of
+    the shortest.
     """
 
     def __init__(self, automaton: Automaton, pieces: list[bytes], end: int) -> None:

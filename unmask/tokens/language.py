@@ -142,15 +142,17 @@ class _Net:
         return end
 
     def _chars(self, chars: Chars, begin: int) -> int:
+        """Paths that end alike share their ends, so that a character costs few states."""
         end = self.state()
+        known: dict[tuple[tuple[int, int], ...], int] = {(): end}
         for low, high in chars.ranges:
             for path in byte_paths(low, high):
-                here = begin
-                for first, last in path[:-1]:
-                    after = self.state()
-                    self.steps[here].append((first, last, after))
-                    here = after
-                self.steps[here].append((*path[-1], end))
+                for cut in range(len(path) - 1, 0, -1):
+                    rest = tuple(path[cut:])
+                    if rest not in known:
+                        known[rest] = self.state()
+                        self.steps[known[rest]].append((*rest[0], known[rest[1:]]))
+                self.steps[begin].append((*path[0], known[tuple(path[1:])]))
         return end
 
     def closure(self, states: Iterable[int]) -> frozenset[int]:

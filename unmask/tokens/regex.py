@@ -1,9 +1,9 @@
 """Regular expressions as languages: the part of the syntax that says which texts there are, and nothing else.
 
 Public idea: ``parsed(pattern) -> Language``, the texts that match as a whole. Understood: characters, ``.`` (no newline), classes ``[a-z]``
-and ``[^…]``, ``\\d \\w \\s`` and their opposites (ASCII), ``\\n \\t \\r \\f \\v \\0 \\xhh \\uhhhh``, groups ``(…)`` and ``(?:…)``, ``|``, ``* + ? {m} {m,} {m,n}``,
-``^`` at the very beginning and ``$`` at the very end. All else (lookaround, back references, lazy repeats, flags, ``\\b``) is a ValueError
-that says where.
+and ``[^…]``, ``\\d \\w \\s`` and their opposites (ASCII), ``\\n \\t \\r \\f \\v \\0 \\xhh \\uhhhh``, groups ``(…)`` and ``(?:…)``, ``|``,
+``* + ? {m} {m,} {m,n}``, ``^`` at the very beginning and ``$`` at the very end. All else (lookaround, back references, lazy repeats, flags,
+``\\b``) is a ValueError that says where.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ class _Parser:
         if sign == "{":
             close = self.pattern.find("}", self.at)
             counts = self.pattern[self.at : close].split(",") if close > 0 else []
-            if len(counts) not in (1, 2) or not counts[0].isdecimal() or not (counts[-1].isdecimal() or counts[-1] == ""):
+            if (
+                len(counts) not in (1, 2)
+                or not counts[0].isdecimal()
+                or not (counts[-1].isdecimal() or counts[-1] == "")
+            ):
                 raise self._wrong("a count is {m}, {m,} or {m,n}; for the character itself write \\{", begin)
             least, most = int(counts[0]), int(counts[-1]) if counts[-1] else None
             self.at = close + 1
@@ -153,11 +157,13 @@ class _Parser:
 
     def _wrong(self, what: str, at: int | None = None) -> ValueError:
         place = self.at if at is None else at
-        return ValueError(f"regex {self.pattern!r}, character {place + 1}: {what}; docs/structured.md says what is understood")
+        return ValueError(
+            f"regex {self.pattern!r}, character {place + 1}: {what}; docs/structured.md says what is understood"
+        )
 
 
 def quoted(language: Language) -> Language:
-    """The same texts as they stand inside a JSON string. Controls other than newline, tab and the like have no short name and are left out."""
+    """The same texts inside a JSON string. Controls other than newline, tab and the like have no short name and are left out."""
     if isinstance(language, Chars):
         return _quoted_chars(language)
     if isinstance(language, Repeat):

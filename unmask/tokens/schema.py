@@ -1,10 +1,10 @@
 """JSON schemas as languages: which JSON texts are valid, as far as an automaton can say it.
 
 Public idea: ``written(schema) -> Language``: the JSON texts, written as ``json.dumps`` writes them, that are valid; ``leaves(schema)``: the
-values inside it, each with a way to it. Understood: ``enum``, ``const``, ``anyOf``; ``type`` string (``pattern``, or ``minLength`` and
-``maxLength``), integer and number (``minimum``, ``maximum``; of an integer ``exclusive…`` too), boolean, null, array (``items``, ``minItems``,
-``maxItems``) and object (``properties``, all of them and in their order, whatever ``required`` says). Anything else that would constrain
-is a ValueError that names it and where it stands; ``title``, ``description`` and the like are read or passed over.
+values inside it, each with a way to it. Understood: ``enum``, ``const``, ``anyOf``; ``type`` string of one line (``pattern``, or
+``minLength`` and ``maxLength``), integer and number (``minimum``, ``maximum``; of an integer ``exclusive…`` too), boolean, null, array
+(``items``, ``minItems``, ``maxItems``) and object (``properties``, all of them and in their order, whatever ``required`` says). Anything
+else that would constrain is a ValueError that names it and where it stands; ``title``, ``description`` and the like constrain nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ LARGEST = 10**15 - 1  # an integer has at most 15 digits, so that every reader o
 FRACTION = 6  # digits behind the point
 _DEEPEST = 32
 _ANY = Chars(ranges=((0x20, 0xD7FF), (0xE000, 0x10FFFF)))
-_SILENT = frozenset(("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly"))
+_SILENT = frozenset(
+    ("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly")
+)
 _DIGIT = Chars(ranges=((48, 57),))
 _KEYS = {
     "string": ("pattern", "minLength", "maxLength"),
@@ -97,7 +99,9 @@ def characters(schema: Schema, place: str) -> Language:
     if "pattern" not in schema:
         return Repeat(part=_ANY, least=least, most=_ordered(least, most, place, "Length"))
     if least or most is not None:
-        raise ValueError(f"{place}: pattern together with minLength or maxLength is not understood; say the length in the pattern")
+        raise ValueError(
+            f"{place}: pattern together with minLength or maxLength is not understood; say the length in the pattern"
+        )
     try:
         return parsed(str(schema["pattern"]))
     except ValueError as error:
@@ -166,7 +170,9 @@ def _array(schema: Schema, place: str, depth: int) -> Language:
     one = written(schema["items"], f"{place}.items", depth + 1)
     if most == 0:
         return literal("[]")
-    more = Repeat(part=Then(parts=(literal(", "), one)), least=max(0, least - 1), most=None if most is None else most - 1)
+    more = Repeat(
+        part=Then(parts=(literal(", "), one)), least=max(0, least - 1), most=None if most is None else most - 1
+    )
     some = Then(parts=(one, more))
     return Then(parts=(literal("["), optional(some) if least == 0 else some, literal("]")))
 
@@ -188,16 +194,22 @@ def _object(schema: Schema, place: str, depth: int) -> Language:
 def _kind(schema: Any, place: str) -> str:
     """Which rule a schema follows; ValueError for a word that no rule knows."""
     if not isinstance(schema, Mapping):
-        raise ValueError(f"{place}: wanted a schema, got {json.dumps(schema, default=str)[:40]}; write {{\"type\": …}}")
+        raise ValueError(f'{place}: wanted a schema, got {json.dumps(schema, default=str)[:40]}; write {{"type": …}}')
     stated = "enum" if {"enum", "const"} & set(schema) else "anyOf" if "anyOf" in schema else None
     kind = schema.get("type")
     if stated is None and not (isinstance(kind, str) and kind in _KEYS):
         known = ", ".join(_KEYS)
-        raise ValueError(f"{place}.type: {json.dumps(kind, default=str)} is not understood; use one of {known}, or enum, const, anyOf")
-    allowed = {"enum": ("enum", "const", "type"), "anyOf": ("anyOf",)}.get(stated or "", ("type", *_KEYS.get(str(kind), ())))
+        raise ValueError(
+            f"{place}.type: {json.dumps(kind, default=str)} is not understood; use one of {known}, or enum, const, anyOf"
+        )
+    allowed = {"enum": ("enum", "const", "type"), "anyOf": ("anyOf",)}.get(
+        stated or "", ("type", *_KEYS.get(str(kind), ()))
+    )
     unknown = [key for key in schema if key not in allowed and key not in _SILENT]
     if unknown:
-        raise ValueError(f"{place}.{unknown[0]}: this keyword is not understood here; leave it out, or use {', '.join(allowed)}")
+        raise ValueError(
+            f"{place}.{unknown[0]}: this keyword is not understood here; leave it out, or use {', '.join(allowed)}"
+        )
     if stated == "anyOf" and not (isinstance(schema["anyOf"], list) and schema["anyOf"]):
         raise ValueError(f"{place}.anyOf: wanted a list of schemas")
     return stated or str(kind)
@@ -228,7 +240,12 @@ def _whole(schema: Schema, name: str, place: str) -> int | None:
     value = schema.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value in (float("inf"), -float("inf")):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value != value
+        or value in (float("inf"), -float("inf"))
+    ):
         raise ValueError(f"{place}.{name}: wanted a number, got {value!r}")
     if int(value) != value:
         raise ValueError(f"{place}.{name}: bounds are whole numbers here, got {value!r}; use {round(value)}")

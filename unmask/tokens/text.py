@@ -98,7 +98,9 @@ class Text:
     def pieces(self) -> list[bytes]:
         """The bytes of every id; none for control tokens and what the tokenizer has added. TokenizerError if it is not byte-level."""
         if not isinstance(self.tokenizer.decoder, decoders.ByteLevel):
-            raise TokenizerError("only a byte-level tokenizer says which bytes a token stands for; this one is of another sort")
+            raise TokenizerError(
+                "only a byte-level tokenizer says which bytes a token stands for; this one is of another sort"
+            )
         byte_of = _byte_of()
         pieces = [b""] * (max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
         for token, i in self.tokenizer.get_vocab(with_added_tokens=False).items():
