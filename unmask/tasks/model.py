@@ -18,15 +18,14 @@ from torch import Tensor
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import conversing, edit, forms, generate, ground, infill, planning, reflecting, released, understand
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.opening import Format, find, format_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
-from unmask.tasks.results import Answer, Box, Drawing, Grounding, describe
-from unmask.tasks.running import Done, Watch, answer, decide
+from unmask.tasks.results import Answer, Box, Drawing, Grounding, Round, describe
+from unmask.tasks.running import Done, Shown, Through, Watch, answer, decide
 from unmask.tasks.text import TextModel, load_text
 from unmask.tokens.forms import Form
 from unmask.tokens.layouts import Layout
@@ -81,10 +80,13 @@ def load(
 
 
 class Model:
-    """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint."""
+    """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint.
 
-    def __init__(self, parts: Parts, presets: Presets = OWN) -> None:
-        self.parts, self.presets = parts, presets
+    ``through``: decides the sequences in its place (``run``); None: its own network does, one call after another.
+    """
+
+    def __init__(self, parts: Parts, presets: Presets = OWN, *, through: Through | None = None) -> None:
+        self.parts, self.presets, self.through = parts, presets, through
 
     @property
     def device(self) -> torch.device:
@@ -119,6 +121,8 @@ class Model:
         if thinking.plan:
             self.parts.require(planning.Plan.needs)
             layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
+            for row, layout in enumerate(layouts):
+                self.tell(row, layout)
         tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
         return self._draw(tasks, seeds, chosen, prompt, trace)
 
@@ -244,6 +248,8 @@ class Model:
         self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, watch: Watch | None = None
     ) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        if self.through:
+            return self.through.run(sequences, seeds, sampler, watch)
         return decide(
             self.parts.net,
             sequences,
@@ -254,6 +260,11 @@ class Model:
             watch=watch,
         )
 
+    def tell(self, row: int, thought: Layout | Round) -> None:
+        """What was thought on the way to picture ``row`` of a call, for whoever follows it (``through``)."""
+        if self.through:
+            self.through.tell(row, thought)
+
     def _draw(
         self, tasks: Sequence[Any], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
     ) -> list[Drawing]:
@@ -263,12 +274,8 @@ class Model:
         built = [known[id(task)] for task in tasks]
         frames: list[list[Image.Image]] = [[] for _ in tasks]
 
-        def watch(batch: Batch) -> None:
-            for i, (sequence, film) in enumerate(zip(built, frames, strict=True)):
-                span = sequence.span("image")
-                part = slice(span.start, span.stop)
-                codes, masked = batch.ids[i, part].reshape(span.grid), batch.masked[i, part].reshape(span.grid)
-                film.append(self.parts.canvas(codes, masked))
+        def watch(shown: Shown) -> None:
+            frames[shown.row].append(self.parts.canvas(*generate.picture_so_far(shown.sequence, "image")))
 
         done = self.run(built, seeds, sampler, watch if trace else None)
         settings = describe(sampler)
@@ -289,7 +296,9 @@ class Model:
         task = planning.PlanEdit(pixels=seen, instruction=instruction, length=self.presets.edit_plan_length)
         self.parts.require(task.needs)
         done = self.run([task.build(self.parts)], [0], self.presets.plan_edit(self.parts))
-        return task.read(done.rows[0], self.parts)
+        layout = task.read(done.rows[0], self.parts)
+        self.tell(0, layout)
+        return layout
 
     def _reflect(
         self, prompt: str, seeds: list[int], thinking: Thinking, sampler: Sampler, conditions: Conditions | None

@@ -86,6 +86,7 @@ class Runner(Protocol):
     @property
     def device(self) -> torch.device: ...
     def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler) -> Any: ...
+    def tell(self, row: int, thought: Layout | Round) -> None: ...
 
 
 def think(
@@ -106,12 +107,16 @@ def think(
         own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
         said = [prompts[i] for i in live]
         plans = layouts(model, said, own, conditions) if thinking.plan else [thinking.layout] * len(live)
+        for i, layout in zip(live, plans, strict=True):
+            if layout and thinking.plan:
+                model.tell(i, layout)
         past = [remembered(model.parts, rounds[i], thinking.memory, own[k]) for k, i in enumerate(live)]
         images = _draw(model, said, own, plans, past, sampler, conditions)
         words = criticise(model, said, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
         for i, image, layout, (critique, approval), seed in zip(live, images, plans, words, own, strict=True):
             told = {"critique": critique, "accepted": accepts(critique), "approval": approval}
             rounds[i].append(Round(image=image, plan=layout, **told, seed=seed))
+            model.tell(i, rounds[i][-1])
         live = [i for i in live if not rounds[i][-1].accepted]
         if not live:
             break

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Sequence
+from unmask.sequence import Sequence
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -120,11 +120,11 @@ def answered(sequence: Sequence, text: Text) -> str:
     return text.decode(ids)
 
 
-def so_far(batch: Batch, row: int, text: Text) -> str:
-    """The answers of a row as they stand, undecided tokens as ``_``."""
-    answers = [span for span in batch.span_table[row] if span.name.partition(" ")[0] == "answer"]
+def so_far(sequence: Sequence, text: Text) -> str:
+    """The answers as they stand, undecided tokens as ``_``."""
+    answers = [span for span in sequence.spans if span.name.partition(" ")[0] == "answer"]
     tokens = [i for span in answers for i in range(span.start, span.stop)]
-    shown = ("_" if bool(batch.masked[row, i]) else text.show([int(batch.ids[row, i])]) for i in tokens)
+    shown = ("_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]) for i in tokens)
     return "".join(shown).strip()
 
 

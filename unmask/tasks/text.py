@@ -26,7 +26,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.forms import bound, filled, formed
 from unmask.tasks.results import Answer, answered
-from unmask.tasks.running import Done, Watch, answer, decide
+from unmask.tasks.running import Done, Through, Watch, answer, decide
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.forms import Form, Hole
@@ -142,10 +142,10 @@ def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) ->
 
 
 class TextModel:
-    """A loaded text model. Every method checks its input first and raises ValueError with a hint."""
+    """A loaded text model. Every method checks its input first and raises ValueError with a hint. ``through``: as of ``Model``."""
 
-    def __init__(self, parts: TextParts) -> None:
-        self.parts = parts
+    def __init__(self, parts: TextParts, *, through: Through | None = None) -> None:
+        self.parts, self.through = parts, through
 
     def __getattr__(self, name: str) -> Any:
         if name in _PICTURES:
@@ -200,6 +200,8 @@ class TextModel:
 
     def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        if self.through:
+            return self.through.run(sequences, seeds, sampler, watch)
         return decide(self.parts.net, sequences, seeds, sampler, device=self.device, watch=watch)
 
     def _formed(self, question: str, length: int, form: Form, sampler: Sampler, seed: int, trace: bool) -> Answer:
