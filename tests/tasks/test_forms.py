@@ -168,7 +168,7 @@ def test_in_the_engine_an_answer_is_what_it_is_alone(tiny: Model, writer: Model)
 
 
 def test_a_text_model_answers_in_a_form(tmp_path: Path) -> None:
-    model = unmask.load(make_llada(tmp_path))
+    model = unmask.load(make_llada(tmp_path / "llada"))
     schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 3}}}
     said = model.ask("how many?", form=of_schema(schema), length=24)  # type: ignore[call-arg]
     assert said.value["n"] in (1, 2, 3) and json.loads(said.text) == said.value
