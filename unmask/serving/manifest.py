@@ -92,9 +92,8 @@ class Ask(_Job):
         form = (
             of_schema(self.form) if self.form is not None else of_regex(self.regex) if self.regex is not None else None
         )
-        more = {"form": form, "seed": self.seed, "settings": self.settings} | (
-            {"length": self.length} if self.length else {}
-        )
+        more: dict[str, Any] = {"form": form, "seed": self.seed, "settings": self.settings}
+        more |= {"length": self.length} if self.length else {}
         if isinstance(model, TextModel):
             if self.image is not None:
                 raise ValueError("this is a text model, which reads no pictures; leave out image")
