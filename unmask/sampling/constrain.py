@@ -43,7 +43,8 @@ class Constrained:
     grammars: tuple[tuple[str, Grammar], ...]
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        known, logits, bound = dict(self.grammars), prediction.text_logits.clone(), []
+        known, bound = dict(self.grammars), []
+        logits = prediction.text_logits.to(torch.float32, copy=True)
         length = batch.ids.shape[1]
         for row, table in enumerate(batch.span_table):
             for span in table:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from unmask.tasks.opening import needs_of
 from unmask.tasks.text import TextModel
-from unmask.tokens.forms import of_regex, of_schema
+from unmask.tokens.forms import Form, of_regex, of_schema
 from unmask.tokens.layouts import Layout, layout_of
 
 
@@ -87,12 +87,7 @@ class Ask(_Job):
         return needs_of("ask")
 
     def ask(self, model: Any, folder: Path) -> Any:
-        if self.form is not None and self.regex is not None:
-            raise ValueError("an answer has one form; give schema or regex")
-        form = (
-            of_schema(self.form) if self.form is not None else of_regex(self.regex) if self.regex is not None else None
-        )
-        more: dict[str, Any] = {"form": form, "seed": self.seed, "settings": self.settings}
+        more: dict[str, Any] = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
         more |= {"length": self.length} if self.length else {}
         if isinstance(model, TextModel):
             if self.image is not None:
@@ -101,6 +96,13 @@ class Ask(_Job):
         if self.image is None:
             raise ValueError("there is no picture to ask about; give image")
         return model.ask(folder / self.image, self.prompt, **more)
+
+    def _wanted(self) -> Form | None:
+        if self.form is not None and self.regex is not None:
+            raise ValueError("an answer has one form; give schema or regex")
+        if self.form is not None:
+            return of_schema(self.form)
+        return of_regex(self.regex) if self.regex is not None else None
 
 
 class Ground(_Job):

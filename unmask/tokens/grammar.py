@@ -33,7 +33,7 @@ class Grammar:
         kind_of[end] = self.kinds - 1
         self.kind_of = kind_of.masked_fill(kind_of < 0, self.kinds)
         done = automaton.states
-        to_SK = torch.stack([walk.step(state, samples)[1] for state in range(automaton.states)])
+        to_SK = torch.stack([walk.step(state, samples) for state in range(automaton.states)])
         frm, kind = (to_SK < done).nonzero().unbind(1)
         ends = automaton.ends.nonzero()[:, 0]
         last = torch.full((len(ends) + 1,), self.kinds - 1)
@@ -67,35 +67,33 @@ class _Walk:
     def __init__(self, automaton: Automaton, pieces: list[bytes]) -> None:
         self.automaton, self.dead = automaton, automaton.states
         self.longest = max(map(len, pieces), default=0)
-        self.stay = torch.arange(automaton.states + 1)[:, None]
-        self.table = torch.cat([automaton.table, self.stay], dim=1)  # 256: no byte any more
+        self.table = automaton.table
+        # 256: no byte any more.
         rows = [[*piece, *[256] * (self.longest - len(piece))] for piece in pieces]
         self.bytes = torch.tensor(rows, dtype=torch.int16).view(len(pieces), self.longest)
         self.size = len(pieces)
         self.written = torch.tensor([len(piece) > 0 for piece in pieces]).nonzero()[:, 0]
 
-    def step(self, state: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens, the state after each), ``dead`` for those that do not fit."""
+    def step(self, state: int, tokens: Tensor) -> Tensor:
+        """The state after each token, ``dead`` for those that do not fit."""
         after = torch.full((len(tokens),), state)
         going = torch.arange(len(tokens))
         for column in range(self.longest):
             after[going] = self.table[after[going], self.bytes[tokens[going], column].long()]
-            more = self.bytes[tokens[going], column + 1] < 256 if column + 1 < self.longest else None
-            if more is None:
-                break
-            going = going[more & (after[going] < self.dead)]
+            going = going[after[going] < self.dead]
+            if column + 1 < self.longest:
+                going = going[self.bytes[tokens[going], column + 1] < 256]
             if not len(going):
                 break
-        return tokens, after
+        return after
 
     def kinds(self) -> tuple[Tensor, Tensor]:
         """(the kind of each token, -1 for what fits nowhere; a token of each kind)."""
         kind = torch.full((self.size,), -1)
         many = 0
         for state in range(self.automaton.states):
-            tokens, after = self.step(state, self.written)
-            fits = after < self.dead
-            tokens, after = tokens[fits], after[fits]
+            after = self.step(state, self.written)
+            tokens, after = self.written[after < self.dead], after[after < self.dead]
             # Tokens that were alike so far, and are not here, part; those that do not fit here keep their kind among themselves.
             _, own = ((kind[tokens] + 1) * (self.dead + 1) + after).unique(return_inverse=True)
             kind[tokens] = many + own
