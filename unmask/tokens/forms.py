@@ -69,7 +69,7 @@ class Hole:
 
     def room(self, usual: int) -> int:
         """How many tokens to give it where nobody says: ``usual``, or more where that would be tight."""
-        return max(usual, self.longest + 1 if self.said else 2 * self.grammar.least + 8)
+        return max(usual, self.longest + 1 if self.said else 2 * self.grammar.least + 2)
 
     def check(self, room: int) -> None:
         """ValueError where no answer has so few tokens."""
