@@ -19,7 +19,7 @@ from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
-from unmask.tasks import conversing, edit, generate, ground, infill, planning, reflecting, released, understand
+from unmask.tasks import conversing, edit, forms, generate, ground, infill, planning, reflecting, released, understand
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.opening import Format, find, format_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
@@ -27,6 +27,7 @@ from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, Round, describe
 from unmask.tasks.running import Done, Shown, Through, Watch, answer, decide
 from unmask.tasks.text import TextModel, load_text
+from unmask.tokens.forms import Form
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
@@ -177,14 +178,24 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         length: int | None = None,
+        form: Form | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """Answer a question about a picture, in at most ``length`` tokens (default: what the model's presets say)."""
+        """Answer a question about a picture, in at most ``length`` tokens (default: what the model's presets say).
+
+        ``form``: what the answer has to look like, from ``tokens.forms``; ``answer.value`` is then what it says.
+        """
         seen, longest = self.parts.look(read_image(image)), self.presets.answer if length is None else length
         if longest < 1:
             raise ValueError(f"an answer needs at least one token, got length {longest}; give 1 or more")
-        task = understand.Ask(pixels=seen, question=self._prompt(question), length=longest)
-        chosen = override(self.presets.ask(self.parts), settings)
+        said, chosen = self._prompt(question), override(self.presets.ask(self.parts), settings)
+        if form is not None:
+            holes = tuple(form.holes(self.parts.text, self.parts.wording))
+            for hole in holes:
+                self._prompt(hole.question, empty=True)
+            task = forms.fill_in(holes, seen, said, form, longest if length else None, self.presets)
+            return forms.formed(self._answer(task, forms.bound(chosen, holes), question, seed, trace), form, chosen)
+        task = understand.Ask(pixels=seen, question=said, length=longest)
         return self._answer(task, chosen, question, seed, trace)
 
     def describe(self, image: Picture, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
@@ -311,7 +322,11 @@ class Model:
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
-        built = task.build(self.parts)
+        built, most = task.build(self.parts), self.presets.context
+        if len(built.ids) > most:
+            raise ValueError(
+                f"question and answer have {len(built.ids)} tokens, and the model reads {most}; ask for less at once"
+            )
         return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:
