@@ -148,6 +148,10 @@ def test_generate_thinks_and_shows_what_it_thought(
     assert Image.open("t.png").height > 100
     out, _ = _run(capsys, "edit", "in.png", "add a cat", "--plan", "--json", "--model", folder, "-o", "pace.steps=2")
     assert "troubles" in json.loads(out)[0]["plan"]
+    words = ("edit", "in.png", "add a cat", "--json", "--model", folder, "-o", "pace.steps=2", "--thoughts", "e.png")
+    rounds = json.loads(_run(capsys, *words, "--plan", "--reflect", "2")[0])[0]["rounds"]
+    assert 1 <= len(rounds) <= 2 and all(r["critique"] and r["plan"] for r in rounds)
+    assert Image.open("e.png").width == 1200
 
 
 def test_chat_reads_lines_and_saves_pictures(
@@ -370,6 +374,7 @@ def test_a_mistake_is_two_lines_and_exit_2(
     [
         (["generate", ""], "the prompt is empty"),
         (["generate", "x", "--reflect", "0"], "1 to 64 rounds"),
+        (["edit", "in.png", "x", "--reflect", "65"], "1 to 64 rounds"),
         (["generate", "apple " * 5000], "longer than"),
         (["generate", "x", "-o", "pace.stepz=3"], "did you mean 'steps'"),
         (["generate", "x", "-o", "pace.steps=many"], "wanted a number"),

@@ -65,7 +65,7 @@ def test_an_arm_that_thinks_hands_over_the_best_try(model: Model, monkeypatch: p
 def test_edits_from_a_plan_are_an_arm_of_their_own(model: Model) -> None:
     items = wishes("add", 2, PLAN)
     few = ("pace.steps=2",)
-    planned, plain = Editor(changes=few, plan=True), Editor(changes=few)
+    planned, plain = Editor(changes=few, thinking=Thinking(plan=True)), Editor(changes=few)
     assert planned(model, items).shape == plain(model, items).shape == (2, 128, 128, 3)
     assert planned.settings(model) != plain.settings(model)
 

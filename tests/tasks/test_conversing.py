@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import unmask
 from tests.tokens.test_build import TEXTS
 from unmask.sequence import Kind, collate
 from unmask.tasks.conversing import Message, converse
@@ -22,12 +21,6 @@ from unmask.tokens.text import EOT, EXP
 from unmask.tokens.turns import Said, announced, conversation, opened, resumed
 
 PICTURE = Image.new("RGB", (128, 128), "white")
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    torch.set_num_threads(1)
-    return unmask.load("mini")
 
 
 @dataclass

@@ -25,12 +25,6 @@ FEW = ["pace.steps=4"]
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    torch.set_num_threads(1)
-    return unmask.load("mini")
-
-
-@pytest.fixture(scope="module")
 def picture() -> Image.Image:
     scene = sample("grid", "test", 3, 5, Draft(counts=((2, 1.0),), alike=0.0))
     return Image.fromarray(render(scene, 128))

@@ -10,23 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-import unmask
 from unmask.sequence import Kind
-from unmask.tasks import planning, reflecting
+from unmask.tasks import planning, reflecting, revising
 from unmask.tasks.model import Model
 from unmask.tasks.reflecting import Thinking, accepts, best, criticise, remembered, think
 from unmask.tasks.results import Round
+from unmask.tasks.revising import revise
 from unmask.tokens.layouts import Layout, Placed, layout_of, to_ids
 from unmask.tokens.text import EOT
 
 FEW = ["pace.steps=3"]
 LAYOUT = layout_of([("red apple", (0.0, 0.0, 0.5, 0.5)), ("cat", (0.5, 0.5, 1.0, 1.0))])
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    torch.set_num_threads(1)
-    return unmask.load("mini")
 
 
 @dataclass
@@ -161,10 +155,65 @@ def test_edit_takes_and_makes_a_plan(model: Model) -> None:
     assert model.edit(picture, "add a cat", settings=FEW, plan=True)[0].plan is not None
 
 
+def test_an_edit_is_tried_again_until_it_is_approved(model: Model) -> None:
+    pictures = [Image.new("RGB", (128, 128), colour) for colour in ("white", "grey")]
+    said = {"add a cat": ["a cat is missing", "this is correct"], "add a dog": ["everything is correct"]}
+    plans = [replace(LAYOUT, reason="add")] * 3
+    sampler, again = model.presets.edit(model.parts), model.presets.edit_again(model.parts)
+
+    def tried(some: list[str], shown: list[Image.Image]) -> tuple[Scripted, list[list[Round]]]:
+        scripted = Scripted(model, plans=list(plans), critiques={k: list(said[k]) for k in some})
+        seeds = [10 + list(said).index(k) for k in some]
+        return scripted, revise(scripted, shown, some, seeds, Thinking(plan=True, rounds=4), sampler, again)
+
+    scripted, found = tried(list(said), pictures)
+    assert [[r.critique for r in rounds] for rounds in found] == list(said.values())
+    assert [len(batch) for batch in scripted.drawn] == [2, 1] and [r.plan for r in found[0]] == plans[:2]
+    # Nothing of the first try is in the second: the same look and source, and codes of its own chance.
+    first, second = scripted.drawn[0][0], scripted.drawn[1][0]
+    assert torch.equal(first.ids, second.ids) and [s.name for s in second.spans].count("look") == 1
+    assert not same(found[0][0].image, found[0][1].image)
+    assert len({r.seed for rounds in found for r in rounds}) == 3
+    _, alone = tried(["add a cat"], pictures[:1])
+    assert all(same(a.image, b.image) for a, b in zip(alone[0], found[0], strict=True))
+
+
+def test_the_judge_of_an_edit_sees_before_and_after(model: Model) -> None:
+    white, red = (Image.new("RGB", (128, 128), colour) for colour in ("white", "red"))
+    asked = revising.CritiqueEdit(
+        before=model.parts.glance(white), after=model.parts.glance(red), instruction="paint it red", length=16
+    )
+    built = asked.build(model.parts)
+    assert built.pixels is not None
+    assert torch.equal(built.pixels, torch.stack([model.parts.see(p)[0] for p in (white, red)]))
+    assert "does this paint it red" in model.parts.text.decode(built.ids.tolist())
+    told = revising.criticise(model, [white, red], [red, white], ["paint it red"] * 2)
+    assert told[0][1] != told[1][1] and all(0 <= chance <= 1 for _, chance in told)
+
+
+def test_edit_reflects(model: Model) -> None:
+    picture = Image.new("RGB", (128, 128), "white")
+    tried = model.edit(picture, "add a cat", n=2, seed=3, settings=FEW, plan=True, reflect=2)
+    assert [d.seed for d in tried] == [3, 4] and all(1 <= len(d.rounds) <= 2 for d in tried)
+    for drawing in tried:
+        assert same(drawing.image, best(drawing.rounds).image) and drawing.plan == best(drawing.rounds).plan
+        assert len(drawing.to_json()["rounds"]) == len(drawing.rounds)
+    alone = model.edit(picture, "add a cat", seed=4, settings=FEW, plan=True, reflect=2)[0]
+    assert [same(a.image, b.image) for a, b in zip(alone.rounds, tried[1].rounds, strict=True)] == [True] * len(
+        alone.rounds
+    )
+    given = model.edit(picture, "add a cat", settings=FEW, plan=LAYOUT, reflect=2)[0]
+    assert all(r.plan == LAYOUT for r in given.rounds)
+    with pytest.raises(ValueError, match="leave out trace or reflect"):
+        model.edit(picture, "add a cat", reflect=2, trace=True)
+
+
 @pytest.mark.parametrize("rounds", [0, -3, 65, 10**9])
 def test_absurd_rounds_are_refused(model: Model, rounds: int) -> None:
     with pytest.raises(ValueError, match="1 to 64 rounds"):
         model.generate("a cat", reflect=rounds)
+    with pytest.raises(ValueError, match="1 to 64 rounds"):
+        model.edit(Image.new("RGB", (8, 8)), "add a cat", reflect=rounds)
 
 
 def test_bad_settings_are_refused(model: Model) -> None:

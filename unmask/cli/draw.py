@@ -18,6 +18,9 @@ from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, sav
 _GAP = "[mask]"
 
 _plan = click.option("--plan", is_flag=True, help="Think of a layout first.")
+_reflect = click.option(
+    "--reflect", type=int, default=1, show_default=True, metavar="N", help="Judge, and draw up to N pictures."
+)
 _thoughts = path_option("--thoughts", tuple(WRITABLE), "Also save plans and critiques as a sheet.")
 _trace = path_option("--trace", TRACES, "Also save how it came about: .gif moves, .png is a strip.")
 _count = click.option(
@@ -34,9 +37,7 @@ _count = click.option(
 @click.option(
     "--boxes", metavar="LAYOUT", help="Draw from this layout: 'name: x1,y1,x2,y2; …' in fractions, or a JSON file."
 )
-@click.option(
-    "--reflect", type=int, default=1, show_default=True, metavar="N", help="Judge, and draw up to N pictures."
-)
+@_reflect
 @_thoughts
 @model_options
 def generate(
@@ -52,8 +53,8 @@ def generate(
 ) -> None:
     """Draw pictures from a prompt.
 
-    Prints the path of every picture. With --reflect the last picture is the result: the first that the model itself finds right, or
-    the last of N.
+    Prints the path of every picture. With --reflect that is the first which the model itself finds right, or of N the one that came
+    nearest.
 
     \b
     Examples:
@@ -89,6 +90,7 @@ def generate(
 @path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "edited.png")
 @_trace
 @_plan
+@_reflect
 @_thoughts
 @model_options
 def edit(
@@ -99,11 +101,13 @@ def edit(
     out: Path,
     trace: Path | None,
     plan: bool,
+    reflect: int,
     thoughts: Path | None,
 ) -> None:
     """Change a picture as an instruction says.
 
-    Prints the path of every picture.
+    Prints the path of every picture. With --reflect that is the first which the model itself finds right, or of N the one that came
+    nearest.
 
     \b
     Examples:
@@ -111,12 +115,20 @@ def edit(
       unmask edit apples.png "add a cat at the top left" --out cat.png
       unmask edit apples.png "remove the cat" -n 2 --seed 3 --trace gone.gif
       unmask edit apples.png "move the cat to the top left" --plan --thoughts plan.png
+      unmask edit apples.png "remove the cat" --reflect 4 --thoughts rounds.png
     """
     _apart(out, trace, thoughts)
     picture = read_image(image)
-    model = run.open("edit-plan" if plan else "edit")
+    model = run.open("edit-reflect" if reflect > 1 else "edit-plan" if plan else "edit")
     drawn = model.edit(
-        picture, instruction, n=count, seed=run.seed, plan=plan, trace=trace is not None, settings=run.settings
+        picture,
+        instruction,
+        n=count,
+        seed=run.seed,
+        plan=plan,
+        reflect=reflect,
+        trace=trace is not None,
+        settings=run.settings,
     )
     _deliver(drawn, out, trace, run, thoughts)
 

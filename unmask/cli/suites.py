@@ -96,9 +96,14 @@ def _geneval(asked: Asked) -> Callable[[Any], Any]:
 
 def _drawer(asked: Asked) -> Any:
     from unmask.evaluation.arms import Drawer
+
+    return Drawer(changes=asked.settings, thinking=_thinking(asked))
+
+
+def _thinking(asked: Asked) -> Any:
     from unmask.tasks.reflecting import Thinking
 
-    return Drawer(changes=asked.settings, thinking=Thinking(plan=asked.plan, rounds=asked.reflect))
+    return Thinking(plan=asked.plan, rounds=asked.reflect)
 
 
 def _dpg(asked: Asked) -> Callable[[Any], Any]:
@@ -121,7 +126,7 @@ def _imgedit(asked: Asked) -> Callable[[Any], Any]:
     edits = _some(read_imgedit(_given(asked.prompts)), asked.only, lambda e: e.kind, "edit_type")
     folder = _given(asked.images)
     require_files(folder, [e.source for e in edits[: asked.limit]])
-    part = PublicImgEdit(edits=edits, folder=folder, draw=Editor(changes=asked.settings, plan=asked.plan))
+    part = PublicImgEdit(edits=edits, folder=folder, draw=Editor(changes=asked.settings, thinking=_thinking(asked)))
     return lambda model: _run(model, part, asked, len(edits), one_folder)
 
 
@@ -155,7 +160,7 @@ SUITES: dict[str, Suite] = {
         open=_dpg,
     ),
     "imgedit": Suite(
-        takes=_DRAWS | {"only", "seed", "images", "plan"},
+        takes=_DRAWS | {"only", "seed", "images", "plan", "reflect"},
         wants=frozenset({"prompts", "images", "out"}),
         open=_imgedit,
     ),

@@ -66,6 +66,21 @@ def shown(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Dra
     return (sample(rng.choices(names, weights)[0], "train", seed, i, draft) for i in count(first))
 
 
+def batch_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
+    """The scenes of batch number ``step``."""
+    return islice(shown(levels, seed, step * batch, rng, draft), batch)
+
+
+def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kinds: tuple[str, ...]) -> list[Edit]:
+    """The edits of batch number ``step``; ``kinds`` are gone through in turn."""
+    scenes = shown(levels, seed, step * batch * 4, rng)
+    pairs: list[Edit] = []
+    while len(pairs) < batch:
+        if made := edit(next(scenes), "train", rng, kinds[len(pairs) % len(kinds)]):
+            pairs.append(made)
+    return pairs
+
+
 def captioned(text: Text, scene: Scene, rng: Random, longest: int) -> str:
     """A caption of at most ``longest`` tokens, if a few tries find one: one long caption makes every row of its batch long."""
     for _ in range(4):
@@ -106,7 +121,7 @@ class Drawings:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawings/{self.seed}/{step}")
-        scenes = list(islice(shown(self.levels, self.seed, step * self.batch, rng, self.draft), self.batch))
+        scenes = list(batch_of(self.levels, self.seed, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         codes = self.encode(pixels)
         rows = []
@@ -144,7 +159,7 @@ class Looks:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"looks/{self.seed}/{step}")
-        scenes = list(islice(shown(self.levels, self.seed + 1, step * self.batch, rng, self.draft), self.batch))
+        scenes = list(batch_of(self.levels, self.seed + 1, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         rows = [self._row(scene, pixels[i], rng) for i, scene in enumerate(scenes)]
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
@@ -196,11 +211,7 @@ class Edits:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edits/{self.seed}/{step}")
-        scenes = shown(self.levels, self.seed + 2, step * self.batch * 4, rng)
-        pairs: list[Edit] = []
-        while len(pairs) < self.batch:
-            if made := edit(next(scenes), "train", rng, self.kinds[len(pairs) % len(self.kinds)]):
-                pairs.append(made)
+        pairs = edits_of(self.levels, self.seed + 2, step, self.batch, rng, self.kinds)
         before, after = (pixels_of([getattr(p, n) for p in pairs], self.side) for n in ("source", "target"))
         source, target = self.encode(before), self.encode(after)
         rows = []
@@ -223,7 +234,7 @@ class Captions:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"captions/{self.seed}/{step}")
         rows = []
-        for scene in islice(shown(self.levels, self.seed + 3, step * self.batch, rng), self.batch):
+        for scene in batch_of(self.levels, self.seed + 3, step, self.batch, rng):
             b = looking(Builder(text=self.text), None)
             rows.append(asking(b, b.wording.complete, answer_ids(self.text, language.caption(scene, rng), rng)).build())
         return collate(rows, range(self.batch))
@@ -242,7 +253,7 @@ class Labelled:
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = Random(f"labelled/{self.seed}/{step}")
-        scenes = list(islice(shown(self.levels, self.seed + 4, step * self.batch, rng, self.draft), self.batch))
+        scenes = list(batch_of(self.levels, self.seed + 4, step, self.batch, rng, self.draft))
         labels = torch.stack([cell_labels(s, self.cells) for s in scenes])
         return pixels_of(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
 

@@ -7,14 +7,23 @@ are ``sources.Drawings`` and ``sources.Edits`` with a ``plan``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from random import Random
 
 from torch import Tensor
 
-from unmask.data.sources import Encode, Levels, Planned, answer_ids, captioned, pixels_of, shown
+from unmask.data.sources import (
+    Encode,
+    Levels,
+    Planned,
+    answer_ids,
+    batch_of,
+    captioned,
+    edits_of,
+    pixels_of,
+    shown,
+)
 from unmask.data.world import critiques
-from unmask.data.world.edits import EDIT_KINDS, edit
+from unmask.data.world.edits import EDIT_KINDS
 from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
 from unmask.sequence import Batch, Sequence, collate
@@ -49,7 +58,7 @@ class Plans:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"plans/{self.seed}/{step}")
         rows = []
-        for scene in islice(shown(self.levels, self.seed + 5, step * self.batch, rng, self.draft), self.batch):
+        for scene in batch_of(self.levels, self.seed + 5, step, self.batch, rng, self.draft):
             b = Builder(text=self.text)
             ids = to_ids(scene_layout(scene, b.wording, rng), self.text, b.wording)
             caption = captioned(self.text, scene, rng, self.longest)
@@ -72,11 +81,7 @@ class EditPlans:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit plans/{self.seed}/{step}")
-        scenes = shown(self.levels, self.seed + 6, step * self.batch * 4, rng)
-        pairs = []
-        while len(pairs) < self.batch:
-            if made := edit(next(scenes), "train", rng, self.kinds[len(pairs) % len(self.kinds)]):
-                pairs.append(made)
+        pairs = edits_of(self.levels, self.seed + 6, step, self.batch, rng, self.kinds)
         pixels = pixels_of([p.source for p in pairs], self.side)
         rows = []
         for i, pair in enumerate(pairs):
@@ -105,7 +110,7 @@ class Critiques:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"critiques/{self.seed}/{step}")
-        scenes = list(islice(shown(self.levels, self.seed + 7, step * self.batch, rng, self.draft), self.batch))
+        scenes = list(batch_of(self.levels, self.seed + 7, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         rows = []
         for i, scene in enumerate(scenes):
@@ -115,6 +120,38 @@ class Critiques:
                 caption, words = found(scene, rng)
                 asked = b.wording.critique.format(caption=caption)
                 asking(b, asked, answer_ids(self.text, words, rng, self.length), segment=segment)
+            rows.append(b.build())
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditCritiques:
+    """Picture before, picture after, instruction -> "... is correct", or what is wrong, in ``length`` tokens. Half are right.
+
+    Where two instructions stand under one pair, each has a segment of its own. ``kinds`` are gone through in turn.
+    """
+
+    text: Text
+    seed: int
+    look_tokens: int
+    batch: int = 10
+    side: int = 128
+    length: int = 16
+    levels: Levels = (("grid", 1.0),)
+    kinds: tuple[str, ...] = EDIT_KINDS
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"edit critiques/{self.seed}/{step}")
+        pairs = edits_of(self.levels, self.seed + 15, step, self.batch, rng, self.kinds)
+        judged = [critiques.judged(pair, rng) for pair in pairs]
+        before = pixels_of([pair.source for pair in pairs], self.side)
+        after = pixels_of([scene for scene, _ in judged], self.side)
+        rows = []
+        for i, (_, asked) in enumerate(judged):
+            b = looking(Builder(text=self.text, look_tokens=self.look_tokens), before[i], after[i])
+            for segment, (instruction, words) in enumerate(asked, 1):
+                question = b.wording.critique_edit.format(instruction=instruction)
+                asking(b, question, answer_ids(self.text, words, rng, self.length), segment=segment)
             rows.append(b.build())
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
@@ -178,7 +215,7 @@ class Illustrations:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"illustrations/{self.seed}/{step}")
-        scenes = list(islice(shown(self.levels, self.seed + 9, step * self.batch, rng, self.draft), self.batch))
+        scenes = list(batch_of(self.levels, self.seed + 9, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         codes = self.encode(pixels)
         rows = []

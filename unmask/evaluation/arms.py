@@ -17,11 +17,10 @@ from PIL import Image
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
-from unmask.tasks import edit, generate, planning, reflecting
+from unmask.tasks import edit, generate, reflecting, revising
 from unmask.tasks.model import Model, describe
 from unmask.tasks.parts import Parts
 from unmask.tasks.reflecting import Thinking
-from unmask.tokens.layouts import Layout
 
 Make = Callable[[Parts], Sampler]
 
@@ -81,38 +80,39 @@ class Drawer:
 
 @dataclass(frozen=True, kw_only=True)
 class Editor:
-    """Edits pictures. ``plan``: what is touched, and where, is said first · the other fields as ``Drawer``'s."""
+    """Edits pictures. The fields are ``Drawer``'s; a plan says what is touched, and where."""
 
     sampler: Make | None = None
     changes: tuple[str, ...] = ()
-    plan: bool = False
+    thinking: Thinking = Thinking()
 
     def __call__(self, model: Model, items: Sequence[Changed]) -> np.ndarray:
         pictures = [item.picture(model.parts.side) for item in items]
-        looks = [model.parts.look(picture) for picture in pictures]
-        plans = self._plans(model, items, looks) if self.plan else [None] * len(items)
+        if self.thinking != Thinking():
+            model.parts.require(revising.NEEDS)
+            texts, seeds = [item.text for item in items], [item.seed for item in items]
+            samplers = self._sampler(model), self._again(model)
+            found = revising.revise(model, pictures, texts, seeds, self.thinking, *samplers)
+            return np.stack([np.asarray(reflecting.best(rounds).image) for rounds in found])
         built = []
-        for item, picture, seen, layout in zip(items, pictures, looks, plans, strict=True):
-            pixels = model.parts.see(picture)[0]
-            task = edit.Edit(pixels=pixels, instruction=item.text, look=seen, plan=layout)
+        for item, picture in zip(items, pictures, strict=True):
+            task = edit.Edit(pixels=model.parts.see(picture)[0], instruction=item.text, look=model.parts.look(picture))
             built.append(task.build(model.parts))
         return _made(model, built, items, self._sampler(model))
 
-    def _plans(self, model: Model, items: Sequence[Changed], looks: Sequence[Any]) -> list[Layout]:
-        model.parts.require(planning.PlanEdit.needs)
-        length = model.presets.edit_plan_length
-        asked = zip(looks, items, strict=True)
-        tasks = [planning.PlanEdit(pixels=seen, instruction=item.text, length=length) for seen, item in asked]
-        built = [task.build(model.parts) for task in tasks]
-        done = model.run(built, [item.seed for item in items], model.presets.plan_edit(model.parts))
-        return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
-
     def settings(self, model: Model) -> Any:
         made = describe(self._sampler(model))
-        return [made, describe(model.presets.plan_edit(model.parts))] if self.plan else made
+        if self.thinking == Thinking():
+            return made
+        presets, parts = model.presets, model.parts
+        used = (presets.plan_edit(parts), presets.plan(parts), presets.critique(parts), self._again(model))
+        return [made, *(describe(sampler) for sampler in used), asdict(self.thinking)]
 
     def _sampler(self, model: Model) -> Sampler:
         return override((self.sampler or model.presets.edit)(model.parts), self.changes)
+
+    def _again(self, model: Model) -> Sampler:
+        return override((self.sampler or model.presets.edit_again)(model.parts), self.changes)
 
 
 def _made(model: Model, built: Sequence[Tokens], items: Sequence[Told], sampler: Sampler) -> np.ndarray:

@@ -22,6 +22,7 @@ from unmask.rng import key
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.ground import Ground
 from unmask.tasks.model import Model, describe
+from unmask.tasks.running import perform
 from unmask.tokens.boxes import FractionBox
 from unmask.tokens.pictures import ImageError, Placement, read_image
 
@@ -79,10 +80,8 @@ class PublicRefCOCO:
         looks = {item.expression.picture: item for item in items}  # several expressions are about one picture
         seen = {name: model.parts.look(item.picture()) for name, item in looks.items()}
         tasks = [Ground(pixels=seen[item.expression.picture], phrases=(item.text,)) for item in items]
-        built = [task.build(model.parts) for task in tasks]
-        done = model.run(built, [0] * len(items), self._sampler(model))  # nothing is drawn by chance
-        found = [task.read(row, model.parts)[0] for task, row in zip(tasks, done.rows, strict=True)]
-        return [Finding(row=scored(item, box)) for item, box in zip(items, found, strict=True)]
+        found = perform(model, tasks, [0] * len(items), self._sampler(model))  # nothing is drawn by chance
+        return [Finding(row=scored(item, box)) for item, (box,) in zip(items, found, strict=True)]
 
     def figures(self, plan: Plan, items: Sequence[Sought], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """P@0.5 of every split, with the mean IoU beside it."""

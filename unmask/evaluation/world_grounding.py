@@ -19,6 +19,7 @@ from unmask.evaluation.scoring import iou
 from unmask.rng import key
 from unmask.tasks import ground
 from unmask.tasks.model import Model, describe
+from unmask.tasks.running import perform
 
 _LEAST = 0.5  # IoU of a box that counts as found
 STEPS = (1, 4)
@@ -69,12 +70,10 @@ class Grounds:
             ground.Ground(pixels=image, phrases=tuple(words for words, _ in p.phrases))
             for p, image in zip(items, pixels, strict=True)
         ]
-        built = [task.build(model.parts) for task in tasks]
         rows: list[Row] = [{"unseen": shows_held_out(p.scene), "random": _random(p)} for p in items]
         for steps in STEPS:
-            done = model.run(built, [p.seed for p in items], ground.sampler(model.parts, steps=steps))
-            for row, p, task, decided in zip(rows, items, tasks, done.rows, strict=True):
-                boxes = task.read(decided, model.parts)
+            found = perform(model, tasks, [p.seed for p in items], ground.sampler(model.parts, steps=steps))
+            for row, p, boxes in zip(rows, items, found, strict=True):
                 row[f"boxes_{steps}"] = [[round(v, 3) for v in box] for box in boxes]
                 pairs = zip(boxes, p.phrases, strict=True)
                 row[f"iou_{steps}"] = [round(iou(b, p.scene.things[thing].box), 4) for b, (_, thing) in pairs]

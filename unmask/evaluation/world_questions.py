@@ -21,6 +21,7 @@ from unmask.evaluation.metrics import Figure, by_combination, share
 from unmask.rng import key
 from unmask.tasks import understand
 from unmask.tasks.model import Model, describe
+from unmask.tasks.running import perform
 
 _TRIES = 200  # scenes looked at for each question wanted
 
@@ -78,9 +79,7 @@ class Questions:
     def find(self, model: Model, items: Sequence[Asked]) -> list[Finding]:
         pixels = pixels_of([item.scene for item in items], model.parts.side)
         tasks = [understand.Ask(pixels=p, question=item.text) for p, item in zip(pixels, items, strict=True)]
-        built = [task.build(model.parts) for task in tasks]
-        done = model.run(built, [item.seed for item in items], understand.sampler(model.parts))
-        answers = [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+        answers = perform(model, tasks, [item.seed for item in items], understand.sampler(model.parts))
         return [Finding(row=_row(item, answer)) for item, answer in zip(items, answers, strict=True)]
 
     def figures(self, plan: Plan, items: Sequence[Asked], rows: Sequence[Row], pictures: Pictures) -> Figures:

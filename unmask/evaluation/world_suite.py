@@ -19,6 +19,7 @@ from unmask.evaluation.world_questions import Questions
 from unmask.evaluation.world_thinking import Critiques, Reflections
 from unmask.evaluation.world_vq import Rebuilds
 from unmask.tasks.model import Model
+from unmask.tasks.reflecting import Thinking
 
 PARTS: dict[str, Part] = {
     "geneval": GenEval(),
@@ -26,7 +27,8 @@ PARTS: dict[str, Part] = {
     "questions": Questions(),
     "edit": Edits(),
     "vq": Rebuilds(),
-    "edit_plan": Edits(draw=Editor(plan=True), name="edit_plan"),
+    "edit_plan": Edits(draw=Editor(thinking=Thinking(plan=True)), name="edit_plan"),
+    "edit_reflection": Edits(draw=Editor(thinking=Thinking(plan=True, rounds=8)), name="edit_reflection"),
     "critique": Critiques(),
     "reflection": Reflections(),
 }

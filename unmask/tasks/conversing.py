@@ -19,7 +19,7 @@ from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.parts import Parts
-from unmask.tasks.reflecting import Runner
+from unmask.tasks.running import Thinks
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.text import EOT, EXP
 from unmask.tokens.turns import Said, announced, conversation, opened, resumed
@@ -82,9 +82,8 @@ def check(messages: Items[Message]) -> None:
             raise ValueError(f"message {number} has no words; say what you want")
 
 
-def converse(model: Runner, messages: Items[Message], seed: int) -> Turn:
-    """The next turn. ``NEEDS`` must have been loaded. ValueError for messages that are no conversation."""
-    check(messages)
+def converse(model: Thinks, messages: Items[Message], seed: int) -> Turn:
+    """The next turn of messages that pass ``check``. ``NEEDS`` must have been loaded."""
     parts, text = model.parts, model.parts.text
     sequence, unread = _asked(model, messages)
     done: list[str | Image.Image] = []
@@ -110,7 +109,7 @@ def converse(model: Runner, messages: Items[Message], seed: int) -> Turn:
     return Turn(parts=tuple(done), seed=seed, unread=unread)
 
 
-def _asked(model: Runner, messages: Items[Message]) -> tuple[Sequence, int]:
+def _asked(model: Thinks, messages: Items[Message]) -> tuple[Sequence, int]:
     """The request for the next turn, without the oldest messages where they do not fit, and how many those are."""
     parts, presets = model.parts, model.presets
     for unread in range(len(messages)):
@@ -126,7 +125,7 @@ def _asked(model: Runner, messages: Items[Message]) -> tuple[Sequence, int]:
     raise ValueError(f"the last message does not fit into {presets.context} tokens; shorten it")
 
 
-def _run(model: Runner, sequence: Sequence, seed: int, sampler: Sampler) -> Sequence:
+def _run(model: Thinks, sequence: Sequence, seed: int, sampler: Sampler) -> Sequence:
     return model.run([sequence], [seed], sampler).rows[0]
 
 
@@ -140,7 +139,7 @@ def _words(written: Sequence, at: int | None, parts: Parts) -> tuple[str, Layout
     return parts.text.decode(ids), from_ids(ids, parts.text, parts.wording)
 
 
-def _planned(model: Runner, messages: Items[Message], layout: Layout, seed: int) -> Image.Image:
+def _planned(model: Thinks, messages: Items[Message], layout: Layout, seed: int) -> Image.Image:
     """The picture of a layout: the last one changed where the layout is that of an edit, else a new one."""
     parts, wanted = model.parts, messages[-1].text
     shown = [image for message in messages for image in message.images]

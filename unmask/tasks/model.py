@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
-from unmask.tasks import conversing, edit, forms, generate, ground, infill, planning, reflecting, released, understand
+from unmask.tasks import (
+    conversing,
+    edit,
+    forms,
+    generate,
+    ground,
+    infill,
+    planning,
+    reflecting,
+    released,
+    revising,
+    understand,
+)
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.opening import Format, find, format_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
@@ -31,12 +42,13 @@ from unmask.tokens.forms import Form
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
-from unmask.tokens.views import Look, to_pixels
+from unmask.tokens.views import to_pixels
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
 OWN = Presets(
     generate=generate.sampler,
     edit=edit.sampler,
+    edit_again=edit.again,
     ask=understand.sampler,
     fill=understand.fill_sampler,
     ground=ground.sampler,
@@ -114,9 +126,11 @@ class Model:
         chosen = override(sampler or self.presets.generate(self.parts), settings)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, rounds=reflect)
         if thinking.rounds > 1:
-            if trace:
-                raise ValueError("a trace shows how one picture came about; leave out trace or reflect")
-            return self._reflect(said, seeds, thinking, chosen, conditions)
+            self._no_trace(trace)
+            self.parts.require(reflecting.NEEDS)
+            return self._thought(
+                said, seeds, chosen, lambda: reflecting.think(self, [said] * n, seeds, thinking, chosen, conditions)
+            )
         layouts: Sequence[Layout | None] = [thinking.layout] * n
         if thinking.plan:
             self.parts.require(planning.Plan.needs)
@@ -134,21 +148,32 @@ class Model:
         n: int = 1,
         seed: int = 0,
         plan: bool | Layout = False,
+        reflect: int = 1,
         trace: bool = False,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
         """``n`` versions of a picture changed as the instruction says, in the model's own (square) size.
 
-        ``plan``: first say what is touched and where, or take the layout that is given.
+        ``plan``: first say what is touched and where, or take the layout that is given · ``reflect``: edit up to so many times, until
+        the model itself approves of before and after; all tries are in ``rounds``.
         """
-        picture = read_image(image)
-        (pixels, _), seen = self.parts.see(picture), self.parts.look(picture)
-        said = self._prompt(instruction)
-        layout = plan if isinstance(plan, Layout) else self._plan_edit(seen, said) if plan else None
-        task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
+        picture, said, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(_count(n))]
         chosen = override(sampler or self.presets.edit(self.parts), settings)
-        return self._draw([task] * _count(n), [seed + i for i in range(n)], chosen, instruction, trace)
+        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, rounds=reflect)
+        if thinking.rounds > 1:
+            self._no_trace(trace)
+            self.parts.require(revising.NEEDS)
+            again = override(sampler or self.presets.edit_again(self.parts), settings)
+            asked = ([picture] * n, [said] * n, seeds)
+            return self._thought(said, seeds, chosen, lambda: revising.revise(self, *asked, thinking, chosen, again))
+        (pixels, _), seen, layout = self.parts.see(picture), self.parts.look(picture), thinking.layout
+        if thinking.plan:
+            self.parts.require(planning.PlanEdit.needs)
+            (layout,) = revising.layouts(self, [(seen, said)], [0])
+            self.tell(0, layout)
+        task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
+        return self._draw([task] * n, seeds, chosen, instruction, trace)
 
     def infill(
         self,
@@ -292,20 +317,12 @@ class Model:
             for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
         ]
 
-    def _plan_edit(self, seen: Tensor | Look, instruction: str) -> Layout:
-        task = planning.PlanEdit(pixels=seen, instruction=instruction, length=self.presets.edit_plan_length)
-        self.parts.require(task.needs)
-        done = self.run([task.build(self.parts)], [0], self.presets.plan_edit(self.parts))
-        layout = task.read(done.rows[0], self.parts)
-        self.tell(0, layout)
-        return layout
-
-    def _reflect(
-        self, prompt: str, seeds: list[int], thinking: Thinking, sampler: Sampler, conditions: Conditions | None
+    def _thought(
+        self, prompt: str, seeds: list[int], sampler: Sampler, think: Callable[[], list[list[Round]]]
     ) -> list[Drawing]:
+        """The best of all tries for every seed."""
         began, n = time.perf_counter(), len(seeds)
-        self.parts.require(reflecting.NEEDS)
-        found = reflecting.think(self, [prompt] * n, seeds, thinking, sampler, conditions)
+        found = think()
         seconds, settings = (time.perf_counter() - began) / n, describe(sampler)
         return [
             Drawing(
@@ -319,6 +336,10 @@ class Model:
             )
             for seed, rounds, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
         ]
+
+    def _no_trace(self, trace: bool) -> None:
+        if trace:
+            raise ValueError("a trace shows how one picture came about; leave out trace or reflect")
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)

@@ -27,7 +27,18 @@ from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
-from unmask.tasks import conversing, edit, generate, ground, infill, planning, reflecting, released, understand
+from unmask.tasks import (
+    conversing,
+    edit,
+    generate,
+    ground,
+    infill,
+    planning,
+    reflecting,
+    released,
+    revising,
+    understand,
+)
 from unmask.tasks.parts import Parts
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
@@ -191,6 +202,7 @@ def needs_of(task: str) -> frozenset[str]:
         "converse": conversing.NEEDS,
         "edit": edit.Edit.needs,
         "edit-plan": edit.Edit.needs | planning.PlanEdit.needs,
+        "edit-reflect": revising.NEEDS,
         "infill": infill.Infill.needs,
         "infill-text": understand.FillText.needs,
         "ask": understand.Ask.needs,

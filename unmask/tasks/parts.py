@@ -123,11 +123,13 @@ class Parts:
 class Presets:
     """The sampler of every task for one family of models, and how long its answers may be, in tokens.
 
-    ``turn``: words of one turn of a conversation · ``context``: the most tokens that are read at once.
+    ``edit_again``: an edit that was not approved, with enough chance to come out otherwise · ``turn``: words of one turn of a
+    conversation · ``context``: the most tokens that are read at once.
     """
 
     generate: Callable[[Parts], Sampler]
     edit: Callable[[Parts], Sampler]
+    edit_again: Callable[[Parts], Sampler]
     ask: Callable[[Parts], Sampler]
     fill: Callable[[Parts], Sampler]
     ground: Callable[[Parts, int], Sampler]

@@ -6,22 +6,25 @@ at most ``memory`` of their own failures. The judge is the model itself; whether
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from unmask.protocols import Task
 from unmask.rng import key
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence, collate
 from unmask.tasks.generate import Generate
-from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.parts import Parts
 from unmask.tasks.planning import Plan
-from unmask.tasks.results import Round
+from unmask.tasks.results import Round, answered
+from unmask.tasks.running import Thinks, perform
 from unmask.tokens.build import Attempt, asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
@@ -47,8 +50,7 @@ class Critique:
         return asking(b, asked, self.length, segment=b.first_segment).build(self.caption)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
-        span = sequence.span("answer")
-        return tokens.text.decode(sequence.ids[span.start : span.stop].tolist())
+        return answered(sequence, tokens.text)
 
 
 def accepts(critique: str) -> bool:
@@ -61,7 +63,7 @@ class Thinking:
     """How a picture is thought about.
 
     ``plan``: think of a layout first · ``layout``: take this one instead · ``rounds``: draw at most so many pictures, and judge each but
-    where there is one alone · ``memory``: how many failures the next try is shown; 0 is best-of-N by the model's own judgement.
+    where there is one alone · ``memory``: how many failures the next drawing is shown; 0 is best-of-N by the model's own judgement.
     """
 
     plan: bool = False
@@ -76,21 +78,8 @@ class Thinking:
             raise ValueError(f"memory is a number of pictures, got {self.memory}; give 0 or more")
 
 
-class Runner(Protocol):
-    """What thinking and conversing need of a model."""
-
-    @property
-    def parts(self) -> Parts: ...
-    @property
-    def presets(self) -> Presets: ...
-    @property
-    def device(self) -> torch.device: ...
-    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler) -> Any: ...
-    def tell(self, row: int, thought: Layout | Round) -> None: ...
-
-
 def think(
-    model: Runner,
+    model: Thinks,
     prompts: Items[str],
     seeds: Items[int],
     thinking: Thinking,
@@ -101,10 +90,8 @@ def think(
 
     ``sampler`` draws the pictures. ``NEEDS`` must have been loaded.
     """
-    rounds: list[list[Round]] = [[] for _ in prompts]
-    live = list(range(len(prompts)))
-    for number in range(thinking.rounds):
-        own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
+
+    def attempt(live: Items[int], own: Items[int], rounds: Items[Items[Round]]) -> list[Round]:
         said = [prompts[i] for i in live]
         plans = layouts(model, said, own, conditions) if thinking.plan else [thinking.layout] * len(live)
         for i, layout in zip(live, plans, strict=True):
@@ -113,14 +100,45 @@ def think(
         past = [remembered(model.parts, rounds[i], thinking.memory, own[k]) for k, i in enumerate(live)]
         images = _draw(model, said, own, plans, past, sampler, conditions)
         words = criticise(model, said, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
-        for i, image, layout, (critique, approval), seed in zip(live, images, plans, words, own, strict=True):
-            told = {"critique": critique, "accepted": accepts(critique), "approval": approval}
-            rounds[i].append(Round(image=image, plan=layout, **told, seed=seed))
-            model.tell(i, rounds[i][-1])
+        return told(images, plans, words, own)
+
+    return until_approved(model, seeds, thinking.rounds, attempt)
+
+
+def until_approved(
+    model: Thinks,
+    seeds: Items[int],
+    most: int,
+    attempt: Callable[[Items[int], Items[int], Items[Items[Round]]], list[Round]],
+) -> list[list[Round]]:
+    """``most`` rounds, or until one is approved, of as many requests as there are seeds.
+
+    ``attempt(live, own, rounds)`` makes one more round of each of the requests ``live``, from seeds of its ``own``.
+    """
+    rounds: list[list[Round]] = [[] for _ in seeds]
+    live = list(range(len(seeds)))
+    for number in range(most):
+        own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
+        for i, made in zip(live, attempt(live, own, rounds), strict=True):
+            rounds[i].append(made)
+            model.tell(i, made)
         live = [i for i in live if not rounds[i][-1].accepted]
         if not live:
             break
     return rounds
+
+
+def told(
+    images: Items[Image.Image],
+    plans: Items[Layout | None],
+    words: Items[tuple[str, float]],
+    seeds: Items[int],
+) -> list[Round]:
+    """One round each of pictures, what they were made from and what was said of them."""
+    return [
+        Round(image=image, plan=plan, critique=said, accepted=accepts(said), approval=chance, seed=seed)
+        for image, plan, (said, chance), seed in zip(images, plans, words, seeds, strict=True)
+    ]
 
 
 def best(rounds: Items[Round]) -> Round:
@@ -139,15 +157,14 @@ def remembered(parts: Parts, rounds: Items[Round], most: int, seed: int) -> tupl
     return tuple(Attempt(picture=parts.glance(rounds[i].image), critique=rounds[i].critique) for i in chosen)
 
 
-def layouts(model: Runner, prompts: Items[str], seeds: Items[int], conditions: Conditions | None) -> list[Layout]:
+def layouts(model: Thinks, prompts: Items[str], seeds: Items[int], conditions: Conditions | None) -> list[Layout]:
     """A layout for every prompt."""
     tasks = [Plan(prompt=p, length=model.presets.plan_length, conditions=conditions) for p in prompts]
-    done = model.run([t.build(model.parts) for t in tasks], seeds, model.presets.plan(model.parts))
-    return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+    return perform(model, tasks, seeds, model.presets.plan(model.parts))
 
 
 def _draw(
-    model: Runner,
+    model: Thinks,
     prompts: Items[str],
     seeds: Items[int],
     plans: Items[Layout | None],
@@ -159,22 +176,24 @@ def _draw(
         Generate(prompt=p, conditions=conditions, plan=plan, attempts=attempts)
         for p, plan, attempts in zip(prompts, plans, past, strict=True)
     ]
-    done = model.run([t.build(model.parts) for t in tasks], seeds, sampler)
-    return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
+    return perform(model, tasks, seeds, sampler)
 
 
-def criticise(model: Runner, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
+def criticise(model: Thinks, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
     """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
     parts, length = model.parts, model.presets.critique_length
     tasks = [Critique(pixels=parts.look(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)]
-    sequences = [task.build(parts) for task in tasks]
-    done = model.run(sequences, [0] * len(tasks), model.presets.critique(parts))
-    said = [task.read(row, parts) for task, row in zip(tasks, done.rows, strict=True)]
-    return list(zip(said, _approvals(model, sequences), strict=True))
+    return heard(model, tasks)
+
+
+def heard(model: Thinks, critiques: Items[Task]) -> list[tuple[str, float]]:
+    """What comes of tasks that ask for a critique, and how probable approval was at the outset."""
+    said = perform(model, critiques, [0] * len(critiques), model.presets.critique(model.parts))
+    return list(zip(said, _approvals(model, [task.build(model.parts) for task in critiques]), strict=True))
 
 
 @torch.no_grad()
-def _approvals(model: Runner, sequences: Items[Sequence]) -> list[float]:
+def _approvals(model: Thinks, sequences: Items[Sequence]) -> list[float]:
     """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
     net, parts = model.parts.net, model.parts
     batch = collate(sequences, [0] * len(sequences), features_per_image=parts.look_tokens).to(model.device)

@@ -93,6 +93,7 @@ def _turn_words(tokens: Parts) -> Sampler:
 PRESETS = Presets(
     generate=_generate,
     edit=_edit,
+    edit_again=_edit,
     ask=_ask,
     fill=understand.fill_sampler,
     ground=ground.sampler,

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import torch
 
-from unmask.protocols import Denoiser
+from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Sequence, collate, decided
+from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Round, describe, so_far
 from unmask.tokens.layouts import Layout
 
@@ -48,13 +49,25 @@ class Through(Protocol):
 
 
 class Runs(Protocol):
-    """A model as ``answer`` needs it: its parts, and a way to decide sequences."""
+    """A model as tasks need it: its parts, and a way to decide sequences."""
 
-    parts: Any
-
+    @property
+    def parts(self) -> Any: ...
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
     ) -> Done: ...
+
+
+class Thinks(Runs, Protocol):
+    """The same, of a model with pictures and presets: what thinking and conversing need."""
+
+    @property
+    def parts(self) -> Parts: ...
+    @property
+    def presets(self) -> Presets: ...
+    @property
+    def device(self) -> torch.device: ...
+    def tell(self, row: int, thought: Layout | Round) -> None: ...
 
 
 def decide(
@@ -83,6 +96,12 @@ def decide(
     done = sampler.sample(net, batch, on_step=on_step)
     rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
     return Done(rows=rows, seconds=time.perf_counter() - began)
+
+
+def perform(model: Runs, tasks: Items[Task], seeds: Items[int], sampler: Sampler) -> list[Any]:
+    """What ``read`` makes of every task, all decided in one batch. Their ``needs`` must have been loaded."""
+    done = model.run([task.build(model.parts) for task in tasks], seeds, sampler)
+    return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
 
 
 def answer(

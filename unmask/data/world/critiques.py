@@ -1,7 +1,7 @@
 """Captions that a picture meets or fails, and the critique that says so. A pure function each of its arguments and its ``Random``.
 
 Public ideas: ``praise`` and ``mismatch`` find a caption for a picture; ``spoil`` finds wrong pictures for one caption, each wrong
-in one point, as a model that draws makes them.
+in one point, as a model that draws makes them; ``judged`` finds what may be shown after an edit, and what is to be said of it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from unmask.data.world.edits import Edit, edit
 from unmask.data.world.language import (
     absent,
     article,
+    at,
     caption,
     listed,
+    noun,
     number,
+    plural,
+    position_word,
     prefix,
     related,
     sized,
@@ -27,7 +32,11 @@ from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
 def praise(scene: Scene, rng: Random) -> tuple[str, str]:
     """A right caption, and the critique that finds nothing wrong."""
-    return caption(scene, rng), rng.choice(("the picture is correct", "everything is correct", "this is correct"))
+    return caption(scene, rng), _approval(rng)
+
+
+def _approval(rng: Random) -> str:
+    return rng.choice(("the picture is correct", "everything is correct", "this is correct"))
 
 
 def mismatch(scene: Scene, rng: Random) -> tuple[str, str]:
@@ -61,8 +70,7 @@ def _wrong_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if not thing.colour or colour == thing.colour or any(t.colour != thing.colour for t in alike):
         return None
     said = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.things], rng)
-    name = thing.name if len(alike) == 1 else CLASSES[thing.name][0]
-    return (said, f"the {name} should be {colour}, not {thing.colour}") if said else None
+    return (said, _in_colour(thing.name, len(alike), colour, thing.colour)) if said else None
 
 
 def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -71,9 +79,7 @@ def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
     said = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.things], rng)
     if not said or any(t.colour != thing.colour or t.distractor for t in alike):
         return None
-    if len(alike) > 1:
-        return said, f"there should be {CLASSES[name][0]}, not {CLASSES[thing.name][0]}"
-    return said, rng.choice((f"there is no {name}", f"there should be {article(name)}, not {article(thing.name)}"))
+    return said, _of_class(name, thing.name, len(alike), rng)
 
 
 def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -81,7 +87,7 @@ def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     thing = replace(rng.choice(scene.things), name=absent(scene, rng), distractor=False)
     said = _wanted(scene, (*scene.things, thing), rng)
-    return (said, rng.choice((f"there is no {thing.name}", f"{article(thing.name)} is missing"))) if said else None
+    return (said, _absent(thing.name, rng)) if said else None
 
 
 def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -90,8 +96,7 @@ def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if any(t.colour != thing.colour or t.distractor for t in alike):
         return None
     said = _wanted(scene, [t for t in scene.things if t not in alike] + [thing] * count, rng)
-    wanted = f"one {thing.name}" if count == 1 else f"{number(count)} {CLASSES[thing.name][0]}"
-    return (said, f"there should be {wanted}, not {number(len(alike))}") if said else None
+    return (said, _as_many(replace(thing, colour=""), count, len(alike))) if said else None
 
 
 def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -100,13 +105,43 @@ def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
     a, b = rng.sample(scene.things, 2)
     swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
     said = _wanted(scene, swapped, rng, related)
-    return (said, f"the {a.name} should be {relation(*swapped)} the {b.name}") if said else None
+    return (said, _lying(*swapped)) if said else None
 
 
 def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
     wanted = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
     said = prefix(rng) + listed(told(scene, 1.0, rng), scene.level, rng)
-    return f"{said} {BACKGROUNDS[wanted][0]}", f"the background should be {wanted}, not {scene.background}"
+    return f"{said} {BACKGROUNDS[wanted][0]}", _before(wanted, scene.background)
+
+
+# -- what is wrong, in words ------------------------------------------------------------------------------------------
+
+
+def _in_colour(name: str, count: int, wanted: str, shown: str) -> str:
+    return f"the {name if count == 1 else CLASSES[name][0]} should be {wanted}, not {shown}"
+
+
+def _of_class(wanted: str, shown: str, count: int, rng: Random) -> str:
+    if count > 1:
+        return f"there should be {CLASSES[wanted][0]}, not {CLASSES[shown][0]}"
+    return rng.choice((f"there is no {wanted}", f"there should be {article(wanted)}, not {article(shown)}"))
+
+
+def _absent(words: str, rng: Random) -> str:
+    return rng.choice((f"there is no {words}", f"{article(words)} is missing"))
+
+
+def _as_many(thing: Thing, wanted: int, shown: int) -> str:
+    many = f"one {noun(thing)}" if wanted == 1 else f"{number(wanted)} {plural(thing)}"
+    return f"there should be {many}, not {number(shown)}"
+
+
+def _lying(a: Thing, b: Thing) -> str:
+    return f"the {a.name} should be {relation(a, b)} the {b.name}"
+
+
+def _before(wanted: str, shown: str) -> str:
+    return f"the background should be {wanted}, not {shown}"
 
 
 # -- wrong pictures of one caption ------------------------------------------------------------------------------------
@@ -139,10 +174,6 @@ def spoil(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[Spoilt]]:
     return said, list(found.values())
 
 
-def _many(name: str, count: int) -> str:
-    return f"one {name}" if count == 1 else f"{number(count)} {CLASSES[name][0]}"
-
-
 def _changed(scene: Scene, old: Sequence[Thing], new: Sequence[Thing]) -> Scene:
     return replace(scene, things=(*(t for t in scene.things if t not in old), *new))
 
@@ -158,9 +189,8 @@ def _recoloured(scene: Scene, rng: Random) -> Spoilt | None:
     if not found or found[0].colour in ("", colour):
         return None
     thing, alike = found
-    name = thing.name if len(alike) == 1 else CLASSES[thing.name][0]
     wrong = _changed(scene, alike, [replace(t, colour=colour) for t in alike])
-    return Spoilt(scene=wrong, critique=f"the {name} should be {thing.colour}, not {colour}")
+    return Spoilt(scene=wrong, critique=_in_colour(thing.name, len(alike), thing.colour, colour))
 
 
 def _exchanged(scene: Scene, rng: Random) -> Spoilt | None:
@@ -169,10 +199,7 @@ def _exchanged(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     thing, alike = found
     wrong = _changed(scene, alike, [replace(t, name=name) for t in alike])
-    if len(alike) > 1:
-        return Spoilt(scene=wrong, critique=f"there should be {CLASSES[thing.name][0]}, not {CLASSES[name][0]}")
-    words = (f"there is no {thing.name}", f"there should be {article(thing.name)}, not {article(name)}")
-    return Spoilt(scene=wrong, critique=rng.choice(words))
+    return Spoilt(scene=wrong, critique=_of_class(thing.name, name, len(alike), rng))
 
 
 def _fewer(scene: Scene, rng: Random) -> Spoilt | None:
@@ -181,9 +208,8 @@ def _fewer(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     thing, alike = found
     wrong, left = _changed(scene, [thing], ()), len(alike) - 1
-    if left:
-        return Spoilt(scene=wrong, critique=f"there should be {_many(thing.name, left + 1)}, not {number(left)}")
-    return Spoilt(scene=wrong, critique=rng.choice((f"there is no {thing.name}", f"{article(thing.name)} is missing")))
+    words = _as_many(replace(thing, colour=""), left + 1, left) if left else _absent(thing.name, rng)
+    return Spoilt(scene=wrong, critique=words)
 
 
 def _more(scene: Scene, rng: Random) -> Spoilt | None:
@@ -193,8 +219,7 @@ def _more(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     (x, y, size), (thing, alike) = spots[0], found
     wrong = _changed(scene, (), [replace(thing, x=x, y=y, size=size)])
-    critique = f"there should be {_many(thing.name, len(alike))}, not {number(len(alike) + 1)}"
-    return Spoilt(scene=wrong, critique=critique)
+    return Spoilt(scene=wrong, critique=_as_many(replace(thing, colour=""), len(alike), len(alike) + 1))
 
 
 def _swapped(scene: Scene, rng: Random) -> Spoilt | None:
@@ -202,10 +227,135 @@ def _swapped(scene: Scene, rng: Random) -> Spoilt | None:
     if a.name == b.name:
         return None
     wrong = _changed(scene, [a, b], [replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size)])
-    return Spoilt(scene=wrong, critique=f"the {a.name} should be {relation(a, b)} the {b.name}")
+    return Spoilt(scene=wrong, critique=_lying(a, b))
 
 
 def _elsewhere(scene: Scene, rng: Random) -> Spoilt | None:
     other = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
     wrong = replace(scene, background=other)
-    return Spoilt(scene=wrong, critique=f"the background should be {scene.background}, not {other}")
+    return Spoilt(scene=wrong, critique=_before(scene.background, other))
+
+
+# -- pictures after an edit ---------------------------------------------------------------------------------------------
+
+UNDONE = "nothing has changed"
+_SOMEWHERE = ("add", "move")  # any place is right that the instruction's words fit
+
+
+def judged(made: Edit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]:
+    """What may be shown after an edit, and instructions, each with the critique of that picture. Half of all are met.
+
+    Those that are not: nothing was done, the thing came out wrong or another one was edited, something else changed too, or another
+    edit was asked for. All scenes are of the split of the source.
+    """
+    split = split_of(made.source)
+    if rng.random() < 0.6:
+        asked = [(made.instruction, _approval(rng))]
+        if rng.random() < 0.4:
+            other = edit(made.source, split, rng, made.kind if rng.random() < 0.5 else None)
+            if other and (words := fault(other, made.target, rng)):
+                asked.append((other.instruction, words))
+        return made.target, asked
+    for way in rng.choices((_undone, _near_miss, _more_than_asked), (2, 5, 3), k=4):
+        shown = way(made, rng)
+        if shown and split_of(shown) == split and (words := fault(made, shown, rng)):
+            return shown, [(made.instruction, words)]
+    return made.source, [(made.instruction, UNDONE)]
+
+
+def _undone(made: Edit, rng: Random) -> Scene:
+    return made.source
+
+
+def _more_than_asked(made: Edit, rng: Random) -> Scene | None:
+    more = edit(made.target, split_of(made.target), rng)
+    return more.target if more else None
+
+
+def _near_miss(made: Edit, rng: Random) -> Scene | None:
+    """The same kind of edit of something else or to something else; or the new thing in another colour, class or place."""
+    come, level = _only_in(made.target, made.source), LEVELS[made.source.level]
+    if not come or rng.random() < 0.4:
+        other = edit(made.source, split_of(made.source), rng, made.kind)
+        return other.target if other else None
+    thing, rest = come[0], [t for t in made.target.things if t not in come]
+    if rng.random() < 0.3:
+        return _changed(made.target, [thing], [replace(thing, name=absent(made.target, rng))])
+    if rng.random() < 0.5:
+        return _changed(made.target, [thing], [replace(thing, colour=rng.choice(level.colours))])
+    spots = place(level, 1, rng, tuple((t.x, t.y, t.size) for t in rest))
+    return _changed(made.target, [thing], [replace(thing, x=x, y=y, size=size) for x, y, size in spots])
+
+
+def fault(made: Edit, shown: Scene, rng: Random) -> str:
+    """What is wrong with a picture after an edit: of what was asked for, else of the rest; "" where nothing is."""
+    if shown.signature == made.source.signature:
+        return UNDONE
+    wanted = made.target
+    come, gone = _only_in(wanted, made.source), _only_in(made.source, wanted)
+    extra, found = _only_in(shown, wanted), []
+    for thing in _only_in(wanted, shown):
+        asked = thing in come
+        other = _counterpart(thing, extra, made if asked else None)
+        if other:
+            extra.remove(other)
+        words = _instead(thing, other, made if asked else None, shown) if other else _amiss(thing, wanted, shown, rng)
+        found += [(not asked, words)] if words else []
+    found += [(thing not in gone, _amiss(thing, wanted, shown, rng)) for thing in extra]
+    if shown.background != wanted.background:
+        found.append((made.kind != "background", _before(wanted.background, shown.background)))
+    return min(found, key=lambda f: f[0])[1] if found else ""
+
+
+def _only_in(scene: Scene, other: Scene) -> list[Thing]:
+    return [thing for thing in scene.things if thing not in other.things]
+
+
+def _fits(thing: Thing, other: Thing, made: Edit | None) -> bool:
+    """Whether ``other`` is as good as the ``thing`` that ``made`` brings."""
+    return (
+        made is not None
+        and made.kind in _SOMEWHERE
+        and noun(thing) == noun(other)
+        and position_word(thing) == position_word(other)
+        and (made.kind == "add" or thing.size == other.size)
+    )
+
+
+def _counterpart(thing: Thing, extra: Sequence[Thing], made: Edit | None) -> Thing | None:
+    """What is shown in place of a thing: as good, in the same place, of the same look, of the same class."""
+    tests: tuple[Callable[[Thing], bool], ...] = (
+        lambda t: _fits(thing, t, made),
+        lambda t: t.box == thing.box,
+        lambda t: noun(t) == noun(thing),
+        lambda t: t.name == thing.name,
+    )
+    return next((t for test in tests for t in extra if test(t)), None)
+
+
+def _instead(thing: Thing, other: Thing, made: Edit | None, shown: Scene) -> str:
+    """What is wrong with ``other`` where ``thing`` was wanted; "" where nothing is."""
+    if _fits(thing, other, made):
+        return ""
+    if noun(thing) != noun(other):
+        alone = sum(t.name == thing.name for t in shown.things) == 1
+        if thing.name == other.name and thing.colour and other.colour and alone:
+            return _in_colour(thing.name, 1, thing.colour, other.colour)
+        return f"there should be {article(noun(thing))}, not {article(noun(other))}"
+    if thing.size != other.size and (made is None or made.kind != "add"):
+        return f"the {noun(thing)} should be {'bigger' if thing.size > other.size else 'smaller'}"
+    if (where := position_word(thing)) != position_word(other):
+        return f"the {noun(thing)} should be {at(where)}"
+    return f"the {noun(thing)} should not move"
+
+
+def _amiss(thing: Thing, wanted: Scene, shown: Scene, rng: Random) -> str:
+    """There are too few or too many of a thing; one in its natural colour is counted with all of its class."""
+    there, here = (
+        sum(t.name == thing.name and thing.colour in ("", t.colour) for t in scene.things) for scene in (wanted, shown)
+    )
+    if not here:
+        return _absent(noun(thing), rng)
+    if not there:
+        return f"there should be no {noun(thing)}"
+    return _as_many(thing, there, here)

@@ -1,0 +1,103 @@
+"""Edit, look at what became of it, try again (spec 4.8, for edits). Public idea: ``revise(model, images, instructions, seeds, …)``.
+
+Every try starts from the source picture and a seed of its own: failures are not shown to the next one. The source and its look are in
+the sequence already, and a small model copies only over a way that never changes (docs/notes/0006-thoughts.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import ClassVar
+
+from PIL import Image
+from torch import Tensor
+
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Sequence
+from unmask.tasks import reflecting
+from unmask.tasks.edit import Edit
+from unmask.tasks.parts import Parts
+from unmask.tasks.planning import PlanEdit
+from unmask.tasks.reflecting import Thinking
+from unmask.tasks.results import Round, answered
+from unmask.tasks.running import Thinks, perform
+from unmask.tokens.build import asking, looking
+from unmask.tokens.layouts import Layout
+from unmask.tokens.views import Look
+
+NEEDS = reflecting.NEEDS | Edit.needs  # to plan, edit and judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class CritiqueEdit:
+    """What is wrong with ``after``, which shall be ``before`` as ``instruction`` changes it, in at most ``length`` tokens."""
+
+    before: Tensor | Look
+    after: Tensor | Look
+    instruction: str
+    length: int
+    needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
+
+    def build(self, tokens: Parts) -> Sequence:
+        b = looking(tokens.builder(), self.before, self.after)
+        asked = tokens.wording.critique_edit.format(instruction=self.instruction)
+        return asking(b, asked, self.length, segment=b.first_segment).build(self.instruction)
+
+    def read(self, sequence: Sequence, tokens: Parts) -> str:
+        return answered(sequence, tokens.text)
+
+
+def revise(
+    model: Thinks,
+    images: Items[Image.Image],
+    instructions: Items[str],
+    seeds: Items[int],
+    thinking: Thinking,
+    sampler: Sampler,
+    again: Sampler,
+) -> list[list[Round]]:
+    """All tries at every picture and its instruction, as ``reflecting.think`` has them; ``thinking.memory`` is of drawings alone.
+
+    ``sampler`` makes the first try, from the plan that is written without chance, ``again`` the others, each from a plan of its own.
+    ``NEEDS`` must have been loaded.
+    """
+    parts = model.parts
+    pixels, looks = [parts.see(image)[0] for image in images], [parts.look(image) for image in images]
+
+    def attempt(live: Items[int], own: Items[int], rounds: Items[Items[Round]]) -> list[Round]:
+        told = [(looks[i], instructions[i]) for i in live]
+        retry = bool(rounds[live[0]])
+        plans = layouts(model, told, own, retry=retry) if thinking.plan else [thinking.layout] * len(live)
+        for i, layout in zip(live, plans, strict=True):
+            if layout and thinking.plan:
+                model.tell(i, layout)
+        tasks = [
+            Edit(pixels=pixels[i], instruction=words, look=look, plan=plan)
+            for i, (look, words), plan in zip(live, told, plans, strict=True)
+        ]
+        made = perform(model, tasks, own, again if retry else sampler)
+        words = [("", 0.0)] * len(live)
+        if thinking.rounds > 1:
+            words = criticise(model, [images[i] for i in live], made, [instructions[i] for i in live])
+        return reflecting.told(made, plans, words, own)
+
+    return reflecting.until_approved(model, seeds, thinking.rounds, attempt)
+
+
+def layouts(
+    model: Thinks, told: Items[tuple[Tensor | Look, str]], seeds: Items[int], *, retry: bool = False
+) -> list[Layout]:
+    """What every (picture, instruction) touches; ``retry``: by chance, as the surest did not do."""
+    tasks = [PlanEdit(pixels=look, instruction=words, length=model.presets.edit_plan_length) for look, words in told]
+    return perform(model, tasks, seeds, (model.presets.plan if retry else model.presets.plan_edit)(model.parts))
+
+
+def criticise(
+    model: Thinks, before: Items[Image.Image], after: Items[Image.Image], instructions: Items[str]
+) -> list[tuple[str, float]]:
+    """What the model says of edits, and how probable its approval was at the outset (``Round.approval``)."""
+    glance, length = model.parts.glance, model.presets.critique_length
+    asked = zip(before, after, instructions, strict=True)
+    tasks = [CritiqueEdit(before=glance(b), after=glance(a), instruction=w, length=length) for b, a, w in asked]
+    return reflecting.heard(model, tasks)
