@@ -234,6 +234,10 @@ def test_the_command(
     monkeypatch.setenv("RANK", "0")
     assert main(["batch", manifest, out, "--model", str(folder)]) == 1
     assert capsys.readouterr().out.strip() == os.path.join(out, "results-0.jsonl")
+    assert (
+        main(["batch", manifest, out, "--model", str(here / "none")]) == 1
+    )  # nothing is left to do, and no model is opened
+    assert "0 done, 2 done before, 1 failed" in capsys.readouterr().err
     for rank, said in (("2", "no rank 2 among 2"), ("x", "RANK is 'x'")):
         monkeypatch.setenv("RANK", rank)
         assert main(["batch", manifest, out]) == 2

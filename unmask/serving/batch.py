@@ -97,7 +97,9 @@ def needs(plan: Plan) -> frozenset[str]:
 
 
 def _outcomes(model: Any, plan: Plan, live: int) -> Iterator[tuple[Line, Any]]:
-    """Answers, or exceptions, as they come."""
+    """Answers, or exceptions, as they come. Where nothing is left to do, no model is needed."""
+    if not plan.todo:
+        return
     jobs = iter(plan.todo)
     under_way: dict[Future[Any], Line] = {}
     # A call is counted out a moment after its answer is known, hence the places to wait in.
