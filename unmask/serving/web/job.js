@@ -64,7 +64,8 @@ export class Job {
   fail(error, work) {
     this.line.textContent = "";
     const wait = error.retryAfter ? `. Try again in ${error.retryAfter} s.` : "";
-    const message = error.message[0].toUpperCase() + (wait ? error.message.slice(1).replace(/[.\s]+$/, "") : error.message.slice(1)) + wait;
+    const said = error instanceof ApiError ? error.message[0].toUpperCase() + error.message.slice(1) : error.message;
+    const message = wait ? said.replace(/[.\s]+$/, "") + wait : said;
     const lost = error instanceof Lost;
     if (!lost && !(error instanceof ApiError) && !error.told) console.error(error);
     if (lost) this.services.lost();

@@ -53,6 +53,7 @@ function thumb(room, kept, i) {
 }
 
 function add({ room }, index, entry) {
+  if (!room.shots[room.current].entries.length && index !== room.current) room.choose(index); // the first to begin is looked at
   if (index === room.current) room.film.add(entry);
   else room.shots[index].entries.push(entry);
 }
