@@ -348,6 +348,8 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("train mini.tower -o training.stepz=3", "did you mean 'steps'"),
         ("train mini.tower -o training.steps=0", "at least 1"),
         ("train mini.tower -o seed=one", "whole number"),
+        ("train mini.stage3 -o t_exp=half", "must be a number"),
+        ("train mini.stage3 -o t_exp=2", "between 0 and 1"),
         ("evaluate --suite moon", "'moon'"),
         ("evaluate --level moon", "'moon'"),
         ("inspect nosuch", "tiny, mini, lavida_o"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from unmask.corruption.collapsing import Collapsing
 from unmask.data.mixture import Joint, Weighted
 from unmask.data.sources import Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered, cell_labels, pixels_of
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world.scenes import sample
 from unmask.recipes.mini import LOOK_TOKENS, text
+from unmask.rng import generator
 from unmask.sequence import Batch, Kind
+from unmask.tokens.text import EXP
 
 
 def fake_codes(pixels: torch.Tensor) -> torch.Tensor:
@@ -169,6 +172,24 @@ def test_answers_have_room() -> None:
         assert rooms and set(rooms) == {30}
     rooms = [len(s) for table in sources()["look"](0).span_table for s in table if s.name == "answer"]  # type: ignore[operator]
     assert max(rooms) < 30
+
+
+def test_illustrations_of_one_process_come_as_often_as_it_has_them() -> None:
+    process = Collapsing(at=0.75, announce=text()[EXP])
+    source = Illustrations(
+        text=text(), encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, length=44, batch=200, unified=process
+    )
+    batch = source(0)
+    announcing = process.collapsed(batch).sum(1)
+    drawn = torch.tensor([sum(s.kind == Kind.CODE for s in table) for table in batch.span_table])
+    assert bool((announcing + drawn == 1).all()) and 30 <= int(announcing.sum()) <= 70  # a quarter of 200
+    assert all(s.writable for table in batch.span_table for s in table if s.name in ("answer", "image"))
+    rng = generator("unified")
+    noisy = process.corrupt(batch, process.times(batch, rng), rng)
+    assert noisy.masked is not None and bool((noisy.masked & ~batch.writable).sum() == 0)
+    codes, words = (batch.writable & (batch.kind == kind) & (drawn == 1)[:, None] for kind in (Kind.CODE, Kind.TEXT))
+    # Between 0 and t_exp the codes go from none to all, the words of the same rows from none to t_exp.
+    assert float(noisy.masked[codes].float().mean()) > float(noisy.masked[words].float().mean()) + 0.05
 
 
 def test_illustrations_come_in_both_forms() -> None:

@@ -13,7 +13,8 @@ import torch
 import unmask
 from unmask.checkpoints.store import read_tensors
 from unmask.cli.main import main
-from unmask.cli.train import recipes
+from unmask.cli.train import find, recipes
+from unmask.corruption.absorbing import Absorbing
 from unmask.recipes import mini
 
 torch.set_num_threads(1)
@@ -76,6 +77,20 @@ def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeyp
         model.generate("two red apples", seed=s, settings=["pace.steps=4"])[0].image for s in (1, 1, 2)
     )
     assert first.size == (128, 128) and np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_the_unified_process_is_chosen_by_its_time() -> None:
+    kinds, unified = (find("mini.stage3", settings) for settings in ((), ("t_exp=0.25",)))
+    seen = [
+        {name: source.unified for name, source, _ in r.source.parts if name == "illustration"} for r in (kinds, unified)
+    ]
+    scored = [{name: scored.corruption for name, scored, _ in r.objective.objectives} for r in (kinds, unified)]
+    process = seen[1]["illustration"]
+    assert seen[0]["illustration"] is None and scored[0]["illustration"] == Absorbing()
+    assert process.at == 0.25 and scored[1]["illustration"] == process
+    assert {n: c for n, c in scored[0].items() if n != "illustration"} == {
+        n: c for n, c in scored[1].items() if n != "illustration"
+    }
 
 
 @pytest.mark.parametrize("recipe", sorted(set(SMALL) - {name for name, _ in CHAIN}))

@@ -47,17 +47,19 @@ def find(name: str, settings: Sequence[str] = ()) -> Any:
         if argument is None:
             rest.append(f"{key}{separator}{text}")
         else:
-            own[key.strip()] = _number(key, text) if isinstance(argument.default, int) else text.strip()
+            kind = type(argument.default)
+            own[key.strip()] = _number(key, text, kind) if kind in (int, float) else text.strip()
     from unmask.recipe import override
 
     return override(make(**own), rest)
 
 
-def _number(key: str, text: str) -> int:
+def _number(key: str, text: str, kind: type[int] | type[float]) -> float:
     try:
-        return int(text)
+        return kind(text)
     except ValueError:
-        raise ValueError(f"setting {key}={text!r} must be a whole number; for example {key}=1") from None
+        wanted, such = ("a whole number", "1") if kind is int else ("a number", "0.5")
+        raise ValueError(f"setting {key}={text!r} must be {wanted}; for example {key}={such}") from None
 
 
 def _list(context: click.Context, option: click.Parameter, wanted: bool) -> None:

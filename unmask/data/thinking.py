@@ -11,6 +11,7 @@ from random import Random
 
 from torch import Tensor
 
+from unmask.corruption.collapsing import Collapsing
 from unmask.data.sources import (
     Encode,
     Levels,
@@ -197,7 +198,8 @@ class Retries:
 class Illustrations:
     """Picture -> its caption, then a picture of that caption: the announced form, in ``length`` tokens of text (spec 4.9).
 
-    Beside it, as rows of their own, the words and the picture they announce; ``plan.open`` of them learn both.
+    Beside it, as rows of their own, the words and the picture they announce; ``plan.open`` of them learn both. ``unified``: the forms
+    come as often as the process has them, which is to mask them too, and words are always learned.
     """
 
     text: Text
@@ -209,6 +211,7 @@ class Illustrations:
     side: int = 128
     fold: int = 2
     plan: Planned = Planned()
+    unified: Collapsing | None = None
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
     longest: int = 18
@@ -217,15 +220,15 @@ class Illustrations:
         rng = Random(f"illustrations/{self.seed}/{step}")
         scenes = list(batch_of(self.levels, self.seed + 9, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
-        codes = self.encode(pixels)
+        codes, collapsed = self.encode(pixels), self.unified.share() if self.unified else 0.0
         rows = []
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
             words = self.text.encode(captioned(self.text, scene, rng, self.longest))
             asked = b.wording.describe_and_draw
-            if i % 2:
+            if (rng.random() < collapsed) if self.unified else i % 2:
                 rows.append(asking(b, asked, plan_ids(self.text, words, self.length)).build())
             else:
-                given = PlanIds(ids=tuple(words), open=rng.random() < self.plan.open)
+                given = PlanIds(ids=tuple(words), open=bool(self.unified) or rng.random() < self.plan.open)
                 rows.append(illustrating(b, asked, given, codes[i], fold=self.fold).build())
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.corruption.absorbing import Absorbing
+from unmask.corruption.collapsing import Collapsing
 from unmask.sequence import Batch, Kind, Loss
 
 
@@ -76,7 +77,7 @@ class Masked:
     Each of its tokens then counts once, however the two share them: a row whose complement is empty has no less weight than others.
     """
 
-    corruption: Absorbing = Absorbing()
+    corruption: Absorbing | Collapsing = Absorbing()
     weight: Weight = Plain()
     dropouts: tuple[Dropout, ...] = ()
     complementary: bool = False

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from unmask.checkpoints.store import load_module, save_module
 from unmask.corruption.absorbing import Absorbing
+from unmask.corruption.collapsing import Collapsing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
 from unmask.data.mixture import Joint
 from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered
@@ -49,7 +50,7 @@ from unmask.protocols import Source
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.mini_vq import CONFIG, IMAGES, dictionary
 from unmask.rng import generator
-from unmask.tokens.text import MASK, Text
+from unmask.tokens.text import EXP, MASK, Text
 from unmask.tokens.vq import VQ
 
 SIZE = SIZES["mini"]
@@ -260,9 +261,14 @@ def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 
     )()
 
 
-def stage3(vision: str = "runs/tower", start: str = "runs/align", seed: int = 4, images: int = IMAGES) -> Recipe:
+def stage3(
+    vision: str = "runs/tower", start: str = "runs/align", seed: int = 4, images: int = IMAGES, t_exp: float = 0.0
+) -> Recipe:
     """Everything together (paper stage 3), with the rate coming down: drawing, looking, editing, captions; layouts before pictures
     and edits, critiques, retries, words that announce a picture.
+
+    ``t_exp=0.5``: words that announce a picture are masked together with it, in the paper's one process, which collapses there; 0: in
+    samples of three kinds, as the released code has it (spec 3.3).
     """
     tokens, encode = text(), _encoder(images)
     said = {"text": tokens, "seed": seed}
@@ -273,7 +279,8 @@ def stage3(vision: str = "runs/tower", start: str = "runs/align", seed: int = 4,
     )
     planned = {"seed": seed + 10, "plan": Planned()}
     retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
-    illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=4, length=44, draft=EVEN)
+    unified = Collapsing(at=t_exp, announce=tokens[EXP]) if t_exp else None
+    illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=4, length=44, draft=EVEN, unified=unified)
     return _Stage(
         name="mini.stage3",
         seed=seed,
@@ -291,7 +298,7 @@ def stage3(vision: str = "runs/tower", start: str = "runs/align", seed: int = 4,
             ("critique", Critiques(**seeing, batch=6, draft=MANY), 1, _LOOK, 0.35),
             ("edit_critique", EditCritiques(**seeing, batch=5, kinds=_HARDER), 1, _LOOK, 0.35),
             ("retry", retry, 1, _DRAW_THOUGHT, 0.25),
-            ("illustration", illustration, 1, _DRAW_TOLD, 0.25),
+            ("illustration", illustration, 1, replace(_DRAW_TOLD, corruption=unified or Absorbing()), 0.25),
             # No multiple of the number of processes: one of them would do all of it.
             ("caption", Captions(**said, batch=16), 9, Masked(), 0.2),
         ),

@@ -51,13 +51,14 @@ class Sampler:
     stop: Stop = Never()
 
     @torch.no_grad()  # not inference_mode: what comes out is trained on by post-training, and such tensors could not be
-    def sample(self, model: Denoiser, batch: Batch, *, on_step: Callable[[Step], None] | None = None) -> Batch:
-        """Decide every masked token that is writable. ``on_step`` sees the batch after each step.
+    def sample(
+        self, model: Denoiser, batch: Batch, *, on_step: Callable[[Step], None] | None = None, carry: object = None
+    ) -> Batch:
+        """Decide every masked token that is writable. ``on_step`` sees the batch after each step; the model is first given ``carry``.
 
         Raises NothingUnmasked where a select breaks its contract.
         """
         run = self.start(batch)
-        carry: object = None
         while (query := run.query) is not None:
             prediction = model(query.batch, ask=query.ask, carry=carry)
             carry = prediction.carry

@@ -27,9 +27,9 @@ from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import Run
 from unmask.sequence import Prediction, Sequence, collate, decided
 from unmask.serving.batching import Part, join, part_of, shares
-from unmask.serving.features import Features
 from unmask.serving.metrics import Meter, Metrics
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Frame, Handle, QueueFull, Request
+from unmask.tasks.features import Features
 
 PLACES = 16  # how many earlier requests one level of priority passes in the queue: some, so that nobody waits for ever
 
@@ -240,9 +240,7 @@ class Engine:
         sequence = request.task.build(self.parts)
         batch = collate([sequence], [request.seed], features_per_image=self.parts.look_tokens)
         batch = batch.to(net.embed.weight.device)
-        pixels, look = batch.pixels, None
-        if pixels is not None:
-            look = self.features(pixels, lambda: net.features(pixels))
+        look = self.features.of([sequence], net, batch.device)
         run = request.sampler.start(batch.replace(pixels=None, clean=None))
         level = min((job.paid for job in self._live), default=0.0)
         return _Live(handle=handle, sequence=sequence, run=run, look=look, paid=level, since=self.clock())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unmask.serving.features import Features
+from unmask.tasks.features import Features
 
 _NEWEST = 0.1  # weight of the newest step in the moving average of their seconds
 

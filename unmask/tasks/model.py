@@ -282,6 +282,7 @@ class Model:
             sampler,
             device=self.device,
             features_per_image=self.parts.look_tokens,
+            carry=self.parts.features.of(sequences, self.parts.net, self.device),
             watch=watch,
         )
 

@@ -6,7 +6,7 @@ Public idea: ``Parts`` is handed to every task's ``build`` and ``read``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from unmask.checkpoints.elastic import Weights
 from unmask.checkpoints.loading import load
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import Sampler
+from unmask.tasks.features import Features
 from unmask.tokens.build import Builder, PlanIds
 from unmask.tokens.layouts import Layout, to_ids
 from unmask.tokens.pictures import Placement, square
@@ -28,13 +29,14 @@ from unmask.tokens.vq import VQ
 
 PAPER = (250, 250, 250)  # what lies around a picture that is not square
 MOST_PLAN = 512  # tokens
+MOST_FEATURES = 2**28  # bytes of remembered pictures: some 35 of the released model's largest looks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """``side``: pixels of the pictures that are drawn · ``fold``: codes a position along one side · ``paper``: the colour around a
     picture that is not square · ``views``: how a picture is cut for the semantic encoder; None: it reads the square itself ·
-    ``weights``: where parts that are not loaded yet come from; None: all are there.
+    ``weights``: where parts that are not loaded yet come from; None: all are there · ``features``: pictures that were looked at before.
     """
 
     text: Text
@@ -47,6 +49,7 @@ class Parts:
     paper: tuple[int, int, int] = PAPER
     views: AnyRes | None = None
     weights: Weights | None = None
+    features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
 
     def require(self, needs: frozenset[str]) -> None:
         """Load what these needs (``Task.needs``) ask for, where the model was opened without it."""

@@ -197,7 +197,7 @@ def _approvals(model: Thinks, sequences: Items[Sequence]) -> list[float]:
     """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
     net, parts = model.parts.net, model.parts
     batch = collate(sequences, [0] * len(sequences), features_per_image=parts.look_tokens).to(model.device)
-    found = net(batch, ask=batch.masked)
+    found = net(batch, ask=batch.masked, carry=parts.features.of(sequences, net, model.device))
     word = parts.text.encode(_RIGHT)[-1]
     chance_N = found.text_logits.float().softmax(-1)[:, word].cpu()
     row_N = found.text.cpu() // batch.ids.shape[1]

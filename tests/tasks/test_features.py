@@ -1,0 +1,107 @@
+"""A picture is encoded once, whoever asks about it, and the answers are those of a model that remembers nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from unmask.sequence import collate
+from unmask.tasks import reflecting, revising, understand
+from unmask.tasks.features import Features
+from unmask.tasks.model import Model
+from unmask.tasks.reflecting import Thinking
+
+FEW = ["pace.steps=2"]
+CPU = torch.device("cpu")
+
+
+def picture(seed: int) -> Image.Image:
+    noise = torch.randint(0, 256, (128, 128, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(noise.numpy())
+
+
+@pytest.fixture
+def fresh(model: Model) -> Model:
+    """The shipped model with a memory of its own."""
+    return Model(replace(model.parts, features=Features(2**20)))
+
+
+@pytest.fixture
+def calls(model: Model) -> Iterator[list[int]]:
+    """Pictures of every call of the vision tower."""
+    seen: list[int] = []
+    assert model.parts.net.vision is not None
+    hook = model.parts.net.vision.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    yield seen
+    hook.remove()
+
+
+def test_calls_about_one_picture_encode_it_once(fresh: Model, calls: list[int]) -> None:
+    shown = picture(1)
+    fresh.ask(shown, "what is this?")
+    fresh.ask(shown, "is there a cat?", length=2)
+    fresh.ground(shown, ["the cat", "a dog"])
+    fresh.edit(shown, "add a cat", n=3, settings=FEW, plan=True)
+    reflecting.criticise(fresh, ["a cat"], [shown])
+    assert calls == [1] and fresh.parts.features.hits >= 6
+    revising.criticise(fresh, [shown], [picture(2)], ["add a cat"])
+    assert calls == [1, 1]
+    fresh.ask(picture(3), "what is this?")
+    assert calls == [1, 1, 1]
+
+
+def test_rounds_encode_every_picture_once(fresh: Model, calls: list[int]) -> None:
+    drawn = fresh.generate("a cat", seed=1, settings=FEW, reflect=3)[0]
+    assert len(calls) == len({r.image.tobytes() for r in drawn.rounds})
+    calls.clear()
+    tried = fresh.edit(picture(4), "add a cat", n=2, settings=FEW, reflect=2)
+    assert len(calls) <= 1 + len({r.image.tobytes() for d in tried for r in d.rounds})
+
+
+def test_a_model_that_remembers_nothing_says_the_same(model: Model, fresh: Model, calls: list[int]) -> None:
+    forgetful = Model(replace(model.parts, features=Features(0)))
+    images, prompts = [picture(i) for i in (5, 6, 5)], ["a cat", "a dog", "two cats"]
+    for _ in range(2):  # the second time all is remembered
+        assert reflecting.criticise(fresh, prompts, images) == reflecting.criticise(forgetful, prompts, images)
+        one, other = (
+            revising.revise(m, images[:2], prompts[:2], [1, 2], Thinking(rounds=2), *[m.presets.edit(m.parts)] * 2)
+            for m in (fresh, forgetful)
+        )
+        assert [[(r.critique, r.approval, r.image.tobytes()) for r in rounds] for rounds in one] == [
+            [(r.critique, r.approval, r.image.tobytes()) for r in rounds] for rounds in other
+        ]
+    assert forgetful.parts.features.hits == 0 and forgetful.parts.features.bytes == 0
+
+
+def test_features_are_those_of_the_model_and_know_nothing_of_company(model: Model) -> None:
+    parts = model.parts
+    tasks = [understand.Ask(pixels=parts.look(picture(i)), question="what is this?") for i in (7, 8)]
+    edited = revising.CritiqueEdit(before=tasks[0].pixels, after=tasks[1].pixels, instruction="add a cat", length=4)
+    built = [task.build(parts) for task in (*tasks, edited)]
+    memory = Features(2**20)
+    together = memory.of(built, parts.net, CPU)
+    assert together is not None and (memory.misses, memory.hits) == (2, 2)
+    alone = [Features(0).of([b], parts.net, CPU) for b in built[:2]]
+    assert torch.equal(together, torch.cat([*alone, *alone]))
+    batch = collate(built, [0] * 3, features_per_image=parts.look_tokens)
+    assert batch.pixels is not None
+    torch.testing.assert_close(together, parts.net.features(batch.pixels).detach(), rtol=1e-4, atol=1e-4)
+    assert memory.of([understand.FillText(target="a [mask]").build(parts)], parts.net, CPU) is None
+
+
+def test_the_least_recently_used_is_forgotten_first() -> None:
+    memory, asked = Features(2 * 4 * 8), []
+
+    def look(seed: int) -> torch.Tensor:
+        return memory(torch.full((1, 3, 2, 2), float(seed)), lambda: asked.append(seed) or torch.zeros(8))
+
+    for seed in (1, 2, 1, 3, 1, 2):
+        look(seed)
+    assert asked == [1, 2, 3, 2] and memory.bytes == 64
+    memory.clear()
+    look(2)
+    assert asked[-2:] == [2, 2] and memory.bytes == 32
