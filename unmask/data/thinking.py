@@ -51,8 +51,8 @@ class Plans:
         rows = []
         for scene in islice(shown(self.levels, self.seed + 5, step * self.batch, rng, self.draft), self.batch):
             b = Builder(text=self.text)
-            ids = to_ids(scene_layout(scene, b.wording, rng), self.text, b.wording)
             caption = captioned(self.text, scene, rng, self.longest)
+            ids = to_ids(scene_layout(scene, caption, b.wording, rng), self.text, b.wording)
             rows.append(planning(b, caption, plan_ids(self.text, ids, self.length)))
         return collate(rows, range(self.batch))
 
@@ -152,7 +152,7 @@ class Retries:
         b = Builder(text=self.text, look_tokens=self.look_tokens)
         pixels = pixels_of([s.scene for s in spoilt], self.side)
         attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
-        plan = self.plan(scene_layout(scene, b.wording, rng), self.text, b.wording, rng) if self.plan else None
+        plan = self.plan(scene_layout(scene, caption, b.wording, rng), self.text, b.wording, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
 
 

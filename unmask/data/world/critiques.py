@@ -27,7 +27,12 @@ from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
 def praise(scene: Scene, rng: Random) -> tuple[str, str]:
     """A right caption, and the critique that finds nothing wrong."""
-    return caption(scene, rng), rng.choice(("the picture is correct", "everything is correct", "this is correct"))
+    return caption(scene, rng), approval(rng)
+
+
+def approval(rng: Random) -> str:
+    """The critique that finds nothing wrong."""
+    return rng.choice(("the picture is correct", "everything is correct", "this is correct"))
 
 
 def mismatch(scene: Scene, rng: Random) -> tuple[str, str]:
