@@ -6,7 +6,7 @@ import torch
 
 from unmask.data.mixture import Joint, Weighted
 from unmask.data.sources import Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered, cell_labels, pixels_of
-from unmask.data.thinking import Critiques, EditPlans, Illustrations, Plans, Retries
+from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world.scenes import sample
 from unmask.recipes.mini import LOOK_TOKENS, text
 from unmask.sequence import Batch, Kind
@@ -35,6 +35,7 @@ def sources() -> dict[str, object]:
         "plan": Plans(text=tokens, seed=1, length=44, batch=4),
         "edit_plan": EditPlans(text=tokens, seed=1, length=24, look_tokens=LOOK_TOKENS, batch=4),
         "critique": Critiques(text=tokens, seed=1, look_tokens=LOOK_TOKENS, batch=4),
+        "critique_edit": EditCritiques(text=tokens, seed=1, look_tokens=LOOK_TOKENS, batch=4),
         "retry": Retries(text=tokens, encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, batch=4),
     }
 
@@ -143,6 +144,20 @@ def test_half_of_the_critiques_approve_and_retries_show_what_was_wrong() -> None
     assert set(looks) <= {1, 2, 3} and len(set(looks)) > 1
     planned = Retries(text=text(), encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, batch=4, plan=Planned())(0)
     assert all(any(s.name == "plan" for s in table) for table in planned.span_table)
+
+
+def test_edit_critiques_look_twice_and_half_of_them_approve() -> None:
+    batch = EditCritiques(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=140)(0)
+    assert all([s.image for s in table if s.name == "look"] == [0, 1] for table in batch.span_table)
+    assert batch.pixels is not None and batch.pixels.shape[0] == 280
+    unchanged = sum(torch.equal(a, b) for a, b in batch.pixels.reshape(140, 2, *batch.pixels.shape[1:]))
+    answers = [s for table in batch.span_table for s in table if s.name == "answer"]
+    said = "".join(_spans(batch, row)["answer"] for row in range(batch.rows))
+    assert unchanged == said.count("nothing has changed") > 0
+    assert 0.35 < said.count("is correct") / len(answers) < 0.65 and len(answers) > 145
+    assert {len(s) for s in answers} == {16}
+    asked = "".join(_spans(batch, row)["question"] for row in range(batch.rows))
+    assert asked.count("does this") == len(answers)
 
 
 def test_answers_have_room() -> None:

@@ -14,6 +14,8 @@ from unmask.data.world.language import noun
 from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import INVERSE, Draft, Scene, relation, split_of
 from unmask.data.world.vocabulary import BACKGROUNDS
+from unmask.evaluation import world_edit
+from unmask.evaluation.judge import Found, Seen
 from unmask.tokens.prompts import COMPACT
 
 
@@ -74,6 +76,57 @@ def test_spoilt_pictures_miss_the_caption_that_the_scene_meets() -> None:
             assert split_of(wrong.scene) == "train"
     said = " ".join(words)
     assert all(w in said for w in ("no _", "missing", "be _, not", "left of", "background", "not three")), words
+
+
+def _seen(scene: Scene) -> Seen:
+    """What a judge without fault sees."""
+    things = (Found(name=t.name, colour=t.colour, box=t.box, score=1.0) for t in scene.things)
+    return Seen(things=tuple(things), background=scene.background)
+
+
+def test_an_edit_has_a_fault_where_the_measurement_finds_one() -> None:
+    rng = Random(6)
+    verdicts: Counter[tuple[str, bool]] = Counter()
+    for scene in _scenes("grid", "train", 500):
+        made = [m for kind in EDIT_KINDS for _ in range(2) if (m := edit(scene, "train", rng, kind))]
+        for asked in made:
+            assert critiques.fault(asked, asked.target, rng) == ""
+            assert critiques.fault(asked, scene, rng) == critiques.UNDONE
+            for done in rng.sample(made, 3):
+                for after in (done, edit(done.target, "train", rng)):
+                    if after is None:
+                        continue
+                    right = world_edit.success(asked, _seen(after.target))
+                    words = critiques.fault(asked, after.target, rng)
+                    assert (words == "") == right, (asked, after.target, words)
+                    verdicts[asked.kind, right] += 1
+    assert set(verdicts) == {(kind, right) for kind in EDIT_KINDS for right in (True, False)}, verdicts
+
+
+def test_critiques_of_edits_are_true_and_of_what_was_asked_first() -> None:
+    rng = Random(8)
+    words: Counter[str] = Counter()
+    for number, scene in enumerate(_scenes("grid", "train", 1200)):
+        made = edit(scene, "train", rng, EDIT_KINDS[number % len(EDIT_KINDS)])
+        if made is None:
+            continue
+        shown, asked = critiques.judged(made, rng)
+        assert split_of(shown) == "train"
+        for instruction, critique in asked:
+            words[re.sub(rf"{_COLOURS}|{_WORDS}", "_", critique)] += 1
+            if "is correct" in critique:
+                assert (instruction, shown) == (made.instruction, made.target)
+            elif critique == critiques.UNDONE:
+                assert shown.signature == scene.signature
+            elif gone := re.search(rf"no ((?:{_COLOURS}) )?({_WORDS})$", critique):
+                there = [t for t in shown.things if t.name == gone[2] and (gone[1] or "").strip() in ("", t.colour)]
+                assert bool(there) == critique.startswith("there should be"), (critique, shown)
+            elif tint := re.search(rf"the ({_WORDS}) should be ({_COLOURS}), not ({_COLOURS})$", critique):
+                assert [t.colour for t in shown.things if t.name == tint[1]] == [tint[3]], (critique, shown)
+    said = " ".join(words)
+    for form in ("is correct", "nothing", "no _", "missing", "be _, not", "be a", "should be at", "bigger", "two"):
+        assert form in said, (form, words)
+    assert all("background should be" in w for w in words if "background" in w)
 
 
 def test_layouts_say_where_things_are_and_what_an_edit_touches() -> None:

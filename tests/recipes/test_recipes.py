@@ -28,6 +28,7 @@ STAGE3 = (
     "plan",
     "edit_plan",
     "critique",
+    "edit_critique",
     "retry",
     "illustration",
     "caption",

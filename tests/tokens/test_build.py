@@ -102,6 +102,9 @@ TASKS: dict[str, Callable[[Builder], Sequence]] = {
         b, PIXELS, CODES, "add a red apple", (4, 4), fold=2, plan=PlanIds(ids=tuple(_plan(b, "add")))
     ),
     "critique": lambda b: asking(looking(b, PIXELS), b.wording.critique.format(caption="two dogs"), 8).build(),
+    "critique_edit": lambda b: asking(
+        looking(b, PIXELS, PIXELS), b.wording.critique_edit.format(instruction="make the apple blue"), 8
+    ).build(),
     "retry": _retry,
 }
 CASES = [(task, name) for task in TASKS for name in WORDINGS]

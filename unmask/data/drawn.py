@@ -97,7 +97,7 @@ class DrawnCritiques:
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
     def _said(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
-        said = [(drawn.prompt, drawn.critique or critiques.approval(rng))]
+        said = [(drawn.prompt, drawn.critique or critiques._approval(rng))]
         if drawn.clean:
             for _ in range(self.captions):
                 said.append((critiques.praise if rng.random() < 0.5 else critiques.mismatch)(drawn.scene, rng))

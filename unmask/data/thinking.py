@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.data.sources import Encode, Levels, Planned, answer_ids, captioned, pixels_of, shown
 from unmask.data.world import critiques
-from unmask.data.world.edits import EDIT_KINDS, edit
+from unmask.data.world.edits import EDIT_KINDS, Edit, edit
 from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
 from unmask.sequence import Batch, Sequence, collate
@@ -115,6 +115,42 @@ class Critiques:
                 caption, words = found(scene, rng)
                 asked = b.wording.critique.format(caption=caption)
                 asking(b, asked, answer_ids(self.text, words, rng, self.length), segment=segment)
+            rows.append(b.build())
+        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditCritiques:
+    """Picture before, picture after, instruction -> "... is correct", or what is wrong, in ``length`` tokens. Half are right.
+
+    Where two instructions stand under one pair, each has a segment of its own. ``kinds`` are gone through in turn.
+    """
+
+    text: Text
+    seed: int
+    look_tokens: int
+    batch: int = 10
+    side: int = 128
+    length: int = 16
+    levels: Levels = (("grid", 1.0),)
+    kinds: tuple[str, ...] = EDIT_KINDS
+
+    def __call__(self, step: int) -> Batch:
+        rng = Random(f"edit critiques/{self.seed}/{step}")
+        scenes = shown(self.levels, self.seed + 15, step * self.batch * 4, rng)
+        pairs: list[Edit] = []
+        while len(pairs) < self.batch:
+            if made := edit(next(scenes), "train", rng, self.kinds[len(pairs) % len(self.kinds)]):
+                pairs.append(made)
+        judged = [critiques.judged(pair, rng) for pair in pairs]
+        before = pixels_of([pair.source for pair in pairs], self.side)
+        after = pixels_of([scene for scene, _ in judged], self.side)
+        rows = []
+        for i, (_, asked) in enumerate(judged):
+            b = looking(Builder(text=self.text, look_tokens=self.look_tokens), before[i], after[i])
+            for segment, (instruction, words) in enumerate(asked, 1):
+                question = b.wording.critique_edit.format(instruction=instruction)
+                asking(b, question, answer_ids(self.text, words, rng, self.length), segment=segment)
             rows.append(b.build())
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 

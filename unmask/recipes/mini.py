@@ -33,7 +33,7 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
 from unmask.data.mixture import Joint
 from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered
-from unmask.data.thinking import Critiques, EditPlans, Illustrations, Plans, Retries
+from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world import critiques, edits, language
 from unmask.data.world.edits import EDIT_KINDS
 from unmask.data.world.scenes import Draft, sample
@@ -289,6 +289,7 @@ def stage3(vision: str = "runs/tower", start: str = "runs/align", seed: int = 4,
             ("plan", Plans(**said, length=44, batch=6, draft=EVEN), 1, Masked(), 0.2),
             ("edit_plan", EditPlans(**seeing, length=24, batch=5, kinds=_HARDER), 1, Masked(), 0.3),
             ("critique", Critiques(**seeing, batch=6, draft=MANY), 1, _LOOK, 0.35),
+            ("edit_critique", EditCritiques(**seeing, batch=5, kinds=_HARDER), 1, _LOOK, 0.35),
             ("retry", retry, 1, _DRAW_THOUGHT, 0.25),
             ("illustration", illustration, 1, _DRAW_TOLD, 0.25),
             # No multiple of the number of processes: one of them would do all of it.

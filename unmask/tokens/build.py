@@ -219,10 +219,12 @@ def editing(
     return _answered(b, codes, fold, None if "{plan}" in b.wording.edit else plan).build(instruction)
 
 
-def looking(b: Builder, picture: Tensor | Look | None) -> Builder:
-    """The context that questions and phrases about one picture share; each then has a segment of its own."""
+def looking(b: Builder, picture: Tensor | Look | None, *more: Tensor | Look) -> Builder:
+    """The context that questions and phrases about the same pictures share; each then has a segment of its own."""
     b.say("prompt", *b.opening())
-    return b if picture is None else b.look("look", picture)
+    for shown in () if picture is None else (picture, *more):
+        b.look("look", shown)
+    return b
 
 
 def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1, name: str = "answer") -> Builder:

@@ -26,7 +26,8 @@ class Wording:
     ``plan`` and ``plan_edit`` ask for a layout before the picture, ``draw_planned`` for the picture that follows it. In a layout a thing
     is ``placed``, where ``{box}`` is its box in tags of its own; ``between_placed`` stands between two of them, ``plan_reason`` or, for
     an edit of a kind, one of ``edit_reasons`` and ``reason_end`` before the first.
-    ``critique`` asks what is wrong with a picture of ``{caption}``; a retry is told ``feedback`` and then every ``attempt`` so far, in
+    ``critique`` asks what is wrong with a picture of ``{caption}``, ``critique_edit`` with the second of two pictures, which shall be the
+    first as ``{instruction}`` changes it; a retry is told ``feedback`` and then every ``attempt`` so far, in
     which ``{look}`` is the picture. ``describe_and_draw`` asks for words and then a picture of what they say.
     ``one_turn``: of a conversation the last message and the last picture alone are read.
     ``locate`` asks for a box of ``{phrase}`` in a turn of its own; without it, a phrase stands in its tags right before its box.
@@ -50,6 +51,7 @@ class Wording:
     edit_reasons: tuple[tuple[str, str], ...]
     reason_end: str
     critique: str
+    critique_edit: str
     feedback: str
     attempt: str
     between_attempts: str
@@ -95,6 +97,10 @@ RELEASED = Wording(
     critique=(
         "Please evaluate this generated image based on the following prompt: {caption} Focus on text alignment and compositionality."
     ),
+    critique_edit=(  # our own words, in the manner of ``critique``: the paper judges drawings alone
+        "Please evaluate this edited image based on the following instruction: {instruction} "
+        "Focus on instruction following and on what should not change."
+    ),
     feedback=" Please also consider past generations and their feedbacks. Do not repeat these errors ",
     attempt="Generation {number}: {look}\n Feedback {number}: {critique}",
     between_attempts="\n",
@@ -129,6 +135,7 @@ COMPACT = Wording(
     ),
     reason_end=",",
     critique="is this {caption}",
+    critique_edit="does this {instruction}",
     feedback="",
     attempt="{look}{critique}",
     between_attempts="",

@@ -1,7 +1,7 @@
 """Captions that a picture meets or fails, and the critique that says so. A pure function each of its arguments and its ``Random``.
 
 Public ideas: ``praise`` and ``mismatch`` find a caption for a picture; ``spoil`` finds wrong pictures for one caption, each wrong
-in one point, as a model that draws makes them.
+in one point, as a model that draws makes them; ``judged`` finds what may be shown after an edit, and what is to be said of it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from unmask.data.world.edits import Edit, edit
 from unmask.data.world.language import (
     absent,
     article,
+    at,
     caption,
     listed,
+    noun,
     number,
+    plural,
+    position_word,
     prefix,
     related,
     sized,
@@ -27,11 +32,10 @@ from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
 def praise(scene: Scene, rng: Random) -> tuple[str, str]:
     """A right caption, and the critique that finds nothing wrong."""
-    return caption(scene, rng), approval(rng)
+    return caption(scene, rng), _approval(rng)
 
 
-def approval(rng: Random) -> str:
-    """The critique that finds nothing wrong."""
+def _approval(rng: Random) -> str:
     return rng.choice(("the picture is correct", "everything is correct", "this is correct"))
 
 
@@ -214,3 +218,130 @@ def _elsewhere(scene: Scene, rng: Random) -> Spoilt | None:
     other = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
     wrong = replace(scene, background=other)
     return Spoilt(scene=wrong, critique=f"the background should be {scene.background}, not {other}")
+
+
+# -- pictures after an edit ---------------------------------------------------------------------------------------------
+
+UNDONE = "nothing has changed"
+_SOMEWHERE = ("add", "move")  # any place is right that the instruction's words fit
+
+
+def judged(made: Edit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]:
+    """What may be shown after an edit, and instructions, each with the critique of that picture. Half of all are met.
+
+    Those that are not: nothing was done, the thing came out wrong or another one was edited, something else changed too, or another
+    edit was asked for. All scenes are of the split of the source.
+    """
+    split = split_of(made.source)
+    if rng.random() < 0.6:
+        asked = [(made.instruction, _approval(rng))]
+        if rng.random() < 0.4:
+            other = edit(made.source, split, rng, made.kind if rng.random() < 0.5 else None)
+            if other and (words := fault(other, made.target, rng)):
+                asked.append((other.instruction, words))
+        return made.target, asked
+    for way in rng.choices((_undone, _near_miss, _more_than_asked), (2, 5, 3), k=4):
+        shown = way(made, rng)
+        if shown and split_of(shown) == split and (words := fault(made, shown, rng)):
+            return shown, [(made.instruction, words)]
+    return made.source, [(made.instruction, UNDONE)]
+
+
+def _undone(made: Edit, rng: Random) -> Scene:
+    return made.source
+
+
+def _more_than_asked(made: Edit, rng: Random) -> Scene | None:
+    more = edit(made.target, split_of(made.target), rng)
+    return more.target if more else None
+
+
+def _near_miss(made: Edit, rng: Random) -> Scene | None:
+    """The same kind of edit of something else or to something else; or the new thing in another colour, class or place."""
+    come, level = _only_in(made.target, made.source), LEVELS[made.source.level]
+    if not come or rng.random() < 0.4:
+        other = edit(made.source, split_of(made.source), rng, made.kind)
+        return other.target if other else None
+    thing, rest = come[0], [t for t in made.target.things if t not in come]
+    if rng.random() < 0.3:
+        return _changed(made.target, [thing], [replace(thing, name=absent(made.target, rng))])
+    if rng.random() < 0.5:
+        return _changed(made.target, [thing], [replace(thing, colour=rng.choice(level.colours))])
+    spots = place(level, 1, rng, tuple((t.x, t.y, t.size) for t in rest))
+    return _changed(made.target, [thing], [replace(thing, x=x, y=y, size=size) for x, y, size in spots])
+
+
+def fault(made: Edit, shown: Scene, rng: Random) -> str:
+    """What is wrong with a picture after an edit: of what was asked for, else of the rest; "" where nothing is."""
+    if shown.signature == made.source.signature:
+        return UNDONE
+    wanted = made.target
+    come, gone = _only_in(wanted, made.source), _only_in(made.source, wanted)
+    extra, found = _only_in(shown, wanted), []
+    for thing in _only_in(wanted, shown):
+        asked = thing in come
+        other = _counterpart(thing, extra, made if asked else None)
+        if other:
+            extra.remove(other)
+        words = _instead(thing, other, made if asked else None, shown) if other else _amiss(thing, wanted, shown, rng)
+        found += [(not asked, words)] if words else []
+    found += [(thing not in gone, _amiss(thing, wanted, shown, rng)) for thing in extra]
+    if shown.background != wanted.background:
+        words = f"the background should be {wanted.background}, not {shown.background}"
+        found.append((made.kind != "background", words))
+    return min(found, key=lambda f: f[0])[1] if found else ""
+
+
+def _only_in(scene: Scene, other: Scene) -> list[Thing]:
+    return [thing for thing in scene.things if thing not in other.things]
+
+
+def _fits(thing: Thing, other: Thing, made: Edit | None) -> bool:
+    """Whether ``other`` is as good as the ``thing`` that ``made`` brings."""
+    return (
+        made is not None
+        and made.kind in _SOMEWHERE
+        and noun(thing) == noun(other)
+        and position_word(thing) == position_word(other)
+        and (made.kind == "add" or thing.size == other.size)
+    )
+
+
+def _counterpart(thing: Thing, extra: Sequence[Thing], made: Edit | None) -> Thing | None:
+    """What is shown in place of a thing: as good, in the same place, of the same look, of the same class."""
+    tests: tuple[Callable[[Thing], bool], ...] = (
+        lambda t: _fits(thing, t, made),
+        lambda t: t.box == thing.box,
+        lambda t: noun(t) == noun(thing),
+        lambda t: t.name == thing.name,
+    )
+    return next((t for test in tests for t in extra if test(t)), None)
+
+
+def _instead(thing: Thing, other: Thing, made: Edit | None, shown: Scene) -> str:
+    """What is wrong with ``other`` where ``thing`` was wanted; "" where nothing is."""
+    if _fits(thing, other, made):
+        return ""
+    if noun(thing) != noun(other):
+        alone = sum(t.name == thing.name for t in shown.things) == 1
+        if thing.name == other.name and thing.colour and other.colour and alone:
+            return f"the {thing.name} should be {thing.colour}, not {other.colour}"
+        return f"there should be {article(noun(thing))}, not {article(noun(other))}"
+    if thing.size != other.size and (made is None or made.kind != "add"):
+        return f"the {noun(thing)} should be {'bigger' if thing.size > other.size else 'smaller'}"
+    if (where := position_word(thing)) != position_word(other):
+        return f"the {noun(thing)} should be {at(where)}"
+    return f"the {noun(thing)} should not move"
+
+
+def _amiss(thing: Thing, wanted: Scene, shown: Scene, rng: Random) -> str:
+    """There are too few or too many of a thing; one in its natural colour is counted with all of its class."""
+    there, here = (
+        sum(t.name == thing.name and thing.colour in ("", t.colour) for t in scene.things) for scene in (wanted, shown)
+    )
+    if not here:
+        return rng.choice((f"there is no {noun(thing)}", f"{article(noun(thing))} is missing"))
+    if not there:
+        return f"there should be no {noun(thing)}"
+    many = f"one {noun(thing)}" if there == 1 else f"{number(there)} {plural(thing)}"
+    return f"there should be {many}, not {number(here)}"
