@@ -13,7 +13,7 @@ from random import Random
 from torch import Tensor
 
 from unmask.data.sources import Encode, Levels, Planned, answer_ids, captioned, pixels_of, shown
-from unmask.data.world import critiques
+from unmask.data.world import critiques, language
 from unmask.data.world.edits import EDIT_KINDS, Edit, edit
 from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
@@ -36,7 +36,7 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Caption -> layout, in ``length`` tokens."""
+    """Caption -> layout, in ``length`` tokens; a share ``related`` of the captions says how two things lie, where two things do."""
 
     text: Text
     seed: int
@@ -45,13 +45,15 @@ class Plans:
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
     longest: int = 18
+    related: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"plans/{self.seed}/{step}")
         rows = []
         for scene in islice(shown(self.levels, self.seed + 5, step * self.batch, rng, self.draft), self.batch):
             b = Builder(text=self.text)
-            caption = captioned(self.text, scene, rng, self.longest)
+            tells = rng.random() < self.related and language.related(language.told(scene, 0.9, rng), scene.level, rng)
+            caption = language.prefix(rng) + tells if tells else captioned(self.text, scene, rng, self.longest)
             ids = to_ids(scene_layout(scene, caption, b.wording, rng), self.text, b.wording)
             rows.append(planning(b, caption, plan_ids(self.text, ids, self.length)))
         return collate(rows, range(self.batch))
