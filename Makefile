@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format types check install clean
+.PHONY: demo test lint format types check install browser clean
 
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/unmask demo --out demo
@@ -31,6 +31,13 @@ types: install
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 check: lint types test
+
+# The page is tested in a browser: the one that UNMASK_CHROMIUM names, or chromium. Where there is none, those tests are skipped.
+browser:
+	@[ -n "$$UNMASK_CHROMIUM" ] || command -v chromium >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || { \
+	  echo "no browser for the tests of the page: install the system package chromium, or name one in UNMASK_CHROMIUM" >&2; exit 1; }
 
 install: $(STAMP)
 

@@ -233,11 +233,12 @@ _layouts: dict[tuple[Span, ...], Tensor] = {}
 
 def _layout(spans: tuple[Span, ...]) -> Tensor:
     """kind, branch, writable, position, leader and segment of every token, [6, L]; a pure function of the spans, remembered."""
-    if spans not in _layouts:
+    known = _layouts.get(spans)  # other threads may clear what is remembered at any time
+    if known is None:
         if len(_layouts) > 4096:
             _layouts.clear()
-        _layouts[spans] = _lay_out(spans)
-    return _layouts[spans]
+        known = _layouts[spans] = _lay_out(spans)
+    return known
 
 
 def _lay_out(spans: tuple[Span, ...]) -> Tensor:

@@ -19,15 +19,19 @@ import unmask.sampling
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.rng import generator, key
-from unmask.sampling import draw, guide, pace, presets, progress, select, stop, window
+from unmask.sampling import constrain, draw, guide, pace, presets, progress, select, stop, window
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import NothingUnmasked, Sampler, Step
 from unmask.sequence import Batch, Kind, Move, Prediction, Sequence, Span, collate, stack
+from unmask.tokens.grammar import Grammar
+from unmask.tokens.language import compiled
+from unmask.tokens.regex import parsed
 
 torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
 DROP = frozenset({"prompt", "source"})
 ORDER = tuple(stratified(4))
+GRAMMAR = Grammar(compiled(parsed("[a-z]*")), [b"", *(bytes([97 + i]) for i in range(TEXT - 1))], END)
 
 PACES = [pace.Equal(steps=3), pace.Fixed(each=2), pace.Shift(steps=5, shift=3.0), pace.Cosine(steps=6)]
 DRAWS = [
@@ -42,6 +46,7 @@ DRAWS = [
     draw.GumbelText(temperature=0.5),
     draw.OnlyIds(low=4, high=9, draw=draw.Categorical()),
     draw.TopP(mass=0.5, draw=draw.Categorical()),
+    constrain.Constrained(draw=draw.Categorical(temperature=0.8), grammars=(("answer", GRAMMAR),)),
 ]
 SELECTS = [
     select.Confident(),

@@ -133,7 +133,7 @@ def test_layouts_say_where_things_are_and_what_an_edit_touches() -> None:
     rng = Random(4)
     seen: set[str] = set()
     for scene in _scenes("grid", "train", 300):
-        layout = scene_layout(scene, COMPACT, rng)
+        layout = scene_layout(scene, "", COMPACT, rng)
         assert Counter(t.box for t in layout.things) == Counter(t.box for t in scene.things)
         for kind in EDIT_KINDS:
             made = edit(scene, "train", rng, kind)

@@ -296,3 +296,9 @@ def test_presets_run() -> None:
         assert not sampler.sample(fake, collate([answer(20)], [0])).masked.any()
     with pytest.raises(ValueError, match="square grid, got 4 x 8"):
         presets.lavida_o_image(grid=(4, 8), null_id=NULL, drop=drop)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, math.inf, math.nan])
+def test_a_shift_that_leads_nowhere_is_refused(shift: float) -> None:
+    with pytest.raises(ValueError, match="a factor above 0"):
+        pace.Shift(steps=4, shift=shift)

@@ -31,6 +31,7 @@ class Scripted:
     plans: list[Layout] = field(default_factory=list)
     critiques: dict[str, list[str]] = field(default_factory=dict)
     drawn: list[list[Any]] = field(default_factory=list)
+    told: list[tuple[int, Any]] = field(default_factory=list)
 
     @property
     def parts(self) -> Any:
@@ -49,6 +50,9 @@ class Scripted:
             self.drawn.append(list(sequences))
             return self.model.run(sequences, seeds, replace(sampler, pace=replace(sampler.pace, steps=2)))
         return type("Done", (), {"rows": [self._written(s) for s in sequences]})()
+
+    def tell(self, row: int, thought: Any) -> None:
+        self.told.append((row, thought))
 
     def _written(self, sequence: Any) -> Any:
         text, span = self.parts.text, sequence.spans[-1]

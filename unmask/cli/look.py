@@ -19,9 +19,19 @@ from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
     "--length", type=click.IntRange(min=1), help="Longest answer in tokens (default: as the model's family has it)."
 )
 @click.option("--plain", is_flag=True, help="Text models: go on with the text, without a chat template (Base models).")
+@click.option("--schema", metavar="FILE|JSON", help="Answer with JSON that is valid by this JSON schema.")
+@click.option("--regex", metavar="PATTERN", help="Answer with a text that matches as a whole.")
 @path_option("--trace", (".txt",), "Also save the answer as it stood after every step (.txt).")
 @model_options
-def ask(run: Run, words: tuple[str, ...], length: int | None, plain: bool, trace: Path | None) -> None:
+def ask(
+    run: Run,
+    words: tuple[str, ...],
+    length: int | None,
+    plain: bool,
+    schema: str | None,
+    regex: str | None,
+    trace: Path | None,
+) -> None:
     """Answer a question about a picture.
 
     Prints the answer. A text model (LLaDA) is given the QUESTION alone.
@@ -30,17 +40,21 @@ def ask(run: Run, words: tuple[str, ...], length: int | None, plain: bool, trace
     Examples:
       unmask ask apples.png "how many apples are there?"
       unmask ask apples.png "what is left of the cat?" --json
+      unmask ask apples.png "what colour is the apple?" --schema '{"enum": ["red", "green"]}'
       unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct -o window.length=64 -o pace.steps=64
       unmask ask "The sky is" --plain --length 32 --model LLaDA-8B-Base
     """
     if len(words) not in (1, 2) or (len(words) == 1 and os.path.isfile(words[0])):
         raise click.UsageError("wanted a picture and a QUESTION, or for a text model a QUESTION alone")
+    form = _form(schema, regex)
+    if form and plain:
+        raise click.UsageError("a text that goes on has no form; leave out --plain, or --schema and --regex")
     picture = read_image(Path(words[0])) if len(words) == 2 else None
     model = run.open("ask")
     from unmask.tasks.text import TextModel
 
     options: dict[str, Any] = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
-    options |= {"length": length} if length else {}
+    options |= ({"length": length} if length else {}) | ({"form": form} if form else {})
     if isinstance(model, TextModel):
         if picture is not None:
             raise click.UsageError(f"{run.model} is a text model and looks at no picture; give it the question alone")
@@ -53,6 +67,19 @@ def ask(run: Run, words: tuple[str, ...], length: int | None, plain: bool, trace
         saved = save_text(trace, "\n".join(answer.trace) + "\n")
         news(f"trace: {saved}")
     print_json(answer.to_json()) if run.json else click.echo(answer.text)
+
+
+def _form(schema: str | None, regex: str | None) -> Any:
+    """What the answer has to look like; None: anything."""
+    if schema is None and regex is None:
+        return None
+    if schema is not None and regex is not None:
+        raise click.UsageError("an answer has one form; give --schema or --regex")
+    from unmask.tokens.forms import of_regex, of_schema
+
+    if schema is None:
+        return of_regex(regex or "")
+    return of_schema(schema if schema.lstrip()[:1] in ("{", "") else Path(schema).read_text(encoding="utf-8"))
 
 
 @click.command()

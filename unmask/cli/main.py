@@ -25,6 +25,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "edit": ("unmask.cli.draw", "Change a picture as an instruction says."),
     "chat": ("unmask.cli.chat", "Talk with a model in words and pictures."),
     "infill": ("unmask.cli.draw", "Fill a region of a picture, or the gaps of a text."),
+    "batch": ("unmask.cli.batch", "Work off a file of requests, one a line."),
+    "serve": ("unmask.cli.serve", "Serve a model over HTTP, with a page to watch it at work."),
     "train": ("unmask.cli.train", "Train by a recipe, or go on with a run."),
     "evaluate": ("unmask.cli.measure", "Measure how good a model is."),
     "bench": ("unmask.cli.measure", "Run one of the benchmarks of the source tree."),

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-Command = Callable[..., None]
+Command = Callable[..., Any]  # what it returns, if anything, is the program's exit code
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 
@@ -121,8 +121,8 @@ def storage_options(command: Command) -> Command:
     """Add --dtype, --quantise and --offload, handed over together as ``storage``."""
 
     @functools.wraps(command)
-    def wrapped(dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], **own: Any) -> None:
-        command(storage=Storage(dtype=dtype, quantise=quantise, offload=offload), **own)
+    def wrapped(dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], **own: Any) -> Any:
+        return command(storage=Storage(dtype=dtype, quantise=quantise, offload=offload), **own)
 
     branch = click.Choice(("und", "gen"))
     options = (

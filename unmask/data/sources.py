@@ -135,7 +135,11 @@ class Drawings:
             said = light_of(pixels[i]) if rng.random() < self.conditions else None
             b = Builder(text=self.text)
             caption = captioned(self.text, scene, rng, self.longest)
-            plan = self.plan(scene_layout(scene, b.wording, rng), self.text, b.wording, rng) if self.plan else None
+            plan = (
+                self.plan(scene_layout(scene, caption, b.wording, rng), self.text, b.wording, rng)
+                if self.plan
+                else None
+            )
             rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=said, plan=plan))
         return collate(rows, range(self.batch))
 

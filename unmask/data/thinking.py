@@ -23,7 +23,7 @@ from unmask.data.sources import (
     pixels_of,
     shown,
 )
-from unmask.data.world import critiques
+from unmask.data.world import critiques, language
 from unmask.data.world.edits import EDIT_KINDS
 from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
@@ -46,7 +46,7 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Caption -> layout, in ``length`` tokens."""
+    """Caption -> layout, in ``length`` tokens; a share ``related`` of the captions says how two things lie, where two things do."""
 
     text: Text
     seed: int
@@ -55,14 +55,16 @@ class Plans:
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
     longest: int = 18
+    related: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"plans/{self.seed}/{step}")
         rows = []
         for scene in batch_of(self.levels, self.seed + 5, step, self.batch, rng, self.draft):
             b = Builder(text=self.text)
-            ids = to_ids(scene_layout(scene, b.wording, rng), self.text, b.wording)
-            caption = captioned(self.text, scene, rng, self.longest)
+            tells = rng.random() < self.related and language.related(language.told(scene, 0.9, rng), scene.level, rng)
+            caption = language.prefix(rng) + tells if tells else captioned(self.text, scene, rng, self.longest)
+            ids = to_ids(scene_layout(scene, caption, b.wording, rng), self.text, b.wording)
             rows.append(planning(b, caption, plan_ids(self.text, ids, self.length)))
         return collate(rows, range(self.batch))
 
@@ -190,7 +192,7 @@ class Retries:
         b = Builder(text=self.text, look_tokens=self.look_tokens)
         pixels = pixels_of([s.scene for s in spoilt], self.side)
         attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
-        plan = self.plan(scene_layout(scene, b.wording, rng), self.text, b.wording, rng) if self.plan else None
+        plan = self.plan(scene_layout(scene, caption, b.wording, rng), self.text, b.wording, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
 
 

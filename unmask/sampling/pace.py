@@ -53,6 +53,10 @@ class Shift:
     steps: int
     shift: float
 
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"a shift is a factor above 0, got {self.shift}; 1 makes equal parts")
+
     def counts(self, tokens: int) -> list[int]:
         if tokens == 0:
             return []

@@ -86,7 +86,7 @@ class Engine:
         self._waiting: list[Handle] = []
         self._live: list[_Live] = []
         self._entering = 0
-        self._closed = self._stopped = False  # takes no more · makes no more steps
+        self._closed = self._stopped = self._broken = False  # takes no more · makes no more steps · will never again
         self._thread: threading.Thread | None = None
         self._taken = 0
         self._loaded: frozenset[str] = frozenset()
@@ -108,6 +108,21 @@ class Engine:
             self._waiting.sort(key=_place)
             self._changed.notify_all()
         return handle
+
+    def position(self, handle: Handle) -> int:
+        """How many are in the queue up to and with this request; 0 once it is not in there."""
+        with self._changed:
+            return self._waiting.index(handle) + 1 if handle in self._waiting else 0
+
+    def retry_after(self) -> float:
+        """Seconds after which one of those that are live should be done."""
+        with self._changed:
+            return self._retry_after()
+
+    @property
+    def broken(self) -> bool:
+        """Whether its thread died of a defect; all that was in it has been told (Closed)."""
+        return self._broken
 
     def metrics(self) -> Metrics:
         with self._changed:
@@ -174,7 +189,7 @@ class Engine:
                 self.tick()
         except BaseException as error:  # a defect of the engine: nobody may wait for ever
             with self._changed:
-                self._closed = self._stopped = True
+                self._closed = self._stopped = self._broken = True
             stopped = Closed(f"the engine stopped: {error!r}; start another one")
             stopped.__cause__ = error
             self._abandon(stopped)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from unmask.protocols import Task
 from unmask.sampling.sampler import Sampler
+from unmask.sequence import Sequence
 
 
 class QueueFull(RuntimeError):
@@ -53,6 +54,20 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Given:
+    """A task that is built already; its answer is the sequence, decided. What it needs must have been loaded."""
+
+    sequence: Sequence
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def build(self, tokens: Any) -> Sequence:
+        return self.sequence
+
+    def read(self, sequence: Sequence, tokens: Any) -> Sequence:
+        return sequence
+
+
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """A request after step ``number`` (0: before the first) of ``of``. ``ids``, ``masked [L]`` on the CPU: committed, and still a draft
     where True.
@@ -77,6 +92,11 @@ class Handle:
     @property
     def done(self) -> bool:
         return self.future.done()
+
+    @property
+    def behind(self) -> bool:
+        """Whether more has come since the frame that was taken last."""
+        return not self._frames.empty()
 
     def result(self, timeout: float | None = None) -> Any:
         """What ``task.read`` makes of the answer. Raises what went wrong, Cancelled, or TimeoutError."""

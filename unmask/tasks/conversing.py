@@ -96,6 +96,7 @@ def converse(model: Thinks, messages: Items[Message], seed: int) -> Turn:
             done += [words] if words else []
             break
         if layout.things:
+            model.tell(0, layout)
             done += [_planned(model, messages, layout, seed)]
             return Turn(parts=tuple(done), seed=seed, plan=layout, unread=unread)
         drawing = opened(written, at, parts.grid, parts.fold, text)

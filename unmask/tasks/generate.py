@@ -51,9 +51,15 @@ class Generate:
 
 def picture_codes(sequence: Sequence, name: str) -> Tensor:
     """The codes of a span as a grid [h, w]."""
+    return picture_so_far(sequence, name)[0]
+
+
+def picture_so_far(sequence: Sequence, name: str) -> tuple[Tensor, Tensor]:
+    """The codes of a span as a grid [h, w], and which of them are undecided."""
     span = sequence.span(name)
     assert span.grid is not None
-    return sequence.ids[span.start : span.stop].reshape(span.grid)
+    part = slice(span.start, span.stop)
+    return sequence.ids[part].reshape(span.grid), sequence.masked[part].reshape(span.grid)
 
 
 def sampler(tokens: Parts) -> Sampler:

@@ -17,11 +17,11 @@ from PIL import Image
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
     conversing,
     edit,
+    forms,
     generate,
     ground,
     infill,
@@ -36,8 +36,9 @@ from unmask.tasks.opening import Format, find, format_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, Round, describe
-from unmask.tasks.running import Done, Watch, answer, decide
+from unmask.tasks.running import Done, Shown, Through, Watch, answer, decide
 from unmask.tasks.text import TextModel, load_text
+from unmask.tokens.forms import Form
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
@@ -91,10 +92,13 @@ def load(
 
 
 class Model:
-    """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint."""
+    """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint.
 
-    def __init__(self, parts: Parts, presets: Presets = OWN) -> None:
-        self.parts, self.presets = parts, presets
+    ``through``: decides the sequences in its place (``run``); None: its own network does, one call after another.
+    """
+
+    def __init__(self, parts: Parts, presets: Presets = OWN, *, through: Through | None = None) -> None:
+        self.parts, self.presets, self.through = parts, presets, through
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +135,8 @@ class Model:
         if thinking.plan:
             self.parts.require(planning.Plan.needs)
             layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
+            for row, layout in enumerate(layouts):
+                self.tell(row, layout)
         tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
         return self._draw(tasks, seeds, chosen, prompt, trace)
 
@@ -165,6 +171,7 @@ class Model:
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(seen, said)], [0])
+            self.tell(0, layout)
         task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
         return self._draw([task] * n, seeds, chosen, instruction, trace)
 
@@ -196,14 +203,24 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         length: int | None = None,
+        form: Form | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """Answer a question about a picture, in at most ``length`` tokens (default: what the model's presets say)."""
+        """Answer a question about a picture, in at most ``length`` tokens (default: what the model's presets say).
+
+        ``form``: what the answer has to look like, from ``tokens.forms``; ``answer.value`` is then what it says.
+        """
         seen, longest = self.parts.look(read_image(image)), self.presets.answer if length is None else length
         if longest < 1:
             raise ValueError(f"an answer needs at least one token, got length {longest}; give 1 or more")
-        task = understand.Ask(pixels=seen, question=self._prompt(question), length=longest)
-        chosen = override(self.presets.ask(self.parts), settings)
+        said, chosen = self._prompt(question), override(self.presets.ask(self.parts), settings)
+        if form is not None:
+            holes = tuple(form.holes(self.parts.text, self.parts.wording))
+            for hole in holes:
+                self._prompt(hole.question, empty=True)
+            task = forms.fill_in(holes, seen, said, form, longest if length else None, self.presets)
+            return forms.formed(self._answer(task, forms.bound(chosen, holes), question, seed, trace), form, chosen)
+        task = understand.Ask(pixels=seen, question=said, length=longest)
         return self._answer(task, chosen, question, seed, trace)
 
     def describe(self, image: Picture, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
@@ -256,6 +273,8 @@ class Model:
         self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, watch: Watch | None = None
     ) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        if self.through:
+            return self.through.run(sequences, seeds, sampler, watch)
         return decide(
             self.parts.net,
             sequences,
@@ -267,6 +286,11 @@ class Model:
             watch=watch,
         )
 
+    def tell(self, row: int, thought: Layout | Round) -> None:
+        """What was thought on the way to picture ``row`` of a call, for whoever follows it (``through``)."""
+        if self.through:
+            self.through.tell(row, thought)
+
     def _draw(
         self, tasks: Sequence[Any], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
     ) -> list[Drawing]:
@@ -276,12 +300,8 @@ class Model:
         built = [known[id(task)] for task in tasks]
         frames: list[list[Image.Image]] = [[] for _ in tasks]
 
-        def watch(batch: Batch) -> None:
-            for i, (sequence, film) in enumerate(zip(built, frames, strict=True)):
-                span = sequence.span("image")
-                part = slice(span.start, span.stop)
-                codes, masked = batch.ids[i, part].reshape(span.grid), batch.masked[i, part].reshape(span.grid)
-                film.append(self.parts.canvas(codes, masked))
+        def watch(shown: Shown) -> None:
+            frames[shown.row].append(self.parts.canvas(*generate.picture_so_far(shown.sequence, "image")))
 
         done = self.run(built, seeds, sampler, watch if trace else None)
         settings = describe(sampler)
@@ -324,7 +344,11 @@ class Model:
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
-        built = task.build(self.parts)
+        built, most = task.build(self.parts), self.presets.context
+        if len(built.ids) > most:
+            raise ValueError(
+                f"question and answer have {len(built.ids)} tokens, and the model reads {most}; ask for less at once"
+            )
         return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:

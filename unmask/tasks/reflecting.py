@@ -94,16 +94,22 @@ def think(
     def attempt(live: Items[int], own: Items[int], rounds: Items[Items[Round]]) -> list[Round]:
         said = [prompts[i] for i in live]
         plans = layouts(model, said, own, conditions) if thinking.plan else [thinking.layout] * len(live)
+        for i, layout in zip(live, plans, strict=True):
+            if layout and thinking.plan:
+                model.tell(i, layout)
         past = [remembered(model.parts, rounds[i], thinking.memory, own[k]) for k, i in enumerate(live)]
         images = _draw(model, said, own, plans, past, sampler, conditions)
         words = criticise(model, said, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
         return told(images, plans, words, own)
 
-    return until_approved(seeds, thinking.rounds, attempt)
+    return until_approved(model, seeds, thinking.rounds, attempt)
 
 
 def until_approved(
-    seeds: Items[int], most: int, attempt: Callable[[Items[int], Items[int], Items[Items[Round]]], list[Round]]
+    model: Thinks,
+    seeds: Items[int],
+    most: int,
+    attempt: Callable[[Items[int], Items[int], Items[Items[Round]]], list[Round]],
 ) -> list[list[Round]]:
     """``most`` rounds, or until one is approved, of as many requests as there are seeds.
 
@@ -115,6 +121,7 @@ def until_approved(
         own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
         for i, made in zip(live, attempt(live, own, rounds), strict=True):
             rounds[i].append(made)
+            model.tell(i, made)
         live = [i for i in live if not rounds[i][-1].accepted]
         if not live:
             break

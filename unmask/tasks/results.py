@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Sequence
+from unmask.sequence import Sequence
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -60,7 +60,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A text. ``trace``: the text after every step, undecided tokens as ``_``."""
+    """A text. ``trace``: the text after every step, undecided tokens as ``_`` · ``value``: what it says, where a form was asked for."""
 
     text: str
     question: str
@@ -68,11 +68,14 @@ class Answer:
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
     trace: tuple[str, ...] = ()
+    value: Any = None
 
     def to_json(self) -> dict[str, Any]:
+        """``value`` only where a form was asked for, since it may be null then as well."""
         return {
             "question": self.question,
             "text": self.text,
+            **({"value": self.value} if "form" in self.settings else {}),
             "seed": self.seed,
             "seconds": self.seconds,
             "settings": self.settings,
@@ -117,10 +120,11 @@ def answered(sequence: Sequence, text: Text) -> str:
     return text.decode(ids)
 
 
-def so_far(batch: Batch, row: int, text: Text) -> str:
-    """The answers of a row as they stand, undecided tokens as ``_``."""
-    tokens = [i for span in batch.span_table[row] if span.name == "answer" for i in range(span.start, span.stop)]
-    shown = ("_" if bool(batch.masked[row, i]) else text.show([int(batch.ids[row, i])]) for i in tokens)
+def so_far(sequence: Sequence, text: Text) -> str:
+    """The answers as they stand, undecided tokens as ``_``."""
+    answers = [span for span in sequence.spans if span.name.partition(" ")[0] == "answer"]
+    tokens = [i for span in answers for i in range(span.start, span.stop)]
+    shown = ("_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]) for i in tokens)
     return "".join(shown).strip()
 
 

@@ -69,6 +69,9 @@ def revise(
         told = [(looks[i], instructions[i]) for i in live]
         retry = bool(rounds[live[0]])
         plans = layouts(model, told, own, retry=retry) if thinking.plan else [thinking.layout] * len(live)
+        for i, layout in zip(live, plans, strict=True):
+            if layout and thinking.plan:
+                model.tell(i, layout)
         tasks = [
             Edit(pixels=pixels[i], instruction=words, look=look, plan=plan)
             for i, (look, words), plan in zip(live, told, plans, strict=True)
@@ -79,7 +82,7 @@ def revise(
             words = criticise(model, [images[i] for i in live], made, [instructions[i] for i in live])
         return reflecting.told(made, plans, words, own)
 
-    return reflecting.until_approved(seeds, thinking.rounds, attempt)
+    return reflecting.until_approved(model, seeds, thinking.rounds, attempt)
 
 
 def layouts(

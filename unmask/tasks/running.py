@@ -12,11 +12,23 @@ import torch
 
 from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Batch, Sequence, collate, decided
+from unmask.sequence import Sequence, collate, decided
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.results import Answer, describe, so_far
+from unmask.tasks.results import Answer, Round, describe, so_far
+from unmask.tokens.layouts import Layout
 
-Watch = Callable[[Batch], None]
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Row ``row`` of what is being decided after step ``number`` (0: before the first) of ``of``: ``sequence`` as it stands."""
+
+    row: int
+    number: int
+    of: int
+    sequence: Sequence
+
+
+Watch = Callable[[Shown], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +37,15 @@ class Done:
 
     rows: list[Sequence]
     seconds: float
+
+
+class Through(Protocol):
+    """Who decides a model's sequences in its place, such as an engine that it shares with others, and hears what it thinks between them."""
+
+    def run(
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
+    ) -> Done: ...
+    def tell(self, row: int, thought: Layout | Round) -> None: ...
 
 
 class Runs(Protocol):
@@ -46,6 +67,7 @@ class Thinks(Runs, Protocol):
     def presets(self) -> Presets: ...
     @property
     def device(self) -> torch.device: ...
+    def tell(self, row: int, thought: Layout | Round) -> None: ...
 
 
 def decide(
@@ -62,14 +84,16 @@ def decide(
     """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone.
 
     ``features_per_image``: feature rows of one picture · ``carry``: what the model is given first, such as the features of all
-    pictures · ``watch`` is shown the batch after every step.
+    pictures · ``watch`` is shown every row after every step.
     """
     began = time.perf_counter()
     batch = collate(sequences, seeds, features_per_image=features_per_image).to(device)
 
     def on_step(step: Step) -> None:
         if watch:
-            watch(step.batch)
+            for row, sequence in enumerate(sequences):
+                now = decided(sequence, step.batch, row)
+                watch(Shown(row=row, number=step.number, of=step.of, sequence=now))
 
     done = sampler.sample(net, batch, on_step=on_step, carry=carry)
     rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
@@ -88,8 +112,8 @@ def answer(
     """A text task whose sequence is ``built``, decided and read."""
     steps: list[str] = []
 
-    def watch(batch: Batch) -> None:
-        steps.append(so_far(batch, 0, model.parts.text))
+    def watch(shown: Shown) -> None:
+        steps.append(so_far(shown.sequence, model.parts.text))
 
     done = model.run([built], [seed], sampler, watch if trace else None)
     return Answer(

@@ -24,10 +24,12 @@ from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.forms import bound, filled, formed
 from unmask.tasks.results import Answer, answered
-from unmask.tasks.running import Done, Watch, answer, decide
+from unmask.tasks.running import Done, Through, Watch, answer, decide
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
+from unmask.tokens.forms import Form, Hole
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import BOS, EOS, EOT, MASK, TEXT_CONTROL, Text
 
@@ -67,6 +69,24 @@ class Reply:
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return answered(sequence, tokens.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormedReply:
+    """As ``Reply``, with an answer in a form, which is one hole."""
+
+    question: str
+    length: int
+    form: Form
+    holes: tuple[Hole, ...]
+    needs: ClassVar[frozenset[str]] = _NEEDS
+
+    def build(self, tokens: TextParts) -> Sequence:
+        self.holes[0].check(self.length)
+        return Reply(question=self.question, length=self.length).build(tokens)
+
+    def read(self, sequence: Sequence, tokens: TextParts) -> str:
+        return filled(self.form, self.holes, sequence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +142,10 @@ def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) ->
 
 
 class TextModel:
-    """A loaded text model. Every method checks its input first and raises ValueError with a hint."""
+    """A loaded text model. Every method checks its input first and raises ValueError with a hint. ``through``: as of ``Model``."""
 
-    def __init__(self, parts: TextParts) -> None:
-        self.parts = parts
+    def __init__(self, parts: TextParts, *, through: Through | None = None) -> None:
+        self.parts, self.through = parts, through
 
     def __getattr__(self, name: str) -> Any:
         if name in _PICTURES:
@@ -145,12 +165,19 @@ class TextModel:
         trace: bool = False,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
+        form: Form | None = None,
     ) -> Answer:
-        """Answer a question in at most ``length`` tokens, by the chat template and the published settings of Instruct."""
+        """Answer a question in at most ``length`` tokens, by the chat template and the published settings of Instruct.
+
+        ``form``: what the answer has to look like, from ``tokens.forms``; ``answer.value`` is then what it says.
+        """
         text = self.parts.text
         end = (text[EOT], text[EOS])
         chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, length)))
-        return self._answer(Reply(question=question, length=length), override(chosen, settings), question, seed, trace)
+        chosen = override(chosen, settings)
+        if form is not None:
+            return self._formed(question, length, form, chosen, seed, trace)
+        return self._answer(Reply(question=question, length=length), chosen, question, seed, trace)
 
     def complete(
         self,
@@ -173,7 +200,14 @@ class TextModel:
 
     def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        if self.through:
+            return self.through.run(sequences, seeds, sampler, watch)
         return decide(self.parts.net, sequences, seeds, sampler, device=self.device, watch=watch)
+
+    def _formed(self, question: str, length: int, form: Form, sampler: Sampler, seed: int, trace: bool) -> Answer:
+        holes = tuple(form.holes(self.parts.text, RELEASED))
+        task = FormedReply(question=question, length=length, form=form, holes=holes)
+        return formed(self._answer(task, bound(sampler, holes), question, seed, trace), form, sampler)
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         if not question.strip():

@@ -58,6 +58,23 @@ def read_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Im
         return _plain(_upright(_decoded(image, name)), name)
 
 
+def read_region(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
+    """A mask as people make them -> grey, white where something shall change: what is transparent, or where nothing is, what is bright.
+
+    ImageError as of ``read_image``.
+    """
+    plain = read_image(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = source if isinstance(source, Image.Image) else _open(source, "the mask")
+        if image.has_transparency_data:
+            alpha = _upright(image.convert("RGBA")).getchannel("A")
+            region = alpha.point(lambda a: 255 * (a < 128))
+            if region.getbbox():
+                return region
+    return plain.convert("L")
+
+
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     width, height = image.size
     if width * height > MOST_PIXELS:

@@ -30,6 +30,7 @@ class Wording:
     first as ``{instruction}`` changes it; a retry is told ``feedback`` and then every ``attempt`` so far, in
     which ``{look}`` is the picture. ``describe_and_draw`` asks for words and then a picture of what they say.
     ``one_turn``: of a conversation the last message and the last picture alone are read.
+    ``field_by_field``: the values of a form are asked for one by one, and said in words; ``numbers`` are the words for 0, 1, 2 …
     ``locate`` asks for a box of ``{phrase}`` in a turn of its own; without it, a phrase stands in its tags right before its box.
     """
 
@@ -57,6 +58,8 @@ class Wording:
     between_attempts: str
     one_turn: bool
     locate: str = ""
+    field_by_field: bool = False
+    numbers: tuple[str, ...] = ()
 
     def reason(self, kind: str) -> str:
         """Why things are placed in an edit of a kind. ValueError names the known kinds."""
@@ -140,6 +143,8 @@ COMPACT = Wording(
     attempt="{look}{critique}",
     between_attempts="",
     one_turn=True,
+    field_by_field=True,
+    numbers=("zero", "one", "two", "three", "four", "five", "six"),
 )
 
 

@@ -6,6 +6,7 @@ just letters; ``text[MASK]`` is the id of a control token, resolved by name at l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -93,6 +94,26 @@ class Text:
     def __getitem__(self, name: str) -> int:
         return self.control[name]
 
+    @functools.cached_property
+    def pieces(self) -> list[bytes]:
+        """The bytes of every id; none for control tokens and what the tokenizer has added. TokenizerError if it is not byte-level."""
+        if not isinstance(self.tokenizer.decoder, decoders.ByteLevel):
+            raise TokenizerError(
+                "only a byte-level tokenizer says which bytes a token stands for; this one is of another sort"
+            )
+        byte_of = _byte_of()
+        pieces = [b""] * (max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
+        for token, i in self.tokenizer.get_vocab(with_added_tokens=False).items():
+            if i not in self._names and all(c in byte_of for c in token):
+                pieces[i] = bytes(byte_of[c] for c in token)
+        for i in self.tokenizer.get_added_tokens_decoder():
+            pieces[i] = b""
+        return pieces
+
+    def plain(self, x: str) -> str:
+        """A text as its tokens say it: in lower case where the tokenizer knows no other."""
+        return self.tokenizer.normalizer.normalize_str(x) if self.tokenizer.normalizer else x
+
     def encode(self, x: str) -> list[int]:
         """Plain text -> ids, none of them a control token. What is no Unicode (half a surrogate pair) becomes ``?``."""
         whole = x.encode("utf-8", "replace").decode("utf-8")
@@ -119,3 +140,10 @@ class Text:
             else:
                 plain.append(i)
         return out
+
+
+def _byte_of() -> dict[str, int]:
+    """Byte-level BPE writes a byte as a visible character: itself where it is one in Latin-1, else one from 256 on, in order."""
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [b for b in range(256) if b not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}

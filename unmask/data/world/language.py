@@ -9,6 +9,7 @@ A text names a held-out combination (colour x class, relation x pair) only for a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -173,11 +174,21 @@ def _remarked(things: Sequence[Thing], level: str, rng: Random) -> str:
 # -- layouts and referring expressions --------------------------------------------------------------------------------
 
 
-def layout(scene: Scene, rng: Random) -> tuple[tuple[str, Box], ...]:
-    """(phrase, box) of every visible thing, top to bottom and left to right; one layout in five also says sizes."""
+def layout(scene: Scene, rng: Random, said: str = "") -> tuple[tuple[str, Box], ...]:
+    """(phrase, box) of every visible thing in the order in which ``said`` names them, the others behind; things named alike from
+    top to bottom and left to right. One layout in five also says sizes.
+    """
     sized = rng.random() < 0.2
-    ordered = sorted(scene.things, key=lambda t: (t.centre[1], t.centre[0]))
+    ordered = sorted(scene.things, key=lambda t: (_named_at(t, said), t.centre[1], t.centre[0]))
     return tuple((f"{size_word(t, scene.level)} {noun(t)}".strip() if sized else noun(t), t.box) for t in ordered)
+
+
+def _named_at(thing: Thing, said: str) -> int:
+    """Where a text first speaks of a thing, with its colour or else without; its length where it does not."""
+    for words in (noun(thing), plural(thing), thing.name, CLASSES[thing.name][0]):
+        if found := re.search(rf"\b{words}\b", said):
+            return found.start()
+    return len(said)
 
 
 def names(things: Sequence[Thing], index: int) -> list[str]:

@@ -11,9 +11,9 @@ from unmask.tokens.layouts import Layout, Placed
 from unmask.tokens.prompts import Wording
 
 
-def scene_layout(scene: Scene, wording: Wording, rng: Random) -> Layout:
-    """Every visible thing of a scene."""
-    things = tuple(Placed(phrase=phrase, box=box) for phrase, box in layout(scene, rng))
+def scene_layout(scene: Scene, said: str, wording: Wording, rng: Random) -> Layout:
+    """Every visible thing of a scene, in the order in which the caption ``said`` names them."""
+    things = tuple(Placed(phrase=phrase, box=box) for phrase, box in layout(scene, rng, said))
     return Layout(things=things, reason=wording.plan_reason)
 
 

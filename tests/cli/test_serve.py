@@ -1,0 +1,59 @@
+"""The command serve: what its options come to, and how it tells what is in its way. Its running is tested with docs/serve.md."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from unmask.cli import serve
+from unmask.cli.main import main
+
+
+def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["serve", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "Traceback" not in err
+    return err
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        err = told(["no-such-model", "--port", port], capsys)
+    assert f"cannot listen at 127.0.0.1:{port}" in err and "--port" in err
+    assert "there is no model" in told(["no-such-model", "--port", "0"], capsys)
+    assert "cannot listen at nowhere.invalid" in told(["--host", "nowhere.invalid"], capsys)
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    assert "pip install 'unmask[serve]'" in told([], capsys)
+
+
+def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    import unmask.serving.server as serving
+
+    made: dict[str, Any] = {}
+
+    def service(model: str, device: str, storage: Any, download: bool, live: int, waiting: int) -> str:
+        made.update(model=model, live=live, waiting=waiting, download=download, dtype=storage.dtype)
+        return "service"
+
+    def server(given: str, listener: socket.socket, **more: Any) -> str:
+        made.update(given=given, host=listener.getsockname()[0], **more)
+        listener.close()
+        return "server"
+
+    monkeypatch.setattr(serve, "_service", service)
+    monkeypatch.setattr(serving, "Server", server)
+    monkeypatch.setattr(serve, "_run", lambda *given: made.update(run=given))
+    monkeypatch.setenv(serve.KEY, "from-outside")
+    options = "mine --host 127.0.0.2 --port 0 --api-key a --api-key b --cors https://x --max-waiting 3 --max-live 2"
+    assert main(["serve", *options.split(), "--max-body", "5", "--drain-seconds", "7", "--dtype", "bfloat16"]) == 0
+    assert made == {
+        **{"model": "mine", "live": 2, "waiting": 3, "download": False, "dtype": "bfloat16", "given": "service"},
+        **{"host": "127.0.0.2", "keys": ["a", "b", "from-outside"], "origins": ("https://x",)},
+        **{"most_bytes": 5 * 2**20, "run": ("server", 7.0, False)},
+    }

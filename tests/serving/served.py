@@ -1,0 +1,105 @@
+"""A server in this process on a free port, of a tiny model with random weights behind a gate, and what its tests ask it with."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx2
+import openai
+from PIL import Image
+
+import unmask
+from unmask.serving.engine import Limits
+from unmask.serving.server import Server, listen
+from unmask.serving.service import Service
+from unmask.tasks.model import Model
+
+from ..tiny_model import make
+
+
+class Gate:
+    """A network whose forwards wait until the gate is open, or fail with ``fault``."""
+
+    def __init__(self, net: Any) -> None:
+        self.net, self.open, self.fault, self.forwards = net, threading.Event(), None, 0
+        self.open.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.net, name)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        assert self.open.wait(60)
+        self.forwards += 1
+        if self.fault:
+            raise self.fault
+        return self.net(*given, **named)
+
+
+@cache
+def tiny() -> Model:
+    with TemporaryDirectory() as folder:
+        return unmask.load(make(Path(folder)))
+
+
+def gated(model: Model | None = None) -> tuple[Model, Gate]:
+    model = model or tiny()
+    gate = Gate(model.parts.net)
+    return Model(replace(model.parts, net=gate, weights=None), model.presets), gate
+
+
+@contextmanager
+def serving(model: Any, *, name: str = "tiny", live: int = 8, waiting: int = 8, **server: Any) -> Iterator[Server]:
+    service = Service(model, name=name, limits=Limits(live=live, waiting=waiting))
+    with Server(service, listen("127.0.0.1", 0), **server) as served:
+        yield served
+
+
+def client(server: Server, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+
+def plain(server: Server) -> httpx2.Client:
+    return httpx2.Client(base_url=server.url, timeout=120)
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.01)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_url(image: Image.Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
+def opened(b64: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(b64))).convert("RGB")
+
+
+def asked(image: Image.Image, words: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": words},
+                {"type": "image_url", "image_url": {"url": data_url(image)}},
+            ],
+        }
+    ]

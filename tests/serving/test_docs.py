@@ -1,0 +1,149 @@
+"""The pages about serving: their tables are the schema's, and what they ask their reader to do works as it stands there.
+
+After a change of the schema: ``python -m tests.serving.test_docs`` writes the tables of docs/api.md anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unmask.serving import schema
+from unmask.serving.counting import _MEANING, PATHS
+
+from ..pages import ROOT, environment, python
+
+DOCS = ROOT / "docs"
+API, SERVE, OPERATE = DOCS / "api.md", DOCS / "serve.md", DOCS / "operate.md"
+_TABLE = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", re.S)
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def table(name: str) -> str:
+    """The fields of a body as Markdown."""
+    body = getattr(schema, name)
+    whole = body.model_json_schema()
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for field, said in whole["properties"].items():
+        default = (
+            "" if field in whole.get("required", []) else f"`{json.dumps(said.get('default'))}`".replace("`null`", "")
+        )
+        kind = _kind(said).replace("|", "\\|")
+        rows.append(f"| `{field}` | {kind} | {default} | {said.get('description', '')} |")
+    return "\n".join(rows) + "\n"
+
+
+def _kind(said: dict[str, Any]) -> str:
+    """A JSON schema's type in few words."""
+    if "$ref" in said:
+        return said["$ref"].rpartition("/")[2]
+    if "anyOf" in said:
+        return " or ".join(dict.fromkeys(_kind(s) for s in said["anyOf"] if s.get("type") != "null"))
+    if "enum" in said:
+        return ", ".join(str(v) for v in said["enum"])
+    if "const" in said:
+        return str(said["const"])
+    kind = said.get("type", "any")
+    if kind == "array":
+        inner = _kind(said["items"]) if isinstance(said.get("items"), dict) else "numbers"
+        return f"list of {inner}"
+    bounds = [said.get("minimum"), said.get("maximum")]
+    return f"{kind}, {bounds[0]} to {bounds[1]}" if None not in bounds else kind
+
+
+def rendered(page: str) -> str:
+    return _TABLE.sub(lambda found: found[1] + table(found[2]) + found[3], page)
+
+
+def test_the_tables_are_those_of_the_schema() -> None:
+    page = API.read_text()
+    assert rendered(page) == page, "wanted? python -m tests.serving.test_docs writes them anew"
+    shown = set(re.findall("<!-- fields of (\\w+) -->", page))
+    assert {b.__name__ for b in schema.ENDPOINTS.values()} | {
+        "BoxOf",
+        "ChatMessage",
+        "ContentPart",
+        "ImageUrl",
+    } == shown
+
+
+def test_every_endpoint_figure_and_ignored_field_is_described() -> None:
+    api, operate = API.read_text(), OPERATE.read_text()
+    assert all(f"`{path}`" in api for path in PATHS - {"/"})
+    assert all(f"`{name}`" in api for name in schema.IGNORED)
+    assert all(f"unmask_engine_{name}" in operate for name in _MEANING)
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def shell(page: Path) -> list[str]:
+    """The bash blocks of a page that ask the server; those that start one are not among them."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
+    return [block for block in blocks if ADDRESS in block]
+
+
+def starting(page: Path) -> list[str]:
+    return re.findall(r"^unmask (serve .*)$", page.read_text(), re.M)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The first command of the page on serving, at a free port, stopped as an operator would."""
+    command = [sys.executable, "-m", "unmask.cli.main", *starting(SERVE)[0].split(), "--port", "0"]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:"), server.stderr and server.stderr.read()
+        yield url
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+        assert server.stderr is not None and "Traceback" not in server.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("curl"), reason="the pages ask with curl")
+def test_what_the_pages_ask_for_works(address: str, tmp_path: Path) -> None:
+    assert len(shell(SERVE)) >= 3 and shell(API) and shell(OPERATE)
+    for block in [*shell(SERVE), *shell(API), *shell(OPERATE)]:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.replace(ADDRESS, address).replace("curl ", "curl --fail-with-body ")],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, block + done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_python_of_the_pages_runs(address: str, tmp_path: Path) -> None:
+    blocks = [*python(SERVE.read_text()), *python(API.read_text())]
+    assert len(blocks) >= 2
+    for block in blocks:
+        done = subprocess.run(
+            [sys.executable, "-c", block.replace(ADDRESS, address)],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, block + done.stderr
+
+
+def test_other_ways_to_start_are_understood() -> None:
+    from unmask.cli.serve import serve
+
+    commands = [c for page in (SERVE, API, OPERATE) for c in starting(page)]
+    assert len(commands) >= 3
+    for command in commands:
+        serve.make_context("serve", command.split()[1:])
+
+
+if __name__ == "__main__":
+    API.write_text(rendered(API.read_text()))

@@ -1,0 +1,94 @@
+"""The command batch: a file of requests, worked off."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unmask.cli.options import (
+    Storage,
+    check_device,
+    device_option,
+    download_option,
+    json_option,
+    storage_options,
+    threads_option,
+    use_threads,
+)
+from unmask.cli.output import news, print_json
+
+
+@click.command()
+@click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--model", default="mini", show_default=True, help="A shipped model, a folder, or owner/name of the hub.")
+@click.option("--live", type=click.IntRange(1, 256), default=16, show_default=True, help="Requests at work at a time.")
+@click.option("--retry-failed", "retry", is_flag=True, help="Try lines again that ended in an error.")
+@json_option
+@device_option
+@threads_option
+@storage_options
+@download_option
+def batch(
+    manifest: Path,
+    out: Path,
+    model: str,
+    live: int,
+    retry: bool,
+    as_json: bool,
+    device: str,
+    threads: int | None,
+    storage: Storage,
+    download: bool,
+) -> int:
+    """Work off a file of requests, one a line.
+
+    Answers go to OUT/results-RANK.jsonl, pictures to OUT/pictures. Run it again to go on where it was stopped. Under torchrun every process
+    takes its own share of the lines. The exit code is 1 if any line failed.
+
+    \b
+    Examples:
+      unmask batch requests.jsonl answers
+      unmask batch requests.jsonl answers --retry-failed
+      torchrun --nproc-per-node 2 -m unmask.cli.main batch requests.jsonl answers
+    """
+    from unmask.serving.batch import Share, needs, plan, work_off
+
+    share = Share(rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1))
+    work = plan(manifest, out, share, retry=retry)
+    opened = _opened(model, device, threads, storage, download, needs(work)) if work.todo else None
+    done = _told(work_off, opened, work, live)
+    if as_json:
+        print_json({"done": done.done, "passed": done.passed, "failed": done.failed, "results": str(work.results)})
+    else:
+        click.echo(work.results)
+    news(f"{done.done} done, {done.passed} done before, {done.failed} failed")
+    return int(done.failed > 0)
+
+
+def _told(work_off: Any, model: Any, work: Any, live: int) -> Any:
+    from unmask.evaluation.progress import Lines
+
+    with Lines() as lines:
+        return work_off(model, work, live=live, told=lambda done, of: lines("batch", done, of))
+
+
+def _opened(
+    model: str, device: str, threads: int | None, storage: Storage, download: bool, needs: frozenset[str]
+) -> Any:
+    import unmask
+
+    use_threads(threads)
+    check_device(device)
+    return unmask.load(model, device=device, needs=needs, keep=storage.keep(), download=download)
+
+
+def _number(name: str, otherwise: int) -> int:
+    """What torchrun says of this process."""
+    text = os.environ.get(name, str(otherwise))
+    if not text.isdecimal():
+        raise ValueError(f"{name} is {text!r} in the environment; set a whole number, or unset it")
+    return int(text)

@@ -1,0 +1,125 @@
+"""The command serve: one model for many, over HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import webbrowser
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from unmask.cli.options import (
+    Storage,
+    check_device,
+    device_option,
+    download_option,
+    storage_options,
+    threads_option,
+    use_threads,
+)
+
+KEY = "UNMASK_API_KEY"
+_COUNT = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("model", default="mini")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: at every address.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option(
+    "--api-key",
+    "keys",
+    metavar="KEY",
+    multiple=True,
+    help=f"A key that clients must have; may be repeated. Also ${KEY}.",
+)
+@click.option("--cors", "origins", metavar="ORIGIN", multiple=True, help="A site whose pages may ask; may be repeated.")
+@click.option("--max-waiting", type=click.IntRange(min=0), default=128, show_default=True, help="Calls that may wait.")
+@click.option("--max-live", type=_COUNT, default=32, show_default=True, help="Calls at work at the same time.")
+@click.option("--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Size of one request.")
+@click.option(
+    "--drain-seconds", type=click.FloatRange(min=0), default=30, show_default=True, help="Time to finish after SIGTERM."
+)
+@click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
+@device_option
+@threads_option
+@storage_options
+@download_option
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    keys: tuple[str, ...],
+    origins: tuple[str, ...],
+    max_waiting: int,
+    max_live: int,
+    max_body: int,
+    drain_seconds: float,
+    show: bool,
+    device: str,
+    threads: int | None,
+    storage: Storage,
+    download: bool,
+) -> None:
+    """Serve a model over HTTP, with a page to watch it at work.
+
+    MODEL is a shipped model, a folder, or owner/name of the hub. Prints the address once it answers; the log, a JSON object a line, goes
+    to stderr. Ends well on SIGTERM and on Ctrl-C: what is under way is finished, the second time it is not.
+
+    \b
+    Examples:
+      unmask serve
+      unmask serve mini --port 0 --open
+      unmask serve runs/mine --host 0.0.0.0 --api-key secret --max-waiting 64
+    """
+    for package in ("fastapi", "uvicorn", "python_multipart"):
+        if not find_spec(package):
+            raise ValueError(f"serving needs the package {package!r}, which is missing; pip install 'unmask[serve]'")
+    from unmask.serving.server import Server, listen
+
+    listener = listen(host, port)  # before the model is read: a port that is taken shows at once
+    use_threads(threads)
+    check_device(device)
+    service = _service(model, device, storage, download, max_live, max_waiting)
+    known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
+    _run(Server(service, listener, keys=known, origins=origins, most_bytes=max_body * 2**20), drain_seconds, show)
+
+
+def _service(model: str, device: str, storage: Storage, download: bool, live: int, waiting: int) -> Any:
+    from pathlib import Path
+
+    import unmask
+    from unmask.serving.engine import Limits
+    from unmask.serving.service import Service
+
+    opened = unmask.load(model, device=device, keep=storage.keep(), download=download)
+    name = Path(model).name if Path(model).exists() else model
+    return Service(opened, name=name, limits=Limits(live=live, waiting=waiting))
+
+
+def _run(server: Any, drain_seconds: float, show: bool) -> None:
+    """Serve until a signal comes; a second one ends it at once."""
+    from unmask.serving.edge import LOG, log_to
+
+    wanted = threading.Semaphore(0)
+    before = {s: signal.signal(s, lambda *_: wanted.release()) for s in (signal.SIGTERM, signal.SIGINT)}
+    undo = log_to()
+    try:
+        server.start()
+        click.echo(server.url)
+        if show:
+            webbrowser.open(server.url)
+        wanted.acquire()
+        LOG.info("draining", extra={"fields": {"seconds": drain_seconds}})
+        draining = threading.Thread(target=server.drain, args=[drain_seconds], daemon=True)
+        draining.start()
+        while draining.is_alive() and not wanted.acquire(timeout=0.1):
+            pass
+        server.close()
+    finally:
+        undo()
+        for which, handler in before.items():
+            signal.signal(which, handler)

@@ -1,0 +1,92 @@
+"""What a picture of the grid world shows, found by comparing it with renderings: labels for pictures that a model drew.
+
+Public idea: ``read(image, "grid")``. Nothing is learned here, and it shares nothing with the judge of the evaluation, so that critiques
+may be learned from its labels without learning the judge's taste.
+
+Shapes: T drawings (class x colour) · S pixels a side of a place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from unmask.data.world.render import backdrop, render
+from unmask.data.world.scenes import Scene, Thing, apart
+from unmask.data.world.vocabulary import LEVELS
+
+_SIDE = 64  # pixels a side at which pictures are compared
+_ALIKE = 0.012  # mean squared difference below which two places show the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """``scene``: the things that were recognised · ``clean``: whether there is nothing else."""
+
+    scene: Scene
+    clean: bool
+
+
+def read(image: np.ndarray, level: str = "grid") -> Reading:
+    """The scene that a picture uint8 [side, side, 3] shows. ValueError for a level whose things may lie anywhere."""
+    if not LEVELS[level].lattice:
+        raise ValueError(f"things of level {level!r} may lie anywhere, so places cannot be gone through; give a grid")
+    small = np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32) / 255
+    against = {name: np.square(small - _empty(name)).mean(-1) for name in LEVELS[level].backgrounds}
+    background = min(against, key=lambda name: float(np.quantile(against[name], 0.3)))
+    left = against[background].copy()  # what no thing explains yet
+    found = [_best(small, background, level, spot) for spot in _spots(level)]
+    gains = [float(left[_part(t)].mean() - error) * t.size**2 for t, error in found]
+    things: list[Thing] = []
+    for i in sorted(range(len(found)), key=lambda i: -gains[i]):
+        thing, error = found[i]
+        taken = any(not apart((thing.x, thing.y, thing.size), (t.x, t.y, t.size)) for t in things)
+        if error < _ALIKE and gains[i] > 0 and not taken:
+            things.append(thing)
+            left[_part(thing)] = error
+    n = LEVELS[level].lattice
+    clean = bool((left.reshape(n, _SIDE // n, n, _SIDE // n).mean((1, 3)) < _ALIKE).all())
+    return Reading(scene=Scene(things=tuple(things), background=background, level=level), clean=clean)
+
+
+def _spots(level: str) -> list[tuple[float, float, float]]:
+    """Every place (x, y, size) of a level."""
+    n = LEVELS[level].lattice
+    return [
+        (x / n, y / n, size)
+        for size in LEVELS[level].sizes
+        for y in range(n - round(size * n) + 1)
+        for x in range(n - round(size * n) + 1)
+    ]
+
+
+def _part(thing: Thing) -> tuple[slice, slice]:
+    left, top, side = (round(v * _SIDE) for v in (thing.x, thing.y, thing.size))
+    return slice(top, top + side), slice(left, left + side)
+
+
+def _best(small: np.ndarray, background: str, level: str, spot: tuple[float, float, float]) -> tuple[Thing, float]:
+    """The thing that a place shows best, and the mean squared difference that is left."""
+    names, drawn_TSS3 = _drawn(background, level, spot)
+    thing = Thing(name="", colour="", x=spot[0], y=spot[1], size=spot[2])
+    error_T = np.square(drawn_TSS3 - small[_part(thing)]).mean((1, 2, 3))
+    best = int(error_T.argmin())
+    name, colour = names[best]
+    return Thing(name=name, colour=colour, x=spot[0], y=spot[1], size=spot[2]), float(error_T[best])
+
+
+@lru_cache(maxsize=256)
+def _drawn(background: str, level: str, spot: tuple[float, float, float]) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """Every (class, colour) of a level, and how it looks there."""
+    names = [(name, colour) for name in LEVELS[level].classes for colour in ("", *LEVELS[level].colours)]
+    things = [Thing(name=name, colour=colour, x=spot[0], y=spot[1], size=spot[2]) for name, colour in names]
+    scenes = [Scene(things=(thing,), background=background, level=level) for thing in things]
+    looks = [render(s, _SIDE)[_part(t)] for s, t in zip(scenes, things, strict=True)]
+    return names, np.stack(looks).astype(np.float32) / 255
+
+
+def _empty(background: str) -> np.ndarray:
+    return backdrop(background, _SIDE) / 255

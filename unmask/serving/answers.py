@@ -1,0 +1,174 @@
+"""What the server answers, as plain JSON values. Public idea: one function for every kind of result; ``Reply`` for a chat."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from unmask.sampling.sampler import Sampler
+from unmask.serving.calls import settable
+from unmask.serving.schema import ENDPOINTS
+from unmask.serving.service import Served, Service
+from unmask.serving.streams import Event, encoded
+from unmask.tasks.conversing import Turn
+from unmask.tasks.model import Model
+from unmask.tasks.parts import Parts
+from unmask.tasks.results import Answer, Drawing, Grounding
+
+Counts = tuple[int, int, bool]
+
+
+def model_card(service: Service, created: int) -> Event:
+    """An entry of OpenAI's list, with what the model can do and the side of its pictures in pixels (0: it draws none)."""
+    model, tasks, side = service.model, ["chat", "infill-text"], 0
+    if isinstance(model, Model):
+        seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
+        tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
+    own = {"tasks": tasks, "side": side}
+    return {"id": service.name, "object": "model", "created": created, "owned_by": "unmask", "unmask": own}
+
+
+def fields(model: Served) -> dict[str, Event]:
+    """The JSON schema of what every task may be told; ``default`` and ``x-unmask-settings`` are those of this model's samplers."""
+    found: dict[str, Event] = {}
+    samplers = _samplers(model)
+    for name, body in {**ENDPOINTS, "ask": ENDPOINTS["chat"]}.items():
+        schema = body.model_json_schema()
+        if sampler := samplers.get(name):
+            known = list(_settings(sampler))
+            defaults = {setting["name"]: setting["default"] for setting in known}
+            for short, long in (("steps", "pace.steps"), ("guidance", "guide.scale")):
+                if short in schema["properties"] and long in defaults:
+                    schema["properties"][short]["default"] = defaults[long]
+            schema["x-unmask-settings"] = known
+        found[name] = schema
+    return found
+
+
+def _samplers(model: Served) -> dict[str, Sampler]:
+    if not isinstance(model, Model):
+        return {}
+    parts, own = model.parts, model.presets
+    named = {"generate": own.generate, "edit": own.edit, "ask": own.ask, "infill": own.generate, "chat": own.turn_words}
+    return {**{name: preset(parts) for name, preset in named.items()}, "ground": own.ground(parts, 1)}
+
+
+def _settings(value: Any, path: str = "") -> Any:
+    """Every number that a setting may change: its name, its value, and what the part that it belongs to is."""
+    for entry in dataclasses.fields(value):
+        name, now = f"{path}{entry.name}", getattr(value, entry.name)
+        if dataclasses.is_dataclass(now):
+            yield from _settings(now, f"{name}.")
+        elif isinstance(now, bool | int | float) and settable(name):
+            said = (inspect.getdoc(type(value)) or "").partition("\n\n")[0].replace("\n", " ")
+            kind = {bool: "boolean", int: "integer", float: "number"}[type(now)]
+            yield {"name": name, "type": kind, "default": now, "part": type(value).__name__, "description": said}
+
+
+def parts_to_draw(model: Served) -> Parts:
+    """ValueError where pictures are asked of a model that draws none."""
+    if not isinstance(model, Model):
+        raise ValueError(
+            "this is a text model, which cannot draw; ask /v1/chat/completions, or fill a text at /v1/infill"
+        )
+    return model.parts
+
+
+def picture(drawn: Drawing, file: str) -> Event:
+    """An entry of ``data``: the file, and how it came about."""
+    rounds = [{**r.to_json(), "b64_json": encoded(r.image, file)} for r in drawn.rounds]
+    told = {
+        "seed": drawn.seed,
+        "seconds": round(drawn.seconds, 4),
+        "plan": drawn.plan.to_json() if drawn.plan else None,
+        "rounds": rounds,
+        "settings": drawn.settings,
+    }
+    return {"b64_json": encoded(drawn.image, file), "unmask": told}
+
+
+def completed(drawn: Drawing, kind: str, number: int, file: str) -> Event:
+    """The event at the end of a picture."""
+    whole = picture(drawn, file)
+    size = f"{drawn.image.width}x{drawn.image.height}"
+    about = {"created_at": int(time.time()), "output_format": file, "size": size, "quality": "auto"}
+    own = {"picture": number, **whole["unmask"]}
+    return {"type": f"{kind}.completed", "b64_json": whole["b64_json"], "background": "opaque", **about, "unmask": own}
+
+
+def filled(answer: Answer) -> Event:
+    return {"text": answer.text, "seed": answer.seed, "seconds": round(answer.seconds, 4), "settings": answer.settings}
+
+
+def grounded(found: Grounding) -> Event:
+    """Boxes as fractions of the picture."""
+    width, height = found.image_size
+    size = (width, height, width, height)
+    boxes = [
+        {"phrase": b.phrase, "box": [round(v / s, 6) for v, s in zip(b.corners, size, strict=True)]}
+        for b in found.boxes
+    ]
+    told = {"seed": found.seed, "seconds": round(found.seconds, 4), "settings": found.settings}
+    return {"boxes": boxes, "width": width, "height": height, **told}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A chat's answer in the making. ``unread``: messages that an answer about a picture left unread."""
+
+    model: str
+    name: str
+    unread: int = 0
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def greeting(self) -> Event:
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def whole(self, found: Answer | Turn, counts: Counts) -> Event:
+        message = {"role": "assistant", "content": found.text, "refusal": None, "unmask": _pictures_of(found)}
+        choice = {"index": 0, "message": message, "finish_reason": _reason(counts), "logprobs": None}
+        own = {"usage": _usage(counts), "unmask": self._told(found)}
+        return {**self._head("chat.completion"), "choices": [choice], **own}
+
+    def chunk(self, event: Event) -> Event:
+        """An event as OpenAI's chunk; all but ``delta`` and ``finish_reason`` stands beside ``choices``."""
+        choice = {"index": 0, "delta": event["delta"], "finish_reason": event.get("finish_reason"), "logprobs": None}
+        more = {k: v for k, v in event.items() if k not in ("delta", "finish_reason")}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **more}
+
+    def end(self, found: Answer | Turn, counts: Counts) -> Event:
+        own = {**self._told(found), **_pictures_of(found)}
+        return {"delta": {}, "finish_reason": _reason(counts), "usage": _usage(counts), "unmask": own}
+
+    def _head(self, kind: str) -> Event:
+        return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
+
+    def _told(self, found: Answer | Turn) -> Event:
+        unread = found.unread if isinstance(found, Turn) else self.unread
+        return {
+            "seed": found.seed,
+            "seconds": round(found.seconds, 4),
+            "settings": found.settings,
+            "unread": unread,
+        }
+
+
+def _pictures_of(found: Answer | Turn) -> Event:
+    """The pictures of a turn; the layout, where there was one, is that of the one picture then."""
+    if not isinstance(found, Turn):
+        return {"images": []}
+    plan = found.plan.to_json() if found.plan else None
+    return {"images": [{"b64_json": encoded(image, "png"), "plan": plan} for image in found.images]}
+
+
+def _reason(counts: Counts) -> str:
+    return "length" if counts[2] else "stop"
+
+
+def _usage(counts: Counts) -> Event:
+    given, written, _ = counts
+    return {"prompt_tokens": given, "completion_tokens": written, "total_tokens": given + written}

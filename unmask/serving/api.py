@@ -1,0 +1,292 @@
+"""The HTTP server's routes. Public idea: ``application(service) -> FastAPI``, which any ASGI server runs.
+
+docs/api.md describes every endpoint. A handler validates, hands calls to the service, and waits for them; should the client leave, they are
+cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from unmask import __version__
+from unmask.serving import answers, calls
+from unmask.serving.counting import Tally, exposition
+from unmask.serving.edge import LOG, Edge, Guard
+from unmask.serving.errors import NoSuchModel, trouble
+from unmask.serving.forms import edit_form, edit_schema
+from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
+from unmask.serving.service import Call, Service, Started
+from unmask.serving.streams import Channel, ChatEvents, Event, PictureEvents, Wire, opened, sse, streamed
+
+MOST_BYTES = 32 * 2**20  # of a request
+_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def application(
+    service: Service, *, keys: Sequence[str] = (), origins: Sequence[str] = (), most_bytes: int = MOST_BYTES
+) -> FastAPI:
+    """``keys``: one of them is wanted of every request below /v1; none: everybody may ask · ``origins``: other sites whose pages may ask ·
+    ``most_bytes`` of a request.
+    """
+    app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None)
+    tally = Tally()
+    app.add_middleware(Guard, keys=keys, most_bytes=most_bytes)
+    if origins:
+        allowed = ["authorization", "content-type", "x-request-id"]
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=allowed,
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Edge, tally=tally)
+    for kind in (RequestValidationError, HTTPException, ValueError, RuntimeError, OSError):
+        app.add_exception_handler(kind, _failed)  # what is of no kind expected here, Edge catches
+    _say_what_there_is(app, service, tally)
+    _draw_and_edit(app, service)
+    _read_and_fill(app, service)
+    _show_the_page(app)
+    return app
+
+
+def _say_what_there_is(app: FastAPI, service: Service, tally: Tally) -> None:
+    began = int(time.time())
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """The model that is served."""
+        return _json({"object": "list", "data": [answers.model_card(service, began)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        """The same, by name."""
+        _check_name(service, name)
+        return _json(answers.model_card(service, began))
+
+    @app.get("/v1/fields")
+    async def fields() -> Response:
+        """What every task may be told: JSON schemas, with the model's own presets as defaults."""
+        return _json(answers.fields(service.model))
+
+    @app.get("/healthz")
+    async def healthy() -> Response:
+        """Whether the process answers."""
+        return _json({"status": "ok"})
+
+    @app.get("/readyz")
+    async def ready() -> Response:
+        """Whether it takes requests: 503 once it is about to stop."""
+        return _json({"status": "ready" if service.ready else "draining"}, 200 if service.ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(exposition(tally, service), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _draw_and_edit(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/images/generations")
+    async def generations(body: Draw, request: Request) -> Response:
+        """Pictures of a prompt."""
+        return await _pictures(service, request, body, "image_generation", lambda seed: calls.drawing(body, seed))
+
+    @app.post("/v1/images/edits", openapi_extra=edit_schema())
+    async def edits(request: Request) -> Response:
+        """A picture changed as an instruction says, or where a mask says."""
+        form = await edit_form(request)
+        body = Edit.model_validate(form.fields)
+        image, mask = form.image, form.mask
+        return await _pictures(
+            service, request, body, "image_edit", lambda seed: calls.editing(body, image, mask, seed)
+        )
+
+    @app.post("/v1/infill")
+    async def infill(body: Infill, request: Request) -> Response:
+        """A region of a picture drawn anew, or a text with its gaps filled."""
+        if body.text is None:
+            return await _pictures(service, request, body, "image_edit", lambda seed: calls.infilling(body, seed))
+        _check_name(service, body.model)
+        seed = _seed(body)
+        started = service.start([Call(ask=calls.infilling(body, seed), priority=body.priority)])
+        (filled,) = await _settled(request, started)
+        return _json(answers.filled(filled))
+
+
+def _read_and_fill(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/ground")
+    async def ground(body: Ground, request: Request) -> Response:
+        """Where things are in a picture."""
+        _check_name(service, body.model)
+        call = Call(ask=calls.grounding(body, _seed(body)), priority=body.priority)
+        (found,) = await _settled(request, service.start([call]))
+        return _json(answers.grounded(found))
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: Chat, request: Request) -> Response:
+        """The next turn of a conversation, in words and pictures."""
+        _check_name(service, body.model)
+        seed = _seed(body)
+        reply = answers.Reply(model=service.name, name=f"chatcmpl-{secrets.token_hex(12)}", unread=calls.unread(body))
+        channel = Channel()
+        events = ChatEvents(channel.put, service.model.parts.text, stream=body.stream, trace=body.stream and body.trace)
+        call = Call(ask=calls.chatting(body, seed), listener=events, priority=body.priority)
+        started = service.start([call])
+        if not body.stream:
+            (found,) = await _settled(request, started)
+            return _json(reply.whole(found, events.counts))
+
+        def ended(found: Any) -> None:
+            events.say(found.text)
+            channel.put(reply.end(found, events.counts))
+
+        _announce(started, [ended], channel)
+        wire = Wire(frame=lambda event: sse(reply.chunk(event)))
+        return await _stream(request, started, channel, wire, [reply.greeting])
+
+
+def _show_the_page(app: FastAPI) -> None:
+    """The files of the page, where they are installed."""
+    folder = Path(str(files("unmask"))) / "serving" / "web"
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        if (folder / "index.html").exists():
+            return FileResponse(folder / "index.html", headers={"cache-control": "no-cache"})
+        return _json({"message": "unmask is served here; see /v1/models and docs/api.md"})
+
+    if folder.exists():
+        app.mount("/web", StaticFiles(directory=folder), name="web")
+
+
+async def _pictures(
+    service: Service, request: Request, body: Any, kind: str, ask: Callable[[int], Callable[[Any], Any]]
+) -> Response:
+    """``n`` calls side by side; picture i is drawn from ``seed + i``. ``body`` is Fields and Streamed."""
+    _check_name(service, body.model)
+    parts, seed, channel = answers.parts_to_draw(service.model), _seed(body), Channel()
+    listeners = [
+        PictureEvents(
+            channel.put,
+            parts,
+            kind=kind,
+            picture=i,
+            partial=body.partial_images if body.stream else 0,
+            trace=body.trace and body.stream,
+            file=body.output_format,
+        )
+        for i in range(body.n)
+    ]
+    followed = body.stream and (body.trace or body.partial_images)
+    started = service.start(
+        [
+            Call(ask=ask(seed + i), listener=listener if followed else None, priority=body.priority)
+            for i, listener in enumerate(listeners)
+        ]
+    )
+    if not body.stream:
+        drawn = await _settled(request, started)
+        data = await asyncio.to_thread(lambda: [answers.picture(d, body.output_format) for d in drawn])
+        return _json({"created": int(time.time()), "data": data})
+
+    def ended(number: int) -> Callable[[Any], None]:
+        return lambda drawn: channel.put(answers.completed(drawn, kind, number, body.output_format))
+
+    _announce(started, [ended(i) for i in range(body.n)], channel)
+    return await _stream(request, started, channel, Wire(frame=lambda event: sse(event, event["type"])))
+
+
+def _announce(started: Sequence[Started], ended: Sequence[Callable[[Any], None]], channel: Channel) -> None:
+    """Let a stream know of every end: what came out, or what went wrong, and then None."""
+
+    def tell(future: Any, say: Callable[[Any], None]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is None and not future.cancelled():
+            try:
+                say(future.result())
+            except Exception as failed:
+                error = failed
+        channel.put(error)
+
+    for one, say in zip(started, ended, strict=True):
+        one.future.add_done_callback(lambda future, say=say: tell(future, say))
+
+
+async def _stream(
+    request: Request, started: Sequence[Started], channel: Channel, wire: Wire, greeting: Sequence[Event] = ()
+) -> Response:
+    """Events as they come. What goes wrong before the first of them is a status, and later an event."""
+    gone = asyncio.ensure_future(_left(request))
+    try:
+        early = await opened(channel, gone)
+    except BaseException:
+        gone.cancel()
+        for one in started:
+            one.job.cancel()
+        raise
+    events = streamed(channel, [*greeting, *early], started, gone, wire, _told_in_stream)
+    return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM)
+
+
+async def _settled(request: Request, started: Sequence[Started]) -> list[Any]:
+    """What all calls came to. Should one fail or the client leave, the others are cancelled."""
+    gone = asyncio.ensure_future(_left(request))
+    everything = asyncio.gather(*(asyncio.wrap_future(one.future) for one in started))
+    try:
+        await asyncio.wait({everything, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not everything.done():
+            everything.cancel()
+            raise ConnectionAbortedError("the client has gone")
+        return everything.result()
+    finally:
+        gone.cancel()
+        for one in started:
+            one.job.cancel()
+
+
+async def _left(request: Request) -> None:
+    """Returns once the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _told_in_stream(error: BaseException) -> dict[str, Any]:
+    found = trouble(error)
+    if found.ours:
+        LOG.error("a stream failed", exc_info=error)
+    return found.body
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    found = trouble(error)
+    if found.ours:
+        LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.request_id}})
+    return _json(found.body, found.status, found.headers)
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """ASCII throughout, so that whatever a client sent can be sent back."""
+    return Response(json.dumps(value, allow_nan=False), status, headers, media_type="application/json")
+
+
+def _check_name(service: Service, name: str | None) -> None:
+    if name is not None and name != service.name:
+        raise NoSuchModel(f"the model {name[:100]!r} is not served here; this server has {service.name!r}")
+
+
+def _seed(body: Fields) -> int:
+    return secrets.randbelow(2**31) if body.seed is None else body.seed

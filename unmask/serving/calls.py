@@ -1,0 +1,186 @@
+"""A request of the API as a call of the model. Public idea: ``drawing(body, seed)(model) -> Drawing``, and likewise for every task.
+
+Building such a call costs nothing: pictures are decoded and texts are checked in the thread that runs it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from unmask.sampling.pace import Fixed
+from unmask.sampling.sampler import Sampler
+from unmask.serving.schema import Chat, Draw, Edit, Ground, Infill, Planned
+from unmask.tasks.conversing import Message, Turn
+from unmask.tasks.model import Model
+from unmask.tasks.results import Answer, Drawing, Grounding
+from unmask.tasks.text import TextModel
+from unmask.tokens.layouts import Layout, layout_of
+from unmask.tokens.pictures import read_image, read_region
+
+# Fields of samplers that say which token or place is which. They are the model's own; a wrong one reads beyond its tables.
+_OWN = frozenset({"null_id", "ids", "low", "high", "drop", "keep", "order", "interval"})
+_TRUTHS = ("true", "false", "yes", "no")
+_MOST = 10_000  # of a number in a setting: what is larger only overflows
+_DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
+
+
+def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
+    def ask(model: Model) -> Drawing:
+        _fits(model, body.size)
+        settings, plan = checked(body.overrides), _plan(model, body)
+        return model.generate(body.prompt, seed=seed, plan=plan, reflect=body.reflect, settings=settings)[0]
+
+    return ask
+
+
+def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable[[Model], Drawing]:
+    """With a mask, the region is drawn anew."""
+
+    def ask(model: Model) -> Drawing:
+        _fits(model, body.size)
+        settings = checked(body.overrides)
+        if mask is None:
+            return model.edit(image, body.prompt, seed=seed, plan=_plan(model, body), settings=settings)[0]
+        if body.plan or body.boxes:
+            raise ValueError("a region is drawn anew without a plan; leave out mask, or plan and boxes")
+        return model.infill(image, read_region(mask), prompt=body.prompt, seed=seed, settings=settings)
+
+    return ask
+
+
+def infilling(body: Infill, seed: int) -> Callable[[Any], Drawing | Answer]:
+    """A Drawing where a picture is given, else an Answer."""
+
+    def ask(model: Any) -> Drawing | Answer:
+        settings = checked(body.overrides)
+        if body.text is not None:
+            return model.infill_text(body.text, seed=seed, settings=settings)
+        _fits(model, body.size)
+        image, mask = picture_of(body.image or "", "image"), read_region(picture_of(body.mask or "", "mask"))
+        return model.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
+
+    return ask
+
+
+def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
+    def ask(model: Model) -> Grounding:
+        image = picture_of(body.image, "image")
+        return model.ground(image, body.phrases, steps=body.steps, seed=seed, settings=checked(body.settings))
+
+    return ask
+
+
+def chatting(body: Chat, seed: int) -> Callable[[Any], Answer | Turn]:
+    """The last question about the last picture is an Answer, words and pictures are a Turn."""
+
+    def ask(model: Any) -> Answer | Turn:
+        settings, said = checked(body.settings), body.messages
+        last = said[-1]
+        if last.role != "user" or not last.words.strip():
+            raise ValueError("a conversation ends with what the user says; add a message with the role user")
+        pictures = [url for message in said for url in message.pictures]
+        if isinstance(model, TextModel):
+            if pictures or body.draw:
+                raise ValueError("this is a text model, which neither reads pictures nor draws; give it words alone")
+            return _ask(
+                body, lambda length, more: model.ask(last.words, seed=seed, length=length or 128, settings=more)
+            )
+        if pictures and not body.draw:
+            image = picture_of(pictures[-1], "messages")
+            paced = _paced(body, model.presets.ask(model.parts), body.longest or model.presets.answer)
+            return model.ask(image, last.words, seed=seed, length=body.longest, settings=[*paced, *settings])
+        if body.draw is False:
+            raise ValueError("there is no picture in the messages to answer about; add one, or leave out draw")
+        if body.overrides:
+            raise ValueError(
+                "a turn of words and pictures has samplers of its own; leave out steps, guidance, settings"
+            )
+        return model.converse(_messages(body), seed=seed)
+
+    return ask
+
+
+def unread(body: Chat) -> int:
+    """How many messages an answer about a picture leaves unread: all but the last, and the one that shows the picture."""
+    shown = max((i for i, m in enumerate(body.messages) if m.pictures), default=len(body.messages) - 1)
+    return len({*range(len(body.messages))} - {shown, len(body.messages) - 1})
+
+
+def picture_of(url: str, field: str) -> bytes:
+    """The bytes of a data: URL. ValueError for any other."""
+    if not url.startswith("data:"):
+        raise ValueError(
+            f"{field}: the server fetches nothing, so a picture comes as a data: URL; send its bytes in base64"
+        )
+    head = _DATA_URL.match(url[:200])
+    if not head:
+        raise ValueError(f"{field}: this data: URL is not understood; write data:image/png;base64,...")
+    try:
+        return base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{field}: this is not base64 ({error}); encode the file's bytes once") from error
+
+
+def settable(path: str) -> bool:
+    """Whether a stranger may set a field of a sampler."""
+    return path.strip().split(".")[-1].strip() not in _OWN
+
+
+def checked(settings: Sequence[str]) -> list[str]:
+    """Settings that a stranger may make. ValueError for those that would reach beyond the sampler."""
+    for setting in settings:
+        path, _, text = setting.partition("=")
+        if not settable(path):
+            raise ValueError(f"settings: {path.strip()!r} belongs to the model and stays as it is; leave it out")
+        try:
+            value = 0.0 if text.strip().lower() in _TRUTHS else float(text)
+        except ValueError:
+            raise ValueError(f"settings: {setting!r} is no number; /v1/fields says what may be set") from None
+        if not math.isfinite(value) or abs(value) > _MOST:
+            raise ValueError(f"settings: {setting!r} is beyond all use; give a number of at most {_MOST}")
+    return list(settings)
+
+
+def _ask(body: Chat, ask: Callable[[int | None, list[str]], Answer]) -> Answer:
+    return ask(body.longest, checked(body.overrides))
+
+
+def _paced(body: Chat, sampler: Sampler, length: int) -> list[str]:
+    """``steps`` and ``guidance`` for a sampler of text, whose pace may count tokens a step."""
+    if isinstance(sampler.pace, Fixed) and body.steps is not None:
+        guidance = [f"guide.scale={body.guidance}"] if body.guidance is not None else []
+        return [f"pace.each={-(-length // body.steps)}", *guidance]
+    return body.overrides[: len(body.overrides) - len(body.settings)]
+
+
+def _messages(body: Chat) -> list[Message]:
+    spoken = [m for m in body.messages if m.role in ("user", "assistant")]
+    return [
+        Message(
+            role=m.role,
+            text=m.words,
+            images=tuple(read_image(picture_of(url, "messages")) for url in m.pictures),
+        )
+        for m in spoken
+    ]
+
+
+def _plan(model: Model, body: Planned) -> bool | Layout:
+    if not body.boxes:
+        return body.plan
+    layout = layout_of([(b.phrase, b.box) for b in body.boxes])
+    model.tell(0, layout)
+    return layout
+
+
+def _fits(model: Model, size: str) -> None:
+    if isinstance(model, TextModel):
+        raise ValueError("this is a text model, which cannot draw; ask one that does")
+    own = f"{model.parts.side}x{model.parts.side}"
+    if size not in ("auto", own):
+        raise ValueError(f"size: this model draws {own} and nothing else; leave size out, or say auto")

@@ -1,0 +1,94 @@
+"""Figures for Prometheus, written by hand. Public idea: a ``Tally`` of answered requests, and ``exposition(tally, service) -> text``."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import Counter
+
+from unmask.serving.metrics import Metrics
+from unmask.serving.service import Service
+
+EDGES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)  # seconds
+PATHS = frozenset(
+    {
+        *("/v1/models", "/v1/fields", "/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"),
+        *("/v1/ground", "/v1/infill", "/healthz", "/readyz", "/metrics", "/"),
+    }
+)
+_GAUGES = {"waiting", "live", "occupancy", "step_seconds", "feature_bytes"}
+_MEANING = {
+    "waiting": "Runs in the engine's queue.",
+    "live": "Runs between two steps.",
+    "finished": "Runs that were decided.",
+    "failed": "Runs that failed.",
+    "cancelled": "Runs that were cancelled.",
+    "refused": "Runs that the engine refused.",
+    "steps": "Steps of all runs together.",
+    "forwards": "Forwards of the network.",
+    "rows": "Rows of all forwards, guidance views counted.",
+    "seconds": "Seconds that the engine was at work.",
+    "occupancy": "Rows of those there was room for.",
+    "step_seconds": "Seconds from one step of a run to its next, of late.",
+    "feature_hits": "Pictures whose features were known.",
+    "feature_misses": "Pictures that had to be looked at.",
+    "feature_bytes": "Bytes of remembered features.",
+}
+
+
+class Tally:
+    """Requests by method, path and status, and how long they took. Unknown paths count as one, so that nobody can fill the memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.answers: Counter[tuple[str, str, int]] = Counter()
+        self.took: dict[str, list[int]] = {}
+        self.seconds: Counter[str] = Counter()
+
+    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
+        path = path if path in PATHS else "other"
+        method = method if method in ("GET", "POST", "OPTIONS", "HEAD") else "other"
+        with self._lock:
+            self.answers[method, path, status] += 1
+            counts = self.took.setdefault(path, [0] * (len(EDGES) + 1))
+            counts[next((i for i, edge in enumerate(EDGES) if seconds <= edge), len(EDGES))] += 1
+            self.seconds[path] += seconds  # type: ignore[assignment]
+
+    def lines(self) -> list[str]:
+        with self._lock:
+            out = _head("unmask_http_requests_total", "counter", "Requests answered; 499: the client left.")
+            for (method, path, status), number in sorted(self.answers.items()):
+                out.append(f'unmask_http_requests_total{{method="{method}",path="{path}",status="{status}"}} {number}')
+            name = "unmask_http_request_seconds"
+            out += _head(name, "histogram", "Seconds from the first byte in to the last byte out.")
+            for path, counts in sorted(self.took.items()):
+                total = 0
+                for edge, number in zip([*EDGES, "+Inf"], counts, strict=True):
+                    total += number
+                    out.append(f'{name}_bucket{{path="{path}",le="{edge}"}} {total}')
+                out.append(f'{name}_sum{{path="{path}"}} {self.seconds[path]:.6f}')
+                out.append(f'{name}_count{{path="{path}"}} {total}')
+        return out
+
+
+def exposition(tally: Tally, service: Service) -> str:
+    """All figures, in the text format of Prometheus."""
+    out = tally.lines()
+    for name, kind, meaning, value in (
+        ("calls", "gauge", "Calls of the model under way.", service.under_way),
+        ("calls_refused_total", "counter", "Calls refused because the queue was full.", service.refused),
+        ("engine_restarts_total", "counter", "Engines that broke and were replaced.", service.restarts),
+        ("draining", "gauge", "1 while the server is about to stop.", int(service.draining)),
+    ):
+        out += [*_head(f"unmask_{name}", kind, meaning), f"unmask_{name} {value}"]
+    now = service.engine.metrics()
+    for field in dataclasses.fields(Metrics):
+        gauge = field.name in _GAUGES
+        name = f"unmask_engine_{field.name}" + ("" if gauge else "_total")
+        out += _head(name, "gauge" if gauge else "counter", _MEANING[field.name])
+        out.append(f"{name} {getattr(now, field.name)}")
+    return "\n".join(out) + "\n"
+
+
+def _head(name: str, kind: str, meaning: str) -> list[str]:
+    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]

@@ -1,0 +1,156 @@
+"""What every request passes on its way in and out: its id, its line in the log, its size, its key.
+
+Public idea: ``Edge`` outermost, ``Guard`` behind it; both are plain ASGI, so that streams and disconnects pass through untouched.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from unmask.serving.counting import Tally
+from unmask.serving.errors import Trouble, trouble
+
+LOG = logging.getLogger("unmask.serving")
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+class Edge:
+    """Gives every request an id (or keeps the client's ``x-request-id``), counts it, logs one line, and catches what nobody caught."""
+
+    def __init__(self, app: ASGIApp, *, tally: Tally) -> None:
+        self.app, self.tally = app, tally
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        name = given if _ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = name
+        began, status = time.monotonic(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except Exception as error:
+            LOG.exception("a request failed", extra={"fields": {"id": name}})
+            if not status:
+                await refuse(trouble(error), answer)
+        finally:
+            seconds = time.monotonic() - began
+            self.tally.answered(scope["method"], scope["path"], status or 499, seconds)
+            fields = {"id": name, "method": scope["method"], "path": scope["path"], "status": status or 499}
+            LOG.info("request", extra={"fields": {**fields, "seconds": round(seconds, 4)}})
+
+
+class Guard:
+    """Lets in who has a key, where keys are wanted, and no more than ``most_bytes`` of a body, whatever its headers say.
+
+    The body is taken in whole before anybody acts on it. Only paths below /v1 need a key.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], most_bytes: int) -> None:
+        self.app, self.keys, self.most_bytes = app, [key.encode() for key in keys], most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self.keys and scope["path"].startswith("/v1") and not self._known(Headers(scope=scope)):
+            message = "this server wants a key; send the header Authorization: Bearer KEY"
+            await refuse(Trouble(status=401, message=message, code="invalid_api_key"), send)
+            return
+        body = await self._body(scope, receive)
+        if body is None:
+            message = f"a request has at most {self.most_bytes:,} bytes here; send smaller pictures"
+            await refuse(Trouble(status=413, message=message, code="too_large"), send)
+            return
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, again, send)
+
+    def _known(self, headers: Headers) -> bool:
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        sent = key.strip().encode("utf-8", "replace")
+        return kind.lower() == "bearer" and any([hmac.compare_digest(sent, known) for known in self.keys])
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None where it is too large."""
+        said = Headers(scope=scope).get("content-length", "")
+        if said.isdecimal() and int(said[:20]) > self.most_bytes:
+            return None
+        pieces, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                break
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self.most_bytes:
+                return None
+            if not message.get("more_body", False):
+                break
+        return b"".join(pieces)
+
+
+async def refuse(found: Trouble, send: Send) -> None:
+    """Answer with an error where there is no route that could."""
+    body = json.dumps(found.body).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **found.headers}
+    raw = [(k.encode(), v.encode()) for k, v in headers.items()]
+    await send({"type": "http.response.start", "status": found.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+class OneLine(logging.Formatter):
+    """A record as one line of JSON: time, level, event, and the fields that ``extra={"fields": ...}`` adds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time_ = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        line: dict[str, Any] = {"time": time_, "level": record.levelname.lower(), "event": record.getMessage()}
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_to(stream: Any = None, *, level: int = logging.INFO) -> Callable[[], None]:
+    """Send our log and uvicorn's to a stream (stderr), one JSON object a line. Returns what undoes it."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(OneLine())
+    loggers = [LOG, logging.getLogger("uvicorn.error")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+
+    def undo() -> None:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
+
+    return undo

@@ -1,0 +1,198 @@
+"""A file of requests, one a line. Public idea: ``read(path) -> [Line]``, where a line is a job or says what is wrong with it.
+
+Jobs are what the methods of a model take, by the same names; pictures are files, their paths relative to the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from unmask.tasks.opening import needs_of
+from unmask.tasks.text import TextModel
+from unmask.tokens.forms import Form, of_regex, of_schema
+from unmask.tokens.layouts import Layout, layout_of
+
+
+class DuplicateIds(ValueError):
+    """Two lines have one id, so that their answers could not be told apart."""
+
+
+class _Job(BaseModel):
+    """``id``: under which its answer is found · ``settings``: changes to the sampler, as ``["pace.steps=8"]``."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    id: str = Field(min_length=1, max_length=500)
+    seed: int = 0
+    settings: tuple[str, ...] = ()
+
+
+class _Thing(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    phrase: str
+    box: tuple[float, float, float, float]
+
+
+class Generate(_Job):
+    """``boxes``: a layout to draw from, in fractions of the picture."""
+
+    task: Literal["generate"]
+    prompt: str
+    plan: bool = False
+    boxes: tuple[_Thing, ...] = ()
+    reflect: int = Field(1, ge=1, le=64)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of("reflect" if self.reflect > 1 else "plan" if self.plan else "generate")
+
+    def ask(self, model: Any, folder: Path) -> Any:
+        layout: bool | Layout = layout_of([(b.phrase, b.box) for b in self.boxes]) if self.boxes else self.plan
+        return model.generate(self.prompt, seed=self.seed, plan=layout, reflect=self.reflect, settings=self.settings)[0]
+
+
+class Edit(_Job):
+    task: Literal["edit"]
+    image: str
+    prompt: str
+    plan: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of("edit-plan" if self.plan else "edit")
+
+    def ask(self, model: Any, folder: Path) -> Any:
+        picture = folder / self.image
+        return model.edit(picture, self.prompt, seed=self.seed, plan=self.plan, settings=self.settings)[0]
+
+
+class Ask(_Job):
+    """``image``: left out for a text model · ``schema`` or ``regex``: the form of the answer."""
+
+    task: Literal["ask"]
+    prompt: str
+    image: str | None = None
+    length: int | None = Field(None, ge=1)
+    form: dict[str, Any] | None = Field(None, alias="schema")
+    regex: str | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of("ask")
+
+    def ask(self, model: Any, folder: Path) -> Any:
+        more: dict[str, Any] = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
+        more |= {"length": self.length} if self.length else {}
+        if isinstance(model, TextModel):
+            if self.image is not None:
+                raise ValueError("this is a text model, which reads no pictures; leave out image")
+            return model.ask(self.prompt, **more)
+        if self.image is None:
+            raise ValueError("there is no picture to ask about; give image")
+        return model.ask(folder / self.image, self.prompt, **more)
+
+    def _wanted(self) -> Form | None:
+        if self.form is not None and self.regex is not None:
+            raise ValueError("an answer has one form; give schema or regex")
+        if self.form is not None:
+            return of_schema(self.form)
+        return of_regex(self.regex) if self.regex is not None else None
+
+
+class Ground(_Job):
+    task: Literal["ground"]
+    image: str
+    phrases: tuple[str, ...] = Field(min_length=1)
+    steps: int = Field(1, ge=1, le=4)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of("ground")
+
+    def ask(self, model: Any, folder: Path) -> Any:
+        picture = folder / self.image
+        return model.ground(picture, self.phrases, steps=self.steps, seed=self.seed, settings=self.settings)
+
+
+class Infill(_Job):
+    """A picture, the white part of ``mask`` to be drawn anew; or a ``text`` with gaps."""
+
+    task: Literal["infill"]
+    image: str | None = None
+    mask: str | None = None
+    prompt: str = ""
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Infill:
+        if (self.text is None) == (self.image is None or self.mask is None):
+            raise ValueError("an infill has an image and a mask, or a text with [mask] in it")
+        return self
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of("infill-text" if self.text is not None else "infill")
+
+    def ask(self, model: Any, folder: Path) -> Any:
+        if self.text is not None:
+            return model.infill_text(self.text, seed=self.seed, settings=self.settings)
+        picture, region = folder / (self.image or ""), folder / (self.mask or "")
+        return model.infill(picture, region, prompt=self.prompt, seed=self.seed, settings=self.settings)
+
+
+Job = Generate | Edit | Ask | Ground | Infill
+_JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """``number`` from 1 · ``id``: None where it could not be read · ``job``: None where the line is ``wrong``."""
+
+    number: int
+    id: str | None
+    job: Job | None
+    wrong: str = ""
+
+    @property
+    def key(self) -> str | int:
+        """What its answers are found by."""
+        return self.number if self.id is None else self.id
+
+
+def read(path: Path) -> list[Line]:
+    """All lines that are not empty. DuplicateIds; OSError where the file cannot be read."""
+    with path.open("rb") as file:
+        lines = [_line(number, raw) for number, raw in enumerate(file, 1) if raw.strip()]
+    first: dict[str, int] = {}
+    for line in lines:
+        if line.id is not None and first.setdefault(line.id, line.number) != line.number:
+            raise DuplicateIds(
+                f"lines {first[line.id]} and {line.number} of {path} both have the id {line.id!r}; give each its own"
+            )
+    return lines
+
+
+def _line(number: int, raw: bytes) -> Line:
+    try:
+        found = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except (ValueError, RecursionError) as error:
+        return Line(number=number, id=None, job=None, wrong=f"this line is no JSON: {error}")
+    id_ = found.get("id") if isinstance(found, dict) else None
+    known = id_ if isinstance(id_, str) and id_ else None
+    try:
+        return Line(number=number, id=known, job=_JOB.validate_python(found))
+    except ValidationError as error:
+        return Line(number=number, id=known, job=None, wrong=_said(error))
+
+
+def _said(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    return f"{place}: {first['msg']}" if place else str(first["msg"])

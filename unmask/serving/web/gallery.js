@@ -1,0 +1,115 @@
+// The pictures and answers of this session, each with what it takes to get it again: settings, seed, a link.
+
+import { h, say } from "./dom.js";
+
+const KEPT = 24, STORE = "unmask.gallery";
+
+/** The address that opens this page with these values filled in. Pictures are not part of it. */
+export function link(task, values) {
+  const given = new URLSearchParams();
+  for (const [name, value] of Object.entries(values)) {
+    if (value !== undefined && value !== "" && value !== false) given.set(name, typeof value === "object" ? JSON.stringify(value) : value);
+  }
+  return `${location.origin}${location.pathname}#${task}?${given}`;
+}
+
+/** {task, values} of an address, or null. */
+export function linked(hash) {
+  const [task, query = ""] = hash.replace(/^#/, "").split("?");
+  if (!task) return null;
+  const values = {};
+  for (const [name, text] of new URLSearchParams(query)) {
+    try {
+      values[name] = /^[[{]|^(true|false)$/.test(text) ? JSON.parse(text) : text;
+    } catch {
+      values[name] = text;
+    }
+  }
+  return { task, values };
+}
+
+/** ``open(task, values)``: show that task, filled in · ``send(task, url)``: use the picture there. */
+export class Gallery {
+  constructor(element, { open, send }) {
+    Object.assign(this, { element, open, send });
+    this.strip = h("ul", { class: "strip" });
+    this.dialog = h("dialog", { class: "sheet", "aria-label": "One of this session", onclick: (event) => event.target === this.dialog && this.dialog.close() });
+    element.append(h("h2", { id: "gallery-title" }, "This session"), this.strip, this.dialog);
+    this.items = kept();
+    this.render();
+  }
+
+  /** An item is {task, url (data URL), values, seed, seconds, said}. */
+  add(item) {
+    this.items = [item, ...this.items].slice(0, KEPT);
+    try {
+      sessionStorage.setItem(STORE, JSON.stringify(this.items));
+    } catch {
+      // no room left: this page still has them
+    }
+    this.render();
+  }
+
+  get last() {
+    return this.items.find((item) => item.task === "draw" || item.task === "edit" || item.task === "chat") || null;
+  }
+
+  render() {
+    this.element.hidden = !this.items.length;
+    this.strip.replaceChildren(...this.items.map((item) =>
+      h("li", {}, h("button", { type: "button", class: "shot", onclick: () => this.show(item) },
+        h("img", { src: item.url, alt: "", width: 84, height: 84, loading: "lazy" }), h("span", {}, item.values.prompt || item.task)))));
+  }
+
+  show(item) {
+    const close = () => this.dialog.close();
+    const go = (work) => () => (close(), work());
+    const facts = [["Task", item.task], ["Seed", item.seed], ["Seconds", item.seconds?.toFixed(1)], ...rows(item.values)];
+    const told = facts.filter(([, value]) => value !== undefined && value !== null && value !== "").flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]);
+    const button = (text, work, kind = "second") => h("button", { type: "button", class: kind, onclick: work }, text);
+    const again = { ...item.values, seed: item.seed };
+    this.dialog.replaceChildren(
+      h("button", { type: "button", class: "quiet close", "aria-label": "Close", onclick: close }, "×"),
+      h("img", { src: item.url, alt: item.values.prompt || "" }),
+      h("div", { class: "facts" }, h("p", { class: "text" }, item.said || item.values.prompt || ""), h("dl", {}, told),
+        h("div", { class: "actions" },
+          button("Repeat", go(() => this.open(item.task, again, item.source)), "primary"),
+          copier(() => link(item.task, again)), download(item.url, item.seed),
+          ...["ask", "ground", "edit"].map((task) => button({ ask: "Ask", ground: "Ground", edit: "Edit" }[task], go(() => this.send(task, item.url)))))));
+    this.dialog.showModal();
+  }
+}
+
+function rows(values) {
+  return Object.entries(values).filter(([name, value]) => !["prompt", "seed"].includes(name) && value !== false)
+    .map(([name, value]) => [name, Array.isArray(value) ? value.map((v) => v.phrase || v).join(", ") : value]);
+}
+
+function kept() {
+  try {
+    return JSON.parse(sessionStorage.getItem(STORE)) || [];
+  } catch {
+    return [];
+  }
+}
+
+export function download(url, seed) {
+  return h("a", { class: "second", href: url, download: `unmask-${seed}.${url.slice(11, url.indexOf(";"))}` }, "Download");
+}
+
+/** A button that copies an address; where the browser does not allow it, the address is put into the bar instead. */
+export function copier(make) {
+  const button = h("button", { type: "button", class: "second", onclick: async () => {
+    const address = make();
+    try {
+      await navigator.clipboard.writeText(address);
+      button.textContent = "Copied";
+    } catch {
+      history.replaceState(null, "", address);
+      button.textContent = "In the address bar";
+    }
+    say(button.textContent);
+    setTimeout(() => (button.textContent = "Copy link"), 2000);
+  } }, "Copy link");
+  return button;
+}

@@ -1,0 +1,89 @@
+// One run at a time in a room: the buttons, how far it is, cancelling, and what went wrong, told where it happened.
+
+import { ApiError, Lost } from "./api.js";
+import { h, say } from "./dom.js";
+
+const MAC = /Mac|iPhone|iPad/.test(navigator.platform);
+
+/** ``verb``: on the button · ``work(signal, report)``: the run · ``services``: lost(), needKey(again) of the page. */
+export class Job {
+  constructor({ verb, work, services }) {
+    Object.assign(this, { verb, work, services, control: null });
+    const keys = h("kbd", { "aria-hidden": "true" }, MAC ? "⌘ ↵" : "Ctrl ↵");
+    this.run = h("button", { type: "submit", class: "primary", "aria-keyshortcuts": "Control+Enter Meta+Enter" }, verb, keys);
+    this.stop = h("button", { type: "button", class: "second", hidden: true, "aria-keyshortcuts": "Escape", onclick: () => this.cancel() }, "Cancel");
+    this.bar = h("progress", { max: 1, "aria-label": "Progress", hidden: true });
+    this.line = h("p", { class: "line" });
+    this.error = h("div", { class: "error", role: "alert", hidden: true });
+    this.buttons = h("div", { class: "runbar" }, this.run, this.stop);
+    this.element = h("div", { class: "status" }, this.bar, this.line, this.error);
+  }
+
+  get running() {
+    return this.control !== null;
+  }
+
+  cancel() {
+    this.control?.abort();
+  }
+
+  /** Run; a second call while one is under way does nothing. ``again``: what "Try again" does instead of starting afresh. */
+  async start(work = this.work) {
+    if (this.running) return;
+    this.control = new AbortController();
+    this.phase = null;
+    this.error.hidden = true;
+    this.busy(true);
+    this.report({ text: "Sending…", phase: "sent" });
+    try {
+      const told = await work(this.control.signal, (what) => this.report(what));
+      this.finish(told || "Done.");
+    } catch (error) {
+      if (error.name === "AbortError") this.finish(this.line.textContent.startsWith("Sending") ? "Cancelled." : `Cancelled. Was: ${this.line.textContent}`);
+      else this.fail(error, work);
+    } finally {
+      this.control = null;
+      this.busy(false);
+    }
+  }
+
+  /** ``text`` for the eye · ``value`` 0..1, or none where nobody knows · ``phase``: said aloud when it changes. */
+  report({ text, value = null, phase = null }) {
+    this.line.textContent = text;
+    if (value === null) this.bar.removeAttribute("value");
+    else this.bar.value = value;
+    if (phase && phase !== this.phase) say(text);
+    this.phase = phase || this.phase;
+  }
+
+  finish(text) {
+    this.line.textContent = text;
+    say(text);
+  }
+
+  fail(error, work) {
+    this.line.textContent = "";
+    const wait = error.retryAfter ? `. Try again in ${error.retryAfter} s.` : "";
+    const said = error instanceof ApiError ? error.message[0].toUpperCase() + error.message.slice(1) : error.message;
+    const message = wait ? said.replace(/[.\s]+$/, "") + wait : said;
+    const lost = error instanceof Lost;
+    if (!lost && !(error instanceof ApiError) && !error.told) console.error(error);
+    if (lost) this.services.lost();
+    if (error.status === 401) this.services.needKey(() => this.start(work));
+    const retry = error.told ? null : h("button", { type: "button", class: "second", onclick: () => this.start(work) }, "Try again");
+    this.error.replaceChildren(h("p", {}, message), ...(retry ? [retry] : []));
+    this.error.hidden = false;
+  }
+
+  busy(on) {
+    this.run.disabled = on;
+    this.stop.hidden = !on;
+    this.bar.hidden = !on;
+    if (on) this.bar.removeAttribute("value");
+  }
+}
+
+/** Something the user can put right before anything is sent. */
+export function mistake(text) {
+  return Object.assign(new Error(text), { told: true });
+}

@@ -1,0 +1,179 @@
+// A room is one task on the page: what is asked, the settings, and the stage on which the canvas unmasks.
+
+import { Boxes } from "./boxes.js";
+import { Canvas } from "./canvas.js";
+import { decoded, fresh, h } from "./dom.js";
+import { Film } from "./film.js";
+import { copier, download, link } from "./gallery.js";
+import { Job } from "./job.js";
+import { intake } from "./pictures.js";
+import { Settings } from "./settings.js";
+import { Timeline } from "./timeline.js";
+import { Words } from "./words.js";
+
+/** What the page fills in by itself, whatever the task. */
+export const HANDLED = ["model", "prompt", "messages", "image", "mask", "text", "phrases", "boxes", "draw", "stream", "stream_options", "trace",
+  "partial_images", "response_format", "output_format", "size", "max_completion_tokens", "priority", "user"];
+
+export class Room {
+  /** ``task``: {name, verb, title, intro, label, placeholder, examples, empty, picture (takes one), lines (prompt has many), work(signal, report)} */
+  constructor(task, schema, services) {
+    Object.assign(this, { task, services, picture: null, shots: [], current: 0, values: null });
+    this.job = new Job({ verb: task.verb, work: (signal, report) => task.work(signal, report), services });
+    this.settings = new Settings(schema, [...HANDLED, ...(task.handled || [])]);
+    this.words = new Words();
+    this.makeStage();
+    this.makeForm();
+    const title = h("h1", { id: fresh("title") }, task.title);
+    this.ask.prepend(title, h("p", { class: "intro" }, task.intro));
+    this.tune = h("div", { class: "tune" }, this.settings.element);
+    this.form = h("form", { class: "form", novalidate: true, autocomplete: "off", onsubmit: (event) => this.submit(event) }, this.ask, this.stage, this.tune);
+    this.element = h("section", { class: "room", id: `room-${task.name}`, role: "tabpanel", "aria-labelledby": `tab-${task.name}`, hidden: true }, this.form);
+    this.empty();
+  }
+
+  makeForm() {
+    const { task } = this, id = fresh("prompt");
+    this.prompt = h("textarea", { id, rows: task.lines ? 3 : 2, placeholder: task.placeholder, maxlength: 4000, onkeydown: (event) => {
+      if (event.key === "Enter" && !task.lines && !event.shiftKey && !event.isComposing) event.preventDefault(), this.form.requestSubmit();
+    } });
+    const chips = task.examples.map((text) => h("button", { type: "button", class: "chip", onclick: () => (this.prompt.value = text, this.prompt.focus()) }, text.replaceAll("\n", ", ")));
+    this.extra = h("div", { class: "extra" });
+    this.label = h("label", { htmlFor: id, class: "kicker" }, task.label);
+    this.ask = h("div", { class: "ask" }, this.label, this.prompt, h("div", { class: "chips", role: "group", "aria-label": "Examples" }, chips), this.extra, this.job.buttons, this.job.element, this.words.element);
+  }
+
+  makeStage() {
+    const { task } = this;
+    this.canvas = new Canvas("The canvas");
+    this.boxes = new Boxes({ label: "Boxes" });
+    this.film = new Film((entry) => this.showEntry(entry));
+    this.timeline = new Timeline((round) => this.seek(round));
+    this.hint = h("p", { class: "hint" }, task.empty);
+    this.frame = h("div", { class: "frame" }, this.canvas.element, this.boxes.overlay, this.hint);
+    this.picker = h("div", { class: "picker", role: "group", "aria-label": "Pictures", hidden: true });
+    this.actions = h("div", { class: "actions" });
+    this.below = h("div", { class: "below" });
+    this.stage = h("div", { class: "stage" }, this.frame, this.film.element, this.picker, this.below, this.boxes.list, this.actions, this.timeline.element);
+    if (task.picture) {
+      this.intake = intake({ target: this.frame, onpicture: (picture) => this.take(picture), onerror: (text) => this.wrong(text) });
+      this.lastDrawn = h("button", { type: "button", class: "second", onclick: () => this.services.takeLast(this) }, "Last drawn");
+      this.intake.element.querySelector("label").after(this.lastDrawn);
+      this.below.append(this.intake.element);
+    }
+  }
+
+  /** Before the first run, or a new start. */
+  empty() {
+    this.canvas.blank();
+    this.reset();
+    this.hint.hidden = false;
+  }
+
+  reset() {
+    this.film.clear();
+    this.timeline.clear();
+    this.words.clear();
+    this.boxes.set([]);
+    this.plan = null;
+    this.shots = [];
+    this.current = 0;
+    this.picker.hidden = true;
+    this.actions.replaceChildren();
+  }
+
+  submit(event) {
+    event.preventDefault();
+    const bad = this.settings.invalid();
+    if (bad) {
+      bad.closest("details")?.setAttribute("open", "");
+      return bad.reportValidity();
+    }
+    this.job.start();
+  }
+
+  /** Something is wrong with what the user gave; told next to the task. */
+  wrong(text) {
+    this.job.fail(Object.assign(new Error(text), { told: true }), null);
+  }
+
+  /** The picture that is asked about or changed: {url, width, height}. */
+  async take(picture) {
+    this.picture = picture;
+    this.job.error.hidden = true;
+    this.reset();
+    this.hint.hidden = true;
+    await this.showPicture(picture);
+    this.task.taken?.(picture);
+  }
+
+  async showPicture({ url, width, height }) {
+    const image = await decoded(url);
+    this.showCanvas({ image, grid: null, masked: null, fresh: [], ratio: width / height });
+  }
+
+  showCanvas(frame) {
+    this.shape(frame.ratio || 1);
+    this.canvas.show(frame);
+  }
+
+  shape(ratio) {
+    if (ratio === this.ratio) return;
+    this.ratio = ratio;
+    this.stage.style.setProperty("--ratio", ratio);
+    this.canvas.fit();
+  }
+
+  showEntry({ canvas, words, plan }) {
+    if (canvas) this.showCanvas(canvas);
+    if (words) this.words.tokens(words.tokens, words.title);
+    else this.words.clear();
+    if ((plan || null) === this.plan) return;
+    this.plan = plan || null;
+    this.boxes.set(plan?.things || []);
+  }
+
+  /** Show picture number ``index`` of the run, with its own film and timeline. */
+  choose(index) {
+    this.current = index;
+    const shot = this.shots[index];
+    this.film.load(shot.entries, shot.base);
+    this.timeline.clear();
+    for (const [round, known] of shot.rounds) this.timeline.put(round, known);
+    [...this.picker.children].forEach((button, i) => button.setAttribute("aria-pressed", i === index));
+    this.offer(shot.result);
+  }
+
+  seek(round) {
+    const at = this.shots[this.current].entries.findLastIndex((entry) => entry.round === round);
+    if (at >= 0) this.film.show(at);
+  }
+
+  /** What can be done with a finished picture: {url, seed, values}. */
+  offer(result) {
+    this.actions.replaceChildren();
+    if (!result) return;
+    const go = (task, text) => h("button", { type: "button", class: "second", onclick: () => this.services.send(task, result.url) }, text);
+    const grid = h("button", { type: "button", class: "second", "aria-pressed": this.canvas.grid, onclick: () => {
+      this.canvas.grid = !this.canvas.grid;
+      grid.setAttribute("aria-pressed", this.canvas.grid);
+      this.canvas.paint(1);
+    } }, "Tokens");
+    const use = h("div", { class: "use", role: "group", "aria-label": "Use this picture in" }, h("span", {}, "Use in"), go("ask", "Ask"), go("ground", "Ground"), go("edit", "Edit"));
+    this.actions.append(use, grid, download(result.url, result.seed), copier(() => link(this.task.name, { ...result.values, seed: result.seed })));
+  }
+
+  /** Everything that was set, as the API and the gallery want it; the seed is drawn by lot where none is given. */
+  given() {
+    const values = { prompt: this.prompt.value.trim(), ...this.settings.values() };
+    if (values.seed === undefined && this.settings.fields.has("seed")) values.seed = Math.floor(Math.random() * 2 ** 31);
+    return values;
+  }
+
+  /** Fill in the form from a link or the gallery. */
+  fill(values) {
+    this.prompt.value = typeof values.prompt === "string" ? values.prompt : "";
+    this.settings.set(values);
+    this.task.filled?.(values);
+  }
+}
