@@ -43,11 +43,16 @@ def _light(command: Command) -> Command:
         command(asked={name: value for name, value in told.items() if value is not None}, **own)
 
     options = (
-        click.option("--luminance", type=float, metavar="0..1", help="Ask for a picture as light as that."),
-        click.option("--contrast", type=float, metavar="0..0.5", help="Ask for this deviation of its luminance."),
-        click.option("--score", type=float, metavar="0..10", help="Ask for this aesthetic score."),
+        click.option("--luminance", type=click.FloatRange(0, 1), metavar="0..1", help="Ask for this mean luminance."),
         click.option(
-            "--crop", type=(int, int), metavar="TOP LEFT", help="Ask for a picture cropped by so many pixels."
+            "--contrast", type=click.FloatRange(0, 0.5), metavar="0..0.5", help="Ask for this deviation of it."
+        ),
+        click.option("--score", type=click.FloatRange(0, 10), metavar="0..10", help="Ask for this aesthetic score."),
+        click.option(
+            "--crop",
+            type=(click.IntRange(min=0), click.IntRange(min=0)),
+            metavar="TOP LEFT",
+            help="Ask for a picture of which so many pixels were cropped.",
         ),
     )
     for option in reversed(options):
@@ -91,7 +96,7 @@ def generate(
       unmask generate "a blue bus" -n 4 --seed 1 --out bus.png
       unmask generate "a dog above a car" --trace dog.gif
       unmask generate "a clock" -o pace.steps=8 --json
-      unmask generate "a clock" --luminance 0.6 --contrast 0.15
+      unmask generate "a clock" --luminance 0.6 --contrast 0.05
       unmask generate "a dog above a car" --plan --thoughts plan.png
       unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"
       unmask generate "a red apple left of a blue cup" --plan --reflect 8 --thoughts rounds.png

@@ -50,7 +50,7 @@ class Lit:
 
 @cache
 def grid(level: str, side: int = 128) -> tuple[Conditions, ...]:
-    """Light that the world can show: of training scenes of one thing, five times as bright and at each five times as contrasty."""
+    """Light that the world can show: of training scenes of one thing, five luminances and at each of them five contrasts."""
     draft = Draft(counts=((1, 1.0),))
     scenes = [sample(level, "train", key("conditions"), i, draft) for i in range(_SCENES)]
     there = [light_of(pixels) for pixels in pixels_of(scenes, side)]
