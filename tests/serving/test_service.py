@@ -59,7 +59,7 @@ def test_a_client_that_leaves_frees_its_place(stream: bool) -> None:
         head = f"POST {GENERATE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         with socket.create_connection(server.listener.getsockname()) as leaving:
             leaving.sendall(head.encode() + body)
-            until(lambda: server.service.engine.metrics().live >= 1)
+            until(lambda: (now := server.service.engine.metrics()).live + now.waiting == 2)
             if stream:
                 assert b"200 OK" in leaving.recv(100)
         until(lambda: all(line in plain(server).get("/metrics").text for line in GONE) or stream)
