@@ -173,7 +173,7 @@ _LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
 _PLAN = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.15)))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
 _DRAW_THOUGHT = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
-# A picture from its plan is drawn in few steps: the first of them sees no code at all.
+# Three in ten as the first step of drawing has it: the plan is known, and no code.
 _DRAW_PLANNED = replace(_DRAW_THOUGHT, corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.3)))
 _DRAW_TOLD = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
 
