@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.data.test_world_language import _LYING
 from unmask.corruption.collapsing import Collapsing
 from unmask.data.mixture import Joint, Weighted
 from unmask.data.sources import (
@@ -20,10 +21,13 @@ from unmask.data.sources import (
     pixels_of,
 )
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
-from unmask.data.world.scenes import sample
+from unmask.data.world.scenes import Draft, Thing, relation, sample
+from unmask.data.world.vocabulary import CLASS_NAMES
 from unmask.recipes.mini import LOOK_TOKENS, text
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind
+from unmask.tokens.layouts import from_ids
+from unmask.tokens.prompts import COMPACT
 from unmask.tokens.text import EXP
 
 
@@ -169,6 +173,37 @@ def test_the_plan_of_a_picture_names_what_is_in_it() -> None:
     learned = Drawings(text=text(), encode=fake_codes, seed=1, batch=6, plan=Planned(open=1.0))(0)
     assert set(learned.kind[learned.writable].tolist()) == {int(Kind.TEXT), int(Kind.CODE)}
     assert torch.equal(learned.ids, scene_plan.ids)
+
+
+def plans(related: float) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """(caption, how things lie in its layout as (name, relation, name)) of one batch about two things."""
+    tokens, draft = text(), Draft(counts=((2, 1.0),), alike=0.0)
+    batch = Plans(text=tokens, seed=3, length=44, batch=40, related=related, draft=draft)(1)
+    rows = []
+    for row in range(batch.rows):
+        (span,) = (s for s in batch.span_table[row] if s.name == "plan")
+        ids = batch.ids[row, span.start : span.stop].tolist()
+        placed = from_ids(ids, tokens, COMPACT).things
+        things = [
+            Thing(
+                name=max((c for c in CLASS_NAMES if p.phrase.endswith(c)), key=len),
+                colour="",
+                x=p.box[0],
+                y=p.box[1],
+                size=p.box[2] - p.box[0],
+            )
+            for p in placed
+        ]
+        lies = [(a.name, relation(a, b), b.name) for a in things for b in things if a is not b]
+        rows.append((_spans(batch, row)["prompt"], lies))
+    return rows
+
+
+def test_plans_tell_how_things_lie_as_often_as_asked_and_obey() -> None:
+    told = {share: [(c, lies) for c, lies in plans(share) if _LYING.search(c)] for share in (0.0, 0.5, 1.0)}
+    assert len(told[0.0]) < len(told[0.5]) < len(told[1.0]) and len(told[1.0]) > 25 > len(told[0.0])
+    for caption, lies in told[1.0]:
+        assert any((a, side, b) in lies for a, side, b in _LYING.findall(caption)), (caption, lies)
 
 
 def test_half_of_the_critiques_approve_and_retries_show_what_was_wrong() -> None:

@@ -15,24 +15,29 @@ from unmask.checkpoints.store import read_tensors
 from unmask.cli.main import main
 from unmask.cli.train import find, recipes
 from unmask.corruption.absorbing import Absorbing
+from unmask.data.drawn import Drawn, save_drawn
+from unmask.data.sources import pixels_of
+from unmask.data.world.scenes import sample
 from unmask.recipes import mini
 
 torch.set_num_threads(1)
 
 STAGE3 = (
     "draw",
-    "draw_planned",
     "draw_asked",
+    "draw_counted",
+    "draw_planned",
     "look",
-    "reply",
     "edit",
     "edit_planned",
     "plan",
+    "plan_related",
     "edit_plan",
     "critique",
     "edit_critique",
     "retry",
     "illustration",
+    "reply",
     "caption",
 )
 SMALL = {
@@ -92,6 +97,20 @@ def test_the_unified_process_is_chosen_by_its_time() -> None:
     assert {n: c for n, c in scored[0].items() if n != "illustration"} == {
         n: c for n, c in scored[1].items() if n != "illustration"
     }
+
+
+def test_own_drawings_are_one_more_part(tmp_path: Path) -> None:
+    scenes = [sample("grid", "train", 0, i) for i in range(3)]
+    about = [Drawn(prompt="a cat", critique="there is no cat", scene=scene, clean=False) for scene in scenes]
+    pictures = (pixels_of(scenes, 128) * 255).byte().permute(0, 2, 3, 1).contiguous()
+    save_drawn(tmp_path, pictures, about)
+    plain, more = (find("mini.stage3", settings) for settings in ((), (f"drawn={tmp_path}",)))
+    assert tuple(name for name, *_ in plain.source.parts) == STAGE3
+    own = {name: source for name, source, _ in more.source.parts if name not in STAGE3}
+    assert list(own) == ["critique_drawn"] and len(more.source.parts) == len(STAGE3) + 1
+    assert "there is no cat" in mini.text().show(own["critique_drawn"](0).ids[0].tolist())
+    scored = {name: weight for name, _, weight in more.objective.objectives}
+    assert scored.pop("critique_drawn") > 0 and scored == {n: w for n, _, w in plain.objective.objectives}
 
 
 @pytest.mark.parametrize("recipe", sorted(set(SMALL) - {name for name, _ in CHAIN}))

@@ -13,12 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.data.sources import answer_ids
 from unmask.data.world import critiques
-from unmask.data.world.scenes import Scene, Thing
+from unmask.data.world.scenes import Scene, Thing, shows_held_out
 from unmask.sequence import Batch, collate
 from unmask.tokens.build import Builder, asking, looking
 from unmask.tokens.text import Text
@@ -35,7 +36,11 @@ class Drawn:
 
 
 def save_drawn(folder: Path, pictures_NHW3: Tensor, drawn: Items[Drawn]) -> None:
-    """Pictures uint8 [N, side, side, 3] with what is known of them."""
+    """Pictures uint8 [N, side, side, 3] with what is known of them. ValueError where one shows a held-out combination."""
+    for i, d in enumerate(drawn):
+        if shows_held_out(d.scene):
+            raise ValueError(f"picture {i} shows what is held out for the test split; leave it out")
+    load_drawn.cache_clear()
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"pictures": pictures_NHW3}, folder / "pictures.safetensors")
     lines = (
@@ -51,14 +56,19 @@ def save_drawn(folder: Path, pictures_NHW3: Tensor, drawn: Items[Drawn]) -> None
         )
         for d in drawn
     )
-    (folder / "drawn.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "drawn.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 @lru_cache(maxsize=4)
 def load_drawn(folder: Path) -> tuple[Tensor, tuple[Drawn, ...]]:
-    """What ``save_drawn`` wrote. ValueError where the two files do not belong together."""
-    pictures = load_file(folder / "pictures.safetensors")["pictures"]
-    drawn = tuple(_drawn(json.loads(line)) for line in (folder / "drawn.jsonl").read_text("utf-8").splitlines())
+    """What ``save_drawn`` wrote. ValueError where a file is missing or damaged, or the two do not belong together."""
+    try:
+        pictures = load_file(folder / "pictures.safetensors")["pictures"]
+        drawn = tuple(_drawn(json.loads(line)) for line in (folder / "drawn.jsonl").read_text("utf-8").splitlines())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no drawn pictures; make them by unmask.recipes.mini_drawn") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the drawn pictures in {folder} are damaged ({error}); make them anew") from error
     if len(pictures) != len(drawn):
         raise ValueError(f"{folder} has {len(pictures)} pictures and {len(drawn)} lines about them; make it anew")
     return pictures, drawn
@@ -97,7 +107,7 @@ class DrawnCritiques:
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
     def _said(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
-        said = [(drawn.prompt, drawn.critique or critiques._approval(rng))]
+        said = [(drawn.prompt, drawn.critique or critiques.approval(rng))]
         if drawn.clean:
             for _ in range(self.captions):
                 said.append((critiques.praise if rng.random() < 0.5 else critiques.mismatch)(drawn.scene, rng))

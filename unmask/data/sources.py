@@ -62,9 +62,8 @@ def pixels_of(scenes: list[Scene], side: int) -> Tensor:
 
 def light_of(pixels_3HW: Tensor) -> Conditions:
     """Luminance and contrast of a picture in 0..1: mean and deviation of its Rec. 709 luminance (spec 2.4)."""
-    luminance = (
-        (pixels_3HW * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(0).clamp(max=1)
-    )  # by rounding alone
+    weights = torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]
+    luminance = (pixels_3HW * weights).sum(0).clamp(max=1)  # white is more by rounding
     return Conditions(luminance=float(luminance.mean()), contrast=min(0.5, float(luminance.std(correction=0))))
 
 

@@ -32,11 +32,11 @@ from unmask.checkpoints.store import load_module, save_module
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.collapsing import Collapsing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
+from unmask.data.drawn import DrawnCritiques
 from unmask.data.mixture import Joint
 from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world import critiques, edits, language
-from unmask.data.world.edits import EDIT_KINDS
 from unmask.data.world.scenes import Draft, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
 from unmask.models.codes import init_codes
@@ -58,6 +58,9 @@ assert SIZE.vision is not None
 LOOK_TOKENS = SIZE.vision.tokens
 MANY = Draft(counts=((1, 0.15), (2, 0.35), (3, 0.25), (4, 0.25)), alike=0.2)
 EVEN = Draft(counts=((1, 0.22), (2, 0.48), (3, 0.18), (4, 0.12)), alike=0.28)
+
+COUNTED = Draft(counts=((2, 0.3), (3, 0.35), (4, 0.35)), alike=0.85)
+PAIRS = Draft(counts=((2, 1.0),), alike=0.0)
 
 
 @lru_cache(maxsize=1)
@@ -160,16 +163,18 @@ _EDIT_DROPS = (
     Dropout(spans=frozenset({"prompt", "look"}), rate=0.1),
     Dropout(spans=frozenset({"source"}), rate=0.15),
 )
-_EDIT_PLANNED_DROPS = (
-    Dropout(spans=frozenset({"prompt", "look", "plan"}), rate=0.1),
-    Dropout(spans=frozenset({"source"}), rate=0.15),
+_EDIT_PLANNED = Masked(
+    dropouts=(
+        Dropout(spans=frozenset({"prompt", "look", "plan"}), rate=0.1),
+        Dropout(spans=frozenset({"source"}), rate=0.15),
+    )
 )
-_HARDER = tuple(kind for kind in EDIT_KINDS if kind != "background") * 2 + (
-    "background",
-)  # backgrounds are soon learned
 _LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
+_PLAN = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.15)))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
 _DRAW_THOUGHT = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
+# Three in ten as the first step of drawing has it: the plan is known, and no code.
+_DRAW_PLANNED = replace(_DRAW_THOUGHT, corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.3)))
 _DRAW_TOLD = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
 
 
@@ -262,45 +267,56 @@ def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 
 
 
 def stage3(
-    vision: str = "runs/tower", start: str = "runs/align", seed: int = 4, images: int = IMAGES, t_exp: float = 0.0
+    vision: str = "runs/tower",
+    start: str = "runs/align",
+    drawn: str = "",
+    seed: int = 4,
+    images: int = IMAGES,
+    t_exp: float = 0.0,
 ) -> Recipe:
     """Everything together (paper stage 3), with the rate coming down: drawing, looking, editing, captions; layouts before pictures
     and edits, critiques, retries, words that announce a picture.
 
-    ``t_exp=0.5``: words that announce a picture are masked together with it, in the paper's one process, which collapses there; 0: in
-    samples of three kinds, as the released code has it (spec 3.3).
+    ``drawn``: a folder of ``mini_drawn``, of whose pictures critiques are learned too · ``t_exp=0.5``: words that announce a picture are
+    masked together with it, in the paper's one process, which collapses there; 0: in samples of three kinds, as the released code has it
+    (spec 3.3).
     """
     tokens, encode = text(), _encoder(images)
     said = {"text": tokens, "seed": seed}
     coded, seeing = {**said, "encode": encode}, {**said, "look_tokens": LOOK_TOKENS}
-    draw, edit = (
-        Drawings(**coded, batch=7, draft=EVEN),
-        Edits(**coded, look_tokens=LOOK_TOKENS, batch=18, kinds=_HARDER),
-    )
-    planned = {"seed": seed + 10, "plan": Planned()}
+    draw = Drawings(**coded, batch=4, draft=EVEN)
+    edit = Edits(**coded, look_tokens=LOOK_TOKENS, batch=7)
+    counted = replace(draw, seed=seed + 40, batch=10, plan=Planned(open=0.0), draft=COUNTED)
+    planned = replace(draw, seed=seed + 10, batch=12, plan=Planned(open=0.0))
+    related = Plans(text=tokens, seed=seed + 20, length=44, batch=44, related=0.95, draft=PAIRS)
     retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
+    reply = Looks(**{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, room=44)
     unified = Collapsing(at=t_exp, announce=tokens[EXP]) if t_exp else None
-    illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=4, length=44, draft=EVEN, unified=unified)
+    illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=2, length=44, draft=EVEN, unified=unified)
+    own = [("critique_drawn", DrawnCritiques(**seeing, batch=4, folder=Path(drawn)), 1, _LOOK, 0.5)] if drawn else []
     return _Stage(
         name="mini.stage3",
         seed=seed,
         steps=19500,
         model=_start(seed, start, vision, images),
         parts=(
-            ("draw", draw, 1, _DRAW, 0.7),
-            ("draw_planned", replace(draw, **planned), 1, _DRAW_THOUGHT, 0.5),
+            ("draw", draw, 1, _DRAW, 0.6),
             ("draw_asked", replace(draw, batch=3, seed=seed + 30, conditions=1.0), 1, _DRAW, 0.3),
-            ("look", Looks(**seeing, batch=8, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.7),
-            ("reply", Looks(**seeing, batch=6, questions=1, phrases=0, draft=MANY, room=44), 5, _LOOK, 0.5),
-            ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.2),
-            ("edit_planned", replace(edit, **planned, batch=9), 1, Masked(dropouts=_EDIT_PLANNED_DROPS), 0.8),
-            ("plan", Plans(**said, length=44, batch=6, draft=EVEN), 1, Masked(), 0.2),
-            ("edit_plan", EditPlans(**seeing, length=24, batch=5, kinds=_HARDER), 1, Masked(), 0.3),
-            ("critique", Critiques(**seeing, batch=6, draft=MANY), 1, _LOOK, 0.35),
-            ("edit_critique", EditCritiques(**seeing, batch=5, kinds=_HARDER), 1, _LOOK, 0.35),
-            ("retry", retry, 1, _DRAW_THOUGHT, 0.25),
-            ("illustration", illustration, 1, replace(_DRAW_TOLD, corruption=unified or Absorbing()), 0.25),
+            ("draw_counted", counted, 1, _DRAW_PLANNED, 0.7),
+            ("draw_planned", planned, 1, _DRAW_PLANNED, 1.5),
+            ("look", Looks(**seeing, batch=4, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.6),
+            ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 0.9),
+            ("edit_planned", replace(edit, seed=seed + 10, plan=Planned(), batch=9), 1, _EDIT_PLANNED, 0.8),
+            ("plan", Plans(**said, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),
+            ("plan_related", related, 1, _PLAN, 1.8),
+            ("edit_plan", EditPlans(**seeing, length=24, batch=14), 1, Masked(), 1.0),
+            ("critique", Critiques(**seeing, batch=4, captions=5, draft=MANY), 1, _LOOK, 0.6),
+            *own,
+            ("edit_critique", EditCritiques(**seeing, batch=5), 1, _LOOK, 0.35),
+            ("retry", retry, 1, _DRAW_THOUGHT, 0.3),
             # No multiple of the number of processes: one of them would do all of it.
+            ("illustration", illustration, 3, replace(_DRAW_TOLD, corruption=unified or Absorbing()), 0.15),
+            ("reply", reply, 5, _LOOK, 0.5),
             ("caption", Captions(**said, batch=16), 9, Masked(), 0.2),
         ),
         optim=Optim(lr=9e-4, warmup=100, decay_from=0.5, floor=0.02, ema=0.999),

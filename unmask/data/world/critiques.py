@@ -32,10 +32,10 @@ from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
 def praise(scene: Scene, rng: Random) -> tuple[str, str]:
     """A right caption, and the critique that finds nothing wrong."""
-    return caption(scene, rng), _approval(rng)
+    return caption(scene, rng), approval(rng)
 
 
-def _approval(rng: Random) -> str:
+def approval(rng: Random) -> str:
     return rng.choice(("the picture is correct", "everything is correct", "this is correct"))
 
 
@@ -70,7 +70,7 @@ def _wrong_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if not thing.colour or colour == thing.colour or any(t.colour != thing.colour for t in alike):
         return None
     said = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.things], rng)
-    return (said, _in_colour(thing.name, len(alike), colour, thing.colour)) if said else None
+    return (said, in_colour(thing.name, len(alike), colour, thing.colour)) if said else None
 
 
 def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -87,7 +87,7 @@ def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     thing = replace(rng.choice(scene.things), name=absent(scene, rng), distractor=False)
     said = _wanted(scene, (*scene.things, thing), rng)
-    return (said, _absent(thing.name, rng)) if said else None
+    return (said, not_there(thing.name, rng)) if said else None
 
 
 def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -96,7 +96,7 @@ def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if any(t.colour != thing.colour or t.distractor for t in alike):
         return None
     said = _wanted(scene, [t for t in scene.things if t not in alike] + [thing] * count, rng)
-    return (said, _as_many(replace(thing, colour=""), count, len(alike))) if said else None
+    return (said, as_many(replace(thing, colour=""), count, len(alike))) if said else None
 
 
 def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -105,7 +105,7 @@ def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
     a, b = rng.sample(scene.things, 2)
     swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
     said = _wanted(scene, swapped, rng, related)
-    return (said, _lying(*swapped)) if said else None
+    return (said, lying(a.name, relation(*swapped), b.name)) if said else None
 
 
 def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
@@ -117,7 +117,7 @@ def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
 # -- what is wrong, in words ------------------------------------------------------------------------------------------
 
 
-def _in_colour(name: str, count: int, wanted: str, shown: str) -> str:
+def in_colour(name: str, count: int, wanted: str, shown: str) -> str:
     return f"the {name if count == 1 else CLASSES[name][0]} should be {wanted}, not {shown}"
 
 
@@ -127,17 +127,17 @@ def _of_class(wanted: str, shown: str, count: int, rng: Random) -> str:
     return rng.choice((f"there is no {wanted}", f"there should be {article(wanted)}, not {article(shown)}"))
 
 
-def _absent(words: str, rng: Random) -> str:
+def not_there(words: str, rng: Random) -> str:
     return rng.choice((f"there is no {words}", f"{article(words)} is missing"))
 
 
-def _as_many(thing: Thing, wanted: int, shown: int) -> str:
+def as_many(thing: Thing, wanted: int, shown: int) -> str:
     many = f"one {noun(thing)}" if wanted == 1 else f"{number(wanted)} {plural(thing)}"
     return f"there should be {many}, not {number(shown)}"
 
 
-def _lying(a: Thing, b: Thing) -> str:
-    return f"the {a.name} should be {relation(a, b)} the {b.name}"
+def lying(first: str, how: str, second: str) -> str:
+    return f"the {first} should be {how} the {second}"
 
 
 def _before(wanted: str, shown: str) -> str:
@@ -190,7 +190,7 @@ def _recoloured(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     thing, alike = found
     wrong = _changed(scene, alike, [replace(t, colour=colour) for t in alike])
-    return Spoilt(scene=wrong, critique=_in_colour(thing.name, len(alike), thing.colour, colour))
+    return Spoilt(scene=wrong, critique=in_colour(thing.name, len(alike), thing.colour, colour))
 
 
 def _exchanged(scene: Scene, rng: Random) -> Spoilt | None:
@@ -208,7 +208,7 @@ def _fewer(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     thing, alike = found
     wrong, left = _changed(scene, [thing], ()), len(alike) - 1
-    words = _as_many(replace(thing, colour=""), left + 1, left) if left else _absent(thing.name, rng)
+    words = as_many(replace(thing, colour=""), left + 1, left) if left else not_there(thing.name, rng)
     return Spoilt(scene=wrong, critique=words)
 
 
@@ -219,7 +219,7 @@ def _more(scene: Scene, rng: Random) -> Spoilt | None:
         return None
     (x, y, size), (thing, alike) = spots[0], found
     wrong = _changed(scene, (), [replace(thing, x=x, y=y, size=size)])
-    return Spoilt(scene=wrong, critique=_as_many(replace(thing, colour=""), len(alike), len(alike) + 1))
+    return Spoilt(scene=wrong, critique=as_many(replace(thing, colour=""), len(alike), len(alike) + 1))
 
 
 def _swapped(scene: Scene, rng: Random) -> Spoilt | None:
@@ -227,7 +227,7 @@ def _swapped(scene: Scene, rng: Random) -> Spoilt | None:
     if a.name == b.name:
         return None
     wrong = _changed(scene, [a, b], [replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size)])
-    return Spoilt(scene=wrong, critique=_lying(a, b))
+    return Spoilt(scene=wrong, critique=lying(a.name, relation(a, b), b.name))
 
 
 def _elsewhere(scene: Scene, rng: Random) -> Spoilt | None:
@@ -250,7 +250,7 @@ def judged(made: Edit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]:
     """
     split = split_of(made.source)
     if rng.random() < 0.6:
-        asked = [(made.instruction, _approval(rng))]
+        asked = [(made.instruction, approval(rng))]
         if rng.random() < 0.4:
             other = edit(made.source, split, rng, made.kind if rng.random() < 0.5 else None)
             if other and (words := fault(other, made.target, rng)):
@@ -340,7 +340,7 @@ def _instead(thing: Thing, other: Thing, made: Edit | None, shown: Scene) -> str
     if noun(thing) != noun(other):
         alone = sum(t.name == thing.name for t in shown.things) == 1
         if thing.name == other.name and thing.colour and other.colour and alone:
-            return _in_colour(thing.name, 1, thing.colour, other.colour)
+            return in_colour(thing.name, 1, thing.colour, other.colour)
         return f"there should be {article(noun(thing))}, not {article(noun(other))}"
     if thing.size != other.size and (made is None or made.kind != "add"):
         return f"the {noun(thing)} should be {'bigger' if thing.size > other.size else 'smaller'}"
@@ -355,7 +355,7 @@ def _amiss(thing: Thing, wanted: Scene, shown: Scene, rng: Random) -> str:
         sum(t.name == thing.name and thing.colour in ("", t.colour) for t in scene.things) for scene in (wanted, shown)
     )
     if not here:
-        return _absent(noun(thing), rng)
+        return not_there(noun(thing), rng)
     if not there:
         return f"there should be no {noun(thing)}"
-    return _as_many(thing, there, here)
+    return as_many(thing, there, here)

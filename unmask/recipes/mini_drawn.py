@@ -1,0 +1,128 @@
+"""Pictures that a model draws of training prompts, read and criticised by rules alone: what ``mini.stage3`` may learn critiques from.
+
+    python -c "from unmask.recipes.mini import ship; ship(out='runs/first')"
+    python -c "from unmask.recipes.mini_drawn import draw; draw('runs/first', 'runs/drawn')"
+    unmask train mini.stage3 --out runs/second -o start=runs/stage3 -o drawn=runs/drawn
+
+A critic that saw renderings alone has never seen how drawings fail. Prompts are of GenEval's six categories, the hard ones more often, from
+scenes of the training split; three batches in four are drawn from the model's own plans. Stopped and called again, it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from unmask.data.drawn import Drawn, load_drawn, save_drawn
+from unmask.data.world import critiques
+from unmask.data.world.reading import read
+from unmask.data.world.scenes import Scene, relation, shows_held_out
+from unmask.evaluation.arms import Drawer
+from unmask.evaluation.evaluate import weights_digest
+from unmask.evaluation.scoring import Want
+from unmask.evaluation.world_geneval import Prompt, prompts
+from unmask.tasks.model import Model
+from unmask.tasks.reflecting import Thinking
+
+KINDS = (
+    "counting",
+    "position",
+    "color_attr",
+    "two",
+    "counting",
+    "position",
+    "color_attr",
+    "colors",
+    "single",
+    "position",
+)
+BATCH = 64
+
+
+def draw(model: str = "mini", out: str = "runs/drawn", count: int = 6000, seed: int = 0) -> None:
+    """Draw ``count`` prompts with a shipped model or a model's folder, and keep what could be read; the seed decides all.
+
+    ValueError where ``out`` holds pictures of other weights or another seed, or nothing could be read.
+    """
+    import unmask
+
+    opened, folder = unmask.load(model), Path(out)
+    if not isinstance(opened, Model):
+        raise ValueError(f"{model} is a model of text alone; give one that draws")
+    _claim(folder, {"weights": weights_digest(opened.parts.net).hex(), "seed": seed})
+    asked = wishes(count, seed)
+    parts = []
+    for first in track(range(0, count, BATCH), description="drawing"):
+        some = asked[first : first + BATCH]
+        part = folder / "parts" / f"{first:06}-{first + len(some):06}"
+        if not (part / "drawn.jsonl").exists():  # which is written last
+            _draw(opened, some, part, Random(f"drawn/{seed}/{first}"), planned=bool(first // BATCH % 4))
+        parts.append(load_drawn(part))
+    drawn = [d for _, some in parts for d in some]
+    if not drawn:
+        raise ValueError(f"none of {count} pictures could be read; is {model} a trained model of level grid?")
+    save_drawn(folder, torch.cat([pictures for pictures, _ in parts]), drawn)
+
+
+def wishes(count: int, seed: int) -> list[Prompt]:
+    """The first ``count`` prompts, the same for ever; half of them without "a photo of"."""
+    kinds = [KINDS[i % len(KINDS)] for i in range(count)]
+    ready = {k: iter(prompts(k, n, level="grid", split="train", seed=900 + seed)) for k, n in Counter(kinds).items()}
+    rng = Random(f"wishes/{seed}")
+    made = [next(ready[kind]) for kind in kinds]
+    return [replace(p, text=p.text.removeprefix("a photo of ")) if rng.random() < 0.5 else p for p in made]
+
+
+def _claim(folder: Path, about: dict[str, object]) -> None:
+    """Say whose pictures a folder is for."""
+    path = folder / "about.json"
+    if path.exists() and json.loads(path.read_text("utf-8")) != about:
+        raise ValueError(f"{folder} holds pictures of other weights or another seed; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+
+
+def _draw(model: Model, some: list[Prompt], part: Path, rng: Random, *, planned: bool) -> None:
+    pictures = Drawer(thinking=Thinking(plan=planned))(model, some)
+    told = [legible(prompt, picture, rng) for prompt, picture in zip(some, pictures, strict=True)]
+    kept = np.array([t is not None for t in told])
+    save_drawn(part, torch.from_numpy(pictures[kept]), [t for t in told if t])
+
+
+def legible(prompt: Prompt, picture: np.ndarray, rng: Random) -> Drawn | None:
+    """What is known of a picture uint8 [side, side, 3]; None where that is nothing, nothing sure, or something held out."""
+    reading = read(picture)
+    words = criticised(prompt.want, reading.scene, rng)
+    if words is None or not reading.scene.things or shows_held_out(reading.scene) or not (words or reading.clean):
+        return None
+    return Drawn(prompt=prompt.text, critique=words, scene=reading.scene, clean=reading.clean)
+
+
+def criticised(want: Want, scene: Scene, rng: Random) -> str | None:
+    """What is wrong with a scene, first counts, then colours, then how things lie; "" if nothing is, None where there is no word for it."""
+    for name in dict.fromkeys(item.name for item in want.items):
+        items = [item for item in want.items if item.name == name]
+        shown = [t for t in scene.things if t.name == name]
+        wanted = sum(item.count for item in items)
+        if not shown:
+            return critiques.not_there(name, rng)
+        if len(shown) < wanted or (len(shown) > wanted and any(item.exact for item in items)):
+            return critiques.as_many(replace(shown[0], colour=""), wanted, len(shown))
+    for item in want.items:
+        colours = [t.colour for t in scene.things if t.name == item.name]
+        if item.colour is not None and colours.count(item.colour) < item.count:
+            other = next(c for c in colours if c != item.colour)
+            # Natural colours have no word.
+            return critiques.in_colour(item.name, item.count, item.colour, other) if item.colour and other else None
+    if r := want.related:
+        first, second = ([t for t in scene.things if t.name == i.name] for i in (r.first, r.second))
+        if not any(relation(a, b) == r.relation for a in first for b in second if a is not b):
+            return critiques.lying(r.first.name, r.relation, r.second.name)
+    return ""
