@@ -101,6 +101,37 @@ def test_a_picture_is_edited_or_redrawn_where_the_mask_says(server: Server, pict
     assert same(opened(filled["data"][0]["b64_json"]), alone.image)
 
 
+def test_an_edit_is_planned_judged_and_tried_again(server: Server, picture: Image.Image) -> None:
+    file, form = ("picture.png", png(picture)), {"prompt": "make it red", "seed": "3", "steps": "3"}
+    alone = tiny().edit(picture, "make it red", seed=3, plan=True, reflect=3, settings=["pace.steps=3"])[0]
+    assert len(alone.rounds) > 1, "choose a seed whose first try is not approved"
+    sent = {**form, "plan": "true", "reflect": "3", "stream": "true", "trace": "true"}
+    found = events(plain(server).post("/v1/images/edits", data=sent, files={"image": file}))
+    done, rounds = found[-1], [e for e in found if e["type"] == "unmask.round"]
+    assert done["type"] == "image_edit.completed" and same(opened(done["b64_json"]), alone.image)
+    assert [r["critique"] for r in done["unmask"]["rounds"]] == [r.critique for r in alone.rounds]
+    assert [(e["round"], e["critique"], e["accepted"]) for e in rounds] == [
+        (i, r.critique, r.accepted) for i, r in enumerate(alone.rounds)
+    ]
+    assert all(same(opened(e["b64_json"]), r.image) for e, r in zip(rounds, alone.rounds, strict=True))
+    plans = [e for e in found if e["type"] == "unmask.plan"]
+    assert [(e["round"], e["plan"]) for e in plans] == [(i, r.plan.to_json()) for i, r in enumerate(alone.rounds)]
+    assert {e["stage"] for e in found if e["type"] == "unmask.text"} == {"plan", "critique"}
+    assert {e["round"] for e in found if e["type"] == "unmask.frame"} == set(range(len(rounds)))
+
+    planned = events(plain(server).post("/v1/images/edits", data={**sent, "reflect": "1"}, files={"image": file}))
+    (plan,) = [e for e in planned if e["type"] == "unmask.plan"]
+    assert plan["plan"] == planned[-1]["unmask"]["plan"] and not planned[-1]["unmask"]["rounds"]
+    extra = {"plan": True, "reflect": 3, "steps": 3, "seed": 3}
+    whole = client(server).images.edit(model="tiny", image=file, prompt="make it red", extra_body=extra)
+    assert whole.data[0].b64_json == done["b64_json"] and len(whole.data[0].unmask["rounds"]) == len(rounds)
+
+    files = {"image": file, "mask": ("m.png", png(Image.new("L", picture.size, 255)))}
+    for thinking in ({"plan": "true"}, {"reflect": "2"}):
+        refused = plain(server).post("/v1/images/edits", data={**form, **thinking}, files=files)
+        assert refused.status_code == 400 and "without thinking; leave out mask" in refused.json()["error"]["message"]
+
+
 def test_questions_boxes_and_gaps(server: Server, picture: Image.Image) -> None:
     reply = client(server).chat.completions.create(
         model="tiny", messages=asked(picture, "what is this?"), max_tokens=6, seed=2

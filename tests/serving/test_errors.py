@@ -107,7 +107,6 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "image alone": (INFILL, {"image": data_url(DOT)}, "mask"),
     "sizes differ": (INFILL, {"image": data_url(DOT), "mask": data_url(DOT.resize((9, 9)))}, "one size"),
     "nothing painted": (INFILL, {"image": data_url(DOT), "mask": data_url(Image.new("L", (8, 8)))}, "region is empty"),
-    "other format": (CHAT, {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "xml"}}, "xml"),
 }  # fmt: skip
 
 
