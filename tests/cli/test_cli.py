@@ -154,6 +154,16 @@ def test_generate_thinks_and_shows_what_it_thought(
     assert Image.open("e.png").width == 1200
 
 
+def test_generate_tells_the_model_what_light_was_asked_for(
+    folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("generate", "a cat", "--model", folder, "-o", "pace.steps=2", "--out")
+    asked = ((), ("--luminance", "0.2"), ("--contrast", "0.2"), ("--score", "2"), ("--crop", "0", "2"))
+    for i, light in enumerate(asked):
+        _run(capsys, *words, f"{i}.png", *light)
+    assert len({Path(f"{i}.png").read_bytes() for i in range(len(asked))}) == len(asked)
+
+
 def test_chat_reads_lines_and_saves_pictures(
     folder: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +337,10 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("generate x --boxes cat:0,0,1,a", "is no layout"),
         ("generate x --boxes cat:0,0,2,1", "fractions of the picture"),
         ("generate x --boxes nosuch.json", "nosuch.json"),
+        ("generate x --luminance 2", "2.0 is not in the range"),
+        ("generate x --contrast 0.6", "0.6 is not in the range"),
+        ("generate x --score 11", "11.0 is not in the range"),
+        ("generate x --crop -1 0", "-1 is not in the range"),
         ("generate x --reflect some", "'some' is not a valid integer"),
         ("generate x -o steps", "key=value"),
         ("generate x --device toaster", "'toaster' is not a device"),

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from unmask.corruption.collapsing import Collapsing
 from unmask.data.mixture import Joint, Weighted
-from unmask.data.sources import Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered, cell_labels, pixels_of
+from unmask.data.sources import (
+    Captions,
+    Drawings,
+    Edits,
+    Labelled,
+    Looks,
+    Planned,
+    Remembered,
+    cell_labels,
+    light_of,
+    pixels_of,
+)
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world.scenes import sample
 from unmask.recipes.mini import LOOK_TOKENS, text
@@ -82,6 +94,28 @@ def test_cell_labels_name_what_covers_a_cell() -> None:
     assert labels[..., -1].flatten().tolist() == list(range(16))
     pixels, by_name = Labelled(seed=0, batch=3)(0)
     assert pixels.shape == (3, 3, 128, 128) and by_name["class"].shape == (3, 4, 4)
+
+
+def test_light_is_mean_and_deviation_of_the_luminance() -> None:
+    picture = torch.zeros(3, 4, 4)
+    assert (light_of(picture).luminance, light_of(picture).contrast) == (0, 0)
+    picture[:, :2] = 1
+    assert (light_of(picture).luminance, light_of(picture).contrast) == pytest.approx((0.5, 0.5))
+    picture[:] = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
+    assert (light_of(picture).luminance, light_of(picture).contrast) == pytest.approx((0.7152, 0))
+    white = light_of(torch.ones(3, 128, 128))
+    assert white.luminance == pytest.approx(1) and white.contrast == pytest.approx(0, abs=1e-6)
+
+
+def test_drawings_are_told_with_the_light_they_have() -> None:
+    tokens = text()
+    told = Drawings(text=tokens, encode=fake_codes, seed=1, batch=6, conditions=1.0)(2)
+    plain = Drawings(text=tokens, encode=fake_codes, seed=1, batch=6)(2)
+    said = ["".join(tokens.show(row[valid].tolist())) for row, valid in zip(told.ids, told.valid, strict=True)]
+    first = sample("grid", "train", 1, 12)  # row 0 of batch 2
+    assert light_of(pixels_of([first], 128)[0]).text().lower() in said[0]
+    assert all("luminance : 0." in s and "contrast : 0." in s for s in said) and len(set(said)) == 6
+    assert not any("luminance" in tokens.show(row.tolist()) for row in plain.ids)
 
 
 def test_mixtures() -> None:

@@ -12,6 +12,7 @@ from unmask.evaluation.history import Line, append, figures
 from unmask.evaluation.metrics import (
     average,
     clip_score,
+    correlation,
     frechet,
     mean_of,
     psnr,
@@ -46,6 +47,17 @@ def test_the_mean_of_categories() -> None:
     for side in (0, 1):
         assert widths[2][side] == pytest.approx((widths[0][side] ** 2 + widths[1][side] ** 2) ** 0.5 / 2)
     assert mean_of([share([])])["value"] is None
+
+
+def test_correlation_of_known_pairs() -> None:
+    line = [(float(x), 3 - 2.0 * x) for x in range(6)]
+    assert correlation(line)["value"] == pytest.approx(-1) and correlation(line)["n"] == 6
+    square = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
+    assert correlation(square)["value"] == pytest.approx(0)
+    some = correlation([(0.0, 0.1), (1.0, 0.0), (2.0, 1.9), (3.0, 1.2), (4.0, 2.8)])
+    assert some["low"] < some["value"] == pytest.approx(6.6 / 57**0.5) and some["value"] < some["high"] < 1
+    assert correlation(line[:3])["value"] is None, "three pairs are too few for an interval"
+    assert correlation([(1.0, float(y)) for y in range(9)])["value"] is None, "nothing was asked for"
 
 
 def test_clip_score_of_known_angles() -> None:

@@ -98,6 +98,7 @@ def test_the_whole_suite(model: Model, parts: dict[str, Part], tmp_path: Path) -
     assert {"overall", "copy_source", *edits.EDIT_KINDS} <= found["edit"].keys()
     assert {"rounds_1", "rounds_2", "tries", "critique_of_first_try"} <= found["reflection"].keys()
     assert {"balanced_accuracy", "right_accepted", "wrong_refused", "calibration"} <= found["critique"].keys()
+    assert {"luminance", "luminance_distance", "contrast", "prompt_met"} <= found["conditions"].keys()
     assert found["vq"]["psnr"]["n"] == 6 and found["about"]["n"] == 6 and found["about"]["split"] == "test"
     for figure in all_figures(found):
         if figure["value"] is not None and "low" in figure:

@@ -22,6 +22,7 @@ torch.set_num_threads(1)
 STAGE3 = (
     "draw",
     "draw_planned",
+    "draw_asked",
     "look",
     "reply",
     "edit",

@@ -130,6 +130,17 @@ def test_drawing_is_asked_for_as_published(model: Model) -> None:
     assert said == f"{HEAD}Generate an image with the caption:\n a dog {micro}{end}"
 
 
+def test_what_is_asked_stands_beside_what_is_always_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Conditions] = []
+    monkeypatch.setattr(Model, "generate", lambda model, prompt, **rest: told.append(rest["conditions"]) or [])
+    words = ["generate", "a dog", "--model", str(folder), "--out", str(tmp_path / "dog.png")]
+    assert main([*words, "--luminance", "0.25", "--score", "6", "--crop", "1", "2"]) == 0 == main(words)
+    size = "ORIGINAL WIDTH : 1024; ORIGINAL HEIGHT : 1024; TOP : 1; LEFT : 2"
+    assert told[0].text() == f"{size}; LUMINANCE : 0.250; SCORE : 6.000" and told[1] is None
+
+
 def test_editing_is_asked_for_as_published(model: Model, picture: Image.Image) -> None:
     """The blank between the two pictures is the token that is dropped; there are no conditions."""
     parts = model.parts

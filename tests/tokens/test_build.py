@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -226,6 +227,21 @@ def test_neighbouring_text_is_encoded_as_one() -> None:
 def test_conditions(conditions: Conditions, text: str) -> None:
     assert conditions.text() == text
     assert conditions.text(";") == (text + ";" if text else "")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"luminance": 1.01}, "luminance 1.01 .*give 0 to 1$"),
+        ({"contrast": 0.6}, "contrast 0.6 .*give 0 to 0.5$"),
+        ({"score": -1.0}, "score -1.0 .*give 0 to 10$"),
+        ({"hps": float("nan")}, "hps nan"),
+        ({"left": -3}, "left -3 is no number of pixels; give 0 or more"),
+    ],
+)
+def test_no_picture_has_such_conditions(told: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Conditions(**told)
 
 
 # -- what a user writes -----------------------------------------------------------------------------------------------

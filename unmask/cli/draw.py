@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 from PIL import Image
 
-from unmask.cli.options import Run, model_options, path_option
+from unmask.cli.options import Command, Run, model_options, path_option
 from unmask.cli.output import news, numbered, print_json
 from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, save_trace
+from unmask.tokens.prompts import Conditions
 
 _GAP = "[mask]"
 
@@ -28,11 +31,41 @@ _count = click.option(
 )
 
 
+def _light(command: Command) -> Command:
+    """Add --luminance, --contrast, --score and --crop, handed over together as ``asked``: fields of ``Conditions``."""
+
+    @functools.wraps(command)
+    def wrapped(
+        luminance: float | None, contrast: float | None, score: float | None, crop: tuple[int, int] | None, **own: Any
+    ) -> None:
+        top, left = crop or (None, None)
+        told = {"luminance": luminance, "contrast": contrast, "score": score, "top": top, "left": left}
+        command(asked={name: value for name, value in told.items() if value is not None}, **own)
+
+    options = (
+        click.option("--luminance", type=click.FloatRange(0, 1), metavar="0..1", help="Ask for this mean luminance."),
+        click.option(
+            "--contrast", type=click.FloatRange(0, 0.5), metavar="0..0.5", help="Ask for this deviation of it."
+        ),
+        click.option("--score", type=click.FloatRange(0, 10), metavar="0..10", help="Ask for this aesthetic score."),
+        click.option(
+            "--crop",
+            type=(click.IntRange(min=0), click.IntRange(min=0)),
+            metavar="TOP LEFT",
+            help="Ask for a picture of which so many pixels were cropped.",
+        ),
+    )
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
 @click.command()
 @click.argument("prompt")
 @_count
 @path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "drawing.png")
 @_trace
+@_light
 @_plan
 @click.option(
     "--boxes", metavar="LAYOUT", help="Draw from this layout: 'name: x1,y1,x2,y2; …' in fractions, or a JSON file."
@@ -50,6 +83,7 @@ def generate(
     boxes: str | None,
     reflect: int,
     thoughts: Path | None,
+    asked: dict[str, Any],
 ) -> None:
     """Draw pictures from a prompt.
 
@@ -62,6 +96,7 @@ def generate(
       unmask generate "a blue bus" -n 4 --seed 1 --out bus.png
       unmask generate "a dog above a car" --trace dog.gif
       unmask generate "a clock" -o pace.steps=8 --json
+      unmask generate "a clock" --luminance 0.6 --contrast 0.05
       unmask generate "a dog above a car" --plan --thoughts plan.png
       unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"
       unmask generate "a red apple left of a blue cup" --plan --reflect 8 --thoughts rounds.png
@@ -71,10 +106,13 @@ def generate(
     _apart(out, trace, thoughts)
     layout = _layout(boxes) if boxes else plan
     model = run.open("reflect" if reflect > 1 else "plan" if plan else "generate")
+    # Beside what the model is always told, where that is something.
+    conditions = replace(model.parts.quirks.conditions or Conditions(), **asked) if asked else None
     drawn = model.generate(
         prompt,
         n=count,
         seed=run.seed,
+        conditions=conditions,
         plan=layout,
         reflect=reflect,
         trace=trace is not None,

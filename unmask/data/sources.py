@@ -60,6 +60,14 @@ def pixels_of(scenes: list[Scene], side: int) -> Tensor:
     return torch.from_numpy(np.stack([render(s, side) for s in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
+def light_of(pixels_3HW: Tensor) -> Conditions:
+    """Luminance and contrast of a picture in 0..1: mean and deviation of its Rec. 709 luminance (spec 2.4)."""
+    luminance = (
+        (pixels_3HW * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(0).clamp(max=1)
+    )  # by rounding alone
+    return Conditions(luminance=float(luminance.mean()), contrast=min(0.5, float(luminance.std(correction=0))))
+
+
 def shown(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
     """Training scenes number ``first`` and on, without end, each of a level drawn by weight when it is asked for."""
     names, weights = zip(*levels, strict=True)
@@ -126,7 +134,7 @@ class Drawings:
         codes = self.encode(pixels)
         rows = []
         for i, scene in enumerate(scenes):
-            said = self._conditions(pixels[i]) if rng.random() < self.conditions else None
+            said = light_of(pixels[i]) if rng.random() < self.conditions else None
             b = Builder(text=self.text)
             caption = captioned(self.text, scene, rng, self.longest)
             plan = (
@@ -136,10 +144,6 @@ class Drawings:
             )
             rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=said, plan=plan))
         return collate(rows, range(self.batch))
-
-    def _conditions(self, pixels: Tensor) -> Conditions:
-        luminance = (pixels * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(0)
-        return Conditions(luminance=float(luminance.mean()), contrast=float(luminance.std()))
 
 
 @dataclass(frozen=True, kw_only=True)

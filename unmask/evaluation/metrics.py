@@ -102,6 +102,19 @@ def calibration(pairs: Sequence[tuple[float, bool]], bins: int = 10) -> Figure:
     return {"value": error if pairs else None, "n": len(pairs), "bins": rows}
 
 
+def correlation(pairs: Sequence[tuple[float, float]]) -> Figure:
+    """Pearson's correlation, with Fisher's interval; None of fewer than four pairs or where one side never changes."""
+    n, value = len(pairs), None
+    if n > 3:
+        a, b = np.asarray(pairs, dtype=np.float64).T
+        if a.std() > 0 and b.std() > 0:
+            value = float(np.corrcoef(a, b)[0, 1].clip(-1, 1))
+    if value is None:
+        return {"value": None, "n": n, "low": None, "high": None}
+    middle, spread = np.arctanh(min(max(value, -1 + 1e-12), 1 - 1e-12)), Z / (n - 3) ** 0.5
+    return {"value": value, "n": n, "low": float(np.tanh(middle - spread)), "high": float(np.tanh(middle + spread))}
+
+
 def psnr(error: float) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error of pixels in 0..1."""
     return -10 * float(np.log10(max(error, _LEAST_ERROR)))

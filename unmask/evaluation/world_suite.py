@@ -12,6 +12,7 @@ from unmask.evaluation import suite
 from unmask.evaluation.arms import Editor
 from unmask.evaluation.evaluate import Part, Plan, Progress, Record
 from unmask.evaluation.report import Report
+from unmask.evaluation.world_conditions import Conditioned
 from unmask.evaluation.world_edit import Edits
 from unmask.evaluation.world_geneval import GenEval
 from unmask.evaluation.world_grounding import Grounds
@@ -31,6 +32,7 @@ PARTS: dict[str, Part] = {
     "edit_reflection": Edits(draw=Editor(thinking=Thinking(plan=True, rounds=8)), name="edit_reflection"),
     "critique": Critiques(),
     "reflection": Reflections(),
+    "conditions": Conditioned(),
 }
 
 

@@ -289,6 +289,7 @@ def stage3(
         parts=(
             ("draw", draw, 1, _DRAW, 0.7),
             ("draw_planned", replace(draw, **planned), 1, _DRAW_THOUGHT, 0.5),
+            ("draw_asked", replace(draw, batch=3, seed=seed + 30, conditions=1.0), 1, _DRAW, 0.3),
             ("look", Looks(**seeing, batch=8, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.7),
             ("reply", Looks(**seeing, batch=6, questions=1, phrases=0, draft=MANY, room=44), 5, _LOOK, 0.5),
             ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 1.2),

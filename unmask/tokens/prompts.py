@@ -153,7 +153,7 @@ class Conditions:
     """Universal text conditioning (spec 2.4): properties of the wanted picture, said as text. None leaves one out.
 
     width, height: original size in pixels · top, left: crop offset in pixels · luminance, contrast: mean and deviation of the
-    Rec. 709 luminance in 0..1 · score: aesthetic score · hps: preference score times ten.
+    Rec. 709 luminance in 0..1 · score: aesthetic score · hps: preference score times ten. ValueError for what no picture has.
     """
 
     width: int | None = None
@@ -164,6 +164,16 @@ class Conditions:
     contrast: float | None = None
     score: float | None = None
     hps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in (("luminance", 1.0), ("contrast", 0.5), ("score", 10.0), ("hps", 10.0)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise ValueError(f"{name} {value} is nothing that a picture can have; give 0 to {most:g}")
+        for name in ("width", "height", "top", "left"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} {value} is no number of pixels; give 0 or more")
 
     def text(self, end: str = "") -> str:
         """``ORIGINAL WIDTH : 1024; …``, in the published order and format; ``end`` behind it unless there is nothing to say."""
