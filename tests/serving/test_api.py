@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from PIL import Image
 
 import unmask
 from unmask.serving.server import Server
+from unmask.tasks.model import Model
+from unmask.tokens.prompts import Conditions
 
 from ..tiny_llada import make as llada
 from .served import asked, client, data_url, opened, plain, png, serving, tiny
@@ -71,6 +74,26 @@ def test_the_fields_change_what_is_drawn(server: Server) -> None:
     assert len(rounds) in (1, 2) and {"critique", "accepted", "approval", "b64_json", "plan", "seed"} <= set(rounds[0])
     jpeg = client(server).images.generate(model="tiny", prompt="a dog", output_format="jpeg", extra_body=FEW).data[0]
     assert jpeg.b64_json.startswith("/9j/")
+
+
+def test_a_picture_is_asked_for_as_light_as_wanted(server: Server) -> None:
+    def draw(**more: Any) -> Image.Image:
+        sent = {"prompt": "a dog", "seed": 2, **FEW, **more}
+        return opened(plain(server).post("/v1/images/generations", json=sent).json()["data"][0]["b64_json"])
+
+    for asked_for, own in {
+        '{"luminance": 0.6, "contrast": 0.05}': Conditions(luminance=0.6, contrast=0.05),
+        '{"score": 6.7}': Conditions(score=6.7),
+        '{"crop": [0, 7]}': Conditions(top=0, left=7),
+    }.items():
+        alone = tiny().generate("a dog", seed=2, conditions=own, settings=["pace.steps=3"])[0]
+        assert same(draw(**json.loads(asked_for)), alone.image) and not same(draw(), alone.image)
+    always = Model(replace(tiny().parts, quirks=replace(tiny().parts.quirks, conditions=Conditions(score=7.11))))
+    with serving(always) as other:
+        sent = {"prompt": "a dog", "seed": 2, **FEW, "luminance": 0.6}
+        told = plain(other).post("/v1/images/generations", json=sent).json()["data"][0]["b64_json"]
+        both = Conditions(score=7.11, luminance=0.6)
+        assert same(opened(told), always.generate("a dog", seed=2, conditions=both, settings=["pace.steps=3"])[0].image)
 
 
 def test_without_a_seed_each_is_another_and_may_be_repeated(server: Server) -> None:

@@ -25,6 +25,7 @@ IGNORED = frozenset(
     }
 )
 Text = Annotated[str, Field(max_length=MOST_WORDS)]
+Pixels = Annotated[int, Field(ge=0, le=100_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Setting = Annotated[str, Field(max_length=200, pattern=r"^[^=]+=")]
 
@@ -140,6 +141,18 @@ class Draw(Sampled, Streamed, Planned):
     """Pictures of a prompt."""
 
     prompt: Text = Field(min_length=1, description="What the picture shall show.")
+    luminance: float | None = Field(
+        None, ge=0, le=1, description="How light it shall be: its mean luminance, 0 black, 1 white."
+    )
+    contrast: float | None = Field(
+        None, ge=0, le=0.5, description="How far its luminance shall vary: the standard deviation."
+    )
+    score: float | None = Field(
+        None, ge=0, le=10, description="The aesthetic score it shall have; not every model was taught one."
+    )
+    crop: tuple[Pixels, Pixels] | None = Field(
+        None, description="Pixels cut off above and at the left of the original; [0, 0]: a picture that is not cropped."
+    )
 
 
 class Edit(Sampled, Streamed, Planned):
