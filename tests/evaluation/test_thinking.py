@@ -40,7 +40,12 @@ def test_a_model_that_gets_it_right_the_second_time(model: Model, monkeypatch: p
         return [[round_of(blank, "there is no such thing", 0.1), round_of(r, "is correct", 0.9)] for r in right]
 
     monkeypatch.setattr(reflecting, "think", think)
-    found = measure(model, Reflections(), PLAN, Record()).figures
+    part = Reflections(plain=Drawer(changes=("pace.steps=2",)))
+    found = measure(model, part, PLAN, Record()).figures
+    # Every prompt against itself: what the last try has beyond the first, and the first beyond the plain picture.
+    assert found["gain_of_reflection"]["value"] == found["rounds_8"]["overall"]["value"]
+    gains = [found[f"gain_of_{name}"]["value"] for name in ("planning", "reflection", "both")]
+    assert gains[0] == -found["plain"]["overall"]["value"] and gains[2] == pytest.approx(gains[0] + gains[1])
     assert found["rounds_1"]["overall"]["value"] == 0 and found["rounds_2"]["overall"]["value"] > 0.9
     assert found["rounds_8"] == found["rounds_2"] and found["tries"]["value"] == 2
     assert found["critique_of_first_try"]["wrong_refused"]["value"] == 1

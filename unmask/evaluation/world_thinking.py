@@ -20,6 +20,7 @@ from unmask.data.world.critiques import spoil
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation import scoring
+from unmask.evaluation.arms import Arm, Drawer
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.metrics import average, balanced, by_combination, by_kind, calibration, share
@@ -32,8 +33,9 @@ from unmask.tasks.reflecting import Thinking
 
 @dataclass(frozen=True, kw_only=True)
 class Reflections:
-    """The prompts of ``GenEval`` with up to ``rounds`` tries each; the first try alone is the arm of planning."""
+    """The prompts of ``GenEval``, drawn by ``plain`` and with up to ``rounds`` tries; the first try alone is the arm of planning."""
 
+    plain: Arm = Drawer()
     thinking: Thinking = Thinking(plan=True, rounds=8)
     judge: Callable[[], Judge] = load_judge
     name: str = "reflection"
@@ -45,6 +47,7 @@ class Reflections:
         made = (model.presets.plan, model.presets.generate, model.presets.critique)
         return [
             *(describe(make(model.parts)) for make in made),
+            self.plain.settings(model),
             self.thinking.rounds,
             self.thinking.memory,
             weights_digest(self.judge()).hex(),
@@ -55,24 +58,32 @@ class Reflections:
         sampler = model.presets.generate(model.parts)
         found = reflecting.think(model, [p.text for p in items], [p.seed for p in items], self.thinking, sampler)
         seen = iter(self.judge().look(np.stack([np.asarray(r.image) for rounds in found for r in rounds])))
+        plain = self.plain(model, items)
         findings = []
-        for prompt, rounds in zip(items, found, strict=True):
+        for prompt, rounds, picture, look in zip(items, found, plain, self.judge().look(plain), strict=True):
+            row = {"kind": prompt.kind, "unseen": prompt.unseen, "plain": scoring.verdict(look, prompt.want)}
             tries = []
             for tried in rounds:
                 look = next(seen)
                 right = {"right": scoring.verdict(look, prompt.want), "strict": scoring.strict(look, prompt.want)}
                 tries.append(right | tried.to_json())
-            row = {"kind": prompt.kind, "unseen": prompt.unseen, "tries": tries}
-            row["right"] = taken(row, len(tries))["right"]
-            pictures = {f"try{i}": np.asarray(r.image) for i, r in enumerate(rounds, 1)}
+            row |= {"tries": tries, "right": taken({"tries": tries}, len(tries))["right"]}
+            pictures = {"plain": picture} | {f"try{i}": np.asarray(r.image) for i, r in enumerate(rounds, 1)}
             findings.append(Finding(row=row, pictures=pictures))
         return findings
 
     def figures(self, plan: Plan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """Success with at most N tries, N doubling from 1; how many it takes; whether the model judged its pictures rightly."""
-        out: Figures = {}
+        """Success with at most N tries, N doubling from 1; how many it takes; whether the model judged its pictures rightly.
+
+        The gains are means over prompts, each against itself: their intervals are those of paired differences.
+        """
+        out: Figures = {"plain": by_kind(rows, CATEGORIES, "plain")}
         for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.rounds):
             out[f"rounds_{most}"] = by_kind([{**r, **taken(r, most)} for r in rows], CATEGORIES)
+        arms = [(r["plain"], taken(r, 1)["right"], taken(r, self.thinking.rounds)["right"]) for r in rows]
+        out["gain_of_planning"] = average([float(first - plain) for plain, first, _ in arms])
+        out["gain_of_reflection"] = average([float(last - first) for _, first, last in arms])
+        out["gain_of_both"] = average([float(last - plain) for plain, _, last in arms])
         out |= by_combination([{**r, **taken(r, self.thinking.rounds)} for r in rows])
         out["tries"] = average([float(len(r["tries"])) for r in rows])
         first = [r["tries"][0] for r in rows]
