@@ -32,12 +32,15 @@ types: install
 
 check: lint types test
 
-# The page is tested in a browser: the one that UNMASK_CHROMIUM names, or chromium. Where there is none, those tests are skipped.
+# The page is tested in a browser: the one that UNMASK_CHROMIUM names, or a chromium. Where there is none, those tests are skipped.
 browser:
-	@[ -n "$$UNMASK_CHROMIUM" ] || command -v chromium >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	  apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || { \
-	  echo "no browser for the tests of the page: install the system package chromium, or name one in UNMASK_CHROMIUM" >&2; exit 1; }
+	@if [ -n "$$UNMASK_CHROMIUM" ]; then \
+	  command -v "$$UNMASK_CHROMIUM" >/dev/null && exit 0; \
+	  echo "UNMASK_CHROMIUM names $$UNMASK_CHROMIUM, which is no program: name a browser, or unset it" >&2; exit 1; fi; \
+	for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -q && apt-get install -q -y --no-install-recommends chromium && exit 0; \
+	echo "no browser for the tests of the page: install the system package chromium, or name one in UNMASK_CHROMIUM" >&2; exit 1
 
 install: $(STAMP)
 

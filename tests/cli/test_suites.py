@@ -71,10 +71,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--prompts m.jsonl", "--prompts does not belong to --suite world"),
         ("--all", "--all does not belong to --suite world, but to geneval"),
         ("--plan", "--plan does not belong to --suite world"),
-        (
-            "--suite imgedit --prompts e.json --images . --out o --reflect 2",
-            "--reflect does not belong to --suite imgedit",
-        ),
+        ("--suite refcoco --prompts refs.json --images . --reflect 2", "--reflect does not belong to --suite refcoco"),
         ("-o pace.steps=2", "-o does not belong to --suite world"),
         ("--suite dpg --prompts prompts --out o --all", "--all does not belong"),
         ("--suite dpg --prompts prompts --out o -n 3", "got 3 a prompt"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from PIL import Image
 
 import unmask
 from unmask.serving.server import Server
+from unmask.tasks.model import Model
+from unmask.tokens.prompts import Conditions
 
 from ..tiny_llada import make as llada
 from .served import asked, client, data_url, opened, plain, png, serving, tiny
@@ -73,6 +76,26 @@ def test_the_fields_change_what_is_drawn(server: Server) -> None:
     assert jpeg.b64_json.startswith("/9j/")
 
 
+def test_a_picture_is_asked_for_as_light_as_wanted(server: Server) -> None:
+    def draw(**more: Any) -> Image.Image:
+        sent = {"prompt": "a dog", "seed": 2, **FEW, **more}
+        return opened(plain(server).post("/v1/images/generations", json=sent).json()["data"][0]["b64_json"])
+
+    for asked_for, own in {
+        '{"luminance": 0.6, "contrast": 0.05}': Conditions(luminance=0.6, contrast=0.05),
+        '{"score": 6.7}': Conditions(score=6.7),
+        '{"crop": [0, 7]}': Conditions(top=0, left=7),
+    }.items():
+        alone = tiny().generate("a dog", seed=2, conditions=own, settings=["pace.steps=3"])[0]
+        assert same(draw(**json.loads(asked_for)), alone.image) and not same(draw(), alone.image)
+    always = Model(replace(tiny().parts, quirks=replace(tiny().parts.quirks, conditions=Conditions(score=7.11))))
+    with serving(always) as other:
+        sent = {"prompt": "a dog", "seed": 2, **FEW, "luminance": 0.6}
+        told = plain(other).post("/v1/images/generations", json=sent).json()["data"][0]["b64_json"]
+        both = Conditions(score=7.11, luminance=0.6)
+        assert same(opened(told), always.generate("a dog", seed=2, conditions=both, settings=["pace.steps=3"])[0].image)
+
+
 def test_without_a_seed_each_is_another_and_may_be_repeated(server: Server) -> None:
     first, second = (client(server).images.generate(model="tiny", prompt="a", extra_body=FEW).data[0] for _ in range(2))
     assert first.unmask["seed"] != second.unmask["seed"]
@@ -99,6 +122,37 @@ def test_a_picture_is_edited_or_redrawn_where_the_mask_says(server: Server, pict
     sent = {"image": data_url(picture), "mask": data_url(white), "prompt": "a cat", **FEW, "seed": 3}
     filled = plain(server).post("/v1/infill", json=sent).json()
     assert same(opened(filled["data"][0]["b64_json"]), alone.image)
+
+
+def test_an_edit_is_planned_judged_and_tried_again(server: Server, picture: Image.Image) -> None:
+    file, form = ("picture.png", png(picture)), {"prompt": "make it red", "seed": "3", "steps": "3"}
+    alone = tiny().edit(picture, "make it red", seed=3, plan=True, reflect=3, settings=["pace.steps=3"])[0]
+    assert len(alone.rounds) > 1, "choose a seed whose first try is not approved"
+    sent = {**form, "plan": "true", "reflect": "3", "stream": "true", "trace": "true"}
+    found = events(plain(server).post("/v1/images/edits", data=sent, files={"image": file}))
+    done, rounds = found[-1], [e for e in found if e["type"] == "unmask.round"]
+    assert done["type"] == "image_edit.completed" and same(opened(done["b64_json"]), alone.image)
+    assert [r["critique"] for r in done["unmask"]["rounds"]] == [r.critique for r in alone.rounds]
+    assert [(e["round"], e["critique"], e["accepted"]) for e in rounds] == [
+        (i, r.critique, r.accepted) for i, r in enumerate(alone.rounds)
+    ]
+    assert all(same(opened(e["b64_json"]), r.image) for e, r in zip(rounds, alone.rounds, strict=True))
+    plans = [e for e in found if e["type"] == "unmask.plan"]
+    assert [(e["round"], e["plan"]) for e in plans] == [(i, r.plan.to_json()) for i, r in enumerate(alone.rounds)]
+    assert {e["stage"] for e in found if e["type"] == "unmask.text"} == {"plan", "critique"}
+    assert {e["round"] for e in found if e["type"] == "unmask.frame"} == set(range(len(rounds)))
+
+    planned = events(plain(server).post("/v1/images/edits", data={**sent, "reflect": "1"}, files={"image": file}))
+    (plan,) = [e for e in planned if e["type"] == "unmask.plan"]
+    assert plan["plan"] == planned[-1]["unmask"]["plan"] and not planned[-1]["unmask"]["rounds"]
+    extra = {"plan": True, "reflect": 3, "steps": 3, "seed": 3}
+    whole = client(server).images.edit(model="tiny", image=file, prompt="make it red", extra_body=extra)
+    assert whole.data[0].b64_json == done["b64_json"] and len(whole.data[0].unmask["rounds"]) == len(rounds)
+
+    files = {"image": file, "mask": ("m.png", png(Image.new("L", picture.size, 255)))}
+    for thinking in ({"plan": "true"}, {"reflect": "2"}):
+        refused = plain(server).post("/v1/images/edits", data={**form, **thinking}, files=files)
+        assert refused.status_code == 400 and "without thinking; leave out mask" in refused.json()["error"]["message"]
 
 
 def test_questions_boxes_and_gaps(server: Server, picture: Image.Image) -> None:

@@ -76,6 +76,13 @@ def test_the_tables_are_those_of_the_schema() -> None:
     } == shown
 
 
+def test_the_pictures_of_the_page_are_there_and_small() -> None:
+    """``python -m tests.serving.pictures`` takes them again."""
+    shown = re.findall(r"\]\((pictures/[^)]+)\)", (DOCS / "page.md").read_text())
+    assert sorted(shown) == sorted(f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir())
+    assert all((DOCS / name).stat().st_size <= 150_000 for name in shown)
+
+
 def test_every_endpoint_figure_and_ignored_field_is_described() -> None:
     api, operate = API.read_text(), OPERATE.read_text()
     assert all(f"`{path}`" in api for path in PATHS - {"/"})

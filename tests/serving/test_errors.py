@@ -89,6 +89,9 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "setting no number at all": (GENERATE, {"prompt": "a", "settings": ["guide.scale=much"]}, "no number"),
     "leading nowhere": (GENERATE, {"prompt": "a", "settings": ["pace.steps=0"]}, "at least one step"),
     "the model's own": (GENERATE, {"prompt": "a", "settings": ["guide.null_id=999999"]}, "belongs to the model"),
+    "lighter than white": (GENERATE, {"prompt": "a", "luminance": 1.1}, "luminance"),
+    "more contrast than there is": (GENERATE, {"prompt": "a", "contrast": 0.6}, "contrast"),
+    "cropped by less than nothing": (GENERATE, {"prompt": "a", "crop": [0, -1]}, "crop.1"),
     "box outside": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0, 0, 2, 1]}]}, "boxes.0.box.2"),
     "box reversed": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0.5, 0, 0.2, 1]}]}, "x1 < x2"),
     "plan and boxes": (GENERATE, {"prompt": "a", "plan": True, "boxes": [{"phrase": "a", "box": [0, 0, 1, 1]}]}, "already"),
@@ -107,7 +110,6 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "image alone": (INFILL, {"image": data_url(DOT)}, "mask"),
     "sizes differ": (INFILL, {"image": data_url(DOT), "mask": data_url(DOT.resize((9, 9)))}, "one size"),
     "nothing painted": (INFILL, {"image": data_url(DOT), "mask": data_url(Image.new("L", (8, 8)))}, "region is empty"),
-    "other format": (CHAT, {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "xml"}}, "xml"),
 }  # fmt: skip
 
 

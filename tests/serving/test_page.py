@@ -1,7 +1,7 @@
 """The page in a real browser, against ``mini``: every task, what may go wrong on the way, and how it looks.
 
-The browser is the one that UNMASK_CHROMIUM names, or ``chromium``; UNMASK_NEEDS_BROWSER=1 makes its absence a failure. Screenshots go to
-the folder UNMASK_SCREENSHOTS, or to a temporary one.
+``browser`` says which one; UNMASK_NEEDS_BROWSER=1 makes its absence a failure. Screenshots go to the folder UNMASK_SCREENSHOTS, or to a
+temporary one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import itertools
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +29,17 @@ from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
 
 NEEDED = os.environ.get("UNMASK_NEEDS_BROWSER") == "1"
-CHROMIUM = os.environ.get("UNMASK_CHROMIUM") or shutil.which("chromium")
 pytest.importorskip("fastapi", reason="the server needs unmask[serve]")
 if not NEEDED:
     pytest.importorskip("playwright.sync_api")
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright  # noqa: E402
-
-if not CHROMIUM and not NEEDED:
-    pytest.skip("no browser: install chromium, or name one in UNMASK_CHROMIUM", allow_module_level=True)
+from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
 from ..pages import ROOT, commands  # noqa: E402
+from .browser import MISSING, PATIENCE, Visit, chromium, launched, room  # noqa: E402
 
-PATIENCE = 120_000  # milliseconds: the machine may be busy
+if not chromium():
+    pytest.fail(MISSING, pytrace=False) if NEEDED else pytest.skip(MISSING, allow_module_level=True)
+
 WEB = Path(unmask.__file__).parent / "serving" / "web"
 expect.set_options(timeout=PATIENCE)
 
@@ -60,10 +57,8 @@ def server(model: Any) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as tools:
-        found = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -72,27 +67,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = Path(named) if named else tmp_path_factory.mktemp("screenshots")
     place.mkdir(parents=True, exist_ok=True)
     return place
-
-
-@dataclass
-class Visit:
-    """A browser window, and all that it asked for and complained of. ``expected``: complaints that belong to a test."""
-
-    context: BrowserContext
-    url: str
-    asked: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    expected: str = ""
-
-    def page(self, fragment: str = "") -> Page:
-        page = self.context.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self.asked.append(request.url))
-        page.goto(f"{self.url}/{fragment}")
-        expect(page.get_by_role("tab", name="Draw")).to_be_visible()
-        return page
 
 
 @pytest.fixture
@@ -144,11 +118,6 @@ def freed(server: Server) -> None:
     changed = server.service._changed
     with changed:
         assert changed.wait_for(lambda: not server.service.under_way, 120)
-
-
-def room(page: Page, name: str) -> Locator:
-    page.get_by_role("tab", name=name).click()
-    return page.locator(f"#room-{name.lower()}")
 
 
 def ask(place: Locator, prompt: str, **settings: int) -> None:
@@ -286,6 +255,25 @@ def test_edit_by_word_and_go_on_with_the_result(page: Page) -> None:
     ask(look, "is there a car?")
     done(look)
     assert look.locator(".words .text").inner_text()
+
+
+def test_an_edit_is_planned_and_tried_again(page: Page, model: Any, folder: Path) -> None:
+    change = room(page, "Edit")
+    change.get_by_label("Example picture: street").click()
+    change.get_by_role("switch", name="Plan").check()
+    ask(change, "make the background sand", seed=3, steps=4, reflect=2)
+    done(change)
+    street = WEB / "example-street.png"
+    more = {"seed": 3, "plan": True, "reflect": 2, "settings": ["pace.steps=4"]}
+    edited = model.edit(street, "make the background sand", **more)[0]
+    assert same(picture(change.get_by_role("link", name="Download")), edited.image)
+    cards = change.locator(".card")
+    expect(cards).to_have_count(len(edited.rounds))
+    for card, tried in zip(cards.all(), edited.rounds, strict=True):
+        expect(card.locator("q")).to_have_text(tried.critique)
+        expect(card.locator(".mini i")).to_have_count(len(tried.plan.things))
+        expect(card.locator("img")).to_be_visible()
+    page.screenshot(path=folder / "edit.png", full_page=True)
 
 
 def test_a_painted_region_is_what_is_redone(page: Page, model: Any, folder: Path) -> None:

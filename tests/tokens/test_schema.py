@@ -61,7 +61,7 @@ WRONG: list[tuple[Any, str]] = [
     ({}, "schema.type: null is not understood"),
     ({"type": ["string", "null"]}, "schema.type"),
     ({"type": "integer", "multipleOf": 2}, "schema.multipleOf: this keyword is not understood here"),
-    ({"$ref": "#/x"}, "schema.type"),
+    ({"$ref": "#/x"}, "schema.$ref: this keyword is not understood here"),
     ({"type": "object"}, "without properties"),
     ({"type": "object", "properties": {"a": {"type": "string", "format": "date"}}}, "schema.properties.a.format"),
     ({"type": "object", "properties": {"a": {"type": "null"}}, "patternProperties": {}}, "schema.patternProperties"),

@@ -143,7 +143,8 @@ def _read_and_fill(app: FastAPI, service: Service) -> None:
         seed = _seed(body)
         reply = answers.Reply(model=service.name, name=f"chatcmpl-{secrets.token_hex(12)}", unread=calls.unread(body))
         channel = Channel()
-        events = ChatEvents(channel.put, service.model.parts.text, stream=body.stream, trace=body.stream and body.trace)
+        text, traced = service.model.parts.text, body.stream and body.trace
+        events = ChatEvents(channel.put, text, stream=body.stream, trace=traced, formed=body.formed)
         call = Call(ask=calls.chatting(body, seed), listener=events, priority=body.priority)
         started = service.start([call])
         if not body.stream:

@@ -10,6 +10,7 @@ import binascii
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from unmask.sampling.pace import Fixed
@@ -19,12 +20,17 @@ from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.model import Model
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tasks.text import TextModel
+from unmask.tokens.forms import Form, of_response_format
 from unmask.tokens.layouts import Layout, layout_of
 from unmask.tokens.pictures import read_image, read_region
+from unmask.tokens.prompts import RELEASED, Conditions, Wording
+from unmask.tokens.text import Text
 
 # Fields of samplers that say which token or place is which. They are the model's own; a wrong one reads beyond its tables.
 _OWN = frozenset({"null_id", "ids", "low", "high", "drop", "keep", "order", "interval"})
 _TRUTHS = ("true", "false", "yes", "no")
+# A form is prepared for all to wait for, and weighed anew at every step: .{1,1000} had 16,000 states and took minutes of one core.
+_MOST_STATES, _MOST_WEIGHED = 4000, 500_000
 _MOST = 10_000  # of a number in a setting: what is larger only overflows
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
@@ -32,8 +38,8 @@ _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
         _fits(model, body.size)
-        settings, plan = checked(body.overrides), _plan(model, body)
-        return model.generate(body.prompt, seed=seed, plan=plan, reflect=body.reflect, settings=settings)[0]
+        thought = {"conditions": _conditions(model, body), "plan": _plan(model, body), "reflect": body.reflect}
+        return model.generate(body.prompt, seed=seed, settings=checked(body.overrides), **thought)[0]
 
     return ask
 
@@ -45,9 +51,10 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
         _fits(model, body.size)
         settings = checked(body.overrides)
         if mask is None:
-            return model.edit(image, body.prompt, seed=seed, plan=_plan(model, body), settings=settings)[0]
-        if body.plan or body.boxes:
-            raise ValueError("a region is drawn anew without a plan; leave out mask, or plan and boxes")
+            plan = _plan(model, body)
+            return model.edit(image, body.prompt, seed=seed, plan=plan, reflect=body.reflect, settings=settings)[0]
+        if body.plan or body.boxes or body.reflect > 1:
+            raise ValueError("a region is drawn anew without thinking; leave out mask, or plan, boxes and reflect")
         return model.infill(image, read_region(mask), prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
@@ -87,13 +94,18 @@ def chatting(body: Chat, seed: int) -> Callable[[Any], Answer | Turn]:
         if isinstance(model, TextModel):
             if pictures or body.draw:
                 raise ValueError("this is a text model, which neither reads pictures nor draws; give it words alone")
-            return _ask(
-                body, lambda length, more: model.ask(last.words, seed=seed, length=length or 128, settings=more)
-            )
+            length, more = body.longest or 128, checked(body.overrides)
+            form, _ = _form(body, model.parts.text, RELEASED, length)
+            return model.ask(last.words, seed=seed, length=length, form=form, settings=more)
         if pictures and not body.draw:
-            image = picture_of(pictures[-1], "messages")
-            paced = _paced(body, model.presets.ask(model.parts), body.longest or model.presets.answer)
-            return model.ask(image, last.words, seed=seed, length=body.longest, settings=[*paced, *settings])
+            image, usual = picture_of(pictures[-1], "messages"), model.presets.answer
+            form, rooms = _form(body, model.parts.text, model.parts.wording, usual)
+            paced = [*_paced(body, model.presets.ask(model.parts), rooms), *settings]
+            return model.ask(image, last.words, seed=seed, length=body.longest, form=form, settings=paced)
+        if body.formed:
+            raise ValueError(
+                "response_format: a turn of words and pictures has no form; show a picture to ask about, without draw, or leave it out"
+            )
         if body.draw is False:
             raise ValueError("there is no picture in the messages to answer about; add one, or leave out draw")
         if body.overrides:
@@ -146,15 +158,34 @@ def checked(settings: Sequence[str]) -> list[str]:
     return list(settings)
 
 
-def _ask(body: Chat, ask: Callable[[int | None, list[str]], Answer]) -> Answer:
-    return ask(body.longest, checked(body.overrides))
+def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[Form | None, list[int]]:
+    """The form that was asked for, and how many tokens each of its values has; without one, those of the answer.
+
+    ``usual``: where neither the request nor the form says how many. ValueError for a form that is not understood or too much.
+    """
+    if not body.formed:
+        return None, [body.longest or usual]
+    try:
+        form = replace(of_response_format(body.response_format or {}) or Form(), most_states=_MOST_STATES)
+        holes = form.holes(text, wording)
+        rooms = [body.longest or hole.room(usual) for hole in holes]
+        if sum(len(hole.grammar.to) * room for hole, room in zip(holes, rooms, strict=True)) > _MOST_WEIGHED:
+            raise ValueError(
+                "this has too many answers to be weighed at every step; use shorter lengths or fewer tokens"
+            )
+        return form, rooms
+    except ValueError as error:
+        raise ValueError(f"response_format: {error}") from error
 
 
-def _paced(body: Chat, sampler: Sampler, length: int) -> list[str]:
-    """``steps`` and ``guidance`` for a sampler of text, whose pace may count tokens a step."""
+def _paced(body: Chat, sampler: Sampler, rooms: Sequence[int]) -> list[str]:
+    """``steps`` and ``guidance`` for a sampler of text, whose pace may count tokens a step.
+
+    ``rooms``: tokens of the answer, or of every value of a form: values are found one after the other, each in a step at least.
+    """
     if isinstance(sampler.pace, Fixed) and body.steps is not None:
         guidance = [f"guide.scale={body.guidance}"] if body.guidance is not None else []
-        return [f"pace.each={-(-length // body.steps)}", *guidance]
+        return [f"pace.each={-(-max(rooms) // max(1, body.steps // len(rooms)))}", *guidance]
     return body.overrides[: len(body.overrides) - len(body.settings)]
 
 
@@ -168,6 +199,14 @@ def _messages(body: Chat) -> list[Message]:
         )
         for m in spoken
     ]
+
+
+def _conditions(model: Model, body: Draw) -> Conditions | None:
+    """What was asked of the picture's light and frame, beside what the model is always told, where that is something."""
+    top, left = body.crop or (None, None)
+    told = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score, "top": top, "left": left}
+    asked: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    return replace(model.parts.quirks.conditions or Conditions(), **asked) if asked else None
 
 
 def _plan(model: Model, body: Planned) -> bool | Layout:

@@ -7,12 +7,14 @@ a misspelt one is not silently without effect; fields of OpenAI's API that mean 
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST_WORDS = 8000  # characters of a text; the model's own limit, in tokens, is lower
 MOST_PICTURES = 10  # of one request
+MOST_FORM = 20_000  # characters of a form; its schema is looked through again for every part of it
 MOST_SEED = 2**53 - 1  # what JSON carries everywhere
 IGNORED = frozenset(
     {
@@ -23,6 +25,7 @@ IGNORED = frozenset(
     }
 )
 Text = Annotated[str, Field(max_length=MOST_WORDS)]
+Pixels = Annotated[int, Field(ge=0, le=100_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Setting = Annotated[str, Field(max_length=200, pattern=r"^[^=]+=")]
 
@@ -117,11 +120,14 @@ class BoxOf(Strict):
 
 
 class Planned(Strict):
-    """Thinking of a layout first."""
+    """Thinking: of a layout before, and of what came of it behind."""
 
     plan: bool = Field(False, description="Think of a layout first.")
     boxes: list[BoxOf] | None = Field(
         None, min_length=1, max_length=32, description="Take this layout instead; leave out plan then."
+    )
+    reflect: int = Field(
+        1, ge=1, le=16, description="Make up to so many pictures, until one finds the model's own approval."
     )
 
     @model_validator(mode="after")
@@ -135,8 +141,17 @@ class Draw(Sampled, Streamed, Planned):
     """Pictures of a prompt."""
 
     prompt: Text = Field(min_length=1, description="What the picture shall show.")
-    reflect: int = Field(
-        1, ge=1, le=16, description="Draw up to so many pictures, until one finds the model's own approval."
+    luminance: float | None = Field(
+        None, ge=0, le=1, description="How light it shall be: its mean luminance, 0 black, 1 white."
+    )
+    contrast: float | None = Field(
+        None, ge=0, le=0.5, description="How far its luminance shall vary: the standard deviation."
+    )
+    score: float | None = Field(
+        None, ge=0, le=10, description="The aesthetic score it shall have; not every model was taught one."
+    )
+    crop: tuple[Pixels, Pixels] | None = Field(
+        None, description="Pixels cut off above and at the left of the original; [0, 0]: a picture that is not cropped."
     )
 
 
@@ -239,7 +254,8 @@ class Chat(Sampled):
     max_tokens: int | None = Field(None, ge=1, le=1024, description="The longest answer; absent: the model's preset.")
     max_completion_tokens: int | None = Field(None, ge=1, le=1024, description="The newer name of max_tokens.")
     response_format: dict[str, Any] | None = Field(
-        None, description='{"type": "text"}; other forms are not served yet.'
+        None,
+        description='A form that the answer fits: {"type": "json_schema", "json_schema": {"schema": …}} or {"type": "regex", "regex": …}.',
     )
     stream: bool = Field(False, description="Answer in chunks; content is only ever what is decided for good.")
     trace: bool = Field(
@@ -252,10 +268,15 @@ class Chat(Sampled):
 
     @field_validator("response_format")
     @classmethod
-    def _text_only(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and value.get("type") != "text":
-            raise ValueError(f"response_format {str(value.get('type'))[:40]!r} is not served; leave it out")
+    def _not_huge(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and len(json.dumps(value)) > MOST_FORM:
+            raise ValueError(f"a form has at most {MOST_FORM:,} characters; make it shorter")
         return value
+
+    @property
+    def formed(self) -> bool:
+        """Whether the answer shall have a form."""
+        return self.response_format is not None and self.response_format.get("type") != "text"
 
 
 ENDPOINTS: dict[str, type[Fields]] = {"generate": Draw, "edit": Edit, "ground": Ground, "infill": Infill, "chat": Chat}

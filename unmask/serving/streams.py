@@ -126,10 +126,13 @@ class PictureEvents:
 
 
 class ChatEvents:
-    """What was written so far, as OpenAI's chunks. ``stream``: whether the committed beginning is sent at once."""
+    """What was written so far, as OpenAI's chunks. ``stream``: whether the committed beginning is sent at once · ``formed``: the answer
+    is put together from what is written when all is there, so it is sent then, and lacks nothing.
+    """
 
-    def __init__(self, emit: Emit, text: Text, *, stream: bool, trace: bool) -> None:
+    def __init__(self, emit: Emit, text: Text, *, stream: bool, trace: bool, formed: bool = False) -> None:
         self.emit, self.text, self.stream, self.trace = emit, text, stream, trace
+        self.formed = formed
         self.sent = ""
         self.last: Tokens | None = None
 
@@ -149,7 +152,7 @@ class ChatEvents:
         if self.trace:
             tokens = tokens_of(shown.sequence, self.text)
             self.emit({"delta": {}, "unmask": {"step": shown.number, "of": shown.of, "tokens": tokens}})
-        if self.stream:
+        if self.stream and not self.formed:
             self.say(_committed(shown.sequence, self.text))
 
     def told(self, thought: Layout | Round) -> None:
@@ -167,10 +170,10 @@ class ChatEvents:
         """Tokens that were given and that were written, and whether there was no room for more."""
         if self.last is None:
             return 0, 0, False
-        written = [i for s in _open_spans(self.last) for i in self.last.ids[s.start : s.stop].tolist()]
-        ends = (self.text[EOT], self.text[EOS])
-        used = next((k for k, i in enumerate(written) if i in ends), len(written))
-        return len(self.last.ids) - len(written), used, used == len(written)
+        written = [self.last.ids[s.start : s.stop].tolist() for s in _open_spans(self.last)]
+        ends, room = (self.text[EOT], self.text[EOS]), sum(map(len, written))
+        used = sum(next((k for k, i in enumerate(ids) if i in ends), len(ids)) for ids in written)
+        return len(self.last.ids) - room, used, used == room and not self.formed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unmask.tokens.grammar import Grammar, grammar_of
-from unmask.tokens.language import Either, Language, literal
+from unmask.tokens.language import MOST_STATES, Either, Language, literal
 from unmask.tokens.prompts import Wording
 from unmask.tokens.regex import parsed
 from unmask.tokens.schema import Leaf, Schema, bounds, characters, choices, integers, leaves, written
@@ -23,19 +23,20 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """``schema``: a JSON schema as JSON text; "" where it is a ``regex``."""
+    """``schema``: a JSON schema as JSON text; "" where it is a ``regex`` · ``most_states`` of the automaton of any of its texts."""
 
     schema: str = ""
     regex: str = ""
+    most_states: int = MOST_STATES
 
     def holes(self, text: Text, wording: Wording) -> list[Hole]:
         """ValueError where nothing fits, or for what takes too large an automaton."""
         if self.regex:
-            return [Hole(grammar=grammar_of(parsed(self.regex), text), kind="text")]
+            return [Hole(grammar=grammar_of(parsed(self.regex), text, self.most_states), kind="text")]
         schema = json.loads(self.schema)
         if not wording.field_by_field:
-            return [Hole(grammar=grammar_of(written(schema), text), kind="json")]
-        return [_spoken(leaf, text, wording) for leaf in leaves(schema)]
+            return [Hole(grammar=grammar_of(written(schema), text, self.most_states), kind="json")]
+        return [_spoken(leaf, text, wording, self.most_states) for leaf in leaves(schema)]
 
     def value(self, read: list[tuple[tuple[str, ...], Any]]) -> Any:
         """One value of what the holes said, in their order."""
@@ -118,20 +119,16 @@ def of_response_format(given: Mapping[str, Any]) -> Form | None:
     if kind == "json_schema":
         inner = given.get("json_schema")
         if not isinstance(inner, Mapping) or "schema" not in inner:
-            raise ValueError(
-                'response_format.json_schema has no schema; send {"json_schema": {"name": …, "schema": {…}}}'
-            )
+            raise ValueError('json_schema has no schema; send {"json_schema": {"name": …, "schema": {…}}}')
         return of_schema(inner["schema"])
     if kind == "regex" and isinstance(given.get("regex"), str):
         return of_regex(given["regex"])
     if kind == "json_object":
-        raise ValueError("response_format json_object does not say which JSON; send json_schema with a schema")
-    raise ValueError(
-        f"response_format {json.dumps(kind, default=str)} is not understood; use text, json_schema or regex"
-    )
+        raise ValueError("json_object does not say which JSON; send json_schema with a schema")
+    raise ValueError(f"the type {json.dumps(kind, default=str)} is not understood; use text, json_schema or regex")
 
 
-def _spoken(leaf: Leaf, text: Text, wording: Wording) -> Hole:
+def _spoken(leaf: Leaf, text: Text, wording: Wording, most_states: int) -> Hole:
     """A value as a model says it that speaks words alone."""
     schema, place = leaf.schema, f"schema.{leaf.place}" if leaf.path else "schema"
     said = _said(schema, place, text, wording)
@@ -143,7 +140,7 @@ def _spoken(leaf: Leaf, text: Text, wording: Wording) -> Hole:
         parts.append(characters(schema, place) if kind == "text" else written(schema, place))
     language: Language = Either(parts=tuple(parts)) if len(parts) > 1 else parts[0]
     return Hole(
-        grammar=grammar_of(language, text),
+        grammar=grammar_of(language, text, most_states),
         kind=kind,
         path=leaf.path,
         question=str(schema.get("description", "")),

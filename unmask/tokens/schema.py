@@ -199,6 +199,11 @@ def _kind(schema: Any, place: str) -> str:
     kind = schema.get("type")
     if stated is None and not (isinstance(kind, str) and kind in _KEYS):
         known = ", ".join(_KEYS)
+        strange = [key for key in schema if key not in _SILENT and not any(key in keys for keys in _KEYS.values())]
+        if "type" not in schema and strange:
+            raise ValueError(
+                f"{place}.{strange[0]}: this keyword is not understood here; use a type ({known}), enum, const or anyOf"
+            )
         raise ValueError(
             f"{place}.type: {json.dumps(kind, default=str)} is not understood; use one of {known}, or enum, const, anyOf"
         )

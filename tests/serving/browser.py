@@ -1,0 +1,59 @@
+"""The browser that the page is looked at with: the one that UNMASK_CHROMIUM names, or a Chromium that is installed; none is fetched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")  # as the target ``browser`` of the Makefile knows them
+PATIENCE = 120_000  # milliseconds: the machine may be busy
+MISSING = "no browser: install the system package chromium, or name one in UNMASK_CHROMIUM"
+
+
+def chromium() -> str | None:
+    """Where it is. None where there is none, or none at the place that was named."""
+    named = os.environ.get("UNMASK_CHROMIUM")
+    return next((found for name in ([named] if named else NAMES) if (found := shutil.which(name))), None)
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    found = chromium()
+    if not found:
+        raise RuntimeError(MISSING)
+    with sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A browser window, and all that it asked for and complained of. ``expected``: complaints that belong to a test."""
+
+    context: BrowserContext
+    url: str
+    asked: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    expected: str = ""
+
+    def page(self, fragment: str = "") -> Page:
+        page = self.context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.goto(f"{self.url}/{fragment}")
+        expect(page.get_by_role("tab", name="Draw")).to_be_visible()
+        return page
+
+
+def room(page: Page, name: str) -> Locator:
+    """A tab, and what it shows."""
+    page.get_by_role("tab", name=name).click()
+    return page.locator(f"#room-{name.lower()}")
