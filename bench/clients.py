@@ -113,11 +113,11 @@ def events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any] | None
 
 def _whole(told: list[dict[str, Any] | None]) -> dict[str, Any]:
     """A stream as the plain answer it stands for. ValueError where it has no end, an error, or its picture not exactly once."""
-    if not told or told[-1] is not None or None in told[:-1]:
-        raise ValueError("the stream did not end once, and at its end")
     said = [event for event in told if event is not None]
     if wrong := [event for event in said if "error" in event]:
         raise ValueError(f"an error in the stream: {wrong[0]['error']}")
+    if not said or told[-1] is not None or None in told[:-1]:
+        raise ValueError("the stream did not end once, and at its end")
     if "choices" in said[0]:
         text = "".join(event["choices"][0]["delta"].get("content") or "" for event in said)
         return {"choices": [{"message": {"content": text, "unmask": said[-1]["unmask"]}}]}
