@@ -168,6 +168,36 @@ def test_what_is_wrong_with_one_request_harms_no_other(model: Elastic) -> None:
     assert (served.metrics().finished, served.metrics().failed) == (3, 4)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deadly(Made):
+    """A task that ends the thread in which it is built, or read."""
+
+    where: str = "build"
+
+    def build(self, tokens: Any) -> Sequence:
+        if self.where == "build":
+            raise SystemExit
+        return self.sequence
+
+    def read(self, sequence: Sequence, tokens: Any) -> torch.Tensor:
+        raise SystemExit
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("where", ["build", "read"])
+def test_when_its_thread_dies_nobody_waits_for_ever(model: Elastic, where: str) -> None:
+    served, plain = engine(model), request(text(4))
+    deadly = dataclasses.replace(plain, task=Deadly(sequence=text(4), where=where))
+    handles = [served.submit(r, watch=True) for r in (deadly, plain, plain)]
+    served.start()
+    for handle in handles:
+        with pytest.raises(Closed, match="start another one"):
+            handle.result(60)
+    assert served.broken and served.metrics().live == served.metrics().waiting == 0
+    with pytest.raises(Closed, match="ask another one"):
+        served.submit(plain)
+
+
 def test_frames_are_the_steps_of_the_plain_sampler(model: Elastic) -> None:
     built, sampler = POOL[7]
     served, steps = engine(model), []

@@ -37,7 +37,7 @@ _COUNT = click.IntRange(min=1)
     help=f"A key that clients must have; may be repeated. Also ${KEY}.",
 )
 @click.option("--cors", "origins", metavar="ORIGIN", multiple=True, help="A site whose pages may ask; may be repeated.")
-@click.option("--max-waiting", type=click.IntRange(min=0), default=128, show_default=True, help="Calls that may wait.")
+@click.option("--max-waiting", type=_COUNT, default=128, show_default=True, help="Calls that may wait.")
 @click.option("--max-live", type=_COUNT, default=32, show_default=True, help="Calls at work at the same time.")
 @click.option("--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Size of one request.")
 @click.option(

@@ -85,7 +85,7 @@ class Engine:
         self._changed = threading.Condition()  # guards all below
         self._waiting: list[Handle] = []
         self._live: list[_Live] = []
-        self._entering = 0
+        self._entering: list[Handle] = []  # neither waits nor is live yet
         self._closed = self._stopped = self._broken = False  # takes no more · makes no more steps · will never again
         self._thread: threading.Thread | None = None
         self._taken = 0
@@ -126,7 +126,7 @@ class Engine:
 
     def metrics(self) -> Metrics:
         with self._changed:
-            return self._meter.snapshot(len(self._waiting), len(self._live) + self._entering, self.features)
+            return self._meter.snapshot(len(self._waiting), len(self._live) + len(self._entering), self.features)
 
     def start(self) -> Engine:
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
@@ -217,16 +217,16 @@ class Engine:
                 if not self._waiting or len(self._live) >= self.limits.live:
                     return
                 handle = self._waiting.pop(0)
-                self._entering += 1
+                self._entering.append(handle)
             try:
                 job = self._open(handle)
             except Exception as error:
                 with self._changed:
-                    self._entering -= 1
+                    self._entering.remove(handle)
                 self._settle(handle, error)
                 continue
             with self._changed:
-                self._entering -= 1
+                self._entering.remove(handle)
                 self._live.append(job)
             self._look(job)
 
@@ -320,8 +320,8 @@ class Engine:
 
     def _abandon(self, error: Closed) -> None:
         with self._changed:
-            left = [*self._waiting, *(job.handle for job in self._live)]
-            self._waiting, self._live = [], []
+            left = [*self._waiting, *self._entering, *(job.handle for job in self._live)]
+            self._waiting, self._entering, self._live = [], [], []
         for handle in left:
             self._settle(handle, error)
 

@@ -1,0 +1,229 @@
+"""Requests that nobody should send: does the server ever show a traceback, fail with a 5xx, or answer others wrongly afterwards?
+
+    python bench/serving_fuzz.py --requests 5000 --threads 2 --record
+    python bench/serving_fuzz.py --requests 100 --only pictures,numbers
+
+Half of them follow the server's own /openapi.json, as schemathesis reads it (fitting and not fitting; without the package these are left
+out); the others are broken pictures and bombs, texts of control tokens, numbers beyond all use, settings that lead nowhere, and bytes that
+are hardly HTTP. Answers of 503 and 429 are counted apart: they are what load gets. Exits with 1 where anything is not so.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from clients import ask, connect
+from oddities import KINDS, Raw
+from rich.progress import Progress
+from served import Hosted, answered, finish, mixed, opened, options, ticking, tracebacks
+
+from unmask.evaluation.history import Line
+
+_CLIENTS = 8
+
+
+def answer_to(url: str, raw: Raw) -> tuple[int, bytes]:
+    """Status and body; 0 where the server answered nothing, which it may where nothing was asked properly."""
+    if raw.stream:
+        return _answer_to_bytes(url, raw.stream)
+    connection = connect(url, 300)
+    try:
+        connection.request(raw.method, raw.path, raw.data, raw.headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _answer_to_bytes(url: str, data: bytes) -> tuple[int, bytes]:
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), 60) as connection:
+        connection.settimeout(0.3)
+        told = b""
+        try:
+            connection.sendall(data)
+            while piece := connection.recv(65536):
+                told += piece
+        except OSError:
+            pass
+    line = told.partition(b"\r\n")[0].split()
+    return int(line[1]) if len(line) > 1 and line[1].isdigit() else 0, told
+
+
+def judged(raw: Raw, status: int, body: bytes) -> str:
+    """What is wrong with an answer; nothing of "" is."""
+    if b"Traceback" in body or b'File "' in body:
+        return "a traceback"
+    if b'"server_error"' in body and status == 200:
+        return "a server's error in a stream"
+    if status >= 500 and status != 503:
+        return f"status {status}"
+    if status == 422:
+        return "an error that is not OpenAI's"
+    if status == 400 and body == b"Invalid HTTP request received.":
+        return ""  # uvicorn, of what is no HTTP
+    if status >= 400 and not raw.stream and raw.method != "HEAD":
+        try:
+            error = json.loads(body)["error"]
+            return "" if {"message", "type", "param", "code"} <= error.keys() and error["message"] else "an empty error"
+        except (ValueError, KeyError, TypeError):
+            return "an error that is not OpenAI's"
+    return "" if status or raw.stream else "no answer"
+
+
+@dataclass
+class Seen:
+    """What came of all requests."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    complaints: list[str] = field(default_factory=list)
+
+    def of(self, url: str, kind: str, raw: Raw) -> None:
+        try:
+            status, body = answer_to(url, raw)
+            wrong = judged(raw, status, body)
+        except Exception as error:
+            status, body, wrong = 0, b"", f"no answer: {error!r}"
+        self.statuses[str(status)] += 1
+        if wrong:
+            what = raw.stream or raw.data
+            self.complaints.append(f"{kind}: {wrong}: {raw.method} {raw.path} {what[:300]!r} -> {body[:300]!r}")
+
+
+def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None], seed: int) -> int:
+    """Requests made from /openapi.json, half of them fitting; how many there were. 0 without schemathesis."""
+    try:
+        import schemathesis
+        from hypothesis import HealthCheck, Phase, given
+        from hypothesis import seed as seeded
+        from hypothesis import settings as how
+        from schemathesis.core.result import Ok
+    except ImportError:
+        return 0
+    operations = [
+        found.ok()
+        for found in schemathesis.openapi.from_url(f"{server.url}/openapi.json").get_all_operations()
+        if isinstance(found, Ok)
+    ]
+    modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+    posts = sum(
+        operation.method.lower() == "post" for operation in operations
+    )  # the others have next to nothing to vary
+    each = max(1, number // (posts * len(modes)))
+    sent = 0
+    quiet = how(
+        max_examples=each,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    for operation in operations:
+        for mode in modes:
+
+            @seeded(seed)
+            @quiet
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def one(case: Any) -> None:
+                nonlocal sent
+                sent += 1
+                seen.of(server.url, "schema", _short(case))
+                tick()
+
+            try:
+                one()
+            except Exception as error:  # a schema that nothing breaks has no wrong examples
+                if type(error).__module__.partition(".")[0] not in ("hypothesis", "schemathesis"):
+                    raise
+    return sent
+
+
+def _short(case: Any) -> Raw:
+    """A case as bytes, with so few pictures, tries and steps that it is soon answered."""
+    if isinstance(case.body, dict):
+        for name, most in (("n", 2), ("reflect", 2), ("steps", 4)):
+            if isinstance(case.body.get(name), int) and case.body[name] > most:
+                case.body[name] = most
+    import requests
+
+    told = case.as_transport_kwargs(base_url="http://a")
+    ready = requests.Request(**{k: v for k, v in told.items() if k in _SENT}).prepare()
+    data = ready.body or b""
+    path = ready.path_url
+    heads = {k: v for k, v in ready.headers.items() if k.lower() != "content-length"}
+    return Raw(
+        method=str(ready.method), path=path, data=data if isinstance(data, bytes) else data.encode(), headers=heads
+    )
+
+
+_SENT = {"method", "url", "headers", "files", "data", "json", "params", "auth", "cookies"}
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--requests", type=int, default=5000, help="in all; half of them by the schema")
+    parser.add_argument("--only", default="schema," + ",".join(KINDS), help="kinds to send")
+    parser.add_argument("--seed", type=int, default=0, help="from which the requests follow")
+    parser.add_argument("--steps", type=int, default=8, help="of a picture that is right")
+    given = parser.parse_args()
+    if unknown := set(given.only.split(",")) - {"schema", *KINDS}:
+        parser.error(f"unknown kind {', '.join(sorted(unknown))}; there are schema, {', '.join(KINDS)}")
+    model = opened(given.model, given.threads)
+    with Progress() as progress:
+        jobs = mixed(1, given.steps)
+        jobs = answered(model, jobs, ticking(progress, "alone", len(jobs)))
+    chosen = [kind for kind in KINDS if kind in given.only.split(",")]
+    seen = Seen()
+    with Hosted(given.model, threads=given.threads) as server, Progress() as progress:
+        tick = ticking(progress, "requests", given.requests)
+        schema = given.requests // (2 if chosen else 1) if "schema" in given.only.split(",") else 0
+        sent = {"schema": by_schema(server, schema, seen, tick, given.seed)} if schema else {}
+        left = given.requests - sum(sent.values())
+        with ThreadPoolExecutor(_CLIENTS) as pool:
+            for number, kind in enumerate(chosen):
+                share = left // len(chosen) + (number < left % len(chosen))
+                source = KINDS[kind](random.Random(f"{kind}:{given.seed}"), model)
+                sent[kind] = share
+
+                def one(raw: Raw, kind: str = kind) -> None:
+                    seen.of(server.url, kind, raw)
+                    tick()
+
+                for future in [pool.submit(one, next(source)) for _ in range(share)]:
+                    future.result()
+        server.idle(300)
+        wrong = [job.kind for job in jobs if not ask(connect(server.url), job, f"after-{job.kind}").right]
+        log = server.logged()
+        code = server.stop()
+    finish(given, *figures(seen, sent, wrong, log, code))
+
+
+def figures(seen: Seen, sent: dict[str, int], wrong: list[str], log: str, code: int) -> tuple[list[Line], list[str]]:
+    total = sum(seen.statuses.values())
+    load = seen.statuses["503"] + seen.statuses["429"]
+    lines = [
+        Line(name="serving.fuzz.requests", value=total, unit="requests", more={**sent, **_by_status(seen)}),
+        Line(name="serving.fuzz.failures", value=len(seen.complaints), unit="answers", more={"of_load": load}),
+        Line(name="serving.fuzz.tracebacks", value=tracebacks(log), unit="in the log"),
+        Line(name="serving.fuzz.wrong_after", value=len(wrong), unit="answers"),
+    ]
+    bad = [f"{line.name} is {line.value:.0f}" for line in lines[1:] if line.value] + seen.complaints[:20]
+    if line := next((line for line in log.splitlines() if "Traceback" in line), ""):
+        bad.append(f"the log has: {line[-1500:]}")
+    return lines, bad + ([f"the server ended with {code}"] if code else [])
+
+
+def _by_status(seen: Seen) -> dict[str, int]:
+    return {f"status_{status}": number for status, number in sorted(seen.statuses.items())}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What a server manages: eight requests together against one after another, latency by arrival rate, and how soon it shows a picture.
+
+    python bench/serving_throughput.py --threads 2 --record
+    python bench/serving_throughput.py --only texts,drawings --repeats 3
+    python bench/serving_throughput.py --only rates --rates 0.5,1,2 --seconds 20
+
+Together means through the engine, one after another without it; both take turns in one run, so that a busy machine harms both alike, and
+their answers must be equal. Rates are requests a second that arrive by chance (a Poisson process), whether or not earlier ones are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from clients import Job, Outcome, ask, connect, events, send
+from rich.progress import Progress
+from served import Hosted, answered, finish, mixed, opened, options, percentile, ticking
+from speed import INSTRUCTION, PHRASE, PROMPT, QUESTION, Effort, scene_of, timed
+
+from unmask.data.sources import pixels_of
+from unmask.evaluation.history import Line
+from unmask.serving.engine import Engine
+from unmask.serving.requests import Request
+from unmask.tasks import edit, generate, ground, infill, understand
+from unmask.tasks.model import Model
+
+QUESTIONS = (QUESTION, "what is this?", "is there a cat?", "what color is the chair?")
+
+
+def texts(model: Model) -> list[Request]:
+    """Eight questions of four lengths about eight pictures."""
+    pixels, sampler = _pictures(model), model.presets.ask(model.parts)
+    asked = [understand.Ask(pixels=p, question=QUESTIONS[i % 4], length=12) for i, p in enumerate(pixels)]
+    return [Request(task=task, sampler=sampler, seed=i) for i, task in enumerate(asked)]
+
+
+def drawings(model: Model) -> list[Request]:
+    sampler = model.presets.generate(model.parts)
+    return [Request(task=generate.Generate(prompt=PROMPT), sampler=sampler, seed=i) for i in range(8)]
+
+
+def mixed_requests(model: Model) -> list[Request]:
+    """Two drawings, an edit, an infilled region, two questions, a box and a text with a gap."""
+    parts, presets, pixels = model.parts, model.presets, _pictures(model)
+    region = torch.zeros(parts.side, parts.side, dtype=torch.bool)
+    region[: parts.side // 2] = True
+    tasks: list[tuple[Any, Any]] = [
+        (generate.Generate(prompt=PROMPT), presets.generate(parts)),
+        (generate.Generate(prompt="a clock"), presets.generate(parts)),
+        (edit.Edit(pixels=pixels[0], instruction=INSTRUCTION), presets.edit(parts)),
+        (infill.Infill(pixels=pixels[1], region=region, prompt=PROMPT), presets.generate(parts)),
+        (understand.Ask(pixels=pixels[2], question=QUESTION), presets.ask(parts)),
+        (understand.Ask(pixels=pixels[3], question="what is this?"), presets.ask(parts)),
+        (ground.Ground(pixels=pixels[4], phrases=(PHRASE,)), presets.ground(parts, 1)),
+        (understand.FillText(target="two [mask] apples"), presets.fill(parts)),
+    ]
+    return [Request(task=task, sampler=sampler, seed=i) for i, (task, sampler) in enumerate(tasks)]
+
+
+def _pictures(model: Model) -> torch.Tensor:
+    return pixels_of([scene_of(i) for i in range(8)], model.parts.side)
+
+
+def one_by_one(model: Model, requests: list[Request]) -> list[Any]:
+    answers = []
+    for request in requests:
+        done = model.run([request.task.build(model.parts)], [request.seed], request.sampler)
+        answers.append(request.task.read(done.rows[0], model.parts))
+    return answers
+
+
+def together(model: Model, requests: list[Request]) -> list[Any]:
+    engine = Engine(model.parts)
+    handles = [engine.submit(request) for request in requests]
+    engine.drain()
+    return [handle.result() for handle in handles]
+
+
+def measured(model: Model, name: str, requests: list[Request], effort: Effort) -> Line:
+    """How many times longer one by one takes. ValueError where the answers differ."""
+    if together(model, requests) != one_by_one(model, requests):
+        raise ValueError(f"{name}: together and one by one give different answers")
+    fast, slow = timed([lambda: together(model, requests), lambda: one_by_one(model, requests)], effort)
+    beside = {"groupss": fast, "one_by_one_s": slow, "per_s": len(requests) / fast}
+    return Line(name=f"serving.together.{name}", value=slow / fast, unit="ratio", more=beside)
+
+
+def by_rate(given: argparse.Namespace, model: Model) -> tuple[list[Line], list[str]]:
+    """Seconds until an answer, mixed jobs, for each rate of arrival."""
+    jobs = answered(model, mixed(2))
+    lines, bad = [], []
+    rates = [float(rate) for rate in given.rates.split(",")]
+    with Hosted(given.model, threads=given.threads) as server, Progress() as progress:
+        for job in jobs:
+            ask(connect(server.url), job, "warm")
+        tick = ticking(progress, "rates", len(rates))
+        for rate in rates:
+            outcomes = arriving(server.url, jobs, rate, given.seconds)
+            took = [o.seconds for o in outcomes if o.right]
+            full = sum(o.status == 429 for o in outcomes)
+            bad += [f"at {rate:g}/s: {o}" for o in outcomes if not o.right and o.status != 429]
+            more = {"p50": percentile(took, 0.5), "p95": percentile(took, 0.95), "n": len(outcomes), "told_429": full}
+            lines.append(Line(name=f"serving.rate.{rate:g}", value=more["p50"], unit="s", more=more))
+            tick()
+    return lines, bad
+
+
+def arriving(url: str, jobs: list[Job], rate: float, seconds: float) -> list[Outcome]:
+    """``rate`` requests a second for so long, and all their answers."""
+    chance, begun = random.Random(f"rate {rate}"), []
+    with ThreadPoolExecutor(max(8, int(rate * seconds * 2))) as pool:
+        due = until = time.monotonic()
+        while due < until + seconds:
+            time.sleep(max(0.0, due - time.monotonic()))
+            begun.append(pool.submit(lambda job: ask(connect(url), job, f"rate-{id(job)}"), chance.choice(jobs)))
+            due += chance.expovariate(rate)
+        return [one.result() for one in begun]
+
+
+def starting(given: argparse.Namespace) -> tuple[list[Line], list[str]]:
+    """Seconds from the command until the server listens, and until a client saw the first grid of tokens."""
+    job = Job(kind="", path="/v1/images/generations", body={"prompt": PROMPT, "stream": True, "trace": True})
+    until_first, until_url = [], []
+    for _ in range(given.repeats):
+        with Hosted(given.model, threads=given.threads) as server:
+            until_url.append(time.monotonic() - server.began)
+            connection = connect(server.url)
+            send(connection, job, "first")
+            for event in events(connection.getresponse()):
+                if event and event["type"] == "unmask.frame":
+                    until_first.append(time.monotonic() - server.began)
+                    break
+            connection.close()
+    more = {"listens_s": statistics.median(until_url), "n": given.repeats, "worst_s": max(until_first)}
+    return [Line(name="serving.start.first_frame", value=statistics.median(until_first), unit="s", more=more)], []
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="calls that each median is over")
+    parser.add_argument("--only", default="texts,drawings,mixed,rates,start", help="groups to measure")
+    parser.add_argument("--rates", default="0.5,1,2,4,8", help="requests a second")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each rate")
+    given = parser.parse_args()
+    model = opened(given.model, given.threads)
+    groups: dict[str, Callable[[Model], list[Request]]] = {
+        "texts": texts,
+        "drawings": drawings,
+        "mixed": mixed_requests,
+    }
+    effort = Effort(repeats=given.repeats, warm=1)
+    if unknown := set(given.only.split(",")) - {*groups, "rates", "start"}:
+        parser.error(f"unknown group {', '.join(sorted(unknown))}; there are {', '.join(groups)}, rates, start")
+    lines, bad = [], []
+    for name in given.only.split(","):
+        if name in groups:
+            found, wrong = [measured(model, name, groups[name](model), effort)], list[str]()
+        else:
+            found, wrong = by_rate(given, model) if name == "rates" else starting(given)
+        lines += found
+        bad += wrong
+    finish(given, lines, bad)
+
+
+if __name__ == "__main__":
+    main()

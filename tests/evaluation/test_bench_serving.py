@@ -1,0 +1,133 @@
+"""The scripts of bench/ that try a server, in small; and that they would notice what they are there to notice."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+PICTURE = {"type": "image_generation.completed", "b64_json": "AAAA", "unmask": {}}
+OURS = b'{"error": {"message": "no", "type": "a", "param": null, "code": "b"}}'
+
+
+@pytest.fixture(autouse=True)
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+def figures(script: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> dict[str, Any]:
+    """The lines that a script leaves; it exits otherwise if anything is not as it must be."""
+    history = tmp_path / "history.jsonl"
+    common = ["--model", str(folder), "--threads", "1", "--record", "--history", str(history)]
+    monkeypatch.setattr(sys, "argv", [script, *common, *given])
+    runpy.run_path(str(BENCH / script), run_name="__main__")
+    return {row["name"]: row for row in map(json.loads, history.read_text().splitlines())}
+
+
+@pytest.mark.slow
+def test_load(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--minutes 0.05 --processes 2 --clients 8 --places 4 --each 1 --steps 2".split()
+    found = figures("serving_load.py", model_folder, tmp_path, monkeypatch, *small)
+    assert [found[f"serving.load.{name}"]["value"] for name in ("lost", "twice", "wrong")] == [0, 0, 0]
+    assert found["serving.load.answers"]["more"]["answers"] > 0 < found["serving.load.memory_growth"]["more"]["warm_mb"]
+
+
+@pytest.mark.slow
+def test_faults(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--kills 21 --deaths 3 --stops 1 --steps 2".split()
+    found = figures("serving_faults.py", model_folder, tmp_path, monkeypatch, *small)
+    assert found["serving.faults.places_left"]["value"] == found["serving.faults.wrong_after"]["value"] == 0
+    assert found["serving.faults.clients_left"]["more"]["killed"] == 2
+    assert found["serving.faults.engine_deaths"]["more"]["restarts"] >= 1
+    assert found["serving.faults.drained"]["more"]["refused"] == 1
+
+
+@pytest.mark.slow
+def test_fuzz(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = figures("serving_fuzz.py", model_folder, tmp_path, monkeypatch, "--requests", "60", "--steps", "2")
+    assert found["serving.fuzz.requests"]["value"] == 60
+    assert found["serving.fuzz.failures"]["value"] == found["serving.fuzz.wrong_after"]["value"] == 0
+    assert found["serving.fuzz.requests"]["more"]["pictures"] > 0 < found["serving.fuzz.requests"]["more"]["status_400"]
+
+
+@pytest.mark.slow
+def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--repeats 1 --rates 4 --seconds 1".split()
+    found = figures("serving_throughput.py", model_folder, tmp_path, monkeypatch, *small)
+    groups = {f"serving.together.{name}" for name in ("texts", "drawings", "mixed")}
+    assert groups | {"serving.rate.4", "serving.start.first_frame"} == found.keys()
+    assert min(row["value"] for row in found.values()) > 0
+
+
+@pytest.mark.parametrize("script", ["load", "faults", "fuzz", "throughput"])
+def test_help_has_examples(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(BENCH / f"serving_{script}.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert stopped.value.code == 0 and f"python bench/serving_{script}.py --" in told and "--record" in told
+
+
+def test_a_stream_is_whole_only_with_one_picture_and_one_end() -> None:
+    clients = importlib.import_module("clients")
+    assert clients.digest(clients._whole([PICTURE, None])) == clients.digest({"data": [PICTURE]})
+    error = {"error": {"message": "no", "code": "engine_stopped"}}
+    for broken in ([], [PICTURE], [None], [PICTURE, PICTURE, None], [PICTURE, None, None], [PICTURE, error, None]):
+        with pytest.raises(ValueError):
+            clients._whole(broken)
+
+
+def test_digests_tell_answers_apart() -> None:
+    digest = importlib.import_module("clients").digest
+    answers = [
+        {"data": [{"b64_json": "AAAA"}]},
+        {"data": [{"b64_json": "AAAB"}]},
+        {"data": [{"b64_json": "AAAA"}] * 2},
+        {"text": "a"},
+        {"boxes": [{"box": [0, 0, 1, 1]}]},
+        {"choices": [{"message": {"content": "a", "unmask": {"images": []}}}]},
+    ]
+    assert len({digest(answer) for answer in answers}) == len(answers)
+    assert digest({**answers[3], "seconds": 1, "settings": {}}) == digest(answers[3])
+
+
+def test_lost_and_twice_are_noticed() -> None:
+    load, clients = importlib.import_module("serving_load"), importlib.import_module("clients")
+    right = clients.Outcome(name="load0-0-0", kind="ask", status=200, seconds=1.0, answer="a", right=True)
+    memory = [(float(t), 100 + (10 if t > 70 else 0)) for t in range(100)]
+    log = '{"event": "request", "id": "load0-0-0"}\n'
+    assert "memory grew by 10.0%" in " ".join(load.figures([right], memory, log)[1])
+    flat = [(t, 100) for t, _ in memory]
+    assert load.figures([right], flat, log)[1] == []
+    lost = clients.Outcome(name="load0-0-1", kind="ask", status=0, seconds=1.0)
+    wrong = clients.Outcome(name="load0-0-2", kind="ask", status=200, seconds=1.0, answer="b")
+    busy = clients.Outcome(name="load0-0-3", kind="ask", status=429, seconds=1.0)
+    lines, bad = load.figures([right, lost, wrong, busy], flat, log * 2)
+    assert {line.name.rpartition(".")[2]: line.value for line in lines[:3]} == {"lost": 1, "twice": 1, "wrong": 1}
+    assert len(bad) == 5 and load.figures([busy], flat, log)[1] == ["nothing was answered"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "wrong"),
+    [
+        (200, b"{}", ""),
+        (400, OURS, ""),
+        (429, OURS, ""),
+        (503, OURS, ""),
+        (400, b"Traceback (most recent call last)", "a traceback"),
+        (500, OURS, "status 500"),
+        (422, OURS, "an error that is not OpenAI's"),
+        (400, b'{"detail": "no"}', "an error that is not OpenAI's"),
+        (200, b'data: {"error": {"type": "server_error"}}', "a server's error in a stream"),
+        (0, b"", "no answer"),
+    ],
+)
+def test_what_is_wrong_with_an_answer(status: int, body: bytes, wrong: str) -> None:
+    fuzz = importlib.import_module("serving_fuzz")
+    assert fuzz.judged(fuzz.Raw(path="/v1/infill"), status, body) == wrong
