@@ -269,8 +269,11 @@ class Chat(Sampled):
     @field_validator("response_format")
     @classmethod
     def _not_huge(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and len(json.dumps(value)) > MOST_FORM:
-            raise ValueError(f"a form has at most {MOST_FORM:,} characters; make it shorter")
+        try:
+            if value is not None and len(json.dumps(value)) > MOST_FORM:
+                raise ValueError(f"a form has at most {MOST_FORM:,} characters; make it shorter")
+        except RecursionError as error:
+            raise ValueError("the form is nested too deeply; make it flatter") from error
         return value
 
     @property
