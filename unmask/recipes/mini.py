@@ -288,7 +288,7 @@ def stage3(
     edit = Edits(**coded, look_tokens=LOOK_TOKENS, batch=7)
     counted = replace(draw, seed=seed + 40, batch=10, plan=Planned(open=0.0), draft=COUNTED)
     planned = replace(draw, seed=seed + 10, batch=12, plan=Planned(open=0.0))
-    related = Plans(text=tokens, seed=seed + 20, length=44, batch=44, related=0.95, draft=PAIRS)
+    related = Plans(text=tokens, seed=seed + 20, length=44, batch=30, related=0.95, draft=PAIRS)
     retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
     reply = Looks(**{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, room=44)
     unified = Collapsing(at=t_exp, announce=tokens[EXP]) if t_exp else None
@@ -308,11 +308,11 @@ def stage3(
             ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 0.9),
             ("edit_planned", replace(edit, seed=seed + 10, plan=Planned(), batch=9), 1, _EDIT_PLANNED, 0.8),
             ("plan", Plans(**said, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),
-            ("plan_related", related, 1, _PLAN, 1.8),
+            ("plan_related", related, 1, _PLAN, 1.6),
             ("edit_plan", EditPlans(**seeing, length=24, batch=14), 1, Masked(), 1.0),
             ("critique", Critiques(**seeing, batch=4, captions=5, draft=MANY), 1, _LOOK, 0.6),
             *own,
-            ("edit_critique", EditCritiques(**seeing, batch=5), 1, _LOOK, 0.35),
+            ("edit_critique", EditCritiques(**seeing, batch=7), 1, _LOOK, 0.35),
             ("retry", retry, 1, _DRAW_THOUGHT, 0.3),
             # No multiple of the number of processes: one of them would do all of it.
             ("illustration", illustration, 3, replace(_DRAW_TOLD, corruption=unified or Absorbing()), 0.15),
