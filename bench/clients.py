@@ -115,7 +115,7 @@ def _whole(told: list[dict[str, Any] | None]) -> dict[str, Any]:
     """A stream as the plain answer it stands for. ValueError where it has no end, an error, or its picture not exactly once."""
     said = [event for event in told if event is not None]
     if wrong := [event for event in said if "error" in event]:
-        raise ValueError(f"an error in the stream: {wrong[0]['error']}")
+        raise ValueError(f"an error in the stream: {wrong[0]['error']['code']}")
     if not said or told[-1] is not None or None in told[:-1]:
         raise ValueError("the stream did not end once, and at its end")
     if "choices" in said[0]:

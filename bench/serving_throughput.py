@@ -88,7 +88,7 @@ def measured(model: Model, name: str, requests: list[Request], effort: Effort) -
     if together(model, requests) != one_by_one(model, requests):
         raise ValueError(f"{name}: together and one by one give different answers")
     fast, slow = timed([lambda: together(model, requests), lambda: one_by_one(model, requests)], effort)
-    beside = {"groupss": fast, "one_by_one_s": slow, "per_s": len(requests) / fast}
+    beside = {"together_s": fast, "one_by_one_s": slow, "per_s": len(requests) / fast}
     return Line(name=f"serving.together.{name}", value=slow / fast, unit="ratio", more=beside)
 
 

@@ -30,6 +30,8 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_read(capsys: pytest.Ca
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     assert "pip install 'unmask[serve]'" in told([], capsys)
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "ray" else "there")
+    assert "pip install 'unmask[serve,ray]'" in told(["--replicas", "2"], capsys)
 
 
 def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +59,27 @@ def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
         **{"host": "127.0.0.2", "keys": ["a", "b", "from-outside"], "origins": ("https://x",)},
         **{"most_bytes": 5 * 2**20, "run": ("server", 7.0, False)},
     }
+
+
+def test_the_options_reach_every_replica(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import unmask.serving.replicas as replicas
+
+    made: dict[str, Any] = {}
+
+    def many(open_: Any, listener: socket.socket, copies: replicas.Copies, **more: Any) -> str:
+        made.update(open=open_, host=listener.getsockname()[0], copies=copies, **more)
+        listener.close()
+        return "replicas"
+
+    monkeypatch.setattr(serve, "find_spec", lambda name: "there")
+    monkeypatch.setattr(serve, "use_threads", lambda threads: made.update(threads=threads))
+    monkeypatch.setattr(serve, "_service", lambda *given: given)
+    monkeypatch.setattr(replicas, "Replicas", many)
+    monkeypatch.setattr(serve, "_run", lambda *given: made.update(run=given))
+    options = "mine --port 0 --replicas 3 --threads 5 --api-key a --max-waiting 3 --max-live 2 --drain-seconds 7"
+    assert main(["serve", *options.split(), "--max-body", "5"]) == 0
+    assert made["copies"] == replicas.Copies(count=3, places=5, drain_seconds=7.0)
+    assert made["keys"] == ["a"] and made["most_bytes"] == 5 * 2**20 and made["run"] == ("replicas", 7.0, False)
+    opened = made["open"]()
+    assert opened[:2] == ("mine", "cpu") and opened[-2:] == (2, 3) and made["threads"] == 5
+    assert "a device of its own" in told(["--port", "0", "--replicas", "2", "--device", "cpu:0"], capsys)

@@ -63,6 +63,7 @@ def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     groups = {f"serving.together.{name}" for name in ("texts", "drawings", "mixed")}
     assert groups | {"serving.rate.4", "serving.start.first_frame"} == found.keys()
     assert min(row["value"] for row in found.values()) > 0
+    assert found["serving.together.mixed"]["more"].keys() == {"together_s", "one_by_one_s", "per_s"}
 
 
 @pytest.mark.parametrize("script", ["load", "faults", "fuzz", "throughput"])

@@ -1,6 +1,6 @@
 """The pages about serving: their tables are the schema's, and what they ask their reader to do works as it stands there.
 
-After a change of the schema: ``python -m tests.serving.test_docs`` writes the tables of docs/api.md anew.
+After a change of the schema, or new figures: ``python -m tests.serving.test_docs`` writes the tables of docs/api.md and docs/operate.md.
 """
 
 from __future__ import annotations
@@ -60,6 +60,55 @@ def _kind(said: dict[str, Any]) -> str:
     return f"{kind}, {bounds[0]} to {bounds[1]}" if None not in bounds else kind
 
 
+FIGURES = {
+    "serving.load.lost": "many clients: requests that were lost",
+    "serving.load.twice": "… that were answered twice",
+    "serving.load.wrong": "… whose answer is not the model's own alone",
+    "serving.load.memory_growth": "… growth of the server's memory",
+    "serving.load.answers": "… answers a second",
+    "serving.faults.clients_left": "clients that left at a random moment",
+    "serving.faults.places_left": "… places that were not free afterwards",
+    "serving.faults.freed": "… seconds until all were free",
+    "serving.faults.wrong_after": "… wrong answers afterwards",
+    "serving.faults.engine_deaths": "deaths of the engine; all in flight were told",
+    "serving.faults.answer_after_death": "… seconds until the next right answer",
+    "serving.faults.drained": "SIGTERM: seconds until all under way was finished",
+    "serving.fuzz.requests": "requests that nobody should send",
+    "serving.fuzz.failures": "… answered with a 5xx, a traceback, or no proper error",
+    "serving.fuzz.wrong_after": "… wrong answers afterwards",
+    "serving.together.texts": "eight questions, one by one over together",
+    "serving.together.drawings": "eight pictures, likewise",
+    "serving.together.mixed": "eight mixed jobs, likewise",
+    "serving.start.first_frame": "seconds from the command to the first grid",
+}
+
+
+def figures() -> str:
+    """The newest line of each in the history, as Markdown."""
+    history = (ROOT / "bench" / "history.jsonl").read_text().splitlines()
+    newest = {row["name"]: row for row in map(json.loads, history)}
+    rows = ["| figure | value | seen at | threads |", "|---|---|---|---|"]
+    for name, words in FIGURES.items():
+        if row := newest.get(name):
+            number = row["value"]
+            value = (
+                f"{number:.1%}"
+                if row["unit"] == "share"
+                else f"{number:g}"
+                if number == int(number)
+                else f"{number:.2f}"
+            )
+            seen = f"{row['date'][:10]}, {row['commit']}"
+            rows.append(f"| {words} | {value} | {seen} | {row['machine']['threads']} |")
+    return "\n".join(rows) + "\n"
+
+
+def shown(page: str) -> str:
+    return re.sub(
+        r"(<!-- figures -->\n).*?(<!-- end of figures -->)", lambda m: m[1] + figures() + m[2], page, flags=re.S
+    )
+
+
 def rendered(page: str) -> str:
     return _TABLE.sub(lambda found: found[1] + table(found[2]) + found[3], page)
 
@@ -78,9 +127,26 @@ def test_the_tables_are_those_of_the_schema() -> None:
 
 def test_the_pictures_of_the_page_are_there_and_small() -> None:
     """``python -m tests.serving.pictures`` takes them again."""
-    shown = re.findall(r"\]\((pictures/[^)]+)\)", (DOCS / "page.md").read_text())
-    assert sorted(shown) == sorted(f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir())
-    assert all((DOCS / name).stat().st_size <= 150_000 for name in shown)
+    named = re.findall(r"\]\((pictures/[^)]+)\)", (DOCS / "page.md").read_text())
+    assert sorted(named) == sorted(f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir())
+    assert all((DOCS / name).stat().st_size <= 150_000 for name in named)
+
+
+def test_the_figures_are_those_of_the_history() -> None:
+    page = OPERATE.read_text()
+    assert "<!-- figures -->" in page
+    assert shown(page) == page, "new figures? python -m tests.serving.test_docs writes them anew"
+
+
+def test_the_scripts_that_the_page_names_take_what_it_gives_them() -> None:
+    """As far as --help, which reads the options before it; in small they run in tests/evaluation/test_bench_serving.py."""
+    found = re.findall(r"^python (bench/\S+)(.*)$", OPERATE.read_text(), re.M)
+    assert len(found) == 4
+    for script, options in found:
+        command = [sys.executable, str(ROOT / script), *options.split(), "--help"]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert all(word in done.stdout for word in options.split() if word.startswith("--"))
 
 
 def test_every_endpoint_figure_and_ignored_field_is_described() -> None:
@@ -154,3 +220,4 @@ def test_other_ways_to_start_are_understood() -> None:
 
 if __name__ == "__main__":
     API.write_text(rendered(API.read_text()))
+    OPERATE.write_text(shown(OPERATE.read_text()))

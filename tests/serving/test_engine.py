@@ -193,6 +193,7 @@ def test_when_its_thread_dies_nobody_waits_for_ever(model: Elastic, where: str) 
     for handle in handles:
         with pytest.raises(Closed, match="start another one"):
             handle.result(60)
+    served.close()
     assert served.broken and served.metrics().live == served.metrics().waiting == 0
     with pytest.raises(Closed, match="ask another one"):
         served.submit(plain)

@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 import webbrowser
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -43,6 +45,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--drain-seconds", type=click.FloatRange(min=0), default=30, show_default=True, help="Time to finish after SIGTERM."
 )
+@click.option("--replicas", type=_COUNT, help="Copies of the model behind one address, each a process.")
 @click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
 @device_option
 @threads_option
@@ -58,6 +61,7 @@ def serve(
     max_live: int,
     max_body: int,
     drain_seconds: float,
+    replicas: int | None,
     show: bool,
     device: str,
     threads: int | None,
@@ -74,23 +78,44 @@ def serve(
       unmask serve
       unmask serve mini --port 0 --open
       unmask serve runs/mine --host 0.0.0.0 --api-key secret --max-waiting 64
+      unmask serve mini --replicas 2
     """
     for package in ("fastapi", "uvicorn", "python_multipart"):
         if not find_spec(package):
             raise ValueError(f"serving needs the package {package!r}, which is missing; pip install 'unmask[serve]'")
+    if replicas and not find_spec("ray"):
+        raise ValueError("replicas need the package 'ray', which is missing; pip install 'unmask[serve,ray]'")
     from unmask.serving.server import Server, listen
 
     listener = listen(host, port)  # before the model is read: a port that is taken shows at once
-    use_threads(threads)
     check_device(device)
-    service = _service(model, device, storage, download, max_live, max_waiting)
     known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
-    _run(Server(service, listener, keys=known, origins=origins, most_bytes=max_body * 2**20), drain_seconds, show)
+    edge: dict[str, Any] = {"keys": known, "origins": origins, "most_bytes": max_body * 2**20}
+    if not replicas:
+        use_threads(threads)
+        service = _service(model, device, storage, download, max_live, max_waiting)
+        _run(Server(service, listener, **edge), drain_seconds, show)
+        return
+    from unmask.serving.replicas import Copies, Replicas
+
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"each replica has a device of its own, got {device!r}; give cpu, or cuda for a GPU each")
+    copies = Copies(
+        count=replicas, places=max_live + max_waiting, gpus=int(device == "cuda"), drain_seconds=drain_seconds
+    )
+    share = threads or max(1, (os.cpu_count() or 1) // replicas)
+    where = str(Path(model).resolve()) if Path(model).exists() else model
+    open_ = partial(_replica, share, where, device, storage, download, max_live, max_waiting)
+    _run(Replicas(open_, listener, copies, **edge), drain_seconds, show)
+
+
+def _replica(threads: int, *given: Any) -> Any:
+    """A service in the process of a replica."""
+    use_threads(threads)
+    return _service(*given)
 
 
 def _service(model: str, device: str, storage: Storage, download: bool, live: int, waiting: int) -> Any:
-    from pathlib import Path
-
     import unmask
     from unmask.serving.engine import Limits
     from unmask.serving.service import Service
