@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -187,3 +189,14 @@ def test_mixed_clients_are_told_what_each_is_told_alone() -> None:
         assert box.result()["boxes"][0]["box"] == pytest.approx([v / 128 for v in own.corners], abs=1e-5)
         metrics = server.service.engine.metrics()
         assert metrics.forwards < metrics.steps  # they shared some
+
+
+@pytest.mark.slow
+def test_a_connection_may_rest_for_as_long_as_one_is_told_to_wait() -> None:
+    with serving(tiny()) as server:
+        connection = http.client.HTTPConnection(*server.listener.getsockname()[:2], timeout=60)
+        for pause in (6, 0):  # uvicorn alone would close it after 5
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read() and connection.sock
+            time.sleep(pause)
+        connection.close()

@@ -21,6 +21,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unmask.serving.api import MOST_BYTES, application
+from unmask.serving.server import IDLE
 from unmask.serving.service import Service
 
 _NAME = "unmask"
@@ -77,7 +78,8 @@ class Replicas:
             for which, handler in signals.items():  # Ray has put its own in their place
                 signal.signal(which, handler)
         self.listener.close()
-        serve.start(http_options={"host": self.host, "port": self.port}, logging_config=quiet)
+        listens = {"host": self.host, "port": self.port, "keep_alive_timeout_s": IDLE}
+        serve.start(http_options=listens, logging_config=quiet)
         serve.run(self._deployment(serve), name=_NAME, route_prefix="/", logging_config=quiet)
         return self
 

@@ -13,6 +13,7 @@ from unmask.serving.api import MOST_BYTES, application
 from unmask.serving.service import Service
 
 _START = 30.0  # seconds
+IDLE = 75  # seconds that a connection may rest: longer than clients wait that were told 429, who else ask into one that just closes
 
 
 class Server:
@@ -30,7 +31,13 @@ class Server:
         self.service, self.listener = service, listener
         app = application(service, keys=keys, origins=origins, most_bytes=most_bytes)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5, lifespan="off"
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=IDLE,
+            lifespan="off",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
