@@ -125,11 +125,13 @@ def test_the_tables_are_those_of_the_schema() -> None:
     } == shown
 
 
-def test_the_pictures_of_the_page_are_there_and_small() -> None:
-    """``python -m tests.serving.pictures`` takes them again."""
-    named = re.findall(r"\]\((pictures/[^)]+)\)", (DOCS / "page.md").read_text())
-    assert sorted(named) == sorted(f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir())
-    assert all((DOCS / name).stat().st_size <= 150_000 for name in named)
+def test_the_pictures_are_there_and_small() -> None:
+    """``python -m tests.serving.pictures`` takes those of the page again; the commands of thinking.md made the others."""
+    pages = "".join(path.read_text() for path in DOCS.glob("*.md"))
+    assert set(re.findall(r"\]\((pictures/[^)]+)\)", pages)) == {
+        f"pictures/{p.name}" for p in (DOCS / "pictures").iterdir()
+    }
+    assert all(path.stat().st_size <= 150_000 for path in (DOCS / "pictures").iterdir())
 
 
 def test_the_figures_are_those_of_the_history() -> None:
