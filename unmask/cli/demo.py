@@ -47,8 +47,8 @@ class Example:
 def demo(run: Run, out: Path) -> None:
     """Show on one sheet all that a model does.
 
-    Six drawings, a question with its answer, boxes, an edit, and one drawing as it comes about; nothing is picked by
-    hand. Prints what the sheet shows.
+    Six drawings from plans of the model's own, a question with its answer, boxes, an edit, and one drawing as it comes
+    about; nothing is picked by hand. Prints what the sheet shows.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def demo(run: Run, out: Path) -> None:
     model = run.open("all")
     news(f"model {run.model} opened in {time.perf_counter() - began:.1f} s")
     drawn = [
-        model.generate(prompt, seed=run.seed, trace=i == _TRACED, settings=run.settings)[0]
+        model.generate(prompt, seed=run.seed, plan=True, trace=i == _TRACED, settings=run.settings)[0]
         for i, prompt in enumerate(PROMPTS)
     ]
     news(f"{len(drawn)} pictures drawn")
