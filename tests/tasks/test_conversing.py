@@ -87,7 +87,8 @@ def test_a_layout_becomes_a_new_picture_or_a_change_of_the_last(model: Model) ->
     text, wording = model.parts.text, model.parts.wording
     layout = layout_of([("cat", (0.0, 0.0, 0.5, 0.5))])
     change = replace(layout, reason=wording.reason("add"))
-    for planned, name in ((layout, "draw"), (change, "edit")):
+    reason = replace(change, things=(), reason=wording.reason("background"))  # a background has no box
+    for planned, name in ((layout, "draw"), (change, "edit"), (reason, "edit")):
         scripted = Scripted(model, [[*to_ids(planned, text, wording), text[EXP]]])
         turn = converse(scripted, [user("draw a cat", PICTURE)], 0)
         assert turn.plan == planned and len(turn.images) == 1 and not turn.text
@@ -98,6 +99,8 @@ def test_a_layout_becomes_a_new_picture_or_a_change_of_the_last(model: Model) ->
         )
     scripted = Scripted(model, [[*to_ids(change, text, wording), text[EXP]]])
     assert len(converse(scripted, [user("add a cat")], 0).images) == 1  # there is no picture to change: a new one
+    scripted = Scripted(model, [[*to_ids(reason, text, wording), text[EXP]], []])
+    assert converse(scripted, [user("make it sand")], 0).plan is None  # words, where there is nothing to change
 
 
 def test_the_shipped_model_converses_and_goes_on(model: Model) -> None:

@@ -95,7 +95,8 @@ def converse(model: Thinks, messages: Items[Message], seed: int) -> Turn:
         if at is None or number == MOST_PICTURES:
             done += [words] if words else []
             break
-        if layout.things:
+        # The background has no box: the plan to change it is its reason alone.
+        if layout.things or _changes(messages, layout, parts):
             model.tell(0, layout)
             done += [_planned(model, messages, layout, seed)]
             return Turn(parts=tuple(done), seed=seed, plan=layout, unread=unread)
@@ -142,12 +143,20 @@ def _words(written: Sequence, at: int | None, parts: Parts) -> tuple[str, Layout
 def _planned(model: Thinks, messages: Items[Message], layout: Layout, seed: int) -> Image.Image:
     """The picture of a layout: the last one changed where the layout is that of an edit, else a new one."""
     parts, wanted = model.parts, messages[-1].text
-    shown = [image for message in messages for image in message.images]
-    if shown and layout.reason in dict(parts.wording.edit_reasons).values():
-        picture = shown[-1]
+    if _changes(messages, layout, parts):
+        picture = _shown(messages)[-1]
         task: Any = Edit(pixels=parts.see(picture)[0], instruction=wanted, look=parts.look(picture), plan=layout)
         sampler = model.presets.edit(parts)
     else:
         asked = parts.wording.plan.partition("{caption}")[0].strip()
         task, sampler = Generate(prompt=wanted.removeprefix(asked).strip(), plan=layout), model.presets.generate(parts)
     return task.read(_run(model, task.build(parts), key(seed, "picture", 0), sampler), parts)
+
+
+def _shown(messages: Items[Message]) -> list[Image.Image]:
+    return [image for message in messages for image in message.images]
+
+
+def _changes(messages: Items[Message], layout: Layout, parts: Parts) -> bool:
+    """Whether a layout is that of an edit, and something is there to be edited."""
+    return bool(_shown(messages)) and layout.reason in dict(parts.wording.edit_reasons).values()
