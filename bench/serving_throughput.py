@@ -31,6 +31,7 @@ from unmask.serving.requests import Request
 from unmask.tasks import edit, generate, ground, infill, understand
 from unmask.tasks.model import Model
 
+THINGS = ("apples", "dogs", "clocks", "cars")
 QUESTIONS = (QUESTION, "what is this?", "is there a cat?", "what color is the chair?")
 
 
@@ -39,6 +40,13 @@ def texts(model: Model) -> list[Request]:
     pixels, sampler = _pictures(model), model.presets.ask(model.parts)
     asked = [understand.Ask(pixels=p, question=QUESTIONS[i % 4], length=12) for i, p in enumerate(pixels)]
     return [Request(task=task, sampler=sampler, seed=i) for i, task in enumerate(asked)]
+
+
+def words(model: Model) -> list[Request]:
+    """Eight texts with gaps, without a picture."""
+    sampler = model.presets.fill(model.parts)
+    said = (f"{number} [mask] {things} and a [mask] cat" for number in ("two", "three") for things in THINGS)
+    return [Request(task=understand.FillText(target=s), sampler=sampler, seed=i) for i, s in enumerate(said)]
 
 
 def drawings(model: Model) -> list[Request]:
@@ -145,13 +153,14 @@ def starting(given: argparse.Namespace) -> tuple[list[Line], list[str]]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="calls that each median is over")
-    parser.add_argument("--only", default="texts,drawings,mixed,rates,start", help="groups to measure")
+    parser.add_argument("--only", default="texts,words,drawings,mixed,rates,start", help="groups to measure")
     parser.add_argument("--rates", default="0.5,1,2,4,8", help="requests a second")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each rate")
     given = parser.parse_args()
     model = opened(given.model, given.threads)
     groups: dict[str, Callable[[Model], list[Request]]] = {
         "texts": texts,
+        "words": words,
         "drawings": drawings,
         "mixed": mixed_requests,
     }

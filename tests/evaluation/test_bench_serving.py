@@ -60,7 +60,7 @@ def test_fuzz(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = "--repeats 1 --rates 4 --seconds 1".split()
     found = figures("serving_throughput.py", model_folder, tmp_path, monkeypatch, *small)
-    groups = {f"serving.together.{name}" for name in ("texts", "drawings", "mixed")}
+    groups = {f"serving.together.{name}" for name in ("texts", "words", "drawings", "mixed")}
     assert groups | {"serving.rate.4", "serving.start.first_frame"} == found.keys()
     assert min(row["value"] for row in found.values()) > 0
     assert found["serving.together.mixed"]["more"].keys() == {"together_s", "one_by_one_s", "per_s"}
