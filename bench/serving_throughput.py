@@ -31,6 +31,7 @@ from unmask.serving.requests import Request
 from unmask.tasks import edit, generate, ground, infill, understand
 from unmask.tasks.model import Model
 
+LENGTH = 12
 THINGS = ("apples", "dogs", "clocks", "cars")
 QUESTIONS = (QUESTION, "what is this?", "is there a cat?", "what color is the chair?")
 
@@ -38,14 +39,14 @@ QUESTIONS = (QUESTION, "what is this?", "is there a cat?", "what color is the ch
 def texts(model: Model) -> list[Request]:
     """Eight questions of four lengths about eight pictures."""
     pixels, sampler = _pictures(model), model.presets.ask(model.parts)
-    asked = [understand.Ask(pixels=p, question=QUESTIONS[i % 4], length=12) for i, p in enumerate(pixels)]
+    asked = [understand.Ask(pixels=p, question=QUESTIONS[i % 4], length=LENGTH) for i, p in enumerate(pixels)]
     return [Request(task=task, sampler=sampler, seed=i) for i, task in enumerate(asked)]
 
 
 def words(model: Model) -> list[Request]:
-    """Eight texts with gaps, without a picture."""
+    """Eight texts that go on for as many tokens as the answers of ``texts``, without a picture."""
     sampler = model.presets.fill(model.parts)
-    said = (f"{number} [mask] {things} and a [mask] cat" for number in ("two", "three") for things in THINGS)
+    said = (f"{number} {things} and" + " [mask]" * LENGTH for number in ("two", "three") for things in THINGS)
     return [Request(task=understand.FillText(target=s), sampler=sampler, seed=i) for i, s in enumerate(said)]
 
 

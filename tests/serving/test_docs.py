@@ -76,7 +76,7 @@ FIGURES = {
     "serving.fuzz.requests": "requests that nobody should send",
     "serving.fuzz.failures": "… answered with a 5xx, a traceback, or no proper error",
     "serving.fuzz.wrong_after": "… wrong answers afterwards",
-    "serving.together.words": "eight texts with gaps, one by one over together",
+    "serving.together.words": "eight texts without pictures, one by one over together",
     "serving.together.texts": "eight questions about pictures, likewise",
     "serving.together.drawings": "eight pictures, likewise",
     "serving.together.mixed": "eight mixed jobs, likewise",

@@ -107,7 +107,8 @@ class Replicas:
         if os.environ.get("RAY_ADDRESS"):
             return {}
         cores = max(os.cpu_count() or 1, self.copies.count)
-        return {"num_cpus": cores, "include_dashboard": False}
+        # "local": without it Ray looks for whatever cluster was last started on this machine, alive or not.
+        return {"address": "local", "num_cpus": cores, "include_dashboard": False}
 
     def _deployment(self, serve: Any) -> Any:
         open_, keys, origins, most_bytes = self.open_, self.keys, self.origins, self.most_bytes
