@@ -37,7 +37,12 @@ def agree(handle: Handle, told: list[Tensor], index: int) -> None:
 def test_any_schedule_gives_every_request_the_bits_it_has_alone(schedule: int) -> None:
     rng = random.Random(schedule)
     served = engine(
-        model(), live=rng.randint(1, 8), waiting=99, rows=rng.randint(1, 16), multiple=rng.choice([1, 16, 16, 64])
+        model(),
+        live=rng.randint(1, 8),
+        waiting=99,
+        rows=rng.randint(1, 16),
+        multiple=rng.choice([1, 8, 8, 64]),
+        stretch=rng.choice([1.0, 1.34, 1.34, 9.0]),
     )
     taken: list[tuple[Handle, list[Tensor], int]] = []
     arrivals = [rng.randrange(len(POOL)) for _ in range(rng.randint(4, 10))]

@@ -58,7 +58,7 @@ def test_a_long_request_is_not_starved_by_short_ones(model: Elastic) -> None:
     served = engine(model, rows=1, live=4)
     long = served.submit(request(text(12, given=18)))
     for tick in range(200):
-        served.submit(request(text(2, given=18, seed=tick)))
+        served.submit(request(text(2, given=28, seed=tick)))  # as many positions as the long one has
         if long.done:
             break
         served.tick()
@@ -223,7 +223,9 @@ def test_limits_change_how_forwards_are_shared(model: Elastic) -> None:
         assert served.metrics().steps == 12
         return served.metrics().forwards
 
-    assert [forwards(), forwards(rows=2), forwards(live=1), forwards(multiple=1)] == [3, 6, 12, 12]
+    assert [forwards(), forwards(rows=2), forwards(live=1)] == [3, 6, 12]
+    # Four lengths: none beside another, all side by side, neighbours side by side.
+    assert [forwards(multiple=1, stretch=s) for s in (1.0, 2.0, 1.1)] == [12, 3, 6]
     with pytest.raises(ValueError, match="every limit"):
         Limits(rows=0)
 

@@ -25,11 +25,10 @@ _ASIDE = 2**31 - 1  # a segment that nothing else has, so nothing reads it
 class Shape:
     """What queries must have in common to share a forward.
 
-    ``und``: understanding positions of a row, rounded up to a multiple · ``codes``: code tokens of a row, in spans of ``grid`` and
-    ``fold`` · ``text``: whether text is asked for (if not, the understanding branch ends early).
+    ``codes``: code tokens of a row, in spans of ``grid`` and ``fold`` · ``text``: whether text is asked for (if not, the understanding
+    branch ends early).
     """
 
-    und: int
     codes: int
     grid: tuple[int, int]
     fold: int
@@ -38,10 +37,14 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One run's query, its shape, and the features of its pictures (``look [F, D]``; None: it has none)."""
+    """One run's query, its shape, and the features of its pictures (``look [F, D]``; None: it has none).
+
+    ``und``: understanding positions of a row, rounded up to a multiple.
+    """
 
     query: Query
     shape: Shape
+    und: int
     look: Tensor | None = None
 
     @property
@@ -51,23 +54,22 @@ class Part:
     @property
     def positions(self) -> int:
         """What the transformer reads of it, in all views."""
-        return self.rows * (self.shape.und + self.shape.codes // self.shape.fold**2)
+        return self.rows * (self.und + self.shape.codes // self.shape.fold**2)
 
 
 def part_of(query: Query, look: Tensor | None, multiple: int) -> Part:
-    """``multiple``: to which understanding positions are rounded up, so that different lengths have one shape."""
+    """``multiple``: to which understanding positions are rounded up."""
     batch = query.batch
     codes = (batch.valid & (batch.branch == Branch.GEN)).sum(1).max()
     text = (query.ask & (batch.kind == Kind.TEXT)).any()
     und, most_codes, wants_text = torch.stack([_understanding(batch), codes, text.long()]).tolist()
     shape = Shape(
-        und=-(-und // multiple) * multiple,
         codes=most_codes,
         grid=batch.grid if most_codes else (0, 0),
         fold=batch.fold if most_codes else 1,
         text=bool(wants_text),
     )
-    return Part(query=query, shape=shape, look=look)
+    return Part(query=query, shape=shape, und=-(-und // multiple) * multiple, look=look)
 
 
 def join(parts: Items[Part]) -> tuple[Query, Tensor | None]:
@@ -83,7 +85,7 @@ def join(parts: Items[Part]) -> tuple[Query, Tensor | None]:
         stack(rows),
         torch.cat([F.pad(part.query.ask, (0, length - part.query.ask.shape[1])) for part in parts]),
     )
-    missing = parts[0].shape.und - int(_understanding(batch))
+    missing = max(part.und for part in parts) - int(_understanding(batch))
     if missing:
         batch, ask = _filled(batch, missing), F.pad(ask, (0, missing))
     return Query(batch=batch, ask=ask), torch.cat(list(looks.values())) if looks else None

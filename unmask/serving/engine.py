@@ -47,17 +47,19 @@ class Served(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """``live``: requests between two steps at the same time · ``waiting``: that wait to be · ``rows``: of one forward, views counted ·
-    ``multiple``: to which understanding positions are padded, so that lengths share forwards · ``feature_bytes``: remembered pictures.
+    ``multiple``: to which understanding positions are padded, so that forwards have few lengths · ``stretch``: how much longer the longest
+    row of a forward may be than the shortest · ``feature_bytes``: remembered pictures.
     """
 
     live: int = 32
     waiting: int = 128
     rows: int = 16
-    multiple: int = 16
+    multiple: int = 8
+    stretch: float = 1.34
     feature_bytes: int = 2**28
 
     def __post_init__(self) -> None:
-        if min(self.live, self.waiting, self.rows, self.multiple) < 1 or self.feature_bytes < 0:
+        if min(self.live, self.waiting, self.rows, self.multiple, self.stretch) < 1 or self.feature_bytes < 0:
             raise ValueError(f"every limit must be at least 1 (feature_bytes 0), got {self}")
 
 
@@ -249,10 +251,13 @@ class Engine:
         """Who has paid least, and the next ones that can share its forward."""
         first, *others = sorted(self._live, key=lambda job: (job.paid, job.handle.number))
         chosen, room = [first], self.limits.rows - first.part.rows
+        shortest = longest = first.part.und
         for job in others:
-            if job.part.shape == first.part.shape and job.part.rows <= room:
+            low, high = min(shortest, job.part.und), max(longest, job.part.und)
+            if job.part.shape == first.part.shape and job.part.rows <= room and high <= self.limits.stretch * low:
                 chosen.append(job)
                 room -= job.part.rows
+                shortest, longest = low, high
         return chosen
 
     def _forward(self, jobs: list[_Live]) -> None:

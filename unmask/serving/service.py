@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unmask.serving.engine import Engine, Limits
@@ -118,13 +118,7 @@ class Service:
 
     def _open(self) -> Engine:
         # The service counts who comes in; what is in may always go on to its next run.
-        limits = Limits(
-            live=self.limits.live,
-            waiting=self.places * _ROWS,
-            rows=self.limits.rows,
-            multiple=self.limits.multiple,
-            feature_bytes=self.limits.feature_bytes,
-        )
+        limits = replace(self.limits, waiting=self.places * _ROWS)
         return Engine(self.model.parts, limits=limits, clock=time.monotonic).start()
 
     def _working(self) -> Engine:
