@@ -39,6 +39,7 @@ from unmask.serving.service import Service
 from unmask.tasks.model import Model
 
 _LONG = 48  # steps of a picture, so that a server still is at work when it is told to stop
+_HEARS = 30.0  # seconds within which a server must take notice
 WAYS = ("close", "reset", "half", "killed")
 _ALONE = """
 import socket, sys, time
@@ -217,7 +218,7 @@ def stopping(given: argparse.Namespace, jobs: list[Job]) -> Found:
                 began = time.monotonic()
                 server.process.send_signal(signal.SIGTERM)
                 late = _right(server.url, jobs[0])
-                while late.status == 200:  # it had not heard yet
+                while late.status == 200 and time.monotonic() < began + _HEARS:
                     late = _right(server.url, jobs[0])
                 refused += late.status == 503 and late.trouble == "draining"
                 bad += [f"under way: {o}" for o in (one.result() for one in asked) if not o.right]

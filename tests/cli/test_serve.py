@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -83,3 +86,32 @@ def test_the_options_reach_every_replica(monkeypatch: pytest.MonkeyPatch, capsys
     opened = made["open"]()
     assert opened[:2] == ("mine", "cpu") and opened[-2:] == (2, 3) and made["threads"] == 5
     assert "a device of its own" in told(["--port", "0", "--replicas", "2", "--device", "cpu:0"], capsys)
+
+
+def test_a_signal_that_another_thread_is_given_stops_it_too() -> None:
+    """The kernel chooses the thread; only the main one runs handlers, and it must wake up for that."""
+    told, rescued = [], threading.Event()
+
+    class Served:
+        url = "http://nowhere"
+
+        def start(self) -> None:
+            threading.Thread(target=self._interrupt, daemon=True).start()
+
+        def _interrupt(self) -> None:
+            time.sleep(0.5)  # by then the main thread waits
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+            if not rescued.wait(20):
+                told.append("nobody heard")
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+        def drain(self, seconds: float) -> None:
+            told.append("drained")
+
+        def close(self) -> None:
+            told.append("closed")
+            rescued.set()
+
+    before = signal.getsignal(signal.SIGTERM)
+    serve._run(Served(), 1.0, False)
+    assert told == ["drained", "closed"] and signal.getsignal(signal.SIGTERM) is before

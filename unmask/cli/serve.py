@@ -9,6 +9,7 @@ import webbrowser
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import click
@@ -129,22 +130,35 @@ def _run(server: Any, drain_seconds: float, show: bool) -> None:
     """Serve until a signal comes; a second one ends it at once."""
     from unmask.serving.edge import LOG, log_to
 
-    wanted = threading.Semaphore(0)
-    before = {s: signal.signal(s, lambda *_: wanted.release()) for s in (signal.SIGTERM, signal.SIGINT)}
+    stops: SimpleQueue[int] = SimpleQueue()  # a handler may stand between any two instructions: its put needs no lock
+    before = {s: signal.signal(s, lambda which, _: stops.put(which)) for s in (signal.SIGTERM, signal.SIGINT)}
     undo = log_to()
     try:
         server.start()
         click.echo(server.url)
         if show:
             webbrowser.open(server.url)
-        wanted.acquire()
+        while not _told(stops):
+            pass
         LOG.info("draining", extra={"fields": {"seconds": drain_seconds}})
         draining = threading.Thread(target=server.drain, args=[drain_seconds], daemon=True)
         draining.start()
-        while draining.is_alive() and not wanted.acquire(timeout=0.1):
+        while draining.is_alive() and not _told(stops):
             pass
         server.close()
     finally:
         undo()
         for which, handler in before.items():
             signal.signal(which, handler)
+
+
+def _told(stops: SimpleQueue[int]) -> bool:
+    """Whether a signal comes within a moment.
+
+    Never waited for without end: the kernel may give a signal to another thread, whose handler runs only once this one wakes up.
+    """
+    try:
+        stops.get(timeout=0.2)
+    except Empty:
+        return False
+    return True
