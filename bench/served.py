@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from clients import Job, connect, digest
 from PIL import Image
-from rich.progress import Progress
+from rich.progress import Progress, track
 from speed import HISTORY, scene_of, show
 
 import unmask
@@ -157,17 +157,16 @@ def mixed(each: int, steps: int = STEPS) -> list[Job]:
     return jobs
 
 
-def answered(model: Model, jobs: Sequence[Job], bar: Callable[[], object] = lambda: None) -> list[Job]:
+def answered(model: Model, jobs: Sequence[Job]) -> list[Job]:
     """The same jobs with what the model gives for each alone, by its own methods, in this process."""
     known: dict[str, str] = {}
     told = []
-    for job in jobs:
+    for job in track(jobs, description="alone"):
         kind = job.kind.partition("_")[0]
         key = f"{kind}:{job.body['seed']}:{job.body.get('steps')}"
         if key not in known:
             known[key] = digest(_alone(model, kind, job.body))
         told.append(replace(job, answer=known[key]))
-        bar()
     return told
 
 

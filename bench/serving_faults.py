@@ -240,9 +240,8 @@ def main() -> None:
     parser.add_argument("--stops", type=int, default=3, help="servers that are told to stop")
     parser.add_argument("--steps", type=int, default=8, help="of a picture")
     given = parser.parse_args()
-    model, jobs = opened(given.model, given.threads), mixed(1, given.steps)
-    with Progress() as progress:
-        jobs = answered(model, jobs, ticking(progress, "alone", len(jobs)))
+    model = opened(given.model, given.threads)
+    jobs = answered(model, mixed(1, given.steps))
     parts: list[Callable[[], Found]] = []
     if given.kills:
         parts.append(lambda: leaving(given, jobs))

@@ -177,9 +177,7 @@ def main() -> None:
     if unknown := set(given.only.split(",")) - {"schema", *KINDS}:
         parser.error(f"unknown kind {', '.join(sorted(unknown))}; there are schema, {', '.join(KINDS)}")
     model = opened(given.model, given.threads)
-    with Progress() as progress:
-        jobs = mixed(1, given.steps)
-        jobs = answered(model, jobs, ticking(progress, "alone", len(jobs)))
+    jobs = answered(model, mixed(1, given.steps))
     chosen = [kind for kind in KINDS if kind in given.only.split(",")]
     seen = Seen()
     with Hosted(given.model, threads=given.threads) as server, Progress() as progress:

@@ -129,9 +129,7 @@ def main() -> None:
         parser.error(f"{given.clients} clients do not fill {given.processes} processes")
     if given.places < 2:
         parser.error("one call at work and one that waits are two places; give --places 2 or more")
-    model, jobs = opened(given.model, given.threads), mixed(given.each, given.steps)
-    with Progress() as progress:
-        jobs = answered(model, jobs, ticking(progress, "alone", len(jobs)))
+    jobs = answered(opened(given.model, given.threads), mixed(given.each, given.steps))
     live = min(32, given.places - 1)
     limits = ["--max-live", str(live), "--max-waiting", str(given.places - live)]
     with Hosted(given.model, *limits, threads=given.threads) as server:

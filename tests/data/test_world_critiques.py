@@ -29,13 +29,13 @@ def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
             kind, wrong = "background", scene.background not in text and "background" in text
         elif side := re.search(r"the (.*) should be (left of|right of|above|below) the (.*)", critique):
             said = [
-                relation(a, b) == INVERSE[lying[1]]
+                relation(a, b) not in ("", lying[1])
                 for lying in _LYING.findall(text)
                 for a, b in permutations(scene.things, 2)
                 if (a.name, b.name) == (lying[0], lying[2])
             ]
             a, b = (next(t for t in scene.things if t.name == side[i]) for i in (1, 3))
-            kind, wrong = "relation", said == [True] and relation(a, b) == INVERSE[side[2]]
+            kind, wrong = "relation", said == [True] and relation(a, b) not in ("", side[2])
         elif tint := re.search(rf"the ({_WORDS}) should be ({_COLOURS}), not ({_COLOURS})", critique):
             colours = {t.colour for t in scene.things if t.name == _one(tint[1])}
             kind, wrong = "colour", tint[2] not in colours and tint[3] in colours and tint[2] in text
@@ -45,6 +45,20 @@ def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
         assert wrong, (text, critique, scene)
     assert set(kinds) == {"background", "relation", "colour", "count"}, kinds
     assert "is correct" in critiques.praise(scene, rng)[1]
+
+
+def test_claims_are_right_and_wrong_and_tell_places_as_often_as_asked() -> None:
+    scenes = [
+        s for s in _scenes("grid", "train", 1500) if len(s.things) == 2 and not any(t.distractor for t in s.things)
+    ]
+    pairs = [s for s in scenes if relation(*s.things) and s.things[0].name != s.things[1].name]
+    for share, few, many in ((0.0, 0.2, 0.5), (1.0, 0.8, 1.0)):
+        rng = Random(3)
+        claims = [critiques.claim(scene, rng, share) for scene in pairs]
+        assert few <= sum(any(f" {how} " in text for how in INVERSE) for text, _ in claims) / len(claims) <= many
+        right = [(text, scene) for (text, words), scene in zip(claims, pairs, strict=True) if "is correct" in words]
+        assert 0.4 < len(right) / len(claims) < 0.6
+        assert all(_shows(scene, text) for text, scene in right if "left of" in text or "above" in text)
 
 
 def _shows(scene: Scene, text: str) -> bool:

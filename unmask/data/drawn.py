@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unmask.data.sources import answer_ids
+from unmask.data.thinking import answering
 from unmask.data.world import critiques
 from unmask.data.world.scenes import Scene, Thing, shows_held_out
 from unmask.sequence import Batch, collate
-from unmask.tokens.build import Builder, asking, looking
+from unmask.tokens.build import Builder, looking
 from unmask.tokens.text import Text
 
 
@@ -92,6 +92,7 @@ class DrawnCritiques:
     batch: int = 8
     length: int = 16
     captions: int = 2
+    placed: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawn critiques/{self.seed}/{step}")
@@ -100,15 +101,12 @@ class DrawnCritiques:
         for i in (rng.randrange(len(drawn)) for _ in range(self.batch)):
             pixels = pictures[i].permute(2, 0, 1).float() / 255
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
-            for segment, (caption, words) in enumerate(self._said(drawn[i], rng), 1):
-                asked = b.wording.critique.format(caption=caption)
-                asking(b, asked, answer_ids(self.text, words, rng, self.length), segment=segment)
-            rows.append(b.build())
+            pairs = [(b.wording.critique.format(caption=said), words) for said, words in self._said(drawn[i], rng)]
+            rows.append(answering(b, pairs, rng, self.length))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
     def _said(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
         said = [(drawn.prompt, drawn.critique or critiques.approval(rng))]
         if drawn.clean:
-            for _ in range(self.captions):
-                said.append((critiques.praise if rng.random() < 0.5 else critiques.mismatch)(drawn.scene, rng))
+            said += [critiques.claim(drawn.scene, rng, self.placed) for _ in range(self.captions)]
         return said

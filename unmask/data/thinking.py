@@ -6,6 +6,7 @@ are ``sources.Drawings`` and ``sources.Edits`` with a ``plan``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from random import Random
 
@@ -94,11 +95,18 @@ class EditPlans:
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
 
+def answering(b: Builder, pairs: Items[tuple[str, str]], rng: Random, length: int) -> Sequence:
+    """What ``b`` shows, then (question, answer) pairs, each in a segment of its own, an answer in ``length`` tokens."""
+    for segment, (question, answer) in enumerate(pairs, 1):
+        asking(b, question, answer_ids(b.text, answer, rng, length), segment=segment)
+    return b.build()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Critiques:
     """Picture and caption -> "... is correct", or what is wrong, in ``length`` tokens. Half of the captions are right.
 
-    Several stand under one picture, in segments of their own.
+    Several stand under one picture, in segments of their own. A share ``placed`` of them says how two things lie, where two do.
     """
 
     text: Text
@@ -110,6 +118,7 @@ class Critiques:
     captions: int = 4
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
+    placed: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"critiques/{self.seed}/{step}")
@@ -118,12 +127,9 @@ class Critiques:
         rows = []
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
-            for segment in range(1, self.captions + 1):
-                found = critiques.praise if rng.random() < 0.5 else critiques.mismatch
-                caption, words = found(scene, rng)
-                asked = b.wording.critique.format(caption=caption)
-                asking(b, asked, answer_ids(self.text, words, rng, self.length), segment=segment)
-            rows.append(b.build())
+            said = [critiques.claim(scene, rng, self.placed) for _ in range(self.captions)]
+            pairs = [(b.wording.critique.format(caption=caption), words) for caption, words in said]
+            rows.append(answering(b, pairs, rng, self.length))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
 
@@ -152,10 +158,8 @@ class EditCritiques:
         rows = []
         for i, (_, asked) in enumerate(judged):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), before[i], after[i])
-            for segment, (instruction, words) in enumerate(asked, 1):
-                question = b.wording.critique_edit.format(instruction=instruction)
-                asking(b, question, answer_ids(self.text, words, rng, self.length), segment=segment)
-            rows.append(b.build())
+            asked = [(b.wording.critique_edit.format(instruction=said), words) for said, words in asked]
+            rows.append(answering(b, asked, rng, self.length))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
 

@@ -1,7 +1,7 @@
 """Captions that a picture meets or fails, and the critique that says so. A pure function each of its arguments and its ``Random``.
 
-Public ideas: ``praise`` and ``mismatch`` find a caption for a picture; ``spoil`` finds wrong pictures for one caption, each wrong
-in one point, as a model that draws makes them; ``judged`` finds what may be shown after an edit, and what is to be said of it.
+Public ideas: ``praise``, ``mismatch`` and ``claim`` find a caption for a picture; ``spoil`` finds wrong pictures for one caption, each
+wrong in one point, as a model that draws makes them; ``judged`` finds what may be shown after an edit, and what is to be said of it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,20 @@ def mismatch(scene: Scene, rng: Random) -> tuple[str, str]:
         if found := rng.choice((_wrong_colour, _wrong_class, _wrong_count, _wrong_relation, _missing))(scene, rng):
             return found
     return _wrong_background(scene, rng)
+
+
+def claim(scene: Scene, rng: Random, placed: float = 0.0) -> tuple[str, str]:
+    """A caption, right or wrong as often, and its critique. A share ``placed`` says how two things lie, where two do."""
+    right = rng.random() < 0.5
+    if placed and rng.random() < placed:
+        if found := (_right_relation if right else _wrong_relation)(scene, rng):
+            return found
+    return (praise if right else mismatch)(scene, rng)
+
+
+def _right_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    said = related(told(scene, 1.0, rng), scene.level, rng)
+    return (prefix(rng) + said, approval(rng)) if said else None
 
 
 def _wanted(scene: Scene, things: Sequence[Thing], rng: Random, style: Callable[..., str] = listed) -> str:
@@ -103,9 +117,19 @@ def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if len(scene.things) != 2 or scene.things[0].name == scene.things[1].name:
         return None
     a, b = rng.sample(scene.things, 2)
-    swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
-    said = _wanted(scene, swapped, rng, related)
-    return (said, lying(a.name, relation(*swapped), b.name)) if said else None
+    other = rng.choice((_exchange, _transpose, lambda a, b: _transpose(*_exchange(a, b))))(a, b)
+    said = _wanted(scene, other, rng, related)
+    return (said, lying(a.name, relation(*other), b.name)) if said else None
+
+
+def _exchange(a: Thing, b: Thing) -> tuple[Thing, Thing]:
+    """Each in the other's place: left of becomes right of."""
+    return replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size)
+
+
+def _transpose(a: Thing, b: Thing) -> tuple[Thing, Thing]:
+    """Mirrored at the diagonal: left of becomes above."""
+    return replace(a, x=a.y, y=a.x), replace(b, x=b.y, y=b.x)
 
 
 def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
@@ -226,7 +250,7 @@ def _swapped(scene: Scene, rng: Random) -> Spoilt | None:
     a, b = rng.sample([t for t in scene.things if not t.distractor], 2)
     if a.name == b.name:
         return None
-    wrong = _changed(scene, [a, b], [replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size)])
+    wrong = _changed(scene, [a, b], _exchange(a, b))
     return Spoilt(scene=wrong, critique=lying(a.name, relation(a, b), b.name))
 
 
