@@ -83,7 +83,11 @@ def _drawn(told: dict) -> Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnCritiques:
-    """Drawn picture and its prompt -> "... is correct", or what is wrong, in ``length`` tokens; ``captions`` more where all was read."""
+    """Drawn picture and its prompt -> "... is correct", or what is wrong, in ``length`` tokens; ``captions`` more where all was read.
+
+    Right pictures come as often as wrong ones, however many there are of either; a share ``placed`` of the other captions says how two
+    things lie, where two do.
+    """
 
     text: Text
     seed: int
@@ -97,8 +101,11 @@ class DrawnCritiques:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawn critiques/{self.seed}/{step}")
         pictures, drawn = load_drawn(self.folder)
+        sides = [
+            some for right in (True, False) if (some := [i for i, d in enumerate(drawn) if right == (not d.critique)])
+        ]
         rows = []
-        for i in (rng.randrange(len(drawn)) for _ in range(self.batch)):
+        for i in (rng.choice(rng.choice(sides)) for _ in range(self.batch)):
             pixels = pictures[i].permute(2, 0, 1).float() / 255
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
             pairs = [(b.wording.critique.format(caption=said), words) for said, words in self._said(drawn[i], rng)]
