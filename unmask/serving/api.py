@@ -250,6 +250,7 @@ async def _settled(request: Request, started: Sequence[Started]) -> list[Any]:
     try:
         await asyncio.wait({everything, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():
+            everything.add_done_callback(lambda f: f.cancelled() or f.exception())  # else the log complains of it
             everything.cancel()
             raise ConnectionAbortedError("the client has gone")
         return everything.result()
