@@ -24,7 +24,7 @@ from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
 from unmask.sequence import Batch, Sequence, collate
 from unmask.tokens.build import Builder, PlanIds, asking, drawing, editing, grounding, looking
 from unmask.tokens.layouts import Layout, to_ids
-from unmask.tokens.prompts import Conditions, Wording
+from unmask.tokens.prompts import Conditions
 from unmask.tokens.text import EOT, Text
 
 Encode = Callable[[Tensor], Tensor]
@@ -103,8 +103,8 @@ class Planned:
 
     open: float = 0.2
 
-    def __call__(self, layout: Layout, text: Text, wording: Wording, rng: Random) -> PlanIds:
-        return PlanIds(ids=tuple(to_ids(layout, text, wording)), open=rng.random() < self.open)
+    def __call__(self, layout: Layout, b: Builder, rng: Random) -> PlanIds:
+        return PlanIds(ids=tuple(to_ids(layout, b.text, b.wording)), open=rng.random() < self.open)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +136,7 @@ class Drawings:
             said = light_of(pixels[i]) if rng.random() < self.conditions else None
             b = Builder(text=self.text)
             caption = captioned(self.text, scene, rng, self.longest)
-            plan = (
-                self.plan(scene_layout(scene, caption, b.wording, rng), self.text, b.wording, rng)
-                if self.plan
-                else None
-            )
+            plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
             rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=said, plan=plan))
         return collate(rows, range(self.batch))
 
@@ -224,7 +220,7 @@ class Edits:
         rows = []
         for i, pair in enumerate(pairs):
             b = Builder(text=self.text, look_tokens=self.look_tokens)
-            plan = self.plan(edit_layout(pair, b.wording), self.text, b.wording, rng) if self.plan else None
+            plan = self.plan(edit_layout(pair, b.wording), b, rng) if self.plan else None
             rows.append(editing(b, before[i], source[i], pair.instruction, target[i], fold=self.fold, plan=plan))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 

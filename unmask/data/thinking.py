@@ -196,7 +196,7 @@ class Retries:
         b = Builder(text=self.text, look_tokens=self.look_tokens)
         pixels = pixels_of([s.scene for s in spoilt], self.side)
         attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
-        plan = self.plan(scene_layout(scene, caption, b.wording, rng), self.text, b.wording, rng) if self.plan else None
+        plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
 
 

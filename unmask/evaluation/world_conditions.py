@@ -29,7 +29,7 @@ from unmask.tokens.prompts import Conditions
 
 KINDS = ("single", "colors")  # one thing: two of them leave the background less room
 LEVELS = 5  # of luminance, and of contrast at each of these
-_SCENES = 500
+_SCENES, _SIDE = 500, 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class Lit:
 
 
 @cache
-def grid(level: str, side: int = 128) -> tuple[Conditions, ...]:
+def grid(level: str) -> tuple[Conditions, ...]:
     """Light that the world can show: of training scenes of one thing, five luminances and at each of them five contrasts."""
     draft = Draft(counts=((1, 1.0),))
     scenes = [sample(level, "train", key("conditions"), i, draft) for i in range(_SCENES)]
-    there = [light_of(pixels) for pixels in pixels_of(scenes, side)]
+    there = [light_of(pixels) for pixels in pixels_of(scenes, _SIDE)]
     there.sort(key=lambda c: c.luminance or 0.0)
     found = []
     for part in np.array_split(np.arange(_SCENES), LEVELS):
@@ -64,7 +64,7 @@ def grid(level: str, side: int = 128) -> tuple[Conditions, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioned:
-    """``sampler`` and its settings are the model's own."""
+    """Drawn as the model's own preset has it."""
 
     judge: Callable[[], Judge] = load_judge
     name: str = "conditions"

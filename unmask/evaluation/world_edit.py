@@ -18,7 +18,7 @@ from unmask.data.world import edits
 from unmask.data.world.edits import EDIT_KINDS, Edit
 from unmask.data.world.language import position_word
 from unmask.data.world.render import render
-from unmask.data.world.scenes import Scene, Thing, sample, shows_held_out
+from unmask.data.world.scenes import Thing, only_in, sample, shows_held_out
 from unmask.evaluation.arms import Arm, Editor
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
@@ -127,9 +127,9 @@ def met(made: Edit, seen: Seen) -> bool:
     if made.kind == "background":
         return seen.background == made.target.background
     if made.kind == "remove":
-        (gone,) = _only_in(made.source, made.target)
+        (gone,) = only_in(made.source, made.target)
         return not any(right(found, gone) for found in seen.things)
-    (new,) = _only_in(made.target, made.source)
+    (new,) = only_in(made.target, made.source)
     if made.kind in ("add", "move"):
         return any(_placed(made, new, found, seen) for found in seen.things)
     return any(right(found, new) for found in seen.things)
@@ -140,10 +140,6 @@ def kept(made: Edit, seen: Seen) -> bool:
     same = [thing for thing in made.source.things if thing in made.target.things]
     background = made.kind == "background" or seen.background == made.source.background
     return background and all(any(right(found, thing) for found in seen.things) for thing in same)
-
-
-def _only_in(scene: Scene, other: Scene) -> list[Thing]:
-    return [thing for thing in scene.things if thing not in other.things]
 
 
 def _placed(made: Edit, new: Thing, found: Found, seen: Seen) -> bool:

@@ -71,8 +71,9 @@ class Grounds:
             for p, image in zip(items, pixels, strict=True)
         ]
         rows: list[Row] = [{"unseen": shows_held_out(p.scene), "random": _random(p)} for p in items]
+        built = [task.build(model.parts) for task in tasks]
         for steps in STEPS:
-            found = perform(model, tasks, [p.seed for p in items], ground.sampler(model.parts, steps=steps))
+            found = perform(model, tasks, [p.seed for p in items], ground.sampler(model.parts, steps=steps), built)
             for row, p, boxes in zip(rows, items, found, strict=True):
                 row[f"boxes_{steps}"] = [[round(v, 3) for v in box] for box in boxes]
                 pairs = zip(boxes, p.phrases, strict=True)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.corruption.absorbing import Absorbing
-from unmask.corruption.collapsing import Collapsing
 from unmask.sequence import Batch, Kind, Loss
 
 
@@ -70,6 +69,13 @@ class Dropout:
         return batch.drop_tokens(gone, null_id)
 
 
+class Process(Protocol):
+    """Which tokens are masked: at times [B] that it draws itself."""
+
+    def times(self, batch: Batch, rng: torch.Generator) -> Tensor: ...
+    def corrupt(self, clean: Batch, time: Tensor, rng: torch.Generator) -> Batch: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Masked:
     """``complementary``: train every row twice, with the mask and with its complement (LaViDa section 3.2).
@@ -77,7 +83,7 @@ class Masked:
     Each of its tokens then counts once, however the two share them: a row whose complement is empty has no less weight than others.
     """
 
-    corruption: Absorbing | Collapsing = Absorbing()
+    corruption: Process = Absorbing()
     weight: Weight = Plain()
     dropouts: tuple[Dropout, ...] = ()
     complementary: bool = False

@@ -241,9 +241,9 @@ class Engine:
             self._loaded |= request.task.needs
         sequence = request.task.build(self.parts)
         batch = collate([sequence], [request.seed], features_per_image=self.parts.look_tokens)
-        batch = batch.to(net.embed.weight.device)
+        batch = batch.replace(pixels=None, clean=None).to(net.embed.weight.device)
         look = self.features.of([sequence], net, batch.device)
-        run = request.sampler.start(batch.replace(pixels=None, clean=None))
+        run = request.sampler.start(batch)
         level = min((job.paid for job in self._live), default=0.0)
         return _Live(handle=handle, sequence=sequence, run=run, look=look, paid=level, since=self.clock())
 

@@ -26,17 +26,19 @@ from unmask.tokens.views import Look
 class Edit:
     """``pixels [3, side, side]`` changed as ``instruction`` says.
 
-    ``look``: how the picture is looked at, if not as it is · ``plan``: what is touched, and where.
+    ``look``: how the picture is looked at, if not as it is · ``plan``: what is touched, and where · ``codes``: of ``pixels``, where they
+    are known.
     """
 
     pixels: Tensor
     instruction: str
     look: Tensor | Look | None = None
     plan: Layout | None = None
+    codes: Tensor | None = None
     needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
-        source = tokens.encode(self.pixels).cpu()
+        source = (tokens.encode(self.pixels) if self.codes is None else self.codes).cpu()
         seen = self.pixels if self.look is None else self.look
         plan = tokens.planned(self.plan)
         return editing(tokens.builder(), seen, source, self.instruction, tokens.grid, fold=tokens.fold, plan=plan)

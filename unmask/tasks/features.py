@@ -1,6 +1,7 @@
 """Pictures that were looked at before need no second look.
 
-Public idea: ``Features(most_bytes).of(sequences, net)``: the features of their pictures, each encoded once and remembered by its content.
+Public idea: ``Features(most_bytes).of(sequences, net, device)``: the features of their pictures, each encoded once and remembered by
+its content.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Features:
     @torch.no_grad()
     def of(self, sequences: Items[Sequence], net: Sees, device: torch.device) -> Tensor | None:
         """The rows that ``Batch.feature`` numbers for these sequences; None where they have no picture."""
-        views = [shown.to(device) for sequence in sequences for shown in _looks(sequence)]
-        return torch.cat([self(v, lambda v=v: net.features(v)) for v in views]) if views else None
+        views = [shown for sequence in sequences for shown in _looks(sequence)]
+        return torch.cat([self(v, lambda v=v: net.features(v.to(device))) for v in views]) if views else None
 
     def __call__(self, pixels: Tensor, look: Callable[[], Tensor]) -> Tensor:
         key = _fingerprint(pixels)

@@ -275,7 +275,8 @@ class Model:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
         if self.through:
             return self.through.run(sequences, seeds, sampler, watch)
-        return decide(
+        began = time.perf_counter()
+        done = decide(
             self.parts.net,
             sequences,
             seeds,
@@ -285,6 +286,7 @@ class Model:
             carry=self.parts.features.of(sequences, self.parts.net, self.device),
             watch=watch,
         )
+        return replace(done, seconds=time.perf_counter() - began)  # pictures that had to be looked at included
 
     def tell(self, row: int, thought: Layout | Round) -> None:
         """What was thought on the way to picture ``row`` of a call, for whoever follows it (``through``)."""

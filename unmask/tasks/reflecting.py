@@ -30,6 +30,7 @@ from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.views import Look
 
+Rounds = Items[Items[Round]]
 MOST_ROUNDS = 64
 NEEDS = frozenset({"und", "gen", "text_head", "vision", "vq.decoder"})  # to plan, draw and judge
 _RIGHT = "is correct"
@@ -91,54 +92,56 @@ def think(
     ``sampler`` draws the pictures. ``NEEDS`` must have been loaded.
     """
 
-    def attempt(live: Items[int], own: Items[int], rounds: Items[Items[Round]]) -> list[Round]:
-        said = [prompts[i] for i in live]
-        plans = layouts(model, said, own, conditions) if thinking.plan else [thinking.layout] * len(live)
-        for i, layout in zip(live, plans, strict=True):
-            if layout and thinking.plan:
-                model.tell(i, layout)
-        past = [remembered(model.parts, rounds[i], thinking.memory, own[k]) for k, i in enumerate(live)]
-        images = _draw(model, said, own, plans, past, sampler, conditions)
-        words = criticise(model, said, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
-        return told(images, plans, words, own)
+    def plan(live: Items[int], own: Items[int], rounds: Rounds) -> list[Layout]:
+        return layouts(model, [prompts[i] for i in live], own, conditions)
 
-    return until_approved(model, seeds, thinking.rounds, attempt)
+    def draw(live: Items[int], own: Items[int], rounds: Rounds, plans: Items[Layout | None]) -> list[Image.Image]:
+        past = [remembered(model.parts, rounds[i], thinking.memory, seed) for i, seed in zip(live, own, strict=True)]
+        tasks = [
+            Generate(prompt=prompts[i], conditions=conditions, plan=layout, attempts=attempts)
+            for i, layout, attempts in zip(live, plans, past, strict=True)
+        ]
+        return perform(model, tasks, own, sampler)
+
+    def judge(live: Items[int], images: Items[Image.Image]) -> list[tuple[str, float]]:
+        return criticise(model, [prompts[i] for i in live], images)
+
+    return until_approved(model, seeds, thinking, plan, draw, judge)
 
 
 def until_approved(
     model: Thinks,
     seeds: Items[int],
-    most: int,
-    attempt: Callable[[Items[int], Items[int], Items[Items[Round]]], list[Round]],
+    thinking: Thinking,
+    plan: Callable[[Items[int], Items[int], Rounds], list[Layout]],
+    draw: Callable[[Items[int], Items[int], Rounds, Items[Layout | None]], list[Image.Image]],
+    judge: Callable[[Items[int], Items[Image.Image]], list[tuple[str, float]]],
 ) -> list[list[Round]]:
-    """``most`` rounds, or until one is approved, of as many requests as there are seeds.
+    """As many rounds as ``thinking`` has, or until one is approved, of as many requests as there are seeds.
 
-    ``attempt(live, own, rounds)`` makes one more round of each of the requests ``live``, from seeds of its ``own``.
+    Each round asks for layouts, pictures, and what is wrong with these, of the requests that are still ``live``, from seeds of its
+    ``own``; ``rounds`` are the earlier ones of all requests.
     """
     rounds: list[list[Round]] = [[] for _ in seeds]
     live = list(range(len(seeds)))
-    for number in range(most):
+    for number in range(thinking.rounds):
         own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
-        for i, made in zip(live, attempt(live, own, rounds), strict=True):
+        plans: list[Layout | None] = [thinking.layout] * len(live)
+        if thinking.plan:
+            plans = [*plan(live, own, rounds)]
+            for i, layout in zip(live, plans, strict=True):
+                if layout:
+                    model.tell(i, layout)
+        images = draw(live, own, rounds, plans)
+        words = judge(live, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
+        for i, image, layout, (said, chance), seed in zip(live, images, plans, words, own, strict=True):
+            made = Round(image=image, plan=layout, critique=said, accepted=accepts(said), approval=chance, seed=seed)
             rounds[i].append(made)
             model.tell(i, made)
         live = [i for i in live if not rounds[i][-1].accepted]
         if not live:
             break
     return rounds
-
-
-def told(
-    images: Items[Image.Image],
-    plans: Items[Layout | None],
-    words: Items[tuple[str, float]],
-    seeds: Items[int],
-) -> list[Round]:
-    """One round each of pictures, what they were made from and what was said of them."""
-    return [
-        Round(image=image, plan=plan, critique=said, accepted=accepts(said), approval=chance, seed=seed)
-        for image, plan, (said, chance), seed in zip(images, plans, words, seeds, strict=True)
-    ]
 
 
 def best(rounds: Items[Round]) -> Round:
@@ -163,22 +166,6 @@ def layouts(model: Thinks, prompts: Items[str], seeds: Items[int], conditions: C
     return perform(model, tasks, seeds, model.presets.plan(model.parts))
 
 
-def _draw(
-    model: Thinks,
-    prompts: Items[str],
-    seeds: Items[int],
-    plans: Items[Layout | None],
-    past: Items[tuple[Attempt, ...]],
-    sampler: Sampler,
-    conditions: Conditions | None,
-) -> list[Image.Image]:
-    tasks = [
-        Generate(prompt=p, conditions=conditions, plan=plan, attempts=attempts)
-        for p, plan, attempts in zip(prompts, plans, past, strict=True)
-    ]
-    return perform(model, tasks, seeds, sampler)
-
-
 def criticise(model: Thinks, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
     """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
     parts, length = model.parts, model.presets.critique_length
@@ -188,15 +175,17 @@ def criticise(model: Thinks, prompts: Items[str], images: Items[Image.Image]) ->
 
 def heard(model: Thinks, critiques: Items[Task]) -> list[tuple[str, float]]:
     """What comes of tasks that ask for a critique, and how probable approval was at the outset."""
-    said = perform(model, critiques, [0] * len(critiques), model.presets.critique(model.parts))
-    return list(zip(said, _approvals(model, [task.build(model.parts) for task in critiques]), strict=True))
+    built = [task.build(model.parts) for task in critiques]
+    said = perform(model, critiques, [0] * len(built), model.presets.critique(model.parts), built)
+    return list(zip(said, _approvals(model, built), strict=True))
 
 
 @torch.no_grad()
 def _approvals(model: Thinks, sequences: Items[Sequence]) -> list[float]:
     """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
     net, parts = model.parts.net, model.parts
-    batch = collate(sequences, [0] * len(sequences), features_per_image=parts.look_tokens).to(model.device)
+    batch = collate(sequences, [0] * len(sequences), features_per_image=parts.look_tokens)
+    batch = batch.replace(pixels=None).to(model.device)
     found = net(batch, ask=batch.masked, carry=parts.features.of(sequences, net, model.device))
     word = parts.text.encode(_RIGHT)[-1]
     chance_N = found.text_logits.float().softmax(-1)[:, word].cpu()

@@ -19,7 +19,7 @@ from unmask.tasks import reflecting
 from unmask.tasks.edit import Edit
 from unmask.tasks.parts import Parts
 from unmask.tasks.planning import PlanEdit
-from unmask.tasks.reflecting import Thinking
+from unmask.tasks.reflecting import Rounds, Thinking
 from unmask.tasks.results import Round, answered
 from unmask.tasks.running import Thinks, perform
 from unmask.tokens.build import asking, looking
@@ -63,26 +63,33 @@ def revise(
     ``NEEDS`` must have been loaded.
     """
     parts = model.parts
-    pixels, looks = [parts.see(image)[0] for image in images], [parts.look(image) for image in images]
+    each = {id(image): image for image in images}  # one picture may be edited several times
+    pixels = {name: parts.see(image)[0] for name, image in each.items()}
+    looks = {name: parts.look(image) for name, image in each.items()}
+    codes = {name: parts.encode(seen) for name, seen in pixels.items()}
 
-    def attempt(live: Items[int], own: Items[int], rounds: Items[Items[Round]]) -> list[Round]:
-        told = [(looks[i], instructions[i]) for i in live]
-        retry = bool(rounds[live[0]])
-        plans = layouts(model, told, own, retry=retry) if thinking.plan else [thinking.layout] * len(live)
-        for i, layout in zip(live, plans, strict=True):
-            if layout and thinking.plan:
-                model.tell(i, layout)
+    def plan(live: Items[int], own: Items[int], rounds: Rounds) -> list[Layout]:
+        told = [(looks[id(images[i])], instructions[i]) for i in live]
+        return layouts(model, told, own, retry=bool(rounds[live[0]]))
+
+    def draw(live: Items[int], own: Items[int], rounds: Rounds, plans: Items[Layout | None]) -> list[Image.Image]:
+        sources = [images[i] for i in live]
         tasks = [
-            Edit(pixels=pixels[i], instruction=words, look=look, plan=plan)
-            for i, (look, words), plan in zip(live, told, plans, strict=True)
+            Edit(
+                pixels=pixels[id(image)],
+                instruction=instructions[i],
+                look=looks[id(image)],
+                plan=layout,
+                codes=codes[id(image)],
+            )
+            for i, image, layout in zip(live, sources, plans, strict=True)
         ]
-        made = perform(model, tasks, own, again if retry else sampler)
-        words = [("", 0.0)] * len(live)
-        if thinking.rounds > 1:
-            words = criticise(model, [images[i] for i in live], made, [instructions[i] for i in live])
-        return reflecting.told(made, plans, words, own)
+        return perform(model, tasks, own, again if rounds[live[0]] else sampler)
 
-    return reflecting.until_approved(model, seeds, thinking.rounds, attempt)
+    def judge(live: Items[int], made: Items[Image.Image]) -> list[tuple[str, float]]:
+        return criticise(model, [images[i] for i in live], made, [instructions[i] for i in live])
+
+    return reflecting.until_approved(model, seeds, thinking, plan, draw, judge)
 
 
 def layouts(

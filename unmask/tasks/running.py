@@ -87,7 +87,10 @@ def decide(
     pictures · ``watch`` is shown every row after every step.
     """
     began = time.perf_counter()
-    batch = collate(sequences, seeds, features_per_image=features_per_image).to(device)
+    batch = collate(sequences, seeds, features_per_image=features_per_image)
+    if carry is not None:
+        batch = batch.replace(pixels=None)  # they have been looked at
+    batch = batch.to(device)
 
     def on_step(step: Step) -> None:
         if watch:
@@ -100,9 +103,14 @@ def decide(
     return Done(rows=rows, seconds=time.perf_counter() - began)
 
 
-def perform(model: Runs, tasks: Items[Task], seeds: Items[int], sampler: Sampler) -> list[Any]:
-    """What ``read`` makes of every task, all decided in one batch. Their ``needs`` must have been loaded."""
-    done = model.run([task.build(model.parts) for task in tasks], seeds, sampler)
+def perform(
+    model: Runs, tasks: Items[Task], seeds: Items[int], sampler: Sampler, built: Items[Sequence] | None = None
+) -> list[Any]:
+    """What ``read`` makes of every task, all decided in one batch. Their ``needs`` must have been loaded.
+
+    ``built``: their sequences, where they are at hand.
+    """
+    done = model.run(built or [task.build(model.parts) for task in tasks], seeds, sampler)
     return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
 
 

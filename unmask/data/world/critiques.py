@@ -26,7 +26,7 @@ from unmask.data.world.language import (
     sized,
     told,
 )
-from unmask.data.world.scenes import Scene, Thing, place, relation, shows_held_out, split_of
+from unmask.data.world.scenes import Scene, Thing, only_in, place, relation, shows_held_out, split_of
 from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
 
@@ -298,7 +298,7 @@ def _more_than_asked(made: Edit, rng: Random) -> Scene | None:
 
 def _near_miss(made: Edit, rng: Random) -> Scene | None:
     """The same kind of edit of something else or to something else; or the new thing in another colour, class or place."""
-    come, level = _only_in(made.target, made.source), LEVELS[made.source.level]
+    come, level = only_in(made.target, made.source), LEVELS[made.source.level]
     if not come or rng.random() < 0.4:
         other = edit(made.source, split_of(made.source), rng, made.kind)
         return other.target if other else None
@@ -316,9 +316,9 @@ def fault(made: Edit, shown: Scene, rng: Random) -> str:
     if shown.signature == made.source.signature:
         return UNDONE
     wanted = made.target
-    come, gone = _only_in(wanted, made.source), _only_in(made.source, wanted)
-    extra, found = _only_in(shown, wanted), []
-    for thing in _only_in(wanted, shown):
+    come, gone = only_in(wanted, made.source), only_in(made.source, wanted)
+    extra, found = only_in(shown, wanted), []
+    for thing in only_in(wanted, shown):
         asked = thing in come
         other = _counterpart(thing, extra, made if asked else None)
         if other:
@@ -329,10 +329,6 @@ def fault(made: Edit, shown: Scene, rng: Random) -> str:
     if shown.background != wanted.background:
         found.append((made.kind != "background", _before(wanted.background, shown.background)))
     return min(found, key=lambda f: f[0])[1] if found else ""
-
-
-def _only_in(scene: Scene, other: Scene) -> list[Thing]:
-    return [thing for thing in scene.things if thing not in other.things]
 
 
 def _fits(thing: Thing, other: Thing, made: Edit | None) -> bool:

@@ -16,7 +16,7 @@ from functools import cache
 from random import Random
 
 from unmask.data.world.scenes import INVERSE, Scene, Thing, held_out, relation, shows_held_out
-from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
+from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, COLOUR_NAMES, LEVELS
 
 Box = tuple[float, float, float, float]
 NUMBERS = ("one", "two", "three", "four", "five", "six")
@@ -183,10 +183,14 @@ def layout(scene: Scene, rng: Random, said: str = "") -> tuple[tuple[str, Box], 
     return tuple((f"{size_word(t, scene.level)} {noun(t)}".strip() if sized else noun(t), t.box) for t in ordered)
 
 
+# Not behind a colour: the dog of "a purple dog" is no natural dog.
+_BARE = "".join(rf"(?<!\b{colour} )" for colour in COLOUR_NAMES)
+
+
 def _named_at(thing: Thing, said: str) -> int:
     """Where a text first speaks of a thing, with its colour or else without; its length where it does not."""
     for words in (noun(thing), plural(thing), thing.name, CLASSES[thing.name][0]):
-        if found := re.search(rf"\b{words}\b", said):
+        if found := re.search(rf"{_BARE}\b{words}\b", said):
             return found.start()
     return len(said)
 

@@ -6,7 +6,7 @@ from random import Random
 
 from unmask.data.world.edits import Edit
 from unmask.data.world.language import layout, noun
-from unmask.data.world.scenes import Scene, Thing
+from unmask.data.world.scenes import Scene, Thing, only_in
 from unmask.tokens.layouts import Layout, Placed
 from unmask.tokens.prompts import Wording
 
@@ -19,8 +19,7 @@ def scene_layout(scene: Scene, said: str, wording: Wording, rng: Random) -> Layo
 
 def edit_layout(edit: Edit, wording: Wording) -> Layout:
     """What an edit touches: the thing that goes or, where another comes or it changes, that one; for a new place or size first the old."""
-    gone = [t for t in edit.source.things if t not in edit.target.things]
-    come = [t for t in edit.target.things if t not in edit.source.things]
+    gone, come = only_in(edit.source, edit.target), only_in(edit.target, edit.source)
     touched = [*gone, *come] if edit.kind in ("move", "resize") else come or gone
     return Layout(things=tuple(_placed(t) for t in touched), reason=wording.reason(edit.kind))
 

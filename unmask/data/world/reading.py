@@ -38,15 +38,16 @@ def read(image: np.ndarray, level: str = "grid") -> Reading:
     against = {name: np.square(small - _empty(name)).mean(-1) for name in LEVELS[level].backgrounds}
     background = min(against, key=lambda name: float(np.quantile(against[name], 0.3)))
     left = against[background].copy()  # what no thing explains yet
-    found = [_best(small, background, level, spot) for spot in _spots(level)]
-    gains = [float(left[_part(t)].mean() - error) * t.size**2 for t, error in found]
+    spots = _spots(level)
+    found = [_best(small, background, level, spot) for spot in spots]
+    gains = [float(left[_part(*s)].mean() - error) * t.size**2 for s, (t, error) in zip(spots, found, strict=True)]
     things: list[Thing] = []
     for i in sorted(range(len(found)), key=lambda i: -gains[i]):
         thing, error = found[i]
         taken = any(not apart((thing.x, thing.y, thing.size), (t.x, t.y, t.size)) for t in things)
         if error < _ALIKE and gains[i] > 0 and not taken:
             things.append(thing)
-            left[_part(thing)] = error
+            left[_part(*spots[i])] = error
     n = LEVELS[level].lattice
     clean = bool((left.reshape(n, _SIDE // n, n, _SIDE // n).mean((1, 3)) < _ALIKE).all())
     return Reading(scene=Scene(things=tuple(things), background=background, level=level), clean=clean)
@@ -63,16 +64,15 @@ def _spots(level: str) -> list[tuple[float, float, float]]:
     ]
 
 
-def _part(thing: Thing) -> tuple[slice, slice]:
-    left, top, side = (round(v * _SIDE) for v in (thing.x, thing.y, thing.size))
+def _part(x: float, y: float, size: float) -> tuple[slice, slice]:
+    left, top, side = (round(v * _SIDE) for v in (x, y, size))
     return slice(top, top + side), slice(left, left + side)
 
 
 def _best(small: np.ndarray, background: str, level: str, spot: tuple[float, float, float]) -> tuple[Thing, float]:
     """The thing that a place shows best, and the mean squared difference that is left."""
     names, drawn_TSS3 = _drawn(background, level, spot)
-    thing = Thing(name="", colour="", x=spot[0], y=spot[1], size=spot[2])
-    error_T = np.square(drawn_TSS3 - small[_part(thing)]).mean((1, 2, 3))
+    error_T = np.square(drawn_TSS3 - small[_part(*spot)]).mean((1, 2, 3))
     best = int(error_T.argmin())
     name, colour = names[best]
     return Thing(name=name, colour=colour, x=spot[0], y=spot[1], size=spot[2]), float(error_T[best])
@@ -82,9 +82,10 @@ def _best(small: np.ndarray, background: str, level: str, spot: tuple[float, flo
 def _drawn(background: str, level: str, spot: tuple[float, float, float]) -> tuple[list[tuple[str, str]], np.ndarray]:
     """Every (class, colour) of a level, and how it looks there."""
     names = [(name, colour) for name in LEVELS[level].classes for colour in ("", *LEVELS[level].colours)]
-    things = [Thing(name=name, colour=colour, x=spot[0], y=spot[1], size=spot[2]) for name, colour in names]
+    x, y, size = spot
+    things = [Thing(name=name, colour=colour, x=x, y=y, size=size) for name, colour in names]
     scenes = [Scene(things=(thing,), background=background, level=level) for thing in things]
-    looks = [render(s, _SIDE)[_part(t)] for s, t in zip(scenes, things, strict=True)]
+    looks = [render(s, _SIDE)[_part(*spot)] for s in scenes]
     return names, np.stack(looks).astype(np.float32) / 255
 
 

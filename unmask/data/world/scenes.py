@@ -89,6 +89,11 @@ def relation(a: Thing, b: Thing) -> str:
     return ""
 
 
+def only_in(scene: Scene, other: Scene) -> list[Thing]:
+    """The things of a scene that another one has not."""
+    return [thing for thing in scene.things if thing not in other.things]
+
+
 @cache
 def held_out(*combination: str) -> bool:
     """Whether (colour, class), (class, class) or (relation, class, class) belongs to the test split alone."""
