@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from unmask.models.elastic import Elastic
+from unmask.sampling.sampler import NothingUnmasked
 from unmask.sampling.select import move
 from unmask.sequence import Batch, Prediction, Sequence, collate
 from unmask.serving.engine import PLACES, Limits
@@ -286,6 +287,26 @@ def test_closing_leaves_nobody_waiting(model: Elastic) -> None:
     outcomes = [handle.future.exception(0) for handle in handles]
     assert all(o is None or isinstance(o, Closed) for o in outcomes) and isinstance(outcomes[-1], Closed)
     assert served.metrics().live == served.metrics().waiting == 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A draw whose settings lead to no number."""
+
+    draw: Any
+
+    def __call__(self, *given: Any) -> Any:
+        return 1 / 0
+
+
+def test_settings_that_lead_nowhere_are_to_blame_themselves(model: Elastic) -> None:
+    served = engine(model)
+    lost = served.submit(request(text(3), dataclasses.replace(ONE_BY_ONE, draw=Lost(draw=ONE_BY_ONE.draw))))
+    fine = served.submit(request(text(3)))
+    served.drain()
+    with pytest.raises(NothingUnmasked, match="division by zero"):
+        lost.result(0)
+    assert fine.result(0) is not None
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

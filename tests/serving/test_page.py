@@ -336,6 +336,7 @@ def test_gallery_repeats_what_was_drawn_and_links_share_it(visits: Callable[...,
     assert other.locator("#room-draw input[name='draw.temperature']").input_value() == "0"
     other.keyboard.press("Control+Enter")
     done(other.locator("#room-draw"))
+    expect(visit.page("#constructor?prompt=a").locator("#room-draw")).to_be_visible()  # no such room: the first one
 
 
 def test_escape_cancels_and_frees_the_server(page: Page, server: Server, model: Any) -> None:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from PIL import Image
 from unmask.cli.options import Command, Run, model_options, path_option
 from unmask.cli.output import news, numbered, print_json
 from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, save_trace
-from unmask.tokens.prompts import Conditions
 
 _GAP = "[mask]"
 
@@ -39,8 +37,8 @@ def _light(command: Command) -> Command:
         luminance: float | None, contrast: float | None, score: float | None, crop: tuple[int, int] | None, **own: Any
     ) -> None:
         top, left = crop or (None, None)
-        told = {"luminance": luminance, "contrast": contrast, "score": score, "top": top, "left": left}
-        command(asked={name: value for name, value in told.items() if value is not None}, **own)
+        light = {"luminance": luminance, "contrast": contrast, "score": score}
+        command(asked={**light, "top": top, "left": left}, **own)
 
     options = (
         click.option("--luminance", type=click.FloatRange(0, 1), metavar="0..1", help="Ask for this mean luminance."),
@@ -106,13 +104,11 @@ def generate(
     _apart(out, trace, thoughts)
     layout = _layout(boxes) if boxes else plan
     model = run.open("reflect" if reflect > 1 else "plan" if plan else "generate")
-    # Beside what the model is always told, where that is something.
-    conditions = replace(model.parts.quirks.conditions or Conditions(), **asked) if asked else None
     drawn = model.generate(
         prompt,
         n=count,
         seed=run.seed,
-        conditions=conditions,
+        conditions=model.parts.conditions(asked),
         plan=layout,
         reflect=reflect,
         trace=trace is not None,

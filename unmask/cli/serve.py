@@ -134,7 +134,11 @@ def _run(server: Any, drain_seconds: float, show: bool) -> None:
     before = {s: signal.signal(s, lambda which, _: stops.put(which)) for s in (signal.SIGTERM, signal.SIGINT)}
     undo = log_to()
     try:
-        server.start()
+        try:
+            server.start()
+        except BaseException:
+            server.close()
+            raise
         click.echo(server.url)
         if show:
             webbrowser.open(server.url)

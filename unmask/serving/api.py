@@ -44,7 +44,7 @@ def application(
     """
     app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None)
     tally = Tally()
-    app.add_middleware(Guard, keys=keys, most_bytes=most_bytes)
+    app.add_middleware(Guard, keys=keys, origins=origins, most_bytes=most_bytes)
     if origins:
         allowed = ["authorization", "content-type", "x-request-id"]
         app.add_middleware(

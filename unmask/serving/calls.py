@@ -23,7 +23,7 @@ from unmask.tasks.text import TextModel
 from unmask.tokens.forms import Form, of_response_format
 from unmask.tokens.layouts import Layout, layout_of
 from unmask.tokens.pictures import read_image, read_region
-from unmask.tokens.prompts import RELEASED, Conditions, Wording
+from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
 
 # Fields of samplers that say which token or place is which. They are the model's own; a wrong one reads beyond its tables.
@@ -38,7 +38,10 @@ _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
         _fits(model, body.size)
-        thought = {"conditions": _conditions(model, body), "plan": _plan(model, body), "reflect": body.reflect}
+        top, left = body.crop or (None, None)
+        light = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
+        conditions = model.parts.conditions({**light, "top": top, "left": left})
+        thought = {"conditions": conditions, "plan": _plan(model, body), "reflect": body.reflect}
         return model.generate(body.prompt, seed=seed, settings=checked(body.overrides), **thought)[0]
 
     return ask
@@ -184,9 +187,8 @@ def _paced(body: Chat, sampler: Sampler, rooms: Sequence[int]) -> list[str]:
     ``rooms``: tokens of the answer, or of every value of a form: values are found one after the other, each in a step at least.
     """
     if isinstance(sampler.pace, Fixed) and body.steps is not None:
-        guidance = [f"guide.scale={body.guidance}"] if body.guidance is not None else []
-        return [f"pace.each={-(-max(rooms) // max(1, body.steps // len(rooms)))}", *guidance]
-    return body.overrides[: len(body.overrides) - len(body.settings)]
+        return [f"pace.each={-(-max(rooms) // max(1, body.steps // len(rooms)))}", *body.guided]
+    return body.paced
 
 
 def _messages(body: Chat) -> list[Message]:
@@ -199,14 +201,6 @@ def _messages(body: Chat) -> list[Message]:
         )
         for m in spoken
     ]
-
-
-def _conditions(model: Model, body: Draw) -> Conditions | None:
-    """What was asked of the picture's light and frame, beside what the model is always told, where that is something."""
-    top, left = body.crop or (None, None)
-    told = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score, "top": top, "left": left}
-    asked: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-    return replace(model.parts.quirks.conditions or Conditions(), **asked) if asked else None
 
 
 def _plan(model: Model, body: Planned) -> bool | Layout:

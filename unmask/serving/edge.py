@@ -63,17 +63,24 @@ class Edge:
 class Guard:
     """Lets in who has a key, where keys are wanted, and no more than ``most_bytes`` of a body, whatever its headers say.
 
-    The body is taken in whole before anybody acts on it. Only paths below /v1 need a key.
+    The body is taken in whole before anybody acts on it. Only paths below /v1 need a key. Pages of other sites are turned away unless
+    they are among ``origins``: CORS alone hides the answer from them, after a form of theirs has made the model work.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], most_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], origins: Sequence[str], most_bytes: int) -> None:
         self.app, self.keys, self.most_bytes = app, [key.encode() for key in keys], most_bytes
+        self.origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.keys and scope["path"].startswith("/v1") and not self._known(Headers(scope=scope)):
+        headers = Headers(scope=scope)
+        if self._strange(scope, headers):
+            message = "pages of other sites may not ask here; start the server with --cors ORIGIN"
+            await refuse(Trouble(status=403, message=message, code="other_site"), send)
+            return
+        if self.keys and scope["path"].startswith("/v1") and not self._known(headers):
             message = "this server wants a key; send the header Authorization: Bearer KEY"
             await refuse(Trouble(status=401, message=message, code="invalid_api_key"), send)
             return
@@ -92,6 +99,11 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self.app(scope, again, send)
+
+    def _strange(self, scope: Scope, headers: Headers) -> bool:
+        """Whether a browser says that a page of another site asks to have something done."""
+        allowed = {"*", headers.get("origin")} & self.origins
+        return scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site" and not allowed
 
     def _known(self, headers: Headers) -> bool:
         kind, _, key = headers.get("authorization", "").partition(" ")

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from unmask.models.elastic import Elastic
-from unmask.sampling.sampler import Run
+from unmask.sampling.sampler import NothingUnmasked, Run
 from unmask.sequence import Prediction, Sequence, collate, decided
 from unmask.serving.batching import Part, join, part_of, shares
 from unmask.serving.metrics import Meter, Metrics
@@ -243,7 +244,8 @@ class Engine:
         batch = collate([sequence], [request.seed], features_per_image=self.parts.look_tokens)
         batch = batch.replace(pixels=None, clean=None).to(net.embed.weight.device)
         look = self.features.of([sequence], net, batch.device)
-        run = request.sampler.start(batch)
+        with _sampling():
+            run = request.sampler.start(batch)
         level = min((job.paid for job in self._live), default=0.0)
         return _Live(handle=handle, sequence=sequence, run=run, look=look, paid=level, since=self.clock())
 
@@ -283,7 +285,8 @@ class Engine:
     def _advance(self, job: _Live, answer: Prediction) -> None:
         job.paid += job.part.positions / 2.0**job.handle.request.priority
         try:
-            job.run.advance(answer)
+            with _sampling():
+                job.run.advance(answer)
         except Exception as error:
             self._leave(job, error)
             return
@@ -329,6 +332,15 @@ class Engine:
             self._waiting, self._entering, self._live = [], [], []
         for handle in left:
             self._settle(handle, error)
+
+
+@contextmanager
+def _sampling() -> Iterator[None]:
+    """Settings that a stranger made may lead to no number; then they are to blame, and not the model."""
+    try:
+        yield
+    except ArithmeticError as error:
+        raise NothingUnmasked(str(error)) from error
 
 
 def _place(handle: Handle) -> tuple[int, int]:

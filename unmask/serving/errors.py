@@ -63,7 +63,7 @@ def trouble(error: BaseException) -> Trouble:
             return Trouble(status=404, message=text, code="model_not_found", param="model")
         case HTTPException():
             return Trouble(status=error.status_code, message=str(error.detail)[:_MOST], code=_code(error.status_code))
-        case NothingUnmasked() | ArithmeticError():  # no sampler of ours does that by itself
+        case NothingUnmasked():  # no sampler of ours does that by itself
             message = f"settings: these lead nowhere ({text}); give others"
             return Trouble(status=400, message=message, code="invalid_value", param="settings")
         case ValueError():

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unmask.serving.api import MOST_BYTES, application
-from unmask.serving.server import IDLE
+from unmask.serving.server import IDLE, address
 from unmask.serving.service import Service
 
 _NAME = "unmask"
@@ -62,8 +63,7 @@ class Replicas:
 
     @property
     def url(self) -> str:
-        shown = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://[{shown}]:{self.port}" if ":" in shown else f"http://{shown}:{self.port}"
+        return address(self.host, self.port)
 
     def start(self) -> Replicas:
         """Returns once every copy answers. RuntimeError where one does not start."""
@@ -84,12 +84,18 @@ class Replicas:
         return self
 
     def drain(self, seconds: float) -> bool:
-        """Take nothing more, finish what is under way in at most the ``drain_seconds`` of each copy, then stop."""
+        """Take nothing more, finish what is under way in at most the ``drain_seconds`` of each copy, then stop.
+
+        False where that took longer than ``seconds``.
+        """
         from ray import serve
 
-        serve.delete(_NAME)
+        serve.delete(_NAME, _blocking=False)  # which would wait for a minute and no longer
+        end = time.monotonic() + seconds
+        while (left := _NAME in serve.status().applications) and time.monotonic() < end:
+            time.sleep(0.5)
         self.close()
-        return True
+        return not left
 
     def close(self) -> None:
         """Stop now. May be called twice."""
@@ -100,7 +106,10 @@ class Replicas:
             import ray
             from ray import serve
 
-            serve.shutdown()
+            if os.environ.get("RAY_ADDRESS"):  # others may serve there
+                serve.delete(_NAME)
+            else:
+                serve.shutdown()
             ray.shutdown()
 
     def _where(self) -> dict[str, Any]:

@@ -83,11 +83,19 @@ class Sampled(Fields):
     )
 
     @property
+    def guided(self) -> list[str]:
+        """``guidance`` as a setting of a sampler."""
+        return [f"guide.scale={self.guidance}"] if self.guidance is not None else []
+
+    @property
+    def paced(self) -> list[str]:
+        """``steps`` and ``guidance``."""
+        return [*([f"pace.steps={self.steps}"] if self.steps is not None else []), *self.guided]
+
+    @property
     def overrides(self) -> list[str]:
-        """``steps``, ``guidance`` and ``settings`` as settings of a sampler."""
-        steps = [f"pace.steps={self.steps}"] if self.steps is not None else []
-        guidance = [f"guide.scale={self.guidance}"] if self.guidance is not None else []
-        return [*steps, *guidance, *self.settings]
+        """``steps``, ``guidance`` and ``settings``."""
+        return [*self.paced, *self.settings]
 
 
 class Streamed(Strict):

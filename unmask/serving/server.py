@@ -46,9 +46,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        host, port = self.listener.getsockname()[:2]
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+        return address(*self.listener.getsockname()[:2])
 
     @property
     def alive(self) -> bool:
@@ -82,6 +80,12 @@ class Server:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def address(host: str, port: int) -> str:
+    """Where a browser finds what listens there."""
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:

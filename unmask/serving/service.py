@@ -108,7 +108,8 @@ class Service:
     def _answer(self, job: Job, ask: Callable[[Any], Any]) -> Any:
         model = self.model
         if isinstance(model, Model):
-            return ask(Model(model.parts, model.presets, through=job))
+            # One memory of pictures: what the engine has looked at needs no second look.
+            return ask(Model(replace(model.parts, features=job.engine.features), model.presets, through=job))
         return ask(TextModel(model.parts, through=job))
 
     def _ended(self, future: Future[Any]) -> None:

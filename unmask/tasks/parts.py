@@ -5,8 +5,9 @@ Public idea: ``Parts`` is handed to every task's ``build`` and ``read``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from unmask.tasks.features import Features
 from unmask.tokens.build import Builder, PlanIds
 from unmask.tokens.layouts import Layout, to_ids
 from unmask.tokens.pictures import Placement, square
-from unmask.tokens.prompts import Wording
+from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.views import AnyRes, Look, to_pixels
@@ -70,6 +71,11 @@ class Parts:
     def look_tokens(self) -> int:
         """Feature rows of one view of a picture."""
         return self.net.config.vision.tokens if self.net.config.vision else 0
+
+    def conditions(self, asked: Mapping[str, float | None]) -> Conditions | None:
+        """What was asked of a picture (fields of ``Conditions``), beside what the model is always told; None where nothing was."""
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return replace(self.quirks.conditions or Conditions(), **given) if given else None
 
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=self.wording, look_tokens=self.look_tokens, quirks=self.quirks)

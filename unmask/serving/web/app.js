@@ -12,16 +12,16 @@ import { known } from "./pictures.js";
 const ROOMS = { draw: drawRoom, ask: askRoom, ground: groundRoom, edit: editRoom, chat: chatRoom };
 const AGAIN = 2000; // milliseconds between looks for a server that went away
 const server = document.getElementById("server"), main = document.getElementById("rooms"), tabs = document.getElementById("tabs");
-const keyButton = document.getElementById("key"), rooms = {};
+const keyButton = document.getElementById("key"), rooms = Object.create(null); // so that no address names what every object has
 let shown = null;
 
-const services = { lost, needKey, send, takeLast, model: { id: "", unmask: {} }, gallery: null };
+const services = { has, lost, needKey, send, takeLast, model: { id: "", unmask: {} }, gallery: null };
 
 async function start() {
   theme(localStorage.getItem("unmask.theme"));
   document.getElementById("theme").addEventListener("click", () => theme(dark() ? "light" : "dark", true));
   keyButton.addEventListener("click", () => needKey());
-  services.gallery = new Gallery(document.getElementById("gallery"), { open, send });
+  services.gallery = new Gallery(document.getElementById("gallery"), { has, open, send });
   addEventListener("keydown", keys);
   addEventListener("paste", (event) => rooms[shown]?.intake?.paste(event));
   addEventListener("hashchange", follow);
@@ -43,7 +43,7 @@ async function connect() {
 
 function build(fields) {
   const can = services.model.unmask?.tasks;
-  const names = Object.keys(ROOMS).filter((name) => !can || can.includes({ draw: "generate", chat: "converse" }[name] || name) || can.includes(name));
+  const names = Object.keys(ROOMS).filter((name) => !can || can.includes(name === "draw" ? "generate" : name));
   main.replaceChildren();
   tabs.replaceChildren();
   for (const name of names) {
@@ -52,6 +52,11 @@ function build(fields) {
     tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, onclick: () => choose(name) }, rooms[name].task.title));
   }
   if (!follow()) choose(names[0]);
+}
+
+/** Whether this model has a room of that name. */
+function has(task) {
+  return task in rooms;
 }
 
 function choose(name) {
@@ -69,7 +74,7 @@ function choose(name) {
 /** Fill in what the address says, if it says something. */
 function follow() {
   const found = linked(location.hash);
-  if (!found || !rooms[found.task]) return false;
+  if (!found || !has(found.task)) return false;
   open(found.task, found.values);
   return true;
 }

@@ -62,7 +62,8 @@ export class Brush {
 
   line(from, to) {
     const { pen } = this, { width, height } = this.element;
-    pen.globalCompositeOperation = this.erase.getAttribute("aria-pressed") === "true" ? "destination-out" : "source-over";
+    const erasing = this.erase.getAttribute("aria-pressed") === "true";
+    pen.globalCompositeOperation = erasing ? "destination-out" : "source-over";
     pen.strokeStyle = getComputedStyle(this.element).getPropertyValue("--accent").trim();
     pen.lineCap = "round";
     pen.lineWidth = this.radius * 2;
@@ -70,7 +71,7 @@ export class Brush {
     pen.moveTo(from[0] * width, from[1] * height);
     pen.lineTo(to[0] * width + 0.01, to[1] * height);
     pen.stroke();
-    this.painted = this.pen.getImageData(0, 0, width, height).data.some((value, i) => i % 4 === 3 && value > 127);
+    this.painted = !erasing || (this.painted && pen.getImageData(0, 0, width, height).data.some((value, i) => i % 4 === 3 && value > 127));
     this.onchange();
   }
 

@@ -12,7 +12,8 @@ export class Canvas {
     this.grid = false;
     this.blank();
     new ResizeObserver(() => this.fit()).observe(this.element);
-    document.addEventListener("themechange", () => this.paint(1));
+    const repaint = () => (this.element.isConnected ? this.paint(1) : document.removeEventListener("themechange", repaint));
+    document.addEventListener("themechange", repaint);
   }
 
   /** Nothing decided yet. ``grid``: rows and columns. */
@@ -50,7 +51,8 @@ export class Canvas {
     const { pen, frame } = this, { width, height } = this.element;
     const style = getComputedStyle(this.element), colour = (name) => style.getPropertyValue(name).trim();
     pen.clearRect(0, 0, width, height);
-    pen.fillStyle = colour("--canvas");
+    const paper = colour("--canvas"), tiles = [colour("--tile-2"), colour("--tile")];
+    pen.fillStyle = paper;
     pen.fillRect(0, 0, width, height);
     pen.imageSmoothingQuality = "high";
     if (frame.image) pen.drawImage(frame.image, 0, 0, width, height);
@@ -63,9 +65,9 @@ export class Canvas {
     };
     for (let i = 0; i < rows * columns; i++) {
       if (frame.masked[i] !== "1") continue;
-      pen.fillStyle = colour("--canvas");
+      pen.fillStyle = paper;
       pen.fillRect(x(i) - 0.5, y(i) - 0.5, w + 1, t + 1);
-      pen.fillStyle = colour((Math.floor(i / columns) + i) % 2 ? "--tile" : "--tile-2");
+      pen.fillStyle = tiles[(Math.floor(i / columns) + i) % 2];
       tile(i);
       pen.fill();
     }

@@ -3,7 +3,7 @@
 import { post } from "./api.js";
 import { Brush } from "./brush.js";
 import { h } from "./dom.js";
-import { mistake } from "./job.js";
+import { NO_PICTURE, mistake } from "./job.js";
 import { paint } from "./painting.js";
 import { blobOf } from "./pictures.js";
 import { Room } from "./room.js";
@@ -57,7 +57,7 @@ export function editRoom(fields, services) {
 
   async function work(signal, report) {
     const values = room.given(), painted = brush.painted;
-    if (!room.picture) throw mistake("There is no picture yet; choose one, drop one on the canvas, or draw one first.");
+    if (!room.picture) throw mistake(NO_PICTURE);
     if (!values.prompt && !painted) throw mistake("Say what to change, or paint over the region to redo.");
     const form = new FormData();
     form.set("image", blobOf(room.picture.url), "image.png");

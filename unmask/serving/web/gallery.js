@@ -4,6 +4,9 @@ import { h, say } from "./dom.js";
 
 const KEPT = 24, STORE = "unmask.gallery";
 
+/** What a finished picture can be used for: [task, what its button says]. */
+export const USES = [["ask", "Ask"], ["ground", "Ground"], ["edit", "Edit"]];
+
 /** The address that opens this page with these values filled in. Pictures are not part of it. */
 export function link(task, values) {
   const given = new URLSearchParams();
@@ -28,10 +31,10 @@ export function linked(hash) {
   return { task, values };
 }
 
-/** ``open(task, values)``: show that task, filled in · ``send(task, url)``: use the picture there. */
+/** ``has(task)``: whether there is such a room · ``open(task, values)``: show it, filled in · ``send(task, url)``: use the picture there. */
 export class Gallery {
-  constructor(element, { open, send }) {
-    Object.assign(this, { element, open, send });
+  constructor(element, { has, open, send }) {
+    Object.assign(this, { element, has, open, send });
     this.strip = h("ul", { class: "strip" });
     this.dialog = h("dialog", { class: "sheet", "aria-label": "One of this session", onclick: (event) => event.target === this.dialog && this.dialog.close() });
     element.append(h("h2", { id: "gallery-title" }, "This session"), this.strip, this.dialog);
@@ -67,15 +70,15 @@ export class Gallery {
     const facts = [["Task", item.task], ["Seed", item.seed], ["Seconds", item.seconds?.toFixed(1)], ...rows(item.values)];
     const told = facts.filter(([, value]) => value !== undefined && value !== null && value !== "").flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]);
     const button = (text, work, kind = "second") => h("button", { type: "button", class: kind, onclick: work }, text);
-    const again = { ...item.values, seed: item.seed };
+    const again = { ...item.values, seed: item.seed }, looked = ["ask", "ground"].includes(item.task); // their picture is their source
     this.dialog.replaceChildren(
       h("button", { type: "button", class: "quiet close", "aria-label": "Close", onclick: close }, "×"),
       h("img", { src: item.url, alt: item.values.prompt || "" }),
       h("div", { class: "facts" }, h("p", { class: "text" }, item.said || item.values.prompt || ""), h("dl", {}, told),
         h("div", { class: "actions" },
-          button("Repeat", go(() => this.open(item.task, again, item.source)), "primary"),
+          this.has(item.task) && button("Repeat", go(() => this.open(item.task, again, item.source || (looked && item.url))), "primary"),
           copier(() => link(item.task, again)), download(item.url, item.seed),
-          ...["ask", "ground", "edit"].map((task) => button({ ask: "Ask", ground: "Ground", edit: "Edit" }[task], go(() => this.send(task, item.url)))))));
+          ...USES.filter(([task]) => this.has(task)).map(([task, text]) => button(text, go(() => this.send(task, item.url)))))));
     this.dialog.showModal();
   }
 }

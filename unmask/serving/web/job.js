@@ -27,8 +27,8 @@ export class Job {
     this.control?.abort();
   }
 
-  /** Run; a second call while one is under way does nothing. ``again``: what "Try again" does instead of starting afresh. */
-  async start(work = this.work) {
+  /** Run; a second call while one is under way does nothing. */
+  async start() {
     if (this.running) return;
     this.control = new AbortController();
     this.phase = null;
@@ -36,11 +36,11 @@ export class Job {
     this.busy(true);
     this.report({ text: "Sending…", phase: "sent" });
     try {
-      const told = await work(this.control.signal, (what) => this.report(what));
+      const told = await this.work(this.control.signal, (what) => this.report(what));
       this.finish(told || "Done.");
     } catch (error) {
       if (error.name === "AbortError") this.finish(this.line.textContent.startsWith("Sending") ? "Cancelled." : `Cancelled. Was: ${this.line.textContent}`);
-      else this.fail(error, work);
+      else this.fail(error);
     } finally {
       this.control = null;
       this.busy(false);
@@ -61,7 +61,7 @@ export class Job {
     say(text);
   }
 
-  fail(error, work) {
+  fail(error) {
     this.line.textContent = "";
     const wait = error.retryAfter ? `. Try again in ${error.retryAfter} s.` : "";
     const said = error instanceof ApiError ? error.message[0].toUpperCase() + error.message.slice(1) : error.message;
@@ -69,8 +69,8 @@ export class Job {
     const lost = error instanceof Lost;
     if (!lost && !(error instanceof ApiError) && !error.told) console.error(error);
     if (lost) this.services.lost();
-    if (error.status === 401) this.services.needKey(() => this.start(work));
-    const retry = error.told ? null : h("button", { type: "button", class: "second", onclick: () => this.start(work) }, "Try again");
+    if (error.status === 401) this.services.needKey(() => this.start());
+    const retry = error.told ? null : h("button", { type: "button", class: "second", onclick: () => this.start() }, "Try again");
     this.error.replaceChildren(h("p", {}, message), ...(retry ? [retry] : []));
     this.error.hidden = false;
   }
@@ -82,6 +82,8 @@ export class Job {
     if (on) this.bar.removeAttribute("value");
   }
 }
+
+export const NO_PICTURE = "There is no picture yet; choose one, drop one on the canvas, or draw one first.";
 
 /** Something the user can put right before anything is sent. */
 export function mistake(text) {

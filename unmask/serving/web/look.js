@@ -1,10 +1,8 @@
 // Ask and Ground: what a picture shows, and where.
 
 import { events, post } from "./api.js";
-import { mistake } from "./job.js";
+import { NO_PICTURE, mistake } from "./job.js";
 import { Room } from "./room.js";
-
-const NONE = "There is no picture yet; choose one, drop one on the canvas, or draw one first.";
 
 export function askRoom(fields, services) {
   const task = {
@@ -19,15 +17,15 @@ export function askRoom(fields, services) {
   return room;
 
   async function work(signal, report) {
-    const { prompt, ...values } = room.given();
-    if (!room.picture) throw mistake(NONE);
+    const { prompt, ...values } = room.given(), picture = room.picture;
+    if (!picture) throw mistake(NO_PICTURE);
     if (!prompt) throw mistake("Ask something about the picture.");
     room.film.clear();
     room.words.clear();
-    const content = [{ type: "image_url", image_url: { url: room.picture.url } }, { type: "text", text: prompt }];
+    const content = [{ type: "image_url", image_url: { url: picture.url } }, { type: "text", text: prompt }];
     const body = { model: services.model.id, messages: [{ role: "user", content }], stream: true, trace: true, ...values };
     const answer = await write(room, await post("v1/chat/completions", body, signal), report);
-    services.gallery.add({ task: "ask", url: room.picture.url, source: room.picture.url, values: { prompt, ...values }, seed: values.seed, said: answer.text });
+    services.gallery.add({ task: "ask", url: picture.url, values: { prompt, ...values }, seed: values.seed, said: answer.text });
     return "Done.";
   }
 }
@@ -67,15 +65,15 @@ export function groundRoom(fields, services) {
   return room;
 
   async function work(signal, report) {
-    const { prompt, ...values } = room.given();
+    const { prompt, ...values } = room.given(), picture = room.picture;
     const phrases = prompt.split("\n").map((line) => line.trim()).filter(Boolean);
-    if (!room.picture) throw mistake(NONE);
+    if (!picture) throw mistake(NO_PICTURE);
     if (!phrases.length) throw mistake("Name at least one thing to find.");
     room.boxes.set([]);
     report({ text: "Looking…", phase: "looking" });
-    const found = await (await post("v1/ground", { image: room.picture.url, phrases, ...values }, signal)).json();
+    const found = await (await post("v1/ground", { image: picture.url, phrases, ...values }, signal)).json();
     room.boxes.set(found.boxes);
-    services.gallery.add({ task: "ground", url: room.picture.url, source: room.picture.url, values: { prompt, ...values }, seed: found.seed, seconds: found.seconds });
+    services.gallery.add({ task: "ground", url: picture.url, values: { prompt, ...values }, seed: found.seed, seconds: found.seconds });
     return `${found.boxes.length === 1 ? "One box" : `${found.boxes.length} boxes`} in ${found.seconds.toFixed(1)} s.`;
   }
 }

@@ -13,7 +13,7 @@ export async function paint(room, response, values, report) {
   room.hint.hidden = true;
   room.frame.classList.add("waiting");
   const asked = values.boxes && { things: values.boxes };
-  const run = { room, values, report, asked, done: 0 };
+  const run = { room, values, report, asked, done: 0, source: room.picture?.url };
   shot(run, (values.n || 1) - 1);
   room.film.load(room.shots[0].entries, room.shots[0].base);
   try {
@@ -115,7 +115,7 @@ async function completed(run, data) {
   const fresh = kept.last ? freshly(kept.last.masked, masked) : [];
   add(run, index, { label: "Finished", plan: kept.plan, canvas: { image, grid: kept.last?.grid || null, masked, fresh, ratio: image.naturalWidth / image.naturalHeight } });
   kept.result = { url, seed, values: { ...values, n: undefined } };
-  room.services.gallery.add({ task: room.task.name, url, values: kept.result.values, seed, seconds: about.seconds, source: room.picture?.url });
+  room.services.gallery.add({ task: room.task.name, url, values: kept.result.values, seed, seconds: about.seconds, source: run.source });
   room.picker.replaceChildren(...room.shots.map((one, i) => thumb(room, one, i)));
   if (index === room.current) room.offer(kept.result);
 }

@@ -4,8 +4,8 @@ import { Boxes } from "./boxes.js";
 import { Canvas } from "./canvas.js";
 import { decoded, fresh, h } from "./dom.js";
 import { Film } from "./film.js";
-import { copier, download, link } from "./gallery.js";
-import { Job } from "./job.js";
+import { USES, copier, download, link } from "./gallery.js";
+import { Job, mistake } from "./job.js";
 import { intake } from "./pictures.js";
 import { Settings } from "./settings.js";
 import { Timeline } from "./timeline.js";
@@ -94,7 +94,7 @@ export class Room {
 
   /** Something is wrong with what the user gave; told next to the task. */
   wrong(text) {
-    this.job.fail(Object.assign(new Error(text), { told: true }), null);
+    this.job.fail(mistake(text));
   }
 
   /** The picture that is asked about or changed: {url, width, height}. */
@@ -153,13 +153,13 @@ export class Room {
   offer(result) {
     this.actions.replaceChildren();
     if (!result) return;
-    const go = (task, text) => h("button", { type: "button", class: "second", onclick: () => this.services.send(task, result.url) }, text);
+    const go = ([task, text]) => h("button", { type: "button", class: "second", onclick: () => this.services.send(task, result.url) }, text);
     const grid = h("button", { type: "button", class: "second", "aria-pressed": this.canvas.grid, onclick: () => {
       this.canvas.grid = !this.canvas.grid;
       grid.setAttribute("aria-pressed", this.canvas.grid);
       this.canvas.paint(1);
     } }, "Tokens");
-    const use = h("div", { class: "use", role: "group", "aria-label": "Use this picture in" }, h("span", {}, "Use in"), go("ask", "Ask"), go("ground", "Ground"), go("edit", "Edit"));
+    const use = h("div", { class: "use", role: "group", "aria-label": "Use this picture in" }, h("span", {}, "Use in"), ...USES.filter(([task]) => this.services.has(task)).map(go));
     this.actions.append(use, grid, download(result.url, result.seed), copier(() => link(this.task.name, { ...result.values, seed: result.seed })));
   }
 
