@@ -78,6 +78,7 @@ def _pictures(model: Model) -> torch.Tensor:
 
 
 def one_by_one(model: Model, requests: list[Request]) -> list[Any]:
+    model.parts.features.clear()  # as a new engine, which has seen no picture either
     answers = []
     for request in requests:
         done = model.run([request.task.build(model.parts)], [request.seed], request.sampler)

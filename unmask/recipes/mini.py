@@ -61,6 +61,7 @@ EVEN = Draft(counts=((1, 0.22), (2, 0.48), (3, 0.18), (4, 0.12)), alike=0.28)
 
 COUNTED = Draft(counts=((2, 0.3), (3, 0.35), (4, 0.35)), alike=0.85)
 PAIRS = Draft(counts=((2, 1.0),), alike=0.0)
+FEW = Draft(counts=((1, 0.8), (2, 0.2)))
 
 
 @lru_cache(maxsize=1)
@@ -172,10 +173,12 @@ _EDIT_PLANNED = Masked(
 _LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
 _PLAN = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.15)))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
+# What light was asked for shows best where no code is known yet.
+_DRAW_ASKED = Masked(corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.5)))
 _DRAW_THOUGHT = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
 # Three in ten as the first step of drawing has it: the plan is known, and no code.
 _DRAW_PLANNED = replace(_DRAW_THOUGHT, corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.3)))
-_DRAW_TOLD = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
+_DRAW_TOLD = replace(_LOOK, dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
 
 
 def not_tower(name: str) -> bool:
@@ -286,14 +289,16 @@ def stage3(
     coded, seeing = {**said, "encode": encode}, {**said, "look_tokens": LOOK_TOKENS}
     draw = Drawings(**coded, batch=4, draft=EVEN)
     edit = Edits(**coded, look_tokens=LOOK_TOKENS, batch=7)
-    counted = replace(draw, seed=seed + 40, batch=10, plan=Planned(open=0.0), draft=COUNTED)
-    planned = replace(draw, seed=seed + 10, batch=12, plan=Planned(open=0.0))
+    counted = replace(draw, seed=seed + 40, batch=6, plan=Planned(open=0.0), draft=COUNTED)
+    planned = replace(draw, seed=seed + 10, batch=8, plan=Planned(open=0.0))
+    asked = replace(draw, seed=seed + 30, batch=10, conditions=1.0, draft=FEW)
     related = Plans(text=tokens, seed=seed + 20, length=44, batch=30, related=0.95, draft=PAIRS)
     retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
     reply = Looks(**{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, room=44)
     unified = Collapsing(at=t_exp, announce=tokens[EXP]) if t_exp else None
-    illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=2, length=44, draft=EVEN, unified=unified)
-    own = [("critique_drawn", DrawnCritiques(**seeing, batch=4, folder=Path(drawn)), 1, _LOOK, 0.5)] if drawn else []
+    illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=8, length=44, draft=EVEN, unified=unified)
+    lying = Critiques(**{**seeing, "seed": seed + 50}, batch=4, placed=0.8, draft=PAIRS)
+    failed = DrawnCritiques(**seeing, batch=5, captions=4, placed=0.3, folder=Path(drawn))
     return _Stage(
         name="mini.stage3",
         seed=seed,
@@ -301,21 +306,22 @@ def stage3(
         model=_start(seed, start, vision, images),
         parts=(
             ("draw", draw, 1, _DRAW, 0.6),
-            ("draw_asked", replace(draw, batch=3, seed=seed + 30, conditions=1.0), 1, _DRAW, 0.3),
-            ("draw_counted", counted, 1, _DRAW_PLANNED, 0.7),
-            ("draw_planned", planned, 1, _DRAW_PLANNED, 1.5),
-            ("look", Looks(**seeing, batch=4, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.6),
+            ("draw_asked", asked, 1, _DRAW_ASKED, 1.0),
+            ("draw_counted", counted, 1, _DRAW_PLANNED, 0.5),
+            ("draw_planned", planned, 1, _DRAW_PLANNED, 1.1),
+            ("look", Looks(**seeing, batch=3, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.5),
             ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 0.9),
-            ("edit_planned", replace(edit, seed=seed + 10, plan=Planned(), batch=9), 1, _EDIT_PLANNED, 0.8),
+            ("edit_planned", replace(edit, seed=seed + 10, plan=Planned(), batch=7), 1, _EDIT_PLANNED, 0.7),
             ("plan", Plans(**said, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),
             ("plan_related", related, 1, _PLAN, 1.6),
-            ("edit_plan", EditPlans(**seeing, length=24, batch=14), 1, Masked(), 1.0),
-            ("critique", Critiques(**seeing, batch=4, captions=5, draft=MANY), 1, _LOOK, 0.6),
-            *own,
-            ("edit_critique", EditCritiques(**seeing, batch=7), 1, _LOOK, 0.35),
+            ("edit_plan", EditPlans(**seeing, length=24, batch=8), 1, Masked(), 0.7),
+            ("critique", Critiques(**seeing, batch=5, captions=5, draft=MANY), 1, _LOOK, 1.0),
+            ("critique_placed", lying, 1, _LOOK, 0.8),
+            *([("critique_drawn", failed, 1, _LOOK, 1.0)] if drawn else []),
+            ("edit_critique", EditCritiques(**seeing, batch=4), 1, _LOOK, 0.25),
             ("retry", retry, 1, _DRAW_THOUGHT, 0.3),
+            ("illustration", illustration, 1, replace(_DRAW_TOLD, corruption=unified or _LOOK.corruption), 1.2),
             # No multiple of the number of processes: one of them would do all of it.
-            ("illustration", illustration, 3, replace(_DRAW_TOLD, corruption=unified or Absorbing()), 0.15),
             ("reply", reply, 5, _LOOK, 0.5),
             ("caption", Captions(**said, batch=16), 9, Masked(), 0.2),
         ),
