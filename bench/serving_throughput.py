@@ -2,6 +2,7 @@
 
     python bench/serving_throughput.py --threads 2 --record
     python bench/serving_throughput.py --only texts,drawings --repeats 3
+    python bench/serving_throughput.py --only texts,words --dtype bfloat16
     python bench/serving_throughput.py --only rates --rates 0.5,1,2 --seconds 20
 
 Together means through the engine, one after another without it; both take turns in one run, so that a busy machine harms both alike, and
@@ -94,11 +95,13 @@ def together(model: Model, requests: list[Request]) -> list[Any]:
 
 
 def measured(model: Model, name: str, requests: list[Request], effort: Effort) -> Line:
-    """How many times longer one by one takes. ValueError where the answers differ."""
+    """How many times longer one by one takes, named after the numbers too where they are not float32. ValueError where answers differ."""
     if together(model, requests) != one_by_one(model, requests):
         raise ValueError(f"{name}: together and one by one give different answers")
     fast, slow = timed([lambda: together(model, requests), lambda: one_by_one(model, requests)], effort)
     beside = {"together_s": fast, "one_by_one_s": slow, "per_s": len(requests) / fast}
+    dtype = str(model.parts.net.embed.weight.dtype).removeprefix("torch.")
+    name = name if dtype == "float32" else f"{name}.{dtype}"
     return Line(name=f"serving.together.{name}", value=slow / fast, unit="ratio", more=beside)
 
 
@@ -156,10 +159,13 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="calls that each median is over")
     parser.add_argument("--only", default="texts,words,drawings,mixed,rates,start", help="groups to measure")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model, where it is in this process"
+    )
     parser.add_argument("--rates", default="0.5,1,2,4,8", help="requests a second")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each rate")
     given = parser.parse_args()
-    model = opened(given.model, given.threads)
+    model = opened(given.model, given.threads, given.dtype)
     groups: dict[str, Callable[[Model], list[Request]]] = {
         "texts": texts,
         "words": words,

@@ -78,6 +78,8 @@ FIGURES = {
     "serving.fuzz.wrong_after": "… wrong answers afterwards",
     "serving.together.words": "eight texts without pictures, one by one over together",
     "serving.together.texts": "eight questions about pictures, likewise",
+    "serving.together.words.bfloat16": "eight texts without pictures, in bfloat16",
+    "serving.together.texts.bfloat16": "eight questions about pictures, in bfloat16",
     "serving.together.drawings": "eight pictures, likewise",
     "serving.together.mixed": "eight mixed jobs, likewise",
     "serving.start.first_frame": "seconds from the command to the first grid",

@@ -55,7 +55,7 @@ class Limits:
     live: int = 32
     waiting: int = 128
     rows: int = 16
-    multiple: int = 8
+    multiple: int = 4
     stretch: float = 1.34
     feature_bytes: int = 2**28
 

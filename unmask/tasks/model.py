@@ -61,7 +61,7 @@ OWN = Presets(
     plan_length=44,
     edit_plan_length=24,
     critique_length=16,
-    turn=24,  # the room in which plans of edits were learned; layouts of more than two things do not fit
+    turn=44,  # the room in which answers, layouts and descriptions were learned
     context=4096,
 )
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing

@@ -30,10 +30,12 @@ class Said:
 def conversation(b: Builder, said: Items[Said], length: int) -> Sequence:
     """Messages, the last of them the user's, and room for the next turn: the span "answer".
 
-    A wording of ``one_turn`` reads the last message and the last picture alone.
+    A wording of ``one_turn`` reads the last message and the last picture alone, and no earlier picture where a new one is wanted: its
+    models take a drawing that is asked for beside a picture for a change of it.
     """
     if b.wording.one_turn:
-        shown = [picture for message in said for picture in message.pictures][-1:]
+        new = said[-1].text.startswith(b.wording.plan.partition("{caption}")[0])
+        shown = [picture for message in (said[-1:] if new else said) for picture in message.pictures][-1:]
         looking(b, shown[0] if shown else None)
         return asking(b, said[-1].text, length, segment=b.first_segment).build(said[-1].text)
     b.say("prompt", *b.opening())
