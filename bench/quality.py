@@ -5,6 +5,7 @@
     python bench/quality.py --model mini --sweep guide.scale=0,1,2 --sweep draw.temperature=0.6,1.0
         every combination of the values; --task edit scores editing instead of drawing
     python bench/quality.py --record report/report.json
+    python bench/quality.py --record geneval.json --name public.planned
         only copies the figures of `unmask evaluate` into the history
 
 Drawing is scored by world-GenEval, editing by edit success (``unmask.evaluation``), with 95 % intervals; all settings
@@ -113,6 +114,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=("draw", "edit"), default="draw", help="what a sweep is scored on")
     parser.add_argument("--out", type=Path, help="folder for verdicts: a run that was stopped goes on")
     parser.add_argument("--record", type=Path, metavar="REPORT", help="only copy a report's figures into the history")
+    parser.add_argument("--name", help="with --record: of the figures, behind evaluate.; absent: the level, or public")
     parser.add_argument("--history", type=Path, default=HISTORY, help="file to append to")
     return parser
 
@@ -121,7 +123,7 @@ def main() -> None:
     given = arguments().parse_args()
     if given.record:
         report = json.loads(given.record.read_text(encoding="utf-8"))
-        append(given.history, figures(report, f"evaluate.{report['about']['level']}"))
+        append(given.history, figures(report, f"evaluate.{given.name or report['about'].get('level', 'public')}"))
         return
     if given.threads:
         torch.set_num_threads(given.threads)

@@ -60,3 +60,11 @@ def test_quality(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "quality.sweep.draw.guide.scale=3,pace.steps=2.single" in lines(history)
     records = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
     assert len({r["run"] for r in records}) == 7  # five orders and two scales, each with settings of its own
+
+
+def test_a_report_is_copied_under_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history, report = tmp_path / "history.jsonl", tmp_path / "report.json"
+    for about, more, name in (({"level": "grid"}, [], "grid"), ({}, [], "public"), ({}, ["--name", "a.b"], "a.b")):
+        report.write_text(json.dumps({"geneval": {"overall": {"value": 0.5, "n": 2}}, "about": about}))
+        ran("quality.py", monkeypatch, "--record", str(report), "--history", str(history), *more)
+        assert lines(history)[f"evaluate.{name}.geneval.overall"] == 0.5

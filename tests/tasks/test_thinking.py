@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unmask.recipe import override
 from unmask.sequence import Kind
 from unmask.tasks import planning, reflecting, revising
 from unmask.tasks.model import Model
@@ -159,7 +160,11 @@ def test_an_edit_is_tried_again_until_it_is_approved(model: Model) -> None:
     pictures = [Image.new("RGB", (128, 128), colour) for colour in ("white", "grey")]
     said = {"add a cat": ["a cat is missing", "this is correct"], "add a dog": ["everything is correct"]}
     plans = [replace(LAYOUT, reason="add")] * 3
-    sampler, again = model.presets.edit(model.parts), model.presets.edit_again(model.parts)
+    # Hot, so that a second try by the same sampler, or from the same seed, would show.
+    sampler, again = (
+        model.presets.edit(model.parts),
+        override(model.presets.edit_again(model.parts), ["draw.temperature=9"]),
+    )
 
     def tried(some: list[str], shown: list[Image.Image]) -> tuple[Scripted, list[list[Round]]]:
         scripted = Scripted(model, plans=list(plans), critiques={k: list(said[k]) for k in some})
