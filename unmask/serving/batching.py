@@ -119,6 +119,8 @@ def _understanding(batch: Batch) -> Tensor:
 
 def _widened(batch: Batch, length: int, first_feature: int) -> Batch:
     """Rows of ``length`` tokens, the added ones not valid; features counted from ``first_feature``."""
+    if length == batch.ids.shape[1] and not first_feature:
+        return batch
     tensors = {
         f.name: F.pad(t, (0, length - t.shape[1]))
         for f in dataclasses.fields(batch)
