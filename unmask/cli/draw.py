@@ -30,15 +30,13 @@ _count = click.option(
 
 
 def _light(command: Command) -> Command:
-    """Add --luminance, --contrast, --score and --crop, handed over together as ``asked``: fields of ``Conditions``."""
+    """Add --luminance, --contrast, --score and --crop, handed over together as ``asked`` of ``Parts.conditions``."""
 
     @functools.wraps(command)
     def wrapped(
         luminance: float | None, contrast: float | None, score: float | None, crop: tuple[int, int] | None, **own: Any
     ) -> None:
-        top, left = crop or (None, None)
-        light = {"luminance": luminance, "contrast": contrast, "score": score}
-        command(asked={**light, "top": top, "left": left}, **own)
+        command(asked={"luminance": luminance, "contrast": contrast, "score": score, "crop": crop}, **own)
 
     options = (
         click.option("--luminance", type=click.FloatRange(0, 1), metavar="0..1", help="Ask for this mean luminance."),
@@ -108,7 +106,7 @@ def generate(
         prompt,
         n=count,
         seed=run.seed,
-        conditions=model.parts.conditions(asked),
+        conditions=model.parts.conditions(**asked),
         plan=layout,
         reflect=reflect,
         trace=trace is not None,

@@ -134,11 +134,7 @@ def _run(server: Any, drain_seconds: float, show: bool) -> None:
     before = {s: signal.signal(s, lambda which, _: stops.put(which)) for s in (signal.SIGTERM, signal.SIGINT)}
     undo = log_to()
     try:
-        try:
-            server.start()
-        except BaseException:
-            server.close()
-            raise
+        server.start()
         click.echo(server.url)
         if show:
             webbrowser.open(server.url)
@@ -149,8 +145,8 @@ def _run(server: Any, drain_seconds: float, show: bool) -> None:
         draining.start()
         while draining.is_alive() and not _told(stops):
             pass
-        server.close()
     finally:
+        server.close()
         undo()
         for which, handler in before.items():
             signal.signal(which, handler)

@@ -38,9 +38,8 @@ _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
         _fits(model, body.size)
-        top, left = body.crop or (None, None)
         light = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
-        conditions = model.parts.conditions({**light, "top": top, "left": left})
+        conditions = model.parts.conditions(**light, crop=body.crop)
         thought = {"conditions": conditions, "plan": _plan(model, body), "reflect": body.reflect}
         return model.generate(body.prompt, seed=seed, settings=checked(body.overrides), **thought)[0]
 

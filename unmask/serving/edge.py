@@ -84,7 +84,7 @@ class Guard:
             message = "this server wants a key; send the header Authorization: Bearer KEY"
             await refuse(Trouble(status=401, message=message, code="invalid_api_key"), send)
             return
-        body = await self._body(scope, receive)
+        body = await self._body(headers, receive)
         if body is None:
             message = f"a request has at most {self.most_bytes:,} bytes here; send smaller pictures"
             await refuse(Trouble(status=413, message=message, code="too_large"), send)
@@ -110,9 +110,9 @@ class Guard:
         sent = key.strip().encode("utf-8", "replace")
         return kind.lower() == "bearer" and any([hmac.compare_digest(sent, known) for known in self.keys])
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body; None where it is too large."""
-        said = Headers(scope=scope).get("content-length", "")
+        said = headers.get("content-length", "")
         if said.isdecimal() and int(said[:20]) > self.most_bytes:
             return None
         pieces, size = [], 0

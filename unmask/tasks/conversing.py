@@ -148,8 +148,8 @@ def _planned(model: Thinks, messages: Items[Message], layout: Layout, seed: int)
         task: Any = Edit(pixels=parts.see(picture)[0], instruction=wanted, look=parts.look(picture), plan=layout)
         sampler = model.presets.edit(parts)
     else:
-        asked = parts.wording.plan.partition("{caption}")[0].strip()
-        task, sampler = Generate(prompt=wanted.removeprefix(asked).strip(), plan=layout), model.presets.generate(parts)
+        asked = wanted.removeprefix(parts.wording.drawing_words.strip()).strip()
+        task, sampler = Generate(prompt=asked, plan=layout), model.presets.generate(parts)
     return task.read(_run(model, task.build(parts), key(seed, "picture", 0), sampler), parts)
 
 

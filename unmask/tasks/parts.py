@@ -5,7 +5,7 @@ Public idea: ``Parts`` is handed to every task's ``build`` and ``read``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,8 +72,17 @@ class Parts:
         """Feature rows of one view of a picture."""
         return self.net.config.vision.tokens if self.net.config.vision else 0
 
-    def conditions(self, asked: Mapping[str, float | None]) -> Conditions | None:
-        """What was asked of a picture (fields of ``Conditions``), beside what the model is always told; None where nothing was."""
+    def conditions(
+        self,
+        *,
+        luminance: float | None = None,
+        contrast: float | None = None,
+        score: float | None = None,
+        crop: tuple[int, int] | None = None,
+    ) -> Conditions | None:
+        """What was asked of a picture (``crop``: top, left), beside what the model is always told; None where nothing was."""
+        top, left = crop or (None, None)
+        asked = {"luminance": luminance, "contrast": contrast, "score": score, "top": top, "left": left}
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         return replace(self.quirks.conditions or Conditions(), **given) if given else None
 

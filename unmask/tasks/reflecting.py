@@ -128,10 +128,10 @@ def until_approved(
         own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
         plans: list[Layout | None] = [thinking.layout] * len(live)
         if thinking.plan:
-            plans = [*plan(live, own, rounds)]
-            for i, layout in zip(live, plans, strict=True):
-                if layout:
-                    model.tell(i, layout)
+            thought = plan(live, own, rounds)
+            for i, layout in zip(live, thought, strict=True):
+                model.tell(i, layout)
+            plans = [*thought]
         images = draw(live, own, rounds, plans)
         words = judge(live, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
         for i, image, layout, (said, chance), seed in zip(live, images, plans, words, own, strict=True):

@@ -63,27 +63,22 @@ def revise(
     ``NEEDS`` must have been loaded.
     """
     parts = model.parts
-    each = {id(image): image for image in images}  # one picture may be edited several times
-    pixels = {name: parts.see(image)[0] for name, image in each.items()}
-    looks = {name: parts.look(image) for name, image in each.items()}
-    codes = {name: parts.encode(seen) for name, seen in pixels.items()}
+    known: dict[int, tuple[Tensor, Tensor | Look, Tensor]] = {}
+    for image in images:
+        if id(image) not in known:  # one picture may be edited several times
+            pixels = parts.see(image)[0]
+            known[id(image)] = pixels, parts.look(image), parts.encode(pixels)
+    sources = [known[id(image)] for image in images]
 
     def plan(live: Items[int], own: Items[int], rounds: Rounds) -> list[Layout]:
-        told = [(looks[id(images[i])], instructions[i]) for i in live]
+        told = [(sources[i][1], instructions[i]) for i in live]
         return layouts(model, told, own, retry=bool(rounds[live[0]]))
 
     def draw(live: Items[int], own: Items[int], rounds: Rounds, plans: Items[Layout | None]) -> list[Image.Image]:
-        sources = [images[i] for i in live]
-        tasks = [
-            Edit(
-                pixels=pixels[id(image)],
-                instruction=instructions[i],
-                look=looks[id(image)],
-                plan=layout,
-                codes=codes[id(image)],
-            )
-            for i, image, layout in zip(live, sources, plans, strict=True)
-        ]
+        tasks = []
+        for i, layout in zip(live, plans, strict=True):
+            pixels, look, codes = sources[i]
+            tasks.append(Edit(pixels=pixels, instruction=instructions[i], look=look, plan=layout, codes=codes))
         return perform(model, tasks, own, again if rounds[live[0]] else sampler)
 
     def judge(live: Items[int], made: Items[Image.Image]) -> list[tuple[str, float]]:

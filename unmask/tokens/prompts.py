@@ -61,6 +61,11 @@ class Wording:
     field_by_field: bool = False
     numbers: tuple[str, ...] = ()
 
+    @property
+    def drawing_words(self) -> str:
+        """What a request to think of a drawing begins with."""
+        return self.plan.partition("{caption}")[0]
+
     def reason(self, kind: str) -> str:
         """Why things are placed in an edit of a kind. ValueError names the known kinds."""
         known = dict(self.edit_reasons)

@@ -34,7 +34,7 @@ def conversation(b: Builder, said: Items[Said], length: int) -> Sequence:
     models take a drawing that is asked for beside a picture for a change of it.
     """
     if b.wording.one_turn:
-        new = said[-1].text.startswith(b.wording.plan.partition("{caption}")[0])
+        new = said[-1].text.startswith(b.wording.drawing_words)
         shown = [picture for message in (said[-1:] if new else said) for picture in message.pictures][-1:]
         looking(b, shown[0] if shown else None)
         return asking(b, said[-1].text, length, segment=b.first_segment).build(said[-1].text)
