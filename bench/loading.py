@@ -28,8 +28,8 @@ from unmask.checkpoints.loading import load
 from unmask.evaluation.history import Line, append
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig
-from unmask.tasks.convert import Content, released_config
-from unmask.tasks.opening import needs_of, survey_size
+from unmask.pipeline.convert import Content, released_config
+from unmask.pipeline.loading import needs_of, survey_size
 from unmask.tokens.vq import VQ, VQConfig
 
 HISTORY = Path(__file__).with_name("history.jsonl")

@@ -17,8 +17,8 @@ from clients import Job, wire
 from PIL import Image
 from served import scene
 
+from unmask.pipeline.model import Model
 from unmask.serving.answers import fields
-from unmask.tasks.model import Model
 
 DRAW, EDIT, INFILL, GROUND, CHAT = (
     "/v1/images/generations",
@@ -187,14 +187,14 @@ def settings(chance: random.Random, model: Model) -> Iterator[Raw]:
     known = [row["name"] for part in fields(model).values() for row in part.get("x-unmask-settings", [])]
     strange = [
         "__class__.__init__",
-        "pace",
+        "schedule",
         "a.b.c",
         "",
         ".",
-        "guide.",
+        "guidance.",
         ".scale",
         "draw.keep.ids",
-        "pace.steps.real",
+        "schedule.steps.real",
         "=",
         "é",
     ]
@@ -221,7 +221,7 @@ def settings(chance: random.Random, model: Model) -> Iterator[Raw]:
         url = f"data:image/png;base64,{base64.b64encode(_odd(chance)).decode()}"
         yield chance.choice(
             [
-                posted(DRAW, {"prompt": "a", "settings": ["pace.steps=2", *told]}),
+                posted(DRAW, {"prompt": "a", "settings": ["schedule.steps=2", *told]}),
                 posted(INFILL, {"text": "a [mask]", "settings": told}),
                 posted(GROUND, {"image": url, "phrases": ["a"], "settings": told}),
                 posted(CHAT, {"messages": [{"role": "user", "content": "draw a cat"}], "settings": told}),

@@ -2,7 +2,7 @@
 
     python bench/quality.py --model mini
         stratified, Halton and random order, and confidence, at 8 and 16 steps
-    python bench/quality.py --model mini --sweep guide.scale=0,1,2 --sweep draw.temperature=0.6,1.0
+    python bench/quality.py --model mini --sweep guidance.scale=0,1,2 --sweep token_sampler.temperature=0.6,1.0
         every combination of the values; --task edit scores editing instead of drawing
     python bench/quality.py --record report/report.json
     python bench/quality.py --record geneval.json --name public.planned
@@ -31,13 +31,13 @@ from unmask.evaluation.history import Line, append, figures
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.world_edit import Edits
 from unmask.evaluation.world_geneval import GenEval
+from unmask.pipeline.model import Model
 from unmask.recipe import override
 from unmask.sampling.orders import halton, stratified
-from unmask.sampling.pace import Cosine
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.select import Confident, InOrder, RandomOrder
+from unmask.sampling.schedule import Cosine
+from unmask.sampling.selection import Confident, InOrder, RandomOrder
 from unmask.tasks import edit, generate
-from unmask.tasks.model import Model
 from unmask.tasks.parts import Parts
 
 HISTORY = Path(__file__).with_name("history.jsonl")
@@ -45,15 +45,15 @@ Make = Callable[[Parts], Sampler]
 
 
 def chosen(order: str, steps: int, parts: Parts) -> Sampler:
-    """The task's own sampler at ``steps`` steps of its pace, with another rule for which codes come next."""
+    """The task's own sampler at ``steps`` steps of its schedule, with another rule for which codes come next."""
     selects = {
-        "confidence": lambda: generate.sampler(parts).select,
+        "confidence": lambda: generate.sampler(parts).selection,
         "confidence_without_noise": lambda: Confident(),
         "stratified": lambda: InOrder(order=tuple(stratified(parts.grid[0]))),
         "halton": lambda: InOrder(order=tuple(halton(*parts.grid))),
         "random": lambda: RandomOrder(),
     }
-    return dataclasses.replace(generate.sampler(parts), pace=Cosine(steps=steps), select=selects[order]())
+    return dataclasses.replace(generate.sampler(parts), schedule=Cosine(steps=steps), selection=selects[order]())
 
 
 ORDERS = ("stratified", "halton", "random", "confidence", "confidence_without_noise")
@@ -69,7 +69,7 @@ def grid(sweeps: list[str]) -> Iterator[tuple[str, ...]]:
     for sweep in sweeps:
         field, separator, values = sweep.partition("=")
         if not separator:
-            raise ValueError(f"--sweep {sweep!r} must look like guide.scale=0,1,2")
+            raise ValueError(f"--sweep {sweep!r} must look like guidance.scale=0,1,2")
         axes.append([f"{field}={value}" for value in values.split(",")])
     yield from itertools.product(*axes)
 

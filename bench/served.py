@@ -29,10 +29,10 @@ import unmask
 from unmask.checkpoints.elastic import Keep
 from unmask.data.world.render import render
 from unmask.evaluation.history import Line, append
+from unmask.pipeline.model import Model
 from unmask.serving.answers import grounded
 from unmask.serving.streams import encoded
 from unmask.tasks.conversing import Message
-from unmask.tasks.model import Model
 from unmask.tokens.pictures import read_image, read_region
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,7 +172,7 @@ def answered(model: Model, jobs: Sequence[Job]) -> list[Job]:
 
 
 def _alone(model: Model, kind: str, body: dict[str, Any]) -> dict[str, Any]:
-    seed, settings = body["seed"], [f"pace.steps={body['steps']}"] if "steps" in body else []
+    seed, settings = body["seed"], [f"schedule.steps={body['steps']}"] if "steps" in body else []
     image = lambda: base64.b64decode(body["image"].partition(",")[2])  # noqa: E731
     match kind:
         case "draw" | "plan":

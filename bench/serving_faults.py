@@ -32,11 +32,11 @@ from rich.progress import Progress
 from served import Hosted, answered, finish, mixed, opened, options, ticking, tracebacks
 
 from unmask.evaluation.history import Line
+from unmask.pipeline.model import Model
 from unmask.serving.edge import log_to
 from unmask.serving.engine import Limits
 from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
-from unmask.tasks.model import Model
 
 _LONG = 48  # steps of a picture, so that a server still is at work when it is told to stop
 _HEARS = 30.0  # seconds within which a server must take notice

@@ -27,10 +27,10 @@ from speed import INSTRUCTION, PHRASE, PROMPT, QUESTION, Effort, scene_of, timed
 
 from unmask.data.sources import pixels_of
 from unmask.evaluation.history import Line
+from unmask.pipeline.model import Model
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Request
 from unmask.tasks import edit, generate, ground, infill, understand
-from unmask.tasks.model import Model
 
 LENGTH = 12
 THINGS = ("apples", "dogs", "clocks", "cars")

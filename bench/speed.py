@@ -30,11 +30,11 @@ from unmask.evaluation.history import Line, append
 from unmask.evaluation.world_geneval import CATEGORIES, prompts
 from unmask.models.attention import Attention, fused, plain
 from unmask.models.elastic import Elastic
+from unmask.pipeline.model import Model
 from unmask.recipe import Recipe
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, collate
 from unmask.tasks import generate, reflecting, understand
-from unmask.tasks.model import Model
 from unmask.training.meters import matmul_peak
 from unmask.training.optim import Masters
 

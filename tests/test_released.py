@@ -11,7 +11,7 @@ import pytest
 
 from unmask.checkpoints.budget import Proposal, proposals
 from unmask.checkpoints.elastic import Weights
-from unmask.tasks.opening import needs_of, survey_size
+from unmask.pipeline.loading import needs_of, survey_size
 
 from .pages import ROOT, commands, follow, python, run
 from .tiny_llada import make

@@ -11,8 +11,8 @@ import torch
 from unmask.checkpoints.store import save_module
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
+from unmask.pipeline.loading import write_config
 from unmask.rng import generator
-from unmask.tasks.opening import write_config
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vq import VQ, VQConfig
 

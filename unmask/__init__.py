@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 if TYPE_CHECKING:
-    from unmask.tasks.model import load
+    from unmask.pipeline.model import load
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from unmask.tasks.model import load
+        from unmask.pipeline.model import load
 
         return load
     raise AttributeError(f"module 'unmask' has no attribute {name!r}")

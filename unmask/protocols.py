@@ -45,26 +45,26 @@ class Objective(Protocol):
     def __call__(self, model: Any, clean: Any, rng: torch.Generator) -> Loss: ...
 
 
-class Pace(Protocol):
+class UnmaskingSchedule(Protocol):
     """How many tokens of how many are unmasked at each step: positive numbers that sum to ``tokens``."""
 
     def counts(self, tokens: int) -> list[int]: ...
 
 
-class Guide(Protocol):
+class Guidance(Protocol):
     """Several views of each row in one forward, merged into one prediction."""
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]: ...
     def merge(self, predictions: list[Prediction], progress: Progress) -> Prediction: ...
 
 
-class Draw(Protocol):
+class TokenSampler(Protocol):
     """Candidate ids and scores from a prediction."""
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal: ...
 
 
-class Select(Protocol):
+class Selection(Protocol):
     """Which candidates to take: at most ``counts [B]`` tokens of each row inside ``window [B, L]``, and at least one where there is one.
 
     A select that knows its tokens beforehand may also have ``ask(batch, window, counts)``; only those are then scored.
@@ -75,13 +75,13 @@ class Select(Protocol):
     ) -> Move: ...
 
 
-class Window(Protocol):
+class BlockSchedule(Protocol):
     """In which order parts of a row are worked on: the window number of every token, [B, L] long."""
 
     def __call__(self, batch: Batch) -> Tensor: ...
 
 
-class Stop(Protocol):
+class EarlyStopping(Protocol):
     """Decides at once what no longer needs the model; a row with nothing undecided is finished."""
 
     def __call__(self, batch: Batch) -> Batch: ...

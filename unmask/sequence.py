@@ -315,7 +315,7 @@ class Move:
 class Progress:
     """Where every row of a sampler run stands. Rows may need different numbers of steps, and an answer never depends on its company.
 
-    ``number [B]``: step of each row in its current window, from 0 · ``of [B]``: how many its pace planned · ``length``: L.
+    ``number [B]``: step of each row in its current window, from 0 · ``of [B]``: how many its schedule planned · ``length``: L.
     """
 
     number: Tensor

@@ -12,7 +12,7 @@ import unmask
 from unmask.checkpoints.budget import footprint, nbytes_kept, options_of, parse_bytes, proposals, working
 from unmask.checkpoints.elastic import Checkpoint, Keep, Weights
 from unmask.cli.main import main
-from unmask.tasks.opening import find, needs_of, survey, survey_size
+from unmask.pipeline.loading import find, needs_of, survey, survey_size
 
 from ..tiny_llada import make, tensors
 
@@ -176,4 +176,4 @@ def test_a_text_model_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert "is a text model, which cannot generate\nhint: its tasks are ask, infill-text, all" in said
     kept = unmask.load(folder, keep=Keep(dtype=torch.bfloat16))
     assert {p.dtype for p in kept.parts.net.parameters()} == {torch.bfloat16}
-    assert kept.ask("why?", length=4, settings=["pace.steps=2"]).settings
+    assert kept.ask("why?", length=4, settings=["schedule.steps=2"]).settings

@@ -23,16 +23,16 @@ from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify import Form
 from unmask.models.elastic import Elastic
-from unmask.sampling.guide import ClassifierFree, EditGuide
+from unmask.pipeline.loading import needs_of, survey_size
+from unmask.pipeline.model import Model
+from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sequence import Batch, Kind, Progress, Sequence, Span, collate, stack
-from unmask.tasks.model import Model
-from unmask.tasks.opening import needs_of, survey_size
 from unmask.tokens.vq import VQ
 
 torch.set_num_threads(1)
 FOLDER = Path(__file__).parents[1] / "golden" / "lavida_o_tiny"
 TASKS = ("generate", "edit", "infill", "infill-text", "ask", "ground")
-FEW = ["pace.steps=3"]
+FEW = ["schedule.steps=3"]
 GRID = (8, 8)
 
 
@@ -150,9 +150,9 @@ def form() -> Form:
 Streams = dict[str, Tensor]
 
 
-def guided(net: Elastic, batch: Batch, guide: ClassifierFree | EditGuide) -> Streams:
+def guided(net: Elastic, batch: Batch, guidance: ClassifierFree | EditGuidance) -> Streams:
     """Logits of every stream of a guidance, alone and stacked as the sampler has them."""
-    views = guide.views(batch, Progress(number=torch.zeros(1), of=torch.ones(1), length=batch.ids.shape[1]))
+    views = guidance.views(batch, Progress(number=torch.zeros(1), of=torch.ones(1), length=batch.ids.shape[1]))
     return {f"stream {i}": net(view).code_logits for i, view in enumerate(views)} | {
         f"stacked {len(views)}": net(stack(views)).code_logits
     }
@@ -167,8 +167,8 @@ def drawn(form: Form, net: Elastic, vq: VQ) -> Streams:
 def edited(form: Form, net: Elastic, vq: VQ) -> Streams:
     """The three streams of the row with its source; then both measured rows, of which the second has lost it."""
     batch, texts = form.editing(), {"prompt", "end"}
-    guide = EditGuide(scale=1.2, image_scale=1.4, drop={*texts, "source"}, keep={"source"}, null_id=form.mask_id)
-    return guided(net, batch.row(0), guide) | {"rows": form.edits(net, batch)} | form.tokenized(vq)
+    guidance = EditGuidance(scale=1.2, image_scale=1.4, drop={*texts, "source"}, keep={"source"}, null_id=form.mask_id)
+    return guided(net, batch.row(0), guidance) | {"rows": form.edits(net, batch)} | form.tokenized(vq)
 
 
 def filled(form: Form, net: Elastic, vq: VQ) -> Streams:

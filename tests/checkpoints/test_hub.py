@@ -12,7 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.stream import CheckpointError
-from unmask.tasks.opening import find
+from unmask.pipeline.loading import find
 
 NAME = "jacklishufan/LaViDa-O-v1.0"
 

@@ -22,7 +22,7 @@ from unmask.checkpoints.lavida_o import survey_lavida_o
 from unmask.checkpoints.store import read_tensors, save_module
 from unmask.checkpoints.stream import CheckpointError, read, tensors_of
 from unmask.models.sizes import SIZES
-from unmask.tasks.opening import needs_of
+from unmask.pipeline.loading import needs_of
 from unmask.tokens.vq import VQConfig
 
 torch.set_num_threads(1)

@@ -123,18 +123,18 @@ def test_generate_writes_numbered_pictures_and_traces(
 
 
 def test_json_settings_and_seeds_do_what_they_say(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("generate", "a cat", "--json", "--model", folder, "-o", "pace.steps=3", "--out")
+    words = ("generate", "a cat", "--json", "--model", folder, "-o", "schedule.steps=3", "--out")
     first = json.loads(_run(capsys, *words, "a.png")[0])
     _run(capsys, *words, "b.png")
     _run(capsys, *words, "c.png", "--seed", "1")
-    assert [d["file"] for d in first] == ["a.png"] and first[0]["settings"]["pace"]["steps"] == 3
+    assert [d["file"] for d in first] == ["a.png"] and first[0]["settings"]["schedule"]["steps"] == 3
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
 
 
 def test_generate_thinks_and_shows_what_it_thought(
     folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("generate", "a cat", "--json", "--model", folder, "-o", "pace.steps=2", "--thoughts", "t.png", "--out")
+    words = ("generate", "a cat", "--json", "--model", folder, "-o", "schedule.steps=2", "--thoughts", "t.png", "--out")
     boxes = "red cat: 0,0,0.5,0.5; dog: 0.5,0.5,1,1"
     out, err = _run(capsys, *words, "a.png", "--boxes", boxes)
     things = json.loads(out)[0]["plan"]["things"]
@@ -146,9 +146,22 @@ def test_generate_thinks_and_shows_what_it_thought(
     rounds = json.loads(_run(capsys, *words, "c.png", "--plan", "--reflect", "3")[0])[0]["rounds"]
     assert 1 <= len(rounds) <= 3 and all(r["accepted"] is False for r in rounds[:-1])
     assert Image.open("t.png").height > 100
-    out, _ = _run(capsys, "edit", "in.png", "add a cat", "--plan", "--json", "--model", folder, "-o", "pace.steps=2")
+    out, _ = _run(
+        capsys, "edit", "in.png", "add a cat", "--plan", "--json", "--model", folder, "-o", "schedule.steps=2"
+    )
     assert "troubles" in json.loads(out)[0]["plan"]
-    words = ("edit", "in.png", "add a cat", "--json", "--model", folder, "-o", "pace.steps=2", "--thoughts", "e.png")
+    words = (
+        "edit",
+        "in.png",
+        "add a cat",
+        "--json",
+        "--model",
+        folder,
+        "-o",
+        "schedule.steps=2",
+        "--thoughts",
+        "e.png",
+    )
     rounds = json.loads(_run(capsys, *words, "--plan", "--reflect", "2")[0])[0]["rounds"]
     assert 1 <= len(rounds) <= 2 and all(r["critique"] and r["plan"] for r in rounds)
     assert Image.open("e.png").width == 1200
@@ -157,7 +170,7 @@ def test_generate_thinks_and_shows_what_it_thought(
 def test_generate_tells_the_model_what_light_was_asked_for(
     folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("generate", "a cat", "--model", folder, "-o", "pace.steps=2", "--out")
+    words = ("generate", "a cat", "--model", folder, "-o", "schedule.steps=2", "--out")
     asked = ((), ("--luminance", "0.2"), ("--contrast", "0.2"), ("--score", "2"), ("--crop", "0", "2"))
     for i, light in enumerate(asked):
         _run(capsys, *words, f"{i}.png", *light)
@@ -208,7 +221,7 @@ def test_ground_prints_a_box_a_phrase_in_pixels_of_the_picture(
     assert all(0 <= float(row[i]) <= (60, 40)[i % 2] for row in rows for i in range(4))
     assert Image.open("b.png").size == (420, 280)
     told = json.loads(_run(capsys, "ground", "in.png", "the cat", "--steps", "4", "--model", folder, "--json")[0])
-    assert len(told["boxes"]) == 1 and told["settings"]["pace"]["steps"] == 4
+    assert len(told["boxes"]) == 1 and told["settings"]["schedule"]["steps"] == 4
 
 
 def test_edit_and_infill_write_pictures(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -392,9 +405,9 @@ def test_a_mistake_is_two_lines_and_exit_2(
         (["generate", "x", "--reflect", "0"], "1 to 64 rounds"),
         (["edit", "in.png", "x", "--reflect", "65"], "1 to 64 rounds"),
         (["generate", "apple " * 5000], "longer than"),
-        (["generate", "x", "-o", "pace.stepz=3"], "did you mean 'steps'"),
-        (["generate", "x", "-o", "pace.steps=many"], "wanted a number"),
-        (["generate", "x", "-o", "pace.steps=0"], "at least one step"),
+        (["generate", "x", "-o", "schedule.stepz=3"], "did you mean 'steps'"),
+        (["generate", "x", "-o", "schedule.steps=many"], "wanted a number"),
+        (["generate", "x", "-o", "schedule.steps=0"], "at least one step"),
         (["infill", "in.png", "--region", "small.png"], "of one size"),
     ],
 )

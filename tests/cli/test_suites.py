@@ -72,7 +72,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--all", "--all does not belong to --suite world, but to geneval"),
         ("--plan", "--plan does not belong to --suite world"),
         ("--suite refcoco --prompts refs.json --images . --reflect 2", "--reflect does not belong to --suite refcoco"),
-        ("-o pace.steps=2", "-o does not belong to --suite world"),
+        ("-o schedule.steps=2", "-o does not belong to --suite world"),
         ("--suite dpg --prompts prompts --out o --all", "--all does not belong"),
         ("--suite dpg --prompts prompts --out o -n 3", "got 3 a prompt"),
         ("--suite dpg --prompts prompts --out o --only a", "--only does not belong to --suite dpg"),
@@ -118,11 +118,11 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_options_reach_the_measurement(here: Path, reached: dict[str, Any]) -> None:
-    own = {"prompts": Path("m.jsonl"), "each": 2, "settings": ("pace.steps=3",), "batch": 5, "seed": 7, "limit": 1}
+    own = {"prompts": Path("m.jsonl"), "each": 2, "settings": ("schedule.steps=3",), "batch": 5, "seed": 7, "limit": 1}
     asked = dataclasses.replace(NOTHING, **own, everything=True, only=("colors",), out=here / "o")
     SUITES["geneval"].open(asked)(None)
     part = reached["parts"]["geneval"]
-    assert (part.each, part.everything, part.draw.changes) == (2, True, ("pace.steps=3",))
+    assert (part.each, part.everything, part.draw.changes) == (2, True, ("schedule.steps=3",))
     assert [p.prompt for p in part.prompts] == ["a red bench"] and reached["record"].folder == here / "o"
     assert (reached["plan"].n, reached["plan"].batch, reached["plan"].seed) == (1, 5, 7)
     assert [p.name for p in (here / "o").iterdir()].count("00001") == 1, "its folder keeps its number in the file"
@@ -130,15 +130,15 @@ def test_options_reach_the_measurement(here: Path, reached: dict[str, Any]) -> N
 
 def test_edits_and_expressions_are_chosen_by_kind_and_number(here: Path, reached: dict[str, Any]) -> None:
     asked = dataclasses.replace(
-        NOTHING, prompts=Path("e.json"), images=here, out=here / "o", settings=("pace.steps=3",)
+        NOTHING, prompts=Path("e.json"), images=here, out=here / "o", settings=("schedule.steps=3",)
     )
     SUITES["imgedit"].open(dataclasses.replace(asked, limit=1))(None)  # the second picture is not there
-    assert reached["plan"].n == 1 and reached["parts"]["imgedit"].draw.changes == ("pace.steps=3",)
+    assert reached["plan"].n == 1 and reached["parts"]["imgedit"].draw.changes == ("schedule.steps=3",)
     SUITES["imgedit"].open(dataclasses.replace(asked, only=("adjust",), out=here / "p"))(None)
     assert [e.key for e in reached["parts"]["imgedit"].edits] == ["1"]
     SUITES["refcoco"].open(dataclasses.replace(asked, prompts=Path("refs.json"), only=("train",), out=None))(None)
     part = reached["parts"]["refcoco"]
-    assert [e.key for e in part.expressions] == ["1"] and part.changes == ("pace.steps=3",)
+    assert [e.key for e in part.expressions] == ["1"] and part.changes == ("schedule.steps=3",)
 
 
 def test_the_world_takes_level_parts_and_batch(here: Path, reached: dict[str, Any]) -> None:

@@ -16,16 +16,26 @@ import torch
 from torch import Tensor
 
 import unmask.sampling
+from unmask.grammars.automaton import compiled
+from unmask.grammars.grammar import Grammar
+from unmask.grammars.regex import parsed
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.rng import generator, key
-from unmask.sampling import constrain, draw, guide, pace, presets, progress, select, stop, window
+from unmask.sampling import (
+    blocks,
+    constrain,
+    guidance,
+    presets,
+    schedule,
+    selection,
+    stopping,
+    temperature,
+    token_sampler,
+)
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import NothingUnmasked, Sampler, Step
 from unmask.sequence import Batch, Kind, Move, Prediction, Sequence, Span, collate, stack
-from unmask.tokens.grammar import Grammar
-from unmask.tokens.language import compiled
-from unmask.tokens.regex import parsed
 
 torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
@@ -33,55 +43,68 @@ DROP = frozenset({"prompt", "source"})
 ORDER = tuple(stratified(4))
 GRAMMAR = Grammar(compiled(parsed("[a-z]*")), [b"", *(bytes([97 + i]) for i in range(TEXT - 1))], END)
 
-PACES = [pace.Equal(steps=3), pace.Fixed(each=2), pace.Shift(steps=5, shift=3.0), pace.Cosine(steps=6)]
+SCHEDULES = [
+    schedule.Equal(steps=3),
+    schedule.Fixed(each=2),
+    schedule.Shift(steps=5, shift=3.0),
+    schedule.Cosine(steps=6),
+]
 DRAWS = [
-    draw.Greedy(),
-    draw.Greedy(score=draw.Entropy()),
-    draw.Greedy(score=draw.Margin()),
-    draw.Greedy(score=draw.LogProbability()),
-    draw.Categorical(temperature=0.8),
-    draw.Categorical(temperature=progress.Linear(start=2.0, end=0.0)),
-    draw.Categorical(temperature=progress.CosineTo(minimum=0.2)),
-    draw.Categorical(temperature=progress.ShiftTo(shift=3.0, minimum=0.1)),
-    draw.GumbelText(temperature=0.5),
-    draw.OnlyIds(low=4, high=9, draw=draw.Categorical()),
-    draw.TopP(mass=0.5, draw=draw.Categorical()),
-    constrain.Constrained(draw=draw.Categorical(temperature=0.8), grammars=(("answer", GRAMMAR),)),
+    token_sampler.Greedy(),
+    token_sampler.Greedy(score=token_sampler.Entropy()),
+    token_sampler.Greedy(score=token_sampler.Margin()),
+    token_sampler.Greedy(score=token_sampler.LogProbability()),
+    token_sampler.Categorical(temperature=0.8),
+    token_sampler.Categorical(temperature=temperature.Linear(start=2.0, end=0.0)),
+    token_sampler.Categorical(temperature=temperature.CosineTo(minimum=0.2)),
+    token_sampler.Categorical(temperature=temperature.ShiftTo(shift=3.0, minimum=0.1)),
+    token_sampler.GumbelText(temperature=0.5),
+    token_sampler.OnlyIds(low=4, high=9, token_sampler=token_sampler.Categorical()),
+    token_sampler.TopP(mass=0.5, token_sampler=token_sampler.Categorical()),
+    constrain.Constrained(token_sampler=token_sampler.Categorical(temperature=0.8), grammars=(("answer", GRAMMAR),)),
 ]
 SELECTS = [
-    select.Confident(),
-    select.Confident(noise=progress.Linear(start=5.0, end=0.5)),
-    select.MaskGit(temperature=0.5),
-    select.InOrder(order=ORDER),
-    select.RandomOrder(),
-    select.Threshold(value=0.3),
-    select.Factor(factor=1.0),
-    select.PerSpan(select=select.Confident(noise=1.0)),
-    select.PerSpan(select=select.RandomOrder()),
-    select.PerSpan(select=select.InOrder(order=ORDER)),
+    selection.Confident(),
+    selection.Confident(noise=temperature.Linear(start=5.0, end=0.5)),
+    selection.MaskGit(temperature=0.5),
+    selection.InOrder(order=ORDER),
+    selection.RandomOrder(),
+    selection.Threshold(value=0.3),
+    selection.Factor(factor=1.0),
+    selection.PerSpan(selection=selection.Confident(noise=1.0)),
+    selection.PerSpan(selection=selection.RandomOrder()),
+    selection.PerSpan(selection=selection.InOrder(order=ORDER)),
 ]
-GUIDES = [
-    guide.NoGuide(),
-    guide.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL),
-    guide.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, interval=(0.3, 0.7)),
-    guide.EditGuide(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL),
-    guide.EditGuide(scale=0.0, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL),
+GUIDANCES = [
+    guidance.NoGuidance(),
+    guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL),
+    guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, interval=(0.3, 0.7)),
+    guidance.EditGuidance(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL),
+    guidance.EditGuidance(scale=0.0, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL),
 ]
-WINDOWS = [window.Whole(), window.Blocks(length=3), window.SpanBySpan()]
-STOPS = [stop.Never(), stop.EndOfTurn(ids=(END, 7))]
+WINDOWS = [blocks.Whole(), blocks.Blocks(length=3), blocks.SpanBySpan()]
+STOPS = [stopping.Never(), stopping.EndOfTurn(ids=(END, 7))]
 NOT_PARTS = {"Progress", "Layout", "Sampler", "Step"}  # what flows between the parts
 
-BASE = Sampler(pace=pace.Shift(steps=5, shift=3.0), draw=draw.Categorical(), select=select.Confident(noise=1.0))
+BASE = Sampler(
+    schedule=schedule.Shift(steps=5, shift=3.0),
+    token_sampler=token_sampler.Categorical(),
+    selection=selection.Confident(noise=1.0),
+)
 SAMPLERS = (
-    [dataclasses.replace(BASE, pace=p) for p in PACES]
-    + [dataclasses.replace(BASE, draw=d) for d in DRAWS]
-    + [dataclasses.replace(BASE, select=s) for s in SELECTS]
-    + [dataclasses.replace(BASE, guide=g) for g in GUIDES]
-    + [dataclasses.replace(BASE, window=w) for w in WINDOWS]
-    + [dataclasses.replace(BASE, stop=s) for s in STOPS]
+    [dataclasses.replace(BASE, schedule=p) for p in SCHEDULES]
+    + [dataclasses.replace(BASE, token_sampler=d) for d in DRAWS]
+    + [dataclasses.replace(BASE, selection=s) for s in SELECTS]
+    + [dataclasses.replace(BASE, guidance=g) for g in GUIDANCES]
+    + [dataclasses.replace(BASE, blocks=w) for w in WINDOWS]
+    + [dataclasses.replace(BASE, stopping=s) for s in STOPS]
     + [
         dataclasses.replace(
-            BASE, window=window.Blocks(length=4), stop=STOPS[1], guide=GUIDES[2], pace=pace.Equal(steps=4)
+            BASE,
+            blocks=blocks.Blocks(length=4),
+            stopping=STOPS[1],
+            guidance=GUIDANCES[2],
+            schedule=schedule.Equal(steps=4),
         )
     ]
 )
@@ -146,7 +169,7 @@ def sequence(*spans: tuple[str, Kind, int, bool], given: tuple[int, ...] = (), s
 
 def requests(sampler: Sampler) -> list[Sequence]:
     """Four requests of different shape; an ``InOrder`` gets pictures alone, since its order fits no other span."""
-    if select.InOrder in set(parts_in(sampler.select)):
+    if selection.InOrder in set(parts_in(sampler.selection)):
         return [
             sequence(("prompt", Kind.TEXT, 3 + n, False), ("image", Kind.CODE, 16, True), given=given, seed=n)
             for n, given in enumerate([(), (5, 6, 7), (), (6,)])
@@ -214,7 +237,7 @@ def test_a_select_stays_inside_window_and_counts(sampler: Sampler) -> None:
     batch, seen = collate(requests(sampler), range(4)), []
 
     def watched(b: Batch, proposal: Any, where: Tensor, counts: Tensor, at: Any) -> Move:
-        move = sampler.select(b, proposal, where, counts, at)
+        move = sampler.selection(b, proposal, where, counts, at)
         asked = proposal.score > -torch.inf
         assert not (move.unmask & ~where).any() and not (asked & ~where).any()
         assert torch.equal(proposal.ids[~asked], b.ids[~asked])
@@ -224,11 +247,11 @@ def test_a_select_stays_inside_window_and_counts(sampler: Sampler) -> None:
         seen.append(move)
         return move
 
-    dataclasses.replace(sampler, select=watched).sample(fake, batch)
+    dataclasses.replace(sampler, selection=watched).sample(fake, batch)
     assert seen
 
 
-@pytest.mark.parametrize("part", PACES, ids=repr)
+@pytest.mark.parametrize("part", SCHEDULES, ids=repr)
 def test_a_pace_sums_up_and_has_no_empty_step(part: Any) -> None:
     for tokens in [*range(40), 100, 1024, 4096]:
         counts = part.counts(tokens)
@@ -236,28 +259,28 @@ def test_a_pace_sums_up_and_has_no_empty_step(part: Any) -> None:
 
 
 def test_a_guide_of_scale_zero_is_no_guide() -> None:
-    free = guide.ClassifierFree(scale=0.0, drop=DROP, null_id=NULL)
-    edit = guide.EditGuide(scale=0.0, image_scale=0.0, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
-    never = guide.ClassifierFree(scale=4.0, drop=DROP, null_id=NULL, interval=(0.0, 0.0))
+    free = guidance.ClassifierFree(scale=0.0, drop=DROP, null_id=NULL)
+    edit = guidance.EditGuidance(scale=0.0, image_scale=0.0, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
+    never = guidance.ClassifierFree(scale=4.0, drop=DROP, null_id=NULL, interval=(0.0, 0.0))
     _, plain, _ = run(BASE, requests(BASE))
     for part in (free, edit, never):
-        _, guided, _ = run(dataclasses.replace(BASE, guide=part), requests(BASE))
+        _, guided, _ = run(dataclasses.replace(BASE, guidance=part), requests(BASE))
         assert torch.equal(guided.ids, plain.ids)
-    _, guided, _ = run(dataclasses.replace(BASE, guide=GUIDES[1]), requests(BASE))
+    _, guided, _ = run(dataclasses.replace(BASE, guidance=GUIDANCES[1]), requests(BASE))
     assert not torch.equal(guided.ids, plain.ids)
 
 
 def test_a_select_that_takes_nothing_is_named() -> None:
     def lazy(batch: Batch, proposal: Any, where: Tensor, counts: Tensor, at: Any) -> Move:
-        return select.move(torch.zeros_like(where))
+        return selection.move(torch.zeros_like(where))
 
     with pytest.raises(NothingUnmasked, match="rows \\[0, 1, 2, 3\\]"):
-        run(dataclasses.replace(BASE, select=lazy), requests(BASE))
+        run(dataclasses.replace(BASE, selection=lazy), requests(BASE))
 
 
 ELASTIC = [
-    dataclasses.replace(BASE, guide=GUIDES[3]),
-    dataclasses.replace(BASE, window=window.Blocks(length=4), stop=STOPS[1], guide=GUIDES[1]),
+    dataclasses.replace(BASE, guidance=GUIDANCES[3]),
+    dataclasses.replace(BASE, blocks=blocks.Blocks(length=4), stopping=STOPS[1], guidance=GUIDANCES[1]),
     dataclasses.replace(presets.lavida_o_image(grid=(4, 4), null_id=NULL, drop=DROP)),
     presets.lavida_o_image_256(null_id=NULL, drop=DROP),
 ]
@@ -275,10 +298,10 @@ def test_the_laws_hold_with_the_real_model(sampler: Sampler) -> None:
 
 def test_stacked_views_equal_views_one_by_one() -> None:
     batch = collate(requests(BASE), range(4))
-    at = progress.Progress(
+    at = temperature.Progress(
         number=torch.zeros(4, dtype=torch.long), of=torch.ones(4, dtype=torch.long), length=batch.ids.shape[1]
     )
-    views, model = GUIDES[3].views(batch, at), tiny()
+    views, model = GUIDANCES[3].views(batch, at), tiny()
     with torch.no_grad():
         together = model(stack(views), ask=batch.masked.repeat(3, 1))
         alone = [model(view, ask=batch.masked) for view in views]

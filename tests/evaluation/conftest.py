@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unmask.tasks.model import Model, load
+from unmask.pipeline.model import Model, load
 
 from ..tiny_model import make
 

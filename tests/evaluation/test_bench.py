@@ -56,8 +56,8 @@ def test_quality(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ran("quality.py", monkeypatch, *common, "--steps", "2")
     orders = {f"quality.sampler.{o}.2steps.overall" for o in ("stratified", "halton", "random", "confidence")}
     assert orders <= lines(history).keys()
-    ran("quality.py", monkeypatch, *common, "--sweep", "guide.scale=0,3", "--sweep", "pace.steps=2")
-    assert "quality.sweep.draw.guide.scale=3,pace.steps=2.single" in lines(history)
+    ran("quality.py", monkeypatch, *common, "--sweep", "guidance.scale=0,3", "--sweep", "schedule.steps=2")
+    assert "quality.sweep.draw.guidance.scale=3,schedule.steps=2.single" in lines(history)
     records = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
     assert len({r["run"] for r in records}) == 7  # five orders and two scales, each with settings of its own
 

@@ -15,8 +15,8 @@ from unmask.evaluation import world_conditions
 from unmask.evaluation.evaluate import Plan, Record, measure
 from unmask.evaluation.judge import Judge, JudgeConfig
 from unmask.evaluation.world_conditions import KINDS, LEVELS, Conditioned, grid
+from unmask.pipeline.model import Model
 from unmask.tasks.generate import Generate
-from unmask.tasks.model import Model
 from unmask.tokens.prompts import Conditions
 
 PLAN = Plan(n=20, batch=8)

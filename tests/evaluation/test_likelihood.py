@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from unmask.evaluation.likelihood import Bound, bound, choose, likelihood
-from unmask.sampling.guide import ClassifierFree
+from unmask.pipeline.text_model import TextModel, load_text
+from unmask.sampling.guidance import ClassifierFree
 from unmask.sequence import Batch, Kind, Prediction, Sequence, Span, collate
-from unmask.tasks.text import TextModel, load_text
 
 from ..tiny_llada import make
 
@@ -94,14 +94,14 @@ def test_seeds_and_rows() -> None:
 
 def test_guidance_is_the_right_way_round() -> None:
     sequence, scale = row([1, 2, 3]), 0.5
-    guide = ClassifierFree(scale=scale, drop=frozenset({"prompt"}), null_id=NULL)
+    guidance = ClassifierFree(scale=scale, drop=frozenset({"prompt"}), null_id=NULL)
     logits = []
     for prompt in ([1, 2], [NULL, NULL]):
         batch = collate([row([*prompt, 3])], [0])
         masked = torch.tensor([[False, False, True]])
         logits.append(Toy()(batch.replace(masked=masked), ask=masked).text_logits.double())
     wanted = ((1 + scale) * logits[0] - scale * logits[1]).log_softmax(1)[0, 3]
-    assert bound(Toy(), sequence, samples=1, guide=guide).value == pytest.approx(float(wanted), abs=1e-5)
+    assert bound(Toy(), sequence, samples=1, guidance=guidance).value == pytest.approx(float(wanted), abs=1e-5)
 
 
 @pytest.mark.parametrize(("ids", "samples"), [([1, 2], 4), ([1, 2, 3], 0)])

@@ -30,12 +30,12 @@ from unmask.evaluation.public_dpg import PublicDPG, gridded
 from unmask.evaluation.public_geneval import PublicGenEval, lay_out, layout
 from unmask.evaluation.public_imgedit import PublicImgEdit, middle
 from unmask.evaluation.public_refcoco import PublicRefCOCO, Sought, scored
-from unmask.tasks.model import Model
+from unmask.pipeline.model import Model
 from unmask.tokens.pictures import ImageError
 
 SHIPPED_JUDGE = files("unmask.evaluation") / "assets" / "judge.safetensors"
 needs_judge = pytest.mark.skipif(not SHIPPED_JUDGE.is_file(), reason="the judge's weights are not in this source tree")
-QUICK = ("pace.steps=2",)
+QUICK = ("schedule.steps=2",)
 RECORDS: tuple[dict[str, Any], ...] = (
     {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"},
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -326,8 +326,8 @@ def test_refcoco_pictures_are_those_its_boxes_were_made_for(model: Model, tmp_pa
 
 def test_refcoco_steps_are_the_samplers(model: Model, tmp_path: Path) -> None:
     part = PublicRefCOCO(expressions=(expression("1"),), folder=tmp_path)
-    four = dataclasses.replace(part, changes=("pace.steps=4",))
-    assert part.settings(model)[0]["pace"]["steps"] == 1 and four.settings(model)[0]["pace"]["steps"] == 4
+    four = dataclasses.replace(part, changes=("schedule.steps=4",))
+    assert part.settings(model)[0]["schedule"]["steps"] == 1 and four.settings(model)[0]["schedule"]["steps"] == 4
 
 
 # -- arms -------------------------------------------------------------------------------------------------------------
@@ -335,6 +335,6 @@ def test_refcoco_steps_are_the_samplers(model: Model, tmp_path: Path) -> None:
 
 def test_an_arm_uses_the_models_own_sampler_with_changes(model: Model) -> None:
     other = Model(model.parts, presets=dataclasses.replace(model.presets, generate=model.presets.edit))
-    assert Drawer().settings(model)["pace"]["steps"] == 16 and Drawer().settings(other)["pace"]["steps"] == 32
-    assert Drawer(changes=QUICK).settings(model)["pace"]["steps"] == 2
+    assert Drawer().settings(model)["schedule"]["steps"] == 16 and Drawer().settings(other)["schedule"]["steps"] == 32
+    assert Drawer(changes=QUICK).settings(model)["schedule"]["steps"] == 2
     assert Drawer(sampler=model.presets.edit).settings(model) == Editor().settings(model)

@@ -26,7 +26,7 @@ from unmask.evaluation.world_edit import Edits, Wish, kept, met, success
 from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt, prompts
 from unmask.evaluation.world_grounding import Grounds
 from unmask.evaluation.world_questions import Questions, normal
-from unmask.tasks.model import Model
+from unmask.pipeline.model import Model
 from unmask.tasks.reflecting import Thinking
 
 SHIPPED_JUDGE = files("unmask.evaluation") / "assets" / "judge.safetensors"

@@ -8,13 +8,13 @@ import math
 import pytest
 import torch
 
+from unmask.grammars.automaton import compiled
+from unmask.grammars.grammar import Grammar
+from unmask.grammars.regex import parsed
 from unmask.rng import generator
 from unmask.sampling.constrain import Constrained, Lattice, NothingFits
-from unmask.sampling.draw import Categorical, Greedy
+from unmask.sampling.token_sampler import Categorical, Greedy
 from unmask.sequence import Kind, Prediction, Progress, Sequence, Span, collate
-from unmask.tokens.grammar import Grammar
-from unmask.tokens.language import compiled
-from unmask.tokens.regex import parsed
 
 PIECES = [b"", b"a", b"b", b"ab", b"ba", b"", b"c\xc3", b"\xa9"]  # 0 is a control token, 5 the end of turn
 END, SIZE = 5, len(PIECES)
@@ -118,7 +118,7 @@ def test_candidates_are_one_answer_and_other_rows_are_left_alone(draw: Greedy | 
         at = Progress(number=torch.zeros(4), of=torch.ones(4), length=5)
         said = predicted(batch, seed)
         grammars = (("bound", grammar("(ab)+")), ("other", grammar("b(a|b)*b")))
-        got = Constrained(draw=draw, grammars=grammars)(batch, said, at)
+        got = Constrained(token_sampler=draw, grammars=grammars)(batch, said, at)
         free = draw(batch, said, at)
         for row, name in enumerate(names):
             ids = got.ids[row, 1:]

@@ -1,4 +1,4 @@
-"""Published numbers that the paces and orders must reproduce to the digit (specification of Lavida-O, section 9)."""
+"""Published numbers that the schedules and orders must reproduce to the digit (specification of Lavida-O, section 9)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import hashlib
 import pytest
 import torch
 
-from unmask.sampling import progress
+from unmask.sampling import temperature
 from unmask.sampling.orders import GridError, halton, stratified, uniform
-from unmask.sampling.pace import Cosine, Equal, Fixed, Shift
+from unmask.sampling.schedule import Cosine, Equal, Fixed, Shift
 
 SHIFT_64 = """13 14 13 14 15 15 15 15 16 17 17 17 18 19 19 19 21 21 21 23 23 24 25 25 27 28 28 30 31 32 33 35 36 38 40 41 44 45
 48 49 53 55 59 61 65 69 73 77 83 88 94 101 109 116 126 137 148 162 177 195 216 240 267 301"""
@@ -92,11 +92,11 @@ def test_uniform_depends_on_its_seed() -> None:
 
 def test_schedules() -> None:
     s = torch.tensor([0.0, 0.5, 1.0])
-    assert progress.Linear(start=4.0, end=2.0)(s).tolist() == [4.0, 3.0, 2.0]
-    assert progress.CosineTo(minimum=0.5, start=5.0)(s).tolist() == pytest.approx(
+    assert temperature.Linear(start=4.0, end=2.0)(s).tolist() == [4.0, 3.0, 2.0]
+    assert temperature.CosineTo(minimum=0.5, start=5.0)(s).tolist() == pytest.approx(
         [5.0, 5 * (0.5**0.5 * 0.5 + 0.5), 2.5]
     )
-    assert progress.ShiftTo(shift=3.0, minimum=0.0)(s).tolist() == pytest.approx([1.0, 0.75, 0.0])
-    at = progress.Progress(number=torch.tensor([0, 2, 4, 9]), of=torch.tensor([5, 5, 5, 5]), length=1)
+    assert temperature.ShiftTo(shift=3.0, minimum=0.0)(s).tolist() == pytest.approx([1.0, 0.75, 0.0])
+    at = temperature.Progress(number=torch.tensor([0, 2, 4, 9]), of=torch.tensor([5, 5, 5, 5]), length=1)
     assert at.fraction.tolist() == [0.0, 0.5, 1.0, 1.0]
-    assert progress.at(0.7, at).tolist() == pytest.approx([0.7] * 4)
+    assert temperature.at(0.7, at).tolist() == pytest.approx([0.7] * 4)

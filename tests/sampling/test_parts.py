@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.rng import generator, key
-from unmask.sampling import draw, guide, pace, presets, select, stop, window
+from unmask.sampling import blocks, guidance, presets, schedule, selection, stopping, token_sampler
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
@@ -70,12 +70,12 @@ def only_text(logits: Tensor, first: int = 0) -> Prediction:
 
 
 def test_the_loop_equals_a_slow_twin() -> None:
-    order, counts = stratified(4), pace.Shift(steps=6, shift=3.0).counts(16)
+    order, counts = stratified(4), schedule.Shift(steps=6, shift=3.0).counts(16)
     sampler = Sampler(
-        pace=pace.Shift(steps=6, shift=3.0),
-        guide=guide.ClassifierFree(scale=2.0, drop=frozenset({"prompt"}), null_id=NULL),
-        draw=draw.Categorical(temperature=0.8),
-        select=select.InOrder(order=tuple(order)),
+        schedule=schedule.Shift(steps=6, shift=3.0),
+        guidance=guidance.ClassifierFree(scale=2.0, drop=frozenset({"prompt"}), null_id=NULL),
+        token_sampler=token_sampler.Categorical(temperature=0.8),
+        selection=selection.InOrder(order=tuple(order)),
     )
     batch = collate([picture(seed) for seed in range(3)], [7, 8, 9])
     fast = sampler.sample(fake, batch)
@@ -100,14 +100,14 @@ def test_the_loop_equals_a_slow_twin() -> None:
 def test_guidance_moves_towards_the_condition_in_both_kinds() -> None:
     c, u = torch.tensor([[1.0, 2.0, -torch.inf]]), torch.tensor([[2.0, 1.0, 0.0]])
     both = [dataclasses.replace(only_text(x), code=torch.tensor([1]), code_logits=x) for x in (c, u)]
-    merged = guide.ClassifierFree(scale=1.5, drop=frozenset(), null_id=NULL).merge(both, at_step(0, 4))
+    merged = guidance.ClassifierFree(scale=1.5, drop=frozenset(), null_id=NULL).merge(both, at_step(0, 4))
     for logits in (merged.text_logits, merged.code_logits):
         assert logits.tolist() == [[2.5 * 1 - 1.5 * 2, 2.5 * 2 - 1.5 * 1, -math.inf]]
 
 
 def test_edit_guidance_is_the_three_stream_formula() -> None:
     c, e, u = (torch.tensor([[x]]) for x in (1.0, 0.5, -1.0))
-    edit = guide.EditGuide(scale=1.2, image_scale=1.4, drop=frozenset(), keep=frozenset(), null_id=NULL)
+    edit = guidance.EditGuidance(scale=1.2, image_scale=1.4, drop=frozenset(), keep=frozenset(), null_id=NULL)
     merged = edit.merge([only_text(x) for x in (c, e, u)], at_step(0, 1)).text_logits
     assert merged.item() == pytest.approx(2.2 * (2.4 * 1.0 - 1.4 * 0.5) - 1.2 * -1.0)
 
@@ -118,7 +118,7 @@ def test_edit_views_keep_what_they_should() -> None:
         [row(("prompt", Kind.TEXT, 2, False), code, ("head", Kind.TEXT, 1, False), ("image", Kind.CODE, 16, True))], [0]
     )
     drop, keep = frozenset({"prompt", "source"}), frozenset({"source"})
-    edit = guide.EditGuide(scale=1.0, image_scale=1.0, drop=drop, keep=keep, null_id=NULL)
+    edit = guidance.EditGuidance(scale=1.0, image_scale=1.0, drop=drop, keep=keep, null_id=NULL)
     full, e, u = edit.views(batch, at_step(0, 1))
     assert full is batch
     assert e.ids[0, :2].tolist() == [NULL, NULL] and torch.equal(e.ids[0, 2:], batch.ids[0, 2:])
@@ -126,7 +126,7 @@ def test_edit_views_keep_what_they_should() -> None:
 
 
 def test_guidance_acts_in_its_interval_row_by_row() -> None:
-    cfg = guide.ClassifierFree(scale=1.0, drop=frozenset(), null_id=NULL, interval=(0.5, 0.8))
+    cfg = guidance.ClassifierFree(scale=1.0, drop=frozenset(), null_id=NULL, interval=(0.5, 0.8))
     batch = collate([answer(2)], [0])
     assert [len(cfg.views(batch, at_step(n, 10))) for n in range(10)] == [1, 1, 1, 1, 2, 2, 2, 2, 1, 1]
     mixed = Progress(number=torch.tensor([0, 5]), of=torch.tensor([10, 10]), length=1)
@@ -135,7 +135,7 @@ def test_guidance_acts_in_its_interval_row_by_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [draw.Categorical(temperature=0.5), draw.GumbelText(temperature=0.5)], ids=["32", "64"]
+    "part", [token_sampler.Categorical(temperature=0.5), token_sampler.GumbelText(temperature=0.5)], ids=["32", "64"]
 )
 def test_a_draw_follows_the_tempered_softmax_and_scores_without_it(part: Any) -> None:
     n, logits_V = 4000, torch.tensor([1.0, 0.0, -1.0, -torch.inf])
@@ -149,19 +149,23 @@ def test_a_draw_follows_the_tempered_softmax_and_scores_without_it(part: Any) ->
 
 def test_limits_on_ids() -> None:
     batch, logits = collate([answer(50)], [0]), torch.linspace(0, 3, V).expand(50, V)
-    only = draw.OnlyIds(low=2, high=4, draw=draw.Categorical())(batch, only_text(logits, 3), at_step(0, 1, length=53))
+    only = token_sampler.OnlyIds(low=2, high=4, token_sampler=token_sampler.Categorical())(
+        batch, only_text(logits, 3), at_step(0, 1, length=53)
+    )
     assert set(only.ids[0, 3:].tolist()) == {2, 3}
-    top = draw.TopP(mass=0.2, draw=draw.Categorical())(batch, only_text(logits, 3), at_step(0, 1, length=53))
+    top = token_sampler.TopP(mass=0.2, token_sampler=token_sampler.Categorical())(
+        batch, only_text(logits, 3), at_step(0, 1, length=53)
+    )
     assert set(top.ids[0, 3:].tolist()) == {V - 1, V - 2}  # 0.13 + 0.11 reach 0.2
     with pytest.raises(ValueError, match="low < high"):
-        draw.OnlyIds(low=4, high=4, draw=draw.Greedy())
+        token_sampler.OnlyIds(low=4, high=4, token_sampler=token_sampler.Greedy())
 
 
 def test_scores() -> None:
     logits, ids = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([1])
-    assert draw.LogProbability()(logits, ids).item() == pytest.approx(math.log(0.3))
-    assert draw.Margin()(logits, ids).item() == pytest.approx(0.2)
-    assert draw.Entropy()(logits, ids).item() == pytest.approx(sum(p * math.log(p) for p in (0.5, 0.3, 0.2)))
+    assert token_sampler.LogProbability()(logits, ids).item() == pytest.approx(math.log(0.3))
+    assert token_sampler.Margin()(logits, ids).item() == pytest.approx(0.2)
+    assert token_sampler.Entropy()(logits, ids).item() == pytest.approx(sum(p * math.log(p) for p in (0.5, 0.3, 0.2)))
 
 
 def taken(part: Any, probabilities: list[float], counts: int, seed: int = 0) -> list[int]:
@@ -173,30 +177,32 @@ def taken(part: Any, probabilities: list[float], counts: int, seed: int = 0) -> 
 
 def test_selects() -> None:
     p = [0.3, 0.95, 0.5, 0.9, 0.95]
-    assert taken(select.Confident(), p, 3) == [1, 3, 4]
-    assert taken(select.Confident(), p, 1) == [1]  # the earlier of two equals
-    assert len({tuple(taken(select.Confident(noise=5.0), p, 2, seed)) for seed in range(20)}) > 3
-    assert taken(select.Threshold(value=0.9), p, 5) == [1, 3, 4]
-    assert taken(select.Threshold(value=0.99), p, 5) == [1]
-    assert taken(select.Factor(factor=0.2), p, 5) == [1, 4]  # 0.95 >= 0.9, 0.95 >= 0.933, 0.9 < 0.95
-    assert taken(select.Factor(factor=0.01), p, 5) == [1]
+    assert taken(selection.Confident(), p, 3) == [1, 3, 4]
+    assert taken(selection.Confident(), p, 1) == [1]  # the earlier of two equals
+    assert len({tuple(taken(selection.Confident(noise=5.0), p, 2, seed)) for seed in range(20)}) > 3
+    assert taken(selection.Threshold(value=0.9), p, 5) == [1, 3, 4]
+    assert taken(selection.Threshold(value=0.99), p, 5) == [1]
+    assert taken(selection.Factor(factor=0.2), p, 5) == [1, 4]  # 0.95 >= 0.9, 0.95 >= 0.933, 0.9 < 0.95
+    assert taken(selection.Factor(factor=0.01), p, 5) == [1]
 
 
 def test_mask_git_is_a_draw_without_replacement() -> None:
-    hits = sum(taken(select.MaskGit(temperature=0.5), [1.0, 0.5, 0.5], 1, seed) == [0] for seed in range(600))
+    hits = sum(taken(selection.MaskGit(temperature=0.5), [1.0, 0.5, 0.5], 1, seed) == [0] for seed in range(600))
     assert hits / 600 == pytest.approx(math.exp(2) / (math.exp(2) + 2 * math.exp(1)), abs=0.06)
 
 
 def test_in_order_follows_its_order_and_says_what_does_not_fit() -> None:
     order, seen = tuple(stratified(4)), []
-    sampler = Sampler(pace=pace.Fixed(each=1), draw=draw.Greedy(), select=select.InOrder(order=order))
+    sampler = Sampler(
+        schedule=schedule.Fixed(each=1), token_sampler=token_sampler.Greedy(), selection=selection.InOrder(order=order)
+    )
     sampler.sample(fake, collate([picture()], [0]), on_step=lambda step: seen.append(step.batch.masked[0, 3:].clone()))
     before = [torch.ones(16, dtype=torch.bool), *seen]
     assert [(b & ~a).nonzero().item() for b, a in zip(before, seen, strict=False)] == list(order)
     with pytest.raises(ValueError, match="order of 16 tokens does not fit spans of \\[5\\]"):
         sampler.sample(fake, collate([answer(5)], [0]))
     with pytest.raises(ValueError, match="0 .. 2 once"):
-        select.InOrder(order=(0, 2, 2))
+        selection.InOrder(order=(0, 2, 2))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
@@ -224,7 +230,10 @@ def test_all_boxes_advance_and_finish_together(steps: int) -> None:
 
 def test_blocks_go_left_to_right_at_each_rows_own_speed() -> None:
     sampler = Sampler(
-        pace=pace.Equal(steps=2), draw=draw.Greedy(), select=select.Confident(), window=window.Blocks(length=4)
+        schedule=schedule.Equal(steps=2),
+        token_sampler=token_sampler.Greedy(),
+        selection=selection.Confident(),
+        blocks=blocks.Blocks(length=4),
     )
     batch, left = collate([answer(8), answer(3)], [0, 1]), []
     result = sampler.sample(
@@ -238,7 +247,8 @@ def test_end_of_turn_changes_nothing_before_the_end_and_saves_steps() -> None:
     sampler = presets.llada_text(block=8, temperature=1.0)
     batch = collate([answer(40, seed=n) for n in range(6)], range(6))
     whole, cut = (
-        dataclasses.replace(sampler, stop=s).sample(fake, batch) for s in (stop.Never(), stop.EndOfTurn(ids=(END, 6)))
+        dataclasses.replace(sampler, stopping=s).sample(fake, batch)
+        for s in (stopping.Never(), stopping.EndOfTurn(ids=(END, 6)))
     )
     ended = 0
     for b in range(6):
@@ -270,8 +280,8 @@ def test_picture_features_are_computed_once_a_run() -> None:
         for i in (0, 1)
     ]
     batch = collate(rows, [0, 1], features_per_image=n)
-    cfg = guide.ClassifierFree(scale=1.0, drop=frozenset({"question"}), null_id=NULL)
-    sampler = dataclasses.replace(presets.llada_text(block=5), guide=cfg)
+    cfg = guidance.ClassifierFree(scale=1.0, drop=frozenset({"question"}), null_id=NULL)
+    sampler = dataclasses.replace(presets.llada_text(block=5), guidance=cfg)
     result = sampler.sample(model, batch)
     assert len(calls) == 1
     afresh = sampler.sample(lambda *a, carry=None, **k: model(*a, **k), batch)
@@ -301,4 +311,4 @@ def test_presets_run() -> None:
 @pytest.mark.parametrize("shift", [0.0, -1.0, math.inf, math.nan])
 def test_a_shift_that_leads_nowhere_is_refused(shift: float) -> None:
     with pytest.raises(ValueError, match="a factor above 0"):
-        pace.Shift(steps=4, shift=shift)
+        schedule.Shift(steps=4, shift=shift)

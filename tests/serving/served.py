@@ -19,10 +19,10 @@ import openai
 from PIL import Image
 
 import unmask
+from unmask.pipeline.model import Model
 from unmask.serving.engine import Limits
 from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
-from unmask.tasks.model import Model
 
 from ..tiny_model import make
 

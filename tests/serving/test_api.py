@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 import unmask
+from unmask.pipeline.model import Model
 from unmask.serving.server import Server
-from unmask.tasks.model import Model
 from unmask.tokens.prompts import Conditions
 
 from ..tiny_llada import make as llada
@@ -51,10 +51,10 @@ def test_the_model_is_listed(server: Server) -> None:
 
 def test_pictures_are_those_of_the_model_whatever_their_number(server: Server) -> None:
     found = client(server).images.generate(model="tiny", prompt="a dog", n=2, extra_body={**FEW, "seed": 4})
-    alone = tiny().generate("a dog", n=2, seed=4, settings=["pace.steps=3"])
+    alone = tiny().generate("a dog", n=2, seed=4, settings=["schedule.steps=3"])
     assert [d.unmask["seed"] for d in found.data] == [4, 5]
     assert all(same(opened(d.b64_json), a.image) for d, a in zip(found.data, alone, strict=True))
-    assert found.data[0].unmask["settings"]["pace"] == {"part": "Cosine", "steps": 3}
+    assert found.data[0].unmask["settings"]["schedule"] == {"part": "Cosine", "steps": 3}
 
 
 def test_the_fields_change_what_is_drawn(server: Server) -> None:
@@ -64,8 +64,8 @@ def test_the_fields_change_what_is_drawn(server: Server) -> None:
         )
 
     usual = draw()
-    assert draw(guidance=0).unmask["settings"]["guide"]["scale"] == 0
-    assert draw(settings=["draw.temperature=2"]).unmask["settings"]["draw"]["temperature"] == 2
+    assert draw(guidance=0).unmask["settings"]["guidance"]["scale"] == 0
+    assert draw(settings=["token_sampler.temperature=2"]).unmask["settings"]["token_sampler"]["temperature"] == 2
     planned = draw(boxes=[{"phrase": "a dog", "box": [0, 0, 0.5, 0.5]}])
     assert planned.unmask["plan"]["things"] == [{"phrase": "a dog", "box": [0, 0, 0.5, 0.5]}]
     assert planned.b64_json != usual.b64_json and draw(seed=2).b64_json != usual.b64_json
@@ -86,14 +86,16 @@ def test_a_picture_is_asked_for_as_light_as_wanted(server: Server) -> None:
         '{"score": 6.7}': Conditions(score=6.7),
         '{"crop": [0, 7]}': Conditions(top=0, left=7),
     }.items():
-        alone = tiny().generate("a dog", seed=2, conditions=own, settings=["pace.steps=3"])[0]
+        alone = tiny().generate("a dog", seed=2, conditions=own, settings=["schedule.steps=3"])[0]
         assert same(draw(**json.loads(asked_for)), alone.image) and not same(draw(), alone.image)
     always = Model(replace(tiny().parts, quirks=replace(tiny().parts.quirks, conditions=Conditions(score=7.11))))
     with serving(always) as other:
         sent = {"prompt": "a dog", "seed": 2, **FEW, "luminance": 0.6}
         told = plain(other).post("/v1/images/generations", json=sent).json()["data"][0]["b64_json"]
         both = Conditions(score=7.11, luminance=0.6)
-        assert same(opened(told), always.generate("a dog", seed=2, conditions=both, settings=["pace.steps=3"])[0].image)
+        assert same(
+            opened(told), always.generate("a dog", seed=2, conditions=both, settings=["schedule.steps=3"])[0].image
+        )
 
 
 def test_without_a_seed_each_is_another_and_may_be_repeated(server: Server) -> None:
@@ -106,12 +108,12 @@ def test_without_a_seed_each_is_another_and_may_be_repeated(server: Server) -> N
 def test_a_picture_is_edited_or_redrawn_where_the_mask_says(server: Server, picture: Image.Image) -> None:
     file = ("picture.png", png(picture))
     done = client(server).images.edit(model="tiny", image=file, prompt="make it red", extra_body={**FEW, "seed": 3})
-    alone = tiny().edit(picture, "make it red", seed=3, settings=["pace.steps=3"])[0]
+    alone = tiny().edit(picture, "make it red", seed=3, settings=["schedule.steps=3"])[0]
     assert same(opened(done.data[0].b64_json), alone.image)
 
     white = Image.new("L", picture.size)
     white.paste(255, (0, 0, 30, 40))
-    alone = tiny().infill(picture, white, prompt="a cat", seed=3, settings=["pace.steps=3"])
+    alone = tiny().infill(picture, white, prompt="a cat", seed=3, settings=["schedule.steps=3"])
     hole = picture.convert("RGBA")
     hole.putalpha(white.point(lambda v: 255 - v))
     for mask in (white, hole):  # white is redrawn, or what is transparent
@@ -126,7 +128,7 @@ def test_a_picture_is_edited_or_redrawn_where_the_mask_says(server: Server, pict
 
 def test_an_edit_is_planned_judged_and_tried_again(server: Server, picture: Image.Image) -> None:
     file, form = ("picture.png", png(picture)), {"prompt": "make it red", "seed": "3", "steps": "3"}
-    alone = tiny().edit(picture, "make it red", seed=3, plan=True, reflect=3, settings=["pace.steps=3"])[0]
+    alone = tiny().edit(picture, "make it red", seed=3, plan=True, reflect=3, settings=["schedule.steps=3"])[0]
     assert len(alone.rounds) > 1, "choose a seed whose first try is not approved"
     sent = {**form, "plan": "true", "reflect": "3", "stream": "true", "trace": "true"}
     found = events(plain(server).post("/v1/images/edits", data=sent, files={"image": file}))
@@ -216,7 +218,7 @@ def test_streamed_pictures(server: Server) -> None:
     kinds = [e.type.rpartition(".")[2] for e in plain_events]
     assert kinds == ["partial_image", "partial_image", "completed"]
     assert [e.partial_image_index for e in plain_events[:2]] == [0, 1]
-    alone = tiny().generate("a dog", seed=4, settings=["pace.steps=5"])[0].image
+    alone = tiny().generate("a dog", seed=4, settings=["schedule.steps=5"])[0].image
     assert same(opened(plain_events[-1].b64_json), alone)
     assert opened(plain_events[0].b64_json).size == (128, 128)
 
@@ -295,7 +297,7 @@ def test_what_may_be_asked_is_told(server: Server) -> None:
     draw = fields["generate"]
     assert draw["properties"]["steps"]["default"] == 16 and draw["properties"]["guidance"]["default"] == 1.0
     known = {s["name"]: s for s in draw["x-unmask-settings"]}
-    assert known["draw.temperature"]["default"] == 0.5 and known["pace.steps"]["type"] == "integer"
+    assert known["token_sampler.temperature"]["default"] == 0.5 and known["schedule.steps"]["type"] == "integer"
     assert not any("null_id" in name for name in known)
     for name, setting in known.items():  # each of them may really be set
         sent = {"prompt": "a", "steps": 2, "settings": [f"{name}={setting['default']}"]}

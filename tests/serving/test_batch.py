@@ -21,16 +21,16 @@ import unmask
 from unmask.cli.main import main
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
+from unmask.grammars.answer_format import of_schema
+from unmask.pipeline.model import Model
 from unmask.serving.batch import Share, Summary, needs, plan, work_off
 from unmask.serving.manifest import DuplicateIds, read
-from unmask.tasks.model import Model
-from unmask.tokens.forms import of_schema
 
 from ..pages import ROOT, environment
 from ..tiny_model import make
 
 torch.set_num_threads(1)
-FEW = ["pace.steps=3"]
+FEW = ["schedule.steps=3"]
 COLOUR = {"enum": ["red", "blue"]}
 
 
@@ -128,7 +128,7 @@ BAD: list[tuple[Any, str]] = [
     ({"id": "half", "task": "infill", "image": "in.png"}, "an image and a mask, or a text"),
     ({"id": "two forms", "task": "ask", "image": "in.png", "prompt": "x", "regex": "a", "schema": COLOUR}, "one form"),
     ({"id": "form", "task": "ask", "image": "in.png", "prompt": "x", "schema": {"type": "any"}}, "schema.type"),
-    ({"id": "setting", "task": "generate", "prompt": "x", "settings": ["pace.stepz=3"]}, "did you mean"),
+    ({"id": "setting", "task": "generate", "prompt": "x", "settings": ["schedule.stepz=3"]}, "did you mean"),
 ]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import NothingUnmasked
-from unmask.sampling.select import move
+from unmask.sampling.selection import move
 from unmask.sequence import Batch, Prediction, Sequence, collate
 from unmask.serving.engine import PLACES, Limits
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Frame, QueueFull
@@ -154,7 +154,7 @@ def test_what_is_wrong_with_one_request_harms_no_other(model: Elastic) -> None:
     wrong = [
         served.submit(dataclasses.replace(plain, task=Broken(sequence=clean[0], where="build"))),
         served.submit(dataclasses.replace(plain, task=Broken(sequence=clean[0], where="read"))),
-        served.submit(request(clean[0], dataclasses.replace(ONE_BY_ONE, select=lazy))),
+        served.submit(request(clean[0], dataclasses.replace(ONE_BY_ONE, selection=lazy))),
         served.submit(request(poison)),
     ]
     served.drain()

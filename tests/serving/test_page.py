@@ -163,7 +163,7 @@ def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, fol
     assert int(page.evaluate("document.body.dataset.firstFrame")) > 0
     assert same(
         picture(draw.get_by_role("link", name="Download")),
-        model.generate("two red apples left of a cat", seed=5, settings=["pace.steps=12"])[0].image,
+        model.generate("two red apples left of a cat", seed=5, settings=["schedule.steps=12"])[0].image,
     )
     slider = draw.get_by_role("slider", name="Step")
     slider.press("Home")
@@ -264,7 +264,7 @@ def test_an_edit_is_planned_and_tried_again(page: Page, model: Any, folder: Path
     ask(change, "make the background sand", seed=3, steps=4, reflect=2)
     done(change)
     street = WEB / "example-street.png"
-    more = {"seed": 3, "plan": True, "reflect": 2, "settings": ["pace.steps=4"]}
+    more = {"seed": 3, "plan": True, "reflect": 2, "settings": ["schedule.steps=4"]}
     edited = model.edit(street, "make the background sand", **more)[0]
     assert same(picture(change.get_by_role("link", name="Download")), edited.image)
     cards = change.locator(".card")
@@ -295,7 +295,7 @@ def test_a_painted_region_is_what_is_redone(page: Page, model: Any, folder: Path
     ask(change, "a blue bus and a dog", seed=4, steps=6)
     done(change)
     own = model.infill(
-        WEB / "example-street.png", painted, prompt="a blue bus and a dog", seed=4, settings=["pace.steps=6"]
+        WEB / "example-street.png", painted, prompt="a blue bus and a dog", seed=4, settings=["schedule.steps=6"]
     )
     assert same(picture(change.get_by_role("link", name="Download")), own.image)
 
@@ -333,7 +333,7 @@ def test_gallery_repeats_what_was_drawn_and_links_share_it(visits: Callable[...,
     other = visit.page(f"#draw?prompt=three+dogs&seed={seed}&steps=4&settings=%5B%22draw.temperature%3D0%22%5D")
     expect(other.get_by_role("textbox", name="Prompt")).to_have_value("three dogs")
     assert other.locator("#room-draw input[name=seed]").input_value() == seed
-    assert other.locator("#room-draw input[name='draw.temperature']").input_value() == "0"
+    assert other.locator("#room-draw input[name='token_sampler.temperature']").input_value() == "0"
     other.keyboard.press("Control+Enter")
     done(other.locator("#room-draw"))
     expect(visit.page("#constructor?prompt=a").locator("#room-draw")).to_be_visible()  # no such room: the first one
@@ -358,7 +358,7 @@ def test_two_tabs_at_once_get_their_own(visits: Callable[..., Visit], server: Se
         ask(room(page, "Draw"), "a red car left of a blue cat", seed=seed, steps=8)
     for seed, page in both.items():
         done(page.locator("#room-draw"))
-        alone = model.generate("a red car left of a blue cat", seed=seed, settings=["pace.steps=8"])[0].image
+        alone = model.generate("a red car left of a blue cat", seed=seed, settings=["schedule.steps=8"])[0].image
         assert same(picture(page.locator("#room-draw").get_by_role("link", name="Download")), alone)
 
 

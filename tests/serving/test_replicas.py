@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 import unmask
-from unmask.tasks.model import Model
+from unmask.pipeline.model import Model
 
 from ..pages import environment
 from ..tiny_model import make
@@ -92,7 +92,7 @@ def until(true: Any, seconds: float = 120.0) -> None:
 
 
 def test_answers_are_those_of_the_model_alone(client: httpx2.Client, model: Model) -> None:
-    alone = model.generate("a red apple", seed=3, settings=["pace.steps=4"])[0].image
+    alone = model.generate("a red apple", seed=3, settings=["schedule.steps=4"])[0].image
     for _ in range(4):  # whichever copy answers
         drawn = client.post(DRAW, json=PROMPT).json()["data"][0]
         assert opened(drawn["b64_json"]).tobytes() == alone.tobytes()

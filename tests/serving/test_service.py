@@ -160,7 +160,7 @@ def test_mixed_clients_are_told_what_each_is_told_alone() -> None:
     model = unmask.load("mini")
     slow, gate = gated(model)
     picture = Image.fromarray(render(sample("grid", "test", 0, 0), 128))
-    few = ["pace.steps=3"]
+    few = ["schedule.steps=3"]
     with serving(slow, name="mini") as server:
 
         def draw(seed: int) -> Any:

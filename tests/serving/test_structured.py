@@ -14,8 +14,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 import unmask
+from unmask.grammars.answer_format import of_regex, of_schema
 from unmask.serving.server import Server
-from unmask.tokens.forms import of_regex, of_schema
 
 from ..tiny_llada import make as llada
 from .served import asked, client, plain, serving, tiny

@@ -10,16 +10,16 @@ from PIL import Image
 import unmask
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
+from unmask.pipeline.model import Model
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Request
 from unmask.tasks import edit, generate, ground, infill, understand
-from unmask.tasks.model import Model
 from unmask.tokens.views import to_pixels
 
 torch.set_num_threads(1)
-FEW = ["pace.steps=3"]
+FEW = ["schedule.steps=3"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_all_tasks_together_are_told_what_each_is_told_alone(model: Model) -> No
     region = Image.new("L", picture.size)
     region.paste(255, (0, 0, 64, 128))
     parts, presets, pixels = model.parts, model.presets, to_pixels(picture)
-    guided = ["guide.scale=1", "guide.image_scale=1.5"]
+    guided = ["guidance.scale=1", "guidance.image_scale=1.5"]
     engine = Engine(parts)
     asked = {
         "draw": Request(task=generate.Generate(prompt="a red apple"), sampler=few(presets.generate(parts)), seed=5),

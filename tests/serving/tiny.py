@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.rng import generator
-from unmask.sampling import draw, guide, pace, presets, progress, select, stop, window
+from unmask.sampling import blocks, guidance, presets, schedule, selection, stopping, temperature, token_sampler
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
 from unmask.serving.engine import Engine, Limits
@@ -72,7 +72,7 @@ class Spy:
 
 
 def spied(sampler: Sampler) -> tuple[Sampler, list[Tensor]]:
-    spy = Spy(draw=sampler.draw)
+    spy = Spy(token_sampler=sampler.token_sampler)
     return dataclasses.replace(sampler, draw=spy), spy.told
 
 
@@ -110,29 +110,41 @@ def asking(tokens: int = 4, *, seed: int = 0) -> Sequence:
     return sequence(*seen, ("question", TEXT, 3 + seed, 1), ("answer", TEXT, tokens, 1), seed=seed)
 
 
-ONE_BY_ONE = Sampler(pace=pace.Fixed(each=1), draw=draw.Categorical(), select=select.Confident())
-FAST = Sampler(pace=pace.Equal(steps=2), draw=draw.Categorical(), select=select.Confident())
-CFG = guide.ClassifierFree(scale=2.0, drop=DROP, null_id=NULL)
-BOTH = guide.EditGuide(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
+ONE_BY_ONE = Sampler(
+    schedule=schedule.Fixed(each=1), token_sampler=token_sampler.Categorical(), selection=selection.Confident()
+)
+FAST = Sampler(
+    schedule=schedule.Equal(steps=2), token_sampler=token_sampler.Categorical(), selection=selection.Confident()
+)
+CFG = guidance.ClassifierFree(scale=2.0, drop=DROP, null_id=NULL)
+BOTH = guidance.EditGuidance(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
 DRAW = Sampler(
-    pace=pace.Cosine(steps=5), guide=CFG, draw=draw.Categorical(), select=select.Confident(noise=progress.Linear(start=4.0, end=0.0))
+    schedule=schedule.Cosine(steps=5),
+    guidance=CFG,
+    token_sampler=token_sampler.Categorical(),
+    selection=selection.Confident(noise=temperature.Linear(start=4.0, end=0.0)),
 )  # fmt: skip
-BLOCKS = dataclasses.replace(ONE_BY_ONE, window=window.Blocks(length=4), stop=stop.EndOfTurn(ids=tuple(range(600))))
+BLOCKS = dataclasses.replace(
+    ONE_BY_ONE, blocks=blocks.Blocks(length=4), stopping=stopping.EndOfTurn(ids=tuple(range(600)))
+)
 HALF = dataclasses.replace(CFG, interval=(0.4, 0.8))
-ORDERED = dataclasses.replace(DRAW, select=select.RandomOrder(), guide=HALF)
+ORDERED = dataclasses.replace(DRAW, selection=selection.RandomOrder(), guidance=HALF)
 POOL: list[tuple[Sequence, Sampler]] = [
     (text(9, given=20, seed=1), BLOCKS),
     (text(5, given=31, seed=2), ONE_BY_ONE),
     (text(1, given=24, seed=3), FAST),
-    (text(12, given=70, seed=4), dataclasses.replace(presets.fast_dllm_text(threshold=0.01), guide=CFG)),
+    (text(12, given=70, seed=4), dataclasses.replace(presets.fast_dllm_text(threshold=0.01), guidance=CFG)),
     (asking(4, seed=0), BLOCKS),
     (asking(6, seed=1), ONE_BY_ONE),
     (asking(4, seed=2), FAST),
     (drawing(given=17, seed=5), DRAW),
     (drawing(given=26, seed=6), ORDERED),
-    (drawing(given=40, seed=7), dataclasses.replace(DRAW, guide=guide.NoGuide(), pace=pace.Shift(steps=3, shift=3.0))),
-    (editing(seed=1), dataclasses.replace(DRAW, guide=BOTH)),
-    (editing(seed=2), dataclasses.replace(DRAW, guide=BOTH, pace=pace.Fixed(each=17))),
+    (
+        drawing(given=40, seed=7),
+        dataclasses.replace(DRAW, guidance=guidance.NoGuidance(), schedule=schedule.Shift(steps=3, shift=3.0)),
+    ),
+    (editing(seed=1), dataclasses.replace(DRAW, guidance=BOTH)),
+    (editing(seed=2), dataclasses.replace(DRAW, guidance=BOTH, schedule=schedule.Fixed(each=17))),
 ]
 
 

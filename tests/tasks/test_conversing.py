@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from tests.tokens.test_build import TEXTS
+from unmask.pipeline.model import Model
 from unmask.sequence import Kind, collate
 from unmask.tasks.conversing import Message, converse
-from unmask.tasks.model import Model
 from unmask.tokens.build import Builder
 from unmask.tokens.layouts import layout_of, to_ids
 from unmask.tokens.prompts import RELEASED
@@ -38,7 +38,7 @@ class Scripted:
         (sequence,) = sequences
         self.seen.append(sequence)
         if any(s.kind == Kind.CODE and s.writable for s in sequence.spans):
-            return self.model.run(sequences, seeds, replace(sampler, pace=replace(sampler.pace, steps=2)))
+            return self.model.run(sequences, seeds, replace(sampler, schedule=replace(sampler.schedule, steps=2)))
         span, ids = sequence.spans[-1], sequence.ids.clone()
         said = self.words.pop(0)
         ids[span.start : span.stop] = self.model.parts.text[EOT]

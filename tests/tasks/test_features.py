@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from unmask.pipeline.model import Model
 from unmask.sequence import collate
 from unmask.tasks import reflecting, revising, understand
 from unmask.tasks.features import Features
-from unmask.tasks.model import Model
 from unmask.tasks.reflecting import Thinking
 
-FEW = ["pace.steps=2"]
+FEW = ["schedule.steps=2"]
 CPU = torch.device("cpu")
 
 

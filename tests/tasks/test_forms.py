@@ -18,13 +18,13 @@ from unmask.data.world.language import questions
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
 from unmask.data.world.vocabulary import COLOUR_NAMES
+from unmask.grammars.answer_format import of_regex, of_schema
+from unmask.pipeline.model import Model
 from unmask.recipe import override
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Request
 from unmask.tasks.forms import Fill, bound
-from unmask.tasks.model import Model
 from unmask.tasks.understand import Ask
-from unmask.tokens.forms import of_regex, of_schema
 
 from ..tiny_llada import make as make_llada
 from ..tiny_model import make
@@ -109,7 +109,7 @@ def valid(value: Any, schema: dict[str, Any]) -> bool:
 def test_answers_are_always_valid(number: int, tiny: Model, writer: Model) -> None:
     rng = Random(number)
     schema = random_schema(rng)
-    settings = [[], ["pace.each=3"], ["select.noise=5", "pace.each=2"]][number % 3]
+    settings = [[], ["schedule.each=3"], ["selection.noise=5", "schedule.each=2"]][number % 3]
     for model in (tiny, writer):
         try:
             said = model.ask(picture(), "what?", form=of_schema(schema), settings=settings, seed=number)
@@ -153,10 +153,10 @@ def test_in_the_engine_an_answer_is_what_it_is_alone(tiny: Model, writer: Model)
         form = of_schema(random_schema(rng)) if number < 3 else of_regex("[a-z ]{4,9}")
         holes = tuple(form.holes(model.parts.text, model.parts.wording))
         task = Fill(pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.room(4) for h in holes))
-        sampler = override(model.presets.ask(model.parts), ["select.noise=1"])
+        sampler = override(model.presets.ask(model.parts), ["selection.noise=1"])
         requests[number] = Request(task=task, sampler=bound(sampler, holes), seed=number)
         wanted[number] = model.ask(
-            picture(number % 2), "what?", form=form, seed=number, settings=["select.noise=1"]
+            picture(number % 2), "what?", form=form, seed=number, settings=["selection.noise=1"]
         ).text
     plain = Request(task=Ask(pixels=tiny.parts.look(picture()), question="what?"), sampler=tiny.presets.ask(tiny.parts))
     engine = Engine(tiny.parts)

@@ -23,12 +23,12 @@ from unmask.checkpoints.store import CheckpointError
 from unmask.cli.main import main
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
+from unmask.pipeline.loading import needs_of
+from unmask.pipeline.model import Model, describe
 from unmask.sequence import Kind, Progress, Sequence, collate
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate
 from unmask.tasks.ground import Ground
-from unmask.tasks.model import Model, describe
-from unmask.tasks.opening import needs_of
 from unmask.tasks.parts import to_image
 from unmask.tasks.understand import Ask
 from unmask.tokens.prompts import Conditions
@@ -188,15 +188,18 @@ def test_every_quirk_can_be_switched_off(model: Model, picture: Image.Image) -> 
 def test_published_settings(model: Model) -> None:
     made = {k: describe(f(model.parts)) for k, f in vars(model.presets).items() if k in ("generate", "edit", "ask")}
     for name in ("generate", "edit"):
-        assert made[name]["pace"] == {"part": "Shift", "steps": 64, "shift": 5.0}
-        assert made[name]["draw"] == {"part": "Categorical", "temperature": 0.8} | made[name]["draw"]
-        assert made[name]["select"]["part"] == "InOrder"
-    assert made["generate"]["guide"]["scale"] == 4.0
-    assert (made["edit"]["guide"]["scale"], made["edit"]["guide"]["image_scale"]) == (1.2, 1.4)
-    assert made["ask"]["window"] == {"part": "Blocks", "length": 128} and made["ask"]["draw"]["temperature"] == 0.0
+        assert made[name]["schedule"] == {"part": "Shift", "steps": 64, "shift": 5.0}
+        assert made[name]["token_sampler"] == {"part": "Categorical", "temperature": 0.8} | made[name]["token_sampler"]
+        assert made[name]["selection"]["part"] == "InOrder"
+    assert made["generate"]["guidance"]["scale"] == 4.0
+    assert (made["edit"]["guidance"]["scale"], made["edit"]["guidance"]["image_scale"]) == (1.2, 1.4)
+    assert (
+        made["ask"]["blocks"] == {"part": "Blocks", "length": 128}
+        and made["ask"]["token_sampler"]["temperature"] == 0.0
+    )
     assert model.presets.answer == 128
     first = model.parts.text[location(0)]
-    draw = describe(model.presets.ground(model.parts, 2))["draw"]
+    draw = describe(model.presets.ground(model.parts, 2))["token_sampler"]
     assert (draw["low"], draw["high"]) == (first, first + 1025)
 
 
@@ -207,7 +210,7 @@ def test_null_streams(model: Model, picture: Image.Image) -> None:
     edit = Edit(pixels=parts.see(picture)[0], instruction="go", look=parts.look(picture)).build(parts)
     for sequence, sampler in ((drawing, model.presets.generate(parts)), (edit, model.presets.edit(parts))):
         batch = collate([sequence], [0], features_per_image=parts.look_tokens)
-        views = sampler.guide.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
+        views = sampler.guidance.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
         header = sequence.span("assistant").start
         assert int(sequence.ids[header]) == text[HEADER] and int(sequence.ids[header - 1]) == text[EOT]
         gone = views[-1].ids[0] != batch.ids[0]
@@ -237,7 +240,7 @@ def test_what_sees_is_the_same_to_the_last_bit_loaded_in_part(
     sequence = request.build(parts)
     assert sequence.ids.equal(request.build(part).ids)
     batch = collate([sequence], [0], features_per_image=parts.look_tokens)
-    views = sampler.guide.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
+    views = sampler.guidance.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
     assert len(views) == (3 if task == "edit" else 1)
     for view in views:
         got, wanted = part.net(view), parts.net(view)
@@ -264,16 +267,16 @@ def test_every_command_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     picture.resize((96, 64)).save("in.png")
-    few = ("--model", folder, "-o", "pace.steps=4")
+    few = ("--model", folder, "-o", "schedule.steps=4")
     told = json.loads(run(capsys, "generate", "a dog", "--out", "a.png", "--json", *few))[0]
-    assert told["settings"]["guide"]["scale"] == 4.0 and Image.open("a.png").size == (128, 128)
+    assert told["settings"]["guidance"]["scale"] == 4.0 and Image.open("a.png").size == (128, 128)
     assert run(capsys, "edit", "in.png", "make it blue", "--out", "b.png", *few) == "b.png\n"
     assert (
         run(capsys, "infill", "in.png", "--box", "0,0,48,64", "--prompt", "a cat", "--out", "c.png", *few) == "c.png\n"
     )
     run(capsys, "infill", "a [mask] dog", "--model", folder)
     answer = json.loads(run(capsys, "ask", "in.png", "what is it?", "--length", "6", "--json", "--model", folder))
-    assert answer["settings"]["pace"]["steps"] == 128 and isinstance(answer["text"], str)
+    assert answer["settings"]["schedule"]["steps"] == 128 and isinstance(answer["text"], str)
     lines = run(capsys, "ground", "in.png", "the cat", "a dog", "--model", folder).splitlines()
     assert [line.split("\t")[4] for line in lines] == ["the cat", "a dog"]
     assert all(0 <= float(v) <= 96 for line in lines for v in line.split("\t")[:4])
@@ -293,7 +296,7 @@ def test_boxes_have_no_company(model: Model, picture: Image.Image) -> None:
 def test_coordinates_alone_unless_wanted(folder: Path, picture: Image.Image) -> None:
     """Equal to the free choice where that is a coordinate; where it is not, a box cannot be read."""
     model = unmask.load(folder)
-    free = ["draw.low=0", f"draw.high={model.parts.text.size}"]
+    free = ["token_sampler.low=0", f"token_sampler.high={model.parts.text.size}"]
     with pytest.raises(ValueError, match="a box is four bins"):
         model.ground(picture, ["the cat"], settings=free)
     first = model.parts.text[location(0)]
@@ -325,7 +328,7 @@ def test_names_without_the_level_and_other_types(
     with torch.no_grad():
         theirs, ours = other.parts.net.vision(views), model.parts.net.vision(views)
     torch.testing.assert_close(theirs.float(), ours, atol=0.0 if dtype == torch.float32 else 0.3, rtol=0)
-    assert other.edit(picture, "go", settings=["pace.steps=2"])[0].image.size == (128, 128)
+    assert other.edit(picture, "go", settings=["schedule.steps=2"])[0].image.size == (128, 128)
     assert len(other.ground(picture, ["x"]).boxes) == 1
 
 
@@ -441,7 +444,7 @@ def test_a_model_without_eyes_draws_and_says_that_it_cannot_look(
     configure(spoilt, mm_vision_tower=None, unmask={"side": 128})
     model = unmask.load(spoilt)
     assert any("tensors that nothing uses" in str(w.message) for w in recwarn)
-    assert model.generate("a dog", settings=["pace.steps=2"])[0].image.size == (128, 128)
+    assert model.generate("a dog", settings=["schedule.steps=2"])[0].image.size == (128, 128)
     for asked in (
         lambda: model.ask(picture, "what?"),
         lambda: model.edit(picture, "go"),
@@ -472,4 +475,4 @@ def test_our_own_model_keeps_its_manners() -> None:
     assert (
         mini.parts.quirks == NO_QUIRKS and mini.parts.views is None and isinstance(mini.parts.net.config, ElasticConfig)
     )
-    assert mini.presets.answer == 4 and describe(mini.presets.generate(mini.parts))["pace"]["steps"] == 16
+    assert mini.presets.answer == 4 and describe(mini.presets.generate(mini.parts))["schedule"]["steps"] == 16

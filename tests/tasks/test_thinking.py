@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from unmask.pipeline.model import Model
 from unmask.recipe import override
 from unmask.sequence import Kind
 from unmask.tasks import planning, reflecting, revising
-from unmask.tasks.model import Model
 from unmask.tasks.reflecting import Thinking, accepts, best, criticise, remembered, think
 from unmask.tasks.results import Round
 from unmask.tasks.revising import revise
 from unmask.tokens.layouts import Layout, Placed, layout_of, to_ids
 from unmask.tokens.text import EOT
 
-FEW = ["pace.steps=3"]
+FEW = ["schedule.steps=3"]
 LAYOUT = layout_of([("red apple", (0.0, 0.0, 0.5, 0.5)), ("cat", (0.5, 0.5, 1.0, 1.0))])
 
 
@@ -49,7 +49,7 @@ class Scripted:
     def run(self, sequences: Any, seeds: Any, sampler: Any) -> Any:
         if all(s.spans[-2].kind == Kind.CODE for s in sequences):
             self.drawn.append(list(sequences))
-            return self.model.run(sequences, seeds, replace(sampler, pace=replace(sampler.pace, steps=2)))
+            return self.model.run(sequences, seeds, replace(sampler, schedule=replace(sampler.schedule, steps=2)))
         return type("Done", (), {"rows": [self._written(s) for s in sequences]})()
 
     def tell(self, row: int, thought: Any) -> None:
@@ -163,7 +163,7 @@ def test_an_edit_is_tried_again_until_it_is_approved(model: Model) -> None:
     # Hot, so that a second try by the same sampler, or from the same seed, would show.
     sampler, again = (
         model.presets.edit(model.parts),
-        override(model.presets.edit_again(model.parts), ["draw.temperature=9"]),
+        override(model.presets.edit_again(model.parts), ["token_sampler.temperature=9"]),
     )
 
     def tried(some: list[str], shown: list[Image.Image]) -> tuple[Scripted, list[list[Round]]]:

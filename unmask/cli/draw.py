@@ -91,7 +91,7 @@ def generate(
       unmask generate "two red apples left of a cat"
       unmask generate "a blue bus" -n 4 --seed 1 --out bus.png
       unmask generate "a dog above a car" --trace dog.gif
-      unmask generate "a clock" -o pace.steps=8 --json
+      unmask generate "a clock" -o schedule.steps=8 --json
       unmask generate "a clock" --luminance 0.6 --contrast 0.05
       unmask generate "a dog above a car" --plan --thoughts plan.png
       unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"

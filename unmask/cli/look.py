@@ -41,7 +41,7 @@ def ask(
       unmask ask apples.png "how many apples are there?"
       unmask ask apples.png "what is left of the cat?" --json
       unmask ask apples.png "what colour is the apple?" --schema '{"enum": ["red", "green"]}'
-      unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct -o window.length=64 -o pace.steps=64
+      unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct -o blocks.length=64 -o schedule.steps=64
       unmask ask "The sky is" --plain --length 32 --model LLaDA-8B-Base
     """
     if len(words) not in (1, 2) or (len(words) == 1 and os.path.isfile(words[0])):
@@ -51,7 +51,7 @@ def ask(
         raise click.UsageError("a text that goes on has no form; leave out --plain, or --schema and --regex")
     picture = read_image(Path(words[0])) if len(words) == 2 else None
     model = run.open("ask")
-    from unmask.tasks.text import TextModel
+    from unmask.pipeline.text_model import TextModel
 
     options: dict[str, Any] = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
     options |= ({"length": length} if length else {}) | ({"form": form} if form else {})
@@ -75,7 +75,7 @@ def _form(schema: str | None, regex: str | None) -> Any:
         return None
     if schema is not None and regex is not None:
         raise click.UsageError("an answer has one form; give --schema or --regex")
-    from unmask.tokens.forms import of_regex, of_schema
+    from unmask.grammars.answer_format import of_regex, of_schema
 
     if schema is None:
         return of_regex(regex or "")

@@ -93,7 +93,7 @@ def evaluate(
     parts = tuple(p.strip() for p in only.split(",") if p.strip())
     measured = SUITES[suite].open(Asked(only=parts, **asked))
     import unmask
-    from unmask.tasks.text import TextModel
+    from unmask.pipeline.text_model import TextModel
 
     opened = unmask.load(model, device=asked["device"], keep=storage.keep())
     if isinstance(opened, TextModel):

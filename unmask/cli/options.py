@@ -60,7 +60,7 @@ class Run:
     def open(self, task: str) -> Any:
         """The model with what a task needs, ready to be asked (``unmask.load``)."""
         import unmask
-        from unmask.tasks.opening import needs_of
+        from unmask.pipeline.loading import needs_of
 
         use_threads(self.threads)
         check_device(self.device)

@@ -14,7 +14,7 @@ from unmask.cli.output import print_json, table
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
-    from unmask.tasks.opening import Survey
+    from unmask.pipeline.loading import Survey
 
 _SHIPPED = Path(__file__).parents[1] / "assets"
 _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
@@ -117,7 +117,7 @@ def _named(name: str, download: bool) -> list[Stored]:
 def _survey(model: str, download: bool) -> Survey:
     from unmask.checkpoints.hub import is_hub_name
     from unmask.models.sizes import SIZES
-    from unmask.tasks.opening import find, survey, survey_size
+    from unmask.pipeline.loading import find, survey, survey_size
 
     if Path(model).is_file():
         raise ValueError(f"{model} is one file, and a task needs a whole model; give its folder")
@@ -135,7 +135,7 @@ def _plan(
     """Print what a task keeps and works with, and with a budget the ways to fit it."""
     from unmask.checkpoints.budget import footprint, free_bytes, parse_bytes, proposals, working
     from unmask.checkpoints.elastic import Weights
-    from unmask.tasks.opening import TEXT_TASKS, needs_of
+    from unmask.pipeline.loading import TEXT_TASKS, needs_of
 
     if not found.checkpoint.config.gen_width and task not in TEXT_TASKS:
         raise ValueError(f"{model} is a text model, which cannot {task}; its tasks are {', '.join(TEXT_TASKS)}")

@@ -36,7 +36,7 @@ def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool
     """
     if like is not None and layout == "own":
         raise click.UsageError("--like is for runs, which are brought into the released layout")
-    from unmask.tasks.convert import to_own, to_released
+    from unmask.pipeline.convert import to_own, to_released
 
     written = to_released(source, out, like=like) if layout == "released" else to_own(source, out)
     files = {str(p.relative_to(out)): p.stat().st_size for p in written}

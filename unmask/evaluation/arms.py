@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unmask.pipeline.model import Model, describe
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import edit, generate, reflecting, revising
-from unmask.tasks.model import Model, describe
 from unmask.tasks.parts import Parts
 from unmask.tasks.reflecting import Thinking
 
@@ -49,7 +49,7 @@ class Changed(Told, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawer:
-    """Draws prompts. ``sampler``: parts of the model -> how, None: the model's own · ``changes``: ``("pace.steps=8",)``.
+    """Draws prompts. ``sampler``: parts of the model -> how, None: the model's own · ``changes``: ``("schedule.steps=8",)``.
 
     ``thinking``: what is thought before and after; of several tries the best by the model's own judgement counts.
     """

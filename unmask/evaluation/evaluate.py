@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from unmask.checkpoints.quantise import restored
-from unmask.tasks.model import Model
+from unmask.pipeline.model import Model
 
 Row = dict[str, Any]
 Figures = dict[str, Any]  # by name: figures, or groups of figures

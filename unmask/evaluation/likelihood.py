@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.protocols import Denoiser, Guide
+from unmask.pipeline.text_model import TextModel
+from unmask.protocols import Denoiser, Guidance
 from unmask.rng import generator
-from unmask.sampling.guide import ClassifierFree, NoGuide
+from unmask.sampling.guidance import ClassifierFree, NoGuidance
 from unmask.sequence import Batch, Progress, Sequence, collate
-from unmask.tasks.text import TextModel
 from unmask.tokens.build import PROMPT
 from unmask.tokens.text import MASK
 
-_UNGUIDED = NoGuide()
+_UNGUIDED = NoGuidance()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def bound(
     samples: int = 128,
     rows: int = 16,
     seed: int = 0,
-    guide: Guide = _UNGUIDED,
+    guidance: Guidance = _UNGUIDED,
     device: torch.device | str = "cpu",
 ) -> Bound:
     """The bound of ln p(what is writable | what is given). ``sequence`` holds the true ids everywhere; its ``masked`` is not read.
@@ -69,17 +69,17 @@ def bound(
         masked_BL = torch.zeros(len(counts_B), len(open_L), dtype=torch.bool)
         masked_BL[:, open_L] = rank_BN < counts_B[:, None]
         batch = collate([sequence] * len(counts_B), [0] * len(counts_B)).replace(masked=masked_BL).to(device)
-        found.append(_log_probability(model, batch, guide).cpu() * tokens / counts_B)
+        found.append(_log_probability(model, batch, guidance).cpu() * tokens / counts_B)
     estimates_S = torch.cat(found)
     error = float(estimates_S.std()) / math.sqrt(samples) if samples > 1 else math.inf
     return Bound(value=float(estimates_S.mean()), error=error, tokens=tokens)
 
 
-def _log_probability(model: Denoiser, batch: Batch, guide: Guide) -> Tensor:
+def _log_probability(model: Denoiser, batch: Batch, guidance: Guidance) -> Tensor:
     """Sum of ln p over the masked tokens of each row, [B] float64."""
     zero_B = torch.zeros(batch.rows, dtype=torch.long, device=batch.device)
     progress = Progress(number=zero_B, of=zero_B + 1, length=batch.ids.shape[1])
-    prediction = guide.merge([model(v, ask=batch.masked) for v in guide.views(batch, progress)], progress)
+    prediction = guidance.merge([model(v, ask=batch.masked) for v in guidance.views(batch, progress)], progress)
     total_B = torch.zeros(batch.rows, dtype=torch.float64, device=batch.device)
     for flat_N, logits_NV in (
         (prediction.text, prediction.text_logits),
@@ -102,8 +102,8 @@ def likelihood(
         raise ValueError("a likelihood wants a prompt and an answer, and one of them is empty")
     b = model.parts.builder().say("prompt", *whole[: len(given)])
     sequence = b.write("answer", whole[len(given) :]).build(prompt)
-    guide = ClassifierFree(scale=scale, drop=PROMPT, null_id=text[MASK])
-    return bound(model.parts.net, sequence, samples=samples, seed=seed, guide=guide, device=model.device)
+    guidance = ClassifierFree(scale=scale, drop=PROMPT, null_id=text[MASK])
+    return bound(model.parts.net, sequence, samples=samples, seed=seed, guidance=guidance, device=model.device)
 
 
 def choose(

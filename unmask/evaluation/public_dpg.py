@@ -16,8 +16,8 @@ from unmask.data.dpg import DpgPrompt
 from unmask.evaluation.arms import Arm, Drawer
 from unmask.evaluation.encoders import Comparison
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.pipeline.model import Model
 from unmask.rng import key
-from unmask.tasks.model import Model
 
 _SIDES = {1: 1, 4: 2}  # pictures of a prompt -> pictures along a side of its grid
 

@@ -22,8 +22,8 @@ from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import mean_of, share_of_groups
 from unmask.evaluation.scoring import Related, Want, Wanted
 from unmask.evaluation.world_geneval import told
+from unmask.pipeline.model import Model
 from unmask.rng import key
-from unmask.tasks.model import Model
 from unmask.tokens.pictures import write_whole
 
 _MINI = LEVELS["grid"]  # what the embedded model was taught to draw; the judge knows all of the world

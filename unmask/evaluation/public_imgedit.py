@@ -17,8 +17,8 @@ from PIL import Image
 from unmask.data.imgedit import EditRequest
 from unmask.evaluation.arms import Arm, Editor
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.pipeline.model import Model
 from unmask.rng import key
-from unmask.tasks.model import Model
 from unmask.tokens.pictures import read_image
 
 

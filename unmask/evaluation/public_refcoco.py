@@ -1,7 +1,7 @@
 """Referring expressions of RefCOCO, RefCOCO+ and RefCOCOg, from their own files. Public idea: ``PublicRefCOCO(expressions=…, folder=…)``.
 
 P@0.5: a box is right if its IoU with the true one is at least 0.5, both as fractions of the picture's padded square (spec 5.1). One step
-decides a box; ``changes=("pace.steps=4",)`` asks for four. Every expression is asked for alone.
+decides a box; ``changes=("schedule.steps=4",)`` asks for four. Every expression is asked for alone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from unmask.data.refcoco import Expression
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
 from unmask.evaluation.metrics import average, share
 from unmask.evaluation.scoring import iou
+from unmask.pipeline.model import Model, describe
 from unmask.recipe import override
 from unmask.rng import key
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.ground import Ground
-from unmask.tasks.model import Model, describe
 from unmask.tasks.running import perform
 from unmask.tokens.boxes import FractionBox
 from unmask.tokens.pictures import ImageError, Placement, read_image

@@ -12,7 +12,7 @@ from unmask import __version__
 from unmask.evaluation.evaluate import Part, Plan, Progress, Record, fingerprint, measure
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.report import Report, write
-from unmask.tasks.model import Model
+from unmask.pipeline.model import Model
 
 
 def run(

@@ -19,12 +19,12 @@ from torch import Tensor
 from unmask.checkpoints.lavida_o import load_lavida_o
 from unmask.checkpoints.store import CheckpointError, read_tensors
 from unmask.models.elastic import Elastic
-from unmask.sampling.draw import Greedy
-from unmask.sampling.guide import ClassifierFree
+from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.orders import stratified
-from unmask.sampling.pace import Shift
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.select import InOrder
+from unmask.sampling.schedule import Shift
+from unmask.sampling.selection import InOrder
+from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.tokens.vq import VQ
 
@@ -193,15 +193,15 @@ class Form:
         masked = torch.zeros_like(sequence.masked)
         masked[image.start : image.stop] = True
         steps = len(self.arrays["sample.counts"]) if "sample.counts" in self.arrays else 6
-        pace = Shift(steps=steps, shift=_SHIFT)
+        schedule = Shift(steps=steps, shift=_SHIFT)
         sampler = Sampler(
-            pace=pace,
-            guide=ClassifierFree(scale=_GUIDANCE, drop=frozenset({"prompt"}), null_id=self.mask_id),
-            draw=Greedy(),
-            select=InOrder(order=tuple(stratified(self.grid[0], _SEED))),
+            schedule=schedule,
+            guidance=ClassifierFree(scale=_GUIDANCE, drop=frozenset({"prompt"}), null_id=self.mask_id),
+            token_sampler=Greedy(),
+            selection=InOrder(order=tuple(stratified(self.grid[0], _SEED))),
         )
         done = sampler.sample(net, self._batch([replace(sequence, masked=masked, spans=spans)]))
-        counts = torch.tensor(pace.counts(len(image)), device=done.device)
+        counts = torch.tensor(schedule.counts(len(image)), device=done.device)
         return {"sample.counts": counts, "sample.codes": done.ids[:, image.start : image.stop]}
 
     def tokenized(self, vq: VQ) -> Arrays:

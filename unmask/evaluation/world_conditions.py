@@ -21,9 +21,9 @@ from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.metrics import average, correlation, share
 from unmask.evaluation.world_geneval import Prompt, prompts
+from unmask.pipeline.model import Model, describe
 from unmask.rng import key
 from unmask.tasks.generate import Generate
-from unmask.tasks.model import Model, describe
 from unmask.tasks.running import perform
 from unmask.tokens.prompts import Conditions
 

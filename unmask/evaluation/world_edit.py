@@ -25,8 +25,8 @@ from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
 from unmask.evaluation.metrics import by_combination, by_kind, share
 from unmask.evaluation.scoring import iou, matches, right
 from unmask.evaluation.world_geneval import told
+from unmask.pipeline.model import Model
 from unmask.rng import key
-from unmask.tasks.model import Model
 
 _TRIES = 200  # scenes looked at for each edit wanted
 _TOUCH = (

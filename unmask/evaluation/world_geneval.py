@@ -19,8 +19,8 @@ from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import Figure, by_combination, by_kind, frechet
 from unmask.evaluation.scoring import Want, Wanted
+from unmask.pipeline.model import Model
 from unmask.rng import key
-from unmask.tasks.model import Model
 
 Combination = tuple[str, ...]
 Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name

@@ -16,9 +16,9 @@ from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
 from unmask.evaluation.metrics import Figure, average, share
 from unmask.evaluation.scoring import iou
+from unmask.pipeline.model import Model, describe
 from unmask.rng import key
 from unmask.tasks import ground
-from unmask.tasks.model import Model, describe
 from unmask.tasks.running import perform
 
 _LEAST = 0.5  # IoU of a box that counts as found

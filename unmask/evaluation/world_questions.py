@@ -18,9 +18,9 @@ from unmask.data.world.language import KINDS, questions
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns
 from unmask.evaluation.metrics import Figure, by_combination, share
+from unmask.pipeline.model import Model, describe
 from unmask.rng import key
 from unmask.tasks import understand
-from unmask.tasks.model import Model, describe
 from unmask.tasks.running import perform
 
 _TRIES = 200  # scenes looked at for each question wanted

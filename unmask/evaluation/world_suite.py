@@ -19,7 +19,7 @@ from unmask.evaluation.world_grounding import Grounds
 from unmask.evaluation.world_questions import Questions
 from unmask.evaluation.world_thinking import Critiques, Reflections
 from unmask.evaluation.world_vq import Rebuilds
-from unmask.tasks.model import Model
+from unmask.pipeline.model import Model
 from unmask.tasks.reflecting import Thinking
 
 PARTS: dict[str, Part] = {

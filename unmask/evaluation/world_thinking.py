@@ -25,9 +25,9 @@ from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, we
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.metrics import average, balanced, by_combination, by_kind, calibration, share
 from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt
+from unmask.pipeline.model import Model, describe
 from unmask.rng import key
 from unmask.tasks import reflecting
-from unmask.tasks.model import Model, describe
 from unmask.tasks.reflecting import Thinking
 
 

@@ -19,8 +19,8 @@ from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, we
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import average, psnr, psnr_of_mean, share
 from unmask.evaluation.scoring import matches, right
+from unmask.pipeline.model import Model
 from unmask.rng import key
-from unmask.tasks.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -331,7 +331,7 @@ def stage3(
 
 def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/assets/mini") -> None:
     """Put the trained parts together as a model folder: network in bfloat16, tokenizer in float32 (its nearest code must not move)."""
-    from unmask.tasks.opening import write_config
+    from unmask.pipeline.loading import write_config
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from unmask.evaluation.arms import Drawer
 from unmask.evaluation.evaluate import weights_digest
 from unmask.evaluation.scoring import Want
 from unmask.evaluation.world_geneval import Prompt, prompts
-from unmask.tasks.model import Model
+from unmask.pipeline.model import Model
 from unmask.tasks.reflecting import Thinking
 
 KINDS = (

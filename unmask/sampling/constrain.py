@@ -1,11 +1,11 @@
 """Answers that an automaton accepts: constrained decoding, exact at every step.
 
-Public idea: ``Constrained(draw=.., grammars=((span name, grammar), ..))``. A masked model says of every open token how probable each id is,
-and nothing of how they go together. So all accepted answers, each weighed by the product of its tokens, are the paths through a lattice
-of automaton states by token numbers. A forward and a backward pass over it give the distribution of every token *among accepted answers
-that keep what is decided*, and one more pass the most probable answer: what is taken can always be completed. The dynamic programme over
-automaton states and token numbers is the idea of DINGO (Suresh et al. 2025, arXiv 2505.23061), which takes the most probable text; here
-any draw works on the distributions, and its tokens are then made to go together.
+Public idea: ``Constrained(token_sampler=.., grammars=((span name, grammar), ..))``. A masked model says of every open token how probable
+each id is, and nothing of how they go together. So all accepted answers, each weighed by the product of its tokens, are the paths
+through a lattice of automaton states by token numbers. A forward and a backward pass over it give the distribution of every token
+*among accepted answers that keep what is decided*, and one more pass the most probable answer: what is taken can always be completed.
+The dynamic programme over automaton states and token numbers is the idea of DINGO (Suresh et al. 2025, arXiv 2505.23061), which takes
+the most probable text; here any token sampler works on the distributions, and its tokens are then made to go together.
 
 Shapes: N tokens of a span · V vocabulary · K kinds of tokens · S states · E edges.
 """
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.protocols import Draw
+from unmask.grammars.grammar import Grammar
+from unmask.protocols import TokenSampler
 from unmask.sequence import Batch, Prediction, Progress, Proposal, Span
-from unmask.tokens.grammar import Grammar
 
 _NEVER = -torch.inf
 
@@ -39,7 +39,7 @@ class Constrained:
     several tokens are taken at once. Spans of one name obey one grammar, in every row of the batch.
     """
 
-    draw: Draw
+    token_sampler: TokenSampler
     grammars: tuple[tuple[str, Grammar], ...]
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
@@ -58,7 +58,7 @@ class Constrained:
                 asked = (prediction.text[here] - low).tolist()
                 logits[here] = lattice.posterior[asked].to(logits)
                 bound.append((row, span, asked, lattice))
-        proposal = self.draw(batch, dataclasses.replace(prediction, text_logits=logits), progress)
+        proposal = self.token_sampler(batch, dataclasses.replace(prediction, text_logits=logits), progress)
         ids, score = proposal.ids.clone(), proposal.score.clone()
         for row, span, asked, lattice in bound:
             place = torch.tensor(asked, device=ids.device) + span.start

@@ -10,87 +10,87 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 
-from unmask.protocols import Stop
-from unmask.sampling.draw import Categorical, Greedy, GumbelText, OnlyIds
-from unmask.sampling.guide import ClassifierFree, EditGuide
+from unmask.protocols import EarlyStopping
+from unmask.sampling.blocks import Blocks
+from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.orders import stratified
-from unmask.sampling.pace import Equal, Shift
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.select import Confident, InOrder, PerSpan, Threshold
-from unmask.sampling.stop import EndOfTurn, Never
-from unmask.sampling.window import Blocks
+from unmask.sampling.schedule import Equal, Shift
+from unmask.sampling.selection import Confident, InOrder, PerSpan, Threshold
+from unmask.sampling.stopping import EndOfTurn, Never
+from unmask.sampling.token_sampler import Categorical, Greedy, GumbelText, OnlyIds
 
 
 def lavida_o_image(*, grid: tuple[int, int], null_id: int, drop: Container[str], scale: float = 4.0) -> Sampler:
     """Text to image at 1024 pixels: 64 steps, shift 5, stratified order, temperature 0.8, guidance 4 (spec 4.2)."""
     return Sampler(
-        pace=Shift(steps=64, shift=5.0),
-        guide=ClassifierFree(scale=scale, drop=drop, null_id=null_id),
-        draw=Categorical(temperature=0.8),
-        select=InOrder(order=_stratified(grid)),
+        schedule=Shift(steps=64, shift=5.0),
+        guidance=ClassifierFree(scale=scale, drop=drop, null_id=null_id),
+        token_sampler=Categorical(temperature=0.8),
+        selection=InOrder(order=_stratified(grid)),
     )
 
 
 def lavida_o_geneval(*, grid: tuple[int, int], null_id: int, drop: Container[str]) -> Sampler:
     """The benchmark scripts' setting: as ``lavida_o_image`` with shift 7 and guidance 4.5 (spec 4.2)."""
     return Sampler(
-        pace=Shift(steps=64, shift=7.0),
-        guide=ClassifierFree(scale=4.5, drop=drop, null_id=null_id),
-        draw=Categorical(temperature=0.8),
-        select=InOrder(order=_stratified(grid)),
+        schedule=Shift(steps=64, shift=7.0),
+        guidance=ClassifierFree(scale=4.5, drop=drop, null_id=null_id),
+        token_sampler=Categorical(temperature=0.8),
+        selection=InOrder(order=_stratified(grid)),
     )
 
 
 def lavida_o_image_256(*, null_id: int, drop: Container[str]) -> Sampler:
     """Text to image at 256 pixels: 20 steps, shift 5, noisy confidence, temperature 1, guidance 4 (spec 4.2)."""
     return Sampler(
-        pace=Shift(steps=20, shift=5.0),
-        guide=ClassifierFree(scale=4.0, drop=drop, null_id=null_id),
-        draw=Categorical(temperature=1.0),
-        select=Confident(noise=1.0),
+        schedule=Shift(steps=20, shift=5.0),
+        guidance=ClassifierFree(scale=4.0, drop=drop, null_id=null_id),
+        token_sampler=Categorical(temperature=1.0),
+        selection=Confident(noise=1.0),
     )
 
 
 def lavida_o_edit(*, grid: tuple[int, int], null_id: int, drop: Container[str], keep: Container[str]) -> Sampler:
     """Editing at 1024 pixels: as the image, guidance 1.2, image guidance 1.4 (spec 4.2). ``keep``: the source codes' span."""
     return Sampler(
-        pace=Shift(steps=64, shift=5.0),
-        guide=EditGuide(scale=1.2, image_scale=1.4, drop=drop, keep=keep, null_id=null_id),
-        draw=Categorical(temperature=0.8),
-        select=InOrder(order=_stratified(grid)),
+        schedule=Shift(steps=64, shift=5.0),
+        guidance=EditGuidance(scale=1.2, image_scale=1.4, drop=drop, keep=keep, null_id=null_id),
+        token_sampler=Categorical(temperature=0.8),
+        selection=InOrder(order=_stratified(grid)),
     )
 
 
 def llada_text(*, block: int = 128, temperature: float = 0.0, end: tuple[int, ...] = ()) -> Sampler:
     """Text in blocks, one token a step, the surest first (spec 4.1). ``end``: ids that end a turn, none to never stop."""
     return Sampler(
-        pace=Equal(steps=block),
-        draw=GumbelText(temperature=temperature),
-        select=Confident(),
-        window=Blocks(length=block),
-        stop=_stop(end),
+        schedule=Equal(steps=block),
+        token_sampler=GumbelText(temperature=temperature),
+        selection=Confident(),
+        blocks=Blocks(length=block),
+        stopping=_stop(end),
     )
 
 
 def lavida_text_few_steps(*, steps: int, block: int = 128, end: tuple[int, ...] = ()) -> Sampler:
     """Fewer steps than tokens: many tokens early, shift 1/3 (LaViDa; spec 4.1). ``steps`` are those of one block."""
     return Sampler(
-        pace=Shift(steps=steps, shift=1 / 3),
-        draw=Greedy(),
-        select=Confident(),
-        window=Blocks(length=block),
-        stop=_stop(end),
+        schedule=Shift(steps=steps, shift=1 / 3),
+        token_sampler=Greedy(),
+        selection=Confident(),
+        blocks=Blocks(length=block),
+        stopping=_stop(end),
     )
 
 
 def fast_dllm_text(*, threshold: float = 0.9, block: int = 32, end: tuple[int, ...] = ()) -> Sampler:
     """As many tokens a step as are sure enough (Fast-dLLM, Wu et al. 2025; without its caches)."""
     return Sampler(
-        pace=Equal(steps=1),
-        draw=Greedy(),
-        select=Threshold(value=threshold),
-        window=Blocks(length=block),
-        stop=_stop(end),
+        schedule=Equal(steps=1),
+        token_sampler=Greedy(),
+        selection=Threshold(value=threshold),
+        blocks=Blocks(length=block),
+        stopping=_stop(end),
     )
 
 
@@ -110,9 +110,9 @@ def lavida_o_ground(*, low: int, high: int, steps: int = 1) -> Sampler:
     Each box is a writable span of its own. ``steps`` is 1, 2 or 4 in the paper.
     """
     return Sampler(
-        pace=Equal(steps=steps),
-        draw=OnlyIds(low=low, high=high, draw=Greedy()),
-        select=PerSpan(select=Confident()),
+        schedule=Equal(steps=steps),
+        token_sampler=OnlyIds(low=low, high=high, token_sampler=Greedy()),
+        selection=PerSpan(selection=Confident()),
     )
 
 
@@ -121,8 +121,8 @@ def llada_base(*, null_id: int, drop: Container[str], length: int = 1024, scale:
 
     ``scale``: text guidance, (1 + scale) c - scale u, where u sees the mask embedding instead of the prompt.
     """
-    guide = ClassifierFree(scale=scale, drop=drop, null_id=null_id)
-    return replace(llada_text(block=length), guide=guide)
+    guidance = ClassifierFree(scale=scale, drop=drop, null_id=null_id)
+    return replace(llada_text(block=length), guidance=guidance)
 
 
 def llada_instruct(
@@ -132,8 +132,8 @@ def llada_instruct(
 
     A row stops at its first end of turn, which changes nothing before it. ``scale`` as in ``llada_base``.
     """
-    guide = ClassifierFree(scale=scale, drop=drop, null_id=null_id)
-    return replace(llada_text(block=block, end=end), guide=guide)
+    guidance = ClassifierFree(scale=scale, drop=drop, null_id=null_id)
+    return replace(llada_text(block=block, end=end), guidance=guidance)
 
 
 def _stratified(grid: tuple[int, int]) -> tuple[int, ...]:
@@ -144,5 +144,5 @@ def _stratified(grid: tuple[int, int]) -> tuple[int, ...]:
     return tuple(stratified(grid[0], 42))
 
 
-def _stop(end: tuple[int, ...]) -> Stop:
+def _stop(end: tuple[int, ...]) -> EarlyStopping:
     return EndOfTurn(ids=end) if end else Never()

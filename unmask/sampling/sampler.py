@@ -1,7 +1,7 @@
 """The one loop. Everything that generates runs it: text, pictures, edits and boxes differ in the parts alone.
 
-Public idea: ``Sampler(pace=.., draw=.., select=..).sample(model, batch) -> Batch`` with nothing left undecided. For each step:
-views -> model -> merge -> draw -> select -> write -> stop -> watch. Rows run at their own speed: each follows its own plan of
+Public idea: ``Sampler(schedule=.., token_sampler=.., selection=..).sample(model, batch) -> Batch`` with nothing left undecided. For each
+step: views -> model -> merge -> draw -> select -> write -> stop -> watch. Rows run at their own speed: each follows its own plan of
 windows and counts, and its random numbers and schedules know nothing of the other rows. ``Sampler.start(batch) -> Run`` is the
 same loop with the model left to the caller, who may put the queries of several runs into one forward.
 
@@ -17,12 +17,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.protocols import Denoiser, Draw, Guide, Pace, Select, Stop, Window
-from unmask.sampling.guide import NoGuide
-from unmask.sampling.layout import undecided
-from unmask.sampling.select import Foresees
-from unmask.sampling.stop import Never
-from unmask.sampling.window import Whole
+from unmask.protocols import (
+    BlockSchedule,
+    Denoiser,
+    EarlyStopping,
+    Guidance,
+    Selection,
+    TokenSampler,
+    UnmaskingSchedule,
+)
+from unmask.sampling.blocks import Whole
+from unmask.sampling.guidance import NoGuidance
+from unmask.sampling.selection import Foresees
+from unmask.sampling.spans import undecided
+from unmask.sampling.stopping import Never
 from unmask.sequence import Batch, Move, Prediction, Progress, Proposal, Query, stack
 
 
@@ -43,12 +51,12 @@ class Step:
 class Sampler:
     """How undecided tokens get decided; the parts are described in the files of their names."""
 
-    pace: Pace
-    draw: Draw
-    select: Select
-    guide: Guide = NoGuide()
-    window: Window = Whole()
-    stop: Stop = Never()
+    schedule: UnmaskingSchedule
+    token_sampler: TokenSampler
+    selection: Selection
+    guidance: Guidance = NoGuidance()
+    blocks: BlockSchedule = Whole()
+    stopping: EarlyStopping = Never()
 
     @torch.no_grad()  # not inference_mode: what comes out is trained on by post-training, and such tensors could not be
     def sample(
@@ -80,8 +88,8 @@ class Run:
 
     @torch.no_grad()
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
-        self.sampler, self.batch = sampler, sampler.stop(batch)
-        self.agenda = _Agenda(sampler.pace, sampler.window(self.batch), undecided(self.batch))
+        self.sampler, self.batch = sampler, sampler.stopping(batch)
+        self.agenda = _Agenda(sampler.schedule, sampler.blocks(self.batch), undecided(self.batch))
         self.number = 0
         self.task: _Task | None = None
         self.query = self._next()
@@ -98,10 +106,10 @@ class Run:
         if task is None or self.query is None:
             raise ValueError("the run is finished; there is nothing left to decide")
         views = _split(prediction, self.query.batch.rows // batch.rows, batch.ids.numel())
-        merged = parts.guide.merge(views, task.progress)
-        proposal = parts.draw(batch, merged, task.progress)
-        move = parts.select(batch, proposal, task.window, task.counts, task.progress)
-        self.batch = parts.stop(_write(batch, move, proposal, task.window))
+        merged = parts.guidance.merge(views, task.progress)
+        proposal = parts.token_sampler(batch, merged, task.progress)
+        move = parts.selection(batch, proposal, task.window, task.counts, task.progress)
+        self.batch = parts.stopping(_write(batch, move, proposal, task.window))
         self.number += 1
         self.query = self._next()
 
@@ -112,9 +120,9 @@ class Run:
             return None
         parts = self.sampler
         ask = task.window
-        if isinstance(parts.select, Foresees):
-            ask = parts.select.ask(self.batch, task.window, task.counts)
-        views = parts.guide.views(self.batch, task.progress)
+        if isinstance(parts.selection, Foresees):
+            ask = parts.selection.ask(self.batch, task.window, task.counts)
+        views = parts.guidance.views(self.batch, task.progress)
         return Query(batch=stack(views) if len(views) > 1 else views[0], ask=ask.repeat(len(views), 1))
 
 
@@ -130,15 +138,15 @@ class _Task:
 class _Agenda:
     """Which window each row works on and how far it is: all the state of a run besides the batch."""
 
-    def __init__(self, pace: Pace, window_BL: Tensor, live_BL: Tensor) -> None:
-        self.pace, self.window = pace, window_BL
+    def __init__(self, schedule: UnmaskingSchedule, window_BL: Tensor, live_BL: Tensor) -> None:
+        self.schedule, self.window = schedule, window_BL
         rows = window_BL.shape[0]
         self.current, self.number = [-1] * rows, [0] * rows
         self.plan: list[list[int]] = [[] for _ in range(rows)]
         totals = (
             window[live].unique(return_counts=True)[1].tolist() for window, live in zip(window_BL, live_BL, strict=True)
         )
-        self.planned = max((sum(len(pace.counts(n)) for n in total) for total in totals), default=0)
+        self.planned = max((sum(len(schedule.counts(n)) for n in total) for total in totals), default=0)
 
     def next(self, live_BL: Tensor) -> _Task | None:
         """What to do now, or None where nothing is undecided. A finished row gets count 0."""
@@ -157,7 +165,7 @@ class _Agenda:
         if current == self.current[row]:
             self.number[row] += 1
         else:
-            self.current[row], self.number[row], self.plan[row] = current, 0, self.pace.counts(left)
+            self.current[row], self.number[row], self.plan[row] = current, 0, self.schedule.counts(left)
         plan, number = self.plan[row], self.number[row]
         # A select may take fewer than its count; what the plan then leaves over comes in one last step.
         return min(left, plan[number]) if number < len(plan) else left

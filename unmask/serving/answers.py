@@ -8,13 +8,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from unmask.pipeline.model import Model
 from unmask.sampling.sampler import Sampler
 from unmask.serving.calls import settable
 from unmask.serving.schema import ENDPOINTS
 from unmask.serving.service import Served, Service
 from unmask.serving.streams import Event, encoded
 from unmask.tasks.conversing import Turn
-from unmask.tasks.model import Model
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import Answer, Drawing, Grounding
 
@@ -40,7 +40,7 @@ def fields(model: Served) -> dict[str, Event]:
         if sampler := samplers.get(name):
             known = list(_settings(sampler))
             defaults = {setting["name"]: setting["default"] for setting in known}
-            for short, long in (("steps", "pace.steps"), ("guidance", "guide.scale")):
+            for short, long in (("steps", "schedule.steps"), ("guidance", "guidance.scale")):
                 if short in schema["properties"] and long in defaults:
                     schema["properties"][short]["default"] = defaults[long]
             schema["x-unmask-settings"] = known

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from unmask.sampling.pace import Fixed
+from unmask.grammars.answer_format import Form, of_response_format
+from unmask.pipeline.model import Model
+from unmask.pipeline.text_model import TextModel
 from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedule import Fixed
 from unmask.serving.schema import Chat, Draw, Edit, Ground, Infill, Planned
 from unmask.tasks.conversing import Message, Turn
-from unmask.tasks.model import Model
 from unmask.tasks.results import Answer, Drawing, Grounding
-from unmask.tasks.text import TextModel
-from unmask.tokens.forms import Form, of_response_format
 from unmask.tokens.layouts import Layout, layout_of
 from unmask.tokens.pictures import read_image, read_region
 from unmask.tokens.prompts import RELEASED, Wording
@@ -181,12 +181,12 @@ def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[Form | 
 
 
 def _paced(body: Chat, sampler: Sampler, rooms: Sequence[int]) -> list[str]:
-    """``steps`` and ``guidance`` for a sampler of text, whose pace may count tokens a step.
+    """``steps`` and ``guidance`` for a sampler of text, whose schedule may count tokens a step.
 
     ``rooms``: tokens of the answer, or of every value of a form: values are found one after the other, each in a step at least.
     """
-    if isinstance(sampler.pace, Fixed) and body.steps is not None:
-        return [f"pace.each={-(-max(rooms) // max(1, body.steps // len(rooms)))}", *body.guided]
+    if isinstance(sampler.schedule, Fixed) and body.steps is not None:
+        return [f"schedule.each={-(-max(rooms) // max(1, body.steps // len(rooms)))}", *body.guided]
     return body.paced
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from unmask.tasks.opening import needs_of
-from unmask.tasks.text import TextModel
-from unmask.tokens.forms import Form, of_regex, of_schema
+from unmask.grammars.answer_format import Form, of_regex, of_schema
+from unmask.pipeline.loading import needs_of
+from unmask.pipeline.text_model import TextModel
 from unmask.tokens.layouts import Layout, layout_of
 
 
@@ -23,7 +23,7 @@ class DuplicateIds(ValueError):
 
 
 class _Job(BaseModel):
-    """``id``: under which its answer is found · ``settings``: changes to the sampler, as ``["pace.steps=8"]``."""
+    """``id``: under which its answer is found · ``settings``: changes to the sampler, as ``["schedule.steps=8"]``."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 

@@ -49,7 +49,7 @@ class Fields(Strict):
     settings: list[Setting] = Field(
         [],
         max_length=32,
-        description='Fields of the sampler by name, such as "pace.steps=8"; /v1/fields lists them as x-unmask-settings.',
+        description='Fields of the sampler by name, such as "schedule.steps=8"; /v1/fields lists them as x-unmask-settings.',
     )
     priority: int = Field(
         0,
@@ -85,12 +85,12 @@ class Sampled(Fields):
     @property
     def guided(self) -> list[str]:
         """``guidance`` as a setting of a sampler."""
-        return [f"guide.scale={self.guidance}"] if self.guidance is not None else []
+        return [f"guidance.scale={self.guidance}"] if self.guidance is not None else []
 
     @property
     def paced(self) -> list[str]:
         """``steps`` and ``guidance``."""
-        return [*([f"pace.steps={self.steps}"] if self.steps is not None else []), *self.guided]
+        return [*([f"schedule.steps={self.steps}"] if self.steps is not None else []), *self.guided]
 
     @property
     def overrides(self) -> list[str]:

@@ -13,11 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unmask.pipeline.model import Model
+from unmask.pipeline.text_model import TextModel
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.jobs import Job, Listener
 from unmask.serving.requests import Closed, QueueFull
-from unmask.tasks.model import Model
-from unmask.tasks.text import TextModel
 
 Served = Model | TextModel
 _ROWS = 64  # of one call at most, so that the engine never refuses what was let in

@@ -8,12 +8,12 @@ from typing import ClassVar
 from PIL import Image
 from torch import Tensor
 
-from unmask.sampling.draw import Categorical
-from unmask.sampling.guide import EditGuide
-from unmask.sampling.pace import Cosine
-from unmask.sampling.progress import Linear
+from unmask.sampling.guidance import EditGuidance
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.select import Confident
+from unmask.sampling.schedule import Cosine
+from unmask.sampling.selection import Confident
+from unmask.sampling.temperature import Linear
+from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Sequence
 from unmask.tasks.generate import picture_codes
 from unmask.tasks.parts import Parts
@@ -48,22 +48,24 @@ class Edit:
 
 
 def sampler(tokens: Parts) -> Sampler:
-    """How our own models edit: 32 steps of MaskGIT's cosine pace, the surest code first.
+    """How our own models edit: 32 steps of MaskGIT's cosine schedule, the surest code first.
 
-    Guidance (mode 0 of spec 4.5, ``-o guide.scale``) is there but off: on validation it brought nothing (see docs/log.md).
+    Guidance (mode 0 of spec 4.5, ``-o guidance.scale``) is there but off: on validation it brought nothing (see docs/log.md).
     """
     return Sampler(
-        pace=Cosine(steps=32),
-        guide=EditGuide(
+        schedule=Cosine(steps=32),
+        guidance=EditGuidance(
             scale=0.0, image_scale=0.0, drop=PROMPT | LOOK | PLAN | SOURCE, keep=SOURCE, null_id=tokens.mask_id
         ),
-        draw=Categorical(temperature=0.3),
-        select=Confident(),
+        token_sampler=Categorical(temperature=0.3),
+        selection=Confident(),
     )
 
 
 def again(tokens: Parts) -> Sampler:
     """How they edit once more what was not approved: of three seeds the sure sampler makes 1.03 different pictures."""
     return replace(
-        sampler(tokens), draw=Categorical(temperature=1.0), select=Confident(noise=Linear(start=4.0, end=0.0))
+        sampler(tokens),
+        token_sampler=Categorical(temperature=1.0),
+        selection=Confident(noise=Linear(start=4.0, end=0.0)),
     )

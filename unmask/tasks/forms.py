@@ -14,13 +14,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from unmask.grammars.answer_format import Form, Hole
 from unmask.sampling.constrain import Constrained
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, describe
 from unmask.tokens.build import asking, looking
-from unmask.tokens.forms import Form, Hole
 from unmask.tokens.views import Look
 
 
@@ -82,4 +82,6 @@ def filled(form: Form, holes: Items[Hole], sequence: Sequence) -> str:
 def bound(sampler: Sampler, holes: Items[Hole]) -> Sampler:
     """A sampler under whose draw every hole gets a text of its grammar."""
     grammars = tuple((named(number), hole.grammar) for number, hole in enumerate(holes))
-    return dataclasses.replace(sampler, draw=Constrained(draw=sampler.draw, grammars=grammars))
+    return dataclasses.replace(
+        sampler, token_sampler=Constrained(token_sampler=sampler.token_sampler, grammars=grammars)
+    )

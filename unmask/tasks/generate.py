@@ -8,12 +8,12 @@ from typing import ClassVar
 from PIL import Image
 from torch import Tensor
 
-from unmask.sampling.draw import Categorical
-from unmask.sampling.guide import ClassifierFree
-from unmask.sampling.pace import Cosine
-from unmask.sampling.progress import Linear
+from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.select import Confident
+from unmask.sampling.schedule import Cosine
+from unmask.sampling.selection import Confident
+from unmask.sampling.temperature import Linear
+from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
 from unmask.tokens.build import LOOK, PLAN, PROMPT, Attempt, drawing
@@ -63,13 +63,13 @@ def picture_so_far(sequence: Sequence, name: str) -> tuple[Tensor, Tensor]:
 
 
 def sampler(tokens: Parts) -> Sampler:
-    """How our own models draw: 16 steps of MaskGIT's cosine pace, guidance, confidence with noise that fades out.
+    """How our own models draw: 16 steps of MaskGIT's cosine schedule, guidance, confidence with noise that fades out.
 
     Chosen on validation prompts (bench/quality.py; see docs/log.md).
     """
     return Sampler(
-        pace=Cosine(steps=16),
-        guide=ClassifierFree(scale=1.0, drop=PROMPT | PLAN | LOOK, null_id=tokens.mask_id),
-        draw=Categorical(temperature=0.5),
-        select=Confident(noise=Linear(start=4.0, end=0.0)),
+        schedule=Cosine(steps=16),
+        guidance=ClassifierFree(scale=1.0, drop=PROMPT | PLAN | LOOK, null_id=tokens.mask_id),
+        token_sampler=Categorical(temperature=0.5),
+        selection=Confident(noise=Linear(start=4.0, end=0.0)),
     )

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from unmask.sampling.draw import GumbelText
-from unmask.sampling.pace import Fixed
+from unmask.sampling.blocks import Blocks
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.select import Confident
-from unmask.sampling.stop import EndOfTurn
-from unmask.sampling.window import Blocks
+from unmask.sampling.schedule import Fixed
+from unmask.sampling.selection import Confident
+from unmask.sampling.stopping import EndOfTurn
+from unmask.sampling.token_sampler import GumbelText
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
 from unmask.tokens.build import planning, planning_edit
@@ -62,11 +62,11 @@ def _read(sequence: Sequence, tokens: Parts) -> Layout:
 def sampler(tokens: Parts, *, temperature: float = 0.5) -> Sampler:
     """Blocks of 8 from left to right, one token a step, the surest first; the temperature makes plans differ between retries."""
     return Sampler(
-        pace=Fixed(each=1),
-        draw=GumbelText(temperature=temperature),
-        select=Confident(),
-        window=Blocks(length=8),
-        stop=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP])),
+        schedule=Fixed(each=1),
+        token_sampler=GumbelText(temperature=temperature),
+        selection=Confident(),
+        blocks=Blocks(length=8),
+        stopping=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP])),
     )
 
 

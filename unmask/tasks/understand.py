@@ -8,12 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from unmask.sampling.draw import Greedy
-from unmask.sampling.pace import Fixed
+from unmask.sampling.blocks import Blocks
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.select import Confident
-from unmask.sampling.stop import EndOfTurn
-from unmask.sampling.window import Blocks
+from unmask.sampling.schedule import Fixed
+from unmask.sampling.selection import Confident
+from unmask.sampling.stopping import EndOfTurn
+from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import answered
@@ -69,14 +69,14 @@ class FillText:
 def sampler(tokens: Parts, *, block: int = 32) -> Sampler:
     """Low-confidence decoding (LLaDA): greedy, one token a step, blocks from left to right, early exit on end of turn."""
     return Sampler(
-        pace=Fixed(each=1),
-        draw=Greedy(),
-        select=Confident(),
-        window=Blocks(length=block),
-        stop=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS])),
+        schedule=Fixed(each=1),
+        token_sampler=Greedy(),
+        selection=Confident(),
+        blocks=Blocks(length=block),
+        stopping=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS])),
     )
 
 
 def fill_sampler(tokens: Parts) -> Sampler:
     """The surest gap first, one a step."""
-    return Sampler(pace=Fixed(each=1), draw=Greedy(), select=Confident())
+    return Sampler(schedule=Fixed(each=1), token_sampler=Greedy(), selection=Confident())

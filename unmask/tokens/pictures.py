@@ -278,11 +278,11 @@ def save_trace(frames: Sequence[Image.Image], path: str | os.PathLike[str]) -> P
     if not frames:
         raise ImageError(f"there are no frames to save in {target}; ask for a trace")
     if target.suffix.lower() == ".gif":
-        pace = [80] * (len(frames) - 1) + [1500]  # milliseconds: the finished picture stays a while
+        schedule = [80] * (len(frames) - 1) + [1500]  # milliseconds: the finished picture stays a while
         rest = [f.convert("RGB") for f in frames[1:]]
         first = frames[0].convert("RGB")
         return write_whole(
-            target, lambda part: first.save(part, "GIF", save_all=True, append_images=rest, duration=pace, loop=0)
+            target, lambda part: first.save(part, "GIF", save_all=True, append_images=rest, duration=schedule, loop=0)
         )
     if target.suffix.lower() not in TRACES:
         raise ImageError(f"a trace cannot be saved as {target}; use .gif (moving) or .png (a strip)")

@@ -3,7 +3,7 @@
 import { fresh, h } from "./dom.js";
 
 const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown at once where a task has them; the rest on request
-const SHORT = { "pace.steps": "steps", "guide.scale": "guidance" }; // what has a field of its own
+const SHORT = { "schedule.steps": "steps", "guidance.scale": "guidance" }; // what has a field of its own
 
 /** ``handled``: names of fields that the page fills in by other means. ``values()`` leaves out what is empty. */
 export class Settings {

@@ -1,7 +1,7 @@
 """Guidance: several views of each row run stacked in one forward and are merged into one prediction.
 
-Public idea: a guide is a value with ``views(batch, progress)`` (the first is the row as it is) and ``merge(predictions,
-progress)``. Text and code logits are merged alike. A guide of scale 0 makes one view, which is no guide.
+Public idea: a guidance is a value with ``views(batch, progress)`` (the first is the row as it is) and ``merge(predictions,
+progress)``. Text and code logits are merged alike. A guidance of scale 0 makes one view, which is no guidance.
 
 Shapes: B rows · N tokens asked for · V vocabulary. c full condition · e a part of it · u no condition.
 """
@@ -21,7 +21,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoGuide:
+class NoGuidance:
     """The row as it is."""
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
@@ -60,7 +60,7 @@ class ClassifierFree:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditGuide:
+class EditGuidance:
     """c' = (1 + image_scale) c - image_scale e, then (1 + scale) c' - scale u (spec 4.5, modes 0 and 3).
 
     u drops the spans named in ``drop``; e drops the same except those in ``keep``: the source codes (mode 0), or the source

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.tokens.grammar import Grammar, grammar_of
-from unmask.tokens.language import MOST_STATES, Either, Language, literal
+from unmask.grammars.automaton import MOST_STATES, Either, Language, literal
+from unmask.grammars.grammar import Grammar, grammar_of
+from unmask.grammars.regex import parsed
+from unmask.grammars.schema import Leaf, Schema, bounds, characters, choices, integers, leaves, written
 from unmask.tokens.prompts import Wording
-from unmask.tokens.regex import parsed
-from unmask.tokens.schema import Leaf, Schema, bounds, characters, choices, integers, leaves, written
 from unmask.tokens.text import Text
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.sampling.layout import writable_spans
+from unmask.sampling.spans import writable_spans
 from unmask.sequence import Batch
 
 

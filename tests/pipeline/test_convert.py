@@ -21,8 +21,8 @@ from unmask.cli.main import main
 from unmask.evaluation.verify import verify
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
+from unmask.pipeline.convert import to_own, to_released
 from unmask.rng import generator
-from unmask.tasks.convert import to_own, to_released
 
 from ..tiny_llada import make
 
@@ -63,7 +63,7 @@ def test_mini_comes_back_byte_for_byte(again: Path) -> None:
 
 
 def test_the_same_picture_in_every_layout(exported: Path, again: Path) -> None:
-    few = ["pace.steps=4"]
+    few = ["schedule.steps=4"]
     drawn = [
         unmask.load(m).generate("two red apples", seed=5, settings=few)[0].image for m in ("mini", exported, again)
     ]
@@ -109,7 +109,7 @@ def test_the_fixture_comes_back_and_still_gives_its_figures(tmp_path: Path) -> N
 
 
 def test_shards_and_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmask.tasks.convert._SHARD", 6 * 2**20)
+    monkeypatch.setattr("unmask.pipeline.convert._SHARD", 6 * 2**20)
     out = tmp_path / "released"
     to_released("mini", out)
     index = json.loads((out / "model.safetensors.index.json").read_text())

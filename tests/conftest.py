@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import unmask
-from unmask.tasks.model import Model
+from unmask.pipeline.model import Model
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from unmask.tokens.language import compiled
-from unmask.tokens.schema import leaves, written
+from unmask.grammars.automaton import compiled
+from unmask.grammars.schema import leaves, written
 
 COLOURS = {"enum": ["red", 'b"l', 3, None, True, [1], "é"]}
 CASES: list[tuple[Any, list[Any], list[Any]]] = [

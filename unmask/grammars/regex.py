@@ -8,7 +8,7 @@ and ``[^…]``, ``\\d \\w \\s`` and their opposites (ASCII), ``\\n \\t \\r \\f \
 
 from __future__ import annotations
 
-from unmask.tokens.language import Chars, Either, Language, Repeat, Then, inverse
+from unmask.grammars.automaton import Chars, Either, Language, Repeat, Then, inverse
 
 MOST_REPEATS = 1000
 _DEEPEST = 50  # groups in groups

@@ -16,11 +16,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from unmask.protocols import Select
+from unmask.protocols import Selection
 from unmask.rng import rows
-from unmask.sampling.draw import gumbel
-from unmask.sampling.layout import undecided, writable_spans
-from unmask.sampling.progress import Progress, Temperature, at
+from unmask.sampling.spans import undecided, writable_spans
+from unmask.sampling.temperature import Progress, Temperature, at
+from unmask.sampling.token_sampler import gumbel
 from unmask.sequence import Batch, Move, Proposal
 
 
@@ -93,7 +93,7 @@ class RandomOrder:
 class Threshold:
     """Every candidate at least ``value`` probable, one at least (Fast-dLLM, Wu et al. 2025). Wants ``LogProbability`` scores.
 
-    ``counts`` stays the most it may take: give it the pace ``Equal(steps=1)`` for the paper's rule.
+    ``counts`` stays the most it may take: give it the schedule ``Equal(steps=1)`` for the paper's rule.
     """
 
     value: float
@@ -126,16 +126,16 @@ class PerSpan:
     With boxes of four tokens and 4 / steps a step, every box of a row advances alike and all finish together (spec 4.7).
     """
 
-    select: Select
+    selection: Selection
 
     def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor:
-        if not isinstance(self.select, Foresees):
+        if not isinstance(self.selection, Foresees):
             return window
-        parts = [self.select.ask(batch, w, n) for w, n in _shares(batch, window, counts)]
+        parts = [self.selection.ask(batch, w, n) for w, n in _shares(batch, window, counts)]
         return torch.stack(parts).any(0)
 
     def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
-        moves = [self.select(batch, proposal, w, n, progress) for w, n in _shares(batch, window, counts)]
+        moves = [self.selection(batch, proposal, w, n, progress) for w, n in _shares(batch, window, counts)]
         unmask, remask, redraw = (
             torch.stack([getattr(m, f) for m in moves]).any(0) for f in ("unmask", "remask", "redraw")
         )

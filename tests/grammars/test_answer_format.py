@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from unmask.tokens.forms import Form, of_regex, of_response_format, of_schema
-from unmask.tokens.grammar import grammar_of
+from unmask.grammars.answer_format import Form, of_regex, of_response_format, of_schema
+from unmask.grammars.grammar import grammar_of
+from unmask.grammars.regex import parsed
 from unmask.tokens.prompts import COMPACT, RELEASED
-from unmask.tokens.regex import parsed
 from unmask.tokens.text import CONTROL, EOT, Text, TokenizerError
 
 TEXT = Text.load(Path(str(files("unmask") / "assets" / "mini" / "tokenizer.json")))

@@ -16,10 +16,10 @@ import unmask
 from unmask.checkpoints.store import CheckpointError
 from unmask.cli.main import main
 from unmask.models.elastic import Elastic
+from unmask.pipeline.text_model import Continue, FillGaps, Reply, TextModel
 from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
-from unmask.tasks.text import Continue, FillGaps, Reply, TextModel
 from unmask.tokens.build import PROMPT
 from unmask.tokens.text import MASK, TEXT_CONTROL
 
@@ -93,15 +93,15 @@ def test_the_sampler_is_the_published_one(model: TextModel, block: int, steps: i
     net, sequence = model.parts.net, Reply(question=QUESTION, length=16).build(model.parts)
     prompt = sequence.ids[: sequence.span("prompt").stop].tolist()
     preset = llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=block, scale=scale)
-    sampler = override(preset, [f"pace.steps={steps}"])
+    sampler = override(preset, [f"schedule.steps={steps}"])
     (found,) = model.run([sequence], [0], sampler).rows
     assert found.ids[len(prompt) :].tolist() == released(net, prompt, 16, block, steps, scale)
 
 
 def test_guidance_changes_the_answer_and_reaches_it_by_a_setting(model: TextModel) -> None:
-    answers = [model.ask(QUESTION, length=16, settings=[f"guide.scale={s}"]) for s in (0, 3)]
-    assert answers[0].text != answers[1].text and answers[1].settings["guide"]["scale"] == 3.0
-    assert answers[0].settings["pace"]["steps"] == answers[0].settings["window"]["length"] == 16
+    answers = [model.ask(QUESTION, length=16, settings=[f"guidance.scale={s}"]) for s in (0, 3)]
+    assert answers[0].text != answers[1].text and answers[1].settings["guidance"]["scale"] == 3.0
+    assert answers[0].settings["schedule"]["steps"] == answers[0].settings["blocks"]["length"] == 16
 
 
 def test_base_is_one_block_of_the_whole_answer(model: TextModel) -> None:
@@ -160,7 +160,7 @@ def test_bad_requests_are_refused_with_a_hint(model: TextModel) -> None:
         (lambda: model.ask("why?", length=0), "length must be at least 1"),
         (lambda: model.ask("why " * 300), "the model reads 256; shorten"),
         (lambda: model.infill_text("the sky"), r"there is no \[mask\]"),
-        (lambda: model.ask("why?", settings=["guide.scal=3"]), "did you mean 'scale'"),
+        (lambda: model.ask("why?", settings=["guidance.scal=3"]), "did you mean 'scale'"),
         (lambda: model.generate("a red apple"), "text model, which cannot generate; "),
     ):
         with pytest.raises(ValueError, match=said):
@@ -195,7 +195,7 @@ def test_the_commands_answer_and_fill(folder: Path, model: TextModel, capsys: py
     words = ["ask", QUESTION, "--length", "8", "--model", str(folder)]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["text"] == model.ask(QUESTION, length=8).text and told["settings"]["window"]["length"] == 8
+    assert told["text"] == model.ask(QUESTION, length=8).text and told["settings"]["blocks"]["length"] == 8
     assert main([*words, "--plain", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == model.complete(QUESTION, length=8).text
     assert main(["infill", "the [mask] is blue", "--model", str(folder)]) == 0

@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
+from unmask.grammars.answer_format import Form
+from unmask.pipeline.loading import Format, find, format_in, open_parts, survey
+from unmask.pipeline.text_model import TextModel, load_text
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
@@ -32,13 +35,10 @@ from unmask.tasks import (
     understand,
 )
 from unmask.tasks.conversing import Message, Turn
-from unmask.tasks.opening import Format, find, format_in, open_parts, survey
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, Round, describe
 from unmask.tasks.running import Done, Shown, Through, Watch, answer, decide
-from unmask.tasks.text import TextModel, load_text
-from unmask.tokens.forms import Form
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
@@ -117,7 +117,7 @@ class Model:
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["pace.steps=8", "guide.scale=3"]``.
+        """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["schedule.steps=8", "guidance.scale=3"]``.
 
         ``plan``: think of a layout first, or draw from the one that is given · ``reflect``: draw up to so many pictures, until one
         finds the model's own approval; what it said of the others is in ``rounds``.

@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
-from unmask.tokens.language import MOST_STATES, Automaton, Language, Then, TooLarge, compiled, literal, optional
+from unmask.grammars.automaton import MOST_STATES, Automaton, Language, Then, TooLarge, compiled, literal, optional
 from unmask.tokens.text import EOT, Text
 
 

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
-from unmask.tokens.language import Chars, Either, TooLarge, byte_paths, compiled
-from unmask.tokens.regex import parsed, quoted
-from unmask.tokens.schema import integers
+from unmask.grammars.automaton import Chars, Either, TooLarge, byte_paths, compiled
+from unmask.grammars.regex import parsed, quoted
+from unmask.grammars.schema import integers
 
 PATTERNS = [
     "", "a", "abc", "a|b", "a|", "(ab)*", "a+b?c*", "[a-c]{2}", "[^a]b", ".", "a.b", r"\d{1,3}", r"\w+\s\w+", r"\D\S\W", "a{0}",

@@ -24,7 +24,7 @@ from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavi
 from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_head
 from unmask.models.sizes import ElasticConfig, VisionConfig
-from unmask.tasks.opening import RELEASED_BLOCK, SIDE, Format, find, fit_own, format_of, survey, write_config
+from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, find, fit_own, format_of, survey, write_config
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 

@@ -13,15 +13,15 @@ import unmask
 from unmask.checkpoints.store import CheckpointError
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, sample
+from unmask.pipeline.loading import read_config, write_config
+from unmask.pipeline.model import Model
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import collate
 from unmask.tasks import generate
-from unmask.tasks.model import Model
-from unmask.tasks.opening import read_config, write_config
 from unmask.tokens.pictures import ImageError
 from unmask.tokens.text import CONTROL
 
-FEW = ["pace.steps=4"]
+FEW = ["schedule.steps=4"]
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ def test_an_answer_does_not_depend_on_its_company(model: Model) -> None:
 
 def test_settings_change_the_picture_and_are_recorded(model: Model) -> None:
     plain = model.generate("two blue cars", seed=1)[0]
-    other = model.generate("two blue cars", seed=1, settings=["guide.scale=0", "pace.steps=4"])[0]
+    other = model.generate("two blue cars", seed=1, settings=["guidance.scale=0", "schedule.steps=4"])[0]
     assert not same(plain.image, other.image)
-    assert other.settings["pace"] == {"part": "Cosine", "steps": 4}
-    assert other.to_json()["settings"]["guide"]["scale"] == 0.0
+    assert other.settings["schedule"] == {"part": "Cosine", "steps": 4}
+    assert other.to_json()["settings"]["guidance"]["scale"] == 0.0
 
 
 def test_trace_shows_every_step_and_ends_with_the_picture(model: Model) -> None:
-    drawing = model.generate("a clock", trace=True, settings=["pace.steps=5"])[0]
+    drawing = model.generate("a clock", trace=True, settings=["schedule.steps=5"])[0]
     assert len(drawing.trace) == 5
     assert same(drawing.trace[-1], drawing.image)
     assert not same(drawing.trace[0], drawing.image)
@@ -117,9 +117,9 @@ def test_bad_requests_are_refused_with_a_hint(model: Model, picture: Image.Image
     with pytest.raises(ValueError, match="n must be"):
         model.generate("a dog", n=0)
     with pytest.raises(ValueError, match="did you mean"):
-        model.generate("a dog", settings=["pace.step=3"])
+        model.generate("a dog", settings=["schedule.step=3"])
     with pytest.raises(ValueError, match="wanted a number"):
-        model.generate("a dog", settings=["pace.steps=many"])
+        model.generate("a dog", settings=["schedule.steps=many"])
     with pytest.raises(ValueError, match="steps must be 1 to 4"):
         model.ground(picture, ["a dog"], steps=9)
     with pytest.raises(ValueError, match="at least one phrase"):

@@ -19,6 +19,7 @@ from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
+from unmask.grammars.answer_format import Form, Hole
 from unmask.models.elastic import Elastic
 from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
@@ -29,7 +30,6 @@ from unmask.tasks.results import Answer, answered
 from unmask.tasks.running import Done, Through, Watch, answer, decide
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
-from unmask.tokens.forms import Form, Hole
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import BOS, EOS, EOT, MASK, TEXT_CONTROL, Text
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.tokens.language import Chars, Either, Language, Repeat, Then, literal, optional
-from unmask.tokens.regex import parsed, quoted
+from unmask.grammars.automaton import Chars, Either, Language, Repeat, Then, literal, optional
+from unmask.grammars.regex import parsed, quoted
 
 Schema = Mapping[str, Any]
 LARGEST = 10**15 - 1  # an integer has at most 15 digits, so that every reader of JSON has it exactly

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.protocols import Draw
+from unmask.protocols import TokenSampler
 from unmask.rng import rows
-from unmask.sampling.progress import Progress, Temperature, at
+from unmask.sampling.temperature import Progress, Temperature, at
 from unmask.sequence import Batch, Prediction, Proposal
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (logits [N, V], ids [N]) -> [N], higher is surer
@@ -93,7 +93,7 @@ class OnlyIds:
 
     low: int
     high: int
-    draw: Draw
+    token_sampler: TokenSampler
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high:
@@ -103,7 +103,7 @@ class OnlyIds:
         id_V = torch.arange(prediction.text_logits.shape[1], device=prediction.text_logits.device)
         outside_V = (id_V < self.low) | (id_V >= self.high)
         logits = prediction.text_logits.masked_fill(outside_V, -torch.inf)
-        return self.draw(batch, dataclasses.replace(prediction, text_logits=logits), progress)
+        return self.token_sampler(batch, dataclasses.replace(prediction, text_logits=logits), progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class TopP:
     """``draw`` from the smallest set of ids whose probabilities reach ``mass`` (nucleus sampling, Holtzman et al. 2020)."""
 
     mass: float
-    draw: Draw
+    token_sampler: TokenSampler
 
     def __post_init__(self) -> None:
         if not 0 < self.mass <= 1:
@@ -121,7 +121,7 @@ class TopP:
         cut = dataclasses.replace(
             prediction, text_logits=self._cut(prediction.text_logits), code_logits=self._cut(prediction.code_logits)
         )
-        return self.draw(batch, cut, progress)
+        return self.token_sampler(batch, cut, progress)
 
     def _cut(self, logits_NV: Tensor) -> Tensor:
         p_NV, id_NV = logits_NV.float().softmax(1).sort(dim=1, descending=True, stable=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.sampling.layout import undecided, writable_spans
+from unmask.sampling.spans import undecided, writable_spans
 from unmask.sequence import Batch, Kind
 
 

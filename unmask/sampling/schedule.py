@@ -1,6 +1,6 @@
 """How many tokens are unmasked at each step.
 
-Public idea: a pace is a value with ``counts(tokens) -> list[int]``: positive numbers that sum to ``tokens``. There is never an
+Public idea: a schedule is a value with ``counts(tokens) -> list[int]``: positive numbers that sum to ``tokens``. There is never an
 empty step (a model call that decides nothing), so there are at most ``tokens`` steps.
 """
 
@@ -15,7 +15,7 @@ import torch
 def _capped(steps: int, tokens: int) -> int:
     """Steps that can each unmask something. ValueError where there is no step at all."""
     if steps < 1:
-        raise ValueError(f"a pace needs at least one step, got {steps}")
+        raise ValueError(f"a schedule needs at least one step, got {steps}")
     return min(steps, tokens)
 
 

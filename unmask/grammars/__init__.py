@@ -1,0 +1,1 @@
+"""What an answer may look like: regular languages, JSON schemas, and automata over tokens."""

@@ -1,0 +1,1 @@
+"""A model that users call: found, loaded, and asked."""
