@@ -293,7 +293,7 @@ def test_closing_leaves_nobody_waiting(model: Elastic) -> None:
 class Lost:
     """A draw whose settings lead to no number."""
 
-    draw: Any
+    token_sampler: Any
 
     def __call__(self, *given: Any) -> Any:
         return 1 / 0
@@ -301,7 +301,9 @@ class Lost:
 
 def test_settings_that_lead_nowhere_are_to_blame_themselves(model: Elastic) -> None:
     served = engine(model)
-    lost = served.submit(request(text(3), dataclasses.replace(ONE_BY_ONE, draw=Lost(draw=ONE_BY_ONE.draw))))
+    lost = served.submit(
+        request(text(3), dataclasses.replace(ONE_BY_ONE, token_sampler=Lost(token_sampler=ONE_BY_ONE.token_sampler)))
+    )
     fine = served.submit(request(text(3)))
     served.drain()
     with pytest.raises(NothingUnmasked, match="division by zero"):

@@ -63,17 +63,17 @@ class Made:
 class Spy:
     """A draw that keeps what it was told, to the last bit."""
 
-    draw: Any
+    token_sampler: Any
     told: list[Tensor] = field(default_factory=list)
 
     def __call__(self, batch: Batch, prediction: Prediction, at: Progress) -> Proposal:
         self.told.extend([prediction.text, prediction.text_logits, prediction.code, prediction.code_logits])
-        return self.draw(batch, prediction, at)
+        return self.token_sampler(batch, prediction, at)
 
 
 def spied(sampler: Sampler) -> tuple[Sampler, list[Tensor]]:
     spy = Spy(token_sampler=sampler.token_sampler)
-    return dataclasses.replace(sampler, draw=spy), spy.told
+    return dataclasses.replace(sampler, token_sampler=spy), spy.told
 
 
 def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
