@@ -38,6 +38,10 @@ class NothingUnmasked(RuntimeError):
     """A select took nothing from a row that had something to decide; the run would never end."""
 
 
+class NothingPredicted(RuntimeError):
+    """A token was selected that the model did not score: there is no prediction to write."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What a watcher sees after a step: ``number`` from 1 (0: before), ``of`` how many are planned (a stop may end sooner), ``batch``."""
@@ -64,7 +68,7 @@ class Sampler:
     ) -> Batch:
         """Decide every masked token that is writable. ``on_step`` sees the batch after each step; the model is first given ``carry``.
 
-        Raises NothingUnmasked where a select breaks its contract.
+        Raises NothingUnmasked or NothingPredicted where a selection breaks its contract.
         """
         run = self.start(batch)
         while (query := run.query) is not None:
@@ -89,6 +93,7 @@ class Run:
     @torch.no_grad()
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
         self.sampler, self.batch = sampler, sampler.stopping(batch)
+        self.open = undecided(batch)  # what was masked at the start: no move touches anything else
         self.agenda = _Agenda(sampler.schedule, sampler.blocks(self.batch), undecided(self.batch))
         self.number = 0
         self.task: _Task | None = None
@@ -109,7 +114,7 @@ class Run:
         merged = parts.guidance.merge(views, task.progress)
         proposal = parts.token_sampler(batch, merged, task.progress)
         move = parts.selection(batch, proposal, task.window, task.counts, task.progress)
-        self.batch = parts.stopping(_write(batch, move, proposal, task.window))
+        self.batch = parts.stopping(_write(batch, move, proposal, task.window, self.open))
         self.number += 1
         self.query = self._next()
 
@@ -171,11 +176,20 @@ class _Agenda:
         return min(left, plan[number]) if number < len(plan) else left
 
 
-def _write(batch: Batch, move: Move, proposal: Proposal, window_BL: Tensor) -> Batch:
+def _write(batch: Batch, move: Move, proposal: Proposal, window_BL: Tensor, open_BL: Tensor) -> Batch:
+    """Apply a move to the tokens in ``open [B, L]``; everything else was given and stays."""
+    move = Move(unmask=move.unmask & open_BL, remask=move.remask & open_BL, redraw=move.redraw & open_BL)
+    unscored_BL = (move.unmask | move.redraw) & (proposal.score == -torch.inf)
+    if bool(unscored_BL.any()):
+        row, token = unscored_BL.nonzero()[0].tolist()
+        raise NothingPredicted(
+            f"row {row}, token {token} (kind {int(batch.kind[row, token])}) was selected, but the model did not score it; "
+            "select tokens that were predicted, of a kind that the model knows"
+        )
     idle_B = window_BL.any(1) & ~(move.unmask & window_BL).any(1)
     if bool(idle_B.any()):
         raise NothingUnmasked(
-            f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a select must take one"
+            f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a selection must take one"
         )
     return batch.write(move, proposal)
 
