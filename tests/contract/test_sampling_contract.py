@@ -35,7 +35,8 @@ from unmask.sampling import (
 )
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import NothingPredicted, NothingUnmasked, Sampler, Step
-from unmask.sequence import Batch, Kind, Move, Prediction, Sequence, Span, collate, stack
+from unmask.sequence import Batch, Kind, Sequence, Span, collate, stack
+from unmask.step import Move, Prediction
 
 torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
@@ -155,7 +156,7 @@ def tiny() -> Elastic:
     return model
 
 
-def sequence(*spans: tuple[str, Kind, int, bool], given: tuple[int, ...] = (), seed: int = 0) -> Sequence:
+def sequence(*spans: tuple[str, int, int, bool], given: tuple[int, ...] = (), seed: int = 0) -> Sequence:
     """A request of (name, kind, tokens, writable) spans with random given ids; ``given``: writable tokens already decided."""
     start, table = 0, []
     for name, kind, tokens, writable in spans:

@@ -12,9 +12,10 @@ import torch
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import NothingUnmasked
 from unmask.sampling.selection import move
-from unmask.sequence import Batch, Prediction, Sequence, collate
+from unmask.sequence import Batch, Sequence, collate
 from unmask.serving.engine import PLACES, Limits
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Frame, QueueFull
+from unmask.step import Prediction
 
 from .tiny import LOOK, ONE_BY_ONE, POOL, Made, alone, asking, drawing, engine, net, request, text, ticks_until
 

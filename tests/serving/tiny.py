@@ -15,14 +15,15 @@ from unmask.models.sizes import SIZES
 from unmask.rng import generator
 from unmask.sampling import blocks, guidance, presets, schedule, selection, stopping, temperature, token_sampler
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.requests import Handle, Request
+from unmask.step import Prediction, Progress, Proposal
 
 # Vectors of 16 or 32 numbers are what a CPU works on; narrower parts meet remainders, which round differently (docs/notes/0005-engine.md).
 CONFIG, NULL = dataclasses.replace(SIZES["tiny"], mlp=64, gen_width=32), 3
 LOOK = CONFIG.vision.tokens if CONFIG.vision else 0
-TEXT, CODE, PATCH = Kind.TEXT, Kind.CODE, Kind.PATCH
+TEXT, CODE, FEATURE = Kind.TEXT, Kind.CODE, Kind.FEATURE
 DROP = frozenset({"prompt", "source"})
 
 
@@ -85,7 +86,7 @@ def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
         table.append(
             Span(name=name, kind=kind, start=start, stop=start + tokens, segment=segment, writable=writable, **more)
         )
-        start, pictures = start + tokens, pictures + (kind == PATCH)
+        start, pictures = start + tokens, pictures + (kind == FEATURE)
     ids = torch.randint(8, CONFIG.codes, (start,), generator=generator("ids", seed))
     masked = torch.cat([torch.full((len(span),), span.writable) for span in table])
     pixels = torch.rand(pictures, 3, 128, 128, generator=generator("picture", seed % 2)) if pictures else None
@@ -101,12 +102,12 @@ def drawing(*, given: int = 17, seed: int = 0) -> Sequence:
 
 
 def editing(*, seed: int = 0) -> Sequence:
-    seen = ("look", PATCH, LOOK, 0), ("source", CODE, 64, 0)
+    seen = ("look", FEATURE, LOOK, 0), ("source", CODE, 64, 0)
     return sequence(("prompt", TEXT, 5 + seed, 0), *seen, ("image", CODE, 64, 0), seed=seed)
 
 
 def asking(tokens: int = 4, *, seed: int = 0) -> Sequence:
-    seen = ("prompt", TEXT, 2, 0), ("look", PATCH, LOOK, 0)
+    seen = ("prompt", TEXT, 2, 0), ("look", FEATURE, LOOK, 0)
     return sequence(*seen, ("question", TEXT, 3 + seed, 1), ("answer", TEXT, tokens, 1), seed=seed)
 
 

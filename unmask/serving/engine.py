@@ -22,14 +22,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import NothingUnmasked, Run
-from unmask.sequence import Prediction, Sequence, collate, decided
+from unmask.sequence import Sequence, collate, decided
 from unmask.serving.batching import Part, join, part_of, shares
 from unmask.serving.metrics import Meter, Metrics
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Frame, Handle, QueueFull, Request
+from unmask.step import Prediction
 from unmask.tasks.features import Features
 
 PLACES = 16  # how many earlier requests one level of priority passes in the queue: some, so that nobody waits for ever
@@ -71,7 +71,6 @@ class _Live:
     handle: Handle
     sequence: Sequence
     run: Run
-    look: Tensor | None
     paid: float
     since: float
     part: Part = field(init=False)  # what it wants of the model next
@@ -241,13 +240,12 @@ class Engine:
             self.parts.require(request.task.needs)
             self._loaded |= request.task.needs
         sequence = request.task.build(self.parts)
-        batch = collate([sequence], [request.seed], features_per_image=self.parts.look_tokens)
-        batch = batch.replace(pixels=None, clean=None).to(net.embed.weight.device)
-        look = self.features.of([sequence], net, batch.device)
+        device = net.embed.weight.device
+        batch = collate(self.features.known([sequence], net, device), [request.seed]).replace(clean=None).to(device)
         with _sampling():
             run = request.sampler.start(batch)
         level = min((job.paid for job in self._live), default=0.0)
-        return _Live(handle=handle, sequence=sequence, run=run, look=look, paid=level, since=self.clock())
+        return _Live(handle=handle, sequence=sequence, run=run, paid=level, since=self.clock())
 
     def _due(self) -> list[_Live]:
         """Who has paid least, and the next ones that can share its forward."""
@@ -266,8 +264,8 @@ class Engine:
         """One step of each. Where the model fails on several, each is tried alone: an answer does not need its company."""
         parts = [job.part for job in jobs]
         try:
-            query, carry = join(parts)
-            prediction = self.parts.net(query.batch, ask=query.ask, carry=carry)
+            query = join(parts)
+            prediction = self.parts.net(query.batch, predict=query.predict, reuse=query.reuse)
             answers = shares(prediction, parts, query)
         except Exception as error:
             if len(jobs) > 1:
@@ -305,7 +303,7 @@ class Engine:
             if query is None:
                 self._leave(job, job.handle.request.task.read(decided(job.sequence, step.batch, 0), self.parts))
             else:
-                job.part = part_of(query, job.look, self.limits.multiple)
+                job.part = part_of(query, self.limits.multiple)
         except Exception as error:
             self._leave(job, error)
 

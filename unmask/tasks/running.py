@@ -77,20 +77,14 @@ def decide(
     sampler: Sampler,
     *,
     device: torch.device,
-    features_per_image: int = 0,
-    carry: object = None,
     watch: Watch | None = None,
 ) -> Done:
     """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone.
 
-    ``features_per_image``: feature rows of one picture · ``carry``: what the model is given first, such as the features of all
-    pictures · ``watch`` is shown every row after every step.
+    ``watch`` is shown every row after every step.
     """
     began = time.perf_counter()
-    batch = collate(sequences, seeds, features_per_image=features_per_image)
-    if carry is not None:
-        batch = batch.replace(pixels=None)  # they have been looked at
-    batch = batch.to(device)
+    batch = collate(sequences, seeds).to(device)
 
     def on_step(step: Step) -> None:
         if watch:
@@ -98,7 +92,7 @@ def decide(
                 now = decided(sequence, step.batch, row)
                 watch(Shown(row=row, number=step.number, of=step.of, sequence=now))
 
-    done = sampler.sample(net, batch, on_step=on_step, carry=carry)
+    done = sampler.sample(net, batch, on_step=on_step)
     rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
     return Done(rows=rows, seconds=time.perf_counter() - began)
 
