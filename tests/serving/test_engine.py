@@ -204,7 +204,7 @@ def test_when_its_thread_dies_nobody_waits_for_ever(model: Elastic, where: str) 
 def test_frames_are_the_steps_of_the_plain_sampler(model: Elastic) -> None:
     built, sampler = POOL[7]
     served, steps = engine(model), []
-    sampler.sample(model, collate([built], [3], features_per_image=LOOK), on_step=steps.append)
+    sampler.sample(model, collate([built], [3]), on_step=steps.append)
     handle, unseen = (served.submit(request(built, sampler, seed=3), watch=w) for w in (True, False))
     served.drain()
     frames: list[Frame] = list(handle.frames())

@@ -68,7 +68,9 @@ class Spy:
     told: list[Tensor] = field(default_factory=list)
 
     def __call__(self, batch: Batch, prediction: Prediction, at: Progress) -> Proposal:
-        self.told.extend([prediction.text, prediction.text_logits, prediction.code, prediction.code_logits])
+        for kind, scored in sorted(prediction.scored.items()):
+            if len(scored.at):
+                self.told.extend([scored.at, prediction.logits(kind)])
         return self.token_sampler(batch, prediction, at)
 
 
@@ -90,7 +92,7 @@ def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
     ids = torch.randint(8, CONFIG.codes, (start,), generator=generator("ids", seed))
     masked = torch.cat([torch.full((len(span),), span.writable) for span in table])
     pixels = torch.rand(pictures, 3, 128, 128, generator=generator("picture", seed % 2)) if pictures else None
-    return Sequence(ids=ids, masked=masked, spans=tuple(table), pixels=pixels)
+    return Sequence(ids=ids, masked=masked, spans=tuple(table), pixels=pixels, feature_rows=pictures * LOOK)
 
 
 def text(tokens: int = 8, *, given: int = 20, seed: int = 0) -> Sequence:
@@ -152,7 +154,7 @@ POOL: list[tuple[Sequence, Sampler]] = [
 def alone(model: Elastic, built: Sequence, sampler: Sampler, seed: int) -> tuple[Tensor, list[Tensor]]:
     """The slow twin: the plain sampler on a batch of one. (ids, all that the draw was told)."""
     spy, told = spied(sampler)
-    done = spy.sample(model, collate([built], [seed], features_per_image=LOOK))
+    done = spy.sample(model, collate([built], [seed]))
     return done.ids[0], told
 
 
