@@ -169,7 +169,7 @@ def dying(given: argparse.Namespace, model: Model, jobs: list[Job]) -> Found:
     net: Any = Mortal(model.parts.net)
     silence = log_to(io.StringIO())  # which would be full of what is done on purpose here
     service = Service(
-        Model(replace(model.parts, net=net, weights=None), model.presets), name="mortal", limits=Limits(live=64)
+        Model(replace(model.parts, net=net, weights=None), model.presets), name="mortal", limits=Limits(running=64)
     )
     statuses, bad, recovered = Counter[str](), [], []
     with Server(service, listen("127.0.0.1", 0)) as server, Progress() as progress:

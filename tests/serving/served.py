@@ -58,8 +58,8 @@ def gated(model: Model | None = None) -> tuple[Model, Gate]:
 
 
 @contextmanager
-def serving(model: Any, *, name: str = "tiny", live: int = 8, waiting: int = 8, **server: Any) -> Iterator[Server]:
-    service = Service(model, name=name, limits=Limits(live=live, waiting=waiting))
+def serving(model: Any, *, name: str = "tiny", running: int = 8, queued: int = 8, **server: Any) -> Iterator[Server]:
+    service = Service(model, name=name, limits=Limits(running=running, queued=queued))
     with Server(service, listen("127.0.0.1", 0), **server) as served:
         yield served
 
