@@ -74,8 +74,41 @@ class _Running:
     part: Part = field(init=False)  # what it needs of the next forward
 
     @property
-    def sequence(self) -> Sequence:
-        return decided(self.handle.request.sequence, self.run.batch, 0)
+    def number(self) -> int:
+        return self.handle.number
+
+    def begin(self, model: Served, cache: Features) -> None:
+        """Encode the pictures, or find them in the cache, and start the sampler."""
+        request = self.handle.request
+        batch = collate([request.sequence], [request.seed], features_per_image=model.look_tokens)
+        batch = batch.replace(pixels=None, clean=None).to(model.net.embed.weight.device)
+        self.features = cache.of([request.sequence], model.net, batch.device)
+        with _sampler_errors():
+            self.run = request.sampler.start(batch)
+
+    def advance(self, prediction: Prediction) -> None:
+        """Let the sampler take the step that it needed the prediction for."""
+        with _sampler_errors():
+            self.run.advance(prediction)
+
+    def report(self) -> Sequence | None:
+        """Publish the step that was just taken, if the caller follows. The sequence, if nothing is left to unmask."""
+        step, row = self.run.step, self.handle.row
+        self.left = step.of - step.number
+        finished = self.run.query is None
+        if row is None and not finished:
+            return None  # nobody reads it, so it stays on the device
+        now = decided(self.handle.request.sequence, step.batch, 0)
+        if row is not None:
+            self.handle.publish(StepEvent(row=row, number=step.number, of=step.of, sequence=now))
+        return now if finished else None
+
+    def next_step(self, multiple: int) -> NextStep:
+        """What its sampler needs next, as the scheduler sees it."""
+        if self.run.query is None:
+            raise ValueError(f"request {self.number} is finished and has no next step")
+        self.part = part = part_of(self.run.query, self.features, multiple)
+        return NextStep(group=part.shape, rows=part.rows, length=part.und, positions=part.positions)
 
 
 class Engine:
@@ -208,12 +241,14 @@ class Engine:
         # 2. Queued requests enter while there are places, and their samplers start. That needs no forward, apart from new pictures.
         while job := self._admit():
             with self._failing_alone(job):
-                self._begin(job)
+                job.begin(self.parts, self.features)
+                self._plan(job)
         if not self._running:
             return False
         # 3. The scheduler chooses: the request with the least virtual time, and those that fit into the same forward.
-        # 4. One forward, and one step of each (``_step``).
-        self._step([self._running[number] for number in self.scheduler.choose()])
+        chosen = [self._running[number] for number in self.scheduler.choose()]
+        # 4 to 6. One forward, and one step of each.
+        self._step(chosen)
         self._meter.seconds += self.clock() - began
         return True
 
@@ -227,25 +262,14 @@ class Engine:
         self.scheduler.enter(handle.number, handle.request.priority)
         return job
 
-    def _begin(self, job: _Running) -> None:
-        """Encode the pictures of a request, or find them in the cache, and start its sampler."""
-        request, net = job.handle.request, self.parts.net
-        batch = collate([request.sequence], [request.seed], features_per_image=self.parts.look_tokens)
-        batch = batch.replace(pixels=None, clean=None).to(net.embed.weight.device)
-        job.features = self.features.of([request.sequence], net, batch.device)
-        with _sampler_errors():
-            job.run = request.sampler.start(batch)
-        job.since = self.clock()
-        self._report(job)
-
     def _step(self, jobs: list[_Running]) -> None:
         """One step of each. If the model fails on several requests, each gets a forward of its own, so that only the faulty one fails."""
         parts = [job.part for job in jobs]
         try:
-            # 4a. Join all queries, with all their guidance views, into one batch, and run the model once.
+            # 4. Join all queries, with all their guidance views, into one batch, and run the model once.
             query, carry = join(parts)
             prediction = self.parts.net(query.batch, ask=query.ask, carry=carry)
-            # 4b. Split the prediction, with tokens numbered as in each request's own query.
+            # 5. Split the prediction, with tokens numbered as in each request's own query.
             predictions = shares(prediction, parts, query)
         except Exception as error:
             if len(jobs) > 1:
@@ -257,34 +281,25 @@ class Engine:
                 self._leave(jobs[0], failed)
             return
         self._meter.forward(query.batch.rows)
-        # 4c. Every sampler takes its step. Errors are those of its own settings, and end its request alone.
+        # 6. Every sampler takes its step, pays for it, and plans its next one. An error of its settings ends its request alone.
         for job, own in zip(jobs, predictions, strict=True):
             with self._failing_alone(job):
                 self._advance(job, own)
 
     def _advance(self, job: _Running, prediction: Prediction) -> None:
-        self.scheduler.charge(
-            job.handle.number
-        )  # for the forward that was taken, before ``_report`` plans the next one
-        with _sampler_errors():
-            job.run.advance(prediction)
-        now = self.clock()
-        self._meter.step(now - job.since)
-        job.since = now
-        self._report(job)
+        self.scheduler.charge(job.number)
+        job.advance(prediction)
+        self._meter.step(self.clock() - job.since)
+        self._plan(job)
 
-    def _report(self, job: _Running) -> None:
-        """After the start and after every step: publish it, then plan the next step, or finish."""
-        handle, step, query = job.handle, job.run.step, job.run.query
-        job.left = step.of - step.number
-        if handle.row is not None:
-            handle.publish(StepEvent(row=handle.row, number=step.number, of=step.of, sequence=job.sequence))
-        if query is None:
-            self._leave(job, job.sequence)
-            return
-        job.part = part = part_of(query, job.features, self.limits.multiple)
-        next_ = NextStep(group=part.shape, rows=part.rows, length=part.und, positions=part.positions)
-        self.scheduler.plan(handle.number, next_)
+    def _plan(self, job: _Running) -> None:
+        """After the start and after every step: finish, or plan the next step."""
+        job.since = self.clock()
+        finished = job.report()
+        if finished is not None:
+            self._leave(job, finished)
+        else:
+            self.scheduler.plan(job.number, job.next_step(self.limits.multiple))
 
     @contextmanager
     def _failing_alone(self, job: _Running) -> Iterator[None]:
@@ -296,8 +311,8 @@ class Engine:
 
     def _leave(self, job: _Running, outcome: Sequence | BaseException) -> None:
         with self._changed:
-            del self._running[job.handle.number]
-        self.scheduler.leave(job.handle.number)
+            del self._running[job.number]
+        self.scheduler.leave(job.number)
         self._settle(job.handle, outcome)
 
     def _settle(self, handle: Handle, outcome: Sequence | BaseException) -> None:
