@@ -281,16 +281,13 @@ class Engine:
                 self._leave(jobs[0], failed)
             return
         self._meter.forward(query.batch.rows)
-        # 6. Every sampler takes its step, pays for it, and plans its next one. An error of its settings ends its request alone.
+        self.scheduler.charge([job.number for job in jobs])
+        # 6. Every sampler takes its step, and its request plans the next one or finishes. An error of its settings ends that request alone.
         for job, own in zip(jobs, predictions, strict=True):
             with self._failing_alone(job):
-                self._advance(job, own)
-
-    def _advance(self, job: _Running, prediction: Prediction) -> None:
-        self.scheduler.charge(job.number)
-        job.advance(prediction)
-        self._meter.step(self.clock() - job.since)
-        self._plan(job)
+                job.advance(own)
+                self._meter.step(self.clock() - job.since)
+                self._plan(job)
 
     def _plan(self, job: _Running) -> None:
         """After the start and after every step: finish, or plan the next step."""
