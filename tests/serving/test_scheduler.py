@@ -105,18 +105,30 @@ def test_a_stream_of_newcomers_does_not_starve_a_request(own: int, rows: int) ->
     assert steps == pytest.approx(ticks / 5 if rows == 1 else ticks / 2, rel=0.25)
 
 
-@pytest.mark.parametrize("rows", [4, 16])
-def test_a_short_request_passes_long_ones_in_the_next_ticks(rows: int) -> None:
-    """Eight long requests of three groups run; a newcomer steps once each group has had its turn, at the latest."""
-    scheduled = scheduler(rows=rows)
-    for number in range(8):
-        scheduled.enter(number)
-    steps = {number: step(group="abc"[number % 3]) for number in range(8)}
-    for newcomer in range(8, 40):
-        taken(scheduled, steps, newcomer % 5)
-        scheduled.enter(newcomer)
-        assert taken(scheduled, {**steps, newcomer: step(group="d")}, 4)[newcomer] >= 1
-        scheduled.leave(newcomer)
+def test_a_newcomer_steps_soon_while_long_requests_run() -> None:
+    """Random arrivals, eight requests at a time, of 1 to 30 steps and three groups: each waits at most three ticks for its first step."""
+    for seed in range(3):
+        rng, scheduled, number = Random(seed), scheduler(rows=16), 0
+        left: dict[int, int] = {}
+        entered: dict[int, int] = {}
+        steps: dict[int, NextStep] = {}
+        for tick in range(2000):
+            while len(left) < 8 and rng.random() < 0.5:
+                scheduled.enter(number, rng.choice([-2, 0, 0, 0, 1]))
+                steps[number] = step(rng.randint(5, 60), group=rng.choice("abc"))
+                scheduled.plan(number, steps[number])
+                left[number], entered[number] = rng.choice([1, 1, 4, 30]), tick
+                number += 1
+            chosen = scheduled.choose()
+            scheduled.charge(chosen)
+            for one in chosen:
+                assert tick - entered.pop(one, tick) <= 3
+                left[one] -= 1
+                if left[one]:
+                    scheduled.plan(one, steps[one])
+                else:
+                    scheduled.leave(one)
+                    del left[one]
 
 
 def test_a_newcomer_starts_level_with_the_others_and_not_at_zero() -> None:

@@ -55,7 +55,6 @@ class Scheduler:
     def enter(self, number: int, priority: int = 0) -> None:
         """Request ``number`` begins to run."""
         least = min((account.paid for account in self._accounts.values()), default=0.0)
-        self._clock = self._clock if self._accounts else 0.0
         self._accounts[number] = _Account(paid=max(self._clock, least), weight=2.0**priority)
 
     def plan(self, number: int, step: NextStep) -> None:
