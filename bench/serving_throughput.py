@@ -1,12 +1,12 @@
-"""What a server manages: eight requests together against one after another, latency by arrival rate, and how soon it shows a picture.
+"""Throughput and latency: eight requests at once against one by one, latency by arrival rate, and time to the first step.
 
     python bench/serving_throughput.py --threads 2 --record
     python bench/serving_throughput.py --only texts,drawings --repeats 3
     python bench/serving_throughput.py --only texts,words --dtype bfloat16
     python bench/serving_throughput.py --only rates --rates 0.5,1,2 --seconds 20
 
-Together means through the engine, one after another without it; both take turns in one run, so that a busy machine harms both alike, and
-their answers must be equal. Rates are requests a second that arrive by chance (a Poisson process), whether or not earlier ones are done.
+At once means through the engine, one by one means without it. Both alternate in one run, so that other load on the machine affects both
+alike, and their answers must be equal. Rates are requests a second in a Poisson process, whether or not earlier ones are done.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def texts(model: Model) -> list[Piece]:
 
 
 def words(model: Model) -> list[Piece]:
-    """Eight texts that go on for as many tokens as the answers of ``texts``, without a picture."""
+    """Eight texts without a picture, to be continued by as many tokens as the answers of ``texts``."""
     sampler = model.presets.fill(model.parts)
     said = (f"{number} {things} and" + " [mask]" * LENGTH for number in ("two", "three") for things in THINGS)
     return [Piece(task=understand.FillText(target=s), sampler=sampler, seed=i) for i, s in enumerate(said)]
@@ -109,7 +109,7 @@ def together(model: Model, pieces: list[Piece]) -> list[Any]:
 
 
 def measured(model: Model, name: str, pieces: list[Piece], effort: Effort) -> Line:
-    """How many times longer one by one takes, named after the numbers too where they are not float32. ValueError where answers differ."""
+    """How many times longer one by one takes. The name has the dtype if it is not float32. ValueError if answers differ."""
     if together(model, pieces) != one_by_one(model, pieces):
         raise ValueError(f"{name}: together and one by one give different answers")
     fast, slow = timed([lambda: together(model, pieces), lambda: one_by_one(model, pieces)], effort)
@@ -120,7 +120,7 @@ def measured(model: Model, name: str, pieces: list[Piece], effort: Effort) -> Li
 
 
 def by_rate(given: argparse.Namespace, model: Model) -> tuple[list[Line], list[str]]:
-    """Seconds until an answer, mixed jobs, for each rate of arrival."""
+    """Seconds until an answer to a mixed job, for each arrival rate."""
     jobs = answered(model, mixed(2))
     lines, bad = [], []
     rates = [float(rate) for rate in given.rates.split(",")]
@@ -140,7 +140,7 @@ def by_rate(given: argparse.Namespace, model: Model) -> tuple[list[Line], list[s
 
 
 def arriving(url: str, jobs: list[Job], rate: float, seconds: float) -> list[Outcome]:
-    """``rate`` requests a second for so long, and all their answers."""
+    """Send ``rate`` requests a second for ``seconds``; the outcomes of all."""
     chance, begun = random.Random(f"rate {rate}"), []
     with ThreadPoolExecutor(max(8, int(rate * seconds * 2))) as pool:
         due = until = time.monotonic()
@@ -152,7 +152,7 @@ def arriving(url: str, jobs: list[Job], rate: float, seconds: float) -> list[Out
 
 
 def starting(given: argparse.Namespace) -> tuple[list[Line], list[str]]:
-    """Seconds from the command until the server listens, and until a client saw the first grid of tokens."""
+    """Seconds from the command until the server listens, and until a client has the first step of a picture."""
     job = Job(kind="", path="/v1/images/generations", body={"prompt": PROMPT, "stream": True, "trace": True})
     until_first, until_url = [], []
     for _ in range(given.repeats):
@@ -171,13 +171,13 @@ def starting(given: argparse.Namespace) -> tuple[list[Line], list[str]]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="calls that each median is over")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each median")
     parser.add_argument("--only", default="texts,words,drawings,mixed,rates,start", help="groups to measure")
     parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model, where it is in this process"
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model in this process"
     )
     parser.add_argument("--rates", default="0.5,1,2,4,8", help="requests a second")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each rate")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of each rate")
     given = parser.parse_args()
     model = opened(given.model, given.threads, given.dtype)
     groups: dict[str, Callable[[Model], list[Piece]]] = {

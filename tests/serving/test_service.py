@@ -6,7 +6,6 @@ import gc
 import http.client
 import json
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -101,7 +100,8 @@ def test_a_call_that_outlasts_the_drain_ends_with_an_error() -> None:
     with ThreadPoolExecutor() as others:
         held = others.submit(plain(server).post, GENERATE, json=SLOW)
         until(lambda: service.engine.metrics().running == 1)
-        threading.Timer(0.5, gate.open.set).start()  # the current step ends, and no other is taken
+        stopped = others.submit(until, lambda: service.engine._stopped)
+        stopped.add_done_callback(lambda _: gate.open.set())  # the current step ends, and no other is taken
         assert server.drain(0.1) is False
         assert held.result().status_code == 503 and held.result().json()["error"]["code"] == "engine_stopped"
         assert gate.forwards < 16
@@ -131,11 +131,10 @@ def test_the_queue_position_is_streamed() -> None:
         until(lambda: server.service.engine.metrics().running == 1)
         others.submit(plain(server).post, GENERATE, json=SLOW)
         until(lambda: server.service.engine.metrics().queued == 1)
-        streamed = others.submit(plain(server).post, GENERATE, json={**SLOW, "stream": True, "trace": True})
-        until(lambda: server.service.engine.metrics().queued == 2)
-        threading.Timer(0.3, gate.open.set).start()
-        first = json.loads(streamed.result().text.split("\n\n")[0].partition("data: ")[2])
-        assert first == {"type": "unmask.queued", "picture": 0, "position": 2}
+        with plain(server).stream("POST", GENERATE, json={**SLOW, "stream": True, "trace": True}) as streamed:
+            first = next(line for line in streamed.iter_lines() if line.startswith("data: "))
+            gate.open.set()
+        assert json.loads(first.removeprefix("data: ")) == {"type": "unmask.queued", "picture": 0, "position": 2}
 
 
 def test_metrics_are_what_prometheus_reads() -> None:
