@@ -46,9 +46,6 @@ class TextParts:
     context: int
     look_tokens: int = 0  # a text model has no eyes
 
-    def require(self, needs: frozenset[str]) -> None:
-        """Everything is loaded already."""
-
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
 
