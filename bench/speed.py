@@ -149,9 +149,9 @@ def twins(model: Model, effort: Effort, rows: int = 16) -> list[Line]:
     last_text = (batch.kind == Kind.TEXT) & batch.valid
     last_text &= last_text.flip(1).long().cumsum(1).flip(1) == 1
 
-    def forward(ask: Tensor, attention: Attention = before, module: Elastic = net) -> Tensor:
+    def forward(predict: Tensor, attention: Attention = before, module: Elastic = net) -> Tensor:
         module.attention = attention
-        return module(batch, ask=ask).code_logits
+        return module(batch, predict=predict).logits(Kind.CODE)
 
     half = copy.deepcopy(net).to(torch.bfloat16)
     pairs: dict[str, tuple[Work, Work]] = {

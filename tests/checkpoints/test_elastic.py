@@ -26,7 +26,8 @@ from unmask.models.elastic import Elastic
 from unmask.pipeline.loading import needs_of, survey_size
 from unmask.pipeline.model import Model
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
-from unmask.sequence import Batch, Kind, Progress, Sequence, Span, collate, stack
+from unmask.sequence import Batch, Kind, Sequence, Span, collate, stack
+from unmask.step import Progress
 from unmask.tokens.vq import VQ
 
 torch.set_num_threads(1)

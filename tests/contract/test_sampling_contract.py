@@ -34,8 +34,9 @@ from unmask.sampling import (
     token_sampler,
 )
 from unmask.sampling.orders import stratified
-from unmask.sampling.sampler import NothingUnmasked, Sampler, Step
-from unmask.sequence import Batch, Kind, Move, Prediction, Sequence, Span, collate, stack
+from unmask.sampling.sampler import NothingPredicted, NothingUnmasked, Sampler, Step
+from unmask.sequence import Batch, Kind, Sequence, Span, collate, stack
+from unmask.step import Move, Prediction
 
 torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
@@ -155,7 +156,7 @@ def tiny() -> Elastic:
     return model
 
 
-def sequence(*spans: tuple[str, Kind, int, bool], given: tuple[int, ...] = (), seed: int = 0) -> Sequence:
+def sequence(*spans: tuple[str, int, int, bool], given: tuple[int, ...] = (), seed: int = 0) -> Sequence:
     """A request of (name, kind, tokens, writable) spans with random given ids; ``given``: writable tokens already decided."""
     start, table = 0, []
     for name, kind, tokens, writable in spans:
@@ -276,6 +277,26 @@ def test_a_select_that_takes_nothing_is_named() -> None:
 
     with pytest.raises(NothingUnmasked, match="rows \\[0, 1, 2, 3\\]"):
         run(dataclasses.replace(BASE, selection=lazy), requests(BASE))
+
+
+def test_a_token_that_the_model_does_not_score_is_a_named_error() -> None:
+    """A third kind of token: the fake model scores text and codes only."""
+    batch = collate([sequence(("prompt", Kind.TEXT, 3, False), ("answer", Kind.TEXT, 4, True))], [0])
+    strange = batch.replace(kind=batch.kind.masked_fill(batch.masked & (torch.arange(7) == 5), 9))
+    with pytest.raises(NothingPredicted, match=r"row 0, token 5 \(kind 9\)"):
+        BASE.sample(fake, strange)
+
+
+def test_a_move_touches_nothing_but_what_was_masked_at_the_start() -> None:
+    """Kept codes of an infill lie in a writable span; a selection that remasks or redraws them changes nothing."""
+    batch = collate([sequence(("prompt", Kind.TEXT, 3, False), ("answer", Kind.TEXT, 6, True), given=(4, 5))], [0])
+
+    def greedy(b: Batch, proposal: Any, where: Tensor, counts: Tensor, at: Any) -> Move:
+        everything = torch.ones_like(where)
+        return Move(unmask=where, remask=everything & ~where, redraw=everything)
+
+    result = dataclasses.replace(BASE, selection=greedy).sample(fake, batch)
+    assert not result.masked.any() and torch.equal(result.ids[~batch.masked], batch.ids[~batch.masked])
 
 
 ELASTIC = [

@@ -11,7 +11,8 @@ from torch import Tensor
 from unmask.evaluation.likelihood import Bound, bound, choose, likelihood
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.sampling.guidance import ClassifierFree
-from unmask.sequence import Batch, Kind, Prediction, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.step import Prediction
 
 from ..tiny_llada import make
 

@@ -81,7 +81,7 @@ def _places(w: Weights, config: ElasticConfig, mask_id: int, row: Sequence, gone
         elif span.kind == Kind.TEXT:
             ids = [mask_id if row.masked[t] else int(row.ids[t]) for t in range(span.start, span.stop)]
             values = w["embed.weight"][ids]
-        elif span.kind == Kind.PATCH:
+        elif span.kind == Kind.FEATURE:
             assert row.pixels is not None
             values = see(w, config, row.pixels[span.image])
         else:

@@ -15,7 +15,8 @@ from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES, ElasticConfig
 from unmask.models.vision import Vision
 from unmask.rng import generator
-from unmask.sequence import Batch, Branch, Kind, Prediction, Sequence, Span, collate
+from unmask.sequence import Batch, Branch, Kind, Sequence, Span, collate
+from unmask.step import Prediction
 
 from .reference import embed_codes, see, twin
 
@@ -47,7 +48,7 @@ def _no_grad(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def row(*spans: tuple[str, Kind, int | tuple[int, int], int], fold: int = 1, seed: int = 0) -> Sequence:
+def row(*spans: tuple[str, int, int | tuple[int, int], int], fold: int = 1, seed: int = 0) -> Sequence:
     """(name, kind, tokens or grid, segment) of each span; random ids, half of the tokens of "answer", "box", "image" masked."""
     rng = generator("row", seed)
     table, ids, masked, pictures = [], [], [], 0
@@ -57,7 +58,7 @@ def row(*spans: tuple[str, Kind, int | tuple[int, int], int], fold: int = 1, see
         start = sum(map(len, ids))
         writable = name in ("answer", "box", "image")
         span = Span(name=name, kind=kind, start=start, stop=start + tokens, segment=segment, writable=writable, **grid)  # type: ignore[arg-type]
-        if kind == Kind.PATCH:
+        if kind == Kind.FEATURE:
             span = dataclasses.replace(span, image=pictures)
             pictures += 1
         table.append(span)
@@ -71,7 +72,7 @@ def row(*spans: tuple[str, Kind, int | tuple[int, int], int], fold: int = 1, see
     )
 
 
-TEXT, CODE, PATCH = Kind.TEXT, Kind.CODE, Kind.PATCH
+TEXT, CODE, FEATURE = Kind.TEXT, Kind.CODE, Kind.FEATURE
 
 
 def text(n: int, seed: int = 0) -> Sequence:
@@ -83,7 +84,7 @@ def draw(n: int, fold: int, seed: int = 0, grid: tuple[int, int] = (4, 6)) -> Se
 
 
 def edit(n: int, fold: int, seed: int = 0) -> Sequence:
-    before = ("prompt", TEXT, 3, 0), ("look", PATCH, LOOK, 0), ("source", CODE, (4, 6), 0), ("prompt", TEXT, n, 0)
+    before = ("prompt", TEXT, 3, 0), ("look", FEATURE, LOOK, 0), ("source", CODE, (4, 6), 0), ("prompt", TEXT, n, 0)
     return row(*before, ("image", CODE, (4, 6), 0), ("end", TEXT, 1, 0), fold=fold, seed=seed)
 
 
@@ -91,7 +92,7 @@ def look(seed: int = 0) -> Sequence:
     questions = [
         (name, TEXT, 2 + i + len(name) % 3, i) for i in (1, 2, 3) for name in ("question", "answer" if i < 3 else "box")
     ]
-    return row(("prompt", TEXT, 3, 0), ("look", PATCH, LOOK, 0), *questions, seed=seed)
+    return row(("prompt", TEXT, 3, 0), ("look", FEATURE, LOOK, 0), *questions, seed=seed)
 
 
 # name -> (rows, names of the spans that each row loses)
@@ -143,7 +144,7 @@ def expected(model: Elastic, batch: Batch, case: str) -> dict[int, Tensor]:
     answers = twin(dict(model.named_parameters()), model.config, MASK_ID, rows, dropped)
     length = batch.ids.shape[1]
     flat = {b * length + t: x for b, a in enumerate(answers) for t, x in (a.text | a.code).items()}
-    return {t: x for t, x in flat.items() if batch.kind.flatten()[t] != PATCH}  # nothing can be asked of a patch
+    return {t: x for t, x in flat.items() if batch.kind.flatten()[t] != FEATURE}  # nothing can be asked of a patch
 
 
 @each_case

@@ -16,13 +16,14 @@ from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.objectives.masked import Dropout, InverseTime, Masked, Plain, Together
 from unmask.rng import generator
-from unmask.sequence import Batch, Branch, Kind, Prediction, Sequence, Span, collate
+from unmask.sequence import Batch, Branch, Kind, Sequence, Span, collate
+from unmask.step import Prediction
 
 torch.set_num_threads(1)
 WORDS, CODES, NULL = 3, 5, 2
 
 
-def row(*spans: tuple[str, Kind, list[int], bool]) -> Sequence:
+def row(*spans: tuple[str, int, list[int], bool]) -> Sequence:
     """(name, kind, ids, writable) of each span."""
     table, ids = [], []
     for name, kind, values, writable in spans:
@@ -86,7 +87,7 @@ def arbitrary(batch: Batch, b: int, t: int, size: int) -> Tensor:
 
 EVERY = [
     Masked(),
-    Masked(weight=InverseTime(), corruption=Absorbing(text=Uniform(), code=Uniform())),
+    Masked(weight=InverseTime(), corruption=Absorbing(policies={Kind.TEXT: Uniform(), Kind.CODE: Uniform()})),
     Masked(complementary=True),
     Masked(complementary=True, weight=InverseTime()),
     Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.5),)),
@@ -255,7 +256,7 @@ def test_inverse_time_is_the_likelihood_in_a_world_of_three_tokens() -> None:
                 weights[x[t]] += p[x]
         return weights.log().float()
 
-    objective = Masked(weight=InverseTime(), corruption=Absorbing(text=Uniform()))
+    objective = Masked(weight=InverseTime(), corruption=Absorbing(policies={Kind.TEXT: Uniform()}))
     # By enumeration: every mask, its chance integrated over the time; what the objective draws must weigh each like that.
     model, total = Table(exact), 0.0
     one = collate([row(("x", Kind.TEXT, list(truth), True))], [0])
@@ -302,7 +303,7 @@ def test_plain_weighs_every_masked_token_alike() -> None:
 def edits(rows: int) -> Batch:
     one = [
         ("prompt", Kind.TEXT, [0, 1], False),
-        ("look", Kind.PATCH, [0, 0], False),
+        ("look", Kind.FEATURE, [0, 0], False),
         ("source", Kind.CODE, [1, 2, 3, 4], False),
         ("prompt", Kind.TEXT, [1], False),
         ("assistant", Kind.TEXT, [1, 1], False),

@@ -14,7 +14,8 @@ from unmask.grammars.regex import parsed
 from unmask.rng import generator
 from unmask.sampling.constrain import Constrained, Lattice, NothingFits
 from unmask.sampling.token_sampler import Categorical, Greedy
-from unmask.sequence import Kind, Prediction, Progress, Sequence, Span, collate
+from unmask.sequence import Kind, Sequence, Span, collate
+from unmask.step import Prediction, Progress
 
 PIECES = [b"", b"a", b"b", b"ab", b"ba", b"", b"c\xc3", b"\xa9"]  # 0 is a control token, 5 the end of turn
 END, SIZE = 5, len(PIECES)

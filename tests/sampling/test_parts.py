@@ -16,13 +16,14 @@ from unmask.rng import generator, key
 from unmask.sampling import blocks, guidance, presets, schedule, selection, stopping, token_sampler
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.step import Prediction, Progress, Proposal
 
 torch.set_num_threads(1)
 V, NULL, END = 24, 3, 5
 
 
-def row(*spans: tuple[str, Kind, int, bool], seed: int = 0, pixels: Tensor | None = None) -> Sequence:
+def row(*spans: tuple[str, int, int, bool], seed: int = 0, pixels: Tensor | None = None) -> Sequence:
     start, table = 0, []
     for name, kind, n, writable in spans:
         grid: dict[str, Any] = {"grid": (4, 4), "fold": 2} if kind == Kind.CODE else {}
@@ -274,7 +275,7 @@ def test_picture_features_are_computed_once_a_run() -> None:
     init(model, generator("vision"))
     n, calls = SIZES["tiny"].vision.tokens, []  # type: ignore[union-attr]
     model.vision.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
-    see, ask = ("picture", Kind.PATCH, n, False), ("question", Kind.TEXT, 3, False)
+    see, ask = ("picture", Kind.FEATURE, n, False), ("question", Kind.TEXT, 3, False)
     rows = [
         row(see, ask, ("answer", Kind.TEXT, 5, True), pixels=torch.rand(1, 3, 128, 128, generator=generator(i)))
         for i in (0, 1)

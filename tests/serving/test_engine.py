@@ -12,10 +12,11 @@ import torch
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import NothingUnmasked
 from unmask.sampling.selection import move
-from unmask.sequence import Batch, Prediction, collate
+from unmask.sequence import Batch, collate
 from unmask.serving.engine import Limits
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, QueueFull
 from unmask.serving.scheduler import PLACES
+from unmask.step import Prediction
 
 from .tiny import LOOK, ONE_BY_ONE, POOL, alone, asking, drawing, engine, net, request, text, ticks_until
 
@@ -193,7 +194,7 @@ def test_when_its_thread_dies_every_request_ends(model: Elastic, call: int) -> N
 def test_step_events_are_the_steps_of_the_plain_sampler(model: Elastic) -> None:
     built, sampler = POOL[7]
     served, steps = engine(model), []
-    sampler.sample(model, collate([built], [3], features_per_image=LOOK), on_step=steps.append)
+    sampler.sample(model, collate([built], [3]), on_step=steps.append)
     handle, silent = (served.submit(request(built, sampler, seed=3), row=row) for row in (2, None))
     served.drain()
     events = list(handle.events())

@@ -15,14 +15,15 @@ from unmask.models.sizes import SIZES
 from unmask.rng import generator
 from unmask.sampling import blocks, guidance, presets, schedule, selection, stopping, temperature, token_sampler
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.requests import Handle, Request
+from unmask.step import Prediction, Progress, Proposal
 
 # A CPU works on vectors of 16 or 32 numbers; narrower layers leave a remainder that rounds differently (docs/notes/0005-engine.md).
 CONFIG, NULL = dataclasses.replace(SIZES["tiny"], mlp=64, gen_width=32), 3
 LOOK = CONFIG.vision.tokens if CONFIG.vision else 0
-TEXT, CODE, PATCH = Kind.TEXT, Kind.CODE, Kind.PATCH
+TEXT, CODE, FEATURE = Kind.TEXT, Kind.CODE, Kind.FEATURE
 DROP = frozenset({"prompt", "source"})
 
 
@@ -35,7 +36,6 @@ def net() -> Elastic:
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     net: Any
-    look_tokens: int = LOOK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,9 @@ class Spy:
     seen: list[Tensor] = field(default_factory=list)
 
     def __call__(self, batch: Batch, prediction: Prediction, at: Progress) -> Proposal:
-        self.seen.extend([prediction.text, prediction.text_logits, prediction.code, prediction.code_logits])
+        for kind in sorted(prediction.scored):
+            scored = prediction.scored[kind]
+            self.seen.extend(t for t in (scored.at, scored.logits) if t is not None)
         return self.token_sampler(batch, prediction, at)
 
 
@@ -64,7 +66,7 @@ def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
         table.append(
             Span(name=name, kind=kind, start=start, stop=start + tokens, segment=segment, writable=writable, **more)
         )
-        start, pictures = start + tokens, pictures + (kind == PATCH)
+        start, pictures = start + tokens, pictures + (kind == FEATURE)
     ids = torch.randint(8, CONFIG.codes, (start,), generator=generator("ids", seed))
     masked = torch.cat([torch.full((len(span),), span.writable) for span in table])
     pixels = torch.rand(pictures, 3, 128, 128, generator=generator("picture", seed % 2)) if pictures else None
@@ -80,12 +82,12 @@ def drawing(*, given: int = 17, seed: int = 0) -> Sequence:
 
 
 def editing(*, seed: int = 0) -> Sequence:
-    seen = ("look", PATCH, LOOK, 0), ("source", CODE, 64, 0)
+    seen = ("look", FEATURE, LOOK, 0), ("source", CODE, 64, 0)
     return sequence(("prompt", TEXT, 5 + seed, 0), *seen, ("image", CODE, 64, 0), seed=seed)
 
 
 def asking(tokens: int = 4, *, seed: int = 0) -> Sequence:
-    seen = ("prompt", TEXT, 2, 0), ("look", PATCH, LOOK, 0)
+    seen = ("prompt", TEXT, 2, 0), ("look", FEATURE, LOOK, 0)
     return sequence(*seen, ("question", TEXT, 3 + seed, 1), ("answer", TEXT, tokens, 1), seed=seed)
 
 
@@ -130,7 +132,7 @@ POOL: list[tuple[Sequence, Sampler]] = [
 def alone(model: Elastic, built: Sequence, sampler: Sampler, seed: int) -> tuple[Tensor, list[Tensor]]:
     """The reference: the plain sampler on a batch of one. (ids, all predictions that its token sampler got)."""
     spy, seen = spied(sampler)
-    done = spy.sample(model, collate([built], [seed], features_per_image=LOOK))
+    done = spy.sample(model, collate([built], [seed]))
     return done.ids[0], seen
 
 

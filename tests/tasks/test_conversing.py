@@ -150,7 +150,7 @@ def test_a_conversation_of_many_turns_in_the_released_wording() -> None:
         "<|start_header_id|>user<|end_header_id|>\n\ndraw it<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n<|mdm_mask|><|mdm_mask|>"
     )
-    assert [s.image for s in sequence.spans if s.kind == Kind.PATCH] == [0, 1]
+    assert [s.image for s in sequence.spans if s.kind == Kind.FEATURE] == [0, 1]
 
 
 def test_opening_and_resuming_keep_what_stands_before(model: Model) -> None:

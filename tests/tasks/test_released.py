@@ -25,7 +25,8 @@ from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
 from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model, describe
-from unmask.sequence import Kind, Progress, Sequence, collate
+from unmask.sequence import Kind, Sequence, collate
+from unmask.step import Progress
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate
 from unmask.tasks.ground import Ground

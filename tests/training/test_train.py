@@ -27,7 +27,8 @@ from unmask.data.mixture import Joint
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, override
 from unmask.rng import generator
-from unmask.sequence import Batch, Loss
+from unmask.sequence import Batch
+from unmask.step import Loss
 from unmask.training.optim import Masters, rate
 from unmask.training.parallel import Place, launch
 from unmask.training.train import STATE, train
@@ -383,7 +384,9 @@ def test_override(setting: str, read: Callable[[Recipe], Any], value: Any) -> No
     from unmask.corruption.absorbing import Absorbing
     from unmask.corruption.schedules import Cosine, OftenAll
 
-    base = dataclasses.replace(recipe(), objective=Masked(corruption=Absorbing(text=OftenAll(policy=Cosine()))))
+    base = dataclasses.replace(
+        recipe(), objective=Masked(corruption=Absorbing(policies={Kind.TEXT: OftenAll(policy=Cosine())}))
+    )
     changed = override(base, [setting])
     assert read(changed) == value and type(read(changed)) is type(value)
     assert base.training.steps == STEPS  # nothing is changed in place

@@ -278,12 +278,10 @@ class Model:
         began = time.perf_counter()
         done = decide(
             self.parts.net,
-            sequences,
+            self.parts.features.known(sequences, self.parts.net, self.device),
             seeds,
             sampler,
             device=self.device,
-            features_per_image=self.parts.look_tokens,
-            carry=self.parts.features.of(sequences, self.parts.net, self.device),
             on_step=on_step,
         )
         return replace(done, seconds=time.perf_counter() - began)  # pictures that had to be looked at included

@@ -21,26 +21,24 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import NothingUnmasked, Run
-from unmask.sequence import Prediction, Sequence, collate, decided
+from unmask.sequence import Sequence, collate, decided
 from unmask.serving.batching import Part, join, part_of, shares
 from unmask.serving.metrics import Meter, Metrics
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request
 from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
+from unmask.step import Prediction
 from unmask.tasks.features import Features
 from unmask.tasks.running import StepEvent
 
 
 class Served(Protocol):
-    """What the engine reads of a model: its network, and the feature rows of one picture."""
+    """What the engine reads of a model: its network."""
 
     @property
     def net(self) -> Elastic: ...
-    @property
-    def look_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,6 @@ class _Running:
     handle: Handle
     since: float
     left: int = 1
-    features: Tensor | None = None  # of its pictures
     run: Run = field(init=False)
     part: Part = field(init=False)  # what it needs of the next forward
 
@@ -77,12 +74,10 @@ class _Running:
     def number(self) -> int:
         return self.handle.number
 
-    def begin(self, model: Served, cache: Features) -> None:
+    def begin(self, net: Elastic, cache: Features) -> None:
         """Encode the pictures, or find them in the cache, and start the sampler."""
-        request = self.handle.request
-        batch = collate([request.sequence], [request.seed], features_per_image=model.look_tokens)
-        batch = batch.replace(pixels=None, clean=None).to(model.net.embed.weight.device)
-        self.features = cache.of([request.sequence], model.net, batch.device)
+        request, device = self.handle.request, net.embed.weight.device
+        batch = collate(cache.known([request.sequence], net, device), [request.seed]).replace(clean=None).to(device)
         with _sampler_errors():
             self.run = request.sampler.start(batch)
 
@@ -107,7 +102,7 @@ class _Running:
         """What its sampler needs next, as the scheduler sees it."""
         if self.run.query is None:
             raise ValueError(f"request {self.number} is finished and has no next step")
-        self.part = part = part_of(self.run.query, self.features, multiple)
+        self.part = part = part_of(self.run.query, multiple)
         return NextStep(group=part.shape, rows=part.rows, length=part.und, positions=part.positions)
 
 
@@ -241,7 +236,7 @@ class Engine:
         # 2. Queued requests enter while there are places, and their samplers start. That needs no forward, apart from new pictures.
         while job := self._admit():
             with self._failing_alone(job):
-                job.begin(self.parts, self.features)
+                job.begin(self.parts.net, self.features)
                 self._plan(job)
         if not self._running:
             return False
@@ -267,8 +262,8 @@ class Engine:
         parts = [job.part for job in jobs]
         try:
             # 4. Join all queries, with all their guidance views, into one batch, and run the model once.
-            query, carry = join(parts)
-            prediction = self.parts.net(query.batch, ask=query.ask, carry=carry)
+            query = join(parts)
+            prediction = self.parts.net(query.batch, predict=query.predict, reuse=query.reuse)
             # 5. Split the prediction, with tokens numbered as in each request's own query.
             predictions = shares(prediction, parts, query)
         except Exception as error:

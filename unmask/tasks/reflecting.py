@@ -19,7 +19,7 @@ from torch import Tensor
 from unmask.protocols import Task
 from unmask.rng import key
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Sequence, collate
+from unmask.sequence import Kind, Sequence, collate
 from unmask.tasks.generate import Generate
 from unmask.tasks.parts import Parts
 from unmask.tasks.planning import Plan
@@ -186,10 +186,10 @@ def heard(model: ThinkingRunner, critiques: Items[Task]) -> list[tuple[str, floa
 def _approvals(model: ThinkingRunner, sequences: Items[Sequence]) -> list[float]:
     """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
     net, parts = model.parts.net, model.parts
-    batch = collate(sequences, [0] * len(sequences), features_per_image=parts.look_tokens)
-    batch = batch.replace(pixels=None).to(model.device)
-    found = net(batch, ask=batch.masked, carry=parts.features.of(sequences, net, model.device))
+    batch = collate(parts.features.known(sequences, net, model.device), [0] * len(sequences)).to(model.device)
+    found = net(batch).scored[Kind.TEXT]
+    assert found.logits is not None
     word = parts.text.encode(_RIGHT)[-1]
-    chance_N = found.text_logits.float().softmax(-1)[:, word].cpu()
-    row_N = found.text.cpu() // batch.ids.shape[1]
-    return torch.zeros(len(sequences)).index_add(0, row_N, chance_N).clamp(max=1.0).tolist()
+    probability_N = found.logits.float().softmax(-1)[:, word].cpu()
+    row_N = found.at.cpu() // batch.ids.shape[1]
+    return torch.zeros(len(sequences)).index_add(0, row_N, probability_N).clamp(max=1.0).tolist()

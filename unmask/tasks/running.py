@@ -88,20 +88,14 @@ def decide(
     sampler: Sampler,
     *,
     device: torch.device,
-    features_per_image: int = 0,
-    carry: object = None,
     on_step: OnStep | None = None,
 ) -> Done:
     """Unmask every masked token that is writable, all sequences in one batch. Row i depends on ``seeds[i]`` and its own tokens alone.
 
-    ``features_per_image``: feature rows of one picture · ``carry``: what the model is given first, such as the features of all
-    pictures · ``on_step`` gets one event for every row after every step.
+    ``on_step`` gets one event for every row after every step.
     """
     began = time.perf_counter()
-    batch = collate(sequences, seeds, features_per_image=features_per_image)
-    if carry is not None:
-        batch = batch.replace(pixels=None)  # ``carry`` holds their features
-    batch = batch.to(device)
+    batch = collate(sequences, seeds).to(device)
 
     def announce(step: Step) -> None:
         if on_step:
@@ -109,7 +103,7 @@ def decide(
                 now = decided(sequence, step.batch, row)
                 on_step(StepEvent(row=row, number=step.number, of=step.of, sequence=now))
 
-    done = sampler.sample(net, batch, on_step=announce, carry=carry)
+    done = sampler.sample(net, batch, on_step=announce)
     rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
     return Done(rows=rows, seconds=time.perf_counter() - began)
 
