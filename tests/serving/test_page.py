@@ -392,7 +392,7 @@ def test_a_wide_picture_keeps_its_shape(page: Page) -> None:
 
 def test_a_full_queue_and_a_mistake_are_told_where_they_happen(visits: Callable[..., Visit], model: Any) -> None:
     """A server with one place at work and one to wait, both of them taken."""
-    with Server(Service(model, name="mini", limits=Limits(live=1, waiting=1)), listen("127.0.0.1", 0)) as small:
+    with Server(Service(model, name="mini", limits=Limits(running=1, queued=1)), listen("127.0.0.1", 0)) as small:
         visit = visits(small.url)
         visit.expected = "status of 4(29|00)"
         busy, draw = room(visit.page(), "Draw"), room(visit.page(), "Draw")

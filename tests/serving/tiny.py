@@ -1,4 +1,4 @@
-"""A tiny model to serve, and requests of every form to it, each with what it is told when it is alone."""
+"""A tiny model to serve, sequences and samplers of every form, and the plain sampler on a batch of one to compare with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unmask.serving.engine import Engine, Limits
 from unmask.serving.requests import Handle, Request
 from unmask.step import Prediction, Progress, Proposal
 
-# Vectors of 16 or 32 numbers are what a CPU works on; narrower parts meet remainders, which round differently (docs/notes/0005-engine.md).
+# A CPU works on vectors of 16 or 32 numbers; narrower layers leave a remainder that rounds differently (docs/notes/0005-engine.md).
 CONFIG, NULL = dataclasses.replace(SIZES["tiny"], mlp=64, gen_width=32), 3
 LOOK = CONFIG.vision.tokens if CONFIG.vision else 0
 TEXT, CODE, FEATURE = Kind.TEXT, Kind.CODE, Kind.FEATURE
@@ -36,51 +36,30 @@ def net() -> Elastic:
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     net: Any
-    look_tokens: int = LOOK
-
-    def require(self, needs: frozenset[str]) -> None:
-        pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A task whose sequence is given; its answer are the ids."""
-
-    sequence: Sequence
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    def build(self, tokens: Any) -> Sequence:
-        return self.sequence
-
-    def read(self, sequence: Sequence, tokens: Any) -> Tensor:
-        assert not sequence.masked.any()
-        return sequence.ids
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spy:
-    """A draw that keeps what it was told, to the last bit."""
+    """A token sampler that records every prediction, to the last bit."""
 
     token_sampler: Any
-    told: list[Tensor] = field(default_factory=list)
+    seen: list[Tensor] = field(default_factory=list)
 
     def __call__(self, batch: Batch, prediction: Prediction, at: Progress) -> Proposal:
-        for kind, scored in sorted(prediction.scored.items()):
+        for kind in sorted(prediction.scored):
+            scored = prediction.scored[kind]
             if len(scored.at):
-                self.told.extend([scored.at, prediction.logits(kind)])
+                self.seen.extend([scored.at, prediction.logits(kind)])
         return self.token_sampler(batch, prediction, at)
 
 
 def spied(sampler: Sampler) -> tuple[Sampler, list[Tensor]]:
     spy = Spy(token_sampler=sampler.token_sampler)
-    return dataclasses.replace(sampler, token_sampler=spy), spy.told
+    return dataclasses.replace(sampler, token_sampler=spy), spy.seen
 
 
 def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
-    """(name, kind, tokens, segment) of each span; "answer" and "image" are to be decided; pictures of one number look alike."""
+    """(name, kind, tokens, segment) of each span. "answer" and "image" are masked. Seeds of equal parity show the same picture."""
     start, table, pictures = 0, [], 0
     for name, kind, tokens, segment in spans:
         more: dict[str, Any] = {"grid": (8, 8), "fold": 2} if kind == CODE else {}
@@ -152,10 +131,10 @@ POOL: list[tuple[Sequence, Sampler]] = [
 
 
 def alone(model: Elastic, built: Sequence, sampler: Sampler, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """The slow twin: the plain sampler on a batch of one. (ids, all that the draw was told)."""
-    spy, told = spied(sampler)
+    """The reference: the plain sampler on a batch of one. (ids, all predictions that its token sampler got)."""
+    spy, seen = spied(sampler)
     done = spy.sample(model, collate([built], [seed]))
-    return done.ids[0], told
+    return done.ids[0], seen
 
 
 def engine(model: Any, *, clock: Callable[[], float] = lambda: 0.0, **limits: int) -> Engine:
@@ -163,13 +142,13 @@ def engine(model: Any, *, clock: Callable[[], float] = lambda: 0.0, **limits: in
 
 
 def request(built: Sequence, sampler: Sampler = ONE_BY_ONE, *, seed: int = 0, priority: int = 0) -> Request:
-    return Request(task=Made(sequence=built), sampler=sampler, seed=seed, priority=priority)
+    return Request(sequence=built, sampler=sampler, seed=seed, priority=priority)
 
 
 def ticks_until(served: Engine, *handles: Handle, most: int = 1000) -> int:
-    """How many rounds it takes until all of these are done."""
+    """How many ticks it takes until all of these are done."""
     for number in range(most):
         if all(h.done for h in handles):
             return number
         assert served.tick()
-    raise AssertionError(f"not done after {most} rounds")
+    raise AssertionError(f"not done after {most} ticks")

@@ -32,7 +32,7 @@ class Scripted:
     plans: list[Layout] = field(default_factory=list)
     critiques: dict[str, list[str]] = field(default_factory=dict)
     drawn: list[list[Any]] = field(default_factory=list)
-    told: list[tuple[int, Any]] = field(default_factory=list)
+    events: list[tuple[int, Any]] = field(default_factory=list)
 
     @property
     def parts(self) -> Any:
@@ -52,8 +52,8 @@ class Scripted:
             return self.model.run(sequences, seeds, replace(sampler, schedule=replace(sampler.schedule, steps=2)))
         return type("Done", (), {"rows": [self._written(s) for s in sequences]})()
 
-    def tell(self, row: int, thought: Any) -> None:
-        self.told.append((row, thought))
+    def emit(self, row: int, event: Any) -> None:
+        self.events.append((row, event))
 
     def _written(self, sequence: Any) -> Any:
         text, span = self.parts.text, sequence.spans[-1]

@@ -123,7 +123,7 @@ def _service(model: str, device: str, storage: Storage, download: bool, live: in
 
     opened = unmask.load(model, device=device, keep=storage.keep(), download=download)
     name = Path(model).name if Path(model).exists() else model
-    return Service(opened, name=name, limits=Limits(live=live, waiting=waiting))
+    return Service(opened, name=name, limits=Limits(running=live, queued=waiting))
 
 
 def _run(server: Any, drain_seconds: float, show: bool) -> None:

@@ -38,7 +38,7 @@ from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, Round, describe
-from unmask.tasks.running import Done, Shown, Through, Watch, answer, decide
+from unmask.tasks.running import Done, Executor, OnStep, StepEvent, answer, decide
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
@@ -94,11 +94,11 @@ def load(
 class Model:
     """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint.
 
-    ``through``: decides the sequences in its place (``run``); None: its own network does, one call after another.
+    ``executor``: decodes in place of the model's own network, for example an engine that many calls share; None: the network itself.
     """
 
-    def __init__(self, parts: Parts, presets: Presets = OWN, *, through: Through | None = None) -> None:
-        self.parts, self.presets, self.through = parts, presets, through
+    def __init__(self, parts: Parts, presets: Presets = OWN, *, executor: Executor | None = None) -> None:
+        self.parts, self.presets, self.executor = parts, presets, executor
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +136,7 @@ class Model:
             self.parts.require(planning.Plan.needs)
             layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
             for row, layout in enumerate(layouts):
-                self.tell(row, layout)
+                self.emit(row, layout)
         tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
         return self._draw(tasks, seeds, chosen, prompt, trace)
 
@@ -171,7 +171,7 @@ class Model:
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(seen, said)], [0])
-            self.tell(0, layout)
+            self.emit(0, layout)
         task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
         return self._draw([task] * n, seeds, chosen, instruction, trace)
 
@@ -270,11 +270,11 @@ class Model:
         return replace(turn, seconds=time.perf_counter() - began, settings=settings)
 
     def run(
-        self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, watch: Watch | None = None
+        self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, on_step: OnStep | None = None
     ) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
-        if self.through:
-            return self.through.run(sequences, seeds, sampler, watch)
+        if self.executor:
+            return self.executor.run(sequences, seeds, sampler, on_step)
         began = time.perf_counter()
         done = decide(
             self.parts.net,
@@ -282,14 +282,14 @@ class Model:
             seeds,
             sampler,
             device=self.device,
-            watch=watch,
+            on_step=on_step,
         )
         return replace(done, seconds=time.perf_counter() - began)  # pictures that had to be looked at included
 
-    def tell(self, row: int, thought: Layout | Round) -> None:
-        """What was thought on the way to picture ``row`` of a call, for whoever follows it (``through``)."""
-        if self.through:
-            self.through.tell(row, thought)
+    def emit(self, row: int, event: Layout | Round) -> None:
+        """Hand a layout or a round of picture ``row`` to the executor, which may pass it on to whoever follows the call."""
+        if self.executor:
+            self.executor.emit(row, event)
 
     def _draw(
         self, tasks: Sequence[Any], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
@@ -300,10 +300,10 @@ class Model:
         built = [known[id(task)] for task in tasks]
         frames: list[list[Image.Image]] = [[] for _ in tasks]
 
-        def watch(shown: Shown) -> None:
-            frames[shown.row].append(self.parts.canvas(*generate.picture_so_far(shown.sequence, "image")))
+        def record(event: StepEvent) -> None:
+            frames[event.row].append(self.parts.canvas(*generate.picture_so_far(event.sequence, "image")))
 
-        done = self.run(built, seeds, sampler, watch if trace else None)
+        done = self.run(built, seeds, sampler, record if trace else None)
         settings = describe(sampler)
         return [
             Drawing(

@@ -27,7 +27,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.forms import bound, filled, formed
 from unmask.tasks.results import Answer, answered
-from unmask.tasks.running import Done, Through, Watch, answer, decide
+from unmask.tasks.running import Done, Executor, OnStep, answer, decide
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
@@ -45,9 +45,6 @@ class TextParts:
     net: Elastic
     context: int
     look_tokens: int = 0  # a text model has no eyes
-
-    def require(self, needs: frozenset[str]) -> None:
-        """Everything is loaded already."""
 
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
@@ -142,10 +139,10 @@ def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) ->
 
 
 class TextModel:
-    """A loaded text model. Every method checks its input first and raises ValueError with a hint. ``through``: as of ``Model``."""
+    """A loaded text model. Every method checks its input first and raises ValueError with a hint. ``executor``: as of ``Model``."""
 
-    def __init__(self, parts: TextParts, *, through: Through | None = None) -> None:
-        self.parts, self.through = parts, through
+    def __init__(self, parts: TextParts, *, executor: Executor | None = None) -> None:
+        self.parts, self.executor = parts, executor
 
     def __getattr__(self, name: str) -> Any:
         if name in _PICTURES:
@@ -198,11 +195,13 @@ class TextModel:
         chosen = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
         return self._answer(FillGaps(target=target), override(chosen, settings), target, seed, trace)
 
-    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None) -> Done:
+    def run(
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
+    ) -> Done:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
-        if self.through:
-            return self.through.run(sequences, seeds, sampler, watch)
-        return decide(self.parts.net, sequences, seeds, sampler, device=self.device, watch=watch)
+        if self.executor:
+            return self.executor.run(sequences, seeds, sampler, on_step)
+        return decide(self.parts.net, sequences, seeds, sampler, device=self.device, on_step=on_step)
 
     def _formed(self, question: str, length: int, form: Form, sampler: Sampler, seed: int, trace: bool) -> Answer:
         holes = tuple(form.holes(self.parts.text, RELEASED))

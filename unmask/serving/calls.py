@@ -206,7 +206,7 @@ def _plan(model: Model, body: Planned) -> bool | Layout:
     if not body.boxes:
         return body.plan
     layout = layout_of([(b.phrase, b.box) for b in body.boxes])
-    model.tell(0, layout)
+    model.emit(0, layout)
     return layout
 
 

@@ -24,7 +24,7 @@ from unmask.tasks.generate import Generate
 from unmask.tasks.parts import Parts
 from unmask.tasks.planning import Plan
 from unmask.tasks.results import Round, answered
-from unmask.tasks.running import Thinks, perform
+from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import Attempt, asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
@@ -80,7 +80,7 @@ class Thinking:
 
 
 def think(
-    model: Thinks,
+    model: ThinkingRunner,
     prompts: Items[str],
     seeds: Items[int],
     thinking: Thinking,
@@ -110,7 +110,7 @@ def think(
 
 
 def until_approved(
-    model: Thinks,
+    model: ThinkingRunner,
     seeds: Items[int],
     thinking: Thinking,
     plan: Callable[[Items[int], Items[int], Rounds], list[Layout]],
@@ -130,14 +130,14 @@ def until_approved(
         if thinking.plan:
             thought = plan(live, own, rounds)
             for i, layout in zip(live, thought, strict=True):
-                model.tell(i, layout)
+                model.emit(i, layout)
             plans = [*thought]
         images = draw(live, own, rounds, plans)
         words = judge(live, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
         for i, image, layout, (said, chance), seed in zip(live, images, plans, words, own, strict=True):
             made = Round(image=image, plan=layout, critique=said, accepted=accepts(said), approval=chance, seed=seed)
             rounds[i].append(made)
-            model.tell(i, made)
+            model.emit(i, made)
         live = [i for i in live if not rounds[i][-1].accepted]
         if not live:
             break
@@ -160,20 +160,22 @@ def remembered(parts: Parts, rounds: Items[Round], most: int, seed: int) -> tupl
     return tuple(Attempt(picture=parts.glance(rounds[i].image), critique=rounds[i].critique) for i in chosen)
 
 
-def layouts(model: Thinks, prompts: Items[str], seeds: Items[int], conditions: Conditions | None) -> list[Layout]:
+def layouts(
+    model: ThinkingRunner, prompts: Items[str], seeds: Items[int], conditions: Conditions | None
+) -> list[Layout]:
     """A layout for every prompt."""
     tasks = [Plan(prompt=p, length=model.presets.plan_length, conditions=conditions) for p in prompts]
     return perform(model, tasks, seeds, model.presets.plan(model.parts))
 
 
-def criticise(model: Thinks, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
+def criticise(model: ThinkingRunner, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
     """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
     parts, length = model.parts, model.presets.critique_length
     tasks = [Critique(pixels=parts.look(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)]
     return heard(model, tasks)
 
 
-def heard(model: Thinks, critiques: Items[Task]) -> list[tuple[str, float]]:
+def heard(model: ThinkingRunner, critiques: Items[Task]) -> list[tuple[str, float]]:
     """What comes of tasks that ask for a critique, and how probable approval was at the outset."""
     built = [task.build(model.parts) for task in critiques]
     said = perform(model, critiques, [0] * len(built), model.presets.critique(model.parts), built)
@@ -181,7 +183,7 @@ def heard(model: Thinks, critiques: Items[Task]) -> list[tuple[str, float]]:
 
 
 @torch.no_grad()
-def _approvals(model: Thinks, sequences: Items[Sequence]) -> list[float]:
+def _approvals(model: ThinkingRunner, sequences: Items[Sequence]) -> list[float]:
     """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
     net, parts = model.parts.net, model.parts
     batch = collate(parts.features.known(sequences, net, model.device), [0] * len(sequences)).to(model.device)

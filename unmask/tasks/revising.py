@@ -21,7 +21,7 @@ from unmask.tasks.parts import Parts
 from unmask.tasks.planning import PlanEdit
 from unmask.tasks.reflecting import Rounds, Thinking
 from unmask.tasks.results import Round, answered
-from unmask.tasks.running import Thinks, perform
+from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.views import Look
@@ -49,7 +49,7 @@ class CritiqueEdit:
 
 
 def revise(
-    model: Thinks,
+    model: ThinkingRunner,
     images: Items[Image.Image],
     instructions: Items[str],
     seeds: Items[int],
@@ -88,7 +88,7 @@ def revise(
 
 
 def layouts(
-    model: Thinks, told: Items[tuple[Tensor | Look, str]], seeds: Items[int], *, retry: bool = False
+    model: ThinkingRunner, told: Items[tuple[Tensor | Look, str]], seeds: Items[int], *, retry: bool = False
 ) -> list[Layout]:
     """What every (picture, instruction) touches; ``retry``: by chance, as the surest did not do."""
     tasks = [PlanEdit(pixels=look, instruction=words, length=model.presets.edit_plan_length) for look, words in told]
@@ -96,7 +96,7 @@ def layouts(
 
 
 def criticise(
-    model: Thinks, before: Items[Image.Image], after: Items[Image.Image], instructions: Items[str]
+    model: ThinkingRunner, before: Items[Image.Image], after: Items[Image.Image], instructions: Items[str]
 ) -> list[tuple[str, float]]:
     """What the model says of edits, and how probable its approval was at the outset (``Round.approval``)."""
     glance, length = model.parts.glance, model.presets.critique_length
