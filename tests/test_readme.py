@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from .pages import ROOT, commands, follow, python, run
+from .test_architecture import ROWS
 
 README = (ROOT / "README.md").read_text()
 
@@ -30,6 +31,18 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_table_of_packages_is_the_one_that_is_enforced() -> None:
+    table = re.findall(r"^ +(\d+) ((?:[a-z]+ ?)+)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert {name: int(row) for row, names in table for name in names.split()} == ROWS
+
+
+def test_prose_is_wrapped() -> None:
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "unmask/assets/mini/README.md")]
+    for page in [*pages, *(ROOT / "docs").rglob("*.md")]:
+        wide = [n for n, line in enumerate(page.read_text().splitlines(), 1) if len(line) > 200 and line[:1] != "|"]
+        assert not wide, f"{page.name}: lines {wide} exceed 200 characters"
 
 
 def test_first_screen() -> None:
