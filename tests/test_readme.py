@@ -46,6 +46,12 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_pages_that_the_code_names_exist() -> None:
+    for path in [*(ROOT / "unmask").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]:
+        for page in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text()):
+            assert (ROOT / page).exists(), f"{path.relative_to(ROOT)} names {page}"
+
+
 def test_the_model_draws_the_example_prompts_correctly(model: Model) -> None:
     """As the independent judge sees them, and nothing else in the picture: from a plan, at three seeds."""
     (named,) = re.findall(r"^Prompts that work well: (.*?)\.$", README, re.M | re.S)
