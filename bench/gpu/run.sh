@@ -60,5 +60,9 @@ if [ "$quick" = 0 ]; then
   part "speed CPU" 60 "${speed[@]}" --threads 8 --repeats 3 --only latency
 fi
 part training 120 "$python" bench/gpu/training.py --device "$device" --history "$rows" "${few[@]}"
-if [ -f bench/cache.py ]; then part cache 90 "$python" bench/cache.py --device "$device" --history "$rows"; fi
+if [ -f bench/cache.py ]; then
+  history=()
+  if grep -q -e --history bench/cache.py; then history=(--history "$rows"); fi
+  part cache 90 "$python" bench/cache.py --device "$device" ${history[@]+"${history[@]}"}
+fi
 "$python" bench/gpu/table.py "$OUT" | tee "$OUT/table.txt"

@@ -353,7 +353,7 @@ def test_weights_in_few_bits(bits: int, worst: float, host: Model, picture: Imag
 )
 @pytest.mark.parametrize("bf16", [False, True])
 def test_training_steps(bf16: bool, tmp_path: Path) -> None:
-    """Three steps from the same weights on the same data: close, since Adam's first steps follow the signs of the gradients."""
+    """Three steps from the same weights on the same data. On the CPU, bfloat16 is 0.06 of the change away from float32."""
     steps = ["training.steps=3"]
     wanted, got = (
         train(override(recipe(bf16=bf16), [*steps, f"training.device={device}"]), tmp_path / device / str(i))
@@ -365,4 +365,4 @@ def test_training_steps(bf16: bool, tmp_path: Path) -> None:
     total = sum(float(c.norm() ** 2) for c in change.values()) ** 0.5
     difference = sum(float(o.norm() ** 2) for o in off.values()) ** 0.5 / total
     note(f"training.{'bf16' if bf16 else 'float32'}", difference, "of the change")
-    assert total > 0 and difference < (0.5 if bf16 else 0.05)
+    assert total > 0 and difference < (0.2 if bf16 else 0.02)
