@@ -42,10 +42,14 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long and how often. ``bf16``: compute in bfloat16 with float32 master weights."""
+    """How long, where and how often.
+
+    ``device``: cpu, cuda, cuda:1, mps, or auto for the best one there is · ``bf16``: compute in bfloat16 with float32 master weights.
+    """
 
     steps: int = 1000
     seed: int = 0
+    device: str = "cpu"
     bf16: bool = True
     log_every: int = 20
     save_every: int = 200

@@ -312,6 +312,11 @@ def test_train_begins_refuses_and_resumes(here: Path, capsys: pytest.CaptureFixt
     assert "seed" in _mistake(capsys, *words[:-1], "seed=9", "--resume")
 
 
+def test_train_takes_a_device(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = _mistake(capsys, "train", "mini.tower", "--out", "run", "--device", "tpu")
+    assert "training.device is 'tpu', but tpu is not available" in told and "hint: use " in told
+
+
 def test_train_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mini.stage2 " in _run(capsys, "train", "--list")[0]
 

@@ -41,7 +41,7 @@ REPOSITORY = str(Path(unmask.__file__).parents[1])
 
 @pytest.fixture(autouse=True)
 def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype: 1e9)
+    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [REPOSITORY, os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -67,7 +67,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """An uninterrupted run: (bf16, its folder, its result)."""
     folder = tmp_path_factory.mktemp("whole")
     patch = pytest.MonkeyPatch()
-    patch.setattr("unmask.training.train.matmul_peak", lambda dtype: 1e9)
+    patch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
     done = train(recipe(bf16=request.param), folder)
     patch.undo()
     return request.param, folder, done
@@ -229,7 +229,7 @@ def test_a_failing_save_keeps_the_previous_checkpoint(
     assert (tmp_path / STATE).read_bytes() == before
     assert not list(tmp_path.glob("*.part"))
     monkeypatch.undo()
-    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype: 1e9)
+    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
     whole = train(recipe(), tmp_path / "whole")
     equal(train(recipe(), tmp_path).state_dict(), whole.state_dict())
 

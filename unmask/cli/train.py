@@ -76,6 +76,7 @@ def _list(context: click.Context, option: click.Parameter, wanted: bool) -> None
 @setting_option("Change a field of the recipe, or an argument of its function; may be repeated.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the recipes.")
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="That share the work.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best there is.  [default: the recipe's, cpu]")
 @json_option
 @threads_option
 def train(
@@ -85,6 +86,7 @@ def train(
     seed: int | None,
     settings: tuple[str, ...],
     processes: int,
+    device: str | None,
     as_json: bool,
     threads: int | None,
 ) -> None:
@@ -103,7 +105,11 @@ def train(
     folder = out or Path("runs") / recipe
     if not resume and any((folder / name).exists() for name in _LEFT_BY_RUNS):
         raise ValueError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
-    asked = settings if seed is None else (f"seed={seed}", *settings)
+    asked = (
+        *(() if seed is None else (f"seed={seed}",)),
+        *settings,
+        *(() if device is None else (f"training.device={device}",)),
+    )
     run = find(recipe, asked)
     try:
         if processes > 1:
@@ -125,7 +131,7 @@ def _train_here(run: Any, folder: Path, threads: int | None) -> bool:
     from unmask.training.parallel import join
     from unmask.training.train import train as train_by
 
-    place = join()  # alone, unless ``_train_in`` or torchrun started this process
+    place = join(run.training.device)  # alone, unless ``_train_in`` or torchrun started this process
     train_by(run, folder, place=place)
     place.leave()
     return place.world == 1

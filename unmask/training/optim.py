@@ -25,7 +25,19 @@ def rate(optim: Optim, step: int, steps: int) -> float:
 class Masters:
     """float32 master weights, Adam moments and averages of a module's trainable parameters; the module holds the working copy."""
 
-    def __init__(self, module: nn.Module, optim: Optim, trainable: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        optim: Optim,
+        trainable: Callable[[str], bool],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Move the module to ``dtype`` and ``device`` (None: as they are); masters keep the weights as they were, on ``device``.
+
+        ValueError where ``trainable`` selects no parameter.
+        """
         self.optim = optim
         for name, p in module.named_parameters():
             p.requires_grad_(trainable(name))
@@ -33,10 +45,11 @@ class Masters:
         if not named:
             raise ValueError("the recipe leaves nothing to train: no parameter name passes its `trainable`")
         self.names = [n for n, _ in named]
-        self.params = [p for _, p in named]
         # Frozen weights too come back as they were: the module's copy may be rounded to bfloat16.
         self.frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
-        self.master = [p.detach().float().clone() for p in self.params]
+        self.master = [p.detach().to(device or p.device, torch.float32, copy=True) for _, p in named]
+        module.to(device=device, dtype=dtype)
+        self.params = [p for p in module.parameters() if p.requires_grad]
         self.average = [m.clone() for m in self.master]
         self.adam = torch.optim.AdamW(
             self.master,
@@ -75,7 +88,7 @@ class Masters:
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, by name."""
+        """Everything a resumed run needs, by name; on the masters' device."""
         out: dict[str, Tensor] = {}
         for i, name in enumerate(self.names):
             moments = self.adam.state[self.master[i]]
@@ -97,7 +110,7 @@ class Masters:
                     raise ValueError(
                         f"the checkpoint does not fit this recipe: {key}.{name} is missing or has another shape"
                     )
-                parts[key] = tensor.clone()
+                parts[key] = tensor.to(self.master[i].device, copy=True)
             self.master[i].data.copy_(parts["master"])
             self.average[i].copy_(parts["average"])
             self.adam.state[self.master[i]] = {k: parts[k] for k in ("step", "exp_avg", "exp_avg_sq")}

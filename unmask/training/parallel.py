@@ -14,18 +14,22 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unmask.training.device import choose
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """This process among ``world`` processes. ``rank`` 0 writes the files."""
+    """This process among ``world`` processes; ``local_rank`` counts those of this machine. ``rank`` 0 writes the files."""
 
     rank: int = 0
     world: int = 1
+    local_rank: int = 0
 
     def batch_number(self, step: int) -> int:
         """Which batch of the source this process takes at a step."""
@@ -36,6 +40,8 @@ class Place:
         if self.world == 1:
             return
         flat = torch.cat([t.flatten() for t in tensors])
+        if flat.device.type == "mps":
+            flat = flat.cpu()  # gloo knows no mps
         dist.all_reduce(flat)
         flat /= self.world
         offset = 0
@@ -51,14 +57,28 @@ class Place:
             dist.destroy_process_group()
 
 
-def join() -> Place:
-    """The place that torchrun's (or ``launch``'s) environment names; alone where there is none."""
+def join(device: str = "cpu") -> Place:
+    """The place that torchrun's (or ``launch``'s) environment names; alone where there is none.
+
+    ``device``: as in ``Training.device``. NVIDIA cards average their gradients through nccl, all else through gloo.
+    DeviceUnavailable as in ``device.choose``.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Place()
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    return Place(rank=dist.get_rank(), world=world)
+        chosen = choose(device, local_rank=local_rank, world=world)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        # Two hours, because the first process evaluates and saves while the others wait for it.
+        dist.init_process_group(backend(chosen), timeout=timedelta(hours=2))
+    return Place(rank=dist.get_rank(), world=world, local_rank=local_rank)
+
+
+def backend(device: torch.device) -> str:
+    """What carries the gradients between processes that compute on such a device."""
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
 def launch(count: int, argv: Sequence[str]) -> int:
@@ -68,7 +88,9 @@ def launch(count: int, argv: Sequence[str]) -> int:
         port = s.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     workers = [
-        subprocess.Popen([sys.executable, *argv], env={**os.environ, **shared, "RANK": str(rank)})
+        subprocess.Popen(
+            [sys.executable, *argv], env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
         for rank in range(count)
     ]
     code = 0

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.recipe import Recipe
 from unmask.rng import generator
+from unmask.training.device import choose, move
 from unmask.training.meters import Meters, Silent, matmul_peak
 from unmask.training.optim import Masters, rate
 from unmask.training.parallel import Place
@@ -26,7 +27,8 @@ STATE = "state.safetensors"
 
 
 def train(recipe: Recipe, folder: Path, *, stop_after: int | None = None, place: Place = Place()) -> nn.Module:
-    """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged weights.
+    """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged
+    weights, in float32 on the CPU.
 
     Writes metrics.jsonl, state.safetensors (atomically, every ``save_every`` steps and at the end) and, at the end, what
     the recipe exports. ``place``: this process among several that train together. ValueError where the folder holds a run that
@@ -34,20 +36,22 @@ def train(recipe: Recipe, folder: Path, *, stop_after: int | None = None, place:
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = recipe.training
+    device = choose(settings.device, local_rank=place.local_rank, world=place.world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dtype = torch.bfloat16 if settings.bf16 else torch.float32
     module = recipe.model()
-    masters = Masters(module, recipe.optim, recipe.trainable)
-    module.to(torch.bfloat16 if settings.bf16 else torch.float32)
-    masters.params = [p for p in module.parameters() if p.requires_grad]
+    masters = Masters(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
     start = resume(recipe, masters, folder)
     masters.sync()
     last = settings.steps if stop_after is None else min(settings.steps, start + stop_after)
     meters = Meters(folder, settings.steps, start) if place.rank == 0 else Silent()
-    peak = matmul_peak(torch.bfloat16 if settings.bf16 else torch.float32)
+    peak = matmul_peak(dtype, device)
     flops, module_time = 0.0, 0.0
     try:
         for step in range(start, last):
             began = time.perf_counter()
-            batch = recipe.source(place.batch_number(step))
+            batch = move(recipe.source(place.batch_number(step)), device)
             rng = generator("objective", settings.seed, place.batch_number(step))
             if step % 100 == 0:
                 with FlopCounterMode(display=False) as counter:
@@ -75,8 +79,8 @@ def train(recipe: Recipe, folder: Path, *, stop_after: int | None = None, place:
 
 
 def finish(recipe: Recipe, module: nn.Module, masters: Masters, folder: Path | None) -> nn.Module:
-    """Averaged weights in float32, exported if the recipe exports."""
-    module.float()
+    """Averaged weights in float32 on the CPU, as ``recipe.model`` made them; exported if the recipe exports."""
+    module.to("cpu").float()
     with torch.no_grad():
         averaged = masters.averaged()
         for name, p in module.named_parameters():
@@ -92,7 +96,7 @@ def save(recipe: Recipe, masters: Masters, folder: Path, step: int) -> None:
     part = folder / (STATE + ".part")
     meta = {"recipe": recipe.name, "step": str(step), "seed": str(recipe.training.seed)}
     try:
-        save_file(masters.state(), str(part), metadata={"unmask": json.dumps(meta)})
+        save_file({n: t.cpu() for n, t in masters.state().items()}, str(part), metadata={"unmask": json.dumps(meta)})
         os.replace(part, folder / STATE)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
