@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.recipe import Recipe
 from unmask.rng import generator
@@ -22,6 +21,7 @@ from unmask.training.device import choose, move
 from unmask.training.meters import Meters, Silent, matmul_peak
 from unmask.training.optim import Masters, rate
 from unmask.training.parallel import Place
+from unmask.training.probe import flops
 
 STATE = "state.safetensors"
 
@@ -47,28 +47,23 @@ def train(recipe: Recipe, folder: Path, *, stop_after: int | None = None, place:
     last = settings.steps if stop_after is None else min(settings.steps, start + stop_after)
     meters = Meters(folder, settings.steps, start) if place.rank == 0 else Silent()
     peak = matmul_peak(dtype, device)
-    flops, module_time = 0.0, 0.0
+    first = place.batch_number(start)
+    work = flops(recipe, module, move(recipe.source(first), device), first, device) if start < last else 0
+    module_time = 0.0
     try:
         for step in range(start, last):
             began = time.perf_counter()
             batch = move(recipe.source(place.batch_number(step)), device)
             rng = generator("objective", settings.seed, place.batch_number(step))
-            if step % 100 == 0:
-                with FlopCounterMode(display=False) as counter:
-                    loss = recipe.objective(module, batch, rng)
-                    loss.total.backward()
-                flops = flops or counter.get_total_flops()
-                flops += 0.3 * (counter.get_total_flops() - flops)
-            else:
-                loss = recipe.objective(module, batch, rng)
-                loss.total.backward()
+            loss = recipe.objective(module, batch, rng)
+            loss.total.backward()
             norm = masters.step(rate(recipe.optim, step, settings.steps), step, place.mean_)
             module_time += 0.05 * (time.perf_counter() - began - module_time)
             meters.add(
                 {**{k: float(v.detach()) for k, v in loss.terms.items()}, "grad": norm}, sum(loss.counts.values())
             )
             if (step + 1) % settings.log_every == 0 or step + 1 == last:
-                meters.report(step + 1, peak=round(flops / max(module_time, 1e-6) / peak, 3))
+                meters.report(step + 1, peak=round(work / max(module_time, 1e-6) / peak, 3))
             if place.rank == 0 and ((step + 1) % settings.save_every == 0 or step + 1 == last):
                 save(recipe, masters, folder, step + 1)
             if place.rank == 0 and recipe.sample and settings.sample_every and (step + 1) % settings.sample_every == 0:
