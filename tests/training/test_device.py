@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,13 +122,6 @@ def test_the_peak_leaves_the_random_stream_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.fixture
-def _fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
-    yield
-
-
-@pytest.mark.usefixtures("_fast")
 @pytest.mark.skipif(not ACCELERATORS, reason="needs an accelerator")
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_a_run_goes_on_on_another_device(name: str, tmp_path: Path) -> None:

@@ -77,7 +77,6 @@ def test_modes_and_buffers_come_back_after_an_error() -> None:
 
 
 def test_a_run_without_counting_has_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
 
     def seeded(folder: str) -> dict[str, Tensor]:
         random.seed(1)
@@ -92,7 +91,6 @@ def test_a_run_without_counting_has_the_same_weights(tmp_path: Path, monkeypatch
 
 def test_no_training_step_runs_under_the_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One counted pass before the first step; the counter changes the last bits of a gradient."""
-    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
     calls: list[str] = []
     monkeypatch.setattr(FlopCounterMode, "__enter__", lambda self: calls.append("counter") or self)
     monkeypatch.setattr(FlopCounterMode, "__exit__", lambda self, *error: calls.append("end"))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -49,6 +52,15 @@ class Place:
             t.copy_(flat[offset : offset + t.numel()].view_as(t))
             offset += t.numel()
 
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any process; all get the same answer, so that they stop after the same step."""
+        if self.world == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        flags = torch.tensor([float(flag)], device=device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags.item())
+
     def leave(self) -> None:
         """End the group. Leftover references make gloo abort at exit, so collect them first."""
         if self.world > 1 and dist.is_initialized():
@@ -82,7 +94,10 @@ def backend(device: torch.device) -> str:
 
 
 def launch(count: int, argv: Sequence[str]) -> int:
-    """Run ``python argv`` in ``count`` processes of one thread each; the first failure ends them all. Returns the exit code."""
+    """Run ``python argv`` in ``count`` processes of one thread each; the first failure ends them all. Returns the exit code.
+
+    Ctrl-C and SIGTERM reach the processes as SIGTERM; KeyboardInterrupt is raised when all have ended. A second one kills them.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -93,21 +108,49 @@ def launch(count: int, argv: Sequence[str]) -> int:
         )
         for rank in range(count)
     ]
-    code = 0
-    try:
-        while workers:
-            for worker in list(workers):
-                try:
-                    result = worker.wait(timeout=0.5)
-                except subprocess.TimeoutExpired:
-                    continue
-                workers.remove(worker)
-                if result and not code:
-                    code = result
-                    for other in workers:
-                        other.terminate()
-    except KeyboardInterrupt:
-        for worker in workers:
-            worker.terminate()
-        raise
+    with _sigterm_is_ctrl_c():
+        try:
+            return _wait(workers)
+        except KeyboardInterrupt:
+            try:
+                _end(workers)
+            except KeyboardInterrupt:
+                for worker in workers:
+                    worker.kill()
+            raise
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+    code, left = 0, list(workers)
+    while left:
+        for worker in list(left):
+            try:
+                result = worker.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+            left.remove(worker)
+            if result and not code:
+                code = result
+                for other in left:
+                    other.terminate()
     return code
+
+
+def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.wait()
+
+
+@contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt too, where Python lets a signal be handled: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

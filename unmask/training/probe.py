@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.recipe import Recipe
 from unmask.rng import generator
+from unmask.training.losses import losses
+
+_MOST_LOSSES = 100  # an objective may go on until the weights have moved far enough; here they do not move
 
 
 @contextmanager
@@ -50,6 +54,7 @@ def flops(recipe: Recipe, module: nn.Module, batch: Any, number: int, device: to
     """
     rng = generator("objective", recipe.training.seed, number)
     with unchanged(module, device), FlopCounterMode(display=False) as counter:
-        recipe.objective(module, batch, rng).total.backward()
+        for loss in islice(losses(recipe.objective(module, batch, rng)), _MOST_LOSSES):
+            loss.total.backward()
     module.zero_grad(set_to_none=True)
     return counter.get_total_flops()
