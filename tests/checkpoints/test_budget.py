@@ -12,7 +12,7 @@ import unmask
 from unmask.checkpoints.budget import footprint, nbytes_kept, options_of, parse_bytes, proposals, working
 from unmask.checkpoints.elastic import Checkpoint, Keep, Weights
 from unmask.cli.main import main
-from unmask.pipeline.loading import find, needs_of, survey, survey_size
+from unmask.pipeline.loading import needs_of, read_spec, resolve, spec_of_size
 
 from ..tiny_llada import make, tensors
 
@@ -24,7 +24,7 @@ UND = 32 * (218_112_000 - 2 * 4096 - 4096**2)  # matrices of the understanding b
 
 @pytest.fixture(scope="module")
 def released() -> Checkpoint:
-    return survey_size("lavida_o").checkpoint
+    return spec_of_size("lavida_o").checkpoint
 
 
 def total(weights: Weights, task: str, device: str | None = None) -> int:
@@ -100,7 +100,7 @@ def test_work_grows_with_the_picture(released: Checkpoint) -> None:
 def test_what_is_said_is_what_is_kept(keep: Keep, task: str) -> None:
     if keep.bits:
         pytest.importorskip("torchao")
-    weights = Weights(checkpoint=survey(find("mini")).checkpoint, keep=keep)
+    weights = Weights(checkpoint=read_spec(resolve("mini")).checkpoint, keep=keep)
     model = unmask.load("mini", needs=needs_of(task), keep=keep)
     for module, net, found in (
         ("net", model.parts.net, weights.checkpoint.net),

@@ -23,7 +23,7 @@ from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify import Form
 from unmask.models.elastic import Elastic
-from unmask.pipeline.loading import needs_of, survey_size
+from unmask.pipeline.loading import needs_of, spec_of_size
 from unmask.pipeline.model import Model
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sequence import Batch, Kind, Progress, Sequence, Span, collate, stack
@@ -49,7 +49,7 @@ def counts(checkpoint: Checkpoint, task: str) -> dict[str, int]:
 
 
 def test_the_released_size_counts_as_published() -> None:
-    every = counts(survey_size("lavida_o").checkpoint, "all")
+    every = counts(spec_of_size("lavida_o").checkpoint, "all")
     und = every["und.joint"] + every["und.upper"] + every["out"]
     assert und == 32 * 218_112_000 and every["gen"] == 32 * 75_501_568
     assert und + every["embed"] + every["text_head"] + every["norm"] == 8_023_068_672
@@ -61,7 +61,7 @@ def test_the_released_size_counts_as_published() -> None:
 
 @pytest.mark.parametrize(("task", "most"), [("generate", 6.95e9), ("ask", 8.45e9), ("ground", 8.45e9)])
 def test_a_task_of_the_released_size_reads_no_more_than_it_needs(task: str, most: float) -> None:
-    read = counts(survey_size("lavida_o").checkpoint, task)
+    read = counts(spec_of_size("lavida_o").checkpoint, task)
     assert 6e9 < sum(read.values()) <= most
     absent = {"und.upper", "text_head", "vision", "vq.encoder"} if task == "generate" else {"gen", "codes", "vq.codes"}
     assert not absent & set(read)
@@ -75,7 +75,7 @@ def test_a_task_of_the_released_size_reads_no_more_than_it_needs(task: str, most
 def test_an_unknown_part_and_task_are_told() -> None:
     told = "no part of a model is called 'wings'; the parts are gen, text_head, und, vision, vq.decoder, vq.encoder"
     with pytest.raises(ValueError, match=told):
-        list(tensors_needed(survey_size("tiny").checkpoint, frozenset({"wings"})))
+        list(tensors_needed(spec_of_size("tiny").checkpoint, frozenset({"wings"})))
     with pytest.raises(ValueError, match="no task 'fly'; the tasks are generate"):
         needs_of("fly")
 

@@ -14,7 +14,7 @@ from unmask.cli.output import print_json, table
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
-    from unmask.pipeline.loading import Survey
+    from unmask.pipeline.loading import ModelSpec
 
 _SHIPPED = Path(__file__).parents[1] / "assets"
 _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
@@ -92,7 +92,7 @@ def inspect(
       unmask inspect lavida_o --task ask --budget 12GiB --device cuda
     """
     if task or budget:
-        _plan(_survey(model, download), model, task or "all", budget, device, storage, as_json)
+        _plan(_spec(model, download), model, task or "all", budget, device, storage, as_json)
         return
     place = next((p for p in (Path(model), _SHIPPED / model) if _holds_weights(p)), None)
     tensors = stored(place) if place else _named(model, download)
@@ -110,27 +110,27 @@ def _holds_weights(place: Path) -> bool:
 
 
 def _named(name: str, download: bool) -> list[Stored]:
-    checkpoint = _survey(name, download).checkpoint
+    checkpoint = _spec(name, download).checkpoint
     return [*checkpoint.net.values(), *checkpoint.vq.values()]
 
 
-def _survey(model: str, download: bool) -> Survey:
+def _spec(model: str, download: bool) -> ModelSpec:
     from unmask.checkpoints.hub import is_hub_name
     from unmask.models.sizes import SIZES
-    from unmask.pipeline.loading import find, survey, survey_size
+    from unmask.pipeline.loading import read_spec, resolve, spec_of_size
 
     if Path(model).is_file():
         raise ValueError(f"{model} is one file, and a task needs a whole model; give its folder")
     if model in SIZES and not (Path(model).exists() or (_SHIPPED / model).exists()):
-        return survey_size(model)
+        return spec_of_size(model)
     known = Path(model).exists() or (_SHIPPED / model).exists() or is_hub_name(model)
     if not known:
         raise ValueError(f"there is no file, folder, shipped model or size {model!r}; sizes: {', '.join(SIZES)}")
-    return survey(find(model, download=download))
+    return read_spec(resolve(model, download=download))
 
 
 def _plan(
-    found: Survey, model: str, task: str, budget: str | None, device: str, storage: Storage, as_json: bool
+    found: ModelSpec, model: str, task: str, budget: str | None, device: str, storage: Storage, as_json: bool
 ) -> None:
     """Print what a task keeps and works with, and with a budget the ways to fit it."""
     from unmask.checkpoints.budget import footprint, free_bytes, parse_bytes, proposals, working

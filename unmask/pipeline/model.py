@@ -16,7 +16,7 @@ from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
 from unmask.grammars.answer_format import Form
-from unmask.pipeline.loading import Format, find, format_in, open_parts, survey
+from unmask.pipeline.loading import Format, format_in, open_parts, read_spec, resolve
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
@@ -82,10 +82,10 @@ def load(
     ``needs``: load these parts only (``needs_of("generate")``); a task that needs more loads the rest later. None: everything.
     ``keep``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
     """
-    folder = find(name, download=download)
+    folder = resolve(name, download=download)
     if format_in(folder) is Format.LLADA:
         return load_text(folder, device=device, keep=keep)
-    found = survey(folder)
+    found = read_spec(folder)
     parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
