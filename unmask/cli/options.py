@@ -25,11 +25,11 @@ class Storage:
     quantise: tuple[str, ...]
     offload: tuple[str, ...]
 
-    def keep(self) -> Any:
+    def value(self) -> Any:
         """The value. ValueError for words that mean nothing."""
         import torch
 
-        from unmask.checkpoints.elastic import Keep
+        from unmask.checkpoints.elastic import WeightStorage
 
         bits = {}
         for word in self.quantise:
@@ -39,7 +39,7 @@ class Storage:
                     f"--quantise {word!r} is not understood; write und=int8, gen=int8, und=int4 or gen=int4"
                 )
             bits[branch] = int(kind[3:])
-        return Keep(
+        return WeightStorage(
             dtype=getattr(torch, self.dtype) if self.dtype else None, bits=bits, offload=frozenset(self.offload)
         )
 
@@ -68,7 +68,7 @@ class Run:
             self.model,
             device=self.device,
             needs=needs_of(task),
-            keep=self.storage.keep(),
+            storage=self.storage.value(),
             download=self.download,
         )
 
@@ -130,10 +130,10 @@ def storage_options(command: Command) -> Command:
             "--dtype",
             metavar="TYPE",
             type=click.Choice(DTYPES),
-            help="Keep the network as float32, bfloat16 or float16.",
+            help="Store the network as float32, bfloat16 or float16.",
         ),
         click.option("--quantise", metavar="BRANCH=BITS", multiple=True, help="und=int8, gen=int4 …; may be repeated."),
-        click.option("--offload", type=branch, multiple=True, help="Keep this branch in the computer's memory."),
+        click.option("--offload", type=branch, multiple=True, help="Offload this branch to CPU memory."),
     )
     for option in reversed(options):
         wrapped = option(wrapped)

@@ -1,9 +1,10 @@
-"""From a name to a checkpoint: a shipped model, a folder of ours, a folder in the released layout, or a model of the hub.
+"""From a name to a checkpoint: a shipped model, one of our folders, a folder in the released layout, or a model of the hub.
 
-Public idea: ``resolve("mini") -> folder`` and ``read_spec(folder) -> ModelSpec``, which knows all of a model but its weights. In the released
-layout config.json may have a block ``unmask`` for what that layout cannot say: ``side`` (pixels of a drawn picture, 1024 if absent),
-``vision`` (sizes of another tower) and ``wording`` (``compact`` for our own models in this layout). Ours may have a block ``released``:
-what it was converted from says more than our layout does.
+Public idea: ``resolve("mini") -> folder`` and ``read_spec(folder) -> ModelSpec``: everything about a model except its weights.
+
+In the released layout, config.json may have a block ``unmask`` for what that layout cannot express: ``side`` (pixels of a generated
+picture, default 1024), ``vision`` (sizes of another vision tower) and ``wording`` (``compact`` for our own models in this layout). Our
+config.json may have a block ``released`` with the fields of the released config that our layout does not have.
 """
 
 from __future__ import annotations
