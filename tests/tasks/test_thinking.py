@@ -50,7 +50,7 @@ class Scripted:
         if all(s.spans[-2].kind == Kind.CODE for s in sequences):
             self.drawn.append(list(sequences))
             return self.model.run(sequences, seeds, replace(sampler, schedule=replace(sampler.schedule, steps=2)))
-        return type("Done", (), {"rows": [self._written(s) for s in sequences]})()
+        return type("Decoded", (), {"rows": [self._written(s) for s in sequences]})()
 
     def tell(self, row: int, thought: Any) -> None:
         self.told.append((row, thought))

@@ -38,7 +38,7 @@ from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Box, Drawing, Grounding, Round, describe
-from unmask.tasks.running import Done, Shown, Through, Watch, answer, decide
+from unmask.tasks.running import Decoded, Shown, Through, Watch, answer, decide
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
@@ -271,7 +271,7 @@ class Model:
 
     def run(
         self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, watch: Watch | None = None
-    ) -> Done:
+    ) -> Decoded:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
         if self.through:
             return self.through.run(sequences, seeds, sampler, watch)

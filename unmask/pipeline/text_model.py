@@ -27,7 +27,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.forms import bound, filled, formed
 from unmask.tasks.results import Answer, answered
-from unmask.tasks.running import Done, Through, Watch, answer, decide
+from unmask.tasks.running import Decoded, Through, Watch, answer, decide
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
@@ -198,7 +198,9 @@ class TextModel:
         chosen = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
         return self._answer(FillGaps(target=target), override(chosen, settings), target, seed, trace)
 
-    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None) -> Done:
+    def run(
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
+    ) -> Decoded:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
         if self.through:
             return self.through.run(sequences, seeds, sampler, watch)

@@ -19,7 +19,7 @@ from unmask.sequence import Sequence
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Cancelled, Given, Handle, Request
 from unmask.tasks.results import Round
-from unmask.tasks.running import Done, Shown, Watch
+from unmask.tasks.running import Decoded, Shown, Watch
 from unmask.tokens.layouts import Layout
 
 _SOON, _LATE = 0.005, 0.25  # seconds between two looks at the queue, at first and at most
@@ -53,7 +53,9 @@ class Job:
         for handle in handles:
             handle.cancel()
 
-    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None) -> Done:
+    def run(
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
+    ) -> Decoded:
         """As ``Model.run``. Raises Cancelled, Closed, ForwardFailed, and whatever a sampler raises."""
         began = time.perf_counter()
         followed = watch is not None or self.listener is not None
@@ -69,7 +71,7 @@ class Job:
             for handle in left:  # one that failed takes the others along
                 if not handle.done:
                     handle.cancel()
-        return Done(rows=rows, seconds=time.perf_counter() - began)
+        return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
     def tell(self, row: int, thought: Layout | Round) -> None:
         if self.listener:

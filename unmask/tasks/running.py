@@ -1,4 +1,4 @@
-"""Sequences through the sampler, for every kind of model. Public idea: ``decide(net, sequences, seeds, sampler, ...) -> Done``."""
+"""Sequences through the sampler, for every kind of model. Public idea: ``decide(net, sequences, seeds, sampler, ...) -> Decoded``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Watch = Callable[[Shown], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class Decoded:
     """Finished sequences in the order given, and how long all of them took together."""
 
     rows: list[Sequence]
@@ -44,7 +44,7 @@ class Through(Protocol):
 
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
-    ) -> Done: ...
+    ) -> Decoded: ...
     def tell(self, row: int, thought: Layout | Round) -> None: ...
 
 
@@ -55,7 +55,7 @@ class Runs(Protocol):
     def parts(self) -> Any: ...
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
-    ) -> Done: ...
+    ) -> Decoded: ...
 
 
 class Thinks(Runs, Protocol):
@@ -80,7 +80,7 @@ def decide(
     features_per_image: int = 0,
     carry: object = None,
     watch: Watch | None = None,
-) -> Done:
+) -> Decoded:
     """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone.
 
     ``features_per_image``: feature rows of one picture · ``carry``: what the model is given first, such as the features of all
@@ -100,7 +100,7 @@ def decide(
 
     done = sampler.sample(net, batch, on_step=on_step, carry=carry)
     rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
-    return Done(rows=rows, seconds=time.perf_counter() - began)
+    return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
 
 def perform(
