@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unmask.cli.main import main
-from unmask.cli.suites import SUITES, Asked
+from unmask.cli.suites import SUITES, EvalOptions
 
 CAT = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"}
 BENCH = {"tag": "colors", "include": [{"class": "bench", "count": 1, "color": "red"}], "prompt": "a red bench"}
@@ -20,7 +20,7 @@ INSTANCES = {
     "images": [{"id": 9, "file_name": "in.png", "width": 60, "height": 40}],
     "annotations": [{"id": 1, "bbox": [1, 2, 30, 20]}],
 }
-NOTHING = Asked(
+NOTHING = EvalOptions(
     level="grid",
     only=(),
     limit=None,

@@ -21,7 +21,7 @@ from unmask.cli.options import (
     use_threads,
 )
 from unmask.cli.output import news, save_text
-from unmask.cli.suites import SUITES, Asked, check
+from unmask.cli.suites import SUITES, EvalOptions, check
 from unmask.data.world.vocabulary import LEVELS
 
 _BENCH = Path(__file__).parents[2] / "bench"
@@ -69,7 +69,7 @@ def evaluate(
     only: str,
     threads: int | None,
     storage: Storage,
-    **asked: Any,
+    **options: Any,
 ) -> None:
     """Measure how good a model is.
 
@@ -89,13 +89,13 @@ def evaluate(
     """
     check(context, suite)
     use_threads(threads)
-    check_device(asked["device"])
+    check_device(options["device"])
     parts = tuple(p.strip() for p in only.split(",") if p.strip())
-    measured = SUITES[suite].open(Asked(only=parts, **asked))
+    measured = SUITES[suite].open(EvalOptions(only=parts, **options))
     import unmask
     from unmask.pipeline.text_model import TextModel
 
-    opened = unmask.load(model, device=asked["device"], storage=storage.value())
+    opened = unmask.load(model, device=options["device"], storage=storage.value())
     if isinstance(opened, TextModel):
         raise ValueError(
             f"{model} is a text model, and this suite looks or draws; its likelihood: unmask.evaluation.likelihood"
@@ -103,8 +103,8 @@ def evaluate(
     report = measured(opened)
     if into is not None:
         news(f"figures: {save_text(into, json.dumps(report.to_json(), indent=2))}")
-    if asked["out"] is not None:
-        news(f"report: {asked['out']}")
+    if options["out"] is not None:
+        news(f"report: {options['out']}")
     click.echo(report.table())
 
 

@@ -20,10 +20,10 @@ from unmask.data.world.critiques import spoil
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation import scoring
-from unmask.evaluation.arms import Arm, Drawer
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.metrics import average, balanced, by_combination, by_kind, calibration, share
+from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt
 from unmask.pipeline.model import Model, describe
 from unmask.rng import key
@@ -35,7 +35,7 @@ from unmask.tasks.reflecting import Thinking
 class Reflections:
     """The prompts of ``GenEval``, drawn by ``plain`` and with up to ``rounds`` tries; the first try alone is the arm of planning."""
 
-    plain: Arm = Drawer()
+    plain: GenerationStrategy = PromptGenerator()
     thinking: Thinking = Thinking(plan=True, rounds=8)
     judge: Callable[[], Judge] = load_judge
     name: str = "reflection"
@@ -107,7 +107,7 @@ def verdicts(found: Sequence[tuple[bool, bool, float]]) -> Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class CritiqueItem:
     """A rendered picture that meets ``text`` or misses it in one point, as ``wanted`` says."""
 
     index: int
@@ -126,15 +126,15 @@ class Critiques:
 
     name: str = "critique"
 
-    def items(self, plan: Plan) -> list[Shown]:
-        made: list[Shown] = []
+    def items(self, plan: Plan) -> list[CritiqueItem]:
+        made: list[CritiqueItem] = []
         for number in itertools.count():
             scene = sample(plan.level, plan.split, key("critiques", plan.seed), number)
             text, spoilt = spoil(scene, Random(f"critiques/{plan.seed}/{number}"), most=1)
             if spoilt:
                 wrong = len(made) % 2 == 1
                 shown, wanted = (spoilt[0].scene, spoilt[0].critique) if wrong else (scene, "")
-                made.append(Shown(index=len(made), text=text, scene=shown, wanted=wanted))
+                made.append(CritiqueItem(index=len(made), text=text, scene=shown, wanted=wanted))
             if len(made) == plan.n:
                 break
         return made
@@ -142,7 +142,7 @@ class Critiques:
     def settings(self, model: Model) -> Any:
         return describe(model.presets.critique(model.parts))
 
-    def find(self, model: Model, items: Sequence[Shown]) -> list[Finding]:
+    def find(self, model: Model, items: Sequence[CritiqueItem]) -> list[Finding]:
         model.parts.require(reflecting.NEEDS)
         pictures = [Image.fromarray(render(item.scene, model.parts.side)) for item in items]
         found = reflecting.criticise(model, [item.text for item in items], pictures)
@@ -161,7 +161,7 @@ class Critiques:
             for item, (said, chance) in zip(items, found, strict=True)
         ]
 
-    def figures(self, plan: Plan, items: Sequence[Shown], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: Plan, items: Sequence[CritiqueItem], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """How good a judge the model is, also of held-out combinations alone; how often it names what is wrong in the very words."""
         told = [(r["met"], r["accepted"], r["approval"]) for r in rows]
         out = verdicts(told)
