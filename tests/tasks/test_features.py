@@ -79,7 +79,7 @@ def test_a_model_that_remembers_nothing_says_the_same(model: Model, fresh: Model
 
 def test_features_are_those_of_the_model_and_know_nothing_of_company(model: Model) -> None:
     parts = model.parts
-    tasks = [understand.Ask(pixels=parts.look(picture(i)), question="what is this?") for i in (7, 8)]
+    tasks = [understand.Ask(pixels=parts.image_views(picture(i)), question="what is this?") for i in (7, 8)]
     edited = revising.CritiqueEdit(before=tasks[0].pixels, after=tasks[1].pixels, instruction="add a cat", length=4)
     built = [task.build(parts) for task in (*tasks, edited)]
     memory = Features(2**20)

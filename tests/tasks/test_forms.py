@@ -149,7 +149,7 @@ def test_in_the_engine_an_answer_is_what_it_is_alone(tiny: Model, writer: Model)
     """Unlike forms and plain questions, at once; the ids are compared through what they say, the last bit by the engine's own tests."""
     rng, requests, wanted = Random(5), {}, {}
     for number in range(4):
-        model, seen = (tiny, writer)[number % 2], tiny.parts.look(picture(number % 2))
+        model, seen = (tiny, writer)[number % 2], tiny.parts.image_views(picture(number % 2))
         form = of_schema(random_schema(rng)) if number < 3 else of_regex("[a-z ]{4,9}")
         holes = tuple(form.holes(model.parts.text, model.parts.wording))
         task = Fill(pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.room(4) for h in holes))
@@ -158,7 +158,9 @@ def test_in_the_engine_an_answer_is_what_it_is_alone(tiny: Model, writer: Model)
         wanted[number] = model.ask(
             picture(number % 2), "what?", form=form, seed=number, settings=["selection.noise=1"]
         ).text
-    plain = Request(task=Ask(pixels=tiny.parts.look(picture()), question="what?"), sampler=tiny.presets.ask(tiny.parts))
+    plain = Request(
+        task=Ask(pixels=tiny.parts.image_views(picture()), question="what?"), sampler=tiny.presets.ask(tiny.parts)
+    )
     engine = Engine(tiny.parts)
     handles = {number: engine.submit(request) for number, request in requests.items()}
     beside = engine.submit(plain)

@@ -186,11 +186,11 @@ def test_an_edit_is_tried_again_until_it_is_approved(model: Model) -> None:
 def test_the_judge_of_an_edit_sees_before_and_after(model: Model) -> None:
     white, red = (Image.new("RGB", (128, 128), colour) for colour in ("white", "red"))
     asked = revising.CritiqueEdit(
-        before=model.parts.glance(white), after=model.parts.glance(red), instruction="paint it red", length=16
+        before=model.parts.overview(white), after=model.parts.overview(red), instruction="paint it red", length=16
     )
     built = asked.build(model.parts)
     assert built.pixels is not None
-    assert torch.equal(built.pixels, torch.stack([model.parts.see(p)[0] for p in (white, red)]))
+    assert torch.equal(built.pixels, torch.stack([model.parts.preprocess(p)[0] for p in (white, red)]))
     assert "does this paint it red" in model.parts.text.decode(built.ids.tolist())
     told = revising.criticise(model, [white, red], [red, white], ["paint it red"] * 2)
     assert told[0][1] != told[1][1] and all(0 <= chance <= 1 for _, chance in told)

@@ -96,7 +96,9 @@ class EditGenerator:
             return np.stack([np.asarray(reflecting.best(rounds).image) for rounds in found])
         built = []
         for item, picture in zip(items, pictures, strict=True):
-            task = edit.Edit(pixels=model.parts.see(picture)[0], instruction=item.text, look=model.parts.look(picture))
+            task = edit.Edit(
+                pixels=model.parts.preprocess(picture)[0], instruction=item.text, look=model.parts.image_views(picture)
+            )
             built.append(task.build(model.parts))
         return _made(model, built, items, self._sampler(model))
 

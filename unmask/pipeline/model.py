@@ -167,7 +167,7 @@ class Model:
             again = override(sampler or self.presets.edit_again(self.parts), settings)
             asked = ([picture] * n, [said] * n, seeds)
             return self._thought(said, seeds, chosen, lambda: revising.revise(self, *asked, thinking, chosen, again))
-        (pixels, _), seen, layout = self.parts.see(picture), self.parts.look(picture), thinking.layout
+        (pixels, _), seen, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(seen, said)], [0])
@@ -189,7 +189,7 @@ class Model:
         picture, painted = read_image(image), read_image(region)
         if painted.size != picture.size:
             raise ImageError(f"the region is {painted.size} and the picture {picture.size}; make both of one size")
-        pixels, _ = self.parts.see(picture)
+        pixels, _ = self.parts.preprocess(picture)
         shown = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=shown, prompt=self._prompt(prompt, empty=True))
         chosen = override(self.presets.generate(self.parts), settings)
@@ -210,7 +210,7 @@ class Model:
 
         ``form``: what the answer has to look like, from ``tokens.forms``; ``answer.value`` is then what it says.
         """
-        seen, longest = self.parts.look(read_image(image)), self.presets.answer if length is None else length
+        seen, longest = self.parts.image_views(read_image(image)), self.presets.answer if length is None else length
         if longest < 1:
             raise ValueError(f"an answer needs at least one token, got length {longest}; give 1 or more")
         said, chosen = self._prompt(question), override(self.presets.ask(self.parts), settings)
@@ -241,7 +241,7 @@ class Model:
         if not 1 <= steps <= 4:
             raise ValueError(f"a box has four coordinates, so steps must be 1 to 4, got {steps}")
         picture = read_image(image)
-        seen, placement = self.parts.look(picture), Placement(width=picture.width, height=picture.height)
+        seen, placement = self.parts.image_views(picture), Placement(width=picture.width, height=picture.height)
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         asked = tuple(self._prompt(p) for p in given)
         turns = [(p,) for p in asked] if self.parts.quirks.one_segment and asked else [asked]

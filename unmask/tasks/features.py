@@ -19,7 +19,7 @@ from torch import Tensor
 from unmask.sequence import Kind, Sequence
 
 
-class Sees(Protocol):
+class VisionEncoder(Protocol):
     """Views of a picture [V, 3, H, W] -> what they look like, [rows, D]."""
 
     def features(self, pixels: Tensor, /) -> Tensor: ...
@@ -45,7 +45,7 @@ class Features:
             self.bytes = 0
 
     @torch.no_grad()
-    def of(self, sequences: Items[Sequence], net: Sees, device: torch.device) -> Tensor | None:
+    def of(self, sequences: Items[Sequence], net: VisionEncoder, device: torch.device) -> Tensor | None:
         """The rows that ``Batch.feature`` numbers for these sequences; None where they have no picture."""
         views = [shown for sequence in sequences for shown in _looks(sequence)]
         return torch.cat([self(v, lambda v=v: net.features(v.to(device))) for v in views]) if views else None

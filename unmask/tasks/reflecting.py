@@ -157,7 +157,7 @@ def remembered(parts: Parts, rounds: Items[Round], most: int, seed: int) -> tupl
         by_critique.setdefault(tried.critique, []).append(number)
     chosen = [rng.choice(numbers) for numbers in by_critique.values()]
     chosen = sorted(rng.sample(chosen, min(most, len(chosen))))
-    return tuple(Attempt(picture=parts.glance(rounds[i].image), critique=rounds[i].critique) for i in chosen)
+    return tuple(Attempt(picture=parts.overview(rounds[i].image), critique=rounds[i].critique) for i in chosen)
 
 
 def layouts(model: Thinks, prompts: Items[str], seeds: Items[int], conditions: Conditions | None) -> list[Layout]:
@@ -169,7 +169,9 @@ def layouts(model: Thinks, prompts: Items[str], seeds: Items[int], conditions: C
 def criticise(model: Thinks, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
     """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
     parts, length = model.parts, model.presets.critique_length
-    tasks = [Critique(pixels=parts.look(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)]
+    tasks = [
+        Critique(pixels=parts.image_views(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)
+    ]
     return heard(model, tasks)
 
 

@@ -66,8 +66,8 @@ def revise(
     known: dict[int, tuple[Tensor, Tensor | Look, Tensor]] = {}
     for image in images:
         if id(image) not in known:  # one picture may be edited several times
-            pixels = parts.see(image)[0]
-            known[id(image)] = pixels, parts.look(image), parts.encode(pixels)
+            pixels = parts.preprocess(image)[0]
+            known[id(image)] = pixels, parts.image_views(image), parts.encode(pixels)
     sources = [known[id(image)] for image in images]
 
     def plan(live: Items[int], own: Items[int], rounds: Rounds) -> list[Layout]:
@@ -99,7 +99,7 @@ def criticise(
     model: Thinks, before: Items[Image.Image], after: Items[Image.Image], instructions: Items[str]
 ) -> list[tuple[str, float]]:
     """What the model says of edits, and how probable its approval was at the outset (``Round.approval``)."""
-    glance, length = model.parts.glance, model.presets.critique_length
+    overview, length = model.parts.overview, model.presets.critique_length
     asked = zip(before, after, instructions, strict=True)
-    tasks = [CritiqueEdit(before=glance(b), after=glance(a), instruction=w, length=length) for b, a, w in asked]
+    tasks = [CritiqueEdit(before=overview(b), after=overview(a), instruction=w, length=length) for b, a, w in asked]
     return reflecting.heard(model, tasks)
