@@ -20,14 +20,14 @@ from unmask.evaluation.world_thinking import Critiques, Reflections, taken
 from unmask.pipeline.model import Model
 from unmask.tasks import reflecting
 from unmask.tasks.reflecting import Thinking
-from unmask.tasks.results import Round
+from unmask.tasks.results import Attempt
 
 PLAN = Plan(n=12, batch=5)
 SCENES = {p.text: p.scene for kind in CATEGORIES for p in prompts(kind, 2, level="grid", split="test", seed=0)}
 
 
-def round_of(image: Image.Image, critique: str, approval: float) -> Round:
-    return Round(
+def round_of(image: Image.Image, critique: str, approval: float) -> Attempt:
+    return Attempt(
         image=image, plan=None, critique=critique, accepted="is correct" in critique, approval=approval, seed=0
     )
 
@@ -35,7 +35,7 @@ def round_of(image: Image.Image, critique: str, approval: float) -> Round:
 def test_a_model_that_gets_it_right_the_second_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     blank = Image.new("RGB", (128, 128), "white")
 
-    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Round]]:
+    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Attempt]]:
         right = [Image.fromarray(render(SCENES[text], 128)) for text in texts]
         return [[round_of(blank, "there is no such thing", 0.1), round_of(r, "is correct", 0.9)] for r in right]
 
@@ -55,7 +55,7 @@ def test_a_model_that_gets_it_right_the_second_time(model: Model, monkeypatch: p
 def test_an_arm_that_thinks_hands_over_the_best_try(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Thinking] = []
 
-    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Round]]:
+    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Attempt]]:
         asked.append(thinking)
         colours = (("black", "no", 0.1), ("red", "no", 0.7), ("green", "no", 0.2))
         return [[round_of(Image.new("RGB", (8, 8), c), said, chance) for c, said, chance in colours] for _ in texts]

@@ -15,7 +15,7 @@ from unmask.recipe import override
 from unmask.sequence import Kind
 from unmask.tasks import planning, reflecting, revising
 from unmask.tasks.reflecting import Thinking, accepts, best, criticise, remembered, think
-from unmask.tasks.results import Round
+from unmask.tasks.results import Attempt
 from unmask.tasks.revising import revise
 from unmask.tokens.layouts import Layout, Placed, layout_of, to_ids
 from unmask.tokens.text import EOT
@@ -99,7 +99,7 @@ def test_a_retry_is_shown_its_failures_and_none_without_memory(model: Model) -> 
 def test_memory_has_distinct_critiques_in_order(model: Model) -> None:
     picture = Image.new("RGB", (128, 128))
     critiques = ["a", "b", "a", "c", "a", "d"]
-    rounds = [Round(image=picture, plan=None, critique=c, accepted=False, approval=0.0, seed=0) for c in critiques]
+    rounds = [Attempt(image=picture, plan=None, critique=c, accepted=False, approval=0.0, seed=0) for c in critiques]
     kept = [tuple(a.critique for a in remembered(model.parts, rounds, 3, seed)) for seed in range(30)]
     assert all(len(set(k)) == len(k) == 3 for k in kept) and len(set(kept)) > 3
     assert remembered(model.parts, rounds, 3, 7)[0].critique == remembered(model.parts, rounds, 3, 7)[0].critique
@@ -109,7 +109,7 @@ def test_memory_has_distinct_critiques_in_order(model: Model) -> None:
 def test_the_best_try_is_the_approved_one_or_the_nearest_to_it(model: Model) -> None:
     picture = Image.new("RGB", (128, 128))
     tries = [
-        Round(image=picture, plan=None, critique="", accepted=a, approval=p, seed=i)
+        Attempt(image=picture, plan=None, critique="", accepted=a, approval=p, seed=i)
         for i, (a, p) in enumerate([(False, 0.2), (False, 0.4), (False, 0.4), (True, 0.1)])
     ]
     assert best(tries).seed == 3 and best(tries[:3]).seed == 1
@@ -166,7 +166,7 @@ def test_an_edit_is_tried_again_until_it_is_approved(model: Model) -> None:
         override(model.presets.edit_again(model.parts), ["token_sampler.temperature=9"]),
     )
 
-    def tried(some: list[str], shown: list[Image.Image]) -> tuple[Scripted, list[list[Round]]]:
+    def tried(some: list[str], shown: list[Image.Image]) -> tuple[Scripted, list[list[Attempt]]]:
         scripted = Scripted(model, plans=list(plans), critiques={k: list(said[k]) for k in some})
         seeds = [10 + list(said).index(k) for k in some]
         return scripted, revise(scripted, shown, some, seeds, Thinking(plan=True, rounds=4), sampler, again)

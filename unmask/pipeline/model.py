@@ -37,7 +37,7 @@ from unmask.tasks import (
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
-from unmask.tasks.results import Answer, Box, Drawing, Grounding, Round, describe
+from unmask.tasks.results import Answer, Attempt, Box, Drawing, Grounding, describe
 from unmask.tasks.running import Decoded, Shown, Through, Watch, answer, decide
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
@@ -288,7 +288,7 @@ class Model:
         )
         return replace(done, seconds=time.perf_counter() - began)  # pictures that had to be looked at included
 
-    def tell(self, row: int, thought: Layout | Round) -> None:
+    def tell(self, row: int, thought: Layout | Attempt) -> None:
         """What was thought on the way to picture ``row`` of a call, for whoever follows it (``through``)."""
         if self.through:
             self.through.tell(row, thought)
@@ -321,7 +321,7 @@ class Model:
         ]
 
     def _thought(
-        self, prompt: str, seeds: list[int], sampler: Sampler, think: Callable[[], list[list[Round]]]
+        self, prompt: str, seeds: list[int], sampler: Sampler, think: Callable[[], list[list[Attempt]]]
     ) -> list[Drawing]:
         """The best of all tries for every seed."""
         began, n = time.perf_counter(), len(seeds)

@@ -18,7 +18,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Cancelled, Given, Handle, Request
-from unmask.tasks.results import Round
+from unmask.tasks.results import Attempt
 from unmask.tasks.running import Decoded, Shown, Watch
 from unmask.tokens.layouts import Layout
 
@@ -34,7 +34,7 @@ class Listener(Protocol):
 
     def queued(self, position: int) -> None: ...
     def shown(self, shown: Shown, behind: bool) -> None: ...
-    def told(self, thought: Layout | Round) -> None: ...
+    def told(self, thought: Layout | Attempt) -> None: ...
 
 
 class Job:
@@ -73,7 +73,7 @@ class Job:
                     handle.cancel()
         return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
-    def tell(self, row: int, thought: Layout | Round) -> None:
+    def tell(self, row: int, thought: Layout | Attempt) -> None:
         if self.listener:
             self.listener.told(thought)
 

@@ -22,7 +22,7 @@ from unmask.sequence import Sequence as Tokens
 from unmask.serving.service import Started
 from unmask.tasks.generate import picture_so_far
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Round
+from unmask.tasks.results import Attempt
 from unmask.tasks.running import Shown
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import EOS, EOT, Text
@@ -75,7 +75,7 @@ class PictureEvents:
             tokens = tokens_of(shown.sequence, self.parts.text)
             self._tell("text", stage=stage, round=self.round, step=shown.number, of=shown.of, tokens=tokens)
 
-    def told(self, thought: Layout | Round) -> None:
+    def told(self, thought: Layout | Attempt) -> None:
         if not self.trace:
             return
         if isinstance(thought, Layout):
@@ -155,7 +155,7 @@ class ChatEvents:
         if self.stream and not self.formed:
             self.say(_committed(shown.sequence, self.text))
 
-    def told(self, thought: Layout | Round) -> None:
+    def told(self, thought: Layout | Attempt) -> None:
         if self.trace and isinstance(thought, Layout):
             self.emit({"delta": {}, "unmask": {"plan": thought.to_json()}})
 

@@ -23,15 +23,15 @@ from unmask.sequence import Sequence, collate
 from unmask.tasks.generate import Generate
 from unmask.tasks.parts import Parts
 from unmask.tasks.planning import Plan
-from unmask.tasks.results import Round, answered
+from unmask.tasks.results import Attempt, answered
 from unmask.tasks.running import Thinks, perform
-from unmask.tokens.build import Attempt, asking, looking
+from unmask.tokens.build import FailedAttempt, asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.views import Look
 
-Rounds = Items[Items[Round]]
-MOST_ROUNDS = 64
+Attempts = Items[Items[Attempt]]
+MAX_ATTEMPTS = 64
 NEEDS = frozenset({"und", "gen", "text_head", "vision", "vq.decoder"})  # to plan, draw and judge
 _RIGHT = "is correct"
 
@@ -73,8 +73,8 @@ class Thinking:
     memory: int = 3
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rounds <= MOST_ROUNDS:
-            raise ValueError(f"reflection takes 1 to {MOST_ROUNDS} rounds, got {self.rounds}; 8 are the paper's")
+        if not 1 <= self.rounds <= MAX_ATTEMPTS:
+            raise ValueError(f"reflection takes 1 to {MAX_ATTEMPTS} rounds, got {self.rounds}; 8 are the paper's")
         if self.memory < 0:
             raise ValueError(f"memory is a number of pictures, got {self.memory}; give 0 or more")
 
@@ -86,16 +86,16 @@ def think(
     thinking: Thinking,
     sampler: Sampler,
     conditions: Conditions | None = None,
-) -> list[list[Round]]:
+) -> list[list[Attempt]]:
     """All rounds of every prompt; ``best`` says which is its result. They follow from its own seed alone, whatever the company.
 
     ``sampler`` draws the pictures. ``NEEDS`` must have been loaded.
     """
 
-    def plan(live: Items[int], own: Items[int], rounds: Rounds) -> list[Layout]:
+    def plan(live: Items[int], own: Items[int], rounds: Attempts) -> list[Layout]:
         return layouts(model, [prompts[i] for i in live], own, conditions)
 
-    def draw(live: Items[int], own: Items[int], rounds: Rounds, plans: Items[Layout | None]) -> list[Image.Image]:
+    def draw(live: Items[int], own: Items[int], rounds: Attempts, plans: Items[Layout | None]) -> list[Image.Image]:
         past = [remembered(model.parts, rounds[i], thinking.memory, seed) for i, seed in zip(live, own, strict=True)]
         tasks = [
             Generate(prompt=prompts[i], conditions=conditions, plan=layout, attempts=attempts)
@@ -113,16 +113,16 @@ def until_approved(
     model: Thinks,
     seeds: Items[int],
     thinking: Thinking,
-    plan: Callable[[Items[int], Items[int], Rounds], list[Layout]],
-    draw: Callable[[Items[int], Items[int], Rounds, Items[Layout | None]], list[Image.Image]],
+    plan: Callable[[Items[int], Items[int], Attempts], list[Layout]],
+    draw: Callable[[Items[int], Items[int], Attempts, Items[Layout | None]], list[Image.Image]],
     judge: Callable[[Items[int], Items[Image.Image]], list[tuple[str, float]]],
-) -> list[list[Round]]:
+) -> list[list[Attempt]]:
     """As many rounds as ``thinking`` has, or until one is approved, of as many requests as there are seeds.
 
     Each round asks for layouts, pictures, and what is wrong with these, of the requests that are still ``live``, from seeds of its
     ``own``; ``rounds`` are the earlier ones of all requests.
     """
-    rounds: list[list[Round]] = [[] for _ in seeds]
+    rounds: list[list[Attempt]] = [[] for _ in seeds]
     live = list(range(len(seeds)))
     for number in range(thinking.rounds):
         own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
@@ -135,7 +135,7 @@ def until_approved(
         images = draw(live, own, rounds, plans)
         words = judge(live, images) if thinking.rounds > 1 else [("", 0.0)] * len(live)
         for i, image, layout, (said, chance), seed in zip(live, images, plans, words, own, strict=True):
-            made = Round(image=image, plan=layout, critique=said, accepted=accepts(said), approval=chance, seed=seed)
+            made = Attempt(image=image, plan=layout, critique=said, accepted=accepts(said), approval=chance, seed=seed)
             rounds[i].append(made)
             model.tell(i, made)
         live = [i for i in live if not rounds[i][-1].accepted]
@@ -144,12 +144,12 @@ def until_approved(
     return rounds
 
 
-def best(rounds: Items[Round]) -> Round:
+def best(rounds: Items[Attempt]) -> Attempt:
     """The approved try, or where there is none the one that came nearest to it; the first of equals."""
     return max(rounds, key=lambda r: (r.accepted, r.approval))
 
 
-def remembered(parts: Parts, rounds: Items[Round], most: int, seed: int) -> tuple[Attempt, ...]:
+def remembered(parts: Parts, rounds: Items[Attempt], most: int, seed: int) -> tuple[FailedAttempt, ...]:
     """At most ``most`` failures in the order they were made, chosen by chance, no two with the same critique."""
     rng = Random(f"memory/{seed}")
     by_critique: dict[str, list[int]] = {}
@@ -157,7 +157,7 @@ def remembered(parts: Parts, rounds: Items[Round], most: int, seed: int) -> tupl
         by_critique.setdefault(tried.critique, []).append(number)
     chosen = [rng.choice(numbers) for numbers in by_critique.values()]
     chosen = sorted(rng.sample(chosen, min(most, len(chosen))))
-    return tuple(Attempt(picture=parts.overview(rounds[i].image), critique=rounds[i].critique) for i in chosen)
+    return tuple(FailedAttempt(picture=parts.overview(rounds[i].image), critique=rounds[i].critique) for i in chosen)
 
 
 def layouts(model: Thinks, prompts: Items[str], seeds: Items[int], conditions: Conditions | None) -> list[Layout]:
@@ -167,7 +167,7 @@ def layouts(model: Thinks, prompts: Items[str], seeds: Items[int], conditions: C
 
 
 def criticise(model: Thinks, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
-    """What the model says of pictures of prompts, and how probable its approval was at the outset (``Round.approval``)."""
+    """What the model says of pictures of prompts, and how probable its approval was at the outset (``Attempt.approval``)."""
     parts, length = model.parts, model.presets.critique_length
     tasks = [
         Critique(pixels=parts.image_views(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)

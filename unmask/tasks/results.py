@@ -14,7 +14,7 @@ from unmask.tokens.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
+class Attempt:
     """One try at a picture: the layout it was drawn from (or none), and what the model said of it, if it was asked.
 
     ``approval``: how probable it found it that it would approve, before it had said a word, 0..1.
@@ -47,7 +47,7 @@ class Drawing:
     settings: dict[str, Any] = field(default_factory=dict)
     trace: tuple[Image.Image, ...] = ()
     plan: Layout | None = None
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[Attempt, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pictures; plan and rounds where there are any."""

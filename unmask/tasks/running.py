@@ -14,7 +14,7 @@ from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Sequence, collate, decided
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.results import Answer, Round, describe, so_far
+from unmask.tasks.results import Answer, Attempt, describe, so_far
 from unmask.tokens.layouts import Layout
 
 
@@ -45,7 +45,7 @@ class Through(Protocol):
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
     ) -> Decoded: ...
-    def tell(self, row: int, thought: Layout | Round) -> None: ...
+    def tell(self, row: int, thought: Layout | Attempt) -> None: ...
 
 
 class Runs(Protocol):
@@ -67,7 +67,7 @@ class Thinks(Runs, Protocol):
     def presets(self) -> Presets: ...
     @property
     def device(self) -> torch.device: ...
-    def tell(self, row: int, thought: Layout | Round) -> None: ...
+    def tell(self, row: int, thought: Layout | Attempt) -> None: ...
 
 
 def decide(
