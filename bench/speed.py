@@ -105,9 +105,9 @@ def thinking(model: Model, each: int) -> list[Line]:
     lines = []
     for most in (1, 2, 4, 8):
         began = time.perf_counter()
-        drawn = [model.generate(p.text, seed=p.seed, plan=True, reflect=most)[0] for p in asked]
+        drawn = [model.generate(p.text, seed=p.seed, plan=True, attempts=most)[0] for p in asked]
         seconds = (time.perf_counter() - began) / len(asked)
-        tries = sum(max(1, len(d.rounds)) for d in drawn) / len(asked)
+        tries = sum(max(1, len(d.attempts)) for d in drawn) / len(asked)
         lines.append(Line(name=f"speed.reflect.{most}", value=seconds, unit="s", more={"tries": tries}))
     return lines
 

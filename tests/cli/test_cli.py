@@ -143,8 +143,8 @@ def test_generate_thinks_and_shows_what_it_thought(
     Path("boxes.json").write_text(json.dumps(things))
     _run(capsys, *words, "b.png", "--boxes", "boxes.json")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
-    rounds = json.loads(_run(capsys, *words, "c.png", "--plan", "--reflect", "3")[0])[0]["rounds"]
-    assert 1 <= len(rounds) <= 3 and all(r["accepted"] is False for r in rounds[:-1])
+    attempts = json.loads(_run(capsys, *words, "c.png", "--plan", "--attempts", "3")[0])[0]["attempts"]
+    assert 1 <= len(attempts) <= 3 and all(r["accepted"] is False for r in attempts[:-1])
     assert Image.open("t.png").height > 100
     out, _ = _run(
         capsys, "edit", "in.png", "add a cat", "--plan", "--json", "--model", folder, "-o", "schedule.steps=2"
@@ -162,8 +162,8 @@ def test_generate_thinks_and_shows_what_it_thought(
         "--thoughts",
         "e.png",
     )
-    rounds = json.loads(_run(capsys, *words, "--plan", "--reflect", "2")[0])[0]["rounds"]
-    assert 1 <= len(rounds) <= 2 and all(r["critique"] and r["plan"] for r in rounds)
+    attempts = json.loads(_run(capsys, *words, "--plan", "--attempts", "2")[0])[0]["attempts"]
+    assert 1 <= len(attempts) <= 2 and all(r["critique"] and r["plan"] for r in attempts)
     assert Image.open("e.png").width == 1200
 
 
@@ -354,7 +354,7 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("generate x --contrast 0.6", "0.6 is not in the range"),
         ("generate x --score 11", "11.0 is not in the range"),
         ("generate x --crop -1 0", "-1 is not in the range"),
-        ("generate x --reflect some", "'some' is not a valid integer"),
+        ("generate x --attempts some", "'some' is not a valid integer"),
         ("generate x -o steps", "key=value"),
         ("generate x --device toaster", "'toaster' is not a device"),
         ("generate x --model nosuch", "nosuch"),
@@ -402,8 +402,8 @@ def test_a_mistake_is_two_lines_and_exit_2(
     ("words", "said"),
     [
         (["generate", ""], "the prompt is empty"),
-        (["generate", "x", "--reflect", "0"], "1 to 64 rounds"),
-        (["edit", "in.png", "x", "--reflect", "65"], "1 to 64 rounds"),
+        (["generate", "x", "--attempts", "0"], "attempts must be 1 to 64"),
+        (["edit", "in.png", "x", "--attempts", "65"], "attempts must be 1 to 64"),
         (["generate", "apple " * 5000], "longer than"),
         (["generate", "x", "-o", "schedule.stepz=3"], "did you mean 'steps'"),
         (["generate", "x", "-o", "schedule.steps=many"], "wanted a number"),

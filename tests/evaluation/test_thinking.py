@@ -62,7 +62,7 @@ def test_an_arm_that_thinks_hands_over_the_best_try(model: Model, monkeypatch: p
 
     monkeypatch.setattr(reflecting, "think", think)
     items = prompts("single", 2, level="grid", split="test", seed=0)
-    arm = PromptGenerator(thinking=Thinking(plan=True, rounds=3))
+    arm = PromptGenerator(thinking=Thinking(plan=True, attempts=3))
     assert arm(model, items)[:, 0, 0].tolist() == [[255, 0, 0]] * 2
     assert asked == [arm.thinking] and arm.settings(model) != PromptGenerator().settings(model)
 

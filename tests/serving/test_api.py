@@ -128,19 +128,19 @@ def test_a_picture_is_edited_or_redrawn_where_the_mask_says(server: Server, pict
 
 def test_an_edit_is_planned_judged_and_tried_again(server: Server, picture: Image.Image) -> None:
     file, form = ("picture.png", png(picture)), {"prompt": "make it red", "seed": "3", "steps": "3"}
-    alone = tiny().edit(picture, "make it red", seed=3, plan=True, reflect=3, settings=["schedule.steps=3"])[0]
-    assert len(alone.rounds) > 1, "choose a seed whose first try is not approved"
+    alone = tiny().edit(picture, "make it red", seed=3, plan=True, attempts=3, settings=["schedule.steps=3"])[0]
+    assert len(alone.attempts) > 1, "choose a seed whose first try is not approved"
     sent = {**form, "plan": "true", "reflect": "3", "stream": "true", "trace": "true"}
     found = events(plain(server).post("/v1/images/edits", data=sent, files={"image": file}))
     done, rounds = found[-1], [e for e in found if e["type"] == "unmask.round"]
     assert done["type"] == "image_edit.completed" and same(opened(done["b64_json"]), alone.image)
-    assert [r["critique"] for r in done["unmask"]["rounds"]] == [r.critique for r in alone.rounds]
+    assert [r["critique"] for r in done["unmask"]["rounds"]] == [r.critique for r in alone.attempts]
     assert [(e["round"], e["critique"], e["accepted"]) for e in rounds] == [
-        (i, r.critique, r.accepted) for i, r in enumerate(alone.rounds)
+        (i, r.critique, r.accepted) for i, r in enumerate(alone.attempts)
     ]
-    assert all(same(opened(e["b64_json"]), r.image) for e, r in zip(rounds, alone.rounds, strict=True))
+    assert all(same(opened(e["b64_json"]), r.image) for e, r in zip(rounds, alone.attempts, strict=True))
     plans = [e for e in found if e["type"] == "unmask.plan"]
-    assert [(e["round"], e["plan"]) for e in plans] == [(i, r.plan.to_json()) for i, r in enumerate(alone.rounds)]
+    assert [(e["round"], e["plan"]) for e in plans] == [(i, r.plan.to_json()) for i, r in enumerate(alone.attempts)]
     assert {e["stage"] for e in found if e["type"] == "unmask.text"} == {"plan", "critique"}
     assert {e["round"] for e in found if e["type"] == "unmask.frame"} == set(range(len(rounds)))
 

@@ -97,7 +97,7 @@ def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) ->
     got, image = results(here / "out"), here / "in.png"
     pictures = {
         "d1": model.generate("1 dogs", seed=1, settings=FEW)[0],
-        "thought": model.generate("a cat", plan=True, reflect=2, settings=FEW)[0],
+        "thought": model.generate("a cat", plan=True, attempts=2, settings=FEW)[0],
         "edit": model.edit(image, "make it blue", seed=7, settings=FEW)[0],
         "infill": model.infill(image, here / "region.png", prompt="a cat", settings=FEW),
     }

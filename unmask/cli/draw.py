@@ -19,8 +19,8 @@ from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, sav
 _GAP = "[mask]"
 
 _plan = click.option("--plan", is_flag=True, help="Think of a layout first.")
-_reflect = click.option(
-    "--reflect", type=int, default=1, show_default=True, metavar="N", help="Judge, and draw up to N pictures."
+_attempts = click.option(
+    "--attempts", type=int, default=1, show_default=True, metavar="N", help="Judge, and draw up to N pictures."
 )
 _thoughts = path_option("--thoughts", tuple(WRITABLE), "Also save plans and critiques as a sheet.")
 _trace = path_option("--trace", TRACES, "Also save how it came about: .gif moves, .png is a strip.")
@@ -66,7 +66,7 @@ def _light(command: Command) -> Command:
 @click.option(
     "--boxes", metavar="LAYOUT", help="Draw from this layout: 'name: x1,y1,x2,y2; …' in fractions, or a JSON file."
 )
-@_reflect
+@_attempts
 @_thoughts
 @model_options
 def generate(
@@ -77,13 +77,13 @@ def generate(
     trace: Path | None,
     plan: bool,
     boxes: str | None,
-    reflect: int,
+    attempts: int,
     thoughts: Path | None,
     asked: dict[str, Any],
 ) -> None:
     """Draw pictures from a prompt.
 
-    Prints the path of every picture. With --reflect that is the first which the model itself finds right, or of N the one that came
+    Prints the path of every picture. With --attempts that is the first which the model itself finds right, or of N the one that came
     nearest.
 
     \b
@@ -95,20 +95,20 @@ def generate(
       unmask generate "a clock" --luminance 0.6 --contrast 0.05
       unmask generate "a dog above a car" --plan --thoughts plan.png
       unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"
-      unmask generate "a red apple left of a blue cup" --plan --reflect 8 --thoughts rounds.png
+      unmask generate "a red apple left of a blue cup" --plan --attempts 8 --thoughts rounds.png
     """
     if plan and boxes:
         raise click.UsageError("--boxes is a plan already; leave out --plan")
     _apart(out, trace, thoughts)
     layout = _layout(boxes) if boxes else plan
-    model = run.open("reflect" if reflect > 1 else "plan" if plan else "generate")
+    model = run.open("reflect" if attempts > 1 else "plan" if plan else "generate")
     drawn = model.generate(
         prompt,
         n=count,
         seed=run.seed,
         conditions=model.parts.conditions(**asked),
         plan=layout,
-        reflect=reflect,
+        attempts=attempts,
         trace=trace is not None,
         settings=run.settings,
     )
@@ -122,7 +122,7 @@ def generate(
 @path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "edited.png")
 @_trace
 @_plan
-@_reflect
+@_attempts
 @_thoughts
 @model_options
 def edit(
@@ -133,12 +133,12 @@ def edit(
     out: Path,
     trace: Path | None,
     plan: bool,
-    reflect: int,
+    attempts: int,
     thoughts: Path | None,
 ) -> None:
     """Change a picture as an instruction says.
 
-    Prints the path of every picture. With --reflect that is the first which the model itself finds right, or of N the one that came
+    Prints the path of every picture. With --attempts that is the first which the model itself finds right, or of N the one that came
     nearest.
 
     \b
@@ -147,18 +147,18 @@ def edit(
       unmask edit apples.png "add a cat at the top left" --out cat.png
       unmask edit apples.png "remove the cat" -n 2 --seed 3 --trace gone.gif
       unmask edit apples.png "move the cat to the top left" --plan --thoughts plan.png
-      unmask edit apples.png "remove the cat" --reflect 4 --thoughts rounds.png
+      unmask edit apples.png "remove the cat" --attempts 4 --thoughts rounds.png
     """
     _apart(out, trace, thoughts)
     picture = read_image(image)
-    model = run.open("edit-reflect" if reflect > 1 else "edit-plan" if plan else "edit")
+    model = run.open("edit-reflect" if attempts > 1 else "edit-plan" if plan else "edit")
     drawn = model.edit(
         picture,
         instruction,
         n=count,
         seed=run.seed,
         plan=plan,
-        reflect=reflect,
+        attempts=attempts,
         trace=trace is not None,
         settings=run.settings,
     )

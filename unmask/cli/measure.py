@@ -43,7 +43,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @click.option("--all", "everything", is_flag=True, help="geneval: also draw what the judge cannot judge.")
 @click.option("--plan", is_flag=True, help="geneval, dpg, imgedit: think of a layout before every picture.")
 @click.option(
-    "--reflect", type=int, default=1, show_default=True, metavar="N", help="geneval, dpg: up to N tries a picture."
+    "--attempts", type=int, default=1, show_default=True, metavar="N", help="geneval, dpg: up to N tries a picture."
 )
 @setting_option("Benchmarks: change a field of the sampler; may be repeated.")
 @click.option(

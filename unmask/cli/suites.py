@@ -28,7 +28,7 @@ class EvalOptions:
     everything: bool
     settings: tuple[str, ...]
     plan: bool
-    reflect: int
+    attempts: int
     clip: Path | None
     real: Path | None
     batch: int
@@ -103,7 +103,7 @@ def _drawer(options: EvalOptions) -> Any:
 def _thinking(options: EvalOptions) -> Any:
     from unmask.tasks.reflecting import Thinking
 
-    return Thinking(plan=options.plan, rounds=options.reflect)
+    return Thinking(plan=options.plan, attempts=options.attempts)
 
 
 def _dpg(options: EvalOptions) -> Callable[[Any], Any]:
@@ -152,17 +152,17 @@ _DRAWS = frozenset({"prompts", "settings"})
 SUITES: dict[str, Suite] = {
     "world": Suite(takes=frozenset({"level", "only", "seed"}), wants=frozenset(), open=_world),
     "geneval": Suite(
-        takes=_DRAWS | {"only", "seed", "each", "everything", "plan", "reflect", "clip", "real"},
+        takes=_DRAWS | {"only", "seed", "each", "everything", "plan", "attempts", "clip", "real"},
         wants=frozenset({"prompts", "out"}),
         open=_geneval,
     ),
     "dpg": Suite(
-        takes=_DRAWS | {"seed", "each", "plan", "reflect", "clip", "real"},
+        takes=_DRAWS | {"seed", "each", "plan", "attempts", "clip", "real"},
         wants=frozenset({"prompts", "out"}),
         open=_dpg,
     ),
     "imgedit": Suite(
-        takes=_DRAWS | {"only", "seed", "images", "plan", "reflect"},
+        takes=_DRAWS | {"only", "seed", "images", "plan", "attempts"},
         wants=frozenset({"prompts", "images", "out"}),
         open=_imgedit,
     ),

@@ -14,8 +14,8 @@ _COLUMNS = 4
 
 def sheet_of(drawing: Drawing) -> Image.Image:
     """Every try with the boxes of its plan and its critique; a picture that was not reflected upon is its own only try."""
-    if drawing.rounds:
-        cells = [_cell(r.image, r.plan, f"{i}. {r.critique}") for i, r in enumerate(drawing.rounds, 1)]
+    if drawing.attempts:
+        cells = [_cell(r.image, r.plan, f"{i}. {r.critique}") for i, r in enumerate(drawing.attempts, 1)]
     else:
         cells = [_cell(drawing.image, drawing.plan, "")]
     return sheet([Row(cells=tuple(cells), columns=_COLUMNS, title=drawing.prompt)])

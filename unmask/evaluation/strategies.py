@@ -63,7 +63,7 @@ class PromptGenerator:
             model.parts.require(reflecting.NEEDS)
             texts, seeds = [item.text for item in items], [item.seed for item in items]
             found = reflecting.think(model, texts, seeds, self.thinking, self._sampler(model))
-            return np.stack([np.asarray(reflecting.best(rounds).image) for rounds in found])
+            return np.stack([np.asarray(reflecting.best(attempts).image) for attempts in found])
         built = [generate.Generate(prompt=item.text).build(model.parts) for item in items]
         return _made(model, built, items, self._sampler(model))
 
@@ -93,7 +93,7 @@ class EditGenerator:
             texts, seeds = [item.text for item in items], [item.seed for item in items]
             samplers = self._sampler(model), self._again(model)
             found = revising.revise(model, pictures, texts, seeds, self.thinking, *samplers)
-            return np.stack([np.asarray(reflecting.best(rounds).image) for rounds in found])
+            return np.stack([np.asarray(reflecting.best(attempts).image) for attempts in found])
         built = []
         for item, picture in zip(items, pictures, strict=True):
             task = edit.Edit(

@@ -29,7 +29,7 @@ PARTS: dict[str, Part] = {
     "edit": Edits(),
     "vq": Rebuilds(),
     "edit_plan": Edits(draw=EditGenerator(thinking=Thinking(plan=True)), name="edit_plan"),
-    "edit_reflection": Edits(draw=EditGenerator(thinking=Thinking(plan=True, rounds=8)), name="edit_reflection"),
+    "edit_reflection": Edits(draw=EditGenerator(thinking=Thinking(plan=True, attempts=8)), name="edit_reflection"),
     "critique": Critiques(),
     "reflection": Reflections(),
     "conditions": Conditioned(),

@@ -33,10 +33,10 @@ from unmask.tasks.reflecting import Thinking
 
 @dataclass(frozen=True, kw_only=True)
 class Reflections:
-    """The prompts of ``GenEval``, drawn by ``plain`` and with up to ``rounds`` tries; the first try alone is the arm of planning."""
+    """The prompts of ``GenEval``, drawn by ``plain`` and with up to ``attempts`` tries; the first try alone is the arm of planning."""
 
     plain: GenerationStrategy = PromptGenerator()
-    thinking: Thinking = Thinking(plan=True, rounds=8)
+    thinking: Thinking = Thinking(plan=True, attempts=8)
     judge: Callable[[], Judge] = load_judge
     name: str = "reflection"
 
@@ -48,7 +48,7 @@ class Reflections:
         return [
             *(describe(make(model.parts)) for make in made),
             self.plain.settings(model),
-            self.thinking.rounds,
+            self.thinking.attempts,
             self.thinking.memory,
             weights_digest(self.judge()).hex(),
         ]
@@ -57,18 +57,18 @@ class Reflections:
         model.parts.require(reflecting.NEEDS)
         sampler = model.presets.generate(model.parts)
         found = reflecting.think(model, [p.text for p in items], [p.seed for p in items], self.thinking, sampler)
-        seen = iter(self.judge().look(np.stack([np.asarray(r.image) for rounds in found for r in rounds])))
+        seen = iter(self.judge().look(np.stack([np.asarray(r.image) for attempts in found for r in attempts])))
         plain = self.plain(model, items)
         findings = []
-        for prompt, rounds, picture, look in zip(items, found, plain, self.judge().look(plain), strict=True):
+        for prompt, attempts, picture, look in zip(items, found, plain, self.judge().look(plain), strict=True):
             row = {"kind": prompt.kind, "unseen": prompt.unseen, "plain": scoring.verdict(look, prompt.want)}
             tries = []
-            for tried in rounds:
+            for tried in attempts:
                 look = next(seen)
                 right = {"right": scoring.verdict(look, prompt.want), "strict": scoring.strict(look, prompt.want)}
                 tries.append(right | tried.to_json())
             row |= {"tries": tries, "right": taken({"tries": tries}, len(tries))["right"]}
-            pictures = {"plain": picture} | {f"try{i}": np.asarray(r.image) for i, r in enumerate(rounds, 1)}
+            pictures = {"plain": picture} | {f"try{i}": np.asarray(r.image) for i, r in enumerate(attempts, 1)}
             findings.append(Finding(row=row, pictures=pictures))
         return findings
 
@@ -78,13 +78,13 @@ class Reflections:
         The gains are means over prompts, each against itself: their intervals are those of paired differences.
         """
         out: Figures = {"plain": by_kind(rows, CATEGORIES, "plain")}
-        for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.rounds):
+        for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.attempts):
             out[f"rounds_{most}"] = by_kind([{**r, **taken(r, most)} for r in rows], CATEGORIES)
-        arms = [(r["plain"], taken(r, 1)["right"], taken(r, self.thinking.rounds)["right"]) for r in rows]
+        arms = [(r["plain"], taken(r, 1)["right"], taken(r, self.thinking.attempts)["right"]) for r in rows]
         out["gain_of_planning"] = average([float(first - plain) for plain, first, _ in arms])
         out["gain_of_reflection"] = average([float(last - first) for _, first, last in arms])
         out["gain_of_both"] = average([float(last - plain) for plain, _, last in arms])
-        out |= by_combination([{**r, **taken(r, self.thinking.rounds)} for r in rows])
+        out |= by_combination([{**r, **taken(r, self.thinking.attempts)} for r in rows])
         out["tries"] = average([float(len(r["tries"])) for r in rows])
         first = [r["tries"][0] for r in rows]
         out["plans_with_troubles"] = share(bool(t["plan"] and t["plan"]["troubles"]) for t in first)

@@ -112,20 +112,20 @@ class Model:
         seed: int = 0,
         conditions: Conditions | None = None,
         plan: bool | Layout = False,
-        reflect: int = 1,
+        attempts: int = 1,
         trace: bool = False,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
         """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["schedule.steps=8", "guidance.scale=3"]``.
 
-        ``plan``: think of a layout first, or draw from the one that is given · ``reflect``: draw up to so many pictures, until one
-        finds the model's own approval; what it said of the others is in ``rounds``.
+        ``plan``: think of a layout first, or draw from the one that is given · ``attempts``: draw up to so many pictures, until one
+        finds the model's own approval; what it said of the others is in ``attempts``.
         """
         said, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
         chosen = override(sampler or self.presets.generate(self.parts), settings)
-        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, rounds=reflect)
-        if thinking.rounds > 1:
+        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
+        if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
             return self._thought(
@@ -148,20 +148,20 @@ class Model:
         n: int = 1,
         seed: int = 0,
         plan: bool | Layout = False,
-        reflect: int = 1,
+        attempts: int = 1,
         trace: bool = False,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
         """``n`` versions of a picture changed as the instruction says, in the model's own (square) size.
 
-        ``plan``: first say what is touched and where, or take the layout that is given · ``reflect``: edit up to so many times, until
-        the model itself approves of before and after; all tries are in ``rounds``.
+        ``plan``: first say what is touched and where, or take the layout that is given · ``attempts``: edit up to so many times, until
+        the model itself approves of before and after; all tries are in ``attempts``.
         """
         picture, said, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(_count(n))]
         chosen = override(sampler or self.presets.edit(self.parts), settings)
-        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, rounds=reflect)
-        if thinking.rounds > 1:
+        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
+        if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(revising.NEEDS)
             again = override(sampler or self.presets.edit_again(self.parts), settings)
@@ -335,9 +335,9 @@ class Model:
                 seconds=seconds,
                 settings=settings,
                 plan=taken.plan,
-                rounds=tuple(rounds),
+                attempts=tuple(attempts),
             )
-            for seed, rounds, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
+            for seed, attempts, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
         ]
 
     def _no_trace(self, trace: bool) -> None:

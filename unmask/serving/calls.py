@@ -40,7 +40,7 @@ def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
         _fits(model, body.size)
         light = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
         conditions = model.parts.conditions(**light, crop=body.crop)
-        thought = {"conditions": conditions, "plan": _plan(model, body), "reflect": body.reflect}
+        thought = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
         return model.generate(body.prompt, seed=seed, settings=checked(body.overrides), **thought)[0]
 
     return ask
@@ -54,7 +54,7 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
         settings = checked(body.overrides)
         if mask is None:
             plan = _plan(model, body)
-            return model.edit(image, body.prompt, seed=seed, plan=plan, reflect=body.reflect, settings=settings)[0]
+            return model.edit(image, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
         if body.plan or body.boxes or body.reflect > 1:
             raise ValueError("a region is drawn anew without thinking; leave out mask, or plan, boxes and reflect")
         return model.infill(image, read_region(mask), prompt=body.prompt, seed=seed, settings=settings)

@@ -54,7 +54,9 @@ class Generate(_Job):
 
     def ask(self, model: Any, folder: Path) -> Any:
         layout: bool | Layout = layout_of([(b.phrase, b.box) for b in self.boxes]) if self.boxes else self.plan
-        return model.generate(self.prompt, seed=self.seed, plan=layout, reflect=self.reflect, settings=self.settings)[0]
+        return model.generate(self.prompt, seed=self.seed, plan=layout, attempts=self.reflect, settings=self.settings)[
+            0
+        ]
 
 
 class Edit(_Job):

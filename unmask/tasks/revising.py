@@ -70,16 +70,16 @@ def revise(
             known[id(image)] = pixels, parts.image_views(image), parts.encode(pixels)
     sources = [known[id(image)] for image in images]
 
-    def plan(live: Items[int], own: Items[int], rounds: Attempts) -> list[Layout]:
+    def plan(live: Items[int], own: Items[int], attempts: Attempts) -> list[Layout]:
         told = [(sources[i][1], instructions[i]) for i in live]
-        return layouts(model, told, own, retry=bool(rounds[live[0]]))
+        return layouts(model, told, own, retry=bool(attempts[live[0]]))
 
-    def draw(live: Items[int], own: Items[int], rounds: Attempts, plans: Items[Layout | None]) -> list[Image.Image]:
+    def draw(live: Items[int], own: Items[int], attempts: Attempts, plans: Items[Layout | None]) -> list[Image.Image]:
         tasks = []
         for i, layout in zip(live, plans, strict=True):
             pixels, look, codes = sources[i]
             tasks.append(Edit(pixels=pixels, instruction=instructions[i], look=look, plan=layout, codes=codes))
-        return perform(model, tasks, own, again if rounds[live[0]] else sampler)
+        return perform(model, tasks, own, again if attempts[live[0]] else sampler)
 
     def judge(live: Items[int], made: Items[Image.Image]) -> list[tuple[str, float]]:
         return criticise(model, [images[i] for i in live], made, [instructions[i] for i in live])
