@@ -161,7 +161,7 @@ def test_questions_boxes_and_gaps(server: Server, picture: Image.Image) -> None:
     reply = client(server).chat.completions.create(
         model="tiny", messages=asked(picture, "what is this?"), max_tokens=6, seed=2
     )
-    assert reply.choices[0].message.content == tiny().ask(picture, "what is this?", length=6, seed=2).text
+    assert reply.choices[0].message.content == tiny().ask(picture, "what is this?", max_tokens=6, seed=2).text
     assert reply.choices[0].finish_reason in ("stop", "length") and reply.usage.completion_tokens <= 6
     assert reply.unmask["seed"] == 2 and reply.unmask["unread"] == 0
 
@@ -201,7 +201,7 @@ def test_a_streamed_answer_is_only_ever_added_to(server: Server, picture: Image.
     chunks = stream()
     assert all(c.object == "chat.completion.chunk" and len(c.choices) == 1 for c in chunks)
     said = "".join(c.choices[0].delta.content or "" for c in chunks)
-    assert said == tiny().ask(picture, "what?", length=12, seed=2).text
+    assert said == tiny().ask(picture, "what?", max_tokens=12, seed=2).text
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices[0].finish_reason is not None
     assert not any(hasattr(c, "unmask") for c in chunks[:-1]) and chunks[-1].unmask["seed"] == 2
 
@@ -264,7 +264,7 @@ def test_a_text_model_chats_and_fills_gaps(tmp_path: Path) -> None:
         assert card.unmask == {"tasks": ["chat", "infill-text"], "side": 0}
         said = [{"role": "user", "content": "hello"}]
         reply = client(server).chat.completions.create(model="text", messages=said, max_tokens=4, seed=1)
-        assert reply.choices[0].message.content == model.ask("hello", length=4, seed=1).text
+        assert reply.choices[0].message.content == model.ask("hello", max_tokens=4, seed=1).text
         filled = plain(server).post("/v1/infill", json={"text": "a [mask] dog"}).json()
         assert filled["text"] == model.infill_text("a [mask] dog").text
         for path, sent in {

@@ -43,7 +43,7 @@ def calls(model: Model) -> Iterator[list[int]]:
 def test_calls_about_one_picture_encode_it_once(fresh: Model, calls: list[int]) -> None:
     shown = picture(1)
     fresh.ask(shown, "what is this?")
-    fresh.ask(shown, "is there a cat?", length=2)
+    fresh.ask(shown, "is there a cat?", max_tokens=2)
     fresh.ground(shown, ["the cat", "a dog"])
     fresh.edit(shown, "add a cat", n=3, settings=FEW, plan=True)
     reflecting.criticise(fresh, ["a cat"], [shown])

@@ -134,10 +134,10 @@ def test_too_small_a_room_is_told_before_any_work(tiny: Model, writer: Model) ->
     with pytest.raises(
         ValueError, match=r"at least (\d+) tokens, and there is room for 3; give a length of \1 or more"
     ) as wrong:
-        writer.ask(picture(), "what?", form=form, length=3)
+        writer.ask(picture(), "what?", form=form, max_tokens=3)
     least = int(re.findall(r"at least (\d+)", str(wrong.value))[0])
-    assert type(writer.ask(picture(), "what?", form=form, length=least).value["a"]) is bool
-    assert tiny.ask(picture(), "what?", form=form, length=1).value["a"] in (True, False)
+    assert type(writer.ask(picture(), "what?", form=form, max_tokens=least).value["a"]) is bool
+    assert tiny.ask(picture(), "what?", form=form, max_tokens=1).value["a"] in (True, False)
     many = {f"k{i}": {"type": "boolean", "description": "x " * 30} for i in range(200)}
     with pytest.raises(ValueError, match="the model reads 4096; ask for less"):
         tiny.ask(picture(), "what?", form=of_schema({"type": "object", "properties": many}))
@@ -172,10 +172,10 @@ def test_in_the_engine_an_answer_is_what_it_is_alone(tiny: Model, writer: Model)
 def test_a_text_model_answers_in_a_form(tmp_path: Path) -> None:
     model = unmask.load(make_llada(tmp_path / "llada"))
     schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 3}}}
-    said = model.ask("how many?", form=of_schema(schema), length=24)  # type: ignore[call-arg]
+    said = model.ask("how many?", form=of_schema(schema), max_tokens=24)  # type: ignore[call-arg]
     assert said.value["n"] in (1, 2, 3) and json.loads(said.text) == said.value
     with pytest.raises(ValueError, match="needs at least"):
-        model.ask("how many?", form=of_schema(schema), length=2)  # type: ignore[call-arg]
+        model.ask("how many?", form=of_schema(schema), max_tokens=2)  # type: ignore[call-arg]
 
 
 @pytest.mark.weights

@@ -277,7 +277,7 @@ def test_every_command_runs(
         run(capsys, "infill", "in.png", "--box", "0,0,48,64", "--prompt", "a cat", "--out", "c.png", *few) == "c.png\n"
     )
     run(capsys, "infill", "a [mask] dog", "--model", folder)
-    answer = json.loads(run(capsys, "ask", "in.png", "what is it?", "--length", "6", "--json", "--model", folder))
+    answer = json.loads(run(capsys, "ask", "in.png", "what is it?", "--max-tokens", "6", "--json", "--model", folder))
     assert answer["settings"]["schedule"]["steps"] == 128 and isinstance(answer["text"], str)
     lines = run(capsys, "ground", "in.png", "the cat", "a dog", "--model", folder).splitlines()
     assert [line.split("\t")[4] for line in lines] == ["the cat", "a dog"]
@@ -285,9 +285,9 @@ def test_every_command_runs(
 
 
 def test_an_answer_is_as_long_as_asked(model: Model, picture: Image.Image) -> None:
-    assert len(model.ask(picture, "what?", length=5, trace=True).trace) <= 5
-    with pytest.raises(ValueError, match="at least one token, got length 0"):
-        model.ask(picture, "what?", length=0)
+    assert len(model.ask(picture, "what?", max_tokens=5, trace=True).trace) <= 5
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+        model.ask(picture, "what?", max_tokens=0)
 
 
 def test_boxes_have_no_company(model: Model, picture: Image.Image) -> None:

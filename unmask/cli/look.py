@@ -16,7 +16,7 @@ from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
 @click.command()
 @click.argument("words", metavar="[IMAGE] QUESTION", nargs=-1)
 @click.option(
-    "--length", type=click.IntRange(min=1), help="Longest answer in tokens (default: as the model's family has it)."
+    "--max-tokens", type=click.IntRange(min=1), help="Longest answer in tokens (default: as the model's family has it)."
 )
 @click.option("--plain", is_flag=True, help="Text models: go on with the text, without a chat template (Base models).")
 @click.option("--schema", metavar="FILE|JSON", help="Answer with JSON that is valid by this JSON schema.")
@@ -26,7 +26,7 @@ from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
 def ask(
     run: Run,
     words: tuple[str, ...],
-    length: int | None,
+    max_tokens: int | None,
     plain: bool,
     schema: str | None,
     regex: str | None,
@@ -42,7 +42,7 @@ def ask(
       unmask ask apples.png "what is left of the cat?" --json
       unmask ask apples.png "what colour is the apple?" --schema '{"enum": ["red", "green"]}'
       unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct -o blocks.length=64 -o schedule.steps=64
-      unmask ask "The sky is" --plain --length 32 --model LLaDA-8B-Base
+      unmask ask "The sky is" --plain --max-tokens 32 --model LLaDA-8B-Base
     """
     if len(words) not in (1, 2) or (len(words) == 1 and os.path.isfile(words[0])):
         raise click.UsageError("wanted a picture and a QUESTION, or for a text model a QUESTION alone")
@@ -54,7 +54,7 @@ def ask(
     from unmask.pipeline.text_model import TextModel
 
     options: dict[str, Any] = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
-    options |= ({"length": length} if length else {}) | ({"form": form} if form else {})
+    options |= ({"max_tokens": max_tokens} if max_tokens else {}) | ({"form": form} if form else {})
     if isinstance(model, TextModel):
         if picture is not None:
             raise click.UsageError(f"{run.model} is a text model and looks at no picture; give it the question alone")

@@ -202,23 +202,26 @@ class Model:
         *,
         seed: int = 0,
         trace: bool = False,
-        length: int | None = None,
+        max_tokens: int | None = None,
         form: Form | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """Answer a question about a picture, in at most ``length`` tokens (default: what the model's presets say).
+        """Answer a question about a picture, in at most ``max_tokens`` tokens (default: the model's preset).
 
         ``form``: what the answer has to look like, from ``tokens.forms``; ``answer.value`` is then what it says.
         """
-        seen, longest = self.parts.image_views(read_image(image)), self.presets.answer if length is None else length
+        seen, longest = (
+            self.parts.image_views(read_image(image)),
+            self.presets.answer if max_tokens is None else max_tokens,
+        )
         if longest < 1:
-            raise ValueError(f"an answer needs at least one token, got length {longest}; give 1 or more")
+            raise ValueError(f"max_tokens must be at least 1, got {longest}")
         said, chosen = self._prompt(question), override(self.presets.ask(self.parts), settings)
         if form is not None:
             holes = tuple(form.holes(self.parts.text, self.parts.wording))
             for hole in holes:
                 self._prompt(hole.question, empty=True)
-            task = forms.fill_in(holes, seen, said, form, longest if length else None, self.presets)
+            task = forms.fill_in(holes, seen, said, form, longest if max_tokens else None, self.presets)
             return forms.formed(self._answer(task, forms.bound(chosen, holes), question, seed, trace), form, chosen)
         task = understand.Ask(pixels=seen, question=said, length=longest)
         return self._answer(task, chosen, question, seed, trace)
@@ -226,7 +229,7 @@ class Model:
     def describe(self, image: Picture, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
         """A caption of a picture."""
         asked, length = self.parts.wording.describe, self.presets.caption
-        return self.ask(image, asked, seed=seed, trace=trace, length=length, settings=settings)
+        return self.ask(image, asked, seed=seed, trace=trace, max_tokens=length, settings=settings)
 
     def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
         """A caption with every ``[mask]`` filled by one token."""

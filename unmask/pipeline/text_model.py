@@ -160,38 +160,38 @@ class TextModel:
         self,
         question: str,
         *,
-        length: int = 128,
+        max_tokens: int = 128,
         seed: int = 0,
         trace: bool = False,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
         form: Form | None = None,
     ) -> Answer:
-        """Answer a question in at most ``length`` tokens, by the chat template and the published settings of Instruct.
+        """Answer a question in at most ``max_tokens`` tokens, by the chat template and the published settings of Instruct.
 
         ``form``: what the answer has to look like, from ``tokens.forms``; ``answer.value`` is then what it says.
         """
         text = self.parts.text
         end = (text[EOT], text[EOS])
-        chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, length)))
+        chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, max_tokens)))
         chosen = override(chosen, settings)
         if form is not None:
-            return self._formed(question, length, form, chosen, seed, trace)
-        return self._answer(Reply(question=question, length=length), chosen, question, seed, trace)
+            return self._formed(question, max_tokens, form, chosen, seed, trace)
+        return self._answer(Reply(question=question, length=max_tokens), chosen, question, seed, trace)
 
     def complete(
         self,
         prompt: str,
         *,
-        length: int = 128,
+        max_tokens: int = 128,
         seed: int = 0,
         trace: bool = False,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
     ) -> Answer:
-        """Go on with a text by ``length`` tokens, without a template, by the published settings of Base."""
-        chosen = sampler or llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, length))
-        return self._answer(Continue(prompt=prompt, length=length), override(chosen, settings), prompt, seed, trace)
+        """Go on with a text by ``max_tokens`` tokens, without a template, by the published settings of Base."""
+        chosen = sampler or llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, max_tokens))
+        return self._answer(Continue(prompt=prompt, length=max_tokens), override(chosen, settings), prompt, seed, trace)
 
     def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Items[str] = ()) -> Answer:
         """A text with every ``[mask]`` filled by one token, the surest first."""
@@ -215,7 +215,7 @@ class TextModel:
         if not question.strip():
             raise ValueError("the text is empty; say what you want")
         if getattr(task, "length", 1) < 1:
-            raise ValueError(f"length must be at least 1, got {task.length}")
+            raise ValueError(f"max_tokens must be at least 1, got {task.length}")
         built = task.build(self.parts)
         if len(built.ids) > self.parts.context:
             raise ValueError(

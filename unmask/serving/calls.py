@@ -98,12 +98,12 @@ def chatting(body: Chat, seed: int) -> Callable[[Any], Answer | Turn]:
                 raise ValueError("this is a text model, which neither reads pictures nor draws; give it words alone")
             length, more = body.longest or 128, checked(body.overrides)
             form, _ = _form(body, model.parts.text, RELEASED, length)
-            return model.ask(last.words, seed=seed, length=length, form=form, settings=more)
+            return model.ask(last.words, seed=seed, max_tokens=length, form=form, settings=more)
         if pictures and not body.draw:
             image, usual = picture_of(pictures[-1], "messages"), model.presets.answer
             form, rooms = _form(body, model.parts.text, model.parts.wording, usual)
             paced = [*_paced(body, model.presets.ask(model.parts), rooms), *settings]
-            return model.ask(image, last.words, seed=seed, length=body.longest, form=form, settings=paced)
+            return model.ask(image, last.words, seed=seed, max_tokens=body.longest, form=form, settings=paced)
         if body.formed:
             raise ValueError(
                 "response_format: a turn of words and pictures has no form; show a picture to ask about, without draw, or leave it out"

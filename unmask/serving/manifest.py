@@ -90,7 +90,7 @@ class Ask(_Job):
 
     def ask(self, model: Any, folder: Path) -> Any:
         more: dict[str, Any] = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
-        more |= {"length": self.length} if self.length else {}
+        more |= {"max_tokens": self.length} if self.length else {}
         if isinstance(model, TextModel):
             if self.image is not None:
                 raise ValueError("this is a text model, which reads no pictures; leave out image")
