@@ -1,6 +1,6 @@
-"""The suites of ``unmask evaluate`` by name: which options each takes, and what it measures.
+"""The suites of ``unmask evaluate`` by name: which options each takes, and how it measures a model.
 
-Public idea: ``SUITES["geneval"].measure(model, options)``. Prompt files are read before any weight is.
+Public idea: ``SUITES["geneval"].open(options)(model) -> Report``. ``open`` reads the prompt files, before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """The command line's words."""
+    """The options of ``unmask evaluate`` as typed."""
 
     level: str
     only: tuple[str, ...]
@@ -39,8 +39,9 @@ class EvalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """``takes``: options that are its own, by their parameters · ``wants``: those that it cannot do without · ``open``: read what is
-    options for, and return what measures a model: model -> Report."""
+    """``takes``: parameters that apply to this suite · ``wants``: parameters that it requires · ``open``: reads the files and returns
+    the measurement: model -> Report.
+    """
 
     takes: frozenset[str]
     wants: frozenset[str]
@@ -79,13 +80,15 @@ def _geneval(options: EvalOptions) -> Callable[[Any], Any]:
         compare=_comparison(options),
     )
     if not options.everything and not any(part.knows(p) for p in prompts):
-        raise ValueError("the judge knows the nouns and colours of no prompt; add --all to draw them for other judges")
+        raise ValueError(
+            "the judge knows the objects and colours of no prompt; add --all to generate them for other judges"
+        )
 
     def measured(model: Any) -> Any:
         if not options.everything and not part.judges(model):
             raise ValueError(
-                f"the judge reads pictures of the small world, {part.judge().config.side} pixels a side, and this model draws "
-                f"{model.parts.side}; add --all to draw every prompt for the benchmark's own scripts"
+                f"the judge reads pictures of the synthetic world of {part.judge().config.side} pixels, and this model generates "
+                f"{model.parts.side}; add --all to generate every prompt for the benchmark's own scripts"
             )
         report = _run(model, part, options, len(prompts), layout)
         lay_out(_given(options.out), part.chosen(_plan(options, len(prompts))))
@@ -141,7 +144,7 @@ def _refcoco(options: EvalOptions) -> Callable[[Any], Any]:
     unseen = [e for e in read if e.split != "train"]
     expressions = _some(read, options.only, lambda e: e.split, "split") if options.only else tuple(unseen)
     if not expressions:
-        raise ValueError("all expressions are of the split train; add --only train to measure on it")
+        raise ValueError("all expressions belong to the split train; add --only train to measure on it")
     folder = _given(options.images)
     require_files(folder, [e.picture for e in expressions[: options.limit]])
     part = PublicRefCOCO(expressions=expressions, folder=folder, changes=options.settings)
@@ -182,30 +185,30 @@ def check(context: click.Context, name: str) -> None:
     for parameter in sorted(owned - suite.takes):
         if context.get_parameter_source(parameter) is typed:
             others = " and ".join(n for n, s in SUITES.items() if parameter in s.takes)
-            raise click.UsageError(f"{flags[parameter]} does not belong to --suite {name}, but to {others}")
+            raise click.UsageError(f"{flags[parameter]} does not apply to --suite {name}, only to {others}")
     for parameter in sorted(suite.wants):
         if context.params[parameter] is None:
             raise click.UsageError(f"--suite {name} needs {flags[parameter]}")
 
 
 def _given(path: Path | None) -> Path:
-    assert path is not None, "check() has seen to it"
+    assert path is not None, "check() made sure of it"
     return path
 
 
 def _some(values: Sequence[T], only: Iterable[str], kind: Callable[[T], str], word: str) -> tuple[T, ...]:
-    """Those of some kinds, all where none is named. ValueError for a kind that no value has."""
+    """The values of these kinds, or all if none is named. ValueError for a kind that no value has."""
     there = sorted({kind(value) for value in values})
     unknown = [name for name in only if name not in there]
     if unknown:
-        raise ValueError(f"no record has the {word} {unknown[0]!r}; there are {', '.join(there)}")
+        raise ValueError(f"no record has the {word} {unknown[0]!r}; choose from {', '.join(there)}")
     return tuple(value for value in values if not only or kind(value) in only)
 
 
 def _comparison(options: EvalOptions) -> Any:
     if options.clip is None:
         if options.real is not None:
-            raise click.UsageError("--real needs --clip: a distance is taken in an encoder's features")
+            raise click.UsageError("--real needs --clip: the distance is measured in CLIP features")
         return None
     from unmask.evaluation.encoders import Comparison, pictures_in, read_clip
 

@@ -21,13 +21,13 @@ from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import Form, Hole
 from unmask.models.elastic import Elastic
-from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.forms import bound, filled, formed
 from unmask.tasks.results import Answer, answered
 from unmask.tasks.running import Decoded, Through, Watch, answer, decide
+from unmask.tasks.sampler_options import with_options
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
@@ -163,6 +163,9 @@ class TextModel:
         max_tokens: int = 128,
         seed: int = 0,
         trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
         form: Form | None = None,
@@ -174,7 +177,7 @@ class TextModel:
         text = self.parts.text
         end = (text[EOT], text[EOS])
         chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, max_tokens)))
-        chosen = override(chosen, settings)
+        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
         if form is not None:
             return self._formed(question, max_tokens, form, chosen, seed, trace)
         return self._answer(Reply(question=question, length=max_tokens), chosen, question, seed, trace)
@@ -186,17 +189,32 @@ class TextModel:
         max_tokens: int = 128,
         seed: int = 0,
         trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
     ) -> Answer:
         """Go on with a text by ``max_tokens`` tokens, without a template, by the published settings of Base."""
         chosen = sampler or llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, max_tokens))
-        return self._answer(Continue(prompt=prompt, length=max_tokens), override(chosen, settings), prompt, seed, trace)
+        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
+        return self._answer(Continue(prompt=prompt, length=max_tokens), chosen, prompt, seed, trace)
 
-    def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Items[str] = ()) -> Answer:
+    def infill_text(
+        self,
+        target: str,
+        *,
+        seed: int = 0,
+        trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        settings: Items[str] = (),
+    ) -> Answer:
         """A text with every ``[mask]`` filled by one token, the surest first."""
         chosen = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
-        return self._answer(FillGaps(target=target), override(chosen, settings), target, seed, trace)
+        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
+        return self._answer(FillGaps(target=target), chosen, target, seed, trace)
 
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None

@@ -79,7 +79,13 @@ def infilling(body: Infill, seed: int) -> Callable[[Any], Drawing | Answer]:
 def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     def ask(model: Model) -> Grounding:
         image = picture_of(body.image, "image")
-        return model.ground(image, body.phrases, steps=body.steps, seed=seed, settings=checked(body.settings))
+        return model.ground(
+            image,
+            body.phrases,
+            steps=body.steps if body.steps > 1 else None,
+            seed=seed,
+            settings=checked(body.settings),
+        )
 
     return ask
 

@@ -119,7 +119,9 @@ class Ground(_Job):
 
     def ask(self, model: Any, folder: Path) -> Any:
         picture = folder / self.image
-        return model.ground(picture, self.phrases, steps=self.steps, seed=self.seed, settings=self.settings)
+        return model.ground(
+            picture, self.phrases, steps=self.steps if self.steps > 1 else None, seed=self.seed, settings=self.settings
+        )
 
 
 class Infill(_Job):
