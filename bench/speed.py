@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import unmask
-from unmask.checkpoints.elastic import Keep
+from unmask.checkpoints.elastic import WeightStorage
 from unmask.data.sources import pixels_of
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample
@@ -114,9 +114,9 @@ def thinking(model: Model, each: int) -> list[Line]:
     lines = []
     for most in (1, 2, 4, 8):
         began = time.perf_counter()
-        drawn = [model.generate(p.text, seed=p.seed, plan=True, reflect=most)[0] for p in asked]
+        drawn = [model.generate(p.text, seed=p.seed, plan=True, attempts=most)[0] for p in asked]
         seconds = (time.perf_counter() - began) / len(asked)
-        tries = sum(max(1, len(d.rounds)) for d in drawn) / len(asked)
+        tries = sum(max(1, len(d.attempts)) for d in drawn) / len(asked)
         lines.append(Line(name=f"speed.reflect.{most}", value=seconds, unit="s", more={"tries": tries}))
     return lines
 
@@ -255,8 +255,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def opened(given: argparse.Namespace) -> Model:
     """The model that is measured, on its device. ValueError for a text model."""
-    keep = Keep(dtype=getattr(torch, given.dtype) if given.dtype else None)
-    model = unmask.load(given.model, device=given.device, keep=keep)
+    storage = WeightStorage(dtype=getattr(torch, given.dtype) if given.dtype else None)
+    model = unmask.load(given.model, device=given.device, storage=storage)
     if not isinstance(model, Model):
         raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
     model.parts.net.attention = {"plain": plain, "fused": fused}[given.attention]

@@ -11,7 +11,7 @@ import pytest
 
 from unmask.checkpoints.budget import Proposal, proposals
 from unmask.checkpoints.elastic import Weights
-from unmask.pipeline.loading import needs_of, survey_size
+from unmask.pipeline.loading import needs_of, spec_of_size
 
 from .pages import ROOT, commands, follow, python, run
 from .tiny_llada import make
@@ -56,7 +56,7 @@ def cell(way: Proposal | None) -> str:
 
 def test_what_fits_a_machine_is_what_inspect_proposes() -> None:
     def best(device: str, task: str, gib: float) -> Proposal | None:
-        weights = Weights(checkpoint=survey_size("lavida_o").checkpoint, device=device)
+        weights = Weights(checkpoint=spec_of_size("lavida_o").checkpoint, device=device)
         return next((p for p in proposals(weights, needs_of(task), round(gib * 2**30), 1024) if p.fits), None)
 
     rows = re.findall(r"^\| (GPU|laptop)[^(|]*\(([\d.]+) GiB[^)]*\) \| (.+) \| (.+) \| (.+) \|$", PAGE, re.M)

@@ -121,13 +121,11 @@ def made(device: str, quick: bool) -> Model:
 @torch.no_grad()
 def drive(model: Model, batch: Batch, sampler: Sampler, most: int | None = None) -> tuple[list[float], Run]:
     """Seconds of every step (of the first ``most``), and the run as far as it got."""
-    run, carry, seconds = sampler.start(batch), None, []
+    run, seconds = sampler.start(batch), []
     while (query := run.query) is not None and (most is None or len(seconds) < most):
         settle()
         began = time.perf_counter()
-        prediction = model.parts.net(query.batch, ask=query.ask, carry=carry)
-        carry = prediction.carry
-        run.advance(prediction)
+        run.advance(model.parts.net(query.batch, predict=query.predict, reuse=query.reuse))
         settle()
         seconds.append(time.perf_counter() - began)
     return seconds, run
@@ -139,7 +137,7 @@ def forward_flops(model: Model, run: Run) -> float:
     assert run.query is not None
     before, model.parts.net.attention = model.parts.net.attention, plain
     with FlopCounterMode(display=False) as counter:
-        model.parts.net(run.query.batch, ask=run.query.ask)
+        model.parts.net(run.query.batch, predict=run.query.predict)
     model.parts.net.attention = before
     return float(counter.get_total_flops())
 
@@ -150,13 +148,16 @@ def batch_for(bench: Bench, task: str) -> tuple[Batch, Sampler]:
         built, sampler = generate.Generate(prompt=PROMPT).build(parts), presets.generate(parts)
     elif task == "edit":
         codes = torch.randint(0, parts.net.config.codes, parts.grid, generator=torch.Generator().manual_seed(0))
-        look = parts.look(bench.picture)
+        look = parts.image_views(bench.picture)
         asked = edit.Edit(pixels=torch.zeros(0), instruction="make the cat blue", look=look, codes=codes)
         built, sampler = asked.build(parts), presets.edit(parts)
     else:
-        asked = understand.Ask(pixels=parts.look(bench.picture), question="How many apples are there?", length=32)
+        asked = understand.Ask(
+            pixels=parts.image_views(bench.picture), question="How many apples are there?", length=32
+        )
         built, sampler = asked.build(parts), presets.ask(parts)
-    return collate([built], [0], features_per_image=parts.look_tokens).to(bench.device), sampler
+    known = parts.features.known([built], parts.net, torch.device(bench.device))
+    return collate(known, [0]).to(bench.device), sampler
 
 
 def ceilings(bench: Bench) -> list[Line]:
@@ -198,14 +199,13 @@ def forward_alone(bench: Bench, task: str) -> list[Line]:
     batch, sampler = batch_for(bench, task)
     query, net = sampler.start(batch).query, bench.model.parts.net
     assert query is not None
-    carry = net(query.batch, ask=query.ask).carry
     lines = []
     for name, net.attention in ATTENTIONS.items():
         seconds = []
         for _ in range(2 if bench.quick else 8):
             settle()
             began = time.perf_counter()
-            net(query.batch, ask=query.ask, carry=carry)
+            net(query.batch, predict=query.predict)
             settle()
             seconds.append(time.perf_counter() - began)
         best = statistics.median(seconds[1:])

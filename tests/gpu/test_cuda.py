@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 import unmask
-from unmask.checkpoints.elastic import Keep
+from unmask.checkpoints.elastic import WeightStorage
 from unmask.cli.main import main
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
@@ -30,7 +30,8 @@ from unmask.models.attention import fused, plain
 from unmask.pipeline.model import Model
 from unmask.recipe import Training, override
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Prediction, collate
+from unmask.sequence import Batch, Kind, collate
+from unmask.step import Prediction, Scored
 from unmask.tasks import edit, generate, ground, planning, understand
 from unmask.tasks.conversing import Message
 from unmask.tokens.views import to_pixels
@@ -83,7 +84,7 @@ def picture() -> Image.Image:
 
 
 def note(name: str, value: float, unit: str, **more: Any) -> None:
-    """Keep a figure, where somebody collects them."""
+    """WeightStorage a figure, where somebody collects them."""
     if rows := os.environ.get("UNMASK_GPU_ROWS"):
         append(Path(rows), [Line(name=f"gpu.test.{name}", value=value, unit=unit, more=more or None)], device=DEVICE)
 
@@ -117,12 +118,15 @@ def apart(got: Tensor, wanted: Tensor) -> float:
 
 
 def logits(prediction: Prediction) -> Tensor:
-    return torch.cat([prediction.text_logits.flatten(), prediction.code_logits.flatten()]).cpu()
+    return torch.cat([prediction.logits(kind).flatten() for kind in sorted(prediction.scored)]).cpu()
 
 
 def moved(prediction: Prediction, device: str) -> Prediction:
-    tensors = ("text", "text_logits", "code", "code_logits")
-    return dataclasses.replace(prediction, **{n: getattr(prediction, n).to(device) for n in tensors}, carry=None)
+    scored = {
+        kind: Scored(at=s.at.to(device), logits=prediction.logits(kind).to(device))
+        for kind, s in prediction.scored.items()
+    }
+    return Prediction(scored=scored)
 
 
 # -- one forward pass ------------------------------------------------------------------------------------------------------
@@ -139,8 +143,9 @@ def test_logits_in_float32(name: str, task: str, tiny: Path, host: Model, card: 
     a, b = (host, card) if name == "mini" else (unmask.load(tiny), unmask.load(tiny, device=DEVICE))
     batch = batch_of(a, task, picture)
     wanted, got = a.parts.net(batch), b.parts.net(batch.to(DEVICE))
-    assert got.text_logits.device.type == torch.device(DEVICE).type
-    assert torch.equal(got.text.cpu(), wanted.text) and torch.equal(got.code.cpu(), wanted.code)
+    assert got.logits(Kind.TEXT).device.type == torch.device(DEVICE).type
+    assert got.scored.keys() == wanted.scored.keys()
+    assert all(torch.equal(got.scored[kind].at.cpu(), wanted.scored[kind].at) for kind in wanted.scored)
     difference = apart(logits(got), logits(wanted))
     note(f"float32.{name}.{task}", difference, "relative")
     assert difference < FLOAT32
@@ -149,7 +154,7 @@ def test_logits_in_float32(name: str, task: str, tiny: Path, host: Model, card: 
 @torch.no_grad()
 @pytest.mark.parametrize("task", TASKS)
 def test_logits_in_bfloat16(task: str, host: Model, picture: Image.Image) -> None:
-    half = unmask.load("mini", device=DEVICE, keep=Keep(dtype=torch.bfloat16))
+    half = unmask.load("mini", device=DEVICE, storage=WeightStorage(dtype=torch.bfloat16))
     batch = batch_of(host, task, picture)
     difference = apart(logits(half.parts.net(batch.to(DEVICE))), logits(host.parts.net(batch)))
     note(f"bfloat16.{task}", difference, "relative")
@@ -173,11 +178,11 @@ def test_fused_attention_gives_the_logits_of_plain_attention(task: str, card: Mo
 def test_a_row_has_the_logits_that_it_has_alone(card: Model) -> None:
     prompts = ["a cat", "two red apples and a cat", "a dog", "three blue cars", "a cup left of a tree"]
     rows = [generate.Generate(prompt=p).build(card.parts) for p in (*prompts, *prompts[:3])]
-    together = card.parts.net(collate(rows, range(8)).to(DEVICE)).code_logits
+    together = card.parts.net(collate(rows, range(8)).to(DEVICE)).logits(Kind.CODE)
     each = len(together) // 8
     worst, exact = 0.0, 0
     for i, row in enumerate(rows):
-        alone = card.parts.net(collate([row], [i]).to(DEVICE)).code_logits
+        alone = card.parts.net(collate([row], [i]).to(DEVICE)).logits(Kind.CODE)
         worst = max(worst, apart(together[i * each : (i + 1) * each], alone))
         exact += torch.equal(together[i * each : (i + 1) * each], alone)
     note("batch8.worst_row", worst, "relative", rows_equal_to_the_bit=exact)
@@ -194,9 +199,9 @@ def test_the_most_probable_ids_are_the_same(task: str, host: Model, card: Model,
     run = sampler_of(host, task).start(batch_of(host, task, picture))
     tokens = sure = same = 0
     while (query := run.query) is not None:
-        wanted = host.parts.net(query.batch, ask=query.ask)
-        got = moved(card.parts.net(query.batch.to(DEVICE), ask=query.ask.to(DEVICE)), "cpu")
-        for a, b in ((wanted.text_logits, got.text_logits), (wanted.code_logits, got.code_logits)):
+        wanted = host.parts.net(query.batch, predict=query.predict)
+        got = moved(card.parts.net(query.batch.to(DEVICE), predict=query.predict.to(DEVICE)), "cpu")
+        for a, b in ((wanted.logits(kind), got.logits(kind)) for kind in wanted.scored):
             if not len(a):
                 continue
             best = a.topk(2, dim=1).values
@@ -231,8 +236,8 @@ def test_random_numbers_are_the_same(task: str, host: Model, card: Model, pictur
     batch, sampler = batch_of(host, task, picture, seed=5), sampler_of(host, task)
     here, there = sampler.start(batch), sampler.start(batch.to(DEVICE))
     while (query := here.query) is not None:
-        assert there.query is not None and torch.equal(there.query.ask.cpu(), query.ask)
-        prediction = host.parts.net(query.batch, ask=query.ask)
+        assert there.query is not None and torch.equal(there.query.predict.cpu(), query.predict)
+        prediction = host.parts.net(query.batch, predict=query.predict)
         here.advance(prediction)
         there.advance(moved(prediction, DEVICE))
         assert torch.equal(there.batch.ids.cpu(), here.batch.ids)
@@ -315,8 +320,9 @@ def test_the_engine_serves_from_the_gpu(card: Model) -> None:
     sampler = sampler_of(card, "draw")
     tasks = [generate.Generate(prompt=p) for p in ("a cat", "two red apples and a cat", "a dog")]
     with Engine(card.parts) as engine:
-        handles = [engine.submit(Request(task=t, sampler=sampler, seed=i)) for i, t in enumerate(tasks)]
-        served = [h.result(timeout=60) for h in handles]
+        built = [t.build(card.parts) for t in tasks]
+        handles = [engine.submit(Request(sequence=s, sampler=sampler, seed=i)) for i, s in enumerate(built)]
+        served = [t.read(h.result(timeout=60), card.parts) for t, h in zip(tasks, handles, strict=True)]
     assert [image.size for image in served] == [(128, 128)] * 3
 
 
@@ -326,7 +332,7 @@ def test_the_engine_serves_from_the_gpu(card: Model) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("task", ["draw", "answer"])
 def test_weights_that_stay_on_the_cpu(task: str, card: Model, picture: Image.Image) -> None:
-    lent = unmask.load("mini", device=DEVICE, keep=Keep(offload=frozenset({"und", "gen"})))
+    lent = unmask.load("mini", device=DEVICE, storage=WeightStorage(offload=frozenset({"und", "gen"})))
     assert lent.parts.net.blocks[0].und.gate.weight.device.type == "cpu"  # type: ignore[union-attr]
     batch = batch_of(card, task, picture).to(DEVICE)
     got, wanted = logits(lent.parts.net(batch)), logits(card.parts.net(batch))
@@ -338,7 +344,7 @@ def test_weights_that_stay_on_the_cpu(task: str, card: Model, picture: Image.Ima
 @pytest.mark.parametrize(("bits", "worst"), [(8, 0.02), (4, 0.1)])
 def test_weights_in_few_bits(bits: int, worst: float, host: Model, picture: Image.Image) -> None:
     pytest.importorskip("torchao")
-    keep = Keep(dtype=torch.bfloat16, bits={"und": bits, "gen": bits})
+    keep = WeightStorage(dtype=torch.bfloat16, bits={"und": bits, "gen": bits})
     small, batch = unmask.load("mini", device=DEVICE, keep=keep), batch_of(host, "draw", picture)
     difference = apart(logits(small.parts.net(batch.to(DEVICE))), logits(host.parts.net(batch)))
     note(f"int{bits}.draw", difference, "relative")

@@ -152,7 +152,7 @@ def test_features_are_computed_once_a_run(model: Model, picture: Image.Image, mo
     calls = []
     original = model.parts.net.features
     monkeypatch.setattr(model.parts.net, "features", lambda pixels: calls.append(1) or original(pixels))
-    pixels, _ = model.parts.see(picture)
+    pixels, _ = model.parts.preprocess(picture)
     task = understand.Ask(pixels=pixels, question="how many cats are there?")
     sampler: Sampler = understand.sampler(model.parts)
     model.parts.features.clear()

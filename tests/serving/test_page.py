@@ -182,7 +182,7 @@ def test_plan_and_tries_stand_in_the_timeline(page: Page, model: Any, folder: Pa
     draw.get_by_role("switch", name="Plan").check()
     ask(draw, "a dog left of a cat", seed=2, reflect=2)
     done(draw)
-    rounds = model.generate("a dog left of a cat", seed=2, plan=True, reflect=2)[0].rounds
+    rounds = model.generate("a dog left of a cat", seed=2, plan=True, attempts=2)[0].attempts
     cards = draw.locator(".card")
     expect(cards).to_have_count(len(rounds))
     for card, tried in zip(cards.all(), rounds, strict=True):
@@ -264,12 +264,12 @@ def test_an_edit_is_planned_and_tried_again(page: Page, model: Any, folder: Path
     ask(change, "make the background sand", seed=3, steps=4, reflect=2)
     done(change)
     street = WEB / "example-street.png"
-    more = {"seed": 3, "plan": True, "reflect": 2, "settings": ["schedule.steps=4"]}
+    more = {"seed": 3, "plan": True, "attempts": 2, "settings": ["schedule.steps=4"]}
     edited = model.edit(street, "make the background sand", **more)[0]
     assert same(picture(change.get_by_role("link", name="Download")), edited.image)
     cards = change.locator(".card")
-    expect(cards).to_have_count(len(edited.rounds))
-    for card, tried in zip(cards.all(), edited.rounds, strict=True):
+    expect(cards).to_have_count(len(edited.attempts))
+    for card, tried in zip(cards.all(), edited.attempts, strict=True):
         expect(card.locator("q")).to_have_text(tried.critique)
         expect(card.locator(".mini i")).to_have_count(len(tried.plan.things))
         expect(card.locator("img")).to_be_visible()

@@ -44,7 +44,7 @@ class Scripted:
         ids[span.start : span.stop] = self.model.parts.text[EOT]
         ids[span.start : span.start + len(said)] = torch.tensor(said)
         row = replace(sequence, ids=ids, masked=sequence.masked & False)
-        return type("Done", (), {"rows": [row]})()
+        return type("Decoded", (), {"rows": [row]})()
 
 
 def user(text: str, *images: Image.Image) -> Message:

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from unmask.sequence import Branch, Kind, Sequence, collate
 from unmask.tokens.build import (
-    Attempt,
     Builder,
+    FailedAttempt,
     PlanIds,
     asking,
     drawing,
@@ -78,8 +78,8 @@ def _plan(b: Builder, kind: str = "") -> list[int]:
 
 def _retry(b: Builder) -> Sequence:
     attempts = [
-        Attempt(picture=PIXELS, critique="there is no cat"),
-        Attempt(picture=PIXELS, critique="a cat is missing"),
+        FailedAttempt(picture=PIXELS, critique="there is no cat"),
+        FailedAttempt(picture=PIXELS, critique="a cat is missing"),
     ]
     return drawing(b, "a dog", (4, 4), fold=2, plan=PlanIds(ids=tuple(_plan(b))), attempts=attempts)
 

@@ -30,8 +30,8 @@ from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
 from unmask.sequence import Batch, Sequence, collate
 from unmask.tokens.build import (
-    Attempt,
     Builder,
+    FailedAttempt,
     PlanIds,
     asking,
     drawing,
@@ -195,7 +195,7 @@ class Retries:
     def _row(self, scene: Scene, caption: str, spoilt: list[critiques.Spoilt], codes: Tensor, rng: Random) -> Sequence:
         b = Builder(text=self.text, look_tokens=self.look_tokens)
         pixels = pixels_of([s.scene for s in spoilt], self.side)
-        attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
+        attempts = [FailedAttempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
         plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
 

@@ -17,8 +17,8 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Cancelled, Handle, Request
-from unmask.tasks.results import Round
-from unmask.tasks.running import Done, OnStep, StepEvent
+from unmask.tasks.results import Attempt
+from unmask.tasks.running import Decoded, OnStep, StepEvent
 from unmask.tokens.layouts import Layout
 
 _SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.25  # seconds between two reads of the queue position
@@ -33,7 +33,7 @@ class Listener(Protocol):
 
     def on_queued(self, position: int) -> None: ...
     def on_step(self, event: StepEvent, behind: bool) -> None: ...
-    def on_event(self, event: Layout | Round) -> None: ...
+    def on_event(self, event: Layout | Attempt) -> None: ...
 
 
 class Job:
@@ -54,7 +54,7 @@ class Job:
 
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
-    ) -> Done:
+    ) -> Decoded:
         """As ``Model.run``. Raises Cancelled, Closed, ForwardFailed, and whatever a sampler raises."""
         began = time.perf_counter()
         followed = on_step is not None or self.listener is not None
@@ -73,9 +73,9 @@ class Job:
             for handle in left:  # if one row failed, the others are cancelled
                 if not handle.done:
                     handle.cancel()
-        return Done(rows=rows, seconds=time.perf_counter() - began)
+        return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
-    def emit(self, row: int, event: Layout | Round) -> None:
+    def emit(self, row: int, event: Layout | Attempt) -> None:
         if self.listener:
             self.listener.on_event(event)
 

@@ -22,7 +22,7 @@ from unmask.sequence import Sequence as Tokens
 from unmask.serving.service import Started
 from unmask.tasks.generate import picture_so_far
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Round
+from unmask.tasks.results import Attempt
 from unmask.tasks.running import StepEvent
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import EOS, EOT, Text
@@ -75,7 +75,7 @@ class PictureEvents:
             tokens = tokens_of(event.sequence, self.parts.text)
             self._emit("text", stage=stage, round=self.round, step=event.number, of=event.of, tokens=tokens)
 
-    def on_event(self, event: Layout | Round) -> None:
+    def on_event(self, event: Layout | Attempt) -> None:
         if not self.trace:
             return
         if isinstance(event, Layout):
@@ -155,7 +155,7 @@ class ChatEvents:
         if self.stream and not self.formed:
             self.say(_committed(event.sequence, self.text))
 
-    def on_event(self, event: Layout | Round) -> None:
+    def on_event(self, event: Layout | Attempt) -> None:
         if self.trace and isinstance(event, Layout):
             self.emit({"delta": {}, "unmask": {"plan": event.to_json()}})
 

@@ -118,7 +118,7 @@ def _asked(model: ThinkingRunner, messages: Items[Message]) -> tuple[Sequence, i
         if kept[0].role != "user":
             continue
         many = sum(len(m.images) for m in kept) > 1
-        see = parts.glance if many else parts.look
+        see = parts.overview if many else parts.image_views
         said = [Said(role=m.role, text=m.text, pictures=tuple(see(i) for i in m.images)) for m in kept]
         sequence = conversation(parts.builder(), said, presets.turn)
         if len(sequence.ids) <= presets.context:
@@ -145,7 +145,9 @@ def _planned(model: ThinkingRunner, messages: Items[Message], layout: Layout, se
     parts, wanted = model.parts, messages[-1].text
     if _changes(messages, layout, parts):
         picture = _shown(messages)[-1]
-        task: Any = Edit(pixels=parts.see(picture)[0], instruction=wanted, look=parts.look(picture), plan=layout)
+        task: Any = Edit(
+            pixels=parts.preprocess(picture)[0], instruction=wanted, look=parts.image_views(picture), plan=layout
+        )
         sampler = model.presets.edit(parts)
     else:
         asked = wanted.removeprefix(parts.wording.drawing_words.strip()).strip()

@@ -20,7 +20,7 @@ from torch import Tensor
 from unmask.sequence import Kind, Sequence
 
 
-class Sees(Protocol):
+class VisionEncoder(Protocol):
     """Views of a picture [V, 3, H, W] -> what they look like, [rows, D]."""
 
     def features(self, pixels: Tensor, /) -> Tensor: ...
@@ -45,12 +45,12 @@ class Features:
             self._rows.clear()
             self.bytes = 0
 
-    def known(self, sequences: Items[Sequence], net: Sees, device: torch.device) -> list[Sequence]:
+    def known(self, sequences: Items[Sequence], net: VisionEncoder, device: torch.device) -> list[Sequence]:
         """The sequences with the features of their pictures in place of the pixels."""
         return [self._known_of(sequence, net, device) for sequence in sequences]
 
     @torch.no_grad()
-    def _known_of(self, sequence: Sequence, net: Sees, device: torch.device) -> Sequence:
+    def _known_of(self, sequence: Sequence, net: VisionEncoder, device: torch.device) -> Sequence:
         found = [self(v, lambda v=v: net.features(v.to(device))) for v in _looks(sequence)]
         if not found:
             return sequence

@@ -1,4 +1,4 @@
-"""Sequences through the sampler, for every kind of model. Public idea: ``decide(net, sequences, seeds, sampler, ...) -> Done``.
+"""Sequences through the sampler, for every kind of model. Public idea: ``decide(net, sequences, seeds, sampler, ...) -> Decoded``.
 
 ``Runner`` is a model as tasks see it. ``Executor`` is whoever does the decoding for a model, such as an engine that many calls share.
 """
@@ -17,7 +17,7 @@ from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Sequence, collate, decided
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.results import Answer, Round, describe, so_far
+from unmask.tasks.results import Answer, Attempt, describe, so_far
 from unmask.tokens.layouts import Layout
 
 
@@ -39,7 +39,7 @@ OnStep = Callable[[StepEvent], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class Decoded:
     """Finished sequences in the order given, and the seconds that all of them took together."""
 
     rows: list[Sequence]
@@ -55,8 +55,8 @@ class Executor(Protocol):
 
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
-    ) -> Done: ...
-    def emit(self, row: int, event: Layout | Round) -> None: ...
+    ) -> Decoded: ...
+    def emit(self, row: int, event: Layout | Attempt) -> None: ...
 
 
 class Runner(Protocol):
@@ -66,7 +66,7 @@ class Runner(Protocol):
     def parts(self) -> Any: ...
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
-    ) -> Done: ...
+    ) -> Decoded: ...
 
 
 class ThinkingRunner(Runner, Protocol):
@@ -78,7 +78,7 @@ class ThinkingRunner(Runner, Protocol):
     def presets(self) -> Presets: ...
     @property
     def device(self) -> torch.device: ...
-    def emit(self, row: int, event: Layout | Round) -> None: ...
+    def emit(self, row: int, event: Layout | Attempt) -> None: ...
 
 
 def decide(
@@ -89,7 +89,7 @@ def decide(
     *,
     device: torch.device,
     on_step: OnStep | None = None,
-) -> Done:
+) -> Decoded:
     """Unmask every masked token that is writable, all sequences in one batch. Row i depends on ``seeds[i]`` and its own tokens alone.
 
     ``on_step`` gets one event for every row after every step.
@@ -105,7 +105,7 @@ def decide(
 
     done = sampler.sample(net, batch, on_step=announce)
     rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
-    return Done(rows=rows, seconds=time.perf_counter() - began)
+    return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
 
 def perform(

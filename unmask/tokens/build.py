@@ -121,7 +121,7 @@ class PlanIds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class FailedAttempt:
     """An earlier picture, as it is looked at, and what was wrong with it."""
 
     picture: Tensor | Look
@@ -136,7 +136,7 @@ def drawing(
     fold: int,
     conditions: Conditions | None = None,
     plan: PlanIds | None = None,
-    attempts: Items[Attempt] = (),
+    attempts: Items[FailedAttempt] = (),
 ) -> Sequence:
     """Text to image: the spans "prompt" (and "look", for every earlier attempt), "plan" if there is one, "image"."""
     said = (*b.opening(), _worded(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions))
