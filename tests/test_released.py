@@ -50,7 +50,7 @@ def cell(way: Proposal | None) -> str:
     if way is None:
         return "does not fit"
     options = way.options.removeprefix("--dtype bfloat16 ").replace("(as stored)", "as stored")
-    beside = f", and {way.beside / 2**30:.1f} GiB in the computer" if way.beside else ""
+    beside = f", and {way.beside / 2**30:.1f} GiB in CPU memory" if way.beside else ""
     return f"{f'`{options}`' if options.startswith('--') else options}, {way.nbytes / 2**30:.1f} GiB{beside}"
 
 

@@ -154,8 +154,8 @@ Streams = dict[str, Tensor]
 def guided(net: Elastic, batch: Batch, guidance: ClassifierFree | EditGuidance) -> Streams:
     """Logits of every stream of a guidance, alone and stacked as the sampler has them."""
     views = guidance.views(batch, Progress(number=torch.zeros(1), of=torch.ones(1), length=batch.ids.shape[1]))
-    return {f"stream {i}": net(view).code_logits for i, view in enumerate(views)} | {
-        f"stacked {len(views)}": net(stack(views)).code_logits
+    return {f"stream {i}": net(view).logits(Kind.CODE) for i, view in enumerate(views)} | {
+        f"stacked {len(views)}": net(stack(views)).logits(Kind.CODE)
     }
 
 
@@ -261,13 +261,13 @@ def test_ways_to_keep_that_do_not_exist(given: dict[str, Any], said: str) -> Non
 
 def test_a_branch_that_stays_elsewhere_answers_alike(whole: Model, picture: Image.Image) -> None:
     lent = unmask.load("mini", keep=Keep(offload=frozenset({"und"})))
-    layer = lent.parts.net.blocks[0].und.gate  # type: ignore[union-attr]
+    layer = lent.parts.net.blocks[0].und.mlp.gate  # type: ignore[union-attr]
     kept, during = layer.weight, []
     layer.register_forward_hook(lambda m, given, result: during.append(m.weight), prepend=True)
     answer = answers(picture)["ask"]
     assert answer(lent) == answer(whole)
     assert during and all(w is not kept for w in during), "the weight that worked was the one that is kept"
-    assert layer.weight is kept and not lent.parts.net.blocks[0].gen.gate._forward_pre_hooks  # type: ignore[union-attr]
+    assert layer.weight is kept and not lent.parts.net.blocks[0].gen.mlp.gate._forward_pre_hooks  # type: ignore[union-attr]
 
 
 @pytest.mark.gpu
@@ -276,7 +276,7 @@ def test_a_branch_that_stays_elsewhere_answers_alike(whole: Model, picture: Imag
                                   Keep(dtype=torch.bfloat16, bits={"und": 4, "gen": 4})])  # fmt: skip
 def test_on_a_gpu(keep: Keep, picture: Image.Image) -> None:
     model = unmask.load("mini", device="cuda", keep=keep)
-    here = {p.device.type for n, p in model.parts.net.named_parameters() if ".und.gate" in n}
+    here = {p.device.type for n, p in model.parts.net.named_parameters() if ".und.mlp.gate" in n}
     assert here == {"cpu" if keep.offload else "cuda"}
     assert model.generate("a red apple", settings=FEW)[0].image.size == (128, 128)
     assert model.ask(picture, "how many cats are there?").text is not None
@@ -289,9 +289,9 @@ def test_fewer_bits_are_close_and_the_other_branch_is_untouched(bits: int, worst
     block, same = model.parts.net.blocks[0], whole.parts.net.blocks[0]
     x = torch.randn(5, 192, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        got, wanted = block.und.gate(x), same.und.gate(x)  # type: ignore[union-attr]
+        got, wanted = block.und.mlp.gate(x), same.und.mlp.gate(x)  # type: ignore[union-attr]
     assert 0 < float((got - wanted).norm() / wanted.norm()) < worst
-    assert torch.equal(block.gen.gate.weight, same.gen.gate.weight)  # type: ignore[union-attr]
+    assert torch.equal(block.gen.mlp.gate.weight, same.gen.mlp.gate.weight)  # type: ignore[union-attr]
     assert model.generate("a red apple", settings=FEW)[0].image.size == (128, 128)
     assert model.infill_text("a [mask] apple").text, "what is loaded later is kept alike"
 

@@ -294,28 +294,6 @@ def test_inspect_knows_named_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert parts["blocks.gen"] == 32 * 75_501_568 and parts["blocks.und"] + parts["blocks.out"] == 32 * 218_112_000
 
 
-def test_settings_of_a_recipe_reach_its_function_and_its_fields() -> None:
-    from unmask.cli.train import find
-
-    recipe = find("mini.tower", ["seed=5", "training.steps=7", "optim.lr=3e-4"])
-    assert (recipe.training.seed, recipe.training.steps, recipe.optim.lr) == (5, 7, 3e-4)
-
-
-def test_train_begins_refuses_and_resumes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("train", "mini.tower", "--out", "run", "-o", "training.steps=1")
-    assert _run(capsys, *words)[0] == "run\n"
-    assert {"metrics.jsonl", "state.safetensors", "model.safetensors"} <= set(os.listdir("run"))
-    assert "already holds a run" in _mistake(capsys, *words)
-    told = json.loads(_run(capsys, *words[:-1], "training.steps=2", "--resume", "--json")[0])
-    assert told == {"recipe": "mini.tower", "folder": "run", "steps": 2}
-    assert [json.loads(row)["step"] for row in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]
-    assert "seed" in _mistake(capsys, *words[:-1], "seed=9", "--resume")
-
-
-def test_train_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "mini.stage2 " in _run(capsys, "train", "--list")[0]
-
-
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 

@@ -20,8 +20,9 @@ from unmask.grammars.automaton import compiled
 from unmask.grammars.grammar import Grammar
 from unmask.grammars.regex import parsed
 from unmask.models.elastic import Elastic, init
+from unmask.models.fake import FakeDenoiser
 from unmask.models.sizes import SIZES
-from unmask.rng import generator, key
+from unmask.rng import generator
 from unmask.sampling import (
     blocks,
     constrain,
@@ -135,19 +136,7 @@ def test_every_part_has_an_instance_here() -> None:
     assert not loose, f"parts are frozen and keyword-only; {loose} are not"
 
 
-def fake(batch: Batch, *, time: Tensor | None = None, ask: Tensor | None = None, carry: object = None) -> Prediction:
-    """A denoiser whose logits are a fixed random function of what a row shows: its decided ids, kinds and masked tokens."""
-    ask = batch.masked if ask is None else ask
-    text_BLV, code_BLV = torch.zeros(*ask.shape, TEXT), torch.zeros(*ask.shape, CODES)
-    for row in range(batch.rows):
-        n = int(batch.valid[row].sum())
-        shown = (batch.ids[row].masked_fill(batch.masked[row], -1)[:n].tolist(), batch.kind[row, :n].tolist())
-        rng = generator(key(shown))
-        text_BLV[row, :n] = 2 * torch.randn(n, TEXT, generator=rng)
-        code_BLV[row, :n] = 2 * torch.randn(n, CODES, generator=rng)
-    text, code = (ask & (batch.kind == kind) for kind in (Kind.TEXT, Kind.CODE))
-    flat = torch.arange(ask.numel()).view_as(ask)
-    return Prediction(text=flat[text], text_logits=text_BLV[text], code=flat[code], code_logits=code_BLV[code], carry=1)
+fake = FakeDenoiser(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES})
 
 
 def tiny() -> Elastic:
@@ -324,7 +313,7 @@ def test_stacked_views_equal_views_one_by_one() -> None:
     )
     views, model = GUIDANCES[3].views(batch, at), tiny()
     with torch.no_grad():
-        together = model(stack(views), ask=batch.masked.repeat(3, 1))
-        alone = [model(view, ask=batch.masked) for view in views]
-    assert torch.allclose(together.code_logits, torch.cat([p.code_logits for p in alone]), atol=1e-4)
-    assert torch.allclose(together.text_logits, torch.cat([p.text_logits for p in alone]), atol=1e-4)
+        together = model(stack(views), predict=batch.masked.repeat(3, 1))
+        alone = [model(view, predict=batch.masked) for view in views]
+    assert torch.allclose(together.logits(Kind.CODE), torch.cat([p.logits(Kind.CODE) for p in alone]), atol=1e-4)
+    assert torch.allclose(together.logits(Kind.TEXT), torch.cat([p.logits(Kind.TEXT) for p in alone]), atol=1e-4)

@@ -163,8 +163,3 @@ def test_the_same_numbers_give_the_same_mask() -> None:
     batch = mixed(6)
     a, b, c = (drawn(Absorbing(), batch, "again", i) for i in (1, 1, 2))
     assert a.masked.equal(b.masked) and not a.masked.equal(c.masked)
-
-
-def test_sampling_starts_with_everything_open() -> None:
-    batch = mixed(3, 4, 4)
-    assert Absorbing().prior(batch, generator(0)).masked.equal(batch.writable & batch.valid)

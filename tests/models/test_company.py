@@ -61,7 +61,7 @@ CASES = {
 
 
 def logits(prediction: Prediction) -> list[torch.Tensor]:
-    return [prediction.text_logits, prediction.code_logits]
+    return [prediction.logits(kind) for kind in sorted(prediction.scored)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,5 +81,5 @@ def test_how_many_are_asked_for_changes_no_bit(model: Elastic, case: str) -> Non
     everything = logits(model(batch))
     order = batch.masked.long().cumsum(1)
     for few in (1, 2, 3, 5):
-        for found, all_ in zip(logits(model(batch, ask=batch.masked & (order <= few))), everything, strict=True):
+        for found, all_ in zip(logits(model(batch, predict=batch.masked & (order <= few))), everything, strict=True):
             assert torch.equal(found, all_[:few])

@@ -17,7 +17,7 @@ from unmask.models.sizes import SIZES
 from unmask.objectives.masked import Dropout, InverseTime, Masked, Plain, Together
 from unmask.rng import generator
 from unmask.sequence import Batch, Branch, Kind, Sequence, Span, collate
-from unmask.step import Prediction
+from unmask.step import Prediction, Scored
 
 torch.set_num_threads(1)
 WORDS, CODES, NULL = 3, 5, 2
@@ -58,16 +58,13 @@ class Table(nn.Module):
         super().__init__()
         self.logits, self.unused = logits, nn.Parameter(torch.zeros(1))
 
-    def forward(self, batch: Batch, *, ask: Tensor | None = None) -> Prediction:
-        asked = batch.masked if ask is None else ask
-        text, code = (asked & (batch.kind == k) for k in (Kind.TEXT, Kind.CODE))
-        flat = torch.arange(asked.numel()).view_as(asked)
-        return Prediction(
-            text=flat[text],
-            text_logits=self._of(batch, text, WORDS),
-            code=flat[code],
-            code_logits=self._of(batch, code, CODES),
-        )
+    def forward(self, batch: Batch, *, predict: Tensor | None = None) -> Prediction:
+        predict = batch.masked if predict is None else predict
+        flat, scored = torch.arange(predict.numel()).view_as(predict), {}
+        for kind, size in ((Kind.TEXT, WORDS), (Kind.CODE, CODES)):
+            chosen = predict & (batch.kind == kind)
+            scored[kind] = Scored(at=flat[chosen], logits=self._of(batch, chosen, size))
+        return Prediction(scored=scored)
 
     def _of(self, batch: Batch, wanted: Tensor, size: int) -> Tensor:
         rows = [self.logits(batch, int(b), int(t), size) for b, t in wanted.nonzero()]  # type: ignore[operator]
@@ -182,9 +179,9 @@ def test_complementary_is_one_mean_over_a_mask_and_the_rest() -> None:
     seen: list[Batch] = []
 
     class Spy(Table):
-        def forward(self, batch: Batch, *, ask: Tensor | None = None) -> Prediction:
+        def forward(self, batch: Batch, *, predict: Tensor | None = None) -> Prediction:
             seen.append(batch)
-            return super().forward(batch, ask=ask)
+            return super().forward(batch, predict=predict)
 
     batch = both(1, 2, 3)
     for i in range(10):
@@ -347,9 +344,9 @@ def test_dropouts_of_one_row_are_independent() -> None:
     seen: list[Batch] = []
 
     class Spy(Table):
-        def forward(self, batch: Batch, *, ask: Tensor | None = None) -> Prediction:
+        def forward(self, batch: Batch, *, predict: Tensor | None = None) -> Prediction:
             seen.append(batch)
-            return super().forward(batch, ask=ask)
+            return super().forward(batch, predict=predict)
 
     for i in range(5):
         objective(Spy(perfect), edits(200), generator("both", i))

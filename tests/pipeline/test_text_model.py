@@ -67,7 +67,7 @@ def logits(net: Elastic, ids: list[int]) -> Tensor:
     row = Sequence(ids=torch.tensor(ids), masked=torch.zeros(len(ids), dtype=torch.bool), spans=(span,))
     batch = collate([row], [0])
     with torch.no_grad():
-        return net(batch, ask=batch.valid).text_logits.double()
+        return net(batch, predict=batch.valid).logits(Kind.TEXT).double()
 
 
 def released(net: Elastic, prompt: list[int], length: int, block: int, steps: int, scale: float) -> list[int]:

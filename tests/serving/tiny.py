@@ -43,7 +43,8 @@ class Spy:
     def __call__(self, batch: Batch, prediction: Prediction, at: Progress) -> Proposal:
         for kind in sorted(prediction.scored):
             scored = prediction.scored[kind]
-            self.seen.extend(t for t in (scored.at, scored.logits) if t is not None)
+            if len(scored.at):
+                self.seen.extend([scored.at, prediction.logits(kind)])
         return self.token_sampler(batch, prediction, at)
 
 
@@ -65,7 +66,7 @@ def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
     ids = torch.randint(8, CONFIG.codes, (start,), generator=generator("ids", seed))
     masked = torch.cat([torch.full((len(span),), span.writable) for span in table])
     pixels = torch.rand(pictures, 3, 128, 128, generator=generator("picture", seed % 2)) if pictures else None
-    return Sequence(ids=ids, masked=masked, spans=tuple(table), pixels=pixels)
+    return Sequence(ids=ids, masked=masked, spans=tuple(table), pixels=pixels, feature_rows=pictures * LOOK)
 
 
 def text(tokens: int = 8, *, given: int = 20, seed: int = 0) -> Sequence:

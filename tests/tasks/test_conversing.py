@@ -163,9 +163,9 @@ def test_opening_and_resuming_keep_what_stands_before(model: Model) -> None:
     at = announced(written, parts.text)
     assert at == span.start + 2
     drawing = opened(written, at, parts.grid, parts.fold, parts.text)
-    batch = collate([drawing], [0], features_per_image=parts.look_tokens)
+    batch = collate([drawing], [0])
     assert int(batch.masked.sum()) == 64 and torch.equal(drawing.ids[:at], ids[:at])
     more = resumed(replace(drawing, masked=drawing.masked & False), 3, parts.text)
-    batch = collate([more], [0], features_per_image=parts.look_tokens)
+    batch = collate([more], [0])
     assert int(batch.masked.sum()) == 3 and torch.equal(more.ids[:at], ids[:at])
     assert announced(replace(more, masked=more.masked & False), parts.text) is None

@@ -83,14 +83,15 @@ def test_features_are_those_of_the_model_and_know_nothing_of_company(model: Mode
     edited = revising.CritiqueEdit(before=tasks[0].pixels, after=tasks[1].pixels, instruction="add a cat", length=4)
     built = [task.build(parts) for task in (*tasks, edited)]
     memory = Features(2**20)
-    together = memory.of(built, parts.net, CPU)
+    together = collate(memory.known(built, parts.net, CPU), [0] * 3).features
     assert together is not None and (memory.misses, memory.hits) == (2, 2)
-    alone = [Features(0).of([b], parts.net, CPU) for b in built[:2]]
+    alone = [Features(0).known([b], parts.net, CPU)[0].features for b in built[:2]]
     assert torch.equal(together, torch.cat([*alone, *alone]))
-    batch = collate(built, [0] * 3, features_per_image=parts.look_tokens)
+    batch = collate(built, [0] * 3)
     assert batch.pixels is not None
     torch.testing.assert_close(together, parts.net.features(batch.pixels).detach(), rtol=1e-4, atol=1e-4)
-    assert memory.of([understand.FillText(target="a [mask]").build(parts)], parts.net, CPU) is None
+    words = understand.FillText(target="a [mask]").build(parts)
+    assert memory.known([words], parts.net, CPU) == [words]
 
 
 def test_the_least_recently_used_is_forgotten_first() -> None:

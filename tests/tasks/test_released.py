@@ -210,7 +210,7 @@ def test_null_streams(model: Model, picture: Image.Image) -> None:
     drawing = Generate(prompt="a dog").build(parts)
     edit = Edit(pixels=parts.see(picture)[0], instruction="go", look=parts.look(picture)).build(parts)
     for sequence, sampler in ((drawing, model.presets.generate(parts)), (edit, model.presets.edit(parts))):
-        batch = collate([sequence], [0], features_per_image=parts.look_tokens)
+        batch = collate([sequence], [0])
         views = sampler.guidance.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
         header = sequence.span("assistant").start
         assert int(sequence.ids[header]) == text[HEADER] and int(sequence.ids[header - 1]) == text[EOT]
@@ -240,13 +240,13 @@ def test_what_sees_is_the_same_to_the_last_bit_loaded_in_part(
     }[task]  # fmt: skip
     sequence = request.build(parts)
     assert sequence.ids.equal(request.build(part).ids)
-    batch = collate([sequence], [0], features_per_image=parts.look_tokens)
+    batch = collate([sequence], [0])
     views = sampler.guidance.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
     assert len(views) == (3 if task == "edit" else 1)
     for view in views:
         got, wanted = part.net(view), parts.net(view)
-        assert len(wanted.text_logits) + len(wanted.code_logits) == int(view.masked.sum()) > 0
-        assert got.text_logits.equal(wanted.text_logits) and got.code_logits.equal(wanted.code_logits)
+        assert sum(len(scored.at) for scored in wanted.scored.values()) == int(view.masked.sum()) > 0
+        assert all(got.logits(kind).equal(wanted.logits(kind)) for kind in wanted.scored)
 
 
 # -- every task, from the command line --------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ def test_an_unfolded_picture_takes_a_position_a_code() -> None:
 
 def test_every_question_begins_where_the_context_ends() -> None:
     sequence = _look(builder("compact"))
-    batch = collate([sequence], [0], features_per_image=LOOK)
+    batch = collate([sequence], [0])
     context = sequence.span("look").stop
     assert batch.position[0, :context].tolist() == list(range(context))
     for segment in (1, 2, 3, 4):

@@ -1,7 +1,7 @@
 """Edit, look at what became of it, try again (spec 4.8, for edits). Public idea: ``revise(model, images, instructions, seeds, …)``.
 
 Every try starts from the source picture and a seed of its own: failures are not shown to the next one. The source and its look are in
-the sequence already, and a small model copies only over a way that never changes (docs/notes/0006-thoughts.md).
+the sequence already, and a small model copies only over a way that never changes (docs/notes/0006-thoughts-are-text.md).
 """
 
 from __future__ import annotations
