@@ -147,7 +147,7 @@ def test_too_small_a_room_is_told_before_any_work(tiny: Model, writer: Model) ->
 
 def test_answers_in_a_form_are_batch_invariant_in_the_engine(tiny: Model, writer: Model) -> None:
     """Forms and a plain question at the same time. Answers are compared as text; the engine's own tests compare bits."""
-    rng, engine, submitted, wanted = Random(5), Engine(tiny.parts), [], []
+    rng, engine, submitted, wanted = Random(5), Engine(tiny.parts.net), [], []
     for number in range(4):
         model, seen = (tiny, writer)[number % 2], tiny.parts.image_views(picture(number % 2))
         form = of_schema(random_schema(rng)) if number < 3 else of_regex("[a-z ]{4,9}")

@@ -44,7 +44,6 @@ class TextParts:
     text: Text
     net: Elastic
     context: int
-    look_tokens: int = 0  # a text model has no eyes
 
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)

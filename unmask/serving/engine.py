@@ -1,6 +1,6 @@
 """Continuous batching for masked diffusion: requests join and leave between denoising steps.
 
-Public idea: ``with Engine(parts) as engine: engine.submit(Request(sequence=.., sampler=..)).result()``.
+Public idea: ``with Engine(net) as engine: engine.submit(Request(sequence=.., sampler=..)).result()``.
 
 An autoregressive server adds one token to every row at each tick. Here every request has its own sampler, and one step unmasks any number
 of tokens, anywhere, from one to three guidance views. So the engine knows nothing of tokens. A running request is a ``Run``: the
@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
@@ -32,13 +31,6 @@ from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
 from unmask.step import Prediction
 from unmask.tasks.features import Features
 from unmask.tasks.running import StepEvent
-
-
-class Served(Protocol):
-    """What the engine reads of a model: its network."""
-
-    @property
-    def net(self) -> Elastic: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +101,8 @@ class _Running:
 class Engine:
     """One device and the requests that share it. ``start`` gives it a thread. Without one, a single thread calls ``tick`` by hand."""
 
-    def __init__(
-        self, parts: Served, *, limits: Limits = Limits(), clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.parts, self.limits, self.clock = parts, limits, clock
+    def __init__(self, net: Elastic, *, limits: Limits = Limits(), clock: Callable[[], float] = time.monotonic) -> None:
+        self.net, self.limits, self.clock = net, limits, clock
         self.features = Features(limits.feature_bytes)
         self.scheduler = Scheduler(rows=limits.rows, stretch=limits.stretch)
         self._changed = threading.Condition()  # guards everything below
@@ -236,7 +226,7 @@ class Engine:
         # 2. Queued requests enter while there are places, and their samplers start. That needs no forward, apart from new pictures.
         while job := self._admit():
             with self._failing_alone(job):
-                job.begin(self.parts.net, self.features)
+                job.begin(self.net, self.features)
                 self._plan(job)
         if not self._running:
             return False
@@ -263,7 +253,7 @@ class Engine:
         try:
             # 4. Join all queries, with all their guidance views, into one batch, and run the model once.
             query = join(parts)
-            prediction = self.parts.net(query.batch, predict=query.predict, reuse=query.reuse)
+            prediction = self.net(query.batch, predict=query.predict, reuse=query.reuse)
             # 5. Split the prediction, with tokens numbered as in each request's own query.
             predictions = shares(prediction, parts, query)
         except Exception as error:
