@@ -64,7 +64,7 @@ def batch(step: int = 0) -> Batch:
 def logits(module: nn.Module) -> Tensor:
     given = batch()
     prediction = module(given.replace(masked=given.writable))
-    return torch.cat([prediction.text_logits.flatten(), prediction.code_logits.flatten()]).detach()
+    return torch.cat([prediction.logits(kind).flatten() for kind in sorted(prediction.scored)]).detach()
 
 
 # -- the layer --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
 from unmask.sampling.selection import Confident
 from unmask.sampling.token_sampler import Categorical
-from unmask.sequence import Batch, Kind, Loss, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.step import Loss
 from unmask.training.train import train
 
 CONFIG = dataclasses.replace(SIZES["tiny"], vision=None, gen_width=0, vocab_size=12)
@@ -147,10 +148,10 @@ class Policy:
 
     def score(self, policy: nn.Module, view: Batch) -> tuple[Tensor, Tensor]:
         """Log-probability of each masked token, and its row."""
-        prediction = policy(view)
-        chosen = view.ids.flatten()[prediction.text]
-        log = prediction.text_logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-        return log, prediction.text // view.ids.shape[1]
+        text = policy(view).scored[Kind.TEXT]
+        chosen = view.ids.flatten()[text.at]
+        log = text.logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        return log, text.at // view.ids.shape[1]
 
 
 def test_a_policy_with_several_updates_per_rollout_earns_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from unmask.grammars.regex import parsed
 from unmask.rng import generator
 from unmask.sampling.constrain import Constrained, Lattice, NothingFits
 from unmask.sampling.token_sampler import Categorical, Greedy
-from unmask.sequence import Kind, Prediction, Progress, Sequence, Span, collate
+from unmask.sequence import Kind, Sequence, Span, collate
+from unmask.step import Prediction, Progress, Scored
 
 PIECES = [b"", b"a", b"b", b"ab", b"ba", b"", b"c\xc3", b"\xa9"]  # 0 is a control token, 5 the end of turn
 END, SIZE = 5, len(PIECES)
@@ -104,8 +105,7 @@ def rows(names: list[str], given: list[list[int]]) -> list[Sequence]:
 def predicted(batch: object, seed: int) -> Prediction:
     flat = batch.masked.flatten().nonzero()[:, 0]  # type: ignore[attr-defined]
     text = torch.stack([torch.randn(SIZE, generator=generator(seed, int(i))) * 3 for i in flat])
-    nothing = torch.zeros(0, dtype=torch.long)
-    return Prediction(text=flat, text_logits=text, code=nothing, code_logits=torch.zeros(0, 2))
+    return Prediction(scored={Kind.TEXT: Scored(at=flat, logits=text)})
 
 
 @pytest.mark.parametrize("draw", [Greedy(), Categorical(temperature=3.0)], ids=str)

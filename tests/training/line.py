@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
-from unmask.sequence import Loss
+from unmask.step import Loss
 
 
 def model() -> nn.Module:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.recipe import override
-from unmask.sequence import Batch, Loss
+from unmask.sequence import Batch
+from unmask.step import Loss
 from unmask.training.device import DeviceUnavailable, available, choose, move
 from unmask.training.meters import matmul_peak
 from unmask.training.parallel import backend

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.recipe import Recipe, Training
-from unmask.sequence import Loss
+from unmask.step import Loss
 from unmask.training.probe import flops, unchanged
 from unmask.training.train import train
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unmask.sequence import Loss
+from unmask.step import Loss
 from unmask.training.parallel import Place, launch
 from unmask.training.stopping import Stopped, stop_after_step
 from unmask.training.train import STATE, saved_step, train

@@ -25,7 +25,8 @@ from unmask.data.mixture import Joint
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, override
 from unmask.rng import generator
-from unmask.sequence import Batch, Loss
+from unmask.sequence import Batch
+from unmask.step import Loss
 from unmask.training.optim import Masters, rate
 from unmask.training.parallel import Place, launch
 from unmask.training.train import STATE, train
@@ -365,14 +366,14 @@ def test_a_parameter_without_gradient_stays() -> None:
         ("name=mine", lambda r: r.name, "mine"),
         ("source.stop_at=3", lambda r: r.source.stop_at, "3"),  # None says nothing of its type
         ("objective.complementary=1", lambda r: r.objective.complementary, True),
-        ("objective.corruption.text.all=0.5", lambda r: r.objective.corruption.text.all, 0.5),
+        ("objective.corruption.otherwise.all=0.5", lambda r: r.objective.corruption.otherwise.all, 0.5),
     ],
 )
 def test_override(setting: str, read: Callable[[Recipe], Any], value: Any) -> None:
     from unmask.corruption.absorbing import Absorbing
     from unmask.corruption.schedules import Cosine, OftenAll
 
-    base = dataclasses.replace(recipe(), objective=Masked(corruption=Absorbing(text=OftenAll(policy=Cosine()))))
+    base = dataclasses.replace(recipe(), objective=Masked(corruption=Absorbing(otherwise=OftenAll(policy=Cosine()))))
     changed = override(base, [setting])
     assert read(changed) == value and type(read(changed)) is type(value)
     assert base.training.steps == STEPS  # nothing is changed in place

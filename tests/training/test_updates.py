@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.rng import generator
-from unmask.sequence import Loss
+from unmask.step import Loss
 from unmask.training.losses import losses, weight
 from unmask.training.optim import Masters, rate
 from unmask.training.train import STATE, train

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unmask.recipe import Recipe
 from unmask.rng import generator
-from unmask.sequence import Loss
+from unmask.step import Loss
 from unmask.training.device import move
 from unmask.training.optim import Masters, rate
 from unmask.training.parallel import Place
