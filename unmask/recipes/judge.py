@@ -197,12 +197,13 @@ def loss(maps: Maps, batch: Sequence[Example], config: JudgeConfig) -> dict[str,
     sure_BKhw = classes_BKhw.sigmoid()
     cross_BKhw = F.binary_cross_entropy_with_logits(classes_BKhw, wanted_BKhw, reduction="none")
     focal = (weight_BKhw * (wanted_BKhw - sure_BKhw).square() * cross_BKhw).sum() / max(len(rows), 1)
-    named = torch.tensor([config.backgrounds.index(e.background) for e in batch])
+    device = backgrounds_BG.device
+    named = torch.tensor([config.backgrounds.index(e.background) for e in batch], device=device)
     background = F.cross_entropy(backgrounds_BG, named)
     if not rows:
         return {"classes": focal, "background": background}
-    b, r, c, colour = (torch.tensor([row[i] for row in rows]) for i in range(4))
-    place = torch.tensor([row[4:] for row in rows])
+    b, r, c, colour = (torch.tensor([row[i] for row in rows], device=device) for i in range(4))
+    place = torch.tensor([row[4:] for row in rows], device=device)
     return {
         "classes": focal,
         "colours": F.cross_entropy(colours_BChw[b, :, r, c], colour),
