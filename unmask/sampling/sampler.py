@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unmask.protocols import (
     BlockSchedule,
+    Bounded,
     Cache,
     Denoiser,
     EarlyStopping,
@@ -170,14 +171,36 @@ class Run:
             self.states[: len(views)] = [view.state for view in views]
 
     def _write(self, move: Move, proposal: Proposal, todo: Todo) -> Batch:
-        """Apply a move to the tokens that this run may change; everything else was given and stays."""
-        batch = self.batch
-        move = Move(unmask=move.unmask & self.open, remask=move.remask & self.open, redraw=move.redraw & self.open)
+        """Apply a move to the tokens that this run may change: what was given stays, and so do rows that take no step.
+
+        Only tokens of the row's block are masked again, so a finished block stays finished.
+        """
+        batch, region_BL = self.batch, todo.region
+        open_BL = self.open & region_BL.any(1, keepdim=True)
+        move = Move(unmask=move.unmask & open_BL, remask=move.remask & region_BL, redraw=move.redraw & open_BL)
+        self._check(move, proposal, todo)
+        written = apply(batch, move, proposal, region_BL.any(1))
+        if isinstance(self.sampler.selection, Bounded):
+            late_B = todo.must_unmask & (still_masked(written) & region_BL).any(1)
+            if bool(late_B.any()):
+                raise NothingUnmasked(
+                    f"a block of rows {late_B.nonzero().flatten().tolist()} has masked tokens left after its last step; "
+                    f"{type(self.sampler.selection).__name__} must end within its bound (see extra_steps)"
+                )
+        if bool(move.remask.any()):  # their order and segment are those of masked tokens again
+            written = written.replace(
+                order=torch.where(move.remask, self.first.order, written.order),
+                segment=torch.where(move.remask, self.first.segment, written.segment),
+            )
+        return written
+
+    def _check(self, move: Move, proposal: Proposal, todo: Todo) -> None:
+        """Raise the named error of a move that breaks the contract."""
         unscored_BL = (move.unmask | move.redraw) & (proposal.score == -torch.inf)
         if bool(unscored_BL.any()):
             row, token = unscored_BL.nonzero()[0].tolist()
             raise NothingPredicted(
-                f"row {row}, token {token} (kind {int(batch.kind[row, token])}) was selected, but the model did not score it; "
+                f"row {row}, token {token} (kind {int(self.batch.kind[row, token])}) was selected, but the model did not score it; "
                 "select tokens that were predicted, of a kind that the model knows"
             )
         if self.states and self.states[0] is not None:
@@ -192,13 +215,6 @@ class Run:
             raise NothingUnmasked(
                 f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a selection must take one, or end within its bound"
             )
-        written = apply(batch, move, proposal, todo.region.any(1))
-        if bool(move.remask.any()):  # their order and segment are those of masked tokens again
-            written = written.replace(
-                order=torch.where(move.remask, self.first.order, written.order),
-                segment=torch.where(move.remask, self.first.segment, written.segment),
-            )
-        return written
 
 
 def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]:
