@@ -187,12 +187,17 @@ SHARED = ("pixels", "features")  # fields of a batch that its rows address by nu
 
 def stack(views: Items[Batch]) -> Batch:
     """Batches of the same rows seen differently (guidance views), one under the other; they share pixels and features."""
-    first = views[0]
-    tensors = {
-        f.name: torch.cat([getattr(v, f.name) for v in views])
-        for f in dataclasses.fields(first)
-        if f.name not in SHARED and isinstance(getattr(first, f.name), Tensor)
-    }
+    first, tensors = views[0], {}
+    for field in dataclasses.fields(first):
+        found = [getattr(v, field.name) for v in views]
+        some = next((x for x in found if isinstance(x, Tensor)), None)
+        if some is not None and field.name not in SHARED:
+            # What only some of the batches have is zero in the others.
+            full = [
+                some.new_zeros(*v.ids.shape, *some.shape[2:]) if x is None else x
+                for x, v in zip(found, views, strict=True)
+            ]
+            tensors[field.name] = torch.cat(full)
     return first.replace(**tensors, span_table=tuple(t for v in views for t in v.span_table))
 
 
@@ -207,6 +212,8 @@ def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
         ids[b, :n], masked[b, :n], valid[b, :n] = sequence.ids, sequence.masked, True
         table[:, b, :n] = _layout(sequence.spans)
     kind, branch, writable, position, leader, segment, order, stride = table
+    given = (order == ON_UNMASK) & ~masked  # unmasked before the first step
+    order, segment = order.masked_fill(given, 0), segment.masked_fill(given, 0)
     pixels = [s.pixels for s in sequences if s.pixels is not None]
     features = [s.features for s in sequences if s.features is not None]
     return Batch(
@@ -266,7 +273,8 @@ def decided(sequence: Sequence, batch: Batch, row: int) -> Sequence:
     """``sequence`` as a row of a batch has it now, on the CPU."""
     length = len(sequence.ids)
     ids, masked = batch.ids[row, :length].cpu(), batch.masked[row, :length].cpu()
-    return dataclasses.replace(sequence, ids=ids, masked=masked)
+    values = None if batch.values is None else batch.values[row, :length].cpu()
+    return dataclasses.replace(sequence, ids=ids, masked=masked, values=values)
 
 
 _layouts: dict[tuple[Span, ...], Tensor] = {}
@@ -324,10 +332,10 @@ class _Places:
 
 def _own_positions(span: Span) -> _Places:
     """Positions of a span's tokens counted from 0, which of them are first on their position, and how many positions there are."""
-    if span.kind != Kind.CODE:
+    if span.grid is None:
         offset = torch.arange(len(span))
         return _Places(place=offset, leader=torch.ones_like(offset), count=len(span), stride=0)
-    rows, columns = span.grid or (1, len(span))
+    rows, columns = span.grid
     r, c = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
     place = (r // span.fold) * (columns // span.fold) + c // span.fold
     first = (r % span.fold == 0) & (c % span.fold == 0)

@@ -330,7 +330,9 @@ def test_gallery_repeats_what_was_drawn_and_links_share_it(visits: Callable[...,
     done(draw)
     assert same(first, picture(draw.get_by_role("link", name="Download")))
     seed = draw.locator("input[name=seed]").input_value()
-    other = visit.page(f"#draw?prompt=three+dogs&seed={seed}&steps=4&settings=%5B%22token_sampler.temperature%3D0%22%5D")
+    other = visit.page(
+        f"#draw?prompt=three+dogs&seed={seed}&steps=4&settings=%5B%22token_sampler.temperature%3D0%22%5D"
+    )
     expect(other.get_by_role("textbox", name="Prompt")).to_have_value("three dogs")
     assert other.locator("#room-draw input[name=seed]").input_value() == seed
     assert other.locator("#room-draw input[name='token_sampler.temperature']").input_value() == "0"

@@ -69,7 +69,8 @@ def bound(
         rank_BN = torch.rand(len(counts_B), tokens, generator=rng).argsort(1).argsort(1)
         masked_BL = torch.zeros(len(counts_B), len(open_L), dtype=torch.bool)
         masked_BL[:, open_L] = rank_BN < counts_B[:, None]
-        batch = collate([sequence] * len(counts_B), [0] * len(counts_B)).replace(masked=masked_BL).to(device)
+        batch = collate([sequence] * len(counts_B), [0] * len(counts_B))
+        batch = batch.replace(masked=masked_BL, time=(counts_B / tokens)[:, None].expand_as(batch.ids)).to(device)
         found.append(_log_probability(model, batch, guidance).cpu() * tokens / counts_B)
     estimates_S = torch.cat(found)
     error = float(estimates_S.std()) / math.sqrt(samples) if samples > 1 else math.inf

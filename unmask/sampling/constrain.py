@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unmask.grammars.grammar import Grammar
 from unmask.protocols import TokenSampler
+from unmask.sampling.spans import wished
 from unmask.sequence import Batch, Kind, Span
 from unmask.step import Prediction, Progress, Proposal
 
@@ -42,6 +43,9 @@ class Constrained:
 
     token_sampler: TokenSampler
     grammars: tuple[tuple[str, Grammar], ...]
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        return wished(self.token_sampler, batch, block, counts)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
         if Kind.TEXT not in prediction.scored:

@@ -18,12 +18,10 @@ from torch import Tensor
 
 from unmask.protocols import (
     BlockSchedule,
-    Bounded,
     Cache,
     Denoiser,
     EarlyStopping,
     Guidance,
-    Predicting,
     Prior,
     Selection,
     TokenSampler,
@@ -34,9 +32,9 @@ from unmask.sampling.blocks import Whole
 from unmask.sampling.cache import NoCache
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.prior import AllMasked
-from unmask.sampling.spans import still_masked, whole_positions
+from unmask.sampling.spans import still_masked, whole_positions, wished
 from unmask.sampling.stopping import Never
-from unmask.sequence import Batch, stack
+from unmask.sequence import ON_UNMASK, Batch, stack
 from unmask.step import Move, Prediction, Proposal, Query, Reuse, Scored, State, apply
 
 
@@ -105,6 +103,7 @@ class Run:
         self.batch = sampler.stopping(sampler.prior(batch))
         self.agenda = Agenda(sampler, self.batch, self.open)
         self.states: list[State | None] = []  # of each guidance view
+        self.stamps = bool((batch.order == ON_UNMASK).any())
         self.number = 0
         self.todo: Todo | None = None
         self.query = self._next()
@@ -130,7 +129,7 @@ class Run:
         move = parts.selection(batch, proposal, todo.block, todo.counts, todo.progress)
         written = self._write(move, proposal, todo)
         # 7. What no longer needs the model is filled in.
-        self.batch = parts.stopping(written)
+        self.batch = self._stamped(written, parts.stopping(written))
         self.number += 1
         self.query = self._next()
 
@@ -142,9 +141,9 @@ class Run:
             return None
         self.batch = self.batch.replace(time=todo.time)
         # 2. The tokens to score.
-        asking = [p for p in (parts.selection, parts.token_sampler) if isinstance(p, Predicting)]
-        asked = [p.predict(self.batch, todo.block, todo.counts) for p in asking] or [todo.block]
-        predict = torch.stack(asked).any(0) if len(asked) > 1 else asked[0]
+        wishes = [wished(p, self.batch, todo.block, todo.counts) for p in (parts.selection, parts.token_sampler)]
+        some = [wish for wish in wishes if wish is not None]
+        predict = torch.stack(some).any(0) if some else todo.block
         # 3. The views of guidance, one under the other, and what each need not compute again.
         views = parts.guidance.views(self.batch, todo.progress)
         reuse = self._reuse(views, predict, todo)
@@ -170,6 +169,14 @@ class Run:
         if any(view.state is not None for view in views):
             self.states[: len(views)] = [view.state for view in views]
 
+    def _stamped(self, written: Batch, stopped: Batch) -> Batch:
+        """Tokens that early stopping filled get the order of this step, where orders are set on unmasking."""
+        if not self.stamps:
+            return stopped
+        filled = written.masked & ~stopped.masked & (stopped.order == ON_UNMASK)
+        order = torch.where(filled, stopped.clock[:, None], stopped.order)
+        return stopped.replace(order=order, segment=stopped.segment.masked_fill(filled, 0))
+
     def _write(self, move: Move, proposal: Proposal, todo: Todo) -> Batch:
         """Apply a move to the tokens that this run may change: what was given stays, and so do rows that take no step.
 
@@ -180,7 +187,7 @@ class Run:
         move = Move(unmask=move.unmask & open_BL, remask=move.remask & region_BL, redraw=move.redraw & open_BL)
         self._check(move, proposal, todo)
         written = apply(batch, move, proposal, region_BL.any(1))
-        if isinstance(self.sampler.selection, Bounded):
+        if self.agenda.bounded:
             late_B = todo.must_unmask & (still_masked(written) & region_BL).any(1)
             if bool(late_B.any()):
                 raise NothingUnmasked(
@@ -218,14 +225,15 @@ class Run:
 
 
 def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]:
-    """The prediction of each view. All score the same tokens, so each has its share in order."""
+    """The prediction of each view: its rows, tokens numbered from its own first row."""
     if views == 1:
         return [prediction]
     tokens, rows = batch.ids.numel(), batch.rows
     parts: list[dict[int, Scored]] = [{} for _ in range(views)]
     for kind, scored in prediction.scored.items():
-        cut = [t.tensor_split(views) if t is not None else (None,) * views for t in (scored.logits, scored.hidden)]
-        for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(views), *cut, strict=True)):
+        edges = torch.searchsorted(scored.at, torch.arange(1, views, device=scored.at.device) * tokens).tolist()
+        cuts = [(None,) * views if t is None else t.tensor_split(edges) for t in (scored.logits, scored.hidden)]
+        for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(edges), *cuts, strict=True)):
             parts[i][kind] = Scored(at=at - i * tokens, logits=logits, hidden=hidden)
     state = prediction.state
     return [

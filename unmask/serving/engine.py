@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
-from unmask.models.elastic import Elastic
+from unmask.protocols import Denoiser
 from unmask.sampling.sampler import NothingUnmasked, Run
 from unmask.sequence import Sequence, collate, decided
 from unmask.serving.batching import Part, join, part_of, shares
@@ -29,8 +30,14 @@ from unmask.serving.metrics import Meter, Metrics
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request
 from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
 from unmask.step import Prediction
-from unmask.tasks.features import Features
+from unmask.tasks.features import Features, VisionEncoder
 from unmask.tasks.running import StepEvent
+
+CPU = torch.device("cpu")
+
+
+class Served(Denoiser, VisionEncoder, Protocol):
+    """A network that is served: any denoiser. ``features`` is called for requests with pictures only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +73,9 @@ class _Running:
     def number(self) -> int:
         return self.handle.number
 
-    def begin(self, net: Elastic, cache: Features) -> None:
+    def begin(self, net: Served, cache: Features, device: torch.device) -> None:
         """Encode the pictures, or find them in the cache, and start the sampler."""
-        request, device = self.handle.request, net.embed.weight.device
+        request = self.handle.request
         batch = collate(cache.known([request.sequence], net, device), [request.seed]).replace(clean=None).to(device)
         with _sampler_errors():
             self.run = request.sampler.start(batch)
@@ -101,8 +108,15 @@ class _Running:
 class Engine:
     """One device and the requests that share it. ``start`` gives it a thread. Without one, a single thread calls ``tick`` by hand."""
 
-    def __init__(self, net: Elastic, *, limits: Limits = Limits(), clock: Callable[[], float] = time.monotonic) -> None:
-        self.net, self.limits, self.clock = net, limits, clock
+    def __init__(
+        self,
+        net: Served,
+        *,
+        device: torch.device = CPU,
+        limits: Limits = Limits(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.net, self.device, self.limits, self.clock = net, device, limits, clock
         self.features = Features(limits.feature_bytes)
         self.scheduler = Scheduler(rows=limits.rows, stretch=limits.stretch)
         self._changed = threading.Condition()  # guards everything below
@@ -226,7 +240,7 @@ class Engine:
         # 2. Queued requests enter while there are places, and their samplers start. That needs no forward, apart from new pictures.
         while job := self._admit():
             with self._failing_alone(job):
-                job.begin(self.net, self.features)
+                job.begin(self.net, self.features, self.device)
                 self._plan(job)
         if not self._running:
             return False
