@@ -1,6 +1,6 @@
-"""A folder in the released layout of LaViDa-O, run as it was published (spec 1.8, 1.9, 2, 4).
+"""LaViDa-O as it was published (spec 1.8, 1.9, 2, 4).
 
-Public idea: ``published(parts, raw)`` gives bare parts the released quirks and image pipeline; ``PRESETS`` are the published samplers.
+Public idea: ``published(parts, raw)`` adds the released quirks and image pipeline; ``PRESETS`` are the published samplers.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ def published(parts: Parts, raw: dict[str, Any]) -> Parts:
 
 
 def read_text(folder: Path, raw: dict[str, Any]) -> Text:
-    """The tokenizer, whose control tokens are found by name and whose size must be the model's. CheckpointError says what is wrong."""
+    """The text tokenizer. Control tokens are found by name; its size must match the model. CheckpointError says what is wrong."""
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise CheckpointError(
-            f"there is no tokenizer.json in {folder}; copy the one that was released with the weights"
-        )
+        raise CheckpointError(f"no tokenizer.json in {folder}; copy the one released with the weights")
     try:
         text = Text.load(path)
     except TokenizerError as error:
@@ -44,7 +42,7 @@ def read_text(folder: Path, raw: dict[str, Any]) -> Text:
         raise CheckpointError(f"{path} has {text.size} ids and the model {size}; use the tokenizer of this model")
     if (said := raw.get("mask_token_id", text[MASK])) != text[MASK]:
         raise CheckpointError(
-            f"config.json says that token {said} is undecided text, the tokenizer {text[MASK]}; use the tokenizer of this model"
+            f"config.json gives mask_token_id {said}, the tokenizer {text[MASK]}; use the tokenizer of this model"
         )
     return text
 
@@ -58,7 +56,7 @@ def _views(raw: dict[str, Any], vision: VisionConfig) -> AnyRes:
         return AnyRes(size=vision.image, pooled=vision.pooled, pinpoints=pinpoints)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"config.json: image_grid_pinpoints: {error}; wanted pairs of width and height"
+            f"config.json: image_grid_pinpoints: {error}; expected pairs of width and height"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What the tasks return: small values that carry the result, how it was made, and on request every step of it."""
+"""Results of tasks: the output, how it was made, and optionally a trace of every step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One try at a picture: the layout it was drawn from (or none), and what the model said of it, if it was asked.
+    """One attempt at a picture: its layout (or None) and the model's critique ("" if there was none).
 
-    ``approval``: how probable it found it that it would approve, before it had said a word, 0..1.
+    ``accepted``: whether the critique accepts it · ``approval``: acceptance score, the expected count of "correct" over the fully masked
+    critique, 0..1.
     """
 
     image: Image.Image
@@ -35,9 +36,9 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture. ``seconds`` is the time of the whole call divided by its pictures; ``trace`` the canvas after every step.
+    """A picture. ``seconds``: time of the call divided by its pictures · ``trace``: the picture after each step.
 
-    ``plan``: the layout it was drawn from · ``attempts``: every try, where it was reflected upon.
+    ``plan``: its layout · ``attempts``: all attempts of best-of-N, empty without it.
     """
 
     image: Image.Image
@@ -50,7 +51,7 @@ class Drawing:
     attempts: tuple[Attempt, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures; plan and attempts where there are any."""
+        """Plain values without the pictures; plan and attempts only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
         thought: dict[str, Any] = {"plan": self.plan.to_json()} if self.plan else {}
         thought |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
@@ -60,7 +61,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A text. ``trace``: the text after every step, undecided tokens as ``_`` · ``value``: what it says, where a form was asked for."""
+    """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer."""
 
     text: str
     question: str
@@ -71,7 +72,7 @@ class Answer:
     value: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """``value`` only where a form was asked for, since it may be null then as well."""
+        """``value`` is present for constrained answers only, where it may be null."""
         return {
             "question": self.question,
             "text": self.text,
@@ -85,7 +86,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A phrase and where it was found: corners in pixels of the picture that was given."""
+    """A phrase and its box: corners in pixels of the given picture."""
 
     phrase: str
     x1: float
@@ -100,7 +101,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
-    """One box for every phrase, in the order asked."""
+    """One box per phrase, in the given order."""
 
     boxes: tuple[Box, ...]
     image_size: tuple[int, int]
@@ -121,7 +122,7 @@ def answered(sequence: Sequence, text: Text) -> str:
 
 
 def so_far(sequence: Sequence, text: Text) -> str:
-    """The answers as they stand, undecided tokens as ``_``."""
+    """The answers so far, masked tokens as ``_``."""
     answers = [span for span in sequence.spans if span.name.partition(" ")[0] == "answer"]
     tokens = [i for span in answers for i in range(span.start, span.stop)]
     shown = ("_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]) for i in tokens)
@@ -129,7 +130,7 @@ def so_far(sequence: Sequence, text: Text) -> str:
 
 
 def describe(sampler: Sampler) -> dict[str, Any]:
-    """A sampler's parts and fields as plain values, for the record."""
+    """A sampler's parts and fields as plain values."""
     return {name: _plain(value) for name, value in vars(sampler).items()}
 
 
