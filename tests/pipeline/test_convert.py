@@ -166,10 +166,10 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path: Path, monkeypa
         (f"{MINI} out --to own", "is not in the released layout"),
         ("llada out --to own", "is a text model, which has only one layout"),
         ("llada out --to released", "LLaDA's layout"),
-        ("nosuch out --to released", "no model 'nosuch'"),
+        ("nosuch out --to released", "no model is called 'nosuch'"),
         ("mini out", "--to"),
         ("mini llada --to released", "llada exists already"),
-        (f"{FIXTURE} out --to own --like mini", "--like is for runs"),
+        (f"{FIXTURE} out --to own --like mini", "--like applies to training runs"),
         ("llada out --to released --like mini", "do not fit the model"),
     ],
 )

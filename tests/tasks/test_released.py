@@ -164,7 +164,7 @@ def test_boxes_are_asked_for_as_published(model: Model, picture: Image.Image) ->
     words = "\n Please locate the cat in this image. Give bounding boxes in LOC format.<|eot_id|>"
     box = f"<LOC_BEGIN>{MASK * 4}<LOC_END><|eot_id|>"
     assert wire(sequence, model) == f"'{HEAD}[look {SQUARE}]{words}{ASSISTANT}{box}"
-    with pytest.raises(ValueError, match="one phrase a sequence, got 2"):
+    with pytest.raises(ValueError, match="one phrase per sequence, got 2"):
         Ground(pixels=model.parts.image_views(picture), phrases=("a", "b")).build(model.parts)
 
 

@@ -1,4 +1,4 @@
-"""Several parts, measured one after the other, as one report. Public idea: ``run(model, parts, plan, record, about=…) -> Report``."""
+"""Several parts measured as one report. Public idea: ``run(model, parts, plan, record, about=…) -> Report``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def run(
     about: dict[str, Any],
     progress: Progress | None = None,
 ) -> Report:
-    """Measure ``parts``; the report is also written to the record's folder, where it has one.
+    """Measure ``parts``; the report is also written to the record's folder, if it has one.
 
-    ``about``: what the report says of this suite, beside version, weights, seed and settings · ``progress``: told (part, done, of).
+    ``about``: description of the suite, besides version, weights, seed and settings · ``progress``: called with (part, done, of).
     """
     began = time.perf_counter()
     with Lines() as lines:
