@@ -7,30 +7,30 @@ Every figure is a plain dict, ready for JSON: ``value`` (None of nothing), ``n``
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from unmask.evaluation.scoring import Z, interval
+from unmask.tasks.results import Json
 
-Figure = dict[str, Any]
+Figure = Json
 _LEAST_ERROR = 1e-10  # squared error of 100 dB, so that a perfect picture has a finite PSNR
 
 
-def share(rights: Iterable[bool], **more: Any) -> Figure:
+def share(rights: Iterable[bool], **more: object) -> Figure:
     """The share that is right, with Wilson's interval; ``more`` is added to it."""
     given = [bool(r) for r in rights]
     low, high = interval(sum(given), len(given))
     return {"value": sum(given) / len(given) if given else None, "n": len(given), "low": low, "high": high, **more}
 
 
-def by_kind(rows: Sequence[dict[str, Any]], kinds: Iterable[str], verdict: str = "right") -> dict[str, Figure]:
+def by_kind(rows: Sequence[Json], kinds: Iterable[str], verdict: str = "right") -> dict[str, Figure]:
     """The share of rows with a positive verdict, ``overall`` and per kind."""
     of_kinds = {kind: share(r[verdict] for r in rows if r["kind"] == kind) for kind in kinds}
     return {"overall": share(r[verdict] for r in rows), **of_kinds}
 
 
-def by_combination(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+def by_combination(rows: Sequence[Json]) -> dict[str, Figure]:
     """The share of right rows, separately for those with a held-out combination."""
     return {
         "seen_combinations": share(r["right"] for r in rows if not r["unseen"]),
@@ -38,7 +38,7 @@ def by_combination(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     }
 
 
-def share_of_groups(groups: Iterable[Sequence[bool]], **more: Any) -> Figure:
+def share_of_groups(groups: Iterable[Sequence[bool]], **more: object) -> Figure:
     """The mean over groups (the pictures of one prompt) of the share that is right. ``n`` counts groups, ``pictures`` verdicts.
 
     Wilson's interval as if a group were one trial: at most too wide, exact where the pictures of a prompt are all alike.
@@ -65,7 +65,7 @@ def mean_of(figures: Sequence[Figure]) -> Figure:
     return {"value": value, "n": sum(f["n"] for f in given), "low": value - below, "high": value + above}
 
 
-def average(values: Sequence[float], **more: Any) -> Figure:
+def average(values: Sequence[float], **more: object) -> Figure:
     """The mean, with the normal interval of a mean."""
     n = len(values)
     if not n:

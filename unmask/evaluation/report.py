@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from unmask.evaluation.cards import cards
 from unmask.evaluation.evaluate import Figures, Measured
+from unmask.tasks.results import Json
 
 _BESIDE = ("majority", "mean_iou", "floor", "real", "majority_answer", "used", "perplexity", "pictures")
 
@@ -22,10 +22,10 @@ _BESIDE = ("majority", "mean_iou", "floor", "real", "majority_answer", "used", "
 class Report:
     """``about``: what was measured and how · ``parts``: figures and verdicts."""
 
-    about: dict[str, Any]
+    about: Json
     parts: tuple[Measured, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """{part: {figure: {"value", "n", "low", "high", …}}, …, "about": {…}}."""
         return {**{part.name: part.figures for part in self.parts}, "about": self.about}
 
@@ -52,7 +52,7 @@ def figure_lines(figures: Figures, prefix: str = "") -> Iterator[tuple[str, str,
             yield prefix + name, _said(figure.get("value", "")), span, str(figure.get("n", "")), more
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):

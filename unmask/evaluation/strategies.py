@@ -29,7 +29,7 @@ class GenerationStrategy(Protocol):
     """(model, items) -> uint8 [N, S, S, 3]; ``settings``: everything else besides weights, texts and seeds that affects the pictures."""
 
     def __call__(self, model: Model, items: Sequence[Any]) -> np.ndarray: ...
-    def settings(self, model: Model) -> Any: ...
+    def settings(self, model: Model) -> object: ...
 
 
 class PromptItem(Protocol):
@@ -67,7 +67,7 @@ class PromptGenerator:
         built = [generate.Generate(prompt=item.text).build(model.parts) for item in items]
         return _made(model, built, items, self._sampler(model))
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         made = describe(self._sampler(model))
         if self.thinking == Thinking():
             return made
@@ -102,7 +102,7 @@ class EditGenerator:
             built.append(task.build(model.parts))
         return _made(model, built, items, self._sampler(model))
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         made = describe(self._sampler(model))
         if self.thinking == Thinking():
             return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from unmask.evaluation.evaluate import Part, Plan, Progress, Record, fingerprint
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.report import Report, write
 from unmask.pipeline.model import Model
+from unmask.tasks.results import Json
 
 
 def run(
@@ -21,7 +21,7 @@ def run(
     plan: Plan,
     record: Record,
     *,
-    about: dict[str, Any],
+    about: Json,
     progress: Progress | None = None,
 ) -> Report:
     """Measure ``parts``; the report is also written to the record's folder, if it has one.

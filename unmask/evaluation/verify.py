@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from unmask.sampling.schedule import Shift
 from unmask.sampling.selection import InOrder
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.tasks.results import Json
 from unmask.tokens.vq import VQ
 
 Arrays = dict[str, Tensor]
@@ -53,7 +53,7 @@ class Difference:
     def ok(self) -> bool:
         return self.wrong == 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {**vars(self), "shape": list(self.shape), "ok": self.ok}
 
 

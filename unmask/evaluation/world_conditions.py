@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +75,7 @@ class Conditioned:
         # 7 is coprime to 25, so that even a few items cover the whole grid.
         return [ConditionedPrompt(prompt=p, asked=asked[i * 7 % len(asked)]) for i, p in enumerate(in_turns(lists))]
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [describe(model.presets.generate(model.parts)), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[ConditionedPrompt]) -> list[Finding]:

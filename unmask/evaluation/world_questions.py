@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from unmask.data.sources import pixels_of
 from unmask.data.world.language import KINDS, questions
@@ -73,7 +72,7 @@ class Questions:
         lists = [asked(kind, plan.each(len(KINDS)), plan) for kind in KINDS]
         return in_turns(lists)
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return describe(understand.sampler(model.parts))
 
     def find(self, model: Model, items: Sequence[QuestionItem]) -> list[Finding]:

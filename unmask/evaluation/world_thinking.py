@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,7 +42,7 @@ class Reflections:
     def items(self, plan: Plan) -> list[Prompt]:
         return GenEval().items(plan)
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         made = (model.presets.plan, model.presets.generate, model.presets.critique)
         return [
             *(describe(make(model.parts)) for make in made),
@@ -91,7 +90,7 @@ class Reflections:
         return out | {"critique_of_first_try": verdicts([(t["strict"], t["accepted"], t["approval"]) for t in first])}
 
 
-def taken(row: Row, most: int) -> dict[str, Any]:
+def taken(row: Row, most: int) -> Row:
     """The attempt that ``reflecting.best`` chooses among the first ``most``."""
     return max(row["tries"][:most], key=lambda t: (t["accepted"], t["approval"]))
 
@@ -139,7 +138,7 @@ class Critiques:
                 break
         return made
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return describe(model.presets.critique(model.parts))
 
     def find(self, model: Model, items: Sequence[CritiqueItem]) -> list[Finding]:

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_head
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, fit_own, format_of, read_spec, resolve, write_config
+from unmask.tasks.results import Json
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 
@@ -52,10 +52,10 @@ class Content:
     """
 
     checkpoint: Checkpoint
-    setting: dict[str, Any]
+    setting: Json
     beside: Path
-    config: dict[str, Any]
-    vqvae: dict[str, Any]
+    config: Json
+    vqvae: Json
 
 
 def to_released(source: str | os.PathLike[str], out: Path, *, like: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -135,7 +135,7 @@ def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     return {name: read(one) for name, one in stored.items()}
 
 
-def released_config(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
+def released_config(content: Content) -> tuple[Json, Json]:
     """config.json and vqvae/config.json: as they came, or generated (spec 7.4), with the block ``unmask`` if it is not empty."""
     config, vq = content.checkpoint.config, content.checkpoint.vq_config
     made = content.config or _lm_fields(config, content)
@@ -146,10 +146,10 @@ def released_config(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
     return made, content.vqvae or _vq_fields(vq)
 
 
-def _lm_fields(config: ElasticConfig, content: Content) -> dict[str, Any]:
+def _lm_fields(config: ElasticConfig, content: Content) -> Json:
     tokens = content.beside / "tokenizer.json"
     end = {"eos_token_id": Text.load(tokens)[EOS], "pad_token_id": Text.load(tokens)[EOS]} if tokens.exists() else {}
-    fields: dict[str, Any] = {
+    fields: Json = {
         "model_type": "llada",
         "architectures": ["LLaDAModelLM"],
         "d_model": config.width,
@@ -192,7 +192,7 @@ def _lm_fields(config: ElasticConfig, content: Content) -> dict[str, Any]:
     return fields
 
 
-def _vq_fields(config: VQConfig) -> dict[str, Any]:
+def _vq_fields(config: VQConfig) -> Json:
     """The diffusers description of the tokenizer."""
     stages = len(config.block_out_channels)
     own = {OWN_BLOCK: {"encode_apart": True}} if config.encode_apart else {}
@@ -233,7 +233,7 @@ def _shard(tensors: dict[str, Tensor], small: int) -> int:
     return small if sum(t.nbytes for t in tensors.values()) < _SMALL else _SHARD
 
 
-def _index(written: list[Path], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _index(written: list[Path], tensors: dict[str, Tensor]) -> Json:
     """The shard index that other loaders read."""
     places = {tensor.name: path.name for path in written for tensor in read_head(path)}
     return {
@@ -248,5 +248,5 @@ def _copy(source: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Json) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")

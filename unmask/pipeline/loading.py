@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,6 +40,7 @@ from unmask.tasks import (
     understand,
 )
 from unmask.tasks.parts import Parts
+from unmask.tasks.results import Json
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vq import VQ, VQConfig
@@ -71,7 +71,7 @@ class ModelSpec:
     wording: Wording
     side: int
     fold: int
-    released: dict[str, Any] = field(default_factory=dict)
+    released: Json = field(default_factory=dict)
 
 
 def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
@@ -88,7 +88,7 @@ def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
     )
 
 
-def format_of(raw: Any) -> Format:
+def format_of(raw: object) -> Format:
     """The layout of a config.json. An unknown one counts as ours, so that reading it reports the errors."""
     if not isinstance(raw, dict):
         return Format.OWN
@@ -217,7 +217,7 @@ def needs_of(task: str) -> frozenset[str]:
     return known[task]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Json:
     """config.json -> {"model": ElasticConfig, "vq": VQConfig, "wording", "side", "fold"}. CheckpointError for a missing or wrong field."""
     try:
         raw = json.loads((folder / "config.json").read_text())

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import Form
 from unmask.pipeline.loading import Format, format_in, open_parts, read_spec, resolve
 from unmask.pipeline.text_model import TextModel, load_text
+from unmask.protocols import Task
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
@@ -46,6 +46,7 @@ from unmask.tokens.prompts import RELEASED, Conditions
 from unmask.tokens.views import to_pixels
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
+Drawn = generate.Generate | edit.Edit | infill.Infill  # tasks that make a picture
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
 
 
@@ -349,7 +350,7 @@ class Model:
             self.through.tell(row, thought)
 
     def _draw(
-        self, tasks: Sequence[Any], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
+        self, tasks: Sequence[Drawn], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
     ) -> list[Drawing]:
         """One picture per task; a task that occurs with several seeds is built once."""
         self.parts.require(tasks[0].needs)
@@ -399,7 +400,7 @@ class Model:
         if trace:
             raise ValueError("trace works with one attempt only; leave out trace or attempts")
 
-    def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+    def _answer(self, task: Task, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
         built, most = task.build(self.parts), self.presets.context
         if len(built.ids) > most:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
@@ -147,7 +147,7 @@ class TextModel:
     def __init__(self, parts: TextParts, *, through: Through | None = None) -> None:
         self.parts, self.through = parts, through
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         if name in _PICTURES:
             raise ValueError(f"this is a text model, which cannot {name}; it takes a question or a text with {GAP}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
@@ -19,6 +18,7 @@ from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.parts import Parts
+from unmask.tasks.results import Json
 from unmask.tasks.running import Thinks
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.text import EOT, EXP
@@ -50,7 +50,7 @@ class Turn:
     plan: Layout | None = None
     unread: int = 0
     seconds: float = 0.0
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -64,7 +64,7 @@ class Turn:
         """The turn as a message, to continue the conversation."""
         return Message(role="assistant", text=self.text, images=self.images)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain values; pictures are null in ``parts``."""
         parts = [part if isinstance(part, str) else None for part in self.parts]
         plan = self.plan.to_json() if self.plan else None
@@ -145,7 +145,7 @@ def _planned(model: Thinks, messages: Items[Message], layout: Layout, seed: int)
     parts, wanted = model.parts, messages[-1].text
     if _changes(messages, layout, parts):
         picture = _shown(messages)[-1]
-        task: Any = Edit(
+        task: Edit | Generate = Edit(
             pixels=parts.preprocess(picture)[0], instruction=wanted, look=parts.image_views(picture), plan=layout
         )
         sampler = model.presets.edit(parts)

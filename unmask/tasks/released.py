@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from unmask.checkpoints.stream import CheckpointError
 from unmask.models.sizes import VisionConfig
@@ -15,20 +14,21 @@ from unmask.sampling.presets import lavida_o_critique, lavida_o_edit, lavida_o_i
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import ground, understand
 from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.results import Json
 from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE
 from unmask.tokens.quirks import ReleasedQuirks
 from unmask.tokens.text import EOS, EOT, EXP, MASK, Text, TokenizerError
 from unmask.tokens.views import PINPOINTS, AnyRes
 
 
-def published(parts: Parts, raw: dict[str, Any]) -> Parts:
+def published(parts: Parts, raw: Json) -> Parts:
     """The same parts with the released quirks and image pipeline; ``raw`` is the released config.json."""
     vision = parts.net.config.vision
     views = _views(raw, vision) if vision else None
     return replace(parts, quirks=ReleasedQuirks(), paper=(0, 0, 0), views=views)
 
 
-def read_text(folder: Path, raw: dict[str, Any]) -> Text:
+def read_text(folder: Path, raw: Json) -> Text:
     """The text tokenizer. Control tokens are found by name; its size must match the model. CheckpointError says what is wrong."""
     path = folder / "tokenizer.json"
     if not path.exists():
@@ -47,7 +47,7 @@ def read_text(folder: Path, raw: dict[str, Any]) -> Text:
     return text
 
 
-def _views(raw: dict[str, Any], vision: VisionConfig) -> AnyRes:
+def _views(raw: Json, vision: VisionConfig) -> AnyRes:
     """The pinpoints of config.json, or the published ones in units of the tower's view."""
     unit = AnyRes().size
     published = [[v * vision.image // unit for v in pair] for pair in PINPOINTS]

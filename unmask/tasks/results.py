@@ -12,6 +12,8 @@ from unmask.sequence import Sequence
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
+Json = dict[str, Any]  # plain values, as JSON has them
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
@@ -28,7 +30,7 @@ class Attempt:
     approval: float
     seed: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         plan = self.plan.to_json() if self.plan else None
         said = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
         return {"plan": plan, **said, "seed": self.seed}
@@ -45,15 +47,15 @@ class Drawing:
     prompt: str
     seed: int
     seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     trace: tuple[Image.Image, ...] = ()
     plan: Layout | None = None
     attempts: tuple[Attempt, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain values without the pictures; plan and attempts only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
-        thought: dict[str, Any] = {"plan": self.plan.to_json()} if self.plan else {}
+        thought: Json = {"plan": self.plan.to_json()} if self.plan else {}
         thought |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
         told = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thought}
         return {**told, "settings": self.settings}
@@ -67,11 +69,11 @@ class Answer:
     question: str
     seed: int
     seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     trace: tuple[str, ...] = ()
     value: Any = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """``value`` is present for constrained answers only, where it may be null."""
         return {
             "question": self.question,
@@ -107,9 +109,9 @@ class Grounding:
     image_size: tuple[int, int]
     seed: int
     seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
         size = {"width": self.image_size[0], "height": self.image_size[1]}
         return {"boxes": boxes, **size, "seed": self.seed, "seconds": self.seconds, "settings": self.settings}
@@ -129,7 +131,7 @@ def so_far(sequence: Sequence, text: Text) -> str:
     return "".join(shown).strip()
 
 
-def describe(sampler: Sampler) -> dict[str, Any]:
+def describe(sampler: Sampler) -> Json:
     """A sampler's parts and fields as plain values."""
     return {name: _plain(value) for name, value in vars(sampler).items()}
 
