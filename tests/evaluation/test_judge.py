@@ -95,7 +95,7 @@ def test_features_tell_pictures_apart() -> None:
     ],
 )
 def test_other_pictures_are_refused(images: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         Judge(TINY).look(images)
 
 

@@ -148,7 +148,7 @@ def test_a_folder_holds_one_run(model: Model, prompts: tuple[GenEvalPrompt, ...]
     assert (tmp_path / "a" / "00000" / "samples" / "0001.png").exists()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "letter.txt").touch()
-    with pytest.raises(ValueError, match="holds files of something else; choose"):
+    with pytest.raises(ValueError, match="holds other files; choose"):
         run(model, part, tmp_path / "b")
 
 

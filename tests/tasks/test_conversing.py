@@ -112,9 +112,9 @@ def test_the_shipped_model_converses_and_goes_on(model: Model) -> None:
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([], "ends with what the user says"),
-        ([Message(role="assistant", text="hello")], "ends with what the user says"),
-        ([user(" ")], "has no words"),
+        ([], "must have the role user"),
+        ([Message(role="assistant", text="hello")], "must have the role user"),
+        ([user(" ")], "has no text"),
         ([Message(role="system", text="x"), user("x")], "the role 'system'"),
         ([user("x " * 5000)], "longer than"),
     ],

@@ -209,7 +209,7 @@ def test_edit_reflects(model: Model) -> None:
     )
     given = model.edit(picture, "add a cat", settings=FEW, plan=LAYOUT, attempts=2)[0]
     assert all(r.plan == LAYOUT for r in given.attempts)
-    with pytest.raises(ValueError, match="leave out trace or reflect"):
+    with pytest.raises(ValueError, match="leave out trace or attempts"):
         model.edit(picture, "add a cat", attempts=2, trace=True)
 
 
@@ -222,12 +222,12 @@ def test_absurd_rounds_are_refused(model: Model, attempts: int) -> None:
 
 
 def test_bad_settings_are_refused(model: Model) -> None:
-    with pytest.raises(ValueError, match="leave out trace or reflect"):
+    with pytest.raises(ValueError, match="leave out trace or attempts"):
         model.generate("a cat", attempts=2, trace=True)
     with pytest.raises(ValueError, match="memory"):
         Thinking(memory=-1)
     many = Layout(things=tuple(Placed(phrase=f"cat {i}", box=(0, 0, 1, 1)) for i in range(200)))
-    with pytest.raises(ValueError, match="place fewer things"):
+    with pytest.raises(ValueError, match="use fewer objects"):
         model.generate("a cat", plan=many)
 
 

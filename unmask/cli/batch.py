@@ -80,7 +80,7 @@ def batch(
         print_json({"done": done.done, "passed": done.passed, "failed": done.failed, "results": str(work.results)})
     else:
         click.echo(work.results)
-    news(f"{done.done} done, {done.passed} skipped (done before), {done.failed} failed")
+    news(f"{done.done} done, {done.passed} done before, {done.failed} failed")
     return int(done.failed > 0)
 
 

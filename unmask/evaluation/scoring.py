@@ -1,4 +1,4 @@
-"""From what the judge saw to verdicts: GenEval's rules, whole-scene equality, and intervals. Pure functions.
+"""From detections to verdicts: GenEval's rules, whole-scene equality, and intervals. Pure functions.
 
 Public idea: ``verdict(seen, want)``. The six categories of GenEval (Ghosh et al., 2023) are the constructors ``single``,
 ``two``, ``counting``, ``colors``, ``position`` and ``color_attr``, named as that benchmark names them.
@@ -20,7 +20,7 @@ Z = 1.959964  # two-sided 95 %
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """``count`` things of class ``name``, at least, or exactly if ``exact``. ``colour``: None any, "" natural."""
+    """At least ``count`` objects of class ``name``, or exactly if ``exact``. ``colour``: None any, "" natural."""
 
     name: str
     count: int = 1
@@ -34,7 +34,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Related:
-    """``first`` lies ``relation`` ``second``: "a dog left of a cat" has the dog first. Counts are not looked at."""
+    """``first`` lies ``relation`` ``second``: "a dog left of a cat" has the dog first. Counts are ignored."""
 
     first: Wanted
     relation: str
@@ -47,7 +47,7 @@ class Related:
 
 @dataclass(frozen=True, kw_only=True)
 class Want:
-    """What a prompt asks for: all the items and, if given, the relation (between things that are among the items)."""
+    """The content of a prompt: all items and, if given, a relation between two of them."""
 
     items: tuple[Wanted, ...]
     related: Related | None = None
@@ -74,12 +74,12 @@ def counting(name: str, count: int) -> Want:
 
 
 def colors(name: str, colour: str) -> Want:
-    """GenEval "colors": the surest thing of the class has the colour."""
+    """GenEval "colors": the most confident object of the class has the colour."""
     return Want(items=(Wanted(name=name, colour=colour),))
 
 
 def position(first: Wanted, relation: str, second: Wanted) -> Want:
-    """GenEval "position": both are there, and lie so."""
+    """GenEval "position": both are there, in this relation."""
     return Want(items=(first, second), related=Related(first=first, relation=relation, second=second))
 
 
@@ -89,7 +89,7 @@ def color_attr(first: str, first_colour: str, second: str, second_colour: str) -
 
 
 def verdict(seen: Seen, want: Want) -> bool:
-    """Whether the picture shows what was asked, by GenEval's rules; what else it shows does not matter.
+    """Whether the picture meets the prompt by GenEval's rules; other objects are ignored.
 
     As there, a class is judged by its surest things, as many as are wanted: a further one neither helps nor harms, unless
     the count is exact.
@@ -109,7 +109,7 @@ def _surest(seen: Seen, name: str) -> list[Found]:
 
 
 def _class_right(seen: Seen, items: list[Wanted]) -> bool:
-    """All the items of one class: enough things (no more, if exact), and of the surest enough in each colour."""
+    """All items of one class: enough objects (no more, if exact), and enough of the most confident ones in each colour."""
     total = sum(item.count for item in items)
     things = _surest(seen, items[0].name)
     if len(things) < total or (len(things) > total and any(item.exact for item in items)):
@@ -122,7 +122,7 @@ def _class_right(seen: Seen, items: list[Wanted]) -> bool:
 
 
 def _related_right(seen: Seen, related: Related) -> bool:
-    """By the centres of the boxes of the surest thing that fits either side; one thing never fits both."""
+    """By the box centres of the most confident object for either side; one object never counts for both."""
     first, second = (
         [t for t in _surest(seen, w.name) if w.colour is None or t.colour == w.colour]
         for w in (related.first, related.second)
@@ -139,7 +139,7 @@ def _point(found: Found) -> Thing:
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes (x1, y1, x2, y2); 0 where both are empty."""
+    """Intersection over union of two boxes (x1, y1, x2, y2); 0 if both are empty."""
     wide = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     high = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     both = wide * high
@@ -154,21 +154,21 @@ def right(found: Found, thing: Thing) -> bool:
 
 
 def matches(seen: Seen, scene: Scene) -> bool:
-    """Whether the whole scene is right: the background, and the things one to one, each by ``right``; nothing more."""
+    """Whether the whole scene is right: the background, and a one-to-one match of all objects by ``right``, nothing else."""
     if seen.background != scene.background or len(seen.things) != len(scene.things):
         return False
     return _pairs(list(seen.things), list(scene.things))
 
 
 def _pairs(found: list[Found], things: list[Thing]) -> bool:
-    """Whether every thing can have a found one of its own."""
+    """Whether a perfect matching exists."""
     if not things:
         return True
     return any(right(one, things[0]) and _pairs(found[:i] + found[i + 1 :], things[1:]) for i, one in enumerate(found))
 
 
 def interval(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share. Nothing is known of no trials: (0, 1). Raises ValueError for impossible counts.
+    """Wilson's 95 % interval of a share. (0, 1) for no trials. Raises ValueError for impossible counts.
 
     ``successes`` may have a fraction: trials that are shares themselves.
     """
@@ -179,7 +179,7 @@ def interval(successes: float, n: int) -> tuple[float, float]:
     share, z2 = successes / n, Z * Z
     middle = share + z2 / (2 * n)
     spread = Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # The formula gives 0 and 1 at the ends up to rounding: say them exactly, so that the interval holds its share.
+    # At the ends the formula gives 0 and 1 up to rounding; exact values keep the share inside its interval.
     low = (middle - spread) / (1 + z2 / n) if successes else 0.0
     high = (middle + spread) / (1 + z2 / n) if successes < n else 1.0
     return (low, high)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -80,7 +79,7 @@ class Edits:
         lists = [wishes(kind, plan.each(len(EDIT_KINDS)), plan) for kind in EDIT_KINDS]
         return in_turns(lists)
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [self.draw.settings(model), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[Wish]) -> list[Finding]:

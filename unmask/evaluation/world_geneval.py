@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
 
 from unmask.data.world.language import amount, article, noun, plural
 from unmask.data.world.render import render
@@ -21,6 +20,7 @@ from unmask.evaluation.scoring import Want, Wanted
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.pipeline.model import Model
 from unmask.rng import key
+from unmask.tasks.results import Json
 
 Combination = tuple[str, ...]
 Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name
@@ -141,7 +141,7 @@ class GenEval:
         lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in CATEGORIES]
         return in_turns(lists)
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [self.draw.settings(model), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[Prompt]) -> list[Finding]:
@@ -181,7 +181,7 @@ def _row(prompt: Prompt, seen: Seen) -> Row:
     }
 
 
-def told(seen: Seen) -> dict[str, Any]:
+def told(seen: Seen) -> Json:
     """What the judge saw, for the record: rounded, in plain values."""
     things = [[t.colour, t.name, [round(v, 3) for v in t.box], round(t.score, 3)] for t in seen.things]
     return {"background": seen.background, "things": things}

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from unmask.data.sources import pixels_of
 from unmask.data.world.language import referring
@@ -61,7 +60,7 @@ class Grounds:
             index += 1
         return made
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [describe(ground.sampler(model.parts, steps=steps)) for steps in STEPS]
 
     def find(self, model: Model, items: Sequence[Picture]) -> list[Finding]:

@@ -1,7 +1,7 @@
-"""Picture and question -> an answer in a form: a value of a JSON schema, or a text that matches a regex. Public idea: ``Fill``.
+"""Picture and question -> an answer in a given format: a value of a JSON schema, or a full match of a regex. Public idea: ``Fill``.
 
-A hole is a writable span under a grammar of its own. Where there are several, they are questions about one picture, each in a segment of
-its own, and all are decided in one run.
+A hole is a writable span with its own grammar. Several holes are separate questions about one picture, each in its own segment, and all
+are decoded in one run.
 """
 
 from __future__ import annotations
