@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import unmask.sampling
-from unmask.grammars.automaton import compiled
+from unmask.grammars.automaton import compile_automaton
 from unmask.grammars.grammar import Grammar
-from unmask.grammars.regex import parsed
+from unmask.grammars.regex import parse_regex
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.rng import generator, key
@@ -41,7 +41,7 @@ torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
 DROP = frozenset({"prompt", "source"})
 ORDER = tuple(stratified(4))
-GRAMMAR = Grammar(compiled(parsed("[a-z]*")), [b"", *(bytes([97 + i]) for i in range(TEXT - 1))], END)
+GRAMMAR = Grammar(compile_automaton(parse_regex("[a-z]*")), [b"", *(bytes([97 + i]) for i in range(TEXT - 1))], END)
 
 SCHEDULES = [
     schedule.Equal(steps=3),

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from unmask.grammars.automaton import compiled
+from unmask.grammars.automaton import compile_automaton
 from unmask.grammars.grammar import Grammar
-from unmask.grammars.regex import parsed
+from unmask.grammars.regex import parse_regex
 from unmask.rng import generator
 from unmask.sampling.constrain import Constrained, Lattice, NothingFits
 from unmask.sampling.token_sampler import Categorical, Greedy
@@ -22,7 +22,7 @@ PATTERNS = ["(ab)+", "a*b?", "[ab]{3}", "a|bab|ba", "cé?a?|", "b(a|b)*b"]
 
 
 def grammar(pattern: str) -> Grammar:
-    return Grammar(compiled(parsed(pattern)), PIECES, END)
+    return Grammar(compile_automaton(parse_regex(pattern)), PIECES, END)
 
 
 def accepted(g: Grammar, ids: tuple[int, ...]) -> bool:

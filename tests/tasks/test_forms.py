@@ -151,8 +151,10 @@ def test_in_the_engine_an_answer_is_what_it_is_alone(tiny: Model, writer: Model)
     for number in range(4):
         model, seen = (tiny, writer)[number % 2], tiny.parts.look(picture(number % 2))
         form = of_schema(random_schema(rng)) if number < 3 else of_regex("[a-z ]{4,9}")
-        holes = tuple(form.holes(model.parts.text, model.parts.wording))
-        task = Fill(pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.room(4) for h in holes))
+        holes = tuple(form.slots(model.parts.text, model.parts.wording))
+        task = Fill(
+            pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.default_length(4) for h in holes)
+        )
         sampler = override(model.presets.ask(model.parts), ["selection.noise=1"])
         requests[number] = Request(task=task, sampler=bound(sampler, holes), seed=number)
         wanted[number] = model.ask(

@@ -13,7 +13,16 @@ import functools
 import torch
 from torch import Tensor
 
-from unmask.grammars.automaton import MOST_STATES, Automaton, Language, Then, TooLarge, compiled, literal, optional
+from unmask.grammars.automaton import (
+    MOST_STATES,
+    Automaton,
+    Concat,
+    Expression,
+    TooLarge,
+    compile_automaton,
+    literal,
+    optional,
+)
 from unmask.tokens.text import EOT, Text
 
 
@@ -109,14 +118,14 @@ class _Walk:
 
 
 @functools.lru_cache(maxsize=64)
-def grammar_of(language: Language, text: Text, most_states: int = MOST_STATES) -> Grammar:
+def grammar_of(language: Expression, text: Text, most_states: int = MOST_STATES) -> Grammar:
     """For a tokenizer. One whose words begin with their space may begin an answer with one.
 
     ValueError where no text fits, or where it would take an automaton of more than ``most_states``.
     """
     first = text.pieces[text.encode("a")[0]]
-    spaced = Then(parts=(optional(literal(" ")), language)) if first.startswith(b" ") else language
-    automaton = compiled(spaced)
+    spaced = Concat(parts=(optional(literal(" ")), language)) if first.startswith(b" ") else language
+    automaton = compile_automaton(spaced)
     if automaton.states > most_states:
         raise TooLarge(f"this takes more than {most_states} states; use shorter lengths or fewer alternatives")
     return Grammar(automaton, text.pieces, text[EOT])

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
-from unmask.grammars.answer_format import Form
+from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.loading import Format, find, format_in, open_parts, survey
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.recipe import override
@@ -203,19 +203,19 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         length: int | None = None,
-        form: Form | None = None,
+        form: AnswerFormat | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
         """Answer a question about a picture, in at most ``length`` tokens (default: what the model's presets say).
 
-        ``form``: what the answer has to look like, from ``tokens.forms``; ``answer.value`` is then what it says.
+        ``form``: what the answer has to look like, from ``grammars.answer_format``; ``answer.value`` is then what it says.
         """
         seen, longest = self.parts.look(read_image(image)), self.presets.answer if length is None else length
         if longest < 1:
             raise ValueError(f"an answer needs at least one token, got length {longest}; give 1 or more")
         said, chosen = self._prompt(question), override(self.presets.ask(self.parts), settings)
         if form is not None:
-            holes = tuple(form.holes(self.parts.text, self.parts.wording))
+            holes = tuple(form.slots(self.parts.text, self.parts.wording))
             for hole in holes:
                 self._prompt(hole.question, empty=True)
             task = forms.fill_in(holes, seen, said, form, longest if length else None, self.presets)
