@@ -1,8 +1,8 @@
-"""Clients of a server, as a process of their own: the standard library alone, so that they start at once and cost the server little.
+"""Clients of a server, in their own process. Standard library only, so that they start fast and take little CPU from the server.
 
     python bench/clients.py JOBS.json http://127.0.0.1:8000 --threads 16 --seconds 300 --name a
 
-Each thread asks one job after another, drawn by chance, and writes what came of it as a line of JSON.
+Each thread sends one random job after another, and writes every outcome as a line of JSON.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-PATIENCE = 600.0  # seconds for one answer
+TIMEOUT = 600.0  # seconds for one answer
 _BOUNDARY = "unmask-bench-0b5d"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A request. ``form``: it goes as a form, and its ``image`` as a file. ``answer``: what it gives alone, as ``digest`` has it."""
+    """A request. ``form``: sent as a form, with ``image`` as a file · ``answer``: ``digest`` of the expected answer."""
 
     kind: str
     path: str
@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """``status``: 0 where the connection broke · ``seconds``: until the last byte · ``answer``: a digest; "" where there was none."""
+    """``status``: 0 if the connection broke · ``seconds``: until the last byte · ``answer``: a digest; "" without an answer."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ class Outcome:
 
 
 def wire(job: Job) -> tuple[bytes, str]:
-    """The body as bytes, and their type."""
+    """The body as bytes, and its content type."""
     if not job.form:
         return json.dumps(job.body).encode(), "application/json"
     pieces = []
@@ -65,7 +65,7 @@ def wire(job: Job) -> tuple[bytes, str]:
     return b"".join(pieces) + f"--{_BOUNDARY}--\r\n".encode(), f"multipart/form-data; boundary={_BOUNDARY}"
 
 
-def connect(url: str, seconds: float = PATIENCE) -> http.client.HTTPConnection:
+def connect(url: str, seconds: float = TIMEOUT) -> http.client.HTTPConnection:
     parts = urlsplit(url)
     return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
 
@@ -76,7 +76,7 @@ def send(connection: http.client.HTTPConnection, job: Job, name: str) -> None:
 
 
 def ask(connection: http.client.HTTPConnection, job: Job, name: str) -> Outcome:
-    """One request and its whole answer. Never raises for what a server or a network may do."""
+    """Send one request and read its whole answer. Errors of the server or the network become an Outcome."""
     began = time.perf_counter()
     answer, status, trouble = "", 0, ""
     try:
@@ -104,20 +104,20 @@ def ask(connection: http.client.HTTPConnection, job: Job, name: str) -> Outcome:
 
 
 def events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any] | None]:
-    """The events of a stream; None for its proper end."""
+    """The events of a stream; None for its end marker."""
     for line in response:
         if line.startswith(b"data: "):
             said = line[6:].strip()
             yield None if said == b"[DONE]" else json.loads(said)
 
 
-def _whole(told: list[dict[str, Any] | None]) -> dict[str, Any]:
-    """A stream as the plain answer it stands for. ValueError where it has no end, an error, or its picture not exactly once."""
-    said = [event for event in told if event is not None]
+def _whole(stream: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """A stream as the equivalent plain answer. ValueError if it has an error, no end, or not exactly one picture."""
+    said = [event for event in stream if event is not None]
     if wrong := [event for event in said if "error" in event]:
         raise ValueError(f"an error in the stream: {wrong[0]['error']['code']}")
-    if not said or told[-1] is not None or None in told[:-1]:
-        raise ValueError("the stream did not end once, and at its end")
+    if not said or stream[-1] is not None or None in stream[:-1]:
+        raise ValueError("the end marker of the stream is missing, or not at its end")
     if "choices" in said[0]:
         text = "".join(event["choices"][0]["delta"].get("content") or "" for event in said)
         return {"choices": [{"message": {"content": text, "unmask": said[-1]["unmask"]}}]}
@@ -128,7 +128,7 @@ def _whole(told: list[dict[str, Any] | None]) -> dict[str, Any]:
 
 
 def digest(answer: dict[str, Any]) -> str:
-    """What matters of an answer, which the same seed must repeat: pictures, words, boxes."""
+    """A hash of the parts of an answer that depend on the seed alone: pictures, text, boxes."""
     if "choices" in answer:
         message = answer["choices"][0]["message"]
         matter: Any = [message["content"], [image["b64_json"] for image in message["unmask"]["images"]]]
@@ -138,14 +138,14 @@ def digest(answer: dict[str, Any]) -> str:
 
 
 def _complaint(body: bytes) -> str:
-    """The code of an error; what came instead where it is none."""
+    """The code of an error; the beginning of the body if it has none."""
     try:
         return str(json.loads(body)["error"]["code"])
     except (ValueError, KeyError, TypeError):
-        return f"no error of ours: {body[:100]!r}"
+        return f"not an error of the API: {body[:100]!r}"
 
 
-def _keep_asking(url: str, jobs: list[Job], name: str, until: float, out: threading.Lock) -> None:
+def _keep_sending(url: str, jobs: list[Job], name: str, until: float, out: threading.Lock) -> None:
     chance, connection = random.Random(name), connect(url)
     number = 0
     while time.monotonic() < until:
@@ -159,15 +159,15 @@ def _keep_asking(url: str, jobs: list[Job], name: str, until: float, out: thread
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("jobs", type=Path, help="a JSON list of jobs")
-    parser.add_argument("url", help="the server")
+    parser.add_argument("url", help="address of the server")
     parser.add_argument("--threads", type=int, default=16, help="clients of this process")
-    parser.add_argument("--seconds", type=float, default=10.0, help="after which none asks again")
-    parser.add_argument("--name", default="a", help="how its requests' ids begin")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration; after it, no new request is sent")
+    parser.add_argument("--name", default="a", help="prefix of the request ids")
     given = parser.parse_args()
     jobs = [Job(**job) for job in json.loads(given.jobs.read_text())]
     until, out = time.monotonic() + given.seconds, threading.Lock()
     threads = [
-        threading.Thread(target=_keep_asking, args=[given.url, jobs, f"{given.name}-{i}", until, out])
+        threading.Thread(target=_keep_sending, args=[given.url, jobs, f"{given.name}-{i}", until, out])
         for i in range(given.threads)
     ]
     for thread in threads:

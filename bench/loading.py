@@ -29,7 +29,7 @@ from unmask.evaluation.history import Line, append
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig
 from unmask.pipeline.convert import Content, released_config
-from unmask.pipeline.loading import needs_of, survey_size
+from unmask.pipeline.loading import needs_of, spec_of_size
 from unmask.tokens.vq import VQ, VQConfig
 
 HISTORY = Path(__file__).with_name("history.jsonl")
@@ -112,7 +112,7 @@ def memory(field: str) -> int:
 def measured(folder: Path, task: str) -> dict[str, float]:
     """Open for one task in this process: bytes kept, peak above what was there before, parameters read, seconds."""
     # The first module without memory imports 75 MB of torch, which are no weights.
-    survey_size("tiny").checkpoint.modules()
+    spec_of_size("tiny").checkpoint.modules()
     before = memory("VmRSS")
     weights = Weights(checkpoint=survey_lavida_o(folder))
     net, vq = weights.checkpoint.modules()

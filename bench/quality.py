@@ -25,10 +25,10 @@ from pathlib import Path
 import torch
 
 import unmask
-from unmask.evaluation.arms import Drawer, Editor
 from unmask.evaluation.evaluate import Part, Plan, Record, measure
 from unmask.evaluation.history import Line, append, figures
 from unmask.evaluation.progress import Lines
+from unmask.evaluation.strategies import EditGenerator, PromptGenerator
 from unmask.evaluation.world_edit import Edits
 from unmask.evaluation.world_geneval import GenEval
 from unmask.pipeline.model import Model
@@ -88,7 +88,7 @@ def score(model: Model, name: str, part: Part, plan: Plan, record: Record) -> li
 def comparison(steps: list[int]) -> Iterator[tuple[str, Part]]:
     for count, order in itertools.product(steps, ORDERS):
         make = partial(chosen, order, count)
-        yield f"quality.sampler.{order}.{count}steps", GenEval(draw=Drawer(sampler=make), distance=False)
+        yield f"quality.sampler.{order}.{count}steps", GenEval(draw=PromptGenerator(sampler=make), distance=False)
 
 
 def sweep(task: str, sweeps: list[str]) -> Iterator[tuple[str, Part]]:
@@ -96,8 +96,8 @@ def sweep(task: str, sweeps: list[str]) -> Iterator[tuple[str, Part]]:
         own = generate.sampler if task == "draw" else edit.sampler
         make = partial(overridden, settings, own)
         name = f"quality.sweep.{task}." + ",".join(settings)
-        drawing = GenEval(draw=Drawer(sampler=make), distance=False)
-        yield name, drawing if task == "draw" else Edits(draw=Editor(sampler=make))
+        drawing = GenEval(draw=PromptGenerator(sampler=make), distance=False)
+        yield name, drawing if task == "draw" else Edits(draw=EditGenerator(sampler=make))
 
 
 def arguments() -> argparse.ArgumentParser:

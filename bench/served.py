@@ -1,4 +1,4 @@
-"""What the serving scripts share: a server in a process of its own, mixed jobs, and what each gives alone.
+"""Shared by the serving scripts: a server in its own process, mixed jobs, and the answers that the model gives without a server.
 
 Public idea: ``with Hosted("mini") as server: server.url``, ``mixed(8)``, ``answered(model, jobs)``.
 """
@@ -26,7 +26,7 @@ from rich.progress import Progress, track
 from speed import HISTORY, scene_of, show
 
 import unmask
-from unmask.checkpoints.elastic import Keep
+from unmask.checkpoints.elastic import WeightStorage
 from unmask.data.world.render import render
 from unmask.evaluation.history import Line, append
 from unmask.pipeline.model import Model
@@ -40,11 +40,10 @@ PROMPTS = ("two red apples and a cat", "a clock", "a blue bus left of a dog", "a
 QUESTIONS = ("how many apples are there?", "what is this?", "is there a cat?", "what color is the chair?")
 INSTRUCTIONS = ("make the cat blue", "make the background sand", "remove the cup", "add a red apple")
 STEPS = 8
-_START = 600.0  # seconds; a machine may be busy
 
 
 class Hosted:
-    """``unmask serve`` with a log in a file; stopped, if nothing else stopped it, at the end."""
+    """``unmask serve`` with its log in a file. It is stopped at the end, unless it has stopped already."""
 
     def __init__(self, model: str, *options: str, threads: int | None = None, variables: dict[str, str] | None = None):
         self._folder = TemporaryDirectory()
@@ -97,14 +96,14 @@ class Hosted:
             connection.close()
 
     def idle(self, seconds: float = 60.0) -> float:
-        """Wait until nothing is under way; how long that took. TimeoutError."""
+        """Wait until no call is in progress; the seconds that took. TimeoutError."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             now = self.metrics
             if not (now["unmask_calls"] or now["unmask_engine_live"] or now["unmask_engine_waiting"]):
                 return time.monotonic() - began
             time.sleep(0.02)
-        raise TimeoutError(f"something is still under way after {seconds:.0f} s: {now}")
+        raise TimeoutError(f"calls are still in progress after {seconds:.0f} s: {now}")
 
     def stop(self, seconds: float = 120.0) -> int:
         """SIGTERM; the exit code."""
@@ -131,7 +130,7 @@ def _half(side: int) -> Image.Image:
 
 
 def mixed(each: int, steps: int = STEPS) -> list[Job]:
-    """``each`` jobs of every kind: pictures drawn, planned, edited and redrawn, questions, boxes, gaps, turns; some as streams."""
+    """``each`` jobs of every kind: drawing, planning, edits, regions, questions, boxes, gaps in text, turns; some as streams."""
     jobs = []
     for i in range(each):
         prompt, url = PROMPTS[i % 4], data_url(scene(i % 8))
@@ -159,16 +158,16 @@ def mixed(each: int, steps: int = STEPS) -> list[Job]:
 
 
 def answered(model: Model, jobs: Sequence[Job]) -> list[Job]:
-    """The same jobs with what the model gives for each alone, by its own methods, in this process."""
+    """The same jobs with the answers of the model's own methods, called in this process one by one."""
     known: dict[str, str] = {}
-    told = []
-    for job in track(jobs, description="alone"):
+    done = []
+    for job in track(jobs, description="reference"):
         kind = job.kind.partition("_")[0]
         key = f"{kind}:{job.body['seed']}:{job.body.get('steps')}"
         if key not in known:
             known[key] = digest(_alone(model, kind, job.body))
-        told.append(replace(job, answer=known[key]))
-    return told
+        done.append(replace(job, answer=known[key]))
+    return done
 
 
 def _alone(model: Model, kind: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +192,7 @@ def _alone(model: Model, kind: str, body: dict[str, Any]) -> dict[str, Any]:
             return {"boxes": grounded(model.ground(image(), body["phrases"], seed=seed))["boxes"]}
         case "gaps":
             return {"text": model.infill_text(body["text"], seed=seed).text}
-    raise ValueError(f"there is no way to do {kind!r} alone")
+    raise ValueError(f"no method of the model answers a job of kind {kind!r}")
 
 
 def _pictures(drawn: Sequence[Any]) -> dict[str, Any]:
@@ -208,28 +207,28 @@ def _said(text: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
 def opened(name: str, threads: int | None, dtype: str = "float32") -> Model:
     if threads:
         torch.set_num_threads(threads)
-    model = unmask.load(name, keep=Keep(dtype=getattr(torch, dtype)))
+    model = unmask.load(name, storage=WeightStorage(dtype=getattr(torch, dtype)))
     if not isinstance(model, Model):
-        raise ValueError(f"{name} is a text model, and these jobs also draw; give another model")
+        raise ValueError(f"{name} is a text model, and these jobs need pictures; give another model")
     return model
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
-    """What every serving script may be told. ``doc`` is its docstring, whose indented lines are examples."""
+    """The options of every serving script. ``doc`` is its docstring, whose indented lines are examples."""
     words = (doc or "").split("\n")
     examples = "\n".join(line for line in words if line.startswith("    "))
     parser = argparse.ArgumentParser(
         description=words[0], epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="mini", help="name of a shipped model, or a folder")
-    parser.add_argument("--threads", type=int, help="processor threads of the model")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model")
     parser.add_argument("--record", action="store_true", help="append the figures to the history")
-    parser.add_argument("--history", type=Path, default=HISTORY, help="the file they are appended to")
+    parser.add_argument("--history", type=Path, default=HISTORY, help="file of the history")
     return parser
 
 
 def finish(given: argparse.Namespace, lines: list[Line], wrong: list[str]) -> None:
-    """Show the figures, keep them, and exit with 1 where something is not as it must be."""
+    """Print the figures, record them, and exit with 1 if there are complaints."""
     show(lines)
     if given.record:
         append(given.history, lines)
@@ -240,17 +239,17 @@ def finish(given: argparse.Namespace, lines: list[Line], wrong: list[str]) -> No
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank; 0 of nothing."""
+    """Nearest rank; 0 without values."""
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else 0.0
 
 
 def tracebacks(text: str) -> int:
-    """How many a text shows."""
+    """The number of tracebacks in a text."""
     return len(re.findall(r"Traceback \(most recent call last\)", text))
 
 
 def ticking(progress: Progress, what: str, total: float | None) -> Callable[[], None]:
-    """A bar, as what moves it by one."""
+    """A progress bar, as a function that advances it by one."""
     task = progress.add_task(what, total=total)
     return lambda: progress.advance(task)

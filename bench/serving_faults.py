@@ -1,12 +1,12 @@
-"""What breaks: clients that leave at any moment, an engine that dies, a server that is told to stop. Does anything stay behind?
+"""Fault test: clients that leave at any moment, an engine that dies, a server that shuts down. Does anything leak?
 
     python bench/serving_faults.py --kills 1000 --threads 2 --record
     python bench/serving_faults.py --kills 20 --deaths 2 --stops 1
 
-Clients leave before, while and after they are answered: politely, by a reset, in the middle of their own request, or killed as a process.
-Afterwards every place must be free, no socket open, and answers those that the model gives alone. Then the engine's thread is made to die
-in one of the three places where it calls the model: all in flight must be told so, and the next request must be answered. Last, SIGTERM:
-what is under way is finished, what is new gets 503, the exit code is 0. Exits with 1 where any of this is not so.
+Clients leave before, during and after their answer: they close the connection, reset it, stop in the middle of their request, or are killed
+as a process. Afterwards every place must be free, no socket open, and answers must be those of the model by itself. Then the engine's
+thread is made to die in one of the three places where it uses the model: all calls in progress must get an error, and the next request
+must be answered. Last, SIGTERM: calls in progress finish, new ones get a 503, the exit code is 0. Exits with 1 if any of this fails.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from unmask.serving.engine import Limits
 from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
 
-_LONG = 48  # steps of a picture, so that a server still is at work when it is told to stop
-_HEARS = 30.0  # seconds within which a server must take notice
+_LONG = 48  # steps of a picture, so that calls are still in progress at SIGTERM
+_REFUSES = 30.0  # seconds after SIGTERM within which a server must refuse new requests
 WAYS = ("close", "reset", "half", "killed")
 _ALONE = """
 import socket, sys, time
@@ -51,10 +51,10 @@ Found = tuple[list[Line], list[str]]
 
 
 def leave(url: str, job: Job, way: str, chance: random.Random) -> None:
-    """Ask, and be gone after a while that may be long enough for the whole answer."""
-    while_ = chance.random() ** 2 * 1.5
+    """Send a request and leave after at most 1.5 s, which may be long enough for the whole answer."""
+    patience = chance.random() ** 2 * 1.5
     if way == "killed":
-        _killed(url, job, while_)
+        _killed(url, job, patience)
         return
     connection = connect(url, 60)
     try:
@@ -67,8 +67,8 @@ def leave(url: str, job: Job, way: str, chance: random.Random) -> None:
         else:
             send(connection, job, f"leaver-{chance.getrandbits(32)}")
             taken = connection.sock
-            taken.settimeout(while_)
-            _read(taken, chance.randrange(1, 40), time.monotonic() + while_)
+            taken.settimeout(patience)
+            _read(taken, chance.randrange(1, 40), time.monotonic() + patience)
             if way == "reset":
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     except OSError:
@@ -78,14 +78,14 @@ def leave(url: str, job: Job, way: str, chance: random.Random) -> None:
 
 
 def _read(taken: socket.socket, pieces: int, until: float) -> None:
-    """Some pieces of an answer, as a stream sends about one a step."""
+    """Some pieces of an answer. A stream sends about one piece a step."""
     for _ in range(pieces):
         if time.monotonic() > until or not taken.recv(65536):
             return
 
 
 def _killed(url: str, job: Job, seconds: float) -> None:
-    """The same as a process that is killed."""
+    """The same, from a process that is then killed."""
     data, kind = wire(job)
     head = f"POST {job.path} HTTP/1.1\r\nhost: a\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n\r\n"
     with subprocess.Popen(
@@ -99,7 +99,7 @@ def _killed(url: str, job: Job, seconds: float) -> None:
 
 
 def leaving(given: argparse.Namespace, jobs: list[Job]) -> Found:
-    """``kills`` clients that leave, ``clients`` at a time."""
+    """``kills`` clients leave, ``clients`` at a time."""
     with Hosted(given.model, "--max-waiting", str(4 * given.clients), threads=given.threads) as server:
         for job in jobs:
             _right(server.url, job)
@@ -119,11 +119,15 @@ def leaving(given: argparse.Namespace, jobs: list[Job]) -> Found:
         freed = server.idle()
         wrong = [job.kind for job in jobs if not _right(server.url, job).right]
         server.idle()
-        after, told, log = server.files, server.metrics, server.logged()
+        after, metrics, log = server.files, server.metrics, server.logged()
         code = server.stop()
-    more = {**ways, "runs_cancelled": told["unmask_engine_cancelled_total"], "sockets": after - before}
+    more = {**ways, "runs_cancelled": metrics["unmask_engine_cancelled_total"], "sockets": after - before}
     lines = [
-        Line(name="serving.faults.places_left", value=told["unmask_calls"] + told["unmask_engine_live"], unit="places"),
+        Line(
+            name="serving.faults.places_left",
+            value=metrics["unmask_calls"] + metrics["unmask_engine_live"],
+            unit="places",
+        ),
         Line(name="serving.faults.clients_left", value=given.kills, unit="clients", more=more),
         Line(name="serving.faults.freed", value=freed, unit="s"),
         Line(name="serving.faults.wrong_after", value=len(wrong), unit="answers", more={"of": len(jobs)}),
@@ -139,7 +143,7 @@ def _right(url: str, job: Job) -> Outcome:
 
 
 class Mortal:
-    """A network that kills the thread it is called in, once, when it is armed for a place: enter, forward or read."""
+    """A network that ends the thread that uses it, once, where it is armed to: enter, forward or read."""
 
     def __init__(self, net: Any) -> None:
         self.net, self.armed = net, ""
@@ -147,7 +151,9 @@ class Mortal:
     def _die(self, place: str) -> None:
         if self.armed == place:
             self.armed = ""
-            raise SystemExit("made to die")  # no Exception, so nothing on its way takes it for a failure of one request
+            raise SystemExit(
+                "made to die"
+            )  # not an Exception, so the engine does not treat it as an error of one request
 
     @property
     def embed(self) -> Any:
@@ -159,17 +165,17 @@ class Mortal:
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         self._die("forward")
-        told = self.net(*given, **named)
+        prediction = self.net(*given, **named)
         self._die("read")
-        return told
+        return prediction
 
 
 def dying(given: argparse.Namespace, model: Model, jobs: list[Job]) -> Found:
-    """``deaths`` of the engine, each with a client for every job in flight."""
+    """``deaths`` of the engine, each with one call of every job in progress."""
     net: Any = Mortal(model.parts.net)
-    silence = log_to(io.StringIO())  # which would be full of what is done on purpose here
+    silence = log_to(io.StringIO())  # the log would be full of intended errors
     service = Service(
-        Model(replace(model.parts, net=net, weights=None), model.presets), name="mortal", limits=Limits(live=64)
+        Model(replace(model.parts, net=net, weights=None), model.presets), name="mortal", limits=Limits(running=64)
     )
     statuses, bad, recovered = Counter[str](), [], []
     with Server(service, listen("127.0.0.1", 0)) as server, Progress() as progress:
@@ -201,13 +207,13 @@ def dying(given: argparse.Namespace, model: Model, jobs: list[Job]) -> Found:
 
 
 def _fair(outcome: Outcome) -> bool:
-    """The right answer, or a clear word that the engine stopped."""
+    """The right answer, or the error that says that the engine stopped."""
     stopped = outcome.status == 503 and outcome.trouble == "engine_stopped"
     return outcome.right or stopped or (outcome.status == 0 and "engine_stopped" in outcome.trouble)
 
 
 def stopping(given: argparse.Namespace, jobs: list[Job]) -> Found:
-    """``stops`` servers that are told to stop with a client for every job in flight; ``jobs`` last a while."""
+    """``stops`` servers get SIGTERM with one call of every job in progress. ``jobs`` must take long enough for that."""
     bad, seconds, refused = [], [], 0
     for _ in range(given.stops):
         with Hosted(given.model, "--drain-seconds", "300", threads=given.threads) as server:
@@ -218,10 +224,10 @@ def stopping(given: argparse.Namespace, jobs: list[Job]) -> Found:
                 began = time.monotonic()
                 server.process.send_signal(signal.SIGTERM)
                 late = _right(server.url, jobs[0])
-                while late.status == 200 and time.monotonic() < began + _HEARS:
+                while late.status == 200 and time.monotonic() < began + _REFUSES:
                     late = _right(server.url, jobs[0])
                 refused += late.status == 503 and late.trouble == "draining"
-                bad += [f"under way: {o}" for o in (one.result() for one in asked) if not o.right]
+                bad += [f"in progress: {o}" for o in (one.result() for one in asked) if not o.right]
             code = server.process.wait(300)
             seconds.append(time.monotonic() - began)
             if code:
@@ -235,10 +241,10 @@ def stopping(given: argparse.Namespace, jobs: list[Job]) -> Found:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--kills", type=int, default=1000, help="clients that leave")
-    parser.add_argument("--clients", type=int, default=12, help="of them at a time")
-    parser.add_argument("--deaths", type=int, default=30, help="of the engine")
-    parser.add_argument("--stops", type=int, default=3, help="servers that are told to stop")
-    parser.add_argument("--steps", type=int, default=8, help="of a picture")
+    parser.add_argument("--clients", type=int, default=12, help="clients at the same time")
+    parser.add_argument("--deaths", type=int, default=30, help="deaths of the engine")
+    parser.add_argument("--stops", type=int, default=3, help="servers that get SIGTERM")
+    parser.add_argument("--steps", type=int, default=8, help="steps of a picture")
     given = parser.parse_args()
     model = opened(given.model, given.threads)
     jobs = answered(model, mixed(1, given.steps))

@@ -1,11 +1,11 @@
-"""Requests that nobody should send: does the server ever show a traceback, fail with a 5xx, or answer others wrongly afterwards?
+"""Fuzz test: malformed and hostile requests. Does the server show a traceback, fail with a 5xx, or answer wrongly afterwards?
 
     python bench/serving_fuzz.py --requests 5000 --threads 2 --record
     python bench/serving_fuzz.py --requests 100 --only pictures,numbers
 
-Half of them follow the server's own /openapi.json, as schemathesis reads it (fitting and not fitting; without the package these are left
-out); the others are broken pictures and bombs, texts of control tokens, numbers beyond all use, settings that lead nowhere, and bytes that
-are hardly HTTP. Answers of 503 and 429 are counted apart: they are what load gets. Exits with 1 where anything is not so.
+Half of the requests are made by schemathesis from the server's /openapi.json, valid and invalid ones (none without the package). The others
+are broken pictures and decompression bombs, texts of control tokens, extreme numbers, settings without a result, and malformed HTTP.
+Answers of 503 and 429 are counted separately, because load causes them. Exits with 1 if the server fails in any of these ways.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLIENTS = 8
 
 
 def answer_to(url: str, raw: Raw) -> tuple[int, bytes]:
-    """Status and body; 0 where the server answered nothing, which it may where nothing was asked properly."""
+    """Status and body; 0 without an answer, which is allowed for bytes that are not HTTP."""
     if raw.stream:
         return _answer_to_bytes(url, raw.stream)
     connection = connect(url, 300)
@@ -47,19 +47,19 @@ def _answer_to_bytes(url: str, data: bytes) -> tuple[int, bytes]:
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), 60) as connection:
         connection.settimeout(0.3)
-        told = b""
+        answer = b""
         try:
             connection.sendall(data)
             while piece := connection.recv(65536):
-                told += piece
+                answer += piece
         except OSError:
             pass
-    line = told.partition(b"\r\n")[0].split()
-    return int(line[1]) if len(line) > 1 and line[1].isdigit() else 0, told
+    line = answer.partition(b"\r\n")[0].split()
+    return int(line[1]) if len(line) > 1 and line[1].isdigit() else 0, answer
 
 
 def judged(raw: Raw, status: int, body: bytes) -> str:
-    """What is wrong with an answer; nothing of "" is."""
+    """What is wrong with an answer; "" if nothing is."""
     if b"Traceback" in body or b'File "' in body:
         return "a traceback"
     if b'"server_error"' in body and status == 200:
@@ -69,7 +69,7 @@ def judged(raw: Raw, status: int, body: bytes) -> str:
     if status == 422:
         return "an error that is not OpenAI's"
     if status == 400 and body == b"Invalid HTTP request received.":
-        return ""  # uvicorn, of what is no HTTP
+        return ""  # uvicorn's answer to bytes that are not HTTP
     if status >= 400 and not raw.stream and raw.method != "HEAD":
         try:
             error = json.loads(body)["error"]
@@ -81,7 +81,7 @@ def judged(raw: Raw, status: int, body: bytes) -> str:
 
 @dataclass
 class Seen:
-    """What came of all requests."""
+    """Statuses and complaints of all requests."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Seen:
 
 
 def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None], seed: int) -> int:
-    """Requests made from /openapi.json, half of them fitting; how many there were. 0 without schemathesis."""
+    """Send requests made from /openapi.json, half of them valid. Returns their number; 0 without schemathesis."""
     try:
         import schemathesis
         from hypothesis import HealthCheck, Phase, given
@@ -116,7 +116,7 @@ def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None],
     modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
     posts = sum(
         operation.method.lower() == "post" for operation in operations
-    )  # the others have next to nothing to vary
+    )  # the others have almost nothing to vary
     each = max(1, number // (posts * len(modes)))
     sent = 0
     quiet = how(
@@ -140,22 +140,22 @@ def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None],
 
             try:
                 one()
-            except Exception as error:  # a schema that nothing breaks has no wrong examples
+            except Exception as error:  # a schema that accepts everything has no invalid examples
                 if type(error).__module__.partition(".")[0] not in ("hypothesis", "schemathesis"):
                     raise
     return sent
 
 
 def _short(case: Any) -> Raw:
-    """A case as bytes, with so few pictures, tries and steps that it is soon answered."""
+    """A case as bytes, with few pictures, attempts and steps, so that it is answered soon."""
     if isinstance(case.body, dict):
         for name, most in (("n", 2), ("reflect", 2), ("steps", 4)):
             if isinstance(case.body.get(name), int) and case.body[name] > most:
                 case.body[name] = most
     import requests
 
-    told = case.as_transport_kwargs(base_url="http://a")
-    ready = requests.Request(**{k: v for k, v in told.items() if k in _SENT}).prepare()
+    fields = case.as_transport_kwargs(base_url="http://a")
+    ready = requests.Request(**{k: v for k, v in fields.items() if k in _SENT}).prepare()
     data = ready.body or b""
     path = ready.path_url
     heads = {k: v for k, v in ready.headers.items() if k.lower() != "content-length"}
@@ -169,10 +169,10 @@ _SENT = {"method", "url", "headers", "files", "data", "json", "params", "auth", 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--requests", type=int, default=5000, help="in all; half of them by the schema")
+    parser.add_argument("--requests", type=int, default=5000, help="in total; half of them made from the schema")
     parser.add_argument("--only", default="schema," + ",".join(KINDS), help="kinds to send")
-    parser.add_argument("--seed", type=int, default=0, help="from which the requests follow")
-    parser.add_argument("--steps", type=int, default=8, help="of a picture that is right")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the requests")
+    parser.add_argument("--steps", type=int, default=8, help="steps of a picture in a valid request")
     given = parser.parse_args()
     if unknown := set(given.only.split(",")) - {"schema", *KINDS}:
         parser.error(f"unknown kind {', '.join(sorted(unknown))}; there are schema, {', '.join(KINDS)}")

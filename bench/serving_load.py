@@ -1,11 +1,11 @@
-"""Many clients at once for some minutes: is anything lost, told twice, or wrong, and does the server's memory stay as it is?
+"""Load test: many clients for some minutes. Is a request lost, answered twice or wrongly, and does the server's memory grow?
 
     python bench/serving_load.py --minutes 5 --threads 2 --record
     python bench/serving_load.py --minutes 0.1 --processes 2 --clients 4
 
-Clients are processes of their own, each with several threads that ask one mixed job after another. There are more of them than the server
-has places for, so some are told 429 and ask again after Retry-After: that is no loss. Every answer is compared with what the model gives
-for the same request and seed alone, in this process. Exits with 1 where something is lost, told twice, wrong, or where memory grows.
+Clients are separate processes with several threads each. Every thread sends one job of a random kind after another. There are more clients
+than the server has places, so some get a 429 and retry after Retry-After; that does not count as lost. Every answer is compared with that
+of the model in this process, for the same request and seed. Exits with 1 if a request is lost, answered twice or wrong, or if memory grows.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from served import Hosted, answered, finish, mixed, opened, options, percentile,
 
 from unmask.evaluation.history import Line
 
-_WARM = 0.3  # of the time, in which memory may still grow
-_GROWTH = 0.05  # that is still called flat
+_WARM = 0.3  # share of the time in which memory may still grow
+_GROWTH = 0.05  # largest growth that counts as none
 _LONG = 60.0  # seconds; a shorter run is all warm-up
 
 
 def loaded(server: Hosted, jobs: list[Job], given: argparse.Namespace) -> tuple[list[Outcome], list[tuple[float, int]]]:
-    """All outcomes, and the server's memory by the second."""
+    """All outcomes, and the server's memory: (seconds, resident bytes), once a second."""
     outcomes: list[Outcome] = []
     memory: list[tuple[float, int]] = []
     began = time.monotonic()
@@ -63,12 +63,12 @@ def loaded(server: Hosted, jobs: list[Job], given: argparse.Namespace) -> tuple[
             memory.append((time.monotonic() - began, server.memory))
             readers[0].join(1.0) if readers[0].is_alive() else time.sleep(1.0)
         if any(client.wait() for client in clients):
-            raise RuntimeError("a client process failed; its error stands above")
+            raise RuntimeError("a client process failed; see its error above")
     return outcomes, memory
 
 
 def growth(memory: list[tuple[float, int]]) -> tuple[float, int, int]:
-    """By how much it grew from just after the warm-up to the end; the median of each of the two windows, in bytes."""
+    """The relative growth from just after the warm-up to the end, and the median bytes of each of these two windows."""
     end = memory[-1][0]
     early = [size for at, size in memory if _WARM <= at / end <= _WARM + 0.2] or [memory[0][1]]
     late = [size for at, size in memory if at / end >= 0.8]
@@ -77,7 +77,7 @@ def growth(memory: list[tuple[float, int]]) -> tuple[float, int, int]:
 
 
 def twice(log: str, sent: int, outcomes: list[Outcome]) -> int:
-    """Requests that the server answered more than once, by its log and by what came."""
+    """How many answers were sent more than once, by the server's log and by the clients' outcomes."""
     lines = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
     logged = Counter(line["id"] for line in lines if line["event"] == "request" and line["id"].startswith("load"))
     came = Counter(outcome.name for outcome in outcomes)
@@ -85,7 +85,7 @@ def twice(log: str, sent: int, outcomes: list[Outcome]) -> int:
 
 
 def figures(outcomes: list[Outcome], memory: list[tuple[float, int]], log: str) -> tuple[list[Line], list[str]]:
-    """The lines, and what is not as it must be."""
+    """The figures, and a message for each that is not as required."""
     answers = [o for o in outcomes if o.status == 200]
     again = sum(o.status == 429 for o in outcomes)
     lost = [o for o in outcomes if o.status not in (200, 429)]
@@ -118,20 +118,27 @@ def figures(outcomes: list[Outcome], memory: list[tuple[float, int]], log: str) 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="after which no client asks again")
-    parser.add_argument("--clients", type=int, default=64, help="that ask at the same time")
-    parser.add_argument("--processes", type=int, default=4, help="that they are spread over")
-    parser.add_argument("--places", type=int, default=56, help="calls that the server takes; fewer than clients: 429s")
-    parser.add_argument("--each", type=int, default=4, help="jobs of each kind, each with a seed of its own")
-    parser.add_argument("--steps", type=int, default=8, help="of a picture")
+    parser.add_argument("--minutes", type=float, default=5.0, help="duration; after it, clients send no new request")
+    parser.add_argument("--clients", type=int, default=64, help="clients at the same time")
+    parser.add_argument("--processes", type=int, default=4, help="processes that the clients run in")
+    parser.add_argument(
+        "--places",
+        type=int,
+        default=56,
+        help="calls that the server takes at once; with fewer than clients, some get a 429",
+    )
+    parser.add_argument("--each", type=int, default=4, help="jobs of each kind, with different seeds")
+    parser.add_argument("--steps", type=int, default=8, help="steps of a picture")
     given = parser.parse_args()
     if not 1 <= given.processes <= given.clients:
-        parser.error(f"{given.clients} clients do not fill {given.processes} processes")
+        parser.error(
+            f"{given.clients} clients are fewer than {given.processes} processes; give more --clients or fewer --processes"
+        )
     if given.places < 2:
-        parser.error("one call at work and one that waits are two places; give --places 2 or more")
+        parser.error("one running and one queued call need two places; give --places 2 or more")
     jobs = answered(opened(given.model, given.threads), mixed(given.each, given.steps))
-    live = min(32, given.places - 1)
-    limits = ["--max-live", str(live), "--max-waiting", str(given.places - live)]
+    running = min(32, given.places - 1)
+    limits = ["--max-live", str(running), "--max-waiting", str(given.places - running)]
     with Hosted(given.model, *limits, threads=given.threads) as server:
         outcomes, memory = loaded(server, jobs, given)
         server.idle()

@@ -1,12 +1,12 @@
-"""What a server manages: eight requests together against one after another, latency by arrival rate, and how soon it shows a picture.
+"""Throughput and latency: eight requests at once against one by one, latency by arrival rate, and time to the first step.
 
     python bench/serving_throughput.py --threads 2 --record
     python bench/serving_throughput.py --only texts,drawings --repeats 3
     python bench/serving_throughput.py --only texts,words --dtype bfloat16
     python bench/serving_throughput.py --only rates --rates 0.5,1,2 --seconds 20
 
-Together means through the engine, one after another without it; both take turns in one run, so that a busy machine harms both alike, and
-their answers must be equal. Rates are requests a second that arrive by chance (a Poisson process), whether or not earlier ones are done.
+At once means through the engine, one by one means without it. Both alternate in one run, so that other load on the machine affects both
+alike, and their answers must be equal. Rates are requests a second in a Poisson process, whether or not earlier ones are done.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from speed import INSTRUCTION, PHRASE, PROMPT, QUESTION, Effort, scene_of, timed
 from unmask.data.sources import pixels_of
 from unmask.evaluation.history import Line
 from unmask.pipeline.model import Model
+from unmask.sampling.sampler import Sampler
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Request
 from unmask.tasks import edit, generate, ground, infill, understand
@@ -37,26 +39,35 @@ THINGS = ("apples", "dogs", "clocks", "cars")
 QUESTIONS = (QUESTION, "what is this?", "is there a cat?", "what color is the chair?")
 
 
-def texts(model: Model) -> list[Request]:
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One task of a group, with the sampler and the seed that it runs with."""
+
+    task: Any
+    sampler: Sampler
+    seed: int
+
+
+def texts(model: Model) -> list[Piece]:
     """Eight questions of four lengths about eight pictures."""
     pixels, sampler = _pictures(model), model.presets.ask(model.parts)
     asked = [understand.Ask(pixels=p, question=QUESTIONS[i % 4], length=LENGTH) for i, p in enumerate(pixels)]
-    return [Request(task=task, sampler=sampler, seed=i) for i, task in enumerate(asked)]
+    return [Piece(task=task, sampler=sampler, seed=i) for i, task in enumerate(asked)]
 
 
-def words(model: Model) -> list[Request]:
-    """Eight texts that go on for as many tokens as the answers of ``texts``, without a picture."""
+def words(model: Model) -> list[Piece]:
+    """Eight texts without a picture, to be continued by as many tokens as the answers of ``texts``."""
     sampler = model.presets.fill(model.parts)
     said = (f"{number} {things} and" + " [mask]" * LENGTH for number in ("two", "three") for things in THINGS)
-    return [Request(task=understand.FillText(target=s), sampler=sampler, seed=i) for i, s in enumerate(said)]
+    return [Piece(task=understand.FillText(target=s), sampler=sampler, seed=i) for i, s in enumerate(said)]
 
 
-def drawings(model: Model) -> list[Request]:
+def drawings(model: Model) -> list[Piece]:
     sampler = model.presets.generate(model.parts)
-    return [Request(task=generate.Generate(prompt=PROMPT), sampler=sampler, seed=i) for i in range(8)]
+    return [Piece(task=generate.Generate(prompt=PROMPT), sampler=sampler, seed=i) for i in range(8)]
 
 
-def mixed_requests(model: Model) -> list[Request]:
+def mixed_requests(model: Model) -> list[Piece]:
     """Two drawings, an edit, an infilled region, two questions, a box and a text with a gap."""
     parts, presets, pixels = model.parts, model.presets, _pictures(model)
     region = torch.zeros(parts.side, parts.side, dtype=torch.bool)
@@ -71,42 +82,45 @@ def mixed_requests(model: Model) -> list[Request]:
         (ground.Ground(pixels=pixels[4], phrases=(PHRASE,)), presets.ground(parts, 1)),
         (understand.FillText(target="two [mask] apples"), presets.fill(parts)),
     ]
-    return [Request(task=task, sampler=sampler, seed=i) for i, (task, sampler) in enumerate(tasks)]
+    return [Piece(task=task, sampler=sampler, seed=i) for i, (task, sampler) in enumerate(tasks)]
 
 
 def _pictures(model: Model) -> torch.Tensor:
     return pixels_of([scene_of(i) for i in range(8)], model.parts.side)
 
 
-def one_by_one(model: Model, requests: list[Request]) -> list[Any]:
-    model.parts.features.clear()  # as a new engine, which has seen no picture either
+def one_by_one(model: Model, pieces: list[Piece]) -> list[Any]:
+    model.parts.features.clear()  # a new engine has no picture features either
     answers = []
-    for request in requests:
-        done = model.run([request.task.build(model.parts)], [request.seed], request.sampler)
-        answers.append(request.task.read(done.rows[0], model.parts))
+    for piece in pieces:
+        done = model.run([piece.task.build(model.parts)], [piece.seed], piece.sampler)
+        answers.append(piece.task.read(done.rows[0], model.parts))
     return answers
 
 
-def together(model: Model, requests: list[Request]) -> list[Any]:
-    engine = Engine(model.parts)
-    handles = [engine.submit(request) for request in requests]
+def together(model: Model, pieces: list[Piece]) -> list[Any]:
+    engine = Engine(model.parts.net)
+    handles = [
+        engine.submit(Request(sequence=piece.task.build(model.parts), sampler=piece.sampler, seed=piece.seed))
+        for piece in pieces
+    ]
     engine.drain()
-    return [handle.result() for handle in handles]
+    return [piece.task.read(handle.result(), model.parts) for piece, handle in zip(pieces, handles, strict=True)]
 
 
-def measured(model: Model, name: str, requests: list[Request], effort: Effort) -> Line:
-    """How many times longer one by one takes, named after the numbers too where they are not float32. ValueError where answers differ."""
-    if together(model, requests) != one_by_one(model, requests):
+def measured(model: Model, name: str, pieces: list[Piece], effort: Effort) -> Line:
+    """How many times longer one by one takes. The name has the dtype if it is not float32. ValueError if answers differ."""
+    if together(model, pieces) != one_by_one(model, pieces):
         raise ValueError(f"{name}: together and one by one give different answers")
-    fast, slow = timed([lambda: together(model, requests), lambda: one_by_one(model, requests)], effort)
-    beside = {"together_s": fast, "one_by_one_s": slow, "per_s": len(requests) / fast}
+    fast, slow = timed([lambda: together(model, pieces), lambda: one_by_one(model, pieces)], effort)
+    beside = {"together_s": fast, "one_by_one_s": slow, "per_s": len(pieces) / fast}
     dtype = str(model.parts.net.embed.weight.dtype).removeprefix("torch.")
     name = name if dtype == "float32" else f"{name}.{dtype}"
     return Line(name=f"serving.together.{name}", value=slow / fast, unit="ratio", more=beside)
 
 
 def by_rate(given: argparse.Namespace, model: Model) -> tuple[list[Line], list[str]]:
-    """Seconds until an answer, mixed jobs, for each rate of arrival."""
+    """Seconds until an answer to a mixed job, for each arrival rate."""
     jobs = answered(model, mixed(2))
     lines, bad = [], []
     rates = [float(rate) for rate in given.rates.split(",")]
@@ -126,7 +140,7 @@ def by_rate(given: argparse.Namespace, model: Model) -> tuple[list[Line], list[s
 
 
 def arriving(url: str, jobs: list[Job], rate: float, seconds: float) -> list[Outcome]:
-    """``rate`` requests a second for so long, and all their answers."""
+    """Send ``rate`` requests a second for ``seconds``; the outcomes of all."""
     chance, begun = random.Random(f"rate {rate}"), []
     with ThreadPoolExecutor(max(8, int(rate * seconds * 2))) as pool:
         due = until = time.monotonic()
@@ -138,7 +152,7 @@ def arriving(url: str, jobs: list[Job], rate: float, seconds: float) -> list[Out
 
 
 def starting(given: argparse.Namespace) -> tuple[list[Line], list[str]]:
-    """Seconds from the command until the server listens, and until a client saw the first grid of tokens."""
+    """Seconds from the command until the server listens, and until a client has the first step of a picture."""
     job = Job(kind="", path="/v1/images/generations", body={"prompt": PROMPT, "stream": True, "trace": True})
     until_first, until_url = [], []
     for _ in range(given.repeats):
@@ -157,16 +171,16 @@ def starting(given: argparse.Namespace) -> tuple[list[Line], list[str]]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="calls that each median is over")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each median")
     parser.add_argument("--only", default="texts,words,drawings,mixed,rates,start", help="groups to measure")
     parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model, where it is in this process"
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model in this process"
     )
     parser.add_argument("--rates", default="0.5,1,2,4,8", help="requests a second")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each rate")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of each rate")
     given = parser.parse_args()
     model = opened(given.model, given.threads, given.dtype)
-    groups: dict[str, Callable[[Model], list[Request]]] = {
+    groups: dict[str, Callable[[Model], list[Piece]]] = {
         "texts": texts,
         "words": words,
         "drawings": drawings,

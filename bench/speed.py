@@ -1,6 +1,7 @@
 """How fast: latency of each task, throughput in a batch, training, and every fast path beside its slow twin.
 
     python bench/speed.py --model mini --threads 2
+    python bench/speed.py --model mini --device cuda --dtype bfloat16
 
 Medians of several repeats after warm-ups (the first calls of a shape cost seconds of just-in-time work); twins take
 turns, so that a busy machine harms both alike. Every figure is appended to bench/history.jsonl.
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import unmask
+from unmask.checkpoints.elastic import WeightStorage
 from unmask.data.sources import pixels_of
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample
@@ -45,6 +47,7 @@ PROMPT, QUESTION, PHRASE, INSTRUCTION = (
     "the cat",
     "make the cat blue",
 )
+GROUPS = ("latency", "thinking", "throughput", "twins", "training")
 Work = Callable[[], object]
 
 
@@ -61,13 +64,19 @@ def timed(works: list[Work], effort: Effort) -> list[float]:
     taken: list[list[float]] = [[] for _ in works]
     for number in range(effort.warm + effort.repeats):
         for work, times in zip(works, taken, strict=True):
+            settle()
             began = time.perf_counter()
             work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            settle()
             if number >= effort.warm:
                 times.append(time.perf_counter() - began)
     return [statistics.median(times) for times in taken]
+
+
+def settle() -> None:
+    """Wait until the GPU, if there is one, has done all that it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def scene_of(index: int) -> Scene:
@@ -105,9 +114,9 @@ def thinking(model: Model, each: int) -> list[Line]:
     lines = []
     for most in (1, 2, 4, 8):
         began = time.perf_counter()
-        drawn = [model.generate(p.text, seed=p.seed, plan=True, reflect=most)[0] for p in asked]
+        drawn = [model.generate(p.text, seed=p.seed, plan=True, attempts=most)[0] for p in asked]
         seconds = (time.perf_counter() - began) / len(asked)
-        tries = sum(max(1, len(d.rounds)) for d in drawn) / len(asked)
+        tries = sum(max(1, len(d.attempts)) for d in drawn) / len(asked)
         lines.append(Line(name=f"speed.reflect.{most}", value=seconds, unit="s", more={"tries": tries}))
     return lines
 
@@ -149,9 +158,9 @@ def twins(model: Model, effort: Effort, rows: int = 16) -> list[Line]:
     last_text = (batch.kind == Kind.TEXT) & batch.valid
     last_text &= last_text.flip(1).long().cumsum(1).flip(1) == 1
 
-    def forward(ask: Tensor, attention: Attention = before, module: Elastic = net) -> Tensor:
+    def forward(predict: Tensor, attention: Attention = before, module: Elastic = net) -> Tensor:
         module.attention = attention
-        return module(batch, ask=ask).code_logits
+        return module(batch, predict=predict).logits(Kind.CODE)
 
     half = copy.deepcopy(net).to(torch.bfloat16)
     pairs: dict[str, tuple[Work, Work]] = {
@@ -228,20 +237,43 @@ def show(lines: list[Line]) -> None:
         print(f"{line.name:42} {line.value:10.4g} {line.unit:6} {beside}", flush=True)
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--model", default="mini", help="name of a shipped model, or a folder")
     parser.add_argument("--threads", type=int, help="processor threads to use")
     parser.add_argument("--repeats", type=int, default=9, help="calls that each median is over")
     parser.add_argument("--prompts", type=int, default=2, help="of each category, that are reflected upon")
-    parser.add_argument("--only", default="latency,thinking,throughput,twins,training", help="groups to measure")
+    parser.add_argument("--only", default=",".join(GROUPS), help="groups to measure")
     parser.add_argument("--history", type=Path, default=HISTORY, help="file to append to")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0; training is measured on the CPU alone")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of the network  [default: as the model opens]"
+    )
+    parser.add_argument("--attention", choices=["plain", "fused"], default="plain", help="of latency and throughput")
+    return parser
+
+
+def opened(given: argparse.Namespace) -> Model:
+    """The model that is measured, on its device. ValueError for a text model."""
+    storage = WeightStorage(dtype=getattr(torch, given.dtype) if given.dtype else None)
+    model = unmask.load(given.model, device=given.device, storage=storage)
+    if not isinstance(model, Model):
+        raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
+    model.parts.net.attention = {"plain": plain, "fused": fused}[given.attention]
+    return model
+
+
+def main() -> None:
+    parser = arguments()
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    model = unmask.load(given.model)
-    if not isinstance(model, Model):
-        raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
+    unknown = set(given.only.split(",")) - set(GROUPS)
+    if unknown:
+        parser.error(f"unknown group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    if given.dtype == "bfloat16" and "twins" in given.only.split(","):
+        parser.error("twins must be equal up to float32 rounding; leave out --dtype bfloat16, or name other groups")
+    model = opened(given)
     effort = Effort(repeats=given.repeats, warm=2)
     groups: dict[str, Callable[[], list[Line]]] = {
         "latency": lambda: latency(model, effort),
@@ -250,13 +282,10 @@ def main() -> None:
         "twins": lambda: twins(model, effort),
         "training": lambda: training(effort),
     }
-    unknown = set(given.only.split(",")) - set(groups)
-    if unknown:
-        parser.error(f"unknown group {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
     for name in given.only.split(","):
         lines = groups[name]()
         show(lines)
-        append(given.history, lines)
+        append(given.history, lines, device="cpu" if name == "training" else given.device)
 
 
 if __name__ == "__main__":

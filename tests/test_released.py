@@ -11,7 +11,7 @@ import pytest
 
 from unmask.checkpoints.budget import Proposal, proposals
 from unmask.checkpoints.elastic import Weights
-from unmask.pipeline.loading import needs_of, survey_size
+from unmask.pipeline.loading import needs_of, spec_of_size
 
 from .pages import ROOT, commands, follow, python, run
 from .tiny_llada import make
@@ -50,13 +50,13 @@ def cell(way: Proposal | None) -> str:
     if way is None:
         return "does not fit"
     options = way.options.removeprefix("--dtype bfloat16 ").replace("(as stored)", "as stored")
-    beside = f", and {way.beside / 2**30:.1f} GiB in the computer" if way.beside else ""
+    beside = f", and {way.beside / 2**30:.1f} GiB in CPU memory" if way.beside else ""
     return f"{f'`{options}`' if options.startswith('--') else options}, {way.nbytes / 2**30:.1f} GiB{beside}"
 
 
 def test_what_fits_a_machine_is_what_inspect_proposes() -> None:
     def best(device: str, task: str, gib: float) -> Proposal | None:
-        weights = Weights(checkpoint=survey_size("lavida_o").checkpoint, device=device)
+        weights = Weights(checkpoint=spec_of_size("lavida_o").checkpoint, device=device)
         return next((p for p in proposals(weights, needs_of(task), round(gib * 2**30), 1024) if p.fits), None)
 
     rows = re.findall(r"^\| (GPU|laptop)[^(|]*\(([\d.]+) GiB[^)]*\) \| (.+) \| (.+) \| (.+) \|$", PAGE, re.M)

@@ -23,7 +23,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_run_in_order(here: Path) -> None:
     told = {command: follow(command, here) for command in commands(PAGE)}
     assert len(told) == 6
-    made = ("planned", "plan", "placed", "edit", "rounds", "sand", "tries")
+    made = ("planned", "plan", "placed", "edit", "attempts", "sand", "edits")
     assert all((here / f"{name}.png").exists() for name in made)
     assert (here / "report" / "report.html").exists()
 

@@ -1,88 +1,142 @@
-"""The contracts. Who has read this page can guess the rest: everything that generates runs ``sampling.loop``, everything that
-learns runs ``training.train``, and both only know what stands here.
+"""The contracts. Everything that generates runs ``sampling.sampler``, everything that learns runs ``training.train``, and both know
+only what stands here. A part is a frozen dataclass or a module that has these methods; nothing is registered or inherited.
 
-Letters: B rows, L tokens, N tokens asked for, V vocabulary. ``masked`` True = undecided. ``time`` 0 clean .. 1 all masked.
+Letters: B rows, L tokens, N tokens scored, V vocabulary. ``masked`` True = masked. ``time`` 0 clean .. 1 all masked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from unmask.sequence import Batch, Loss, Move, Prediction, Progress, Proposal, Sequence
+from unmask.sequence import Batch, Sequence
+from unmask.step import CachePlan, Loss, Move, Prediction, Progress, Proposal, Reuse
 
 
 @runtime_checkable
-class Tokenizer(Protocol):
-    """Between the world and ids. ``size`` is the number of ids."""
+class Codec(Protocol):
+    """Between pixels, sound or any other signal and ids or values, in batches. ``size``: the number of ids, 0 for values."""
 
     @property
     def size(self) -> int: ...
-    def encode(self, x: Any) -> Any: ...
-    def decode(self, ids: Any) -> Any: ...
+    def encode(self, x: Tensor, /) -> Tensor: ...
+    def decode(self, ids: Tensor, /) -> Tensor: ...
 
 
 class Denoiser(Protocol):
-    """A model. ``ask [B, L]``: the tokens whose logits are wanted (default: the masked ones)."""
+    """A model. ``predict [B, L]``: the tokens to score (None: the masked ones) · ``reuse``: what need not be computed again."""
 
-    def __call__(
-        self, batch: Batch, *, time: Tensor | None = None, ask: Tensor | None = None, carry: object = None
-    ) -> Prediction: ...
+    def __call__(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction: ...
 
 
+@runtime_checkable
 class Corruption(Protocol):
-    """The forward process: ``corrupt`` masks a clean batch at ``time [B]``; ``prior`` is where sampling starts."""
+    """The forward process. ``times`` draws a time for every token, [B, L]; ``corrupt`` masks or replaces tokens of a clean batch at those
+    times, or at [B] times given, and sets ``masked``, ``time``, ``weight`` and, where the objective scores other tokens, ``target``.
+    """
 
+    def times(self, batch: Batch, rng: torch.Generator) -> Tensor: ...
     def corrupt(self, clean: Batch, time: Tensor, rng: torch.Generator) -> Batch: ...
-    def prior(self, batch: Batch, rng: torch.Generator) -> Batch: ...
 
 
 class Objective(Protocol):
-    """(model, clean batch, rng) -> Loss: zero at a perfect model, finite everywhere."""
+    """(model, batch, rng) -> Loss: zero at a perfect model, finite everywhere. Several losses are as many updates from one batch."""
 
-    def __call__(self, model: Any, clean: Any, rng: torch.Generator) -> Loss: ...
+    def __call__(self, model: Any, batch: Any, rng: torch.Generator) -> Loss | Iterator[Loss]: ...
 
 
+@runtime_checkable
 class UnmaskingSchedule(Protocol):
     """How many tokens of how many are unmasked at each step: positive numbers that sum to ``tokens``."""
 
     def counts(self, tokens: int) -> list[int]: ...
 
 
+@runtime_checkable
 class Guidance(Protocol):
-    """Several views of each row in one forward, merged into one prediction."""
+    """Several views of each row in one forward, merged into one prediction. The first view is the row as it is; a view keeps its place
+    in the list over all steps, and views at the end of the list may be left out at some.
+    """
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]: ...
-    def merge(self, predictions: list[Prediction], progress: Progress) -> Prediction: ...
+    def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction: ...
 
 
 class TokenSampler(Protocol):
-    """Candidate ids and scores from a prediction."""
+    """Candidate ids and scores from a prediction. One that reads more tokens than are selected is also ``Predicting``."""
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal: ...
 
 
 class Selection(Protocol):
-    """Which candidates to take: at most ``counts [B]`` tokens of each row inside ``window [B, L]``, and at least one where there is one.
+    """Which candidates to take: at most ``counts [B]`` tokens of each row inside ``block [B, L]``, and at least one where there is one
+    (unless it is ``Bounded``). It may remask or redraw tokens that this run unmasked before.
 
-    A select that knows its tokens beforehand may also have ``ask(batch, window, counts)``; only those are then scored.
+    A selection that knows its tokens beforehand is also ``Predicting``: only those are then scored.
     """
 
-    def __call__(
-        self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress
-    ) -> Move: ...
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move: ...
+
+
+@runtime_checkable
+class Predicting(Protocol):
+    """A token sampler or selection that says which tokens to score, [B, L]; unmasked ones too. Without it: the block's masked tokens."""
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A selection whose steps may unmask nothing, or that remasks: a block of ``tokens`` ends within ``planned`` + ``extra`` steps."""
+
+    def extra_steps(self, tokens: int, planned: int) -> int: ...
 
 
 class BlockSchedule(Protocol):
-    """In which order parts of a row are worked on: the window number of every token, [B, L] long."""
+    """In which order parts of a row are unmasked: the block number of every token, [B, L]. A row works on its lowest-numbered block that
+    has masked tokens. Asked before the first step and whenever a row finished a block.
+    """
 
-    def __call__(self, batch: Batch) -> Tensor: ...
+    def __call__(self, batch: Batch, progress: Progress) -> Tensor: ...
 
 
 class EarlyStopping(Protocol):
-    """Decides at once what no longer needs the model; a row with nothing undecided is finished."""
+    """Fills at once what no longer needs the model; a row with nothing masked is finished. See also ``Correcting``."""
+
+    def __call__(self, batch: Batch) -> Batch: ...
+
+
+@runtime_checkable
+class Correcting(Protocol):
+    """Early stopping that goes on after the last unmasking: ``more(batch, extra) -> [B]``, the rows that take another step after
+    ``extra [B]`` such steps; ``bound`` is the largest number of them.
+    """
+
+    @property
+    def bound(self) -> int: ...
+    def more(self, batch: Batch, extra: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """Which tokens a step computes; ``held [B, L]``: those that the state has. None: everything, and nothing is kept.
+
+    ``exact``: the result equals that without a cache up to rounding.
+    """
+
+    @property
+    def exact(self) -> bool: ...
+    def plan(
+        self, batch: Batch, block: Tensor, predict: Tensor, held: Tensor, progress: Progress
+    ) -> CachePlan | None: ...
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """Where a run starts, from the request's batch: as it is, or with ids drawn for tokens that are never masked (uniform diffusion)."""
 
     def __call__(self, batch: Batch) -> Batch: ...
 

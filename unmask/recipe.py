@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,27 +42,50 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long and how often. ``bf16``: compute in bfloat16 with float32 master weights."""
+    """How long, where and how often. A step is one source batch of every process.
+
+    ``accumulate``: source batches per update of the weights · ``device``: cpu, cuda, cuda:1, mps, or auto for the best one there is ·
+    ``bf16``: compute in bfloat16 with float32 master weights · ``log_every``, ``save_every``: in steps.
+    """
 
     steps: int = 1000
     seed: int = 0
+    accumulate: int = 1
+    device: str = "cpu"
     bf16: bool = True
     log_every: int = 20
     save_every: int = 200
-    sample_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "save_every"):
+        for name in ("steps", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One run. The callables are the parts; ``settings`` is what they were built from, kept for the record.
+class Eval:
+    """A measurement during training: ``run(module, step) -> {name: value}``, every ``every`` steps and at the end.
 
-    model() -> nn.Module on the CPU in float32, with its first weights · source(step) -> batch · objective(model, batch, rng) -> Loss ·
-    trainable(parameter name) -> bool · export(model, folder): what is shipped · sample(model, path): a picture sheet.
+    The module has the averaged weights and is in eval mode, without gradients. Values go to metrics.jsonl as ``name.key``.
+    """
+
+    name: str
+    every: int
+    run: Callable[[Any, int], Mapping[str, float]]
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"evals.{self.name}.every must be at least 1, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run. The callables are its parts.
+
+    model() -> nn.Module on the CPU in float32, with its first weights · adapt(module): insert adapters and freeze the rest, in place
+    (``models.lora.LoRA``) · source(step) -> batch · objective(model, batch, rng) -> Loss, or several that are yielded, one update each ·
+    trainable(parameter name) -> bool: which parameters train, of those that ``adapt`` left trainable · evals: measurements during
+    the run · export(module, folder): write what is shipped.
     """
 
     name: str
@@ -71,9 +94,15 @@ class Recipe:
     objective: Callable[..., Any]
     optim: Optim = field(default_factory=Optim)
     training: Training = field(default_factory=Training)
+    adapt: Callable[[Any], None] | None = None
     trainable: Callable[[str], bool] = lambda name: True
+    evals: tuple[Eval, ...] = ()
     export: Callable[[Any, Path], None] | None = None
-    sample: Callable[[Any, Path], None] | None = None
+
+    def __post_init__(self) -> None:
+        names = [e.name for e in self.evals]
+        if len(set(names)) < len(names):
+            raise ValueError(f"evals must have different names, got {', '.join(names)}; rename one")
 
 
 def override(value: Any, settings: Iterable[str]) -> Any:
@@ -87,9 +116,11 @@ def override(value: Any, settings: Iterable[str]) -> Any:
 
 
 def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
-    """Fields of a dataclass are reached by name, and so are the entries of a tuple of (name, value, ...)."""
+    """Fields of a dataclass are reached by name, and so are the entries of a tuple of (name, value, ...) or of evaluations."""
     if _named(value):
         known = {entry[0]: entry[1] for entry in value}
+    elif isinstance(value, tuple) and value and all(isinstance(entry, Eval) for entry in value):
+        known = {entry.name: entry for entry in value}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     else:
@@ -100,6 +131,8 @@ def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
         raise ValueError(f"setting {whole!r}: {type(value).__name__} has no field {path[0]!r}{hint}")
     old = known[path[0]]
     new = _replace(old, path[1:], text, whole) if len(path) > 1 else _parse(text, old, whole)
+    if isinstance(value, tuple) and not _named(value):
+        return tuple(new if entry.name == path[0] else entry for entry in value)
     if isinstance(value, tuple):
         return tuple((entry[0], new, *entry[2:]) if entry[0] == path[0] else entry for entry in value)
     return dataclasses.replace(value, **{path[0]: new})

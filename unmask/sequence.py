@@ -1,10 +1,10 @@
-"""The data that flows: spans, sequences, batches, predictions, proposals, moves and losses.
+"""The data that flows: spans, sequences and batches; ``step.py`` has what passes between a batch and a model.
 
-Public idea: text, pixels and image codes are *spans* of one ``Sequence``; a ``Batch`` is several of them, and everything that
-generates or learns only ever reads and writes a ``Batch``.
+Public idea: text, picture features and image codes are *spans* of one ``Sequence``; a ``Batch`` is several of them, and everything
+that generates or learns only ever reads and writes a ``Batch``.
 
-Letters: B rows, L tokens, N tokens asked for, V vocabulary, I images. A *token* is decided, a *position* is read by the
-transformer; a folded code span has ``fold * fold`` tokens a position.
+Letters: B rows, L tokens, I images, R feature rows, D width, C channels. A *token* is unmasked, a
+*position* is what the transformer reads; a folded code span has ``fold * fold`` tokens a position.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+ON_UNMASK = 2**30  # an order that is set when the token is unmasked
 
-class Kind(IntEnum):
-    """What vocabulary a token belongs to."""
+
+class Kind:
+    """The vocabulary of a token: an int. Any further int is free for a method's own vocabulary."""
 
     TEXT = 0
     CODE = 1
-    PATCH = 2
+    FEATURE = 2  # no id: the token reads a row of features
 
 
-class Branch(IntEnum):
-    """Which weights serve a token."""
+class Branch:
+    """Which weights serve a token: an int."""
 
     UND = 0
     GEN = 1
@@ -37,13 +39,18 @@ class Branch(IntEnum):
 class Span:
     """A named stretch of tokens ``start..stop`` of one kind.
 
-    ``grid``: (rows, columns) of a CODE span · ``fold``: side of the square of codes that share one position · ``image``: number of
-    the picture among the sequence's ``pixels`` that a PATCH span reads · ``segment``: 0 is context that everything reads; a
-    span of another segment is read by its own segment alone (so that several questions share one picture).
+    ``grid``: (rows, columns) of a CODE span · ``fold``: side of the square of codes that share one position (1 or 2) · ``image``: the
+    picture among the sequence's ``pixels`` that a FEATURE span reads · ``branch``: None for GEN
+    weights on codes and UND weights on the rest.
+
+    Who reads whom: a key is read if its ``segment`` is 0 or the query's, and its order is at most the query's. ``order``: of the first
+    token · ``order_step``: 0 gives all tokens this order, n adds one every n tokens (1 is causal, n block-causal). ``ON_UNMASK``: tokens
+    get the order clock + 1 and segment 0 when they are unmasked (Sparse-LaViDa, arXiv 2512.14008).
+    ``positions_of``: an earlier span whose positions this one shares · ``position_offset``: added to all its positions.
     """
 
     name: str
-    kind: Kind
+    kind: int
     start: int
     stop: int
     grid: tuple[int, int] | None = None
@@ -51,6 +58,11 @@ class Span:
     image: int = 0
     segment: int = 0
     writable: bool = False
+    branch: int | None = None
+    order: int = 0
+    order_step: int = 0
+    positions_of: str = ""
+    position_offset: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -58,17 +70,22 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """One request or training sample. ``ids [L]`` in the vocabulary of each token's kind; ``pixels [I, 3, H, W]`` in [0, 1].
+    """One request or training sample. ``ids [L]`` in the vocabulary of each token's kind.
 
-    ``masked [L]``: undecided tokens (their ids are the truth in training, and meaningless when sampling) · ``feature [L]``: the row of
-    the sequence's picture features that each PATCH token reads; None where a span reads those of its picture in order.
+    ``masked [L]``: masked tokens (their ids are the truth in training, and meaningless when sampling) · ``values [L, C]``: of continuous
+    tokens. FEATURE tokens read rows of the sequence's features: ``features [R, D]`` where they are known, or those of ``pixels``
+    [I, 3, H, W] in [0, 1], which the model encodes to ``feature_rows`` rows. ``feature [L]``: the row of each such token; None where a
+    span reads the rows of its picture in order.
     """
 
     ids: Tensor
     masked: Tensor
     spans: tuple[Span, ...]
+    values: Tensor | None = None
     pixels: Tensor | None = None
+    features: Tensor | None = None
     feature: Tensor | None = None
+    feature_rows: int = 0
     request: str = ""
 
     def span(self, name: str) -> Span:
@@ -83,9 +100,14 @@ class Sequence:
 class Batch:
     """Rows of tokens, right-padded. All methods return new batches; nothing is changed in place.
 
-    ids, clean, position, segment, feature, seed..: long · masked, writable, valid, leader: bool · weight: float.
-    ``leader`` marks the first token of every position. ``feature`` is the row of the picture features that a PATCH token reads.
-    ``grid`` and ``fold`` hold for every CODE span of the batch. ``span_table[b]`` are the spans of row b.
+    All [B, L] long: ids, kind, branch, position, segment, order, stride, feature, clean; bool: masked, writable, valid, leader, target;
+    float: time, weight. ``leader``: the first token of every position · ``stride``: columns of the grid of a code whose position
+    holds 2 x 2 codes, 0 for a token with a position of its own · ``feature``: the row of ``features`` (of ``pixels`` first, where there
+    are both) that a FEATURE token reads · ``values [B, L, C]``: of continuous tokens · ``seed``, ``clock [B]``: key of each row's random
+    numbers · ``span_table[b]``: the spans of row b.
+
+    Set by a corruption in training: ``clean`` the true ids, ``weight`` the probability of being masked, ``target`` what the objective
+    scores (None: the masked tokens), ``time`` in 0 clean .. 1 all masked. In sampling, ``time`` is the masked share of the row's block.
     """
 
     ids: Tensor
@@ -97,14 +119,18 @@ class Batch:
     position: Tensor
     leader: Tensor
     segment: Tensor
+    order: Tensor
+    stride: Tensor
     feature: Tensor
     seed: Tensor
     clock: Tensor
     span_table: tuple[tuple[Span, ...], ...]
-    grid: tuple[int, int] = (0, 0)
-    fold: int = 1
     pixels: Tensor | None = None
+    features: Tensor | None = None
+    values: Tensor | None = None
+    time: Tensor | None = None
     clean: Tensor | None = None
+    target: Tensor | None = None
     weight: Tensor | None = None
 
     @property
@@ -124,13 +150,6 @@ class Batch:
             f.name: v.to(device) for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor)
         }
         return self.replace(**moved)
-
-    def write(self, move: Move, proposal: Proposal) -> Batch:
-        """Apply a move: unmask with the proposed ids, remask, redraw; the clock of every row with something to decide advances."""
-        ids = torch.where(move.unmask | move.redraw, proposal.ids, self.ids)
-        masked = (self.masked & ~move.unmask) | move.remask
-        live = (self.masked & self.writable & self.valid).any(1)
-        return self.replace(ids=ids, masked=masked, clock=self.clock + live)
 
     def drop(self, spans: set[str], null_id: int, *, keep: bool = False) -> Batch:
         """Replace whole spans by the null embedding (text ``null_id``, understanding branch), as guidance wants it.
@@ -154,71 +173,93 @@ class Batch:
         )
 
     def row(self, index: int) -> Batch:
-        """One row alone, with the same padding; pixels stay whole, since features are addressed by number."""
+        """One row alone, with the same padding; pixels and features stay whole, since rows address them by number."""
         picked = {
             f.name: v[index : index + 1]
             for f in dataclasses.fields(self)
-            if f.name != "pixels" and isinstance(v := getattr(self, f.name), Tensor)
+            if f.name not in SHARED and isinstance(v := getattr(self, f.name), Tensor)
         }
         return self.replace(**picked, span_table=(self.span_table[index],))
 
 
+SHARED = ("pixels", "features")  # fields of a batch that its rows address by number
+
+
 def stack(views: Items[Batch]) -> Batch:
-    """Batches of the same rows seen differently (guidance streams), one under the other; they share their pixels."""
+    """Batches of the same rows seen differently (guidance views), one under the other; they share pixels and features."""
     first = views[0]
     tensors = {
         f.name: torch.cat([getattr(v, f.name) for v in views])
         for f in dataclasses.fields(first)
-        if f.name != "pixels" and isinstance(getattr(first, f.name), Tensor)
+        if f.name not in SHARED and isinstance(getattr(first, f.name), Tensor)
     }
     return first.replace(**tensors, span_table=tuple(t for v in views for t in v.span_table))
 
 
-def collate(sequences: Items[Sequence], seeds: Items[int], *, features_per_image: int = 0) -> Batch:
-    """Right-pad sequences into a batch with ``clean`` = their ids. ValueError where code grids differ.
-
-    ``features_per_image``: feature rows of one picture, which says where each one's begin.
-    """
+def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
+    """Right-pad sequences into a batch with ``clean`` = their ids. ValueError where continuous tokens differ in channels."""
     rows, length = len(sequences), max(len(s.ids) for s in sequences)
-    shapes = {(s.grid, s.fold) for q in sequences for s in q.spans if s.kind == Kind.CODE}
-    if len(shapes) > 1:
-        raise ValueError(f"code spans of one batch must have one grid and fold, got {sorted(map(str, shapes))}")
-    grid, fold = shapes.pop() if shapes else ((0, 0), 1)
     ids = torch.zeros(rows, length, dtype=torch.long)
     masked, valid = torch.zeros(rows, length, dtype=torch.bool), torch.zeros(rows, length, dtype=torch.bool)
-    table = torch.zeros(6, rows, length, dtype=torch.long)  # kind, branch, writable, position, leader, segment
-    feature = torch.zeros(rows, length, dtype=torch.long)
-    images = 0
+    table = torch.zeros(8, rows, length, dtype=torch.long)
     for b, sequence in enumerate(sequences):
         n = len(sequence.ids)
         ids[b, :n], masked[b, :n], valid[b, :n] = sequence.ids, sequence.masked, True
         table[:, b, :n] = _layout(sequence.spans)
-        for span in sequence.spans:
-            if span.kind == Kind.PATCH:
-                here, first = slice(span.start, span.stop), images * features_per_image
-                own = torch.arange(len(span)) + span.image * features_per_image
-                feature[b, here] = first + (own if sequence.feature is None else sequence.feature[here])
-        images += 0 if sequence.pixels is None else len(sequence.pixels)
+    kind, branch, writable, position, leader, segment, order, stride = table
     pixels = [s.pixels for s in sequences if s.pixels is not None]
+    features = [s.features for s in sequences if s.features is not None]
     return Batch(
         ids=ids,
-        kind=table[0],
-        branch=table[1],
-        writable=table[2].bool(),
+        kind=kind,
+        branch=branch,
+        writable=writable.bool(),
         valid=valid,
         masked=masked,
-        position=table[3],
-        leader=table[4].bool(),
-        segment=table[5],
-        feature=feature,
+        position=position,
+        leader=leader.bool(),
+        segment=segment,
+        order=order,
+        stride=stride,
+        feature=_feature_rows(sequences, length),
         seed=torch.tensor(list(seeds), dtype=torch.long),
         clock=torch.zeros(rows, dtype=torch.long),
         span_table=tuple(s.spans for s in sequences),
-        grid=grid or (0, 0),
-        fold=fold,
         pixels=torch.cat(pixels) if pixels else None,
+        features=torch.cat(features) if features else None,
+        values=_values(sequences, length),
         clean=ids,
     )
+
+
+def _feature_rows(sequences: Items[Sequence], length: int) -> Tensor:
+    """The feature row of every token, [B, L]: rows of all pixels come first, then the features that are known already."""
+    feature = torch.zeros(len(sequences), length, dtype=torch.long)
+    first = {False: 0, True: sum(s.feature_rows for s in sequences if s.pixels is not None)}  # by: features are known
+    for b, sequence in enumerate(sequences):
+        known = sequence.features is not None
+        for span in sequence.spans:
+            if span.kind == Kind.FEATURE:
+                here, own = slice(span.start, span.stop), torch.arange(len(span)) + span.image * len(span)
+                feature[b, here] = first[known] + (own if sequence.feature is None else sequence.feature[here])
+        first[known] += len(sequence.features) if sequence.features is not None else sequence.feature_rows
+    return feature
+
+
+def _values(sequences: Items[Sequence], length: int) -> Tensor | None:
+    """Values of continuous tokens, [B, L, C], zero where a sequence has none."""
+    channels = {s.values.shape[1] for s in sequences if s.values is not None}
+    if not channels:
+        return None
+    if len(channels) > 1:
+        raise ValueError(f"continuous tokens of one batch must have as many channels, got {sorted(channels)}")
+    padded = [
+        s.ids.new_zeros(length, *channels, dtype=torch.float)
+        if s.values is None
+        else F.pad(s.values, (0, 0, 0, length - len(s.values)))
+        for s in sequences
+    ]
+    return torch.stack(padded)
 
 
 def decided(sequence: Sequence, batch: Batch, row: int) -> Sequence:
@@ -232,7 +273,7 @@ _layouts: dict[tuple[Span, ...], Tensor] = {}
 
 
 def _layout(spans: tuple[Span, ...]) -> Tensor:
-    """kind, branch, writable, position, leader and segment of every token, [6, L]; a pure function of the spans, remembered."""
+    """kind, branch, writable, position, leader, segment, order and stride of every token, [8, L]; remembered by span table."""
     known = _layouts.get(spans)  # other threads may clear what is remembered at any time
     if known is None:
         if len(_layouts) > 4096:
@@ -242,100 +283,57 @@ def _layout(spans: tuple[Span, ...]) -> Tensor:
 
 
 def _lay_out(spans: tuple[Span, ...]) -> Tensor:
-    length = spans[-1].stop if spans else 0
-    table = torch.zeros(6, length, dtype=torch.long)
+    table = torch.zeros(8, spans[-1].stop if spans else 0, dtype=torch.long)
     context = 0  # first position after the context: where every other segment begins
     reached: dict[int, int] = {}
+    begun: dict[str, int] = {}
     for span in spans:
         start = reached.get(span.segment, context) if span.segment else context
-        table[0, span.start : span.stop] = span.kind
-        table[1, span.start : span.stop] = Branch.GEN if span.kind == Kind.CODE else Branch.UND
-        table[2, span.start : span.stop] = int(span.writable)
-        table[5, span.start : span.stop] = span.segment
-        if span.kind == Kind.CODE:
-            rows, columns = span.grid or (1, len(span))
-            r, c = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
-            place = (r // span.fold) * (columns // span.fold) + c // span.fold
-            first = (r % span.fold == 0) & (c % span.fold == 0)
-            table[3, span.start : span.stop] = start + place.flatten()
-            table[4, span.start : span.stop] = first.flatten()
-            end = start + rows * columns // span.fold**2
-        else:
-            table[3, span.start : span.stop] = torch.arange(start, start + len(span))
-            table[4, span.start : span.stop] = 1
-            end = start + len(span)
+        if span.positions_of:
+            if span.positions_of not in begun:
+                raise ValueError(
+                    f"span {span.name!r} shares positions of {span.positions_of!r}, which is no earlier span"
+                )
+            start = begun[span.positions_of]
+        begun[span.name] = start
+        here, offset, own = slice(span.start, span.stop), torch.arange(len(span)), _own_positions(span)
+        branch = Branch.GEN if span.kind == Kind.CODE else Branch.UND
+        table[0, here] = span.kind
+        table[1, here] = branch if span.branch is None else span.branch
+        table[2, here] = int(span.writable)
+        table[3, here] = start + span.position_offset + own.place
+        table[4, here] = own.leader
+        table[5, here] = span.segment
+        table[6, here] = span.order + (offset // span.order_step if span.order_step else 0)
+        table[7, here] = own.stride
+        end = start + span.position_offset + own.count
         if span.segment:
-            reached[span.segment] = end
+            reached[span.segment] = max(end, reached.get(span.segment, context))
         else:
-            context = end
+            context = max(end, context)
     return table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query:
-    """What a step wants of the model: the logits of the tokens ``ask [B, L]`` of ``batch``, whose rows may be several views of the same."""
-
-    batch: Batch
-    ask: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What the model says of the tokens asked for.
-
-    ``text [N_t]``, ``code [N_c]``: flat token numbers (row * L + token), in rising order · ``text_logits [N_t, V]``,
-    ``code_logits [N_c, V_c]`` · ``carry``: whatever the model wants handed back at the next step (opaque).
-    """
-
-    text: Tensor
-    text_logits: Tensor
-    code: Tensor
-    code_logits: Tensor
-    carry: object = None
+class _Places:
+    place: Tensor
+    leader: Tensor
+    count: int
+    stride: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """Candidate ids ``[B, L]`` and how sure each is: ``score [B, L]``, higher is surer, -inf where nothing was asked."""
-
-    ids: Tensor
-    score: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Move:
-    """Which tokens change, each [B, L] bool: masked ones take the proposal, decided ones are masked again, or redrawn."""
-
-    unmask: Tensor
-    remask: Tensor
-    redraw: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where every row of a sampler run stands. Rows may need different numbers of steps, and an answer never depends on its company.
-
-    ``number [B]``: step of each row in its current window, from 0 · ``of [B]``: how many its schedule planned · ``length``: L.
-    """
-
-    number: Tensor
-    of: Tensor
-    length: int
-
-    @property
-    def fraction(self) -> Tensor:
-        """[B] float: 0 at the first step, 1 at the last (0 where there is one step alone)."""
-        return (self.number / (self.of - 1).clamp(min=1)).clamp(max=1.0).float()
-
-    def row(self, flat_N: Tensor) -> Tensor:
-        """The row of each flat token number."""
-        return flat_N // self.length
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """``total`` to be minimised; ``terms`` by name (scalars, mean a token); ``counts`` by name: tokens each mean is over."""
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    counts: dict[str, int]
+def _own_positions(span: Span) -> _Places:
+    """Positions of a span's tokens counted from 0, which of them are first on their position, and how many positions there are."""
+    if span.kind != Kind.CODE:
+        offset = torch.arange(len(span))
+        return _Places(place=offset, leader=torch.ones_like(offset), count=len(span), stride=0)
+    rows, columns = span.grid or (1, len(span))
+    r, c = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
+    place = (r // span.fold) * (columns // span.fold) + c // span.fold
+    first = (r % span.fold == 0) & (c % span.fold == 0)
+    return _Places(
+        place=place.flatten(),
+        leader=first.flatten().long(),
+        count=rows * columns // span.fold**2,
+        stride=columns if span.fold == 2 else 0,
+    )

@@ -17,16 +17,17 @@ from torch import Tensor
 
 import unmask
 from unmask.checkpoints import loading
-from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Keep, Weights, part_of, tensors_needed
+from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, WeightStorage, part_of, tensors_needed
 from unmask.checkpoints.lavida_o import load_lavida_o, survey_lavida_o
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify import Form
 from unmask.models.elastic import Elastic
-from unmask.pipeline.loading import needs_of, survey_size
+from unmask.pipeline.loading import needs_of, spec_of_size
 from unmask.pipeline.model import Model
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
-from unmask.sequence import Batch, Kind, Progress, Sequence, Span, collate, stack
+from unmask.sequence import Batch, Kind, Sequence, Span, collate, stack
+from unmask.step import Progress
 from unmask.tokens.vq import VQ
 
 torch.set_num_threads(1)
@@ -49,7 +50,7 @@ def counts(checkpoint: Checkpoint, task: str) -> dict[str, int]:
 
 
 def test_the_released_size_counts_as_published() -> None:
-    every = counts(survey_size("lavida_o").checkpoint, "all")
+    every = counts(spec_of_size("lavida_o").checkpoint, "all")
     und = every["und.joint"] + every["und.upper"] + every["out"]
     assert und == 32 * 218_112_000 and every["gen"] == 32 * 75_501_568
     assert und + every["embed"] + every["text_head"] + every["norm"] == 8_023_068_672
@@ -61,7 +62,7 @@ def test_the_released_size_counts_as_published() -> None:
 
 @pytest.mark.parametrize(("task", "most"), [("generate", 6.95e9), ("ask", 8.45e9), ("ground", 8.45e9)])
 def test_a_task_of_the_released_size_reads_no_more_than_it_needs(task: str, most: float) -> None:
-    read = counts(survey_size("lavida_o").checkpoint, task)
+    read = counts(spec_of_size("lavida_o").checkpoint, task)
     assert 6e9 < sum(read.values()) <= most
     absent = {"und.upper", "text_head", "vision", "vq.encoder"} if task == "generate" else {"gen", "codes", "vq.codes"}
     assert not absent & set(read)
@@ -75,7 +76,7 @@ def test_a_task_of_the_released_size_reads_no_more_than_it_needs(task: str, most
 def test_an_unknown_part_and_task_are_told() -> None:
     told = "no part of a model is called 'wings'; the parts are gen, text_head, und, vision, vq.decoder, vq.encoder"
     with pytest.raises(ValueError, match=told):
-        list(tensors_needed(survey_size("tiny").checkpoint, frozenset({"wings"})))
+        list(tensors_needed(spec_of_size("tiny").checkpoint, frozenset({"wings"})))
     with pytest.raises(ValueError, match="no task 'fly'; the tasks are generate"):
         needs_of("fly")
 
@@ -153,8 +154,8 @@ Streams = dict[str, Tensor]
 def guided(net: Elastic, batch: Batch, guidance: ClassifierFree | EditGuidance) -> Streams:
     """Logits of every stream of a guidance, alone and stacked as the sampler has them."""
     views = guidance.views(batch, Progress(number=torch.zeros(1), of=torch.ones(1), length=batch.ids.shape[1]))
-    return {f"stream {i}": net(view).code_logits for i, view in enumerate(views)} | {
-        f"stacked {len(views)}": net(stack(views)).code_logits
+    return {f"stream {i}": net(view).logits(Kind.CODE) for i, view in enumerate(views)} | {
+        f"stacked {len(views)}": net(stack(views)).logits(Kind.CODE)
     }
 
 
@@ -241,7 +242,7 @@ def test_a_failure_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_another_dtype_is_kept_and_the_tokenizer_stays_as_it_is() -> None:
-    model = unmask.load("mini", needs=needs_of("generate"), keep=Keep(dtype=torch.bfloat16))
+    model = unmask.load("mini", needs=needs_of("generate"), storage=WeightStorage(dtype=torch.bfloat16))
     kinds = {p.dtype for p in model.parts.net.parameters() if not p.is_meta}
     assert kinds == {torch.bfloat16}
     assert {p.dtype for p in model.parts.vq.parameters() if not p.is_meta} == {torch.float32}
@@ -255,28 +256,28 @@ def test_another_dtype_is_kept_and_the_tokenizer_stays_as_it_is() -> None:
 )  # fmt: skip
 def test_ways_to_keep_that_do_not_exist(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Keep(**given)
+        WeightStorage(**given)
 
 
 def test_a_branch_that_stays_elsewhere_answers_alike(whole: Model, picture: Image.Image) -> None:
-    lent = unmask.load("mini", keep=Keep(offload=frozenset({"und"})))
-    layer = lent.parts.net.blocks[0].und.gate  # type: ignore[union-attr]
+    lent = unmask.load("mini", storage=WeightStorage(offload=frozenset({"und"})))
+    layer = lent.parts.net.blocks[0].und.mlp.gate  # type: ignore[union-attr]
     kept, during = layer.weight, []
     layer.register_forward_hook(lambda m, given, result: during.append(m.weight), prepend=True)
     answer = answers(picture)["ask"]
     assert answer(lent) == answer(whole)
     assert during and all(w is not kept for w in during), "the weight that worked was the one that is kept"
-    assert layer.weight is kept and not lent.parts.net.blocks[0].gen.gate._forward_pre_hooks  # type: ignore[union-attr]
+    assert layer.weight is kept and not lent.parts.net.blocks[0].gen.mlp.gate._forward_pre_hooks  # type: ignore[union-attr]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("keep", [Keep(offload=frozenset({"und", "gen"})), Keep(dtype=torch.bfloat16, bits={"und": 8}),
-                                  Keep(dtype=torch.bfloat16, bits={"und": 4, "gen": 4})])  # fmt: skip
-def test_on_a_gpu(keep: Keep, picture: Image.Image) -> None:
-    model = unmask.load("mini", device="cuda", keep=keep)
-    here = {p.device.type for n, p in model.parts.net.named_parameters() if ".und.gate" in n}
-    assert here == {"cpu" if keep.offload else "cuda"}
+@pytest.mark.parametrize("storage", [WeightStorage(offload=frozenset({"und", "gen"})), WeightStorage(dtype=torch.bfloat16, bits={"und": 8}),
+                                  WeightStorage(dtype=torch.bfloat16, bits={"und": 4, "gen": 4})])  # fmt: skip
+def test_on_a_gpu(storage: WeightStorage, picture: Image.Image) -> None:
+    model = unmask.load("mini", device="cuda", storage=storage)
+    here = {p.device.type for n, p in model.parts.net.named_parameters() if ".und.mlp.gate" in n}
+    assert here == {"cpu" if storage.offload else "cuda"}
     assert model.generate("a red apple", settings=FEW)[0].image.size == (128, 128)
     assert model.ask(picture, "how many cats are there?").text is not None
 
@@ -284,13 +285,13 @@ def test_on_a_gpu(keep: Keep, picture: Image.Image) -> None:
 @pytest.mark.parametrize(("bits", "worst"), [(8, 0.01), (4, 0.12)])
 def test_fewer_bits_are_close_and_the_other_branch_is_untouched(bits: int, worst: float, whole: Model) -> None:
     pytest.importorskip("torchao")
-    model = unmask.load("mini", needs=needs_of("generate"), keep=Keep(bits={"und": bits}))
+    model = unmask.load("mini", needs=needs_of("generate"), storage=WeightStorage(bits={"und": bits}))
     block, same = model.parts.net.blocks[0], whole.parts.net.blocks[0]
     x = torch.randn(5, 192, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        got, wanted = block.und.gate(x), same.und.gate(x)  # type: ignore[union-attr]
+        got, wanted = block.und.mlp.gate(x), same.und.mlp.gate(x)  # type: ignore[union-attr]
     assert 0 < float((got - wanted).norm() / wanted.norm()) < worst
-    assert torch.equal(block.gen.gate.weight, same.gen.gate.weight)  # type: ignore[union-attr]
+    assert torch.equal(block.gen.mlp.gate.weight, same.gen.mlp.gate.weight)  # type: ignore[union-attr]
     assert model.generate("a red apple", settings=FEW)[0].image.size == (128, 128)
     assert model.infill_text("a [mask] apple").text, "what is loaded later is kept alike"
 
@@ -298,4 +299,4 @@ def test_fewer_bits_are_close_and_the_other_branch_is_untouched(bits: int, worst
 def test_without_torchao_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     with pytest.raises(CheckpointError, match=r"need the package torchao; pip install 'unmask\[quant\]'"):
-        unmask.load("mini", keep=Keep(bits={"gen": 8}))
+        unmask.load("mini", storage=WeightStorage(bits={"gen": 8}))

@@ -12,7 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.stream import CheckpointError
-from unmask.pipeline.loading import find
+from unmask.pipeline.loading import resolve
 
 NAME = "jacklishufan/LaViDa-O-v1.0"
 
@@ -42,7 +42,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
 
 
 def test_only_the_cache_is_asked_unless_told(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    assert find(NAME) == client.answer and find(NAME, download=True) == client.answer
+    assert resolve(NAME) == client.answer and resolve(NAME, download=True) == client.answer
     assert [given["local_files_only"] for _, given in client.asked] == [True, False]
     assert {name for name, _ in client.asked} == {NAME}
 
@@ -86,13 +86,13 @@ def test_the_licence_is_said_once(client: Client) -> None:
 def test_what_can_go_wrong(client: Client, download: bool, error: Exception, said: str) -> None:
     client.answer = error
     with pytest.raises(CheckpointError, match=said):
-        find(NAME, download=download)
+        resolve(NAME, download=download)
 
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"need the package huggingface_hub; pip install 'unmask\[hub\]'"):
-        find(NAME)
+        resolve(NAME)
 
 
 def test_half_a_snapshot_is_told(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,4 +117,4 @@ def test_a_folder_comes_before_the_hub(client: Client, tmp_path: Path, monkeypat
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "owner" / "name" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    assert find("owner/name") == Path("owner/name") and not client.asked
+    assert resolve("owner/name") == Path("owner/name") and not client.asked

@@ -41,7 +41,7 @@ def logits(net: Elastic, *rows: list[int]) -> list[Tensor]:
     """Of every token of rows that may differ in length, [L, V] each."""
     batch = collate([text(row) for row in rows], [0] * len(rows))
     with torch.no_grad():
-        flat = net(batch, ask=batch.valid).text_logits
+        flat = net(batch, predict=batch.valid).logits(Kind.TEXT)
     return list(flat.split([len(row) for row in rows]))
 
 

@@ -74,6 +74,13 @@ def test_the_table_says_what_the_command_says(name: str) -> None:
     assert (program([name]).commands[name].help or "").partition("\n")[0] == TABLE[name][1]
 
 
+def test_the_help_of_generate_begins_with_six_options() -> None:
+    first, more = _golden(("generate",)).read_text().partition("\nMore options:\n")[::2]
+    shown = [line.split()[0] for line in first.partition("\nOptions:\n")[2].splitlines() if line.startswith("  -")]
+    assert shown == ["--out", "-n", "--steps", "--guidance", "--seed", "--model"]
+    assert {"--temperature", "-o", "--help"} <= {line.split()[0] for line in more.splitlines() if line.strip()}
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["generate", "--help"], ["world", "show", "--help"]])
 def test_help_needs_no_torch(words: list[str]) -> None:
     code = (
@@ -143,8 +150,8 @@ def test_generate_thinks_and_shows_what_it_thought(
     Path("boxes.json").write_text(json.dumps(things))
     _run(capsys, *words, "b.png", "--boxes", "boxes.json")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
-    rounds = json.loads(_run(capsys, *words, "c.png", "--plan", "--reflect", "3")[0])[0]["rounds"]
-    assert 1 <= len(rounds) <= 3 and all(r["accepted"] is False for r in rounds[:-1])
+    attempts = json.loads(_run(capsys, *words, "c.png", "--plan", "--attempts", "3")[0])[0]["attempts"]
+    assert 1 <= len(attempts) <= 3 and all(r["accepted"] is False for r in attempts[:-1])
     assert Image.open("t.png").height > 100
     out, _ = _run(
         capsys, "edit", "in.png", "add a cat", "--plan", "--json", "--model", folder, "-o", "schedule.steps=2"
@@ -162,8 +169,8 @@ def test_generate_thinks_and_shows_what_it_thought(
         "--thoughts",
         "e.png",
     )
-    rounds = json.loads(_run(capsys, *words, "--plan", "--reflect", "2")[0])[0]["rounds"]
-    assert 1 <= len(rounds) <= 2 and all(r["critique"] and r["plan"] for r in rounds)
+    attempts = json.loads(_run(capsys, *words, "--plan", "--attempts", "2")[0])[0]["attempts"]
+    assert 1 <= len(attempts) <= 2 and all(r["critique"] and r["plan"] for r in attempts)
     assert Image.open("e.png").width == 1200
 
 
@@ -244,7 +251,7 @@ def test_evaluate_writes_figures_and_a_report(folder: Path, here: Path, capsys: 
     out, err = _run(capsys, *words)
     told = json.loads(Path("f.json").read_text())
     assert "p50_1step" in told["grounding"] and "overall" in told["questions"] and "p50_1step" in out
-    assert "figures: f.json" in err and list(Path("report").glob("*.html"))
+    assert "results: f.json" in err and list(Path("report").glob("*.html"))
     assert "no part 'ground'" in _mistake(capsys, "evaluate", folder, "--only", "ground")
 
 
@@ -262,9 +269,18 @@ def test_demo_writes_a_sheet_and_says_what_it_shows(
     folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = _run(capsys, "demo", "--model", folder)
-    assert [line.split()[0] for line in out.splitlines()].count("drawn") == 6 and "sheet     demo/sheet.png" in out
+    assert [line.split()[0] for line in out.splitlines()].count("generated") == 6 and "sheet     demo/sheet.png" in out
     assert {"sheet.png", "boxes.png", "edited.png", "trace.gif", "drawing-6.png"} <= set(os.listdir("demo"))
     assert Image.open("demo/sheet.png").width == 1200
+
+
+def test_options_are_fields_of_the_sampler(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "a cat", "--json", "--model", folder, "--out")
+    short = ("--steps", "2", "--guidance", "3", "--temperature", "0.7")
+    long = ("-o", "schedule.steps=2", "-o", "guidance.scale=3", "-o", "token_sampler.temperature=0.7")
+    one, other = (json.loads(_run(capsys, *words, f"{i}.png", *more)[0])[0] for i, more in enumerate((short, long)))
+    assert one["settings"] == other["settings"] and one["settings"]["schedule"]["steps"] == 2
+    assert Path("0.png").read_bytes() == Path("1.png").read_bytes()
 
 
 # -- without a model --------------------------------------------------------------------------------------------------
@@ -292,28 +308,6 @@ def test_inspect_counts_what_the_files_hold(folder: Path, capsys: pytest.Capture
 def test_inspect_knows_named_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     parts = {p["part"]: p["parameters"] for p in json.loads(_run(capsys, "inspect", "lavida_o", "--json")[0])["parts"]}
     assert parts["blocks.gen"] == 32 * 75_501_568 and parts["blocks.und"] + parts["blocks.out"] == 32 * 218_112_000
-
-
-def test_settings_of_a_recipe_reach_its_function_and_its_fields() -> None:
-    from unmask.cli.train import find
-
-    recipe = find("mini.tower", ["seed=5", "training.steps=7", "optim.lr=3e-4"])
-    assert (recipe.training.seed, recipe.training.steps, recipe.optim.lr) == (5, 7, 3e-4)
-
-
-def test_train_begins_refuses_and_resumes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("train", "mini.tower", "--out", "run", "-o", "training.steps=1")
-    assert _run(capsys, *words)[0] == "run\n"
-    assert {"metrics.jsonl", "state.safetensors", "model.safetensors"} <= set(os.listdir("run"))
-    assert "already holds a run" in _mistake(capsys, *words)
-    told = json.loads(_run(capsys, *words[:-1], "training.steps=2", "--resume", "--json")[0])
-    assert told == {"recipe": "mini.tower", "folder": "run", "steps": 2}
-    assert [json.loads(row)["step"] for row in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]
-    assert "seed" in _mistake(capsys, *words[:-1], "seed=9", "--resume")
-
-
-def test_train_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "mini.stage2 " in _run(capsys, "train", "--list")[0]
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
@@ -344,18 +338,18 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("generate x --out x.png --trace x.png", "both x.png"),
         ("generate x --out x.png --thoughts x.png", "both x.png"),
         ("generate x --thoughts x.txt", "must end in .png"),
-        ("generate x --plan --boxes cat:0,0,1,1", "leave out --plan"),
-        ("generate x --boxes cat", "is no layout"),
+        ("generate x --plan --boxes cat:0,0,1,1", "leave out one of them"),
+        ("generate x --boxes cat", "is not a layout"),
         ("generate x --boxes cat:0,0,1", "four numbers"),
-        ("generate x --boxes cat:0,0,1,a", "is no layout"),
+        ("generate x --boxes cat:0,0,1,a", "is not a layout"),
         ("generate x --boxes cat:0,0,2,1", "fractions of the picture"),
         ("generate x --boxes nosuch.json", "nosuch.json"),
         ("generate x --luminance 2", "2.0 is not in the range"),
         ("generate x --contrast 0.6", "0.6 is not in the range"),
         ("generate x --score 11", "11.0 is not in the range"),
         ("generate x --crop -1 0", "-1 is not in the range"),
-        ("generate x --reflect some", "'some' is not a valid integer"),
-        ("generate x -o steps", "key=value"),
+        ("generate x --attempts some", "'some' is not a valid integer"),
+        ("generate x -o steps", "KEY=VALUE"),
         ("generate x --device toaster", "'toaster' is not a device"),
         ("generate x --model nosuch", "nosuch"),
         ("generate x --threads 0", "0 is not in the range"),
@@ -402,12 +396,20 @@ def test_a_mistake_is_two_lines_and_exit_2(
     ("words", "said"),
     [
         (["generate", ""], "the prompt is empty"),
-        (["generate", "x", "--reflect", "0"], "1 to 64 rounds"),
-        (["edit", "in.png", "x", "--reflect", "65"], "1 to 64 rounds"),
+        (["generate", "x", "--attempts", "0"], "attempts must be 1 to 64"),
+        (["edit", "in.png", "x", "--attempts", "65"], "attempts must be 1 to 64"),
         (["generate", "apple " * 5000], "longer than"),
         (["generate", "x", "-o", "schedule.stepz=3"], "did you mean 'steps'"),
         (["generate", "x", "-o", "schedule.steps=many"], "wanted a number"),
         (["generate", "x", "-o", "schedule.steps=0"], "at least one step"),
+        (["generate", "x", "--steps", "4", "-o", "schedule.steps=8"], "--steps 4 and -o schedule.steps=8"),
+        (
+            ["edit", "in.png", "x", "--guidance", "2", "-o", "guidance.scale=1"],
+            "--guidance 2.0 and -o guidance.scale=1",
+        ),
+        (["ask", "in.png", "x", "--steps", "2"], "use -o schedule.each="),
+        (["ask", "in.png", "x", "--temperature", "1"], "Greedy, which has no temperature"),
+        (["ground", "in.png", "x", "--steps", "1", "-o", "schedule.steps=2"], "--steps 1 and -o schedule.steps=2"),
         (["infill", "in.png", "--region", "small.png"], "of one size"),
     ],
 )
@@ -467,7 +469,7 @@ def test_a_defect_shows_its_traceback(here: Path, monkeypatch: pytest.MonkeyPatc
     def broken(*args: object) -> None:
         raise TypeError("a defect")
 
-    monkeypatch.setattr("unmask.cli.world._told", broken)
+    monkeypatch.setattr("unmask.cli.world._described", broken)
     with pytest.raises(TypeError, match="a defect"):
         main(["world", "show"])
 

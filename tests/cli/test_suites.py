@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unmask.cli.main import main
-from unmask.cli.suites import SUITES, Asked
+from unmask.cli.suites import SUITES, EvalOptions
 
 CAT = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"}
 BENCH = {"tag": "colors", "include": [{"class": "bench", "count": 1, "color": "red"}], "prompt": "a red bench"}
@@ -20,7 +20,7 @@ INSTANCES = {
     "images": [{"id": 9, "file_name": "in.png", "width": 60, "height": 40}],
     "annotations": [{"id": 1, "bbox": [1, 2, 30, 20]}],
 }
-NOTHING = Asked(
+NOTHING = EvalOptions(
     level="grid",
     only=(),
     limit=None,
@@ -30,7 +30,7 @@ NOTHING = Asked(
     everything=False,
     settings=(),
     plan=False,
-    reflect=1,
+    attempts=1,
     clip=None,
     real=None,
     batch=32,
@@ -66,22 +66,25 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--suite imgedit --prompts e.json --out o", "--suite imgedit needs --images"),
         (
             "--suite geneval --prompts m.jsonl --out o --level grid",
-            "--level does not belong to --suite geneval, but to world",
+            "--level does not apply to --suite geneval, only to world",
         ),
-        ("--prompts m.jsonl", "--prompts does not belong to --suite world"),
-        ("--all", "--all does not belong to --suite world, but to geneval"),
-        ("--plan", "--plan does not belong to --suite world"),
-        ("--suite refcoco --prompts refs.json --images . --reflect 2", "--reflect does not belong to --suite refcoco"),
-        ("-o schedule.steps=2", "-o does not belong to --suite world"),
-        ("--suite dpg --prompts prompts --out o --all", "--all does not belong"),
+        ("--prompts m.jsonl", "--prompts does not apply to --suite world"),
+        ("--all", "--all does not apply to --suite world, only to geneval"),
+        ("--plan", "--plan does not apply to --suite world"),
+        (
+            "--suite refcoco --prompts refs.json --images . --attempts 2",
+            "--attempts does not apply to --suite refcoco",
+        ),
+        ("-o schedule.steps=2", "-o does not apply to --suite world"),
+        ("--suite dpg --prompts prompts --out o --all", "--all does not apply"),
         ("--suite dpg --prompts prompts --out o -n 3", "got 3 a prompt"),
-        ("--suite dpg --prompts prompts --out o --only a", "--only does not belong to --suite dpg"),
-        ("--suite imgedit --prompts e.json --images . --out o -n 2", "-n does not belong to --suite imgedit"),
-        ("--suite refcoco --prompts refs.json --images . --seed 1", "--seed does not belong to --suite refcoco"),
+        ("--suite dpg --prompts prompts --out o --only a", "--only does not apply to --suite dpg"),
+        ("--suite imgedit --prompts e.json --images . --out o -n 2", "-n does not apply to --suite imgedit"),
+        ("--suite refcoco --prompts refs.json --images . --seed 1", "--seed does not apply to --suite refcoco"),
         ("--suite geneval --prompts broken.jsonl --out o", "broken.jsonl, line 2 is not JSON"),
         ("--suite geneval --prompts nosuch.jsonl --out o", "nosuch.jsonl"),
         ("--suite geneval --prompts prompts --out o", "directory: prompts"),
-        ("--suite geneval --prompts m.jsonl --out o --only shapes", "'shapes'; there are"),
+        ("--suite geneval --prompts m.jsonl --out o --only shapes", "'shapes'; choose from"),
         ("--suite geneval --prompts bench.jsonl --out o", "add --all"),
         ("--suite geneval --prompts m.jsonl --out o --real prompts", "--real needs --clip"),
         ("--suite geneval --prompts m.jsonl --out o --clip prompts", "prompts has no config.json"),

@@ -20,8 +20,9 @@ from unmask.grammars.automaton import compile_automaton
 from unmask.grammars.grammar import Grammar
 from unmask.grammars.regex import parse_regex
 from unmask.models.elastic import Elastic, init
+from unmask.models.fake import FakeDenoiser
 from unmask.models.sizes import SIZES
-from unmask.rng import generator, key
+from unmask.rng import generator
 from unmask.sampling import (
     blocks,
     constrain,
@@ -34,8 +35,9 @@ from unmask.sampling import (
     token_sampler,
 )
 from unmask.sampling.orders import stratified
-from unmask.sampling.sampler import NothingUnmasked, Sampler, Step
-from unmask.sequence import Batch, Kind, Move, Prediction, Sequence, Span, collate, stack
+from unmask.sampling.sampler import NothingPredicted, NothingUnmasked, Sampler, Step
+from unmask.sequence import Batch, Kind, Sequence, Span, collate, stack
+from unmask.step import Move, Prediction
 
 torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
@@ -134,19 +136,7 @@ def test_every_part_has_an_instance_here() -> None:
     assert not loose, f"parts are frozen and keyword-only; {loose} are not"
 
 
-def fake(batch: Batch, *, time: Tensor | None = None, ask: Tensor | None = None, carry: object = None) -> Prediction:
-    """A denoiser whose logits are a fixed random function of what a row shows: its decided ids, kinds and masked tokens."""
-    ask = batch.masked if ask is None else ask
-    text_BLV, code_BLV = torch.zeros(*ask.shape, TEXT), torch.zeros(*ask.shape, CODES)
-    for row in range(batch.rows):
-        n = int(batch.valid[row].sum())
-        shown = (batch.ids[row].masked_fill(batch.masked[row], -1)[:n].tolist(), batch.kind[row, :n].tolist())
-        rng = generator(key(shown))
-        text_BLV[row, :n] = 2 * torch.randn(n, TEXT, generator=rng)
-        code_BLV[row, :n] = 2 * torch.randn(n, CODES, generator=rng)
-    text, code = (ask & (batch.kind == kind) for kind in (Kind.TEXT, Kind.CODE))
-    flat = torch.arange(ask.numel()).view_as(ask)
-    return Prediction(text=flat[text], text_logits=text_BLV[text], code=flat[code], code_logits=code_BLV[code], carry=1)
+fake = FakeDenoiser(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES})
 
 
 def tiny() -> Elastic:
@@ -155,7 +145,7 @@ def tiny() -> Elastic:
     return model
 
 
-def sequence(*spans: tuple[str, Kind, int, bool], given: tuple[int, ...] = (), seed: int = 0) -> Sequence:
+def sequence(*spans: tuple[str, int, int, bool], given: tuple[int, ...] = (), seed: int = 0) -> Sequence:
     """A request of (name, kind, tokens, writable) spans with random given ids; ``given``: writable tokens already decided."""
     start, table = 0, []
     for name, kind, tokens, writable in spans:
@@ -278,6 +268,26 @@ def test_a_select_that_takes_nothing_is_named() -> None:
         run(dataclasses.replace(BASE, selection=lazy), requests(BASE))
 
 
+def test_a_token_that_the_model_does_not_score_is_a_named_error() -> None:
+    """A third kind of token: the fake model scores text and codes only."""
+    batch = collate([sequence(("prompt", Kind.TEXT, 3, False), ("answer", Kind.TEXT, 4, True))], [0])
+    strange = batch.replace(kind=batch.kind.masked_fill(batch.masked & (torch.arange(7) == 5), 9))
+    with pytest.raises(NothingPredicted, match=r"row 0, token 5 \(kind 9\)"):
+        BASE.sample(fake, strange)
+
+
+def test_a_move_touches_nothing_but_what_was_masked_at_the_start() -> None:
+    """Kept codes of an infill lie in a writable span; a selection that remasks or redraws them changes nothing."""
+    batch = collate([sequence(("prompt", Kind.TEXT, 3, False), ("answer", Kind.TEXT, 6, True), given=(4, 5))], [0])
+
+    def greedy(b: Batch, proposal: Any, where: Tensor, counts: Tensor, at: Any) -> Move:
+        everything = torch.ones_like(where)
+        return Move(unmask=where, remask=everything & ~where, redraw=everything)
+
+    result = dataclasses.replace(BASE, selection=greedy).sample(fake, batch)
+    assert not result.masked.any() and torch.equal(result.ids[~batch.masked], batch.ids[~batch.masked])
+
+
 ELASTIC = [
     dataclasses.replace(BASE, guidance=GUIDANCES[3]),
     dataclasses.replace(BASE, blocks=blocks.Blocks(length=4), stopping=STOPS[1], guidance=GUIDANCES[1]),
@@ -303,7 +313,7 @@ def test_stacked_views_equal_views_one_by_one() -> None:
     )
     views, model = GUIDANCES[3].views(batch, at), tiny()
     with torch.no_grad():
-        together = model(stack(views), ask=batch.masked.repeat(3, 1))
-        alone = [model(view, ask=batch.masked) for view in views]
-    assert torch.allclose(together.code_logits, torch.cat([p.code_logits for p in alone]), atol=1e-4)
-    assert torch.allclose(together.text_logits, torch.cat([p.text_logits for p in alone]), atol=1e-4)
+        together = model(stack(views), predict=batch.masked.repeat(3, 1))
+        alone = [model(view, predict=batch.masked) for view in views]
+    assert torch.allclose(together.logits(Kind.CODE), torch.cat([p.logits(Kind.CODE) for p in alone]), atol=1e-4)
+    assert torch.allclose(together.logits(Kind.TEXT), torch.cat([p.logits(Kind.TEXT) for p in alone]), atol=1e-4)

@@ -59,7 +59,7 @@ def test_rate_is_the_time(time: float) -> None:
     ("text", "code"), [(Uniform(), Cosine()), (Cosine(), Uniform()), (OftenAll(policy=Cosine(), all=0.4), Uniform())]
 )
 def test_measured_rates_follow_the_policies(text: Policy, code: Policy) -> None:
-    batch, process = mixed(60), Absorbing(text=text, code=code)
+    batch, process = mixed(60), Absorbing(policies={Kind.TEXT: text, Kind.CODE: code})
     u = (torch.arange(4000) + 0.5) / 4000
     for kind, policy in ((Kind.TEXT, text), (Kind.CODE, code)):
         open_ = batch.writable & (batch.kind == kind)
@@ -78,7 +78,7 @@ def test_measured_rates_follow_the_policies(text: Policy, code: Policy) -> None:
 
 def test_text_and_codes_have_times_of_their_own() -> None:
     batch = mixed(200, 4, 4)
-    times = Absorbing(text=Uniform(), code=Uniform()).times(batch, generator("times"))
+    times = Absorbing(policies={Kind.TEXT: Uniform(), Kind.CODE: Uniform()}).times(batch, generator("times"))
     text = times[:, 3]
     code = times[:, 7 + 4]
     assert batch.kind[0, 3] == Kind.TEXT and batch.kind[0, 11] == Kind.CODE
@@ -92,7 +92,7 @@ def test_segments_have_times_of_their_own() -> None:
     T = Kind.TEXT
     rows = [row((T, 2, False, 0), *((T, 3, True, s) for s in (1, 2, 3)), seed=i) for i in range(150)]
     batch = collate(rows, range(150))
-    times = Absorbing(text=Uniform()).times(batch, generator("segments"))
+    times = Absorbing(policies={Kind.TEXT: Uniform()}).times(batch, generator("segments"))
     each = torch.stack([times[:, 2], times[:, 5], times[:, 8]])
     assert len(each.unique()) > 440
     correlation = torch.corrcoef(each)
@@ -103,7 +103,7 @@ def test_times_of_a_batch_are_spread_evenly() -> None:
     """One stratum a group of a kind: a batch of many rows never draws, say, low times alone."""
     batch = mixed(64, 1, 1)
     for i in range(5):
-        times = Absorbing(text=Uniform(), code=Uniform()).times(batch, generator("strata", i))
+        times = Absorbing(policies={Kind.TEXT: Uniform(), Kind.CODE: Uniform()}).times(batch, generator("strata", i))
         for token in (3, 5):
             strata = (times[:, token] * 64).long()
             assert sorted(strata.tolist()) == list(range(64))
@@ -145,7 +145,7 @@ def test_given_tokens_and_padding_are_never_masked_and_nothing_is_changed_in_pla
         f.name: v.clone() for f in dataclasses.fields(batch) if isinstance(v := getattr(batch, f.name), torch.Tensor)
     }
     for i in range(20):
-        noisy = drawn(Absorbing(text=OftenAll(policy=Uniform(), all=0.9)), batch, "given", i)
+        noisy = drawn(Absorbing(policies={Kind.TEXT: OftenAll(policy=Uniform(), all=0.9)}), batch, "given", i)
         assert not (noisy.masked & ~batch.writable).any()
         assert not (noisy.masked & ~batch.valid).any()
         assert noisy.ids.equal(batch.ids)
@@ -163,8 +163,3 @@ def test_the_same_numbers_give_the_same_mask() -> None:
     batch = mixed(6)
     a, b, c = (drawn(Absorbing(), batch, "again", i) for i in (1, 1, 2))
     assert a.masked.equal(b.masked) and not a.masked.equal(c.masked)
-
-
-def test_sampling_starts_with_everything_open() -> None:
-    batch = mixed(3, 4, 4)
-    assert Absorbing().prior(batch, generator(0)).masked.equal(batch.writable & batch.valid)

@@ -11,7 +11,8 @@ from torch import Tensor
 from unmask.evaluation.likelihood import Bound, bound, choose, likelihood
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.sampling.guidance import ClassifierFree
-from unmask.sequence import Batch, Kind, Prediction, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.step import Prediction, Scored
 
 from ..tiny_llada import make
 
@@ -21,17 +22,13 @@ VOCABULARY, GIVEN, NULL = 4, 2, 3
 class Toy:
     """Logits of a token depend on its place and on all that is visible: not a product of independent tokens."""
 
-    def __call__(
-        self, batch: Batch, *, time: Tensor | None = None, ask: Tensor | None = None, carry: object = None
-    ) -> Prediction:
-        assert ask is not None
-        flat = ask.flatten().nonzero().flatten()
+    def __call__(self, batch: Batch, *, predict: Tensor | None = None, reuse: object = None) -> Prediction:
+        assert predict is not None
+        flat = predict.flatten().nonzero().flatten()
         length = batch.ids.shape[1]
         seen = ((batch.ids + 1).masked_fill(batch.masked, 0) * torch.arange(1, length + 1)).sum(1)
         angle = (seen[flat // length] + 3 * (flat % length))[:, None] * torch.arange(1, VOCABULARY + 1)
-        return Prediction(
-            text=flat, text_logits=2 * (angle * 0.7).sin(), code=flat[:0], code_logits=torch.zeros(0, VOCABULARY)
-        )
+        return Prediction(scored={Kind.TEXT: Scored(at=flat, logits=2 * (angle * 0.7).sin())})
 
 
 def row(ids: list[int]) -> Sequence:
@@ -47,7 +44,7 @@ def log_p(sequence: Sequence, chosen: tuple[int, ...]) -> float:
     batch = collate([sequence], [0])
     masked = torch.zeros_like(batch.masked)
     masked[0, list(chosen)] = True
-    logits = Toy()(batch.replace(masked=masked), ask=masked).text_logits.double().log_softmax(1)
+    logits = Toy()(batch.replace(masked=masked), predict=masked).logits(Kind.TEXT).double().log_softmax(1)
     return float(logits.gather(1, batch.ids[0, list(chosen)][:, None]).sum())
 
 
@@ -78,9 +75,7 @@ def test_a_model_that_knows_nothing_is_exact() -> None:
     class Flat(Toy):
         def __call__(self, *given: object, **more: object) -> Prediction:
             found = super().__call__(*given, **more)  # type: ignore[arg-type]
-            return Prediction(
-                text=found.text, text_logits=found.text_logits * 0, code=found.code, code_logits=found.code_logits
-            )
+            return found.with_logits({Kind.TEXT: found.logits(Kind.TEXT) * 0})
 
     found = bound(Flat(), row([1, 2, 0, 3, 1]), samples=7)
     assert found.value == pytest.approx(-3 * torch.log(torch.tensor(4.0)).item(), abs=1e-5) and found.error < 1e-5
@@ -99,7 +94,7 @@ def test_guidance_is_the_right_way_round() -> None:
     for prompt in ([1, 2], [NULL, NULL]):
         batch = collate([row([*prompt, 3])], [0])
         masked = torch.tensor([[False, False, True]])
-        logits.append(Toy()(batch.replace(masked=masked), ask=masked).text_logits.double())
+        logits.append(Toy()(batch.replace(masked=masked), predict=masked).logits(Kind.TEXT).double())
     wanted = ((1 + scale) * logits[0] - scale * logits[1]).log_softmax(1)[0, 3]
     assert bound(Toy(), sequence, samples=1, guidance=guidance).value == pytest.approx(float(wanted), abs=1e-5)
 

@@ -22,7 +22,6 @@ from unmask.data.refcoco import Expression
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, Thing
 from unmask.evaluation import suite
-from unmask.evaluation.arms import Drawer, Editor
 from unmask.evaluation.encoders import Comparison
 from unmask.evaluation.evaluate import Measured, Plan, Record, measure, one_folder
 from unmask.evaluation.judge import Judge, JudgeConfig
@@ -30,6 +29,7 @@ from unmask.evaluation.public_dpg import PublicDPG, gridded
 from unmask.evaluation.public_geneval import PublicGenEval, lay_out, layout
 from unmask.evaluation.public_imgedit import PublicImgEdit, middle
 from unmask.evaluation.public_refcoco import PublicRefCOCO, Sought, scored
+from unmask.evaluation.strategies import EditGenerator, PromptGenerator
 from unmask.pipeline.model import Model
 from unmask.tokens.pictures import ImageError
 
@@ -91,7 +91,7 @@ def run(model: Model, part: PublicGenEval, folder: Path, *, limit: int = 5, batc
 def test_geneval_lies_as_its_scripts_expect(
     model: Model, prompts: tuple[GenEvalPrompt, ...], blind: Judge, tmp_path: Path
 ) -> None:
-    part = PublicGenEval(prompts=prompts, each=2, draw=Drawer(changes=QUICK), judge=lambda: blind)
+    part = PublicGenEval(prompts=prompts, each=2, draw=PromptGenerator(changes=QUICK), judge=lambda: blind)
     figures = run(model, part, tmp_path).figures
     drawn = [
         f"{n:05d}/{name}" for n in (0, 2, 3, 4) for name in ("metadata.jsonl", "samples/0000.png", "samples/0001.png")
@@ -105,7 +105,7 @@ def test_geneval_lies_as_its_scripts_expect(
 
 
 def test_geneval_draws_what_generate_draws(model: Model, prompts: tuple[GenEvalPrompt, ...], blind: Judge) -> None:
-    part = PublicGenEval(prompts=prompts[:1], each=3, draw=Drawer(changes=QUICK), judge=lambda: blind)
+    part = PublicGenEval(prompts=prompts[:1], each=3, draw=PromptGenerator(changes=QUICK), judge=lambda: blind)
     found = measure(model, part, Plan(n=1, seed=7, batch=2), Record())
     wanted = model.generate(prompts[0].prompt, n=3, seed=7, settings=QUICK)
     for number, drawing in enumerate(wanted):
@@ -116,7 +116,7 @@ def test_geneval_draws_what_generate_draws(model: Model, prompts: tuple[GenEvalP
 def test_a_stopped_run_ends_as_one_that_was_not(
     model: Model, prompts: tuple[GenEvalPrompt, ...], blind: Judge, tmp_path: Path
 ) -> None:
-    part = PublicGenEval(prompts=prompts, each=2, draw=Drawer(changes=QUICK), judge=lambda: blind)
+    part = PublicGenEval(prompts=prompts, each=2, draw=PromptGenerator(changes=QUICK), judge=lambda: blind)
     whole = run(model, part, tmp_path / "whole")
     stopped = tmp_path / "stopped"
     run(model, part, stopped, limit=3)
@@ -136,10 +136,10 @@ def test_a_stopped_run_ends_as_one_that_was_not(
 
 
 def test_a_folder_holds_one_run(model: Model, prompts: tuple[GenEvalPrompt, ...], blind: Judge, tmp_path: Path) -> None:
-    part = PublicGenEval(prompts=prompts[:1], each=1, draw=Drawer(changes=QUICK), judge=lambda: blind)
+    part = PublicGenEval(prompts=prompts[:1], each=1, draw=PromptGenerator(changes=QUICK), judge=lambda: blind)
     run(model, part, tmp_path / "a")
     before = contents(tmp_path / "a")
-    others = (dataclasses.replace(part, draw=Drawer()), dataclasses.replace(part, prompts=prompts[2:]))
+    others = (dataclasses.replace(part, draw=PromptGenerator()), dataclasses.replace(part, prompts=prompts[2:]))
     for other, seed in ((part, 1), *((o, 0) for o in others)):
         with pytest.raises(ValueError, match="holds pictures of other weights, settings, seed or prompts; choose"):
             run(model, other, tmp_path / "a", seed=seed)
@@ -203,7 +203,9 @@ def test_geneval_verdicts_on_rendered_pictures(model: Model, prompts: tuple[GenE
 
 def test_a_judge_that_cannot_see_the_pictures_says_nothing(model: Model, prompts: tuple[GenEvalPrompt, ...]) -> None:
     small = Judge(JudgeConfig(side=64, widths=(8, 8, 8), blocks=(0, 0, 1)))
-    part = PublicGenEval(prompts=prompts[:1], each=1, draw=Drawer(changes=QUICK), everything=True, judge=lambda: small)
+    part = PublicGenEval(
+        prompts=prompts[:1], each=1, draw=PromptGenerator(changes=QUICK), everything=True, judge=lambda: small
+    )
     assert not part.judges(model)
     assert [row["right"] for row in measure(model, part, Plan(n=1), Record()).rows] == [None]
 
@@ -215,7 +217,7 @@ DENSE = (DpgPrompt(key="b", text="a dog and a cat"), DpgPrompt(key="a", text="tw
 
 @pytest.mark.parametrize("each", [1, 4])
 def test_dpg_writes_a_picture_or_a_grid_after_the_id(model: Model, each: int, tmp_path: Path) -> None:
-    part = PublicDPG(prompts=DENSE, each=each, draw=Drawer(changes=QUICK))
+    part = PublicDPG(prompts=DENSE, each=each, draw=PromptGenerator(changes=QUICK))
     found = measure(model, part, Plan(n=2, batch=2, seed=3), Record(tmp_path, one_folder))
     assert set(contents(tmp_path)) == {"verdicts.jsonl", "images/a.png", "images/b.png"}
     single = [np.asarray(d.image) for d in model.generate(DENSE[0].text, n=each, seed=3, settings=QUICK)]
@@ -247,7 +249,7 @@ def test_drawings_are_held_against_their_prompts_and_real_pictures(model: Model,
         Image.new("RGB", (10, 8), (60 * n, 20, 200)).save(tmp_path / f"{n}.png")
     real = tuple(sorted(tmp_path.glob("*.png")))
     part = PublicDPG(
-        prompts=DENSE, each=4, draw=Drawer(changes=QUICK), compare=Comparison(encoder=Lengths(), real=real)
+        prompts=DENSE, each=4, draw=PromptGenerator(changes=QUICK), compare=Comparison(encoder=Lengths(), real=real)
     )
     found = measure(model, part, Plan(n=2), Record())
     figures = found.figures
@@ -266,7 +268,7 @@ def test_imgedit_edits_the_middle_of_every_source(model: Model, tmp_path: Path) 
         EditRequest(key="12", source="wide.png", prompt="make it blue", kind="adjust"),
         EditRequest(key="7", source="wide.png", prompt="add a cat", kind="add"),
     )
-    part = PublicImgEdit(edits=edits, folder=tmp_path, draw=Editor(changes=QUICK))
+    part = PublicImgEdit(edits=edits, folder=tmp_path, draw=EditGenerator(changes=QUICK))
     found = measure(model, part, Plan(n=2), Record(tmp_path / "out", one_folder))
     assert set(contents(tmp_path / "out")) == {"verdicts.jsonl", "images/12.png", "images/7.png"}
     assert (found.figures["made_add"], found.figures["made_adjust"], found.figures["edits_not_judged"]) == (1, 1, 2)
@@ -335,6 +337,9 @@ def test_refcoco_steps_are_the_samplers(model: Model, tmp_path: Path) -> None:
 
 def test_an_arm_uses_the_models_own_sampler_with_changes(model: Model) -> None:
     other = Model(model.parts, presets=dataclasses.replace(model.presets, generate=model.presets.edit))
-    assert Drawer().settings(model)["schedule"]["steps"] == 16 and Drawer().settings(other)["schedule"]["steps"] == 32
-    assert Drawer(changes=QUICK).settings(model)["schedule"]["steps"] == 2
-    assert Drawer(sampler=model.presets.edit).settings(model) == Editor().settings(model)
+    assert (
+        PromptGenerator().settings(model)["schedule"]["steps"] == 16
+        and PromptGenerator().settings(other)["schedule"]["steps"] == 32
+    )
+    assert PromptGenerator(changes=QUICK).settings(model)["schedule"]["steps"] == 2
+    assert PromptGenerator(sampler=model.presets.edit).settings(model) == EditGenerator().settings(model)

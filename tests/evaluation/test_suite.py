@@ -48,7 +48,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, blind: Judge) -> dict[str, Part]:
         name: dataclasses.replace(part, judge=lambda: blind) if hasattr(part, "judge") else part  # type: ignore[type-var]
         for name, part in world_suite.PARTS.items()
     }
-    made["reflection"] = dataclasses.replace(made["reflection"], thinking=Thinking(plan=True, rounds=2))
+    made["reflection"] = dataclasses.replace(made["reflection"], thinking=Thinking(plan=True, attempts=2))
     monkeypatch.setattr(world_suite, "PARTS", made)
     return made
 

@@ -11,23 +11,23 @@ from PIL import Image
 
 from unmask.data.world.render import render
 from unmask.evaluation import world_thinking
-from unmask.evaluation.arms import Drawer, Editor
 from unmask.evaluation.evaluate import Plan, Record, measure
 from unmask.evaluation.metrics import balanced, calibration
+from unmask.evaluation.strategies import EditGenerator, PromptGenerator
 from unmask.evaluation.world_edit import wishes
 from unmask.evaluation.world_geneval import CATEGORIES, prompts
 from unmask.evaluation.world_thinking import Critiques, Reflections, taken
 from unmask.pipeline.model import Model
 from unmask.tasks import reflecting
 from unmask.tasks.reflecting import Thinking
-from unmask.tasks.results import Round
+from unmask.tasks.results import Attempt
 
 PLAN = Plan(n=12, batch=5)
 SCENES = {p.text: p.scene for kind in CATEGORIES for p in prompts(kind, 2, level="grid", split="test", seed=0)}
 
 
-def round_of(image: Image.Image, critique: str, approval: float) -> Round:
-    return Round(
+def round_of(image: Image.Image, critique: str, approval: float) -> Attempt:
+    return Attempt(
         image=image, plan=None, critique=critique, accepted="is correct" in critique, approval=approval, seed=0
     )
 
@@ -35,12 +35,12 @@ def round_of(image: Image.Image, critique: str, approval: float) -> Round:
 def test_a_model_that_gets_it_right_the_second_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     blank = Image.new("RGB", (128, 128), "white")
 
-    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Round]]:
+    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Attempt]]:
         right = [Image.fromarray(render(SCENES[text], 128)) for text in texts]
         return [[round_of(blank, "there is no such thing", 0.1), round_of(r, "is correct", 0.9)] for r in right]
 
     monkeypatch.setattr(reflecting, "think", think)
-    part = Reflections(plain=Drawer(changes=("schedule.steps=2",)))
+    part = Reflections(plain=PromptGenerator(changes=("schedule.steps=2",)))
     found = measure(model, part, PLAN, Record()).figures
     # Every prompt against itself: what the last try has beyond the first, and the first beyond the plain picture.
     assert found["gain_of_reflection"]["value"] == found["rounds_8"]["overall"]["value"]
@@ -55,22 +55,22 @@ def test_a_model_that_gets_it_right_the_second_time(model: Model, monkeypatch: p
 def test_an_arm_that_thinks_hands_over_the_best_try(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Thinking] = []
 
-    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Round]]:
+    def think(model: Any, texts: Any, seeds: Any, thinking: Thinking, sampler: Any) -> list[list[Attempt]]:
         asked.append(thinking)
         colours = (("black", "no", 0.1), ("red", "no", 0.7), ("green", "no", 0.2))
         return [[round_of(Image.new("RGB", (8, 8), c), said, chance) for c, said, chance in colours] for _ in texts]
 
     monkeypatch.setattr(reflecting, "think", think)
     items = prompts("single", 2, level="grid", split="test", seed=0)
-    arm = Drawer(thinking=Thinking(plan=True, rounds=3))
+    arm = PromptGenerator(thinking=Thinking(plan=True, attempts=3))
     assert arm(model, items)[:, 0, 0].tolist() == [[255, 0, 0]] * 2
-    assert asked == [arm.thinking] and arm.settings(model) != Drawer().settings(model)
+    assert asked == [arm.thinking] and arm.settings(model) != PromptGenerator().settings(model)
 
 
 def test_edits_from_a_plan_are_an_arm_of_their_own(model: Model) -> None:
     items = wishes("add", 2, PLAN)
     few = ("schedule.steps=2",)
-    planned, plain = Editor(changes=few, thinking=Thinking(plan=True)), Editor(changes=few)
+    planned, plain = EditGenerator(changes=few, thinking=Thinking(plan=True)), EditGenerator(changes=few)
     assert planned(model, items).shape == plain(model, items).shape == (2, 128, 128, 3)
     assert planned.settings(model) != plain.settings(model)
 

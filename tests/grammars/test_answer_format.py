@@ -102,7 +102,7 @@ def test_the_least_length_is_that_of_the_shortest_answer() -> None:
     (slot,) = of_regex("(red){3}").slots(TEXT, COMPACT)
     assert slot.grammar.least == 5  # " red", "r"?: re + d twice
     slot.check(5)
-    with pytest.raises(ValueError, match="at least 5 tokens, and there is room for 4; give a length of 5"):
+    with pytest.raises(ValueError, match="at least 5 tokens, and there is room for 4; set max_tokens to 5"):
         slot.check(4)
     (deep,) = of_schema({"type": "object", "properties": {"a": {"type": "object", "properties": {"b": COUNT}}}}).slots(
         TEXT, COMPACT

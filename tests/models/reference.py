@@ -81,7 +81,7 @@ def _places(w: Weights, config: ElasticConfig, mask_id: int, row: Sequence, gone
         elif span.kind == Kind.TEXT:
             ids = [mask_id if row.masked[t] else int(row.ids[t]) for t in range(span.start, span.stop)]
             values = w["embed.weight"][ids]
-        elif span.kind == Kind.PATCH:
+        elif span.kind == Kind.FEATURE:
             assert row.pixels is not None
             values = see(w, config, row.pixels[span.image])
         else:
@@ -178,9 +178,11 @@ def _layer(
     x = x * keep
 
     und, generation = normed("mlp_norm")
-    a = F.silu(F.linear(und, w[f"{name}.und.gate.weight"])) * F.linear(und, w[f"{name}.und.up.weight"])
-    b = F.silu(F.linear(generation, w[f"{name}.gen.gate.weight"])) * F.linear(generation, w[f"{name}.gen.up.weight"])
-    a, b = F.linear(a, w[f"{name}.und.down.weight"]), F.linear(b, w[f"{name}.gen.down.weight"])
+    a = F.silu(F.linear(und, w[f"{name}.und.mlp.gate.weight"])) * F.linear(und, w[f"{name}.und.mlp.up.weight"])
+    b = F.silu(F.linear(generation, w[f"{name}.gen.mlp.gate.weight"])) * F.linear(
+        generation, w[f"{name}.gen.mlp.up.weight"]
+    )
+    a, b = F.linear(a, w[f"{name}.und.mlp.down.weight"]), F.linear(b, w[f"{name}.gen.mlp.down.weight"])
     return x + torch.where(pick, F.pad(b, (0, config.width - e)), a)
 
 

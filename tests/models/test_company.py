@@ -13,7 +13,8 @@ import torch
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.rng import generator
-from unmask.sequence import Kind, Prediction, Sequence, Span, collate
+from unmask.sequence import Kind, Sequence, Span, collate
+from unmask.step import Prediction
 
 torch.set_num_threads(1)
 CONFIG = SIZES["mini"]  # the tiny model's sums are too short to show anything
@@ -36,11 +37,11 @@ def text(given: int, asked: int) -> Sequence:
     return _sequence(("prompt", Kind.TEXT, given), ("answer", Kind.TEXT, asked))
 
 
-def drawing(given: int, *before: tuple[str, Kind, int]) -> Sequence:
+def drawing(given: int, *before: tuple[str, int, int]) -> Sequence:
     return _sequence(("prompt", Kind.TEXT, given), *before, ("image", Kind.CODE, 64))
 
 
-def _sequence(*spans: tuple[str, Kind, int]) -> Sequence:
+def _sequence(*spans: tuple[str, int, int]) -> Sequence:
     table, start = [], 0
     for name, kind, size in spans:
         grid = {"grid": (8, 8), "fold": 2} if kind == Kind.CODE else {}
@@ -60,7 +61,7 @@ CASES = {
 
 
 def logits(prediction: Prediction) -> list[torch.Tensor]:
-    return [prediction.text_logits, prediction.code_logits]
+    return [prediction.logits(kind) for kind in sorted(prediction.scored)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -80,5 +81,5 @@ def test_how_many_are_asked_for_changes_no_bit(model: Elastic, case: str) -> Non
     everything = logits(model(batch))
     order = batch.masked.long().cumsum(1)
     for few in (1, 2, 3, 5):
-        for found, all_ in zip(logits(model(batch, ask=batch.masked & (order <= few))), everything, strict=True):
+        for found, all_ in zip(logits(model(batch, predict=batch.masked & (order <= few))), everything, strict=True):
             assert torch.equal(found, all_[:few])

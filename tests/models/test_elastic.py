@@ -15,7 +15,8 @@ from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES, ElasticConfig
 from unmask.models.vision import Vision
 from unmask.rng import generator
-from unmask.sequence import Batch, Branch, Kind, Prediction, Sequence, Span, collate
+from unmask.sequence import Batch, Branch, Kind, Sequence, Span, collate
+from unmask.step import Prediction
 
 from .reference import embed_codes, see, twin
 
@@ -47,7 +48,7 @@ def _no_grad(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def row(*spans: tuple[str, Kind, int | tuple[int, int], int], fold: int = 1, seed: int = 0) -> Sequence:
+def row(*spans: tuple[str, int, int | tuple[int, int], int], fold: int = 1, seed: int = 0) -> Sequence:
     """(name, kind, tokens or grid, segment) of each span; random ids, half of the tokens of "answer", "box", "image" masked."""
     rng = generator("row", seed)
     table, ids, masked, pictures = [], [], [], 0
@@ -57,7 +58,7 @@ def row(*spans: tuple[str, Kind, int | tuple[int, int], int], fold: int = 1, see
         start = sum(map(len, ids))
         writable = name in ("answer", "box", "image")
         span = Span(name=name, kind=kind, start=start, stop=start + tokens, segment=segment, writable=writable, **grid)  # type: ignore[arg-type]
-        if kind == Kind.PATCH:
+        if kind == Kind.FEATURE:
             span = dataclasses.replace(span, image=pictures)
             pictures += 1
         table.append(span)
@@ -68,10 +69,11 @@ def row(*spans: tuple[str, Kind, int | tuple[int, int], int], fold: int = 1, see
         masked=torch.cat(masked),
         spans=tuple(table),
         pixels=torch.rand(pictures, 3, 128, 128, generator=rng) if pictures else None,
+        feature_rows=pictures * LOOK,
     )
 
 
-TEXT, CODE, PATCH = Kind.TEXT, Kind.CODE, Kind.PATCH
+TEXT, CODE, FEATURE = Kind.TEXT, Kind.CODE, Kind.FEATURE
 
 
 def text(n: int, seed: int = 0) -> Sequence:
@@ -83,7 +85,7 @@ def draw(n: int, fold: int, seed: int = 0, grid: tuple[int, int] = (4, 6)) -> Se
 
 
 def edit(n: int, fold: int, seed: int = 0) -> Sequence:
-    before = ("prompt", TEXT, 3, 0), ("look", PATCH, LOOK, 0), ("source", CODE, (4, 6), 0), ("prompt", TEXT, n, 0)
+    before = ("prompt", TEXT, 3, 0), ("look", FEATURE, LOOK, 0), ("source", CODE, (4, 6), 0), ("prompt", TEXT, n, 0)
     return row(*before, ("image", CODE, (4, 6), 0), ("end", TEXT, 1, 0), fold=fold, seed=seed)
 
 
@@ -91,7 +93,7 @@ def look(seed: int = 0) -> Sequence:
     questions = [
         (name, TEXT, 2 + i + len(name) % 3, i) for i in (1, 2, 3) for name in ("question", "answer" if i < 3 else "box")
     ]
-    return row(("prompt", TEXT, 3, 0), ("look", PATCH, LOOK, 0), *questions, seed=seed)
+    return row(("prompt", TEXT, 3, 0), ("look", FEATURE, LOOK, 0), *questions, seed=seed)
 
 
 # name -> (rows, names of the spans that each row loses)
@@ -107,6 +109,10 @@ CASES: dict[str, tuple[list[Sequence], list[set[str]]]] = {
         [edit(5, 2), edit(2, 2, seed=1), edit(9, 2, seed=2), edit(4, 2, seed=3), edit(1, 2, seed=4)],
         [{"source"}, set(), {"prompt", "look"}, {"prompt", "look", "source"}, {"look"}],
     ),
+    "grids and folds of every size": (
+        [draw(4, 2), draw(3, 1), row(("prompt", TEXT, 2, 0), ("source", CODE, (2, 4), 0), ("image", CODE, (4, 2), 0), fold=2), text(3)],
+        [set(), set(), set(), set()],
+    ),
     "looking, with segments": ([look(), look(seed=1)], [set(), {"look"}]),
     "drawing and looking together": ([draw(4, 2), look(seed=1), text(3), edit(5, 2, seed=5)], [set(), set(), set(), {"source"}]),
 }  # fmt: skip
@@ -114,7 +120,7 @@ each_case = pytest.mark.parametrize("case", CASES)
 
 
 def batch_of(rows: list[Sequence], dropped: list[set[str]]) -> Batch:
-    batch = collate(rows, range(len(rows)), features_per_image=LOOK)
+    batch = collate(rows, range(len(rows)))
     gone = torch.zeros_like(batch.masked)
     for b, (sequence, names) in enumerate(zip(rows, dropped, strict=True)):
         for span in sequence.spans:
@@ -125,8 +131,8 @@ def batch_of(rows: list[Sequence], dropped: list[set[str]]) -> Batch:
 
 def by_token(prediction: Prediction) -> dict[int, Tensor]:
     """Flat token number -> logits."""
-    pairs = zip(prediction.text.tolist(), prediction.text_logits, strict=True)
-    return dict(pairs) | dict(zip(prediction.code.tolist(), prediction.code_logits, strict=True))
+    pairs = [zip(scored.at.tolist(), prediction.logits(k), strict=True) for k, scored in prediction.scored.items()]
+    return {token: logits for some in pairs for token, logits in some}
 
 
 def agree(got: dict[int, Tensor], wanted: dict[int, Tensor]) -> None:
@@ -143,14 +149,14 @@ def expected(model: Elastic, batch: Batch, case: str) -> dict[int, Tensor]:
     answers = twin(dict(model.named_parameters()), model.config, MASK_ID, rows, dropped)
     length = batch.ids.shape[1]
     flat = {b * length + t: x for b, a in enumerate(answers) for t, x in (a.text | a.code).items()}
-    return {t: x for t, x in flat.items() if batch.kind.flatten()[t] != PATCH}  # nothing can be asked of a patch
+    return {t: x for t, x in flat.items() if batch.kind.flatten()[t] != FEATURE}  # nothing can be asked of a patch
 
 
 @each_case
 def test_equals_the_slow_twin(model: Elastic, case: str) -> None:
     batch = batch_of(*CASES[case])
     ask = batch.valid & (batch.leader | (batch.branch == Branch.GEN))
-    agree(by_token(model(batch, ask=ask)), expected(model, batch, case))
+    agree(by_token(model(batch, predict=ask)), expected(model, batch, case))
 
 
 @each_case
@@ -173,11 +179,12 @@ def test_any_number_of_joint_layers(joint: int) -> None:
 
 
 def test_the_released_shape_of_fold_at_a_wide_grid(model: Elastic) -> None:
-    codes = torch.randint(CONFIG.codes + 2, (2, 3, 6, 4), generator=generator("codes"))
+    codes = torch.randint(CONFIG.codes + 2, (2, 6, 4), generator=generator("codes"))
     w = dict(model.named_parameters())
+    square = torch.arange(24).view(3, 2, 2, 2).permute(0, 2, 1, 3).reshape(1, 6, 4).expand(2, -1, -1)
     for fold in (1, 2):
-        got = model.code_embedding(codes, folded=fold == 2).unflatten(1, (3, -1))
-        wanted = torch.stack([torch.stack([embed_codes(w, c, fold) for c in spans]) for spans in codes])
+        got = model.code_embedding(codes.flatten(1), square if fold == 2 else None)
+        wanted = torch.stack([embed_codes(w, c, fold) for c in codes])
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -186,12 +193,12 @@ def test_a_row_does_not_depend_on_its_company(model: Elastic, case: str) -> None
     rows, dropped = CASES[case]
     batch = batch_of(rows, dropped)
     ask = batch.valid & (batch.leader | (batch.branch == Branch.GEN))
-    together = by_token(model(batch, ask=ask))
+    together = by_token(model(batch, predict=ask))
     length = batch.ids.shape[1]
     for b, (sequence, names) in enumerate(zip(rows, dropped, strict=True)):
         alone = batch_of([sequence], [names])
         ask = alone.valid & (alone.leader | (alone.branch == Branch.GEN))
-        shifted = {t + b * length: x for t, x in by_token(model(alone, ask=ask)).items()}
+        shifted = {t + b * length: x for t, x in by_token(model(alone, predict=ask)).items()}
         agree(shifted, {t: x for t, x in together.items() if t // length == b})
 
 
@@ -207,16 +214,17 @@ def test_what_lies_in_the_padding_is_never_read(model: Elastic, case: str) -> No
 def test_subsets_of_the_question(model: Elastic, case: str) -> None:
     batch = batch_of(*CASES[case])
     everything = batch.valid & (batch.leader | (batch.branch == Branch.GEN))
-    whole = by_token(model(batch, ask=everything))
+    whole = by_token(model(batch, predict=everything))
     for i, kinds in enumerate([(TEXT,), (CODE,), (TEXT, CODE), ()]):
         some = torch.rand(batch.ids.shape, generator=generator("ask", case, i)) < 0.4
         some &= everything & torch.isin(batch.kind, torch.tensor([int(k) for k in kinds], dtype=torch.long))
-        prediction = model(batch, ask=some)
+        prediction = model(batch, predict=some)
         got = by_token(prediction)
         assert set(got) == set(some.flatten().nonzero().flatten().tolist())
         agree(got, {t: whole[t] for t in got})
-        assert prediction.text.tolist() == sorted(prediction.text.tolist())
-        assert prediction.code.tolist() == sorted(prediction.code.tolist())
+        for scored in prediction.scored.values():
+            assert scored.at.tolist() == sorted(scored.at.tolist())
+            assert scored.hidden is not None and len(scored.hidden) == len(scored.at)
 
 
 def test_understanding_stops_early_and_no_code_logit_changes(model: Elastic, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,9 +241,9 @@ def test_understanding_stops_early_and_no_code_logit_changes(model: Elastic, mon
             return out
 
         monkeypatch.setattr(block, "forward", spy)
-    with_text = model(batch, ask=batch.valid & (batch.leader | codes)).code_logits
+    with_text = model(batch, predict=batch.valid & (batch.leader | codes)).logits(Kind.CODE)
     assert not ended
-    without = model(batch, ask=codes).code_logits
+    without = model(batch, predict=codes).logits(Kind.CODE)
     assert ended == list(range(CONFIG.joint_layers - 1, CONFIG.layers))
     assert torch.equal(with_text, without) or torch.allclose(with_text, without, atol=1e-6, rtol=0)
 
@@ -243,9 +251,9 @@ def test_understanding_stops_early_and_no_code_logit_changes(model: Elastic, mon
 @each_case
 def test_plain_equals_fused_attention(model: Elastic, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(*CASES[case])
-    slow = by_token(model(batch, ask=batch.valid))
+    slow = by_token(model(batch, predict=batch.valid))
     monkeypatch.setattr(model, "attention", fused)
-    agree(by_token(model(batch, ask=batch.valid)), slow)
+    agree(by_token(model(batch, predict=batch.valid)), slow)
 
 
 @pytest.mark.parametrize("attend", ["all", "some", "none for one query"])
@@ -273,7 +281,7 @@ def test_attentions_agree(attend: str) -> None:
 
 
 def changed(model: Elastic, before: Batch, after: Batch, ask: Tensor) -> set[int]:
-    a, b = by_token(model(before, ask=ask)), by_token(model(after, ask=ask))
+    a, b = by_token(model(before, predict=ask)), by_token(model(after, predict=ask))
     return {t for t in a if not torch.equal(a[t], b[t])}
 
 
@@ -332,10 +340,10 @@ def test_every_position_matters(model: Elastic) -> None:
     batch = batch_of([draw(5, 2)], [set()])
     shifted = batch.replace(position=batch.position + 3 * (batch.branch == Branch.GEN))
     moved = changed(model, batch, shifted, batch.valid)
-    assert moved == set(by_token(model(batch, ask=batch.valid)))
+    assert moved == set(by_token(model(batch, predict=batch.valid)))
     # Only distances count: all moved together is the same but for rounding.
-    same = by_token(model(batch.replace(position=batch.position + 11), ask=batch.valid))
-    for token, logits in by_token(model(batch, ask=batch.valid)).items():
+    same = by_token(model(batch.replace(position=batch.position + 11), predict=batch.valid))
+    for token, logits in by_token(model(batch, predict=batch.valid)).items():
         torch.testing.assert_close(same[token], logits, atol=1e-4, rtol=1e-4)
 
 
@@ -349,12 +357,14 @@ def test_pictures_go_to_their_own_rows(model: Elastic) -> None:
     assert {t // batch.ids.shape[1] for t in moved} == {2}
 
 
-def test_features_carried_over_save_the_vision_tower() -> None:
+def test_known_features_take_the_place_of_pixels() -> None:
     model = make()
     batch = batch_of([edit(3, 2)], [set()])
     first = model(batch)
+    assert batch.pixels is not None
+    known = batch.replace(pixels=None, features=model.features(batch.pixels))
     model.vision = None
-    agree(by_token(model(batch, carry=first.carry)), by_token(first))
+    agree(by_token(model(known)), by_token(first))
     with pytest.raises(ValueError, match="without its vision part"):
         model(batch)
 
@@ -376,7 +386,7 @@ def test_every_parameter_learns() -> None:
     rows, dropped = CASES["drawing and looking together"]
     batch = batch_of(rows, dropped)
     prediction = model(batch)
-    (prediction.text_logits.square().mean() + prediction.code_logits.square().mean()).backward()
+    (prediction.logits(Kind.TEXT).square().mean() + prediction.logits(Kind.CODE).square().mean()).backward()
     still = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
     assert still == {"vision.tower.post_norm.weight", "vision.tower.post_norm.bias"}  # as released: present, unused
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -389,9 +399,9 @@ def test_gradients_are_those_of_the_slow_twin_it_learns() -> None:
     weight = torch.randn(batch.ids.numel(), CONFIG.codes, generator=generator("weight"))
     fast, slow = make(), make()
     prediction = fast(batch)
-    (prediction.code_logits * weight[prediction.code]).sum().backward()
+    (prediction.logits(Kind.CODE) * weight[prediction.scored[Kind.CODE].at]).sum().backward()
     wanted = expected(slow, batch, case)
-    torch.stack([(wanted[t] * weight[t]).sum() for t in prediction.code.tolist()]).sum().backward()
+    torch.stack([(wanted[t] * weight[t]).sum() for t in prediction.scored[Kind.CODE].at.tolist()]).sum().backward()
     for (name, p), q in zip(fast.named_parameters(), slow.parameters(), strict=True):
         if p.grad is None:
             assert q.grad is None or not q.grad.any(), name
@@ -407,12 +417,12 @@ def test_init_is_keyed_and_of_unit_scale() -> None:
     assert not torch.equal(a.embed.weight, c.embed.weight)
     batch = batch_of(*CASES["drawing and looking together"])
     prediction = a(batch)
-    for logits in (prediction.text_logits, prediction.code_logits):
+    for logits in (prediction.logits(Kind.TEXT), prediction.logits(Kind.CODE)):
         assert logits.isfinite().all() and 0.1 < float(logits.detach().std()) < 10
 
 
 def test_an_empty_question() -> None:
     model = make()
-    prediction = model(batch_of([draw(3, 2)], [set()]), ask=torch.zeros(1, 29, dtype=torch.bool))
-    assert prediction.text_logits.shape == (0, CONFIG.vocab_size)
-    assert prediction.code_logits.shape == (0, CONFIG.codes)
+    prediction = model(batch_of([draw(3, 2)], [set()]), predict=torch.zeros(1, 29, dtype=torch.bool))
+    assert prediction.logits(Kind.TEXT).shape == (0, CONFIG.vocab_size)
+    assert prediction.logits(Kind.CODE).shape == (0, CONFIG.codes)

@@ -16,13 +16,14 @@ from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.objectives.masked import Dropout, InverseTime, Masked, Plain, Together
 from unmask.rng import generator
-from unmask.sequence import Batch, Branch, Kind, Prediction, Sequence, Span, collate
+from unmask.sequence import Batch, Branch, Kind, Sequence, Span, collate
+from unmask.step import Prediction, Scored
 
 torch.set_num_threads(1)
 WORDS, CODES, NULL = 3, 5, 2
 
 
-def row(*spans: tuple[str, Kind, list[int], bool]) -> Sequence:
+def row(*spans: tuple[str, int, list[int], bool]) -> Sequence:
     """(name, kind, ids, writable) of each span."""
     table, ids = [], []
     for name, kind, values, writable in spans:
@@ -57,16 +58,13 @@ class Table(nn.Module):
         super().__init__()
         self.logits, self.unused = logits, nn.Parameter(torch.zeros(1))
 
-    def forward(self, batch: Batch, *, ask: Tensor | None = None) -> Prediction:
-        asked = batch.masked if ask is None else ask
-        text, code = (asked & (batch.kind == k) for k in (Kind.TEXT, Kind.CODE))
-        flat = torch.arange(asked.numel()).view_as(asked)
-        return Prediction(
-            text=flat[text],
-            text_logits=self._of(batch, text, WORDS),
-            code=flat[code],
-            code_logits=self._of(batch, code, CODES),
-        )
+    def forward(self, batch: Batch, *, predict: Tensor | None = None) -> Prediction:
+        predict = batch.masked if predict is None else predict
+        flat, scored = torch.arange(predict.numel()).view_as(predict), {}
+        for kind, size in ((Kind.TEXT, WORDS), (Kind.CODE, CODES)):
+            chosen = predict & (batch.kind == kind)
+            scored[kind] = Scored(at=flat[chosen], logits=self._of(batch, chosen, size))
+        return Prediction(scored=scored)
 
     def _of(self, batch: Batch, wanted: Tensor, size: int) -> Tensor:
         rows = [self.logits(batch, int(b), int(t), size) for b, t in wanted.nonzero()]  # type: ignore[operator]
@@ -86,7 +84,7 @@ def arbitrary(batch: Batch, b: int, t: int, size: int) -> Tensor:
 
 EVERY = [
     Masked(),
-    Masked(weight=InverseTime(), corruption=Absorbing(text=Uniform(), code=Uniform())),
+    Masked(weight=InverseTime(), corruption=Absorbing(policies={Kind.TEXT: Uniform(), Kind.CODE: Uniform()})),
     Masked(complementary=True),
     Masked(complementary=True, weight=InverseTime()),
     Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.5),)),
@@ -181,9 +179,9 @@ def test_complementary_is_one_mean_over_a_mask_and_the_rest() -> None:
     seen: list[Batch] = []
 
     class Spy(Table):
-        def forward(self, batch: Batch, *, ask: Tensor | None = None) -> Prediction:
+        def forward(self, batch: Batch, *, predict: Tensor | None = None) -> Prediction:
             seen.append(batch)
-            return super().forward(batch, ask=ask)
+            return super().forward(batch, predict=predict)
 
     batch = both(1, 2, 3)
     for i in range(10):
@@ -255,7 +253,7 @@ def test_inverse_time_is_the_likelihood_in_a_world_of_three_tokens() -> None:
                 weights[x[t]] += p[x]
         return weights.log().float()
 
-    objective = Masked(weight=InverseTime(), corruption=Absorbing(text=Uniform()))
+    objective = Masked(weight=InverseTime(), corruption=Absorbing(policies={Kind.TEXT: Uniform()}))
     # By enumeration: every mask, its chance integrated over the time; what the objective draws must weigh each like that.
     model, total = Table(exact), 0.0
     one = collate([row(("x", Kind.TEXT, list(truth), True))], [0])
@@ -302,7 +300,7 @@ def test_plain_weighs_every_masked_token_alike() -> None:
 def edits(rows: int) -> Batch:
     one = [
         ("prompt", Kind.TEXT, [0, 1], False),
-        ("look", Kind.PATCH, [0, 0], False),
+        ("look", Kind.FEATURE, [0, 0], False),
         ("source", Kind.CODE, [1, 2, 3, 4], False),
         ("prompt", Kind.TEXT, [1], False),
         ("assistant", Kind.TEXT, [1, 1], False),
@@ -346,9 +344,9 @@ def test_dropouts_of_one_row_are_independent() -> None:
     seen: list[Batch] = []
 
     class Spy(Table):
-        def forward(self, batch: Batch, *, ask: Tensor | None = None) -> Prediction:
+        def forward(self, batch: Batch, *, predict: Tensor | None = None) -> Prediction:
             seen.append(batch)
-            return super().forward(batch, ask=ask)
+            return super().forward(batch, predict=predict)
 
     for i in range(5):
         objective(Spy(perfect), edits(200), generator("both", i))

@@ -16,7 +16,6 @@ from unmask.data.world.scenes import Draft, sample
 from unmask.pipeline.loading import read_config, write_config
 from unmask.pipeline.model import Model
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import collate
 from unmask.tasks import generate
 from unmask.tokens.pictures import ImageError
 from unmask.tokens.text import CONTROL
@@ -153,9 +152,9 @@ def test_features_are_computed_once_a_run(model: Model, picture: Image.Image, mo
     calls = []
     original = model.parts.net.features
     monkeypatch.setattr(model.parts.net, "features", lambda pixels: calls.append(1) or original(pixels))
-    pixels, _ = model.parts.see(picture)
+    pixels, _ = model.parts.preprocess(picture)
     task = understand.Ask(pixels=pixels, question="how many cats are there?")
     sampler: Sampler = understand.sampler(model.parts)
-    batch = collate([task.build(model.parts)], [0], features_per_image=model.parts.look_tokens)
-    sampler.sample(model.parts.net, batch)
+    model.parts.features.clear()
+    model.run([task.build(model.parts)], [0], sampler)
     assert len(calls) == 1

@@ -67,7 +67,7 @@ def logits(net: Elastic, ids: list[int]) -> Tensor:
     row = Sequence(ids=torch.tensor(ids), masked=torch.zeros(len(ids), dtype=torch.bool), spans=(span,))
     batch = collate([row], [0])
     with torch.no_grad():
-        return net(batch, ask=batch.valid).text_logits.double()
+        return net(batch, predict=batch.valid).logits(Kind.TEXT).double()
 
 
 def released(net: Elastic, prompt: list[int], length: int, block: int, steps: int, scale: float) -> list[int]:
@@ -99,7 +99,7 @@ def test_the_sampler_is_the_published_one(model: TextModel, block: int, steps: i
 
 
 def test_guidance_changes_the_answer_and_reaches_it_by_a_setting(model: TextModel) -> None:
-    answers = [model.ask(QUESTION, length=16, settings=[f"guidance.scale={s}"]) for s in (0, 3)]
+    answers = [model.ask(QUESTION, max_tokens=16, settings=[f"guidance.scale={s}"]) for s in (0, 3)]
     assert answers[0].text != answers[1].text and answers[1].settings["guidance"]["scale"] == 3.0
     assert answers[0].settings["schedule"]["steps"] == answers[0].settings["blocks"]["length"] == 16
 
@@ -109,12 +109,14 @@ def test_base_is_one_block_of_the_whole_answer(model: TextModel) -> None:
     prompt = sequence.ids[:-12].tolist()
     (found,) = model.run([sequence], [0], llada_base(null_id=model.parts.text[MASK], drop=PROMPT, length=12)).rows
     assert found.ids[-12:].tolist() == released(model.parts.net, prompt, 12, 12, 12, 0.0)
-    assert model.complete("the sky is", length=12).text == model.parts.text.decode(found.ids[-12:].tolist())
+    assert model.complete("the sky is", max_tokens=12).text == model.parts.text.decode(found.ids[-12:].tolist())
 
 
 def test_stopping_early_changes_nothing_before_the_end(model: TextModel) -> None:
     text, net = model.parts.text, model.parts.net
-    whole = model.ask(QUESTION, length=24, sampler=llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8))
+    whole = model.ask(
+        QUESTION, max_tokens=24, sampler=llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8)
+    )
     sequence = Reply(question=QUESTION, length=24).build(model.parts)
     unstopped = llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8)
     full = model.run([sequence], [0], unstopped).rows[0].ids[-24:]
@@ -136,7 +138,7 @@ def test_an_answer_has_no_company(model: TextModel) -> None:
 
 
 def test_a_trace_has_every_step(model: TextModel) -> None:
-    answer = model.complete("the sky is", length=6, trace=True)
+    answer = model.complete("the sky is", max_tokens=6, trace=True)
     assert [film.count("_") for film in answer.trace] == [5, 4, 3, 2, 1, 0]
 
 
@@ -157,7 +159,7 @@ def test_bad_requests_are_refused_with_a_hint(model: TextModel) -> None:
     for wrong, said in (
         (lambda: model.ask("  "), "the text is empty; "),
         (lambda: model.complete(""), "the text is empty; "),
-        (lambda: model.ask("why?", length=0), "length must be at least 1"),
+        (lambda: model.ask("why?", max_tokens=0), "max_tokens must be at least 1"),
         (lambda: model.ask("why " * 300), "the model reads 256; shorten"),
         (lambda: model.infill_text("the sky"), r"there is no \[mask\]"),
         (lambda: model.ask("why?", settings=["guidance.scal=3"]), "did you mean 'scale'"),
@@ -192,12 +194,12 @@ def test_a_folder_that_does_not_fit(tmp_path: Path, change: dict[str, int], said
 
 
 def test_the_commands_answer_and_fill(folder: Path, model: TextModel, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["ask", QUESTION, "--length", "8", "--model", str(folder)]
+    words = ["ask", QUESTION, "--max-tokens", "8", "--model", str(folder)]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["text"] == model.ask(QUESTION, length=8).text and told["settings"]["blocks"]["length"] == 8
+    assert told["text"] == model.ask(QUESTION, max_tokens=8).text and told["settings"]["blocks"]["length"] == 8
     assert main([*words, "--plain", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["text"] == model.complete(QUESTION, length=8).text
+    assert json.loads(capsys.readouterr().out)["text"] == model.complete(QUESTION, max_tokens=8).text
     assert main(["infill", "the [mask] is blue", "--model", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == model.infill_text("the [mask] is blue").text
 

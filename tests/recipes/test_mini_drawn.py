@@ -76,7 +76,7 @@ def test_pictures_are_kept_in_batches_and_resumed(tmp_path: Path, monkeypatch: p
             half = [render(item.scene) for item in items[: len(items) // 2]]
             return np.stack(half + [np.full_like(half[0], 250)] * (len(items) - len(half)))
 
-    monkeypatch.setattr(mini_drawn, "Drawer", Renders)
+    monkeypatch.setattr(mini_drawn, "PromptGenerator", Renders)
     monkeypatch.setattr(mini_drawn, "BATCH", 4)
     model, out = str(make(tmp_path)), tmp_path / "drawn"
     draw(model, str(out), count=4)

@@ -14,7 +14,8 @@ from unmask.grammars.regex import parse_regex
 from unmask.rng import generator
 from unmask.sampling.constrain import Constrained, Lattice, NothingFits
 from unmask.sampling.token_sampler import Categorical, Greedy
-from unmask.sequence import Kind, Prediction, Progress, Sequence, Span, collate
+from unmask.sequence import Kind, Sequence, Span, collate
+from unmask.step import Prediction, Progress, Scored
 
 PIECES = [b"", b"a", b"b", b"ab", b"ba", b"", b"c\xc3", b"\xa9"]  # 0 is a control token, 5 the end of turn
 END, SIZE = 5, len(PIECES)
@@ -63,7 +64,7 @@ def test_distributions_and_the_best_answer_are_those_of_all_answers(pattern: str
     every = answers(g, logp, given)
     lattice = Lattice(g, logits, torch.tensor(given))
     if not every:
-        with pytest.raises(NothingFits, match="larger length"):
+        with pytest.raises(NothingFits, match="raise max_tokens"):
             lattice.posterior  # noqa: B018
         return
     found, whole = lattice.posterior, math.log(sum(math.exp(v) for v in every.values()))
@@ -104,8 +105,7 @@ def rows(names: list[str], given: list[list[int]]) -> list[Sequence]:
 def predicted(batch: object, seed: int) -> Prediction:
     flat = batch.masked.flatten().nonzero()[:, 0]  # type: ignore[attr-defined]
     text = torch.stack([torch.randn(SIZE, generator=generator(seed, int(i))) * 3 for i in flat])
-    nothing = torch.zeros(0, dtype=torch.long)
-    return Prediction(text=flat, text_logits=text, code=nothing, code_logits=torch.zeros(0, 2))
+    return Prediction(scored={Kind.TEXT: Scored(at=flat, logits=text)})
 
 
 @pytest.mark.parametrize("draw", [Greedy(), Categorical(temperature=3.0)], ids=str)

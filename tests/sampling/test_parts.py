@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from unmask.models.elastic import Elastic, init
+from unmask.models.fake import FakeDenoiser
 from unmask.models.sizes import SIZES
-from unmask.rng import generator, key
+from unmask.rng import generator
 from unmask.sampling import blocks, guidance, presets, schedule, selection, stopping, token_sampler
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
+from unmask.sequence import Kind, Sequence, Span, collate
+from unmask.step import Prediction, Progress, Proposal, Scored
 
 torch.set_num_threads(1)
 V, NULL, END = 24, 3, 5
 
 
-def row(*spans: tuple[str, Kind, int, bool], seed: int = 0, pixels: Tensor | None = None) -> Sequence:
+def row(*spans: tuple[str, int, int, bool], seed: int = 0, pixels: Tensor | None = None) -> Sequence:
     start, table = 0, []
     for name, kind, n, writable in spans:
         grid: dict[str, Any] = {"grid": (4, 4), "fold": 2} if kind == Kind.CODE else {}
@@ -41,19 +43,7 @@ def picture(seed: int = 0) -> Sequence:
     return row(("prompt", Kind.TEXT, 3 + seed, False), ("image", Kind.CODE, 16, True), seed=seed)
 
 
-def fake(batch: Batch, *, time: Tensor | None = None, ask: Tensor | None = None, carry: object = None) -> Prediction:
-    """Logits that are a fixed random function of what a row shows."""
-    assert ask is not None
-    logits_BLV = torch.zeros(*ask.shape, V)
-    for b in range(batch.rows):
-        n = int(batch.valid[b].sum())
-        shown = batch.ids[b].masked_fill(batch.masked[b], -1)[:n].tolist()
-        logits_BLV[b, :n] = 2 * torch.randn(n, V, generator=generator(key(shown)))
-    text, code = (ask & (batch.kind == kind) for kind in (Kind.TEXT, Kind.CODE))
-    flat = torch.arange(ask.numel()).view_as(ask)
-    return Prediction(
-        text=flat[text], text_logits=logits_BLV[text], code=flat[code], code_logits=logits_BLV[code][:, :16]
-    )
+fake = FakeDenoiser(sizes={Kind.TEXT: V, Kind.CODE: 16})
 
 
 def at_step(number: int, of: int, rows: int = 1, length: int = 100) -> Progress:
@@ -61,12 +51,7 @@ def at_step(number: int, of: int, rows: int = 1, length: int = 100) -> Progress:
 
 
 def only_text(logits: Tensor, first: int = 0) -> Prediction:
-    return Prediction(
-        text=torch.arange(first, first + len(logits)),
-        text_logits=logits,
-        code=torch.zeros(0, dtype=torch.long),
-        code_logits=torch.zeros(0, 16),
-    )
+    return Prediction(scored={Kind.TEXT: Scored(at=torch.arange(first, first + len(logits)), logits=logits)})
 
 
 def test_the_loop_equals_a_slow_twin() -> None:
@@ -85,7 +70,10 @@ def test_the_loop_equals_a_slow_twin() -> None:
             chosen = sorted(start + place for place in order[taken : taken + n])
             ask = torch.zeros_like(slow.masked)
             ask[0, chosen] = True
-            c, u = fake(slow, ask=ask).code_logits, fake(slow.drop({"prompt"}, NULL), ask=ask).code_logits
+            c, u = (
+                fake(slow, predict=ask).logits(Kind.CODE),
+                fake(slow.drop({"prompt"}, NULL), predict=ask).logits(Kind.CODE),
+            )
             noise = generator(7 + b, clock, "draw")
             ids, masked = slow.ids.clone(), slow.masked.clone()
             u01 = torch.rand(n, 16, generator=noise)
@@ -99,16 +87,19 @@ def test_the_loop_equals_a_slow_twin() -> None:
 
 def test_guidance_moves_towards_the_condition_in_both_kinds() -> None:
     c, u = torch.tensor([[1.0, 2.0, -torch.inf]]), torch.tensor([[2.0, 1.0, 0.0]])
-    both = [dataclasses.replace(only_text(x), code=torch.tensor([1]), code_logits=x) for x in (c, u)]
-    merged = guidance.ClassifierFree(scale=1.5, drop=frozenset(), null_id=NULL).merge(both, at_step(0, 4))
-    for logits in (merged.text_logits, merged.code_logits):
+    both = [
+        Prediction(scored={k: Scored(at=torch.tensor([k]), logits=x) for k in (Kind.TEXT, Kind.CODE)}) for x in (c, u)
+    ]
+    batch = collate([answer(2)], [0])
+    merged = guidance.ClassifierFree(scale=1.5, drop=frozenset(), null_id=NULL).merge(batch, both, at_step(0, 4))
+    for logits in (merged.logits(Kind.TEXT), merged.logits(Kind.CODE)):
         assert logits.tolist() == [[2.5 * 1 - 1.5 * 2, 2.5 * 2 - 1.5 * 1, -math.inf]]
 
 
 def test_edit_guidance_is_the_three_stream_formula() -> None:
     c, e, u = (torch.tensor([[x]]) for x in (1.0, 0.5, -1.0))
     edit = guidance.EditGuidance(scale=1.2, image_scale=1.4, drop=frozenset(), keep=frozenset(), null_id=NULL)
-    merged = edit.merge([only_text(x) for x in (c, e, u)], at_step(0, 1)).text_logits
+    merged = edit.merge(collate([answer(2)], [0]), [only_text(x) for x in (c, e, u)], at_step(0, 1)).logits(Kind.TEXT)
     assert merged.item() == pytest.approx(2.2 * (2.4 * 1.0 - 1.4 * 0.5) - 1.2 * -1.0)
 
 
@@ -130,8 +121,8 @@ def test_guidance_acts_in_its_interval_row_by_row() -> None:
     batch = collate([answer(2)], [0])
     assert [len(cfg.views(batch, at_step(n, 10))) for n in range(10)] == [1, 1, 1, 1, 2, 2, 2, 2, 1, 1]
     mixed = Progress(number=torch.tensor([0, 5]), of=torch.tensor([10, 10]), length=1)
-    merged = cfg.merge([only_text(torch.ones(2, 1)), only_text(torch.zeros(2, 1))], mixed)
-    assert merged.text_logits.flatten().tolist() == [1.0, 2.0]
+    merged = cfg.merge(batch, [only_text(torch.ones(2, 1)), only_text(torch.zeros(2, 1))], mixed)
+    assert merged.logits(Kind.TEXT).flatten().tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -269,23 +260,26 @@ def test_the_threshold_needs_fewer_steps_the_lower_it_is() -> None:
     assert steps[0] == 1 < steps[1] < steps[2] == 32
 
 
-def test_picture_features_are_computed_once_a_run() -> None:
+def test_features_and_pixels_give_the_same_answer_in_any_mixture() -> None:
     model = Elastic(SIZES["tiny"], mask_id=NULL).eval()
     init(model, generator("vision"))
-    n, calls = SIZES["tiny"].vision.tokens, []  # type: ignore[union-attr]
-    model.vision.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
-    see, ask = ("picture", Kind.PATCH, n, False), ("question", Kind.TEXT, 3, False)
+    n = SIZES["tiny"].vision.tokens  # type: ignore[union-attr]
+    see, ask = ("picture", Kind.FEATURE, n, False), ("question", Kind.TEXT, 3, False)
     rows = [
-        row(see, ask, ("answer", Kind.TEXT, 5, True), pixels=torch.rand(1, 3, 128, 128, generator=generator(i)))
-        for i in (0, 1)
+        dataclasses.replace(
+            row(see, ask, ("answer", Kind.TEXT, 5, True), pixels=torch.rand(1, 3, 128, 128, generator=generator(i))),
+            feature_rows=n,
+        )
+        for i in (0, 1, 2)
     ]
-    batch = collate(rows, [0, 1], features_per_image=n)
+    with torch.no_grad():
+        known = [dataclasses.replace(r, pixels=None, features=model.features(r.pixels)) for r in rows]  # type: ignore[arg-type]
     cfg = guidance.ClassifierFree(scale=1.0, drop=frozenset({"question"}), null_id=NULL)
     sampler = dataclasses.replace(presets.llada_text(block=5), guidance=cfg)
-    result = sampler.sample(model, batch)
-    assert len(calls) == 1
-    afresh = sampler.sample(lambda *a, carry=None, **k: model(*a, **k), batch)
-    assert len(calls) == 1 + 5 and torch.equal(result.ids, afresh.ids)
+    wanted = sampler.sample(model, collate(rows, [0, 1, 2])).ids
+    assert len({tuple(r) for r in wanted[:, -5:].tolist()}) > 1  # pictures matter
+    for mixture in (known, [known[0], rows[1], known[2]], [rows[0], known[1], rows[2]]):
+        assert torch.equal(sampler.sample(model, collate(mixture, [0, 1, 2])).ids, wanted)
 
 
 def test_presets_run() -> None:

@@ -68,7 +68,7 @@ def tries(browser: Browser, url: str, model: Any) -> bytes:
 def tried_twice(model: Any) -> tuple[str, int]:
     """A prompt and a seed of which the model rejects the first picture and accepts the second."""
     for seed, prompt in itertools.product(SEEDS, PROMPTS):
-        rounds = model.generate(prompt, seed=seed, plan=True, reflect=4)[0].rounds
+        rounds = model.generate(prompt, seed=seed, plan=True, attempts=4)[0].attempts
         if [r.accepted for r in rounds] == [False, True]:
             return prompt, seed
     raise SystemExit(f"no drawing took two tries in {len(SEEDS) * len(PROMPTS)}; add prompts or seeds")

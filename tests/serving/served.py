@@ -1,4 +1,4 @@
-"""A server in this process on a free port, of a tiny model with random weights behind a gate, and what its tests ask it with."""
+"""A server in this process on a free port, for a tiny model with random weights behind a gate, and clients to test it with."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def gated(model: Model | None = None) -> tuple[Model, Gate]:
 
 
 @contextmanager
-def serving(model: Any, *, name: str = "tiny", live: int = 8, waiting: int = 8, **server: Any) -> Iterator[Server]:
-    service = Service(model, name=name, limits=Limits(live=live, waiting=waiting))
+def serving(model: Any, *, name: str = "tiny", running: int = 8, queued: int = 8, **server: Any) -> Iterator[Server]:
+    service = Service(model, name=name, limits=Limits(running=running, queued=queued))
     with Server(service, listen("127.0.0.1", 0), **server) as served:
         yield served
 
@@ -75,7 +75,7 @@ def plain(server: Server) -> httpx2.Client:
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it did not come true"
+        assert time.monotonic() < end, f"not true within {seconds:.0f} s"
         time.sleep(0.01)
 
 

@@ -128,19 +128,19 @@ def test_a_picture_is_edited_or_redrawn_where_the_mask_says(server: Server, pict
 
 def test_an_edit_is_planned_judged_and_tried_again(server: Server, picture: Image.Image) -> None:
     file, form = ("picture.png", png(picture)), {"prompt": "make it red", "seed": "3", "steps": "3"}
-    alone = tiny().edit(picture, "make it red", seed=3, plan=True, reflect=3, settings=["schedule.steps=3"])[0]
-    assert len(alone.rounds) > 1, "choose a seed whose first try is not approved"
+    alone = tiny().edit(picture, "make it red", seed=3, plan=True, attempts=3, settings=["schedule.steps=3"])[0]
+    assert len(alone.attempts) > 1, "choose a seed whose first try is not approved"
     sent = {**form, "plan": "true", "reflect": "3", "stream": "true", "trace": "true"}
     found = events(plain(server).post("/v1/images/edits", data=sent, files={"image": file}))
     done, rounds = found[-1], [e for e in found if e["type"] == "unmask.round"]
     assert done["type"] == "image_edit.completed" and same(opened(done["b64_json"]), alone.image)
-    assert [r["critique"] for r in done["unmask"]["rounds"]] == [r.critique for r in alone.rounds]
+    assert [r["critique"] for r in done["unmask"]["rounds"]] == [r.critique for r in alone.attempts]
     assert [(e["round"], e["critique"], e["accepted"]) for e in rounds] == [
-        (i, r.critique, r.accepted) for i, r in enumerate(alone.rounds)
+        (i, r.critique, r.accepted) for i, r in enumerate(alone.attempts)
     ]
-    assert all(same(opened(e["b64_json"]), r.image) for e, r in zip(rounds, alone.rounds, strict=True))
+    assert all(same(opened(e["b64_json"]), r.image) for e, r in zip(rounds, alone.attempts, strict=True))
     plans = [e for e in found if e["type"] == "unmask.plan"]
-    assert [(e["round"], e["plan"]) for e in plans] == [(i, r.plan.to_json()) for i, r in enumerate(alone.rounds)]
+    assert [(e["round"], e["plan"]) for e in plans] == [(i, r.plan.to_json()) for i, r in enumerate(alone.attempts)]
     assert {e["stage"] for e in found if e["type"] == "unmask.text"} == {"plan", "critique"}
     assert {e["round"] for e in found if e["type"] == "unmask.frame"} == set(range(len(rounds)))
 
@@ -161,7 +161,7 @@ def test_questions_boxes_and_gaps(server: Server, picture: Image.Image) -> None:
     reply = client(server).chat.completions.create(
         model="tiny", messages=asked(picture, "what is this?"), max_tokens=6, seed=2
     )
-    assert reply.choices[0].message.content == tiny().ask(picture, "what is this?", length=6, seed=2).text
+    assert reply.choices[0].message.content == tiny().ask(picture, "what is this?", max_tokens=6, seed=2).text
     assert reply.choices[0].finish_reason in ("stop", "length") and reply.usage.completion_tokens <= 6
     assert reply.unmask["seed"] == 2 and reply.unmask["unread"] == 0
 
@@ -201,7 +201,7 @@ def test_a_streamed_answer_is_only_ever_added_to(server: Server, picture: Image.
     chunks = stream()
     assert all(c.object == "chat.completion.chunk" and len(c.choices) == 1 for c in chunks)
     said = "".join(c.choices[0].delta.content or "" for c in chunks)
-    assert said == tiny().ask(picture, "what?", length=12, seed=2).text
+    assert said == tiny().ask(picture, "what?", max_tokens=12, seed=2).text
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices[0].finish_reason is not None
     assert not any(hasattr(c, "unmask") for c in chunks[:-1]) and chunks[-1].unmask["seed"] == 2
 
@@ -264,7 +264,7 @@ def test_a_text_model_chats_and_fills_gaps(tmp_path: Path) -> None:
         assert card.unmask == {"tasks": ["chat", "infill-text"], "side": 0}
         said = [{"role": "user", "content": "hello"}]
         reply = client(server).chat.completions.create(model="text", messages=said, max_tokens=4, seed=1)
-        assert reply.choices[0].message.content == model.ask("hello", length=4, seed=1).text
+        assert reply.choices[0].message.content == model.ask("hello", max_tokens=4, seed=1).text
         filled = plain(server).post("/v1/infill", json={"text": "a [mask] dog"}).json()
         assert filled["text"] == model.infill_text("a [mask] dog").text
         for path, sent in {

@@ -97,7 +97,7 @@ def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) ->
     got, image = results(here / "out"), here / "in.png"
     pictures = {
         "d1": model.generate("1 dogs", seed=1, settings=FEW)[0],
-        "thought": model.generate("a cat", plan=True, reflect=2, settings=FEW)[0],
+        "thought": model.generate("a cat", plan=True, attempts=2, settings=FEW)[0],
         "edit": model.edit(image, "make it blue", seed=7, settings=FEW)[0],
         "infill": model.infill(image, here / "region.png", prompt="a cat", settings=FEW),
     }
@@ -105,7 +105,7 @@ def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) ->
         saved = np.asarray(Image.open(here / "out" / got[id_]["file"]))
         assert np.array_equal(saved, np.asarray(drawn.image)), id_
     assert (got["thought"]["plan"] is not None) == (pictures["thought"].plan is not None)
-    assert got["ask"]["text"] == model.ask(image, "what is this?", length=3).text
+    assert got["ask"]["text"] == model.ask(image, "what is this?", max_tokens=3).text
     assert got["form"]["value"] == model.ask(image, "what colour?", form=of_schema(asked)).value
     assert got["gaps"]["text"] == model.infill_text("a [mask] [mask]").text
     boxes = model.ground(image, ["the cat", "a dog"], steps=2).to_json()["boxes"]

@@ -182,7 +182,7 @@ def test_plan_and_tries_stand_in_the_timeline(page: Page, model: Any, folder: Pa
     draw.get_by_role("switch", name="Plan").check()
     ask(draw, "a dog left of a cat", seed=2, reflect=2)
     done(draw)
-    rounds = model.generate("a dog left of a cat", seed=2, plan=True, reflect=2)[0].rounds
+    rounds = model.generate("a dog left of a cat", seed=2, plan=True, attempts=2)[0].attempts
     cards = draw.locator(".card")
     expect(cards).to_have_count(len(rounds))
     for card, tried in zip(cards.all(), rounds, strict=True):
@@ -264,12 +264,12 @@ def test_an_edit_is_planned_and_tried_again(page: Page, model: Any, folder: Path
     ask(change, "make the background sand", seed=3, steps=4, reflect=2)
     done(change)
     street = WEB / "example-street.png"
-    more = {"seed": 3, "plan": True, "reflect": 2, "settings": ["schedule.steps=4"]}
+    more = {"seed": 3, "plan": True, "attempts": 2, "settings": ["schedule.steps=4"]}
     edited = model.edit(street, "make the background sand", **more)[0]
     assert same(picture(change.get_by_role("link", name="Download")), edited.image)
     cards = change.locator(".card")
-    expect(cards).to_have_count(len(edited.rounds))
-    for card, tried in zip(cards.all(), edited.rounds, strict=True):
+    expect(cards).to_have_count(len(edited.attempts))
+    for card, tried in zip(cards.all(), edited.attempts, strict=True):
         expect(card.locator("q")).to_have_text(tried.critique)
         expect(card.locator(".mini i")).to_have_count(len(tried.plan.things))
         expect(card.locator("img")).to_be_visible()
@@ -392,7 +392,7 @@ def test_a_wide_picture_keeps_its_shape(page: Page) -> None:
 
 def test_a_full_queue_and_a_mistake_are_told_where_they_happen(visits: Callable[..., Visit], model: Any) -> None:
     """A server with one place at work and one to wait, both of them taken."""
-    with Server(Service(model, name="mini", limits=Limits(live=1, waiting=1)), listen("127.0.0.1", 0)) as small:
+    with Server(Service(model, name="mini", limits=Limits(running=1, queued=1)), listen("127.0.0.1", 0)) as small:
         visit = visits(small.url)
         visit.expected = "status of 4(29|00)"
         busy, draw = room(visit.page(), "Draw"), room(visit.page(), "Draw")

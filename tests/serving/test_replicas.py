@@ -1,4 +1,4 @@
-"""Two copies of a tiny model behind Ray Serve, as the command starts them; only where Ray is installed."""
+"""Two copies of a tiny model behind Ray Serve, as the command starts them. Skipped without Ray."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .served import opened
 pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc").exists(), reason="copies are found among the processes of Linux"),
+    pytest.mark.skipif(not Path("/proc").exists(), reason="finds the copies in /proc"),
 ]
 PROMPT = {"prompt": "a red apple", "steps": 4, "seed": 3}
 DRAW = "/v1/images/generations"
@@ -45,11 +45,11 @@ def model(folder: Path) -> Model:
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "unmask.cli.main", "serve", str(folder), "--replicas", "2", "--port", "0"]
-    around = {**environment(), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    variables = {**environment(), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     log = tmp_path_factory.mktemp("log") / "stderr"
     with log.open("w") as err, subprocess.Popen(
         [*command, "--api-key", "secret", "--max-live", "2", "--max-waiting", "1"],
-        env=around, stdout=subprocess.PIPE, stderr=err, text=True,
+        env=variables, stdout=subprocess.PIPE, stderr=err, text=True,
     ) as process:  # fmt: skip
         try:
             yield process
@@ -67,7 +67,7 @@ def client(server: subprocess.Popen[str]) -> httpx2.Client:
 
 
 def copies(process: subprocess.Popen[str]) -> set[int]:
-    """Processes that descend from the command and are copies."""
+    """The processes of the copies that the command has started."""
     parents: dict[int, int] = {}
     named: set[int] = set()
     for entry in Path("/proc").glob("[0-9]*"):
@@ -87,19 +87,19 @@ def copies(process: subprocess.Popen[str]) -> set[int]:
 def until(true: Any, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it did not come true"
+        assert time.monotonic() < end, f"not true within {seconds:.0f} s"
         time.sleep(0.1)
 
 
-def test_answers_are_those_of_the_model_alone(client: httpx2.Client, model: Model) -> None:
+def test_answers_are_those_of_the_models_methods(client: httpx2.Client, model: Model) -> None:
     alone = model.generate("a red apple", seed=3, settings=["schedule.steps=4"])[0].image
-    for _ in range(4):  # whichever copy answers
+    for _ in range(4):  # any copy may answer
         drawn = client.post(DRAW, json=PROMPT).json()["data"][0]
         assert opened(drawn["b64_json"]).tobytes() == alone.tobytes()
     filled = client.post("/v1/infill", json={"text": "a [mask] apple", "seed": 2}).json()
     assert filled["text"] == model.infill_text("a [mask] apple", seed=2).text
-    told = client.post(DRAW, json={**PROMPT, "stream": True, "trace": True}).text
-    assert told.count("event: unmask.frame") == 5 and told.endswith("data: [DONE]\n\n")
+    streamed = client.post(DRAW, json={**PROMPT, "stream": True, "trace": True}).text
+    assert streamed.count("event: unmask.frame") == 5 and streamed.endswith("data: [DONE]\n\n")
     assert base64.b64decode(drawn["b64_json"]).startswith(b"\x89PNG")
 
 
@@ -111,13 +111,13 @@ def test_errors_are_those_of_a_single_server(client: httpx2.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"} and "unmask_calls" in client.get("/metrics").text
 
 
-def test_both_copies_take_requests_and_the_rest_is_told_when_to_come_back(client: httpx2.Client) -> None:
+def test_both_copies_take_requests_and_refused_ones_learn_when_to_retry(client: httpx2.Client) -> None:
     long = {**PROMPT, "steps": 64}
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda _: client.post(DRAW, json=long), range(16)))
     statuses = [answer.status_code for answer in found]
     assert set(statuses) == {200, 429}
-    assert statuses.count(200) > 3, "one copy has three places"
+    assert statuses.count(200) > 3, "one copy alone has three places"
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in found if answer.status_code == 429)
 
 
@@ -131,11 +131,11 @@ def test_a_copy_that_dies_is_replaced(client: httpx2.Client, server: subprocess.
     until(lambda: all(client.post(DRAW, json=PROMPT).status_code == 200 for _ in range(4)))
 
 
-def test_it_ends_well(client: httpx2.Client, server: subprocess.Popen[str]) -> None:
+def test_it_shuts_down_gracefully(client: httpx2.Client, server: subprocess.Popen[str]) -> None:
     with ThreadPoolExecutor(1) as pool:
-        under_way = pool.submit(client.post, DRAW, json={**PROMPT, "steps": 64})
-        until(lambda: any("unmask_calls 1" in client.get("/metrics").text for _ in range(4)) or under_way.done())
+        running = pool.submit(client.post, DRAW, json={**PROMPT, "steps": 64})
+        until(lambda: any("unmask_calls 1" in client.get("/metrics").text for _ in range(4)) or running.done())
         server.send_signal(signal.SIGTERM)
-        assert under_way.result().status_code == 200
+        assert running.result().status_code == 200
     assert server.wait(120) == 0
     assert not copies(server)

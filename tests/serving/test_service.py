@@ -1,4 +1,4 @@
-"""Many clients at once: room, cancelling, draining, an engine that breaks, and answers that know nothing of their company."""
+"""Many clients at once: admission, cancellation, draining, an engine that breaks, and batch-invariant results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import http.client
 import json
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,12 +31,12 @@ GONE = [f'unmask_http_requests_total{{method="POST",path="{GENERATE}",status="49
 
 
 class Broken(BaseException):
-    """What no part of the engine expects."""
+    """No error of a request: it ends the thread of the engine."""
 
 
-def test_who_finds_no_room_is_told_when_to_come_back() -> None:
+def test_a_refused_call_learns_when_to_retry() -> None:
     model, gate = gated()
-    with serving(model, live=1, waiting=1) as server, ThreadPoolExecutor() as others:
+    with serving(model, running=1, queued=1) as server, ThreadPoolExecutor() as others:
         gate.open.clear()
         held = [others.submit(plain(server).post, GENERATE, json={**SLOW, "seed": i}) for i in range(2)]
         until(lambda: server.service.under_way == 2)
@@ -62,7 +61,7 @@ def test_a_client_that_leaves_frees_its_place(stream: bool, caplog: pytest.LogCa
         head = f"POST {GENERATE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         with socket.create_connection(server.listener.getsockname()) as leaving:
             leaving.sendall(head.encode() + body)
-            until(lambda: (now := server.service.engine.metrics()).live + now.waiting == 2)
+            until(lambda: (now := server.service.engine.metrics()).running + now.queued == 2)
             if stream:
                 assert b"200 OK" in leaving.recv(100)
         until(lambda: all(line in plain(server).get("/metrics").text for line in GONE) or stream)
@@ -70,11 +69,11 @@ def test_a_client_that_leaves_frees_its_place(stream: bool, caplog: pytest.LogCa
         until(lambda: server.service.under_way == 0)
         assert server.service.engine.metrics().cancelled == 2 and gate.forwards < 16
         assert plain(server).post(GENERATE, json={"prompt": "a", "steps": 1}).status_code == 200
-        gc.collect()  # futures whose failure nobody looked at complain when they go
+        gc.collect()  # futures whose exception was never retrieved log an error when they are collected
     assert "never retrieved" not in caplog.text
 
 
-def test_draining_finishes_what_there_is_and_refuses_the_rest() -> None:
+def test_draining_finishes_calls_in_progress_and_refuses_new_ones() -> None:
     model, gate = gated()
     service = Service(model, name="tiny")
     server = Server(service, listen("127.0.0.1", 0)).start()
@@ -93,15 +92,16 @@ def test_draining_finishes_what_there_is_and_refuses_the_rest() -> None:
     assert not server.alive
 
 
-def test_what_is_not_done_in_time_is_told_so() -> None:
+def test_a_call_that_outlasts_the_drain_ends_with_an_error() -> None:
     model, gate = gated()
     service = Service(model, name="tiny")
     server = Server(service, listen("127.0.0.1", 0)).start()
     gate.open.clear()
     with ThreadPoolExecutor() as others:
         held = others.submit(plain(server).post, GENERATE, json=SLOW)
-        until(lambda: service.engine.metrics().live == 1)
-        threading.Timer(0.5, gate.open.set).start()  # the step at work ends, the others are not made
+        until(lambda: service.engine.metrics().running == 1)
+        stopped = others.submit(until, lambda: service.engine._stopped)
+        stopped.add_done_callback(lambda _: gate.open.set())  # the current step ends, and no other is taken
         assert server.drain(0.1) is False
         assert held.result().status_code == 503 and held.result().json()["error"]["code"] == "engine_stopped"
         assert gate.forwards < 16
@@ -113,7 +113,7 @@ def test_an_engine_that_breaks_is_replaced() -> None:
     with serving(model) as server, ThreadPoolExecutor() as others:
         gate.open.clear()
         held = [others.submit(plain(server).post, GENERATE, json={**SLOW, "seed": i}) for i in range(3)]
-        until(lambda: server.service.engine.metrics().live >= 1 and server.service.under_way == 3)
+        until(lambda: server.service.engine.metrics().running >= 1 and server.service.under_way == 3)
         gate.fault = Broken("a defect")
         gate.open.set()
         for answer in held:
@@ -123,19 +123,18 @@ def test_an_engine_that_breaks_is_replaced() -> None:
         assert "unmask_engine_restarts_total 1" in plain(server).get("/metrics").text
 
 
-def test_the_queue_position_is_told() -> None:
+def test_the_queue_position_is_streamed() -> None:
     model, gate = gated()
-    with serving(model, live=1, waiting=4) as server, ThreadPoolExecutor() as others:
+    with serving(model, running=1, queued=4) as server, ThreadPoolExecutor() as others:
         gate.open.clear()
         others.submit(plain(server).post, GENERATE, json=SLOW)
-        until(lambda: server.service.engine.metrics().live == 1)
+        until(lambda: server.service.engine.metrics().running == 1)
         others.submit(plain(server).post, GENERATE, json=SLOW)
-        until(lambda: server.service.engine.metrics().waiting == 1)
-        told = others.submit(plain(server).post, GENERATE, json={**SLOW, "stream": True, "trace": True})
-        until(lambda: server.service.engine.metrics().waiting == 2)
-        threading.Timer(0.3, gate.open.set).start()
-        first = json.loads(told.result().text.split("\n\n")[0].partition("data: ")[2])
-        assert first == {"type": "unmask.queued", "picture": 0, "position": 2}
+        until(lambda: server.service.engine.metrics().queued == 1)
+        with plain(server).stream("POST", GENERATE, json={**SLOW, "stream": True, "trace": True}) as streamed:
+            first = next(line for line in streamed.iter_lines() if line.startswith("data: "))
+            gate.open.set()
+        assert json.loads(first.removeprefix("data: ")) == {"type": "unmask.queued", "picture": 0, "position": 2}
 
 
 def test_metrics_are_what_prometheus_reads() -> None:
@@ -155,7 +154,7 @@ def test_metrics_are_what_prometheus_reads() -> None:
 
 
 @pytest.mark.slow
-def test_mixed_clients_are_told_what_each_is_told_alone() -> None:
+def test_mixed_clients_get_the_results_of_the_models_methods() -> None:
     """The shipped model: six clients at once, every kind of request, against the model's own methods one by one."""
     model = unmask.load("mini")
     slow, gate = gated(model)
@@ -191,11 +190,11 @@ def test_mixed_clients_are_told_what_each_is_told_alone() -> None:
         own = model.ground(picture, ["the cat"]).boxes[0]
         assert box.result()["boxes"][0]["box"] == pytest.approx([v / 128 for v in own.corners], abs=1e-5)
         metrics = server.service.engine.metrics()
-        assert metrics.forwards < metrics.steps  # they shared some
+        assert metrics.forwards < metrics.steps  # they shared forwards
 
 
 @pytest.mark.slow
-def test_a_connection_may_rest_for_as_long_as_one_is_told_to_wait() -> None:
+def test_a_connection_stays_open_as_long_as_retry_after() -> None:
     with serving(tiny()) as server:
         connection = http.client.HTTPConnection(*server.listener.getsockname()[:2], timeout=60)
         for pause in (6, 0):  # uvicorn alone would close it after 5

@@ -114,7 +114,7 @@ def test_a_text_model_writes_json_itself(text: tuple[Server, Any]) -> None:
     given: dict[str, Any] = {"model": "text", "messages": said, "seed": 1, "max_tokens": 48}
     small = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", None]}}}
     reply = client(server).chat.completions.create(**given, response_format=schema(small))
-    assert reply.choices[0].message.content == model.ask("hello", length=48, seed=1, form=of_schema(small)).text
+    assert reply.choices[0].message.content == model.ask("hello", max_tokens=48, seed=1, form=of_schema(small)).text
     assert set(json.loads(reply.choices[0].message.content)) == {"a", "b"}
     word = {"type": "regex", "regex": "[a-f]{2,5}"}
     streamed, _ = content(client(server).chat.completions.create(**given, response_format=word, stream=True))
@@ -126,7 +126,7 @@ def test_a_text_model_writes_json_itself(text: tuple[Server, Any]) -> None:
 def test_plain_text_is_no_form(server: Server, picture: Image.Image) -> None:
     given = {"model": "tiny", "messages": asked(picture, "what?"), "seed": 2, "max_tokens": 6}
     said = client(server).chat.completions.create(**given, response_format={"type": "text"})
-    assert said.choices[0].message.content == tiny().ask(picture, "what?", length=6, seed=2).text
+    assert said.choices[0].message.content == tiny().ask(picture, "what?", max_tokens=6, seed=2).text
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -1,4 +1,4 @@
-"""A tiny model to serve, and requests of every form to it, each with what it is told when it is alone."""
+"""A tiny model to serve, sequences and samplers of every form, and the plain sampler on a batch of one to compare with."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from unmask.models.sizes import SIZES
 from unmask.rng import generator
 from unmask.sampling import blocks, guidance, presets, schedule, selection, stopping, temperature, token_sampler
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Kind, Prediction, Progress, Proposal, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.requests import Handle, Request
+from unmask.step import Prediction, Progress, Proposal
 
-# Vectors of 16 or 32 numbers are what a CPU works on; narrower parts meet remainders, which round differently (docs/notes/0005-engine.md).
+# A CPU works on vectors of 16 or 32 numbers; narrower layers leave a remainder that rounds differently (docs/notes/0005-engine.md).
 CONFIG, NULL = dataclasses.replace(SIZES["tiny"], mlp=64, gen_width=32), 3
 LOOK = CONFIG.vision.tokens if CONFIG.vision else 0
-TEXT, CODE, PATCH = Kind.TEXT, Kind.CODE, Kind.PATCH
+TEXT, CODE, FEATURE = Kind.TEXT, Kind.CODE, Kind.FEATURE
 DROP = frozenset({"prompt", "source"})
 
 
@@ -33,51 +34,27 @@ def net() -> Elastic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    net: Any
-    look_tokens: int = LOOK
-
-    def require(self, needs: frozenset[str]) -> None:
-        pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A task whose sequence is given; its answer are the ids."""
-
-    sequence: Sequence
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    def build(self, tokens: Any) -> Sequence:
-        return self.sequence
-
-    def read(self, sequence: Sequence, tokens: Any) -> Tensor:
-        assert not sequence.masked.any()
-        return sequence.ids
-
-
-@dataclass(frozen=True, kw_only=True)
 class Spy:
-    """A draw that keeps what it was told, to the last bit."""
+    """A token sampler that records every prediction, to the last bit."""
 
     token_sampler: Any
-    told: list[Tensor] = field(default_factory=list)
+    seen: list[Tensor] = field(default_factory=list)
 
     def __call__(self, batch: Batch, prediction: Prediction, at: Progress) -> Proposal:
-        self.told.extend([prediction.text, prediction.text_logits, prediction.code, prediction.code_logits])
+        for kind in sorted(prediction.scored):
+            scored = prediction.scored[kind]
+            if len(scored.at):
+                self.seen.extend([scored.at, prediction.logits(kind)])
         return self.token_sampler(batch, prediction, at)
 
 
 def spied(sampler: Sampler) -> tuple[Sampler, list[Tensor]]:
     spy = Spy(token_sampler=sampler.token_sampler)
-    return dataclasses.replace(sampler, token_sampler=spy), spy.told
+    return dataclasses.replace(sampler, token_sampler=spy), spy.seen
 
 
 def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
-    """(name, kind, tokens, segment) of each span; "answer" and "image" are to be decided; pictures of one number look alike."""
+    """(name, kind, tokens, segment) of each span. "answer" and "image" are masked. Seeds of equal parity show the same picture."""
     start, table, pictures = 0, [], 0
     for name, kind, tokens, segment in spans:
         more: dict[str, Any] = {"grid": (8, 8), "fold": 2} if kind == CODE else {}
@@ -85,11 +62,11 @@ def sequence(*spans: tuple[Any, ...], seed: int = 0) -> Sequence:
         table.append(
             Span(name=name, kind=kind, start=start, stop=start + tokens, segment=segment, writable=writable, **more)
         )
-        start, pictures = start + tokens, pictures + (kind == PATCH)
+        start, pictures = start + tokens, pictures + (kind == FEATURE)
     ids = torch.randint(8, CONFIG.codes, (start,), generator=generator("ids", seed))
     masked = torch.cat([torch.full((len(span),), span.writable) for span in table])
     pixels = torch.rand(pictures, 3, 128, 128, generator=generator("picture", seed % 2)) if pictures else None
-    return Sequence(ids=ids, masked=masked, spans=tuple(table), pixels=pixels)
+    return Sequence(ids=ids, masked=masked, spans=tuple(table), pixels=pixels, feature_rows=pictures * LOOK)
 
 
 def text(tokens: int = 8, *, given: int = 20, seed: int = 0) -> Sequence:
@@ -101,12 +78,12 @@ def drawing(*, given: int = 17, seed: int = 0) -> Sequence:
 
 
 def editing(*, seed: int = 0) -> Sequence:
-    seen = ("look", PATCH, LOOK, 0), ("source", CODE, 64, 0)
+    seen = ("look", FEATURE, LOOK, 0), ("source", CODE, 64, 0)
     return sequence(("prompt", TEXT, 5 + seed, 0), *seen, ("image", CODE, 64, 0), seed=seed)
 
 
 def asking(tokens: int = 4, *, seed: int = 0) -> Sequence:
-    seen = ("prompt", TEXT, 2, 0), ("look", PATCH, LOOK, 0)
+    seen = ("prompt", TEXT, 2, 0), ("look", FEATURE, LOOK, 0)
     return sequence(*seen, ("question", TEXT, 3 + seed, 1), ("answer", TEXT, tokens, 1), seed=seed)
 
 
@@ -149,24 +126,24 @@ POOL: list[tuple[Sequence, Sampler]] = [
 
 
 def alone(model: Elastic, built: Sequence, sampler: Sampler, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """The slow twin: the plain sampler on a batch of one. (ids, all that the draw was told)."""
-    spy, told = spied(sampler)
-    done = spy.sample(model, collate([built], [seed], features_per_image=LOOK))
-    return done.ids[0], told
+    """The reference: the plain sampler on a batch of one. (ids, all predictions that its token sampler got)."""
+    spy, seen = spied(sampler)
+    done = spy.sample(model, collate([built], [seed]))
+    return done.ids[0], seen
 
 
 def engine(model: Any, *, clock: Callable[[], float] = lambda: 0.0, **limits: int) -> Engine:
-    return Engine(Parts(net=model), limits=Limits(**limits), clock=clock)
+    return Engine(model, limits=Limits(**limits), clock=clock)
 
 
 def request(built: Sequence, sampler: Sampler = ONE_BY_ONE, *, seed: int = 0, priority: int = 0) -> Request:
-    return Request(task=Made(sequence=built), sampler=sampler, seed=seed, priority=priority)
+    return Request(sequence=built, sampler=sampler, seed=seed, priority=priority)
 
 
 def ticks_until(served: Engine, *handles: Handle, most: int = 1000) -> int:
-    """How many rounds it takes until all of these are done."""
+    """How many ticks it takes until all of these are done."""
     for number in range(most):
         if all(h.done for h in handles):
             return number
         assert served.tick()
-    raise AssertionError(f"not done after {most} rounds")
+    raise AssertionError(f"not done after {most} ticks")

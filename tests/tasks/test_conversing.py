@@ -44,7 +44,7 @@ class Scripted:
         ids[span.start : span.stop] = self.model.parts.text[EOT]
         ids[span.start : span.start + len(said)] = torch.tensor(said)
         row = replace(sequence, ids=ids, masked=sequence.masked & False)
-        return type("Done", (), {"rows": [row]})()
+        return type("Decoded", (), {"rows": [row]})()
 
 
 def user(text: str, *images: Image.Image) -> Message:
@@ -150,7 +150,7 @@ def test_a_conversation_of_many_turns_in_the_released_wording() -> None:
         "<|start_header_id|>user<|end_header_id|>\n\ndraw it<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n<|mdm_mask|><|mdm_mask|>"
     )
-    assert [s.image for s in sequence.spans if s.kind == Kind.PATCH] == [0, 1]
+    assert [s.image for s in sequence.spans if s.kind == Kind.FEATURE] == [0, 1]
 
 
 def test_opening_and_resuming_keep_what_stands_before(model: Model) -> None:
@@ -163,9 +163,9 @@ def test_opening_and_resuming_keep_what_stands_before(model: Model) -> None:
     at = announced(written, parts.text)
     assert at == span.start + 2
     drawing = opened(written, at, parts.grid, parts.fold, parts.text)
-    batch = collate([drawing], [0], features_per_image=parts.look_tokens)
+    batch = collate([drawing], [0])
     assert int(batch.masked.sum()) == 64 and torch.equal(drawing.ids[:at], ids[:at])
     more = resumed(replace(drawing, masked=drawing.masked & False), 3, parts.text)
-    batch = collate([more], [0], features_per_image=parts.look_tokens)
+    batch = collate([more], [0])
     assert int(batch.masked.sum()) == 3 and torch.equal(more.ids[:at], ids[:at])
     assert announced(replace(more, masked=more.masked & False), parts.text) is None

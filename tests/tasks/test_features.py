@@ -43,7 +43,7 @@ def calls(model: Model) -> Iterator[list[int]]:
 def test_calls_about_one_picture_encode_it_once(fresh: Model, calls: list[int]) -> None:
     shown = picture(1)
     fresh.ask(shown, "what is this?")
-    fresh.ask(shown, "is there a cat?", length=2)
+    fresh.ask(shown, "is there a cat?", max_tokens=2)
     fresh.ground(shown, ["the cat", "a dog"])
     fresh.edit(shown, "add a cat", n=3, settings=FEW, plan=True)
     reflecting.criticise(fresh, ["a cat"], [shown])
@@ -55,11 +55,11 @@ def test_calls_about_one_picture_encode_it_once(fresh: Model, calls: list[int]) 
 
 
 def test_rounds_encode_every_picture_once(fresh: Model, calls: list[int]) -> None:
-    drawn = fresh.generate("a cat", seed=1, settings=FEW, reflect=3)[0]
-    assert len(calls) == len({r.image.tobytes() for r in drawn.rounds})
+    drawn = fresh.generate("a cat", seed=1, settings=FEW, attempts=3)[0]
+    assert len(calls) == len({r.image.tobytes() for r in drawn.attempts})
     calls.clear()
-    tried = fresh.edit(picture(4), "add a cat", n=2, settings=FEW, reflect=2)
-    assert len(calls) <= 1 + len({r.image.tobytes() for d in tried for r in d.rounds})
+    tried = fresh.edit(picture(4), "add a cat", n=2, settings=FEW, attempts=2)
+    assert len(calls) <= 1 + len({r.image.tobytes() for d in tried for r in d.attempts})
 
 
 def test_a_model_that_remembers_nothing_says_the_same(model: Model, fresh: Model, calls: list[int]) -> None:
@@ -68,29 +68,30 @@ def test_a_model_that_remembers_nothing_says_the_same(model: Model, fresh: Model
     for _ in range(2):  # the second time all is remembered
         assert reflecting.criticise(fresh, prompts, images) == reflecting.criticise(forgetful, prompts, images)
         one, other = (
-            revising.revise(m, images[:2], prompts[:2], [1, 2], Thinking(rounds=2), *[m.presets.edit(m.parts)] * 2)
+            revising.revise(m, images[:2], prompts[:2], [1, 2], Thinking(attempts=2), *[m.presets.edit(m.parts)] * 2)
             for m in (fresh, forgetful)
         )
-        assert [[(r.critique, r.approval, r.image.tobytes()) for r in rounds] for rounds in one] == [
-            [(r.critique, r.approval, r.image.tobytes()) for r in rounds] for rounds in other
+        assert [[(r.critique, r.approval, r.image.tobytes()) for r in attempts] for attempts in one] == [
+            [(r.critique, r.approval, r.image.tobytes()) for r in attempts] for attempts in other
         ]
     assert forgetful.parts.features.hits == 0 and forgetful.parts.features.bytes == 0
 
 
 def test_features_are_those_of_the_model_and_know_nothing_of_company(model: Model) -> None:
     parts = model.parts
-    tasks = [understand.Ask(pixels=parts.look(picture(i)), question="what is this?") for i in (7, 8)]
+    tasks = [understand.Ask(pixels=parts.image_views(picture(i)), question="what is this?") for i in (7, 8)]
     edited = revising.CritiqueEdit(before=tasks[0].pixels, after=tasks[1].pixels, instruction="add a cat", length=4)
     built = [task.build(parts) for task in (*tasks, edited)]
     memory = Features(2**20)
-    together = memory.of(built, parts.net, CPU)
+    together = collate(memory.known(built, parts.net, CPU), [0] * 3).features
     assert together is not None and (memory.misses, memory.hits) == (2, 2)
-    alone = [Features(0).of([b], parts.net, CPU) for b in built[:2]]
+    alone = [Features(0).known([b], parts.net, CPU)[0].features for b in built[:2]]
     assert torch.equal(together, torch.cat([*alone, *alone]))
-    batch = collate(built, [0] * 3, features_per_image=parts.look_tokens)
+    batch = collate(built, [0] * 3)
     assert batch.pixels is not None
     torch.testing.assert_close(together, parts.net.features(batch.pixels).detach(), rtol=1e-4, atol=1e-4)
-    assert memory.of([understand.FillText(target="a [mask]").build(parts)], parts.net, CPU) is None
+    words = understand.FillText(target="a [mask]").build(parts)
+    assert memory.known([words], parts.net, CPU) == [words]
 
 
 def test_the_least_recently_used_is_forgotten_first() -> None:

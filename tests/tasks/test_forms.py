@@ -132,12 +132,12 @@ def test_a_regex_is_matched_to_the_last_character(tiny: Model) -> None:
 def test_too_small_a_room_is_told_before_any_work(tiny: Model, writer: Model) -> None:
     form = of_schema({"type": "object", "properties": {"a": {"type": "boolean"}}})
     with pytest.raises(
-        ValueError, match=r"at least (\d+) tokens, and there is room for 3; give a length of \1 or more"
+        ValueError, match=r"at least (\d+) tokens, and there is room for 3; set max_tokens to \1 or more"
     ) as wrong:
-        writer.ask(picture(), "what?", form=form, length=3)
+        writer.ask(picture(), "what?", form=form, max_tokens=3)
     least = int(re.findall(r"at least (\d+)", str(wrong.value))[0])
-    assert type(writer.ask(picture(), "what?", form=form, length=least).value["a"]) is bool
-    assert tiny.ask(picture(), "what?", form=form, length=1).value["a"] in (True, False)
+    assert type(writer.ask(picture(), "what?", form=form, max_tokens=least).value["a"]) is bool
+    assert tiny.ask(picture(), "what?", form=form, max_tokens=1).value["a"] in (True, False)
     many = {f"k{i}": {"type": "boolean", "description": "x " * 30} for i in range(200)}
     with pytest.raises(ValueError, match="the model reads 4096; ask for less"):
         tiny.ask(picture(), "what?", form=of_schema({"type": "object", "properties": many}))
@@ -145,37 +145,36 @@ def test_too_small_a_room_is_told_before_any_work(tiny: Model, writer: Model) ->
         tiny.ask(picture(), "what?", form=of_schema({"type": "boolean", "description": "x " * 500}))
 
 
-def test_in_the_engine_an_answer_is_what_it_is_alone(tiny: Model, writer: Model) -> None:
-    """Unlike forms and plain questions, at once; the ids are compared through what they say, the last bit by the engine's own tests."""
-    rng, requests, wanted = Random(5), {}, {}
+def test_answers_in_a_form_are_batch_invariant_in_the_engine(tiny: Model, writer: Model) -> None:
+    """Forms and a plain question at the same time. Answers are compared as text; the engine's own tests compare bits."""
+    rng, engine, submitted, wanted = Random(5), Engine(tiny.parts.net), [], []
     for number in range(4):
-        model, seen = (tiny, writer)[number % 2], tiny.parts.look(picture(number % 2))
+        model, seen = (tiny, writer)[number % 2], tiny.parts.image_views(picture(number % 2))
         form = of_schema(random_schema(rng)) if number < 3 else of_regex("[a-z ]{4,9}")
         holes = tuple(form.slots(model.parts.text, model.parts.wording))
         task = Fill(
             pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.default_length(4) for h in holes)
         )
-        sampler = override(model.presets.ask(model.parts), ["selection.noise=1"])
-        requests[number] = Request(task=task, sampler=bound(sampler, holes), seed=number)
-        wanted[number] = model.ask(
-            picture(number % 2), "what?", form=form, seed=number, settings=["selection.noise=1"]
-        ).text
-    plain = Request(task=Ask(pixels=tiny.parts.look(picture()), question="what?"), sampler=tiny.presets.ask(tiny.parts))
-    engine = Engine(tiny.parts)
-    handles = {number: engine.submit(request) for number, request in requests.items()}
-    beside = engine.submit(plain)
+        sampler = bound(override(model.presets.ask(model.parts), ["selection.noise=1"]), holes)
+        request = Request(sequence=task.build(tiny.parts), sampler=sampler, seed=number)
+        submitted.append((task, engine.submit(request)))
+        settings = ["selection.noise=1"]
+        wanted.append(model.ask(picture(number % 2), "what?", form=form, seed=number, settings=settings).text)
+    plain = Ask(pixels=tiny.parts.image_views(picture()), question="what?")
+    request = Request(sequence=plain.build(tiny.parts), sampler=tiny.presets.ask(tiny.parts))
+    submitted.append((plain, engine.submit(request)))
+    wanted.append(tiny.ask(picture(), "what?").text)
     engine.drain()
-    assert {number: handle.result(0) for number, handle in handles.items()} == wanted
-    assert beside.result(0) == tiny.ask(picture(), "what?").text
+    assert [task.read(handle.result(0), tiny.parts) for task, handle in submitted] == wanted
 
 
 def test_a_text_model_answers_in_a_form(tmp_path: Path) -> None:
     model = unmask.load(make_llada(tmp_path / "llada"))
     schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 3}}}
-    said = model.ask("how many?", form=of_schema(schema), length=24)  # type: ignore[call-arg]
+    said = model.ask("how many?", form=of_schema(schema), max_tokens=24)  # type: ignore[call-arg]
     assert said.value["n"] in (1, 2, 3) and json.loads(said.text) == said.value
     with pytest.raises(ValueError, match="needs at least"):
-        model.ask("how many?", form=of_schema(schema), length=2)  # type: ignore[call-arg]
+        model.ask("how many?", form=of_schema(schema), max_tokens=2)  # type: ignore[call-arg]
 
 
 @pytest.mark.weights

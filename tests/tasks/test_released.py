@@ -25,7 +25,8 @@ from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
 from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model, describe
-from unmask.sequence import Kind, Progress, Sequence, collate
+from unmask.sequence import Kind, Sequence, collate
+from unmask.step import Progress
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate
 from unmask.tasks.ground import Ground
@@ -144,7 +145,9 @@ def test_what_is_asked_stands_beside_what_is_always_told(
 def test_editing_is_asked_for_as_published(model: Model, picture: Image.Image) -> None:
     """The blank between the two pictures is the token that is dropped; there are no conditions."""
     parts = model.parts
-    sequence = Edit(pixels=parts.see(picture)[0], instruction="make it blue ", look=parts.look(picture)).build(parts)
+    sequence = Edit(
+        pixels=parts.preprocess(picture)[0], instruction="make it blue ", look=parts.image_views(picture)
+    ).build(parts)
     said = f"{HEAD}[look {SQUARE}][source 64]\n make it blue<|eot_id|>{ASSISTANT}[image 64]<|eot_id|>{ASSISTANT}"
     assert wire(sequence, model) == said
     assert int((sequence.ids == parts.text[EOT]).sum()) == 3  # system, user, assistant (spec 2.5)
@@ -152,23 +155,23 @@ def test_editing_is_asked_for_as_published(model: Model, picture: Image.Image) -
 
 def test_questions_are_asked_as_published(model: Model, picture: Image.Image) -> None:
     """The newline after the picture is the token that is dropped."""
-    sequence = Ask(pixels=model.parts.look(picture), question="what is it?", length=3).build(model.parts)
+    sequence = Ask(pixels=model.parts.image_views(picture), question="what is it?", length=3).build(model.parts)
     assert wire(sequence, model) == f"{HEAD}[look {SQUARE}] what is it?<|eot_id|>{ASSISTANT}{MASK * 3}"
 
 
 def test_boxes_are_asked_for_as_published(model: Model, picture: Image.Image) -> None:
     """A stray apostrophe comes first, so nothing is dropped; no header trails."""
-    sequence = Ground(pixels=model.parts.look(picture), phrases=("the cat",)).build(model.parts)
+    sequence = Ground(pixels=model.parts.image_views(picture), phrases=("the cat",)).build(model.parts)
     words = "\n Please locate the cat in this image. Give bounding boxes in LOC format.<|eot_id|>"
     box = f"<LOC_BEGIN>{MASK * 4}<LOC_END><|eot_id|>"
     assert wire(sequence, model) == f"'{HEAD}[look {SQUARE}]{words}{ASSISTANT}{box}"
     with pytest.raises(ValueError, match="one phrase a sequence, got 2"):
-        Ground(pixels=model.parts.look(picture), phrases=("a", "b")).build(model.parts)
+        Ground(pixels=model.parts.image_views(picture), phrases=("a", "b")).build(model.parts)
 
 
 def test_every_quirk_can_be_switched_off(model: Model, picture: Image.Image) -> None:
     parts = replace(model.parts, quirks=replace(NO_QUIRKS, one_segment=True))
-    look, pixels = parts.look(picture), parts.see(picture)[0]
+    look, pixels = parts.image_views(picture), parts.preprocess(picture)[0]
     drawn = wire(Generate(prompt="a dog").build(parts), model)
     assert drawn == f"{HEAD}Generate an image with the caption:\n a dog<|eot_id|>{ASSISTANT}[image 64]<|eot_id|>"
     edited = wire(Edit(pixels=pixels, instruction="go", look=look).build(parts), model)
@@ -207,9 +210,9 @@ def test_null_streams(model: Model, picture: Image.Image) -> None:
     """Without a condition all up to the user's end of turn is the null embedding, BOS included; the assistant header stays."""
     parts, text = model.parts, model.parts.text
     drawing = Generate(prompt="a dog").build(parts)
-    edit = Edit(pixels=parts.see(picture)[0], instruction="go", look=parts.look(picture)).build(parts)
+    edit = Edit(pixels=parts.preprocess(picture)[0], instruction="go", look=parts.image_views(picture)).build(parts)
     for sequence, sampler in ((drawing, model.presets.generate(parts)), (edit, model.presets.edit(parts))):
-        batch = collate([sequence], [0], features_per_image=parts.look_tokens)
+        batch = collate([sequence], [0])
         views = sampler.guidance.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
         header = sequence.span("assistant").start
         assert int(sequence.ids[header]) == text[HEADER] and int(sequence.ids[header - 1]) == text[EOT]
@@ -233,19 +236,19 @@ def test_what_sees_is_the_same_to_the_last_bit_loaded_in_part(
     parts, part = model.parts, unmask.load(folder, needs=needs_of(task)).parts
     assert any(p.is_meta for p in part.net.parameters()), "nothing was left out"
     request, sampler = {
-        "edit": (Edit(pixels=parts.see(picture)[0], instruction="go", look=parts.look(picture)), model.presets.edit(parts)),
-        "ask": (Ask(pixels=parts.look(picture), question="what?", length=3), model.presets.ask(parts)),
-        "ground": (Ground(pixels=parts.look(picture), phrases=("a cat",)), model.presets.ground(parts, 1)),
+        "edit": (Edit(pixels=parts.preprocess(picture)[0], instruction="go", look=parts.image_views(picture)), model.presets.edit(parts)),
+        "ask": (Ask(pixels=parts.image_views(picture), question="what?", length=3), model.presets.ask(parts)),
+        "ground": (Ground(pixels=parts.image_views(picture), phrases=("a cat",)), model.presets.ground(parts, 1)),
     }[task]  # fmt: skip
     sequence = request.build(parts)
     assert sequence.ids.equal(request.build(part).ids)
-    batch = collate([sequence], [0], features_per_image=parts.look_tokens)
+    batch = collate([sequence], [0])
     views = sampler.guidance.views(batch, Progress(number=torch.tensor([3]), of=torch.tensor([64]), length=1))
     assert len(views) == (3 if task == "edit" else 1)
     for view in views:
         got, wanted = part.net(view), parts.net(view)
-        assert len(wanted.text_logits) + len(wanted.code_logits) == int(view.masked.sum()) > 0
-        assert got.text_logits.equal(wanted.text_logits) and got.code_logits.equal(wanted.code_logits)
+        assert sum(len(scored.at) for scored in wanted.scored.values()) == int(view.masked.sum()) > 0
+        assert all(got.logits(kind).equal(wanted.logits(kind)) for kind in wanted.scored)
 
 
 # -- every task, from the command line --------------------------------------------------------------------------------
@@ -275,7 +278,7 @@ def test_every_command_runs(
         run(capsys, "infill", "in.png", "--box", "0,0,48,64", "--prompt", "a cat", "--out", "c.png", *few) == "c.png\n"
     )
     run(capsys, "infill", "a [mask] dog", "--model", folder)
-    answer = json.loads(run(capsys, "ask", "in.png", "what is it?", "--length", "6", "--json", "--model", folder))
+    answer = json.loads(run(capsys, "ask", "in.png", "what is it?", "--max-tokens", "6", "--json", "--model", folder))
     assert answer["settings"]["schedule"]["steps"] == 128 and isinstance(answer["text"], str)
     lines = run(capsys, "ground", "in.png", "the cat", "a dog", "--model", folder).splitlines()
     assert [line.split("\t")[4] for line in lines] == ["the cat", "a dog"]
@@ -283,9 +286,9 @@ def test_every_command_runs(
 
 
 def test_an_answer_is_as_long_as_asked(model: Model, picture: Image.Image) -> None:
-    assert len(model.ask(picture, "what?", length=5, trace=True).trace) <= 5
-    with pytest.raises(ValueError, match="at least one token, got length 0"):
-        model.ask(picture, "what?", length=0)
+    assert len(model.ask(picture, "what?", max_tokens=5, trace=True).trace) <= 5
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+        model.ask(picture, "what?", max_tokens=0)
 
 
 def test_boxes_have_no_company(model: Model, picture: Image.Image) -> None:
@@ -308,12 +311,12 @@ def test_coordinates_alone_unless_wanted(folder: Path, picture: Image.Image) -> 
 
 def test_a_wide_picture_is_seen_in_tiles(model: Model) -> None:
     wide = to_image(torch.rand(3, 28, 84, generator=torch.Generator().manual_seed(2)))
-    sequence = Ask(pixels=model.parts.look(wide), question="what?").build(model.parts)
+    sequence = Ask(pixels=model.parts.image_views(wide), question="what?").build(model.parts)
     assert len(sequence.span("look")) == 9 + 3 * 10
     assert sequence.pixels is not None and len(sequence.pixels) == 4
     left, right = wide.copy(), wide.copy()
     left.paste("red", (0, 0, 2, 2))
-    assert not torch.equal(model.parts.look(left).views[1], model.parts.look(right).views[1])
+    assert not torch.equal(model.parts.image_views(left).views[1], model.parts.image_views(right).views[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -324,7 +327,7 @@ def test_names_without_the_level_and_other_types(
     place = make_folder(tmp_path / "other", lambda name: name.replace(LEVEL, LEVEL.replace("vision_model.", "")), dtype)
     other, model = unmask.load(place), unmask.load(folder)
     assert other.parts.net.embed.weight.dtype == dtype and other.parts.vq.quant_conv.weight.dtype == torch.float32
-    views = model.parts.look(picture).views
+    views = model.parts.image_views(picture).views
     with torch.no_grad():
         theirs, ours = other.parts.net.vision(views), model.parts.net.vision(views)
     torch.testing.assert_close(theirs.float(), ours, atol=0.0 if dtype == torch.float32 else 0.3, rtol=0)
@@ -463,7 +466,7 @@ def test_a_model_of_ours_in_this_layout_keeps_its_manners(spoilt: Path, picture:
     save_file(tensors, spoilt / "model.safetensors")
     model = unmask.load(spoilt)
     assert model.parts.quirks == NO_QUIRKS and model.presets.answer == 4
-    asked = Ask(pixels=model.parts.look(picture), question="what?", length=2).build(model.parts)
+    asked = Ask(pixels=model.parts.image_views(picture), question="what?", length=2).build(model.parts)
     assert len(asked.span("look")) == 20 and asked.span("answer").segment == 1
     assert model.parts.text.show(asked.ids[:4].tolist()).startswith("<|startoftext|><|start_header_id|>u")
     configure(spoilt, unmask={"side": 256, "vision": own, "wording": "compact"})

@@ -1,4 +1,4 @@
-"""Planning and reflection: the rounds of a prompt, what is remembered of them, and what is refused. Verdicts are scripted."""
+"""Planning and reflection: the attempts of a prompt, what is remembered of them, and what is refused. Verdicts are scripted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unmask.recipe import override
 from unmask.sequence import Kind
 from unmask.tasks import planning, reflecting, revising
 from unmask.tasks.reflecting import Thinking, accepts, best, criticise, remembered, think
-from unmask.tasks.results import Round
+from unmask.tasks.results import Attempt
 from unmask.tasks.revising import revise
 from unmask.tokens.layouts import Layout, Placed, layout_of, to_ids
 from unmask.tokens.text import EOT
@@ -32,7 +32,7 @@ class Scripted:
     plans: list[Layout] = field(default_factory=list)
     critiques: dict[str, list[str]] = field(default_factory=dict)
     drawn: list[list[Any]] = field(default_factory=list)
-    told: list[tuple[int, Any]] = field(default_factory=list)
+    events: list[tuple[int, Any]] = field(default_factory=list)
 
     @property
     def parts(self) -> Any:
@@ -50,10 +50,10 @@ class Scripted:
         if all(s.spans[-2].kind == Kind.CODE for s in sequences):
             self.drawn.append(list(sequences))
             return self.model.run(sequences, seeds, replace(sampler, schedule=replace(sampler.schedule, steps=2)))
-        return type("Done", (), {"rows": [self._written(s) for s in sequences]})()
+        return type("Decoded", (), {"rows": [self._written(s) for s in sequences]})()
 
-    def tell(self, row: int, thought: Any) -> None:
-        self.told.append((row, thought))
+    def emit(self, row: int, event: Any) -> None:
+        self.events.append((row, event))
 
     def _written(self, sequence: Any) -> Any:
         text, span = self.parts.text, sequence.spans[-1]
@@ -78,38 +78,38 @@ def test_a_prompt_stops_when_it_is_right_and_the_others_go_on(model: Model) -> N
         "two cups": ["there is no cup"] * 3,
     }
     scripted = Scripted(model, critiques={k: list(v) for k, v in said.items()})
-    found = think(scripted, list(said), [1, 2, 3], Thinking(rounds=3), model.presets.generate(model.parts))
-    assert [[r.critique for r in rounds] for rounds in found] == list(said.values())
-    assert [rounds[-1].accepted for rounds in found] == [True, True, False]
+    found = think(scripted, list(said), [1, 2, 3], Thinking(attempts=3), model.presets.generate(model.parts))
+    assert [[r.critique for r in attempts] for attempts in found] == list(said.values())
+    assert [attempts[-1].accepted for attempts in found] == [True, True, False]
     assert [len(batch) for batch in scripted.drawn] == [3, 2, 1]
-    seeds = [r.seed for rounds in found for r in rounds]
-    assert [rounds[0].seed for rounds in found] == [1, 2, 3] and len(set(seeds)) == len(seeds)
+    seeds = [r.seed for attempts in found for r in attempts]
+    assert [attempts[0].seed for attempts in found] == [1, 2, 3] and len(set(seeds)) == len(seeds)
     alone = Scripted(model, critiques={"a dog": list(said["a dog"])})
-    again = think(alone, ["a dog"], [1], Thinking(rounds=3), model.presets.generate(model.parts))
+    again = think(alone, ["a dog"], [1], Thinking(attempts=3), model.presets.generate(model.parts))
     assert all(same(a.image, b.image) for a, b in zip(again[0], found[0], strict=True))
 
 
 def test_a_retry_is_shown_its_failures_and_none_without_memory(model: Model) -> None:
     for memory, looks in ((3, [0, 1, 2]), (1, [0, 1, 1]), (0, [0, 0, 0])):
         scripted = Scripted(model, critiques={"a dog": ["there is no dog", "a dog is missing", "no"]})
-        think(scripted, ["a dog"], [5], Thinking(rounds=3, memory=memory), model.presets.generate(model.parts))
+        think(scripted, ["a dog"], [5], Thinking(attempts=3, memory=memory), model.presets.generate(model.parts))
         assert [sum(s.name == "look" for s in batch[0].spans) for batch in scripted.drawn] == looks
 
 
 def test_memory_has_distinct_critiques_in_order(model: Model) -> None:
     picture = Image.new("RGB", (128, 128))
     critiques = ["a", "b", "a", "c", "a", "d"]
-    rounds = [Round(image=picture, plan=None, critique=c, accepted=False, approval=0.0, seed=0) for c in critiques]
-    kept = [tuple(a.critique for a in remembered(model.parts, rounds, 3, seed)) for seed in range(30)]
+    attempts = [Attempt(image=picture, plan=None, critique=c, accepted=False, approval=0.0, seed=0) for c in critiques]
+    kept = [tuple(a.critique for a in remembered(model.parts, attempts, 3, seed)) for seed in range(30)]
     assert all(len(set(k)) == len(k) == 3 for k in kept) and len(set(kept)) > 3
-    assert remembered(model.parts, rounds, 3, 7)[0].critique == remembered(model.parts, rounds, 3, 7)[0].critique
-    assert not remembered(model.parts, rounds, 0, 1)
+    assert remembered(model.parts, attempts, 3, 7)[0].critique == remembered(model.parts, attempts, 3, 7)[0].critique
+    assert not remembered(model.parts, attempts, 0, 1)
 
 
 def test_the_best_try_is_the_approved_one_or_the_nearest_to_it(model: Model) -> None:
     picture = Image.new("RGB", (128, 128))
     tries = [
-        Round(image=picture, plan=None, critique="", accepted=a, approval=p, seed=i)
+        Attempt(image=picture, plan=None, critique="", accepted=a, approval=p, seed=i)
         for i, (a, p) in enumerate([(False, 0.2), (False, 0.4), (False, 0.4), (True, 0.1)])
     ]
     assert best(tries).seed == 3 and best(tries[:3]).seed == 1
@@ -127,8 +127,8 @@ def test_approval_is_a_chance_that_follows_from_picture_and_prompt_alone(model: 
 def test_plans_are_drawn_from_and_told(model: Model) -> None:
     other = layout_of([("cat", (0.25, 0.25, 0.5, 0.5))])
     scripted = Scripted(model, plans=[LAYOUT, other], critiques={"x": ["no", "is correct"]})
-    (rounds,) = think(scripted, ["x"], [1], Thinking(plan=True, rounds=2), model.presets.generate(model.parts))
-    assert [r.plan for r in rounds] == [LAYOUT, other]
+    (attempts,) = think(scripted, ["x"], [1], Thinking(plan=True, attempts=2), model.presets.generate(model.parts))
+    assert [r.plan for r in attempts] == [LAYOUT, other]
     ids = [batch[0].ids[batch[0].span("plan").start : batch[0].span("plan").stop].tolist() for batch in scripted.drawn]
     assert ids == [to_ids(layout, model.parts.text, model.parts.wording) for layout in (LAYOUT, other)]
 
@@ -138,13 +138,13 @@ def test_generate_plans_reflects_and_takes_a_layout(model: Model) -> None:
         model.generate("a red apple and a cat", seed=1, settings=FEW, plan=plan)[0]
         for plan in (False, LAYOUT, layout_of([("cat", (0.0, 0.0, 1.0, 1.0))]))
     )
-    assert plain.plan is None and given.plan == LAYOUT and not plain.rounds
+    assert plain.plan is None and given.plan == LAYOUT and not plain.attempts
     assert not same(plain.image, given.image) and not same(given.image, other.image)
     planned = model.generate("a cat", n=2, seed=1, settings=FEW, plan=True)
     assert planned[1].plan == model.generate("a cat", seed=2, settings=FEW, plan=True)[0].plan
-    tried = model.generate("a cat", seed=1, settings=FEW, plan=True, reflect=2)[0]
-    assert 1 <= len(tried.rounds) <= 2 and same(tried.image, best(tried.rounds).image)
-    told = tried.to_json()["rounds"]
+    tried = model.generate("a cat", seed=1, settings=FEW, plan=True, attempts=2)[0]
+    assert 1 <= len(tried.attempts) <= 2 and same(tried.image, best(tried.attempts).image)
+    told = tried.to_json()["attempts"]
     assert [sorted(r) for r in told] == [["accepted", "approval", "critique", "plan", "seed"]] * len(told)
 
 
@@ -166,19 +166,19 @@ def test_an_edit_is_tried_again_until_it_is_approved(model: Model) -> None:
         override(model.presets.edit_again(model.parts), ["token_sampler.temperature=9"]),
     )
 
-    def tried(some: list[str], shown: list[Image.Image]) -> tuple[Scripted, list[list[Round]]]:
+    def tried(some: list[str], shown: list[Image.Image]) -> tuple[Scripted, list[list[Attempt]]]:
         scripted = Scripted(model, plans=list(plans), critiques={k: list(said[k]) for k in some})
         seeds = [10 + list(said).index(k) for k in some]
-        return scripted, revise(scripted, shown, some, seeds, Thinking(plan=True, rounds=4), sampler, again)
+        return scripted, revise(scripted, shown, some, seeds, Thinking(plan=True, attempts=4), sampler, again)
 
     scripted, found = tried(list(said), pictures)
-    assert [[r.critique for r in rounds] for rounds in found] == list(said.values())
+    assert [[r.critique for r in attempts] for attempts in found] == list(said.values())
     assert [len(batch) for batch in scripted.drawn] == [2, 1] and [r.plan for r in found[0]] == plans[:2]
     # Nothing of the first try is in the second: the same look and source, and codes of its own chance.
     first, second = scripted.drawn[0][0], scripted.drawn[1][0]
     assert torch.equal(first.ids, second.ids) and [s.name for s in second.spans].count("look") == 1
     assert not same(found[0][0].image, found[0][1].image)
-    assert len({r.seed for rounds in found for r in rounds}) == 3
+    assert len({r.seed for attempts in found for r in attempts}) == 3
     _, alone = tried(["add a cat"], pictures[:1])
     assert all(same(a.image, b.image) for a, b in zip(alone[0], found[0], strict=True))
 
@@ -186,11 +186,11 @@ def test_an_edit_is_tried_again_until_it_is_approved(model: Model) -> None:
 def test_the_judge_of_an_edit_sees_before_and_after(model: Model) -> None:
     white, red = (Image.new("RGB", (128, 128), colour) for colour in ("white", "red"))
     asked = revising.CritiqueEdit(
-        before=model.parts.glance(white), after=model.parts.glance(red), instruction="paint it red", length=16
+        before=model.parts.overview(white), after=model.parts.overview(red), instruction="paint it red", length=16
     )
     built = asked.build(model.parts)
     assert built.pixels is not None
-    assert torch.equal(built.pixels, torch.stack([model.parts.see(p)[0] for p in (white, red)]))
+    assert torch.equal(built.pixels, torch.stack([model.parts.preprocess(p)[0] for p in (white, red)]))
     assert "does this paint it red" in model.parts.text.decode(built.ids.tolist())
     told = revising.criticise(model, [white, red], [red, white], ["paint it red"] * 2)
     assert told[0][1] != told[1][1] and all(0 <= chance <= 1 for _, chance in told)
@@ -198,32 +198,32 @@ def test_the_judge_of_an_edit_sees_before_and_after(model: Model) -> None:
 
 def test_edit_reflects(model: Model) -> None:
     picture = Image.new("RGB", (128, 128), "white")
-    tried = model.edit(picture, "add a cat", n=2, seed=3, settings=FEW, plan=True, reflect=2)
-    assert [d.seed for d in tried] == [3, 4] and all(1 <= len(d.rounds) <= 2 for d in tried)
+    tried = model.edit(picture, "add a cat", n=2, seed=3, settings=FEW, plan=True, attempts=2)
+    assert [d.seed for d in tried] == [3, 4] and all(1 <= len(d.attempts) <= 2 for d in tried)
     for drawing in tried:
-        assert same(drawing.image, best(drawing.rounds).image) and drawing.plan == best(drawing.rounds).plan
-        assert len(drawing.to_json()["rounds"]) == len(drawing.rounds)
-    alone = model.edit(picture, "add a cat", seed=4, settings=FEW, plan=True, reflect=2)[0]
-    assert [same(a.image, b.image) for a, b in zip(alone.rounds, tried[1].rounds, strict=True)] == [True] * len(
-        alone.rounds
+        assert same(drawing.image, best(drawing.attempts).image) and drawing.plan == best(drawing.attempts).plan
+        assert len(drawing.to_json()["attempts"]) == len(drawing.attempts)
+    alone = model.edit(picture, "add a cat", seed=4, settings=FEW, plan=True, attempts=2)[0]
+    assert [same(a.image, b.image) for a, b in zip(alone.attempts, tried[1].attempts, strict=True)] == [True] * len(
+        alone.attempts
     )
-    given = model.edit(picture, "add a cat", settings=FEW, plan=LAYOUT, reflect=2)[0]
-    assert all(r.plan == LAYOUT for r in given.rounds)
+    given = model.edit(picture, "add a cat", settings=FEW, plan=LAYOUT, attempts=2)[0]
+    assert all(r.plan == LAYOUT for r in given.attempts)
     with pytest.raises(ValueError, match="leave out trace or reflect"):
-        model.edit(picture, "add a cat", reflect=2, trace=True)
+        model.edit(picture, "add a cat", attempts=2, trace=True)
 
 
-@pytest.mark.parametrize("rounds", [0, -3, 65, 10**9])
-def test_absurd_rounds_are_refused(model: Model, rounds: int) -> None:
-    with pytest.raises(ValueError, match="1 to 64 rounds"):
-        model.generate("a cat", reflect=rounds)
-    with pytest.raises(ValueError, match="1 to 64 rounds"):
-        model.edit(Image.new("RGB", (8, 8)), "add a cat", reflect=rounds)
+@pytest.mark.parametrize("attempts", [0, -3, 65, 10**9])
+def test_absurd_rounds_are_refused(model: Model, attempts: int) -> None:
+    with pytest.raises(ValueError, match="attempts must be 1 to 64"):
+        model.generate("a cat", attempts=attempts)
+    with pytest.raises(ValueError, match="attempts must be 1 to 64"):
+        model.edit(Image.new("RGB", (8, 8)), "add a cat", attempts=attempts)
 
 
 def test_bad_settings_are_refused(model: Model) -> None:
     with pytest.raises(ValueError, match="leave out trace or reflect"):
-        model.generate("a cat", reflect=2, trace=True)
+        model.generate("a cat", attempts=2, trace=True)
     with pytest.raises(ValueError, match="memory"):
         Thinking(memory=-1)
     many = Layout(things=tuple(Placed(phrase=f"cat {i}", box=(0, 0, 1, 1)) for i in range(200)))

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from unmask.sequence import Branch, Kind, Sequence, collate
 from unmask.tokens.build import (
-    Attempt,
     Builder,
+    FailedAttempt,
     PlanIds,
     asking,
     drawing,
@@ -78,8 +78,8 @@ def _plan(b: Builder, kind: str = "") -> list[int]:
 
 def _retry(b: Builder) -> Sequence:
     attempts = [
-        Attempt(picture=PIXELS, critique="there is no cat"),
-        Attempt(picture=PIXELS, critique="a cat is missing"),
+        FailedAttempt(picture=PIXELS, critique="there is no cat"),
+        FailedAttempt(picture=PIXELS, critique="a cat is missing"),
     ]
     return drawing(b, "a dog", (4, 4), fold=2, plan=PlanIds(ids=tuple(_plan(b))), attempts=attempts)
 
@@ -304,7 +304,7 @@ def test_an_unfolded_picture_takes_a_position_a_code() -> None:
 
 def test_every_question_begins_where_the_context_ends() -> None:
     sequence = _look(builder("compact"))
-    batch = collate([sequence], [0], features_per_image=LOOK)
+    batch = collate([sequence], [0])
     context = sequence.span("look").stop
     assert batch.position[0, :context].tolist() == list(range(context))
     for segment in (1, 2, 3, 4):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import resource
 import signal
 import subprocess
@@ -21,13 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import unmask
 from unmask.checkpoints.store import load_module
 from unmask.data.mixture import Joint
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, override
 from unmask.rng import generator
-from unmask.sequence import Batch, Loss
+from unmask.sequence import Batch
+from unmask.step import Loss
 from unmask.training.optim import Masters, rate
 from unmask.training.parallel import Place, launch
 from unmask.training.train import STATE, train
@@ -36,14 +35,6 @@ from .tiny import STEPS, Numbers, model, recipe
 
 torch.set_num_threads(1)
 PROGRAM = str(Path(__file__).with_name("tiny.py"))
-REPOSITORY = str(Path(unmask.__file__).parents[1])
-
-
-@pytest.fixture(autouse=True)
-def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype: 1e9)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [REPOSITORY, os.environ.get("PYTHONPATH")])))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -67,7 +58,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """An uninterrupted run: (bf16, its folder, its result)."""
     folder = tmp_path_factory.mktemp("whole")
     patch = pytest.MonkeyPatch()
-    patch.setattr("unmask.training.train.matmul_peak", lambda dtype: 1e9)
+    patch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
     done = train(recipe(bf16=request.param), folder)
     patch.undo()
     return request.param, folder, done
@@ -150,7 +141,7 @@ def test_metrics(whole: tuple[bool, Path, nn.Module]) -> None:
     written = rows(whole[1])
     assert [r["step"] for r in written] == [2, 4, 6, 8, 10, 12]
     for r in written:
-        assert set(r) == {"step", "text", "code", "grad", "peak", "tokens_per_s", "seconds"}
+        assert set(r) == {"step", "updates", "text", "code", "grad", "peak", "tokens_per_s", "seconds"}
         assert all(math.isfinite(v) for v in r.values())
         assert r["text"] > 0 and r["code"] > 0 and r["grad"] > 0 and r["tokens_per_s"] > 0
 
@@ -229,7 +220,6 @@ def test_a_failing_save_keeps_the_previous_checkpoint(
     assert (tmp_path / STATE).read_bytes() == before
     assert not list(tmp_path.glob("*.part"))
     monkeypatch.undo()
-    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype: 1e9)
     whole = train(recipe(), tmp_path / "whole")
     equal(train(recipe(), tmp_path).state_dict(), whole.state_dict())
 
@@ -282,7 +272,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         total = next(module.parameters()).sum() * math.nan
         return Loss(total=total, terms={"text": total}, counts={"text": 1})
 
-    with pytest.raises(FloatingPointError, match="not finite at step 4"):
+    with pytest.raises(FloatingPointError, match="not finite at update 4"):
         train(dataclasses.replace(recipe(), objective=broken), tmp_path)
     assert (tmp_path / STATE).read_bytes() == before
 
@@ -376,14 +366,14 @@ def test_a_parameter_without_gradient_stays() -> None:
         ("name=mine", lambda r: r.name, "mine"),
         ("source.stop_at=3", lambda r: r.source.stop_at, "3"),  # None says nothing of its type
         ("objective.complementary=1", lambda r: r.objective.complementary, True),
-        ("objective.corruption.text.all=0.5", lambda r: r.objective.corruption.text.all, 0.5),
+        ("objective.corruption.otherwise.all=0.5", lambda r: r.objective.corruption.otherwise.all, 0.5),
     ],
 )
 def test_override(setting: str, read: Callable[[Recipe], Any], value: Any) -> None:
     from unmask.corruption.absorbing import Absorbing
     from unmask.corruption.schedules import Cosine, OftenAll
 
-    base = dataclasses.replace(recipe(), objective=Masked(corruption=Absorbing(text=OftenAll(policy=Cosine()))))
+    base = dataclasses.replace(recipe(), objective=Masked(corruption=Absorbing(otherwise=OftenAll(policy=Cosine()))))
     changed = override(base, [setting])
     assert read(changed) == value and type(read(changed)) is type(value)
     assert base.training.steps == STEPS  # nothing is changed in place

@@ -1,12 +1,16 @@
 """A recipe of a second or two, and a program that runs it: what test_train.py starts, kills and runs twice over.
 
-python tiny.py FOLDER [--bf16] [--stop-at STEP]     trains; with --stop-at waits for ever in that step, to be killed
+python tiny.py FOLDER [--bf16] [--stop-at STEP] [--signal-at STEP]
+
+--stop-at waits in that step, to be killed; --signal-at sends SIGTERM to the process that takes that batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.training.parallel import join
+from unmask.training.stopping import Stopped
 from unmask.training.train import train
 
 CONFIG = dataclasses.replace(SIZES["tiny"], vision=None, vocab_size=40)
@@ -35,13 +40,16 @@ SPANS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """Random rows, a pure function of the batch number. At batch ``stop_at`` it waits to be killed."""
+    """Random rows, a pure function of the batch number. At batch ``stop_at`` it waits; ``signal_at`` sends SIGTERM."""
 
     stop_at: int | None = None
+    signal_at: int | None = None
 
     def __call__(self, step: int) -> Batch:
         if step == self.stop_at:
             time.sleep(600)
+        if step == self.signal_at:
+            signal.raise_signal(signal.SIGTERM)
         rng = generator("numbers", step)
         rows = [
             Sequence(
@@ -58,12 +66,12 @@ def model() -> nn.Module:
     return made
 
 
-def recipe(*, bf16: bool = False, stop_at: int | None = None) -> Recipe:
+def recipe(*, bf16: bool = False, stop_at: int | None = None, signal_at: int | None = None) -> Recipe:
     """All but the code table is trained."""
     return Recipe(
         name="tiny",
         model=model,
-        source=Numbers(stop_at=stop_at),
+        source=Numbers(stop_at=stop_at, signal_at=signal_at),
         objective=Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.3),)),
         optim=Optim(lr=3e-3, warmup=4, decay_from=0.5, ema=0.9),
         training=Training(steps=STEPS, bf16=bf16, log_every=2, save_every=4),
@@ -77,9 +85,15 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--stop-at", type=int)
+    parser.add_argument("--signal-at", type=int)
     given = parser.parse_args()
     torch.set_num_threads(1)
     place = join()
-    done = train(recipe(bf16=given.bf16, stop_at=given.stop_at), given.folder, place=place)
+    made = recipe(bf16=given.bf16, stop_at=given.stop_at, signal_at=given.signal_at)
+    try:
+        done = train(made, given.folder, place=place)
+    except Stopped:
+        place.leave()
+        sys.exit(130)
     save_file(done.state_dict(), given.folder / f"rank{place.rank}.safetensors")
     place.leave()

@@ -31,9 +31,9 @@ _UND = {
     "k": "k_proj",
     "v": "v_proj",
     "mlp_norm": "ff_norm",
-    "gate": "ff_proj",
-    "up": "up_proj",
-    "down": "ff_out",
+    "mlp.gate": "ff_proj",
+    "mlp.up": "up_proj",
+    "mlp.down": "ff_out",
 }
 _CODES = {
     "code_embedding.table": "gen_embedding.0",

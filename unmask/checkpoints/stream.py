@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 PIECE = 4 * 2**20  # bytes read at once; small, since an allocator leaves holes of this size among what is kept
+_FEED_FORWARD = re.compile(r"^(blocks\.\d+\.(?:und|gen))\.((?:gate|up|down)\.weight)$")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OTHERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 
@@ -85,7 +87,12 @@ def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
         wanted = int(files[0].name.rsplit("-of-", 1)[1].split(".")[0])
         if len(files) != wanted:
             raise CheckpointError(f"{folder} holds {len(files)} of {wanted} shards of {name}; copy the missing ones")
-    return {tensor.name: tensor for file in files for tensor in read_head(file)}
+    return {_current(tensor.name): tensor for file in files for tensor in read_head(file)}
+
+
+def _current(name: str) -> str:
+    """The parameter name of a tensor in a file of ours. Files from before the feed-forward was a module of its own lack ``mlp``."""
+    return _FEED_FORWARD.sub(r"\1.mlp.\2", name)
 
 
 def _indexed(folder: Path, index: Path) -> dict[str, Stored]:

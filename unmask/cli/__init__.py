@@ -1,1 +1,1 @@
-"""The command line: one table of commands in ``main``, each imported when it is asked for."""
+"""The command line: one table of commands in ``main``, each imported when it is used."""

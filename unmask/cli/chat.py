@@ -4,32 +4,56 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+from PIL import Image
 
-from unmask.cli.options import Run, model_options
+from unmask.cli.options import (
+    OrderedHelp,
+    Run,
+    guidance_option,
+    max_tokens_option,
+    model_options,
+    steps_option,
+    temperature_option,
+)
 from unmask.cli.output import news
 from unmask.tokens.pictures import ImageError, read_image, save_image
 
-_HELP = """/image FILE  show a picture, with what you say next
-/new         begin anew
-/quit        leave (so does the end of input)"""
+if TYPE_CHECKING:
+    from unmask.tasks.conversing import Turn
+
+_HELP = """/image FILE  attach a picture to your next message
+/new         start a new conversation
+/quit        exit (so does end of input)"""
 
 
-@click.command()
+@click.command(cls=OrderedHelp, first=("out", "max_tokens", "temperature", "steps", "guidance", "model"))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default="chat",
     show_default=True,
-    help="Where pictures are saved: 1.png, 2.png …",
+    help="Folder for pictures: 1.png, 2.png …",
 )
+@max_tokens_option
+@steps_option
+@guidance_option
+@temperature_option
 @model_options
-def chat(run: Run, out: Path) -> None:
-    """Talk with a model in words and pictures.
+def chat(
+    run: Run,
+    out: Path,
+    max_tokens: int | None,
+    steps: int | None,
+    guidance: float | None,
+    temperature: float | None,
+) -> None:
+    """Chat with a model in words and pictures.
 
-    Reads a line at a time. Words are printed, pictures are saved and their paths printed. Lines that begin with / are commands: /help.
+    Reads one message per line. Prints words; saves pictures and prints their paths. Lines that start with / are commands: /help.
+    --max-tokens and --temperature apply to words, --steps and --guidance to pictures.
 
     \b
     Examples:
@@ -40,10 +64,12 @@ def chat(run: Run, out: Path) -> None:
     from unmask.tasks.conversing import Message
 
     if run.settings:
-        raise click.UsageError("chat takes no -o settings: words and pictures have samplers of their own")
+        raise click.UsageError(
+            "chat takes no -o: words and pictures use different samplers; use --steps, --guidance or --temperature"
+        )
     model, messages, shown, saved = run.open("converse"), [], [], 0
     if sys.stdin.isatty():
-        news("Say something; /help for help.")
+        news("Type a message, or /help.")
     for line in sys.stdin:
         words = line.strip()
         if words in ("/quit", "/new"):
@@ -55,16 +81,23 @@ def chat(run: Run, out: Path) -> None:
         elif words:
             asked = Message(role="user", text=words, images=tuple(shown))
             try:
-                turn = model.converse([*messages, asked], seed=run.seed + len(messages) // 2)
-            except ValueError as error:  # what was said before stays
+                turn = model.converse(
+                    [*messages, asked],
+                    seed=run.seed + len(messages) // 2,
+                    max_tokens=max_tokens,
+                    steps=steps,
+                    guidance_scale=guidance,
+                    temperature=temperature,
+                )
+            except ValueError as error:  # the conversation so far is kept
                 news(f"error: {error}")
                 continue
             messages, shown = [*messages, asked, turn.message()], []
             saved += _deliver(turn, out, saved, run)
 
 
-def _command(words: str) -> list[Any]:
-    """The picture that a command shows, if it does."""
+def _command(words: str) -> list[Image.Image]:
+    """The picture that a command attaches, if any."""
     name, _, argument = words.partition(" ")
     if name != "/image":
         news(_HELP)
@@ -76,8 +109,8 @@ def _command(words: str) -> list[Any]:
         return []
 
 
-def _deliver(turn: Any, out: Path, saved: int, run: Run) -> int:
-    """Print words and paths, or one line of JSON; how many pictures were saved."""
+def _deliver(turn: Turn, out: Path, saved: int, run: Run) -> int:
+    """Print words and paths, or one line of JSON. Returns the number of pictures saved."""
     files = []
     for image in turn.images:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command demo: one sheet with drawings, an answer, boxes, an edit and a drawing as it comes about."""
+"""The command demo: one sheet with pictures, an answer, boxes, an edit, and a picture after each step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from PIL import Image
@@ -17,6 +17,9 @@ from unmask.cli.output import news, print_json
 from unmask.cli.sheet import Cell, Row, sheet
 from unmask.tokens.pictures import draw_boxes, save_image, save_trace, strip
 
+if TYPE_CHECKING:
+    from unmask.tasks.results import Box, Drawing
+
 PROMPTS = (
     "a red apple",
     "two yellow cups",
@@ -25,13 +28,13 @@ PROMPTS = (
     "an elephant above a pink umbrella on a sand background",
     "a purple car, a clock and a banana",
 )
-_TRACED = 3  # the prompt that is also shown as it comes about
+_TRACED = 3  # the prompt whose steps are shown
 _SIDE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A scene of the test split, which no training ever showed, and what is true of it."""
+    """A scene of the test split, never seen in training, and the true answers."""
 
     picture: Image.Image
     question: str
@@ -42,13 +45,13 @@ class Example:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Folder to write to.")
+@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Output folder.")
 @model_options
 def demo(run: Run, out: Path) -> None:
-    """Show on one sheet all that a model does.
+    """Show everything a model can do on one sheet.
 
-    Six drawings from plans of the model's own, a question with its answer, boxes, an edit, and one drawing as it comes
-    about; nothing is picked by hand. Prints what the sheet shows.
+    Six pictures from the model's own layouts, a question with its answer, boxes, an edit, and one picture after each step; nothing is
+    picked by hand. Prints what the sheet shows.
 
     \b
     Examples:
@@ -57,21 +60,21 @@ def demo(run: Run, out: Path) -> None:
     """
     began = time.perf_counter()
     model = run.open("all")
-    news(f"model {run.model} opened in {time.perf_counter() - began:.1f} s")
+    news(f"model {run.model} loaded in {time.perf_counter() - began:.1f} s")
     drawn = [
         model.generate(prompt, seed=run.seed, plan=True, trace=i == _TRACED, settings=run.settings)[0]
         for i, prompt in enumerate(PROMPTS)
     ]
-    news(f"{len(drawn)} pictures drawn")
+    news(f"{len(drawn)} pictures generated")
     example = unseen(run.seed)
     answer = model.ask(example.picture, example.question, seed=run.seed)
     found = model.ground(example.picture, list(example.phrases), seed=run.seed)
     edited = model.edit(example.picture, example.instruction, seed=run.seed)[0]
-    news("a picture asked about, searched and edited")
-    told = {
+    news("question answered, objects found, picture edited")
+    record = {
         "drawings": [{"prompt": p, "file": f"drawing-{i + 1}.png"} for i, p in enumerate(PROMPTS)],
         "question": {"text": example.question, "answer": answer.text, "truth": example.answer},
-        "boxes": [_box_told(b, true) for b, true in zip(found.boxes, example.boxes, strict=True)],
+        "boxes": [_box_record(b, true) for b, true in zip(found.boxes, example.boxes, strict=True)],
         "edit": {"instruction": example.instruction, "file": "edited.png"},
         "trace": {"prompt": PROMPTS[_TRACED], "file": "trace.gif"},
     }
@@ -83,11 +86,11 @@ def demo(run: Run, out: Path) -> None:
     save_trace(drawn[_TRACED].trace, out / "trace.gif")
     page = sheet(_rows(drawn, example, answer.text, boxed, edited.image))
     saved = save_image(page, out / "sheet.png")
-    _report(told, saved, time.perf_counter() - began, run)
+    _report(record, saved, time.perf_counter() - began, run)
 
 
 def unseen(seed: int) -> Example:
-    """The first test scene from ``seed`` on of which something can be asked, found and changed."""
+    """The first test scene, counted from ``seed``, that has a question, referring phrases and an edit."""
     from unmask.data.world import edits, language
     from unmask.data.world.render import render
     from unmask.data.world.scenes import Draft, sample
@@ -108,7 +111,7 @@ def unseen(seed: int) -> Example:
                 boxes=tuple(_pixels(scene.things[i].box) for _, i in referred),
                 instruction=changed.instruction,
             )
-    raise ValueError(f"no scene to show was found from seed {seed}; try another --seed")
+    raise ValueError(f"no suitable scene was found for seed {seed}; use another --seed")
 
 
 def _pixels(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -116,7 +119,7 @@ def _pixels(box: tuple[float, float, float, float]) -> tuple[float, float, float
     return (x1, y1, x2, y2)
 
 
-def _box_told(box: Any, true: Sequence[float]) -> dict[str, Any]:
+def _box_record(box: Box, true: Sequence[float]) -> dict[str, Any]:
     return {
         "phrase": box.phrase,
         "box": [round(v, 1) for v in box.corners],
@@ -125,7 +128,7 @@ def _box_told(box: Any, true: Sequence[float]) -> dict[str, Any]:
 
 
 def _rows(
-    drawn: Sequence[Any], example: Example, answer: str, boxed: Image.Image, edited: Image.Image
+    drawn: Sequence[Drawing], example: Example, answer: str, boxed: Image.Image, edited: Image.Image
 ) -> tuple[Row, ...]:
     looked = (
         Cell(picture=example.picture, lines=(example.question, f"{answer} (true: {example.answer})")),
@@ -135,25 +138,25 @@ def _rows(
     frames = strip(drawn[_TRACED].trace, most=8)
     return (
         Row(
-            title="Draw",
+            title="Generate",
             columns=3,
             cells=tuple(Cell(picture=d.image, lines=(p,)) for d, p in zip(drawn, PROMPTS, strict=True)),
         ),
-        Row(title="Look at a picture never seen in training: ask, find, edit", columns=3, cells=looked),
-        Row(title="How a drawing comes about", columns=1, cells=(Cell(picture=frames, lines=(PROMPTS[_TRACED],)),)),
+        Row(title="A picture never seen in training: ask, find, edit", columns=3, cells=looked),
+        Row(title="A picture after each step", columns=1, cells=(Cell(picture=frames, lines=(PROMPTS[_TRACED],)),)),
     )
 
 
-def _report(told: dict[str, Any], saved: Path, seconds: float, run: Run) -> None:
+def _report(record: dict[str, Any], saved: Path, seconds: float, run: Run) -> None:
     if run.json:
-        print_json({**told, "sheet": str(saved), "seconds": round(seconds, 2)})
+        print_json({**record, "sheet": str(saved), "seconds": round(seconds, 2)})
         return
-    for one in told["drawings"]:
-        click.echo(f"drawn     {one['prompt']}")
-    asked = told["question"]
+    for one in record["drawings"]:
+        click.echo(f"generated {one['prompt']}")
+    asked = record["question"]
     click.echo(f"asked     {asked['text']} -> {asked['answer']} (true: {asked['truth']})")
-    for box in told["boxes"]:
+    for box in record["boxes"]:
         click.echo(f"found     {box['phrase']} at {box['box']} (true: {box['truth']})")
-    click.echo(f"edited    {told['edit']['instruction']}")
-    click.echo(f"traced    {told['trace']['prompt']}: {saved.with_name('trace.gif')}")
+    click.echo(f"edited    {record['edit']['instruction']}")
+    click.echo(f"traced    {record['trace']['prompt']}: {saved.with_name('trace.gif')}")
     click.echo(f"sheet     {saved}, after {seconds:.1f} s")

@@ -1,4 +1,4 @@
-"""Commands that end in a picture (or a completed text): generate, edit, infill."""
+"""Commands that make a picture, or complete a text: generate, edit, infill."""
 
 from __future__ import annotations
 
@@ -7,48 +7,73 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from PIL import Image
 
-from unmask.cli.options import Command, Run, model_options, path_option
+from unmask.cli.options import (
+    Command,
+    OrderedHelp,
+    Run,
+    guidance_option,
+    model_options,
+    path_option,
+    steps_option,
+    temperature_option,
+)
 from unmask.cli.output import news, numbered, print_json
 from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, save_trace
 
+if TYPE_CHECKING:
+    from unmask.tasks.results import Drawing
+    from unmask.tokens.layouts import Layout
+
 _GAP = "[mask]"
 
-_plan = click.option("--plan", is_flag=True, help="Think of a layout first.")
-_reflect = click.option(
-    "--reflect", type=int, default=1, show_default=True, metavar="N", help="Judge, and draw up to N pictures."
+_plan = click.option("--plan", is_flag=True, help="Generate a layout first, then the picture.")
+_attempts = click.option(
+    "--attempts",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Best of N, stopping at the first that the model accepts.",
 )
-_thoughts = path_option("--thoughts", tuple(WRITABLE), "Also save plans and critiques as a sheet.")
-_trace = path_option("--trace", TRACES, "Also save how it came about: .gif moves, .png is a strip.")
+_thoughts = path_option("--thoughts", tuple(WRITABLE), "Also save layouts and critiques as a sheet.")
+_trace = path_option("--trace", TRACES, "Also save the picture after each step: .gif or .png strip.")
 _count = click.option(
-    "-n", "count", type=click.IntRange(1, 256), default=1, show_default=True, help="How many pictures."
+    "-n", "count", type=click.IntRange(1, 256), metavar="N", default=1, show_default=True, help="Number of pictures."
 )
 
 
-def _light(command: Command) -> Command:
-    """Add --luminance, --contrast, --score and --crop, handed over together as ``asked`` of ``Parts.conditions``."""
+def _conditions(command: Command) -> Command:
+    """Add --luminance, --contrast, --score and --crop, passed together as ``conditions``: the arguments of ``Parts.conditions``."""
 
     @functools.wraps(command)
     def wrapped(
         luminance: float | None, contrast: float | None, score: float | None, crop: tuple[int, int] | None, **own: Any
     ) -> None:
-        command(asked={"luminance": luminance, "contrast": contrast, "score": score, "crop": crop}, **own)
+        command(conditions={"luminance": luminance, "contrast": contrast, "score": score, "crop": crop}, **own)
 
     options = (
-        click.option("--luminance", type=click.FloatRange(0, 1), metavar="0..1", help="Ask for this mean luminance."),
         click.option(
-            "--contrast", type=click.FloatRange(0, 0.5), metavar="0..0.5", help="Ask for this deviation of it."
+            "--luminance", type=click.FloatRange(0, 1), metavar="0..1", help="Condition on this mean luminance."
         ),
-        click.option("--score", type=click.FloatRange(0, 10), metavar="0..10", help="Ask for this aesthetic score."),
+        click.option(
+            "--contrast",
+            type=click.FloatRange(0, 0.5),
+            metavar="0..0.5",
+            help="Condition on this standard deviation of luminance.",
+        ),
+        click.option(
+            "--score", type=click.FloatRange(0, 10), metavar="0..10", help="Condition on this aesthetic score."
+        ),
         click.option(
             "--crop",
             type=(click.IntRange(min=0), click.IntRange(min=0)),
             metavar="TOP LEFT",
-            help="Ask for a picture of which so many pixels were cropped.",
+            help="Condition on a crop of so many pixels at the top and left.",
         ),
     )
     for option in reversed(options):
@@ -56,73 +81,87 @@ def _light(command: Command) -> Command:
     return wrapped
 
 
-@click.command()
+@click.command(cls=OrderedHelp, first=("out", "count", "steps", "guidance", "seed", "model"))
 @click.argument("prompt")
 @_count
-@path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "drawing.png")
+@steps_option
+@guidance_option
+@temperature_option
+@path_option("--out", tuple(WRITABLE), "Output file; several pictures are numbered.", "drawing.png")
 @_trace
-@_light
+@_conditions
 @_plan
 @click.option(
-    "--boxes", metavar="LAYOUT", help="Draw from this layout: 'name: x1,y1,x2,y2; …' in fractions, or a JSON file."
+    "--boxes",
+    metavar="LAYOUT",
+    help="Use this layout: 'name: x1,y1,x2,y2; …' in fractions of the picture, or a JSON file.",
 )
-@_reflect
+@_attempts
 @_thoughts
 @model_options
 def generate(
     run: Run,
     prompt: str,
     count: int,
+    steps: int | None,
+    guidance: float | None,
+    temperature: float | None,
     out: Path,
     trace: Path | None,
     plan: bool,
     boxes: str | None,
-    reflect: int,
+    attempts: int,
     thoughts: Path | None,
-    asked: dict[str, Any],
+    conditions: dict[str, Any],
 ) -> None:
-    """Draw pictures from a prompt.
+    """Generate pictures from a prompt.
 
-    Prints the path of every picture. With --reflect that is the first which the model itself finds right, or of N the one that came
-    nearest.
+    Prints the path of every picture. With --attempts N it is the first attempt that the model's own critique accepts, otherwise the one
+    with the highest acceptance score.
 
     \b
     Examples:
       unmask generate "two red apples left of a cat"
       unmask generate "a blue bus" -n 4 --seed 1 --out bus.png
       unmask generate "a dog above a car" --trace dog.gif
-      unmask generate "a clock" -o schedule.steps=8 --json
+      unmask generate "a clock" --steps 8 --guidance 2 --json
       unmask generate "a clock" --luminance 0.6 --contrast 0.05
       unmask generate "a dog above a car" --plan --thoughts plan.png
       unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"
-      unmask generate "a red apple left of a blue cup" --plan --reflect 8 --thoughts rounds.png
+      unmask generate "a red apple left of a blue cup" --plan --attempts 8 --thoughts attempts.png
     """
     if plan and boxes:
-        raise click.UsageError("--boxes is a plan already; leave out --plan")
+        raise click.UsageError("--boxes and --plan both give a layout; leave out one of them")
     _apart(out, trace, thoughts)
     layout = _layout(boxes) if boxes else plan
-    model = run.open("reflect" if reflect > 1 else "plan" if plan else "generate")
+    model = run.open("reflect" if attempts > 1 else "plan" if plan else "generate")
     drawn = model.generate(
         prompt,
         n=count,
+        steps=steps,
+        guidance_scale=guidance,
+        temperature=temperature,
         seed=run.seed,
-        conditions=model.parts.conditions(**asked),
+        conditions=model.parts.conditions(**conditions),
         plan=layout,
-        reflect=reflect,
+        attempts=attempts,
         trace=trace is not None,
         settings=run.settings,
     )
     _deliver(drawn, out, trace, run, thoughts)
 
 
-@click.command()
+@click.command(cls=OrderedHelp, first=("out", "count", "steps", "guidance", "seed", "model"))
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("instruction")
 @_count
-@path_option("--out", tuple(WRITABLE), "Where to save; several pictures are numbered.", "edited.png")
+@steps_option
+@guidance_option
+@temperature_option
+@path_option("--out", tuple(WRITABLE), "Output file; several pictures are numbered.", "edited.png")
 @_trace
 @_plan
-@_reflect
+@_attempts
 @_thoughts
 @model_options
 def edit(
@@ -130,16 +169,19 @@ def edit(
     image: Path,
     instruction: str,
     count: int,
+    steps: int | None,
+    guidance: float | None,
+    temperature: float | None,
     out: Path,
     trace: Path | None,
     plan: bool,
-    reflect: int,
+    attempts: int,
     thoughts: Path | None,
 ) -> None:
-    """Change a picture as an instruction says.
+    """Edit a picture by an instruction.
 
-    Prints the path of every picture. With --reflect that is the first which the model itself finds right, or of N the one that came
-    nearest.
+    Prints the path of every picture. With --attempts N it is the first attempt that the model's own critique accepts, otherwise the one
+    with the highest acceptance score.
 
     \b
     Examples:
@@ -147,36 +189,51 @@ def edit(
       unmask edit apples.png "add a cat at the top left" --out cat.png
       unmask edit apples.png "remove the cat" -n 2 --seed 3 --trace gone.gif
       unmask edit apples.png "move the cat to the top left" --plan --thoughts plan.png
-      unmask edit apples.png "remove the cat" --reflect 4 --thoughts rounds.png
+      unmask edit apples.png "remove the cat" --attempts 4 --thoughts attempts.png
     """
     _apart(out, trace, thoughts)
     picture = read_image(image)
-    model = run.open("edit-reflect" if reflect > 1 else "edit-plan" if plan else "edit")
+    model = run.open("edit-reflect" if attempts > 1 else "edit-plan" if plan else "edit")
     drawn = model.edit(
         picture,
         instruction,
         n=count,
+        steps=steps,
+        guidance_scale=guidance,
+        temperature=temperature,
         seed=run.seed,
         plan=plan,
-        reflect=reflect,
+        attempts=attempts,
         trace=trace is not None,
         settings=run.settings,
     )
     _deliver(drawn, out, trace, run, thoughts)
 
 
-@click.command()
+@click.command(cls=OrderedHelp, first=("region", "out", "steps", "guidance", "seed", "model"))
 @click.argument("target")
-@click.option("--region", type=click.Path(path_type=Path), help="A picture that is white where TARGET shall be filled.")
+@steps_option
+@guidance_option
+@temperature_option
+@click.option("--region", type=click.Path(path_type=Path), help="Mask picture: white where TARGET is filled.")
 @click.option("--box", metavar="X1,Y1,X2,Y2", help="Fill this box, in pixels of TARGET.")
-@click.option("--prompt", default="", help="What the whole picture shall show.")
-@path_option("--out", tuple(WRITABLE), "Where to save.", "filled.png")
+@click.option("--prompt", default="", help="Description of the whole picture.")
+@path_option("--out", tuple(WRITABLE), "Output file.", "filled.png")
 @_trace
 @model_options
 def infill(
-    run: Run, target: str, region: Path | None, box: str | None, prompt: str, out: Path, trace: Path | None
+    run: Run,
+    target: str,
+    region: Path | None,
+    box: str | None,
+    prompt: str,
+    out: Path,
+    trace: Path | None,
+    steps: int | None,
+    guidance: float | None,
+    temperature: float | None,
 ) -> None:
-    """Fill a region of a picture, or the gaps of a text.
+    """Fill a region of a picture, or the gaps in a text.
 
     TARGET is a picture file, or a text in which every [mask] is a gap. A picture needs --region or --box.
 
@@ -188,23 +245,38 @@ def infill(
     """
     if _GAP in target:
         if region or box:
-            raise click.UsageError(f"a text with {_GAP} has no --region and no --box")
-        answer = run.open("infill-text").infill_text(target, seed=run.seed, settings=run.settings)
+            raise click.UsageError(f"a text with {_GAP} takes no --region and no --box")
+        answer = run.open_any("infill-text").infill_text(
+            target,
+            seed=run.seed,
+            steps=steps,
+            guidance_scale=guidance,
+            temperature=temperature,
+            settings=run.settings,
+        )
         print_json(answer.to_json()) if run.json else click.echo(answer.text)
         return
     if (region is None) == (box is None):
-        raise click.UsageError(f"a picture needs one of --region and --box; a text needs a {_GAP}")
+        raise click.UsageError(f"a picture needs either --region or --box; a text needs at least one {_GAP}")
     _apart(out, trace)
     picture = read_image(target)
     painted = read_image(region) if region else _box_region(box or "", picture.size)
     drawn = run.open("infill").infill(
-        picture, region=painted, prompt=prompt, seed=run.seed, trace=trace is not None, settings=run.settings
+        picture,
+        region=painted,
+        prompt=prompt,
+        seed=run.seed,
+        trace=trace is not None,
+        steps=steps,
+        guidance_scale=guidance,
+        temperature=temperature,
+        settings=run.settings,
     )
     _deliver([drawn], out, trace, run)
 
 
 def _box_region(text: str, size: tuple[int, int]) -> Image.Image:
-    """``x1,y1,x2,y2`` -> a picture that is white inside the box."""
+    """``x1,y1,x2,y2`` -> a mask picture that is white inside the box."""
     try:
         x1, y1, x2, y2 = (round(float(v)) for v in text.split(","))
     except (ValueError, OverflowError):
@@ -216,7 +288,7 @@ def _box_region(text: str, size: tuple[int, int]) -> Image.Image:
     return region
 
 
-def _layout(text: str) -> Any:
+def _layout(text: str) -> Layout:
     """``name: x1,y1,x2,y2; …``, or a JSON file: [{"phrase": …, "box": [x1, y1, x2, y2]}, …]."""
     from unmask.tokens.layouts import layout_of
 
@@ -232,7 +304,7 @@ def _layout(text: str) -> Any:
         if "; give" in str(error) or "; say" in str(error):
             raise
         raise click.UsageError(
-            f"--boxes {text!r} is no layout; write 'red apple: 0,0,0.5,0.5; cat: 0.5,0.5,1,1' or give a .json file"
+            f"--boxes {text!r} is not a layout; write 'red apple: 0,0,0.5,0.5; cat: 0.5,0.5,1,1' or give a .json file"
         ) from error
 
 
@@ -243,9 +315,9 @@ def _apart(out: Path, trace: Path | None, thoughts: Path | None = None) -> None:
             raise click.UsageError(f"{flag} and {other} are both {path}")
 
 
-def _deliver(drawn: Sequence[Any], out: Path, trace: Path | None, run: Run, thoughts: Path | None = None) -> None:
-    """Save pictures, traces and thoughts, and tell where."""
-    told = []
+def _deliver(drawn: Sequence[Drawing], out: Path, trace: Path | None, run: Run, thoughts: Path | None = None) -> None:
+    """Save pictures, traces and thoughts, and print their paths."""
+    records = []
     for i, drawing in enumerate(drawn):
         saved = save_image(drawing.image, numbered(out, i, len(drawn)))
         if trace is not None:
@@ -254,8 +326,8 @@ def _deliver(drawn: Sequence[Any], out: Path, trace: Path | None, run: Run, thou
             from unmask.cli.thoughts import sheet_of
 
             news(f"thoughts: {save_image(sheet_of(drawing), numbered(thoughts, i, len(drawn)))}")
-        told.append({**drawing.to_json(), "file": str(saved)})
+        records.append({**drawing.to_json(), "file": str(saved)})
         if not run.json:
             click.echo(saved)
     if run.json:
-        print_json(told)
+        print_json(records)

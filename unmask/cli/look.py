@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from unmask.cli.options import Run, model_options, path_option
+from unmask.cli.options import (
+    OrderedHelp,
+    Run,
+    guidance_option,
+    max_tokens_option,
+    model_options,
+    path_option,
+    steps_option,
+    temperature_option,
+)
 from unmask.cli.output import news, print_json, save_text
 from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
 
+if TYPE_CHECKING:
+    from unmask.grammars.answer_format import AnswerFormat
 
-@click.command()
+
+@click.command(cls=OrderedHelp, first=("max_tokens", "steps", "guidance", "temperature", "seed", "model"))
 @click.argument("words", metavar="[IMAGE] QUESTION", nargs=-1)
-@click.option(
-    "--length", type=click.IntRange(min=1), help="Longest answer in tokens (default: as the model's family has it)."
-)
-@click.option("--plain", is_flag=True, help="Text models: go on with the text, without a chat template (Base models).")
-@click.option("--schema", metavar="FILE|JSON", help="Answer with JSON that is valid by this JSON schema.")
-@click.option("--regex", metavar="PATTERN", help="Answer with a text that matches as a whole.")
-@path_option("--trace", (".txt",), "Also save the answer as it stood after every step (.txt).")
+@max_tokens_option
+@steps_option
+@guidance_option
+@temperature_option
+@click.option("--plain", is_flag=True, help="Text models: continue the text without a chat template (for Base models).")
+@click.option("--schema", metavar="FILE|JSON", help="Constrain the answer to JSON that matches this schema.")
+@click.option("--regex", metavar="PATTERN", help="Constrain the answer to a full match of this regex.")
+@path_option("--trace", (".txt",), "Also save the answer after each step (.txt).")
 @model_options
 def ask(
     run: Run,
     words: tuple[str, ...],
-    length: int | None,
+    max_tokens: int | None,
+    steps: int | None,
+    guidance: float | None,
+    temperature: float | None,
     plain: bool,
     schema: str | None,
     regex: str | None,
@@ -34,33 +50,34 @@ def ask(
 ) -> None:
     """Answer a question about a picture.
 
-    Prints the answer. A text model (LLaDA) is given the QUESTION alone.
+    Prints the answer. A text model (LLaDA) takes a QUESTION without IMAGE. --steps counts per block of the answer.
 
     \b
     Examples:
       unmask ask apples.png "how many apples are there?"
       unmask ask apples.png "what is left of the cat?" --json
       unmask ask apples.png "what colour is the apple?" --schema '{"enum": ["red", "green"]}'
-      unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct -o blocks.length=64 -o schedule.steps=64
-      unmask ask "The sky is" --plain --length 32 --model LLaDA-8B-Base
+      unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct --max-tokens 64 --temperature 0.5
+      unmask ask "The sky is" --plain --max-tokens 32 --model LLaDA-8B-Base
     """
     if len(words) not in (1, 2) or (len(words) == 1 and os.path.isfile(words[0])):
-        raise click.UsageError("wanted a picture and a QUESTION, or for a text model a QUESTION alone")
+        raise click.UsageError("expected IMAGE and QUESTION, or only QUESTION for a text model")
     form = _form(schema, regex)
     if form and plain:
-        raise click.UsageError("a text that goes on has no form; leave out --plain, or --schema and --regex")
+        raise click.UsageError("--plain cannot be combined with --schema or --regex")
     picture = read_image(Path(words[0])) if len(words) == 2 else None
-    model = run.open("ask")
+    model = run.open_any("ask")
     from unmask.pipeline.text_model import TextModel
 
     options: dict[str, Any] = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
-    options |= ({"length": length} if length else {}) | ({"form": form} if form else {})
+    options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature}
+    options |= ({"max_tokens": max_tokens} if max_tokens else {}) | ({"form": form} if form else {})
     if isinstance(model, TextModel):
         if picture is not None:
-            raise click.UsageError(f"{run.model} is a text model and looks at no picture; give it the question alone")
+            raise click.UsageError(f"{run.model} is a text model and cannot read pictures; leave out IMAGE")
         answer = (model.complete if plain else model.ask)(words[-1], **options)
     elif picture is None or plain:
-        raise click.UsageError(f"{run.model} is no text model: give it a picture and a QUESTION, without --plain")
+        raise click.UsageError(f"{run.model} is not a text model; give IMAGE and QUESTION, without --plain")
     else:
         answer = model.ask(picture, words[-1], **options)
     if trace is not None:
@@ -69,12 +86,12 @@ def ask(
     print_json(answer.to_json()) if run.json else click.echo(answer.text)
 
 
-def _form(schema: str | None, regex: str | None) -> Any:
-    """What the answer has to look like; None: anything."""
+def _form(schema: str | None, regex: str | None) -> AnswerFormat | None:
+    """The format that the answer is constrained to; None: free text."""
     if schema is None and regex is None:
         return None
     if schema is not None and regex is not None:
-        raise click.UsageError("an answer has one form; give --schema or --regex")
+        raise click.UsageError("give either --schema or --regex")
     from unmask.grammars.answer_format import of_regex, of_schema
 
     if schema is None:
@@ -82,18 +99,21 @@ def _form(schema: str | None, regex: str | None) -> Any:
     return of_schema(schema if schema.lstrip()[:1] in ("{", "") else Path(schema).read_text(encoding="utf-8"))
 
 
-@click.command()
+@click.command(cls=OrderedHelp, first=("out", "steps", "seed", "model"))
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("phrases", nargs=-1, required=True)
 @click.option(
-    "--steps", type=click.IntRange(1, 4), default=1, show_default=True, help="1: all at once · 4: one by one."
+    "--steps",
+    type=click.IntRange(1, 4),
+    metavar="N",
+    help="Steps for the four coordinates of a box, 1 to 4.  [default: 1]",
 )
-@path_option("--out", tuple(WRITABLE), "Where to save the picture with the boxes.")
+@path_option("--out", tuple(WRITABLE), "Save the picture with the boxes drawn in.")
 @model_options
-def ground(run: Run, image: Path, phrases: tuple[str, ...], steps: int, out: Path | None) -> None:
-    """Find things in a picture and draw boxes round them.
+def ground(run: Run, image: Path, phrases: tuple[str, ...], steps: int | None, out: Path | None) -> None:
+    """Find objects in a picture and draw boxes around them.
 
-    Prints a line for every phrase: x1, y1, x2, y2 in pixels of the picture, and the phrase.
+    Prints one line per phrase: x1, y1, x2, y2 in pixels of the picture, and the phrase.
 
     \b
     Examples:

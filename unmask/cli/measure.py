@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate (how good) and bench (the scripts of ``bench/``)."""
+"""Commands that measure: evaluate (quality) and bench (the scripts in ``bench/``)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unmask.cli.options import (
     use_threads,
 )
 from unmask.cli.output import news, save_text
-from unmask.cli.suites import SUITES, Asked, check
+from unmask.cli.suites import SUITES, EvalOptions, check
 from unmask.data.world.vocabulary import LEVELS
 
 _BENCH = Path(__file__).parents[2] / "bench"
@@ -29,32 +29,45 @@ _BENCH = Path(__file__).parents[2] / "bench"
 
 @click.command()
 @click.argument("model", default="mini")
-@click.option("--suite", type=click.Choice(list(SUITES)), default="world", show_default=True, help="What is measured.")
-@click.option("--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True, help="world: which one.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="A benchmark's own file (dpg: or a folder of .txt).")
-@click.option("--images", type=click.Path(path_type=Path), help="imgedit, refcoco: the folder of their pictures.")
+@click.option("--suite", type=click.Choice(list(SUITES)), default="world", show_default=True, help="Benchmark to run.")
+@click.option("--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True, help="world: its level.")
 @click.option(
-    "--only", metavar="A,B", default="", help="Parts of the world, tags, edit types or splits of a benchmark."
+    "--prompts", type=click.Path(path_type=Path), help="The benchmark's prompt file (dpg: or a folder of .txt)."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Items a part, for a quick look.  [default: the full suite]")
+@click.option("--images", type=click.Path(path_type=Path), help="imgedit, refcoco: folder of the pictures.")
+@click.option("--only", metavar="A,B", default="", help="Only these parts, tags, edit types or splits.")
 @click.option(
-    "-n", "each", type=click.IntRange(1, 256), default=4, show_default=True, help="geneval, dpg: pictures a prompt."
-)
-@click.option("--all", "everything", is_flag=True, help="geneval: also draw what the judge cannot judge.")
-@click.option("--plan", is_flag=True, help="geneval, dpg, imgedit: think of a layout before every picture.")
-@click.option(
-    "--reflect", type=int, default=1, show_default=True, metavar="N", help="geneval, dpg: up to N tries a picture."
-)
-@setting_option("Benchmarks: change a field of the sampler; may be repeated.")
-@click.option(
-    "--clip", type=click.Path(path_type=Path), help="geneval, dpg: CLIP score, by the CLIP model in this folder."
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Items per part, for a quick run.  [default: all]"
 )
 @click.option(
-    "--real", type=click.Path(path_type=Path), help="With --clip: Frechet distance from the pictures in this folder."
+    "-n",
+    "each",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    default=4,
+    show_default=True,
+    help="geneval, dpg: pictures per prompt.",
 )
-@click.option("--json", "into", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option("--all", "everything", is_flag=True, help="geneval: also generate what the judge cannot score.")
+@click.option("--plan", is_flag=True, help="geneval, dpg, imgedit: generate a layout first.")
+@click.option(
+    "--attempts",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="geneval, dpg, imgedit: best of N per picture.",
+)
+@setting_option("Benchmarks: set a field of the sampler; repeatable.")
+@click.option(
+    "--clip", type=click.Path(path_type=Path), help="geneval, dpg: CLIP score with the CLIP model in this folder."
+)
+@click.option(
+    "--real", type=click.Path(path_type=Path), help="With --clip: Fréchet distance to the pictures in this folder."
+)
+@click.option("--json", "into", type=click.Path(path_type=Path), help="Also write the results to this file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures, verdicts and an HTML report.")
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Items at once.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=32, show_default=True, help="Batch size.")
 @seed_option
 @device_option
 @threads_option
@@ -69,12 +82,12 @@ def evaluate(
     only: str,
     threads: int | None,
     storage: Storage,
-    **asked: Any,
+    **options: Any,
 ) -> None:
-    """Measure how good a model is.
+    """Measure the quality of a model.
 
-    MODEL is the name of a shipped model, or a folder. Prints a table with 95 % intervals. The suite world needs nothing; the others read
-    a public benchmark's own files and write pictures in its own layout. A run that was stopped goes on where it was, if --out is the same.
+    MODEL is a shipped model or a folder. Prints a table with 95 % confidence intervals. The suite world needs no files; the others read
+    the files of a public benchmark and write pictures in its layout. Interrupted runs resume with the same --out.
 
     \b
     Examples:
@@ -89,22 +102,22 @@ def evaluate(
     """
     check(context, suite)
     use_threads(threads)
-    check_device(asked["device"])
+    check_device(options["device"])
     parts = tuple(p.strip() for p in only.split(",") if p.strip())
-    measured = SUITES[suite].open(Asked(only=parts, **asked))
+    measured = SUITES[suite].open(EvalOptions(only=parts, **options))
     import unmask
     from unmask.pipeline.text_model import TextModel
 
-    opened = unmask.load(model, device=asked["device"], keep=storage.keep())
+    opened = unmask.load(model, device=options["device"], storage=storage.value())
     if isinstance(opened, TextModel):
         raise ValueError(
-            f"{model} is a text model, and this suite looks or draws; its likelihood: unmask.evaluation.likelihood"
+            f"{model} is a text model, and the suites need pictures; for its likelihood use unmask.evaluation.likelihood"
         )
     report = measured(opened)
     if into is not None:
-        news(f"figures: {save_text(into, json.dumps(report.to_json(), indent=2))}")
-    if asked["out"] is not None:
-        news(f"report: {asked['out']}")
+        news(f"results: {save_text(into, json.dumps(report.to_json(), indent=2))}")
+    if options["out"] is not None:
+        news(f"report: {options['out']}")
     click.echo(report.table())
 
 
@@ -112,9 +125,9 @@ def evaluate(
 @click.argument("name")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str, arguments: tuple[str, ...]) -> None:
-    """Run one of the benchmarks of the source tree.
+    """Run a benchmark script of the source tree.
 
-    NAME is a script of bench/; what follows is its own.
+    NAME is a script in bench/; all further arguments are passed to it.
 
     \b
     Examples:
@@ -123,8 +136,8 @@ def bench(name: str, arguments: tuple[str, ...]) -> None:
     """
     scripts = {p.stem: p for p in sorted(_BENCH.glob("*.py"))}
     if not scripts:
-        raise ValueError("there is no folder bench/ beside the package; run this from a source tree (git clone)")
+        raise ValueError("no folder bench/ beside the package; run this from a source tree (git clone)")
     if name not in scripts:
-        raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(scripts)}")
+        raise ValueError(f"no benchmark is called {name!r}; choose from {', '.join(scripts)}")
     sys.argv = [str(scripts[name]), *arguments]
     runpy.run_path(str(scripts[name]), run_name="__main__")

@@ -1,52 +1,57 @@
-"""Options that many commands share, as one value.
+"""Options that several commands share.
 
-Public idea: a command decorated with ``model_options`` receives a ``Run``, which opens the model.
+Public idea: a command decorated with ``model_options`` receives a ``Run``, which loads the model.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-Command = Callable[..., Any]  # what it returns, if anything, is the program's exit code
+if TYPE_CHECKING:
+    from unmask.checkpoints.elastic import WeightStorage
+    from unmask.pipeline.model import Model
+    from unmask.pipeline.text_model import TextModel
+
+Command = Callable[..., Any]  # an int that it returns is the exit code
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """How weights shall be kept: the command line's words for ``checkpoints.elastic.Keep``."""
+    """--dtype, --quantise and --offload as typed; ``value`` makes a ``checkpoints.elastic.WeightStorage`` of them."""
 
     dtype: str | None
     quantise: tuple[str, ...]
     offload: tuple[str, ...]
 
-    def keep(self) -> Any:
-        """The value. ValueError for words that mean nothing."""
+    def value(self) -> WeightStorage:
+        """The storage. ValueError for a --quantise that is not BRANCH=int8 or BRANCH=int4."""
         import torch
 
-        from unmask.checkpoints.elastic import Keep
+        from unmask.checkpoints.elastic import WeightStorage
 
         bits = {}
         for word in self.quantise:
             branch, _, kind = word.partition("=")
             if kind not in ("int8", "int4"):
                 raise ValueError(
-                    f"--quantise {word!r} is not understood; write und=int8, gen=int8, und=int4 or gen=int4"
+                    f"--quantise {word!r} is not BRANCH=BITS; use und=int8, gen=int8, und=int4 or gen=int4"
                 )
             bits[branch] = int(kind[3:])
-        return Keep(
+        return WeightStorage(
             dtype=getattr(torch, self.dtype) if self.dtype else None, bits=bits, offload=frozenset(self.offload)
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was asked for: which model, where, with which seed and sampler settings, and whether to answer in JSON."""
+    """Which model, on which device, with which seed and sampler settings, and whether to print JSON."""
 
     model: str
     device: str
@@ -57,8 +62,17 @@ class Run:
     storage: Storage
     download: bool
 
-    def open(self, task: str) -> Any:
-        """The model with what a task needs, ready to be asked (``unmask.load``)."""
+    def open(self, task: str) -> Model:
+        """The model, with the parts that a task needs loaded. UsageError for a text model."""
+        model = self.open_any(task)
+        from unmask.pipeline.model import Model
+
+        if not isinstance(model, Model):
+            raise click.UsageError(f"{self.model} is a text model; it takes ask and infill with a text")
+        return model
+
+    def open_any(self, task: str) -> Model | TextModel:
+        """As ``open``, for tasks that text models have, too."""
         import unmask
         from unmask.pipeline.loading import needs_of
 
@@ -68,13 +82,13 @@ class Run:
             self.model,
             device=self.device,
             needs=needs_of(task),
-            keep=self.storage.keep(),
+            storage=self.storage.value(),
             download=self.download,
         )
 
 
 def model_options(command: Command) -> Command:
-    """Add the options of ``Run`` and hand it over as the first argument."""
+    """Add the options of ``Run`` and pass it as the first argument."""
 
     @functools.wraps(command)
     def wrapped(
@@ -102,10 +116,13 @@ def model_options(command: Command) -> Command:
 
     options = (
         click.option(
-            "--model", default="mini", show_default=True, help="A shipped model, a folder, or owner/name of the hub."
+            "--model",
+            default="mini",
+            show_default=True,
+            help="A shipped model, a model folder, or owner/name on the hub.",
         ),
         seed_option,
-        setting_option("Change a field of the sampler; may be repeated."),
+        setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
         device_option,
         threads_option,
@@ -118,7 +135,7 @@ def model_options(command: Command) -> Command:
 
 
 def storage_options(command: Command) -> Command:
-    """Add --dtype, --quantise and --offload, handed over together as ``storage``."""
+    """Add --dtype, --quantise and --offload, passed together as ``storage``."""
 
     @functools.wraps(command)
     def wrapped(dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], **own: Any) -> Any:
@@ -130,41 +147,85 @@ def storage_options(command: Command) -> Command:
             "--dtype",
             metavar="TYPE",
             type=click.Choice(DTYPES),
-            help="Keep the network as float32, bfloat16 or float16.",
+            help="Data type of the network: float32, bfloat16 or float16.",
         ),
-        click.option("--quantise", metavar="BRANCH=BITS", multiple=True, help="und=int8, gen=int4 …; may be repeated."),
-        click.option("--offload", type=branch, multiple=True, help="Keep this branch in the computer's memory."),
+        click.option(
+            "--quantise",
+            metavar="BRANCH=BITS",
+            multiple=True,
+            help="Quantise a branch: und=int8, gen=int4 …; repeatable.",
+        ),
+        click.option("--offload", type=branch, multiple=True, help="Offload this branch to CPU memory; repeatable."),
     )
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
 
 
-download_option = click.option("--download", is_flag=True, help="Fetch a model of the hub that is not here yet.")
-seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer."
+class OrderedHelp(click.Command):
+    """A command whose help lists its ``first`` options (by parameter name, in this order), then all others as "More options"."""
+
+    def __init__(self, *given: Any, first: Sequence[str] = (), **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.first = first
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        records = {str(p.name): record for p in options if (record := p.get_help_record(ctx))}
+        with formatter.section("Options"):
+            formatter.write_dl([records.pop(name) for name in self.first])
+        with formatter.section("More options"):
+            formatter.write_dl(list(records.values()))
+
+
+steps_option = click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", help="Unmasking steps.  [default: the model's preset]"
 )
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
+guidance_option = click.option(
+    "--guidance", type=float, metavar="SCALE", help="Guidance scale; 0 turns it off.  [default: the model's preset]"
+)
+temperature_option = click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    metavar="T",
+    help="Sampling temperature; 0 is greedy.  [default: the model's preset]",
+)
+max_tokens_option = click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Length of the answer in tokens.  [default: the model's preset]",
+)
+download_option = click.option("--download", is_flag=True, help="Download a hub model that is not in the local cache.")
+seed_option = click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Random seed; the same seed gives the same result.",
+)
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-threads_option = click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use.")
+threads_option = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 
 
 def setting_option(text: str) -> Callable[[Command], Command]:
-    """``-o key=value``, any number of times."""
+    """``-o key=value``, repeatable."""
     return click.option("-o", "settings", metavar="KEY=VALUE", multiple=True, callback=_look_like_settings, help=text)
 
 
 def _look_like_settings(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         if "=" not in value:
-            raise click.BadParameter(f"{value!r} must look like key=value", context, option)
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE", context, option)
     return values
 
 
 def path_option(
     flag: str, endings: tuple[str, ...], text: str, default: str | None = None
 ) -> Callable[[Command], Command]:
-    """A file to write, whose ending is checked before any work is done."""
+    """An output file; its extension is checked before any work starts."""
 
     def check(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
         if value is not None and value.suffix.lower() not in endings:
@@ -182,7 +243,7 @@ def path_option(
 
 
 def use_threads(threads: int | None) -> None:
-    """Bound torch's threads, where a number is given."""
+    """Limit torch's threads, if a number is given."""
     if threads is not None:
         import torch
 
@@ -190,7 +251,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def check_device(device: str) -> None:
-    """ValueError for a device that is no device or is not there."""
+    """ValueError for a device that does not exist."""
     if device == "cpu":
         return
     import torch
@@ -198,6 +259,6 @@ def check_device(device: str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise ValueError(f"{device!r} is not a device; use cpu, cuda or cuda:0") from error
+        raise ValueError(f"{device!r} is not a device; use cpu, cuda, cuda:1 …") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device was found; use --device cpu")

@@ -1,4 +1,4 @@
-"""What commands print and write: JSON, tables, numbered files. Data goes to stdout, news to stderr."""
+"""Output of commands: JSON, tables, numbered files. Data goes to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def news(text: str) -> None:
 
 
 def numbered(path: Path, index: int, count: int) -> Path:
-    """``apples.png`` where there is one file, else ``apples-1.png``, ``apples-2.png`` …"""
+    """``apples.png`` for a single file, otherwise ``apples-1.png``, ``apples-2.png`` …"""
     return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
 
 
 def save_text(path: Path, text: str) -> Path:
-    """Write a text whole or not at all."""
+    """Write a text file atomically."""
     from unmask.tokens.pictures import write_whole
 
     return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns; numbers to the right, with thousands separated."""
+    """Aligned columns; numbers right-aligned, with thousands separators."""
     cells = [[f"{v:,}" if isinstance(v, int) else str(v) for v in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(head), *cells]) for i in range(len(head))]
     right = [all(isinstance(row[i], int) for row in rows) for i in range(len(head))]

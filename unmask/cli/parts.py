@@ -1,4 +1,4 @@
-"""The command inspect: what a model or a checkpoint consists of and what a task needs, from the heads of its files alone."""
+"""The command inspect: the parts of a model or checkpoint, and the memory a task needs, from the safetensors headers alone."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from unmask.cli.output import print_json, table
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
-    from unmask.pipeline.loading import Survey
+    from unmask.pipeline.loading import ModelSpec
 
 _SHIPPED = Path(__file__).parents[1] / "assets"
 _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
 
 
 def stored(place: Path) -> list[Stored]:
-    """All tensors of a file, or of the safetensors files of a folder. ValueError where files are missing or damaged."""
+    """All tensors of a file, or of the safetensors files of a folder. ValueError for missing or damaged files."""
     from unmask.checkpoints.stream import read_head, tensors_of
 
     if place.is_file():
@@ -29,7 +29,7 @@ def stored(place: Path) -> list[Stored]:
     names = {_family(path) for path in place.glob("*.safetensors")}
     found = [tensor for name in sorted(names) for tensor in tensors_of(place, name).values()]
     if not found:
-        raise ValueError(f"there is no safetensors file in {place}; is this a model folder?")
+        raise ValueError(f"no safetensors file in {place}; give a model folder")
     return found
 
 
@@ -40,7 +40,7 @@ def _family(path: Path) -> str:
 
 
 def grouped(tensors: list[Stored], depth: int) -> Iterator[dict[str, Any]]:
-    """One row a part: the first ``depth`` words of the names, the numbers of layers left out."""
+    """One row per part: tensors grouped by the first ``depth`` words of their names, without layer numbers."""
     groups: dict[tuple[str, str], list[Stored]] = {}
     for t in tensors:
         words = [w for w in t.name.split(".")[:-1] if not w.isdigit()] or [t.name]
@@ -60,12 +60,10 @@ def grouped(tensors: list[Stored], depth: int) -> Iterator[dict[str, Any]]:
 
 @click.command()
 @click.argument("model", default="mini")
-@click.option(
-    "--depth", type=click.IntRange(1, 8), default=2, show_default=True, help="How finely to tell parts apart."
-)
-@click.option("--task", help="What this task needs: generate, edit, infill, infill-text, ask, ground or all.")
-@click.option("--budget", metavar="SIZE", help="Propose how the weights fit, for example 24GiB.")
-@click.option("--device", default="cpu", show_default=True, help="Where the model would run; it need not be here.")
+@click.option("--depth", type=click.IntRange(1, 8), default=2, show_default=True, help="Name components per part.")
+@click.option("--task", help="Memory for this task: generate, edit, infill, infill-text, ask, ground or all.")
+@click.option("--budget", metavar="SIZE", help="Propose options that fit this much memory, such as 24GiB.")
+@click.option("--device", default="cpu", show_default=True, help="Target device; it need not exist here.")
 @storage_options
 @download_option
 @json_option
@@ -81,8 +79,8 @@ def inspect(
 ) -> None:
     """List a model's parts, parameters and bytes.
 
-    MODEL is a shipped model, a folder or file of weights or of a run, owner/name of the hub, or a named size (built
-    without memory). With --task or --budget: what a task will keep in memory, before anything is loaded.
+    MODEL is a shipped model, a folder or file of weights or of a training run, owner/name on the hub, or a named size
+    (its weights are not allocated). With --task or --budget: the memory that a task needs, without loading anything.
 
     \b
     Examples:
@@ -92,7 +90,7 @@ def inspect(
       unmask inspect lavida_o --task ask --budget 12GiB --device cuda
     """
     if task or budget:
-        _plan(_survey(model, download), model, task or "all", budget, device, storage, as_json)
+        _plan(_spec(model, download), model, task or "all", budget, device, storage, as_json)
         return
     place = next((p for p in (Path(model), _SHIPPED / model) if _holds_weights(p)), None)
     tensors = stored(place) if place else _named(model, download)
@@ -110,29 +108,29 @@ def _holds_weights(place: Path) -> bool:
 
 
 def _named(name: str, download: bool) -> list[Stored]:
-    checkpoint = _survey(name, download).checkpoint
+    checkpoint = _spec(name, download).checkpoint
     return [*checkpoint.net.values(), *checkpoint.vq.values()]
 
 
-def _survey(model: str, download: bool) -> Survey:
+def _spec(model: str, download: bool) -> ModelSpec:
     from unmask.checkpoints.hub import is_hub_name
     from unmask.models.sizes import SIZES
-    from unmask.pipeline.loading import find, survey, survey_size
+    from unmask.pipeline.loading import read_spec, resolve, spec_of_size
 
     if Path(model).is_file():
-        raise ValueError(f"{model} is one file, and a task needs a whole model; give its folder")
+        raise ValueError(f"{model} is a single file, and --task needs a whole model; give its folder")
     if model in SIZES and not (Path(model).exists() or (_SHIPPED / model).exists()):
-        return survey_size(model)
+        return spec_of_size(model)
     known = Path(model).exists() or (_SHIPPED / model).exists() or is_hub_name(model)
     if not known:
-        raise ValueError(f"there is no file, folder, shipped model or size {model!r}; sizes: {', '.join(SIZES)}")
-    return survey(find(model, download=download))
+        raise ValueError(f"no file, folder, shipped model or size is called {model!r}; sizes: {', '.join(SIZES)}")
+    return read_spec(resolve(model, download=download))
 
 
 def _plan(
-    found: Survey, model: str, task: str, budget: str | None, device: str, storage: Storage, as_json: bool
+    found: ModelSpec, model: str, task: str, budget: str | None, device: str, storage: Storage, as_json: bool
 ) -> None:
-    """Print what a task keeps and works with, and with a budget the ways to fit it."""
+    """Print the memory of a task's weights and activations, and with a budget the options that fit."""
     from unmask.checkpoints.budget import footprint, free_bytes, parse_bytes, proposals, working
     from unmask.checkpoints.elastic import Weights
     from unmask.pipeline.loading import TEXT_TASKS, needs_of
@@ -140,29 +138,27 @@ def _plan(
     if not found.checkpoint.config.gen_width and task not in TEXT_TASKS:
         raise ValueError(f"{model} is a text model, which cannot {task}; its tasks are {', '.join(TEXT_TASKS)}")
     needs, limit = needs_of(task), parse_bytes(budget) if budget else None
-    weights = Weights(checkpoint=found.checkpoint, device=device, keep=storage.keep())
+    weights = Weights(checkpoint=found.checkpoint, device=device, storage=storage.value())
     shares, work, free = footprint(weights, needs), working(weights, needs, found.side), free_bytes(device)
     ways = proposals(weights, needs, limit, found.side) if limit else []
     best = next((w for w in ways if w.fits), None)
     whole = {"parameters": sum(s.parameters for s in shares), "bytes": sum(s.nbytes for s in shares)}
     if as_json:
-        told = {"model": model, "task": task, "device": device, "parts": [vars(s) for s in shares], **whole}
-        told |= {"working": work, "free": free}
+        record = {"model": model, "task": task, "device": device, "parts": [vars(s) for s in shares], **whole}
+        record |= {"working": work, "free": free}
         if limit:
             shown = [{"options": w.options, "bytes": w.nbytes, "beside": w.beside, "fits": w.fits} for w in ways]
-            told |= {"budget": limit, "proposals": shown, "proposed": best.options if best else None}
-        print_json(told)
+            record |= {"budget": limit, "proposals": shown, "proposed": best.options if best else None}
+        print_json(record)
         return
     rows = [[s.part, s.device, s.dtype, s.parameters, s.nbytes] for s in shares]
     rows += [["total", "", "", whole["parameters"], whole["bytes"]]]
     click.echo(table(["part", "device", "dtype", "parameters", "bytes"], rows))
-    click.echo(f"\nwhile working, about {_gib(work)} more; free on {device} now: {_gib(free) if free else 'not known'}")
+    click.echo(f"\nactivations: about {_gib(work)}; free on {device}: {_gib(free) if free else 'unknown'}")
     if limit:
         lines = [[w.options, _gib(w.nbytes), _gib(w.beside), "yes" if w.fits else "no"] for w in ways]
-        click.echo("\n" + table(["keep the weights", f"on {device}", "beside", f"fits {_gib(limit)}"], lines))
-        click.echo(
-            f"\nproposed: {best.options}" if best else "\nnothing here fits; take a smaller model or more memory"
-        )
+        click.echo("\n" + table(["options", f"on {device}", "offloaded", f"fits {_gib(limit)}"], lines))
+        click.echo(f"\nproposed: {best.options}" if best else "\nnothing fits; use a smaller model or more memory")
 
 
 def _gib(nbytes: int) -> str:

@@ -1,4 +1,4 @@
-"""The command serve: one model for many, over HTTP."""
+"""The command serve: an HTTP server for one model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,30 +24,48 @@ from unmask.cli.options import (
     use_threads,
 )
 
+if TYPE_CHECKING:
+    from unmask.serving.replicas import Replicas
+    from unmask.serving.server import Server
+    from unmask.serving.service import Service
+
 KEY = "UNMASK_API_KEY"
 _COUNT = click.IntRange(min=1)
 
 
 @click.command()
 @click.argument("model", default="mini")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: at every address.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="Port; 0: any free one."
+)
 @click.option(
     "--api-key",
     "keys",
     metavar="KEY",
     multiple=True,
-    help=f"A key that clients must have; may be repeated. Also ${KEY}.",
+    help=f"API key that clients must send; repeatable. Also ${KEY}.",
 )
-@click.option("--cors", "origins", metavar="ORIGIN", multiple=True, help="A site whose pages may ask; may be repeated.")
-@click.option("--max-waiting", type=_COUNT, default=128, show_default=True, help="Calls that may wait.")
-@click.option("--max-live", type=_COUNT, default=32, show_default=True, help="Calls at work at the same time.")
-@click.option("--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Size of one request.")
 @click.option(
-    "--drain-seconds", type=click.FloatRange(min=0), default=30, show_default=True, help="Time to finish after SIGTERM."
+    "--cors", "origins", metavar="ORIGIN", multiple=True, help="Allow requests from pages of this origin; repeatable."
 )
-@click.option("--replicas", type=_COUNT, help="Copies of the model behind one address, each a process.")
-@click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
+@click.option(
+    "--max-waiting", type=_COUNT, metavar="N", default=128, show_default=True, help="Requests that may be queued."
+)
+@click.option(
+    "--max-live", type=_COUNT, metavar="N", default=32, show_default=True, help="Requests that run at the same time."
+)
+@click.option("--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Largest request body.")
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=30,
+    metavar="SECONDS",
+    show_default=True,
+    help="Grace period after SIGTERM.",
+)
+@click.option("--replicas", type=_COUNT, metavar="N", help="Copies of the model, one process each.")
+@click.option("--open", "show", is_flag=True, help="Open the web page in a browser.")
 @device_option
 @threads_option
 @storage_options
@@ -69,10 +87,10 @@ def serve(
     storage: Storage,
     download: bool,
 ) -> None:
-    """Serve a model over HTTP, with a page to watch it at work.
+    """Serve a model over HTTP, with a web page.
 
-    MODEL is a shipped model, a folder, or owner/name of the hub. Prints the address once it answers; the log, a JSON object a line, goes
-    to stderr. Ends well on SIGTERM and on Ctrl-C: what is under way is finished, the second time it is not.
+    MODEL is a shipped model, a folder, or owner/name on the hub. Prints the address when the server is ready; logs go to stderr, one JSON
+    object per line. Shuts down gracefully on SIGTERM or Ctrl-C; a second signal exits at once.
 
     \b
     Examples:
@@ -83,12 +101,14 @@ def serve(
     """
     for package in ("fastapi", "uvicorn", "python_multipart"):
         if not find_spec(package):
-            raise ValueError(f"serving needs the package {package!r}, which is missing; pip install 'unmask[serve]'")
+            raise ValueError(
+                f"serving needs the package {package!r}, which is not installed; pip install 'unmask[serve]'"
+            )
     if replicas and not find_spec("ray"):
-        raise ValueError("replicas need the package 'ray', which is missing; pip install 'unmask[serve,ray]'")
+        raise ValueError("--replicas needs the package 'ray', which is not installed; pip install 'unmask[serve,ray]'")
     from unmask.serving.server import Server, listen
 
-    listener = listen(host, port)  # before the model is read: a port that is taken shows at once
+    listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
     check_device(device)
     known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
     edge: dict[str, Any] = {"keys": known, "origins": origins, "most_bytes": max_body * 2**20}
@@ -100,7 +120,7 @@ def serve(
     from unmask.serving.replicas import Copies, Replicas
 
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"each replica has a device of its own, got {device!r}; give cpu, or cuda for a GPU each")
+        raise ValueError(f"--replicas needs --device cpu or cuda, got {device!r}; cuda gives every replica its own GPU")
     copies = Copies(
         count=replicas, places=max_live + max_waiting, gpus=int(device == "cuda"), drain_seconds=drain_seconds
     )
@@ -110,27 +130,29 @@ def serve(
     _run(Replicas(open_, listener, copies, **edge), drain_seconds, show)
 
 
-def _replica(threads: int, *given: Any) -> Any:
-    """A service in the process of a replica."""
+def _replica(
+    threads: int, model: str, device: str, storage: Storage, download: bool, live: int, waiting: int
+) -> Service:
+    """The service of one replica, in its own process."""
     use_threads(threads)
-    return _service(*given)
+    return _service(model, device, storage, download, live, waiting)
 
 
-def _service(model: str, device: str, storage: Storage, download: bool, live: int, waiting: int) -> Any:
+def _service(model: str, device: str, storage: Storage, download: bool, live: int, waiting: int) -> Service:
     import unmask
     from unmask.serving.engine import Limits
     from unmask.serving.service import Service
 
-    opened = unmask.load(model, device=device, keep=storage.keep(), download=download)
+    opened = unmask.load(model, device=device, storage=storage.value(), download=download)
     name = Path(model).name if Path(model).exists() else model
-    return Service(opened, name=name, limits=Limits(live=live, waiting=waiting))
+    return Service(opened, name=name, limits=Limits(running=live, queued=waiting))
 
 
-def _run(server: Any, drain_seconds: float, show: bool) -> None:
-    """Serve until a signal comes; a second one ends it at once."""
+def _run(server: Server | Replicas, drain_seconds: float, show: bool) -> None:
+    """Serve until a signal arrives, then drain; a second signal ends draining."""
     from unmask.serving.edge import LOG, log_to
 
-    stops: SimpleQueue[int] = SimpleQueue()  # a handler may stand between any two instructions: its put needs no lock
+    stops: SimpleQueue[int] = SimpleQueue()  # SimpleQueue.put is reentrant, so a signal handler may call it
     before = {s: signal.signal(s, lambda which, _: stops.put(which)) for s in (signal.SIGTERM, signal.SIGINT)}
     undo = log_to()
     try:
@@ -138,12 +160,12 @@ def _run(server: Any, drain_seconds: float, show: bool) -> None:
         click.echo(server.url)
         if show:
             webbrowser.open(server.url)
-        while not _told(stops):
+        while not _signalled(stops):
             pass
         LOG.info("draining", extra={"fields": {"seconds": drain_seconds}})
         draining = threading.Thread(target=server.drain, args=[drain_seconds], daemon=True)
         draining.start()
-        while draining.is_alive() and not _told(stops):
+        while draining.is_alive() and not _signalled(stops):
             pass
     finally:
         server.close()
@@ -152,10 +174,10 @@ def _run(server: Any, drain_seconds: float, show: bool) -> None:
             signal.signal(which, handler)
 
 
-def _told(stops: SimpleQueue[int]) -> bool:
-    """Whether a signal comes within a moment.
+def _signalled(stops: SimpleQueue[int]) -> bool:
+    """Whether a signal arrived in the last 0.2 s.
 
-    Never waited for without end: the kernel may give a signal to another thread, whose handler runs only once this one wakes up.
+    Waits with a timeout: the kernel may deliver a signal to another thread, and Python runs its handler only when this one wakes up.
     """
     try:
         stops.get(timeout=0.2)

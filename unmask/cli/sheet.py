@@ -1,4 +1,4 @@
-"""Contact sheets: pictures with words under them, in titled rows. Public idea: ``sheet(rows) -> picture``."""
+"""Contact sheets: pictures with captions, in titled rows. Public idea: ``sheet(rows) -> picture``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INK, _PALE = (30, 30, 34), (90, 90, 98)
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A picture, and what is said under it; the first line is dark, the others pale."""
+    """A picture and the lines below it; the first line is dark, the others pale."""
 
     picture: Image.Image
     lines: tuple[str, ...] = ()
@@ -21,7 +21,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Cells of one width, ``columns`` to a line, under a title (or none)."""
+    """Cells of equal width, ``columns`` per line, under an optional title."""
 
     cells: tuple[Cell, ...]
     columns: int
@@ -29,7 +29,7 @@ class Row:
 
 
 def sheet(rows: Sequence[Row], *, width: int = 1200) -> Image.Image:
-    """All rows below each other on white, ``width`` pixels wide and as high as it takes."""
+    """All rows below each other on white, ``width`` pixels wide."""
     blocks = [block for row in rows for block in _blocks(row, width - 2 * _GAP)]
     high = sum(b.height + _GAP for b in blocks) + _GAP
     page = Image.new("RGB", (width, high), "white")
@@ -41,7 +41,7 @@ def sheet(rows: Sequence[Row], *, width: int = 1200) -> Image.Image:
 
 
 def _blocks(row: Row, width: int) -> list[Image.Image]:
-    """The title, then one picture for every line of cells."""
+    """The title, then one picture per line of cells."""
     blocks = [_words((row.title,), width, 22)] if row.title else []
     wide = (width - (row.columns - 1) * _GAP) // row.columns
     for start in range(0, len(row.cells), row.columns):
@@ -81,7 +81,7 @@ def _words(lines: Sequence[str], width: int, size: int) -> Image.Image:
 
 
 def _wrap(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Broken between words; a word that is too long for a line stands alone and is cut by the edge."""
+    """Line breaks between words; a word longer than a line gets a line of its own and is cut off."""
     made: list[str] = [""]
     for word in line.split():
         longer = f"{made[-1]} {word}".strip()

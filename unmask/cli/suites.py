@@ -1,6 +1,6 @@
-"""The suites of ``unmask evaluate`` by name: which options each takes, and what it measures.
+"""The suites of ``unmask evaluate`` by name: which options each takes, and how it measures a model.
 
-Public idea: ``SUITES["geneval"].measure(model, asked)``. Prompt files are read before any weight is.
+Public idea: ``SUITES["geneval"].open(options)(model) -> Report``. ``open`` reads the prompt files, before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The command line's words."""
+class EvalOptions:
+    """The options of ``unmask evaluate`` as typed."""
 
     level: str
     only: tuple[str, ...]
@@ -28,7 +28,7 @@ class Asked:
     everything: bool
     settings: tuple[str, ...]
     plan: bool
-    reflect: int
+    attempts: int
     clip: Path | None
     real: Path | None
     batch: int
@@ -39,128 +39,133 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """``takes``: options that are its own, by their parameters · ``wants``: those that it cannot do without · ``open``: read what is
-    asked for, and return what measures a model: model -> Report."""
+    """``takes``: parameters that apply to this suite · ``wants``: parameters that it requires · ``open``: reads the files and returns
+    the measurement: model -> Report.
+    """
 
     takes: frozenset[str]
     wants: frozenset[str]
-    open: Callable[[Asked], Callable[[Any], Any]]
+    open: Callable[[EvalOptions], Callable[[Any], Any]]
 
 
-def _world(asked: Asked) -> Callable[[Any], Any]:
+def _world(options: EvalOptions) -> Callable[[Any], Any]:
     from unmask.evaluation import world_suite
 
-    world_suite.select(asked.only)
+    world_suite.select(options.only)
 
     def measured(model: Any) -> Any:
         return world_suite.run(
             model,
-            level=asked.level,
-            only=asked.only,
-            limit=asked.limit,
-            seed=asked.seed,
-            out=asked.out,
-            batch=asked.batch,
+            level=options.level,
+            only=options.only,
+            limit=options.limit,
+            seed=options.seed,
+            out=options.out,
+            batch=options.batch,
         )
 
     return measured
 
 
-def _geneval(asked: Asked) -> Callable[[Any], Any]:
+def _geneval(options: EvalOptions) -> Callable[[Any], Any]:
     from unmask.data.geneval import read_geneval
     from unmask.evaluation.public_geneval import PublicGenEval, lay_out, layout
 
-    prompts = _some(read_geneval(_given(asked.prompts)), asked.only, lambda p: p.tag, "tag")
+    prompts = _some(read_geneval(_given(options.prompts)), options.only, lambda p: p.tag, "tag")
     part = PublicGenEval(
         prompts=prompts,
-        each=asked.each,
-        everything=asked.everything,
-        draw=_drawer(asked),
-        compare=_comparison(asked),
+        each=options.each,
+        everything=options.everything,
+        draw=_drawer(options),
+        compare=_comparison(options),
     )
-    if not asked.everything and not any(part.knows(p) for p in prompts):
-        raise ValueError("the judge knows the nouns and colours of no prompt; add --all to draw them for other judges")
+    if not options.everything and not any(part.knows(p) for p in prompts):
+        raise ValueError(
+            "the judge knows the objects and colours of no prompt; add --all to generate them for other judges"
+        )
 
     def measured(model: Any) -> Any:
-        if not asked.everything and not part.judges(model):
+        if not options.everything and not part.judges(model):
             raise ValueError(
-                f"the judge reads pictures of the small world, {part.judge().config.side} pixels a side, and this model draws "
-                f"{model.parts.side}; add --all to draw every prompt for the benchmark's own scripts"
+                f"the judge reads pictures of the synthetic world of {part.judge().config.side} pixels, and this model generates "
+                f"{model.parts.side}; add --all to generate every prompt for the benchmark's own scripts"
             )
-        report = _run(model, part, asked, len(prompts), layout)
-        lay_out(_given(asked.out), part.chosen(_plan(asked, len(prompts))))
+        report = _run(model, part, options, len(prompts), layout)
+        lay_out(_given(options.out), part.chosen(_plan(options, len(prompts))))
         return report
 
     return measured
 
 
-def _drawer(asked: Asked) -> Any:
-    from unmask.evaluation.arms import Drawer
+def _drawer(options: EvalOptions) -> Any:
+    from unmask.evaluation.strategies import PromptGenerator
 
-    return Drawer(changes=asked.settings, thinking=_thinking(asked))
+    return PromptGenerator(changes=options.settings, thinking=_thinking(options))
 
 
-def _thinking(asked: Asked) -> Any:
+def _thinking(options: EvalOptions) -> Any:
     from unmask.tasks.reflecting import Thinking
 
-    return Thinking(plan=asked.plan, rounds=asked.reflect)
+    return Thinking(plan=options.plan, attempts=options.attempts)
 
 
-def _dpg(asked: Asked) -> Callable[[Any], Any]:
+def _dpg(options: EvalOptions) -> Callable[[Any], Any]:
     from unmask.data.dpg import read_dpg
     from unmask.evaluation.evaluate import one_folder
     from unmask.evaluation.public_dpg import PublicDPG
 
-    prompts = read_dpg(_given(asked.prompts))
-    part = PublicDPG(prompts=prompts, each=asked.each, draw=_drawer(asked), compare=_comparison(asked))
-    return lambda model: _run(model, part, asked, len(prompts), one_folder)
+    prompts = read_dpg(_given(options.prompts))
+    part = PublicDPG(prompts=prompts, each=options.each, draw=_drawer(options), compare=_comparison(options))
+    return lambda model: _run(model, part, options, len(prompts), one_folder)
 
 
-def _imgedit(asked: Asked) -> Callable[[Any], Any]:
+def _imgedit(options: EvalOptions) -> Callable[[Any], Any]:
     from unmask.data.imgedit import read_imgedit
     from unmask.data.published import require_files
-    from unmask.evaluation.arms import Editor
     from unmask.evaluation.evaluate import one_folder
     from unmask.evaluation.public_imgedit import PublicImgEdit
+    from unmask.evaluation.strategies import EditGenerator
 
-    edits = _some(read_imgedit(_given(asked.prompts)), asked.only, lambda e: e.kind, "edit_type")
-    folder = _given(asked.images)
-    require_files(folder, [e.source for e in edits[: asked.limit]])
-    part = PublicImgEdit(edits=edits, folder=folder, draw=Editor(changes=asked.settings, thinking=_thinking(asked)))
-    return lambda model: _run(model, part, asked, len(edits), one_folder)
+    edits = _some(read_imgedit(_given(options.prompts)), options.only, lambda e: e.kind, "edit_type")
+    folder = _given(options.images)
+    require_files(folder, [e.source for e in edits[: options.limit]])
+    part = PublicImgEdit(
+        edits=edits, folder=folder, draw=EditGenerator(changes=options.settings, thinking=_thinking(options))
+    )
+    return lambda model: _run(model, part, options, len(edits), one_folder)
 
 
-def _refcoco(asked: Asked) -> Callable[[Any], Any]:
+def _refcoco(options: EvalOptions) -> Callable[[Any], Any]:
     from unmask.data.published import require_files
     from unmask.data.refcoco import read_refcoco
     from unmask.evaluation.public_refcoco import PublicRefCOCO
 
-    read = read_refcoco(_given(asked.prompts))
+    read = read_refcoco(_given(options.prompts))
     unseen = [e for e in read if e.split != "train"]
-    expressions = _some(read, asked.only, lambda e: e.split, "split") if asked.only else tuple(unseen)
+    expressions = _some(read, options.only, lambda e: e.split, "split") if options.only else tuple(unseen)
     if not expressions:
-        raise ValueError("all expressions are of the split train; add --only train to measure on it")
-    folder = _given(asked.images)
-    require_files(folder, [e.picture for e in expressions[: asked.limit]])
-    part = PublicRefCOCO(expressions=expressions, folder=folder, changes=asked.settings)
-    return lambda model: _run(model, part, asked, len(expressions), None)
+        raise ValueError("all expressions belong to the split train; add --only train to measure on it")
+    folder = _given(options.images)
+    require_files(folder, [e.picture for e in expressions[: options.limit]])
+    part = PublicRefCOCO(expressions=expressions, folder=folder, changes=options.settings)
+    return lambda model: _run(model, part, options, len(expressions), None)
 
 
 _DRAWS = frozenset({"prompts", "settings"})
 SUITES: dict[str, Suite] = {
     "world": Suite(takes=frozenset({"level", "only", "seed"}), wants=frozenset(), open=_world),
     "geneval": Suite(
-        takes=_DRAWS | {"only", "seed", "each", "everything", "plan", "reflect", "clip", "real"},
+        takes=_DRAWS | {"only", "seed", "each", "everything", "plan", "attempts", "clip", "real"},
         wants=frozenset({"prompts", "out"}),
         open=_geneval,
     ),
     "dpg": Suite(
-        takes=_DRAWS | {"seed", "each", "plan", "reflect", "clip", "real"},
+        takes=_DRAWS | {"seed", "each", "plan", "attempts", "clip", "real"},
         wants=frozenset({"prompts", "out"}),
         open=_dpg,
     ),
     "imgedit": Suite(
-        takes=_DRAWS | {"only", "seed", "images", "plan", "reflect"},
+        takes=_DRAWS | {"only", "seed", "images", "plan", "attempts"},
         wants=frozenset({"prompts", "images", "out"}),
         open=_imgedit,
     ),
@@ -180,46 +185,46 @@ def check(context: click.Context, name: str) -> None:
     for parameter in sorted(owned - suite.takes):
         if context.get_parameter_source(parameter) is typed:
             others = " and ".join(n for n, s in SUITES.items() if parameter in s.takes)
-            raise click.UsageError(f"{flags[parameter]} does not belong to --suite {name}, but to {others}")
+            raise click.UsageError(f"{flags[parameter]} does not apply to --suite {name}, only to {others}")
     for parameter in sorted(suite.wants):
         if context.params[parameter] is None:
             raise click.UsageError(f"--suite {name} needs {flags[parameter]}")
 
 
 def _given(path: Path | None) -> Path:
-    assert path is not None, "check() has seen to it"
+    assert path is not None, "check() made sure of it"
     return path
 
 
 def _some(values: Sequence[T], only: Iterable[str], kind: Callable[[T], str], word: str) -> tuple[T, ...]:
-    """Those of some kinds, all where none is named. ValueError for a kind that no value has."""
+    """The values of these kinds, or all if none is named. ValueError for a kind that no value has."""
     there = sorted({kind(value) for value in values})
     unknown = [name for name in only if name not in there]
     if unknown:
-        raise ValueError(f"no record has the {word} {unknown[0]!r}; there are {', '.join(there)}")
+        raise ValueError(f"no record has the {word} {unknown[0]!r}; choose from {', '.join(there)}")
     return tuple(value for value in values if not only or kind(value) in only)
 
 
-def _comparison(asked: Asked) -> Any:
-    if asked.clip is None:
-        if asked.real is not None:
-            raise click.UsageError("--real needs --clip: a distance is taken in an encoder's features")
+def _comparison(options: EvalOptions) -> Any:
+    if options.clip is None:
+        if options.real is not None:
+            raise click.UsageError("--real needs --clip: the distance is measured in CLIP features")
         return None
     from unmask.evaluation.encoders import Comparison, pictures_in, read_clip
 
-    real = pictures_in(asked.real) if asked.real is not None else ()
-    return Comparison(encoder=read_clip(asked.clip, asked.device), real=real)
+    real = pictures_in(options.real) if options.real is not None else ()
+    return Comparison(encoder=read_clip(options.clip, options.device), real=real)
 
 
-def _plan(asked: Asked, there: int) -> Any:
+def _plan(options: EvalOptions, there: int) -> Any:
     from unmask.evaluation.evaluate import Plan
 
-    return Plan(n=min(there, asked.limit or there), seed=asked.seed, batch=asked.batch)
+    return Plan(n=min(there, options.limit or there), seed=options.seed, batch=options.batch)
 
 
-def _run(model: Any, part: Any, asked: Asked, there: int, layout: Any) -> Any:
+def _run(model: Any, part: Any, options: EvalOptions, there: int, layout: Any) -> Any:
     from unmask.evaluation import suite
     from unmask.evaluation.evaluate import Record
 
-    about = {"suite": part.name, "prompts": _given(asked.prompts).name}
-    return suite.run(model, {part.name: part}, _plan(asked, there), Record(asked.out, layout), about=about)
+    about = {"suite": part.name, "prompts": _given(options.prompts).name}
+    return suite.run(model, {part.name: part}, _plan(options, there), Record(options.out, layout), about=about)

@@ -1,4 +1,4 @@
-"""A picture with what was thought before and after it, for people to look at. Public idea: ``sheet_of(drawing)``."""
+"""A sheet with the layout and the critique of a picture, attempt by attempt. Public idea: ``sheet_of(drawing)``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _COLUMNS = 4
 
 
 def sheet_of(drawing: Drawing) -> Image.Image:
-    """Every try with the boxes of its plan and its critique; a picture that was not reflected upon is its own only try."""
-    if drawing.rounds:
-        cells = [_cell(r.image, r.plan, f"{i}. {r.critique}") for i, r in enumerate(drawing.rounds, 1)]
+    """Every attempt with the boxes of its layout and its critique; a picture without attempts is shown alone."""
+    if drawing.attempts:
+        cells = [_cell(r.image, r.plan, f"{i}. {r.critique}") for i, r in enumerate(drawing.attempts, 1)]
     else:
         cells = [_cell(drawing.image, drawing.plan, "")]
     return sheet([Row(cells=tuple(cells), columns=_COLUMNS, title=drawing.prompt)])

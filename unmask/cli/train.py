@@ -1,10 +1,12 @@
-"""The command train: a recipe's name becomes a recipe, and the one trainer runs it."""
+"""The command ``train``: find a recipe by its name, apply settings, and run the one trainer."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import inspect
+import os
+import shlex
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,10 +19,11 @@ from unmask.cli.output import news, print_json, table
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _LEFT_BY_RUNS = ("state.safetensors", "metrics.jsonl")
+_STOPPED = 130  # exit code of a process that the user stopped
 
 
 def recipes(folder: Path = _RECIPES) -> dict[str, str]:
-    """``file.function`` -> first line of its docstring, of all that return a ``Recipe``; nothing is imported."""
+    """``file.function`` -> first line of its docstring, for every function that returns a ``Recipe``. Imports no recipe."""
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -30,9 +33,9 @@ def recipes(folder: Path = _RECIPES) -> dict[str, str]:
 
 
 def find(name: str, settings: Sequence[str] = ()) -> Any:
-    """The recipe of this name, with settings: those that name an argument of its function go there, the others into it.
+    """The recipe called ``name``. A setting that names an argument of its function is passed there; the others override fields.
 
-    ValueError lists the names that exist.
+    ValueError for an unknown name (with the known ones) or a setting that does not fit.
     """
     known = recipes()
     if name not in known:
@@ -71,11 +74,14 @@ def _list(context: click.Context, option: click.Parameter, wanted: bool) -> None
 @click.command()
 @click.argument("recipe")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]")
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder; without one, begin.")
-@click.option("--seed", type=int, help="Seed of the recipe; what it begins with and what it sees follow from it.")
-@setting_option("Change a field of the recipe, or an argument of its function; may be repeated.")
+@click.option("--resume", is_flag=True, help="Continue the run in the folder; start one where there is none.")
+@click.option("--seed", type=int, help="Seed of the recipe: of its first weights, its data and its noise.")
+@setting_option("Set a field of the recipe or an argument of its function; repeatable.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the recipes.")
-@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="That share the work.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best available.  [default: the recipe's, cpu]")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Data-parallel processes to start."
+)
 @json_option
 @threads_option
 def train(
@@ -84,6 +90,7 @@ def train(
     resume: bool,
     seed: int | None,
     settings: tuple[str, ...],
+    device: str | None,
     processes: int,
     as_json: bool,
     threads: int | None,
@@ -91,27 +98,35 @@ def train(
     """Train by a recipe, or go on with a run.
 
     RECIPE is file.function of unmask/recipes. The folder of the run receives metrics.jsonl, the state from which
-    --resume goes on bit for bit, sample sheets, and in the end the weights. Prints the folder.
+    --resume continues bit for bit, and at the end the weights. Prints the folder.
+
+    Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once.
 
     \b
     Examples:
       unmask train --list
       unmask train mini.stage2 --out runs/stage2
       unmask train mini.stage2 --out runs/stage2 --resume
+      unmask train mini.stage2 --device cuda --seed 1
+      unmask train mini.stage2 --processes 2 -o training.accumulate=4
       unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
     """
     folder = out or Path("runs") / recipe
     if not resume and any((folder / name).exists() for name in _LEFT_BY_RUNS):
-        raise ValueError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
-    asked = settings if seed is None else (f"seed={seed}", *settings)
-    run = find(recipe, asked)
+        raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
+    chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
+    chosen += [f"training.device={device}"] if device is not None else []
+    run = find(recipe, chosen)
+    words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     try:
         if processes > 1:
-            _train_in(processes, [recipe, "--out", str(folder), *(w for s in asked for w in ("-o", s))])
-        elif not _train_here(run, folder, threads):
+            _train_in(processes, words)
+        elif not _train_here(run, folder, threads, resume):
             return
     except KeyboardInterrupt:
-        news(f"go on with: unmask train {recipe} --out {folder} --resume")
+        if "RANK" not in os.environ:  # else the process that started this one says it
+            more = ["--processes", str(processes)] if processes > 1 else []
+            news(_how_to_continue(folder, [*words, *more]))
         raise
     if as_json:
         print_json({"recipe": run.name, "folder": str(folder), "steps": run.training.steps})
@@ -119,22 +134,41 @@ def train(
         click.echo(folder)
 
 
-def _train_here(run: Any, folder: Path, threads: int | None) -> bool:
-    """Train in this process; whether it was alone, and so is the one to tell of it."""
+def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
+    """What is saved of a stopped run, and the command that continues it."""
+    from unmask.training.train import saved_step
+
+    step = saved_step(folder)
+    what = "nothing was saved; start again with" if step is None else f"saved at step {step}; continue with"
+    return f"{what}: unmask train {shlex.join(words)}"
+
+
+def _train_here(run: Any, folder: Path, threads: int | None, resume: bool) -> bool:
+    """Train in this process. Returns whether it is alone and so prints the result."""
     use_threads(threads)
     from unmask.training.parallel import join
+    from unmask.training.stopping import Stopped
+    from unmask.training.train import saved_step
     from unmask.training.train import train as train_by
 
-    place = join()  # alone, unless ``_train_in`` or torchrun started this process
-    train_by(run, folder, place=place)
+    place = join(run.training.device)  # alone, unless ``_train_in`` or torchrun started this process
+    if resume and place.rank == 0 and saved_step(folder) is None:
+        news(f"no saved state in {folder}; starting at step 0")
+    try:
+        train_by(run, folder, place=place)
+    except Stopped:
+        place.leave()  # all processes stop after the same step
+        raise
     place.leave()
     return place.world == 1
 
 
-def _train_in(processes: int, arguments: list[str]) -> None:
+def _train_in(processes: int, words: list[str]) -> None:
+    """Start the processes and wait. They get --resume, because the first may write to the folder before another checks it."""
     from unmask.training.parallel import launch
 
-    # --resume: the second process may look into the folder when the first has already begun to write.
-    code = launch(processes, ["-m", "unmask.cli.main", "train", *arguments, "--resume"])
+    code = launch(processes, ["-m", "unmask.cli.main", "train", *words])
+    if code == _STOPPED:
+        raise KeyboardInterrupt
     if code:
         raise click.exceptions.Exit(code)

@@ -1,4 +1,4 @@
-"""Commands on checkpoints: convert (from one layout on disk to the other) and verify (do they give the measured figures here?)."""
+"""Commands on checkpoints: convert (between the two layouts on disk) and verify (recompute measured values)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from unmask.cli.output import news, print_json, table
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--to", "layout", type=click.Choice(["released", "own"]), required=True, help="The layout of OUT.")
 @click.option(
-    "--like", metavar="MODEL", help="SOURCE is a run that trained this model: take all but the weights from it."
+    "--like",
+    metavar="MODEL",
+    help="SOURCE is a training run of this model; copy everything but the weights from MODEL.",
 )
 @json_option
 def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool) -> None:
-    """Bring a model into the released layout, or back into ours.
+    """Convert a model to the released layout, or back.
 
-    SOURCE is a shipped model or a folder; OUT a folder that is not there yet. It is written whole or not at all, and the whole model is
-    held in memory once. Every tensor keeps its type and its bits; there and back is identical.
+    SOURCE is a shipped model or a folder; OUT is a new folder, written completely or not at all. The whole model is held in memory once.
+    Tensors keep their type and every bit, so a round trip is identical.
 
-    What the released layout has no word for (wording, picture size, vision tower, how the tokenizer encodes) goes into the block "unmask"
-    of config.json and vqvae/config.json, which other programs pass over. What ours has no word for goes into the block "released" of our
-    config.json.
+    Settings that the released layout cannot express (wording, picture size, vision tower, how the tokenizer encodes) go into the block
+    "unmask" of config.json and vqvae/config.json, which other programs ignore. Settings that our layout cannot express go into the block
+    "released" of our config.json.
 
     \b
     Examples:
@@ -35,7 +37,7 @@ def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool
       unmask convert runs/stage3 mine --to released --like mini
     """
     if like is not None and layout == "own":
-        raise click.UsageError("--like is for runs, which are brought into the released layout")
+        raise click.UsageError("--like applies to training runs, which convert --to released only")
     from unmask.pipeline.convert import to_own, to_released
 
     written = to_released(source, out, like=like) if layout == "released" else to_own(source, out)
@@ -49,16 +51,16 @@ def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference that passes.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Compute in this type.  [default: that of the files]")
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference allowed.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Compute in this type.  [default: the type of the files]")
 @json_option
 @device_option
 @threads_option
 def verify(folder: Path, tolerance: float, dtype: str | None, as_json: bool, device: str, threads: int | None) -> int:
-    """Compute measured figures anew and print the differences.
+    """Recompute measured values and report the differences.
 
-    FOLDER is a checkpoint in the released layout with expected.safetensors beside it: inputs and what the official code made of
-    them. Integers (codes, counts) must be equal, real numbers differ by no more than the tolerance. Exit code 1 where they do not.
+    FOLDER is a checkpoint in the released layout with expected.safetensors beside it: inputs, and the outputs of the official code.
+    Integers (codes, counts) must be equal; real numbers may differ by the tolerance. Exit code 1 if any array fails.
 
     \b
     Examples:
@@ -74,8 +76,8 @@ def verify(folder: Path, tolerance: float, dtype: str | None, as_json: bool, dev
     found = differences(folder, tolerance=tolerance, dtype=getattr(torch, dtype) if dtype else None, device=device)
     ok = all(d.ok for d in found)
     if as_json:
-        told = {"folder": str(folder), "tolerance": tolerance, "dtype": dtype, "device": device, "ok": ok}
-        print_json({**told, "arrays": [d.to_json() for d in found]})
+        record = {"folder": str(folder), "tolerance": tolerance, "dtype": dtype, "device": device, "ok": ok}
+        print_json({**record, "arrays": [d.to_json() for d in found]})
     else:
         rows = [
             [

@@ -1,11 +1,11 @@
-"""The command world: look at the scenes, and at all that is said about them."""
+"""The command world: show scenes with their captions, questions and edits."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,12 +15,15 @@ from unmask.data.world.scenes import SPLITS
 from unmask.data.world.vocabulary import LEVELS
 from unmask.tokens.pictures import WRITABLE
 
+if TYPE_CHECKING:
+    from unmask.cli.sheet import Cell
+
 _SIDE = 128
 
 
 @click.group()
 def world() -> None:
-    """Look at the small world that models are trained on.
+    """Show the synthetic world that models are trained on.
 
     \b
     Examples:
@@ -32,15 +35,15 @@ def world() -> None:
 @world.command()
 @click.option("--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True)
 @click.option("--split", type=click.Choice(SPLITS), default="train", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Which world of scenes.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the scenes.")
 @click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first scene.")
-@click.option("-n", "count", type=click.IntRange(1, 400), default=12, show_default=True, help="How many scenes.")
-@path_option("--out", tuple(WRITABLE), "Where to save the sheet.", "world.png")
+@click.option("-n", "count", type=click.IntRange(1, 400), default=12, show_default=True, help="Number of scenes.")
+@path_option("--out", tuple(WRITABLE), "Output file.", "world.png")
 @json_option
 def show(level: str, split: str, seed: int, first: int, count: int, out: Path, as_json: bool) -> None:
-    """Save a sheet of scenes: picture with boxes, caption, a question with its answer, an edit.
+    """Save a sheet of scenes: picture with boxes, caption, question and answer, edit.
 
-    Prints the path of the sheet, or with --json all that is said about every scene.
+    Prints the path of the sheet, or with --json all texts and boxes of every scene.
 
     \b
     Examples:
@@ -51,19 +54,19 @@ def show(level: str, split: str, seed: int, first: int, count: int, out: Path, a
     from unmask.cli.sheet import Row, sheet
     from unmask.tokens.pictures import save_image
 
-    told = [_told(level, split, seed, index) for index in range(first, first + count)]
-    cells = tuple(_cell(t) for t in told)
+    scenes = [_described(level, split, seed, index) for index in range(first, first + count)]
+    cells = tuple(_cell(t) for t in scenes)
     title = f"{level} · {split} · seed {seed} · scenes {first} to {first + count - 1}"
     saved = save_image(sheet([Row(cells=cells, columns=4, title=title)]), out)
     if as_json:
         news(f"sheet: {saved}")
-        print_json([{k: v for k, v in t.items() if k != "scene"} for t in told])
+        print_json([{k: v for k, v in t.items() if k != "scene"} for t in scenes])
     else:
         click.echo(saved)
 
 
-def _told(level: str, split: str, seed: int, index: int) -> dict[str, Any]:
-    """All that the sheet says about one scene; a function of its four arguments."""
+def _described(level: str, split: str, seed: int, index: int) -> dict[str, Any]:
+    """Scene, texts and boxes of one cell; a function of the four arguments alone."""
     from unmask.data.world import edits, language
     from unmask.data.world.scenes import sample
 
@@ -82,18 +85,18 @@ def _told(level: str, split: str, seed: int, index: int) -> dict[str, Any]:
     }
 
 
-def _cell(told: dict[str, Any]) -> Any:
+def _cell(scene: dict[str, Any]) -> Cell:
     from PIL import Image
 
     from unmask.cli.sheet import Cell
     from unmask.data.world.render import render
     from unmask.tokens.pictures import draw_boxes
 
-    picture = Image.fromarray(render(told["scene"], _SIDE))
-    boxes = [(one["phrase"], tuple(v * _SIDE for v in one["box"])) for one in told["layout"]]
-    lines = [f"{told['index']} · {told['caption']}"]
-    if told["questions"]:
-        lines.append(f"{told['questions'][0]['text']} {told['questions'][0]['answer']}")
-    if told["edit"]:
-        lines.append(f"edit: {told['edit']}")
+    picture = Image.fromarray(render(scene["scene"], _SIDE))
+    boxes = [(one["phrase"], tuple(v * _SIDE for v in one["box"])) for one in scene["layout"]]
+    lines = [f"{scene['index']} · {scene['caption']}"]
+    if scene["questions"]:
+        lines.append(f"{scene['questions'][0]['text']} {scene['questions'][0]['answer']}")
+    if scene["edit"]:
+        lines.append(f"edit: {scene['edit']}")
     return Cell(picture=draw_boxes(picture, boxes), lines=tuple(textwrap.shorten(line, 120) for line in lines))

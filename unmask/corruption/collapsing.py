@@ -73,7 +73,3 @@ class Collapsing:
     def corrupt(self, clean: Batch, time: Tensor, rng: torch.Generator) -> Batch:
         """As ``Absorbing.corrupt``; ``time [B]`` is spread, ``[B, L]`` taken as it is."""
         return Absorbing().corrupt(clean, self.spread(clean, time) if time.dim() == 1 else time, rng)
-
-    def prior(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """Everything writable undecided; of a process that begins collapsed."""
-        return Absorbing().prior(batch, rng)

@@ -110,7 +110,7 @@ class DrawnCritiques:
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
             pairs = [(b.wording.critique.format(caption=said), words) for said, words in self._said(drawn[i], rng)]
             rows.append(answering(b, pairs, rng, self.length))
-        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+        return collate(rows, range(self.batch))
 
     def _said(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
         said = [(drawn.prompt, drawn.critique or critiques.approval(rng))]

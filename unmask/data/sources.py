@@ -165,7 +165,7 @@ class Looks:
         scenes = list(batch_of(self.levels, self.seed + 1, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         rows = [self._row(scene, pixels[i], rng) for i, scene in enumerate(scenes)]
-        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+        return collate(rows, range(self.batch))
 
     def _row(self, scene: Scene, pixels: Tensor, rng: Random) -> Sequence:
         b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
@@ -222,7 +222,7 @@ class Edits:
             b = Builder(text=self.text, look_tokens=self.look_tokens)
             plan = self.plan(edit_layout(pair, b.wording), b, rng) if self.plan else None
             rows.append(editing(b, before[i], source[i], pair.instruction, target[i], fold=self.fold, plan=plan))
-        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+        return collate(rows, range(self.batch))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,8 @@ from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
 from unmask.sequence import Batch, Sequence, collate
 from unmask.tokens.build import (
-    Attempt,
     Builder,
+    FailedAttempt,
     PlanIds,
     asking,
     drawing,
@@ -92,7 +92,7 @@ class EditPlans:
             b = Builder(text=self.text, look_tokens=self.look_tokens)
             ids = to_ids(edit_layout(pair, b.wording), self.text, b.wording)
             rows.append(planning_edit(b, pixels[i], pair.instruction, plan_ids(self.text, ids, self.length)))
-        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+        return collate(rows, range(self.batch))
 
 
 def answering(b: Builder, pairs: Items[tuple[str, str]], rng: Random, length: int) -> Sequence:
@@ -130,7 +130,7 @@ class Critiques:
             said = [critiques.claim(scene, rng, self.placed) for _ in range(self.captions)]
             pairs = [(b.wording.critique.format(caption=caption), words) for caption, words in said]
             rows.append(answering(b, pairs, rng, self.length))
-        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+        return collate(rows, range(self.batch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class EditCritiques:
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), before[i], after[i])
             asked = [(b.wording.critique_edit.format(instruction=said), words) for said, words in asked]
             rows.append(answering(b, asked, rng, self.length))
-        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+        return collate(rows, range(self.batch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +190,12 @@ class Retries:
                 tasks.append((scene, caption, spoilt))
         codes = self.encode(pixels_of([scene for scene, *_ in tasks], self.side))
         rows = [self._row(scene, said, wrong, codes[i], rng) for i, (scene, said, wrong) in enumerate(tasks)]
-        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+        return collate(rows, range(self.batch))
 
     def _row(self, scene: Scene, caption: str, spoilt: list[critiques.Spoilt], codes: Tensor, rng: Random) -> Sequence:
         b = Builder(text=self.text, look_tokens=self.look_tokens)
         pixels = pixels_of([s.scene for s in spoilt], self.side)
-        attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
+        attempts = [FailedAttempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
         plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
 
@@ -237,4 +237,4 @@ class Illustrations:
             else:
                 given = PlanIds(ids=tuple(words), open=bool(self.unified) or rng.random() < self.plan.open)
                 rows.append(illustrating(b, asked, given, codes[i], fold=self.fold).build())
-        return collate(rows, range(self.batch), features_per_image=self.look_tokens)
+        return collate(rows, range(self.batch))

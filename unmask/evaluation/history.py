@@ -28,8 +28,8 @@ class Line:
     more: dict[str, Any] | None = None
 
 
-def append(path: Path, lines: Iterable[Line]) -> None:
-    """Add lines to a history file, all of one moment."""
+def append(path: Path, lines: Iterable[Line], *, device: str = "cpu") -> None:
+    """Add lines to a history file, all of one moment. ``device``: where they were measured; a GPU is named as ``accelerator``."""
     import torch
 
     where = {
@@ -40,6 +40,7 @@ def append(path: Path, lines: Iterable[Line]) -> None:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **({"accelerator": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}),
         },
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }

@@ -22,7 +22,8 @@ from unmask.pipeline.text_model import TextModel
 from unmask.protocols import Denoiser, Guidance
 from unmask.rng import generator
 from unmask.sampling.guidance import ClassifierFree, NoGuidance
-from unmask.sequence import Batch, Progress, Sequence, collate
+from unmask.sequence import Batch, Sequence, collate
+from unmask.step import Progress
 from unmask.tokens.build import PROMPT
 from unmask.tokens.text import MASK
 
@@ -79,15 +80,14 @@ def _log_probability(model: Denoiser, batch: Batch, guidance: Guidance) -> Tenso
     """Sum of ln p over the masked tokens of each row, [B] float64."""
     zero_B = torch.zeros(batch.rows, dtype=torch.long, device=batch.device)
     progress = Progress(number=zero_B, of=zero_B + 1, length=batch.ids.shape[1])
-    prediction = guidance.merge([model(v, ask=batch.masked) for v in guidance.views(batch, progress)], progress)
+    prediction = guidance.merge(
+        batch, [model(v, predict=batch.masked) for v in guidance.views(batch, progress)], progress
+    )
     total_B = torch.zeros(batch.rows, dtype=torch.float64, device=batch.device)
-    for flat_N, logits_NV in (
-        (prediction.text, prediction.text_logits),
-        (prediction.code, prediction.code_logits),
-    ):
-        if flat_N.numel():
-            ids_N1 = batch.ids.flatten()[flat_N][:, None]
-            total_B.index_add_(0, progress.row(flat_N), logits_NV.double().log_softmax(1).gather(1, ids_N1)[:, 0])
+    for kind, scored in sorted(prediction.scored.items()):
+        ids_N1 = batch.ids.flatten()[scored.at][:, None]
+        log_p_N = prediction.logits(kind).double().log_softmax(1).gather(1, ids_N1)[:, 0]
+        total_B.index_add_(0, progress.row(scored.at), log_p_N)
     return total_B
 
 

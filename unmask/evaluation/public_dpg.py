@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from unmask.data.dpg import DpgPrompt
-from unmask.evaluation.arms import Arm, Drawer
 from unmask.evaluation.encoders import Comparison
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.pipeline.model import Model
 from unmask.rng import key
 
@@ -44,7 +44,7 @@ class PublicDPG:
 
     prompts: tuple[DpgPrompt, ...]
     each: int = 4
-    draw: Arm = Drawer()
+    draw: GenerationStrategy = PromptGenerator()
     compare: Comparison | None = None
     name: str = "dpg"
 

@@ -15,12 +15,12 @@ from typing import Any
 from unmask.data.geneval import TAGS, GenEvalPrompt
 from unmask.data.world.vocabulary import LEVELS
 from unmask.evaluation import scoring
-from unmask.evaluation.arms import Arm, Drawer
 from unmask.evaluation.encoders import Comparison
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import mean_of, share_of_groups
 from unmask.evaluation.scoring import Related, Want, Wanted
+from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.evaluation.world_geneval import told
 from unmask.pipeline.model import Model
 from unmask.rng import key
@@ -56,7 +56,7 @@ class PublicGenEval:
     prompts: tuple[GenEvalPrompt, ...]
     each: int = 4
     everything: bool = False
-    draw: Arm = Drawer()
+    draw: GenerationStrategy = PromptGenerator()
     judge: Callable[[], Judge] = load_judge
     compare: Comparison | None = None
     name: str = "geneval"

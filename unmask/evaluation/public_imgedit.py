@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from unmask.data.imgedit import EditRequest
-from unmask.evaluation.arms import Arm, Editor
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.strategies import EditGenerator, GenerationStrategy
 from unmask.pipeline.model import Model
 from unmask.rng import key
 from unmask.tokens.pictures import read_image
@@ -48,7 +48,7 @@ class PublicImgEdit:
 
     edits: tuple[EditRequest, ...]
     folder: Path
-    draw: Arm = Editor()
+    draw: GenerationStrategy = EditGenerator()
     name: str = "imgedit"
 
     def items(self, plan: Plan) -> list[Instruction]:

@@ -78,7 +78,7 @@ class PublicRefCOCO:
 
     def find(self, model: Model, items: Sequence[Sought]) -> list[Finding]:
         looks = {item.expression.picture: item for item in items}  # several expressions are about one picture
-        seen = {name: model.parts.look(item.picture()) for name, item in looks.items()}
+        seen = {name: model.parts.image_views(item.picture()) for name, item in looks.items()}
         tasks = [Ground(pixels=seen[item.expression.picture], phrases=(item.text,)) for item in items]
         found = perform(model, tasks, [0] * len(items), self._sampler(model))  # nothing is drawn by chance
         return [Finding(row=scored(item, box)) for item, (box,) in zip(items, found, strict=True)]

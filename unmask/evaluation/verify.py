@@ -124,9 +124,9 @@ class Form:
         whole = self._batch([self._row(("text", row)) for row in ids])
         tail = self.arrays["prefix.logits"].shape[1] if "prefix.logits" in self.arrays else ids.shape[1] // 2
         split = self._batch([self._row(("prefix", r[:-tail]), ("rest", r[-tail:]), segments=(0, 1)) for r in ids])
-        rest = net(split, ask=split.segment == 1).text_logits
+        rest = net(split, predict=split.segment == 1).logits(Kind.TEXT)
         return {
-            "und.logits": net(whole, ask=whole.valid).text_logits.unflatten(0, ids.shape),
+            "und.logits": net(whole, predict=whole.valid).logits(Kind.TEXT).unflatten(0, ids.shape),
             "prefix.logits": rest.unflatten(0, (len(ids), tail)),
         }
 
@@ -140,7 +140,7 @@ class Form:
             for module in (net.text_head, net.code_head.unfold_norm)
         ]
         try:
-            prediction = net(batch, ask=batch.valid)
+            prediction = net(batch, predict=batch.valid)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -150,15 +150,20 @@ class Form:
         hidden = und.new_zeros(*ids.shape, und.shape[-1])
         hidden[~is_gen] = und
         hidden[is_gen] = torch.nn.functional.pad(gen, (0, und.shape[-1] - gen.shape[-1]))
-        text = und.new_zeros(*ids.shape, prediction.text_logits.shape[-1])
-        text[~is_gen] = prediction.text_logits
+        text = und.new_zeros(*ids.shape, prediction.logits(Kind.TEXT).shape[-1])
+        text[~is_gen] = prediction.logits(Kind.TEXT)
         text[is_gen] = net.text_head(hidden[is_gen])
         return {
-            "t2i.code_embeddings": net.code_embedding(codes.unflatten(1, (1, *self.grid)), folded=True),
+            "t2i.code_embeddings": net.code_embedding(codes, self._squares().expand(len(codes), -1, -1)),
             "t2i.hidden": hidden,
             "t2i.text_logits": text,
-            "t2i.code_logits": prediction.code_logits.unflatten(0, codes.shape),
+            "t2i.code_logits": prediction.logits(Kind.CODE).unflatten(0, codes.shape),
         }
+
+    def _squares(self) -> Tensor:
+        """The places of each position's four codes in a picture's codes, [positions, 4]."""
+        places = torch.arange(self.grid[0] * self.grid[1]).view(self.grid[0] // 2, 2, self.grid[1] // 2, 2)
+        return places.permute(0, 2, 1, 3).reshape(-1, 4)
 
     def editing(self) -> Batch:
         """Rows with source and target codes; every row but the first has its source dropped."""
@@ -183,7 +188,7 @@ class Form:
         for b, table in enumerate(batch.span_table):
             span = next(s for s in table if s.name == "image")
             target[b, span.start : span.stop] = True
-        return net(batch, ask=target).code_logits.unflatten(0, (batch.rows, -1))
+        return net(batch, predict=target).logits(Kind.CODE).unflatten(0, (batch.rows, -1))
 
     def sampled(self, net: Elastic) -> Arrays:
         """A picture drawn greedily: how many codes each step decides, and which they become."""

@@ -33,7 +33,7 @@ _SCENES, _SIDE = 500, 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lit:
+class ConditionedPrompt:
     """A prompt, and the light that its picture shall have."""
 
     prompt: Prompt
@@ -69,17 +69,17 @@ class Conditioned:
     judge: Callable[[], Judge] = load_judge
     name: str = "conditions"
 
-    def items(self, plan: Plan) -> list[Lit]:
+    def items(self, plan: Plan) -> list[ConditionedPrompt]:
         each = plan.each(len(KINDS))
         lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in KINDS]
         asked = grid(plan.level)
         # Seven has nothing in common with 25: few items, too, are spread over the whole grid.
-        return [Lit(prompt=p, asked=asked[i * 7 % len(asked)]) for i, p in enumerate(in_turns(lists))]
+        return [ConditionedPrompt(prompt=p, asked=asked[i * 7 % len(asked)]) for i, p in enumerate(in_turns(lists))]
 
     def settings(self, model: Model) -> Any:
         return [describe(model.presets.generate(model.parts)), weights_digest(self.judge()).hex()]
 
-    def find(self, model: Model, items: Sequence[Lit]) -> list[Finding]:
+    def find(self, model: Model, items: Sequence[ConditionedPrompt]) -> list[Finding]:
         model.parts.require(Generate.needs)
         tasks = [Generate(prompt=item.prompt.text, conditions=item.asked) for item in items]
         made = perform(model, tasks, [item.prompt.seed for item in items], model.presets.generate(model.parts))
@@ -96,7 +96,9 @@ class Conditioned:
             findings.append(Finding(row=row, pictures={"drawn": picture}))
         return findings
 
-    def figures(self, plan: Plan, items: Sequence[Lit], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(
+        self, plan: Plan, items: Sequence[ConditionedPrompt], rows: Sequence[Row], pictures: Pictures
+    ) -> Figures:
         """Asked against obtained: Pearson's correlation and the mean distance; whether the picture still is of its prompt."""
         out: Figures = {}
         for name in ("luminance", "contrast"):

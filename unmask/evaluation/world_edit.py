@@ -19,11 +19,11 @@ from unmask.data.world.edits import EDIT_KINDS, Edit
 from unmask.data.world.language import position_word
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Thing, only_in, sample, shows_held_out
-from unmask.evaluation.arms import Arm, Editor
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
 from unmask.evaluation.metrics import by_combination, by_kind, share
 from unmask.evaluation.scoring import iou, matches, right
+from unmask.evaluation.strategies import EditGenerator, GenerationStrategy
 from unmask.evaluation.world_geneval import told
 from unmask.pipeline.model import Model
 from unmask.rng import key
@@ -72,7 +72,7 @@ def wishes(kind: str, count: int, plan: Plan) -> list[Wish]:
 class Edits:
     """``draw``: how pictures are made of wishes."""
 
-    draw: Arm = Editor()
+    draw: GenerationStrategy = EditGenerator()
     judge: Callable[[], Judge] = load_judge
     name: str = "edit"
 

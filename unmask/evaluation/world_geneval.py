@@ -14,11 +14,11 @@ from unmask.data.world.language import amount, article, noun, plural
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, held_out, relation, sample
 from unmask.evaluation import scoring
-from unmask.evaluation.arms import Arm, Drawer
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import Figure, by_combination, by_kind, frechet
 from unmask.evaluation.scoring import Want, Wanted
+from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.pipeline.model import Model
 from unmask.rng import key
 
@@ -131,7 +131,7 @@ class GenEval:
     """``draw``: how pictures are made of prompts · ``distance``: also the Frechet distance, which
     costs more than judging."""
 
-    draw: Arm = Drawer()
+    draw: GenerationStrategy = PromptGenerator()
     distance: bool = True
     judge: Callable[[], Judge] = load_judge
     name: str = "world_geneval"

@@ -27,7 +27,7 @@ _TRIES = 200  # scenes looked at for each question wanted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class QuestionItem:
     """``text`` is the question about ``scene``, ``answer`` the true answer."""
 
     kind: str
@@ -42,9 +42,9 @@ class Asked:
         return f"{self.kind}-{self.index:04d}"
 
 
-def asked(kind: str, count: int, plan: Plan) -> list[Asked]:
+def asked(kind: str, count: int, plan: Plan) -> list[QuestionItem]:
     """The first ``count`` questions of a kind, each about a picture of its own."""
-    made: list[Asked] = []
+    made: list[QuestionItem] = []
     stream = key("questions", kind, plan.seed)
     for number in range(_TRIES * count):
         scene = sample(plan.level, plan.split, stream, number)
@@ -52,7 +52,7 @@ def asked(kind: str, count: int, plan: Plan) -> list[Asked]:
         if found:
             seed = plan.seed * 100_000 + len(made)
             text, answer = found[0].text, found[0].answer
-            made.append(Asked(kind=kind, index=len(made), seed=seed, text=text, answer=answer, scene=scene))
+            made.append(QuestionItem(kind=kind, index=len(made), seed=seed, text=text, answer=answer, scene=scene))
         if len(made) == count:
             return made
     raise ValueError(f"only {len(made)} of {count} {kind} questions about {plan.split} scenes of level {plan.level!r}")
@@ -69,27 +69,27 @@ class Questions:
 
     name: str = "questions"
 
-    def items(self, plan: Plan) -> list[Asked]:
+    def items(self, plan: Plan) -> list[QuestionItem]:
         lists = [asked(kind, plan.each(len(KINDS)), plan) for kind in KINDS]
         return in_turns(lists)
 
     def settings(self, model: Model) -> Any:
         return describe(understand.sampler(model.parts))
 
-    def find(self, model: Model, items: Sequence[Asked]) -> list[Finding]:
+    def find(self, model: Model, items: Sequence[QuestionItem]) -> list[Finding]:
         pixels = pixels_of([item.scene for item in items], model.parts.side)
         tasks = [understand.Ask(pixels=p, question=item.text) for p, item in zip(pixels, items, strict=True)]
         answers = perform(model, tasks, [item.seed for item in items], understand.sampler(model.parts))
         return [Finding(row=_row(item, answer)) for item, answer in zip(items, answers, strict=True)]
 
-    def figures(self, plan: Plan, items: Sequence[Asked], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: Plan, items: Sequence[QuestionItem], rows: Sequence[Row], pictures: Pictures) -> Figures:
         kinds = {kind: _figure([r for r in rows if r["kind"] == kind]) for kind in KINDS}
         constant = sum(f["majority"] * f["n"] for f in kinds.values()) / max(1, len(rows))
         overall = share((r["right"] for r in rows), majority=constant)
         return {"overall": overall, **kinds, **by_combination(rows)}
 
 
-def _row(item: Asked, answer: str) -> Row:
+def _row(item: QuestionItem, answer: str) -> Row:
     return {
         "kind": item.kind,
         "right": normal(answer) == normal(item.answer),

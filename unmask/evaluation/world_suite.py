@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unmask.evaluation import suite
-from unmask.evaluation.arms import Editor
 from unmask.evaluation.evaluate import Part, Plan, Progress, Record
 from unmask.evaluation.report import Report
+from unmask.evaluation.strategies import EditGenerator
 from unmask.evaluation.world_conditions import Conditioned
 from unmask.evaluation.world_edit import Edits
 from unmask.evaluation.world_geneval import GenEval
@@ -28,8 +28,8 @@ PARTS: dict[str, Part] = {
     "questions": Questions(),
     "edit": Edits(),
     "vq": Rebuilds(),
-    "edit_plan": Edits(draw=Editor(thinking=Thinking(plan=True)), name="edit_plan"),
-    "edit_reflection": Edits(draw=Editor(thinking=Thinking(plan=True, rounds=8)), name="edit_reflection"),
+    "edit_plan": Edits(draw=EditGenerator(thinking=Thinking(plan=True)), name="edit_plan"),
+    "edit_reflection": Edits(draw=EditGenerator(thinking=Thinking(plan=True, attempts=8)), name="edit_reflection"),
     "critique": Critiques(),
     "reflection": Reflections(),
     "conditions": Conditioned(),

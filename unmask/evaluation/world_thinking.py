@@ -20,10 +20,10 @@ from unmask.data.world.critiques import spoil
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation import scoring
-from unmask.evaluation.arms import Arm, Drawer
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.metrics import average, balanced, by_combination, by_kind, calibration, share
+from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt
 from unmask.pipeline.model import Model, describe
 from unmask.rng import key
@@ -33,10 +33,10 @@ from unmask.tasks.reflecting import Thinking
 
 @dataclass(frozen=True, kw_only=True)
 class Reflections:
-    """The prompts of ``GenEval``, drawn by ``plain`` and with up to ``rounds`` tries; the first try alone is the arm of planning."""
+    """The prompts of ``GenEval``, drawn by ``plain`` and with up to ``attempts`` tries; the first try alone is the arm of planning."""
 
-    plain: Arm = Drawer()
-    thinking: Thinking = Thinking(plan=True, rounds=8)
+    plain: GenerationStrategy = PromptGenerator()
+    thinking: Thinking = Thinking(plan=True, attempts=8)
     judge: Callable[[], Judge] = load_judge
     name: str = "reflection"
 
@@ -48,7 +48,7 @@ class Reflections:
         return [
             *(describe(make(model.parts)) for make in made),
             self.plain.settings(model),
-            self.thinking.rounds,
+            self.thinking.attempts,
             self.thinking.memory,
             weights_digest(self.judge()).hex(),
         ]
@@ -57,18 +57,18 @@ class Reflections:
         model.parts.require(reflecting.NEEDS)
         sampler = model.presets.generate(model.parts)
         found = reflecting.think(model, [p.text for p in items], [p.seed for p in items], self.thinking, sampler)
-        seen = iter(self.judge().look(np.stack([np.asarray(r.image) for rounds in found for r in rounds])))
+        seen = iter(self.judge().look(np.stack([np.asarray(r.image) for attempts in found for r in attempts])))
         plain = self.plain(model, items)
         findings = []
-        for prompt, rounds, picture, look in zip(items, found, plain, self.judge().look(plain), strict=True):
+        for prompt, attempts, picture, look in zip(items, found, plain, self.judge().look(plain), strict=True):
             row = {"kind": prompt.kind, "unseen": prompt.unseen, "plain": scoring.verdict(look, prompt.want)}
             tries = []
-            for tried in rounds:
+            for tried in attempts:
                 look = next(seen)
                 right = {"right": scoring.verdict(look, prompt.want), "strict": scoring.strict(look, prompt.want)}
                 tries.append(right | tried.to_json())
             row |= {"tries": tries, "right": taken({"tries": tries}, len(tries))["right"]}
-            pictures = {"plain": picture} | {f"try{i}": np.asarray(r.image) for i, r in enumerate(rounds, 1)}
+            pictures = {"plain": picture} | {f"try{i}": np.asarray(r.image) for i, r in enumerate(attempts, 1)}
             findings.append(Finding(row=row, pictures=pictures))
         return findings
 
@@ -78,13 +78,13 @@ class Reflections:
         The gains are means over prompts, each against itself: their intervals are those of paired differences.
         """
         out: Figures = {"plain": by_kind(rows, CATEGORIES, "plain")}
-        for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.rounds):
+        for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.attempts):
             out[f"rounds_{most}"] = by_kind([{**r, **taken(r, most)} for r in rows], CATEGORIES)
-        arms = [(r["plain"], taken(r, 1)["right"], taken(r, self.thinking.rounds)["right"]) for r in rows]
+        arms = [(r["plain"], taken(r, 1)["right"], taken(r, self.thinking.attempts)["right"]) for r in rows]
         out["gain_of_planning"] = average([float(first - plain) for plain, first, _ in arms])
         out["gain_of_reflection"] = average([float(last - first) for _, first, last in arms])
         out["gain_of_both"] = average([float(last - plain) for plain, _, last in arms])
-        out |= by_combination([{**r, **taken(r, self.thinking.rounds)} for r in rows])
+        out |= by_combination([{**r, **taken(r, self.thinking.attempts)} for r in rows])
         out["tries"] = average([float(len(r["tries"])) for r in rows])
         first = [r["tries"][0] for r in rows]
         out["plans_with_troubles"] = share(bool(t["plan"] and t["plan"]["troubles"]) for t in first)
@@ -107,7 +107,7 @@ def verdicts(found: Sequence[tuple[bool, bool, float]]) -> Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class CritiqueItem:
     """A rendered picture that meets ``text`` or misses it in one point, as ``wanted`` says."""
 
     index: int
@@ -126,15 +126,15 @@ class Critiques:
 
     name: str = "critique"
 
-    def items(self, plan: Plan) -> list[Shown]:
-        made: list[Shown] = []
+    def items(self, plan: Plan) -> list[CritiqueItem]:
+        made: list[CritiqueItem] = []
         for number in itertools.count():
             scene = sample(plan.level, plan.split, key("critiques", plan.seed), number)
             text, spoilt = spoil(scene, Random(f"critiques/{plan.seed}/{number}"), most=1)
             if spoilt:
                 wrong = len(made) % 2 == 1
                 shown, wanted = (spoilt[0].scene, spoilt[0].critique) if wrong else (scene, "")
-                made.append(Shown(index=len(made), text=text, scene=shown, wanted=wanted))
+                made.append(CritiqueItem(index=len(made), text=text, scene=shown, wanted=wanted))
             if len(made) == plan.n:
                 break
         return made
@@ -142,7 +142,7 @@ class Critiques:
     def settings(self, model: Model) -> Any:
         return describe(model.presets.critique(model.parts))
 
-    def find(self, model: Model, items: Sequence[Shown]) -> list[Finding]:
+    def find(self, model: Model, items: Sequence[CritiqueItem]) -> list[Finding]:
         model.parts.require(reflecting.NEEDS)
         pictures = [Image.fromarray(render(item.scene, model.parts.side)) for item in items]
         found = reflecting.criticise(model, [item.text for item in items], pictures)
@@ -161,7 +161,7 @@ class Critiques:
             for item, (said, chance) in zip(items, found, strict=True)
         ]
 
-    def figures(self, plan: Plan, items: Sequence[Shown], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: Plan, items: Sequence[CritiqueItem], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """How good a judge the model is, also of held-out combinations alone; how often it names what is wrong in the very words."""
         told = [(r["met"], r["accepted"], r["approval"]) for r in rows]
         out = verdicts(told)

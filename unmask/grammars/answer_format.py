@@ -80,7 +80,7 @@ class Slot:
             place = f" for {'.'.join(self.path)}" if self.path else ""
             raise ValueError(
                 f"an answer{place} in this format needs at least {self.grammar.least} tokens, and there is room for {length}; "
-                f"give a length of {self.grammar.least} or more"
+                f"set max_tokens to {self.grammar.least} or more"
             )
 
     def read(self, ids: list[int]) -> Any:

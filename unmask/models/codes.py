@@ -1,9 +1,9 @@
 """The image token path (spec 1.7, layout "dit2"): codes -> positions, and hidden states -> code logits.
 
 One position may stand for a 2x2 square of codes (*fold*): a 2x2 convolution of stride 2 on the way in, its transpose on the
-way out. Masking stays at the level of codes, so one position can mix decided and undecided ones.
+way out. Both work on one position alone. Masking stays at the level of codes, so one position can mix masked and unmasked ones.
 
-Shapes: B rows · S code spans a row · h w the code grid · E generation width · N tokens asked for · V codes.
+Shapes: B rows · C code positions · E generation width · N tokens scored · V codes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,32 @@ from unmask.models.sizes import ElasticConfig
 _EPS = 1e-6
 
 
+class Fold(nn.Module):
+    """A 2x2 convolution of stride 2, written as one matrix product over each square of four codes: [.., 4, E] -> [.., E]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, width, 2, 2))  # [out, in, kh, kw]
+
+    def forward(self, square: Tensor) -> Tensor:
+        width = square.shape[-1]
+        return square.flatten(-2) @ self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width).T
+
+
+class Unfold(nn.Module):
+    """Its transpose: [.., E] -> [.., 4, E]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, width, 2, 2))  # [in, out, kh, kw]
+
+    def forward(self, h: Tensor) -> Tensor:
+        width = h.shape[-1]
+        return (h @ self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width)).unflatten(-1, (4, width))
+
+
 class CodeEmbedding(nn.Module):
-    """codes [B, S, h, w] -> [B, S * positions, E]; undecided codes are ``config.mask_code``."""
+    """codes [B, T] -> one vector a code (``embed``) -> one vector a position (``forward``); masked codes are ``config.mask_code``."""
 
     def __init__(self, config: ElasticConfig) -> None:
         super().__init__()
@@ -27,50 +51,50 @@ class CodeEmbedding(nn.Module):
         self.table_norm = RMSNorm(width, _EPS)
         self.mix = nn.Linear(width, width, bias=False)
         self.fold_norm = RMSNorm(width, _EPS)
-        self.fold = nn.Conv2d(width, width, 2, stride=2, bias=False)
+        self.fold = Fold(width)
         self.out_norm = RMSNorm(width, _EPS)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, codes_BShw: Tensor, *, folded: bool) -> Tensor:
-        batch = codes_BShw.shape[0]
-        e = self.mix(self.table_norm(self.table(codes_BShw)))  # [B, S, h, w, E]
-        if folded:
-            e = self._fold(self.fold_norm(e))
-        return self.out(self.out_norm(e.reshape(batch, -1, e.shape[-1])))
+    def forward(self, codes_BT: Tensor, square_BC4: Tensor | None = None, alone_BC: Tensor | None = None) -> Tensor:
+        """[B, C, E]. ``square``: the places among the codes of each position's four; None where every code has its own position.
 
-    def _fold(self, e_BShwE: Tensor) -> Tensor:
-        """The stride-2 convolution written as one matrix product over each 2x2 square."""
-        batch, spans, high, wide, width = e_BShwE.shape
-        squares = e_BShwE.reshape(batch, spans, high // 2, 2, wide // 2, 2, width).transpose(3, 4)
-        weight = self.fold.weight.permute(0, 2, 3, 1).reshape(width, 4 * width)  # [out, kh, kw, in]
-        return squares.reshape(batch, spans, high // 2, wide // 2, 4 * width) @ weight.T
+        ``alone [B, C]``: positions of one code (their place stands four times in ``square``); None where there are none.
+        """
+        e_BTE = self.mix(self.table_norm(self.table(codes_BT)))
+        if square_BC4 is not None:
+            folded = self.fold(_taken(self.fold_norm(e_BTE), square_BC4))
+            if alone_BC is not None:
+                folded = torch.where(alone_BC[..., None], _taken(e_BTE, square_BC4[..., :1])[..., 0, :], folded)
+            e_BTE = folded
+        return self.out(self.out_norm(e_BTE))
 
 
 class CodeHead(nn.Module):
-    """Hidden states [B, positions, E] -> logits [N, V] of the tokens asked for alone."""
+    """Hidden states of the tokens to score alone, [N, E] -> logits [N, V]; ``unfolded`` makes them from folded positions."""
 
     def __init__(self, config: ElasticConfig) -> None:
         super().__init__()
         width = config.gen_width
         self.unfold_norm = RMSNorm(width, _EPS)
-        self.unfold = nn.ConvTranspose2d(width, width, 2, stride=2, bias=False)
+        self.unfold = Unfold(width)
         self.in_norm = RMSNorm(width, _EPS)
         self.inner = nn.Linear(width, width, bias=False)
         self.mix = nn.Linear(width, width, bias=False)
         self.mix_norm = RMSNorm(width, _EPS)
         self.classify = nn.Linear(width, config.codes, bias=False)
 
-    def unfold_positions(self, h_BCE: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Folded positions [B, S * h/2 * w/2, E] -> one vector a code [B, S * h * w, E]."""
-        batch, _, width = h_BCE.shape
-        high, wide = grid[0] // 2, grid[1] // 2
-        weight = self.unfold.weight.permute(0, 2, 3, 1).reshape(width, 4 * width)  # [in, kh, kw, out]
-        out = self.unfold_norm(h_BCE) @ weight
-        out = out.reshape(batch, -1, high, wide, 2, 2, width).transpose(3, 4)
-        return out.reshape(batch, -1, width)
+    def unfolded(self, h: Tensor) -> Tensor:
+        """Folded positions [.., E] -> one vector a code [.., 4, E]."""
+        return self.unfold(self.unfold_norm(h))
 
     def forward(self, h_NE: Tensor) -> Tensor:
         return self.classify(self.mix_norm(self.mix(self.inner(self.in_norm(h_NE)))))
+
+
+def _taken(e_BTE: Tensor, square_BCk: Tensor) -> Tensor:
+    """The vectors of the codes at the places ``square``, [B, C, k, E]."""
+    width = e_BTE.shape[-1]
+    return e_BTE.gather(1, square_BCk.flatten(1)[..., None].expand(-1, -1, width)).unflatten(1, square_BCk.shape[1:])
 
 
 def init_codes(embedding: CodeEmbedding, head: CodeHead, codebook_VD: Tensor, generator: torch.Generator) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.rng import generator
-from unmask.sequence import Loss
+from unmask.step import Loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.vision import Vision
-from unmask.sequence import Loss
+from unmask.step import Loss
 
 
 class LabelledVision(nn.Module):

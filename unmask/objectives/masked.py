@@ -1,4 +1,4 @@
-"""The masked-diffusion objective (spec 3.1, 3.2): cross-entropy of masked tokens, guidance dropout, text and codes apart.
+"""The masked-diffusion objective (spec 3.1, 3.2): cross-entropy of masked tokens, guidance dropout, each kind of token apart.
 
 Public idea: ``Masked(...)(model, clean, rng) -> Loss``. The released code takes the plain mean over masked tokens (``Plain``), the
 paper weighs each by 1/t (``InverseTime``); ``Plain`` is the default here as there.
@@ -8,31 +8,36 @@ Shapes: B rows · L tokens · N masked tokens · V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.corruption.absorbing import Absorbing
-from unmask.sequence import Batch, Kind, Loss
+from unmask.protocols import Corruption, Denoiser
+from unmask.sequence import Batch, Kind
+from unmask.step import Loss
+
+KIND_NAMES = {Kind.TEXT: "text", Kind.CODE: "code"}  # of terms
 
 
 class Weight(Protocol):
-    """The mean loss of one kind of token, from ``each`` masked token's loss and ``chance`` of being masked, both [N].
+    """The mean loss of one kind of token, from ``each`` masked token's loss and ``probability`` of being masked, both [N].
 
     ``tokens``: how many tokens of that kind could have been masked.
     """
 
-    def __call__(self, each: Tensor, chance: Tensor, tokens: int) -> Tensor: ...
+    def __call__(self, each: Tensor, probability: Tensor, tokens: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
     """The mean over masked tokens."""
 
-    def __call__(self, each: Tensor, chance: Tensor, tokens: int) -> Tensor:
+    def __call__(self, each: Tensor, probability: Tensor, tokens: int) -> Tensor:
         return each.mean()
 
 
@@ -41,18 +46,18 @@ class InverseTime:
     """1/t, the weight of the likelihood bound (LLaDA eq. 3): with ``Uniform`` times the mean is at least -ln p(sequence) a token.
 
     The sum over masked tokens is divided by all that could be. One that was masked only so that there is one has no part in
-    the bound (its chance is given as infinite). ``least``: no token weighs more than 1 / least.
+    the bound (its probability is given as infinite). ``least``: no token weighs more than 1 / least.
     """
 
     least: float = 1e-3
 
-    def __call__(self, each: Tensor, chance: Tensor, tokens: int) -> Tensor:
-        return (each / chance.clamp(min=self.least)).sum() / tokens
+    def __call__(self, each: Tensor, probability: Tensor, tokens: int) -> Tensor:
+        return (each / probability.clamp(min=self.least)).sum() / tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout:
-    """With chance ``rate`` a row loses these spans (they become the null embedding), so that guidance has its other side."""
+    """With probability ``rate`` a row loses these spans (they become the null embedding), so that guidance has its other side."""
 
     spans: frozenset[str]
     rate: float
@@ -69,58 +74,64 @@ class Dropout:
         return batch.drop_tokens(gone, null_id)
 
 
-class Process(Protocol):
-    """Which tokens are masked: at times [B] that it draws itself."""
+class MaskedModel(Denoiser, Protocol):
+    """A denoiser with an embedding for masked and dropped tokens, and parameters to train."""
 
-    def times(self, batch: Batch, rng: torch.Generator) -> Tensor: ...
-    def corrupt(self, clean: Batch, time: Tensor, rng: torch.Generator) -> Batch: ...
+    mask_id: int
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """``complementary``: train every row twice, with the mask and with its complement (LaViDa section 3.2).
+    """Cross-entropy of the tokens that a corruption masks (or marks in ``Batch.target``).
 
-    Each of its tokens then counts once, however the two share them: a row whose complement is empty has no less weight than others.
+    ``complementary``: train every row twice, with the mask and with its complement (LaViDa section 3.2). Each of its tokens then counts
+    once, however the two share them: a row whose complement is empty has no less weight than others.
     """
 
-    corruption: Process = Absorbing()
+    corruption: Corruption = Absorbing()
     weight: Weight = Plain()
     dropouts: tuple[Dropout, ...] = ()
     complementary: bool = False
 
-    def __call__(self, model: Any, clean: Batch, rng: torch.Generator) -> Loss:
+    def __call__(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Loss:
+        # 1. Guidance dropout: some rows lose their condition.
         for dropout in self.dropouts:
             clean = dropout(clean, model.mask_id, rng)
+        # 2. The forward process masks tokens at times of its own (eq. 1 of LLaDA).
         noisy = self.corruption.corrupt(clean, self.corruption.times(clean, rng), rng)
-        assert noisy.weight is not None
+        # 3. The model predicts them, and each counts by its weight (eq. 3).
         if not self.complementary:
             return self.of(model, noisy)
         rest = noisy.writable & noisy.valid & ~noisy.masked
+        assert noisy.weight is not None
         return self.of(model, noisy, noisy.replace(masked=rest, weight=1 - noisy.weight))
 
-    def of(self, model: Any, *views: Batch) -> Loss:
+    def of(self, model: MaskedModel, *views: Batch) -> Loss:
         """The loss of batches whose masks are already drawn, as if their rows were those of one batch.
 
         So a token counts as much in the one view as in the other, and all the same where the other has none.
         """
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {"text": [], "code": []}
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for noisy in views:
             assert noisy.clean is not None and noisy.weight is not None
-            prediction = model(noisy)
-            for name, at, logits in (
-                ("text", prediction.text, prediction.text_logits),
-                ("code", prediction.code, prediction.code_logits),
-            ):
+            for kind, scored in model(noisy, predict=noisy.target).scored.items():
+                if scored.logits is None:
+                    raise ValueError(
+                        f"tokens of kind {kind} have no logits, so no cross-entropy; give them an objective"
+                    )
                 # In the logits' own dtype: sums are kept in float32 inside, and bfloat16 was measured 4.5 times faster here.
-                each = F.cross_entropy(logits, noisy.clean.flatten()[at], reduction="none").float()
-                found[name].append((each, noisy.weight.flatten()[at]))
+                each = F.cross_entropy(scored.logits, noisy.clean.flatten()[scored.at], reduction="none").float()
+                found.setdefault(kind, []).append((each, noisy.weight.flatten()[scored.at]))
         terms, counts = {}, {}
-        for name, kind in (("text", Kind.TEXT), ("code", Kind.CODE)):
-            each, chance = (torch.cat(parts) for parts in zip(*found[name], strict=True))
+        for kind, parts in sorted(found.items()):
+            each, probability = (torch.cat(x) for x in zip(*parts, strict=True))
             if len(each):
+                name = KIND_NAMES.get(kind, f"kind{kind}")
                 tokens = sum(int((v.writable & v.valid & (v.kind == kind)).sum()) for v in views)
-                terms[name], counts[name] = self.weight(each, chance, tokens), len(each)
-        # Of nothing masked too there is a gradient, of zero.
+                terms[name], counts[name] = self.weight(each, probability, tokens), len(each)
+        # A batch without a masked token has a gradient too, of zero.
         total = torch.stack(list(terms.values())).sum() if terms else next(model.parameters()).sum() * 0
         return Loss(total=total, terms=terms, counts=counts)
 

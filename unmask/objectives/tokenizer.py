@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.sequence import Loss
+from unmask.step import Loss
 
 
 @dataclass(frozen=True, kw_only=True)

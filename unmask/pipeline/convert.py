@@ -24,7 +24,7 @@ from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavi
 from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_head
 from unmask.models.sizes import ElasticConfig, VisionConfig
-from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, find, fit_own, format_of, survey, write_config
+from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, fit_own, format_of, read_spec, resolve, write_config
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 
@@ -98,13 +98,13 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
     place = Path(source)
     if like is None and place.is_dir() and not (place / "config.json").exists():
         raise CheckpointError(f"{place} has no config.json; if it is a run, say with --like which model it trained")
-    home = find(source if like is None else like)
+    home = resolve(source if like is None else like)
     raw = read_json(home / "config.json")
     if (found_as := format_of(raw)) is not Format.OWN:
         text = found_as is Format.LLADA
         kind = "LLaDA's layout, which is the only one of a text model" if text else "the released layout already"
         raise CheckpointError(f"{home} is in {kind}; give one of our own models")
-    found, kept = survey(home), raw.get(RELEASED_BLOCK, {})
+    found, kept = read_spec(home), raw.get(RELEASED_BLOCK, {})
     checkpoint = found.checkpoint
     if like is not None:
         checkpoint = replace(checkpoint, net=fit_own(checkpoint.modules()[0], place, "model"))

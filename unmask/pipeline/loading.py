@@ -1,9 +1,10 @@
-"""From a name to a checkpoint: a shipped model, a folder of ours, a folder in the released layout, or a model of the hub.
+"""From a name to a checkpoint: a shipped model, one of our folders, a folder in the released layout, or a model of the hub.
 
-Public idea: ``find("mini") -> folder`` and ``survey(folder) -> Survey``, which knows all of a model but its weights. In the released
-layout config.json may have a block ``unmask`` for what that layout cannot say: ``side`` (pixels of a drawn picture, 1024 if absent),
-``vision`` (sizes of another tower) and ``wording`` (``compact`` for our own models in this layout). Ours may have a block ``released``:
-what it was converted from says more than our layout does.
+Public idea: ``resolve("mini") -> folder`` and ``read_spec(folder) -> ModelSpec``: everything about a model except its weights.
+
+In the released layout, config.json may have a block ``unmask`` for what that layout cannot express: ``side`` (pixels of a generated
+picture, default 1024), ``vision`` (sizes of another vision tower) and ``wording`` (``compact`` for our own models in this layout). Our
+config.json may have a block ``released`` with the fields of the released config that our layout does not have.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Format(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class ModelSpec:
     """A model without its weights. ``side``: pixels of a drawn picture (of a text model: 0) · ``fold``: codes a position along one side ·
     ``released``: config.json as it was released, where it was.
     """
@@ -73,7 +74,7 @@ class Survey:
     released: dict[str, Any] = field(default_factory=dict)
 
 
-def find(name: str | os.PathLike[str], *, download: bool = False) -> Path:
+def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
     """The folder of a shipped model, a folder's own, or that of ``owner/name`` in the hub's cache. CheckpointError where there is none."""
     name, shipped = str(name), Path(str(files("unmask") / "assets"))
     for folder in (Path(name), shipped / name):
@@ -104,15 +105,15 @@ def format_in(folder: Path) -> Format:
         return Format.OWN
 
 
-def survey(folder: Path) -> Survey:
+def read_spec(folder: Path) -> ModelSpec:
     """What a folder holds, from its configuration and the heads of its files. CheckpointError says what does not fit."""
     found = format_in(folder)
     if found is Format.LLADA:
-        return Survey(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
-    return _survey_released(folder) if found is Format.RELEASED else _survey_own(folder)
+        return ModelSpec(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
+    return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
 
 
-def _survey_own(folder: Path) -> Survey:
+def _spec_of_own(folder: Path) -> ModelSpec:
     config, kept = read_config(folder), read_json(folder / "config.json").get(RELEASED_BLOCK, {})
     tokenizer = folder / "tokenizer.json"  # what was converted from the released layout may have none
     mask_id = int(kept["mask_token_id"]) if kept and not tokenizer.exists() else Text.load(tokenizer)[MASK]
@@ -128,10 +129,10 @@ def _survey_own(folder: Path) -> Survey:
         dtype=torch.float32,
     )
     setting = {name: config[name] for name in ("wording", "side", "fold")}
-    return Survey(format=Format.OWN, checkpoint=checkpoint, **setting, released=kept.get("config", {}))
+    return ModelSpec(format=Format.OWN, checkpoint=checkpoint, **setting, released=kept.get("config", {}))
 
 
-def _survey_released(folder: Path) -> Survey:
+def _spec_of_released(folder: Path) -> ModelSpec:
     raw = read_json(folder / "config.json")
     own = raw.get(OWN_BLOCK, {})
     side, named = (own.get("side", SIDE), own.get("wording", "released")) if isinstance(own, dict) else (own, "")
@@ -152,12 +153,12 @@ def _survey_released(folder: Path) -> Survey:
         )
     if named != "released":
         checkpoint = replace(checkpoint, dtype=torch.float32)  # ours work in float32, whatever they are stored in
-    return Survey(
+    return ModelSpec(
         format=Format.RELEASED, checkpoint=checkpoint, wording=WORDINGS[named], side=side, fold=2, released=raw
     )
 
 
-def open_parts(found: Survey, weights: Weights) -> Parts:
+def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     """The parts of a model, of which nothing is loaded yet. CheckpointError where the tokenizer is not the model's."""
     folder = found.checkpoint.place
     if found.format is Format.RELEASED:
@@ -176,7 +177,7 @@ def open_parts(found: Survey, weights: Weights) -> Parts:
     return released.published(parts, found.released) if found.wording == RELEASED else parts
 
 
-def survey_size(name: str) -> Survey:
+def spec_of_size(name: str) -> ModelSpec:
     """A named size as it would be stored: the network in bfloat16, the released image tokenizer in float32; nothing of it is on a disk."""
     config, vq_config = SIZES[name], VQConfig()
     with torch.device("meta"):
@@ -190,7 +191,7 @@ def survey_size(name: str) -> Survey:
         vq=_imagined(vq, "F32", 4),
     )
     found = Format.RELEASED if config.gen_width else Format.LLADA
-    return Survey(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
+    return ModelSpec(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
 
 
 def needs_of(task: str) -> frozenset[str]:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
+from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
-from unmask.pipeline.loading import Format, find, format_in, open_parts, survey
+from unmask.pipeline.loading import Format, format_in, open_parts, read_spec, resolve
 from unmask.pipeline.text_model import TextModel, load_text
-from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
@@ -35,35 +34,18 @@ from unmask.tasks import (
     understand,
 )
 from unmask.tasks.conversing import Message, Turn
+from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
-from unmask.tasks.results import Answer, Box, Drawing, Grounding, Round, describe
-from unmask.tasks.running import Done, Shown, Through, Watch, answer, decide
+from unmask.tasks.results import Answer, Attempt, Box, Drawing, Grounding, describe
+from unmask.tasks.running import Decoded, Executor, OnStep, StepEvent, answer, decide
+from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
 from unmask.tokens.views import to_pixels
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
-OWN = Presets(
-    generate=generate.sampler,
-    edit=edit.sampler,
-    edit_again=edit.again,
-    ask=understand.sampler,
-    fill=understand.fill_sampler,
-    ground=ground.sampler,
-    plan=planning.sampler,
-    plan_edit=planning.edit_sampler,
-    critique=understand.sampler,
-    turn_words=planning.edit_sampler,
-    answer=4,
-    caption=44,
-    plan_length=44,
-    edit_plan_length=24,
-    critique_length=16,
-    turn=44,  # the room in which answers, layouts and descriptions were learned
-    context=4096,
-)
 LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
 
 
@@ -72,7 +54,7 @@ def load(
     *,
     device: str = "cpu",
     needs: Iterable[str] | None = None,
-    keep: Keep | None = None,
+    storage: WeightStorage | None = None,
     download: bool = False,
 ) -> Model | TextModel:
     """A shipped model by name, a model folder, or a model of the hub. CheckpointError says what is missing or damaged.
@@ -80,13 +62,13 @@ def load(
     A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors; or it is in the released layout of LaViDa-O, or in
     LLaDA's: a TextModel.
     ``needs``: load these parts only (``needs_of("generate")``); a task that needs more loads the rest later. None: everything.
-    ``keep``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
+    ``storage``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
     """
-    folder = find(name, download=download)
+    folder = resolve(name, download=download)
     if format_in(folder) is Format.LLADA:
-        return load_text(folder, device=device, keep=keep)
-    found = survey(folder)
-    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
+        return load_text(folder, device=device, storage=storage)
+    found = read_spec(folder)
+    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, storage=storage or WeightStorage()))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
 
@@ -94,11 +76,11 @@ def load(
 class Model:
     """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint.
 
-    ``through``: decides the sequences in its place (``run``); None: its own network does, one call after another.
+    ``executor``: decodes in place of the model's own network, for example an engine that many calls share; None: the network itself.
     """
 
-    def __init__(self, parts: Parts, presets: Presets = OWN, *, through: Through | None = None) -> None:
-        self.parts, self.presets, self.through = parts, presets, through
+    def __init__(self, parts: Parts, presets: Presets = OWN, *, executor: Executor | None = None) -> None:
+        self.parts, self.presets, self.executor = parts, presets, executor
 
     @property
     def device(self) -> torch.device:
@@ -112,20 +94,25 @@ class Model:
         seed: int = 0,
         conditions: Conditions | None = None,
         plan: bool | Layout = False,
-        reflect: int = 1,
+        attempts: int = 1,
         trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` pictures of a prompt. ``settings`` change fields of the sampler, for example ``["schedule.steps=8", "guidance.scale=3"]``.
+        """``n`` pictures of a prompt.
 
-        ``plan``: think of a layout first, or draw from the one that is given · ``reflect``: draw up to so many pictures, until one
-        finds the model's own approval; what it said of the others is in ``rounds``.
+        ``plan``: generate a layout first (True), or use this one · ``attempts``: best-of-N: generate up to this many pictures until the
+        model's own critique accepts one; all of them are in ``Drawing.attempts`` · ``steps``, ``guidance_scale``, ``temperature``: of the
+        sampler (``tasks.sampler_options``) · ``settings``: any other field of it by path, for example ``["schedule.shift=3"]``.
         """
         said, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
-        chosen = override(sampler or self.presets.generate(self.parts), settings)
-        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, rounds=reflect)
-        if thinking.rounds > 1:
+        preset = sampler or self.presets.generate(self.parts)
+        chosen = with_options(preset, settings, steps, guidance_scale, temperature)
+        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
+        if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
             return self._thought(
@@ -136,7 +123,7 @@ class Model:
             self.parts.require(planning.Plan.needs)
             layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
             for row, layout in enumerate(layouts):
-                self.tell(row, layout)
+                self.emit(row, layout)
         tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
         return self._draw(tasks, seeds, chosen, prompt, trace)
 
@@ -148,30 +135,34 @@ class Model:
         n: int = 1,
         seed: int = 0,
         plan: bool | Layout = False,
-        reflect: int = 1,
+        attempts: int = 1,
         trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` versions of a picture changed as the instruction says, in the model's own (square) size.
+        """``n`` versions of a picture, changed as the instruction says, in the model's own (square) size.
 
-        ``plan``: first say what is touched and where, or take the layout that is given · ``reflect``: edit up to so many times, until
-        the model itself approves of before and after; all tries are in ``rounds``.
+        ``plan``: predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times
+        until the model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
         """
         picture, said, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(_count(n))]
-        chosen = override(sampler or self.presets.edit(self.parts), settings)
-        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, rounds=reflect)
-        if thinking.rounds > 1:
+        options = (settings, steps, guidance_scale, temperature)
+        chosen = with_options(sampler or self.presets.edit(self.parts), *options)
+        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
+        if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(revising.NEEDS)
-            again = override(sampler or self.presets.edit_again(self.parts), settings)
+            again = with_options(sampler or self.presets.edit_again(self.parts), *options)
             asked = ([picture] * n, [said] * n, seeds)
             return self._thought(said, seeds, chosen, lambda: revising.revise(self, *asked, thinking, chosen, again))
-        (pixels, _), seen, layout = self.parts.see(picture), self.parts.look(picture), thinking.layout
+        (pixels, _), seen, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(seen, said)], [0])
-            self.tell(0, layout)
+            self.emit(0, layout)
         task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
         return self._draw([task] * n, seeds, chosen, instruction, trace)
 
@@ -183,16 +174,19 @@ class Model:
         prompt: str = "",
         seed: int = 0,
         trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         settings: Sequence[str] = (),
     ) -> Drawing:
-        """A picture with the white part of ``region`` (same size) drawn anew, so that the whole shows ``prompt``."""
+        """The picture with the white part of ``region`` (same size) generated anew, so that the whole shows ``prompt``."""
         picture, painted = read_image(image), read_image(region)
         if painted.size != picture.size:
             raise ImageError(f"the region is {painted.size} and the picture {picture.size}; make both of one size")
-        pixels, _ = self.parts.see(picture)
+        pixels, _ = self.parts.preprocess(picture)
         shown = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=shown, prompt=self._prompt(prompt, empty=True))
-        chosen = override(self.presets.generate(self.parts), settings)
+        chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         return self._draw([task], [seed], chosen, prompt, trace)[0]
 
     def ask(
@@ -202,52 +196,92 @@ class Model:
         *,
         seed: int = 0,
         trace: bool = False,
-        length: int | None = None,
+        max_tokens: int | None = None,
         form: AnswerFormat | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """Answer a question about a picture, in at most ``length`` tokens (default: what the model's presets say).
+        """Answer a question about a picture.
 
-        ``form``: what the answer has to look like, from ``grammars.answer_format``; ``answer.value`` is then what it says.
+        ``max_tokens``: length of the answer, of which an early end of turn leaves the rest unused (default: the model's preset) ·
+        ``form``: a JSON schema or a regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
         """
-        seen, longest = self.parts.look(read_image(image)), self.presets.answer if length is None else length
-        if longest < 1:
-            raise ValueError(f"an answer needs at least one token, got length {longest}; give 1 or more")
-        said, chosen = self._prompt(question), override(self.presets.ask(self.parts), settings)
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        seen, said = self.parts.image_views(read_image(image)), self._prompt(question)
+        chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature)
         if form is not None:
             holes = tuple(form.slots(self.parts.text, self.parts.wording))
             for hole in holes:
                 self._prompt(hole.question, empty=True)
-            task = forms.fill_in(holes, seen, said, form, longest if length else None, self.presets)
+            task = forms.fill_in(holes, seen, said, form, max_tokens, self.presets)
             return forms.formed(self._answer(task, forms.bound(chosen, holes), question, seed, trace), form, chosen)
-        task = understand.Ask(pixels=seen, question=said, length=longest)
+        task = understand.Ask(pixels=seen, question=said, length=max_tokens or self.presets.answer)
         return self._answer(task, chosen, question, seed, trace)
 
-    def describe(self, image: Picture, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
+    def describe(
+        self,
+        image: Picture,
+        *,
+        seed: int = 0,
+        trace: bool = False,
+        max_tokens: int | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        settings: Sequence[str] = (),
+    ) -> Answer:
         """A caption of a picture."""
-        asked, length = self.parts.wording.describe, self.presets.caption
-        return self.ask(image, asked, seed=seed, trace=trace, length=length, settings=settings)
+        return self.ask(
+            image,
+            self.parts.wording.describe,
+            seed=seed,
+            trace=trace,
+            max_tokens=self.presets.caption if max_tokens is None else max_tokens,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            settings=settings,
+        )
 
-    def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Sequence[str] = ()) -> Answer:
+    def infill_text(
+        self,
+        target: str,
+        *,
+        seed: int = 0,
+        trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        settings: Sequence[str] = (),
+    ) -> Answer:
         """A caption with every ``[mask]`` filled by one token."""
         task = understand.FillText(target=self._prompt(target))
-        chosen = override(self.presets.fill(self.parts), settings)
+        chosen = with_options(self.presets.fill(self.parts), settings, steps, guidance_scale, temperature)
         return self._answer(task, chosen, target, seed, trace)
 
     def ground(
-        self, image: Picture, phrases: Sequence[str], *, steps: int = 1, seed: int = 0, settings: Sequence[str] = ()
+        self,
+        image: Picture,
+        phrases: Sequence[str],
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        settings: Sequence[str] = (),
     ) -> Grounding:
-        """A box for every phrase, all in one pass of ``steps`` (1 to 4) steps; corners in pixels of the given picture."""
-        if not 1 <= steps <= 4:
+        """A box for every phrase, all in one pass; corners in pixels of the given picture. ``steps``: 1 (default) to 4."""
+        if steps is not None and not 1 <= steps <= 4:
             raise ValueError(f"a box has four coordinates, so steps must be 1 to 4, got {steps}")
         picture = read_image(image)
-        seen, placement = self.parts.look(picture), Placement(width=picture.width, height=picture.height)
+        seen, placement = self.parts.image_views(picture), Placement(width=picture.width, height=picture.height)
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         asked = tuple(self._prompt(p) for p in given)
         turns = [(p,) for p in asked] if self.parts.quirks.one_segment and asked else [asked]
         tasks = [ground.Ground(pixels=seen, phrases=turn) for turn in turns]
         self.parts.require(tasks[0].needs)
-        chosen = override(self.presets.ground(self.parts, steps), settings)
+        chosen = with_options(self.presets.ground(self.parts, steps or 1), settings, steps)
         done = self.run([task.build(self.parts) for task in tasks], [seed] * len(tasks), chosen)
         found = [box for task, row in zip(tasks, done.rows, strict=True) for box in task.read(row, self.parts)]
         boxes = tuple(
@@ -258,40 +292,59 @@ class Model:
             boxes=boxes, image_size=picture.size, seed=seed, seconds=done.seconds, settings=describe(chosen)
         )
 
-    def converse(self, messages: Sequence[Message], *, seed: int = 0) -> Turn:
-        """The next turn of a conversation in words and pictures; ``turn.message()`` goes on with it."""
+    def converse(
+        self,
+        messages: Sequence[Message],
+        *,
+        seed: int = 0,
+        max_tokens: int | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+    ) -> Turn:
+        """The next turn of a conversation in words and pictures; append ``turn.message()`` to continue.
+
+        ``max_tokens``, ``temperature``: of the words · ``steps``, ``guidance_scale``: of the pictures.
+        """
         conversing.check(messages)
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
         for message in messages:
             self._prompt(message.text, empty=True)
         self.parts.require(conversing.NEEDS)
-        began = time.perf_counter()
-        turn = conversing.converse(self, messages, seed)
-        settings = {"words": describe(self.presets.turn_words(self.parts))}
+        began, preset = time.perf_counter(), self.presets
+        presets = replace(
+            preset,
+            generate=lambda parts: with_options(preset.generate(parts), (), steps, guidance_scale),
+            edit=lambda parts: with_options(preset.edit(parts), (), steps, guidance_scale),
+            turn_words=lambda parts: with_options(preset.turn_words(parts), (), temperature=temperature),
+            turn=max_tokens or preset.turn,
+        )
+        turn = conversing.converse(Model(self.parts, presets, executor=self.executor), messages, seed)
+        settings = {"words": describe(presets.turn_words(self.parts))}
         return replace(turn, seconds=time.perf_counter() - began, settings=settings)
 
     def run(
-        self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, watch: Watch | None = None
-    ) -> Done:
+        self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, on_step: OnStep | None = None
+    ) -> Decoded:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
-        if self.through:
-            return self.through.run(sequences, seeds, sampler, watch)
+        if self.executor:
+            return self.executor.run(sequences, seeds, sampler, on_step)
         began = time.perf_counter()
         done = decide(
             self.parts.net,
-            sequences,
+            self.parts.features.known(sequences, self.parts.net, self.device),
             seeds,
             sampler,
             device=self.device,
-            features_per_image=self.parts.look_tokens,
-            carry=self.parts.features.of(sequences, self.parts.net, self.device),
-            watch=watch,
+            on_step=on_step,
         )
         return replace(done, seconds=time.perf_counter() - began)  # pictures that had to be looked at included
 
-    def tell(self, row: int, thought: Layout | Round) -> None:
-        """What was thought on the way to picture ``row`` of a call, for whoever follows it (``through``)."""
-        if self.through:
-            self.through.tell(row, thought)
+    def emit(self, row: int, event: Layout | Attempt) -> None:
+        """Hand a layout or a round of picture ``row`` to the executor, which may pass it on to whoever follows the call."""
+        if self.executor:
+            self.executor.emit(row, event)
 
     def _draw(
         self, tasks: Sequence[Any], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
@@ -302,10 +355,10 @@ class Model:
         built = [known[id(task)] for task in tasks]
         frames: list[list[Image.Image]] = [[] for _ in tasks]
 
-        def watch(shown: Shown) -> None:
-            frames[shown.row].append(self.parts.canvas(*generate.picture_so_far(shown.sequence, "image")))
+        def record(event: StepEvent) -> None:
+            frames[event.row].append(self.parts.canvas(*generate.picture_so_far(event.sequence, "image")))
 
-        done = self.run(built, seeds, sampler, watch if trace else None)
+        done = self.run(built, seeds, sampler, record if trace else None)
         settings = describe(sampler)
         return [
             Drawing(
@@ -321,7 +374,7 @@ class Model:
         ]
 
     def _thought(
-        self, prompt: str, seeds: list[int], sampler: Sampler, think: Callable[[], list[list[Round]]]
+        self, prompt: str, seeds: list[int], sampler: Sampler, think: Callable[[], list[list[Attempt]]]
     ) -> list[Drawing]:
         """The best of all tries for every seed."""
         began, n = time.perf_counter(), len(seeds)
@@ -335,9 +388,9 @@ class Model:
                 seconds=seconds,
                 settings=settings,
                 plan=taken.plan,
-                rounds=tuple(rounds),
+                attempts=tuple(attempts),
             )
-            for seed, rounds, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
+            for seed, attempts, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
         ]
 
     def _no_trace(self, trace: bool) -> None:

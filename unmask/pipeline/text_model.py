@@ -14,20 +14,20 @@ from typing import Any, ClassVar
 
 import torch
 
-from unmask.checkpoints.elastic import Keep, Weights
+from unmask.checkpoints.elastic import Weights, WeightStorage
 from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.models.elastic import Elastic
-from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.forms import bound, filled, formed
 from unmask.tasks.results import Answer, answered
-from unmask.tasks.running import Done, Through, Watch, answer, decide
+from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide
+from unmask.tasks.sampler_options import with_options
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
@@ -44,10 +44,6 @@ class TextParts:
     text: Text
     net: Elastic
     context: int
-    look_tokens: int = 0  # a text model has no eyes
-
-    def require(self, needs: frozenset[str]) -> None:
-        """Everything is loaded already."""
 
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
@@ -127,10 +123,10 @@ class FillGaps:
         return tokens.text.decode(sequence.ids.tolist())
 
 
-def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) -> TextModel:
+def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | None = None) -> TextModel:
     """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError where it does not fit."""
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    weights = Weights(checkpoint=survey_llada(folder), device=device, keep=keep or Keep())
+    weights = Weights(checkpoint=survey_llada(folder), device=device, storage=storage or WeightStorage())
     net, vq = weights.checkpoint.modules()
     if text.size > net.config.vocab_size:  # the embedding has some rows to spare
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
@@ -142,10 +138,10 @@ def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) ->
 
 
 class TextModel:
-    """A loaded text model. Every method checks its input first and raises ValueError with a hint. ``through``: as of ``Model``."""
+    """A loaded text model. Every method checks its input first and raises ValueError with a hint. ``executor``: as of ``Model``."""
 
-    def __init__(self, parts: TextParts, *, through: Through | None = None) -> None:
-        self.parts, self.through = parts, through
+    def __init__(self, parts: TextParts, *, executor: Executor | None = None) -> None:
+        self.parts, self.executor = parts, executor
 
     def __getattr__(self, name: str) -> Any:
         if name in _PICTURES:
@@ -160,49 +156,69 @@ class TextModel:
         self,
         question: str,
         *,
-        length: int = 128,
+        max_tokens: int = 128,
         seed: int = 0,
         trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
         form: AnswerFormat | None = None,
     ) -> Answer:
-        """Answer a question in at most ``length`` tokens, by the chat template and the published settings of Instruct.
+        """Answer a question in at most ``max_tokens`` tokens, by the chat template and the published settings of Instruct.
 
         ``form``: what the answer has to look like, from ``grammars.answer_format``; ``answer.value`` is then what it says.
         """
         text = self.parts.text
         end = (text[EOT], text[EOS])
-        chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, length)))
-        chosen = override(chosen, settings)
+        chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, max_tokens)))
+        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
         if form is not None:
-            return self._formed(question, length, form, chosen, seed, trace)
-        return self._answer(Reply(question=question, length=length), chosen, question, seed, trace)
+            return self._formed(question, max_tokens, form, chosen, seed, trace)
+        return self._answer(Reply(question=question, length=max_tokens), chosen, question, seed, trace)
 
     def complete(
         self,
         prompt: str,
         *,
-        length: int = 128,
+        max_tokens: int = 128,
         seed: int = 0,
         trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
     ) -> Answer:
-        """Go on with a text by ``length`` tokens, without a template, by the published settings of Base."""
-        chosen = sampler or llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, length))
-        return self._answer(Continue(prompt=prompt, length=length), override(chosen, settings), prompt, seed, trace)
+        """Go on with a text by ``max_tokens`` tokens, without a template, by the published settings of Base."""
+        chosen = sampler or llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, max_tokens))
+        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
+        return self._answer(Continue(prompt=prompt, length=max_tokens), chosen, prompt, seed, trace)
 
-    def infill_text(self, target: str, *, seed: int = 0, trace: bool = False, settings: Items[str] = ()) -> Answer:
+    def infill_text(
+        self,
+        target: str,
+        *,
+        seed: int = 0,
+        trace: bool = False,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        settings: Items[str] = (),
+    ) -> Answer:
         """A text with every ``[mask]`` filled by one token, the surest first."""
         chosen = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
-        return self._answer(FillGaps(target=target), override(chosen, settings), target, seed, trace)
+        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
+        return self._answer(FillGaps(target=target), chosen, target, seed, trace)
 
-    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None) -> Done:
+    def run(
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
+    ) -> Decoded:
         """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
-        if self.through:
-            return self.through.run(sequences, seeds, sampler, watch)
-        return decide(self.parts.net, sequences, seeds, sampler, device=self.device, watch=watch)
+        if self.executor:
+            return self.executor.run(sequences, seeds, sampler, on_step)
+        return decide(self.parts.net, sequences, seeds, sampler, device=self.device, on_step=on_step)
 
     def _formed(
         self, question: str, length: int, form: AnswerFormat, sampler: Sampler, seed: int, trace: bool
@@ -215,7 +231,7 @@ class TextModel:
         if not question.strip():
             raise ValueError("the text is empty; say what you want")
         if getattr(task, "length", 1) < 1:
-            raise ValueError(f"length must be at least 1, got {task.length}")
+            raise ValueError(f"max_tokens must be at least 1, got {task.length}")
         built = task.build(self.parts)
         if len(built.ids) > self.parts.context:
             raise ValueError(

@@ -32,7 +32,7 @@ from unmask.data.world.scenes import Draft, Scene, Thing, sample
 from unmask.evaluation.judge import Judge, JudgeConfig, Maps, Seen, save_judge
 from unmask.evaluation.scoring import matches, right
 from unmask.recipe import Optim, Recipe, Training
-from unmask.sequence import Loss
+from unmask.step import Loss
 
 FIRST_SEED = 10_000_000  # scenes of evaluations use small seeds
 SIDE = 128

@@ -50,6 +50,7 @@ from unmask.protocols import Source
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.mini_vq import CONFIG, IMAGES, dictionary
 from unmask.rng import generator
+from unmask.sequence import Kind
 from unmask.tokens.text import EXP, MASK, Text
 from unmask.tokens.vq import VQ
 
@@ -170,14 +171,14 @@ _EDIT_PLANNED = Masked(
         Dropout(spans=frozenset({"source"}), rate=0.15),
     )
 )
-_LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
-_PLAN = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.15)))
+_LOOK = Masked(corruption=Absorbing(policies={Kind.TEXT: OftenAll(policy=Cosine(), all=0.4)}))
+_PLAN = Masked(corruption=Absorbing(policies={Kind.TEXT: OftenAll(policy=Cosine(), all=0.15)}))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
 # What light was asked for shows best where no code is known yet.
-_DRAW_ASKED = Masked(corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.5)))
+_DRAW_ASKED = Masked(corruption=Absorbing(policies={Kind.CODE: OftenAll(policy=Cosine(), all=0.5)}))
 _DRAW_THOUGHT = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
 # Three in ten as the first step of drawing has it: the plan is known, and no code.
-_DRAW_PLANNED = replace(_DRAW_THOUGHT, corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.3)))
+_DRAW_PLANNED = replace(_DRAW_THOUGHT, corruption=Absorbing(policies={Kind.CODE: OftenAll(policy=Cosine(), all=0.3)}))
 _DRAW_TOLD = replace(_LOOK, dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
 
 
@@ -253,7 +254,9 @@ def stage2a(vision: str = "runs/tower", start: str = "", seed: int = 2, images: 
         seed=seed,
         steps=1500,
         model=_start(seed, start, vision, images),
-        parts=(("draw", draw, 1, Masked(corruption=Absorbing(code=Uniform()), dropouts=_DRAW_DROPS), 1.0),),
+        parts=(
+            ("draw", draw, 1, Masked(corruption=Absorbing(policies={Kind.CODE: Uniform()}), dropouts=_DRAW_DROPS), 1.0),
+        ),
     )()
 
 

@@ -24,9 +24,9 @@ from unmask.data.drawn import Drawn, load_drawn, save_drawn
 from unmask.data.world import critiques
 from unmask.data.world.reading import read
 from unmask.data.world.scenes import Scene, relation, shows_held_out
-from unmask.evaluation.arms import Drawer
 from unmask.evaluation.evaluate import weights_digest
 from unmask.evaluation.scoring import Want
+from unmask.evaluation.strategies import PromptGenerator
 from unmask.evaluation.world_geneval import Prompt, prompts
 from unmask.pipeline.model import Model
 from unmask.tasks.reflecting import Thinking
@@ -90,7 +90,7 @@ def _claim(folder: Path, about: dict[str, object]) -> None:
 
 
 def _draw(model: Model, some: list[Prompt], part: Path, rng: Random, *, planned: bool) -> None:
-    pictures = Drawer(thinking=Thinking(plan=planned))(model, some)
+    pictures = PromptGenerator(thinking=Thinking(plan=planned))(model, some)
     told = [legible(prompt, picture, rng) for prompt, picture in zip(some, pictures, strict=True)]
     kept = np.array([t is not None for t in told])
     save_drawn(part, torch.from_numpy(pictures[kept]), [t for t in told if t])

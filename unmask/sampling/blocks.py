@@ -1,7 +1,7 @@
 """In which part of a row the sampler works first.
 
-Public idea: a window is a value ``(batch) -> [B, L] long``: the number of each token's window. A row works on its
-lowest-numbered window that has anything undecided, at its own speed.
+Public idea: a block schedule is a value ``(batch, progress) -> [B, L] long``: the number of each token's block. A row works on its
+lowest-numbered block that has masked tokens, at its own speed.
 
 Shapes: B rows · L tokens.
 """
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from unmask.sampling.spans import writable_spans
 from unmask.sequence import Batch
+from unmask.step import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
     """Everything at once."""
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, progress: Progress) -> Tensor:
         return torch.zeros_like(batch.ids)
 
 
@@ -35,7 +36,7 @@ class Blocks:
         if self.length < 1:
             raise ValueError(f"a block needs at least one token, got length={self.length}")
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, progress: Progress) -> Tensor:
         layout = writable_spans(batch)
         begins_BL = (layout.span >= 0) & (layout.offset % self.length == 0)
         return begins_BL.long().cumsum(1)
@@ -45,5 +46,5 @@ class Blocks:
 class SpanBySpan:
     """One writable span after the other, for instance a plan before its picture."""
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, progress: Progress) -> Tensor:
         return writable_spans(batch).span.clamp(min=0)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from unmask.grammars.grammar import Grammar
 from unmask.protocols import TokenSampler
-from unmask.sequence import Batch, Prediction, Progress, Proposal, Span
+from unmask.sequence import Batch, Kind, Span
+from unmask.step import Prediction, Progress, Proposal
 
 _NEVER = -torch.inf
 
@@ -43,39 +44,41 @@ class Constrained:
     grammars: tuple[tuple[str, Grammar], ...]
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
+        if Kind.TEXT not in prediction.scored:
+            return self.token_sampler(batch, prediction, progress)
         known, bound = dict(self.grammars), []
-        logits = prediction.text_logits.to(torch.float32, copy=True)
+        at, logits = prediction.scored[Kind.TEXT].at, prediction.logits(Kind.TEXT)
+        constrained = logits.to(torch.float32, copy=True)
         length = batch.ids.shape[1]
         for row, table in enumerate(batch.span_table):
             for span in table:
                 if span.name not in known or not span.writable:
                     continue
                 low, high = row * length + span.start, row * length + span.stop
-                here = ((prediction.text >= low) & (prediction.text < high)).nonzero()[:, 0]
+                here = ((at >= low) & (at < high)).nonzero()[:, 0]
                 if not len(here):
                     continue
-                lattice = Lattice(known[span.name], *_state(batch, row, span, prediction, here))
-                asked = (prediction.text[here] - low).tolist()
-                logits[here] = lattice.posterior[asked].to(logits)
-                bound.append((row, span, asked, lattice))
-        proposal = self.token_sampler(batch, dataclasses.replace(prediction, text_logits=logits), progress)
+                scored = (at[here] - low).tolist()
+                lattice = Lattice(known[span.name], *_state(batch, row, span, logits[here], scored))
+                constrained[here] = lattice.posterior[scored].to(constrained)
+                bound.append((row, span, scored, lattice))
+        proposal = self.token_sampler(batch, prediction.with_logits({Kind.TEXT: constrained}), progress)
         ids, score = proposal.ids.clone(), proposal.score.clone()
-        for row, span, asked, lattice in bound:
-            place = torch.tensor(asked, device=ids.device) + span.start
-            together, changed = lattice.together(asked, ids[row, place].tolist(), score[row, place].tolist())
+        for row, span, scored, lattice in bound:
+            place = torch.tensor(scored, device=ids.device) + span.start
+            together, changed = lattice.together(scored, ids[row, place].tolist(), score[row, place].tolist())
             ids[row, place] = torch.tensor(together, device=ids.device)
             for i, value in changed.items():
                 score[row, place[i]] = value
-        return Proposal(ids=ids, score=score)
+        return dataclasses.replace(proposal, ids=ids, score=score)
 
 
-def _state(batch: Batch, row: int, span: Span, prediction: Prediction, here: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a span's tokens: ``logits [N, V]``, NaN where nothing was asked, and ``ids [N]``, -1 where undecided. On the CPU."""
+def _state(batch: Batch, row: int, span: Span, logits_nV: Tensor, scored: list[int]) -> tuple[Tensor, Tensor]:
+    """Of a span's tokens: ``logits [N, V]``, NaN where nothing was scored, and ``ids [N]``, -1 where masked. On the CPU."""
     part = slice(span.start, span.stop)
     ids = batch.ids[row, part].masked_fill(batch.masked[row, part], -1).cpu()
-    logits = torch.full((len(span), prediction.text_logits.shape[1]), torch.nan, dtype=torch.float64)
-    asked = (prediction.text[here] - row * batch.ids.shape[1] - span.start).cpu()
-    logits[asked] = prediction.text_logits[here].cpu().double()
+    logits = torch.full((len(span), logits_nV.shape[1]), torch.nan, dtype=torch.float64)
+    logits[scored] = logits_nV.cpu().double()
     return logits, ids
 
 
@@ -104,7 +107,7 @@ class Lattice:
         whole = forward[tokens][g.final].logsumexp(0)
         if not bool(whole.isfinite()):
             raise NothingFits(
-                f"no accepted answer has {tokens} tokens and keeps the unmasked ones; it needs at least {g.least}, so give a larger length"
+                f"no accepted answer has {tokens} tokens and keeps the unmasked ones; it needs at least {g.least}, so raise max_tokens"
             )
         out = torch.full((tokens, self.width), _NEVER, dtype=torch.float64)
         for n in range(tokens):

@@ -1,21 +1,21 @@
 """Guidance: several views of each row run stacked in one forward and are merged into one prediction.
 
 Public idea: a guidance is a value with ``views(batch, progress)`` (the first is the row as it is) and ``merge(predictions,
-progress)``. Text and code logits are merged alike. A guidance of scale 0 makes one view, which is no guidance.
+progress)``. Logits of all kinds are merged alike. A guidance of scale 0 makes one view, which is no guidance.
 
-Shapes: B rows · N tokens asked for · V vocabulary. c full condition · e a part of it · u no condition.
+Shapes: B rows · N tokens scored · V vocabulary. c full condition · e a part of it · u no condition.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unmask.sequence import Batch, Prediction, Progress
+from unmask.sequence import Batch
+from unmask.step import Prediction, Progress
 
 Interval = tuple[float, float]
 
@@ -27,7 +27,7 @@ class NoGuidance:
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
         return [batch]
 
-    def merge(self, predictions: list[Prediction], progress: Progress) -> Prediction:
+    def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction:
         return predictions[0]
 
 
@@ -49,7 +49,7 @@ class ClassifierFree:
             return [batch]
         return [batch, _without(batch, lambda name: name in self.drop, self.null_id)]
 
-    def merge(self, predictions: list[Prediction], progress: Progress) -> Prediction:
+    def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction:
         if len(predictions) == 1:
             return predictions[0]
 
@@ -84,7 +84,7 @@ class EditGuidance:
             views.append(_without(batch, lambda name: name in self.drop, self.null_id))
         return views
 
-    def merge(self, predictions: list[Prediction], progress: Progress) -> Prediction:
+    def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction:
         if len(predictions) == 1:
             return predictions[0]
 
@@ -111,17 +111,14 @@ def _without(batch: Batch, gone: Callable[[str], bool], null_id: int) -> Batch:
 def _merge(
     predictions: list[Prediction], progress: Progress, interval: Interval, blend: Callable[..., Tensor]
 ) -> Prediction:
-    """Blend both kinds in float32, in the rows where guidance acts. What is -inf in any view stays as the first view has it."""
+    """Blend every kind in float32, in the rows where guidance acts. What is -inf in any view stays as the first view has it."""
     acting_B = _acting(interval, progress)
-
-    def merged(flat_N: Tensor, streams: list[Tensor]) -> Tensor:
-        c_NV, *others = (stream.float() for stream in streams)
+    first, merged = predictions[0], {}
+    for kind, scored in first.scored.items():
+        if scored.logits is None:
+            continue
+        c_NV, *others = (p.logits(kind).float() for p in predictions)
         guided_NV = blend(c_NV, *others)
-        return torch.where(acting_B[progress.row(flat_N)][:, None] & guided_NV.isfinite(), guided_NV, c_NV)
-
-    first = predictions[0]
-    return dataclasses.replace(
-        first,
-        text_logits=merged(first.text, [p.text_logits for p in predictions]),
-        code_logits=merged(first.code, [p.code_logits for p in predictions]),
-    )
+        acts_N1 = acting_B[progress.row(scored.at)][:, None]
+        merged[kind] = torch.where(acts_N1 & guided_NV.isfinite(), guided_NV, c_NV)
+    return first.with_logits(merged)

@@ -1,16 +1,15 @@
 """The one loop. Everything that generates runs it: text, pictures, edits and boxes differ in the parts alone.
 
-Public idea: ``Sampler(schedule=.., token_sampler=.., selection=..).sample(model, batch) -> Batch`` with nothing left undecided. For each
-step: views -> model -> merge -> draw -> select -> write -> stop -> watch. Rows run at their own speed: each follows its own plan of
-windows and counts, and its random numbers and schedules know nothing of the other rows. ``Sampler.start(batch) -> Run`` is the
-same loop with the model left to the caller, who may put the queries of several runs into one forward.
+Public idea: ``Sampler(schedule=.., token_sampler=.., selection=..).sample(model, batch) -> Batch`` with nothing left masked. Rows run at
+their own speed: each follows its own plan of blocks and counts, and its random numbers and schedules know nothing of the other rows.
+``Sampler.start(batch) -> Run`` is the same loop with the model left to the caller, who may put the queries of several runs into one
+forward.
 
 Shapes: B rows · L tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,28 +18,42 @@ from torch import Tensor
 
 from unmask.protocols import (
     BlockSchedule,
+    Cache,
     Denoiser,
     EarlyStopping,
     Guidance,
+    Predicting,
+    Prior,
     Selection,
     TokenSampler,
     UnmaskingSchedule,
 )
+from unmask.sampling.agenda import Agenda, Todo
 from unmask.sampling.blocks import Whole
+from unmask.sampling.cache import NoCache
 from unmask.sampling.guidance import NoGuidance
-from unmask.sampling.selection import Foresees
-from unmask.sampling.spans import undecided
+from unmask.sampling.prior import AllMasked
+from unmask.sampling.spans import still_masked, whole_positions
 from unmask.sampling.stopping import Never
-from unmask.sequence import Batch, Move, Prediction, Progress, Proposal, Query, stack
+from unmask.sequence import Batch, stack
+from unmask.step import Move, Prediction, Proposal, Query, Reuse, Scored, State, apply
 
 
 class NothingUnmasked(RuntimeError):
-    """A select took nothing from a row that had something to decide; the run would never end."""
+    """A selection took nothing from a row that has masked tokens, or a block did not end within its bound."""
+
+
+class NothingPredicted(RuntimeError):
+    """A token was selected that the model did not score: there is no prediction to write."""
+
+
+class CachedTokenChanged(RuntimeError):
+    """A selection changed a token whose keys and values the cache lends; what was computed from them would be wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a watcher sees after a step: ``number`` from 1 (0: before), ``of`` how many are planned (a stop may end sooner), ``batch``."""
+    """What a watcher sees after a step: ``number`` from 1 (0: before), ``of`` how many are planned (it may end sooner), ``batch``."""
 
     number: int
     of: int
@@ -49,7 +62,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How undecided tokens get decided; the parts are described in the files of their names."""
+    """How masked tokens get unmasked; the parts are described in the files of their names."""
 
     schedule: UnmaskingSchedule
     token_sampler: TokenSampler
@@ -57,20 +70,18 @@ class Sampler:
     guidance: Guidance = NoGuidance()
     blocks: BlockSchedule = Whole()
     stopping: EarlyStopping = Never()
+    prior: Prior = AllMasked()
+    cache: Cache = NoCache()
 
     @torch.no_grad()  # not inference_mode: what comes out is trained on by post-training, and such tensors could not be
-    def sample(
-        self, model: Denoiser, batch: Batch, *, on_step: Callable[[Step], None] | None = None, carry: object = None
-    ) -> Batch:
-        """Decide every masked token that is writable. ``on_step`` sees the batch after each step; the model is first given ``carry``.
+    def sample(self, model: Denoiser, batch: Batch, *, on_step: Callable[[Step], None] | None = None) -> Batch:
+        """Unmask every masked token that is writable. ``on_step`` sees the batch after each step.
 
-        Raises NothingUnmasked where a select breaks its contract.
+        Raises NothingUnmasked, NothingPredicted or CachedTokenChanged where a part breaks its contract.
         """
         run = self.start(batch)
         while (query := run.query) is not None:
-            prediction = model(query.batch, ask=query.ask, carry=carry)
-            carry = prediction.carry
-            run.advance(prediction)
+            run.advance(model(query.batch, predict=query.predict, reuse=query.reuse))
             if on_step is not None:
                 on_step(run.step)
         return run.batch
@@ -81,17 +92,20 @@ class Sampler:
 
 
 class Run:
-    """The loop between two steps. ``batch``: as far as it got · ``query``: what it wants of the model next, None once all is decided.
+    """The loop between two steps. ``batch``: as far as it got · ``query``: what it wants of the model next, None at the end.
 
     To cancel a run is to drop it: nothing else is held.
     """
 
     @torch.no_grad()
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
-        self.sampler, self.batch = sampler, sampler.stopping(batch)
-        self.agenda = _Agenda(sampler.schedule, sampler.blocks(self.batch), undecided(self.batch))
+        self.sampler, self.first = sampler, batch
+        self.open = still_masked(batch)  # what was masked at the start: no move touches anything else
+        self.batch = sampler.stopping(sampler.prior(batch))
+        self.agenda = Agenda(sampler, self.batch, self.open)
+        self.states: list[State | None] = []  # of each guidance view
         self.number = 0
-        self.task: _Task | None = None
+        self.todo: Todo | None = None
         self.query = self._next()
 
     @property
@@ -102,88 +116,103 @@ class Run:
     @torch.no_grad()
     def advance(self, prediction: Prediction) -> None:
         """Take the step that ``prediction``, the answer to ``query``, allows."""
-        parts, batch, task = self.sampler, self.batch, self.task
-        if task is None or self.query is None:
-            raise ValueError("the run is finished; there is nothing left to decide")
-        views = _split(prediction, self.query.batch.rows // batch.rows, batch.ids.numel())
-        merged = parts.guidance.merge(views, task.progress)
-        proposal = parts.token_sampler(batch, merged, task.progress)
-        move = parts.selection(batch, proposal, task.window, task.counts, task.progress)
-        self.batch = parts.stopping(_write(batch, move, proposal, task.window))
+        parts, batch, todo = self.sampler, self.batch, self.todo
+        if todo is None or self.query is None:
+            raise ValueError("the run is finished; there is nothing left to unmask")
+        # 4. The views become one prediction.
+        views = _split(prediction, self.query.batch.rows // batch.rows, batch)
+        self._keep(views)
+        merged = parts.guidance.merge(batch, views, todo.progress)
+        # 5. A candidate and a score for each scored token.
+        proposal = parts.token_sampler(batch, merged, todo.progress)
+        # 6. Some candidates are taken and written; others may be masked again.
+        move = parts.selection(batch, proposal, todo.block, todo.counts, todo.progress)
+        written = self._write(move, proposal, todo)
+        # 7. What no longer needs the model is filled in.
+        self.batch = parts.stopping(written)
         self.number += 1
         self.query = self._next()
 
     def _next(self) -> Query | None:
-        """All views of what is to be decided next, stacked. They share their pixels, so what the model carries stays valid."""
-        self.task = task = self.agenda.next(undecided(self.batch))
-        if task is None:
-            return None
         parts = self.sampler
-        ask = task.window
-        if isinstance(parts.selection, Foresees):
-            ask = parts.selection.ask(self.batch, task.window, task.counts)
-        views = parts.guidance.views(self.batch, task.progress)
-        return Query(batch=stack(views) if len(views) > 1 else views[0], ask=ask.repeat(len(views), 1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """One step: ``window [B, L]`` what may be unmasked, ``counts [B]`` how many, and how far each row is."""
-
-    window: Tensor
-    counts: Tensor
-    progress: Progress
-
-
-class _Agenda:
-    """Which window each row works on and how far it is: all the state of a run besides the batch."""
-
-    def __init__(self, schedule: UnmaskingSchedule, window_BL: Tensor, live_BL: Tensor) -> None:
-        self.schedule, self.window = schedule, window_BL
-        rows = window_BL.shape[0]
-        self.current, self.number = [-1] * rows, [0] * rows
-        self.plan: list[list[int]] = [[] for _ in range(rows)]
-        totals = (
-            window[live].unique(return_counts=True)[1].tolist() for window, live in zip(window_BL, live_BL, strict=True)
-        )
-        self.planned = max((sum(len(schedule.counts(n)) for n in total) for total in totals), default=0)
-
-    def next(self, live_BL: Tensor) -> _Task | None:
-        """What to do now, or None where nothing is undecided. A finished row gets count 0."""
-        beyond = torch.iinfo(torch.long).max
-        current_B = self.window.masked_fill(~live_BL, beyond).amin(1)
-        here_BL = live_BL & (self.window == current_B[:, None])
-        states = torch.stack([current_B, here_BL.sum(1)], dim=1).tolist()
-        if not any(left for _, left in states):
+        # 1. Every row's block, and how many of its tokens to unmask.
+        self.todo = todo = self.agenda.next(self.batch)
+        if todo is None:
             return None
-        counts = [self._advance(row, current, left) if left else 0 for row, (current, left) in enumerate(states)]
-        number_of = torch.tensor([self.number, [max(1, len(plan)) for plan in self.plan]], device=live_BL.device)
-        progress = Progress(number=number_of[0], of=number_of[1], length=live_BL.shape[1])
-        return _Task(window=here_BL, counts=torch.tensor(counts, device=live_BL.device), progress=progress)
+        self.batch = self.batch.replace(time=todo.time)
+        # 2. The tokens to score.
+        asking = [p for p in (parts.selection, parts.token_sampler) if isinstance(p, Predicting)]
+        asked = [p.predict(self.batch, todo.block, todo.counts) for p in asking] or [todo.block]
+        predict = torch.stack(asked).any(0) if len(asked) > 1 else asked[0]
+        # 3. The views of guidance, one under the other, and what each need not compute again.
+        views = parts.guidance.views(self.batch, todo.progress)
+        reuse = self._reuse(views, predict, todo)
+        batch = stack(views) if len(views) > 1 else views[0]
+        return Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse)
 
-    def _advance(self, row: int, current: int, left: int) -> int:
-        if current == self.current[row]:
-            self.number[row] += 1
-        else:
-            self.current[row], self.number[row], self.plan[row] = current, 0, self.schedule.counts(left)
-        plan, number = self.plan[row], self.number[row]
-        # A select may take fewer than its count; what the plan then leaves over comes in one last step.
-        return min(left, plan[number]) if number < len(plan) else left
+    def _reuse(self, views: list[Batch], predict: Tensor, todo: Todo) -> Reuse | None:
+        states = [self.states[i] if i < len(self.states) else None for i in range(len(views))]
+        compute, keep = [], []
+        for view, state in zip(views, states, strict=True):
+            held = torch.zeros_like(predict) if state is None else state.held
+            plan = self.sampler.cache.plan(view, todo.region, predict, held, todo.progress)
+            if plan is None:
+                return None
+            compute.append(whole_positions(view, plan.compute | predict))
+            keep.append(plan.keep & whole_positions(view, plan.keep) & compute[-1])
+        length = predict.shape[1]
+        state = State.stack(states, [view.rows for view in views], length)
+        return Reuse(compute=torch.cat(compute), keep=torch.cat(keep), state=state)
+
+    def _keep(self, views: list[Prediction]) -> None:
+        """The states of the views that were computed take the place of the old ones; a view that was left out keeps its own."""
+        if any(view.state is not None for view in views):
+            self.states[: len(views)] = [view.state for view in views]
+
+    def _write(self, move: Move, proposal: Proposal, todo: Todo) -> Batch:
+        """Apply a move to the tokens that this run may change; everything else was given and stays."""
+        batch = self.batch
+        move = Move(unmask=move.unmask & self.open, remask=move.remask & self.open, redraw=move.redraw & self.open)
+        unscored_BL = (move.unmask | move.redraw) & (proposal.score == -torch.inf)
+        if bool(unscored_BL.any()):
+            row, token = unscored_BL.nonzero()[0].tolist()
+            raise NothingPredicted(
+                f"row {row}, token {token} (kind {int(batch.kind[row, token])}) was selected, but the model did not score it; "
+                "select tokens that were predicted, of a kind that the model knows"
+            )
+        if self.states and self.states[0] is not None:
+            changed_BL = self.states[0].held & (move.unmask | move.remask | move.redraw)
+            if bool(changed_BL.any()):
+                raise CachedTokenChanged(
+                    f"row, token {changed_BL.nonzero()[0].tolist()} was changed, but {type(self.sampler.cache).__name__} holds it; "
+                    "use a selection that leaves finished blocks alone, or cache=NoCache()"
+                )
+        idle_B = todo.must_unmask & ~(move.unmask & todo.block).any(1)
+        if bool(idle_B.any()):
+            raise NothingUnmasked(
+                f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a selection must take one, or end within its bound"
+            )
+        written = apply(batch, move, proposal, todo.region.any(1))
+        if bool(move.remask.any()):  # their order and segment are those of masked tokens again
+            written = written.replace(
+                order=torch.where(move.remask, self.first.order, written.order),
+                segment=torch.where(move.remask, self.first.segment, written.segment),
+            )
+        return written
 
 
-def _write(batch: Batch, move: Move, proposal: Proposal, window_BL: Tensor) -> Batch:
-    idle_B = window_BL.any(1) & ~(move.unmask & window_BL).any(1)
-    if bool(idle_B.any()):
-        raise NothingUnmasked(
-            f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a select must take one"
-        )
-    return batch.write(move, proposal)
-
-
-def _split(prediction: Prediction, views: int, tokens: int) -> list[Prediction]:
-    """The prediction of each view. All were asked for the same tokens, so each has its share in order."""
-    parts = (prediction.text, prediction.text_logits, prediction.code, prediction.code_logits)
+def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]:
+    """The prediction of each view. All score the same tokens, so each has its share in order."""
+    if views == 1:
+        return [prediction]
+    tokens, rows = batch.ids.numel(), batch.rows
+    parts: list[dict[int, Scored]] = [{} for _ in range(views)]
+    for kind, scored in prediction.scored.items():
+        cut = [t.tensor_split(views) if t is not None else (None,) * views for t in (scored.logits, scored.hidden)]
+        for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(views), *cut, strict=True)):
+            parts[i][kind] = Scored(at=at - i * tokens, logits=logits, hidden=hidden)
+    state = prediction.state
     return [
-        dataclasses.replace(prediction, text=t - i * tokens, text_logits=tl, code=c - i * tokens, code_logits=cl)
-        for i, (t, tl, c, cl) in enumerate(zip(*(part.tensor_split(views) for part in parts), strict=True))
+        Prediction(scored=part, state=state.rows(i * rows, (i + 1) * rows) if state else None)
+        for i, part in enumerate(parts)
     ]

@@ -1,7 +1,7 @@
 """Which candidates are taken at this step.
 
-Public idea: a select is a value ``(batch, proposal, window, counts, progress) -> Move`` that unmasks at least one and at most
-``counts`` tokens of each row that has any in the window. One that knows its tokens before they are drawn also has ``ask``, so
+Public idea: a select is a value ``(batch, proposal, block, counts, progress) -> Move`` that unmasks at least one and at most
+``counts`` tokens of each row that has any in the block. One that knows its tokens before they are drawn also has ``ask``, so
 that the model scores those alone: the same distribution, at a fraction of the head's cost.
 
 Shapes: B rows · L tokens.
@@ -11,24 +11,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from unmask.protocols import Selection
+from unmask.protocols import Predicting, Selection
 from unmask.rng import rows
-from unmask.sampling.spans import undecided, writable_spans
+from unmask.sampling.spans import still_masked, writable_spans
 from unmask.sampling.temperature import Progress, Temperature, at
 from unmask.sampling.token_sampler import gumbel
-from unmask.sequence import Batch, Move, Proposal
-
-
-@runtime_checkable
-class Foresees(Protocol):
-    """A select that knows its tokens in advance."""
-
-    def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor: ...
+from unmask.sequence import Batch
+from unmask.step import Move, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +30,9 @@ class Confident:
 
     noise: Temperature = 0.0
 
-    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         t_B = at(self.noise, progress)
-        return move(first(_noisy(batch, proposal.score, t_B), window, counts))
+        return move(first(_noisy(batch, proposal.score, t_B), block, counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +44,9 @@ class MaskGit:
 
     temperature: Temperature = 1.0
 
-    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         t_B = at(self.temperature, progress)
-        return move(first(_noisy(batch, proposal.score.exp(), t_B), window, counts))
+        return move(first(_noisy(batch, proposal.score.exp(), t_B), block, counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,27 +59,27 @@ class InOrder:
         if sorted(self.order) != list(range(len(self.order))):
             raise ValueError(f"an order must hold each of 0 .. {len(self.order) - 1} once, got {self.order[:8]} ...")
 
-    def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor:
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
         layout = writable_spans(batch)
-        if bool((layout.size != len(self.order))[window].any()):
-            sizes = sorted(set(layout.size[window].tolist()))
+        if bool((layout.size != len(self.order))[block].any()):
+            sizes = sorted(set(layout.size[block].tolist()))
             raise ValueError(f"an order of {len(self.order)} tokens does not fit spans of {sizes} tokens")
         place = _places(self.order).to(batch.device)
-        return first(-place[layout.offset.clamp(max=len(self.order) - 1)].float(), window, counts)
+        return first(-place[layout.offset.clamp(max=len(self.order) - 1)].float(), block, counts)
 
-    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
-        return move(self.ask(batch, window, counts))
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        return move(self.predict(batch, block, counts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomOrder:
     """Uniformly random tokens: the order under which masked diffusion is trained."""
 
-    def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor:
-        return first(_noise(batch), window, counts)
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
+        return first(_noise(batch), block, counts)
 
-    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
-        return move(self.ask(batch, window, counts))
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        return move(self.predict(batch, block, counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +91,9 @@ class Threshold:
 
     value: float
 
-    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
-        sure_B = (window & (proposal.score.exp() >= self.value)).sum(1)
-        return move(first(proposal.score, window, torch.minimum(counts, sure_B.clamp(min=1))))
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        sure_B = (block & (proposal.score.exp() >= self.value)).sum(1)
+        return move(first(proposal.score, block, torch.minimum(counts, sure_B.clamp(min=1))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +105,11 @@ class Factor:
 
     factor: float = 1.0
 
-    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
-        p_BL = torch.where(window, proposal.score.exp(), 0.0).sort(dim=1, descending=True).values
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        p_BL = torch.where(block, proposal.score.exp(), 0.0).sort(dim=1, descending=True).values
         n_L = torch.arange(1, p_BL.shape[1] + 1, device=p_BL.device)
         run_B = (p_BL >= 1 - self.factor / (n_L + 1)).long().cumprod(1).sum(1)
-        return move(first(proposal.score, window, torch.minimum(counts, run_B.clamp(min=1))))
+        return move(first(proposal.score, block, torch.minimum(counts, run_B.clamp(min=1))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +121,14 @@ class PerSpan:
 
     selection: Selection
 
-    def ask(self, batch: Batch, window: Tensor, counts: Tensor) -> Tensor:
-        if not isinstance(self.selection, Foresees):
-            return window
-        parts = [self.selection.ask(batch, w, n) for w, n in _shares(batch, window, counts)]
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
+        if not isinstance(self.selection, Predicting):
+            return block
+        parts = [self.selection.predict(batch, w, n) for w, n in _shares(batch, block, counts)]
         return torch.stack(parts).any(0)
 
-    def __call__(self, batch: Batch, proposal: Proposal, window: Tensor, counts: Tensor, progress: Progress) -> Move:
-        moves = [self.selection(batch, proposal, w, n, progress) for w, n in _shares(batch, window, counts)]
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        moves = [self.selection(batch, proposal, w, n, progress) for w, n in _shares(batch, block, counts)]
         unmask, remask, redraw = (
             torch.stack([getattr(m, f) for m in moves]).any(0) for f in ("unmask", "remask", "redraw")
         )
@@ -148,13 +141,13 @@ def move(unmask_BL: Tensor) -> Move:
     return Move(unmask=unmask_BL, remask=nothing, redraw=nothing)
 
 
-def first(score_BL: Tensor, window_BL: Tensor, counts_B: Tensor) -> Tensor:
-    """The ``counts`` best scores of each row inside the window, earlier tokens first where equal; [B, L] bool."""
+def first(score_BL: Tensor, block_BL: Tensor, counts_B: Tensor) -> Tensor:
+    """The ``counts`` best scores of each row inside the block, earlier tokens first where equal; [B, L] bool."""
     finite_BL = torch.nan_to_num(score_BL, nan=-1e30, posinf=1e30, neginf=-1e30)
-    order_BL = torch.where(window_BL, finite_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order_BL = torch.where(block_BL, finite_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank_BL = torch.empty_like(order_BL)
     rank_BL.scatter_(1, order_BL, torch.arange(order_BL.shape[1], device=order_BL.device).expand_as(order_BL))
-    return window_BL & (rank_BL < counts_B[:, None])
+    return block_BL & (rank_BL < counts_B[:, None])
 
 
 def _noisy(batch: Batch, score_BL: Tensor, temperature_B: Tensor) -> Tensor:
@@ -165,7 +158,7 @@ def _noisy(batch: Batch, score_BL: Tensor, temperature_B: Tensor) -> Tensor:
 
 def _noise(batch: Batch) -> Tensor:
     """Gumbel noise for every undecided token of each row, from that row's own generator; 0 elsewhere. [B, L]"""
-    live_BL = undecided(batch).cpu()
+    live_BL = still_masked(batch).cpu()
     parts = [
         gumbel(g, (n,), torch.float32) for g, n in zip(rows(batch, "select"), live_BL.sum(1).tolist(), strict=True)
     ]
@@ -178,14 +171,14 @@ def _places(order: tuple[int, ...]) -> Tensor:
     return torch.tensor(order).argsort()
 
 
-def _shares(batch: Batch, window_BL: Tensor, counts_B: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(window, counts) of each span: shares by tokens left, the largest remainders rounded up, earlier spans first."""
+def _shares(batch: Batch, block_BL: Tensor, counts_B: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(block, counts) of each span: shares by tokens left, the largest remainders rounded up, earlier spans first."""
     layout = writable_spans(batch)
-    windows = [window_BL & (layout.span == s) for s in range(layout.most)]
-    left_BS = torch.stack([w.sum(1) for w in windows], dim=1)
+    blocks = [block_BL & (layout.span == s) for s in range(layout.most)]
+    left_BS = torch.stack([w.sum(1) for w in blocks], dim=1)
     exact_BS = counts_B[:, None] * left_BS  # in units of 1 / total, so that nothing is rounded
     total_B1 = left_BS.sum(1, keepdim=True).clamp(min=1)
     share_BS, rest_BS = exact_BS // total_B1, exact_BS % total_B1
     missing_B = counts_B - share_BS.sum(1)
     share_BS = share_BS + first(rest_BS.float(), left_BS > share_BS, missing_B)
-    return list(zip(windows, share_BS.unbind(1), strict=True))
+    return list(zip(blocks, share_BS.unbind(1), strict=True))

@@ -1,4 +1,4 @@
-"""Which writable span each token lies in: what windows, orders and stops need to know of a batch.
+"""Which writable span each token lies in: what block schedules, orders and early stopping need to know of a batch.
 
 Public idea: ``writable_spans(batch)``, remembered by span table since that never changes inside a run.
 
@@ -50,6 +50,26 @@ def _lay_out(span_table: tuple[tuple[Span, ...], ...], length: int) -> Layout:
     return Layout(span=span_BL, offset=offset_BL, size=size_BL, most=most)
 
 
-def undecided(batch: Batch) -> Tensor:
-    """Tokens that the sampler still has to decide, [B, L] bool."""
+def still_masked(batch: Batch) -> Tensor:
+    """Tokens that the sampler still has to unmask, [B, L] bool."""
     return batch.masked & batch.writable & batch.valid
+
+
+def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:
+    """``chosen [B, L]`` with every token whose position has a chosen one: a position is computed as a whole or not at all."""
+    first_BL = _first_of_position(batch.span_table, batch.ids.shape[1]).to(batch.device)
+    any_BL = torch.zeros_like(chosen, dtype=torch.long).scatter_reduce(1, first_BL, chosen.long(), "amax")
+    return any_BL.gather(1, first_BL).bool()
+
+
+@functools.lru_cache(maxsize=64)
+def _first_of_position(span_table: tuple[tuple[Span, ...], ...], length: int) -> Tensor:
+    """The number of the first token on each token's position, [B, L]."""
+    first_BL = torch.arange(length).repeat(len(span_table), 1)
+    for row, table in enumerate(span_table):
+        for span in table:
+            if span.fold > 1 and span.grid is not None:
+                r, c = torch.arange(span.grid[0])[:, None], torch.arange(span.grid[1])[None, :]
+                corner = (r - r % span.fold) * span.grid[1] + c - c % span.fold
+                first_BL[row, span.start : span.stop] = span.start + corner.flatten()
+    return first_BL

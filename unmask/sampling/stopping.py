@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.sampling.spans import undecided, writable_spans
+from unmask.sampling.spans import still_masked, writable_spans
 from unmask.sequence import Batch, Kind
 
 
@@ -36,7 +36,7 @@ class EndOfTurn:
     ids: tuple[int, ...]
 
     def __call__(self, batch: Batch) -> Batch:
-        live_BL, layout = undecided(batch), writable_spans(batch)
+        live_BL, layout = still_masked(batch), writable_spans(batch)
         end_BL = torch.isin(batch.ids, torch.tensor(self.ids, device=batch.device)) & ~batch.masked
         end_BL &= batch.kind == Kind.TEXT
         if not bool((end_BL & (layout.span >= 0)).any()):

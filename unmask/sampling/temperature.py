@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.sequence import Progress
+from unmask.step import Progress
 
 Schedule = Callable[[Tensor], Tensor]
 Temperature = float | Schedule

@@ -8,7 +8,6 @@ Shapes: B rows · L tokens · N tokens asked for · V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,8 @@ from torch import Tensor
 from unmask.protocols import TokenSampler
 from unmask.rng import rows
 from unmask.sampling.temperature import Progress, Temperature, at
-from unmask.sequence import Batch, Prediction, Proposal
+from unmask.sequence import Batch, Kind
+from unmask.step import Prediction, Proposal
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (logits [N, V], ids [N]) -> [N], higher is surer
 Pick = Callable[[Tensor, Tensor], Tensor]  # (logits [N, V], row [N]) -> ids [N]
@@ -100,10 +100,12 @@ class OnlyIds:
             raise ValueError(f"ids {self.low} .. {self.high} are no range; wanted 0 <= low < high")
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        id_V = torch.arange(prediction.text_logits.shape[1], device=prediction.text_logits.device)
-        outside_V = (id_V < self.low) | (id_V >= self.high)
-        logits = prediction.text_logits.masked_fill(outside_V, -torch.inf)
-        return self.token_sampler(batch, dataclasses.replace(prediction, text_logits=logits), progress)
+        if Kind.TEXT in prediction.scored:
+            logits_NV = prediction.logits(Kind.TEXT)
+            id_V = torch.arange(logits_NV.shape[1], device=logits_NV.device)
+            outside_V = (id_V < self.low) | (id_V >= self.high)
+            prediction = prediction.with_logits({Kind.TEXT: logits_NV.masked_fill(outside_V, -torch.inf)})
+        return self.token_sampler(batch, prediction, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +120,8 @@ class TopP:
             raise ValueError(f"mass {self.mass} is no share of probability; wanted 0 < mass <= 1")
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        cut = dataclasses.replace(
-            prediction, text_logits=self._cut(prediction.text_logits), code_logits=self._cut(prediction.code_logits)
-        )
-        return self.token_sampler(batch, cut, progress)
+        kept = {k: self._cut(scored.logits) for k, scored in prediction.scored.items() if scored.logits is not None}
+        return self.token_sampler(batch, prediction.with_logits(kept), progress)
 
     def _cut(self, logits_NV: Tensor) -> Tensor:
         p_NV, id_NV = logits_NV.float().softmax(1).sort(dim=1, descending=True, stable=True)
@@ -150,11 +150,11 @@ def _gumbel_max(batch: Batch, temperature_B: Tensor, dtype: torch.dtype) -> Pick
 
 
 def _propose(batch: Batch, prediction: Prediction, progress: Progress, pick: Pick, score: Score) -> Proposal:
-    """Ids and scores put where they belong; text is picked before codes, so a row's generator serves both in that order."""
+    """Ids and scores put where they belong. Kinds in rising order, so a row's generator serves text before codes."""
     ids, scores = batch.ids.flatten().clone(), torch.full(batch.ids.shape, -torch.inf, device=batch.device).flatten()
-    for flat_N, logits in ((prediction.text, prediction.text_logits), (prediction.code, prediction.code_logits)):
-        if flat_N.numel():
-            logits_NV = logits.float()
-            ids_N = pick(logits_NV, progress.row(flat_N))
-            ids[flat_N], scores[flat_N] = ids_N, score(logits_NV, ids_N)
+    for _, scored in sorted(prediction.scored.items()):
+        if scored.logits is not None and scored.at.numel():
+            logits_NV = scored.logits.float()
+            ids_N = pick(logits_NV, progress.row(scored.at))
+            ids[scored.at], scores[scored.at] = ids_N, score(logits_NV, ids_N)
     return Proposal(ids=ids.view_as(batch.ids), score=scores.view_as(batch.ids))

@@ -79,7 +79,7 @@ def parts_to_draw(model: Served) -> Parts:
 
 def picture(drawn: Drawing, file: str) -> Event:
     """An entry of ``data``: the file, and how it came about."""
-    rounds = [{**r.to_json(), "b64_json": encoded(r.image, file)} for r in drawn.rounds]
+    rounds = [{**r.to_json(), "b64_json": encoded(r.image, file)} for r in drawn.attempts]
     told = {
         "seed": drawn.seed,
         "seconds": round(drawn.seconds, 4),

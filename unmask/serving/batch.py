@@ -103,7 +103,7 @@ def _outcomes(model: Any, plan: Plan, live: int) -> Iterator[tuple[Line, Any]]:
     jobs = iter(plan.todo)
     under_way: dict[Future[Any], Line] = {}
     # A call is counted out a moment after its answer is known, hence the places to wait in.
-    service = Service(model, name="batch", limits=Limits(live=live, waiting=live))
+    service = Service(model, name="batch", limits=Limits(running=live, queued=live))
     try:
         while True:
             while len(under_way) < live and (line := next(jobs, None)) is not None:

@@ -1,7 +1,7 @@
-"""Queries of several runs in one forward, and each run's own share of what the model says.
+"""Queries of several runs in one forward, and each run's own share of the prediction.
 
 Public idea: ``join(parts)`` stacks queries of one ``Shape``; ``shares(prediction, parts, joined)`` undoes it. Everything
-that is added (columns, positions) lies behind what a row reads, so no row can tell whether it was alone.
+that is added (columns, positions) lies behind what a row reads, so a row's logits do not depend on the rows beside it.
 
 Shapes: V views (rows of one query) · L tokens · U understanding positions · F feature rows · D width.
 """
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.sequence import Batch, Branch, Kind, Prediction, Query, stack
+from unmask.sequence import SHARED, Batch, Branch, Kind, stack
+from unmask.step import Prediction, Query, Reuse, Scored, State
 
 _ASIDE = 2**31 - 1  # a segment that nothing else has, so nothing reads it
 
@@ -25,27 +26,22 @@ _ASIDE = 2**31 - 1  # a segment that nothing else has, so nothing reads it
 class Shape:
     """What queries must have in common to share a forward.
 
-    ``codes``: code tokens of a row, in spans of ``grid`` and ``fold`` · ``text``: whether text is asked for (if not, the understanding
-    branch ends early).
+    ``codes``: code positions of a row · ``text``: whether text is scored (if not, the understanding branch ends early) · ``reuse``: whether
+    some positions are not computed.
     """
 
     codes: int
-    grid: tuple[int, int]
-    fold: int
     text: bool
+    reuse: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One run's query, its shape, and the features of its pictures (``look [F, D]``; None: it has none).
-
-    ``und``: understanding positions of a row, rounded up to a multiple.
-    """
+    """One run's query and its shape. ``und``: computed understanding positions of a row, rounded up to a multiple."""
 
     query: Query
     shape: Shape
     und: int
-    look: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -53,94 +49,120 @@ class Part:
 
     @property
     def positions(self) -> int:
-        """What the transformer reads of it, in all views."""
-        return self.rows * (self.und + self.shape.codes // self.shape.fold**2)
+        """What the transformer computes of it, in all views."""
+        return self.rows * (self.und + self.shape.codes)
 
 
-def part_of(query: Query, look: Tensor | None, multiple: int) -> Part:
+def part_of(query: Query, multiple: int) -> Part:
     """``multiple``: to which understanding positions are rounded up."""
     batch = query.batch
-    codes = (batch.valid & (batch.branch == Branch.GEN)).sum(1).max()
-    text = (query.ask & (batch.kind == Kind.TEXT)).any()
-    und, most_codes, wants_text = torch.stack([_understanding(batch), codes, text.long()]).tolist()
-    shape = Shape(
-        codes=most_codes,
-        grid=batch.grid if most_codes else (0, 0),
-        fold=batch.fold if most_codes else 1,
-        text=bool(wants_text),
-    )
-    return Part(query=query, shape=shape, und=-(-und // multiple) * multiple, look=look)
+    text = (query.predict & (batch.kind == Kind.TEXT)).any()
+    counts = torch.stack([_most(query, Branch.UND), _most(query, Branch.GEN), text.long()])
+    und, codes, wants_text = counts.tolist()
+    shape = Shape(codes=codes, text=bool(wants_text), reuse=query.reuse is not None)
+    return Part(query=query, shape=shape, und=-(-und // multiple) * multiple)
 
 
-def join(parts: Items[Part]) -> tuple[Query, Tensor | None]:
-    """One query with the rows of all, which have one shape, and the features of all their pictures, each picture's once."""
-    length = max(part.query.ask.shape[1] for part in parts)
-    looks: dict[int, Tensor] = {id(part.look): part.look for part in parts if part.look is not None}
-    first, begins = 0, {}
-    for key, look in looks.items():
-        begins[key] = first
-        first += len(look)
-    rows = [_widened(part.query.batch, length, begins.get(id(part.look), 0)) for part in parts]
-    batch, ask = (
-        stack(rows),
-        torch.cat([F.pad(part.query.ask, (0, length - part.query.ask.shape[1])) for part in parts]),
+def join(parts: Items[Part]) -> Query:
+    """One query with the rows of all, which have one shape; features of several parts are there once."""
+    length = max(part.query.predict.shape[1] for part in parts)
+    features: dict[int, Tensor] = {}
+    begins, first = {}, 0
+    for part in parts:
+        own = part.query.batch.features
+        if own is not None and id(own) not in features:
+            features[id(own)], begins[id(own)] = own, first
+            first += len(own)
+    rows = [_widened(p.query.batch, length, begins.get(id(p.query.batch.features), 0)) for p in parts]
+    batch = stack(rows).replace(features=torch.cat(list(features.values())) if features else None)
+    query = Query(
+        batch=batch,
+        predict=torch.cat([_wide(part.query.predict, length) for part in parts]),
+        reuse=_joined([part.query.reuse for part in parts], [part.rows for part in parts], length),
     )
-    missing = max(part.und for part in parts) - int(_understanding(batch))
-    if missing:
-        batch, ask = _filled(batch, missing), F.pad(ask, (0, missing))
-    return Query(batch=batch, ask=ask), torch.cat(list(looks.values())) if looks else None
+    missing = max(part.und for part in parts) - int(_most(query, Branch.UND))
+    return _filled(query, missing) if missing > 0 else query
 
 
 def shares(prediction: Prediction, parts: Items[Part], joined: Query) -> list[Prediction]:
-    """What each part would have been told alone, tokens numbered as in its own query."""
-    length = joined.ask.shape[1]
+    """What the prediction of each part would have been alone, tokens numbered as in its own query."""
+    length = joined.predict.shape[1]
     rows = [0]
     for part in parts:
         rows.append(rows[-1] + part.rows)
-    edges = torch.tensor(rows, device=joined.ask.device) * length
-    texts, codes = (torch.searchsorted(flat, edges).tolist() for flat in (prediction.text, prediction.code))
-    return [
-        dataclasses.replace(
-            prediction,
-            text=_renumbered(prediction.text[texts[i] : texts[i + 1]], rows[i], length, part),
-            text_logits=prediction.text_logits[texts[i] : texts[i + 1]],
-            code=_renumbered(prediction.code[codes[i] : codes[i + 1]], rows[i], length, part),
-            code_logits=prediction.code_logits[codes[i] : codes[i + 1]],
-            carry=None,
-        )
-        for i, part in enumerate(parts)
-    ]
+    edges = torch.tensor(rows, device=joined.predict.device) * length
+    cuts = {kind: torch.searchsorted(scored.at, edges).tolist() for kind, scored in prediction.scored.items()}
+    found = []
+    for i, part in enumerate(parts):
+        scored = {
+            kind: _cut(whole, cuts[kind][i], cuts[kind][i + 1], rows[i], length, part)
+            for kind, whole in prediction.scored.items()
+        }
+        state = prediction.state and prediction.state.rows(rows[i], rows[i + 1])
+        if state is not None:
+            state = State(held=state.held[:, : part.query.predict.shape[1]], tensors=state.tensors)
+        found.append(Prediction(scored=scored, state=state))
+    return found
 
 
-def _understanding(batch: Batch) -> Tensor:
-    """Understanding positions of the fullest row."""
-    return (batch.leader & batch.valid & (batch.branch == Branch.UND)).sum(1).max()
+def _cut(whole: Scored, first: int, last: int, first_row: int, length: int, part: Part) -> Scored:
+    at = whole.at[first:last]
+    return Scored(
+        at=(at // length - first_row) * part.query.predict.shape[1] + at % length,
+        logits=None if whole.logits is None else whole.logits[first:last],
+        hidden=None if whole.hidden is None else whole.hidden[first:last],
+    )
+
+
+def _joined(reuses: Items[Reuse | None], rows: Items[int], length: int) -> Reuse | None:
+    some = [reuse for reuse in reuses if reuse is not None]
+    if not some:
+        return None
+    return Reuse(
+        compute=torch.cat([_wide(reuse.compute, length) for reuse in some]),
+        keep=torch.cat([_wide(reuse.keep, length) for reuse in some]),
+        state=State.stack([reuse.state for reuse in some], rows, length),
+    )
+
+
+def _most(query: Query, branch: int) -> Tensor:
+    """Computed positions of a branch in the row that has most."""
+    batch = query.batch
+    computed = batch.leader & batch.valid & (batch.branch == branch)
+    return (computed if query.reuse is None else computed & query.reuse.compute).sum(1).max()
+
+
+def _wide(x: Tensor, length: int) -> Tensor:
+    return F.pad(x, (0, length - x.shape[1]))
 
 
 def _widened(batch: Batch, length: int, first_feature: int) -> Batch:
     """Rows of ``length`` tokens, the added ones not valid; features counted from ``first_feature``."""
-    if length == batch.ids.shape[1] and not first_feature:
+    missing = length - batch.ids.shape[1]
+    if not missing and not first_feature:
         return batch
     tensors = {
-        f.name: F.pad(t, (0, length - t.shape[1]))
+        f.name: F.pad(t, (0, 0, 0, missing) if t.dim() == 3 else (0, missing))
         for f in dataclasses.fields(batch)
-        if f.name != "pixels" and isinstance(t := getattr(batch, f.name), Tensor) and t.dim() == 2
+        if f.name not in SHARED and isinstance(t := getattr(batch, f.name), Tensor) and t.dim() > 1
     }
     wide = batch.replace(**tensors)
     return wide.replace(feature=wide.feature + first_feature)
 
 
-def _filled(batch: Batch, missing: int) -> Batch:
+def _filled(query: Query, missing: int) -> Query:
     """``missing`` more understanding positions in every row, in a segment of their own: computed, and never read."""
-    own = batch.ids.shape[1]
-    wide = _widened(batch, own + missing, 0)
-    added = torch.arange(own + missing, device=batch.device) >= own
-    return wide.replace(
+    own = query.batch.ids.shape[1]
+    wide = _widened(query.batch, own + missing, 0)
+    added = torch.arange(own + missing, device=wide.device) >= own
+    batch = wide.replace(
         valid=wide.valid | added,
         leader=wide.leader | added,
         segment=wide.segment.masked_fill(added, _ASIDE),
     )
-
-
-def _renumbered(flat_N: Tensor, first_row: int, length: int, part: Part) -> Tensor:
-    return (flat_N // length - first_row) * part.query.ask.shape[1] + flat_N % length
+    reuse = query.reuse
+    if reuse is not None:
+        compute = _wide(reuse.compute, own + missing) | added
+        state = State.stack([reuse.state], [batch.rows], own + missing)
+        reuse = Reuse(compute=compute, keep=_wide(reuse.keep, own + missing), state=state)
+    return Query(batch=batch, predict=_wide(query.predict, own + missing), reuse=reuse)

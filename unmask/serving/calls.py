@@ -40,7 +40,7 @@ def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
         _fits(model, body.size)
         light = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
         conditions = model.parts.conditions(**light, crop=body.crop)
-        thought = {"conditions": conditions, "plan": _plan(model, body), "reflect": body.reflect}
+        thought = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
         return model.generate(body.prompt, seed=seed, settings=checked(body.overrides), **thought)[0]
 
     return ask
@@ -54,7 +54,7 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
         settings = checked(body.overrides)
         if mask is None:
             plan = _plan(model, body)
-            return model.edit(image, body.prompt, seed=seed, plan=plan, reflect=body.reflect, settings=settings)[0]
+            return model.edit(image, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
         if body.plan or body.boxes or body.reflect > 1:
             raise ValueError("a region is drawn anew without thinking; leave out mask, or plan, boxes and reflect")
         return model.infill(image, read_region(mask), prompt=body.prompt, seed=seed, settings=settings)
@@ -79,7 +79,13 @@ def infilling(body: Infill, seed: int) -> Callable[[Any], Drawing | Answer]:
 def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     def ask(model: Model) -> Grounding:
         image = picture_of(body.image, "image")
-        return model.ground(image, body.phrases, steps=body.steps, seed=seed, settings=checked(body.settings))
+        return model.ground(
+            image,
+            body.phrases,
+            steps=body.steps if body.steps > 1 else None,
+            seed=seed,
+            settings=checked(body.settings),
+        )
 
     return ask
 
@@ -98,12 +104,12 @@ def chatting(body: Chat, seed: int) -> Callable[[Any], Answer | Turn]:
                 raise ValueError("this is a text model, which neither reads pictures nor draws; give it words alone")
             length, more = body.longest or 128, checked(body.overrides)
             form, _ = _form(body, model.parts.text, RELEASED, length)
-            return model.ask(last.words, seed=seed, length=length, form=form, settings=more)
+            return model.ask(last.words, seed=seed, max_tokens=length, form=form, settings=more)
         if pictures and not body.draw:
             image, usual = picture_of(pictures[-1], "messages"), model.presets.answer
             form, rooms = _form(body, model.parts.text, model.parts.wording, usual)
             paced = [*_paced(body, model.presets.ask(model.parts), rooms), *settings]
-            return model.ask(image, last.words, seed=seed, length=body.longest, form=form, settings=paced)
+            return model.ask(image, last.words, seed=seed, max_tokens=body.longest, form=form, settings=paced)
         if body.formed:
             raise ValueError(
                 "response_format: a turn of words and pictures has no form; show a picture to ask about, without draw, or leave it out"
@@ -206,7 +212,7 @@ def _plan(model: Model, body: Planned) -> bool | Layout:
     if not body.boxes:
         return body.plan
     layout = layout_of([(b.phrase, b.box) for b in body.boxes])
-    model.tell(0, layout)
+    model.emit(0, layout)
     return layout
 
 

@@ -16,6 +16,7 @@ PATHS = frozenset(
         *("/v1/ground", "/v1/infill", "/healthz", "/readyz", "/metrics", "/"),
     }
 )
+_EXPORTED = {"queued": "waiting", "running": "live"}  # names that dashboards read already
 _GAUGES = {"waiting", "live", "occupancy", "step_seconds", "feature_bytes"}
 _MEANING = {
     "waiting": "Runs in the engine's queue.",
@@ -83,9 +84,10 @@ def exposition(tally: Tally, service: Service) -> str:
         out += [*_head(f"unmask_{name}", kind, meaning), f"unmask_{name} {value}"]
     now = service.engine.metrics()
     for field in dataclasses.fields(Metrics):
-        gauge = field.name in _GAUGES
-        name = f"unmask_engine_{field.name}" + ("" if gauge else "_total")
-        out += _head(name, "gauge" if gauge else "counter", _MEANING[field.name])
+        key = _EXPORTED.get(field.name, field.name)
+        gauge = key in _GAUGES
+        name = f"unmask_engine_{key}" + ("" if gauge else "_total")
+        out += _head(name, "gauge" if gauge else "counter", _MEANING[key])
         out.append(f"{name} {getattr(now, field.name)}")
     return "\n".join(out) + "\n"
 

@@ -1,15 +1,14 @@
 """Continuous batching for masked diffusion: requests join and leave between denoising steps.
 
-Public idea: ``with Engine(parts) as engine: engine.submit(Request(task=.., sampler=..)).result()``.
+Public idea: ``with Engine(net) as engine: engine.submit(Request(sequence=.., sampler=..)).result()``.
 
-An autoregressive server adds one token to every row at each tick. Here a row has its own sampler, and a step of it decides any number
-of tokens, anywhere, from one to three guidance views. So the engine knows nothing of tokens: every live request is a ``Run``, the
-sampler's loop stopped where it needs the model. A tick takes the run that is due and others whose queries have its shape, joins the
-queries into one forward, and hands every run its share. What a run draws is keyed by its own seed and step, and the forward gives every
-row the bits it would have had alone (docs/notes/0005-engine.md says where this was measured), so an answer never depends on its company.
+An autoregressive server adds one token to every row at each tick. Here every request has its own sampler, and one step unmasks any number
+of tokens, anywhere, from one to three guidance views. So the engine knows nothing of tokens. A running request is a ``Run``: the
+sampler's loop, stopped where it needs the model. A tick joins the queries of several runs into one forward and gives each its share of
+the prediction. Which runs: ``serving/scheduler.py``. Which queries can be joined, and how: ``serving/batching.py``.
 
-Fairness is by virtual time: a run pays for every forward by what it had of it, halved with each priority level, and who has paid least
-is due. A newcomer starts level with whoever has paid least, so short requests pass long ones and long ones never starve.
+Results are batch-invariant: random numbers are keyed by seed and step of the request, and the forward gives every row the bits that it has
+in a batch of its own (docs/notes/0005-engine.md says where this was measured).
 """
 
 from __future__ import annotations
@@ -19,117 +18,136 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from unmask.models.elastic import Elastic
 from unmask.sampling.sampler import NothingUnmasked, Run
-from unmask.sequence import Prediction, Sequence, collate, decided
+from unmask.sequence import Sequence, collate, decided
 from unmask.serving.batching import Part, join, part_of, shares
 from unmask.serving.metrics import Meter, Metrics
-from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Frame, Handle, QueueFull, Request
+from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request
+from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
+from unmask.step import Prediction
 from unmask.tasks.features import Features
-
-PLACES = 16  # how many earlier requests one level of priority passes in the queue: some, so that nobody waits for ever
-
-
-class Served(Protocol):
-    """The parts of a model that is served: ``tasks.parts.Parts`` or ``tasks.text.TextParts``."""
-
-    @property
-    def net(self) -> Elastic: ...
-    @property
-    def look_tokens(self) -> int: ...
-    def require(self, needs: frozenset[str]) -> None: ...
+from unmask.tasks.running import StepEvent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``live``: requests between two steps at the same time · ``waiting``: that wait to be · ``rows``: of one forward, views counted ·
-    ``multiple``: to which understanding positions are padded, so that forwards have few lengths · ``stretch``: how much longer the longest
-    row of a forward may be than the shortest · ``feature_bytes``: remembered pictures.
+    """``running``: requests between two steps at the same time · ``queued``: requests that wait to run · ``rows``: of one forward, guidance
+    views counted · ``multiple``: to which understanding positions are padded, so that forwards have few lengths · ``stretch``: how much
+    longer the longest row of a forward may be than the shortest · ``feature_bytes``: of the cache of picture features.
     """
 
-    live: int = 32
-    waiting: int = 128
+    running: int = 32
+    queued: int = 128
     rows: int = 16
     multiple: int = 4
     stretch: float = 1.34
     feature_bytes: int = 2**28
 
     def __post_init__(self) -> None:
-        if min(self.live, self.waiting, self.rows, self.multiple, self.stretch) < 1 or self.feature_bytes < 0:
+        if min(self.running, self.queued, self.rows, self.multiple, self.stretch) < 1 or self.feature_bytes < 0:
             raise ValueError(f"every limit must be at least 1 (feature_bytes 0), got {self}")
 
 
 @dataclass(kw_only=True, eq=False)
-class _Live:
-    """A request between two steps. ``paid``: its virtual time · ``since``: when its last step was taken."""
+class _Running:
+    """A request that has left the queue. ``since``: when its last step was taken · ``left``: steps that its sampler still plans."""
 
     handle: Handle
-    sequence: Sequence
-    run: Run
-    look: Tensor | None
-    paid: float
     since: float
-    part: Part = field(init=False)  # what it wants of the model next
+    left: int = 1
+    run: Run = field(init=False)
+    part: Part = field(init=False)  # what it needs of the next forward
+
+    @property
+    def number(self) -> int:
+        return self.handle.number
+
+    def begin(self, net: Elastic, cache: Features) -> None:
+        """Encode the pictures, or find them in the cache, and start the sampler."""
+        request, device = self.handle.request, net.embed.weight.device
+        batch = collate(cache.known([request.sequence], net, device), [request.seed]).replace(clean=None).to(device)
+        with _sampler_errors():
+            self.run = request.sampler.start(batch)
+
+    def advance(self, prediction: Prediction) -> None:
+        """Let the sampler take the step that it needed the prediction for."""
+        with _sampler_errors():
+            self.run.advance(prediction)
+
+    def report(self) -> Sequence | None:
+        """Publish the step that was just taken, if the caller follows. The sequence, if nothing is left to unmask."""
+        step, row = self.run.step, self.handle.row
+        self.left = step.of - step.number
+        finished = self.run.query is None
+        if row is None and not finished:
+            return None  # nobody reads it, so it stays on the device
+        now = decided(self.handle.request.sequence, step.batch, 0)
+        if row is not None:
+            self.handle.publish(StepEvent(row=row, number=step.number, of=step.of, sequence=now))
+        return now if finished else None
+
+    def next_step(self, multiple: int) -> NextStep:
+        """What its sampler needs next, as the scheduler sees it."""
+        if self.run.query is None:
+            raise ValueError(f"request {self.number} is finished and has no next step")
+        self.part = part = part_of(self.run.query, multiple)
+        return NextStep(group=part.shape, rows=part.rows, length=part.und, positions=part.positions)
 
 
 class Engine:
-    """One device and all that share it. ``start`` gives it a thread; without one, ``tick`` is called by hand, and by one thread alone."""
+    """One device and the requests that share it. ``start`` gives it a thread. Without one, a single thread calls ``tick`` by hand."""
 
-    def __init__(
-        self, parts: Served, *, limits: Limits = Limits(), clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.parts, self.limits, self.clock = parts, limits, clock
+    def __init__(self, net: Elastic, *, limits: Limits = Limits(), clock: Callable[[], float] = time.monotonic) -> None:
+        self.net, self.limits, self.clock = net, limits, clock
         self.features = Features(limits.feature_bytes)
-        self._changed = threading.Condition()  # guards all below
-        self._waiting: list[Handle] = []
-        self._live: list[_Live] = []
-        self._entering: list[Handle] = []  # neither waits nor is live yet
-        self._closed = self._stopped = self._broken = False  # takes no more · makes no more steps · will never again
+        self.scheduler = Scheduler(rows=limits.rows, stretch=limits.stretch)
+        self._changed = threading.Condition()  # guards everything below
+        self._queued: list[Handle] = []  # in the order in which they will enter
+        self._running: dict[int, _Running] = {}  # by number; only the engine's thread changes it
+        self._closed = self._stopped = self._broken = False  # takes no requests · takes no steps · its thread has died
         self._thread: threading.Thread | None = None
-        self._taken = 0
-        self._loaded: frozenset[str] = frozenset()
+        self._submitted = 0
         self._meter = Meter(limits.rows)
 
-    # What anybody may call, in any thread.
+    # Any thread may call these.
 
-    def submit(self, request: Request, *, watch: bool = False) -> Handle:
-        """Take a request; ``watch``: its frames are wanted. Raises QueueFull, or Closed."""
+    def submit(self, request: Request, *, row: int | None = None) -> Handle:
+        """Queue a request. ``row``: it has step events, which carry this row number. Raises QueueFull or Closed."""
         with self._changed:
             if self._closed:
                 raise Closed("the engine takes no more requests; ask another one")
-            if len(self._waiting) >= self.limits.waiting:
+            if len(self._queued) >= self.limits.queued:
                 self._meter.refused += 1
-                raise QueueFull(len(self._waiting), self._retry_after())
-            handle = Handle(request, self._taken, watch=watch, cancel=self._cancel)
-            self._taken += 1
-            self._waiting.append(handle)
-            self._waiting.sort(key=_place)
+                raise QueueFull(len(self._queued), self._retry_after())
+            handle = Handle(request, self._submitted, row=row, cancel=self._cancel)
+            self._submitted += 1
+            self._queued.append(handle)
+            self._queued.sort(key=lambda queued: place_in_queue(queued.number, queued.request.priority))
             self._changed.notify_all()
         return handle
 
     def position(self, handle: Handle) -> int:
-        """How many are in the queue up to and with this request; 0 once it is not in there."""
+        """The place of a request in the queue, from 1; 0 once it has left the queue."""
         with self._changed:
-            return self._waiting.index(handle) + 1 if handle in self._waiting else 0
+            return self._queued.index(handle) + 1 if handle in self._queued else 0
 
     def retry_after(self) -> float:
-        """Seconds after which one of those that are live should be done."""
+        """Seconds after which the first of the running requests should be done."""
         with self._changed:
             return self._retry_after()
 
     @property
     def broken(self) -> bool:
-        """Whether its thread died of a defect; all that was in it has been told (Closed)."""
+        """Whether the engine's thread died of a defect. All its requests have then ended with Closed."""
         return self._broken
 
     def metrics(self) -> Metrics:
         with self._changed:
-            return self._meter.snapshot(len(self._waiting), len(self._live) + len(self._entering), self.features)
+            return self._meter.snapshot(len(self._queued), len(self._running), self.features)
 
     def start(self) -> Engine:
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
@@ -137,7 +155,7 @@ class Engine:
         return self
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Take no more requests and finish those there are. False if that took longer than ``timeout`` seconds."""
+        """Take no more requests and finish the others. False if that took longer than ``timeout`` seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -148,7 +166,7 @@ class Engine:
         return True
 
     def close(self) -> None:
-        """Stop before the next step; whatever is not done raises Closed. May be called twice."""
+        """Stop before the next step. Requests that are not done end with Closed. A second call has no effect."""
         with self._changed:
             self._closed = self._stopped = True
             self._changed.notify_all()
@@ -163,24 +181,24 @@ class Engine:
         self.close()
 
     def _cancel(self, handle: Handle) -> None:
+        """A queued request ends at once; a running one at the beginning of the next tick."""
         with self._changed:
             handle.cancelled = True
-            waits = handle in self._waiting
-            if waits:
-                self._waiting.remove(handle)
+            queued = handle in self._queued
+            if queued:
+                self._queued.remove(handle)
             self._changed.notify_all()
-        if waits:
-            self._settle(handle, _taken_back())
+        if queued:
+            self._settle(handle, Cancelled("the request was cancelled"))
 
     def _retry_after(self) -> float:
-        """Seconds until a place to wait in is free: when the first of those that are live has taken the steps it has left."""
-        left = [job.run.step.of - job.run.number for job in self._live]
+        left = [job.left for job in self._running.values()]
         return max(1, min(left)) * self._meter.step_seconds if left and self._meter.steps else 1.0
 
     def _idle(self) -> bool:
-        return not (self._waiting or self._entering or self._live)
+        return not (self._queued or self._running)
 
-    # The engine's own thread, from here on.
+    # Only the engine's own thread calls these.
 
     def _serve(self) -> None:
         try:
@@ -190,7 +208,7 @@ class Engine:
                     if self._stopped or (self._closed and self._idle()):
                         return
                 self.tick()
-        except BaseException as error:  # a defect of the engine: nobody may wait for ever
+        except BaseException as error:  # a defect of the engine: end all requests, so that no caller waits for ever
             with self._changed:
                 self._closed = self._stopped = self._broken = True
             stopped = Closed(f"the engine stopped: {error!r}; start another one")
@@ -200,154 +218,106 @@ class Engine:
 
     @torch.no_grad()
     def tick(self) -> bool:
-        """Let requests out and in, then one forward for those that are due. False where there is nothing to do."""
+        """Let requests leave and enter, then take one step of those that the scheduler chooses. False if no request is running."""
         began = self.clock()
-        self._let_go()
-        self._let_in()
-        if not self._live:
+        # 1. Cancelled requests leave first, so that queued ones get their places in this very tick.
+        for job in [job for job in self._running.values() if job.handle.cancelled]:
+            self._leave(job, Cancelled("the request was cancelled"))
+        # 2. Queued requests enter while there are places, and their samplers start. That needs no forward, apart from new pictures.
+        while job := self._admit():
+            with self._failing_alone(job):
+                job.begin(self.net, self.features)
+                self._plan(job)
+        if not self._running:
             return False
-        self._forward(self._due())
+        # 3. The scheduler chooses: the request with the least virtual time, and those that fit into the same forward.
+        chosen = [self._running[number] for number in self.scheduler.choose()]
+        # 4 to 6. One forward, and one step of each.
+        self._step(chosen)
         self._meter.seconds += self.clock() - began
         return True
 
-    def _let_go(self) -> None:
-        for job in [job for job in self._live if job.handle.cancelled]:
-            self._leave(job, _taken_back())
+    def _admit(self) -> _Running | None:
+        """Move the first queued request to the running ones; None if there is none, or no place."""
+        with self._changed:
+            if not self._queued or len(self._running) >= self.limits.running:
+                return None
+            handle = self._queued.pop(0)
+            job = self._running[handle.number] = _Running(handle=handle, since=self.clock())
+        self.scheduler.enter(handle.number, handle.request.priority)
+        return job
 
-    def _let_in(self) -> None:
-        while True:
-            with self._changed:
-                if not self._waiting or len(self._live) >= self.limits.live:
-                    return
-                handle = self._waiting.pop(0)
-                self._entering.append(handle)
-            try:
-                job = self._open(handle)
-            except Exception as error:
-                with self._changed:
-                    self._entering.remove(handle)
-                self._settle(handle, error)
-                continue
-            with self._changed:
-                self._entering.remove(handle)
-                self._live.append(job)
-            self._look(job)
-
-    def _open(self, handle: Handle) -> _Live:
-        """A request becomes a run; whatever is wrong with it shows here."""
-        request, net = handle.request, self.parts.net
-        # Looking through all weights costs as much as a step of a small model, so it is done once.
-        if not request.task.needs <= self._loaded:
-            self.parts.require(request.task.needs)
-            self._loaded |= request.task.needs
-        sequence = request.task.build(self.parts)
-        batch = collate([sequence], [request.seed], features_per_image=self.parts.look_tokens)
-        batch = batch.replace(pixels=None, clean=None).to(net.embed.weight.device)
-        look = self.features.of([sequence], net, batch.device)
-        with _sampling():
-            run = request.sampler.start(batch)
-        level = min((job.paid for job in self._live), default=0.0)
-        return _Live(handle=handle, sequence=sequence, run=run, look=look, paid=level, since=self.clock())
-
-    def _due(self) -> list[_Live]:
-        """Who has paid least, and the next ones that can share its forward."""
-        first, *others = sorted(self._live, key=lambda job: (job.paid, job.handle.number))
-        chosen, room = [first], self.limits.rows - first.part.rows
-        shortest = longest = first.part.und
-        for job in others:
-            low, high = min(shortest, job.part.und), max(longest, job.part.und)
-            if job.part.shape == first.part.shape and job.part.rows <= room and high <= self.limits.stretch * low:
-                chosen.append(job)
-                room -= job.part.rows
-                shortest, longest = low, high
-        return chosen
-
-    def _forward(self, jobs: list[_Live]) -> None:
-        """One step of each. Where the model fails on several, each is tried alone: an answer does not need its company."""
+    def _step(self, jobs: list[_Running]) -> None:
+        """One step of each. If the model fails on several requests, each gets a forward of its own, so that only the faulty one fails."""
         parts = [job.part for job in jobs]
         try:
-            query, carry = join(parts)
-            prediction = self.parts.net(query.batch, ask=query.ask, carry=carry)
-            answers = shares(prediction, parts, query)
+            # 4. Join all queries, with all their guidance views, into one batch, and run the model once.
+            query = join(parts)
+            prediction = self.net(query.batch, predict=query.predict, reuse=query.reuse)
+            # 5. Split the prediction, with tokens numbered as in each request's own query.
+            predictions = shares(prediction, parts, query)
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
-                    self._forward([job])
+                    self._step([job])
             else:
                 failed = ForwardFailed(f"the model failed on this request: {error}")
                 failed.__cause__ = error
                 self._leave(jobs[0], failed)
             return
         self._meter.forward(query.batch.rows)
-        for job, answer in zip(jobs, answers, strict=True):
-            self._advance(job, answer)
+        self.scheduler.charge([job.number for job in jobs])
+        # 6. Every sampler takes its step, and its request plans the next one or finishes. An error of its settings ends that request alone.
+        for job, own in zip(jobs, predictions, strict=True):
+            with self._failing_alone(job):
+                job.advance(own)
+                self._meter.step(self.clock() - job.since)
+                self._plan(job)
 
-    def _advance(self, job: _Live, answer: Prediction) -> None:
-        job.paid += job.part.positions / 2.0**job.handle.request.priority
-        try:
-            with _sampling():
-                job.run.advance(answer)
-        except Exception as error:
-            self._leave(job, error)
-            return
-        now = self.clock()
-        self._meter.step(now - job.since)
-        job.since = now
-        self._look(job)
+    def _plan(self, job: _Running) -> None:
+        """After the start and after every step: finish, or plan the next step."""
+        job.since = self.clock()
+        finished = job.report()
+        if finished is not None:
+            self._leave(job, finished)
+        else:
+            self.scheduler.plan(job.number, job.next_step(self.limits.multiple))
 
-    def _look(self, job: _Live) -> None:
-        """After a step, or before the first: show it, and read the answer if nothing is left to decide."""
+    @contextmanager
+    def _failing_alone(self, job: _Running) -> Iterator[None]:
+        """An exception inside ends this request and no other."""
         try:
-            step, query = job.run.step, job.run.query
-            if job.handle.watched:
-                row = decided(job.sequence, step.batch, 0)
-                job.handle.show(Frame(number=step.number, of=step.of, ids=row.ids, masked=row.masked))
-            if query is None:
-                self._leave(job, job.handle.request.task.read(decided(job.sequence, step.batch, 0), self.parts))
-            else:
-                job.part = part_of(query, job.look, self.limits.multiple)
+            yield
         except Exception as error:
             self._leave(job, error)
 
-    def _leave(self, job: _Live, outcome: Any) -> None:
+    def _leave(self, job: _Running, outcome: Sequence | BaseException) -> None:
         with self._changed:
-            self._live.remove(job)
+            del self._running[job.number]
+        self.scheduler.leave(job.number)
         self._settle(job.handle, outcome)
 
-    def _settle(self, handle: Handle, outcome: Any) -> None:
-        """Count it, then let it be known."""
+    def _settle(self, handle: Handle, outcome: Sequence | BaseException) -> None:
+        """Count the outcome, then hand it to the caller."""
         with self._changed:
-            if isinstance(outcome, Cancelled):
-                self._meter.cancelled += 1
-            elif isinstance(outcome, BaseException):
-                self._meter.failed += 1
-            else:
-                self._meter.finished += 1
+            self._meter.ended(outcome)
             self._changed.notify_all()
         handle.settle(outcome)
 
     def _abandon(self, error: Closed) -> None:
+        """End every request that is left."""
         with self._changed:
-            left = [*self._waiting, *self._entering, *(job.handle for job in self._live)]
-            self._waiting, self._entering, self._live = [], [], []
+            left = [*self._queued, *(job.handle for job in self._running.values())]
+            self._queued.clear()
+            self._running.clear()
         for handle in left:
             self._settle(handle, error)
 
 
 @contextmanager
-def _sampling() -> Iterator[None]:
-    """Settings that a stranger made may lead to no number; then they are to blame, and not the model."""
+def _sampler_errors() -> Iterator[None]:
+    """Settings from a request may lead to no finite number. The error then names the sampler, not the model."""
     try:
         yield
     except ArithmeticError as error:
         raise NothingUnmasked(str(error)) from error
-
-
-def _place(handle: Handle) -> tuple[int, int]:
-    """Where a request stands in the queue, lowest first."""
-    priority = handle.request.priority
-    return handle.number - PLACES * priority, -priority
-
-
-def _taken_back() -> Cancelled:
-    return Cancelled("the request was cancelled")

@@ -1,8 +1,8 @@
-"""A call of a model on its way through the engine. Public idea: ``Model(parts, presets, through=Job(engine))``.
+"""A call of a model as the engine runs it. Public idea: ``Model(parts, presets, executor=Job(engine))``.
 
-Every method of a model decides its sequences in ``run``. A ``Job`` is that ``run`` for one call: it hands the sequences to the engine,
-where they share forwards with everybody else's, waits for them, and lets a listener follow. Several runs may make one call (a plan, the
-picture, a critique of it); ``cancel`` ends whichever is at work.
+Every method of a model decodes its sequences by ``run``. A ``Job`` is the ``run`` of one call. It submits the sequences to the engine,
+where they share forwards with all other calls, waits for them, and passes their steps to a listener. One call may run several times (a
+plan, the picture, a critique of it); ``cancel`` ends the run in progress and every later one.
 """
 
 from __future__ import annotations
@@ -11,40 +11,39 @@ import threading
 import time
 from collections.abc import Sequence as Items
 from concurrent.futures import wait
-from dataclasses import replace
 from typing import Protocol
 
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.serving.engine import Engine
-from unmask.serving.requests import Cancelled, Given, Handle, Request
-from unmask.tasks.results import Round
-from unmask.tasks.running import Done, Shown, Watch
+from unmask.serving.requests import Cancelled, Handle, Request
+from unmask.tasks.results import Attempt
+from unmask.tasks.running import Decoded, OnStep, StepEvent
 from unmask.tokens.layouts import Layout
 
-_SOON, _LATE = 0.005, 0.25  # seconds between two looks at the queue, at first and at most
+_SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.25  # seconds between two reads of the queue position
 
 
 class Listener(Protocol):
-    """Who follows a job, in the thread that it runs in.
+    """Follows a job. All methods are called in the thread of the job.
 
-    ``queued``: the place in the queue, where it changed · ``shown``: a row of the run at work; ``behind``: newer ones have come since ·
-    ``told``: what was thought between two runs.
+    ``on_queued``: the position in the queue has changed · ``on_step``: a row of the current run has taken a step; ``behind``: newer events
+    are waiting · ``on_event``: a layout or a round that the task learned between two runs.
     """
 
-    def queued(self, position: int) -> None: ...
-    def shown(self, shown: Shown, behind: bool) -> None: ...
-    def told(self, thought: Layout | Round) -> None: ...
+    def on_queued(self, position: int) -> None: ...
+    def on_step(self, event: StepEvent, behind: bool) -> None: ...
+    def on_event(self, event: Layout | Attempt) -> None: ...
 
 
 class Job:
-    """``priority``: as of ``Request`` · ``listener``: None where nobody follows. ``cancel`` may be called in any thread, at any time."""
+    """The executor of one call. ``priority``: as of ``Request`` · ``cancel`` may be called in any thread, at any time."""
 
     def __init__(self, engine: Engine, *, priority: int = 0, listener: Listener | None = None) -> None:
         self.engine, self.priority, self.listener = engine, priority, listener
         self.cancelled = False
         self._lock = threading.Lock()
-        self._handles: list[Handle] = []  # of the run at work
+        self._handles: list[Handle] = []  # of the current run
 
     def cancel(self) -> None:
         with self._lock:
@@ -53,53 +52,55 @@ class Job:
         for handle in handles:
             handle.cancel()
 
-    def run(self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None) -> Done:
+    def run(
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
+    ) -> Decoded:
         """As ``Model.run``. Raises Cancelled, Closed, ForwardFailed, and whatever a sampler raises."""
         began = time.perf_counter()
-        followed = watch is not None or self.listener is not None
+        followed = on_step is not None or self.listener is not None
         try:
-            handles = [self._submit(s, seed, sampler, followed) for s, seed in zip(sequences, seeds, strict=True)]
+            handles = []
+            for row, (sequence, seed) in enumerate(zip(sequences, seeds, strict=True)):
+                request = Request(sequence=sequence, sampler=sampler, seed=seed, priority=self.priority)
+                handles.append(self._submit(request, row if followed else None))
             if followed:
-                for row, handle in enumerate(handles):
-                    self._follow(row, handle, sequences[row], watch)
+                for handle in handles:
+                    self._follow(handle, on_step)
             rows = [handle.result() for handle in handles]
         finally:
             with self._lock:
                 left, self._handles = self._handles, []
-            for handle in left:  # one that failed takes the others along
+            for handle in left:  # if one row failed, the others are cancelled
                 if not handle.done:
                     handle.cancel()
-        return Done(rows=rows, seconds=time.perf_counter() - began)
+        return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
-    def tell(self, row: int, thought: Layout | Round) -> None:
+    def emit(self, row: int, event: Layout | Attempt) -> None:
         if self.listener:
-            self.listener.told(thought)
+            self.listener.on_event(event)
 
-    def _submit(self, sequence: Sequence, seed: int, sampler: Sampler, followed: bool) -> Handle:
-        request = Request(task=Given(sequence=sequence), sampler=sampler, seed=seed, priority=self.priority)
+    def _submit(self, request: Request, row: int | None) -> Handle:
         with self._lock:
             if self.cancelled:
                 raise Cancelled("the request was cancelled")
-            handle = self.engine.submit(request, watch=followed)
+            handle = self.engine.submit(request, row=row)
             self._handles.append(handle)
         return handle
 
-    def _follow(self, row: int, handle: Handle, sequence: Sequence, watch: Watch | None) -> None:
+    def _follow(self, handle: Handle, on_step: OnStep | None) -> None:
         if self.listener:
-            self._queue(self.listener, handle)
-        for frame in handle.frames():
-            now = replace(sequence, ids=frame.ids, masked=frame.masked)
-            shown = Shown(row=row, number=frame.number, of=frame.of, sequence=now)
-            if watch and frame.number:  # as a model alone, which shows nothing before the first step
-                watch(shown)
+            self._follow_queue(self.listener, handle)
+        for event in handle.events():
+            if on_step and event.number:  # as a model without an executor, which has no event before the first step
+                on_step(event)
             if self.listener:
-                self.listener.shown(shown, handle.behind)
+                self.listener.on_step(event, handle.behind)
 
-    def _queue(self, listener: Listener, handle: Handle) -> None:
-        told, pause = 0, _SOON
+    def _follow_queue(self, listener: Listener, handle: Handle) -> None:
+        last, pause = 0, _SHORTEST_POLL
         while position := self.engine.position(handle):
-            if position != told and pause > _SOON:  # most leave the queue at once
-                listener.queued(position)
-                told = position
+            if position != last and pause > _SHORTEST_POLL:  # most requests leave the queue before the second read
+                listener.on_queued(position)
+                last = position
             wait([handle.future], pause)
-            pause = min(2 * pause, _LATE)
+            pause = min(2 * pause, _LONGEST_POLL)

@@ -54,7 +54,9 @@ class Generate(_Job):
 
     def ask(self, model: Any, folder: Path) -> Any:
         layout: bool | Layout = layout_of([(b.phrase, b.box) for b in self.boxes]) if self.boxes else self.plan
-        return model.generate(self.prompt, seed=self.seed, plan=layout, reflect=self.reflect, settings=self.settings)[0]
+        return model.generate(self.prompt, seed=self.seed, plan=layout, attempts=self.reflect, settings=self.settings)[
+            0
+        ]
 
 
 class Edit(_Job):
@@ -88,7 +90,7 @@ class Ask(_Job):
 
     def ask(self, model: Any, folder: Path) -> Any:
         more: dict[str, Any] = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
-        more |= {"length": self.length} if self.length else {}
+        more |= {"max_tokens": self.length} if self.length else {}
         if isinstance(model, TextModel):
             if self.image is not None:
                 raise ValueError("this is a text model, which reads no pictures; leave out image")
@@ -117,7 +119,9 @@ class Ground(_Job):
 
     def ask(self, model: Any, folder: Path) -> Any:
         picture = folder / self.image
-        return model.ground(picture, self.phrases, steps=self.steps, seed=self.seed, settings=self.settings)
+        return model.ground(
+            picture, self.phrases, steps=self.steps if self.steps > 1 else None, seed=self.seed, settings=self.settings
+        )
 
 
 class Infill(_Job):

@@ -1,23 +1,25 @@
-"""What an engine counts. Public idea: a ``Meter`` is told what happens, and a ``Metrics`` is what it knew at one moment."""
+"""What an engine counts. Public idea: a ``Meter`` accumulates counters, and ``Meter.snapshot() -> Metrics`` copies them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unmask.serving.requests import Cancelled
 from unmask.tasks.features import Features
 
-_NEWEST = 0.1  # weight of the newest step in the moving average of their seconds
+_NEWEST = 0.1  # weight of the newest step in the moving average of step_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """``steps``: taken by all requests together, in ``forwards`` of ``rows`` in all (views counted); ``seconds``: that the engine was at
-    work · ``occupancy``: rows of those there was room for · ``step_seconds``: from one step of a request to its next, of late ·
-    ``feature_*``: pictures that were known, and not; bytes held.
+    """``queued``, ``running``: requests at this moment; other integers count from the start · ``steps``: of all requests, in ``forwards``
+    with ``rows`` in total (guidance views counted) · ``seconds``: spent in ticks · ``occupancy``: rows per forward, as a share of the
+    limit · ``step_seconds``: moving average, from one step of a request to its next · ``feature_*``: hits and misses of the cache of
+    picture features, and its size in bytes.
     """
 
-    waiting: int
-    live: int
+    queued: int
+    running: int
     finished: int
     failed: int
     cancelled: int
@@ -34,10 +36,10 @@ class Metrics:
 
 
 class Meter:
-    """``room``: the most rows of a forward."""
+    """``most_rows``: the limit on the rows of a forward."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def __init__(self, most_rows: int) -> None:
+        self.most_rows = most_rows
         self.finished = self.failed = self.cancelled = self.refused = 0
         self.steps = self.forwards = self.rows = 0
         self.seconds = self.step_seconds = 0.0
@@ -47,15 +49,24 @@ class Meter:
         self.rows += rows
 
     def step(self, seconds: float) -> None:
-        """A request has taken a step, ``seconds`` after its last."""
+        """A request has taken a step, ``seconds`` after its previous one."""
         newest = _NEWEST if self.steps else 1.0
         self.step_seconds += newest * (seconds - self.step_seconds)
         self.steps += 1
 
-    def snapshot(self, waiting: int, live: int, features: Features) -> Metrics:
+    def ended(self, outcome: object) -> None:
+        """A request has ended with a result or an exception."""
+        if isinstance(outcome, Cancelled):
+            self.cancelled += 1
+        elif isinstance(outcome, BaseException):
+            self.failed += 1
+        else:
+            self.finished += 1
+
+    def snapshot(self, queued: int, running: int, features: Features) -> Metrics:
         return Metrics(
-            waiting=waiting,
-            live=live,
+            queued=queued,
+            running=running,
             finished=self.finished,
             failed=self.failed,
             cancelled=self.cancelled,
@@ -64,7 +75,7 @@ class Meter:
             forwards=self.forwards,
             rows=self.rows,
             seconds=self.seconds,
-            occupancy=self.rows / max(1, self.forwards * self.room),
+            occupancy=self.rows / max(1, self.forwards * self.most_rows),
             step_seconds=self.step_seconds,
             feature_hits=features.hits,
             feature_misses=features.misses,

@@ -1,9 +1,9 @@
-"""Several copies of a served model behind one address, by Ray Serve.
+"""Several copies of a served model behind one address, with Ray Serve.
 
-Public idea: ``Replicas(open_, listener, copies)`` lives as a ``Server`` does: ``start``, ``url``, ``drain``, ``close``.
+Public idea: ``Replicas(open_, listener, copies)`` has the methods of a ``Server``: ``start``, ``url``, ``drain``, ``close``.
 
-Each copy is a process with its own weights and engine, and the very application of a single server. Ray passes each request to the less
-busy of two copies, and starts a copy anew when its process dies. Ray itself is imported by ``start``.
+Each copy is a process with its own weights and engine, and runs the same application as a single server. Ray sends each request to the less
+busy of two copies, and restarts a copy whose process dies. Ray is imported by ``start``, not before.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from unmask.serving.server import IDLE, address
 from unmask.serving.service import Service
 
 _NAME = "unmask"
-_SPARE = 64  # requests of a copy beyond its calls: questions of health, and those that are told 429
+_SPARE = 64  # requests of a copy beyond its calls: health checks, and requests that get a 429
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """``count`` of them · ``places``: calls that each takes · ``gpus``: of each · ``drain_seconds``: that each has to finish."""
+    """``count``: number of copies · for each copy, ``places``: calls at the same time, ``gpus``, and ``drain_seconds`` to finish calls."""
 
     count: int
     places: int
@@ -40,9 +40,9 @@ class Copies:
 
 
 class Replicas:
-    """``open_`` is called once in every copy · ``listener`` holds the port until Ray takes it.
+    """``open_`` is called once in every copy · ``listener`` holds the port until Ray binds it.
 
-    RAY_ADDRESS names a cluster to join; else there is one on this machine for as long as this lives.
+    RAY_ADDRESS names a cluster to join. Without it, a cluster on this machine is started, and stopped by ``close``.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Replicas:
         return address(self.host, self.port)
 
     def start(self) -> Replicas:
-        """Returns once every copy answers. RuntimeError where one does not start."""
+        """Returns when every copy answers. RuntimeError if one does not start."""
         import ray
         from ray import serve
 
@@ -75,7 +75,7 @@ class Replicas:
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         ray.init(**self._where(), logging_level=logging.WARNING)
         if threading.current_thread() is threading.main_thread():
-            for which, handler in signals.items():  # Ray has put its own in their place
+            for which, handler in signals.items():  # Ray has replaced them by its own
                 signal.signal(which, handler)
         self.listener.close()
         listens = {"host": self.host, "port": self.port, "keep_alive_timeout_s": IDLE}
@@ -84,13 +84,13 @@ class Replicas:
         return self
 
     def drain(self, seconds: float) -> bool:
-        """Take nothing more, finish what is under way in at most the ``drain_seconds`` of each copy, then stop.
+        """Take no more calls, give each copy its ``drain_seconds`` to finish those in progress, then stop.
 
-        False where that took longer than ``seconds``.
+        False if that took longer than ``seconds``.
         """
         from ray import serve
 
-        serve.delete(_NAME, _blocking=False)  # which would wait for a minute and no longer
+        serve.delete(_NAME, _blocking=False)  # a blocking call waits for at most a minute
         end = time.monotonic() + seconds
         while (left := _NAME in serve.status().applications) and time.monotonic() < end:
             time.sleep(0.5)
@@ -98,7 +98,7 @@ class Replicas:
         return not left
 
     def close(self) -> None:
-        """Stop now. May be called twice."""
+        """Stop at once. A second call has no effect."""
         with self._closing:
             if not self._open:
                 return
@@ -106,7 +106,7 @@ class Replicas:
             import ray
             from ray import serve
 
-            if os.environ.get("RAY_ADDRESS"):  # others may serve there
+            if os.environ.get("RAY_ADDRESS"):  # other applications may run on this cluster
                 serve.delete(_NAME)
             else:
                 serve.shutdown()
@@ -116,7 +116,7 @@ class Replicas:
         if os.environ.get("RAY_ADDRESS"):
             return {}
         cores = max(os.cpu_count() or 1, self.copies.count)
-        # "local": without it Ray looks for whatever cluster was last started on this machine, alive or not.
+        # "local": without it, Ray connects to the cluster that was last started on this machine, even if that has stopped.
         return {"address": "local", "num_cpus": cores, "include_dashboard": False}
 
     def _deployment(self, serve: Any) -> Any:
@@ -126,7 +126,7 @@ class Replicas:
             from unmask.serving.edge import log_to
 
             log_to()
-            return _nameless(application(open_(), keys=keys, origins=origins, most_bytes=most_bytes))
+            return _without_request_id(application(open_(), keys=keys, origins=origins, most_bytes=most_bytes))
 
         made = serve.deployment(serve.ingress(built)()).options(
             name="model",
@@ -138,8 +138,8 @@ class Replicas:
         return made.bind()
 
 
-def _nameless(app: ASGIApp) -> ASGIApp:
-    """The same without the header x-request-id in its answers: Ray adds that itself, and has told us which it is."""
+def _without_request_id(app: ASGIApp) -> ASGIApp:
+    """The application without the header x-request-id in its responses. Ray adds that header itself, with the same value."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def answer(message: Message) -> None:

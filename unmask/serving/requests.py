@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: a request, a handle on it, its frames, and what may be wrong with it."""
+"""What goes into the engine and what comes out: a request, a handle on it, and the errors it may end with."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, ClassVar
 
-from torch import Tensor
-
-from unmask.protocols import Task
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.running import StepEvent
 
 
 class QueueFull(RuntimeError):
-    """There is no room to wait in. ``retry_after``: seconds after which there should be."""
+    """The queue is full. ``retry_after``: seconds after which it should have a free place."""
 
-    def __init__(self, waiting: int, retry_after: float) -> None:
+    def __init__(self, queued: int, retry_after: float) -> None:
         super().__init__(
-            f"{waiting} requests are waiting, which is all there is room for; try again in {retry_after:.1f} s"
+            f"{queued} requests are waiting, which is all there is room for; try again in {retry_after:.1f} s"
         )
         self.retry_after = retry_after
 
@@ -30,20 +27,22 @@ class Closed(RuntimeError):
 
 
 class Cancelled(RuntimeError):
-    """The request was taken back."""
+    """The request was cancelled."""
 
 
 class ForwardFailed(RuntimeError):
-    """The model raised on this request, also when it was alone; the cause is attached."""
+    """The model raised on this request, also in a forward of its own; the cause is attached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """``task``: one of ``unmask.tasks`` · ``seed``: from which, with the sampler, the answer follows · ``priority``: 0 usual, each 1 more
-    is worth twice the share of the device and some places in the queue (-8 to 8).
+    """One sequence to unmask. The result depends on ``sequence``, ``sampler`` and ``seed`` alone.
+
+    The parts of the model that the sequence needs must be loaded before it is submitted · ``priority``: -8 to 8, 0 by default; each level
+    doubles the share of the device and passes some places of the queue.
     """
 
-    task: Task
+    sequence: Sequence
     sampler: Sampler
     seed: int = 0
     priority: int = 0
@@ -53,41 +52,19 @@ class Request:
             raise ValueError(f"a priority is -8 to 8, got {self.priority}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """A task that is built already; its answer is the sequence, decided. What it needs must have been loaded."""
+class Handle:
+    """The caller's hold on a request. Safe in any thread.
 
-    sequence: Sequence
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def build(self, tokens: Any) -> Sequence:
-        return self.sequence
-
-    def read(self, sequence: Sequence, tokens: Any) -> Sequence:
-        return sequence
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """A request after step ``number`` (0: before the first) of ``of``. ``ids``, ``masked [L]`` on the CPU: committed, and still a draft
-    where True.
+    ``number``: how many requests were submitted before · ``row``: what its step events carry; None: it has no step events · ``future``: the
+    outcome, for callbacks and ``asyncio.wrap_future``.
     """
 
-    number: int
-    of: int
-    ids: Tensor
-    masked: Tensor
-
-
-class Handle:
-    """A request that was taken. Safe in any thread. ``number``: how many were taken before."""
-
-    def __init__(self, request: Request, number: int, *, watch: bool, cancel: Callable[[Handle], None]) -> None:
-        self.request, self.number, self.watched = request, number, watch
+    def __init__(self, request: Request, number: int, *, row: int | None, cancel: Callable[[Handle], None]) -> None:
+        self.request, self.number, self.row = request, number, row
         self.cancelled = False
-        self.future: Future[Any] = Future()  # for callbacks, and for asyncio.wrap_future
-        self.future.set_running_or_notify_cancel()  # so that cancelling it from outside cannot surprise the engine
-        self._cancel, self._frames = cancel, SimpleQueue[Frame | None]()
+        self.future: Future[Sequence] = Future()
+        self.future.set_running_or_notify_cancel()  # from now on only the engine can end it
+        self._cancel, self._events = cancel, SimpleQueue[StepEvent | None]()
 
     @property
     def done(self) -> bool:
@@ -95,31 +72,31 @@ class Handle:
 
     @property
     def behind(self) -> bool:
-        """Whether more has come since the frame that was taken last."""
-        return not self._frames.empty()
+        """Whether newer step events are waiting to be read."""
+        return not self._events.empty()
 
-    def result(self, timeout: float | None = None) -> Any:
-        """What ``task.read`` makes of the answer. Raises what went wrong, Cancelled, or TimeoutError."""
+    def result(self, timeout: float | None = None) -> Sequence:
+        """The sequence without a masked token that is writable. Raises the error of the request, Cancelled, or TimeoutError."""
         return self.future.result(timeout)
 
-    def frames(self) -> Iterator[Frame]:
-        """Every step as it comes (once, if ``submit`` was told to ``watch``); raises what ``result`` raises when they end."""
-        while (frame := self._frames.get()) is not None:
-            yield frame
+    def events(self) -> Iterator[StepEvent]:
+        """Every step as it is taken, once, if ``submit`` got a ``row``. After the last one, raises what ``result`` raises."""
+        while (event := self._events.get()) is not None:
+            yield event
         self.result()
 
     def cancel(self) -> None:
-        """Take it back. Its place is free before the next step; too late for one that is done."""
+        """End the request with Cancelled. Its place is free before the next step. No effect once it is done."""
         self._cancel(self)
 
-    def show(self, frame: Frame) -> None:
-        """(The engine's.)"""
-        self._frames.put(frame)
+    def publish(self, event: StepEvent) -> None:
+        """For the engine: one more step was taken."""
+        self._events.put(event)
 
-    def settle(self, outcome: Any) -> None:
-        """(The engine's.) The answer, or an exception."""
+    def settle(self, outcome: Sequence | BaseException) -> None:
+        """For the engine: the finished sequence, or the error."""
         if isinstance(outcome, BaseException):
             self.future.set_exception(outcome)
         else:
             self.future.set_result(outcome)
-        self._frames.put(None)
+        self._events.put(None)

@@ -1,7 +1,9 @@
-"""A model that many ask at once. Public idea: ``Service(model, name="mini").start([Call(ask=lambda m: m.generate(..))])``.
+"""Admission control and one worker thread per call.
 
-A call runs in a thread of its own, which mostly waits for the engine. How many there may be is settled before any of them begins: who
-was let in is never refused halfway, and who is not is told when to come back.
+Public idea: ``Service(model, name="mini").start([Call(ask=lambda m: m.generate(..))])``.
+
+The worker thread of a call mostly waits for the engine. The number of calls is limited when they start, not later: a call that was
+admitted is never refused halfway, and one that was refused learns when to retry.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from unmask.serving.jobs import Job, Listener
 from unmask.serving.requests import Closed, QueueFull
 
 Served = Model | TextModel
-_ROWS = 64  # of one call at most, so that the engine never refuses what was let in
+_ROWS = 64  # of one call at most, so that the engine never refuses an admitted call
 
 
 class Draining(Closed):
-    """The server is about to stop and takes nothing more."""
+    """The server is shutting down and takes no more calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """``ask``: what is wanted of a model · ``listener``: who follows · ``priority``: as of an engine's request."""
+    """``ask``: the call of a model · ``listener``: follows its steps · ``priority``: as of an engine's request."""
 
     ask: Callable[[Any], Any]
     listener: Listener | None = None
@@ -38,20 +40,20 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A call under way."""
+    """A call in progress."""
 
     job: Job
     future: Future[Any]
 
 
 class Service:
-    """``name``: what clients call the model · ``limits``: ``live`` and ``waiting`` calls are taken at once. All its methods are safe in any
+    """``name``: what clients call the model · ``limits``: at most ``running + queued`` calls at the same time. All methods are safe in any
     thread.
     """
 
     def __init__(self, model: Served, *, name: str, limits: Limits = Limits()) -> None:
         self.model, self.name, self.limits = model, name, limits
-        self.places = limits.live + limits.waiting
+        self.places = limits.running + limits.queued
         self.refused = self.restarts = 0
         self.draining = False
         self._changed = threading.Condition()
@@ -60,7 +62,7 @@ class Service:
         self._threads = ThreadPoolExecutor(self.places, thread_name_prefix="call")
 
     def start(self, calls: Sequence[Call]) -> list[Started]:
-        """Begin all of them or none. QueueFull, Draining; ValueError for more than there is room for at all."""
+        """Start all calls or none. Raises QueueFull, Draining, or ValueError for more calls than the server takes at all."""
         if len(calls) > self.places:
             raise ValueError(f"{len(calls)} at once are more than the {self.places} this server takes; ask for fewer")
         with self._changed:
@@ -75,7 +77,7 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """The engine at work; a new one where the last one broke."""
+        """The current engine; a new one if the last one broke."""
         with self._changed:
             return self._working()
 
@@ -88,13 +90,13 @@ class Service:
         return not self.draining
 
     def drain(self, seconds: float) -> bool:
-        """Take nothing more, and wait until all is answered; False where that took longer."""
+        """Take no more calls and wait for those in progress. False if that took longer than ``seconds``."""
         with self._changed:
             self.draining = True
             return self._changed.wait_for(lambda: not self._under_way, seconds)
 
     def close(self) -> None:
-        """Stop at once; whatever is under way raises Closed."""
+        """Stop at once. Calls in progress raise Closed."""
         self.draining = True
         self._engine.close()
         self._threads.shutdown()
@@ -108,9 +110,9 @@ class Service:
     def _answer(self, job: Job, ask: Callable[[Any], Any]) -> Any:
         model = self.model
         if isinstance(model, Model):
-            # One memory of pictures: what the engine has looked at needs no second look.
-            return ask(Model(replace(model.parts, features=job.engine.features), model.presets, through=job))
-        return ask(TextModel(model.parts, through=job))
+            # One cache of picture features: what the engine has encoded is not encoded again.
+            return ask(Model(replace(model.parts, features=job.engine.features), model.presets, executor=job))
+        return ask(TextModel(model.parts, executor=job))
 
     def _ended(self, future: Future[Any]) -> None:
         with self._changed:
@@ -118,9 +120,9 @@ class Service:
             self._changed.notify_all()
 
     def _open(self) -> Engine:
-        # The service counts who comes in; what is in may always go on to its next run.
-        limits = replace(self.limits, waiting=self.places * _ROWS)
-        return Engine(self.model.parts, limits=limits, clock=time.monotonic).start()
+        # The service limits the calls; an admitted call can always go on to its next run.
+        limits = replace(self.limits, queued=self.places * _ROWS)
+        return Engine(self.model.parts.net, limits=limits, clock=time.monotonic).start()
 
     def _working(self) -> Engine:
         if self._engine.broken and not self.draining:

@@ -1,8 +1,8 @@
-"""What a client is told while it waits. Public idea: a ``Channel`` from the threads that work to the one reader of a stream, and listeners
-that turn the steps of a job into events: ``PictureEvents`` and ``ChatEvents``.
+"""Server-sent events. Public idea: a ``Channel`` from worker threads to the one reader of a stream, and two listeners that turn the steps
+of a job into events: ``PictureEvents`` and ``ChatEvents``.
 
-A token that may still change is a *draft*, one that is decided is *committed*. Clients that know nothing of it get what OpenAI's API has:
-previews of pictures, and text of which only the committed beginning is sent.
+A masked token, or one that may still change, is a *draft*; any other is *committed*. Clients of OpenAI's API get what that API has:
+previews of pictures, and text, of which only the committed beginning is sent.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from unmask.sequence import Sequence as Tokens
 from unmask.serving.service import Started
 from unmask.tasks.generate import picture_so_far
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Round
-from unmask.tasks.running import Shown
+from unmask.tasks.results import Attempt
+from unmask.tasks.running import StepEvent
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import EOS, EOT, Text
 
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
-_SILENCE = 15.0  # seconds after which a stream says that it is alive
-_BEGIN = 2.0  # seconds in which a mistake may still become a status of its own
+_KEEP_ALIVE = 15.0  # seconds without an event, after which a stream sends a comment
+_FIRST_EVENT = 2.0  # seconds in which an error can still become an HTTP status
 
 
 class Channel:
-    """``put`` in any thread; ``end`` once, when a job is over. For the event loop in which it is made."""
+    """``put`` in any thread, ``next`` in the event loop in which it was made. None: one job has ended."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -45,13 +45,13 @@ class Channel:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def next(self, seconds: float) -> Event | BaseException | None:
-        """The next event; TimeoutError if there is none within ``seconds``."""
+        """The next event. TimeoutError if none comes within ``seconds``."""
         return await asyncio.wait_for(self._queue.get(), seconds)
 
 
 class PictureEvents:
-    """Events of one picture of a request. ``kind``: image_generation or image_edit · ``picture``: its number · ``partial``: how many
-    previews · ``trace``: whether every step is told.
+    """Events of one picture of a request. ``kind``: image_generation or image_edit · ``picture``: its number · ``partial``: number of
+    previews · ``trace``: whether every step is sent · ``file``: png, jpeg or webp.
     """
 
     def __init__(
@@ -61,50 +61,50 @@ class PictureEvents:
         self.partial, self.trace = partial, trace
         self.round, self.judged, self.sent = 0, False, 0
 
-    def queued(self, position: int) -> None:
+    def on_queued(self, position: int) -> None:
         if self.trace:
-            self._tell("queued", position=position)
+            self._emit("queued", position=position)
 
-    def shown(self, shown: Shown, behind: bool) -> None:
-        stage = _stage(shown.sequence)
-        if shown.number == 0:
+    def on_step(self, event: StepEvent, behind: bool) -> None:
+        stage = _stage(event.sequence)
+        if event.number == 0:
             self._enter(stage)
         if stage == "draw":
-            self._canvas(shown, behind)
+            self._canvas(event, behind)
         elif self.trace:
-            tokens = tokens_of(shown.sequence, self.parts.text)
-            self._tell("text", stage=stage, round=self.round, step=shown.number, of=shown.of, tokens=tokens)
+            tokens = tokens_of(event.sequence, self.parts.text)
+            self._emit("text", stage=stage, round=self.round, step=event.number, of=event.of, tokens=tokens)
 
-    def told(self, thought: Layout | Round) -> None:
+    def on_event(self, event: Layout | Attempt) -> None:
         if not self.trace:
             return
-        if isinstance(thought, Layout):
+        if isinstance(event, Layout):
             self._enter("plan")
-            self._tell("plan", round=self.round, plan=thought.to_json())
+            self._emit("plan", round=self.round, plan=event.to_json())
         else:
-            said = {"critique": thought.critique, "accepted": thought.accepted, "approval": thought.approval}
-            self._tell("round", round=self.round, b64_json=encoded(thought.image, self.file), **said)
+            judged = {"critique": event.critique, "accepted": event.accepted, "approval": event.approval}
+            self._emit("round", round=self.round, b64_json=encoded(event.image, self.file), **judged)
 
     def _enter(self, stage: str) -> None:
-        """A plan or a picture after a critique is the next round's."""
+        """A plan or a picture after a critique begins the next round."""
         if stage in ("plan", "draw") and self.judged:
             self.round, self.judged, self.sent = self.round + 1, False, 0
         self.judged = self.judged or stage == "critique"
 
-    def _canvas(self, shown: Shown, behind: bool) -> None:
-        due = min(self.partial, shown.number * (self.partial + 1) // max(1, shown.of))
+    def _canvas(self, event: StepEvent, behind: bool) -> None:
+        due = min(self.partial, event.number * (self.partial + 1) // max(1, event.of))
         preview = self.sent < due
         if not (self.trace or preview):
             return
-        codes, masked = picture_so_far(shown.sequence, "image")
-        late = behind and not preview and shown.number < shown.of
+        codes, masked = picture_so_far(event.sequence, "image")
+        late = behind and not preview and event.number < event.of
         image = None if late else self.parts.canvas(codes, masked)
         if self.trace:
-            self._tell(
+            self._emit(
                 "frame",
                 round=self.round,
-                step=shown.number,
-                of=shown.of,
+                step=event.number,
+                of=event.of,
                 grid=list(masked.shape),
                 masked="".join("01"[v] for v in masked.flatten().int().tolist()),
                 b64_json=encoded(image, "jpeg") if image else None,
@@ -121,13 +121,13 @@ class PictureEvents:
             )
             self.sent += 1
 
-    def _tell(self, what: str, **fields: Any) -> None:
+    def _emit(self, what: str, **fields: Any) -> None:
         self.emit({"type": f"unmask.{what}", "picture": self.picture, **fields})
 
 
 class ChatEvents:
-    """What was written so far, as OpenAI's chunks. ``stream``: whether the committed beginning is sent at once · ``formed``: the answer
-    is put together from what is written when all is there, so it is sent then, and lacks nothing.
+    """The text so far, as OpenAI's chunks. ``stream``: whether the committed beginning is sent step by step · ``formed``: the answer is
+    structured output, which is assembled and sent at the end, so it is never cut off.
     """
 
     def __init__(self, emit: Emit, text: Text, *, stream: bool, trace: bool, formed: bool = False) -> None:
@@ -136,49 +136,49 @@ class ChatEvents:
         self.sent = ""
         self.last: Tokens | None = None
 
-    def queued(self, position: int) -> None:
+    def on_queued(self, position: int) -> None:
         if self.trace:
             self.emit({"delta": {}, "unmask": {"position": position}})
 
-    def shown(self, shown: Shown, behind: bool) -> None:
-        if _stage(shown.sequence) == "draw":
+    def on_step(self, event: StepEvent, behind: bool) -> None:
+        if _stage(event.sequence) == "draw":
             if self.trace:
-                _, masked = picture_so_far(shown.sequence, "image")
+                _, masked = picture_so_far(event.sequence, "image")
                 flat = "".join("01"[v] for v in masked.flatten().int().tolist())
                 grid = {"grid": list(masked.shape), "masked": flat}
-                self.emit({"delta": {}, "unmask": {"step": shown.number, "of": shown.of, **grid}})
+                self.emit({"delta": {}, "unmask": {"step": event.number, "of": event.of, **grid}})
             return
-        self.last = shown.sequence
+        self.last = event.sequence
         if self.trace:
-            tokens = tokens_of(shown.sequence, self.text)
-            self.emit({"delta": {}, "unmask": {"step": shown.number, "of": shown.of, "tokens": tokens}})
+            tokens = tokens_of(event.sequence, self.text)
+            self.emit({"delta": {}, "unmask": {"step": event.number, "of": event.of, "tokens": tokens}})
         if self.stream and not self.formed:
-            self.say(_committed(shown.sequence, self.text))
+            self.say(_committed(event.sequence, self.text))
 
-    def told(self, thought: Layout | Round) -> None:
-        if self.trace and isinstance(thought, Layout):
-            self.emit({"delta": {}, "unmask": {"plan": thought.to_json()}})
+    def on_event(self, event: Layout | Attempt) -> None:
+        if self.trace and isinstance(event, Layout):
+            self.emit({"delta": {}, "unmask": {"plan": event.to_json()}})
 
     def say(self, whole: str) -> None:
-        """Send what is new of a text that begins as it did before."""
+        """Send the part of a text that has not been sent yet."""
         if whole.startswith(self.sent) and len(whole) > len(self.sent):
             self.emit({"delta": {"content": whole[len(self.sent) :]}})
             self.sent = whole
 
     @property
     def counts(self) -> tuple[int, int, bool]:
-        """Tokens that were given and that were written, and whether there was no room for more."""
+        """Tokens of the prompt, tokens of the answer, and whether the answer used up its max tokens."""
         if self.last is None:
             return 0, 0, False
         written = [self.last.ids[s.start : s.stop].tolist() for s in _open_spans(self.last)]
-        ends, room = (self.text[EOT], self.text[EOS]), sum(map(len, written))
+        ends, budget = (self.text[EOT], self.text[EOS]), sum(map(len, written))
         used = sum(next((k for k, i in enumerate(ids) if i in ends), len(ids)) for ids in written)
-        return len(self.last.ids) - room, used, used == room and not self.formed
+        return len(self.last.ids) - budget, used, used == budget and not self.formed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """How events become bytes: ``frame`` says it; ``last`` ends the stream."""
+    """How events become bytes: ``frame`` encodes one; ``last`` ends the stream."""
 
     frame: Callable[[Event], bytes]
     last: bytes = b"data: [DONE]\n\n"
@@ -190,8 +190,8 @@ def sse(event: Event, name: str | None = None) -> bytes:
 
 
 async def opened(channel: Channel, gone: asyncio.Future[Any]) -> list[Event]:
-    """What comes first, so that a mistake which shows at once is answered with a status; nothing if nothing came for a while."""
-    getting = asyncio.ensure_future(channel.next(_BEGIN))
+    """The first event, or none if it takes longer than two seconds. Raises an early error, which then becomes an HTTP status."""
+    getting = asyncio.ensure_future(channel.next(_FIRST_EVENT))
     await asyncio.wait({getting, gone}, return_when=asyncio.FIRST_COMPLETED)
     if not getting.done():
         getting.cancel()
@@ -211,15 +211,15 @@ async def streamed(
     started: Sequence[Started],
     gone: asyncio.Future[Any],
     wire: Wire,
-    told: Callable[[BaseException], Event],
+    error_payload: Callable[[BaseException], Event],
 ) -> AsyncIterator[bytes]:
-    """All events until each job has ended (None, once a job), or the client has gone, which cancels what is left."""
+    """All events until every job has ended (one None for each). If the client leaves, the remaining jobs are cancelled."""
     left = len(started)
     try:
         for event in early:
             yield wire.frame(event)
         while left:
-            getting = asyncio.ensure_future(channel.next(_SILENCE))
+            getting = asyncio.ensure_future(channel.next(_KEEP_ALIVE))
             await asyncio.wait({getting, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not getting.done():
                 getting.cancel()
@@ -232,7 +232,7 @@ async def streamed(
             if event is None:
                 left -= 1
             elif isinstance(event, BaseException):
-                yield sse(told(event), "error")
+                yield sse(error_payload(event), "error")
                 return
             else:
                 yield wire.frame(event)
@@ -244,14 +244,14 @@ async def streamed(
 
 
 def encoded(image: Image.Image, file: str) -> str:
-    """A picture as base64 of a png, jpeg or webp file."""
+    """A picture as a png, jpeg or webp file, in base64."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, file.upper(), **({} if file == "png" else {"quality": 90}))
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def tokens_of(sequence: Tokens, text: Text) -> list[Event]:
-    """Every token that is written: its text, ``_`` while it is undecided."""
+    """Every writable text token: its text (``_`` while it is masked), and whether it is committed."""
     return [
         {
             "text": "_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]),
@@ -272,7 +272,7 @@ def _stage(sequence: Tokens) -> str:
 
 
 def _committed(sequence: Tokens, text: Text) -> str:
-    """The text up to the first token that may still change, without half a character."""
+    """The text before the first masked token, without an incomplete character at its end."""
     ids: list[int] = []
     for span in _open_spans(sequence):
         for i in range(span.start, span.stop):

@@ -19,7 +19,7 @@ from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.parts import Parts
-from unmask.tasks.running import Thinks
+from unmask.tasks.running import ThinkingRunner
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.text import EOT, EXP
 from unmask.tokens.turns import Said, announced, conversation, opened, resumed
@@ -82,7 +82,7 @@ def check(messages: Items[Message]) -> None:
             raise ValueError(f"message {number} has no words; say what you want")
 
 
-def converse(model: Thinks, messages: Items[Message], seed: int) -> Turn:
+def converse(model: ThinkingRunner, messages: Items[Message], seed: int) -> Turn:
     """The next turn of messages that pass ``check``. ``NEEDS`` must have been loaded."""
     parts, text = model.parts, model.parts.text
     sequence, unread = _asked(model, messages)
@@ -97,7 +97,7 @@ def converse(model: Thinks, messages: Items[Message], seed: int) -> Turn:
             break
         # The background has no box: the plan to change it is its reason alone.
         if layout.things or _changes(messages, layout, parts):
-            model.tell(0, layout)
+            model.emit(0, layout)
             done += [_planned(model, messages, layout, seed)]
             return Turn(parts=tuple(done), seed=seed, plan=layout, unread=unread)
         drawing = opened(written, at, parts.grid, parts.fold, text)
@@ -110,7 +110,7 @@ def converse(model: Thinks, messages: Items[Message], seed: int) -> Turn:
     return Turn(parts=tuple(done), seed=seed, unread=unread)
 
 
-def _asked(model: Thinks, messages: Items[Message]) -> tuple[Sequence, int]:
+def _asked(model: ThinkingRunner, messages: Items[Message]) -> tuple[Sequence, int]:
     """The request for the next turn, without the oldest messages where they do not fit, and how many those are."""
     parts, presets = model.parts, model.presets
     for unread in range(len(messages)):
@@ -118,7 +118,7 @@ def _asked(model: Thinks, messages: Items[Message]) -> tuple[Sequence, int]:
         if kept[0].role != "user":
             continue
         many = sum(len(m.images) for m in kept) > 1
-        see = parts.glance if many else parts.look
+        see = parts.overview if many else parts.image_views
         said = [Said(role=m.role, text=m.text, pictures=tuple(see(i) for i in m.images)) for m in kept]
         sequence = conversation(parts.builder(), said, presets.turn)
         if len(sequence.ids) <= presets.context:
@@ -126,7 +126,7 @@ def _asked(model: Thinks, messages: Items[Message]) -> tuple[Sequence, int]:
     raise ValueError(f"the last message does not fit into {presets.context} tokens; shorten it")
 
 
-def _run(model: Thinks, sequence: Sequence, seed: int, sampler: Sampler) -> Sequence:
+def _run(model: ThinkingRunner, sequence: Sequence, seed: int, sampler: Sampler) -> Sequence:
     return model.run([sequence], [seed], sampler).rows[0]
 
 
@@ -140,12 +140,14 @@ def _words(written: Sequence, at: int | None, parts: Parts) -> tuple[str, Layout
     return parts.text.decode(ids), from_ids(ids, parts.text, parts.wording)
 
 
-def _planned(model: Thinks, messages: Items[Message], layout: Layout, seed: int) -> Image.Image:
+def _planned(model: ThinkingRunner, messages: Items[Message], layout: Layout, seed: int) -> Image.Image:
     """The picture of a layout: the last one changed where the layout is that of an edit, else a new one."""
     parts, wanted = model.parts, messages[-1].text
     if _changes(messages, layout, parts):
         picture = _shown(messages)[-1]
-        task: Any = Edit(pixels=parts.see(picture)[0], instruction=wanted, look=parts.look(picture), plan=layout)
+        task: Any = Edit(
+            pixels=parts.preprocess(picture)[0], instruction=wanted, look=parts.image_views(picture), plan=layout
+        )
         sampler = model.presets.edit(parts)
     else:
         asked = wanted.removeprefix(parts.wording.drawing_words.strip()).strip()

@@ -16,7 +16,7 @@ from unmask.sampling.temperature import Linear
 from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
-from unmask.tokens.build import LOOK, PLAN, PROMPT, Attempt, drawing
+from unmask.tokens.build import LOOK, PLAN, PROMPT, FailedAttempt, drawing
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
 
@@ -31,7 +31,7 @@ class Generate:
     prompt: str
     conditions: Conditions | None = None
     plan: Layout | None = None
-    attempts: tuple[Attempt, ...] = ()
+    attempts: tuple[FailedAttempt, ...] = ()
     needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:

@@ -89,22 +89,22 @@ class Parts:
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=self.wording, look_tokens=self.look_tokens, quirks=self.quirks)
 
-    def see(self, image: Image.Image) -> tuple[Tensor, Placement]:
+    def preprocess(self, image: Image.Image) -> tuple[Tensor, Placement]:
         """A user's picture, padded to a square and resized: [3, side, side] in 0..1, and the way back to its own pixels."""
         padded, placement = square(image, self.side, self.paper)
         return to_pixels(padded), placement
 
-    def look(self, image: Image.Image) -> Tensor | Look:
+    def image_views(self, image: Image.Image) -> Tensor | Look:
         """A user's picture as the understanding branch reads it. ValueError where the model has no eyes."""
         if self.net.config.vision is None:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )
-        return self.views(image) if self.views else self.see(image)[0]
+        return self.views(image) if self.views else self.preprocess(image)[0]
 
-    def glance(self, image: Image.Image) -> Tensor | Look:
+    def overview(self, image: Image.Image) -> Tensor | Look:
         """A picture among others of one request: as a whole, without its details."""
-        return self.views.one_of_several(image) if self.views else self.look(image)
+        return self.views.one_of_several(image) if self.views else self.image_views(image)
 
     def planned(self, layout: Layout | None) -> PlanIds | None:
         """A layout as the tokens that stand before a picture. ValueError for more things than fit."""

@@ -14,7 +14,7 @@ from unmask.tokens.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
+class Attempt:
     """One try at a picture: the layout it was drawn from (or none), and what the model said of it, if it was asked.
 
     ``approval``: how probable it found it that it would approve, before it had said a word, 0..1.
@@ -37,7 +37,7 @@ class Round:
 class Drawing:
     """A picture. ``seconds`` is the time of the whole call divided by its pictures; ``trace`` the canvas after every step.
 
-    ``plan``: the layout it was drawn from · ``rounds``: every try, where it was reflected upon.
+    ``plan``: the layout it was drawn from · ``attempts``: every try, where it was reflected upon.
     """
 
     image: Image.Image
@@ -47,13 +47,13 @@ class Drawing:
     settings: dict[str, Any] = field(default_factory=dict)
     trace: tuple[Image.Image, ...] = ()
     plan: Layout | None = None
-    rounds: tuple[Round, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures; plan and rounds where there are any."""
+        """Everything but the pictures; plan and attempts where there are any."""
         size = {"width": self.image.width, "height": self.image.height}
         thought: dict[str, Any] = {"plan": self.plan.to_json()} if self.plan else {}
-        thought |= {"rounds": [r.to_json() for r in self.rounds]} if self.rounds else {}
+        thought |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
         told = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thought}
         return {**told, "settings": self.settings}
 

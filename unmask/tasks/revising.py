@@ -1,7 +1,7 @@
 """Edit, look at what became of it, try again (spec 4.8, for edits). Public idea: ``revise(model, images, instructions, seeds, …)``.
 
 Every try starts from the source picture and a seed of its own: failures are not shown to the next one. The source and its look are in
-the sequence already, and a small model copies only over a way that never changes (docs/notes/0006-thoughts.md).
+the sequence already, and a small model copies only over a way that never changes (docs/notes/0006-thoughts-are-text.md).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from unmask.tasks import reflecting
 from unmask.tasks.edit import Edit
 from unmask.tasks.parts import Parts
 from unmask.tasks.planning import PlanEdit
-from unmask.tasks.reflecting import Rounds, Thinking
-from unmask.tasks.results import Round, answered
-from unmask.tasks.running import Thinks, perform
+from unmask.tasks.reflecting import Attempts, Thinking
+from unmask.tasks.results import Attempt, answered
+from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.views import Look
@@ -49,14 +49,14 @@ class CritiqueEdit:
 
 
 def revise(
-    model: Thinks,
+    model: ThinkingRunner,
     images: Items[Image.Image],
     instructions: Items[str],
     seeds: Items[int],
     thinking: Thinking,
     sampler: Sampler,
     again: Sampler,
-) -> list[list[Round]]:
+) -> list[list[Attempt]]:
     """All tries at every picture and its instruction, as ``reflecting.think`` has them; ``thinking.memory`` is of drawings alone.
 
     ``sampler`` makes the first try, from the plan that is written without chance, ``again`` the others, each from a plan of its own.
@@ -66,20 +66,20 @@ def revise(
     known: dict[int, tuple[Tensor, Tensor | Look, Tensor]] = {}
     for image in images:
         if id(image) not in known:  # one picture may be edited several times
-            pixels = parts.see(image)[0]
-            known[id(image)] = pixels, parts.look(image), parts.encode(pixels)
+            pixels = parts.preprocess(image)[0]
+            known[id(image)] = pixels, parts.image_views(image), parts.encode(pixels)
     sources = [known[id(image)] for image in images]
 
-    def plan(live: Items[int], own: Items[int], rounds: Rounds) -> list[Layout]:
+    def plan(live: Items[int], own: Items[int], attempts: Attempts) -> list[Layout]:
         told = [(sources[i][1], instructions[i]) for i in live]
-        return layouts(model, told, own, retry=bool(rounds[live[0]]))
+        return layouts(model, told, own, retry=bool(attempts[live[0]]))
 
-    def draw(live: Items[int], own: Items[int], rounds: Rounds, plans: Items[Layout | None]) -> list[Image.Image]:
+    def draw(live: Items[int], own: Items[int], attempts: Attempts, plans: Items[Layout | None]) -> list[Image.Image]:
         tasks = []
         for i, layout in zip(live, plans, strict=True):
             pixels, look, codes = sources[i]
             tasks.append(Edit(pixels=pixels, instruction=instructions[i], look=look, plan=layout, codes=codes))
-        return perform(model, tasks, own, again if rounds[live[0]] else sampler)
+        return perform(model, tasks, own, again if attempts[live[0]] else sampler)
 
     def judge(live: Items[int], made: Items[Image.Image]) -> list[tuple[str, float]]:
         return criticise(model, [images[i] for i in live], made, [instructions[i] for i in live])
@@ -88,7 +88,7 @@ def revise(
 
 
 def layouts(
-    model: Thinks, told: Items[tuple[Tensor | Look, str]], seeds: Items[int], *, retry: bool = False
+    model: ThinkingRunner, told: Items[tuple[Tensor | Look, str]], seeds: Items[int], *, retry: bool = False
 ) -> list[Layout]:
     """What every (picture, instruction) touches; ``retry``: by chance, as the surest did not do."""
     tasks = [PlanEdit(pixels=look, instruction=words, length=model.presets.edit_plan_length) for look, words in told]
@@ -96,10 +96,10 @@ def layouts(
 
 
 def criticise(
-    model: Thinks, before: Items[Image.Image], after: Items[Image.Image], instructions: Items[str]
+    model: ThinkingRunner, before: Items[Image.Image], after: Items[Image.Image], instructions: Items[str]
 ) -> list[tuple[str, float]]:
-    """What the model says of edits, and how probable its approval was at the outset (``Round.approval``)."""
-    glance, length = model.parts.glance, model.presets.critique_length
+    """What the model says of edits, and how probable its approval was at the outset (``Attempt.approval``)."""
+    overview, length = model.parts.overview, model.presets.critique_length
     asked = zip(before, after, instructions, strict=True)
-    tasks = [CritiqueEdit(before=glance(b), after=glance(a), instruction=w, length=length) for b, a, w in asked]
+    tasks = [CritiqueEdit(before=overview(b), after=overview(a), instruction=w, length=length) for b, a, w in asked]
     return reflecting.heard(model, tasks)

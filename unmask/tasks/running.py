@@ -1,4 +1,7 @@
-"""Sequences through the sampler, for every kind of model. Public idea: ``decide(net, sequences, seeds, sampler, ...) -> Done``."""
+"""Sequences through the sampler, for every kind of model. Public idea: ``decide(net, sequences, seeds, sampler, ...) -> Decoded``.
+
+``Runner`` is a model as tasks see it. ``Executor`` is whoever does the decoding for a model, such as an engine that many calls share.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Sequence, collate, decided
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.results import Answer, Round, describe, so_far
+from unmask.tasks.results import Answer, Attempt, describe, so_far
 from unmask.tokens.layouts import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """Row ``row`` of what is being decided after step ``number`` (0: before the first) of ``of``: ``sequence`` as it stands."""
+class StepEvent:
+    """One row after one step: the only record of a step outside the sampler.
+
+    ``row``: its index among the sequences of the run · ``number``: steps taken, 0 before the first · ``of``: steps planned (early stopping
+    may end sooner) · ``sequence``: the row as it stands, on the CPU.
+    """
 
     row: int
     number: int
@@ -28,38 +35,42 @@ class Shown:
     sequence: Sequence
 
 
-Watch = Callable[[Shown], None]
+OnStep = Callable[[StepEvent], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """Finished sequences in the order given, and how long all of them took together."""
+class Decoded:
+    """Finished sequences in the order given, and the seconds that all of them took together."""
 
     rows: list[Sequence]
     seconds: float
 
 
-class Through(Protocol):
-    """Who decides a model's sequences in its place, such as an engine that it shares with others, and hears what it thinks between them."""
+class Executor(Protocol):
+    """Decodes in place of a model's own network.
+
+    ``run``: as ``Runner.run`` · ``emit``: takes what a task learned between two runs for row ``row`` of a call: a layout that it read, or
+    a round that it judged.
+    """
 
     def run(
-        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
-    ) -> Done: ...
-    def tell(self, row: int, thought: Layout | Round) -> None: ...
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
+    ) -> Decoded: ...
+    def emit(self, row: int, event: Layout | Attempt) -> None: ...
 
 
-class Runs(Protocol):
-    """A model as tasks need it: its parts, and a way to decide sequences."""
+class Runner(Protocol):
+    """A model as tasks need it: its parts, and a method that fills in the masked tokens of sequences."""
 
     @property
     def parts(self) -> Any: ...
     def run(
-        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, watch: Watch | None = None
-    ) -> Done: ...
+        self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
+    ) -> Decoded: ...
 
 
-class Thinks(Runs, Protocol):
-    """The same, of a model with pictures and presets: what thinking and conversing need."""
+class ThinkingRunner(Runner, Protocol):
+    """A runner with pictures and presets, which planning, reflection and conversations need. ``emit``: as of ``Executor``."""
 
     @property
     def parts(self) -> Parts: ...
@@ -67,7 +78,7 @@ class Thinks(Runs, Protocol):
     def presets(self) -> Presets: ...
     @property
     def device(self) -> torch.device: ...
-    def tell(self, row: int, thought: Layout | Round) -> None: ...
+    def emit(self, row: int, event: Layout | Attempt) -> None: ...
 
 
 def decide(
@@ -77,53 +88,47 @@ def decide(
     sampler: Sampler,
     *,
     device: torch.device,
-    features_per_image: int = 0,
-    carry: object = None,
-    watch: Watch | None = None,
-) -> Done:
-    """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone.
+    on_step: OnStep | None = None,
+) -> Decoded:
+    """Unmask every masked token that is writable, all sequences in one batch. Row i depends on ``seeds[i]`` and its own tokens alone.
 
-    ``features_per_image``: feature rows of one picture · ``carry``: what the model is given first, such as the features of all
-    pictures · ``watch`` is shown every row after every step.
+    ``on_step`` gets one event for every row after every step.
     """
     began = time.perf_counter()
-    batch = collate(sequences, seeds, features_per_image=features_per_image)
-    if carry is not None:
-        batch = batch.replace(pixels=None)  # they have been looked at
-    batch = batch.to(device)
+    batch = collate(sequences, seeds).to(device)
 
-    def on_step(step: Step) -> None:
-        if watch:
+    def announce(step: Step) -> None:
+        if on_step:
             for row, sequence in enumerate(sequences):
                 now = decided(sequence, step.batch, row)
-                watch(Shown(row=row, number=step.number, of=step.of, sequence=now))
+                on_step(StepEvent(row=row, number=step.number, of=step.of, sequence=now))
 
-    done = sampler.sample(net, batch, on_step=on_step, carry=carry)
+    done = sampler.sample(net, batch, on_step=announce)
     rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
-    return Done(rows=rows, seconds=time.perf_counter() - began)
+    return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
 
 def perform(
-    model: Runs, tasks: Items[Task], seeds: Items[int], sampler: Sampler, built: Items[Sequence] | None = None
+    model: Runner, tasks: Items[Task], seeds: Items[int], sampler: Sampler, built: Items[Sequence] | None = None
 ) -> list[Any]:
-    """What ``read`` makes of every task, all decided in one batch. Their ``needs`` must have been loaded.
+    """What ``read`` makes of every task, all run in one batch. The parts they need must be loaded.
 
-    ``built``: their sequences, where they are at hand.
+    ``built``: their sequences, if the caller has built them already.
     """
     done = model.run(built or [task.build(model.parts) for task in tasks], seeds, sampler)
     return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
 
 
 def answer(
-    model: Runs, task: Any, built: Sequence, sampler: Sampler, *, question: str, seed: int, trace: bool
+    model: Runner, task: Any, built: Sequence, sampler: Sampler, *, question: str, seed: int, trace: bool
 ) -> Answer:
-    """A text task whose sequence is ``built``, decided and read."""
+    """Run a text task whose sequence is ``built``, and read its answer. ``trace``: also the text after every step."""
     steps: list[str] = []
 
-    def watch(shown: Shown) -> None:
-        steps.append(so_far(shown.sequence, model.parts.text))
+    def record(event: StepEvent) -> None:
+        steps.append(so_far(event.sequence, model.parts.text))
 
-    done = model.run([built], [seed], sampler, watch if trace else None)
+    done = model.run([built], [seed], sampler, record if trace else None)
     return Answer(
         text=task.read(done.rows[0], model.parts),
         question=question,

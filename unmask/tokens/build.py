@@ -42,7 +42,7 @@ class Builder:
     spans: list[Span] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
 
-    def _span(self, name: str, kind: Kind, ids: list[int], masked: bool, **more: object) -> Builder:
+    def _span(self, name: str, kind: int, ids: list[int], masked: bool, **more: object) -> Builder:
         start = len(self.ids)
         self.ids += ids
         self.masked += [masked] * len(ids)
@@ -55,7 +55,7 @@ class Builder:
         for plain, run in itertools.groupby(parts, key=lambda part: isinstance(part, str)):
             same = list(run)
             ids += self.text.encode("".join(map(str, same))) if plain else [int(i) for i in same]
-        after_look = bool(self.spans) and self.spans[-1].kind == Kind.PATCH
+        after_look = bool(self.spans) and self.spans[-1].kind == Kind.FEATURE
         if self.quirks.dropped_token and after_look and self.ids[0] == self.text[BOS]:
             ids = ids[1:]
         return self._span(name, Kind.TEXT, ids, False, segment=segment)
@@ -72,7 +72,7 @@ class Builder:
             picture = Look(views=picture[None], rows=torch.arange(self.look_tokens))
         first = sum(len(look.views) for look in self.looks)
         self.looks.append(picture)
-        return self._span(name, Kind.PATCH, [0] * len(picture), False, image=first)
+        return self._span(name, Kind.FEATURE, [0] * len(picture), False, image=first)
 
     def codes(
         self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool, segment: int = 0
@@ -99,7 +99,7 @@ class Builder:
 
     def build(self, request: str = "") -> Sequence:
         feature = torch.zeros(len(self.ids), dtype=torch.long)
-        for span, look in zip((s for s in self.spans if s.kind == Kind.PATCH), self.looks, strict=True):
+        for span, look in zip((s for s in self.spans if s.kind == Kind.FEATURE), self.looks, strict=True):
             feature[span.start : span.stop] = look.rows + span.image * self.look_tokens
         return Sequence(
             ids=torch.tensor(self.ids, dtype=torch.long),
@@ -107,6 +107,7 @@ class Builder:
             spans=tuple(self.spans),
             pixels=torch.cat([look.views for look in self.looks]) if self.looks else None,
             feature=feature if self.looks else None,
+            feature_rows=sum(len(look.views) for look in self.looks) * self.look_tokens,
             request=request,
         )
 
@@ -120,7 +121,7 @@ class PlanIds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class FailedAttempt:
     """An earlier picture, as it is looked at, and what was wrong with it."""
 
     picture: Tensor | Look
@@ -135,7 +136,7 @@ def drawing(
     fold: int,
     conditions: Conditions | None = None,
     plan: PlanIds | None = None,
-    attempts: Items[Attempt] = (),
+    attempts: Items[FailedAttempt] = (),
 ) -> Sequence:
     """Text to image: the spans "prompt" (and "look", for every earlier attempt), "plan" if there is one, "image"."""
     said = (*b.opening(), _worded(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions))

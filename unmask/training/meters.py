@@ -6,20 +6,29 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unmask.training.losses import Update
+
 
 def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
-    """Measured floating point operations a second of a large square matmul, best of five."""
-    n = 1024
-    a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
+    """Measured floating-point operations a second of a large square matrix product: the best of five."""
+    device = torch.device(device)
+    tiles = 1 if device.type == "cpu" else 8  # a small product does not fill an accelerator
+    n = 1024 * tiles
+    rng = torch.Generator().manual_seed(0)  # the global random stream belongs to the run
+    a, b = (torch.randn(1024, 1024, generator=rng).to(device, dtype).repeat(tiles, tiles) for _ in range(2))
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     best = float("inf")
     for _ in range(5):
+        wait()
         start = time.perf_counter()
         a @ b
+        wait()  # an accelerator computes after the call has returned
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
@@ -46,12 +55,27 @@ class Meters:
             self.bar.start()
             self.task = self.bar.add_task("train", total=steps, completed=start, line="")
 
-    def add(self, terms: dict[str, float], tokens: int) -> None:
-        self.tokens += tokens
-        for name, value in terms.items():
-            entry = self.sums.setdefault(name, [0.0, 0.0])
-            entry[0] += value
-            entry[1] += 1
+    def add(self, update: Update) -> None:
+        """Count the losses of an update into the next report."""
+        self.tokens += update.tokens
+        for terms in (*update.terms, {"grad": update.norm}):
+            for name, value in terms.items():
+                entry = self.sums.setdefault(name, [0.0, 0.0])
+                entry[0] += float(value)
+                entry[1] += 1
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Write one row of an evaluation."""
+        self._write({"step": step, **values})
+        line = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+        if self.bar:
+            self.bar.console.print(f"step {step} {line}")
+        else:
+            print(f"step {step}/{self.steps} {line}", file=sys.stderr, flush=True)
+
+    def _write(self, row: Mapping[str, float]) -> None:
+        with self.path.open("a") as f:
+            f.write(json.dumps(row) + "\n")
 
     def report(self, step: int, **more: float) -> dict[str, float]:
         """Write the means since the last call; returns the row."""
@@ -59,9 +83,8 @@ class Meters:
         row = {"step": step, **{n: round(s / c, 5) for n, (s, c) in self.sums.items()}, **more}
         row["tokens_per_s"] = round(self.tokens / (now - self.since), 1)
         row["seconds"] = round(now - self.since, 2)
-        with self.path.open("a") as f:
-            f.write(json.dumps(row) + "\n")
-        line = " ".join(f"{k} {v:.3g}" for k, v in row.items() if k not in ("step", "seconds"))
+        self._write(row)
+        line = " ".join(f"{k} {v:.3g}" for k, v in row.items() if k not in ("step", "updates", "seconds"))
         if self.bar:
             self.bar.update(self.task, completed=step, line=line)
         else:
@@ -87,7 +110,9 @@ def _forget(path: Path, start: int) -> None:
 class Silent:
     """The meters of a process that reports nothing."""
 
-    def add(self, terms: dict[str, float], tokens: int) -> None: ...
+    def add(self, update: Update) -> None: ...
+
+    def record(self, step: int, values: dict[str, float]) -> None: ...
 
     def report(self, step: int, **more: float) -> dict[str, float]:
         return {}

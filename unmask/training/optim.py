@@ -22,21 +22,40 @@ def rate(optim: Optim, step: int, steps: int) -> float:
     return optim.lr * warm * (optim.floor + (1 - optim.floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def _rounds(weight: Tensor, dtype: torch.dtype | None) -> bool:
+    return dtype is not None and weight.is_floating_point() and not torch.equal(weight, weight.to(dtype).to(weight))
+
+
 class Masters:
     """float32 master weights, Adam moments and averages of a module's trainable parameters; the module holds the working copy."""
 
-    def __init__(self, module: nn.Module, optim: Optim, trainable: Callable[[str], bool]) -> None:
-        self.optim = optim
+    def __init__(
+        self,
+        module: nn.Module,
+        optim: Optim,
+        trainable: Callable[[str], bool],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Move the module to ``dtype`` and ``device`` (None: as they are); masters keep the weights as they were, on ``device``.
+
+        ValueError where ``trainable`` selects no parameter.
+        """
+        self.optim, self.weight = optim, 0.0
         for name, p in module.named_parameters():
-            p.requires_grad_(trainable(name))
+            p.requires_grad_(p.requires_grad and trainable(name))  # what an adapter has frozen stays frozen
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not named:
-            raise ValueError("the recipe leaves nothing to train: no parameter name passes its `trainable`")
+            raise ValueError("the recipe leaves nothing to train: no parameter passes its `adapt` and `trainable`")
         self.names = [n for n, _ in named]
-        self.params = [p for _, p in named]
-        # Frozen weights too come back as they were: the module's copy may be rounded to bfloat16.
-        self.frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
-        self.master = [p.detach().float().clone() for p in self.params]
+        # Frozen weights are returned as they were given; where ``dtype`` does not round them, the module's own serve.
+        frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
+        kept = {n: p for n, p in frozen.items() if _rounds(p, dtype)}
+        self.master = [p.detach().to(device or p.device, torch.float32, copy=True) for _, p in named]
+        module.to(device=device, dtype=dtype)
+        self.params = [p for p in module.parameters() if p.requires_grad]
+        self.frozen = {n: p.detach() for n, p in module.named_parameters() if n in frozen} | kept
         self.average = [m.clone() for m in self.master]
         self.adam = torch.optim.AdamW(
             self.master,
@@ -52,21 +71,37 @@ class Masters:
         with torch.no_grad():
             torch._foreach_copy_(list[Tensor](self.params), self.master)
 
-    def step(self, lr: float, number: int, mean: Callable[[Sequence[Tensor]], None] = lambda gradients: None) -> float:
-        """One update from the module's gradients; returns the gradient norm before clipping.
-
-        ``mean`` averages the gradients with those of other processes, in place.
-        """
+    def gather(self, weight: float = 1) -> None:
+        """Take the module's gradients, times ``weight``, into the sum that the next ``step`` divides by the sum of weights."""
         for m, p in zip(self.master, self.params, strict=True):
-            m.grad = torch.zeros_like(m) if p.grad is None else p.grad.float()
+            if p.grad is None:
+                continue
+            gradient = p.grad.float() if weight == 1 else p.grad.float() * weight
             p.grad = None
-        mean([m.grad for m in self.master if m.grad is not None])
+            m.grad = gradient if m.grad is None else m.grad.add_(gradient)
+        self.weight += weight
+
+    def step(self, lr: float, number: int, mean: Callable[[Sequence[Tensor]], None] = lambda gradients: None) -> float:
+        """Update ``number`` from the gathered gradients, or else from the module's; returns their norm before clipping.
+
+        ``mean`` averages the gradients with those of other processes, in place. FloatingPointError for a norm that is not finite.
+        """
+        if not self.weight:
+            self.gather()
+        for m in self.master:
+            m.grad = torch.zeros_like(m) if m.grad is None else m.grad
+        gradients = [m.grad for m in self.master if m.grad is not None]
+        if self.weight != 1:
+            torch._foreach_div_(gradients, self.weight)
+        self.weight = 0.0
+        mean(gradients)
         norm = float(nn.utils.clip_grad_norm_(self.master, self.optim.clip))
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at step {number}; the last checkpoint is intact")
+            raise FloatingPointError(f"the gradient is not finite at update {number}; the last checkpoint is intact")
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
         if self.optim.ema:
             # The average follows quickly at first, so that a short run is not an average of its random beginning.
             weight = 1 - min(self.optim.ema, (1 + number) / (10 + number))
@@ -74,8 +109,16 @@ class Masters:
         self.sync()
         return norm
 
+    def show_average(self) -> None:
+        """Copy the weights to evaluate into the module; ``sync`` brings the masters back."""
+        with torch.no_grad():
+            torch._foreach_copy_(list[Tensor](self.params), self._shipped())
+
+    def _shipped(self) -> list[Tensor]:
+        return self.average if self.optim.ema else self.master
+
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, by name."""
+        """Everything a resumed run needs, by name; on the masters' device."""
         out: dict[str, Tensor] = {}
         for i, name in enumerate(self.names):
             moments = self.adam.state[self.master[i]]
@@ -97,7 +140,7 @@ class Masters:
                     raise ValueError(
                         f"the checkpoint does not fit this recipe: {key}.{name} is missing or has another shape"
                     )
-                parts[key] = tensor.clone()
+                parts[key] = tensor.to(self.master[i].device, copy=True)
             self.master[i].data.copy_(parts["master"])
             self.average[i].copy_(parts["average"])
             self.adam.state[self.master[i]] = {k: parts[k] for k in ("step", "exp_avg", "exp_avg_sq")}
@@ -105,4 +148,4 @@ class Masters:
 
     def averaged(self) -> dict[str, Tensor]:
         """The weights to evaluate and ship: the running average (the masters where none is kept), frozen ones as given."""
-        return self.frozen | dict(zip(self.names, self.average if self.optim.ema else self.master, strict=True))
+        return self.frozen | dict(zip(self.names, self._shipped(), strict=True))

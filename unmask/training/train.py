@@ -1,4 +1,4 @@
-"""The one trainer. Public idea: ``train(recipe, folder)``; run it again on the same folder and it goes on where it was, bit for bit.
+"""The one trainer. Public idea: ``train(recipe, folder)``; run it again on the same folder and it continues, bit for bit.
 
 Nothing about data or randomness is saved, because both are functions of (seed, step).
 """
@@ -8,75 +8,112 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from unmask.recipe import Recipe
-from unmask.rng import generator
+from unmask.recipe import Eval, Recipe
+from unmask.training.device import choose, move
+from unmask.training.losses import Learner
 from unmask.training.meters import Meters, Silent, matmul_peak
-from unmask.training.optim import Masters, rate
+from unmask.training.optim import Masters
 from unmask.training.parallel import Place
+from unmask.training.probe import flops, unchanged
+from unmask.training.stopping import Stopped, stop_after_step
 
 STATE = "state.safetensors"
 
 
 def train(recipe: Recipe, folder: Path, *, stop_after: int | None = None, place: Place = Place()) -> nn.Module:
-    """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged weights.
+    """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged
+    weights, in float32 on the CPU.
 
     Writes metrics.jsonl, state.safetensors (atomically, every ``save_every`` steps and at the end) and, at the end, what
-    the recipe exports. ``place``: this process among several that train together. ValueError where the folder holds a run that
-    does not fit the recipe.
+    the recipe exports. ``place``: this process among several that train together.
+
+    ValueError where the folder holds a run that does not fit the recipe. Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when
+    the current step is finished and saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = recipe.training
+    device = choose(settings.device, local_rank=place.local_rank, world=place.world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dtype = torch.bfloat16 if settings.bf16 else torch.float32
     module = recipe.model()
-    masters = Masters(module, recipe.optim, recipe.trainable)
-    module.to(torch.bfloat16 if settings.bf16 else torch.float32)
-    masters.params = [p for p in module.parameters() if p.requires_grad]
-    start = resume(recipe, masters, folder)
+    if recipe.adapt:
+        recipe.adapt(module)
+    masters = Masters(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
+    start, updates = resume(recipe, masters, folder)
     masters.sync()
     last = settings.steps if stop_after is None else min(settings.steps, start + stop_after)
     meters = Meters(folder, settings.steps, start) if place.rank == 0 else Silent()
-    peak = matmul_peak(torch.bfloat16 if settings.bf16 else torch.float32)
-    flops, module_time = 0.0, 0.0
     try:
-        for step in range(start, last):
-            began = time.perf_counter()
-            batch = recipe.source(place.batch_number(step))
-            rng = generator("objective", settings.seed, place.batch_number(step))
-            if step % 100 == 0:
-                with FlopCounterMode(display=False) as counter:
-                    loss = recipe.objective(module, batch, rng)
-                    loss.total.backward()
-                flops = flops or counter.get_total_flops()
-                flops += 0.3 * (counter.get_total_flops() - flops)
-            else:
-                loss = recipe.objective(module, batch, rng)
-                loss.total.backward()
-            norm = masters.step(rate(recipe.optim, step, settings.steps), step, place.mean_)
-            module_time += 0.05 * (time.perf_counter() - began - module_time)
-            meters.add(
-                {**{k: float(v.detach()) for k, v in loss.terms.items()}, "grad": norm}, sum(loss.counts.values())
-            )
-            if (step + 1) % settings.log_every == 0 or step + 1 == last:
-                meters.report(step + 1, peak=round(flops / max(module_time, 1e-6) / peak, 3))
-            if place.rank == 0 and ((step + 1) % settings.save_every == 0 or step + 1 == last):
-                save(recipe, masters, folder, step + 1)
-            if place.rank == 0 and recipe.sample and settings.sample_every and (step + 1) % settings.sample_every == 0:
-                recipe.sample(module, folder / f"sample_{step + 1:07d}.png")
+        if start < last:
+            _run(Learner(recipe, module, masters, place, device, updates), start, last, dtype, meters, folder)
     finally:
         meters.close()
     return finish(recipe, module, masters, folder if place.rank == 0 else None)
 
 
+def _run(learner: Learner, start: int, last: int, dtype: torch.dtype, meters: Meters | Silent, folder: Path) -> None:
+    """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save."""
+    recipe, settings, place = learner.recipe, learner.recipe.training, learner.place
+    peak, work, seconds = matmul_peak(dtype, learner.device), _flops_per_step(learner, start), 0.0
+    with stop_after_step(quiet=place.rank > 0) as signalled:
+        for first in range(start, last, settings.accumulate):
+            end = min(first + settings.accumulate, last)
+            began = time.perf_counter()
+            for update in learner.learn(first, end):
+                meters.add(update)
+            seconds += 0.05 * ((time.perf_counter() - began) / (end - first) - seconds)
+            stopping = place.any(signalled())
+            done = stopping or end == last
+            if done or _due(settings.log_every, first, end):
+                meters.report(end, updates=learner.updates, peak=round(work / max(seconds, 1e-6) / peak, 3))
+            if place.rank == 0:
+                evals = [e for e in recipe.evals if end == settings.steps or _due(e.every, first, end)]
+                evaluate(evals, learner.module, learner.masters, learner.device, end, meters)
+                if done or _due(settings.save_every, first, end):
+                    save(recipe, learner.masters, folder, end, learner.updates)
+            if stopping and end < last:
+                raise Stopped(f"stopped after step {end}, which is saved in {folder}")
+
+
+def _due(every: int, before: int, after: int) -> bool:
+    """Whether a multiple of ``every`` lies in ``before + 1..after``."""
+    return after // every > before // every
+
+
+def _flops_per_step(learner: Learner, step: int) -> int:
+    number = learner.place.batch_number(step)
+    batch = move(learner.recipe.source(number), learner.device)
+    return flops(learner.recipe, learner.module, batch, number, learner.device)
+
+
+def evaluate(
+    evals: Sequence[Eval], module: nn.Module, masters: Masters, device: torch.device, step: int, meters: Meters | Silent
+) -> None:
+    """Record the evaluations of a step. They see the averaged weights, and training goes on as if they had not been."""
+    if not evals:
+        return
+    with torch.no_grad(), unchanged(module, device):
+        masters.show_average()
+        try:
+            for each in evals:
+                module.eval()
+                meters.record(step, {f"{each.name}.{k}": float(v) for k, v in each.run(module, step).items()})
+        finally:
+            masters.sync()
+
+
 def finish(recipe: Recipe, module: nn.Module, masters: Masters, folder: Path | None) -> nn.Module:
-    """Averaged weights in float32, exported if the recipe exports."""
-    module.float()
+    """Averaged weights in float32 on the CPU, as ``recipe.model`` made them; exported if the recipe exports."""
+    module.to("cpu").float()
     with torch.no_grad():
         averaged = masters.averaged()
         for name, p in module.named_parameters():
@@ -87,23 +124,32 @@ def finish(recipe: Recipe, module: nn.Module, masters: Masters, folder: Path | N
     return module
 
 
-def save(recipe: Recipe, masters: Masters, folder: Path, step: int) -> None:
+def save(recipe: Recipe, masters: Masters, folder: Path, step: int, updates: int) -> None:
     """Write the state beside the old one, then put it in its place: a crash or a full disk never costs a checkpoint."""
     part = folder / (STATE + ".part")
-    meta = {"recipe": recipe.name, "step": str(step), "seed": str(recipe.training.seed)}
+    meta = {"recipe": recipe.name, "step": str(step), "updates": str(updates), "seed": str(recipe.training.seed)}
     try:
-        save_file(masters.state(), str(part), metadata={"unmask": json.dumps(meta)})
+        save_file({n: t.cpu() for n, t in masters.state().items()}, str(part), metadata={"unmask": json.dumps(meta)})
         os.replace(part, folder / STATE)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise OSError(f"could not save the checkpoint in {folder}: {error}; the previous one is intact") from error
 
 
-def resume(recipe: Recipe, masters: Masters, folder: Path) -> int:
-    """Load the folder's state if there is one; returns the step to go on from."""
+def saved_step(folder: Path) -> int | None:
+    """The step at which a folder's run continues; None where it holds no readable state."""
+    try:
+        with safe_open(str(folder / STATE), "pt") as f:
+            return int(json.loads((f.metadata() or {})["unmask"])["step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def resume(recipe: Recipe, masters: Masters, folder: Path) -> tuple[int, int]:
+    """Load the folder's state if there is one; returns the step to continue from and the updates made so far."""
     path = folder / STATE
     if not path.exists():
-        return 0
+        return 0, 0
     try:
         with safe_open(str(path), "pt") as f:
             meta = json.loads((f.metadata() or {}).get("unmask", "{}"))
@@ -115,4 +161,4 @@ def resume(recipe: Recipe, masters: Masters, folder: Path) -> int:
             f"{folder} holds a run of {meta.get('recipe')!r} (seed {meta.get('seed')}), not of {recipe.name!r}"
         )
     masters.load(state)
-    return int(meta["step"])
+    return int(meta["step"]), int(meta.get("updates", meta["step"]))

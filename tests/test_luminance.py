@@ -1,4 +1,4 @@
-"""Every command and the Python block of docs/light.md."""
+"""Every command and the Python block of docs/luminance.md."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image
 
 from .pages import ROOT, commands, follow, python, run
 
-PAGE = (ROOT / "docs" / "light.md").read_text()
+PAGE = (ROOT / "docs" / "luminance.md").read_text()
 
 
 def test_commands_run_in_order(tmp_path: Path) -> None:
     for command in commands(PAGE):
         follow(command, tmp_path)
-    assert all(Image.open(tmp_path / name).size == (128, 128) for name in ("light.png", "dark.png", "scored.png"))
+    assert all(Image.open(tmp_path / name).size == (128, 128) for name in ("bright.png", "dark.png", "scored.png"))
     assert (tmp_path / "report" / "report.html").exists()
 
 

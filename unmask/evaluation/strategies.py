@@ -1,4 +1,4 @@
-"""How a picture is made from what an item asks for: the arm of a measurement. Public idea: ``Drawer()``, ``Editor()``.
+"""How a picture is made from what an item asks for: the arm of a measurement. Public idea: ``PromptGenerator()``, ``EditGenerator()``.
 
 An arm is called with a model and items and hands back their pictures, in one batch; whatever has this shape can take its place
 in a part (``GenEval(draw=…)``). Item i's picture must follow from its own text and seed alone.
@@ -25,14 +25,14 @@ from unmask.tasks.reflecting import Thinking
 Make = Callable[[Parts], Sampler]
 
 
-class Arm(Protocol):
+class GenerationStrategy(Protocol):
     """(model, items) -> uint8 [N, S, S, 3]; ``settings``: what its pictures follow from beside weights, texts and seeds."""
 
     def __call__(self, model: Model, items: Sequence[Any]) -> np.ndarray: ...
     def settings(self, model: Model) -> Any: ...
 
 
-class Told(Protocol):
+class PromptItem(Protocol):
     """What is drawn: a picture of ``text``."""
 
     @property
@@ -41,14 +41,14 @@ class Told(Protocol):
     def seed(self) -> int: ...
 
 
-class Changed(Told, Protocol):
+class EditItem(PromptItem, Protocol):
     """What is edited: ``picture(side)``, a square of that many pixels where the item can choose, changed as ``text`` says."""
 
     def picture(self, side: int) -> Image.Image: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawer:
+class PromptGenerator:
     """Draws prompts. ``sampler``: parts of the model -> how, None: the model's own · ``changes``: ``("schedule.steps=8",)``.
 
     ``thinking``: what is thought before and after; of several tries the best by the model's own judgement counts.
@@ -58,12 +58,12 @@ class Drawer:
     changes: tuple[str, ...] = ()
     thinking: Thinking = Thinking()
 
-    def __call__(self, model: Model, items: Sequence[Told]) -> np.ndarray:
+    def __call__(self, model: Model, items: Sequence[PromptItem]) -> np.ndarray:
         if self.thinking != Thinking():
             model.parts.require(reflecting.NEEDS)
             texts, seeds = [item.text for item in items], [item.seed for item in items]
             found = reflecting.think(model, texts, seeds, self.thinking, self._sampler(model))
-            return np.stack([np.asarray(reflecting.best(rounds).image) for rounds in found])
+            return np.stack([np.asarray(reflecting.best(attempts).image) for attempts in found])
         built = [generate.Generate(prompt=item.text).build(model.parts) for item in items]
         return _made(model, built, items, self._sampler(model))
 
@@ -79,24 +79,26 @@ class Drawer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Editor:
-    """Edits pictures. The fields are ``Drawer``'s; a plan says what is touched, and where."""
+class EditGenerator:
+    """Edits pictures. The fields are ``PromptGenerator``'s; a plan says what is touched, and where."""
 
     sampler: Make | None = None
     changes: tuple[str, ...] = ()
     thinking: Thinking = Thinking()
 
-    def __call__(self, model: Model, items: Sequence[Changed]) -> np.ndarray:
+    def __call__(self, model: Model, items: Sequence[EditItem]) -> np.ndarray:
         pictures = [item.picture(model.parts.side) for item in items]
         if self.thinking != Thinking():
             model.parts.require(revising.NEEDS)
             texts, seeds = [item.text for item in items], [item.seed for item in items]
             samplers = self._sampler(model), self._again(model)
             found = revising.revise(model, pictures, texts, seeds, self.thinking, *samplers)
-            return np.stack([np.asarray(reflecting.best(rounds).image) for rounds in found])
+            return np.stack([np.asarray(reflecting.best(attempts).image) for attempts in found])
         built = []
         for item, picture in zip(items, pictures, strict=True):
-            task = edit.Edit(pixels=model.parts.see(picture)[0], instruction=item.text, look=model.parts.look(picture))
+            task = edit.Edit(
+                pixels=model.parts.preprocess(picture)[0], instruction=item.text, look=model.parts.image_views(picture)
+            )
             built.append(task.build(model.parts))
         return _made(model, built, items, self._sampler(model))
 
@@ -115,7 +117,7 @@ class Editor:
         return override((self.sampler or model.presets.edit_again)(model.parts), self.changes)
 
 
-def _made(model: Model, built: Sequence[Tokens], items: Sequence[Told], sampler: Sampler) -> np.ndarray:
+def _made(model: Model, built: Sequence[Tokens], items: Sequence[PromptItem], sampler: Sampler) -> np.ndarray:
     done = model.run(built, [item.seed for item in items], sampler)
     codes = torch.stack([generate.picture_codes(row, "image") for row in done.rows])
     return np.stack([np.asarray(image) for image in model.parts.decode(codes.to(model.device))])

@@ -1,0 +1,251 @@
+"""LoRA: the first forward is the base's, merging is undone exactly, and only the adapter is trained, kept and saved."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unmask.checkpoints.adapters import load_adapter, save_adapter
+from unmask.checkpoints.stream import CheckpointError
+from unmask.models.elastic import Elastic, init
+from unmask.models.lora import LoRA, adapter_tensors, adapters, insert_tensors, merge, unmerge
+from unmask.models.sizes import SIZES
+from unmask.objectives.masked import Masked
+from unmask.recipe import Optim, Recipe, Training
+from unmask.rng import generator
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.training.optim import Masters
+from unmask.training.train import STATE, train
+
+QUERIES = LoRA(where=lambda name: name.endswith((".q", ".v")), rank=3, alpha=6.0)
+CONFIG = dataclasses.replace(SIZES["tiny"], vision=None, vocab_size=40)
+SPANS = (
+    Span(name="prompt", kind=Kind.TEXT, start=0, stop=3),
+    Span(name="answer", kind=Kind.TEXT, start=3, stop=6, writable=True),
+    Span(name="image", kind=Kind.CODE, start=6, stop=22, grid=(4, 4), fold=2, writable=True),
+)
+
+
+def model() -> Elastic:
+    made = Elastic(CONFIG, mask_id=1)
+    init(made, generator("lora test"))
+    return made
+
+
+def adapted(rule: LoRA = QUERIES, make: Callable[[], nn.Module] = model) -> nn.Module:
+    made = make()
+    rule(made)
+    return made
+
+
+def stir(module: nn.Module) -> None:
+    """Give every ``up`` a value, as training does."""
+    rng = generator("stir")
+    for _, _, adapter in adapters(module):
+        nn.init.normal_(adapter.up, 0, 0.1, generator=rng)
+
+
+def batch(step: int = 0) -> Batch:
+    rng = generator("lora rows", step)
+    masked = torch.zeros(22, dtype=torch.bool)
+    rows = [Sequence(ids=torch.randint(0, 40, (22,), generator=rng), masked=masked, spans=SPANS) for _ in range(2)]
+    return collate(rows, range(2))
+
+
+def logits(module: nn.Module) -> Tensor:
+    given = batch()
+    prediction = module(given.replace(masked=given.writable))
+    return torch.cat([prediction.logits(kind).flatten() for kind in sorted(prediction.scored)]).detach()
+
+
+# -- the layer --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_forward_is_the_base_bit_for_bit(dtype: torch.dtype) -> None:
+    assert torch.equal(logits(adapted().to(dtype)), logits(model().to(dtype)))
+
+
+def test_a_trained_adapter_adds_its_scaled_product() -> None:
+    layer = nn.Sequential(nn.Linear(5, 4))
+    base = layer[0].weight.detach().clone()
+    LoRA(where=lambda name: name == "0", rank=2, alpha=3.0)(layer)
+    stir(layer)
+    (_, inner, adapter), x = next(adapters(layer)), torch.randn(7, 5, generator=generator("x"))
+    wanted = F.linear(x, base + 1.5 * adapter.up @ adapter.down, inner.bias)
+    torch.testing.assert_close(layer(x), wanted)
+    assert not torch.allclose(layer(x), F.linear(x, base, inner.bias), atol=1e-3)
+
+
+def test_a_layer_that_returns_its_first_outputs_alone() -> None:
+    class Narrow(nn.Linear):
+        def forward(self, x: Tensor, width: int) -> Tensor:  # type: ignore[override]
+            return F.linear(x, self.weight[:width])
+
+    layer = nn.ModuleDict({"out": Narrow(4, 4, bias=False)})
+    LoRA(where=lambda name: name == "out")(layer)
+    stir(layer)
+    x = torch.randn(3, 4, generator=generator("x"))
+    torch.testing.assert_close(layer["out"](x, 2), layer["out"](x, 4)[:, :2])
+
+
+def test_the_first_weights_follow_from_the_seed_and_the_name() -> None:
+    one, again = adapter_tensors(adapted()), adapter_tensors(adapted())
+    other = adapter_tensors(adapted(dataclasses.replace(QUERIES, seed=1)))
+    downs = [name for name in one if name.endswith("down")]
+    assert all(torch.equal(one[n], again[n]) for n in one)
+    assert not any(torch.equal(one[n], other[n]) for n in downs)
+    assert not torch.equal(one[downs[0]], one[downs[1]])
+    assert all(not one[n].any() for n in one if n.endswith("up"))
+
+
+def test_layers_are_chosen_by_name_and_all_else_is_frozen() -> None:
+    made = adapted()
+    layers = [name for name, _, _ in adapters(made)]
+    assert layers and all(name.endswith((".q", ".v")) for name in layers)
+    assert {n for n, p in made.named_parameters() if p.requires_grad} == set(adapter_tensors(made))
+    assert set(model().state_dict()) == {n for n in made.state_dict() if ".lora." not in n}
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (lambda made: LoRA(where=lambda name: False)(made), "selects none of .* linear layers; their names are like"),
+        (lambda made: (QUERIES(made), QUERIES(made)), "already has an adapter"),
+        (lambda made: LoRA(where=lambda name: True, rank=0)(made), "rank of LoRA must be at least 1, got 0"),
+        (lambda made: adapter_tensors(made), "the model has no adapters"),
+    ],
+)
+def test_mistakes_are_named(rule: Callable[[nn.Module], object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        rule(model())
+
+
+# -- merging ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_computes_the_same_and_is_undone_exactly(dtype: torch.dtype) -> None:
+    made = adapted().to(dtype)
+    stir(made)
+    before, weights = logits(made), {n: p.detach().clone() for n, p in made.named_parameters()}
+    merge(made)
+    merge(made)  # a second time changes nothing
+    torch.testing.assert_close(logits(made), before, atol=1e-4 if dtype == torch.float32 else 0.3, rtol=1e-2)
+    changed = {n for n, p in made.named_parameters() if not torch.equal(p, weights[n])}
+    assert changed == {f"{name}.weight" for name, _, _ in adapters(made)}
+    unmerge(made)
+    unmerge(made)
+    assert all(torch.equal(p, weights[n]) for n, p in made.named_parameters())
+    assert torch.equal(logits(made), before)
+
+
+def test_a_copy_has_adapters_of_its_own() -> None:
+    made = adapted()
+    other = copy.deepcopy(made)
+    stir(other)
+    assert torch.equal(logits(made), logits(model())) and not torch.equal(logits(other), logits(made))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_adapter_is_saved_and_it_loads_into_a_bare_model(tmp_path: Path) -> None:
+    made = adapted()
+    stir(made)
+    save_adapter(made, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    stored = load_file(tmp_path / "adapter.safetensors")
+    assert set(stored) == set(adapter_tensors(made))
+    for fresh in (model(), adapted()):
+        load_adapter(fresh, tmp_path)
+        assert torch.equal(logits(fresh), logits(made))
+
+
+def test_an_adapter_of_another_model_changes_nothing(tmp_path: Path) -> None:
+    made = adapted()
+    save_adapter(made, tmp_path)
+    other = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="the model or the file lacks it; was it made for this model"):
+        load_adapter(other, tmp_path)
+    assert not list(adapters(other))
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    good = {"0.lora.down": torch.zeros(2, 4), "0.lora.up": torch.zeros(4, 2)}
+    bad = {"1.lora.down": torch.zeros(2, 5), "1.lora.up": torch.zeros(4, 2)}
+    with pytest.raises(ValueError, match="the adapter of 1 is .* which does not fit"):
+        insert_tensors(layers, good | bad, {"0": 1.0, "1": 1.0})
+    assert not list(adapters(layers))
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="adapter.json is missing or damaged"):
+        load_adapter(model(), tmp_path)
+    (tmp_path / "adapter.json").write_text(json.dumps({}))
+    with pytest.raises(CheckpointError, match="missing or damaged.*; was the adapter saved by save_adapter"):
+        load_adapter(model(), tmp_path)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def recipe(*, bf16: bool = False, adapt: Callable[[nn.Module], None] = QUERIES) -> Recipe:
+    return Recipe(
+        name="adapted",
+        model=model,
+        adapt=adapt,
+        source=batch,
+        objective=Masked(),
+        optim=Optim(lr=0.02, warmup=1, ema=0.5),
+        training=Training(steps=4, bf16=bf16, save_every=2),
+        export=save_adapter,
+    )
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_trainer_moves_the_adapter_alone(bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
+    done = train(recipe(bf16=bf16), tmp_path)
+    base = model().state_dict()
+    assert all(torch.equal(value, base[n]) for n, value in done.state_dict().items() if ".lora." not in n)
+    assert all(bool(adapter.up.any()) for _, _, adapter in adapters(done))
+    assert {k.partition(".")[2] for k in load_file(tmp_path / STATE)} == set(adapter_tensors(done))
+    train(recipe(bf16=bf16), tmp_path / "pieces", stop_after=2)
+    again = train(recipe(bf16=bf16), tmp_path / "pieces")
+    assert all(torch.equal(p, q) for p, q in zip(done.parameters(), again.parameters(), strict=True))
+    shipped = model()
+    load_adapter(shipped, tmp_path)
+    assert torch.equal(logits(shipped), logits(done))
+
+
+def test_what_adapt_leaves_trainable_can_be_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
+
+    def with_norm(module: nn.Module) -> None:
+        QUERIES(module)
+        module.get_submodule("norm").requires_grad_(True)
+
+    done = train(recipe(adapt=with_norm), tmp_path)
+    assert not torch.equal(done.get_parameter("norm.weight"), model().norm.weight)
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_frozen_weights_are_held_once(dtype: torch.dtype, kept: bool) -> None:
+    """By reference; in bfloat16 those that it would round stay as they were given, and no others."""
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        module[0].weight.fill_(1 / 3)
+        module[1].weight.fill_(0.5)
+    given = module[0].weight.detach()
+    masters = Masters(module, Optim(), lambda name: name.startswith("2"), dtype=dtype)
+    assert masters.frozen["0.weight"].data_ptr() == given.data_ptr()
+    assert (masters.frozen["0.weight"].data_ptr() != module[0].weight.data_ptr()) == kept
+    assert masters.frozen["1.weight"].data_ptr() == module[1].weight.data_ptr()

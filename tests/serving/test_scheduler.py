@@ -1,0 +1,202 @@
+"""The scheduler by itself: fairness, priority, no starvation, and which steps share a forward. Numbers only, no model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from unmask.serving.scheduler import PLACES, NextStep, Scheduler, place_in_queue
+
+
+def step(positions: int = 10, *, rows: int = 1, length: int = 10, group: str = "text") -> NextStep:
+    return NextStep(group=group, rows=rows, length=length, positions=positions)
+
+
+def scheduler(*, rows: int = 1, stretch: float = 1.34) -> Scheduler:
+    return Scheduler(rows=rows, stretch=stretch)
+
+
+def taken(scheduled: Scheduler, steps: dict[int, NextStep], ticks: int) -> Counter[int]:
+    """How many steps each request takes in so many ticks; its steps are all alike."""
+    count: Counter[int] = Counter()
+    for number, planned in steps.items():
+        scheduled.plan(number, planned)
+    for _ in range(ticks):
+        chosen = scheduled.choose()
+        scheduled.charge(chosen)
+        for number in chosen:
+            scheduled.plan(number, steps[number])
+            count[number] += 1
+    return count
+
+
+def test_equal_requests_take_turns_in_the_order_of_submission() -> None:
+    scheduled, order = scheduler(), []
+    for number in (2, 0, 1):
+        scheduled.enter(number)
+        scheduled.plan(number, step())
+    for _ in range(6):
+        (number,) = scheduled.choose()
+        scheduled.charge([number])
+        scheduled.plan(number, step())
+        order.append(number)
+    assert order == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_device_is_shared_by_positions_and_not_by_steps() -> None:
+    scheduled = scheduler()
+    scheduled.enter(0)
+    scheduled.enter(1)
+    assert taken(scheduled, {0: step(30), 1: step(10)}, 400) == {0: 100, 1: 300}
+
+
+@pytest.mark.parametrize("priority", [-2, -1, 1, 3])
+def test_each_level_of_priority_doubles_the_share(priority: int) -> None:
+    scheduled = scheduler()
+    scheduled.enter(0)
+    scheduled.enter(1, priority)
+    count = taken(scheduled, {0: step(), 1: step()}, 900)
+    assert count[1] == pytest.approx(count[0] * 2.0**priority, abs=8)
+
+
+def test_no_request_falls_behind_by_more_than_one_step() -> None:
+    """Any mix of prices, one step a tick: virtual times never differ by more than the most expensive step, so nobody starves."""
+    for seed in range(20):
+        rng, scheduled = Random(seed), scheduler(rows=1)
+        steps = {number: step(rng.randint(1, 50)) for number in range(5)}
+        paid = dict.fromkeys(steps, 0)
+        for number, planned in steps.items():
+            scheduled.enter(number)
+            scheduled.plan(number, planned)
+        for _ in range(200):
+            (number,) = scheduled.choose()
+            assert paid[number] == min(paid.values())
+            scheduled.charge([number])
+            scheduled.plan(number, steps[number])
+            paid[number] += steps[number].positions
+            assert max(paid.values()) - min(paid.values()) <= max(s.positions for s in steps.values())
+
+
+@pytest.mark.parametrize("own", [1, 2, 7])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_stream_of_newcomers_does_not_starve_a_request(own: int, rows: int) -> None:
+    """Four newcomers of ``own`` steps, each replaced as soon as it leaves; nothing shares a forward with request 0."""
+    scheduled, left, steps = scheduler(rows=rows), dict.fromkeys(range(1, 5), own), 0
+    for number in range(5):
+        scheduled.enter(number)
+        scheduled.plan(number, step(group="text" if number else "image"))
+    arrived, ticks = 5, 500
+    for _ in range(ticks):
+        chosen = scheduled.choose()
+        scheduled.charge(chosen)
+        for number in chosen:
+            if number == 0:
+                steps += 1
+            else:
+                left[number] -= 1
+            if number and not left[number]:
+                scheduled.leave(number)
+                number, arrived = arrived, arrived + 1
+                left[number] = own
+                scheduled.enter(number)
+            scheduled.plan(number, step(group="text" if number else "image"))
+    assert steps == pytest.approx(ticks / 5 if rows == 1 else ticks / 2, rel=0.25)
+
+
+def test_a_newcomer_steps_soon_while_long_requests_run() -> None:
+    """Random arrivals, eight requests at a time, of 1 to 30 steps and three groups: each waits at most three ticks for its first step."""
+    for seed in range(3):
+        rng, scheduled, number = Random(seed), scheduler(rows=16), 0
+        left: dict[int, int] = {}
+        entered: dict[int, int] = {}
+        steps: dict[int, NextStep] = {}
+        for tick in range(2000):
+            while len(left) < 8 and rng.random() < 0.5:
+                scheduled.enter(number, rng.choice([-2, 0, 0, 0, 1]))
+                steps[number] = step(rng.randint(5, 60), group=rng.choice("abc"))
+                scheduled.plan(number, steps[number])
+                left[number], entered[number] = rng.choice([1, 1, 4, 30]), tick
+                number += 1
+            chosen = scheduled.choose()
+            scheduled.charge(chosen)
+            for one in chosen:
+                assert tick - entered.pop(one, tick) <= 3
+                left[one] -= 1
+                if left[one]:
+                    scheduled.plan(one, steps[one])
+                else:
+                    scheduled.leave(one)
+                    del left[one]
+
+
+def test_a_newcomer_starts_level_with_the_others_and_not_at_zero() -> None:
+    scheduled = scheduler()
+    scheduled.enter(0)
+    taken(scheduled, {0: step()}, 50)
+    scheduled.enter(1)
+    assert taken(scheduled, {0: step(), 1: step()}, 10) == {0: 5, 1: 5}
+
+
+def test_only_equal_groups_share_a_forward() -> None:
+    scheduled = scheduler(rows=9)
+    for number, group in enumerate("abab"):
+        scheduled.enter(number)
+        scheduled.plan(number, step(group=group))
+    assert scheduled.choose() == [0, 2]
+    scheduled.charge([0, 2])
+    assert scheduled.choose() == [1, 3]
+
+
+def test_rows_are_a_limit_that_only_the_first_may_exceed() -> None:
+    scheduled = scheduler(rows=4)
+    for number, rows in enumerate((2, 3, 1, 1, 1)):
+        scheduled.enter(number)
+        scheduled.plan(number, step(rows=rows))
+    assert scheduled.choose() == [0, 2, 3]  # the second does not fit, later ones do
+    wide = scheduler(rows=2)
+    wide.enter(0)
+    wide.enter(1)
+    wide.plan(0, step(rows=3))
+    wide.plan(1, step(rows=1))
+    assert wide.choose() == [0]
+
+
+def test_stretch_limits_the_longest_row_against_the_shortest() -> None:
+    scheduled = scheduler(rows=9, stretch=1.5)
+    for number, length in enumerate((12, 16, 10, 18, 11)):
+        scheduled.enter(number)
+        scheduled.plan(number, step(length=length))
+    # 16 and 12 fit; 10 does not fit beside 16; 18 fits beside 12 (equal to the limit); 11 does not fit beside 18.
+    assert scheduled.choose() == [0, 1, 3]
+    equal = scheduler(rows=9, stretch=1.0)
+    for number, length in enumerate((12, 13, 12)):
+        equal.enter(number)
+        equal.plan(number, step(length=length))
+    assert equal.choose() == [0, 2]
+
+
+def test_only_requests_with_a_planned_step_are_chosen() -> None:
+    scheduled = scheduler(rows=9)
+    assert scheduled.choose() == []
+    scheduled.enter(0)
+    scheduled.enter(1)
+    assert scheduled.choose() == []
+    scheduled.plan(1, step())
+    assert scheduled.choose() == [1]
+    scheduled.charge([1])
+    assert scheduled.choose() == []
+    with pytest.raises(ValueError, match="request 1 has no planned step"):
+        scheduled.charge([1])
+    scheduled.plan(0, step())
+    scheduled.leave(0)
+    scheduled.leave(0)
+    assert scheduled.choose() == []
+
+
+def test_priority_passes_a_limited_number_of_places_in_the_queue() -> None:
+    queue = sorted([(n, 0) for n in range(40)] + [(40, 1)], key=lambda entry: place_in_queue(*entry))
+    assert queue.index((40, 1)) == 40 - PLACES
+    later = sorted([(0, 0), *((n, 1) for n in range(1, 100))], key=lambda entry: place_in_queue(*entry))
+    assert later.index((0, 0)) == PLACES  # the sixteen next pass it, and no later one does

@@ -1,0 +1,126 @@
+"""Ctrl-C and SIGTERM finish the step and save; nothing is lost, alone or among several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unmask.step import Loss
+from unmask.training.parallel import Place, launch
+from unmask.training.stopping import Stopped, stop_after_step
+from unmask.training.train import STATE, saved_step, train
+
+from . import line
+from .line import recipe
+
+PROGRAM = str(Path(__file__).with_name("tiny.py"))
+
+
+def signalled(number: int, at: int, times: int = 1):  # noqa: ANN201
+    """The recipe whose objective receives a signal in step ``at``."""
+    calls: list[int] = []
+
+    def objective(module: nn.Module, batch: Tensor, rng: torch.Generator) -> Loss:
+        calls.append(len(calls) - 1)  # the first call counts FLOPs
+        for _ in range(times if calls[-1] == at else 0):
+            signal.raise_signal(number)
+        return line.error(module, batch)
+
+    return dataclasses.replace(recipe(save_every=100), objective=objective)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="stopped after step 5, which is saved in"):
+        train(signalled(number, 4), tmp_path / "stopped")
+    assert saved_step(tmp_path / "stopped") == 5
+    assert "finishing this step, then saving; press Ctrl-C again" in capfd.readouterr().err
+    assert signal.getsignal(number) == before
+    done = train(recipe(), tmp_path / "stopped")
+    whole = train(recipe(), tmp_path / "whole")
+    assert all(torch.equal(p, q) for p, q in zip(done.parameters(), whole.parameters(), strict=True))
+    assert line.rows(tmp_path / "stopped")[-1]["step"] == 8
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
+    train(signalled(signal.SIGTERM, 7), tmp_path)
+    assert saved_step(tmp_path) == 8
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as error:
+        train(signalled(signal.SIGINT, 2, times=2), tmp_path)
+    assert not isinstance(error.value, Stopped) and saved_step(tmp_path) is None
+
+
+def test_a_second_sigterm_changes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(signalled(signal.SIGTERM, 2, times=2), tmp_path)
+    assert saved_step(tmp_path) == 3
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def run() -> None:
+        with stop_after_step() as received:
+            seen.append((received(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+def test_what_a_folder_holds(tmp_path: Path) -> None:
+    assert saved_step(tmp_path) is None
+    train(recipe(), tmp_path, stop_after=3)
+    assert saved_step(tmp_path) == 3
+    (tmp_path / STATE).write_bytes(b"half a state")
+    assert saved_step(tmp_path) is None
+
+
+def test_alone_nobody_else_is_asked() -> None:
+    assert Place().any(True) and not Place().any(False)
+
+
+def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
+    """Batch 7 is the second process's in step 3: it alone receives the signal."""
+    assert launch(2, [PROGRAM, str(tmp_path), "--signal-at", "7"]) == 130
+    assert saved_step(tmp_path) == 4
+    assert launch(2, [PROGRAM, str(tmp_path)]) == 0
+    assert saved_step(tmp_path) == 12
+    first, second = (load_file(tmp_path / f"rank{i}.safetensors") for i in range(2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_sigterm_reaches_the_processes_through_the_one_that_started_them(tmp_path: Path) -> None:
+    program = (
+        "import sys; from unmask.training.parallel import launch\n"
+        "try: launch(2, ['-c', sys.argv[2], sys.argv[1]])\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    worker = (
+        "import os, signal, sys, time; from pathlib import Path; rank = os.environ['RANK']\n"
+        "signal.signal(signal.SIGTERM, lambda *given: (Path(sys.argv[1], 'end' + rank).touch(), sys.exit(130)))\n"
+        "Path(sys.argv[1], 'begin' + rank).touch(); time.sleep(100)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), worker])
+    deadline = time.monotonic() + 100
+    while len(list(tmp_path.glob("begin*"))) < 2:
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.05)
+    child.terminate()
+    assert child.wait(60) == 130
+    assert {p.name for p in tmp_path.glob("end*")} == {"end0", "end1"}

@@ -1,0 +1,1 @@
+"""Training on a model's own samples: groups of rollouts, rewards, advantages."""

@@ -1,0 +1,146 @@
+"""Which block each row works on, and how many of its tokens are unmasked at this step: all the state of a run besides its batch.
+
+Public idea: ``Agenda(sampler, batch, open).next(batch) -> Todo``, None at the end.
+
+Shapes: B rows · L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unmask.protocols import BlockSchedule, Bounded, Correcting, EarlyStopping, Selection, UnmaskingSchedule
+from unmask.sampling.spans import still_masked
+from unmask.sequence import Batch
+from unmask.step import Progress
+
+_NONE = torch.iinfo(torch.long).max
+
+
+class Parts(Protocol):
+    """What an agenda reads of a sampler."""
+
+    @property
+    def schedule(self) -> UnmaskingSchedule: ...
+    @property
+    def selection(self) -> Selection: ...
+    @property
+    def blocks(self) -> BlockSchedule: ...
+    @property
+    def stopping(self) -> EarlyStopping: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Todo:
+    """One step. ``block [B, L]``: masked tokens that may be unmasked · ``region [B, L]``: all tokens of the rows' blocks that this run may
+    change · ``counts [B]``: how many to unmask · ``must_unmask [B]``: rows that have to take one ·
+    ``time [B, L]``: masked share of the block.
+    """
+
+    block: Tensor
+    region: Tensor
+    counts: Tensor
+    must_unmask: Tensor
+    time: Tensor
+    progress: Progress
+
+
+@dataclass(kw_only=True)
+class _Row:
+    """``number``: step in the current block · ``plan``: its counts · ``tokens``: masked at its beginning · ``extra``: correcting steps."""
+
+    block: int = -1
+    number: int = 0
+    plan: list[int] = field(default_factory=list)
+    tokens: int = 0
+    extra: int = 0
+
+
+class Agenda:
+    """``planned``: steps of the row that takes most."""
+
+    def __init__(self, parts: Parts, batch: Batch, open_BL: Tensor) -> None:
+        self.parts, self.open = parts, open_BL
+        self.rows = [_Row() for _ in range(batch.rows)]
+        self.block = parts.blocks(batch, self._progress(batch))
+        totals = (
+            block[live].unique(return_counts=True)[1].tolist()
+            for block, live in zip(self.block, still_masked(batch), strict=True)
+        )
+        self.planned = max((sum(len(parts.schedule.counts(n)) for n in total) for total in totals), default=0)
+        if isinstance(parts.stopping, Correcting):
+            self.planned += parts.stopping.bound
+
+    def next(self, batch: Batch) -> Todo | None:
+        """What to do now, or None where every row is finished. A finished row gets count 0 and no block."""
+        live_BL = still_masked(batch)
+        current_B = self.block.masked_fill(~live_BL, _NONE).amin(1)
+        if self._ask_again(batch, current_B.tolist()):
+            current_B = self.block.masked_fill(~live_BL, _NONE).amin(1)
+        here_BL = live_BL & (self.block == current_B[:, None])
+        states = torch.stack([current_B, here_BL.sum(1)], dim=1).tolist()
+        more_B = self._more(batch, [left == 0 for _, left in states])
+        if more_B is None and not any(left for _, left in states):
+            return None
+        counts = [self._advance(self.rows[r], now, left) if left else 0 for r, (now, left) in enumerate(states)]
+        region_BL = self.open & (self.block == current_B[:, None])
+        if more_B is not None:
+            region_BL = region_BL | (self.open & more_B[:, None])
+        must = [left > 0 and self._must(row) for row, (_, left) in zip(self.rows, states, strict=True)]
+        share = [left / max(1, row.tokens) for row, (_, left) in zip(self.rows, states, strict=True)]
+        device = live_BL.device
+        return Todo(
+            block=here_BL,
+            region=region_BL,
+            counts=torch.tensor(counts, device=device),
+            must_unmask=torch.tensor(must, device=device),
+            time=torch.tensor(share, device=device)[:, None].expand_as(batch.ids),
+            progress=self._progress(batch),
+        )
+
+    def _progress(self, batch: Batch) -> Progress:
+        number_of = [[row.number for row in self.rows], [max(1, len(row.plan)) for row in self.rows]]
+        number_B, of_B = torch.tensor(number_of, device=batch.device)
+        return Progress(number=number_B, of=of_B, length=batch.ids.shape[1])
+
+    def _ask_again(self, batch: Batch, current: list[int]) -> bool:
+        """New blocks for the rows that finished one. Other rows keep theirs: no row's blocks depend on the others."""
+        done = [row.block >= 0 and now not in (row.block, _NONE) for row, now in zip(self.rows, current, strict=True)]
+        if not any(done):
+            return False
+        again_B1 = torch.tensor(done, device=batch.device)[:, None]
+        self.block = torch.where(again_B1, self.parts.blocks(batch, self._progress(batch)), self.block)
+        return True
+
+    def _more(self, batch: Batch, finished: list[bool]) -> Tensor | None:
+        """Finished rows that take a correcting step, [B]; None where there are none."""
+        stopping = self.parts.stopping
+        if not isinstance(stopping, Correcting) or not any(finished):
+            return None
+        extra_B = torch.tensor([row.extra for row in self.rows], device=batch.device)
+        idle_B = torch.tensor(finished, device=batch.device) & self.open.any(1)
+        more_B = stopping.more(batch, extra_B) & idle_B & (extra_B < stopping.bound)
+        if not bool(more_B.any()):
+            return None
+        for row, more in zip(self.rows, more_B.tolist(), strict=True):
+            row.extra += more
+        return more_B
+
+    def _advance(self, row: _Row, block: int, left: int) -> int:
+        if block == row.block:
+            row.number += 1
+        else:
+            row.block, row.number, row.tokens, row.plan = block, 0, left, self.parts.schedule.counts(left)
+        # A selection may take fewer than its count; what the plan then leaves over comes in one last step.
+        return min(left, row.plan[row.number]) if row.number < len(row.plan) else left
+
+    def _must(self, row: _Row) -> bool:
+        """Whether a row must unmask something at this step; a bounded selection only has to end in time."""
+        selection, planned = self.parts.selection, len(row.plan)
+        if not isinstance(selection, Bounded):
+            return True
+        return row.number + 1 >= planned + selection.extra_steps(row.tokens, planned)

@@ -1,0 +1,188 @@
+"""What flows in one step of the sampler or the trainer: queries, predictions, proposals, moves, losses.
+
+Public idea: a ``Query`` asks the model to score tokens of a batch, a ``Prediction`` scores them by kind, a ``Proposal`` has a candidate for
+each, a ``Move`` says which are taken, and ``apply`` writes them.
+
+Letters: B rows, L tokens, N tokens scored, V vocabulary, D width, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmask.sequence import ON_UNMASK, Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a model keeps of a step for the next ones: keys and values by position, or whatever else it wants.
+
+    ``held [B, L]``: the tokens that are in it · ``tensors``: by the model's own names, each [B, .., S, C], where S may be
+    padded at the end.
+    """
+
+    held: Tensor
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, first: int, last: int) -> State:
+        """The rows ``first .. last``."""
+        return State(held=self.held[first:last], tensors={name: t[first:last] for name, t in self.tensors.items()})
+
+    @staticmethod
+    def stack(states: Items[State | None], rows: Items[int], length: int) -> State | None:
+        """States of several batches one under the other, for ``length`` tokens; ``rows``: of each. None holds nothing."""
+        some = [s for s in states if s is not None]
+        if not some:
+            return None
+        held = [
+            some[0].held.new_zeros(n, length) if s is None else F.pad(s.held, (0, length - s.held.shape[1]))
+            for s, n in zip(states, rows, strict=True)
+        ]
+        tensors = {}
+        for name in some[0].tensors:
+            most, shape = max(s.tensors[name].shape[-2] for s in some), some[0].tensors[name].shape
+            tensors[name] = torch.cat(
+                [
+                    some[0].tensors[name].new_zeros(n, *shape[1:-2], most, shape[-1])
+                    if s is None
+                    else F.pad(s.tensors[name], (0, 0, 0, most - s.tensors[name].shape[-2]))
+                    for s, n in zip(states, rows, strict=True)
+                ]
+            )
+        return State(held=torch.cat(held), tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reuse:
+    """What a model need not compute again. Three classes of tokens, all [B, L] bool: those in ``compute`` are computed, those of ``state``
+    that are not lend what it holds, and the rest are absent: nobody reads them. ``keep``: the computed tokens that the next state holds.
+    """
+
+    compute: Tensor
+    keep: Tensor
+    state: State | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePlan:
+    """Two masks [B, L]: the tokens to compute at a step, and those of them that the next state holds."""
+
+    compute: Tensor
+    keep: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What a step wants of the model: ``predict [B, L]``, the tokens of ``batch`` to score. Rows may be several views of the same request.
+
+    ``reuse``: None where everything is computed and nothing kept.
+    """
+
+    batch: Batch
+    predict: Tensor
+    reuse: Reuse | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Tokens of one kind. ``at [N]``: flat token numbers (row * L + token) in rising order · ``logits [N, V]``, None for a kind without a
+    vocabulary · ``hidden [N, D]``: what the head read, None where the model does not say.
+    """
+
+    at: Tensor
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says of the tokens to score, by kind; a kind of which none was asked may be missing. ``state``: for the next step."""
+
+    scored: Mapping[int, Scored]
+    state: State | None = None
+
+    def logits(self, kind: int) -> Tensor:
+        """Logits of a kind, [N, V]. KeyError names the kinds there are."""
+        if kind not in self.scored or (logits := self.scored[kind].logits) is None:
+            raise KeyError(f"no logits of kind {kind}; scored are {sorted(self.scored)}")
+        return logits
+
+    def with_logits(self, logits: Mapping[int, Tensor]) -> Prediction:
+        """The same tokens with other logits for some kinds."""
+        changed = {kind: dataclasses.replace(self.scored[kind], logits=value) for kind, value in logits.items()}
+        return dataclasses.replace(self, scored={**self.scored, **changed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """Candidate ids ``[B, L]`` and how sure each is: ``score [B, L]``, higher is surer, -inf where nothing was scored.
+
+    ``values [B, L, C]``: candidates of continuous tokens.
+    """
+
+    ids: Tensor
+    score: Tensor
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Which tokens change, each [B, L] bool: masked ones take the proposal, unmasked ones are masked again, or redrawn."""
+
+    unmask: Tensor
+    remask: Tensor
+    redraw: Tensor
+
+
+def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
+    """The batch after a move: unmask and redraw with the proposal, remask; the clock of the rows in ``live [B]`` advances."""
+    new = move.unmask | move.redraw
+    stamped = move.unmask & (batch.order == ON_UNMASK)
+    values = batch.values
+    if values is not None and proposal.values is not None:
+        values = torch.where(new[..., None], proposal.values, values)
+    return batch.replace(
+        ids=torch.where(new, proposal.ids, batch.ids),
+        values=values,
+        masked=(batch.masked & ~move.unmask) | move.remask,
+        order=torch.where(stamped, batch.clock[:, None] + 1, batch.order),
+        segment=batch.segment.masked_fill(stamped, 0),
+        clock=batch.clock + live,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where every row of a sampler run stands. Rows may need different numbers of steps; sampling is batch-invariant.
+
+    ``number [B]``: step of each row in its current block, from 0 · ``of [B]``: how many its schedule planned · ``length``: L.
+    """
+
+    number: Tensor
+    of: Tensor
+    length: int
+
+    @property
+    def fraction(self) -> Tensor:
+        """[B] float: 0 at the first step, 1 at the last (0 where there is one step alone)."""
+        return (self.number / (self.of - 1).clamp(min=1)).clamp(max=1.0).float()
+
+    def row(self, flat_N: Tensor) -> Tensor:
+        """The row of each flat token number."""
+        return flat_N // self.length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """``total`` to be minimised; ``terms`` by name (scalars, mean a token); ``counts`` by name: tokens each mean is over."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    counts: dict[str, int]

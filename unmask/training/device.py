@@ -1,0 +1,57 @@
+"""Where a run computes. Public idea: ``choose("auto") -> torch.device`` and ``move(batch, device)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.sequence import Batch
+
+
+class DeviceUnavailable(ValueError):
+    """The device that a recipe names is not in this machine; the message lists those that are."""
+
+
+def available() -> list[str]:
+    """The devices of this machine, best first: ``["cuda:0", "cuda:1", "mps", "cpu"]`` at most."""
+    found = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def choose(name: str, *, local_rank: int = 0, world: int = 1) -> torch.device:
+    """The device called ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` is the best one there is.
+
+    ``local_rank``: number of this process on this machine. Of several processes each gets its own card under ``cuda`` and
+    ``auto``. DeviceUnavailable for a device that is not there, or for one card that several processes would share.
+    """
+    found = available()
+    wanted = found[0].partition(":")[0] if name == "auto" else name
+    if wanted == "cuda":
+        wanted = f"cuda:{local_rank}"
+    elif wanted.startswith("cuda:") and world > 1:
+        raise DeviceUnavailable(
+            f"{world} processes cannot share {name}; use --device cuda, which gives each its own card"
+        )
+    if wanted not in found:
+        raise DeviceUnavailable(f"training.device is {name!r}, but {wanted} is not available; use {' or '.join(found)}")
+    return torch.device(wanted)
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """A source's batch on ``device``: tensors, ``Batch`` objects, and tuples, lists and dicts of them, to any depth.
+
+    Anything else is returned as it is.
+    """
+    if isinstance(value, Batch):
+        return value if value.device == device else value.to(device)
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: move(part, device) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(move(part, device) for part in value))
+    if isinstance(value, tuple | list):
+        return type(value)(move(part, device) for part in value)
+    return value

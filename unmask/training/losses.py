@@ -1,0 +1,89 @@
+"""From losses to updates of the weights.
+
+Public idea: ``Learner(...).learn(first, end)`` takes the source batches ``first..end`` and yields one ``Update`` for each loss that
+the objective yields of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unmask.recipe import Recipe
+from unmask.rng import generator
+from unmask.step import Loss
+from unmask.training.device import move
+from unmask.training.optim import Masters, rate
+from unmask.training.parallel import Place
+
+
+def losses(made: Loss | Iterable[Loss]) -> Iterator[Loss]:
+    """Every loss of one batch, in order. Each is one update of the weights.
+
+    TypeError where the objective returned neither a ``Loss`` nor something that yields them.
+    """
+    if isinstance(made, Loss):
+        yield made
+        return
+    if not isinstance(made, Iterable):
+        raise TypeError(f"an objective returns a Loss or yields several, got {type(made).__name__}")
+    for loss in made:
+        if not isinstance(loss, Loss):
+            raise TypeError(f"an objective returns a Loss or yields several, but it yielded {type(loss).__name__}")
+        yield loss
+
+
+def weight(loss: Loss) -> int:
+    """Weight of a batch among several that share an update: its counted tokens, or 1 where the objective counts none."""
+    return sum(loss.counts.values()) if loss.counts else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One update: ``terms`` and ``tokens`` of the loss of each source batch in it, and the gradient norm before clipping."""
+
+    terms: list[dict[str, Tensor]]
+    tokens: int
+    norm: float
+
+
+class Learner:
+    """Updates a module's masters from a recipe's batches. ``updates``: how many there were, in all runs of the folder."""
+
+    def __init__(
+        self, recipe: Recipe, module: nn.Module, masters: Masters, place: Place, device: torch.device, updates: int
+    ) -> None:
+        self.recipe, self.module, self.masters = recipe, module, masters
+        self.place, self.device, self.updates = place, device, updates
+
+    def learn(self, first: int, end: int) -> Iterator[Update]:
+        """Updates from the source batches of steps ``first..end``: the k-th from the k-th loss of each of them.
+
+        The gradients of several batches are averaged with the number of tokens in ``Loss.counts`` as weights. Where the loss is
+        a mean over those tokens, the result is the gradient of the mean over all tokens of all batches, as if they were one
+        large batch. A sum of several means (text and codes) keeps that property where their shares of the tokens are the same in
+        every batch. A loss without counts has weight 1. Between processes the mean is plain; each must yield equally many losses.
+        """
+        streams = [self._losses(self.place.batch_number(step)) for step in range(first, end)]
+        lr = rate(self.recipe.optim, end - 1, self.recipe.training.steps)
+        while True:
+            terms, tokens = [], 0
+            for loss in (found for stream in streams if (found := next(stream, None)) is not None):
+                loss.total.backward()
+                self.masters.gather(weight(loss) if len(streams) > 1 else 1)
+                terms.append({name: value.detach() for name, value in loss.terms.items()})
+                tokens += sum(loss.counts.values())
+            if not terms:
+                return
+            norm = self.masters.step(lr, self.updates, self.place.mean_)
+            self.updates += 1
+            yield Update(terms=terms, tokens=tokens, norm=norm)
+
+    def _losses(self, number: int) -> Iterator[Loss]:
+        """Losses of one source batch, computed as they are asked for: one batch's graph is in memory at a time."""
+        batch = move(self.recipe.source(number), self.device)
+        rng = generator("objective", self.recipe.training.seed, number)
+        yield from losses(self.recipe.objective(self.module, batch, rng))

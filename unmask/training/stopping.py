@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM end a run after its current step, when its state has been saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SAID = b"\nfinishing this step, then saving; press Ctrl-C again to stop at once\n"
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run early; its state is saved, and the message says at which step."""
+
+
+@contextmanager
+def stop_after_step(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM only set a flag, which the given function reads; a second Ctrl-C raises KeyboardInterrupt.
+
+    Outside the main thread, where Python delivers no signals, nothing changes. ``quiet``: print nothing.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not received and not quiet:
+            os.write(2, _SAID)  # print is not safe here: the signal may have interrupted one
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
