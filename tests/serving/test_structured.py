@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any, Literal
 
 import openai
@@ -79,9 +80,19 @@ def test_json_about_a_picture(server: Server, picture: Image.Image) -> None:
 
 
 def test_a_model_of_pydantic_is_what_comes_back(server: Server, picture: Image.Image) -> None:
+    class Colour(StrEnum):
+        RED = "red"
+        BLUE = "blue"
+
+    class Size(BaseModel):
+        big: bool
+
     class Thing(BaseModel):
         colour: Literal["red", "blue"]
         found: bool
+        second: Colour
+        third: Colour | None
+        size: Size
 
     reply = client(server).chat.completions.parse(
         model="tiny", messages=asked(picture, "what is this?"), response_format=Thing
@@ -119,13 +130,15 @@ def test_plain_text_is_no_form(server: Server, picture: Image.Image) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "of no kind": ({}, "null is not understood"),
+    "of no kind": ({}, "null is not supported"),
     "unknown": ({"type": "xml"}, "xml"),
     "no schema": ({"type": "json_schema"}, "has no schema"),
     "any JSON": ({"type": "json_object"}, "send json_schema"),
     "no regex": ({"type": "regex", "regex": ""}, "the regex is empty"),
     "broken regex": ({"type": "regex", "regex": "(a"}, "regex"),
     "a reference": (schema({"$ref": "#/$defs/a"}), "$ref"),
+    "recursive": (schema({"type": "array", "items": {"$ref": "#"}}), "# refers to itself"),
+    "null for a list": (schema({**SCHEMA, "required": None}), "schema.required: expected a list of names"),
     "the same words": (schema({"enum": ["red", "Red"]}), "with the same words"),
     "too large": ({"type": "regex", "regex": "(a|b)*a(a|b){20}"}, "takes more than"),
     "slow to prepare": ({"type": "regex", "regex": ".{1,600}"}, "takes more than 4000 states"),

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
-from unmask.grammars.answer_format import Form
+from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.loading import Format, format_in, open_parts, read_spec, resolve
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.protocols import Task
@@ -198,7 +198,7 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         max_tokens: int | None = None,
-        form: Form | None = None,
+        form: AnswerFormat | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
@@ -214,7 +214,7 @@ class Model:
         seen, said = self.parts.image_views(read_image(image)), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature)
         if form is not None:
-            holes = tuple(form.holes(self.parts.text, self.parts.wording))
+            holes = tuple(form.slots(self.parts.text, self.parts.wording))
             for hole in holes:
                 self._prompt(hole.question, empty=True)
             task = forms.fill_in(holes, seen, said, form, max_tokens, self.presets)

@@ -19,7 +19,7 @@ from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
-from unmask.grammars.answer_format import Form, Hole
+from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.models.elastic import Elastic
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
@@ -73,8 +73,8 @@ class FormedReply:
 
     question: str
     length: int
-    form: Form
-    holes: tuple[Hole, ...]
+    form: AnswerFormat
+    holes: tuple[Slot, ...]
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
@@ -164,7 +164,7 @@ class TextModel:
         temperature: float | None = None,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
-        form: Form | None = None,
+        form: AnswerFormat | None = None,
     ) -> Answer:
         """Answer a question in at most ``max_tokens`` tokens, with the chat template and the published settings of Instruct.
 
@@ -221,8 +221,10 @@ class TextModel:
             return self.executor.run(sequences, seeds, sampler, on_step)
         return decide(self.parts.net, sequences, seeds, sampler, device=self.device, on_step=on_step)
 
-    def _formed(self, question: str, length: int, form: Form, sampler: Sampler, seed: int, trace: bool) -> Answer:
-        holes = tuple(form.holes(self.parts.text, RELEASED))
+    def _formed(
+        self, question: str, length: int, form: AnswerFormat, sampler: Sampler, seed: int, trace: bool
+    ) -> Answer:
+        holes = tuple(form.slots(self.parts.text, RELEASED))
         task = FormedReply(question=question, length=length, form=form, holes=holes)
         return formed(self._answer(task, bound(sampler, holes), question, seed, trace), form, sampler)
 

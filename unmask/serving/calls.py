@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from unmask.grammars.answer_format import Form, of_response_format
+from unmask.grammars.answer_format import AnswerFormat, of_response_format
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.sampler import Sampler
@@ -166,7 +166,7 @@ def checked(settings: Sequence[str]) -> list[str]:
     return list(settings)
 
 
-def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[Form | None, list[int]]:
+def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[AnswerFormat | None, list[int]]:
     """The form that was asked for, and how many tokens each of its values has; without one, those of the answer.
 
     ``usual``: where neither the request nor the form says how many. ValueError for a form that is not understood or too much.
@@ -174,9 +174,9 @@ def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[Form | 
     if not body.formed:
         return None, [body.longest or usual]
     try:
-        form = replace(of_response_format(body.response_format or {}) or Form(), most_states=_MOST_STATES)
-        holes = form.holes(text, wording)
-        rooms = [body.longest or hole.room(usual) for hole in holes]
+        form = replace(of_response_format(body.response_format or {}) or AnswerFormat(), most_states=_MOST_STATES)
+        holes = form.slots(text, wording)
+        rooms = [body.longest or hole.default_length(usual) for hole in holes]
         if sum(len(hole.grammar.to) * room for hole, room in zip(holes, rooms, strict=True)) > _MOST_WEIGHED:
             raise ValueError(
                 "this has too many answers to be weighed at every step; use shorter lengths or fewer tokens"

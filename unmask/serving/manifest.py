@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from unmask.grammars.answer_format import Form, of_regex, of_schema
+from unmask.grammars.answer_format import AnswerFormat, of_regex, of_schema
 from unmask.pipeline.loading import needs_of
 from unmask.pipeline.text_model import TextModel
 from unmask.tokens.layouts import Layout, layout_of
@@ -99,7 +99,7 @@ class Ask(_Job):
             raise ValueError("there is no picture to ask about; give image")
         return model.ask(folder / self.image, self.prompt, **more)
 
-    def _wanted(self) -> Form | None:
+    def _wanted(self) -> AnswerFormat | None:
         if self.form is not None and self.regex is not None:
             raise ValueError("an answer has one form; give schema or regex")
         if self.form is not None:
