@@ -23,7 +23,7 @@ from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
 from unmask.grammars.answer_format import of_schema
 from unmask.pipeline.model import Model
-from unmask.serving.batch import Share, Summary, needs, plan, work_off
+from unmask.serving.batch import Share, Summary, needs, plan, run_batch
 from unmask.serving.manifest import DuplicateIds, read
 
 from ..pages import ROOT, environment
@@ -75,7 +75,7 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def run(model: Model, manifest: Path, out: Path, *, retry: bool = False, **share: int) -> Summary:
-    return work_off(model, plan(manifest, out, Share(**share), retry=retry), live=4)
+    return run_batch(model, plan(manifest, out, Share(**share), retry=retry), live=4)
 
 
 def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_run_that_was_stopped_goes_on(model: Model, here: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        work_off(model, plan(manifest, out, Share()), live=3, told=stop)
+        run_batch(model, plan(manifest, out, Share()), live=3, on_progress=stop)
     with (out / "results-0.jsonl").open("a") as file:
         file.write('{"id": "d5", "line": 6, "task": "gene')  # as a power cut leaves it
     assert run(model, manifest, out) == Summary(done=4, passed=2, failed=0)

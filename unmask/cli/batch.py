@@ -55,12 +55,12 @@ def batch(
       unmask batch requests.jsonl answers --retry-failed
       torchrun --nproc-per-node 2 -m unmask.cli.main batch requests.jsonl answers
     """
-    from unmask.serving.batch import Share, needs, plan, work_off
+    from unmask.serving.batch import Share, needs, plan, run_batch
 
     share = Share(rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1))
     work = plan(manifest, out, share, retry=retry)
     opened = _opened(model, device, threads, storage, download, needs(work)) if work.todo else None
-    done = _told(work_off, opened, work, live)
+    done = _told(run_batch, opened, work, live)
     if as_json:
         print_json({"done": done.done, "passed": done.passed, "failed": done.failed, "results": str(work.results)})
     else:
@@ -69,11 +69,11 @@ def batch(
     return int(done.failed > 0)
 
 
-def _told(work_off: Any, model: Any, work: Any, live: int) -> Any:
+def _told(run_batch: Any, model: Any, work: Any, live: int) -> Any:
     from unmask.evaluation.progress import Lines
 
     with Lines() as lines:
-        return work_off(model, work, live=live, told=lambda done, of: lines("batch", done, of))
+        return run_batch(model, work, live=live, on_progress=lambda done, of: lines("batch", done, of))
 
 
 def _opened(

@@ -24,10 +24,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from unmask import __version__
 from unmask.serving import answers, calls
-from unmask.serving.counting import Tally, exposition
+from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.edge import LOG, Edge, Guard
-from unmask.serving.errors import NoSuchModel, trouble
-from unmask.serving.forms import edit_form, edit_schema
+from unmask.serving.edit_form import edit_form, edit_schema
+from unmask.serving.errors import NoSuchModel, error_response
 from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
 from unmask.serving.service import Call, Service, Started
 from unmask.serving.streams import Channel, ChatEvents, Event, PictureEvents, Wire, opened, sse, streamed
@@ -43,7 +43,7 @@ def application(
     ``most_bytes`` of a request.
     """
     app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None)
-    tally = Tally()
+    counters = RequestCounters()
     app.add_middleware(Guard, keys=keys, origins=origins, most_bytes=most_bytes)
     if origins:
         allowed = ["authorization", "content-type", "x-request-id"]
@@ -54,17 +54,17 @@ def application(
             allow_headers=allowed,
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Edge, tally=tally)
+    app.add_middleware(Edge, counters=counters)
     for kind in (RequestValidationError, HTTPException, ValueError, RuntimeError, OSError):
         app.add_exception_handler(kind, _failed)  # what is of no kind expected here, Edge catches
-    _say_what_there_is(app, service, tally)
-    _draw_and_edit(app, service)
-    _read_and_fill(app, service)
-    _show_the_page(app)
+    _add_metadata_routes(app, service, counters)
+    _add_image_routes(app, service)
+    _add_text_routes(app, service)
+    _add_page_routes(app)
     return app
 
 
-def _say_what_there_is(app: FastAPI, service: Service, tally: Tally) -> None:
+def _add_metadata_routes(app: FastAPI, service: Service, counters: RequestCounters) -> None:
     began = int(time.time())
 
     @app.get("/v1/models")
@@ -96,10 +96,10 @@ def _say_what_there_is(app: FastAPI, service: Service, tally: Tally) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         """Figures for Prometheus."""
-        return Response(exposition(tally, service), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(render_prometheus(counters, service), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _draw_and_edit(app: FastAPI, service: Service) -> None:
+def _add_image_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images/generations")
     async def generations(body: Draw, request: Request) -> Response:
         """Pictures of a prompt."""
@@ -127,7 +127,7 @@ def _draw_and_edit(app: FastAPI, service: Service) -> None:
         return _json(answers.filled(filled))
 
 
-def _read_and_fill(app: FastAPI, service: Service) -> None:
+def _add_text_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/ground")
     async def ground(body: Ground, request: Request) -> Response:
         """Where things are in a picture."""
@@ -160,7 +160,7 @@ def _read_and_fill(app: FastAPI, service: Service) -> None:
         return await _stream(request, started, channel, wire, [reply.greeting])
 
 
-def _show_the_page(app: FastAPI) -> None:
+def _add_page_routes(app: FastAPI) -> None:
     """The files of the page, where they are installed."""
     folder = Path(str(files("unmask"))) / "serving" / "web"
 
@@ -231,7 +231,7 @@ async def _stream(
     request: Request, started: Sequence[Started], channel: Channel, wire: Wire, greeting: Sequence[Event] = ()
 ) -> Response:
     """Events as they come. What goes wrong before the first of them is a status, and later an event."""
-    gone = asyncio.ensure_future(_left(request))
+    gone = asyncio.ensure_future(_disconnected(request))
     try:
         early = await opened(channel, gone)
     except BaseException:
@@ -239,13 +239,13 @@ async def _stream(
         for one in started:
             one.job.cancel()
         raise
-    events = streamed(channel, [*greeting, *early], started, gone, wire, _told_in_stream)
+    events = streamed(channel, [*greeting, *early], started, gone, wire, _stream_error)
     return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM)
 
 
 async def _settled(request: Request, started: Sequence[Started]) -> list[Any]:
     """What all calls came to. Should one fail or the client leave, the others are cancelled."""
-    gone = asyncio.ensure_future(_left(request))
+    gone = asyncio.ensure_future(_disconnected(request))
     everything = asyncio.gather(*(asyncio.wrap_future(one.future) for one in started))
     try:
         await asyncio.wait({everything, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -260,22 +260,22 @@ async def _settled(request: Request, started: Sequence[Started]) -> list[Any]:
             one.job.cancel()
 
 
-async def _left(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     """Returns once the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _told_in_stream(error: BaseException) -> dict[str, Any]:
-    found = trouble(error)
-    if found.ours:
+def _stream_error(error: BaseException) -> dict[str, Any]:
+    found = error_response(error)
+    if found.server_fault:
         LOG.error("a stream failed", exc_info=error)
     return found.body
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    found = trouble(error)
-    if found.ours:
+    found = error_response(error)
+    if found.server_fault:
         LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.request_id}})
     return _json(found.body, found.status, found.headers)
 

@@ -1,4 +1,4 @@
-"""A manifest worked off through the engine, so that its requests share forwards. Public idea: ``work_off(model, manifest, out, share)``.
+"""A manifest worked off through the engine, so that its requests share forwards. Public idea: ``run_batch(model, manifest, out, share)``.
 
 What is done stands in ``out/results-<rank>.jsonl``, a line as soon as it is, its picture before it. So a run that was stopped, at whatever
 moment, goes on where it was: what has an answer is passed over. Every process takes its own lines, by number, and writes its own file.
@@ -74,12 +74,12 @@ def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> Pla
     return Plan(lines=lines, todo=todo, failed=failed, folder=manifest.parent, results=results)
 
 
-def work_off(
-    model: Any, plan: Plan, *, live: int = 16, told: Callable[[int, int], None] = lambda done, of: None
+def run_batch(
+    model: Any, plan: Plan, *, live: int = 16, on_progress: Callable[[int, int], None] = lambda done, of: None
 ) -> Summary:
     """Everything that is to be done, at most ``live`` requests at a time. A line that fails is recorded, and does not stop the rest."""
     done, failed = 0, 0
-    told(0, len(plan.todo))
+    on_progress(0, len(plan.todo))
     with plan.results.open("a", encoding="utf-8") as file:
         for line, outcome in _outcomes(model, plan, live):
             record = _record(line, outcome, plan.results.parent)
@@ -87,7 +87,7 @@ def work_off(
             file.flush()
             done += 1
             failed += not record["ok"]
-            told(done, len(plan.todo))
+            on_progress(done, len(plan.todo))
     return Summary(done=done, passed=len(plan.lines) - len(plan.todo), failed=failed + plan.failed)
 
 

@@ -1,4 +1,7 @@
-"""Figures for Prometheus, written by hand. Public idea: a ``Tally`` of answered requests, and ``exposition(tally, service) -> text``."""
+"""Metrics in the text format of Prometheus.
+
+Public idea: ``RequestCounters`` counts answered requests, ``render_prometheus(counters, service)`` writes all metrics as text.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ _MEANING = {
 }
 
 
-class Tally:
+class RequestCounters:
     """Requests by method, path and status, and how long they took. Unknown paths count as one, so that nobody can fill the memory."""
 
     def __init__(self) -> None:
@@ -71,9 +74,9 @@ class Tally:
         return out
 
 
-def exposition(tally: Tally, service: Service) -> str:
+def render_prometheus(counters: RequestCounters, service: Service) -> str:
     """All figures, in the text format of Prometheus."""
-    out = tally.lines()
+    out = counters.lines()
     for name, kind, meaning, value in (
         ("calls", "gauge", "Calls of the model under way.", service.under_way),
         ("calls_refused_total", "counter", "Calls refused because the queue was full.", service.refused),

@@ -18,8 +18,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unmask.serving.counting import Tally
-from unmask.serving.errors import Trouble, trouble
+from unmask.serving.counting import RequestCounters
+from unmask.serving.errors import ErrorResponse, error_response
 
 LOG = logging.getLogger("unmask.serving")
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -28,8 +28,8 @@ _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 class Edge:
     """Gives every request an id (or keeps the client's ``x-request-id``), counts it, logs one line, and catches what nobody caught."""
 
-    def __init__(self, app: ASGIApp, *, tally: Tally) -> None:
-        self.app, self.tally = app, tally
+    def __init__(self, app: ASGIApp, *, counters: RequestCounters) -> None:
+        self.app, self.counters = app, counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,10 +52,10 @@ class Edge:
         except Exception as error:
             LOG.exception("a request failed", extra={"fields": {"id": name}})
             if not status:
-                await refuse(trouble(error), answer)
+                await refuse(error_response(error), answer)
         finally:
             seconds = time.monotonic() - began
-            self.tally.answered(scope["method"], scope["path"], status or 499, seconds)
+            self.counters.answered(scope["method"], scope["path"], status or 499, seconds)
             fields = {"id": name, "method": scope["method"], "path": scope["path"], "status": status or 499}
             LOG.info("request", extra={"fields": {**fields, "seconds": round(seconds, 4)}})
 
@@ -78,16 +78,16 @@ class Guard:
         headers = Headers(scope=scope)
         if self._strange(scope, headers):
             message = "pages of other sites may not ask here; start the server with --cors ORIGIN"
-            await refuse(Trouble(status=403, message=message, code="other_site"), send)
+            await refuse(ErrorResponse(status=403, message=message, code="other_site"), send)
             return
         if self.keys and scope["path"].startswith("/v1") and not self._known(headers):
             message = "this server wants a key; send the header Authorization: Bearer KEY"
-            await refuse(Trouble(status=401, message=message, code="invalid_api_key"), send)
+            await refuse(ErrorResponse(status=401, message=message, code="invalid_api_key"), send)
             return
         body = await self._body(headers, receive)
         if body is None:
             message = f"a request has at most {self.most_bytes:,} bytes here; send smaller pictures"
-            await refuse(Trouble(status=413, message=message, code="too_large"), send)
+            await refuse(ErrorResponse(status=413, message=message, code="too_large"), send)
             return
         given = False
 
@@ -129,7 +129,7 @@ class Guard:
         return b"".join(pieces)
 
 
-async def refuse(found: Trouble, send: Send) -> None:
+async def refuse(found: ErrorResponse, send: Send) -> None:
     """Answer with an error where there is no route that could."""
     body = json.dumps(found.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **found.headers}
