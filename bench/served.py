@@ -26,7 +26,7 @@ from rich.progress import Progress, track
 from speed import HISTORY, scene_of, show
 
 import unmask
-from unmask.checkpoints.elastic import Keep
+from unmask.checkpoints.elastic import WeightStorage
 from unmask.data.world.render import render
 from unmask.evaluation.history import Line, append
 from unmask.pipeline.model import Model
@@ -208,7 +208,7 @@ def _said(text: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
 def opened(name: str, threads: int | None, dtype: str = "float32") -> Model:
     if threads:
         torch.set_num_threads(threads)
-    model = unmask.load(name, keep=Keep(dtype=getattr(torch, dtype)))
+    model = unmask.load(name, storage=WeightStorage(dtype=getattr(torch, dtype)))
     if not isinstance(model, Model):
         raise ValueError(f"{name} is a text model, and these jobs also draw; give another model")
     return model

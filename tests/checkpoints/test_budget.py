@@ -10,7 +10,7 @@ import torch
 
 import unmask
 from unmask.checkpoints.budget import footprint, nbytes_kept, options_of, parse_bytes, proposals, working
-from unmask.checkpoints.elastic import Checkpoint, Keep, Weights
+from unmask.checkpoints.elastic import Checkpoint, Weights, WeightStorage
 from unmask.cli.main import main
 from unmask.pipeline.loading import find, needs_of, survey, survey_size
 
@@ -33,7 +33,7 @@ def total(weights: Weights, task: str, device: str | None = None) -> int:
 
 def test_two_bytes_a_parameter(released: Checkpoint) -> None:
     assert total(Weights(checkpoint=released), "ask") == 2 * 8_447_634_080
-    assert total(Weights(checkpoint=released, keep=Keep(dtype=torch.float32)), "ask") == 4 * 8_447_634_080
+    assert total(Weights(checkpoint=released, storage=WeightStorage(dtype=torch.float32)), "ask") == 4 * 8_447_634_080
     vq = 4 * (146_244_675)  # float32 whatever the network is
     assert total(Weights(checkpoint=released), "all") == 2 * (10_439_118_848 + 84_422_656 + 424_565_408) + vq
 
@@ -41,17 +41,17 @@ def test_two_bytes_a_parameter(released: Checkpoint) -> None:
 def test_int8_and_int4_by_hand(released: Checkpoint) -> None:
     plain = total(Weights(checkpoint=released), "ask")
     rows = 32 * (3 * 4096 + 2 * 12288 + 4096)  # of q, k, v, gate, up, down
-    int8 = Weights(checkpoint=released, keep=Keep(bits={"und": 8}))
+    int8 = Weights(checkpoint=released, storage=WeightStorage(bits={"und": 8}))
     assert total(int8, "ask") == plain - UND * 2 + UND + 4 * rows
-    on_cpu = Weights(checkpoint=released, keep=Keep(bits={"und": 4}))
+    on_cpu = Weights(checkpoint=released, storage=WeightStorage(bits={"und": 4}))
     assert total(on_cpu, "ask") == plain - UND * 2 + UND + UND // 32 * 3
-    on_gpu = Weights(checkpoint=released, device="cuda", keep=Keep(bits={"und": 4}))
+    on_gpu = Weights(checkpoint=released, device="cuda", storage=WeightStorage(bits={"und": 4}))
     assert total(on_gpu, "ask") == plain - UND * 2 + UND // 2 + UND // 32 * 4
 
 
 def test_offload_moves_bytes_and_loses_none(released: Checkpoint) -> None:
     plain = Weights(checkpoint=released, device="cuda")
-    lent = Weights(checkpoint=released, device="cuda", keep=Keep(offload=frozenset({"und"})))
+    lent = Weights(checkpoint=released, device="cuda", storage=WeightStorage(offload=frozenset({"und"})))
     assert total(lent, "ask") == total(plain, "ask")
     assert total(lent, "ask", "cpu") == UND * 2
 
@@ -76,7 +76,7 @@ def test_the_least_loss_that_fits_is_proposed_first(released: Checkpoint) -> Non
         "--dtype bfloat16 --offload und",
         "--dtype bfloat16 --offload und --offload gen",
     ]
-    assert ways[-1].keep.offload == {"und", "gen"} and ways[-1].beside == 2 * (UND + 32 * (75_501_568 - 2 * 2048))
+    assert ways[-1].storage.offload == {"und", "gen"} and ways[-1].beside == 2 * (UND + 32 * (75_501_568 - 2 * 2048))
     assert first(0.5) is None
 
 
@@ -94,14 +94,20 @@ def test_work_grows_with_the_picture(released: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    "keep", [Keep(), Keep(dtype=torch.bfloat16), Keep(bits={"und": 8, "gen": 8}), Keep(bits={"gen": 4})]
+    "storage",
+    [
+        WeightStorage(),
+        WeightStorage(dtype=torch.bfloat16),
+        WeightStorage(bits={"und": 8, "gen": 8}),
+        WeightStorage(bits={"gen": 4}),
+    ],
 )
 @pytest.mark.parametrize("task", ["generate", "ask"])
-def test_what_is_said_is_what_is_kept(keep: Keep, task: str) -> None:
-    if keep.bits:
+def test_what_is_said_is_what_is_kept(storage: WeightStorage, task: str) -> None:
+    if storage.bits:
         pytest.importorskip("torchao")
-    weights = Weights(checkpoint=survey(find("mini")).checkpoint, keep=keep)
-    model = unmask.load("mini", needs=needs_of(task), keep=keep)
+    weights = Weights(checkpoint=survey(find("mini")).checkpoint, storage=storage)
+    model = unmask.load("mini", needs=needs_of(task), storage=storage)
     for module, net, found in (
         ("net", model.parts.net, weights.checkpoint.net),
         ("vq", model.parts.vq, weights.checkpoint.vq),
@@ -127,8 +133,10 @@ def test_no_amounts_of_memory(text: str) -> None:
 
 
 def test_options_are_what_the_command_line_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    keep = Keep(dtype=torch.bfloat16, bits={"und": 8}, offload=frozenset({"und"}))
-    assert main(["inspect", "lavida_o", "--task", "ask", "--device", "cuda", *options_of(keep).split(), "--json"]) == 0
+    storage = WeightStorage(dtype=torch.bfloat16, bits={"und": 8}, offload=frozenset({"und"}))
+    assert (
+        main(["inspect", "lavida_o", "--task", "ask", "--device", "cuda", *options_of(storage).split(), "--json"]) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     beside = [p for p in told["parts"] if p["device"] == "cpu"]
     assert {p["dtype"] for p in beside} == {"int8"} and sum(p["parameters"] for p in beside) == UND
@@ -174,6 +182,6 @@ def test_a_text_model_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["inspect", str(folder), "--task", "generate"]) == 2
     said = capsys.readouterr().err
     assert "is a text model, which cannot generate\nhint: its tasks are ask, infill-text, all" in said
-    kept = unmask.load(folder, keep=Keep(dtype=torch.bfloat16))
+    kept = unmask.load(folder, storage=WeightStorage(dtype=torch.bfloat16))
     assert {p.dtype for p in kept.parts.net.parameters()} == {torch.bfloat16}
     assert kept.ask("why?", length=4, settings=["schedule.steps=2"]).settings

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import unmask
 from unmask.checkpoints import loading
-from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Keep, Weights, part_of, tensors_needed
+from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, WeightStorage, part_of, tensors_needed
 from unmask.checkpoints.lavida_o import load_lavida_o, survey_lavida_o
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
@@ -241,7 +241,7 @@ def test_a_failure_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_another_dtype_is_kept_and_the_tokenizer_stays_as_it_is() -> None:
-    model = unmask.load("mini", needs=needs_of("generate"), keep=Keep(dtype=torch.bfloat16))
+    model = unmask.load("mini", needs=needs_of("generate"), storage=WeightStorage(dtype=torch.bfloat16))
     kinds = {p.dtype for p in model.parts.net.parameters() if not p.is_meta}
     assert kinds == {torch.bfloat16}
     assert {p.dtype for p in model.parts.vq.parameters() if not p.is_meta} == {torch.float32}
@@ -255,11 +255,11 @@ def test_another_dtype_is_kept_and_the_tokenizer_stays_as_it_is() -> None:
 )  # fmt: skip
 def test_ways_to_keep_that_do_not_exist(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Keep(**given)
+        WeightStorage(**given)
 
 
 def test_a_branch_that_stays_elsewhere_answers_alike(whole: Model, picture: Image.Image) -> None:
-    lent = unmask.load("mini", keep=Keep(offload=frozenset({"und"})))
+    lent = unmask.load("mini", storage=WeightStorage(offload=frozenset({"und"})))
     layer = lent.parts.net.blocks[0].und.gate  # type: ignore[union-attr]
     kept, during = layer.weight, []
     layer.register_forward_hook(lambda m, given, result: during.append(m.weight), prepend=True)
@@ -271,12 +271,12 @@ def test_a_branch_that_stays_elsewhere_answers_alike(whole: Model, picture: Imag
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("keep", [Keep(offload=frozenset({"und", "gen"})), Keep(dtype=torch.bfloat16, bits={"und": 8}),
-                                  Keep(dtype=torch.bfloat16, bits={"und": 4, "gen": 4})])  # fmt: skip
-def test_on_a_gpu(keep: Keep, picture: Image.Image) -> None:
-    model = unmask.load("mini", device="cuda", keep=keep)
+@pytest.mark.parametrize("storage", [WeightStorage(offload=frozenset({"und", "gen"})), WeightStorage(dtype=torch.bfloat16, bits={"und": 8}),
+                                  WeightStorage(dtype=torch.bfloat16, bits={"und": 4, "gen": 4})])  # fmt: skip
+def test_on_a_gpu(storage: WeightStorage, picture: Image.Image) -> None:
+    model = unmask.load("mini", device="cuda", storage=storage)
     here = {p.device.type for n, p in model.parts.net.named_parameters() if ".und.gate" in n}
-    assert here == {"cpu" if keep.offload else "cuda"}
+    assert here == {"cpu" if storage.offload else "cuda"}
     assert model.generate("a red apple", settings=FEW)[0].image.size == (128, 128)
     assert model.ask(picture, "how many cats are there?").text is not None
 
@@ -284,7 +284,7 @@ def test_on_a_gpu(keep: Keep, picture: Image.Image) -> None:
 @pytest.mark.parametrize(("bits", "worst"), [(8, 0.01), (4, 0.12)])
 def test_fewer_bits_are_close_and_the_other_branch_is_untouched(bits: int, worst: float, whole: Model) -> None:
     pytest.importorskip("torchao")
-    model = unmask.load("mini", needs=needs_of("generate"), keep=Keep(bits={"und": bits}))
+    model = unmask.load("mini", needs=needs_of("generate"), storage=WeightStorage(bits={"und": bits}))
     block, same = model.parts.net.blocks[0], whole.parts.net.blocks[0]
     x = torch.randn(5, 192, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -298,4 +298,4 @@ def test_fewer_bits_are_close_and_the_other_branch_is_untouched(bits: int, worst
 def test_without_torchao_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     with pytest.raises(CheckpointError, match=r"need the package torchao; pip install 'unmask\[quant\]'"):
-        unmask.load("mini", keep=Keep(bits={"gen": 8}))
+        unmask.load("mini", storage=WeightStorage(bits={"gen": 8}))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.checkpoints.elastic import Keep, Weights, branch_of, part_of, tensors_needed
+from unmask.checkpoints.elastic import Weights, WeightStorage, branch_of, part_of, tensors_needed
 from unmask.checkpoints.quantise import GROUP
 from unmask.checkpoints.stream import CheckpointError, Stored
 
@@ -37,7 +37,7 @@ class Share:
 class Proposal:
     """A way to keep the weights: bytes on the device (weights and work) and beside it, and whether the budget holds them."""
 
-    keep: Keep
+    storage: WeightStorage
     nbytes: int
     beside: int
     fits: bool
@@ -45,14 +45,14 @@ class Proposal:
     @property
     def options(self) -> str:
         """As the command line takes it."""
-        return options_of(self.keep)
+        return options_of(self.storage)
 
 
-def options_of(keep: Keep) -> str:
+def options_of(storage: WeightStorage) -> str:
     """``--dtype bfloat16 --quantise und=int8``; "(as stored)" where nothing is asked for."""
-    words = [f"--dtype {str(keep.dtype)[6:]}"] if keep.dtype else []
-    words += [f"--quantise {branch}=int{bits}" for branch, bits in keep.bits.items()]
-    words += [f"--offload {branch}" for branch in sorted(keep.offload, reverse=True)]
+    words = [f"--dtype {str(storage.dtype)[6:]}"] if storage.dtype else []
+    words += [f"--quantise {branch}=int{bits}" for branch, bits in storage.bits.items()]
+    words += [f"--offload {branch}" for branch in sorted(storage.offload, reverse=True)]
     return " ".join(words) or "(as stored)"
 
 
@@ -62,7 +62,7 @@ def nbytes_kept(weights: Weights, module: str, name: str, stored: Stored, rows: 
     """
     numbers = stored.numbers // stored.shape[0] * rows
     size = weights.dtype_of(module, stored).itemsize
-    bits = weights.keep.bits.get(branch_of(name) or "")
+    bits = weights.storage.bits.get(branch_of(name) or "")
     if bits == 8:
         return numbers + 4 * rows
     if bits == 4:
@@ -81,7 +81,7 @@ def footprint(weights: Weights, needs: frozenset[str]) -> list[Share]:
     """What tasks with these ``needs`` keep, a line a part, in the order of the network."""
     shares: dict[tuple[str, str, str], tuple[int, int]] = {}
     for module, name, stored, rows in tensors_needed(weights.checkpoint, needs):
-        bits = weights.keep.bits.get(branch_of(name) or "")
+        bits = weights.storage.bits.get(branch_of(name) or "")
         dtype = f"int{bits}" if bits else str(weights.dtype_of(module, stored))[6:]
         key = (part_of(name, weights.checkpoint.config), weights.place_of(name), dtype)
         numbers, nbytes = shares.get(key, (0, 0))
@@ -100,7 +100,7 @@ def working(weights: Weights, needs: frozenset[str], side: int) -> int:
     attention scores written out. A batch of n requests takes n times as much.
     """
     config, vq = weights.checkpoint.config, weights.checkpoint.vq_config
-    size = (weights.keep.dtype or weights.checkpoint.dtype or torch.bfloat16).itemsize
+    size = (weights.storage.dtype or weights.checkpoint.dtype or torch.bfloat16).itemsize
     draws, sees = "gen" in needs and config.gen_width > 0, "vision" in needs and config.vision is not None
     codes = (side // vq.factor) ** 2 if draws else 0
     length = _PROMPT + (config.vision.tokens * _VIEWS if sees and config.vision else 0) + codes // (2 if sees else 4)
@@ -112,7 +112,7 @@ def working(weights: Weights, needs: frozenset[str], side: int) -> int:
         if weights.checkpoint.vq and any(n.startswith("vq.") for n in needs)
         else 0
     )
-    lent = max(config.mlp * config.width, config.gen_mlp * config.gen_width) * size if weights.keep.offload else 0
+    lent = max(config.mlp * config.width, config.gen_mlp * config.gen_width) * size if weights.storage.offload else 0
     return max(views * (layer + logits), pixels) + lent
 
 
@@ -120,24 +120,24 @@ def proposals(weights: Weights, needs: frozenset[str], budget: int, side: int) -
     """Ways to fit ``budget`` bytes of the weights' device, least loss first: exact ones, int8 (the understanding branch, then both),
     int4, and at last weights that stay on the CPU, which cost nothing but time. On a CPU only what saves memory there.
     """
-    ways = [weights.keep]
-    half = replace(weights.keep, dtype=torch.bfloat16)
+    ways = [weights.storage]
+    half = replace(weights.storage, dtype=torch.bfloat16)
     used = [
         b for b in ("und", "gen") if any(branch_of(n) == b for _, n, _, _ in tensors_needed(weights.checkpoint, needs))
     ]
     gpu = weights.device != "cpu"
     steps = [used[:1], used] if len(used) > 1 else [used]
-    ways += [half] if weights.keep.dtype != torch.bfloat16 else []
+    ways += [half] if weights.storage.dtype != torch.bfloat16 else []
     ways += [replace(half, bits=dict.fromkeys(some, bits)) for bits in ((8, 4) if gpu else (8,)) for some in steps]
     ways += [replace(half, offload=frozenset(some)) for some in steps] if gpu else []
     out: list[Proposal] = []
-    for keep in ways:
-        kept = replace(weights, keep=keep)
+    for storage in ways:
+        kept = replace(weights, storage=storage)
         shares, here = footprint(kept, needs), working(kept, needs, side)
         here += sum(s.nbytes for s in shares if s.device == weights.device)
         beside = sum(s.nbytes for s in shares if s.device != weights.device)
         if all((here, beside) != (p.nbytes, p.beside) for p in out):
-            out.append(Proposal(keep=keep, nbytes=here, beside=beside, fits=here <= budget))
+            out.append(Proposal(storage=storage, nbytes=here, beside=beside, fits=here <= budget))
     return out
 
 

@@ -24,7 +24,7 @@ _KEYS_AND_VALUES = ("attn_norm.weight", "q.weight", "k.weight", "v.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class WeightStorage:
     """How weights are kept. The matrices of a branch may be quantised or stay on the CPU, lent to the device while they work.
 
     ``dtype``: of the network, None as the checkpoint has it · ``bits``: branch -> 8 or 4 · ``offload``: branches that stay on the CPU.
@@ -138,14 +138,14 @@ class Weights:
 
     checkpoint: Checkpoint
     device: str = "cpu"
-    keep: Keep = field(default_factory=Keep)
+    storage: WeightStorage = field(default_factory=WeightStorage)
 
     def place_of(self, name: str) -> str:
         """The device that a parameter is kept on."""
-        return "cpu" if branch_of(name) in self.keep.offload else self.device
+        return "cpu" if branch_of(name) in self.storage.offload else self.device
 
     def dtype_of(self, module: str, stored: Stored) -> torch.dtype:
         """The type that a parameter is kept in, or is quantised from."""
         if module == "vq":
             return torch.float32
-        return self.keep.dtype or self.checkpoint.dtype or FLOATS[stored.dtype]
+        return self.storage.dtype or self.checkpoint.dtype or FLOATS[stored.dtype]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unmask.checkpoints.budget import refuse_if_too_large
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, branch_of, tensors_needed
-from unmask.checkpoints.quantise import lend, quantised
+from unmask.checkpoints.quantise import offload_hooks, quantised
 from unmask.checkpoints.stream import Stored, read
 from unmask.models.elastic import Elastic
 from unmask.tokens.vq import VQ
@@ -25,8 +25,8 @@ def load(weights: Weights, net: Elastic, vq: VQ, needs: frozenset[str]) -> None:
     for module, name, value in made:
         leaf, attribute = _leaf(modules[module], name)
         setattr(leaf, attribute, nn.Parameter(value, requires_grad=type(value) is Tensor))
-        if branch_of(name) in weights.keep.offload:
-            lend(leaf)
+        if branch_of(name) in weights.storage.offload:
+            offload_hooks(leaf)
 
 
 def load_everything(checkpoint: Checkpoint) -> tuple[Elastic, VQ]:
@@ -39,7 +39,7 @@ def load_everything(checkpoint: Checkpoint) -> tuple[Elastic, VQ]:
 def _read(weights: Weights, module: str, name: str, stored: Stored, rows: int) -> Tensor:
     part = rows if rows < stored.shape[0] else None
     dtype, place = weights.dtype_of(module, stored), weights.place_of(name)
-    bits = weights.keep.bits.get(branch_of(name) or "")
+    bits = weights.storage.bits.get(branch_of(name) or "")
     value = read(stored, rows=part, dtype=dtype, device=weights.device if bits else place)
     return quantised(value, bits).to(place) if bits else value
 

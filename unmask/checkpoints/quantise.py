@@ -1,7 +1,7 @@
-"""Weights in 8 or 4 bits (torchao, weight-only) and weights that live elsewhere than they work.
+"""Weights in 8 or 4 bits (torchao, weight-only) and weights that are offloaded to the CPU.
 
-Public idea: ``quantised(weight, 8) -> Tensor`` that a linear layer multiplies by as before; ``lend(linear)`` moves a layer's weight to
-where its input is, for the time of one call. Both are approximate or slower, and never on by themselves.
+Public idea: ``quantised(weight, 8) -> Tensor``, which a linear layer multiplies by as before; ``offload_hooks(linear)`` copies a layer's
+weight to the device of its input for the time of one call. Quantisation is approximate, offloading is slower; both are off by default.
 """
 
 from __future__ import annotations
@@ -65,18 +65,18 @@ def _by_torchao(weight: Tensor, bits: int) -> Tensor:
     return linear.weight.detach()
 
 
-def lend(linear: nn.Module) -> None:
-    """Let a layer work on its input's device with a weight that is kept elsewhere: copied before each call, dropped after it."""
+def offload_hooks(linear: nn.Module) -> None:
+    """Keep a layer's weight on another device: forward hooks copy it to the input's device before each call and drop the copy after it."""
     if linear._forward_pre_hooks:
-        return  # its weight was read anew, but it lends already
+        return  # the weight was read again; the hooks are there already
     kept: list[nn.Parameter] = []
 
-    def arrive(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def copy_in(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         kept.append(module.weight)  # type: ignore[arg-type]
         module.weight = nn.Parameter(kept[-1].detach().to(given[0].device), requires_grad=False)
 
-    def leave(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+    def restore(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
         module.weight = kept.pop()
 
-    linear.register_forward_pre_hook(arrive)
-    linear.register_forward_hook(leave, always_call=True)
+    linear.register_forward_pre_hook(copy_in)
+    linear.register_forward_hook(restore, always_call=True)

@@ -83,7 +83,7 @@ def _opened(
 
     use_threads(threads)
     check_device(device)
-    return unmask.load(model, device=device, needs=needs, keep=storage.keep(), download=download)
+    return unmask.load(model, device=device, needs=needs, storage=storage.keep(), download=download)
 
 
 def _number(name: str, otherwise: int) -> int:

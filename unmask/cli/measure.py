@@ -95,7 +95,7 @@ def evaluate(
     import unmask
     from unmask.pipeline.text_model import TextModel
 
-    opened = unmask.load(model, device=asked["device"], keep=storage.keep())
+    opened = unmask.load(model, device=asked["device"], storage=storage.keep())
     if isinstance(opened, TextModel):
         raise ValueError(
             f"{model} is a text model, and this suite looks or draws; its likelihood: unmask.evaluation.likelihood"

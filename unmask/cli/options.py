@@ -19,7 +19,7 @@ DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """How weights shall be kept: the command line's words for ``checkpoints.elastic.Keep``."""
+    """How weights shall be kept: the command line's words for ``checkpoints.elastic.WeightStorage``."""
 
     dtype: str | None
     quantise: tuple[str, ...]
@@ -29,7 +29,7 @@ class Storage:
         """The value. ValueError for words that mean nothing."""
         import torch
 
-        from unmask.checkpoints.elastic import Keep
+        from unmask.checkpoints.elastic import WeightStorage
 
         bits = {}
         for word in self.quantise:
@@ -39,7 +39,7 @@ class Storage:
                     f"--quantise {word!r} is not understood; write und=int8, gen=int8, und=int4 or gen=int4"
                 )
             bits[branch] = int(kind[3:])
-        return Keep(
+        return WeightStorage(
             dtype=getattr(torch, self.dtype) if self.dtype else None, bits=bits, offload=frozenset(self.offload)
         )
 
@@ -68,7 +68,7 @@ class Run:
             self.model,
             device=self.device,
             needs=needs_of(task),
-            keep=self.storage.keep(),
+            storage=self.storage.keep(),
             download=self.download,
         )
 

@@ -140,7 +140,7 @@ def _plan(
     if not found.checkpoint.config.gen_width and task not in TEXT_TASKS:
         raise ValueError(f"{model} is a text model, which cannot {task}; its tasks are {', '.join(TEXT_TASKS)}")
     needs, limit = needs_of(task), parse_bytes(budget) if budget else None
-    weights = Weights(checkpoint=found.checkpoint, device=device, keep=storage.keep())
+    weights = Weights(checkpoint=found.checkpoint, device=device, storage=storage.keep())
     shares, work, free = footprint(weights, needs), working(weights, needs, found.side), free_bytes(device)
     ways = proposals(weights, needs, limit, found.side) if limit else []
     best = next((w for w in ways if w.fits), None)

@@ -121,7 +121,7 @@ def _service(model: str, device: str, storage: Storage, download: bool, live: in
     from unmask.serving.engine import Limits
     from unmask.serving.service import Service
 
-    opened = unmask.load(model, device=device, keep=storage.keep(), download=download)
+    opened = unmask.load(model, device=device, storage=storage.keep(), download=download)
     name = Path(model).name if Path(model).exists() else model
     return Service(opened, name=name, limits=Limits(live=live, waiting=waiting))
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unmask.checkpoints.elastic import EVERYTHING, Keep, Weights
+from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import Form
 from unmask.pipeline.loading import Format, find, format_in, open_parts, survey
 from unmask.pipeline.text_model import TextModel, load_text
@@ -72,7 +72,7 @@ def load(
     *,
     device: str = "cpu",
     needs: Iterable[str] | None = None,
-    keep: Keep | None = None,
+    storage: WeightStorage | None = None,
     download: bool = False,
 ) -> Model | TextModel:
     """A shipped model by name, a model folder, or a model of the hub. CheckpointError says what is missing or damaged.
@@ -80,13 +80,13 @@ def load(
     A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors; or it is in the released layout of LaViDa-O, or in
     LLaDA's: a TextModel.
     ``needs``: load these parts only (``needs_of("generate")``); a task that needs more loads the rest later. None: everything.
-    ``keep``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
+    ``storage``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
     """
     folder = find(name, download=download)
     if format_in(folder) is Format.LLADA:
-        return load_text(folder, device=device, keep=keep)
+        return load_text(folder, device=device, storage=storage)
     found = survey(folder)
-    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, keep=keep or Keep()))
+    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, storage=storage or WeightStorage()))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
 

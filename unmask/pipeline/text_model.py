@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from unmask.checkpoints.elastic import Keep, Weights
+from unmask.checkpoints.elastic import Weights, WeightStorage
 from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load
@@ -127,10 +127,10 @@ class FillGaps:
         return tokens.text.decode(sequence.ids.tolist())
 
 
-def load_text(folder: Path, *, device: str = "cpu", keep: Keep | None = None) -> TextModel:
+def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | None = None) -> TextModel:
     """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError where it does not fit."""
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    weights = Weights(checkpoint=survey_llada(folder), device=device, keep=keep or Keep())
+    weights = Weights(checkpoint=survey_llada(folder), device=device, storage=storage or WeightStorage())
     net, vq = weights.checkpoint.modules()
     if text.size > net.config.vocab_size:  # the embedding has some rows to spare
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
