@@ -9,15 +9,15 @@ from tests.data.test_world_language import _LYING
 from unmask.corruption.collapsing import Collapsing
 from unmask.data.mixture import Joint, Weighted
 from unmask.data.sources import (
+    CachedEncoder,
     Captions,
     Drawings,
     Edits,
     Labelled,
     Looks,
     Planned,
-    Remembered,
     cell_labels,
-    light_of,
+    luminance_stats,
     pixels_of,
 )
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
@@ -84,7 +84,7 @@ def test_remembered_codes_equal_the_real_ones() -> None:
         asked.append(len(squares))
         return fake_codes(squares)
 
-    remembered = Remembered(counting)
+    remembered = CachedEncoder(counting)
     assert torch.equal(remembered(pixels), fake_codes(pixels))
     assert torch.equal(remembered(pixels), fake_codes(pixels))
     assert len(asked) == 1  # the second time nothing was new
@@ -102,12 +102,12 @@ def test_cell_labels_name_what_covers_a_cell() -> None:
 
 def test_light_is_mean_and_deviation_of_the_luminance() -> None:
     picture = torch.zeros(3, 4, 4)
-    assert (light_of(picture).luminance, light_of(picture).contrast) == (0, 0)
+    assert (luminance_stats(picture).luminance, luminance_stats(picture).contrast) == (0, 0)
     picture[:, :2] = 1
-    assert (light_of(picture).luminance, light_of(picture).contrast) == pytest.approx((0.5, 0.5))
+    assert (luminance_stats(picture).luminance, luminance_stats(picture).contrast) == pytest.approx((0.5, 0.5))
     picture[:] = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
-    assert (light_of(picture).luminance, light_of(picture).contrast) == pytest.approx((0.7152, 0))
-    white = light_of(torch.ones(3, 128, 128))
+    assert (luminance_stats(picture).luminance, luminance_stats(picture).contrast) == pytest.approx((0.7152, 0))
+    white = luminance_stats(torch.ones(3, 128, 128))
     assert white.luminance == pytest.approx(1) and white.contrast == pytest.approx(0, abs=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_drawings_are_told_with_the_light_they_have() -> None:
     plain = Drawings(text=tokens, encode=fake_codes, seed=1, batch=6)(2)
     said = ["".join(tokens.show(row[valid].tolist())) for row, valid in zip(told.ids, told.valid, strict=True)]
     first = sample("grid", "train", 1, 12)  # row 0 of batch 2
-    assert light_of(pixels_of([first], 128)[0]).text().lower() in said[0]
+    assert luminance_stats(pixels_of([first], 128)[0]).text().lower() in said[0]
     assert all("luminance : 0." in s and "contrast : 0." in s for s in said) and len(set(said)) == 6
     assert not any("luminance" in tokens.show(row.tolist()) for row in plain.ids)
 
@@ -234,7 +234,7 @@ def test_edit_critiques_look_twice_and_half_of_them_approve() -> None:
 
 def test_answers_have_room() -> None:
     for source in (
-        Looks(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, room=30),
+        Looks(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, answer_length=30),
         Critiques(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, length=30),
     ):
         rooms = [len(s) for table in source(0).span_table for s in table if s.name == "answer"]

@@ -23,7 +23,7 @@ def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
     rng = Random(9)
     kinds: Counter[str] = Counter()
     for scene in _scenes("grid", "train", 800):
-        text, critique = critiques.mismatch(scene, rng)
+        text, critique = critiques.negative_pair(scene, rng)
         told, shown = _counts(text), Counter(t.name for t in scene.things)
         if "background" in critique:
             kind, wrong = "background", scene.background not in text and "background" in text
@@ -44,7 +44,7 @@ def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
         kinds[kind] += 1
         assert wrong, (text, critique, scene)
     assert set(kinds) == {"background", "relation", "colour", "count"}, kinds
-    assert "is correct" in critiques.praise(scene, rng)[1]
+    assert "is correct" in critiques.positive_pair(scene, rng)[1]
 
 
 def test_claims_are_right_and_wrong_and_tell_places_as_often_as_asked() -> None:
@@ -54,7 +54,7 @@ def test_claims_are_right_and_wrong_and_tell_places_as_often_as_asked() -> None:
     pairs = [s for s in scenes if relation(*s.things) and s.things[0].name != s.things[1].name]
     for share, few, many in ((0.0, 0.2, 0.5), (1.0, 0.8, 1.0)):
         rng = Random(3)
-        claims = [critiques.claim(scene, rng, share) for scene in pairs]
+        claims = [critiques.sample_pair(scene, rng, share) for scene in pairs]
         assert few <= sum(any(f" {how} " in text for how in INVERSE) for text, _ in claims) / len(claims) <= many
         right = [(text, scene) for (text, words), scene in zip(claims, pairs, strict=True) if "is correct" in words]
         assert 0.4 < len(right) / len(claims) < 0.6
@@ -81,7 +81,7 @@ def test_spoilt_pictures_miss_the_caption_that_the_scene_meets() -> None:
     rng = Random(3)
     words: Counter[str] = Counter()
     for scene in _scenes("grid", "train", 400, Draft(counts=((1, 1), (2, 2), (3, 1)), alike=0.3)):
-        text, spoilt = critiques.spoil(scene, rng)
+        text, spoilt = critiques.make_negatives(scene, rng)
         assert _shows(scene, text), (text, scene)
         assert len({s.critique for s in spoilt}) == len(spoilt) <= 3
         for wrong in spoilt:
@@ -104,14 +104,14 @@ def test_an_edit_has_a_fault_where_the_measurement_finds_one() -> None:
     for scene in _scenes("grid", "train", 500):
         made = [m for kind in EDIT_KINDS for _ in range(2) if (m := edit(scene, "train", rng, kind))]
         for asked in made:
-            assert critiques.fault(asked, asked.target, rng) == ""
-            assert critiques.fault(asked, scene, rng) == critiques.UNDONE
+            assert critiques.edit_critique(asked, asked.target, rng) == ""
+            assert critiques.edit_critique(asked, scene, rng) == critiques.UNCHANGED
             for done in rng.sample(made, 3):
                 for after in (done, edit(done.target, "train", rng)):
                     if after is None:
                         continue
                     right = world_edit.success(asked, _seen(after.target))
-                    words = critiques.fault(asked, after.target, rng)
+                    words = critiques.edit_critique(asked, after.target, rng)
                     assert (words == "") == right, (asked, after.target, words)
                     verdicts[asked.kind, right] += 1
     assert set(verdicts) == {(kind, right) for kind in EDIT_KINDS for right in (True, False)}, verdicts
@@ -124,13 +124,13 @@ def test_critiques_of_edits_are_true_and_of_what_was_asked_first() -> None:
         made = edit(scene, "train", rng, EDIT_KINDS[number % len(EDIT_KINDS)])
         if made is None:
             continue
-        shown, asked = critiques.judged(made, rng)
+        shown, asked = critiques.edited_pairs(made, rng)
         assert split_of(shown) == "train"
         for instruction, critique in asked:
             words[re.sub(rf"{_COLOURS}|{_WORDS}", "_", critique)] += 1
             if "is correct" in critique:
                 assert (instruction, shown) == (made.instruction, made.target)
-            elif critique == critiques.UNDONE:
+            elif critique == critiques.UNCHANGED:
                 assert shown.signature == scene.signature
             elif gone := re.search(rf"no ((?:{_COLOURS}) )?({_WORDS})$", critique):
                 there = [t for t in shown.things if t.name == gone[2] and (gone[1] or "").strip() in ("", t.colour)]

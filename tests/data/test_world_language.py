@@ -46,7 +46,7 @@ def _scenes(level: str, split: str, count: int, draft: Draft = _DRAFT) -> list[S
 def _texts(scene: Scene, rng: Random) -> list[str]:
     asked = language.questions(scene, rng)
     referred = [text for text, _ in language.referring(scene, rng)]
-    return [language.caption(scene, rng), *critiques.mismatch(scene, rng), *referred, *(q.text for q in asked)]
+    return [language.caption(scene, rng), *critiques.negative_pair(scene, rng), *referred, *(q.text for q in asked)]
 
 
 @pytest.mark.parametrize("level", sorted(LEVELS))

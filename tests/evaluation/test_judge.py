@@ -17,7 +17,7 @@ from unmask.data.world.vocabulary import BACKGROUND_NAMES
 from unmask.evaluation.judge import Found, Judge, JudgeConfig, Seen, load_judge, read_judge, save_judge
 from unmask.evaluation.scoring import iou, matches
 from unmask.recipe import override
-from unmask.recipes.judge import Renderings, accuracy, detector, examples, loss, spoil
+from unmask.recipes.judge import Renderings, accuracy, corrupt_object, detector, examples, loss
 from unmask.training.train import train
 
 TINY = JudgeConfig(widths=(8, 8, 8), blocks=(0, 0, 1))
@@ -132,7 +132,7 @@ def test_spoiling_says_how_much_it_changed() -> None:
         scene = sample("grid", "test", 3, i)
         clean = render(scene)
         image = clean.copy()
-        changed = spoil(image, scene.things[0], scene.background, clean[::-1], np.random.default_rng(i))
+        changed = corrupt_object(image, scene.things[0], scene.background, clean[::-1], np.random.default_rng(i))
         outside = np.ones((128, 128), dtype=bool)
         x, y, size = (round(v * 128) for v in (scene.things[0].x, scene.things[0].y, scene.things[0].size))
         outside[y : y + size, x : x + size] = False

@@ -85,7 +85,7 @@ def _drawn(told: dict) -> Drawn:
 class DrawnCritiques:
     """Drawn picture and its prompt -> "... is correct", or what is wrong, in ``length`` tokens; ``captions`` more where all was read.
 
-    Right pictures come as often as wrong ones, however many there are of either; a share ``placed`` of the other captions says how two
+    Right pictures come as often as wrong ones, however many there are of either; a share ``related`` of the other captions says how two
     things lie, where two do.
     """
 
@@ -96,7 +96,7 @@ class DrawnCritiques:
     batch: int = 8
     length: int = 16
     captions: int = 2
-    placed: float = 0.0
+    related: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawn critiques/{self.seed}/{step}")
@@ -115,5 +115,5 @@ class DrawnCritiques:
     def _said(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
         said = [(drawn.prompt, drawn.critique or critiques.approval(rng))]
         if drawn.clean:
-            said += [critiques.claim(drawn.scene, rng, self.placed) for _ in range(self.captions)]
+            said += [critiques.sample_pair(drawn.scene, rng, self.related) for _ in range(self.captions)]
         return said

@@ -31,7 +31,7 @@ Encode = Callable[[Tensor], Tensor]
 Levels = tuple[tuple[str, float], ...]  # (name, weight)
 
 
-class Remembered:
+class CachedEncoder:
     """An encoder of squares that asks the real one only about squares it has not seen: a grid world has some 11,000 of them.
 
     For encoders whose code depends on its own square alone. ``side``: pixels of a square.
@@ -60,27 +60,29 @@ def pixels_of(scenes: list[Scene], side: int) -> Tensor:
     return torch.from_numpy(np.stack([render(s, side) for s in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
-def light_of(pixels_3HW: Tensor) -> Conditions:
+def luminance_stats(pixels_3HW: Tensor) -> Conditions:
     """Luminance and contrast of a picture in 0..1: mean and deviation of its Rec. 709 luminance (spec 2.4)."""
     weights = torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]
     luminance = (pixels_3HW * weights).sum(0).clamp(max=1)  # white is more by rounding
     return Conditions(luminance=float(luminance.mean()), contrast=min(0.5, float(luminance.std(correction=0))))
 
 
-def shown(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
+def train_scenes(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
     """Training scenes number ``first`` and on, without end, each of a level drawn by weight when it is asked for."""
     names, weights = zip(*levels, strict=True)
     return (sample(rng.choices(names, weights)[0], "train", seed, i, draft) for i in count(first))
 
 
-def batch_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
+def scenes_of_batch(
+    levels: Levels, seed: int, step: int, batch: int, rng: Random, draft: Draft = Draft()
+) -> Iterator[Scene]:
     """The scenes of batch number ``step``."""
-    return islice(shown(levels, seed, step * batch, rng, draft), batch)
+    return islice(train_scenes(levels, seed, step * batch, rng, draft), batch)
 
 
 def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kinds: tuple[str, ...]) -> list[Edit]:
     """The edits of batch number ``step``; ``kinds`` are gone through in turn."""
-    scenes = shown(levels, seed, step * batch * 4, rng)
+    scenes = train_scenes(levels, seed, step * batch * 4, rng)
     pairs: list[Edit] = []
     while len(pairs) < batch:
         if made := edit(next(scenes), "train", rng, kinds[len(pairs) % len(kinds)]):
@@ -88,7 +90,7 @@ def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kind
     return pairs
 
 
-def captioned(text: Text, scene: Scene, rng: Random, longest: int) -> str:
+def short_caption(text: Text, scene: Scene, rng: Random, longest: int) -> str:
     """A caption of at most ``longest`` tokens, if a few tries find one: one long caption makes every row of its batch long."""
     for _ in range(4):
         said = language.caption(scene, rng)
@@ -128,14 +130,14 @@ class Drawings:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawings/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         codes = self.encode(pixels)
         rows = []
         for i, scene in enumerate(scenes):
-            said = light_of(pixels[i]) if rng.random() < self.conditions else None
+            said = luminance_stats(pixels[i]) if rng.random() < self.conditions else None
             b = Builder(text=self.text)
-            caption = captioned(self.text, scene, rng, self.longest)
+            caption = short_caption(self.text, scene, rng, self.longest)
             plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
             rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=said, plan=plan))
         return collate(rows, range(self.batch))
@@ -145,7 +147,7 @@ class Drawings:
 class Looks:
     """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture.
 
-    ``room``: tokens of every answer, ends of turn included; 0: one to three of these behind it.
+    ``answer_length``: tokens of every answer, ends of turn included; 0: one to three of these behind it.
     """
 
     text: Text
@@ -158,11 +160,11 @@ class Looks:
     describe: float = 0.15
     levels: Levels = (("grid", 0.85), ("free", 0.15))
     draft: Draft = Draft()
-    room: int = 0
+    answer_length: int = 0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"looks/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed + 1, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed + 1, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         rows = [self._row(scene, pixels[i], rng) for i, scene in enumerate(scenes)]
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
@@ -176,25 +178,25 @@ class Looks:
         rng.shuffle(asked)
         for question in asked[: self.questions - describe]:
             segment += 1
-            asking(b, question.text, answer_ids(self.text, question.answer, rng, self.room), segment=segment)
+            asking(b, question.text, answer_ids(self.text, question.answer, rng, self.answer_length), segment=segment)
         phrases = language.referring(scene, rng)
         rng.shuffle(phrases)
         for phrase, thing in phrases[: self.phrases - describe]:
             segment += 1
             grounding(b, phrase, scene.things[thing].box, segment=segment)
         if describe or not segment:
-            words = answer_ids(self.text, language.caption(scene, rng), rng, self.room)
+            words = answer_ids(self.text, language.caption(scene, rng), rng, self.answer_length)
             asking(b, b.wording.describe, words, segment=segment + 1)
         return b.build()
 
 
-def answer_ids(text: Text, answer: str, rng: Random, room: int = 0) -> list[int]:
-    """An answer closed by one to three ends of turn, or by as many as fill its ``room``, one at least.
+def answer_ids(text: Text, answer: str, rng: Random, answer_length: int = 0) -> list[int]:
+    """An answer closed by one to three ends of turn, or by as many as fill its ``answer_length``, one at least.
 
     How long the region is must not give the answer away; and a model that was always given little room fills any with words.
     """
     ids = text.encode(answer)
-    return ids + [text[EOT]] * (max(1, room - len(ids)) if room else rng.randint(1, 3))
+    return ids + [text[EOT]] * (max(1, answer_length - len(ids)) if answer_length else rng.randint(1, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +239,7 @@ class Captions:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"captions/{self.seed}/{step}")
         rows = []
-        for scene in batch_of(self.levels, self.seed + 3, step, self.batch, rng):
+        for scene in scenes_of_batch(self.levels, self.seed + 3, step, self.batch, rng):
             b = looking(Builder(text=self.text), None)
             rows.append(asking(b, b.wording.complete, answer_ids(self.text, language.caption(scene, rng), rng)).build())
         return collate(rows, range(self.batch))
@@ -256,7 +258,7 @@ class Labelled:
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = Random(f"labelled/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed + 4, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed + 4, step, self.batch, rng, self.draft))
         labels = torch.stack([cell_labels(s, self.cells) for s in scenes])
         return pixels_of(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
 

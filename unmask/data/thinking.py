@@ -18,11 +18,11 @@ from unmask.data.sources import (
     Levels,
     Planned,
     answer_ids,
-    batch_of,
-    captioned,
     edits_of,
     pixels_of,
-    shown,
+    scenes_of_batch,
+    short_caption,
+    train_scenes,
 )
 from unmask.data.world import critiques, language
 from unmask.data.world.edits import EDIT_KINDS
@@ -61,10 +61,12 @@ class Plans:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"plans/{self.seed}/{step}")
         rows = []
-        for scene in batch_of(self.levels, self.seed + 5, step, self.batch, rng, self.draft):
+        for scene in scenes_of_batch(self.levels, self.seed + 5, step, self.batch, rng, self.draft):
             b = Builder(text=self.text)
-            tells = rng.random() < self.related and language.related(language.told(scene, 0.9, rng), scene.level, rng)
-            caption = language.prefix(rng) + tells if tells else captioned(self.text, scene, rng, self.longest)
+            tells = rng.random() < self.related and language.related(
+                language.mentioned_objects(scene, 0.9, rng), scene.level, rng
+            )
+            caption = language.prefix(rng) + tells if tells else short_caption(self.text, scene, rng, self.longest)
             ids = to_ids(scene_layout(scene, caption, b.wording, rng), self.text, b.wording)
             rows.append(planning(b, caption, plan_ids(self.text, ids, self.length)))
         return collate(rows, range(self.batch))
@@ -106,7 +108,7 @@ def answering(b: Builder, pairs: Items[tuple[str, str]], rng: Random, length: in
 class Critiques:
     """Picture and caption -> "... is correct", or what is wrong, in ``length`` tokens. Half of the captions are right.
 
-    Several stand under one picture, in segments of their own. A share ``placed`` of them says how two things lie, where two do.
+    Several stand under one picture, in segments of their own. A share ``related`` of them says how two things lie, where two do.
     """
 
     text: Text
@@ -118,16 +120,16 @@ class Critiques:
     captions: int = 4
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
-    placed: float = 0.0
+    related: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"critiques/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed + 7, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed + 7, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         rows = []
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
-            said = [critiques.claim(scene, rng, self.placed) for _ in range(self.captions)]
+            said = [critiques.sample_pair(scene, rng, self.related) for _ in range(self.captions)]
             pairs = [(b.wording.critique.format(caption=caption), words) for caption, words in said]
             rows.append(answering(b, pairs, rng, self.length))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
@@ -152,11 +154,11 @@ class EditCritiques:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit critiques/{self.seed}/{step}")
         pairs = edits_of(self.levels, self.seed + 15, step, self.batch, rng, self.kinds)
-        judged = [critiques.judged(pair, rng) for pair in pairs]
+        shown = [critiques.edited_pairs(pair, rng) for pair in pairs]
         before = pixels_of([pair.source for pair in pairs], self.side)
-        after = pixels_of([scene for scene, _ in judged], self.side)
+        after = pixels_of([scene for scene, _ in shown], self.side)
         rows = []
-        for i, (_, asked) in enumerate(judged):
+        for i, (_, asked) in enumerate(shown):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), before[i], after[i])
             asked = [(b.wording.critique_edit.format(instruction=said), words) for said, words in asked]
             rows.append(answering(b, asked, rng, self.length))
@@ -181,21 +183,23 @@ class Retries:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"retries/{self.seed}/{step}")
-        scenes = shown(self.levels, self.seed + 8, step * self.batch * 4, rng, self.draft)
+        scenes = train_scenes(self.levels, self.seed + 8, step * self.batch * 4, rng, self.draft)
         tasks = []
         while len(tasks) < self.batch:
             scene = next(scenes)
-            caption, spoilt = critiques.spoil(scene, rng, rng.randint(1, self.most))
-            if spoilt:
-                tasks.append((scene, caption, spoilt))
+            caption, negatives = critiques.make_negatives(scene, rng, rng.randint(1, self.most))
+            if negatives:
+                tasks.append((scene, caption, negatives))
         codes = self.encode(pixels_of([scene for scene, *_ in tasks], self.side))
         rows = [self._row(scene, said, wrong, codes[i], rng) for i, (scene, said, wrong) in enumerate(tasks)]
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
-    def _row(self, scene: Scene, caption: str, spoilt: list[critiques.Spoilt], codes: Tensor, rng: Random) -> Sequence:
+    def _row(
+        self, scene: Scene, caption: str, negatives: list[critiques.Negative], codes: Tensor, rng: Random
+    ) -> Sequence:
         b = Builder(text=self.text, look_tokens=self.look_tokens)
-        pixels = pixels_of([s.scene for s in spoilt], self.side)
-        attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
+        pixels = pixels_of([s.scene for s in negatives], self.side)
+        attempts = [Attempt(picture=p, critique=s.critique) for p, s in zip(pixels, negatives, strict=True)]
         plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
 
@@ -224,13 +228,13 @@ class Illustrations:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"illustrations/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed + 9, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed + 9, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         codes, collapsed = self.encode(pixels), self.unified.share() if self.unified else 0.0
         rows = []
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
-            words = self.text.encode(captioned(self.text, scene, rng, self.longest))
+            words = self.text.encode(short_caption(self.text, scene, rng, self.longest))
             asked = b.wording.describe_and_draw
             if (rng.random() < collapsed) if self.unified else i % 2:
                 rows.append(asking(b, asked, plan_ids(self.text, words, self.length)).build())

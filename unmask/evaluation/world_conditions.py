@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unmask.data.sources import light_of, pixels_of
+from unmask.data.sources import luminance_stats, pixels_of
 from unmask.data.world.scenes import Draft, sample
 from unmask.evaluation import scoring
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
@@ -53,7 +53,7 @@ def grid(level: str) -> tuple[Conditions, ...]:
     """Light that the world can show: of training scenes of one thing, five luminances and at each of them five contrasts."""
     draft = Draft(counts=((1, 1.0),))
     scenes = [sample(level, "train", key("conditions"), i, draft) for i in range(_SCENES)]
-    there = [light_of(pixels) for pixels in pixels_of(scenes, _SIDE)]
+    there = [luminance_stats(pixels) for pixels in pixels_of(scenes, _SIDE)]
     there.sort(key=lambda c: c.luminance or 0.0)
     found = []
     for part in np.array_split(np.arange(_SCENES), LEVELS):
@@ -86,7 +86,7 @@ class Conditioned:
         pictures = np.stack([np.asarray(image) for image in made])
         findings = []
         for item, seen, picture in zip(items, self.judge().look(pictures), pictures, strict=True):
-            light = light_of(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
+            light = luminance_stats(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
             row = {
                 "kind": item.prompt.kind,
                 "right": scoring.verdict(seen, item.prompt.want),

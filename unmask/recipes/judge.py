@@ -85,7 +85,9 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(values + 0.5, 0, 255).astype(np.uint8)
 
 
-def spoil(image: np.ndarray, thing: Thing, background: str, donor: np.ndarray, rng: np.random.Generator) -> float:
+def corrupt_object(
+    image: np.ndarray, thing: Thing, background: str, donor: np.ndarray, rng: np.random.Generator
+) -> float:
     """Spoil one thing in place; returns how much of it changed, as a share of the pixels it covered.
 
     Squares of its box are erased, shuffled among themselves, or taken from anywhere in ``donor``; or one half of the box is
@@ -100,14 +102,14 @@ def spoil(image: np.ndarray, thing: Thing, background: str, donor: np.ndarray, r
     kind = rng.integers(5)
     spots = [(r, c) for r in range(0, extent, _SQUARE) for c in range(0, extent, _SQUARE)]
     if kind == 0:  # erased squares
-        for r, c in _some(spots, rng):
+        for r, c in _random_subset(spots, rng):
             box[r : r + _SQUARE, c : c + _SQUARE] = bare[r : r + _SQUARE, c : c + _SQUARE]
     elif kind == 1:  # own squares elsewhere
         whole = [(r, c) for r, c in spots if r + _SQUARE <= extent and c + _SQUARE <= extent]
         for (r, c), (s, d) in zip(whole, rng.permutation(whole) if whole else (), strict=True):
             box[r : r + _SQUARE, c : c + _SQUARE] = before[s : s + _SQUARE, d : d + _SQUARE]
     elif kind == 2:  # squares from elsewhere
-        for r, c in _some(spots, rng):
+        for r, c in _random_subset(spots, rng):
             high, wide = min(_SQUARE, extent - r), min(_SQUARE, extent - c)
             y, x = rng.integers(0, side // _SQUARE, 2) * _SQUARE
             box[r : r + high, c : c + wide] = donor[y : y + high, x : x + wide]
@@ -126,12 +128,12 @@ def spoil(image: np.ndarray, thing: Thing, background: str, donor: np.ndarray, r
     return float(changed.sum() / max(covered.sum(), 1))
 
 
-def _some(spots: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
+def _random_subset(spots: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
     share = rng.uniform(0.3, 0.95)
     return [spot for spot in spots if rng.random() < share]
 
 
-def litter(image: np.ndarray, things: Sequence[Thing], donor: np.ndarray, rng: np.random.Generator) -> None:
+def add_distractors(image: np.ndarray, things: Sequence[Thing], donor: np.ndarray, rng: np.random.Generator) -> None:
     """Paste up to four stray squares of ``donor`` where ``image`` shows nothing, in place: they are no things."""
     side, lattice = image.shape[0], image.shape[0] // _SQUARE
     for _ in range(rng.integers(1, 5)):
@@ -159,13 +161,13 @@ def examples(first: int, count: int, seed: int) -> list[Example]:
             donor = render(other, SIDE)
         if chance < 0.27:
             for thing in s.things[: 1 + (rng.random() < 0.3)]:
-                changed = spoil(image, thing, s.background, donor, rng)
+                changed = corrupt_object(image, thing, s.background, donor, rng)
                 if changed > 0.12:
                     things.remove(thing)
                 if 0.12 < changed < 0.4:
                     unclear.append(thing)
         elif chance < 0.35:
-            litter(image, s.things, donor, rng)
+            add_distractors(image, s.things, donor, rng)
         image = degrade(image, rng) if rng.random() < 0.65 else image
         made.append(Example(image=image, things=tuple(things), background=s.background, unclear=tuple(unclear)))
     return made

@@ -34,7 +34,7 @@ from unmask.corruption.collapsing import Collapsing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
 from unmask.data.drawn import DrawnCritiques
 from unmask.data.mixture import Joint
-from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered
+from unmask.data.sources import LABELS, CachedEncoder, Captions, Drawings, Edits, Labelled, Looks, Planned
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world import critiques, edits, language
 from unmask.data.world.scenes import Draft, sample
@@ -83,7 +83,7 @@ def lines(scenes: int = 12000) -> Iterator[str]:
             if i % 3 == 0 and (made := edits.edit(scene, "train", rng)):
                 yield made.instruction
             if i % 6 == 0:
-                yield from (*critiques.mismatch(scene, rng), *critiques.praise(scene, rng))
+                yield from (*critiques.negative_pair(scene, rng), *critiques.positive_pair(scene, rng))
     yield from ("user assistant system describe caption",) * 100
 
 
@@ -134,9 +134,9 @@ def standardise(vision: Vision, pixels: Tensor) -> None:
         vision.pool.bias.copy_((vision.pool.bias - mean) / deviation)
 
 
-def _encoder(images: int) -> Remembered:
+def _encoder(images: int) -> CachedEncoder:
     """Codes of pictures by the tokenizer's dictionary, which is fitted when first asked."""
-    return Remembered(lambda pixels: dictionary(0, images)[0].codes(pixels))
+    return CachedEncoder(lambda pixels: dictionary(0, images)[0].codes(pixels))
 
 
 def _export(module: nn.Module, folder: Path) -> None:
@@ -173,12 +173,12 @@ _EDIT_PLANNED = Masked(
 _LOOK = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.4)))
 _PLAN = Masked(corruption=Absorbing(text=OftenAll(policy=Cosine(), all=0.15)))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
-# What light was asked for shows best where no code is known yet.
-_DRAW_ASKED = Masked(corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.5)))
-_DRAW_THOUGHT = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
+# A luminance condition matters most while no code is known yet.
+_DRAW_CONDITIONED = Masked(corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.5)))
+_DRAW_RETRY = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
 # Three in ten as the first step of drawing has it: the plan is known, and no code.
-_DRAW_PLANNED = replace(_DRAW_THOUGHT, corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.3)))
-_DRAW_TOLD = replace(_LOOK, dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
+_DRAW_PLANNED = replace(_DRAW_RETRY, corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.3)))
+_ILLUSTRATE = replace(_LOOK, dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
 
 
 def not_tower(name: str) -> bool:
@@ -291,14 +291,14 @@ def stage3(
     edit = Edits(**coded, look_tokens=LOOK_TOKENS, batch=7)
     counted = replace(draw, seed=seed + 40, batch=6, plan=Planned(open=0.0), draft=COUNTED)
     planned = replace(draw, seed=seed + 10, batch=8, plan=Planned(open=0.0))
-    asked = replace(draw, seed=seed + 30, batch=10, conditions=1.0, draft=FEW)
+    conditioned = replace(draw, seed=seed + 30, batch=10, conditions=1.0, draft=FEW)
     related = Plans(text=tokens, seed=seed + 20, length=44, batch=30, related=0.95, draft=PAIRS)
     retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
-    reply = Looks(**{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, room=44)
+    reply = Looks(**{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, answer_length=44)
     unified = Collapsing(at=t_exp, announce=tokens[EXP]) if t_exp else None
     illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=8, length=44, draft=EVEN, unified=unified)
-    lying = Critiques(**{**seeing, "seed": seed + 50}, batch=4, placed=0.8, draft=PAIRS)
-    failed = DrawnCritiques(**seeing, batch=5, captions=4, placed=0.3, folder=Path(drawn))
+    critique_relations = Critiques(**{**seeing, "seed": seed + 50}, batch=4, related=0.8, draft=PAIRS)
+    critique_drawn = DrawnCritiques(**seeing, batch=5, captions=4, related=0.3, folder=Path(drawn))
     return _Stage(
         name="mini.stage3",
         seed=seed,
@@ -306,7 +306,7 @@ def stage3(
         model=_start(seed, start, vision, images),
         parts=(
             ("draw", draw, 1, _DRAW, 0.6),
-            ("draw_asked", asked, 1, _DRAW_ASKED, 1.0),
+            ("draw_asked", conditioned, 1, _DRAW_CONDITIONED, 1.0),
             ("draw_counted", counted, 1, _DRAW_PLANNED, 0.5),
             ("draw_planned", planned, 1, _DRAW_PLANNED, 1.1),
             ("look", Looks(**seeing, batch=3, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.5),
@@ -316,11 +316,11 @@ def stage3(
             ("plan_related", related, 1, _PLAN, 1.6),
             ("edit_plan", EditPlans(**seeing, length=24, batch=8), 1, Masked(), 0.7),
             ("critique", Critiques(**seeing, batch=5, captions=5, draft=MANY), 1, _LOOK, 1.0),
-            ("critique_placed", lying, 1, _LOOK, 0.8),
-            *([("critique_drawn", failed, 1, _LOOK, 1.0)] if drawn else []),
+            ("critique_placed", critique_relations, 1, _LOOK, 0.8),
+            *([("critique_drawn", critique_drawn, 1, _LOOK, 1.0)] if drawn else []),
             ("edit_critique", EditCritiques(**seeing, batch=4), 1, _LOOK, 0.25),
-            ("retry", retry, 1, _DRAW_THOUGHT, 0.3),
-            ("illustration", illustration, 1, replace(_DRAW_TOLD, corruption=unified or _LOOK.corruption), 1.2),
+            ("retry", retry, 1, _DRAW_RETRY, 0.3),
+            ("illustration", illustration, 1, replace(_ILLUSTRATE, corruption=unified or _LOOK.corruption), 1.2),
             # No multiple of the number of processes: one of them would do all of it.
             ("reply", reply, 5, _LOOK, 0.5),
             ("caption", Captions(**said, batch=16), 9, Masked(), 0.2),

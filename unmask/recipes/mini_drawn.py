@@ -112,17 +112,19 @@ def criticised(want: Want, scene: Scene, rng: Random) -> str | None:
         shown = [t for t in scene.things if t.name == name]
         wanted = sum(item.count for item in items)
         if not shown:
-            return critiques.not_there(name, rng)
+            return critiques.missing_critique(name, rng)
         if len(shown) < wanted or (len(shown) > wanted and any(item.exact for item in items)):
-            return critiques.as_many(replace(shown[0], colour=""), wanted, len(shown))
+            return critiques.count_critique(replace(shown[0], colour=""), wanted, len(shown))
     for item in want.items:
         colours = [t.colour for t in scene.things if t.name == item.name]
         if item.colour is not None and colours.count(item.colour) < item.count:
             other = next(c for c in colours if c != item.colour)
             # Natural colours have no word.
-            return critiques.in_colour(item.name, item.count, item.colour, other) if item.colour and other else None
+            return (
+                critiques.colour_critique(item.name, item.count, item.colour, other) if item.colour and other else None
+            )
     if r := want.related:
         first, second = ([t for t in scene.things if t.name == i.name] for i in (r.first, r.second))
         if not any(relation(a, b) == r.relation for a in first for b in second if a is not b):
-            return critiques.lying(r.first.name, r.relation, r.second.name)
+            return critiques.relation_critique(r.first.name, r.relation, r.second.name)
     return ""

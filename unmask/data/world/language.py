@@ -93,7 +93,7 @@ def _join(parts: Sequence[str]) -> str:
 def caption(scene: Scene, rng: Random) -> str:
     """A complete and true description of all but the distractors, two thirds of the time short and GenEval-like."""
     long = rng.random() < 0.35
-    things = told(scene, 0.9, rng)
+    things = mentioned_objects(scene, 0.9, rng)
     style = rng.choice((_placed, sized, _remarked)) if long else related if rng.random() < 0.6 else listed
     said = prefix(rng) + (style(things, scene.level, rng) or listed(things, scene.level, rng))
     return f"{said} {BACKGROUNDS[scene.background][0]}" if rng.random() < (0.55 if long else 0.32) else said
@@ -104,7 +104,7 @@ def prefix(rng: Random) -> str:
     return "a photo of " if r < 0.4 else "a picture of " if r < 0.5 else ""
 
 
-def told(scene: Scene, rate: float, rng: Random) -> list[Thing]:
+def mentioned_objects(scene: Scene, rate: float, rng: Random) -> list[Thing]:
     """The things a caption speaks of, in random order; a colour stays with chance ``rate``, alike for like things."""
     things = [t for t in scene.things if not t.distractor]
     rng.shuffle(things)
