@@ -21,7 +21,7 @@ from unmask.data.sources import (
     pixels_of,
 )
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
-from unmask.data.world.scenes import Draft, Thing, relation, sample
+from unmask.data.world.scenes import Draft, SceneObject, relation, sample
 from unmask.data.world.vocabulary import CLASS_NAMES
 from unmask.recipes.mini import LOOK_TOKENS, text
 from unmask.rng import generator
@@ -93,7 +93,7 @@ def test_remembered_codes_equal_the_real_ones() -> None:
 def test_cell_labels_name_what_covers_a_cell() -> None:
     scene = sample("grid", "train", 0, 5)
     labels = cell_labels(scene, 4)
-    covered = sum(round(t.size * 4) ** 2 for t in scene.things)
+    covered = sum(round(t.size * 4) ** 2 for t in scene.objects)
     assert int((labels[..., 0] > 0).sum()) == covered
     assert labels[..., -1].flatten().tolist() == list(range(16))
     pixels, by_name = Labelled(seed=0, batch=3)(0)
@@ -176,16 +176,16 @@ def test_the_plan_of_a_picture_names_what_is_in_it() -> None:
 
 
 def plans(related: float) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """(caption, how things lie in its layout as (name, relation, name)) of one batch about two things."""
+    """(caption, how objects lie in its layout as (name, relation, name)) of one batch about two objects."""
     tokens, draft = text(), Draft(counts=((2, 1.0),), alike=0.0)
     batch = Plans(text=tokens, seed=3, length=44, batch=40, related=related, draft=draft)(1)
     rows = []
     for row in range(batch.rows):
         (span,) = (s for s in batch.span_table[row] if s.name == "plan")
         ids = batch.ids[row, span.start : span.stop].tolist()
-        placed = from_ids(ids, tokens, COMPACT).things
-        things = [
-            Thing(
+        placed = from_ids(ids, tokens, COMPACT).objects
+        objects = [
+            SceneObject(
                 name=max((c for c in CLASS_NAMES if p.phrase.endswith(c)), key=len),
                 colour="",
                 x=p.box[0],
@@ -194,7 +194,7 @@ def plans(related: float) -> list[tuple[str, list[tuple[str, ...]]]]:
             )
             for p in placed
         ]
-        lies = [(a.name, relation(a, b), b.name) for a in things for b in things if a is not b]
+        lies = [(a.name, relation(a, b), b.name) for a in objects for b in objects if a is not b]
         rows.append((_spans(batch, row)["prompt"], lies))
     return rows
 

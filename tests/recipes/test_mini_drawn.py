@@ -12,7 +12,7 @@ import pytest
 
 from unmask.data.drawn import load_drawn
 from unmask.data.world.render import render
-from unmask.data.world.scenes import Scene, Thing, shows_held_out
+from unmask.data.world.scenes import Scene, SceneObject, shows_held_out
 from unmask.evaluation import scoring
 from unmask.evaluation.scoring import Want
 from unmask.evaluation.world_geneval import Prompt
@@ -22,9 +22,9 @@ from unmask.recipes.mini_drawn import KINDS, criticised, draw, wishes
 from ..tiny_model import make
 
 
-def scene(*things: tuple[str, str, float, float]) -> Scene:
-    placed = tuple(Thing(name=name, colour=colour, x=x, y=y, size=0.25) for name, colour, x, y in things)
-    return Scene(things=placed, background="sand", level="grid")
+def scene(*objects: tuple[str, str, float, float]) -> Scene:
+    placed = tuple(SceneObject(name=name, colour=colour, x=x, y=y, size=0.25) for name, colour, x, y in objects)
+    return Scene(objects=placed, background="sand", level="grid")
 
 
 APPLE, RED, DOG = ("apple", "", 0.0, 0.0), ("apple", "red", 0.0, 0.0), ("dog", "blue", 0.75, 0.0)

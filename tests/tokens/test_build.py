@@ -68,12 +68,12 @@ def _look(b: Builder) -> Sequence:
 
 
 def _plan(b: Builder, kind: str = "") -> list[int]:
-    things = (
+    objects = (
         Placed(phrase="red apple", box=(0.125, 0.25, 0.5, 0.75)),
         Placed(phrase="cat", box=(0.5, 0.25, 0.75, 0.5)),
     )
     reason = b.wording.reason(kind) if kind else b.wording.plan_reason
-    return to_ids(Layout(things=things, reason=reason), b.text, b.wording)
+    return to_ids(Layout(objects=objects, reason=reason), b.text, b.wording)
 
 
 def _retry(b: Builder) -> Sequence:

@@ -21,7 +21,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One thing to check. ``parents``: questions that must be answered with yes before this one counts."""
+    """One question about a picture. ``parents``: questions that must be answered with yes before this one counts."""
 
     number: int
     parents: tuple[int, ...]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask.data.thinking import answering
 from unmask.data.world import critiques
-from unmask.data.world.scenes import Scene, Thing, shows_held_out
+from unmask.data.world.scenes import Scene, SceneObject, shows_held_out
 from unmask.sequence import Batch, collate
 from unmask.tokens.build import Builder, looking
 from unmask.tokens.text import Text
@@ -51,7 +51,7 @@ def save_drawn(folder: Path, pictures_NHW3: Tensor, drawn: Items[Drawn]) -> None
                 "clean": d.clean,
                 "level": d.scene.level,
                 "background": d.scene.background,
-                "things": [[t.name, t.colour, t.x, t.y, t.size] for t in d.scene.things],
+                "things": [[t.name, t.colour, t.x, t.y, t.size] for t in d.scene.objects],
             }
         )
         for d in drawn
@@ -76,8 +76,8 @@ def load_drawn(folder: Path) -> tuple[Tensor, tuple[Drawn, ...]]:
 
 def _drawn(told: dict) -> Drawn:
     names = ("name", "colour", "x", "y", "size")
-    things = tuple(Thing(**dict(zip(names, thing, strict=True))) for thing in told["things"])
-    scene = Scene(things=things, background=told["background"], level=told["level"])
+    objects = tuple(SceneObject(**dict(zip(names, obj, strict=True))) for obj in told["things"])
+    scene = Scene(objects=objects, background=told["background"], level=told["level"])
     return Drawn(prompt=told["prompt"], critique=told["critique"], scene=scene, clean=told["clean"])
 
 
@@ -86,7 +86,7 @@ class DrawnCritiques:
     """Drawn picture and its prompt -> "... is correct", or what is wrong, in ``length`` tokens; ``captions`` more where all was read.
 
     Right pictures come as often as wrong ones, however many there are of either; a share ``related`` of the other captions says how two
-    things lie, where two do.
+    objects lie, where two do.
     """
 
     text: Text

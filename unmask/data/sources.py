@@ -181,9 +181,9 @@ class Looks:
             asking(b, question.text, answer_ids(self.text, question.answer, rng, self.answer_length), segment=segment)
         phrases = language.referring(scene, rng)
         rng.shuffle(phrases)
-        for phrase, thing in phrases[: self.phrases - describe]:
+        for phrase, obj in phrases[: self.phrases - describe]:
             segment += 1
-            grounding(b, phrase, scene.things[thing].box, segment=segment)
+            grounding(b, phrase, scene.objects[obj].box, segment=segment)
         if describe or not segment:
             words = answer_ids(self.text, language.caption(scene, rng), rng, self.answer_length)
             asking(b, b.wording.describe, words, segment=segment + 1)
@@ -263,22 +263,22 @@ class Labelled:
         return pixels_of(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
 
 
-# name -> number of classes: class and colour of the thing in a cell (0: none), which part of it, how big it is; and which cell
+# name -> number of classes: class and colour of the object in a cell (0: none), which part of it, how big it is; and which cell
 # it is, because the text model can read a place from the features alone (values carry no rotary position).
 LABELS = {"class": len(CLASS_NAMES) + 1, "colour": len(COLOUR_NAMES) + 2, "part": 10, "size": 4, "cell": 16}
 
 
 def cell_labels(scene: Scene, cells: int) -> Tensor:
-    """Labels of the thing over each cell's centre: long [cells, cells, len(LABELS)]."""
+    """Labels of the object over each cell's centre: long [cells, cells, len(LABELS)]."""
     out = torch.zeros(cells, cells, len(LABELS), dtype=torch.long)
     out[..., -1] = torch.arange(cells * cells).reshape(cells, cells)
-    for thing in scene.things:
+    for obj in scene.objects:
         for row in range(cells):
             for column in range(cells):
-                x, y = ((column + 0.5) / cells - thing.x) / thing.size, ((row + 0.5) / cells - thing.y) / thing.size
+                x, y = ((column + 0.5) / cells - obj.x) / obj.size, ((row + 0.5) / cells - obj.y) / obj.size
                 if 0 <= x < 1 and 0 <= y < 1:
-                    colour = 2 + COLOUR_NAMES.index(thing.colour) if thing.colour else 1
+                    colour = 2 + COLOUR_NAMES.index(obj.colour) if obj.colour else 1
                     part = 1 + int(y * 3) * 3 + int(x * 3)
-                    size = 1 + min(2, int(thing.size * 6))
-                    out[row, column, :-1] = torch.tensor([1 + CLASS_NAMES.index(thing.name), colour, part, size])
+                    size = 1 + min(2, int(obj.size * 6))
+                    out[row, column, :-1] = torch.tensor([1 + CLASS_NAMES.index(obj.name), colour, part, size])
     return out

@@ -47,7 +47,7 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Caption -> layout, in ``length`` tokens; a share ``related`` of the captions says how two things lie, where two things do."""
+    """Caption -> layout, in ``length`` tokens; a share ``related`` of the captions says how two objects lie, where two objects do."""
 
     text: Text
     seed: int
@@ -108,7 +108,7 @@ def answering(b: Builder, pairs: Items[tuple[str, str]], rng: Random, length: in
 class Critiques:
     """Picture and caption -> "... is correct", or what is wrong, in ``length`` tokens. Half of the captions are right.
 
-    Several stand under one picture, in segments of their own. A share ``related`` of them says how two things lie, where two do.
+    Several stand under one picture, in segments of their own. A share ``related`` of them says how two objects lie, where two do.
     """
 
     text: Text

@@ -31,7 +31,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One thing found: class, colour ("" is natural), box (x1, y1, x2, y2) in fractions of the side, score in [0, 1]."""
+    """One object found: class, colour ("" is natural), box (x1, y1, x2, y2) in fractions of the side, score in [0, 1]."""
 
     name: str
     colour: str
@@ -45,9 +45,9 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What one picture shows; ``things`` are sorted by falling score."""
+    """What one picture shows; ``objects`` are sorted by falling score."""
 
-    things: tuple[Found, ...]
+    objects: tuple[Found, ...]
     background: str
 
 
@@ -56,7 +56,7 @@ class JudgeConfig:
     """Shape of the network and of its decisions.
 
     ``widths`` and ``blocks``: channels, and residual blocks, at 1/2, 1/4 and 1/8 of the pixels · ``threshold``: the least
-    score of a thing · ``overlap``: of two boxes that share more than this part of the smaller one, the weaker is dropped.
+    score of an object · ``overlap``: of two boxes that share more than this part of the smaller one, the weaker is dropped.
     """
 
     side: int = 128
@@ -96,10 +96,10 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """A one-scale detector: every cell within 8 pixels of a thing's centre names class, colour and place of that thing.
+    """A one-scale detector: every cell within 8 pixels of an object's centre names class, colour and place of that object.
 
-    A thing counts as found where four neighbouring cells agree on its class: the score is the mean of their four
-    probabilities, which a half-drawn thing rarely wins.
+    An object counts as found where four neighbouring cells agree on its class: the score is the mean of their four
+    probabilities, which a half-drawn object rarely wins.
     """
 
     def __init__(self, config: JudgeConfig = JudgeConfig()) -> None:
@@ -135,7 +135,7 @@ class Judge(nn.Module):
         """What each picture shows.
 
         ``images``: uint8 [N, S, S, 3], or a list of [S, S, 3]; S at most ``config.side`` (smaller ones are continued with
-        the colour of their rim, so that things keep their size in pixels). Raises ValueError for anything else.
+        the colour of their rim, so that objects keep their size in pixels). Raises ValueError for anything else.
         """
         seen: list[Seen] = []
         for batch_B3HW, side in self._batches(images):
@@ -203,11 +203,11 @@ def _decode(maps: Maps, config: JudgeConfig, side: int) -> list[Seen]:
             )
         )
     backgrounds = [config.backgrounds[i] for i in maps.backgrounds_BG.argmax(1).tolist()]
-    return [Seen(things=_apart(f, config.overlap), background=g) for f, g in zip(found, backgrounds, strict=True)]
+    return [Seen(objects=_apart(f, config.overlap), background=g) for f, g in zip(found, backgrounds, strict=True)]
 
 
 def _absolute(places_B3hw: Tensor) -> Tensor:
-    """Per cell: centre x, centre y and side of its thing, in cells from the top left corner."""
+    """Per cell: centre x, centre y and side of its object, in cells from the top left corner."""
     rows, columns = places_B3hw.shape[2:]
     y_h = torch.arange(rows, device=places_B3hw.device) + 0.5
     x_w = torch.arange(columns, device=places_B3hw.device) + 0.5
@@ -216,11 +216,11 @@ def _absolute(places_B3hw: Tensor) -> Tensor:
 
 
 def _apart(found: list[Found], overlap: float) -> tuple[Found, ...]:
-    """The strongest things of which no two share more than ``overlap`` of the smaller box."""
+    """The strongest objects of which no two share more than ``overlap`` of the smaller box."""
     kept: list[Found] = []
-    for thing in sorted(found, key=lambda f: -f.score):
-        if all(shared(thing.box, other.box) <= overlap for other in kept):
-            kept.append(thing)
+    for obj in sorted(found, key=lambda f: -f.score):
+        if all(shared(obj.box, other.box) <= overlap for other in kept):
+            kept.append(obj)
     return tuple(kept)
 
 

@@ -27,7 +27,7 @@ from unmask.tasks.generate import Generate
 from unmask.tasks.running import perform
 from unmask.tokens.prompts import Conditions
 
-KINDS = ("single", "colors")  # one thing: two of them leave the background less room
+KINDS = ("single", "colors")  # one object: two of them leave the background less room
 LEVELS = 5  # of luminance, and of contrast at each of these
 _SCENES, _SIDE = 500, 128
 
@@ -50,7 +50,7 @@ class Lit:
 
 @cache
 def grid(level: str) -> tuple[Conditions, ...]:
-    """Light that the world can show: of training scenes of one thing, five luminances and at each of them five contrasts."""
+    """Light that the world can show: of training scenes of one object, five luminances and at each of them five contrasts."""
     draft = Draft(counts=((1, 1.0),))
     scenes = [sample(level, "train", key("conditions"), i, draft) for i in range(_SCENES)]
     there = [luminance_stats(pixels) for pixels in pixels_of(scenes, _SIDE)]

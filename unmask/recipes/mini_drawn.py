@@ -100,23 +100,23 @@ def legible(prompt: Prompt, picture: np.ndarray, rng: Random) -> Drawn | None:
     """What is known of a picture uint8 [side, side, 3]; None where that is nothing, nothing sure, or something held out."""
     reading = read(picture)
     words = criticised(prompt.want, reading.scene, rng)
-    if words is None or not reading.scene.things or shows_held_out(reading.scene) or not (words or reading.clean):
+    if words is None or not reading.scene.objects or shows_held_out(reading.scene) or not (words or reading.clean):
         return None
     return Drawn(prompt=prompt.text, critique=words, scene=reading.scene, clean=reading.clean)
 
 
 def criticised(want: Want, scene: Scene, rng: Random) -> str | None:
-    """What is wrong with a scene, first counts, then colours, then how things lie; "" if nothing is, None where there is no word for it."""
+    """The first error of a scene: counts, then colours, then relations; "" if there is none, None where no word exists for it."""
     for name in dict.fromkeys(item.name for item in want.items):
         items = [item for item in want.items if item.name == name]
-        shown = [t for t in scene.things if t.name == name]
+        shown = [t for t in scene.objects if t.name == name]
         wanted = sum(item.count for item in items)
         if not shown:
             return critiques.missing_critique(name, rng)
         if len(shown) < wanted or (len(shown) > wanted and any(item.exact for item in items)):
             return critiques.count_critique(replace(shown[0], colour=""), wanted, len(shown))
     for item in want.items:
-        colours = [t.colour for t in scene.things if t.name == item.name]
+        colours = [t.colour for t in scene.objects if t.name == item.name]
         if item.colour is not None and colours.count(item.colour) < item.count:
             other = next(c for c in colours if c != item.colour)
             # Natural colours have no word.
@@ -124,7 +124,7 @@ def criticised(want: Want, scene: Scene, rng: Random) -> str | None:
                 critiques.colour_critique(item.name, item.count, item.colour, other) if item.colour and other else None
             )
     if r := want.related:
-        first, second = ([t for t in scene.things if t.name == i.name] for i in (r.first, r.second))
+        first, second = ([t for t in scene.objects if t.name == i.name] for i in (r.first, r.second))
         if not any(relation(a, b) == r.relation for a in first for b in second if a is not b):
             return critiques.relation_critique(r.first.name, r.relation, r.second.name)
     return ""

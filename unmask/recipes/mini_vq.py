@@ -55,8 +55,8 @@ def crops(pixels: Tensor, scenes: list[Scene], rng: Random) -> Tensor:
     """One 64 px crop a picture, on the code lattice, around one of its objects: [B, 3, 64, 64]."""
     cut = []
     for picture, scene in zip(pixels, scenes, strict=True):
-        thing = rng.choice(scene.things)
-        left, top = (min(4, max(0, round(at * 8) + rng.randint(-2, 0))) * 16 for at in (thing.x, thing.y))
+        obj = rng.choice(scene.objects)
+        left, top = (min(4, max(0, round(at * 8) + rng.randint(-2, 0))) * 16 for at in (obj.x, obj.y))
         cut.append(picture[:, top : top + 64, left : left + 64])
     return torch.stack(cut)
 

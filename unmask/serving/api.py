@@ -130,7 +130,7 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
 def _add_text_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/ground")
     async def ground(body: Ground, request: Request) -> Response:
-        """Where things are in a picture."""
+        """Where objects are in a picture."""
         _check_name(service, body.model)
         call = Call(ask=calls.grounding(body, _seed(body)), priority=body.priority)
         (found,) = await _settled(request, service.start([call]))

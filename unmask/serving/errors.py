@@ -80,7 +80,7 @@ def error_response(error: BaseException) -> ErrorResponse:
 
 
 def _invalid(error: RequestValidationError | ValidationError) -> ErrorResponse:
-    """The first thing that is wrong, and where."""
+    """The first validation error and its location."""
     found = error.errors()
     first: Any = found[0] if found else {"loc": (), "msg": "the request is not understood", "type": ""}
     place = ".".join(str(part)[:50] for part in first["loc"] if part != "body")

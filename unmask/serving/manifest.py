@@ -32,7 +32,7 @@ class _Job(BaseModel):
     settings: tuple[str, ...] = ()
 
 
-class _Thing(BaseModel):
+class _PlacedObject(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     phrase: str
@@ -45,7 +45,7 @@ class Generate(_Job):
     task: Literal["generate"]
     prompt: str
     plan: bool = False
-    boxes: tuple[_Thing, ...] = ()
+    boxes: tuple[_PlacedObject, ...] = ()
     reflect: int = Field(1, ge=1, le=64)
 
     @property
@@ -192,7 +192,7 @@ def _line(number: int, raw: bytes) -> Line:
 
 
 def _said(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
+    """The first validation error and its location."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
     return f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -119,7 +119,7 @@ class Streamed(Strict):
 
 
 class BoxOf(Strict):
-    """A thing and where it shall be."""
+    """An object and where it shall be."""
 
     phrase: str = Field(min_length=1, max_length=200, description="What shall be in the box.")
     box: tuple[Fraction, Fraction, Fraction, Fraction] = Field(
@@ -196,7 +196,7 @@ class Infill(Sampled, Streamed):
 
 
 class Ground(Fields):
-    """Where things are in a picture."""
+    """Where objects are in a picture."""
 
     image: str = Field(description="A data: URL of the picture.")
     phrases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(

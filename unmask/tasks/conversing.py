@@ -96,7 +96,7 @@ def converse(model: Thinks, messages: Items[Message], seed: int) -> Turn:
             done += [words] if words else []
             break
         # The background has no box: the plan to change it is its reason alone.
-        if layout.things or _changes(messages, layout, parts):
+        if layout.objects or _changes(messages, layout, parts):
             model.tell(0, layout)
             done += [_planned(model, messages, layout, seed)]
             return Turn(parts=tuple(done), seed=seed, plan=layout, unread=unread)

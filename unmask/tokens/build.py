@@ -169,7 +169,7 @@ def plan_ids(text: Text, ids: list[int], length: int) -> list[int]:
     So the room for it says nothing of what is in it. ValueError where it is longer.
     """
     if len(ids) + 2 > length:
-        raise ValueError(f"a plan of {len(ids)} tokens and its end do not fit into {length}; plan fewer things")
+        raise ValueError(f"a plan of {len(ids)} tokens and its end do not fit into {length}; plan fewer objects")
     return [*ids, text[EXP], *[text[EOT]] * (length - len(ids) - 1)]
 
 

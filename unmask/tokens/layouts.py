@@ -23,7 +23,7 @@ _PIECES = re.compile(r"(<box_p>|</box_p>|\{phrase\}|\{box\})")
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A thing and where it is: corners (x1, y1, x2, y2) as fractions of the square picture."""
+    """An object and where it is: corners (x1, y1, x2, y2) as fractions of the square picture."""
 
     phrase: str
     box: FractionBox
@@ -33,19 +33,19 @@ class Placed:
 class Layout:
     """What goes where. ``reason``: what an edit does · ``troubles``: what was repaired or dropped when it was read, a sentence each."""
 
-    things: tuple[Placed, ...]
+    objects: tuple[Placed, ...]
     reason: str = ""
     troubles: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        things = [{"phrase": t.phrase, "box": list(t.box)} for t in self.things]
-        return {"reason": self.reason, "things": things, "troubles": list(self.troubles)}
+        objects = [{"phrase": t.phrase, "box": list(t.box)} for t in self.objects]
+        return {"reason": self.reason, "things": objects, "troubles": list(self.troubles)}
 
 
-def layout_of(things: Sequence[tuple[str, Sequence[float]]]) -> Layout:
+def layout_of(objects: Sequence[tuple[str, Sequence[float]]]) -> Layout:
     """A user's layout: (phrase, box) pairs, boxes as fractions. ValueError where one says nothing or lies outside the picture."""
     placed = []
-    for phrase, box in things:
+    for phrase, box in objects:
         if not phrase.strip():
             raise ValueError("a box has no name; say what shall be in it")
         if len(box) != 4 or not all(math.isfinite(v) for v in box):
@@ -57,23 +57,23 @@ def layout_of(things: Sequence[tuple[str, Sequence[float]]]) -> Layout:
             )
         placed.append(Placed(phrase=phrase.strip(), box=(x1, y1, x2, y2)))
     if not placed:
-        raise ValueError("the layout is empty; give at least one thing and its box")
-    return Layout(things=tuple(placed))
+        raise ValueError("the layout is empty; give at least one object with its box")
+    return Layout(objects=tuple(placed))
 
 
 def to_ids(layout: Layout, text: Text, wording: Wording) -> list[int]:
     """The layout in the words of a model. Its phrases are plain text, whatever they say."""
     ids = text.encode(layout.reason + wording.reason_end) if layout.reason else []
-    for i, thing in enumerate(layout.things):
+    for i, obj in enumerate(layout.objects):
         if i and wording.between_placed:
             ids += text.encode(wording.between_placed)
         for piece in _PIECES.split(wording.placed):
             if piece == "{box}":
-                ids += [text[BOX], *(text.first_location + k for k in to_bins(thing.box)), text[END_BOX]]
+                ids += [text[BOX], *(text.first_location + k for k in to_bins(obj.box)), text[END_BOX]]
             elif piece in (PHRASE, END_PHRASE):
                 ids.append(text[piece])
             elif piece:
-                ids += text.encode(piece.format(phrase=thing.phrase))
+                ids += text.encode(piece.format(phrase=obj.phrase))
     return ids
 
 
@@ -95,7 +95,7 @@ class _Reader:
         self.text, self.wording = text, wording
         self.words: list[int] = []
         self.bins: list[int] | None = None  # of the box that is being read
-        self.things: list[Placed] = []
+        self.objects: list[Placed] = []
         self.troubles: list[str] = []
         self.reason = ""
 
@@ -108,9 +108,9 @@ class _Reader:
             self.bins = []
         elif token == text[END_BOX]:
             self._close()
-        elif token == text[PHRASE]:  # what was said before was no name of a thing
+        elif token == text[PHRASE]:  # what was said before was no name of an object
             self._close()
-            if not self.things:
+            if not self.objects:
                 self.reason = text.decode(self.words).strip(" ,")
             self.words = []
         elif token != text[END_PHRASE]:
@@ -121,12 +121,12 @@ class _Reader:
         self._close()
         if left := self._phrase():
             self.troubles.append(f"{left!r} has no box: dropped")
-        return Layout(things=tuple(self.things), reason=self.reason, troubles=tuple(self.troubles))
+        return Layout(objects=tuple(self.objects), reason=self.reason, troubles=tuple(self.troubles))
 
     def _phrase(self) -> str:
         said = self.text.decode(self.words).strip()
         end = self.wording.reason_end.strip()
-        if not self.things and end and end in said:
+        if not self.objects and end and end in said:
             self.reason, _, said = said.partition(end)
         return said.strip(_EDGES)
 
@@ -152,4 +152,4 @@ class _Reader:
             return
         if x1 > x2 or y1 > y2:
             self.troubles.append(f"{phrase!r} has its corners reversed: put in order")
-        self.things.append(Placed(phrase=phrase, box=(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))))
+        self.objects.append(Placed(phrase=phrase, box=(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))))

@@ -23,7 +23,7 @@ class Wording:
     and ``{source}`` (as codes) say. ``COMPACT`` has it last: the way from a source code to the code that is drawn in its place is then
     the same for every instruction and plan, which a small model with 1-D rotary positions needs in order to copy (see docs/log.md).
     Where ``edit`` has no ``{plan}``, a plan opens the model's own turn.
-    ``plan`` and ``plan_edit`` ask for a layout before the picture, ``draw_planned`` for the picture that follows it. In a layout a thing
+    ``plan`` and ``plan_edit`` ask for a layout before the picture, ``draw_planned`` for the picture that follows it. In a layout an object
     is ``placed``, where ``{box}`` is its box in tags of its own; ``between_placed`` stands between two of them, ``plan_reason`` or, for
     an edit of a kind, one of ``edit_reasons`` and ``reason_end`` before the first.
     ``critique`` asks what is wrong with a picture of ``{caption}``, ``critique_edit`` with the second of two pictures, which shall be the
@@ -67,7 +67,7 @@ class Wording:
         return self.plan.partition("{caption}")[0]
 
     def reason(self, kind: str) -> str:
-        """Why things are placed in an edit of a kind. ValueError names the known kinds."""
+        """Why objects are placed in an edit of a kind. ValueError names the known kinds."""
         known = dict(self.edit_reasons)
         if kind not in known:
             raise ValueError(f"there is no reason for an edit of kind {kind!r}; the kinds are {', '.join(known)}")

@@ -27,7 +27,7 @@ from unmask.data.world.language import (
     related,
     sized,
 )
-from unmask.data.world.scenes import Scene, Thing, only_in, place, relation, shows_held_out, split_of
+from unmask.data.world.scenes import Scene, SceneObject, only_in, place, relation, shows_held_out, split_of
 from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
 
@@ -49,7 +49,7 @@ def negative_pair(scene: Scene, rng: Random) -> tuple[str, str]:
 
 
 def sample_pair(scene: Scene, rng: Random, related: float = 0.0) -> tuple[str, str]:
-    """A caption, right or wrong as often, and its critique. A share ``related`` says how two things lie, where two do."""
+    """A caption, right or wrong as often, and its critique. A share ``related`` says how two objects lie, where two do."""
     right = rng.random() < 0.5
     if related and rng.random() < related:
         if found := (_right_relation if right else _wrong_relation)(scene, rng):
@@ -62,9 +62,9 @@ def _right_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
     return (prefix(rng) + said, approval(rng)) if said else None
 
 
-def _wanted(scene: Scene, things: Sequence[Thing], rng: Random, style: Callable[..., str] = listed) -> str:
-    """A caption, every colour said, of a scene of these things; "" where it would show a held-out combination."""
-    wanted = replace(scene, things=tuple(things))
+def _wanted(scene: Scene, objects: Sequence[SceneObject], rng: Random, style: Callable[..., str] = listed) -> str:
+    """A caption, every colour said, of a scene of these objects; "" where it would show a held-out combination."""
+    wanted = replace(scene, objects=tuple(objects))
     if shows_held_out(wanted) and not shows_held_out(scene):
         return ""
     style = sized if style is listed and rng.random() < 0.15 else style
@@ -73,62 +73,62 @@ def _wanted(scene: Scene, things: Sequence[Thing], rng: Random, style: Callable[
     return said and prefix(rng) + said + end
 
 
-def _alike(scene: Scene, rng: Random) -> tuple[Thing, list[Thing]]:
-    """A thing that captions speak of, and all of its class."""
-    thing = rng.choice([t for t in scene.things if not t.distractor])
-    return thing, [t for t in scene.things if t.name == thing.name]
+def _alike(scene: Scene, rng: Random) -> tuple[SceneObject, list[SceneObject]]:
+    """An object that captions speak of, and all of its class."""
+    obj = rng.choice([t for t in scene.objects if not t.distractor])
+    return obj, [t for t in scene.objects if t.name == obj.name]
 
 
 def _wrong_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    thing, alike = _alike(scene, rng)
+    obj, alike = _alike(scene, rng)
     colour = rng.choice(LEVELS[scene.level].colours)
-    if not thing.colour or colour == thing.colour or any(t.colour != thing.colour for t in alike):
+    if not obj.colour or colour == obj.colour or any(t.colour != obj.colour for t in alike):
         return None
-    said = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.things], rng)
-    return (said, colour_critique(thing.name, len(alike), colour, thing.colour)) if said else None
+    said = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.objects], rng)
+    return (said, colour_critique(obj.name, len(alike), colour, obj.colour)) if said else None
 
 
 def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    thing, alike = _alike(scene, rng)
+    obj, alike = _alike(scene, rng)
     name = absent(scene, rng)
-    said = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.things], rng)
-    if not said or any(t.colour != thing.colour or t.distractor for t in alike):
+    said = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.objects], rng)
+    if not said or any(t.colour != obj.colour or t.distractor for t in alike):
         return None
-    return said, _class_critique(name, thing.name, len(alike), rng)
+    return said, _class_critique(name, obj.name, len(alike), rng)
 
 
 def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    if len(scene.things) > 3:
+    if len(scene.objects) > 3:
         return None
-    thing = replace(rng.choice(scene.things), name=absent(scene, rng), distractor=False)
-    said = _wanted(scene, (*scene.things, thing), rng)
-    return (said, missing_critique(thing.name, rng)) if said else None
+    obj = replace(rng.choice(scene.objects), name=absent(scene, rng), distractor=False)
+    said = _wanted(scene, (*scene.objects, obj), rng)
+    return (said, missing_critique(obj.name, rng)) if said else None
 
 
 def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    thing, alike = _alike(scene, rng)
+    obj, alike = _alike(scene, rng)
     count = rng.choice([n for n in range(1, 5) if n != len(alike)])
-    if any(t.colour != thing.colour or t.distractor for t in alike):
+    if any(t.colour != obj.colour or t.distractor for t in alike):
         return None
-    said = _wanted(scene, [t for t in scene.things if t not in alike] + [thing] * count, rng)
-    return (said, count_critique(replace(thing, colour=""), count, len(alike))) if said else None
+    said = _wanted(scene, [t for t in scene.objects if t not in alike] + [obj] * count, rng)
+    return (said, count_critique(replace(obj, colour=""), count, len(alike))) if said else None
 
 
 def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    if len(scene.things) != 2 or scene.things[0].name == scene.things[1].name:
+    if len(scene.objects) != 2 or scene.objects[0].name == scene.objects[1].name:
         return None
-    a, b = rng.sample(scene.things, 2)
+    a, b = rng.sample(scene.objects, 2)
     other = rng.choice((_exchange, _transpose, lambda a, b: _transpose(*_exchange(a, b))))(a, b)
     said = _wanted(scene, other, rng, related)
     return (said, relation_critique(a.name, relation(*other), b.name)) if said else None
 
 
-def _exchange(a: Thing, b: Thing) -> tuple[Thing, Thing]:
+def _exchange(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject]:
     """Each in the other's place: left of becomes right of."""
     return replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size)
 
 
-def _transpose(a: Thing, b: Thing) -> tuple[Thing, Thing]:
+def _transpose(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject]:
     """Mirrored at the diagonal: left of becomes above."""
     return replace(a, x=a.y, y=a.x), replace(b, x=b.y, y=b.x)
 
@@ -156,8 +156,8 @@ def missing_critique(words: str, rng: Random) -> str:
     return rng.choice((f"there is no {words}", f"{article(words)} is missing"))
 
 
-def count_critique(thing: Thing, wanted: int, shown: int) -> str:
-    many = f"one {noun(thing)}" if wanted == 1 else f"{number(wanted)} {plural(thing)}"
+def count_critique(obj: SceneObject, wanted: int, shown: int) -> str:
+    many = f"one {noun(obj)}" if wanted == 1 else f"{number(wanted)} {plural(obj)}"
     return f"there should be {many}, not {number(shown)}"
 
 
@@ -182,7 +182,7 @@ class Negative:
 
 def make_negatives(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[Negative]]:
     """A complete caption of a scene, and up to ``most`` pictures wrong in one point each, no two alike. They are of the scene's split."""
-    wanted = [t for t in scene.things if not t.distractor]
+    wanted = [t for t in scene.objects if not t.distractor]
     said = related(wanted, scene.level, rng) if rng.random() < 0.5 else ""
     ways = [_recoloured, _exchanged, _fewer, _more, *([_swapped] * 2 if said else ())]
     said = prefix(rng) + (said or listed(rng.sample(wanted, len(wanted)), scene.level, rng))
@@ -199,56 +199,56 @@ def make_negatives(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[
     return said, list(found.values())
 
 
-def _changed(scene: Scene, old: Sequence[Thing], new: Sequence[Thing]) -> Scene:
-    return replace(scene, things=(*(t for t in scene.things if t not in old), *new))
+def _changed(scene: Scene, old: Sequence[SceneObject], new: Sequence[SceneObject]) -> Scene:
+    return replace(scene, objects=(*(t for t in scene.objects if t not in old), *new))
 
 
-def _one_colour(scene: Scene, rng: Random) -> tuple[Thing, list[Thing]] | None:
-    """A thing and all of its class, where they are of one colour."""
-    thing, alike = _alike(scene, rng)
-    return None if any(t.colour != thing.colour or t.distractor for t in alike) else (thing, alike)
+def _one_colour(scene: Scene, rng: Random) -> tuple[SceneObject, list[SceneObject]] | None:
+    """An object and all of its class, where they are of one colour."""
+    obj, alike = _alike(scene, rng)
+    return None if any(t.colour != obj.colour or t.distractor for t in alike) else (obj, alike)
 
 
 def _recoloured(scene: Scene, rng: Random) -> Negative | None:
     found, colour = _one_colour(scene, rng), rng.choice(LEVELS[scene.level].colours)
     if not found or found[0].colour in ("", colour):
         return None
-    thing, alike = found
+    obj, alike = found
     wrong = _changed(scene, alike, [replace(t, colour=colour) for t in alike])
-    return Negative(scene=wrong, critique=colour_critique(thing.name, len(alike), thing.colour, colour))
+    return Negative(scene=wrong, critique=colour_critique(obj.name, len(alike), obj.colour, colour))
 
 
 def _exchanged(scene: Scene, rng: Random) -> Negative | None:
     found, name = _one_colour(scene, rng), absent(scene, rng)
     if not found:
         return None
-    thing, alike = found
+    obj, alike = found
     wrong = _changed(scene, alike, [replace(t, name=name) for t in alike])
-    return Negative(scene=wrong, critique=_class_critique(thing.name, name, len(alike), rng))
+    return Negative(scene=wrong, critique=_class_critique(obj.name, name, len(alike), rng))
 
 
 def _fewer(scene: Scene, rng: Random) -> Negative | None:
     found = _one_colour(scene, rng)
-    if not found or len(scene.things) < 2:
+    if not found or len(scene.objects) < 2:
         return None
-    thing, alike = found
-    wrong, left = _changed(scene, [thing], ()), len(alike) - 1
-    words = count_critique(replace(thing, colour=""), left + 1, left) if left else missing_critique(thing.name, rng)
+    obj, alike = found
+    wrong, left = _changed(scene, [obj], ()), len(alike) - 1
+    words = count_critique(replace(obj, colour=""), left + 1, left) if left else missing_critique(obj.name, rng)
     return Negative(scene=wrong, critique=words)
 
 
 def _more(scene: Scene, rng: Random) -> Negative | None:
     found, level = _one_colour(scene, rng), LEVELS[scene.level]
-    spots = place(level, 1, rng, tuple((t.x, t.y, t.size) for t in scene.things))
-    if not found or not spots or len(scene.things) >= level.most:
+    spots = place(level, 1, rng, tuple((t.x, t.y, t.size) for t in scene.objects))
+    if not found or not spots or len(scene.objects) >= level.most:
         return None
-    (x, y, size), (thing, alike) = spots[0], found
-    wrong = _changed(scene, (), [replace(thing, x=x, y=y, size=size)])
-    return Negative(scene=wrong, critique=count_critique(replace(thing, colour=""), len(alike), len(alike) + 1))
+    (x, y, size), (obj, alike) = spots[0], found
+    wrong = _changed(scene, (), [replace(obj, x=x, y=y, size=size)])
+    return Negative(scene=wrong, critique=count_critique(replace(obj, colour=""), len(alike), len(alike) + 1))
 
 
 def _swapped(scene: Scene, rng: Random) -> Negative | None:
-    a, b = rng.sample([t for t in scene.things if not t.distractor], 2)
+    a, b = rng.sample([t for t in scene.objects if not t.distractor], 2)
     if a.name == b.name:
         return None
     wrong = _changed(scene, [a, b], _exchange(a, b))
@@ -270,7 +270,7 @@ _SOMEWHERE = ("add", "move")  # any place is right that the instruction's words 
 def edited_pairs(made: Edit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]:
     """What may be shown after an edit, and instructions, each with the critique of that picture. Half of all are met.
 
-    Those that are not: nothing was done, the thing came out wrong or another one was edited, something else changed too, or another
+    Those that are not: nothing was done, the object came out wrong or another one was edited, something else changed too, or another
     edit was asked for. All scenes are of the split of the source.
     """
     split = split_of(made.source)
@@ -298,18 +298,18 @@ def _more_than_asked(made: Edit, rng: Random) -> Scene | None:
 
 
 def _near_miss(made: Edit, rng: Random) -> Scene | None:
-    """The same kind of edit of something else or to something else; or the new thing in another colour, class or place."""
+    """The same kind of edit of something else or to something else; or the new object in another colour, class or place."""
     come, level = only_in(made.target, made.source), LEVELS[made.source.level]
     if not come or rng.random() < 0.4:
         other = edit(made.source, split_of(made.source), rng, made.kind)
         return other.target if other else None
-    thing, rest = come[0], [t for t in made.target.things if t not in come]
+    obj, rest = come[0], [t for t in made.target.objects if t not in come]
     if rng.random() < 0.3:
-        return _changed(made.target, [thing], [replace(thing, name=absent(made.target, rng))])
+        return _changed(made.target, [obj], [replace(obj, name=absent(made.target, rng))])
     if rng.random() < 0.5:
-        return _changed(made.target, [thing], [replace(thing, colour=rng.choice(level.colours))])
+        return _changed(made.target, [obj], [replace(obj, colour=rng.choice(level.colours))])
     spots = place(level, 1, rng, tuple((t.x, t.y, t.size) for t in rest))
-    return _changed(made.target, [thing], [replace(thing, x=x, y=y, size=size) for x, y, size in spots])
+    return _changed(made.target, [obj], [replace(obj, x=x, y=y, size=size) for x, y, size in spots])
 
 
 def edit_critique(made: Edit, shown: Scene, rng: Random) -> str:
@@ -319,68 +319,68 @@ def edit_critique(made: Edit, shown: Scene, rng: Random) -> str:
     wanted = made.target
     come, gone = only_in(wanted, made.source), only_in(made.source, wanted)
     extra, found = only_in(shown, wanted), []
-    for thing in only_in(wanted, shown):
-        asked = thing in come
-        other = _counterpart(thing, extra, made if asked else None)
+    for obj in only_in(wanted, shown):
+        asked = obj in come
+        other = _counterpart(obj, extra, made if asked else None)
         if other:
             extra.remove(other)
         words = (
-            _replacement_critique(thing, other, made if asked else None, shown)
+            _replacement_critique(obj, other, made if asked else None, shown)
             if other
-            else _number_critique(thing, wanted, shown, rng)
+            else _number_critique(obj, wanted, shown, rng)
         )
         found += [(not asked, words)] if words else []
-    found += [(thing not in gone, _number_critique(thing, wanted, shown, rng)) for thing in extra]
+    found += [(obj not in gone, _number_critique(obj, wanted, shown, rng)) for obj in extra]
     if shown.background != wanted.background:
         found.append((made.kind != "background", _background_critique(wanted.background, shown.background)))
     return min(found, key=lambda f: f[0])[1] if found else ""
 
 
-def _fits(thing: Thing, other: Thing, made: Edit | None) -> bool:
-    """Whether ``other`` is as good as the ``thing`` that ``made`` brings."""
+def _fits(obj: SceneObject, other: SceneObject, made: Edit | None) -> bool:
+    """Whether ``other`` is as good as the ``obj`` that ``made`` brings."""
     return (
         made is not None
         and made.kind in _SOMEWHERE
-        and noun(thing) == noun(other)
-        and position_word(thing) == position_word(other)
-        and (made.kind == "add" or thing.size == other.size)
+        and noun(obj) == noun(other)
+        and position_word(obj) == position_word(other)
+        and (made.kind == "add" or obj.size == other.size)
     )
 
 
-def _counterpart(thing: Thing, extra: Sequence[Thing], made: Edit | None) -> Thing | None:
-    """What is shown in place of a thing: as good, in the same place, of the same look, of the same class."""
-    tests: tuple[Callable[[Thing], bool], ...] = (
-        lambda t: _fits(thing, t, made),
-        lambda t: t.box == thing.box,
-        lambda t: noun(t) == noun(thing),
-        lambda t: t.name == thing.name,
+def _counterpart(obj: SceneObject, extra: Sequence[SceneObject], made: Edit | None) -> SceneObject | None:
+    """What is shown in place of an object: as good, in the same place, of the same look, of the same class."""
+    tests: tuple[Callable[[SceneObject], bool], ...] = (
+        lambda t: _fits(obj, t, made),
+        lambda t: t.box == obj.box,
+        lambda t: noun(t) == noun(obj),
+        lambda t: t.name == obj.name,
     )
     return next((t for test in tests for t in extra if test(t)), None)
 
 
-def _replacement_critique(thing: Thing, other: Thing, made: Edit | None, shown: Scene) -> str:
-    """What is wrong with ``other`` where ``thing`` was wanted; "" where nothing is."""
-    if _fits(thing, other, made):
+def _replacement_critique(obj: SceneObject, other: SceneObject, made: Edit | None, shown: Scene) -> str:
+    """What is wrong with ``other`` where ``obj`` was wanted; "" where nothing is."""
+    if _fits(obj, other, made):
         return ""
-    if noun(thing) != noun(other):
-        alone = sum(t.name == thing.name for t in shown.things) == 1
-        if thing.name == other.name and thing.colour and other.colour and alone:
-            return colour_critique(thing.name, 1, thing.colour, other.colour)
-        return f"there should be {article(noun(thing))}, not {article(noun(other))}"
-    if thing.size != other.size and (made is None or made.kind != "add"):
-        return f"the {noun(thing)} should be {'bigger' if thing.size > other.size else 'smaller'}"
-    if (where := position_word(thing)) != position_word(other):
-        return f"the {noun(thing)} should be {at(where)}"
-    return f"the {noun(thing)} should not move"
+    if noun(obj) != noun(other):
+        alone = sum(t.name == obj.name for t in shown.objects) == 1
+        if obj.name == other.name and obj.colour and other.colour and alone:
+            return colour_critique(obj.name, 1, obj.colour, other.colour)
+        return f"there should be {article(noun(obj))}, not {article(noun(other))}"
+    if obj.size != other.size and (made is None or made.kind != "add"):
+        return f"the {noun(obj)} should be {'bigger' if obj.size > other.size else 'smaller'}"
+    if (where := position_word(obj)) != position_word(other):
+        return f"the {noun(obj)} should be {at(where)}"
+    return f"the {noun(obj)} should not move"
 
 
-def _number_critique(thing: Thing, wanted: Scene, shown: Scene, rng: Random) -> str:
-    """There are too few or too many of a thing; one in its natural colour is counted with all of its class."""
+def _number_critique(obj: SceneObject, wanted: Scene, shown: Scene, rng: Random) -> str:
+    """There are too few or too many of an object; one in its natural colour is counted with all of its class."""
     there, here = (
-        sum(t.name == thing.name and thing.colour in ("", t.colour) for t in scene.things) for scene in (wanted, shown)
+        sum(t.name == obj.name and obj.colour in ("", t.colour) for t in scene.objects) for scene in (wanted, shown)
     )
     if not here:
-        return missing_critique(noun(thing), rng)
+        return missing_critique(noun(obj), rng)
     if not there:
-        return f"there should be no {noun(thing)}"
-    return count_critique(thing, there, here)
+        return f"there should be no {noun(obj)}"
+    return count_critique(obj, there, here)

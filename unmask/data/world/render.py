@@ -81,9 +81,9 @@ def pixel_box(x: float, y: float, size: float, side: int) -> tuple[int, int, int
 def render(scene: Scene, side: int = 128) -> np.ndarray:
     """The picture of a scene: uint8 [side, side, 3]."""
     canvas = backdrop(scene.background, side).copy()
-    for thing in scene.things:
-        left, top, extent = pixel_box(thing.x, thing.y, thing.size, side)
-        rgb, rest = _sized(thing.name, thing.colour, extent)
+    for obj in scene.objects:
+        left, top, extent = pixel_box(obj.x, obj.y, obj.size, side)
+        rgb, rest = _sized(obj.name, obj.colour, extent)
         high, wide = min(extent, side - top), min(extent, side - left)
         region = canvas[top : top + high, left : left + wide]
         region *= rest[:high, :wide]

@@ -25,7 +25,7 @@ RELATIONS = tuple(INVERSE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thing:
+class SceneObject:
     """One object: class name, colour ("" is natural), top left corner and side as fractions of the picture's side."""
 
     name: str
@@ -47,25 +47,25 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Things on a background. ``level`` is a name in ``LEVELS``; later things lie on top of earlier ones."""
+    """Objects on a background. ``level`` is a name in ``LEVELS``; later objects lie on top of earlier ones."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     background: str
     level: str
 
     @cached_property
     def signature(self) -> str:
-        """The content as text, independent of the order of the things; a scene's split is a hash of it."""
-        parts = sorted(f"{t.name}/{t.colour}/{t.x:.4f}/{t.y:.4f}/{t.size:.4f}" for t in self.things)
+        """The content as text, independent of the order of the objects; a scene's split is a hash of it."""
+        parts = sorted(f"{t.name}/{t.colour}/{t.x:.4f}/{t.y:.4f}/{t.size:.4f}" for t in self.objects)
         return f"{self.level}|{self.background}|" + ";".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """What kind of scene to draw: weights of the number of things, and how they are alike.
+    """What kind of scene to draw: weights of the number of objects, and how they are alike.
 
-    ``counts``: ((number, weight), ...) · ``alike``: chance that a scene of several things repeats one class and colour ·
-    ``tinted``: chance of a recolouring, per thing · ``distractors``: chance of one thing that captions leave out.
+    ``counts``: ((number, weight), ...) · ``alike``: chance that a scene of several objects repeats one class and colour ·
+    ``tinted``: chance of a recolouring, per object · ``distractors``: chance of one object that captions leave out.
     """
 
     counts: tuple[tuple[int, float], ...] = ((1, 0.3), (2, 0.4), (3, 0.18), (4, 0.12))
@@ -78,7 +78,7 @@ def _hash(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def relation(a: Thing, b: Thing) -> str:
+def relation(a: SceneObject, b: SceneObject) -> str:
     """How ``a`` lies to ``b``: one of ``RELATIONS``, or "" where neither axis clearly dominates."""
     (ax, ay), (bx, by) = a.centre, b.centre
     dx, dy = bx - ax, by - ay
@@ -89,9 +89,9 @@ def relation(a: Thing, b: Thing) -> str:
     return ""
 
 
-def only_in(scene: Scene, other: Scene) -> list[Thing]:
-    """The things of a scene that another one has not."""
-    return [thing for thing in scene.things if thing not in other.things]
+def only_in(scene: Scene, other: Scene) -> list[SceneObject]:
+    """The objects of a scene that another one has not."""
+    return [obj for obj in scene.objects if obj not in other.objects]
 
 
 @cache
@@ -106,10 +106,10 @@ def held_out(*combination: str) -> bool:
 
 def combinations(scene: Scene) -> Iterator[tuple[str, ...]]:
     """Every (colour, class), (class, class) and (relation, class, class) that the scene shows."""
-    for thing in scene.things:
-        if thing.colour:
-            yield (thing.colour, thing.name)
-    for a, b in itertools.combinations(scene.things, 2):
+    for obj in scene.objects:
+        if obj.colour:
+            yield (obj.colour, obj.name)
+    for a, b in itertools.combinations(scene.objects, 2):
         if a.name == b.name:
             continue
         yield (a.name, b.name)
@@ -142,7 +142,7 @@ def sample(level: str, split: str, seed: int, index: int, draft: Draft = Draft()
         scene = _draw(LEVELS[level], draft, rng)
         if split_of(scene) == split and (split != "test" or shows_held_out(scene) == want_held_out):
             return scene
-    # A draft can rule held-out combinations out (one natural thing has none): then any scene of the split will do.
+    # A draft can rule held-out combinations out (one natural object has none): then any scene of the split will do.
     for _ in range(4000):
         scene = _draw(LEVELS[level], draft, rng)
         if split_of(scene) == split:
@@ -161,11 +161,11 @@ def _draw(level: Level, draft: Draft, rng: Random) -> Scene:
     if alike:
         kinds = [kinds[0]] * len(spots)
     ignored = len(spots) - 1 if len(spots) > 1 and rng.random() < draft.distractors else -1
-    things = tuple(
-        Thing(name=name, colour=colour, x=x, y=y, size=size, distractor=i == ignored)
+    objects = tuple(
+        SceneObject(name=name, colour=colour, x=x, y=y, size=size, distractor=i == ignored)
         for i, ((name, colour), (x, y, size)) in enumerate(zip(kinds, spots, strict=True))
     )
-    return Scene(things=things, background=rng.choice(level.backgrounds), level=level.name)
+    return Scene(objects=objects, background=rng.choice(level.backgrounds), level=level.name)
 
 
 def place(

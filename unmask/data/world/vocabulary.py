@@ -109,7 +109,7 @@ BACKGROUND_NAMES: tuple[str, ...] = tuple(BACKGROUNDS)
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """How much of the world is used, and where things may lie.
+    """How much of the world is used, and where objects may lie.
 
     ``lattice``: number of cells along a side that places and sizes are multiples of; 0 means anywhere.
     ``sizes``: object side as a fraction of the picture, from which grid scenes draw (free scenes draw between first and last).
