@@ -34,7 +34,7 @@ def launched() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """A browser window, and all that it asked for and complained of. ``expected``: complaints that belong to a test."""
+    """A browser window with its requests and console errors. ``expected``: a pattern of errors that a test expects."""
 
     context: BrowserContext
     url: str
@@ -53,7 +53,7 @@ class Visit:
         return page
 
 
-def room(page: Page, name: str) -> Locator:
-    """A tab, and what it shows."""
+def panel(page: Page, name: str) -> Locator:
+    """Open a tab; its panel."""
     page.get_by_role("tab", name=name).click()
-    return page.locator(f"#room-{name.lower()}")
+    return page.locator(f"#panel-{name.lower()}")
