@@ -329,7 +329,9 @@ def test_gallery_and_links_reproduce_a_result(visits: Callable[..., Visit], serv
     done(draw)
     assert same(first, picture(draw.get_by_role("link", name="Download")))
     seed = draw.locator("input[name=seed]").input_value()
-    other = visit.page(f"#draw?prompt=three+dogs&seed={seed}&steps=4&settings=%5B%22draw.temperature%3D0%22%5D")
+    other = visit.page(
+        f"#draw?prompt=three+dogs&seed={seed}&steps=4&settings=%5B%22token_sampler.temperature%3D0%22%5D"
+    )
     expect(other.get_by_role("textbox", name="Prompt")).to_have_value("three dogs")
     assert other.locator("#panel-draw input[name=seed]").input_value() == seed
     assert other.locator("#panel-draw input[name='token_sampler.temperature']").input_value() == "0"

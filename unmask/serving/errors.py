@@ -19,12 +19,12 @@ _KINDS = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_
 
 
 class NoSuchModel(ValueError):
-    """Another model was asked for than the one that is served."""
+    """The requested model is not the served one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorResponse:
-    """``server_fault``: whether it is the server's fault, so that it is logged whole · ``retry_after``: seconds."""
+    """``server_fault``: the server is at fault; the exception is logged with its traceback · ``retry_after``: seconds."""
 
     status: int
     message: str
@@ -44,7 +44,7 @@ class ErrorResponse:
 
 
 def error_response(error: BaseException) -> ErrorResponse:
-    """What to tell a client of an exception. A defect is told as such, without its details."""
+    """The response for an exception. Unexpected exceptions become a 500 without details."""
     text = str(error)[:_MOST]
     match error:
         case RequestValidationError() | ValidationError():
@@ -55,7 +55,7 @@ def error_response(error: BaseException) -> ErrorResponse:
             return ErrorResponse(status=503, message=text, code="draining", retry_after=1)
         case Closed():
             return ErrorResponse(
-                status=503, message=f"{text}; ask again", code="engine_stopped", retry_after=1, server_fault=True
+                status=503, message=f"{text}; retry", code="engine_stopped", retry_after=1, server_fault=True
             )
         case Cancelled() | ConnectionAbortedError():
             return ErrorResponse(status=499, message="the request was cancelled", code="cancelled")
@@ -67,26 +67,28 @@ def error_response(error: BaseException) -> ErrorResponse:
             return ErrorResponse(
                 status=error.status_code, message=str(error.detail)[:_MOST], code=_code(error.status_code)
             )
-        case NothingUnmasked():  # no sampler of ours does that by itself
-            message = f"settings: these lead nowhere ({text}); give others"
+        case NothingUnmasked():  # only unusual settings cause this
+            message = f"settings: sampling makes no progress with these ({text}); change them"
             return ErrorResponse(status=400, message=message, code="invalid_value", param="settings")
         case ValueError():
             named, colon, _ = text.partition(": ")
             param = named if colon and named.isidentifier() else None
             return ErrorResponse(status=400, message=text, code="invalid_value", param=param)
     return ErrorResponse(
-        status=500, message="the server made a mistake; its log says more", code="internal", server_fault=True
+        status=500, message="internal server error; see the server's log", code="internal", server_fault=True
     )
 
 
 def _invalid(error: RequestValidationError | ValidationError) -> ErrorResponse:
     """The first validation error and its location."""
     found = error.errors()
-    first: Any = found[0] if found else {"loc": (), "msg": "the request is not understood", "type": ""}
+    first: Any = found[0] if found else {"loc": (), "msg": "invalid request", "type": ""}
     place = ".".join(str(part)[:50] for part in first["loc"] if part != "body")
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
-        return ErrorResponse(status=400, message=f"the body is not JSON ({message} at {place})", code="invalid_json")
+        return ErrorResponse(
+            status=400, message=f"the body is not valid JSON ({message} at {place})", code="invalid_json"
+        )
     if not place and first["type"] in ("model_attributes_type", "model_type", "missing"):
         message = "the body must be a JSON object; send one, with the header content-type: application/json"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

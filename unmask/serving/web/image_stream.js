@@ -4,6 +4,7 @@ import { events } from "./api.js";
 import { freshly } from "./canvas.js";
 import { dataUrl, decoded, h } from "./dom.js";
 
+const TITLES = { plan: "Plan", critique: "Critique" };
 const STAGES = { plan: "Planning layout", critique: "Writing critique" };
 
 /** Follow a stream to its end. ``values``: the request, for the gallery and the link. Returns the final status. */
@@ -76,7 +77,7 @@ function words(run, data) {
   const index = data.picture || 0, stage = STAGES[data.stage] || "Generating text";
   shot(run, index);
   const label = attempt(data, `${stage}: step ${data.step} of ${data.of}`);
-  add(run, index, { label, round: data.round, words: { tokens: data.tokens, title: data.stage } });
+  add(run, index, { label, round: data.round, words: { tokens: data.tokens, title: TITLES[data.stage] || "Text" } });
   tell(run, index, data, stage);
 }
 
