@@ -380,7 +380,7 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("evaluate --suite moon", "'moon'"),
         ("evaluate --level moon", "'moon'"),
         ("inspect nosuch", "tiny, mini, lavida_o"),
-        ("inspect letter.txt", "no safetensors file"),
+        ("inspect letter.txt", "not a safetensors file"),
         ("bench nosuch", "bench"),
         ("world show --level moon", "'moon'"),
         ("world show -n 1 --out letter.txt/a.png", "could not write"),

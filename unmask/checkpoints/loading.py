@@ -1,7 +1,7 @@
-"""Weights into memory, as far as a task needs them.
+"""Load the weights that a task needs.
 
-Public idea: ``load(weights, net, vq, needs)`` fills two modules that were built on the meta device; a later call with other needs reads
-the rest. Nothing changes before everything has been read.
+Public idea: ``load(weights, net, vq, needs)`` fills two modules built on the meta device; a later call with other needs loads the rest.
+The modules change only after everything has been read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unmask.tokens.vq import VQ
 
 
 def load(weights: Weights, net: Elastic, vq: VQ, needs: frozenset[str]) -> None:
-    """Read what is needed and not there yet. CheckpointError (also: not enough memory) leaves both modules as they were."""
+    """Load missing weights. CheckpointError, also for too little memory; both modules are then unchanged."""
     modules: dict[str, nn.Module] = {"net": net, "vq": vq}
     wanted = [w for w in tensors_needed(weights.checkpoint, needs) if _rows_here(modules[w[0]], w[1]) < w[3]]
     refuse_if_too_large(weights, wanted)

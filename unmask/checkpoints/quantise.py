@@ -17,21 +17,21 @@ GROUP = 32  # columns that share a scale in 4 bits
 
 
 def quantised(weight: Tensor, bits: int) -> Tensor:
-    """A float matrix [out, in] kept in ``bits`` (8: a scale a row; 4: a scale for every 32 columns of a row), where it lies.
+    """A float matrix [out, in] quantised to ``bits`` on its device (8: one scale per row; 4: one scale per 32 columns of a row).
 
-    4 bits are packed two to a byte on a GPU (bfloat16 only). On a CPU torchao 0.18 keeps each in a byte of its own: as large as 8 bits, and
-    less exact; it is there to measure the cost in quality. CheckpointError without torchao, or where a matrix does not fit.
+    On a GPU (bfloat16 only) two 4-bit values share a byte. On a CPU torchao 0.18 uses a byte for each: as large as 8 bits and less exact;
+    it serves to measure the loss of quality. CheckpointError without torchao, or if the matrix does not fit.
     """
     if bits == 4 and weight.shape[1] % GROUP:
         raise CheckpointError(
-            f"a matrix of {weight.shape[1]} columns cannot be kept in int4, which takes {GROUP} at a time; use int8"
+            f"a matrix of {weight.shape[1]} columns cannot be quantised to int4, which needs a multiple of {GROUP}; use int8"
         )
     if bits == 4 and weight.is_cuda and weight.dtype != torch.bfloat16:
         raise CheckpointError(f"int4 on a GPU needs bfloat16, got {str(weight.dtype)[6:]}; add --dtype bfloat16")
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)  # it warns of CUDA libraries that a CPU build cannot open
+        logger.setLevel(logging.ERROR)  # it warns about CUDA libraries that a CPU build cannot load
     try:
         return _by_torchao(weight, bits)
     except ImportError as error:
@@ -42,7 +42,7 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
 
 
 def restored(weight: Tensor) -> Tensor:
-    """The numbers that a weight stands for: those of ``quantised`` in their float type again, others as they are."""
+    """The float values of a weight: dequantised if it is quantised, unchanged otherwise."""
     return weight.dequantize() if type(weight).__module__.startswith("torchao") else weight
 
 

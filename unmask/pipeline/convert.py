@@ -22,7 +22,7 @@ from torch import Tensor
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavida_o
 from unmask.checkpoints.store import CheckpointError, save_tensors
-from unmask.checkpoints.stream import Stored, read, read_head
+from unmask.checkpoints.stream import Stored, read, read_header
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, find, fit_own, format_of, survey, write_config
 from unmask.tokens.text import EOS, Text
@@ -231,7 +231,7 @@ def _shard(tensors: dict[str, Tensor], small: int) -> int:
 
 def _index(written: list[Path], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The index of shards that other loaders want."""
-    places = {tensor.name: path.name for path in written for tensor in read_head(path)}
+    places = {tensor.name: path.name for path in written for tensor in read_header(path)}
     return {
         "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
         "weight_map": dict(sorted(places.items())),
