@@ -361,7 +361,7 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("generate x --threads 0", "0 is not in the range"),
         ("ask in.png", "QUESTION"),
         ("ask missing.png what?", "no file missing.png"),
-        ("ask letter.txt what?", "not a picture"),
+        ("ask letter.txt what?", "not a supported image"),
         ("ask cut.png what?", "cut"),
         ("ground in.png", "PHRASES"),
         ("ground in.png cat --steps 9", "9 is not in the range"),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image
 
 import unmask
 from unmask.serving.engine import Limits
@@ -34,7 +34,7 @@ if not NEEDED:
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
 from ..pages import ROOT, commands  # noqa: E402
-from .browser import MISSING, PATIENCE, Visit, chromium, launched, panel  # noqa: E402
+from .browser import MISSING, PATIENCE, Visit, chromium, launched, panel, picture, same, watch  # noqa: E402
 
 if not chromium():
     pytest.fail(MISSING, pytrace=False) if NEEDED else pytest.skip(MISSING, allow_module_level=True)
@@ -130,25 +130,6 @@ def ask(place: Locator, prompt: str, **settings: int) -> None:
 def done(place: Locator, said: str = "Done") -> None:
     expect(place.locator(".line")).to_contain_text(said)
     expect(place.locator(".error")).to_be_hidden()
-
-
-def picture(link: Locator) -> Image.Image:
-    """The image behind a download link."""
-    url = link.get_attribute("href") or ""
-    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
-
-
-def same(a: Image.Image, b: Image.Image) -> bool:
-    return a.size == b.size and ImageChops.difference(a, b.convert("RGB")).getbbox() is None
-
-
-def watch(place: Locator) -> None:
-    """Record the number of masked tokens on the canvas at every change."""
-    place.locator(".frame > canvas[role=img]").evaluate(
-        """canvas => { window.seen = [];
-        const note = () => window.seen.push(Number(canvas.dataset.masked));
-        new MutationObserver(note).observe(canvas, {attributeFilter: ["data-masked"]}); }"""
-    )
 
 
 def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, folder: Path) -> None:

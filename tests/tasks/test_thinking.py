@@ -235,7 +235,7 @@ def test_bad_settings_are_refused(model: Model) -> None:
     ("objects", "said"),
     [
         ([], "empty"),
-        ([(" ", (0, 0, 1, 1))], "no name"),
+        ([(" ", (0, 0, 1, 1))], "no phrase"),
         ([("cat", (0, 0, 1))], "four numbers"),
         ([("cat", (0, 0, float("nan"), 1))], "four numbers"),
         ([("cat", (0.5, 0, 0.2, 1))], "x1 < x2"),

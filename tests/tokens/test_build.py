@@ -236,7 +236,7 @@ def test_conditions(conditions: Conditions, text: str) -> None:
         ({"contrast": 0.6}, "contrast 0.6 .*give 0 to 0.5$"),
         ({"score": -1.0}, "score -1.0 .*give 0 to 10$"),
         ({"hps": float("nan")}, "hps nan"),
-        ({"left": -3}, "left -3 is no number of pixels; give 0 or more"),
+        ({"left": -3}, "left -3 is not a number of pixels; give 0 or more"),
     ],
 )
 def test_no_picture_has_such_conditions(told: dict[str, Any], said: str) -> None:

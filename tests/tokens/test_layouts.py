@@ -54,8 +54,8 @@ def _written(phrase: str, *bins: int, open: bool = True, closed: bool = True) ->
         (_written("cat", 0, 0, 512, 512, 3), (0.0, 0.0, 0.5, 0.5), "5 coordinates"),
         (_written("cat", 0, 0, 512), None, "3 of 4 coordinates"),
         (_written("cat"), None, "0 of 4 coordinates"),
-        (_written("cat", 0, 9, 512, 9), None, "without an inside"),
-        (_written("", 0, 0, 512, 512), None, "box of nothing"),
+        (_written("cat", 0, 9, 512, 9), None, "an empty box"),
+        (_written("", 0, 0, 512, 512), None, "without a phrase"),
         (TEXT.encode("cat and dog"), None, "no box"),
     ],
 )
