@@ -14,8 +14,8 @@ from unmask.data.sources import (
     Drawings,
     Edits,
     Labelled,
-    Looks,
     Planned,
+    VisualQuestions,
     cell_labels,
     luminance_stats,
     pixels_of,
@@ -44,7 +44,7 @@ def sources() -> dict[str, object]:
         "draw64": Drawings(
             text=tokens, encode=fake_codes, seed=1, batch=6, side=64, fold=1, levels=(("grid_half", 1.0),)
         ),
-        "look": Looks(text=tokens, seed=1, look_tokens=LOOK_TOKENS, batch=4),
+        "look": VisualQuestions(text=tokens, seed=1, look_tokens=LOOK_TOKENS, batch=4),
         "edit": Edits(text=tokens, encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, batch=4),
         "caption": Captions(text=tokens, seed=1, batch=4),
         "draw_planned": Drawings(text=tokens, encode=fake_codes, seed=1, batch=6, plan=Planned(open=0.0)),
@@ -234,7 +234,7 @@ def test_edit_critiques_look_twice_and_half_of_them_approve() -> None:
 
 def test_answers_have_room() -> None:
     for source in (
-        Looks(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, answer_length=30),
+        VisualQuestions(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, answer_length=30),
         Critiques(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, length=30),
     ):
         rooms = [len(s) for table in source(0).span_table for s in table if s.name == "answer"]

@@ -144,7 +144,7 @@ class Drawings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
+class VisualQuestions:
     """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture.
 
     ``answer_length``: tokens of every answer, ends of turn included; 0: one to three of these behind it.

@@ -34,7 +34,7 @@ from unmask.corruption.collapsing import Collapsing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
 from unmask.data.drawn import DrawnCritiques
 from unmask.data.mixture import Joint
-from unmask.data.sources import LABELS, CachedEncoder, Captions, Drawings, Edits, Labelled, Looks, Planned
+from unmask.data.sources import LABELS, CachedEncoder, Captions, Drawings, Edits, Labelled, Planned, VisualQuestions
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world import critiques, edits, language
 from unmask.data.world.scenes import Draft, sample
@@ -232,7 +232,7 @@ class _Stage:
 
 def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1, images: int = IMAGES) -> Recipe:
     """Understanding and grounding: questions, phrases and captions of pictures (paper stage 1)."""
-    looks = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=16)
+    looks = VisualQuestions(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=16)
     return _Stage(
         name="mini.stage1",
         seed=seed,
@@ -294,7 +294,9 @@ def stage3(
     conditioned = replace(draw, seed=seed + 30, batch=10, conditions=1.0, draft=FEW)
     related = Plans(text=tokens, seed=seed + 20, length=44, batch=30, related=0.95, draft=PAIRS)
     retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
-    reply = Looks(**{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, answer_length=44)
+    reply = VisualQuestions(
+        **{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, answer_length=44
+    )
     unified = Collapsing(at=t_exp, announce=tokens[EXP]) if t_exp else None
     illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=8, length=44, draft=EVEN, unified=unified)
     critique_relations = Critiques(**{**seeing, "seed": seed + 50}, batch=4, related=0.8, draft=PAIRS)
@@ -309,7 +311,7 @@ def stage3(
             ("draw_asked", conditioned, 1, _DRAW_CONDITIONED, 1.0),
             ("draw_counted", counted, 1, _DRAW_PLANNED, 0.5),
             ("draw_planned", planned, 1, _DRAW_PLANNED, 1.1),
-            ("look", Looks(**seeing, batch=3, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.5),
+            ("look", VisualQuestions(**seeing, batch=3, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.5),
             ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 0.9),
             ("edit_planned", replace(edit, seed=seed + 10, plan=Planned(), batch=7), 1, _EDIT_PLANNED, 0.7),
             ("plan", Plans(**said, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),

@@ -21,14 +21,14 @@ from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, describe
 from unmask.tokens.build import asking, looking
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
     """A question about a picture whose answer fills the ``holes`` of a ``form``, of ``rooms`` tokens each."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     question: str
     form: Form
     holes: tuple[Hole, ...]
@@ -51,7 +51,12 @@ class Fill:
 
 
 def fill_in(
-    holes: tuple[Hole, ...], pixels: Tensor | Look, question: str, form: Form, length: int | None, presets: Presets
+    holes: tuple[Hole, ...],
+    pixels: Tensor | ImageViews,
+    question: str,
+    form: Form,
+    length: int | None,
+    presets: Presets,
 ) -> Fill:
     """``length``: tokens of every hole, None: as many as it should need. ValueError where that is too few or too many."""
     rooms = tuple(hole.room(presets.answer) if length is None else length for hole in holes)

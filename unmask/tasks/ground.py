@@ -15,7 +15,7 @@ from unmask.tasks.parts import Parts
 from unmask.tokens.boxes import FractionBox, from_bins
 from unmask.tokens.build import grounding, looking
 from unmask.tokens.text import BINS
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Ground:
     So a box has no company; a model whose whole sequence is one segment is asked for one phrase at a time.
     """
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     phrases: tuple[str, ...]
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 

@@ -25,7 +25,7 @@ from unmask.tokens.pictures import Placement, square
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
-from unmask.tokens.views import AnyRes, Look, to_pixels
+from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vq import VQ
 
 PAPER = (250, 250, 250)  # what lies around a picture that is not square
@@ -94,7 +94,7 @@ class Parts:
         padded, placement = square(image, self.side, self.paper)
         return to_pixels(padded), placement
 
-    def look(self, image: Image.Image) -> Tensor | Look:
+    def look(self, image: Image.Image) -> Tensor | ImageViews:
         """A user's picture as the understanding branch reads it. ValueError where the model has no eyes."""
         if self.net.config.vision is None:
             raise ValueError(
@@ -102,7 +102,7 @@ class Parts:
             )
         return self.views(image) if self.views else self.see(image)[0]
 
-    def glance(self, image: Image.Image) -> Tensor | Look:
+    def glance(self, image: Image.Image) -> Tensor | ImageViews:
         """A picture among others of one request: as a whole, without its details."""
         return self.views.one_of_several(image) if self.views else self.look(image)
 

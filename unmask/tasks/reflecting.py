@@ -28,7 +28,7 @@ from unmask.tasks.running import Thinks, perform
 from unmask.tokens.build import Attempt, asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 Rounds = Items[Items[Round]]
 MOST_ROUNDS = 64
@@ -40,7 +40,7 @@ _RIGHT = "is correct"
 class Critique:
     """What is wrong with a picture of ``caption``, in at most ``length`` tokens; "... is correct" where nothing is."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     caption: str
     length: int
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})

@@ -24,7 +24,7 @@ from unmask.tasks.results import Round, answered
 from unmask.tasks.running import Thinks, perform
 from unmask.tokens.build import asking, looking
 from unmask.tokens.layouts import Layout
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 NEEDS = reflecting.NEEDS | Edit.needs  # to plan, edit and judge
 
@@ -33,8 +33,8 @@ NEEDS = reflecting.NEEDS | Edit.needs  # to plan, edit and judge
 class CritiqueEdit:
     """What is wrong with ``after``, which shall be ``before`` as ``instruction`` changes it, in at most ``length`` tokens."""
 
-    before: Tensor | Look
-    after: Tensor | Look
+    before: Tensor | ImageViews
+    after: Tensor | ImageViews
     instruction: str
     length: int
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
@@ -63,7 +63,7 @@ def revise(
     ``NEEDS`` must have been loaded.
     """
     parts = model.parts
-    known: dict[int, tuple[Tensor, Tensor | Look, Tensor]] = {}
+    known: dict[int, tuple[Tensor, Tensor | ImageViews, Tensor]] = {}
     for image in images:
         if id(image) not in known:  # one picture may be edited several times
             pixels = parts.see(image)[0]
@@ -88,7 +88,7 @@ def revise(
 
 
 def layouts(
-    model: Thinks, told: Items[tuple[Tensor | Look, str]], seeds: Items[int], *, retry: bool = False
+    model: Thinks, told: Items[tuple[Tensor | ImageViews, str]], seeds: Items[int], *, retry: bool = False
 ) -> list[Layout]:
     """What every (picture, instruction) touches; ``retry``: by chance, as the surest did not do."""
     tasks = [PlanEdit(pixels=look, instruction=words, length=model.presets.edit_plan_length) for look, words in told]

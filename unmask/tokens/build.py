@@ -19,7 +19,7 @@ from unmask.tokens.boxes import to_bins
 from unmask.tokens.prompts import COMPACT, Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import BOS, BOX, END_BOX, END_HEADER, END_PHRASE, EOT, EXP, HEADER, MASK, PHRASE, Text
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 # Names of spans that guidance may drop.
 PROMPT = frozenset({"prompt"})
@@ -39,7 +39,7 @@ class Builder:
     ids: list[int] = field(default_factory=list)
     masked: list[bool] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
+    looks: list[ImageViews] = field(default_factory=list)
 
     def _span(self, name: str, kind: Kind, ids: list[int], masked: bool, **more: object) -> Builder:
         start = len(self.ids)
@@ -65,10 +65,10 @@ class Builder:
         filled = [self.text[MASK]] * ids if isinstance(ids, int) else list(ids)
         return self._span(name, Kind.TEXT, filled, open_, segment=segment, writable=True)
 
-    def look(self, name: str, picture: Tensor | Look) -> Builder:
+    def look(self, name: str, picture: Tensor | ImageViews) -> Builder:
         """Append an image for the semantic encoder: a single view [3, H, W] in 0..1, or several views with the rows to read."""
         if isinstance(picture, Tensor):
-            picture = Look(views=picture[None], rows=torch.arange(self.look_tokens))
+            picture = ImageViews(views=picture[None], rows=torch.arange(self.look_tokens))
         first = sum(len(look.views) for look in self.looks)
         self.looks.append(picture)
         return self._span(name, Kind.PATCH, [0] * len(picture), False, image=first)
@@ -122,7 +122,7 @@ class PlanIds:
 class Attempt:
     """An earlier image and its critique."""
 
-    picture: Tensor | Look
+    picture: Tensor | ImageViews
     critique: str
 
 
@@ -156,7 +156,7 @@ def planning(b: Builder, caption: str, plan: list[int] | int, *, conditions: Con
     return b.write("plan", plan).build(caption)
 
 
-def planning_edit(b: Builder, picture: Tensor | Look, instruction: str, plan: list[int] | int) -> Sequence:
+def planning_edit(b: Builder, picture: Tensor | ImageViews, instruction: str, plan: list[int] | int) -> Sequence:
     """Image and edit instruction to layout, in the span "plan". The format is that of a question."""
     wanted = b.wording.plan_edit.format(instruction=instruction.rstrip(" ."))
     return asking(looking(b, picture), wanted, plan, segment=b.first_segment, name="plan").build(instruction)
@@ -194,7 +194,7 @@ def _planned(b: Builder, plan: PlanIds | None) -> Builder:
 
 def editing(
     b: Builder,
-    picture: Tensor | Look,
+    picture: Tensor | ImageViews,
     source: Tensor,
     instruction: str,
     codes: Tensor | tuple[int, int],
@@ -220,7 +220,7 @@ def editing(
     return _answered(b, codes, fold, None if "{plan}" in b.wording.edit else plan).build(instruction)
 
 
-def looking(b: Builder, picture: Tensor | Look | None, *more: Tensor | Look) -> Builder:
+def looking(b: Builder, picture: Tensor | ImageViews | None, *more: Tensor | ImageViews) -> Builder:
     """The context shared by questions and phrases about the same images; each of them has its own segment."""
     b.say("prompt", *b.opening())
     for shown in () if picture is None else (picture, *more):

@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.sequence import Kind, Sequence, Span
 from unmask.tokens.build import Builder, asking, looking
 from unmask.tokens.text import EOT, EXP, MASK, Text
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Said:
 
     role: str
     text: str
-    pictures: tuple[Tensor | Look, ...] = ()
+    pictures: tuple[Tensor | ImageViews, ...] = ()
 
 
 def conversation(b: Builder, messages: Items[Said], length: int) -> Sequence:

@@ -1,7 +1,7 @@
 """Split an image into views for the semantic encoder and select the features that the model reads (spec 1.9).
 
-Public idea: ``AnyRes()(image) -> Look``. A view has ``pooled * (pooled + 1)`` feature rows, row by row with the newline last, as
-``models/vision.py`` returns them; a ``Look`` lists the row that each of its tokens reads, so the model only gathers.
+Public idea: ``AnyRes()(image) -> ImageViews``. A view has ``pooled * (pooled + 1)`` feature rows, row by row with the newline last, as
+``models/vision.py`` returns them; a ``ImageViews`` lists the row that each of its tokens reads, so the model only gathers.
 
 Sizes are (width, height) in pixels, as Pillow has them; maps are rows x columns.
 """
@@ -23,7 +23,7 @@ PINPOINTS = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class ImageViews:
     """An image for the semantic encoder: ``views [V, 3, S, S]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads."""
 
     views: Tensor
@@ -49,7 +49,7 @@ class AnyRes:
         if wrong or not self.pinpoints:
             raise ValueError(f"pinpoints must be multiples of the view's {self.size} pixels, got {wrong or 'none'}")
 
-    def __call__(self, image: Image.Image) -> Look:
+    def __call__(self, image: Image.Image) -> ImageViews:
         """A single image: the whole view, then its tiles with a newline after every row of the joined map."""
         wide, high = self.pinpoint(image.size)
         canvas = _centred(image, (wide, high))
@@ -59,12 +59,14 @@ class AnyRes:
         joined = self._map(wide // self.size, high // self.size)
         kept = unpad(joined, image.size)
         newline = torch.full((len(kept), 1), self.pooled)
-        return Look(views=views, rows=torch.cat([self._view(0).flatten(), torch.cat([kept, newline], 1).flatten()]))
+        return ImageViews(
+            views=views, rows=torch.cat([self._view(0).flatten(), torch.cat([kept, newline], 1).flatten()])
+        )
 
-    def one_of_several(self, image: Image.Image) -> Look:
+    def one_of_several(self, image: Image.Image) -> ImageViews:
         """One of several images in a sample: the whole view and one newline."""
         rows = torch.cat([self._view(0).flatten(), torch.tensor([self.pooled])])
-        return Look(views=to_pixels(self._whole(image))[None], rows=rows)
+        return ImageViews(views=to_pixels(self._whole(image))[None], rows=rows)
 
     def pinpoint(self, size: tuple[int, int]) -> tuple[int, int]:
         """The grid that keeps most pixels of an image of ``size``; ties: least padding, then the first."""
