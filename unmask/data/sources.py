@@ -1,7 +1,7 @@
-"""Training batches from the world: drawings, looks (questions and phrases about pictures), edits, captions alone.
+"""Training batches from the world: image generation, visual questions and grounding, edits, captions.
 
-Each source is a value; batch number ``step`` is a pure function of (seed, step). Pictures are turned into codes by ``encode``, a
-function from pixels [B, 3, H, W] in 0..1 to codes [B, h, w].
+Each source is a value; batch number ``step`` is a pure function of (seed, step). ``encode`` maps pixels [B, 3, H, W] in 0..1 to image
+codes [B, h, w].
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Levels = tuple[tuple[str, float], ...]  # (name, weight)
 
 
 class CachedEncoder:
-    """An encoder of squares that asks the real one only about squares it has not seen: a grid world has some 11,000 of them.
+    """Cache an encoder per patch: the real encoder runs only on new patches; the grid world has about 11,000.
 
-    For encoders whose code depends on its own square alone. ``side``: pixels of a square.
+    For encoders whose codes depend only on their own patch. ``side``: pixels per side of a patch.
     """
 
     def __init__(self, encode: Encode, side: int = 16, most: int = 200_000) -> None:
@@ -61,14 +61,14 @@ def pixels_of(scenes: list[Scene], side: int) -> Tensor:
 
 
 def luminance_stats(pixels_3HW: Tensor) -> Conditions:
-    """Luminance and contrast of a picture in 0..1: mean and deviation of its Rec. 709 luminance (spec 2.4)."""
+    """Luminance and contrast of an image in 0..1: mean and standard deviation of its Rec. 709 luminance (spec 2.4)."""
     weights = torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]
-    luminance = (pixels_3HW * weights).sum(0).clamp(max=1)  # white is more by rounding
+    luminance = (pixels_3HW * weights).sum(0).clamp(max=1)  # rounding can exceed 1 for white
     return Conditions(luminance=float(luminance.mean()), contrast=min(0.5, float(luminance.std(correction=0))))
 
 
 def train_scenes(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
-    """Training scenes number ``first`` and on, without end, each of a level drawn by weight when it is asked for."""
+    """Training scenes from number ``first`` on, endlessly; the level of each is drawn by weight."""
     names, weights = zip(*levels, strict=True)
     return (sample(rng.choices(names, weights)[0], "train", seed, i, draft) for i in count(first))
 
@@ -81,7 +81,7 @@ def scenes_of_batch(
 
 
 def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kinds: tuple[str, ...]) -> list[Edit]:
-    """The edits of batch number ``step``; ``kinds`` are gone through in turn."""
+    """The edits of batch number ``step``; kinds cycle through ``kinds``."""
     scenes = train_scenes(levels, seed, step * batch * 4, rng)
     pairs: list[Edit] = []
     while len(pairs) < batch:
@@ -91,7 +91,7 @@ def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kind
 
 
 def short_caption(text: Text, scene: Scene, rng: Random, longest: int) -> str:
-    """A caption of at most ``longest`` tokens, if a few tries find one: one long caption makes every row of its batch long."""
+    """A caption of at most ``longest`` tokens, if four samples contain one: a long caption makes all rows of its batch long."""
     for _ in range(4):
         said = language.caption(scene, rng)
         if len(text.encode(said)) <= longest:
@@ -101,7 +101,7 @@ def short_caption(text: Text, scene: Scene, rng: Random, longest: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """How a layout stands before its picture: learned with it in a share ``open`` of the samples, else given (spec 3.3)."""
+    """A layout before its image: predicted with it in a share ``open`` of the samples, otherwise given (spec 3.3)."""
 
     open: float = 0.2
 
@@ -111,9 +111,9 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawings:
-    """Caption -> picture. ``fold`` 1 reads one code a position, 2 folds 2x2 of them. ``conditions``: share of captions with them.
+    """Caption -> image. ``fold``: 1 puts one code at each position, 2 folds 2x2 codes · ``conditions``: share of captions with conditions.
 
-    ``longest``: tokens of a caption, if that can be · ``plan``: whether a layout stands before the picture, and how.
+    ``longest``: target length of captions in tokens · ``plan``: layout before the image; None: no layout.
     """
 
     text: Text
@@ -145,9 +145,9 @@ class Drawings:
 
 @dataclass(frozen=True, kw_only=True)
 class VisualQuestions:
-    """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture.
+    """Images with questions, phrases to ground and captions, each in its own segment after the shared image.
 
-    ``answer_length``: tokens of every answer, ends of turn included; 0: one to three of these behind it.
+    ``answer_length``: tokens of every answer including end-of-turn tokens; 0: one to three end-of-turn tokens after it.
     """
 
     text: Text
@@ -173,7 +173,7 @@ class VisualQuestions:
         b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
         segment = 0
         describe = rng.random() < self.describe
-        # A caption is as long as two questions: a row that has one has fewer of the others.
+        # A caption is about as long as two questions: rows with a caption have fewer questions and phrases.
         asked = language.questions(scene, rng)
         rng.shuffle(asked)
         for question in asked[: self.questions - describe]:
@@ -191,9 +191,9 @@ class VisualQuestions:
 
 
 def answer_ids(text: Text, answer: str, rng: Random, answer_length: int = 0) -> list[int]:
-    """An answer closed by one to three ends of turn, or by as many as fill its ``answer_length``, one at least.
+    """Answer ids followed by one to three end-of-turn tokens, or padded with them to ``answer_length`` (at least one).
 
-    How long the region is must not give the answer away; and a model that was always given little room fills any with words.
+    The span length must not reveal the answer, and a model trained on short spans only would fill long ones with text.
     """
     ids = text.encode(answer)
     return ids + [text[EOT]] * (max(1, answer_length - len(ids)) if answer_length else rng.randint(1, 3))
@@ -201,7 +201,7 @@ def answer_ids(text: Text, answer: str, rng: Random, answer_length: int = 0) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """Source picture and instruction -> edited picture. ``kinds`` are gone through in turn; ``plan`` as in ``Drawings``."""
+    """Source image and instruction -> edited image. ``kinds`` are gone through in turn; ``plan`` as in ``Drawings``."""
 
     text: Text
     encode: Encode
@@ -229,7 +229,7 @@ class Edits:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Captions alone, for text infilling."""
+    """Captions without images, for text infilling."""
 
     text: Text
     seed: int
@@ -247,7 +247,7 @@ class Captions:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """Pictures with what covers each of ``cells`` x ``cells`` cells, for the vision tower."""
+    """Images with labels of the object in each of ``cells`` x ``cells`` cells, for training the vision tower."""
 
     seed: int
     batch: int = 64
@@ -263,8 +263,8 @@ class Labelled:
         return pixels_of(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
 
 
-# name -> number of classes: class and colour of the object in a cell (0: none), which part of it, how big it is; and which cell
-# it is, because the text model can read a place from the features alone (values carry no rotary position).
+# name -> number of classes: class and colour of the object in a cell (0: none), part of the object, size; and the index of the
+# cell, because the text model gets positions only from the features (values carry no rotary position).
 LABELS = {"class": len(CLASS_NAMES) + 1, "colour": len(COLOUR_NAMES) + 2, "part": 10, "size": 4, "cell": 16}
 
 

@@ -1,6 +1,6 @@
-"""Training batches of thinking before and after drawing: plans alone, critiques, retries (spec 2.2, 3.3).
+"""Training batches for planning and reflection: plans, critiques, further attempts (spec 2.2, 3.3).
 
-Each source is a value; batch number ``step`` is a pure function of (seed, step), as in ``sources``. Plans together with their pictures
+Each source is a value; batch number ``step`` is a pure function of (seed, step), as in ``sources``. Plans together with their images
 are ``sources.Drawings`` and ``sources.Edits`` with a ``plan``.
 """
 
@@ -47,7 +47,7 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Caption -> layout, in ``length`` tokens; a share ``related`` of the captions says how two objects lie, where two objects do."""
+    """Caption -> layout, in ``length`` tokens. ``related``: share of captions with a spatial relation, if the scene has one."""
 
     text: Text
     seed: int
@@ -74,7 +74,7 @@ class Plans:
 
 @dataclass(frozen=True, kw_only=True)
 class EditPlans:
-    """Picture and instruction -> the layout of what changes, in ``length`` tokens. ``kinds`` are gone through in turn."""
+    """Image and instruction -> layout of the changed objects, in ``length`` tokens. Kinds cycle through ``kinds``."""
 
     text: Text
     seed: int
@@ -98,7 +98,7 @@ class EditPlans:
 
 
 def answering(b: Builder, pairs: Items[tuple[str, str]], rng: Random, length: int) -> Sequence:
-    """What ``b`` shows, then (question, answer) pairs, each in a segment of its own, an answer in ``length`` tokens."""
+    """The context of ``b``, then (question, answer) pairs, each in its own segment, answers padded to ``length`` tokens."""
     for segment, (question, answer) in enumerate(pairs, 1):
         asking(b, question, answer_ids(b.text, answer, rng, length), segment=segment)
     return b.build()
@@ -106,9 +106,9 @@ def answering(b: Builder, pairs: Items[tuple[str, str]], rng: Random, length: in
 
 @dataclass(frozen=True, kw_only=True)
 class Critiques:
-    """Picture and caption -> "... is correct", or what is wrong, in ``length`` tokens. Half of the captions are right.
+    """Image and caption -> critique, in ``length`` tokens. Half of the captions are correct.
 
-    Several stand under one picture, in segments of their own. A share ``related`` of them says how two objects lie, where two do.
+    Each image has ``captions`` pairs in separate segments. ``related``: share of captions with a spatial relation, if there is one.
     """
 
     text: Text
@@ -137,9 +137,9 @@ class Critiques:
 
 @dataclass(frozen=True, kw_only=True)
 class EditCritiques:
-    """Picture before, picture after, instruction -> "... is correct", or what is wrong, in ``length`` tokens. Half are right.
+    """Images before and after, instruction -> critique, in ``length`` tokens. Half of the instructions are met.
 
-    Where two instructions stand under one pair, each has a segment of its own. ``kinds`` are gone through in turn.
+    Two instructions for one pair of images have separate segments. Kinds cycle through ``kinds``.
     """
 
     text: Text
@@ -167,7 +167,7 @@ class EditCritiques:
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """Caption, earlier pictures that miss it and their critiques -> picture. ``plan``: whether a layout is thought of first, and how."""
+    """Caption, earlier failed images and their critiques -> image. ``plan``: layout before the image; None: no layout."""
 
     text: Text
     encode: Encode
@@ -206,10 +206,10 @@ class Retries:
 
 @dataclass(frozen=True, kw_only=True)
 class Illustrations:
-    """Picture -> its caption, then a picture of that caption: the announced form, in ``length`` tokens of text (spec 4.9).
+    """Image -> its caption and the token that announces an image, in ``length`` text tokens (spec 4.9).
 
-    Beside it, as rows of their own, the words and the picture they announce; ``plan.open`` of them learn both. ``unified``: the forms
-    come as often as the process has them, which is to mask them too, and words are always learned.
+    Other rows contain caption and image; both are predicted in a share ``plan.open`` of them. ``unified``: use the shares of this
+    corruption process, which also masks the rows; the caption is then always predicted.
     """
 
     text: Text

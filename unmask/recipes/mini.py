@@ -1,19 +1,19 @@
-"""The embedded model, from nothing to what is shipped: text tokenizer, vision tower, then the paper's three stages at small scale.
+"""Training of the embedded model from scratch: text tokenizer, vision tower, then the paper's three stages at small scale.
 
     unmask train mini_vq.vq   --out runs/vq       the image tokenizer
     unmask train mini.tower   --out runs/tower    the semantic encoder
-    unmask train mini.stage2a --out runs/stage2a  drawing at 64 px, one code a position
-    unmask train mini.stage2  --out runs/stage2   drawing at 128 px through the 2x2 fold
-    unmask train mini.align   --out runs/align    the projector: features to the words for them
-    unmask train mini.stage3  --out runs/stage3   everything together
+    unmask train mini.stage2a --out runs/stage2a  image generation at 64 px, one code per position
+    unmask train mini.stage2  --out runs/stage2   image generation at 128 px with 2x2 folding
+    unmask train mini.align   --out runs/align    the projector: image features to word embeddings
+    unmask train mini.stage3  --out runs/stage3   all tasks jointly
     python -c "from unmask.recipes.mini import ship; ship()"
 
-``mini.stage1`` (understanding and grounding alone, before drawing, as the paper has it) is there too; the shipped weights went
-without it. With it, ``mini.stage2a -o start=runs/stage1``. The text tokenizer was made by ``tokenizer_file``. ``images`` is the number of
-pictures that the dictionary of codes is fitted to, and the same for all.
+``mini.stage1`` (understanding and grounding before image generation, as in the paper) is optional; the shipped weights were trained
+without it. To use it: ``mini.stage2a -o start=runs/stage1``. ``tokenizer_file`` makes the text tokenizer. ``images``: number of images
+that the codebook is fitted to; it must be the same for all stages.
 
 Source: Lavida-O (arXiv 2509.19244) section 4 and table 1, scaled to a 7 M parameter model and two CPU cores. The measured cost and
-result of the shipped weights stand in the model card (unmask/assets/mini/README.md).
+results of the shipped weights are in the model card (unmask/assets/mini/README.md).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def text() -> Text:
 
 
 def lines(scenes: int = 12000) -> Iterator[str]:
-    """Everything that is said about training scenes of both levels."""
+    """All texts about training scenes of both levels."""
     rng = Random(0)
     for level in ("grid", "free"):
         for i in range(scenes):
@@ -88,7 +88,7 @@ def lines(scenes: int = 12000) -> Iterator[str]:
 
 
 def tokenizer_file(folder: Path) -> Text:
-    """Train the byte-level BPE and save it; seconds."""
+    """Train the byte-level BPE and save it. Takes seconds."""
     made = Text.train(lines(), SIZE.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     made.save(folder / "tokenizer.json")
@@ -96,9 +96,9 @@ def tokenizer_file(folder: Path) -> Text:
 
 
 def tower(seed: int = 0) -> Recipe:
-    """The vision tower, by dense supervision of its cells (see ``objectives.cells``). About five minutes on two cores.
+    """The vision tower, trained with dense labels per cell (see ``objectives.cells``). About five minutes on two cores.
 
-    Expected: class, colour and part of a cell wrong in less than 1 % of the cells of grid scenes.
+    Expected: class, colour and part wrong in less than 1 % of the cells of grid scenes.
     """
     assert SIZE.vision is not None
     vision = SIZE.vision
@@ -125,7 +125,7 @@ def tower(seed: int = 0) -> Recipe:
 
 
 def standardise(vision: Vision, pixels: Tensor) -> None:
-    """Give the pooled features mean 0 and deviation 1 over some pictures, by folding both into the pooling convolution."""
+    """Normalise the pooled features to mean 0 and deviation 1 over some images, by folding both into the pooling convolution."""
     with torch.no_grad():
         features = vision.pooled(pixels).flatten(0, 2)
         mean, deviation = features.mean(0), features.std(0).clamp(min=1e-3)
@@ -135,7 +135,7 @@ def standardise(vision: Vision, pixels: Tensor) -> None:
 
 
 def _encoder(images: int) -> CachedEncoder:
-    """Codes of pictures by the tokenizer's dictionary, which is fitted when first asked."""
+    """Image codes from the tokenizer's codebook, which is fitted on first use."""
     return CachedEncoder(lambda pixels: dictionary(0, images)[0].codes(pixels))
 
 
@@ -144,7 +144,7 @@ def _export(module: nn.Module, folder: Path) -> None:
 
 
 def _start(seed: int, start: str, vision: str, images: int = IMAGES) -> Callable[[], Elastic]:
-    """The weights of the run ``start``; without one keyed weights, code tables from the tokenizer's geometry, the tower of ``vision``."""
+    """The weights of the run ``start``; without it keyed random weights, code embeddings from the codebook, and the tower of ``vision``."""
 
     def model() -> Elastic:
         made = Elastic(SIZE, mask_id=text()[MASK])
@@ -176,18 +176,18 @@ _DRAW = Masked(dropouts=_DRAW_DROPS)
 # A luminance condition matters most while no code is known yet.
 _DRAW_CONDITIONED = Masked(corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.5)))
 _DRAW_RETRY = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
-# Three in ten as the first step of drawing has it: the plan is known, and no code.
+# Three in ten samples are like the first sampling step: the plan is known, and no code.
 _DRAW_PLANNED = replace(_DRAW_RETRY, corruption=Absorbing(code=OftenAll(policy=Cosine(), all=0.3)))
 _ILLUSTRATE = replace(_LOOK, dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
 
 
 def not_tower(name: str) -> bool:
-    """The tower itself stays as it was trained; its pooling, projector and newline learn."""
+    """Freeze the tower and its pooling; projector and newline are trained."""
     return not name.startswith("vision.tower") and not name.startswith("vision.pool")
 
 
 def align(start: str = "runs/stage2", seed: int = 5) -> Recipe:
-    """The projector, from features to the words for them (see ``objectives.align``). A minute."""
+    """The projector, from image features to word embeddings (see ``objectives.align``). Takes a minute."""
     tokens = text()
     classes = ((), *(tuple(tokens.encode(name)) for name in CLASS_NAMES))
     colours = ((), (), *(tuple(tokens.encode(name)) for name in COLOUR_NAMES))
@@ -207,7 +207,7 @@ def align(start: str = "runs/stage2", seed: int = 5) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """A stage of the transformer. ``parts``: (task, what it sees, every how many steps, how it is scored, with what weight)."""
+    """A training stage of the transformer. ``parts``: (task, source, every how many steps, objective, weight)."""
 
     name: str
     seed: int
@@ -231,7 +231,7 @@ class _Stage:
 
 
 def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1, images: int = IMAGES) -> Recipe:
-    """Understanding and grounding: questions, phrases and captions of pictures (paper stage 1)."""
+    """Understanding and grounding: questions, phrases and captions (paper stage 1)."""
     looks = VisualQuestions(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=16)
     return _Stage(
         name="mini.stage1",
@@ -244,7 +244,7 @@ def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1, images: i
 
 
 def stage2a(vision: str = "runs/tower", start: str = "", seed: int = 2, images: int = IMAGES) -> Recipe:
-    """Drawing at 64 px: 16 codes, one a position, uniform mask ratio (paper: 256 px uncompressed)."""
+    """Image generation at 64 px: 16 codes, one per position, uniform mask ratio (paper: 256 px uncompressed)."""
     draw = Drawings(
         text=text(), encode=_encoder(images), seed=seed, side=64, fold=1, batch=64, levels=(("grid_half", 1.0),)
     )
@@ -258,7 +258,7 @@ def stage2a(vision: str = "runs/tower", start: str = "", seed: int = 2, images: 
 
 
 def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 3, images: int = IMAGES) -> Recipe:
-    """Drawing at 128 px: 64 codes on 16 positions through the 2x2 fold, cosine mask ratio (paper: 1024 px compressed)."""
+    """Image generation at 128 px: 64 codes on 16 positions by 2x2 folding, cosine mask ratio (paper: 1024 px compressed)."""
     draw = Drawings(text=text(), encode=_encoder(images), seed=seed, batch=48, draft=EVEN)
     return _Stage(
         name="mini.stage2",
@@ -277,11 +277,11 @@ def stage3(
     images: int = IMAGES,
     t_exp: float = 0.0,
 ) -> Recipe:
-    """Everything together (paper stage 3), with the rate coming down: drawing, looking, editing, captions; layouts before pictures
-    and edits, critiques, retries, words that announce a picture.
+    """All tasks jointly (paper stage 3), with learning rate decay: image generation, questions and grounding, editing, captions; layouts
+    before images and edits, critiques, further attempts, text that announces an image.
 
-    ``drawn``: a folder of ``mini_drawn``, of whose pictures critiques are learned too · ``t_exp=0.5``: words that announce a picture are
-    masked together with it, in the paper's one process, which collapses there; 0: in samples of three kinds, as the released code has it
+    ``drawn``: a folder of ``mini_drawn``, to train critiques on generated images too · ``t_exp=0.5``: mask the announcing text together
+    with the image, in the paper's single process that collapses at this time; 0: three kinds of samples, as in the released code
     (spec 3.3).
     """
     tokens, encode = text(), _encoder(images)
@@ -323,7 +323,7 @@ def stage3(
             ("edit_critique", EditCritiques(**seeing, batch=4), 1, _LOOK, 0.25),
             ("retry", retry, 1, _DRAW_RETRY, 0.3),
             ("illustration", illustration, 1, replace(_ILLUSTRATE, corruption=unified or _LOOK.corruption), 1.2),
-            # No multiple of the number of processes: one of them would do all of it.
+            # Must not be a multiple of the number of processes: one process would get all batches.
             ("reply", reply, 5, _LOOK, 0.5),
             ("caption", Captions(**said, batch=16), 9, Masked(), 0.2),
         ),
@@ -332,7 +332,7 @@ def stage3(
 
 
 def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/assets/mini") -> None:
-    """Put the trained parts together as a model folder: network in bfloat16, tokenizer in float32 (its nearest code must not move)."""
+    """Write the trained parts as a model folder: network in bfloat16, image tokenizer in float32 (rounding would change its codes)."""
     from unmask.pipeline.loading import write_config
 
     folder = Path(out)

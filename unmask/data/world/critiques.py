@@ -32,7 +32,7 @@ from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
 
 def positive_pair(scene: Scene, rng: Random) -> tuple[str, str]:
-    """A right caption, and the critique that finds nothing wrong."""
+    """A correct caption and an approving critique."""
     return caption(scene, rng), approval(rng)
 
 
@@ -41,7 +41,7 @@ def approval(rng: Random) -> str:
 
 
 def negative_pair(scene: Scene, rng: Random) -> tuple[str, str]:
-    """A caption the scene fails in one point, and the critique that names it, the caption taken as what was wanted."""
+    """A caption that is wrong in one property, and the critique that names it, with the caption as the target."""
     for _ in range(4):
         if found := rng.choice((_wrong_colour, _wrong_class, _wrong_count, _wrong_relation, _missing))(scene, rng):
             return found
@@ -49,7 +49,7 @@ def negative_pair(scene: Scene, rng: Random) -> tuple[str, str]:
 
 
 def sample_pair(scene: Scene, rng: Random, related: float = 0.0) -> tuple[str, str]:
-    """A caption, right or wrong as often, and its critique. A share ``related`` says how two objects lie, where two do."""
+    """A caption and its critique, correct with probability 0.5. ``related``: probability of a caption with a spatial relation."""
     right = rng.random() < 0.5
     if related and rng.random() < related:
         if found := (_right_relation if right else _wrong_relation)(scene, rng):
@@ -63,7 +63,7 @@ def _right_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def _wanted(scene: Scene, objects: Sequence[SceneObject], rng: Random, style: Callable[..., str] = listed) -> str:
-    """A caption, every colour said, of a scene of these objects; "" where it would show a held-out combination."""
+    """A caption with all colours for a scene of these objects; "" if that shows a held-out combination."""
     wanted = replace(scene, objects=tuple(objects))
     if shows_held_out(wanted) and not shows_held_out(scene):
         return ""
@@ -74,7 +74,7 @@ def _wanted(scene: Scene, objects: Sequence[SceneObject], rng: Random, style: Ca
 
 
 def _alike(scene: Scene, rng: Random) -> tuple[SceneObject, list[SceneObject]]:
-    """An object that captions speak of, and all of its class."""
+    """A random object that is no distractor, and all objects of its class."""
     obj = rng.choice([t for t in scene.objects if not t.distractor])
     return obj, [t for t in scene.objects if t.name == obj.name]
 
@@ -124,12 +124,12 @@ def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def _exchange(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject]:
-    """Each in the other's place: left of becomes right of."""
+    """Exchange the positions: left of becomes right of."""
     return replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size)
 
 
 def _transpose(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject]:
-    """Mirrored at the diagonal: left of becomes above."""
+    """Mirror at the diagonal: left of becomes above."""
     return replace(a, x=a.y, y=a.x), replace(b, x=b.y, y=b.x)
 
 
@@ -139,7 +139,7 @@ def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
     return f"{said} {BACKGROUNDS[wanted][0]}", _background_critique(wanted, scene.background)
 
 
-# -- what is wrong, in words ------------------------------------------------------------------------------------------
+# -- texts of critiques ------------------------------------------------------------------------------------------
 
 
 def colour_critique(name: str, count: int, wanted: str, shown: str) -> str:
@@ -169,19 +169,19 @@ def _background_critique(wanted: str, shown: str) -> str:
     return f"the background should be {wanted}, not {shown}"
 
 
-# -- wrong pictures of one caption ------------------------------------------------------------------------------------
+# -- negatives of one caption ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Negative:
-    """A picture that misses what was wanted, and the critique that says in what."""
+    """A scene that does not match the caption, and the critique of it."""
 
     scene: Scene
     critique: str
 
 
 def make_negatives(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[Negative]]:
-    """A complete caption of a scene, and up to ``most`` pictures wrong in one point each, no two alike. They are of the scene's split."""
+    """A complete caption of a scene and up to ``most`` different negatives, each wrong in one property. All are of the scene's split."""
     wanted = [t for t in scene.objects if not t.distractor]
     said = related(wanted, scene.level, rng) if rng.random() < 0.5 else ""
     ways = [_recoloured, _exchanged, _fewer, _more, *([_swapped] * 2 if said else ())]
@@ -204,7 +204,7 @@ def _changed(scene: Scene, old: Sequence[SceneObject], new: Sequence[SceneObject
 
 
 def _one_colour(scene: Scene, rng: Random) -> tuple[SceneObject, list[SceneObject]] | None:
-    """An object and all of its class, where they are of one colour."""
+    """A random object and all objects of its class, if they have the same colour."""
     obj, alike = _alike(scene, rng)
     return None if any(t.colour != obj.colour or t.distractor for t in alike) else (obj, alike)
 
@@ -261,17 +261,17 @@ def _other_background(scene: Scene, rng: Random) -> Negative | None:
     return Negative(scene=wrong, critique=_background_critique(scene.background, other))
 
 
-# -- pictures after an edit ---------------------------------------------------------------------------------------------
+# -- images after an edit ---------------------------------------------------------------------------------------------
 
 UNCHANGED = "nothing has changed"
-_SOMEWHERE = ("add", "move")  # any place is right that the instruction's words fit
+_SOMEWHERE = ("add", "move")  # any position that fits the instruction is correct
 
 
 def edited_pairs(made: Edit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]:
-    """What may be shown after an edit, and instructions, each with the critique of that picture. Half of all are met.
+    """A scene after an edit, and (instruction, critique) pairs for it; half of the instructions are met.
 
-    Those that are not: nothing was done, the object came out wrong or another one was edited, something else changed too, or another
-    edit was asked for. All scenes are of the split of the source.
+    Otherwise nothing changed, the object is wrong or another one was edited, something else changed too, or another edit was
+    requested. All scenes are of the split of the source.
     """
     split = split_of(made.source)
     if rng.random() < 0.6:
@@ -298,7 +298,7 @@ def _more_than_asked(made: Edit, rng: Random) -> Scene | None:
 
 
 def _near_miss(made: Edit, rng: Random) -> Scene | None:
-    """The same kind of edit of something else or to something else; or the new object in another colour, class or place."""
+    """The same kind of edit with another object or result; or the new object in another colour, class or position."""
     come, level = only_in(made.target, made.source), LEVELS[made.source.level]
     if not come or rng.random() < 0.4:
         other = edit(made.source, split_of(made.source), rng, made.kind)
@@ -313,7 +313,7 @@ def _near_miss(made: Edit, rng: Random) -> Scene | None:
 
 
 def edit_critique(made: Edit, shown: Scene, rng: Random) -> str:
-    """What is wrong with a picture after an edit: of what was asked for, else of the rest; "" where nothing is."""
+    """Critique of a scene after an edit: first errors of the requested change, then of the rest; "" if there is no error."""
     if shown.signature == made.source.signature:
         return UNCHANGED
     wanted = made.target
@@ -337,7 +337,7 @@ def edit_critique(made: Edit, shown: Scene, rng: Random) -> str:
 
 
 def _fits(obj: SceneObject, other: SceneObject, made: Edit | None) -> bool:
-    """Whether ``other`` is as good as the ``obj`` that ``made`` brings."""
+    """Whether ``other`` is an equally correct result for the ``obj`` that ``made`` adds."""
     return (
         made is not None
         and made.kind in _SOMEWHERE
@@ -348,7 +348,7 @@ def _fits(obj: SceneObject, other: SceneObject, made: Edit | None) -> bool:
 
 
 def _counterpart(obj: SceneObject, extra: Sequence[SceneObject], made: Edit | None) -> SceneObject | None:
-    """What is shown in place of an object: as good, in the same place, of the same look, of the same class."""
+    """The object shown in place of another one: equally correct, at the same position, of equal class and colour, or of equal class."""
     tests: tuple[Callable[[SceneObject], bool], ...] = (
         lambda t: _fits(obj, t, made),
         lambda t: t.box == obj.box,
@@ -359,7 +359,7 @@ def _counterpart(obj: SceneObject, extra: Sequence[SceneObject], made: Edit | No
 
 
 def _replacement_critique(obj: SceneObject, other: SceneObject, made: Edit | None, shown: Scene) -> str:
-    """What is wrong with ``other`` where ``obj`` was wanted; "" where nothing is."""
+    """Critique of ``other`` in place of ``obj``; "" if it is correct."""
     if _fits(obj, other, made):
         return ""
     if noun(obj) != noun(other):
@@ -375,7 +375,7 @@ def _replacement_critique(obj: SceneObject, other: SceneObject, made: Edit | Non
 
 
 def _number_critique(obj: SceneObject, wanted: Scene, shown: Scene, rng: Random) -> str:
-    """There are too few or too many of an object; one in its natural colour is counted with all of its class."""
+    """Critique of too few or too many objects; an object of natural colour is counted with all of its class."""
     there, here = (
         sum(t.name == obj.name and obj.colour in ("", t.colour) for t in scene.objects) for scene in (wanted, shown)
     )

@@ -1,7 +1,7 @@
-"""Editing instructions: two scenes that differ in one object, and the sentence that leads from one to the other.
+"""Editing instructions: two scenes that differ in one object, and the instruction that turns one into the other.
 
-The sentence names its object so that only one fits, and determines the result (where several free places fit the word, any
-of them is right). Public idea: ``edit(scene, split, rng)``; both scenes belong to the split.
+The instruction refers to its object unambiguously and determines the result (if several free positions fit its words, each of
+them is right). Public idea: ``edit(scene, split, rng)``; both scenes belong to the split.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from unmask.data.world.language import article, at, by_extreme, names, noun, pos
 from unmask.data.world.scenes import Scene, SceneObject, apart, place, split_of
 from unmask.data.world.vocabulary import LEVELS, Level
 
-_TRIES = 24  # proposals of one kind before it is given up
-_FACTOR = 1.5  # of a free object's side when it is made bigger or smaller
+_TRIES = 24  # proposals per kind
+_FACTOR = 1.5  # size factor of a resize on levels without a lattice
 Spot = tuple[float, float, float]
 
 
@@ -30,7 +30,7 @@ class Edit:
 
 
 def edit(scene: Scene, split: str, rng: Random, kind: str | None = None) -> Edit | None:
-    """An edit of the given kind, or of any that can be made; None where none can.
+    """An edit of the given kind, or of any possible kind; None if there is none.
 
     The target of a train or validation scene belongs to the same split; that of a test scene may be any scene. Raises
     ValueError for a scene of another split and for an unknown kind.
@@ -51,7 +51,7 @@ Proposal = tuple[str, Scene] | None
 
 
 def _named(scene: Scene, rng: Random) -> tuple[int, str] | None:
-    """An object told apart by class or colour and class, else by size or place: its index and its name with ``the``."""
+    """A random object and an unambiguous expression for it with ``the``: by class or colour, else by size or position."""
     index = rng.randrange(len(scene.objects))
     said = names(scene.objects, index)
     name = rng.choice(said) if said else by_extreme(scene, index, rng)
@@ -67,12 +67,12 @@ def _spot(obj: SceneObject) -> Spot:
 
 
 def _free(scene: Scene, spot: Spot, index: int) -> bool:
-    """Whether the place is clear of all objects but the one at ``index``."""
+    """Whether a position overlaps no object except the one at ``index``."""
     return all(i == index or apart(spot, _spot(t)) for i, t in enumerate(scene.objects))
 
 
 def _kind(level: Level, rng: Random) -> tuple[str, str]:
-    """A class, and a colour two times out of three."""
+    """A class and, with probability 0.65, a colour."""
     return rng.choice(level.classes), rng.choice(level.colours) if rng.random() < 0.65 else ""
 
 
@@ -127,12 +127,12 @@ def _move(scene: Scene, rng: Random) -> Proposal:
         return None
     index, name = named
     obj, level = scene.objects[index], LEVELS[scene.level]
-    room = 1 - obj.size
+    span = 1 - obj.size
     if level.lattice:
-        steps = round(room * level.lattice)
+        steps = round(span * level.lattice)
         x, y = rng.randint(0, steps) / level.lattice, rng.randint(0, steps) / level.lattice
     else:
-        x, y = rng.uniform(0, room), rng.uniform(0, room)
+        x, y = rng.uniform(0, span), rng.uniform(0, span)
     moved = replace(obj, x=x, y=y)
     where = position_word(moved)
     if where == position_word(obj) or not _free(scene, (x, y, obj.size), index):
@@ -157,7 +157,7 @@ def _resize(scene: Scene, rng: Random) -> Proposal:
 
 
 def _lattice_sizes(obj: SceneObject, level: Level) -> Iterator[Spot]:
-    """The other size of the level, first with the old top left corner, then wherever the old place stays covered."""
+    """The other size of the level: first with the same top left corner, then at all positions that overlap the old one."""
     size = next(s for s in level.sizes if s != obj.size)
     steps = max(0, round((size - obj.size) * level.lattice))
     for back in sorted(((i, j) for i in range(steps + 1) for j in range(steps + 1)), key=sum):
@@ -167,7 +167,7 @@ def _lattice_sizes(obj: SceneObject, level: Level) -> Iterator[Spot]:
 
 
 def _free_sizes(obj: SceneObject, level: Level, rng: Random) -> Iterator[Spot]:
-    """Bigger or smaller by a factor about the centre, pushed into the picture; nothing beyond the level's sizes."""
+    """Scaled about the centre and shifted into the image; none outside the level's sizes."""
     size = obj.size * (_FACTOR if rng.random() < 0.5 else 1 / _FACTOR)
     if min(level.sizes) <= size <= max(level.sizes):
         x, y = (min(max(c - size / 2, 0.0), 1 - size) for c in obj.centre)

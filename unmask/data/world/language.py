@@ -1,10 +1,10 @@
-"""Everything that can be said about a scene: captions, layouts, referring expressions, questions.
+"""Texts about scenes: captions, layouts, referring expressions, questions.
 
-Lower case, short, templated: the models that read this are tiny. Every function is a pure function of its arguments and the
-``Random`` it is given. Captions leave distractors out; everything else speaks of all that is visible. Public ideas:
-``caption``, ``layout``, ``referring`` and ``questions``; what is wrong with a picture is in ``critiques.py``.
+Lower case, short and templated, because the models are tiny. All functions are pure functions of their arguments and a ``Random``.
+Captions omit distractors; all other texts cover every visible object. Public ideas: ``caption``, ``layout``, ``referring`` and
+``questions``; critiques are in ``critiques.py``.
 
-A text names a held-out combination (colour x class, relation x pair) only for a scene which itself shows one.
+A text contains a held-out combination (colour x class, relation x pair) only if its scene shows one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Box = tuple[float, float, float, float]
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 _SIDES = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
 _EXTREMES = {"left of": "leftmost", "right of": "rightmost", "above": "topmost", "below": "bottommost"}
-_MARGIN = 0.12  # of the picture's side: how far the leftmost of several must lead to be called so
+_MARGIN = 0.12  # of the image side: minimum lead of the leftmost of several objects to be called so
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
 def noun(obj: SceneObject) -> str:
-    """``red apple``, or ``apple`` for one in its natural colour."""
+    """``red apple``, or ``apple`` for the natural colour."""
     return f"{obj.colour} {obj.name}" if obj.colour else obj.name
 
 
@@ -55,7 +55,7 @@ def amount(count: int, one: str, many: str) -> str:
 
 
 def position_word(obj: SceneObject) -> str:
-    """Where the object's centre lies in a 3x3 split of the picture: ``top left``, ``top``, …, ``centre``, …"""
+    """Cell of the object's centre in a 3x3 grid: ``top left``, ``top``, …, ``centre``, …"""
     x, y = obj.centre
     across = "left" if x < 0.4 else "right" if x > 0.6 else ""
     down = "top" if y < 0.4 else "bottom" if y > 0.6 else ""
@@ -69,7 +69,7 @@ def at(position: str) -> str:
 
 @cache
 def _size_bounds(level: str) -> tuple[float, float]:
-    """(an object below this is small, an object above this is big)."""
+    """(upper limit of small, lower limit of big)."""
     sizes = LEVELS[level].sizes
     low, high = min(sizes), max(sizes)
     if LEVELS[level].lattice:
@@ -91,7 +91,7 @@ def _join(parts: Sequence[str]) -> str:
 
 
 def caption(scene: Scene, rng: Random) -> str:
-    """A complete and true description of all but the distractors, two thirds of the time short and GenEval-like."""
+    """A complete and true description without distractors; two thirds are short and similar to GenEval prompts."""
     long = rng.random() < 0.35
     objects = mentioned_objects(scene, 0.9, rng)
     style = rng.choice((_placed, sized, _remarked)) if long else related if rng.random() < 0.6 else listed
@@ -105,7 +105,7 @@ def prefix(rng: Random) -> str:
 
 
 def mentioned_objects(scene: Scene, rate: float, rng: Random) -> list[SceneObject]:
-    """The objects a caption speaks of, in random order; a colour stays with chance ``rate``, alike for like objects."""
+    """The objects that a caption mentions, in random order; colours are kept with probability ``rate``, consistently for equal objects."""
     objects = [t for t in scene.objects if not t.distractor]
     rng.shuffle(objects)
     kept: dict[tuple[str, str], bool] = {}
@@ -124,7 +124,7 @@ def listed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
 
 
 def related(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
-    """``a red apple left of a cat`` for two different objects that clearly lie so, else ""."""
+    """``a red apple left of a cat`` for two different objects with a clear relation, else ""."""
     if len(objects) != 2 or noun(objects[0]) == noun(objects[1]) or not (found := relation(*objects)):
         return ""
     side = found if rng.random() < 0.8 else _SIDES[found]
@@ -132,7 +132,7 @@ def related(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
 
 
 def _placed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
-    """``a cat at the top left and a big red apple at the bottom``; beyond three objects only the first two are placed."""
+    """``a cat at the top left and a big red apple at the bottom``; of three or more objects only the first two get a position."""
     if len({noun(t) for t in objects}) < len(objects):
         return _placed_alike(objects) if len({noun(t) for t in objects}) == 1 else ""
     placed = len(objects) if len(objects) <= 2 else 2
@@ -141,7 +141,7 @@ def _placed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
     for i, t in enumerate(objects):
         words = f"{size_word(t, level)} {noun(t)}".strip() if sized else noun(t)
         said.append(f"{article(words)} {at(position_word(t))}" if i < placed else article(words))
-    # The unplaced come first: after a placed one their place would be read as the same.
+    # Objects without a position come first; after a position they would be read as being there too.
     return _join(said[placed:] + said[:placed])
 
 
@@ -164,7 +164,7 @@ def sized(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
 
 
 def _remarked(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
-    """``a dog, a cat and a red apple with the dog left of the cat``; "" where no such remark is clear."""
+    """``a dog, a cat and a red apple with the dog left of the cat``; "" without a clear relation."""
     single = [t for t in objects if sum(o.name == t.name for o in objects) == 1]
     if len(single) < 2 or not (found := relation(single[0], single[1])):
         return ""
@@ -175,20 +175,20 @@ def _remarked(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
 
 
 def layout(scene: Scene, rng: Random, said: str = "") -> tuple[tuple[str, Box], ...]:
-    """(phrase, box) of every visible object in the order in which ``said`` names them, the others behind; objects named alike from
-    top to bottom and left to right. One layout in five also says sizes.
+    """(phrase, box) of every visible object, in the order of mention in ``said``, then the others; equal phrases from top to bottom
+    and left to right. One layout in five includes sizes.
     """
     sized = rng.random() < 0.2
     ordered = sorted(scene.objects, key=lambda t: (_named_at(t, said), t.centre[1], t.centre[0]))
     return tuple((f"{size_word(t, scene.level)} {noun(t)}".strip() if sized else noun(t), t.box) for t in ordered)
 
 
-# Not behind a colour: the dog of "a purple dog" is no natural dog.
+# Not after a colour: "a purple dog" does not mention a dog of natural colour.
 _BARE = "".join(rf"(?<!\b{colour} )" for colour in COLOUR_NAMES)
 
 
 def _named_at(obj: SceneObject, said: str) -> int:
-    """Where a text first speaks of an object, with its colour or else without; its length where it does not."""
+    """Position of the first mention of an object in a text, with or without its colour; the text's length if there is none."""
     for words in (noun(obj), plural(obj), obj.name, CLASSES[obj.name][0]):
         if found := re.search(rf"{_BARE}\b{words}\b", said):
             return found.start()
@@ -196,9 +196,9 @@ def _named_at(obj: SceneObject, said: str) -> int:
 
 
 def names(objects: Sequence[SceneObject], index: int) -> list[str]:
-    """Class, and colour with class, as far as they fit this one object alone; shortest first, without ``the``.
+    """Class, and colour with class, if they identify this object uniquely; shortest first, without ``the``.
 
-    Beside a natural object of its class a coloured one is not told apart by its colour: nature may have chosen the same.
+    If another object of the class has its natural colour, colour does not identify: the natural colour may be the same.
     """
     obj = objects[index]
     rivals = [t for i, t in enumerate(objects) if i != index and t.name == obj.name]
@@ -210,7 +210,7 @@ def names(objects: Sequence[SceneObject], index: int) -> list[str]:
 
 
 def referring(scene: Scene, rng: Random) -> list[tuple[str, int]]:
-    """For every object that can be told apart: one expression for it, and its index in ``scene.objects``."""
+    """A referring expression for every object that has an unambiguous one, with its index in ``scene.objects``."""
     found = []
     for index in range(len(scene.objects)):
         first, second = (_by_name, _by_relation) if rng.random() < 0.75 else (_by_relation, _by_name)
@@ -227,7 +227,7 @@ def _by_name(scene: Scene, index: int, rng: Random) -> str:
 
 
 def _by_relation(scene: Scene, index: int, rng: Random) -> str:
-    """``red apple left of the cat``: no other object that could be called so lies like that, or unclearly, to the cat."""
+    """``red apple left of the cat``: no other object of the class has this relation to the cat, or an unclear one."""
     objects = scene.objects
     obj = objects[index]
     anchors = [i for i, t in enumerate(objects) if t.name != obj.name and names(objects, i)]
@@ -242,7 +242,7 @@ def _by_relation(scene: Scene, index: int, rng: Random) -> str:
 
 
 def by_extreme(scene: Scene, index: int, rng: Random) -> str:
-    """``big dog``, ``leftmost dog`` or ``dog at the top left`` among several of a class, else ""."""
+    """``big dog``, ``leftmost dog`` or ``dog at the top left`` among several objects of a class, else ""."""
     obj = scene.objects[index]
     rivals = [t for i, t in enumerate(scene.objects) if i != index and t.name == obj.name]
     if not rivals:
@@ -276,7 +276,7 @@ class Question:
 
 
 def questions(scene: Scene, rng: Random) -> list[Question]:
-    """At most one question of every kind, as far as the scene allows; answers are balanced over many scenes."""
+    """At most one question of each kind that the scene allows; answers are balanced over many scenes."""
     asked = ((kind, ask(scene, rng)) for kind, ask in _ASK.items())
     return [Question(kind=kind, text=found[0], answer=found[1]) for kind, found in asked if found]
 
@@ -308,7 +308,7 @@ def _ask_what(scene: Scene, rng: Random) -> tuple[str, str] | None:
     return rng.choice(options) if options else None
 
 
-# How often a scene in which the count is asked for gives this answer a chance: tuned on grid scenes, see the test.
+# Probability of keeping a counting question by its answer: balances the answers on grid scenes, see the test.
 _KEEP = {0: 0.25, 1: 0.09, 2: 0.35}
 
 
@@ -333,7 +333,7 @@ def _ask_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def absent(scene: Scene, rng: Random) -> str:
-    """A class of the level that the scene does not show."""
+    """A random class of the level that the scene does not show."""
     shown = {t.name for t in scene.objects}
     while (name := rng.choice(LEVELS[scene.level].classes)) in shown:
         pass
@@ -355,7 +355,7 @@ def _ask_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
 def _ask_where(scene: Scene, rng: Random) -> tuple[str, str] | None:
     index = rng.randrange(len(scene.objects))
     said = names(scene.objects, index)
-    if not said or scene.objects[index].size > 0.9:  # what fills the picture is nowhere
+    if not said or scene.objects[index].size > 0.9:  # an object that fills the image has no position
         return None
     name = rng.choice(said)
     text = rng.choice((f"where is the {name}?", f"where in the picture is the {name}?"))
@@ -374,7 +374,7 @@ def _ask_exists(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def _recoloured(scene: Scene, obj: SceneObject, rng: Random) -> str:
-    """The right class in a colour that none of its kind has; "" where nature might have chosen it."""
+    """The class in a colour that no object of it has; "" if an object has its natural colour, which may be the same."""
     colours = {t.colour for t in scene.objects if t.name == obj.name}
     if "" in colours:
         return ""
