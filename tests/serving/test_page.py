@@ -480,4 +480,4 @@ def test_keyboard_use(page: Page) -> None:
         && !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim())).map(e => e.outerHTML)"""
     )
     assert unnamed == []
-    assert page.locator("#said").get_attribute("aria-live") == "polite"
+    assert page.locator("#announcement").get_attribute("aria-live") == "polite"

@@ -90,8 +90,8 @@ def _question(row: dict[str, str], place: str) -> Question:
         number = int(row["proposition_id"])
         parents = tuple(int(p) for p in row["dependency"].split(","))
     except ValueError as error:
-        said = f"proposition_id {row['proposition_id']!r}, dependency {row['dependency']!r}"
-        raise FormatError(f"{place}: {said}; wanted a number, and numbers with commas (0: none)") from error
+        found = f"proposition_id {row['proposition_id']!r}, dependency {row['dependency']!r}"
+        raise FormatError(f"{place}: {found}; wanted a number, and numbers with commas (0: none)") from error
     return Question(
         number=number,
         parents=tuple(p for p in parents if p),

@@ -107,12 +107,14 @@ class DrawnCritiques:
         for i in (rng.choice(rng.choice(sides)) for _ in range(self.batch)):
             pixels = pictures[i].permute(2, 0, 1).float() / 255
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
-            pairs = [(b.wording.critique.format(caption=said), words) for said, words in self._said(drawn[i], rng)]
+            pairs = [
+                (b.wording.critique.format(caption=caption), words) for caption, words in self._pairs(drawn[i], rng)
+            ]
             rows.append(answering(b, pairs, rng, self.length))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
-    def _said(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
-        said = [(drawn.prompt, drawn.critique or critiques.approval(rng))]
+    def _pairs(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
+        pairs = [(drawn.prompt, drawn.critique or critiques.approval(rng))]
         if drawn.clean:
-            said += [critiques.sample_pair(drawn.scene, rng, self.related) for _ in range(self.captions)]
-        return said
+            pairs += [critiques.sample_pair(drawn.scene, rng, self.related) for _ in range(self.captions)]
+        return pairs

@@ -54,7 +54,7 @@ class Entry:
         return FormatError(f"{self.place}: {what}; {wanted}")
 
 
-def entry_of(value: Any, place: str) -> Entry:
+def entry_of(value: object, place: str) -> Entry:
     """Wrap a JSON object. FormatError for other values."""
     if not isinstance(value, dict):
         raise FormatError(f"{place}: {short(value)} is not an object; wanted {{…}} with named fields")
@@ -82,13 +82,13 @@ def json_lines(path: Path) -> list[Entry]:
     return entries
 
 
-def json_of(path: Path) -> Any:
+def json_of(path: Path) -> object:
     """Parse a JSON file. Duplicate keys of an object are an error, because the first value would be lost."""
     return _parsed(text_of(path), path.name)
 
 
-def _parsed(text: str, place: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parsed(text: str, place: str) -> object:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if doubled := first_twice([name for name, _ in pairs]):
             raise FormatError(f"{place}: duplicate key {doubled!r}; keys must be unique")
         return dict(pairs)
@@ -136,7 +136,7 @@ def require_files(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value, shortened for an error message."""
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return shown if len(shown) <= 60 else shown[:59] + "…"

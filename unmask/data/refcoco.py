@@ -69,8 +69,8 @@ def _expressions(value: object, place: str, pictures: dict[int, Entry], places: 
     if annotation not in places or image not in pictures:
         lacking = f"annotation {annotation}" if annotation not in places else f"image {image}"
         raise ref.wrong(f"instances.json has no {lacking}", "wanted the instances.json of the same release")
-    said = ref.objects("sentences")
-    if not said:
+    sentences = ref.objects("sentences")
+    if not sentences:
         raise ref.wrong("'sentences' is missing or empty", 'wanted a list like [{"sent_id": 1, "sent": "left dog"}]')
     shown = pictures[image]
     return [
@@ -82,7 +82,7 @@ def _expressions(value: object, place: str, pictures: dict[int, Entry], places: 
             size=(shown.count("width"), shown.count("height")),
             box=_corners(places[annotation]),
         )
-        for sentence in said
+        for sentence in sentences
     ]
 
 

@@ -50,8 +50,8 @@ class CachedEncoder:
         if fresh := {k: i for i, k in enumerate(keys) if k not in self.known}:
             if len(self.known) > self.most:
                 self.known = {}
-            asked = torch.from_numpy(squares[list(fresh.values())]).reshape(-1, 3, n, n).float() / 255
-            self.known.update(zip(fresh, self.encode(asked).flatten().tolist(), strict=True))
+            pixels = torch.from_numpy(squares[list(fresh.values())]).reshape(-1, 3, n, n).float() / 255
+            self.known.update(zip(fresh, self.encode(pixels).flatten().tolist(), strict=True))
         return torch.tensor([self.known[k] for k in keys]).reshape(batch, rows, columns)
 
 
@@ -93,10 +93,10 @@ def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kind
 def short_caption(text: Text, scene: Scene, rng: Random, longest: int) -> str:
     """A caption of at most ``longest`` tokens, if four samples contain one: a long caption makes all rows of its batch long."""
     for _ in range(4):
-        said = language.caption(scene, rng)
-        if len(text.encode(said)) <= longest:
+        caption = language.caption(scene, rng)
+        if len(text.encode(caption)) <= longest:
             break
-    return said
+    return caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +135,11 @@ class Drawings:
         codes = self.encode(pixels)
         rows = []
         for i, scene in enumerate(scenes):
-            said = luminance_stats(pixels[i]) if rng.random() < self.conditions else None
+            conditions = luminance_stats(pixels[i]) if rng.random() < self.conditions else None
             b = Builder(text=self.text)
             caption = short_caption(self.text, scene, rng, self.longest)
             plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
-            rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=said, plan=plan))
+            rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=conditions, plan=plan))
         return collate(rows, range(self.batch))
 
 
@@ -174,9 +174,9 @@ class VisualQuestions:
         segment = 0
         describe = rng.random() < self.describe
         # A caption is about as long as two questions: rows with a caption have fewer questions and phrases.
-        asked = language.questions(scene, rng)
-        rng.shuffle(asked)
-        for question in asked[: self.questions - describe]:
+        questions = language.questions(scene, rng)
+        rng.shuffle(questions)
+        for question in questions[: self.questions - describe]:
             segment += 1
             asking(b, question.text, answer_ids(self.text, question.answer, rng, self.answer_length), segment=segment)
         phrases = language.referring(scene, rng)

@@ -129,8 +129,8 @@ class Critiques:
         rows = []
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
-            said = [critiques.sample_pair(scene, rng, self.related) for _ in range(self.captions)]
-            pairs = [(b.wording.critique.format(caption=caption), words) for caption, words in said]
+            sampled = [critiques.sample_pair(scene, rng, self.related) for _ in range(self.captions)]
+            pairs = [(b.wording.critique.format(caption=caption), words) for caption, words in sampled]
             rows.append(answering(b, pairs, rng, self.length))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
@@ -158,10 +158,10 @@ class EditCritiques:
         before = pixels_of([pair.source for pair in pairs], self.side)
         after = pixels_of([scene for scene, _ in shown], self.side)
         rows = []
-        for i, (_, asked) in enumerate(shown):
+        for i, (_, instructions) in enumerate(shown):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), before[i], after[i])
-            asked = [(b.wording.critique_edit.format(instruction=said), words) for said, words in asked]
-            rows.append(answering(b, asked, rng, self.length))
+            critiques_ = [(b.wording.critique_edit.format(instruction=text), words) for text, words in instructions]
+            rows.append(answering(b, critiques_, rng, self.length))
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)
 
 
@@ -235,10 +235,10 @@ class Illustrations:
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
             words = self.text.encode(short_caption(self.text, scene, rng, self.longest))
-            asked = b.wording.describe_and_draw
+            question = b.wording.describe_and_draw
             if (rng.random() < collapsed) if self.unified else i % 2:
-                rows.append(asking(b, asked, plan_ids(self.text, words, self.length)).build())
+                rows.append(asking(b, question, plan_ids(self.text, words, self.length)).build())
             else:
                 given = PlanIds(ids=tuple(words), open=bool(self.unified) or rng.random() < self.plan.open)
-                rows.append(illustrating(b, asked, given, codes[i], fold=self.fold).build())
+                rows.append(illustrating(b, question, given, codes[i], fold=self.fold).build())
         return collate(rows, range(self.batch), features_per_image=self.look_tokens)

@@ -285,8 +285,8 @@ def stage3(
     (spec 3.3).
     """
     tokens, encode = text(), _encoder(images)
-    said = {"text": tokens, "seed": seed}
-    coded, seeing = {**said, "encode": encode}, {**said, "look_tokens": LOOK_TOKENS}
+    common = {"text": tokens, "seed": seed}
+    coded, seeing = {**common, "encode": encode}, {**common, "look_tokens": LOOK_TOKENS}
     draw = Drawings(**coded, batch=4, draft=EVEN)
     edit = Edits(**coded, look_tokens=LOOK_TOKENS, batch=7)
     counted = replace(draw, seed=seed + 40, batch=6, plan=Planned(open=0.0), draft=COUNTED)
@@ -314,7 +314,7 @@ def stage3(
             ("look", VisualQuestions(**seeing, batch=3, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.5),
             ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 0.9),
             ("edit_planned", replace(edit, seed=seed + 10, plan=Planned(), batch=7), 1, _EDIT_PLANNED, 0.7),
-            ("plan", Plans(**said, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),
+            ("plan", Plans(**common, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),
             ("plan_related", related, 1, _PLAN, 1.6),
             ("edit_plan", EditPlans(**seeing, length=24, batch=8), 1, Masked(), 0.7),
             ("critique", Critiques(**seeing, batch=5, captions=5, draft=MANY), 1, _LOOK, 1.0),
@@ -325,7 +325,7 @@ def stage3(
             ("illustration", illustration, 1, replace(_ILLUSTRATE, corruption=unified or _LOOK.corruption), 1.2),
             # Must not be a multiple of the number of processes: one process would get all batches.
             ("reply", reply, 5, _LOOK, 0.5),
-            ("caption", Captions(**said, batch=16), 9, Masked(), 0.2),
+            ("caption", Captions(**common, batch=16), 9, Masked(), 0.2),
         ),
         optim=Optim(lr=9e-4, warmup=100, decay_from=0.5, floor=0.02, ema=0.999),
     )()

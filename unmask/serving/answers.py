@@ -78,14 +78,14 @@ def parts_to_draw(model: Served) -> Parts:
 def picture(drawn: Drawing, file: str) -> Event:
     """An entry of ``data``: the image file and its metadata."""
     rounds = [{**r.to_json(), "b64_json": encoded(r.image, file)} for r in drawn.rounds]
-    told = {
+    metadata = {
         "seed": drawn.seed,
         "seconds": round(drawn.seconds, 4),
         "plan": drawn.plan.to_json() if drawn.plan else None,
         "rounds": rounds,
         "settings": drawn.settings,
     }
-    return {"b64_json": encoded(drawn.image, file), "unmask": told}
+    return {"b64_json": encoded(drawn.image, file), "unmask": metadata}
 
 
 def completed(drawn: Drawing, kind: str, number: int, file: str) -> Event:
@@ -109,8 +109,8 @@ def grounded(found: Grounding) -> Event:
         {"phrase": b.phrase, "box": [round(v / s, 6) for v, s in zip(b.corners, size, strict=True)]}
         for b in found.boxes
     ]
-    told = {"seed": found.seed, "seconds": round(found.seconds, 4), "settings": found.settings}
-    return {"boxes": boxes, "width": width, "height": height, **told}
+    metadata = {"seed": found.seed, "seconds": round(found.seconds, 4), "settings": found.settings}
+    return {"boxes": boxes, "width": width, "height": height, **metadata}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from unmask.grammars.answer_format import Form, of_response_format
 from unmask.pipeline.model import Model
@@ -38,7 +37,7 @@ _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII
 
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
-        _fits(model, body.size)
+        _image_model(model, body.size)
         conditioning = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
         conditions = model.parts.conditions(**conditioning, crop=body.crop)
         options = {"conditions": conditions, "plan": _plan(model, body), "reflect": body.reflect}
@@ -51,7 +50,7 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
     """An edit by instruction or, with a mask, inpainting."""
 
     def ask(model: Model) -> Drawing:
-        _fits(model, body.size)
+        _image_model(model, body.size)
         settings = checked(body.overrides)
         if mask is None:
             plan = _plan(model, body)
@@ -63,16 +62,16 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
     return ask
 
 
-def infilling(body: Infill, seed: int) -> Callable[[Any], Drawing | Answer]:
+def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing | Answer]:
     """A Drawing for an image, an Answer for a text."""
 
-    def ask(model: Any) -> Drawing | Answer:
+    def ask(model: Model | TextModel) -> Drawing | Answer:
         settings = checked(body.overrides)
         if body.text is not None:
             return model.infill_text(body.text, seed=seed, settings=settings)
-        _fits(model, body.size)
+        draws = _image_model(model, body.size)
         image, mask = picture_of(body.image or "", "image"), read_region(picture_of(body.mask or "", "mask"))
-        return model.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
+        return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
@@ -85,10 +84,10 @@ def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     return ask
 
 
-def chatting(body: Chat, seed: int) -> Callable[[Any], Answer | Turn]:
+def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Turn]:
     """An Answer to a question about an image, or a Turn of text and images."""
 
-    def ask(model: Any) -> Answer | Turn:
+    def ask(model: Model | TextModel) -> Answer | Turn:
         settings, said = checked(body.settings), body.messages
         last = said[-1]
         if last.role != "user" or not last.words.strip():
@@ -209,9 +208,11 @@ def _plan(model: Model, body: Planned) -> bool | Layout:
     return layout
 
 
-def _fits(model: Model, size: str) -> None:
+def _image_model(model: Model | TextModel, size: str) -> Model:
+    """The model, if it generates images of this size. ValueError otherwise."""
     if isinstance(model, TextModel):
         raise ValueError("this is a text model, which generates no images; use an image model")
     own = f"{model.parts.side}x{model.parts.side}"
     if size not in ("auto", own):
         raise ValueError(f"size: this model generates images of {own} only; leave out size, or use auto")
+    return model

@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -150,7 +150,7 @@ class JsonLine(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_to(stream: Any = None, *, level: int = logging.INFO) -> Callable[[], None]:
+def log_to(stream: TextIO | None = None, *, level: int = logging.INFO) -> Callable[[], None]:
     """Write the logs of this package and of uvicorn to a stream (stderr) as JSON lines. Returns a function that undoes this."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLine())

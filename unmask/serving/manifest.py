@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from unmask.grammars.answer_format import Form, of_regex, of_schema
 from unmask.pipeline.loading import needs_of
+from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
+from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
 
 
@@ -52,7 +54,7 @@ class Generate(_Job):
     def needs(self) -> frozenset[str]:
         return needs_of("reflect" if self.reflect > 1 else "plan" if self.plan else "generate")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model, folder: Path) -> Drawing:
         layout: bool | Layout = layout_of([(b.phrase, b.box) for b in self.boxes]) if self.boxes else self.plan
         return model.generate(self.prompt, seed=self.seed, plan=layout, reflect=self.reflect, settings=self.settings)[0]
 
@@ -67,7 +69,7 @@ class Edit(_Job):
     def needs(self) -> frozenset[str]:
         return needs_of("edit-plan" if self.plan else "edit")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model, folder: Path) -> Drawing:
         picture = folder / self.image
         return model.edit(picture, self.prompt, seed=self.seed, plan=self.plan, settings=self.settings)[0]
 
@@ -86,7 +88,7 @@ class Ask(_Job):
     def needs(self) -> frozenset[str]:
         return needs_of("ask")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model | TextModel, folder: Path) -> Answer:
         more: dict[str, Any] = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
         more |= {"length": self.length} if self.length else {}
         if isinstance(model, TextModel):
@@ -115,7 +117,7 @@ class Ground(_Job):
     def needs(self) -> frozenset[str]:
         return needs_of("ground")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model, folder: Path) -> Grounding:
         picture = folder / self.image
         return model.ground(picture, self.phrases, steps=self.steps, seed=self.seed, settings=self.settings)
 
@@ -139,7 +141,7 @@ class Infill(_Job):
     def needs(self) -> frozenset[str]:
         return needs_of("infill-text" if self.text is not None else "infill")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model, folder: Path) -> Drawing | Answer:
         if self.text is not None:
             return model.infill_text(self.text, seed=self.seed, settings=self.settings)
         picture, region = folder / (self.image or ""), folder / (self.mask or "")

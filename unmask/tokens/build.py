@@ -239,8 +239,8 @@ def illustrating(
     b: Builder, question: str, words: PlanIds, codes: Tensor | tuple[int, int], *, fold: int, segment: int = 1
 ) -> Builder:
     """A question answered by text and then an image. Spans: "question", "answer", "image"."""
-    asked = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
-    b.say("question", asked, b.text[EOT], *b.header("assistant"), segment=segment)
+    prompt = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
+    b.say("question", prompt, b.text[EOT], *b.header("assistant"), segment=segment)
     if words.open:
         b.write("answer", list(words.ids), segment=segment)
     else:
@@ -252,10 +252,10 @@ def illustrating(
 def grounding(b: Builder, phrase: str, box: tuple[float, float, float, float] | None, *, segment: int = 1) -> Builder:
     """A phrase and its box (fractions; None: to be predicted). Spans: "phrase", "box"."""
     text = b.text
-    asked: tuple[str | int, ...] = (text[PHRASE], phrase, text[END_PHRASE])
+    prompt: tuple[str | int, ...] = (text[PHRASE], phrase, text[END_PHRASE])
     if b.wording.locate:
         words = b.wording.after_image + b.wording.locate.format(phrase=phrase)
-        asked = (words, text[EOT], *b.header("assistant"))
-    b.say("phrase", *asked, text[BOX], segment=segment)
+        prompt = (words, text[EOT], *b.header("assistant"))
+    b.say("phrase", *prompt, text[BOX], segment=segment)
     b.write("box", 4 if box is None else [text.first_location + k for k in to_bins(box)], segment=segment)
     return b.say("box_end", text[END_BOX], *((text[EOT],) if b.wording.locate else ()), segment=segment)

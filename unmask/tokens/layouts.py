@@ -124,11 +124,11 @@ class _Reader:
         return Layout(objects=tuple(self.objects), reason=self.reason, troubles=tuple(self.troubles))
 
     def _phrase(self) -> str:
-        said = self.text.decode(self.words).strip()
+        phrase = self.text.decode(self.words).strip()
         end = self.wording.reason_end.strip()
-        if not self.objects and end and end in said:
-            self.reason, _, said = said.partition(end)
-        return said.strip(_EDGES)
+        if not self.objects and end and end in phrase:
+            self.reason, _, phrase = phrase.partition(end)
+        return phrase.strip(_EDGES)
 
     def _close(self) -> None:
         """End the current box."""

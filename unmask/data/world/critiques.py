@@ -58,8 +58,8 @@ def sample_pair(scene: Scene, rng: Random, related: float = 0.0) -> tuple[str, s
 
 
 def _right_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    said = related(mentioned_objects(scene, 1.0, rng), scene.level, rng)
-    return (prefix(rng) + said, approval(rng)) if said else None
+    text = related(mentioned_objects(scene, 1.0, rng), scene.level, rng)
+    return (prefix(rng) + text, approval(rng)) if text else None
 
 
 def _wanted(scene: Scene, objects: Sequence[SceneObject], rng: Random, style: Callable[..., str] = listed) -> str:
@@ -68,9 +68,9 @@ def _wanted(scene: Scene, objects: Sequence[SceneObject], rng: Random, style: Ca
     if shows_held_out(wanted) and not shows_held_out(scene):
         return ""
     style = sized if style is listed and rng.random() < 0.15 else style
-    said = style(mentioned_objects(wanted, 1.0, rng), scene.level, rng)
+    text = style(mentioned_objects(wanted, 1.0, rng), scene.level, rng)
     end = f" {BACKGROUNDS[scene.background][0]}" if rng.random() < 0.3 else ""
-    return said and prefix(rng) + said + end
+    return text and prefix(rng) + text + end
 
 
 def _alike(scene: Scene, rng: Random) -> tuple[SceneObject, list[SceneObject]]:
@@ -84,25 +84,25 @@ def _wrong_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
     colour = rng.choice(LEVELS[scene.level].colours)
     if not obj.colour or colour == obj.colour or any(t.colour != obj.colour for t in alike):
         return None
-    said = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.objects], rng)
-    return (said, colour_critique(obj.name, len(alike), colour, obj.colour)) if said else None
+    text = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.objects], rng)
+    return (text, colour_critique(obj.name, len(alike), colour, obj.colour)) if text else None
 
 
 def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
     obj, alike = _alike(scene, rng)
     name = absent(scene, rng)
-    said = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.objects], rng)
-    if not said or any(t.colour != obj.colour or t.distractor for t in alike):
+    text = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.objects], rng)
+    if not text or any(t.colour != obj.colour or t.distractor for t in alike):
         return None
-    return said, _class_critique(name, obj.name, len(alike), rng)
+    return text, _class_critique(name, obj.name, len(alike), rng)
 
 
 def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if len(scene.objects) > 3:
         return None
     obj = replace(rng.choice(scene.objects), name=absent(scene, rng), distractor=False)
-    said = _wanted(scene, (*scene.objects, obj), rng)
-    return (said, missing_critique(obj.name, rng)) if said else None
+    text = _wanted(scene, (*scene.objects, obj), rng)
+    return (text, missing_critique(obj.name, rng)) if text else None
 
 
 def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -110,8 +110,8 @@ def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
     count = rng.choice([n for n in range(1, 5) if n != len(alike)])
     if any(t.colour != obj.colour or t.distractor for t in alike):
         return None
-    said = _wanted(scene, [t for t in scene.objects if t not in alike] + [obj] * count, rng)
-    return (said, count_critique(replace(obj, colour=""), count, len(alike))) if said else None
+    text = _wanted(scene, [t for t in scene.objects if t not in alike] + [obj] * count, rng)
+    return (text, count_critique(replace(obj, colour=""), count, len(alike))) if text else None
 
 
 def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
@@ -119,8 +119,8 @@ def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     a, b = rng.sample(scene.objects, 2)
     other = rng.choice((_exchange, _transpose, lambda a, b: _transpose(*_exchange(a, b))))(a, b)
-    said = _wanted(scene, other, rng, related)
-    return (said, relation_critique(a.name, relation(*other), b.name)) if said else None
+    text = _wanted(scene, other, rng, related)
+    return (text, relation_critique(a.name, relation(*other), b.name)) if text else None
 
 
 def _exchange(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject]:
@@ -135,8 +135,8 @@ def _transpose(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject
 
 def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
     wanted = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
-    said = prefix(rng) + listed(mentioned_objects(scene, 1.0, rng), scene.level, rng)
-    return f"{said} {BACKGROUNDS[wanted][0]}", _background_critique(wanted, scene.background)
+    text = prefix(rng) + listed(mentioned_objects(scene, 1.0, rng), scene.level, rng)
+    return f"{text} {BACKGROUNDS[wanted][0]}", _background_critique(wanted, scene.background)
 
 
 # -- texts of critiques ------------------------------------------------------------------------------------------
@@ -183,11 +183,11 @@ class Negative:
 def make_negatives(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[Negative]]:
     """A complete caption of a scene and up to ``most`` different negatives, each wrong in one property. All are of the scene's split."""
     wanted = [t for t in scene.objects if not t.distractor]
-    said = related(wanted, scene.level, rng) if rng.random() < 0.5 else ""
-    ways = [_recoloured, _exchanged, _fewer, _more, *([_swapped] * 2 if said else ())]
-    said = prefix(rng) + (said or listed(rng.sample(wanted, len(wanted)), scene.level, rng))
+    text = related(wanted, scene.level, rng) if rng.random() < 0.5 else ""
+    ways = [_recoloured, _exchanged, _fewer, _more, *([_swapped] * 2 if text else ())]
+    text = prefix(rng) + (text or listed(rng.sample(wanted, len(wanted)), scene.level, rng))
     if rng.random() < 0.3:
-        said = f"{said} {BACKGROUNDS[scene.background][0]}"
+        text = f"{text} {BACKGROUNDS[scene.background][0]}"
         ways.append(_other_background)
     found: dict[str, Negative] = {}
     for _ in range(8 * most):
@@ -196,7 +196,7 @@ def make_negatives(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[
             found[made.critique] = made
         if len(found) == most:
             break
-    return said, list(found.values())
+    return text, list(found.values())
 
 
 def _changed(scene: Scene, old: Sequence[SceneObject], new: Sequence[SceneObject]) -> Scene:
@@ -275,12 +275,12 @@ def edited_pairs(made: Edit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]
     """
     split = split_of(made.source)
     if rng.random() < 0.6:
-        asked = [(made.instruction, approval(rng))]
+        pairs = [(made.instruction, approval(rng))]
         if rng.random() < 0.4:
             other = edit(made.source, split, rng, made.kind if rng.random() < 0.5 else None)
             if other and (words := edit_critique(other, made.target, rng)):
-                asked.append((other.instruction, words))
-        return made.target, asked
+                pairs.append((other.instruction, words))
+        return made.target, pairs
     for way in rng.choices((_unchanged, _near_miss, _more_than_asked), (2, 5, 3), k=4):
         shown = way(made, rng)
         if shown and split_of(shown) == split and (words := edit_critique(made, shown, rng)):
@@ -320,16 +320,16 @@ def edit_critique(made: Edit, shown: Scene, rng: Random) -> str:
     come, gone = only_in(wanted, made.source), only_in(made.source, wanted)
     extra, found = only_in(shown, wanted), []
     for obj in only_in(wanted, shown):
-        asked = obj in come
-        other = _counterpart(obj, extra, made if asked else None)
+        requested = obj in come
+        other = _counterpart(obj, extra, made if requested else None)
         if other:
             extra.remove(other)
         words = (
-            _replacement_critique(obj, other, made if asked else None, shown)
+            _replacement_critique(obj, other, made if requested else None, shown)
             if other
             else _number_critique(obj, wanted, shown, rng)
         )
-        found += [(not asked, words)] if words else []
+        found += [(not requested, words)] if words else []
     found += [(obj not in gone, _number_critique(obj, wanted, shown, rng)) for obj in extra]
     if shown.background != wanted.background:
         found.append((made.kind != "background", _background_critique(wanted.background, shown.background)))

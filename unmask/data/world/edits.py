@@ -53,8 +53,8 @@ Proposal = tuple[str, Scene] | None
 def _named(scene: Scene, rng: Random) -> tuple[int, str] | None:
     """A random object and an unambiguous expression for it with ``the``: by class or colour, else by size or position."""
     index = rng.randrange(len(scene.objects))
-    said = names(scene.objects, index)
-    name = rng.choice(said) if said else by_extreme(scene, index, rng)
+    phrases = names(scene.objects, index)
+    name = rng.choice(phrases) if phrases else by_extreme(scene, index, rng)
     return (index, f"the {name}") if name else None
 
 
@@ -107,8 +107,8 @@ def _replace(scene: Scene, rng: Random) -> Proposal:
     if name == scene.objects[index].name:
         return None
     new = article(noun(obj))
-    said = (f"replace {old} with {new}", f"change {old} to {new}", f"turn {old} into {new}")
-    return rng.choice(said), _with(scene, index, obj)
+    phrases = (f"replace {old} with {new}", f"change {old} to {new}", f"turn {old} into {new}")
+    return rng.choice(phrases), _with(scene, index, obj)
 
 
 def _recolour(scene: Scene, rng: Random) -> Proposal:
@@ -117,8 +117,8 @@ def _recolour(scene: Scene, rng: Random) -> Proposal:
     if not named or scene.objects[named[0]].colour == colour:
         return None
     index, name = named
-    said = (f"make {name} {colour}", f"paint {name} {colour}", f"change the colour of {name} to {colour}")
-    return rng.choice(said), _with(scene, index, replace(scene.objects[index], colour=colour))
+    phrases = (f"make {name} {colour}", f"paint {name} {colour}", f"change the colour of {name} to {colour}")
+    return rng.choice(phrases), _with(scene, index, replace(scene.objects[index], colour=colour))
 
 
 def _move(scene: Scene, rng: Random) -> Proposal:
@@ -151,8 +151,11 @@ def _resize(scene: Scene, rng: Random) -> Proposal:
     for x, y, size in resized:
         if _free(scene, (x, y, size), index):
             bigger = size > obj.size
-            said = (f"make {name} {'bigger' if bigger else 'smaller'}", f"{'enlarge' if bigger else 'shrink'} {name}")
-            return rng.choice(said), _with(scene, index, replace(obj, x=x, y=y, size=size))
+            phrases = (
+                f"make {name} {'bigger' if bigger else 'smaller'}",
+                f"{'enlarge' if bigger else 'shrink'} {name}",
+            )
+            return rng.choice(phrases), _with(scene, index, replace(obj, x=x, y=y, size=size))
     return None
 
 
@@ -178,8 +181,8 @@ def _background(scene: Scene, rng: Random) -> Proposal:
     new = rng.choice(LEVELS[scene.level].backgrounds)
     if new == scene.background:
         return None
-    said = (f"change the background to {new}", f"make the background {new}", f"use a {new} background")
-    return rng.choice(said), replace(scene, background=new)
+    phrases = (f"change the background to {new}", f"make the background {new}", f"use a {new} background")
+    return rng.choice(phrases), replace(scene, background=new)
 
 
 _PROPOSE: dict[str, Callable[[Scene, Random], Proposal]] = {

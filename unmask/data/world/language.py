@@ -95,8 +95,8 @@ def caption(scene: Scene, rng: Random) -> str:
     long = rng.random() < 0.35
     objects = mentioned_objects(scene, 0.9, rng)
     style = rng.choice((_placed, sized, _remarked)) if long else related if rng.random() < 0.6 else listed
-    said = prefix(rng) + (style(objects, scene.level, rng) or listed(objects, scene.level, rng))
-    return f"{said} {BACKGROUNDS[scene.background][0]}" if rng.random() < (0.55 if long else 0.32) else said
+    phrase = prefix(rng) + (style(objects, scene.level, rng) or listed(objects, scene.level, rng))
+    return f"{phrase} {BACKGROUNDS[scene.background][0]}" if rng.random() < (0.55 if long else 0.32) else phrase
 
 
 def prefix(rng: Random) -> str:
@@ -137,12 +137,12 @@ def _placed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
         return _placed_alike(objects) if len({noun(t) for t in objects}) == 1 else ""
     placed = len(objects) if len(objects) <= 2 else 2
     sized = rng.random() < 0.3
-    said = []
+    phrases = []
     for i, t in enumerate(objects):
         words = f"{size_word(t, level)} {noun(t)}".strip() if sized else noun(t)
-        said.append(f"{article(words)} {at(position_word(t))}" if i < placed else article(words))
+        phrases.append(f"{article(words)} {at(position_word(t))}" if i < placed else article(words))
     # Objects without a position come first; after a position they would be read as being there too.
-    return _join(said[placed:] + said[:placed])
+    return _join(phrases[placed:] + phrases[:placed])
 
 
 def _placed_alike(objects: Sequence[SceneObject]) -> str:
@@ -174,12 +174,12 @@ def _remarked(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
 # -- layouts and referring expressions --------------------------------------------------------------------------------
 
 
-def layout(scene: Scene, rng: Random, said: str = "") -> tuple[tuple[str, Box], ...]:
-    """(phrase, box) of every visible object, in the order of mention in ``said``, then the others; equal phrases from top to bottom
+def layout(scene: Scene, rng: Random, mentions: str = "") -> tuple[tuple[str, Box], ...]:
+    """(phrase, box) of every visible object, in the order of mention in ``mentions``, then the others; equal phrases from top to bottom
     and left to right. One layout in five includes sizes.
     """
     sized = rng.random() < 0.2
-    ordered = sorted(scene.objects, key=lambda t: (_named_at(t, said), t.centre[1], t.centre[0]))
+    ordered = sorted(scene.objects, key=lambda t: (_named_at(t, mentions), t.centre[1], t.centre[0]))
     return tuple((f"{size_word(t, scene.level)} {noun(t)}".strip() if sized else noun(t), t.box) for t in ordered)
 
 
@@ -187,12 +187,12 @@ def layout(scene: Scene, rng: Random, said: str = "") -> tuple[tuple[str, Box], 
 _BARE = "".join(rf"(?<!\b{colour} )" for colour in COLOUR_NAMES)
 
 
-def _named_at(obj: SceneObject, said: str) -> int:
+def _named_at(obj: SceneObject, mentions: str) -> int:
     """Position of the first mention of an object in a text, with or without its colour; the text's length if there is none."""
     for words in (noun(obj), plural(obj), obj.name, CLASSES[obj.name][0]):
-        if found := re.search(rf"{_BARE}\b{words}\b", said):
+        if found := re.search(rf"{_BARE}\b{words}\b", mentions):
             return found.start()
-    return len(said)
+    return len(mentions)
 
 
 def names(objects: Sequence[SceneObject], index: int) -> list[str]:
@@ -215,15 +215,15 @@ def referring(scene: Scene, rng: Random) -> list[tuple[str, int]]:
     for index in range(len(scene.objects)):
         first, second = (_by_name, _by_relation) if rng.random() < 0.75 else (_by_relation, _by_name)
         for way in (first, by_extreme, second):
-            if said := way(scene, index, rng):
-                found.append((f"the {said}", index))
+            if phrase := way(scene, index, rng):
+                found.append((f"the {phrase}", index))
                 break
     return found
 
 
 def _by_name(scene: Scene, index: int, rng: Random) -> str:
-    said = names(scene.objects, index)
-    return "" if not said else said[0] if rng.random() < 0.6 else said[-1]
+    phrases = names(scene.objects, index)
+    return "" if not phrases else phrases[0] if rng.random() < 0.6 else phrases[-1]
 
 
 def _by_relation(scene: Scene, index: int, rng: Random) -> str:
@@ -247,9 +247,9 @@ def by_extreme(scene: Scene, index: int, rng: Random) -> str:
     rivals = [t for i, t in enumerate(scene.objects) if i != index and t.name == obj.name]
     if not rivals:
         return ""
-    said = []
+    phrases = []
     if (size := size_word(obj, scene.level)) and not any(size_word(t, scene.level) in (size, "") for t in rivals):
-        said.append(f"{size} {obj.name}")
+        phrases.append(f"{size} {obj.name}")
     (x, y), centres = obj.centre, [t.centre for t in rivals]
     leads = {
         "left of": min(cx - x for cx, _ in centres),
@@ -257,10 +257,10 @@ def by_extreme(scene: Scene, index: int, rng: Random) -> str:
         "above": min(cy - y for _, cy in centres),
         "below": min(y - cy for _, cy in centres),
     }
-    said += [f"{_EXTREMES[side]} {obj.name}" for side, lead in leads.items() if lead > _MARGIN]
+    phrases += [f"{_EXTREMES[side]} {obj.name}" for side, lead in leads.items() if lead > _MARGIN]
     if (place := position_word(obj)) not in {position_word(t) for t in rivals}:
-        said.append(f"{obj.name} {at(place)}")
-    return rng.choice(said) if said else ""
+        phrases.append(f"{obj.name} {at(place)}")
+    return rng.choice(phrases) if phrases else ""
 
 
 # -- questions --------------------------------------------------------------------------------------------------------
@@ -277,8 +277,8 @@ class Question:
 
 def questions(scene: Scene, rng: Random) -> list[Question]:
     """At most one question of each kind that the scene allows; answers are balanced over many scenes."""
-    asked = ((kind, ask(scene, rng)) for kind, ask in _ASK.items())
-    return [Question(kind=kind, text=found[0], answer=found[1]) for kind, found in asked if found]
+    pairs = ((kind, ask(scene, rng)) for kind, ask in _ASK.items())
+    return [Question(kind=kind, text=found[0], answer=found[1]) for kind, found in pairs if found]
 
 
 def _sayable(scene: Scene, *combination: str) -> bool:
@@ -354,10 +354,10 @@ def _ask_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 def _ask_where(scene: Scene, rng: Random) -> tuple[str, str] | None:
     index = rng.randrange(len(scene.objects))
-    said = names(scene.objects, index)
-    if not said or scene.objects[index].size > 0.9:  # an object that fills the image has no position
+    phrases = names(scene.objects, index)
+    if not phrases or scene.objects[index].size > 0.9:  # an object that fills the image has no position
         return None
-    name = rng.choice(said)
+    name = rng.choice(phrases)
     text = rng.choice((f"where is the {name}?", f"where in the picture is the {name}?"))
     return text, position_word(scene.objects[index])
 
@@ -395,13 +395,13 @@ def _ask_compare(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     if max(a.size, b.size) > 1.25 * min(a.size, b.size) and rng.random() < 0.6:
         bigger = rng.random() < 0.5
-        asked = max(a, b, key=lambda t: t.size) if bigger else min(a, b, key=lambda t: t.size)
-        return f"which is {'bigger' if bigger else 'smaller'}, the {a.name} or the {b.name}?", asked.name
+        wanted = max(a, b, key=lambda t: t.size) if bigger else min(a, b, key=lambda t: t.size)
+        return f"which is {'bigger' if bigger else 'smaller'}, the {a.name} or the {b.name}?", wanted.name
     found = relation(a, b)
-    said = found if rng.random() < 0.5 else INVERSE.get(found, "")
-    if not found or not _sayable(scene, said, a.name, b.name):
+    phrase = found if rng.random() < 0.5 else INVERSE.get(found, "")
+    if not found or not _sayable(scene, phrase, a.name, b.name):
         return None
-    return f"is the {a.name} {said} the {b.name}?", "yes" if said == found else "no"
+    return f"is the {a.name} {phrase} the {b.name}?", "yes" if phrase == found else "no"
 
 
 _ASK: dict[str, Callable[[Scene, Random], tuple[str, str] | None]] = {

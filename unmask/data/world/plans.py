@@ -11,9 +11,9 @@ from unmask.tokens.layouts import Layout, Placed
 from unmask.tokens.prompts import Wording
 
 
-def scene_layout(scene: Scene, said: str, wording: Wording, rng: Random) -> Layout:
-    """All visible objects of a scene, in the order of their mention in the caption ``said``."""
-    objects = tuple(Placed(phrase=phrase, box=box) for phrase, box in layout(scene, rng, said))
+def scene_layout(scene: Scene, caption: str, wording: Wording, rng: Random) -> Layout:
+    """All visible objects of a scene, in the order of their mention in ``caption``."""
+    objects = tuple(Placed(phrase=phrase, box=box) for phrase, box in layout(scene, rng, caption))
     return Layout(objects=objects, reason=wording.plan_reason)
 
 

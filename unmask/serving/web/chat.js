@@ -21,10 +21,10 @@ export function chatPanel(fields, services) {
   const start = h("p", { class: "plain" }, "No messages yet.");
   const thread = h("div", { class: "thread" }, start, log), below = () => (thread.scrollTop = thread.scrollHeight);
   const attached = h("div", { class: "attached", hidden: true });
-  const anew = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
+  const newChat = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
   const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   let said = [];
-  panel.extra.append(anew);
+  panel.extra.append(newChat);
   panel.element.classList.add("talk");
   panel.stage.replaceChildren(thread, h("div", { class: "composer" }, panel.label, attached, panel.prompt, h("div", { class: "tools" }, panel.job.buttons, panel.intake.element), panel.job.element));
   panel.intake.element.hidden = !draws;

@@ -21,7 +21,7 @@ export const fresh = (name) => `${name}-${++count}`;
 
 /** Announce a text to screen readers. */
 export function say(text) {
-  document.getElementById("said").textContent = text;
+  document.getElementById("announcement").textContent = text;
 }
 
 /** An image from the API (plain base64) as a data URL. */

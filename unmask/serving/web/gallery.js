@@ -70,13 +70,13 @@ export class Gallery {
     const facts = [["Task", item.task], ["Seed", item.seed], ["Time", item.seconds === undefined ? null : `${item.seconds.toFixed(1)} s`], ...rows(item.values)];
     const details = facts.filter(([, value]) => value !== undefined && value !== null && value !== "").flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]);
     const button = (text, work, kind = "second") => h("button", { type: "button", class: kind, onclick: work }, text);
-    const again = { ...item.values, seed: item.seed }, looked = ["ask", "ground"].includes(item.task); // their image is the source
+    const again = { ...item.values, seed: item.seed }, sameImage = ["ask", "ground"].includes(item.task); // their image is the source
     this.dialog.replaceChildren(
       h("button", { type: "button", class: "quiet close", "aria-label": "Close", onclick: close }, "×"),
       h("img", { src: item.url, alt: item.values.prompt || "" }),
       h("div", { class: "facts" }, h("p", { class: "text" }, item.said || item.values.prompt || ""), h("dl", {}, details),
         h("div", { class: "actions" },
-          this.has(item.task) && button("Reuse settings", go(() => this.open(item.task, again, item.source || (looked && item.url))), "primary"),
+          this.has(item.task) && button("Reuse settings", go(() => this.open(item.task, again, item.source || (sameImage && item.url))), "primary"),
           copier(() => link(item.task, again)), download(item.url, item.seed),
           ...USES.filter(([task]) => this.has(task)).map(([task, text]) => button(text, go(() => this.send(task, item.url)))))));
     this.dialog.showModal();

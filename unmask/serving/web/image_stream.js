@@ -13,8 +13,8 @@ export async function paint(panel, response, values, report) {
   panel.reset();
   panel.hint.hidden = true;
   panel.frame.classList.add("waiting");
-  const asked = values.boxes && { things: values.boxes };
-  const run = { panel, values, report, asked, done: 0, source: panel.picture?.url };
+  const layout = values.boxes && { things: values.boxes };
+  const run = { panel, values, report, layout, done: 0, source: panel.picture?.url };
   shot(run, (values.n || 1) - 1);
   panel.replay.load(panel.shots[0].entries, panel.shots[0].base);
   try {
@@ -39,8 +39,8 @@ async function take(run, event, data) {
 }
 
 /** State of image number ``index`` of a run. */
-function shot({ panel, asked }, index) {
-  while (panel.shots.length <= index) panel.shots.push({ entries: [], base: { canvas: panel.canvas.frame, plan: asked }, rounds: new Map(), result: null, plan: asked, last: null });
+function shot({ panel, layout }, index) {
+  while (panel.shots.length <= index) panel.shots.push({ entries: [], base: { canvas: panel.canvas.frame, plan: layout }, rounds: new Map(), result: null, plan: layout, last: null });
   if (panel.shots.length > 1 && panel.picker.children.length !== panel.shots.length) {
     panel.picker.hidden = false;
     panel.picker.replaceChildren(...panel.shots.map((kept, i) => thumb(panel, kept, i)));
@@ -111,7 +111,7 @@ async function completed(run, data) {
   run.done += 1;
   if (about.plan) kept.plan = about.plan;
   (about.rounds || []).forEach((known, number) => note(run, kept, index, number, { ...known, plan: known.plan || kept.rounds.get(number)?.plan }));
-  if (about.plan && !run.asked && !kept.rounds.size) note(run, kept, index, 0, { plan: about.plan });
+  if (about.plan && !run.layout && !kept.rounds.size) note(run, kept, index, 0, { plan: about.plan });
   if (kept.rounds.size === 1 && !about.rounds?.length) note(run, kept, index, 0, { b64_json: data.b64_json });
   const masked = kept.last ? "0".repeat(kept.last.masked.length) : null;
   const fresh = kept.last ? freshly(kept.last.masked, masked) : [];
