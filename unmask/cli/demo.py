@@ -101,14 +101,14 @@ def unseen(seed: int) -> Example:
         asked = [q for q in language.questions(scene, rng) if q.kind in ("colour", "what", "where")]
         referred = language.referring(scene, rng)
         changed = edits.edit(scene, "test", rng, "recolour")
-        if asked and changed and len(referred) == len(scene.things):
+        if asked and changed and len(referred) == len(scene.objects):
             question = rng.choice(asked)
             return Example(
                 picture=Image.fromarray(render(scene, _SIDE)),
                 question=question.text,
                 answer=question.answer,
                 phrases=tuple(phrase for phrase, _ in referred),
-                boxes=tuple(_pixels(scene.things[i].box) for _, i in referred),
+                boxes=tuple(_pixels(scene.objects[i].box) for _, i in referred),
                 instruction=changed.instruction,
             )
     raise ValueError(f"no suitable scene was found for seed {seed}; use another --seed")

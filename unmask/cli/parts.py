@@ -23,10 +23,10 @@ _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
 
 def stored(place: Path) -> list[Stored]:
     """All tensors of a file, or of the safetensors files of a folder. ValueError for missing or damaged files."""
-    from unmask.checkpoints.stream import read_head, tensors_of
+    from unmask.checkpoints.stream import read_header, tensors_of
 
     if place.is_file():
-        return read_head(place)
+        return read_header(place)
     names = {_family(path) for path in place.glob("*.safetensors")}
     found = [tensor for name in sorted(names) for tensor in tensors_of(place, name).values()]
     if not found:

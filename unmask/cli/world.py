@@ -80,7 +80,7 @@ def _described(level: str, split: str, seed: int, index: int) -> Json:
         "index": index,
         "caption": language.caption(scene, rng),
         "layout": [{"phrase": phrase, "box": box} for phrase, box in language.layout(scene, rng)],
-        "referring": [{"phrase": phrase, "box": scene.things[i].box} for phrase, i in language.referring(scene, rng)],
+        "referring": [{"phrase": phrase, "box": scene.objects[i].box} for phrase, i in language.referring(scene, rng)],
         "questions": [{"kind": q.kind, "text": q.text, "answer": q.answer} for q in rng.sample(asked, len(asked))],
         "edit": changed.instruction if changed else None,
     }

@@ -56,7 +56,7 @@ def passed(row: Row) -> bool | None:
 def _card(part: Measured, item: Any, row: Row) -> Card:
     if "iou_1" in row:
         note = "IoU " + ", ".join(f"{v:.2f}" for v in row["iou_1"]) + " (green: true, red: found in one step)"
-        true = [item.scene.things[thing].box for _, thing in item.phrases]
+        true = [item.scene.objects[obj].box for _, obj in item.phrases]
         pictures = [_boxed(Image.fromarray(render(item.scene)), zip(true, row["boxes_1"], strict=True))]
     elif "box" in row:
         note = f"IoU {row['iou']:.2f} (green: true, red: found)"
@@ -82,8 +82,8 @@ def _saw(row: Row) -> str:
         return "not judged"
     if "seen" not in row:
         return f"error {row['error']:.5f}; the judge reads {'all' if row['rebuilt']['exact'] else 'not all'} of it"
-    things = [f"{colour} {name}".strip() for colour, name, _, _ in row["seen"]["things"]]
-    return f"seen: {', '.join(things) or 'nothing'} on {row['seen']['background']}"
+    objects = [f"{colour} {name}".strip() for colour, name, _, _ in row["seen"]["things"]]
+    return f"seen: {', '.join(objects) or 'nothing'} on {row['seen']['background']}"
 
 
 def _boxed(picture: Image.Image, boxes: Iterable[tuple[FractionBox, Sequence[float]]]) -> np.ndarray:

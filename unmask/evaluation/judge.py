@@ -45,9 +45,9 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """The contents of one picture; ``things``: its objects by decreasing score."""
+    """The contents of one picture; ``objects``: its objects by decreasing score."""
 
-    things: tuple[Found, ...]
+    objects: tuple[Found, ...]
     background: str
 
 
@@ -56,7 +56,7 @@ class JudgeConfig:
     """Shape of the network and of its decisions.
 
     ``widths`` and ``blocks``: channels, and residual blocks, at 1/2, 1/4 and 1/8 of the pixels · ``threshold``: the least
-    score of a thing · ``overlap``: of two boxes that share more than this part of the smaller one, the weaker is dropped.
+    score of an object · ``overlap``: of two boxes that share more than this part of the smaller one, the weaker is dropped.
     """
 
     side: int = 128
@@ -98,8 +98,8 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """A one-scale detector: every cell within 8 pixels of an object's centre predicts its class, colour and position.
 
-    A thing counts as found where four neighbouring cells agree on its class: the score is the mean of their four
-    probabilities, which a half-drawn thing rarely wins.
+    An object counts as found where four neighbouring cells agree on its class: the score is the mean of their four
+    probabilities, which a half-drawn object rarely wins.
     """
 
     def __init__(self, config: JudgeConfig = JudgeConfig()) -> None:
@@ -135,7 +135,7 @@ class Judge(nn.Module):
         """What each picture shows.
 
         ``images``: uint8 [N, S, S, 3], or a list of [S, S, 3]; S at most ``config.side`` (smaller ones are continued with
-        the colour of their rim, so that things keep their size in pixels). Raises ValueError for anything else.
+        the colour of their rim, so that objects keep their size in pixels). Raises ValueError for anything else.
         """
         seen: list[Seen] = []
         for batch_B3HW, side in self._batches(images):
@@ -203,7 +203,7 @@ def _decode(maps: Maps, config: JudgeConfig, side: int) -> list[Seen]:
             )
         )
     backgrounds = [config.backgrounds[i] for i in maps.backgrounds_BG.argmax(1).tolist()]
-    return [Seen(things=_apart(f, config.overlap), background=g) for f, g in zip(found, backgrounds, strict=True)]
+    return [Seen(objects=_apart(f, config.overlap), background=g) for f, g in zip(found, backgrounds, strict=True)]
 
 
 def _absolute(places_B3hw: Tensor) -> Tensor:
@@ -218,9 +218,9 @@ def _absolute(places_B3hw: Tensor) -> Tensor:
 def _apart(found: list[Found], overlap: float) -> tuple[Found, ...]:
     """Non-maximum suppression: the highest-scoring objects, no two of which share more than ``overlap`` of the smaller box."""
     kept: list[Found] = []
-    for thing in sorted(found, key=lambda f: -f.score):
-        if all(shared(thing.box, other.box) <= overlap for other in kept):
-            kept.append(thing)
+    for obj in sorted(found, key=lambda f: -f.score):
+        if all(shared(obj.box, other.box) <= overlap for other in kept):
+            kept.append(obj)
     return tuple(kept)
 
 

@@ -128,7 +128,7 @@ def _in_grid(prompt: GenEvalPrompt) -> bool:
 
 def shows(seen: Seen, prompt: GenEvalPrompt) -> bool:
     """Whether a picture has all that is included, and no more of anything than is allowed."""
-    few = all(sum(t.name == e.name for t in seen.things) < e.count for e in prompt.exclude)
+    few = all(sum(t.name == e.name for t in seen.objects) < e.count for e in prompt.exclude)
     return few and all(scoring.verdict(seen, want) for want in wants(prompt))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from unmask.data.world import scenes
-from unmask.data.world.scenes import RELATIONS, Scene, Thing
+from unmask.data.world.scenes import RELATIONS, Scene, SceneObject
 from unmask.evaluation.judge import Box, Found, Seen
 
 _SAME_PLACE = 0.5  # least IoU of a found box with the true one
@@ -69,7 +69,7 @@ def two(first: str, second: str) -> Want:
 
 
 def counting(name: str, count: int) -> Want:
-    """GenEval "counting": exactly ``count`` things of the class."""
+    """GenEval "counting": exactly ``count`` objects of the class."""
     return Want(items=(Wanted(name=name, count=count, exact=True),))
 
 
@@ -91,7 +91,7 @@ def color_attr(first: str, first_colour: str, second: str, second_colour: str) -
 def verdict(seen: Seen, want: Want) -> bool:
     """Whether the picture meets the prompt by GenEval's rules; other objects are ignored.
 
-    As there, a class is judged by its surest things, as many as are wanted: a further one neither helps nor harms, unless
+    As there, a class is judged by its surest objects, as many as are wanted: a further one neither helps nor harms, unless
     the count is exact.
     """
     names = {item.name for item in want.items}
@@ -101,24 +101,24 @@ def verdict(seen: Seen, want: Want) -> bool:
 
 def strict(seen: Seen, want: Want) -> bool:
     """``verdict``, and the picture shows nothing else."""
-    return verdict(seen, want) and len(seen.things) == sum(item.count for item in want.items)
+    return verdict(seen, want) and len(seen.objects) == sum(item.count for item in want.items)
 
 
 def _surest(seen: Seen, name: str) -> list[Found]:
-    return sorted((t for t in seen.things if t.name == name), key=lambda t: -t.score)
+    return sorted((t for t in seen.objects if t.name == name), key=lambda t: -t.score)
 
 
 def _class_right(seen: Seen, items: list[Wanted]) -> bool:
     """All items of one class: enough objects (no more, if exact), and enough of the most confident ones in each colour."""
     total = sum(item.count for item in items)
-    things = _surest(seen, items[0].name)
-    if len(things) < total or (len(things) > total and any(item.exact for item in items)):
+    objects = _surest(seen, items[0].name)
+    if len(objects) < total or (len(objects) > total and any(item.exact for item in items)):
         return False
     asked: Counter[str] = Counter()
     for item in items:
         if item.colour is not None:
             asked[item.colour] += item.count
-    return asked <= Counter(t.colour for t in things[:total])
+    return asked <= Counter(t.colour for t in objects[:total])
 
 
 def _related_right(seen: Seen, related: Related) -> bool:
@@ -133,9 +133,9 @@ def _related_right(seen: Seen, related: Related) -> bool:
     return scenes.relation(_point(first[0]), _point(others[0])) == related.relation
 
 
-def _point(found: Found) -> Thing:
+def _point(found: Found) -> SceneObject:
     x, y = found.centre
-    return Thing(name=found.name, colour=found.colour, x=x, y=y, size=0.0)
+    return SceneObject(name=found.name, colour=found.colour, x=x, y=y, size=0.0)
 
 
 def iou(a: Box, b: Box) -> float:
@@ -147,24 +147,26 @@ def iou(a: Box, b: Box) -> float:
     return both / union if union > 0 else 0.0
 
 
-def right(found: Found, thing: Thing) -> bool:
+def right(found: Found, obj: SceneObject) -> bool:
     """Same class, same colour, and boxes that overlap with an IoU of at least 0.5."""
-    same = found.name == thing.name and found.colour == thing.colour
-    return same and iou(found.box, thing.box) >= _SAME_PLACE
+    same = found.name == obj.name and found.colour == obj.colour
+    return same and iou(found.box, obj.box) >= _SAME_PLACE
 
 
 def matches(seen: Seen, scene: Scene) -> bool:
     """Whether the whole scene is right: the background, and a one-to-one match of all objects by ``right``, nothing else."""
-    if seen.background != scene.background or len(seen.things) != len(scene.things):
+    if seen.background != scene.background or len(seen.objects) != len(scene.objects):
         return False
-    return _pairs(list(seen.things), list(scene.things))
+    return _pairs(list(seen.objects), list(scene.objects))
 
 
-def _pairs(found: list[Found], things: list[Thing]) -> bool:
+def _pairs(found: list[Found], objects: list[SceneObject]) -> bool:
     """Whether a perfect matching exists."""
-    if not things:
+    if not objects:
         return True
-    return any(right(one, things[0]) and _pairs(found[:i] + found[i + 1 :], things[1:]) for i, one in enumerate(found))
+    return any(
+        right(one, objects[0]) and _pairs(found[:i] + found[i + 1 :], objects[1:]) for i, one in enumerate(found)
+    )
 
 
 def interval(successes: float, n: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from unmask.data.sources import light_of, pixels_of
+from unmask.data.sources import luminance_stats, pixels_of
 from unmask.data.world.scenes import Draft, sample
 from unmask.evaluation import scoring
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
@@ -52,7 +52,7 @@ def grid(level: str) -> tuple[Conditions, ...]:
     """Pairs that the world can show: five luminances of training scenes with one object, and five contrasts at each."""
     draft = Draft(counts=((1, 1.0),))
     scenes = [sample(level, "train", key("conditions"), i, draft) for i in range(_SCENES)]
-    there = [light_of(pixels) for pixels in pixels_of(scenes, _SIDE)]
+    there = [luminance_stats(pixels) for pixels in pixels_of(scenes, _SIDE)]
     there.sort(key=lambda c: c.luminance or 0.0)
     found = []
     for part in np.array_split(np.arange(_SCENES), LEVELS):
@@ -85,7 +85,7 @@ class Conditioned:
         pictures = np.stack([np.asarray(image) for image in made])
         findings = []
         for item, seen, picture in zip(items, self.judge().look(pictures), pictures, strict=True):
-            light = light_of(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
+            light = luminance_stats(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
             row = {
                 "kind": item.prompt.kind,
                 "right": scoring.verdict(seen, item.prompt.want),

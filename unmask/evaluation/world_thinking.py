@@ -15,7 +15,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from unmask.data.world.critiques import spoil
+from unmask.data.world.critiques import make_negatives
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation import scoring
@@ -129,10 +129,10 @@ class Critiques:
         made: list[CritiqueItem] = []
         for number in itertools.count():
             scene = sample(plan.level, plan.split, key("critiques", plan.seed), number)
-            text, spoilt = spoil(scene, Random(f"critiques/{plan.seed}/{number}"), most=1)
-            if spoilt:
+            text, negatives = make_negatives(scene, Random(f"critiques/{plan.seed}/{number}"), most=1)
+            if negatives:
                 wrong = len(made) % 2 == 1
-                shown, wanted = (spoilt[0].scene, spoilt[0].critique) if wrong else (scene, "")
+                shown, wanted = (negatives[0].scene, negatives[0].critique) if wrong else (scene, "")
                 made.append(CritiqueItem(index=len(made), text=text, scene=shown, wanted=wanted))
             if len(made) == plan.n:
                 break

@@ -81,6 +81,6 @@ class Rebuilds:
 
 
 def _read(seen: Seen, scene: Scene) -> Row:
-    """Whether the judge reads the whole scene right, and each of its things."""
-    found = [any(right(one, thing) for one in seen.things) for thing in scene.things]
+    """Whether the judge reads the whole scene right, and each of its objects."""
+    found = [any(right(one, obj) for one in seen.objects) for obj in scene.objects]
     return {"exact": matches(seen, scene), "things": found}

@@ -21,7 +21,7 @@ from torch import Tensor
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavida_o
 from unmask.checkpoints.store import CheckpointError, save_tensors
-from unmask.checkpoints.stream import Stored, read, read_head
+from unmask.checkpoints.stream import Stored, read, read_header
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, fit_own, format_of, read_spec, resolve, write_config
 from unmask.tasks.results import Json
@@ -235,7 +235,7 @@ def _shard(tensors: dict[str, Tensor], small: int) -> int:
 
 def _index(written: list[Path], tensors: dict[str, Tensor]) -> Json:
     """The shard index that other loaders read."""
-    places = {tensor.name: path.name for path in written for tensor in read_head(path)}
+    places = {tensor.name: path.name for path in written for tensor in read_header(path)}
     return {
         "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
         "weight_map": dict(sorted(places.items())),

@@ -96,7 +96,7 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int) -> Turn
             done += [words] if words else []
             break
         # An edit of the background has no box: its layout is the reason alone.
-        if layout.things or _changes(messages, layout, parts):
+        if layout.objects or _changes(messages, layout, parts):
             model.emit(0, layout)
             done += [_planned(model, messages, layout, seed)]
             return Turn(parts=tuple(done), seed=seed, plan=layout, unread=unread)

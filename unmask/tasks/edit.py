@@ -19,7 +19,7 @@ from unmask.tasks.generate import picture_codes
 from unmask.tasks.parts import Parts
 from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE, editing
 from unmask.tokens.layouts import Layout
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Edit:
 
     pixels: Tensor
     instruction: str
-    look: Tensor | Look | None = None
+    look: Tensor | ImageViews | None = None
     plan: Layout | None = None
     codes: Tensor | None = None
     needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})

@@ -21,14 +21,14 @@ from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, describe
 from unmask.tokens.build import asking, looking
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
     """A question about a picture whose answer fills the ``holes`` of a ``form``, of ``rooms`` tokens each."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     question: str
     form: AnswerFormat
     holes: tuple[Slot, ...]
@@ -52,7 +52,7 @@ class Fill:
 
 def fill_in(
     holes: tuple[Slot, ...],
-    pixels: Tensor | Look,
+    pixels: Tensor | ImageViews,
     question: str,
     form: AnswerFormat,
     length: int | None,

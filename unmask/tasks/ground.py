@@ -15,7 +15,7 @@ from unmask.tasks.parts import Parts
 from unmask.tokens.boxes import FractionBox, from_bins
 from unmask.tokens.build import grounding, looking
 from unmask.tokens.text import BINS
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Ground:
     A box is therefore independent of the other phrases. A model whose sequence is one segment takes one phrase per sequence.
     """
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     phrases: tuple[str, ...]
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 

@@ -25,7 +25,7 @@ from unmask.tokens.pictures import Placement, square
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
-from unmask.tokens.views import AnyRes, Look, to_pixels
+from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vq import VQ
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
@@ -94,7 +94,7 @@ class Parts:
         padded, placement = square(image, self.side, self.paper)
         return to_pixels(padded), placement
 
-    def image_views(self, image: Image.Image) -> Tensor | Look:
+    def image_views(self, image: Image.Image) -> Tensor | ImageViews:
         """The views of a picture that the vision tower reads. ValueError for a model without a vision tower."""
         if self.net.config.vision is None:
             raise ValueError(
@@ -102,7 +102,7 @@ class Parts:
             )
         return self.views(image) if self.views else self.preprocess(image)[0]
 
-    def overview(self, image: Image.Image) -> Tensor | Look:
+    def overview(self, image: Image.Image) -> Tensor | ImageViews:
         """One view of the whole picture without detail crops, for requests with several pictures."""
         return self.views.one_of_several(image) if self.views else self.image_views(image)
 

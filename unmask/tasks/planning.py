@@ -19,7 +19,7 @@ from unmask.tokens.build import planning, planning_edit
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.text import EOS, EOT, EXP
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Plan:
 class PlanEdit:
     """What an instruction changes in a picture (``pixels [3, side, side]``, or its views), in ``length`` tokens."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     instruction: str
     length: int
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})

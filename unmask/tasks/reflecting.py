@@ -28,7 +28,7 @@ from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import FailedAttempt, asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 Attempts = Items[Items[Attempt]]
 MAX_ATTEMPTS = 64
@@ -40,7 +40,7 @@ _RIGHT = "is correct"
 class Critique:
     """A critique of a picture of ``caption`` in ``length`` tokens: what is wrong, or "... is correct"."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     caption: str
     length: int
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})

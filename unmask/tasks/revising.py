@@ -24,7 +24,7 @@ from unmask.tasks.results import Attempt, answered
 from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import asking, looking
 from unmask.tokens.layouts import Layout
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 NEEDS = reflecting.NEEDS | Edit.needs  # for layout, edit and critique
 
@@ -33,8 +33,8 @@ NEEDS = reflecting.NEEDS | Edit.needs  # for layout, edit and critique
 class CritiqueEdit:
     """A critique, in ``length`` tokens, of ``after`` as the edit of ``before`` by ``instruction``."""
 
-    before: Tensor | Look
-    after: Tensor | Look
+    before: Tensor | ImageViews
+    after: Tensor | ImageViews
     instruction: str
     length: int
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
@@ -63,7 +63,7 @@ def revise(
     ``NEEDS``, already loaded.
     """
     parts = model.parts
-    known: dict[int, tuple[Tensor, Tensor | Look, Tensor]] = {}
+    known: dict[int, tuple[Tensor, Tensor | ImageViews, Tensor]] = {}
     for image in images:
         if id(image) not in known:  # one picture may be edited several times
             pixels = parts.preprocess(image)[0]
@@ -88,7 +88,7 @@ def revise(
 
 
 def layouts(
-    model: ThinkingRunner, told: Items[tuple[Tensor | Look, str]], seeds: Items[int], *, retry: bool = False
+    model: ThinkingRunner, told: Items[tuple[Tensor | ImageViews, str]], seeds: Items[int], *, retry: bool = False
 ) -> list[Layout]:
     """The layout of every (picture, instruction); ``retry``: sampled, because the greedy one failed."""
     tasks = [PlanEdit(pixels=look, instruction=words, length=model.presets.edit_plan_length) for look, words in told]

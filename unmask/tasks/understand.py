@@ -19,7 +19,7 @@ from unmask.tasks.parts import Parts
 from unmask.tasks.results import answered
 from unmask.tokens.build import asking, looking
 from unmask.tokens.text import EOS, EOT
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 GAP = "[mask]"
 
@@ -28,7 +28,7 @@ GAP = "[mask]"
 class Ask:
     """A question about a picture (``pixels [3, side, side]``, or its views); the answer has ``length`` tokens."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     question: str
     length: int = 4
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
