@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from unmask import protocols
 from unmask.corruption import absorbing, collapsing, schedules
-from unmask.grammars.automaton import compiled
+from unmask.grammars.automaton import compile_automaton
 from unmask.grammars.grammar import Grammar
-from unmask.grammars.regex import parsed
+from unmask.grammars.regex import parse_regex
 from unmask.models.elastic import Elastic, init
 from unmask.models.fake import FakeDenoiser
 from unmask.models.sizes import SIZES
@@ -48,7 +49,7 @@ torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
 DROP = frozenset({"prompt", "source"})
 ORDER = tuple(stratified(4))
-GRAMMAR = Grammar(compiled(parsed("[a-z]*")), [b"", *(bytes([97 + i]) for i in range(TEXT - 1))], END)
+GRAMMAR = Grammar(compile_automaton(parse_regex("[a-z]*")), [b"", *(bytes([97 + i]) for i in range(TEXT - 1))], END)
 PACKAGES = ("sampling", "corruption", "objectives", "methods")
 
 SCHEDULES = [
@@ -230,8 +231,10 @@ SAMPLERS = (
 )
 
 
-def name_of(value: Any) -> str:
-    return repr(value).replace("Sampler", "")[:150]
+def name_of(value: object) -> str:
+    """A test id: the value as written, names of sets in order, so that every process collects the same tests."""
+    found = re.sub(r"frozenset\(\{(.*?)\}\)", lambda m: "{" + ", ".join(sorted(m[1].split(", "))) + "}", repr(value))
+    return found.replace("Sampler", "")[:150]
 
 
 def parts_found() -> set[type]:

@@ -10,6 +10,7 @@ Shapes: B rows · L tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ from unmask.sampling.prior import AllMasked
 from unmask.sampling.spans import still_masked, whole_positions, wished
 from unmask.sampling.stopping import Never
 from unmask.sequence import ON_UNMASK, Batch, stack
-from unmask.step import Move, Prediction, Proposal, Query, Reuse, Scored, State, apply
+from unmask.step import Move, Prediction, Progress, Proposal, Query, Reuse, Scored, State, apply
 
 
 class NothingUnmasked(RuntimeError):
@@ -100,10 +101,10 @@ class Run:
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
         self.sampler, self.first = sampler, batch
         self.open = still_masked(batch)  # what was masked at the start: no move touches anything else
-        self.batch = sampler.stopping(sampler.prior(batch))
+        started = _ordered(batch, sampler.prior(batch))
+        self.batch = _ordered(started, sampler.stopping(started))
         self.agenda = Agenda(sampler, self.batch, self.open)
         self.states: list[State | None] = []  # of each guidance view
-        self.stamps = bool((batch.order == ON_UNMASK).any())
         self.number = 0
         self.todo: Todo | None = None
         self.query = self._next()
@@ -121,7 +122,7 @@ class Run:
             raise ValueError("the run is finished; there is nothing left to unmask")
         # 4. The views become one prediction.
         views = _split(prediction, self.query.batch.rows // batch.rows, batch)
-        self._keep(views)
+        self._keep(views, todo.progress)
         merged = parts.guidance.merge(batch, views, todo.progress)
         # 5. A candidate and a score for each scored token.
         proposal = parts.token_sampler(batch, merged, todo.progress)
@@ -129,7 +130,7 @@ class Run:
         move = parts.selection(batch, proposal, todo.block, todo.counts, todo.progress)
         written = self._write(move, proposal, todo)
         # 7. What no longer needs the model is filled in.
-        self.batch = self._stamped(written, parts.stopping(written))
+        self.batch = _ordered(written, parts.stopping(written))
         self.number += 1
         self.query = self._next()
 
@@ -159,23 +160,30 @@ class Run:
             if plan is None:
                 return None
             compute.append(whole_positions(view, plan.compute | predict))
-            keep.append(plan.keep & whole_positions(view, plan.keep) & compute[-1])
+            keep.append(compute[-1] & ~whole_positions(view, view.valid & ~plan.keep))
         length = predict.shape[1]
         state = State.stack(states, [view.rows for view in views], length)
         return Reuse(compute=torch.cat(compute), keep=torch.cat(keep), state=state)
 
-    def _keep(self, views: list[Prediction]) -> None:
-        """The states of the views that were computed take the place of the old ones; a view that was left out keeps its own."""
-        if any(view.state is not None for view in views):
-            self.states[: len(views)] = [view.state for view in views]
+    def _keep(self, views: list[Prediction], progress: Progress) -> None:
+        """The states of the views that were computed take the place of the old ones; a view that was left out keeps its own.
 
-    def _stamped(self, written: Batch, stopped: Batch) -> Batch:
-        """Tokens that early stopping filled get the order of this step, where orders are set on unmasking."""
-        if not self.stamps:
-            return stopped
-        filled = written.masked & ~stopped.masked & (stopped.order == ON_UNMASK)
-        order = torch.where(filled, stopped.clock[:, None], stopped.order)
-        return stopped.replace(order=order, segment=stopped.segment.masked_fill(filled, 0))
+        Not so where a cache is approximate: what a row's view holds would depend on whether other rows needed that view. A row that
+        leaves a view out then loses what that view holds.
+        """
+        if all(view.state is None for view in views):
+            return
+        self.states[: len(views)] = [view.state for view in views]
+        if self.sampler.cache.exact or len(self.states) == 1:
+            return
+        of_row = [
+            len(self.sampler.guidance.views(self.batch.row(b), progress.of_row(b))) for b in range(self.batch.rows)
+        ]
+        own_B = torch.tensor(of_row, device=self.batch.device)
+        self.states = [
+            state and dataclasses.replace(state, held=state.held & (own_B > i)[:, None])
+            for i, state in enumerate(self.states)
+        ]
 
     def _write(self, move: Move, proposal: Proposal, todo: Todo) -> Batch:
         """Apply a move to the tokens that this run may change: what was given stays, and so do rows that take no step.
@@ -222,6 +230,16 @@ class Run:
             raise NothingUnmasked(
                 f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a selection must take one, or end within its bound"
             )
+
+
+def _ordered(before: Batch, after: Batch) -> Batch:
+    """``after`` with the order and segment of the tokens that a prior or early stopping unmasked, where unmasking sets them."""
+    if after is before:
+        return after
+    new_BL = before.masked & ~after.masked & (before.order == ON_UNMASK)
+    return after.replace(
+        order=torch.where(new_BL, after.clock[:, None], after.order), segment=after.segment.masked_fill(new_BL, 0)
+    )
 
 
 def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]:

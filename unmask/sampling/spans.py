@@ -68,6 +68,11 @@ def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:
     return any_BL.gather(1, first_BL).bool()
 
 
+def of_position(batch: Batch, x: Tensor) -> Tensor:
+    """``x [B, L]`` with each token's value that of the first token on its position, which is what attention reads."""
+    return x.gather(1, _first_of_position(batch.span_table, batch.ids.shape[1]).to(batch.device))
+
+
 @functools.lru_cache(maxsize=64)
 def _first_of_position(span_table: tuple[tuple[Span, ...], ...], length: int) -> Tensor:
     """The number of the first token on each token's position, [B, L]."""
