@@ -37,6 +37,7 @@ from unmask.recipe import Recipe
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, collate
 from unmask.tasks import generate, reflecting, understand
+from unmask.training.losses import losses
 from unmask.training.meters import matmul_peak
 from unmask.training.optim import Masters
 
@@ -223,7 +224,7 @@ def stepper(recipe: Recipe, batch: object, dtype: torch.dtype, attention: Attent
     masters.sync()
 
     def work() -> int:
-        loss = recipe.objective(module, batch, generator("bench"))
+        (loss,) = losses(recipe.objective(module, batch, generator("bench")))
         loss.total.backward()
         masters.step(recipe.optim.lr, 0)
         return sum(loss.counts.values())

@@ -300,7 +300,7 @@ def test_coordinates_alone_unless_wanted(folder: Path, picture: Image.Image) -> 
     """Equal to the free choice where that is a coordinate; where it is not, a box cannot be read."""
     model = unmask.load(folder)
     free = ["token_sampler.low=0", f"token_sampler.high={model.parts.text.size}"]
-    with pytest.raises(ValueError, match="a box is four bins"):
+    with pytest.raises(ValueError, match="a box must be four bins"):
         model.ground(picture, ["the cat"], settings=free)
     first = model.parts.text[location(0)]
     with torch.no_grad():

@@ -18,7 +18,8 @@ from unmask.cli.sheet import Cell, Row, sheet
 from unmask.tokens.pictures import draw_boxes, save_image, save_trace, strip
 
 if TYPE_CHECKING:
-    from unmask.tasks.results import Box, Drawing, Json
+    from unmask.json_types import Json
+    from unmask.tasks.results import Box, Drawing
 
 PROMPTS = (
     "a red apple",

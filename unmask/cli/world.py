@@ -17,7 +17,7 @@ from unmask.tokens.pictures import WRITABLE
 
 if TYPE_CHECKING:
     from unmask.cli.sheet import Cell
-    from unmask.tasks.results import Json
+    from unmask.json_types import Json
 
 _SIDE = 128
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -77,6 +77,9 @@ def read_clip(folder: Path, device: str = "cpu") -> ClipFolder:
     return ClipFolder(model=model.to(device).eval(), tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")))
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipFolder:
     """An encoder: CLIP's own resize (short side, bicubic), centre crop and normalisation; texts are cut at its context."""
@@ -110,7 +113,7 @@ class ClipFolder:
         return self.model.text_projection(found)
 
 
-def _batches(values: Iterable[Any]) -> Iterator[list[Any]]:
+def _batches(values: Iterable[T]) -> Iterator[list[T]]:
     rest = iter(values)
     while some := list(islice(rest, _BATCH)):
         yield some

@@ -11,8 +11,8 @@ from unmask import __version__
 from unmask.evaluation.evaluate import Part, Plan, Progress, Record, fingerprint, measure
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.report import Report, write
+from unmask.json_types import Json
 from unmask.pipeline.model import Model
-from unmask.tasks.results import Json
 
 
 def run(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unmask.checkpoints.lavida_o import load_lavida_o
 from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.orders import stratified
@@ -25,7 +26,6 @@ from unmask.sampling.schedule import Shift
 from unmask.sampling.selection import InOrder
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
-from unmask.tasks.results import Json
 from unmask.tokens.vq import VQ
 
 Arrays = dict[str, Tensor]

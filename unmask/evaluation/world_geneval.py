@@ -18,9 +18,9 @@ from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import Figure, by_combination, by_kind, frechet
 from unmask.evaluation.scoring import Want, Wanted
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
+from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.rng import key
-from unmask.tasks.results import Json
 
 Combination = tuple[str, ...]
 Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name

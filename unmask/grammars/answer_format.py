@@ -18,6 +18,7 @@ from unmask.grammars.grammar import Grammar, grammar_of
 from unmask.grammars.references import expanded
 from unmask.grammars.regex import parse_regex
 from unmask.grammars.schema import Leaf, Schema, alternatives, bounds, characters, choices, integers, json_texts, leaves
+from unmask.json_types import Json
 from unmask.tokens.prompts import Wording
 from unmask.tokens.text import Text
 
@@ -39,11 +40,11 @@ class AnswerFormat:
             return [Slot(grammar=grammar_of(json_texts(schema), text, self.most_states), kind="json")]
         return [_spoken(leaf, text, wording, self.most_states) for leaf in leaves(schema)]
 
-    def value(self, read: list[tuple[tuple[str, ...], Any]]) -> Any:
+    def value(self, read: list[tuple[tuple[str, ...], object]]) -> object:
         """The whole value, from the path and value of every slot in order."""
         if len(read) == 1 and not read[0][0]:
             return read[0][1]
-        whole: dict[str, Any] = {}
+        whole: Json = {}
         for path, value in read:
             inner = whole
             for name in path[:-1]:
@@ -51,7 +52,7 @@ class AnswerFormat:
             inner[path[-1]] = value
         return whole
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"regex": self.regex} if self.regex else {"schema": json.loads(self.schema)}
 
 
@@ -67,7 +68,7 @@ class Slot:
     kind: str
     path: tuple[str, ...] = ()
     question: str = ""
-    said: tuple[tuple[str, Any], ...] = ()
+    said: tuple[tuple[str, object], ...] = ()
     longest: int = 0
 
     def default_length(self, usual: int) -> int:
@@ -83,7 +84,7 @@ class Slot:
                 f"set max_tokens to {self.grammar.least} or more"
             )
 
-    def read(self, ids: list[int]) -> Any:
+    def read(self, ids: list[int]) -> object:
         """The value that token ids say. ValueError for a text outside the format, which sampling under the grammar rules out."""
         raw = self.grammar.text(ids)
         said = raw.removeprefix(" ") if self.grammar.automaton.accepts(raw.removeprefix(" ").encode()) else raw
@@ -93,7 +94,7 @@ class Slot:
         return known[said] if said in known else said if self.kind == "text" else json.loads(said)
 
 
-def of_schema(schema: Any) -> AnswerFormat:
+def of_schema(schema: object) -> AnswerFormat:
     """A JSON schema, as a value or as JSON text. ValueError names what is not supported and its path."""
     try:
         found = json.loads(schema) if isinstance(schema, str) else schema
@@ -159,9 +160,9 @@ def _options(schema: Schema, place: str) -> list[tuple[Schema, str]]:
     return inside if inside == [(schema, place)] else [option for one in inside for option in _options(*one)]
 
 
-def _said(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> dict[str, Any]:
+def _said(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> Json:
     """The words for every value that can be listed, and for the small integers, in the order of the schema."""
-    said: dict[str, Any] = {}
+    said: Json = {}
     for schema, place in options:
         for value in _values(schema, place, wording):
             words = text.plain(_words(value, wording))
@@ -173,7 +174,7 @@ def _said(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> di
     return said
 
 
-def _values(schema: Schema, place: str, wording: Wording) -> list[Any]:
+def _values(schema: Schema, place: str, wording: Wording) -> list[object]:
     if {"enum", "const"} & set(schema):
         return choices(schema, place)
     if schema["type"] == "boolean":
@@ -184,7 +185,7 @@ def _values(schema: Schema, place: str, wording: Wording) -> list[Any]:
     return [None] if schema["type"] == "null" else []
 
 
-def _words(value: Any, wording: Wording) -> str:
+def _words(value: object, wording: Wording) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and 0 <= value < len(wording.numbers):

@@ -398,7 +398,7 @@ class Model:
         if trace:
             raise ValueError("trace works with one attempt only; leave out trace or attempts")
 
-    def _answer(self, task: Task, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+    def _answer(self, task: Task[Parts, str], sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
         built, most = task.build(self.parts), self.presets.context
         if len(built.ids) > most:

@@ -81,7 +81,7 @@ def filled(form: AnswerFormat, holes: Items[Slot], sequence: Sequence) -> str:
         span = sequence.span(named(number))
         read.append((hole.path, hole.read(sequence.ids[span.start : span.stop].tolist())))
     value = form.value(read)
-    return value if form.regex else json.dumps(value, ensure_ascii=False)
+    return str(value) if form.regex else json.dumps(value, ensure_ascii=False)
 
 
 def bound(sampler: Sampler, holes: Items[Slot]) -> Sampler:

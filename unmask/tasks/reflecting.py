@@ -179,7 +179,7 @@ def criticise(model: ThinkingRunner, prompts: Items[str], images: Items[Image.Im
     return heard(model, tasks)
 
 
-def heard(model: ThinkingRunner, critiques: Items[Task]) -> list[tuple[str, float]]:
+def heard(model: ThinkingRunner, critiques: Items[Task[Parts, str]]) -> list[tuple[str, float]]:
     """Text and acceptance score of critique tasks."""
     built = [task.build(model.parts) for task in critiques]
     said = perform(model, critiques, [0] * len(built), model.presets.critique(model.parts), built)
