@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from unmask.data.world import edits
-from unmask.data.world.language import KINDS
+from unmask.data.world.questions import KINDS
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, SceneObject, sample, split_of
 from unmask.evaluation import world_suite

@@ -18,6 +18,7 @@ from torch import Tensor
 from unmask.data.world import language
 from unmask.data.world.edits import EDIT_KINDS, Edit, edit
 from unmask.data.world.plans import edit_layout, scene_layout
+from unmask.data.world.questions import questions as questions_of
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
@@ -174,7 +175,7 @@ class VisualQuestions:
         segment = 0
         describe = rng.random() < self.describe
         # A caption is about as long as two questions: rows with a caption have fewer questions and phrases.
-        questions = language.questions(scene, rng)
+        questions = questions_of(scene, rng)
         rng.shuffle(questions)
         for question in questions[: self.questions - describe]:
             segment += 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from unmask.data.sources import pixels_of
-from unmask.data.world.language import KINDS, questions
+from unmask.data.world.questions import KINDS, questions
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns
 from unmask.evaluation.metrics import Figure, by_combination, share

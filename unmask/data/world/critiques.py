@@ -13,7 +13,6 @@ from random import Random
 
 from unmask.data.world.edits import Edit, edit
 from unmask.data.world.language import (
-    absent,
     article,
     at,
     caption,
@@ -27,6 +26,7 @@ from unmask.data.world.language import (
     related,
     sized,
 )
+from unmask.data.world.questions import absent
 from unmask.data.world.scenes import Scene, SceneObject, only_in, place, relation, shows_held_out, split_of
 from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
