@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
+from unmask.pipeline.drawing import best_of, draw
 from unmask.pipeline.loading import Format, format_in, open_parts, read_spec, resolve
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.protocols import Task
@@ -38,7 +39,7 @@ from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Attempt, Box, Drawing, Grounding, describe
-from unmask.tasks.running import Decoded, Executor, OnStep, StepEvent, answer, decide
+from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide
 from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
@@ -46,7 +47,6 @@ from unmask.tokens.prompts import RELEASED, Conditions
 from unmask.tokens.views import to_pixels
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
-Drawn = generate.Generate | edit.Edit | infill.Infill  # tasks that make a picture
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
 
 
@@ -116,7 +116,7 @@ class Model:
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
-            return self._thought(
+            return best_of(
                 said, seeds, chosen, lambda: reflecting.think(self, [said] * n, seeds, thinking, chosen, conditions)
             )
         layouts: Sequence[Layout | None] = [thinking.layout] * n
@@ -126,7 +126,7 @@ class Model:
             for row, layout in enumerate(layouts):
                 self.emit(row, layout)
         tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
-        return self._draw(tasks, seeds, chosen, prompt, trace)
+        return draw(self, tasks, seeds, chosen, prompt, trace)
 
     def edit(
         self,
@@ -158,14 +158,14 @@ class Model:
             self.parts.require(revising.NEEDS)
             again = with_options(sampler or self.presets.edit_again(self.parts), *options)
             asked = ([picture] * n, [said] * n, seeds)
-            return self._thought(said, seeds, chosen, lambda: revising.revise(self, *asked, thinking, chosen, again))
+            return best_of(said, seeds, chosen, lambda: revising.revise(self, *asked, thinking, chosen, again))
         (pixels, _), seen, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(seen, said)], [0])
             self.emit(0, layout)
         task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
-        return self._draw([task] * n, seeds, chosen, instruction, trace)
+        return draw(self, [task] * n, seeds, chosen, instruction, trace)
 
     def infill(
         self,
@@ -188,7 +188,7 @@ class Model:
         shown = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=shown, prompt=self._prompt(prompt, empty=True))
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
-        return self._draw([task], [seed], chosen, prompt, trace)[0]
+        return draw(self, [task], [seed], chosen, prompt, trace)[0]
 
     def ask(
         self,
@@ -346,53 +346,6 @@ class Model:
         """Hand a layout or a round of picture ``row`` to the executor, which may pass it on to whoever follows the call."""
         if self.executor:
             self.executor.emit(row, event)
-
-    def _draw(
-        self, tasks: Sequence[Drawn], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
-    ) -> list[Drawing]:
-        """One picture per task; a task that occurs with several seeds is built once."""
-        self.parts.require(tasks[0].needs)
-        known = {id(task): task.build(self.parts) for task in tasks}
-        built = [known[id(task)] for task in tasks]
-        frames: list[list[Image.Image]] = [[] for _ in tasks]
-
-        def record(event: StepEvent) -> None:
-            frames[event.row].append(self.parts.canvas(*generate.picture_so_far(event.sequence, "image")))
-
-        done = self.run(built, seeds, sampler, record if trace else None)
-        settings = describe(sampler)
-        return [
-            Drawing(
-                image=task.read(row, self.parts),
-                prompt=prompt,
-                seed=seed,
-                seconds=done.seconds / len(seeds),
-                settings=settings,
-                trace=tuple(film),
-                plan=task.plan,
-            )
-            for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
-        ]
-
-    def _thought(
-        self, prompt: str, seeds: list[int], sampler: Sampler, think: Callable[[], list[list[Attempt]]]
-    ) -> list[Drawing]:
-        """The best attempt for every seed."""
-        began, n = time.perf_counter(), len(seeds)
-        found = think()
-        seconds, settings = (time.perf_counter() - began) / n, describe(sampler)
-        return [
-            Drawing(
-                image=taken.image,
-                prompt=prompt,
-                seed=seed,
-                seconds=seconds,
-                settings=settings,
-                plan=taken.plan,
-                attempts=tuple(attempts),
-            )
-            for seed, attempts, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
-        ]
 
     def _no_trace(self, trace: bool) -> None:
         if trace:
