@@ -194,10 +194,24 @@ def test_alone_nothing_is_averaged() -> None:
     assert values[0].tolist() == [1.0, 2.0]
 
 
-def test_one_failure_ends_them_all() -> None:
-    began = time.monotonic()
-    code = launch(2, ["-c", "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(100)"])
-    assert code == 3 and time.monotonic() - began < 20
+# Process 0 waits until it is terminated and notes it; process 1 fails as soon as process 0 waits.
+FAILING = """
+import os, pathlib, signal, sys, time
+waiting, ended = (pathlib.Path(sys.argv[1]) / name for name in ("waiting", "ended"))
+if os.environ["RANK"] == "1":
+    while not waiting.exists():
+        time.sleep(0.01)
+    sys.exit(3)
+signal.signal(signal.SIGTERM, lambda *_: (ended.touch(), sys.exit(0)))
+waiting.touch()
+while True:
+    signal.pause()
+"""
+
+
+def test_one_failure_ends_them_all(tmp_path: Path) -> None:
+    assert launch(2, ["-c", FAILING, str(tmp_path)]) == 3
+    assert (tmp_path / "ended").exists()
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
