@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 import unmask
-from unmask.evaluation.evaluate import Part, Plan, Record, measure
+from unmask.evaluation.evaluate import EvalPlan, Part, Record, measure
 from unmask.evaluation.history import Line, append, figures
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.strategies import EditGenerator, PromptGenerator
@@ -74,7 +74,7 @@ def grid(sweeps: list[str]) -> Iterator[tuple[str, ...]]:
     yield from itertools.product(*axes)
 
 
-def score(model: Model, name: str, part: Part, plan: Plan, record: Record) -> list[Line]:
+def score(model: Model, name: str, part: Part, plan: EvalPlan, record: Record) -> list[Line]:
     """One setting's figures: overall and per kind."""
     with Lines() as lines:
         measured = measure(model, part, plan, record, lines)
@@ -130,7 +130,7 @@ def main() -> None:
     model = unmask.load(given.model)
     if not isinstance(model, Model):
         raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
-    plan = Plan(level=given.level, split="validation", n=given.n, seed=given.seed)
+    plan = EvalPlan(level=given.level, split="validation", n=given.n, seed=given.seed)
     settings = sweep(given.task, given.sweep) if given.sweep else comparison([int(s) for s in given.steps.split(",")])
     for name, part in settings:
         append(given.history, score(model, name, part, plan, Record(given.out)))

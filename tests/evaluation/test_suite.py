@@ -20,7 +20,7 @@ from unmask.data.world.questions import KINDS
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, SceneObject, sample, split_of
 from unmask.evaluation import world_suite
-from unmask.evaluation.evaluate import Part, Plan, Record, fingerprint, measure
+from unmask.evaluation.evaluate import EvalPlan, Part, Record, fingerprint, measure
 from unmask.evaluation.judge import Found, Judge, JudgeConfig, Seen, load_judge
 from unmask.evaluation.world_edit import Edits, Wish, kept, met, success
 from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt, prompts
@@ -31,7 +31,7 @@ from unmask.tasks.reflecting import Thinking
 
 SHIPPED_JUDGE = files("unmask.evaluation") / "assets" / "judge.safetensors"
 needs_judge = pytest.mark.skipif(not SHIPPED_JUDGE.is_file(), reason="the judge's weights are not in this source tree")
-PLAN = Plan(n=6, batch=4)
+PLAN = EvalPlan(n=6, batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def _right(seen: Seen, prompt: Prompt) -> bool:
 
 @needs_judge
 def test_a_perfect_drawer_scores_all_and_a_blank_one_nothing(model: Model) -> None:
-    plan = Plan(n=36)
+    plan = EvalPlan(n=36)
     for part, least in ((GenEval(draw=Counting(drawn)), 0.97), (Edits(draw=Counting(edited)), 0.97)):
         assert measure(model, part, plan, Record()).figures["overall"]["value"] >= least
     for part in (GenEval(draw=Counting(blank)), Edits(draw=Counting(blank))):

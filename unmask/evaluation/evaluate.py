@@ -38,7 +38,7 @@ def one_folder(key: str) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class EvalPlan:
     """What to measure: ``n`` items per part (prompts, pictures, questions, edits), divided among its kinds."""
 
     level: str = "grid"
@@ -83,10 +83,10 @@ class Part(Protocol[ItemT]):
 
     @property
     def name(self) -> str: ...
-    def items(self, plan: Plan) -> Sequence[ItemT]: ...
+    def items(self, plan: EvalPlan) -> Sequence[ItemT]: ...
     def settings(self, model: Model) -> object: ...
     def find(self, model: Model, items: Sequence[ItemT]) -> list[Finding]: ...
-    def figures(self, plan: Plan, items: Sequence[ItemT], rows: Sequence[Row], pictures: Pictures) -> Figures: ...
+    def figures(self, plan: EvalPlan, items: Sequence[ItemT], rows: Sequence[Row], pictures: Pictures) -> Figures: ...
 
 
 class Record:
@@ -177,7 +177,7 @@ class Measured(Generic[ItemT]):
 
 
 def measure(
-    model: Model, part: Part[ItemT], plan: Plan, record: Record, progress: Progress = lambda *_: None
+    model: Model, part: Part[ItemT], plan: EvalPlan, record: Record, progress: Progress = lambda *_: None
 ) -> Measured[ItemT]:
     """Measure all items that are not recorded yet, then compute the figures."""
     items = part.items(plan)

@@ -18,7 +18,7 @@ from unmask.data.world.edits import EDIT_KINDS, Edit
 from unmask.data.world.language import position_word
 from unmask.data.world.render import render
 from unmask.data.world.scenes import SceneObject, only_in, sample, shows_held_out
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
 from unmask.evaluation.metrics import by_combination, by_kind, share
 from unmask.evaluation.scoring import iou, matches, right
@@ -53,7 +53,7 @@ class Wish:
         return Image.fromarray(render(self.edit.source, side))
 
 
-def wishes(kind: str, count: int, plan: Plan) -> list[Wish]:
+def wishes(kind: str, count: int, plan: EvalPlan) -> list[Wish]:
     """The first ``count`` edits of a kind, each of a scene of its own."""
     made: list[Wish] = []
     stream = key("edits", kind, plan.seed)
@@ -75,7 +75,7 @@ class Edits:
     judge: Callable[[], Judge] = load_judge
     name: str = "edit"
 
-    def items(self, plan: Plan) -> list[Wish]:
+    def items(self, plan: EvalPlan) -> list[Wish]:
         lists = [wishes(kind, plan.each(len(EDIT_KINDS)), plan) for kind in EDIT_KINDS]
         return in_turns(lists)
 
@@ -92,7 +92,7 @@ class Edits:
             for row, b, picture in zip(rows, before, pictures, strict=True)
         ]
 
-    def figures(self, plan: Plan, items: Sequence[Wish], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Wish], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """Success, and apart: instruction met, the rest kept; the baseline hands the source back unchanged."""
         out: Figures = by_kind(rows, EDIT_KINDS)
         out["copy_source"] = share(r["copied"] for r in rows)

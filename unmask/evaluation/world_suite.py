@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unmask.evaluation import suite
-from unmask.evaluation.evaluate import Part, Plan, Progress, Record
+from unmask.evaluation.evaluate import EvalPlan, Part, Progress, Record
 from unmask.evaluation.report import Report
 from unmask.evaluation.strategies import EditGenerator
 from unmask.evaluation.world_conditions import Conditioned
@@ -56,7 +56,7 @@ def run(
     ValueError for an unknown part, level or split.
     """
     chosen = select(only)
-    plan = Plan(level=level, split=split, n=min(n, limit or n), seed=seed, batch=batch)
+    plan = EvalPlan(level=level, split=split, n=min(n, limit or n), seed=seed, batch=batch)
     about = {"suite": "world", "level": level, "split": split}
     return suite.run(model, chosen, plan, Record(out), about=about, progress=progress)
 
