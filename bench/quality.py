@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 import unmask
-from unmask.evaluation.evaluate import EvalPlan, Part, Record, measure
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, Record, measure
 from unmask.evaluation.history import Line, append, figures
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.strategies import EditGenerator, PromptGenerator
@@ -74,7 +74,7 @@ def grid(sweeps: list[str]) -> Iterator[tuple[str, ...]]:
     yield from itertools.product(*axes)
 
 
-def score(model: Model, name: str, part: Part, plan: EvalPlan, record: Record) -> list[Line]:
+def score(model: Model, name: str, part: EvalPart, plan: EvalPlan, record: Record) -> list[Line]:
     """One setting's figures: overall and per kind."""
     with Lines() as lines:
         measured = measure(model, part, plan, record, lines)
@@ -85,13 +85,13 @@ def score(model: Model, name: str, part: Part, plan: EvalPlan, record: Record) -
     return [line for line in figures(measured.figures, name) if line.more and "n" in line.more]
 
 
-def comparison(steps: list[int]) -> Iterator[tuple[str, Part]]:
+def comparison(steps: list[int]) -> Iterator[tuple[str, EvalPart]]:
     for count, order in itertools.product(steps, ORDERS):
         make = partial(chosen, order, count)
         yield f"quality.sampler.{order}.{count}steps", GenEval(draw=PromptGenerator(sampler=make), distance=False)
 
 
-def sweep(task: str, sweeps: list[str]) -> Iterator[tuple[str, Part]]:
+def sweep(task: str, sweeps: list[str]) -> Iterator[tuple[str, EvalPart]]:
     for settings in grid(sweeps):
         own = generate.sampler if task == "draw" else edit.sampler
         make = partial(overridden, settings, own)

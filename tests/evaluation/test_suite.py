@@ -20,7 +20,7 @@ from unmask.data.world.questions import KINDS
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, SceneObject, sample, split_of
 from unmask.evaluation import world_suite
-from unmask.evaluation.evaluate import EvalPlan, Part, Record, fingerprint, measure
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, Record, fingerprint, measure
 from unmask.evaluation.judge import Found, Judge, JudgeConfig, Seen, load_judge
 from unmask.evaluation.world_edit import Edits, Wish, kept, met, success
 from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt, prompts
@@ -42,7 +42,7 @@ def blind() -> Judge:
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch, blind: Judge) -> dict[str, Part]:
+def parts(monkeypatch: pytest.MonkeyPatch, blind: Judge) -> dict[str, EvalPart]:
     """The suite's parts, judged by the blind judge."""
     made: dict[str, Any] = {
         name: dataclasses.replace(part, judge=lambda: blind) if hasattr(part, "judge") else part  # type: ignore[type-var]
@@ -86,7 +86,7 @@ def all_figures(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from [inner] if "value" in inner else all_figures(inner)
 
 
-def test_the_whole_suite(model: Model, parts: dict[str, Part], tmp_path: Path) -> None:
+def test_the_whole_suite(model: Model, parts: dict[str, EvalPart], tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     report = world_suite.run(model, n=6, batch=4, out=tmp_path, progress=lambda *what: told.append(what))
     found = json.loads((tmp_path / "report.json").read_text())
@@ -107,7 +107,7 @@ def test_the_whole_suite(model: Model, parts: dict[str, Part], tmp_path: Path) -
     assert all(name in report.table() for name in ("world_geneval", "color_attr", "p50_4step", "majority", "psnr"))
 
 
-def test_the_page_needs_nothing_from_elsewhere(model: Model, parts: dict[str, Part], tmp_path: Path) -> None:
+def test_the_page_needs_nothing_from_elsewhere(model: Model, parts: dict[str, EvalPart], tmp_path: Path) -> None:
     world_suite.run(model, n=6, batch=6, out=tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "data:image/png;base64," in page and "prefers-color-scheme: dark" in page

@@ -78,7 +78,7 @@ class Finding:
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class Part(Protocol[ItemT]):
+class EvalPart(Protocol[ItemT]):
     """One table of the report, keyed ``name``. ``settings``: everything besides weights and items that affects a verdict."""
 
     @property
@@ -177,7 +177,7 @@ class Measured(Generic[ItemT]):
 
 
 def measure(
-    model: Model, part: Part[ItemT], plan: EvalPlan, record: Record, progress: Progress = lambda *_: None
+    model: Model, part: EvalPart[ItemT], plan: EvalPlan, record: Record, progress: Progress = lambda *_: None
 ) -> Measured[ItemT]:
     """Measure all items that are not recorded yet, then compute the figures."""
     items = part.items(plan)

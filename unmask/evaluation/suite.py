@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from unmask import __version__
-from unmask.evaluation.evaluate import EvalPlan, Part, Progress, Record, fingerprint, measure
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, Progress, Record, fingerprint, measure
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.report import Report, write
 from unmask.json_types import Json
@@ -17,7 +17,7 @@ from unmask.pipeline.model import Model
 
 def run(
     model: Model,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, EvalPart],
     plan: EvalPlan,
     record: Record,
     *,

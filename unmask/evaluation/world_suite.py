@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unmask.evaluation import suite
-from unmask.evaluation.evaluate import EvalPlan, Part, Progress, Record
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, Progress, Record
 from unmask.evaluation.report import Report
 from unmask.evaluation.strategies import EditGenerator
 from unmask.evaluation.world_conditions import Conditioned
@@ -22,7 +22,7 @@ from unmask.evaluation.world_vq import Rebuilds
 from unmask.pipeline.model import Model
 from unmask.tasks.reflecting import Thinking
 
-PARTS: dict[str, Part] = {
+PARTS: dict[str, EvalPart] = {
     "geneval": GenEval(),
     "grounding": Grounds(),
     "questions": Questions(),
@@ -61,7 +61,7 @@ def run(
     return suite.run(model, chosen, plan, Record(out), about=about, progress=progress)
 
 
-def select(only: Sequence[str]) -> dict[str, Part]:
+def select(only: Sequence[str]) -> dict[str, EvalPart]:
     """The parts of these names, or all parts if none is named. ValueError for an unknown name."""
     unknown = [name for name in only if name not in PARTS]
     if unknown:
