@@ -29,7 +29,7 @@ Row = Json
 Figures = Json  # by name: figures, or groups of figures
 Progress = Callable[[str, int, int], None]  # (name of the part, items done, items in all)
 Pictures = Callable[[str, str], np.ndarray]  # (key of an item, name of a picture) -> uint8 [S, S, 3]
-Layout = Callable[[str], Path]  # key of an item -> where its one picture lies in a folder
+PictureLayout = Callable[[str], Path]  # key of an item -> where its one picture lies in a folder
 
 
 def one_folder(key: str) -> Path:
@@ -95,7 +95,7 @@ class Record:
     ``layout``: pictures lie as others expect them, so that the folder holds one run alone. ValueError where it holds something else.
     """
 
-    def __init__(self, folder: Path | None = None, layout: Layout | None = None) -> None:
+    def __init__(self, folder: Path | None = None, layout: PictureLayout | None = None) -> None:
         self.folder, self._layout = folder, layout if folder else None
         self._rows: dict[tuple[str, str], Row] = {}
         self._pictures: dict[tuple[str, str, str], np.ndarray] = {}
