@@ -27,7 +27,7 @@ T = TypeVar("T")
 ItemT = TypeVar("ItemT", bound="Item")
 Row = Json
 Figures = Json  # by name: figures, or groups of figures
-Progress = Callable[[str, int, int], None]  # (name of the part, items done, items in all)
+OnProgress = Callable[[str, int, int], None]  # (name of the part, items done, items in all)
 Pictures = Callable[[str, str], np.ndarray]  # (key of an item, name of a picture) -> uint8 [S, S, 3]
 PictureLayout = Callable[[str], Path]  # key of an item -> where its one picture lies in a folder
 
@@ -177,7 +177,7 @@ class Measured(Generic[ItemT]):
 
 
 def measure(
-    model: Model, part: EvalPart[ItemT], plan: EvalPlan, record: Record, progress: Progress = lambda *_: None
+    model: Model, part: EvalPart[ItemT], plan: EvalPlan, record: Record, progress: OnProgress = lambda *_: None
 ) -> Measured[ItemT]:
     """Measure all items that are not recorded yet, then compute the figures."""
     items = part.items(plan)

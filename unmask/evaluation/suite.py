@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from unmask import __version__
-from unmask.evaluation.evaluate import EvalPart, EvalPlan, Progress, Record, fingerprint, measure
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, OnProgress, Record, fingerprint, measure
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.report import Report, write
 from unmask.json_types import Json
@@ -22,7 +22,7 @@ def run(
     record: Record,
     *,
     about: Json,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Report:
     """Measure ``parts``; the report is also written to the record's folder, if it has one.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unmask.evaluation import suite
-from unmask.evaluation.evaluate import EvalPart, EvalPlan, Progress, Record
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, OnProgress, Record
 from unmask.evaluation.report import Report
 from unmask.evaluation.strategies import EditGenerator
 from unmask.evaluation.world_conditions import Conditioned
@@ -47,7 +47,7 @@ def run(
     split: str = "test",
     out: Path | None = None,
     batch: int = 32,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Report:
     """Measure a model on ``n`` unseen items per part (or ``limit``, for a quick run).
 
