@@ -25,7 +25,7 @@ import torch
 from unmask.protocols import Denoiser
 from unmask.sampling.sampler import NothingUnmasked, Run
 from unmask.sequence import Sequence, collate, decided
-from unmask.serving.batching import Part, join, part_of, shares
+from unmask.serving.batching import ShapedQuery, join, part_of, shares
 from unmask.serving.metrics import Meter, Metrics
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request
 from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
@@ -67,7 +67,7 @@ class _Running:
     since: float
     left: int = 1
     run: Run = field(init=False)
-    part: Part = field(init=False)  # what it needs of the next forward
+    part: ShapedQuery = field(init=False)  # what it needs of the next forward
 
     @property
     def number(self) -> int:
