@@ -42,7 +42,7 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BatchPlan:
     """``lines``: all lines of this share · ``todo``: lines without a result · ``failed``: lines with an error that are not retried."""
 
     lines: list[Line]
@@ -61,7 +61,7 @@ class Summary:
     failed: int
 
 
-def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> Plan:
+def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> BatchPlan:
     """Find the lines to run. Truncates an incomplete last line of this share's results.
 
     ``retry``: run failed lines again.
@@ -73,11 +73,15 @@ def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> Pla
     known = _known(out)
     todo = [line for line in lines if line.key not in known or (retry and not known[line.key])]
     failed = sum(not known.get(line.key, True) for line in lines) - sum(line.key in known for line in todo)
-    return Plan(lines=lines, todo=todo, failed=failed, folder=manifest.parent, results=results)
+    return BatchPlan(lines=lines, todo=todo, failed=failed, folder=manifest.parent, results=results)
 
 
 def run_batch(
-    model: Served | None, plan: Plan, *, live: int = 16, on_progress: Callable[[int, int], None] = lambda done, of: None
+    model: Served | None,
+    plan: BatchPlan,
+    *,
+    live: int = 16,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Summary:
     """Run all lines of a plan, at most ``live`` at a time. A failed line is recorded and does not stop the others."""
     done, failed = 0, 0
@@ -93,12 +97,12 @@ def run_batch(
     return Summary(done=done, passed=len(plan.lines) - len(plan.todo), failed=failed + plan.failed)
 
 
-def needs(plan: Plan) -> frozenset[str]:
+def needs(plan: BatchPlan) -> frozenset[str]:
     """The parts of the model that the jobs of a plan use."""
     return frozenset().union(*(line.job.needs for line in plan.todo if line.job))
 
 
-def _outcomes(model: Served | None, plan: Plan, live: int) -> Iterator[tuple[Line, Outcome]]:
+def _outcomes(model: Served | None, plan: BatchPlan, live: int) -> Iterator[tuple[Line, Outcome]]:
     """Yield results or exceptions as they complete. The model is not used if no line is left."""
     if not plan.todo:
         return
