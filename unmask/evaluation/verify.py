@@ -70,7 +70,7 @@ def verify(
     net, vq = load_lavida_o(folder)
     net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
     arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
-    ours = Form(arrays=arrays, mask_id=net.mask_id, mask_code=net.config.mask_code).reproduce(net, vq)
+    ours = Reference(arrays=arrays, mask_id=net.mask_id, mask_code=net.config.mask_code).reproduce(net, vq)
     if wrong := sorted(set(ours) ^ (set(arrays) - INPUTS)):
         missing, unknown = [n for n in wrong if n in ours], [n for n in wrong if n not in ours]
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
@@ -98,7 +98,7 @@ def compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Differe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Reference:
     """The arrays of expected.safetensors, and the sequences that they were measured on."""
 
     arrays: Arrays
