@@ -200,7 +200,7 @@ def needs_of(task: str) -> frozenset[str]:
     """The parts that a task needs, by its name at the command line; ``all``: every part. ValueError for an unknown name."""
     known = {
         "generate": generate.Generate.needs,
-        "plan": generate.Generate.needs | planning.Plan.needs,
+        "plan": generate.Generate.needs | planning.PlanImage.needs,
         "reflect": reflecting.NEEDS,
         "converse": conversing.NEEDS,
         "edit": edit.Edit.needs,

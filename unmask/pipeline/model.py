@@ -121,7 +121,7 @@ class Model:
             )
         layouts: Sequence[Layout | None] = [thinking.layout] * n
         if thinking.plan:
-            self.parts.require(planning.Plan.needs)
+            self.parts.require(planning.PlanImage.needs)
             layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
             for row, layout in enumerate(layouts):
                 self.emit(row, layout)

@@ -22,7 +22,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Kind, Sequence, collate
 from unmask.tasks.generate import Generate
 from unmask.tasks.parts import Parts
-from unmask.tasks.planning import Plan
+from unmask.tasks.planning import PlanImage
 from unmask.tasks.results import Attempt, answered
 from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import FailedAttempt, asking, looking
@@ -166,7 +166,7 @@ def layouts(
     model: ThinkingRunner, prompts: Items[str], seeds: Items[int], conditions: Conditions | None
 ) -> list[Layout]:
     """A layout for every prompt."""
-    tasks = [Plan(prompt=p, length=model.presets.plan_length, conditions=conditions) for p in prompts]
+    tasks = [PlanImage(prompt=p, length=model.presets.plan_length, conditions=conditions) for p in prompts]
     return perform(model, tasks, seeds, model.presets.plan(model.parts))
 
 
