@@ -235,13 +235,13 @@ def test_what_is_said_depends_on_the_random_numbers_given_alone() -> None:
 # -- edits ------------------------------------------------------------------------------------------------------------
 
 
-def _edits(level: str, split: str, count: int) -> list[edits.Edit]:
+def _edits(level: str, split: str, count: int) -> list[edits.SceneEdit]:
     rng = Random(11)
     asked = [(s, kind) for s in _scenes(level, split, count) for kind in edits.EDIT_KINDS]
     return [made for scene, kind in asked if (made := edits.edit(scene, split, rng, kind))]
 
 
-def _check(made: edits.Edit) -> None:
+def _check(made: edits.SceneEdit) -> None:
     """Everything but what the instruction speaks of is as before, and that is as it says."""
     gone = [t for t in made.source.objects if t not in made.target.objects]
     came = [t for t in made.target.objects if t not in made.source.objects]

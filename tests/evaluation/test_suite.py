@@ -196,7 +196,7 @@ def seen_of(scene: Scene) -> Seen:
     return Seen(objects=found, background=scene.background)
 
 
-def made_edit(kind: str, number: int = 0) -> edits.Edit:
+def made_edit(kind: str, number: int = 0) -> edits.SceneEdit:
     for index in range(number, number + 200):
         scene = sample("grid", "test", 5, index, Draft(counts=((2, 1.0),), alike=0.0))
         if found := edits.edit(scene, "test", Random(index), kind):
@@ -223,9 +223,11 @@ def test_added_and_moved_things_may_lie_anywhere_that_fits_the_word() -> None:
     source = Scene(objects=(dog, cat), background="white", level="grid")
     for kind, before, name in (("move", (dog, cat), "dog"), ("add", (cat,), "dog")):
         target = dataclasses.replace(source, objects=(dataclasses.replace(dog, x=0.0, y=0.0), cat))
-        made = edits.Edit(kind=kind, instruction="", source=dataclasses.replace(source, objects=before), target=target)
+        made = edits.SceneEdit(
+            kind=kind, instruction="", source=dataclasses.replace(source, objects=before), target=target
+        )
 
-        def ends(x: float, y: float, size: float = 0.25, colour: str = "red", made: edits.Edit = made) -> bool:
+        def ends(x: float, y: float, size: float = 0.25, colour: str = "red", made: edits.SceneEdit = made) -> bool:
             placed = SceneObject(name="dog", colour=colour, x=x, y=y, size=size)
             return success(made, seen_of(dataclasses.replace(made.target, objects=(placed, cat))))
 
@@ -237,7 +239,9 @@ def test_a_thing_on_top_of_another_is_not_in_a_free_place() -> None:
     cat = SceneObject(name="cat", colour="", x=0.0, y=0.0, size=0.25)
     dog = dataclasses.replace(cat, name="dog", x=0.25)
     source = Scene(objects=(cat,), background="white", level="grid")
-    made = edits.Edit(kind="add", instruction="", source=source, target=dataclasses.replace(source, objects=(cat, dog)))
+    made = edits.SceneEdit(
+        kind="add", instruction="", source=source, target=dataclasses.replace(source, objects=(cat, dog))
+    )
     above = dataclasses.replace(dog, x=0.1, y=0.1)
     assert success(made, seen_of(made.target))
     assert not success(made, seen_of(dataclasses.replace(source, objects=(cat, above))))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from unmask.data.world import edits
-from unmask.data.world.edits import EDIT_KINDS, Edit
+from unmask.data.world.edits import EDIT_KINDS, SceneEdit
 from unmask.data.world.language import position_word
 from unmask.data.world.render import render
 from unmask.data.world.scenes import SceneObject, only_in, sample, shows_held_out
@@ -39,7 +39,7 @@ class Wish:
 
     index: int
     seed: int
-    edit: Edit
+    edit: SceneEdit
 
     @property
     def key(self) -> str:
@@ -101,7 +101,7 @@ class Edits:
         return out | by_combination(rows)
 
 
-def _row(made: Edit, seen: Seen, source: Seen) -> Row:
+def _row(made: SceneEdit, seen: Seen, source: Seen) -> Row:
     return {
         "kind": made.kind,
         "right": success(made, seen),
@@ -113,7 +113,7 @@ def _row(made: Edit, seen: Seen, source: Seen) -> Row:
     }
 
 
-def success(made: Edit, seen: Seen) -> bool:
+def success(made: SceneEdit, seen: Seen) -> bool:
     """Whether the picture is what the instruction leads to."""
     if made.kind not in ("add", "move"):
         return matches(seen, made.target)
@@ -121,7 +121,7 @@ def success(made: Edit, seen: Seen) -> bool:
     return count and seen.background == made.target.background and kept(made, seen) and met(made, seen)
 
 
-def met(made: Edit, seen: Seen) -> bool:
+def met(made: SceneEdit, seen: Seen) -> bool:
     """Whether the instruction is met, whatever became of the rest."""
     if made.kind == "background":
         return seen.background == made.target.background
@@ -134,14 +134,14 @@ def met(made: Edit, seen: Seen) -> bool:
     return any(right(found, new) for found in seen.objects)
 
 
-def kept(made: Edit, seen: Seen) -> bool:
+def kept(made: SceneEdit, seen: Seen) -> bool:
     """Whether what the instruction does not speak of is as it was; objects that came in addition are not looked at."""
     same = [obj for obj in made.source.objects if obj in made.target.objects]
     background = made.kind == "background" or seen.background == made.source.background
     return background and all(any(right(found, obj) for found in seen.objects) for obj in same)
 
 
-def _placed(made: Edit, new: SceneObject, found: Found, seen: Seen) -> bool:
+def _placed(made: SceneEdit, new: SceneObject, found: Found, seen: Seen) -> bool:
     """Whether a found object is the one that was added or moved: as described, where it was wanted, in a free place."""
     if (found.name, found.colour) != (new.name, new.colour):
         return False
