@@ -153,7 +153,7 @@ def test_answers_in_a_form_are_batch_invariant_in_the_engine(tiny: Model, writer
         form = of_schema(random_schema(rng)) if number < 3 else of_regex("[a-z ]{4,9}")
         holes = tuple(form.slots(model.parts.text, model.parts.wording))
         task = Fill(
-            pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.default_length(4) for h in holes)
+            pixels=seen, question="what?", form=form, holes=holes, lengths=tuple(h.default_length(4) for h in holes)
         )
         sampler = bound(override(model.presets.ask(model.parts), ["selection.noise=1"]), holes)
         request = Request(sequence=task.build(tiny.parts), sampler=sampler, seed=number)

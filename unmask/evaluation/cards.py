@@ -69,14 +69,14 @@ def _card(part: Measured, item: Any, row: Row) -> ReportCard:
         note = " → ".join(f"“{t['critique']}”" for t in row["tries"])
         pictures = [part.pictures(row["key"], f"try{i}") for i in range(1, len(row["tries"]) + 1)]
     else:
-        note = _saw(row)
+        note = _detections(row)
         names = ("before", "drawn") if part.name in ("edit", "edit_plan", "vq") else ("drawn",)
         pictures = [part.pictures(row["key"], name) for name in names]
     text = row["text"] if "error" not in row else f"scene {row['key']}"
     return ReportCard(right=passed(row), text=text, note=note, pictures=tuple(_uri(p) for p in pictures))
 
 
-def _saw(row: Row) -> str:
+def _detections(row: Row) -> str:
     """The judge's detections, or the reconstruction error."""
     if "error" not in row and "seen" not in row:
         return "not judged"

@@ -20,7 +20,7 @@ from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import mean_of, share_of_groups
 from unmask.evaluation.scoring import Related, Want, Wanted
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
-from unmask.evaluation.world_geneval import told
+from unmask.evaluation.world_geneval import seen_json
 from unmask.pipeline.model import Model
 from unmask.rng import key
 from unmask.tokens.pictures import write_whole
@@ -93,7 +93,7 @@ class PublicGenEval:
     def _row(self, prompt: GenEvalPrompt, seen: Seen | None) -> Row:
         row: Row = {"kind": prompt.tag, "prompt": prompt.index, "grid": _in_grid(prompt), "right": None}
         if seen is not None and self.knows(prompt):
-            row |= {"right": shows(seen, prompt), "seen": told(seen)}
+            row |= {"right": shows(seen, prompt), "seen": seen_json(seen)}
         return row
 
     def figures(self, plan: EvalPlan, items: Sequence[Shot], rows: Sequence[Row], pictures: Pictures) -> Figures:

@@ -23,7 +23,7 @@ from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
 from unmask.evaluation.metrics import by_combination, by_kind, share
 from unmask.evaluation.scoring import iou, matches, right
 from unmask.evaluation.strategies import EditGenerator, GenerationStrategy
-from unmask.evaluation.world_geneval import told
+from unmask.evaluation.world_geneval import seen_json
 from unmask.pipeline.model import Model
 from unmask.rng import key
 
@@ -109,7 +109,7 @@ def _row(made: SceneEdit, seen: Seen, source: Seen) -> Row:
         "kept": kept(made, seen),
         "copied": success(made, source),
         "unseen": shows_held_out(made.source) or shows_held_out(made.target),
-        "seen": told(seen),
+        "seen": seen_json(seen),
     }
 
 

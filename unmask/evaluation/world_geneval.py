@@ -177,11 +177,11 @@ def _row(prompt: Prompt, seen: Seen) -> Row:
         "right": scoring.verdict(seen, prompt.want),
         "strict": scoring.strict(seen, prompt.want),
         "unseen": prompt.unseen,
-        "seen": told(seen),
+        "seen": seen_json(seen),
     }
 
 
-def told(seen: Seen) -> Json:
+def seen_json(seen: Seen) -> Json:
     """What the judge saw, for the record: rounded, in plain values."""
     objects = [[t.colour, t.name, [round(v, 3) for v in t.box], round(t.score, 3)] for t in seen.objects]
     return {"background": seen.background, "things": objects}

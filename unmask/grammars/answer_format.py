@@ -58,22 +58,22 @@ class AnswerFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A text for the model to write. ``kind``: text (the text itself is the value), json, or words (an entry of ``said``, or JSON).
+    """A text for the model to write. ``kind``: text (the text itself is the value), json, or words (an entry of ``wordings``, or JSON).
 
     ``path``: the property names that lead to its value · ``question``: its own question; "" means the question of the whole answer ·
-    ``said``: (words, value) for values with a fixed wording · ``longest``: tokens of the longest of these words.
+    ``wordings``: (words, value) for values with a fixed wording · ``longest``: tokens of the longest of these words.
     """
 
     grammar: Grammar
     kind: str
     path: tuple[str, ...] = ()
     question: str = ""
-    said: tuple[tuple[str, object], ...] = ()
+    wordings: tuple[tuple[str, object], ...] = ()
     longest: int = 0
 
     def default_length(self, usual: int) -> int:
         """How many tokens to give it if the user sets no length: ``usual``, or more if that would be tight."""
-        return max(usual, self.longest + 1 if self.said else 2 * self.grammar.least + 2)
+        return max(usual, self.longest + 1 if self.wordings else 2 * self.grammar.least + 2)
 
     def check(self, length: int) -> None:
         """ValueError if no answer has so few tokens."""
@@ -87,11 +87,11 @@ class Slot:
     def read(self, ids: list[int]) -> object:
         """The value that token ids say. ValueError for a text outside the format, which sampling under the grammar rules out."""
         raw = self.grammar.text(ids)
-        said = raw.removeprefix(" ") if self.grammar.automaton.accepts(raw.removeprefix(" ").encode()) else raw
-        if not self.grammar.automaton.accepts(said.encode()):
-            raise ValueError(f"{said!r} does not match the answer format; sample it under its grammar")
-        known = dict(self.said)
-        return known[said] if said in known else said if self.kind == "text" else json.loads(said)
+        answer = raw.removeprefix(" ") if self.grammar.automaton.accepts(raw.removeprefix(" ").encode()) else raw
+        if not self.grammar.automaton.accepts(answer.encode()):
+            raise ValueError(f"{answer!r} does not match the answer format; sample it under its grammar")
+        known = dict(self.wordings)
+        return known[answer] if answer in known else answer if self.kind == "text" else json.loads(answer)
 
 
 def of_schema(schema: object) -> AnswerFormat:
@@ -137,20 +137,20 @@ def _spoken(leaf: Leaf, text: Text, wording: Wording, most_states: int) -> Slot:
     rest = [(schema, place) for schema, place in options if not _listed(schema)]
     types = {schema["type"] for schema, _ in rest}
     if types <= {"integer"} or types == {"string"}:
-        said = _said(options, text, wording)
+        wordings = _wordings(options, text, wording)
         kind = "text" if types == {"string"} else "words"
         free = [characters(*one) if kind == "text" else integers(*bounds(*one)) for one in rest]
-        parts = (*(literal(words) for words in said), *free)
+        parts = (*(literal(words) for words in wordings), *free)
     else:
-        said, kind, parts = {}, "json", (json_texts(leaf.schema, leaf.place),)
+        wordings, kind, parts = {}, "json", (json_texts(leaf.schema, leaf.place),)
     expression: Expression = Alternation(parts=parts) if len(parts) > 1 else parts[0]
     return Slot(
         grammar=grammar_of(expression, text, most_states),
         kind=kind,
         path=leaf.path,
         question=str(leaf.schema.get("description", "")),
-        said=tuple(said.items()),
-        longest=max((len(text.encode(words)) for words in said), default=0),
+        wordings=tuple(wordings.items()),
+        longest=max((len(text.encode(words)) for words in wordings), default=0),
     )
 
 
@@ -160,18 +160,18 @@ def _options(schema: Schema, place: str) -> list[tuple[Schema, str]]:
     return inside if inside == [(schema, place)] else [option for one in inside for option in _options(*one)]
 
 
-def _said(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> Json:
+def _wordings(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> Json:
     """The words for every value that can be listed, and for the small integers, in the order of the schema."""
-    said: Json = {}
+    wordings: Json = {}
     for schema, place in options:
         for value in _values(schema, place, wording):
             words = text.plain(_words(value, wording))
-            if words in said and json.dumps(said[words]) != json.dumps(value):
+            if words in wordings and json.dumps(wordings[words]) != json.dumps(value):
                 raise ValueError(
-                    f"{place}: this model says {said[words]!r} and {value!r} with the same words; keep one of them"
+                    f"{place}: this model says {wordings[words]!r} and {value!r} with the same words; keep one of them"
                 )
-            said[words] = value
-    return said
+            wordings[words] = value
+    return wordings
 
 
 def _values(schema: Schema, place: str, wording: Wording) -> list[object]:

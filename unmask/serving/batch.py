@@ -117,7 +117,7 @@ def _outcomes(model: Served | None, plan: BatchPlan, live: int) -> Iterator[tupl
                 if line.job is None:
                     yield line, ValueError(line.wrong)
                     continue
-                (started,) = service.start([Call(ask=_asked(line.job, plan.folder))])
+                (started,) = service.start([Call(ask=_call_of(line.job, plan.folder))])
                 under_way[started.future] = line
             if not under_way:
                 return
@@ -127,7 +127,7 @@ def _outcomes(model: Served | None, plan: BatchPlan, live: int) -> Iterator[tupl
         service.close()
 
 
-def _asked(job: Job, folder: Path) -> Callable[[Any], Result]:
+def _call_of(job: Job, folder: Path) -> Callable[[Any], Result]:
     return lambda model: job.ask(model, folder)
 
 

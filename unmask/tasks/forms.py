@@ -26,24 +26,24 @@ from unmask.tokens.views import ImageViews
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
-    """A question about a picture whose answer fills the ``holes`` of a ``form``, of ``rooms`` tokens each."""
+    """A question about a picture whose answer fills the ``holes`` of a ``form``, of ``lengths`` tokens each."""
 
     pixels: Tensor | ImageViews
     question: str
     form: AnswerFormat
     holes: tuple[Slot, ...]
-    rooms: tuple[int, ...]
+    lengths: tuple[int, ...]
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def __post_init__(self) -> None:
-        for hole, room in zip(self.holes, self.rooms, strict=True):
-            hole.check(room)
+        for hole, limit in zip(self.holes, self.lengths, strict=True):
+            hole.check(limit)
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.pixels)
-        for number, (hole, room) in enumerate(zip(self.holes, self.rooms, strict=True)):
+        for number, (hole, limit) in enumerate(zip(self.holes, self.lengths, strict=True)):
             asked = hole.question or self.question
-            asking(b, asked, room, segment=b.first_segment + number, name=named(number))
+            asking(b, asked, limit, segment=b.first_segment + number, name=named(number))
         return b.build(self.question)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
@@ -59,8 +59,8 @@ def fill_in(
     presets: Presets,
 ) -> Fill:
     """``length``: tokens of every hole, None: as many as it should need. ValueError where that is too few or too many."""
-    rooms = tuple(hole.default_length(presets.answer) if length is None else length for hole in holes)
-    return Fill(pixels=pixels, question=question, form=form, holes=holes, rooms=rooms)
+    lengths = tuple(hole.default_length(presets.answer) if length is None else length for hole in holes)
+    return Fill(pixels=pixels, question=question, form=form, holes=holes, lengths=lengths)
 
 
 def formed(said: Answer, form: AnswerFormat, sampler: Sampler) -> Answer:

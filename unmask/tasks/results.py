@@ -30,8 +30,8 @@ class Attempt:
 
     def to_json(self) -> Json:
         plan = self.plan.to_json() if self.plan else None
-        said = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
-        return {"plan": plan, **said, "seed": self.seed}
+        verdict = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
+        return {"plan": plan, **verdict, "seed": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class Drawing:
     def to_json(self) -> Json:
         """Plain values without the pictures; plan and attempts only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
-        thought: Json = {"plan": self.plan.to_json()} if self.plan else {}
-        thought |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
-        told = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thought}
-        return {**told, "settings": self.settings}
+        thinking: Json = {"plan": self.plan.to_json()} if self.plan else {}
+        thinking |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
+        fields = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thinking}
+        return {**fields, "settings": self.settings}
 
 
 @dataclass(frozen=True, kw_only=True)
