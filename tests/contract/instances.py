@@ -111,6 +111,7 @@ OBJECTIVES = [
     masked.Masked(corruption=UNIFORM),
     masked.Masked(corruption=UNIFORM, weight=masked.Plain(), dropouts=(DROPOUT,)),
     masked.Masked(corruption=UNIFORM, weight=masked.InverseTime(), complementary=True),
+    masked.Masked(complementary=True),
     masked.Masked(corruption=COLLAPSING),
 ]
 # Objectives over batches of their own kind, with tests in tests/objectives and tests/recipes.

@@ -93,14 +93,6 @@ every_objective = pytest.mark.parametrize("objective", EVERY, ids=lambda o: repr
 
 
 @every_objective
-def test_zero_at_a_perfect_model(objective: Masked) -> None:
-    for i in range(20):
-        loss = objective(Table(perfect), both(*range(4)), generator("perfect", i))
-        assert abs(float(loss.total)) < 1e-6
-        assert all(abs(float(v)) < 1e-6 for v in loss.terms.values())
-
-
-@every_objective
 def test_finite_everywhere(objective: Masked) -> None:
     """Also at a model that is surely wrong, at times of 0 and 1, and where a row has nothing of a kind."""
 
