@@ -201,3 +201,19 @@ def test_a_kind_without_logits_is_named() -> None:
 
     with pytest.raises(ValueError, match="tokens of kind 7 have no logits"):
         OBJECTIVES[0](Silent(right=True, scale=1.0), batch_of(), generator("silent"))
+
+
+def test_scoring_given_tokens_is_finite() -> None:
+    """Fault: 1/t weights divided by the tokens that could be masked, of which there were none."""
+    batch = batch_of(rows=2, words=3, codes=0)
+    given = batch.replace(writable=torch.zeros_like(batch.writable))
+    objective = Masked(corruption=Marks(target=(0,)), weight=InverseTime())
+    loss = objective(World(right=False, scale=1.0), given, generator("given"))
+    assert 0 < loss.total.item() < 10
+
+
+def test_a_target_has_no_complement() -> None:
+    """Fault: both views scored the same target, so every token counted twice."""
+    objective = Masked(corruption=Marks(target=(2, 3)), complementary=True)
+    with pytest.raises(ValueError, match="Marks sets the tokens to score, which have no complement"):
+        objective(World(right=False, scale=1.0), batch_of(), generator("both"))
