@@ -49,7 +49,7 @@ def image(**more: Any) -> dict[str, Any]:
     return {"name": "image", "kind": Kind.CODE, "tokens": 16, **more}
 
 
-def asked(n: int, segment: int) -> list[dict[str, Any]]:
+def question(n: int, segment: int) -> list[dict[str, Any]]:
     """A question and its answer in a segment of their own."""
     return [prompt(n, segment=segment), answer(n + 2, segment=segment, order=1, name=f"answer{segment}")]
 
@@ -58,7 +58,7 @@ LAYOUTS: dict[str, list[list[Span]]] = {
     "prefix-LM": [spans(prompt(n), answer(m, order=1)) for n, m in ((9, 8), (4, 5), (12, 3))],
     "causal": [spans(prompt(n, order_step=1), answer(m, order=n, order_step=1)) for n, m in ((9, 8), (4, 5))],
     "block-causal": [spans(prompt(n), answer(m, order=1, order_step=4)) for n, m in ((5, 12), (9, 7))],
-    "segments": [spans(prompt(5), *asked(3, 1), *asked(4, 2)), spans(prompt(4), *asked(5, 1))],
+    "segments": [spans(prompt(5), *question(3, 1), *question(4, 2)), spans(prompt(4), *question(5, 1))],
     "codes": [spans(prompt(n), image(order=1)) for n in (3, 8)],
     "text, then codes": [spans(prompt(n), answer(4, order=1), image(order=2)) for n in (3, 6)],
     "order set when unmasked": [

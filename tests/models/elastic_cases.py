@@ -124,6 +124,6 @@ def agree(got: dict[int, Tensor], wanted: dict[int, Tensor]) -> None:
         )
 
 
-def changed(model: Elastic, before: Batch, after: Batch, ask: Tensor) -> set[int]:
-    a, b = by_token(model(before, predict=ask)), by_token(model(after, predict=ask))
+def changed(model: Elastic, before: Batch, after: Batch, predict: Tensor) -> set[int]:
+    a, b = by_token(model(before, predict=predict)), by_token(model(after, predict=predict))
     return {t for t in a if not torch.equal(a[t], b[t])}

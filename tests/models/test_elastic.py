@@ -1,4 +1,4 @@
-"""The network equals its slow twin, whatever is folded, dropped, padded, asked or stopped early."""
+"""The network equals its slow twin, whatever is folded, dropped, padded, scored in part or stopped early."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ def expected(model: Elastic, batch: Batch, case: str) -> dict[int, Tensor]:
     answers = twin(dict(model.named_parameters()), model.config, MASK_ID, rows, dropped)
     length = batch.ids.shape[1]
     flat = {b * length + t: x for b, a in enumerate(answers) for t, x in (a.text | a.code).items()}
-    return {t: x for t, x in flat.items() if batch.kind.flatten()[t] != FEATURE}  # nothing can be asked of a patch
+    return {t: x for t, x in flat.items() if batch.kind.flatten()[t] != FEATURE}  # a feature has no logits
 
 
 @each_case
 def test_equals_the_slow_twin(model: Elastic, case: str) -> None:
     batch = batch_of(*CASES[case])
-    ask = batch.valid & (batch.leader | (batch.branch == Branch.GEN))
-    agree(by_token(model(batch, predict=ask)), expected(model, batch, case))
+    predict = batch.valid & (batch.leader | (batch.branch == Branch.GEN))
+    agree(by_token(model(batch, predict=predict)), expected(model, batch, case))
 
 
 @each_case
 def test_masked_alone_equals_the_slow_twin(model: Elastic, case: str) -> None:
-    """The default question: in drawings this ends the understanding branch early, and may leave both heads nothing."""
+    """The default, masked tokens: in drawings this ends the understanding branch early, and may leave both heads nothing."""
     batch = batch_of(*CASES[case])
     wanted = expected(model, batch, case)
-    asked = set(batch.masked.flatten().nonzero().flatten().tolist())
-    agree(by_token(model(batch)), {t: x for t, x in wanted.items() if t in asked})
+    masked = set(batch.masked.flatten().nonzero().flatten().tolist())
+    agree(by_token(model(batch)), {t: x for t, x in wanted.items() if t in masked})
 
 
 @pytest.mark.parametrize("joint", [0, 1, 3])
@@ -79,8 +79,8 @@ def test_any_number_of_joint_layers(joint: int) -> None:
     for case in ("drawing and looking together", "editing, padded, every kind of loss"):
         batch = batch_of(*CASES[case])
         wanted = expected(model, batch, case)
-        asked = set(batch.masked.flatten().nonzero().flatten().tolist())
-        agree(by_token(model(batch)), {t: x for t, x in wanted.items() if t in asked})
+        masked = set(batch.masked.flatten().nonzero().flatten().tolist())
+        agree(by_token(model(batch)), {t: x for t, x in wanted.items() if t in masked})
 
 
 def test_the_released_shape_of_fold_at_a_wide_grid(model: Elastic) -> None:
@@ -94,16 +94,16 @@ def test_the_released_shape_of_fold_at_a_wide_grid(model: Elastic) -> None:
 
 
 @each_case
-def test_a_row_does_not_depend_on_its_company(model: Elastic, case: str) -> None:
+def test_a_row_does_not_depend_on_other_rows(model: Elastic, case: str) -> None:
     rows, dropped = CASES[case]
     batch = batch_of(rows, dropped)
-    ask = batch.valid & (batch.leader | (batch.branch == Branch.GEN))
-    together = by_token(model(batch, predict=ask))
+    predict = batch.valid & (batch.leader | (batch.branch == Branch.GEN))
+    together = by_token(model(batch, predict=predict))
     length = batch.ids.shape[1]
     for b, (sequence, names) in enumerate(zip(rows, dropped, strict=True)):
         alone = batch_of([sequence], [names])
-        ask = alone.valid & (alone.leader | (alone.branch == Branch.GEN))
-        shifted = {t + b * length: x for t, x in by_token(model(alone, predict=ask)).items()}
+        predict = alone.valid & (alone.leader | (alone.branch == Branch.GEN))
+        shifted = {t + b * length: x for t, x in by_token(model(alone, predict=predict)).items()}
         agree(shifted, {t: x for t, x in together.items() if t // length == b})
 
 
@@ -116,7 +116,7 @@ def test_what_lies_in_the_padding_is_never_read(model: Elastic, case: str) -> No
 
 
 @each_case
-def test_subsets_of_the_question(model: Elastic, case: str) -> None:
+def test_some_tokens_are_scored_as_all_are(model: Elastic, case: str) -> None:
     batch = batch_of(*CASES[case])
     everything = batch.valid & (batch.leader | (batch.branch == Branch.GEN))
     whole = by_token(model(batch, predict=everything))
@@ -225,7 +225,7 @@ def test_init_is_keyed_and_of_unit_scale() -> None:
         assert logits.isfinite().all() and 0.1 < float(logits.detach().std()) < 10
 
 
-def test_an_empty_question() -> None:
+def test_nothing_to_score() -> None:
     model = make()
     prediction = model(batch_of([draw(3, 2)], [set()]), predict=torch.zeros(1, 29, dtype=torch.bool))
     assert prediction.logits(Kind.TEXT).shape == (0, CONFIG.vocab_size)

@@ -45,12 +45,12 @@ def _no_grad(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_segments_read_the_context_and_themselves_alone(model: Elastic) -> None:
     sequence = look()
     batch = batch_of([sequence], [set()])
-    ask = batch.kind == Kind.TEXT
+    predict = batch.kind == Kind.TEXT
     for segment in (0, 1, 2, 3):
         token = int(((batch.segment[0] == segment) & (batch.kind[0] == Kind.TEXT) & ~batch.masked[0]).nonzero()[0])
         ids = batch.ids.clone()
         ids[0, token] += 1 if ids[0, token] < CONFIG.vocab_size - 1 else -1
-        moved = changed(model, batch, batch.replace(ids=ids), ask)
+        moved = changed(model, batch, batch.replace(ids=ids), predict)
         reached = {int(batch.segment[0, t]) for t in moved}
         assert reached == ({0, 1, 2, 3} if segment == 0 else {segment})
 
@@ -65,7 +65,7 @@ def test_one_question_is_answered_as_if_alone(model: Elastic) -> None:
         for s in kept:
             spans.append(dataclasses.replace(s, start=at, stop=at + len(s), segment=0))  # as a plain sequence
             at += len(s)
-        # The context of a plain sequence sees the question, so it must be asked as a segment to be equal.
+        # The context of a plain sequence sees the question, so it must be a segment too.
         spans = [dataclasses.replace(s, segment=int(o.segment > 0)) for s, o in zip(spans, kept, strict=True)]
         alone = Sequence(
             ids=sequence.ids[index], masked=sequence.masked[index], spans=tuple(spans), pixels=sequence.pixels
@@ -74,7 +74,7 @@ def test_one_question_is_answered_as_if_alone(model: Elastic) -> None:
         agree(got, {t: whole[t] for t in got})
 
 
-def test_an_undecided_token_hides_its_id(model: Elastic) -> None:
+def test_a_masked_token_hides_its_id(model: Elastic) -> None:
     """Training batches carry the truth in ``ids``: it must not leak into any logit."""
     for case, (rows, dropped) in CASES.items():
         batch = batch_of(rows, dropped)

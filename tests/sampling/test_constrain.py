@@ -90,7 +90,7 @@ def test_a_token_of_which_nothing_is_known_only_has_to_be_possible() -> None:
 
 
 def rows(names: list[str], given: list[list[int]]) -> list[Sequence]:
-    """A prompt token, then an open span of four tokens; -1: undecided."""
+    """A prompt token, then an open span of four tokens; -1: masked."""
     made = []
     for name, ids in zip(names, given, strict=True):
         spans = (
