@@ -73,7 +73,7 @@ class TokenSampler(Protocol):
 
 class Selection(Protocol):
     """Which candidates to take: at most ``counts [B]`` tokens of each row inside ``block [B, L]``, and at least one where there is one
-    (unless it is ``Bounded``). It may mask tokens of the block again, or redraw any of the row, if this run unmasked them before.
+    (unless it is ``Bounded``). It may remask or redraw tokens that this run unmasked before.
 
     A selection that knows its tokens beforehand is also ``Predicting``: only those are then scored.
     """
@@ -83,16 +83,20 @@ class Selection(Protocol):
 
 @runtime_checkable
 class Predicting(Protocol):
-    """A token sampler or selection that says which tokens to score, [B, L]; unmasked ones too. Without it: the block's masked tokens."""
+    """A token sampler or selection that says which tokens to score, [B, L], unmasked ones too; the union is scored. None: no wish, so
+    that a part can ask the one that it wraps. Where nobody has a wish, the masked tokens of the block are scored.
+    """
 
-    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor: ...
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None: ...
 
 
 @runtime_checkable
 class Bounded(Protocol):
-    """A selection whose steps may unmask nothing, or that remasks: a block of ``tokens`` ends within ``planned`` + ``extra`` steps."""
+    """A selection whose steps may unmask nothing, or that remasks: a block of ``tokens`` ends within ``planned`` + ``extra_steps`` steps.
+    None: it does neither.
+    """
 
-    def extra_steps(self, tokens: int, planned: int) -> int: ...
+    def extra_steps(self, tokens: int, planned: int) -> int | None: ...
 
 
 class BlockSchedule(Protocol):

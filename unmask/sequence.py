@@ -220,6 +220,8 @@ def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
         ids[b, :n], masked[b, :n], valid[b, :n] = sequence.ids, sequence.masked, True
         table[:, b, :n] = _layout(sequence.spans)
     kind, branch, writable, position, leader, segment, order, stride = table
+    given = (order == ON_UNMASK) & ~masked  # unmasked before the first step
+    order, segment = order.masked_fill(given, 0), segment.masked_fill(given, 0)
     pixels = [s.pixels for s in sequences if s.pixels is not None]
     features = [s.features for s in sequences if s.features is not None]
     return Batch(
@@ -351,10 +353,10 @@ class _Places:
 
 def _own_positions(span: Span) -> _Places:
     """Positions of a span's tokens counted from 0, which of them are first on their position, and how many positions there are."""
-    if span.kind != Kind.CODE:
+    if span.grid is None:
         offset = torch.arange(len(span))
         return _Places(place=offset, leader=torch.ones_like(offset), count=len(span), stride=0)
-    rows, columns = span.grid or (1, len(span))
+    rows, columns = span.grid
     r, c = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
     place = (r // span.fold) * (columns // span.fold) + c // span.fold
     first = (r % span.fold == 0) & (c % span.fold == 0)

@@ -21,11 +21,10 @@ from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.step import Loss, Prediction, Reuse, Scored
 
-from .instances import OBJECTIVES, fits, method_parts, name_of, tiny
+from .instances import ALL_OBJECTIVES, OBJECTIVES, fits, name_of, tiny
 
 WORDS, SIZES = 3, {Kind.TEXT: 3, Kind.CODE: 5}
-EVERY = [*OBJECTIVES, *(p for p in method_parts() if isinstance(p, Masked))]
-every_objective = pytest.mark.parametrize("objective", EVERY, ids=name_of)
+every_objective = pytest.mark.parametrize("objective", ALL_OBJECTIVES, ids=name_of)
 
 
 class World(nn.Module):

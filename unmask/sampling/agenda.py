@@ -145,7 +145,14 @@ class Agenda:
 
     def _must(self, row: _Row) -> bool:
         """Whether a row must unmask something at this step; a bounded selection only has to end in time."""
-        selection, planned = self.parts.selection, len(row.plan)
-        if not isinstance(selection, Bounded):
-            return True
-        return row.number + 1 >= planned + selection.extra_steps(row.tokens, planned)
+        extra = self._extra_steps(row.tokens, len(row.plan))
+        return extra is None or row.number + 1 >= len(row.plan) + extra
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the selection says within how many steps a block ends; others have to unmask something at every step."""
+        return self._extra_steps(1, 1) is not None
+
+    def _extra_steps(self, tokens: int, planned: int) -> int | None:
+        selection = self.parts.selection
+        return selection.extra_steps(tokens, planned) if isinstance(selection, Bounded) else None

@@ -19,12 +19,10 @@ from torch import Tensor
 
 from unmask.protocols import (
     BlockSchedule,
-    Bounded,
     Cache,
     Denoiser,
     EarlyStopping,
     Guidance,
-    Predicting,
     Prior,
     Selection,
     TokenSampler,
@@ -35,7 +33,7 @@ from unmask.sampling.blocks import Whole
 from unmask.sampling.cache import NoCache
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.prior import AllMasked
-from unmask.sampling.spans import still_masked, whole_positions
+from unmask.sampling.spans import still_masked, whole_positions, wished
 from unmask.sampling.stopping import Never
 from unmask.sequence import ON_UNMASK, Batch, stack
 from unmask.step import Move, Prediction, Progress, Proposal, Query, Reuse, Scored, State, apply
@@ -144,12 +142,12 @@ class Run:
             return None
         self.batch = self.batch.replace(time=todo.time)
         # 2. The tokens to score.
-        asking = [p for p in (parts.selection, parts.token_sampler) if isinstance(p, Predicting)]
-        asked = [p.predict(self.batch, todo.block, todo.counts) for p in asking] or [todo.block]
-        predict = torch.stack(asked).any(0) if len(asked) > 1 else asked[0]
+        wishes = [wished(p, self.batch, todo.block, todo.counts) for p in (parts.selection, parts.token_sampler)]
+        some = [wish for wish in wishes if wish is not None]
+        predict = torch.stack(some).any(0) if some else todo.block
         # 3. The views of guidance, one under the other, and what each need not compute again.
         views = parts.guidance.views(self.batch, todo.progress)
-        if len(views) > 1 and isinstance(parts.token_sampler, Predicting):
+        if len(views) > 1 and wishes[1] is not None:
             _same_kinds(views, predict)
         reuse = self._reuse(views, predict, todo)
         batch = stack(views) if len(views) > 1 else views[0]
@@ -199,7 +197,7 @@ class Run:
         move = Move(unmask=move.unmask & open_BL, remask=move.remask & region_BL, redraw=move.redraw & open_BL)
         self._check(move, proposal, todo)
         written = apply(batch, move, proposal, region_BL.any(1))
-        if isinstance(self.sampler.selection, Bounded):
+        if self.agenda.bounded:
             late_B = todo.must_unmask & (still_masked(written) & region_BL).any(1)
             if bool(late_B.any()):
                 raise NothingUnmasked(
@@ -258,14 +256,15 @@ def _same_kinds(views: list[Batch], predict: Tensor) -> None:
 
 
 def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]:
-    """The prediction of each view. All score the same tokens, so each has its share in order."""
+    """The prediction of each view: its rows, tokens numbered from its own first row."""
     if views == 1:
         return [prediction]
     tokens, rows = batch.ids.numel(), batch.rows
     parts: list[dict[int, Scored]] = [{} for _ in range(views)]
     for kind, scored in prediction.scored.items():
-        cut = [t.tensor_split(views) if t is not None else (None,) * views for t in (scored.logits, scored.hidden)]
-        for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(views), *cut, strict=True)):
+        edges = torch.searchsorted(scored.at, torch.arange(1, views, device=scored.at.device) * tokens).tolist()
+        cuts = [(None,) * views if t is None else t.tensor_split(edges) for t in (scored.logits, scored.hidden)]
+        for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(edges), *cuts, strict=True)):
             parts[i][kind] = Scored(at=at - i * tokens, logits=logits, hidden=hidden)
     state = prediction.state
     return [

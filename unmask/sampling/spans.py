@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.protocols import Predicting
 from unmask.sequence import Batch, Span
 
 
@@ -53,6 +54,11 @@ def _lay_out(span_table: tuple[tuple[Span, ...], ...], length: int) -> Layout:
 def still_masked(batch: Batch) -> Tensor:
     """Tokens that the sampler still has to unmask, [B, L] bool."""
     return batch.masked & batch.writable & batch.valid
+
+
+def wished(part: object, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+    """The tokens that a part wants scored (``Predicting``), [B, L]; None where it has no wish."""
+    return part.predict(batch, block, counts) if isinstance(part, Predicting) else None
 
 
 def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Service:
     def _open(self) -> Engine:
         # The service limits the calls; an admitted call can always go on to its next run.
         limits = replace(self.limits, queued=self.places * _ROWS)
-        return Engine(self.model.parts, limits=limits, clock=time.monotonic).start()
+        return Engine(self.model.parts.net, device=self.model.device, limits=limits, clock=time.monotonic).start()
 
     def _working(self) -> Engine:
         if self._engine.broken and not self.draining:
