@@ -134,7 +134,9 @@ NOT_PARTS = {
 
 
 def method_parts(role: str | None = None) -> list[Any]:
-    """The instances on the cards of ``unmask.methods``; those of one role, a field of ``Sampler`` or the name of a protocol, if given."""
+    """The instances on the cards of ``unmask.methods``; those of one role if given: a field of
+    ``Sampler``, "sampler" for a whole one, or the name of a protocol.
+    """
     cards = [vars(module).get("CARD") for module in modules("methods")]
     return [
         part
@@ -239,6 +241,7 @@ SAMPLERS = (
             schedule=schedule.Equal(steps=4),
         )
     ]
+    + method_parts("sampler")  # whole samplers, for parts that work together only
 )
 
 
