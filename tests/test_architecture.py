@@ -6,6 +6,7 @@ When a rule is in the way, change it here on purpose, with a note in docs/notes/
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -34,8 +35,27 @@ ROWS: dict[str, int] = {
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "core"}
 OLD_MARKS = ("new_", "old_", "copy_of_")
-MOST_LINES, MOST_LINES_IN_A_FUNCTION = 500, 80
+MOST_LINES, MOST_LINES_IN_A_FUNCTION = 400, 80
 ONLY_TORCH = {"models", "sampling"}
+# Older files that are still to be split; until then they have 500 lines.
+TO_SPLIT = {
+    "unmask/data/world/language.py",
+    "unmask/pipeline/model.py",
+    "tests/cli/test_cli.py",
+    "tests/serving/test_page.py",
+    "tests/tasks/test_released.py",
+    "tests/training/test_train.py",
+}
+
+
+@functools.cache
+def _source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(_source(path))
 
 
 def _room(path: Path) -> str:
@@ -46,7 +66,7 @@ def _room(path: Path) -> str:
 
 def _imports(path: Path) -> Iterator[tuple[str, int]]:
     """(dotted name, line) of everything a file imports, inside functions and TYPE_CHECKING blocks too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -121,10 +141,10 @@ def test_nothing_is_called_nothing() -> None:
 def test_files_and_functions_stay_short() -> None:
     wrong = []
     for path in [*MODULES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("bench/*.py")]:
-        text = path.read_text(encoding="utf-8")
-        if (lines := text.count("\n")) > MOST_LINES:
+        most = 500 if _shown(path) in TO_SPLIT else MOST_LINES
+        if (lines := _source(path).count("\n")) > most:
             wrong.append(f"{_shown(path)}: {lines} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(_parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > MOST_LINES_IN_A_FUNCTION:
@@ -133,7 +153,7 @@ def test_files_and_functions_stay_short() -> None:
 
 
 def test_every_file_says_what_lives_in_it() -> None:
-    silent = [_shown(p) for p in MODULES if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    silent = [_shown(p) for p in MODULES if not ast.get_docstring(_parsed(p))]
     assert not silent, silent
 
 

@@ -20,14 +20,14 @@ from unmask.step import CachePlan, Move, Prediction, Proposal, Reuse, Scored
 
 @dataclass(frozen=True, kw_only=True)
 class Remasking:
-    """Takes the surest candidates and masks again the block's least sure tokens of earlier steps, ``rate`` of them, for ``extra`` steps.
+    """Takes the surest candidates and masks ``rate`` random unmasked tokens of the row again, for ``extra`` steps.
 
-    ``within``: masks tokens of the same block again; otherwise of any.
+    ``idle``: every second step of a row unmasks nothing.
     """
 
     rate: int = 1
     extra: int = 3
-    idle: bool = False  # every second step of a row unmasks nothing
+    idle: bool = False
 
     def extra_steps(self, tokens: int, planned: int) -> int:
         return self.extra
@@ -76,7 +76,7 @@ class Redrawing:
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectingSteps:
-    """Early stopping that asks for ``steps`` correcting steps of a finished row; ``bound`` may be lower."""
+    """Early stopping with ``steps`` correcting steps of a finished row; ``bound`` may be lower."""
 
     steps: int
     bound: int
@@ -90,7 +90,7 @@ class CorrectingSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class NextTokens:
-    """A block schedule that looks at the row: block 0 is its next ``length`` masked tokens, 1 all behind. ``length`` doubles each time."""
+    """A block schedule that looks at the row: block 0 is its next ``length`` masked tokens, 1 all behind."""
 
     length: int
 

@@ -1,7 +1,7 @@
 """Tiny instances of every part, and the walk that finds the parts: what all contract suites share.
 
 A part is a public frozen dataclass in ``unmask.sampling``, ``unmask.corruption``, ``unmask.objectives`` or ``unmask.methods``. A part
-without an instance fails ``test_parts.py``; the instances of a method stand on its card (``CARD.parts``).
+without an instance fails ``test_parts.py``; the instances of a method stand on its card (``CARD.parts``, by role).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask import protocols
 from unmask.corruption import absorbing, collapsing, schedules
 from unmask.grammars.automaton import compile_automaton
 from unmask.grammars.grammar import Grammar
@@ -112,6 +111,7 @@ OBJECTIVES = [
     masked.Masked(corruption=UNIFORM),
     masked.Masked(corruption=UNIFORM, weight=masked.Plain(), dropouts=(DROPOUT,)),
     masked.Masked(corruption=UNIFORM, weight=masked.InverseTime(), complementary=True),
+    masked.Masked(complementary=True),
     masked.Masked(corruption=COLLAPSING),
 ]
 # Objectives over batches of their own kind, with tests in tests/objectives and tests/recipes.
@@ -122,13 +122,30 @@ OTHER_OBJECTIVES = [
     tokenizer.Distilled(),
     tokenizer.Squares(mean=torch.zeros(12), basis=torch.eye(12)[:, :2], codebook=torch.eye(2)),
 ]
-NOT_PARTS = {"Agenda", "Layout", "Run", "Sampler", "Step", "Todo"}  # what flows between the parts, and the loop itself
+NOT_PARTS = {
+    "Agenda",
+    "Card",
+    "Layout",
+    "Run",
+    "Sampler",
+    "Step",
+    "Todo",
+}  # what flows between the parts, and the loop itself
 
 
-def method_parts() -> list[Any]:
-    """The instances on the cards of ``unmask.methods``; none where there is no such package."""
+def method_parts(role: str | None = None) -> list[Any]:
+    """The instances on the cards of ``unmask.methods``; those of one role if given: a field of
+    ``Sampler``, "sampler" for a whole one, or the name of a protocol.
+    """
     cards = [vars(module).get("CARD") for module in modules("methods")]
-    return [part for card in cards if card is not None for part in card.parts]
+    return [
+        part
+        for card in cards
+        if card is not None
+        for key, some in card.parts.items()
+        for part in some
+        if role in (None, key)
+    ]
 
 
 def modules(package: str) -> Iterator[Any]:
@@ -190,19 +207,16 @@ def _shape(function: Callable[..., Any], skip: int = 0) -> tuple[int, frozenset[
     )
 
 
-def also_of_methods(own: list[Any], protocol: type) -> list[Any]:
-    """The instances above and those of the methods' cards that fit the protocol."""
-    return own + [part for part in method_parts() if not isinstance(part, Sampler) and fits(part, protocol)]
-
-
-ALL_SCHEDULES = also_of_methods(SCHEDULES, protocols.UnmaskingSchedule)
-ALL_TOKEN_SAMPLERS = also_of_methods(TOKEN_SAMPLERS, protocols.TokenSampler)
-ALL_SELECTIONS = also_of_methods(SELECTIONS, protocols.Selection)
-ALL_GUIDANCES = also_of_methods(GUIDANCES, protocols.Guidance)
-ALL_BLOCKS = also_of_methods(BLOCKS, protocols.BlockSchedule)
-ALL_STOPPINGS = also_of_methods(STOPPINGS, protocols.EarlyStopping)
-ALL_CACHES = also_of_methods(CACHES, protocols.Cache)
-ALL_CORRUPTIONS = also_of_methods([*CORRUPTIONS, COLLAPSING], protocols.Corruption)
+ALL_SCHEDULES = SCHEDULES + method_parts("schedule")
+ALL_TOKEN_SAMPLERS = TOKEN_SAMPLERS + method_parts("token_sampler")
+ALL_SELECTIONS = SELECTIONS + method_parts("selection")
+ALL_GUIDANCES = GUIDANCES + method_parts("guidance")
+ALL_BLOCKS = BLOCKS + method_parts("blocks")
+ALL_STOPPINGS = STOPPINGS + method_parts("stopping")
+ALL_PRIORS = PRIORS + method_parts("prior")
+ALL_CACHES = CACHES + method_parts("cache")
+ALL_CORRUPTIONS = [*CORRUPTIONS, COLLAPSING, *method_parts("Corruption")]
+ALL_OBJECTIVES = OBJECTIVES + method_parts("Objective")
 
 BASE = Sampler(
     schedule=schedule.Shift(steps=5, shift=3.0),
@@ -211,7 +225,7 @@ BASE = Sampler(
 )
 SAMPLERS = (
     [dataclasses.replace(BASE, schedule=p) for p in ALL_SCHEDULES]
-    + [dataclasses.replace(BASE, token_sampler=p) for p in ALL_TOKEN_SAMPLERS if type(p) is not Sampler]
+    + [dataclasses.replace(BASE, token_sampler=p) for p in ALL_TOKEN_SAMPLERS]
     + [dataclasses.replace(BASE, selection=p) for p in ALL_SELECTIONS]
     + [dataclasses.replace(BASE, guidance=p) for p in ALL_GUIDANCES]
     + [dataclasses.replace(BASE, blocks=p) for p in ALL_BLOCKS]
@@ -227,7 +241,7 @@ SAMPLERS = (
             schedule=schedule.Equal(steps=4),
         )
     ]
-    + [part for part in method_parts() if isinstance(part, Sampler)]
+    + method_parts("sampler")  # whole samplers, for parts that work together only
 )
 
 

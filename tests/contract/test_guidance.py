@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from unmask.sampling import guidance
 from unmask.sequence import Batch, Kind, collate, stack
 from unmask.step import Prediction, Progress, Scored
 
+from .doubles import SeesAll
 from .instances import (
     ALL_GUIDANCES,
     BASE,
@@ -25,6 +27,7 @@ from .instances import (
     name_of,
     requests,
     run,
+    sequence,
     tiny,
 )
 
@@ -130,3 +133,21 @@ def test_stacked_views_equal_views_one_by_one() -> None:
     for kind in (Kind.CODE, Kind.TEXT):
         one_by_one = torch.cat([p.logits(kind) for p in alone])
         torch.testing.assert_close(together.logits(kind), one_by_one, atol=1e-4, rtol=1e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresGiven(SeesAll):
+    """Scores the given tokens too."""
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
+        return batch.valid
+
+
+def test_scoring_a_token_that_a_view_drops_is_named() -> None:
+    """Fault: the source's codes are text in the view without them, so each view got a share of the other's tokens."""
+    image, source = ("image", Kind.CODE, 16, True), ("source", Kind.CODE, 16, False)
+    rows = [sequence(("prompt", Kind.TEXT, 2, False), source, image)]
+    with pytest.raises(ValueError, match="row 0, token 2 is to be scored, but guidance drops it"):
+        run(dataclasses.replace(BASE, guidance=GUIDANCES[1], token_sampler=ScoresGiven()), rows)
+    _, result, _ = run(dataclasses.replace(BASE, guidance=GUIDANCES[1], token_sampler=SeesAll()), rows)
+    assert not result.masked.any()

@@ -49,9 +49,9 @@ def test_rate_is_the_time(time: float) -> None:
     for kind in (Kind.TEXT, Kind.CODE):
         open_ = batch.writable & (batch.kind == kind)
         rate = float(noisy.masked[open_].float().mean())
-        chance = 0.999 * time + 1e-3
+        probability = 0.999 * time + 1e-3
         # A token a group is masked anyway; five standard deviations of 20,000 draws.
-        assert abs(rate - max(chance, 1 / 200)) < 5 * math.sqrt(0.25 / 20_000) + 1 / 200 * (time == 0)
+        assert abs(rate - max(probability, 1 / 200)) < 5 * math.sqrt(0.25 / 20_000) + 1 / 200 * (time == 0)
     assert noisy.masked[batch.writable].all() == (time == 1.0)
 
 
@@ -128,7 +128,7 @@ def test_one_token_at_least_in_every_group() -> None:
 
 
 def test_the_luckiest_is_told_apart_from_the_drawn() -> None:
-    """A token that is masked only so that there is one has an infinite chance, hence no weight in the likelihood bound."""
+    """A token that is masked only so that there is one has an infinite probability, hence no weight in the likelihood bound."""
     batch = collate([row((Kind.TEXT, 6, True, 0)) for _ in range(400)], range(400))
     noisy = Absorbing().corrupt(batch, torch.full((400,), 0.2), generator("forced"))
     assert noisy.weight is not None

@@ -29,7 +29,7 @@ def rows(collapsed: bool, count: int = ROWS) -> Batch:
 
 
 def rates(noisy: Batch) -> list[float]:
-    """How often each of the three is masked by chance: what was masked only so that something is has an infinite weight."""
+    """How often each of the three is masked at random: what was masked only so that something is has an infinite weight."""
     assert noisy.weight is not None
     return (noisy.masked & noisy.weight.isfinite()).float().mean(0).tolist()
 

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
-from torch import Tensor
 
 from unmask.evaluation.likelihood import Bound, bound, choose, likelihood
+from unmask.models.fake import FakeDenoiser
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.sampling.guidance import ClassifierFree
-from unmask.sequence import Batch, Kind, Sequence, Span, collate
-from unmask.step import Prediction, Scored
+from unmask.sequence import Kind, Sequence, Span, collate
 
 from ..tiny_llada import make
 
 VOCABULARY, GIVEN, NULL = 4, 2, 3
 
 
-class Toy:
-    """Logits of a token depend on its place and on all that is visible: not a product of independent tokens."""
-
-    def __call__(self, batch: Batch, *, predict: Tensor | None = None, reuse: object = None) -> Prediction:
-        assert predict is not None
-        flat = predict.flatten().nonzero().flatten()
-        length = batch.ids.shape[1]
-        seen = ((batch.ids + 1).masked_fill(batch.masked, 0) * torch.arange(1, length + 1)).sum(1)
-        angle = (seen[flat // length] + 3 * (flat % length))[:, None] * torch.arange(1, VOCABULARY + 1)
-        return Prediction(scored={Kind.TEXT: Scored(at=flat, logits=2 * (angle * 0.7).sin())})
+# Logits of a token depend on its place and on all that is shown: not a product of independent tokens.
+TOY = FakeDenoiser(sizes={Kind.TEXT: VOCABULARY})
 
 
 def row(ids: list[int]) -> Sequence:
@@ -44,7 +36,7 @@ def log_p(sequence: Sequence, chosen: tuple[int, ...]) -> float:
     batch = collate([sequence], [0])
     masked = torch.zeros_like(batch.masked)
     masked[0, list(chosen)] = True
-    logits = Toy()(batch.replace(masked=masked), predict=masked).logits(Kind.TEXT).double().log_softmax(1)
+    logits = TOY(batch.replace(masked=masked), predict=masked).logits(Kind.TEXT).double().log_softmax(1)
     return float(logits.gather(1, batch.ids[0, list(chosen)][:, None]).sum())
 
 
@@ -53,38 +45,33 @@ def test_it_is_unbiased() -> None:
     tokens = range(GIVEN, 6)
     subsets = [list(itertools.combinations(tokens, n)) for n in range(1, 5)]
     exact = sum(4 / n * sum(log_p(sequence, s) for s in of) / len(of) for n, of in enumerate(subsets, start=1)) / 4
-    found = bound(Toy(), sequence, samples=6000, rows=500)
+    found = bound(TOY, sequence, samples=6000, rows=500)
     assert abs(found.value - exact) < 5 * found.error < 0.3 and found.tokens == 4
 
 
 def test_few_samples_are_unbiased_too() -> None:
     """Fewer samples than tokens: the numbers of masked tokens are spread, and each is still uniform."""
     sequence = row([1, 2, 0, 3, 1, 2])
-    many = bound(Toy(), sequence, samples=6000, rows=500)
-    few = torch.tensor([bound(Toy(), sequence, samples=3, seed=s).value for s in range(600)])
+    many = bound(TOY, sequence, samples=6000, rows=500)
+    few = torch.tensor([bound(TOY, sequence, samples=3, seed=s).value for s in range(600)])
     assert abs(float(few.mean()) - many.value) < 5 * float(few.std()) / 600**0.5
 
 
 def test_one_token_is_exact() -> None:
     sequence = row([1, 2, 3])
     for samples in (1, 5):
-        assert bound(Toy(), sequence, samples=samples).value == pytest.approx(log_p(sequence, (2,)), abs=1e-6)
+        assert bound(TOY, sequence, samples=samples).value == pytest.approx(log_p(sequence, (2,)), abs=1e-6)
 
 
 def test_a_model_that_knows_nothing_is_exact() -> None:
-    class Flat(Toy):
-        def __call__(self, *given: object, **more: object) -> Prediction:
-            found = super().__call__(*given, **more)  # type: ignore[arg-type]
-            return found.with_logits({Kind.TEXT: found.logits(Kind.TEXT) * 0})
-
-    found = bound(Flat(), row([1, 2, 0, 3, 1]), samples=7)
+    found = bound(dataclasses.replace(TOY, spread=0.0), row([1, 2, 0, 3, 1]), samples=7)
     assert found.value == pytest.approx(-3 * torch.log(torch.tensor(4.0)).item(), abs=1e-5) and found.error < 1e-5
 
 
 def test_seeds_and_rows() -> None:
     sequence = row([1, 2, 0, 3, 1, 2])
-    assert bound(Toy(), sequence, samples=9, rows=4) == bound(Toy(), sequence, samples=9, rows=4)
-    assert bound(Toy(), sequence, samples=9).value != bound(Toy(), sequence, samples=9, seed=1).value
+    assert bound(TOY, sequence, samples=9, rows=4) == bound(TOY, sequence, samples=9, rows=4)
+    assert bound(TOY, sequence, samples=9).value != bound(TOY, sequence, samples=9, seed=1).value
 
 
 def test_guidance_is_the_right_way_round() -> None:
@@ -94,15 +81,15 @@ def test_guidance_is_the_right_way_round() -> None:
     for prompt in ([1, 2], [NULL, NULL]):
         batch = collate([row([*prompt, 3])], [0])
         masked = torch.tensor([[False, False, True]])
-        logits.append(Toy()(batch.replace(masked=masked), predict=masked).logits(Kind.TEXT).double())
+        logits.append(TOY(batch.replace(masked=masked), predict=masked).logits(Kind.TEXT).double())
     wanted = ((1 + scale) * logits[0] - scale * logits[1]).log_softmax(1)[0, 3]
-    assert bound(Toy(), sequence, samples=1, guidance=guidance).value == pytest.approx(float(wanted), abs=1e-5)
+    assert bound(TOY, sequence, samples=1, guidance=guidance).value == pytest.approx(float(wanted), abs=1e-5)
 
 
 @pytest.mark.parametrize(("ids", "samples"), [([1, 2], 4), ([1, 2, 3], 0)])
 def test_nothing_to_measure(ids: list[int], samples: int) -> None:
     with pytest.raises(ValueError, match="needs tokens and samples"):
-        bound(Toy(), row(ids), samples=samples)
+        bound(TOY, row(ids), samples=samples)
 
 
 # -- a text model -----------------------------------------------------------------------------------------------------

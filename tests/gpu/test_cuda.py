@@ -100,7 +100,7 @@ def batch_of(model: Model, task: str, picture: Image.Image, seed: int = 0) -> Ba
         "fill": lambda: understand.FillText(target="a [mask] apple and a [mask]").build(parts),
         "plan": lambda: planning.PlanImage(prompt="two red apples and a cat", length=44).build(parts),
     }[task]()
-    return collate([built], [seed], features_per_image=parts.look_tokens)
+    return collate([built], [seed])
 
 
 def sampler_of(model: Model, task: str) -> Sampler:
@@ -266,7 +266,7 @@ def pixels(model: Model, picture: Image.Image) -> dict[str, Callable[[], Image.I
     return {
         "generate": lambda: model.generate("a red apple", settings=FEW)[0].image,
         "plan": lambda: model.generate("two red apples and a cat", plan=True)[0].image,
-        "reflect": lambda: model.generate("two red apples and a cat", reflect=2)[0].image,
+        "reflect": lambda: model.generate("two red apples and a cat", attempts=2)[0].image,
         "edit": lambda: model.edit(picture, "make the cat blue", settings=FEW)[0].image,
         "edit_plan": lambda: model.edit(picture, "make the cat blue", plan=True, settings=FEW)[0].image,
         "infill": lambda: model.infill(picture, region, prompt="a cat", settings=FEW).image,
@@ -333,7 +333,7 @@ def test_the_engine_serves_from_the_gpu(card: Model) -> None:
 @pytest.mark.parametrize("task", ["draw", "answer"])
 def test_weights_that_stay_on_the_cpu(task: str, card: Model, picture: Image.Image) -> None:
     lent = unmask.load("mini", device=DEVICE, storage=WeightStorage(offload=frozenset({"und", "gen"})))
-    assert lent.parts.net.blocks[0].und.gate.weight.device.type == "cpu"  # type: ignore[union-attr]
+    assert lent.parts.net.blocks[0].und.mlp.gate.weight.device.type == "cpu"  # type: ignore[union-attr]
     batch = batch_of(card, task, picture).to(DEVICE)
     got, wanted = logits(lent.parts.net(batch)), logits(card.parts.net(batch))
     note(f"offload.{task}", apart(got, wanted), "relative", equal_to_the_bit=torch.equal(got, wanted))
@@ -345,7 +345,7 @@ def test_weights_that_stay_on_the_cpu(task: str, card: Model, picture: Image.Ima
 def test_weights_in_few_bits(bits: int, worst: float, host: Model, picture: Image.Image) -> None:
     pytest.importorskip("torchao")
     keep = WeightStorage(dtype=torch.bfloat16, bits={"und": bits, "gen": bits})
-    small, batch = unmask.load("mini", device=DEVICE, keep=keep), batch_of(host, "draw", picture)
+    small, batch = unmask.load("mini", device=DEVICE, storage=keep), batch_of(host, "draw", picture)
     difference = apart(logits(small.parts.net(batch.to(DEVICE))), logits(host.parts.net(batch)))
     note(f"int{bits}.draw", difference, "relative")
     assert 0 < difference < worst

@@ -68,11 +68,11 @@ def test_the_loop_equals_a_slow_twin() -> None:
         slow, taken, start = batch.row(b), 0, 3 + b
         for clock, n in enumerate(counts):
             chosen = sorted(start + place for place in order[taken : taken + n])
-            ask = torch.zeros_like(slow.masked)
-            ask[0, chosen] = True
+            predict = torch.zeros_like(slow.masked)
+            predict[0, chosen] = True
             c, u = (
-                fake(slow, predict=ask).logits(Kind.CODE),
-                fake(slow.drop({"prompt"}, NULL), predict=ask).logits(Kind.CODE),
+                fake(slow, predict=predict).logits(Kind.CODE),
+                fake(slow.drop({"prompt"}, NULL), predict=predict).logits(Kind.CODE),
             )
             noise = generator(7 + b, clock, "draw")
             ids, masked = slow.ids.clone(), slow.masked.clone()
@@ -166,7 +166,7 @@ def taken(part: Any, probabilities: list[float], counts: int, seed: int = 0) -> 
     return (move.unmask[0].nonzero().flatten() - 3).tolist()
 
 
-def test_selects() -> None:
+def test_selections() -> None:
     p = [0.3, 0.95, 0.5, 0.9, 0.95]
     assert taken(selection.Confident(), p, 3) == [1, 3, 4]
     assert taken(selection.Confident(), p, 1) == [1]  # the earlier of two equals
@@ -264,10 +264,12 @@ def test_features_and_pixels_give_the_same_answer_in_any_mixture() -> None:
     model = Elastic(SIZES["tiny"], mask_id=NULL).eval()
     init(model, generator("vision"))
     n = SIZES["tiny"].vision.tokens  # type: ignore[union-attr]
-    see, ask = ("picture", Kind.FEATURE, n, False), ("question", Kind.TEXT, 3, False)
+    see, predict = ("picture", Kind.FEATURE, n, False), ("question", Kind.TEXT, 3, False)
     rows = [
         dataclasses.replace(
-            row(see, ask, ("answer", Kind.TEXT, 5, True), pixels=torch.rand(1, 3, 128, 128, generator=generator(i))),
+            row(
+                see, predict, ("answer", Kind.TEXT, 5, True), pixels=torch.rand(1, 3, 128, 128, generator=generator(i))
+            ),
             feature_rows=n,
         )
         for i in (0, 1, 2)

@@ -104,6 +104,10 @@ class Masked:
         # 3. The model predicts them, and each counts by its weight (eq. 3).
         if not self.complementary:
             return self.of(model, noisy)
+        if noisy.target is not None:
+            raise ValueError(
+                f"{type(self.corruption).__name__} sets the tokens to score, which have no complement; use complementary=False"
+            )
         rest = noisy.writable & noisy.valid & ~noisy.masked
         assert noisy.weight is not None
         return self.of(model, noisy, noisy.replace(masked=rest, weight=1 - noisy.weight))
@@ -129,11 +133,17 @@ class Masked:
             each, probability = (torch.cat(x) for x in zip(*parts, strict=True))
             if len(each):
                 name = KIND_NAMES.get(kind, f"kind{kind}")
-                tokens = sum(int((v.writable & v.valid & (v.kind == kind)).sum()) for v in views)
+                tokens = sum(int((_scorable(v) & (v.kind == kind)).sum()) for v in views)
                 terms[name], counts[name] = self.weight(each, probability, tokens), len(each)
         # A batch without a masked token has a gradient too, of zero.
         total = torch.stack(list(terms.values())).sum() if terms else next(model.parameters()).sum() * 0
         return Loss(total=total, terms=terms, counts=counts)
+
+
+def _scorable(batch: Batch) -> Tensor:
+    """Tokens that could be scored, [B, L]: those that may be masked, and those that the corruption says."""
+    open_BL = batch.writable & batch.valid
+    return open_BL if batch.target is None else open_BL | batch.target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,6 +147,8 @@ class SamplingRun:
         predict = torch.stack(some).any(0) if some else todo.block
         # 3. The views of guidance, one under the other, and what each need not compute again.
         views = parts.guidance.views(self.batch, todo.progress)
+        if len(views) > 1 and wishes[1] is not None:
+            _same_kinds(views, predict)
         reuse = self._reuse(views, predict, todo)
         batch = stack(views) if len(views) > 1 else views[0]
         return Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse)
@@ -240,6 +242,17 @@ def _ordered(before: Batch, after: Batch) -> Batch:
     return after.replace(
         order=torch.where(new_BL, after.clock[:, None], after.order), segment=after.segment.masked_fill(new_BL, 0)
     )
+
+
+def _same_kinds(views: list[Batch], predict: Tensor) -> None:
+    """Views must score the same tokens of each kind: a dropped span is text, so what it showed cannot be scored in all views."""
+    for view in views[1:]:
+        other_BL = predict & (view.kind != views[0].kind)
+        if bool(other_BL.any()):
+            row, token = other_BL.nonzero()[0].tolist()
+            raise ValueError(
+                f"row {row}, token {token} is to be scored, but guidance drops it in a view; score writable tokens only"
+            )
 
 
 def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]:

@@ -1,4 +1,4 @@
-"""Logits to the last bit: neither padding, nor other rows, nor how many tokens are asked for change how a sum is rounded (fp32, CPU).
+"""Logits to the last bit: neither padding, nor other rows, nor how many tokens are scored change how a sum is rounded (fp32, CPU).
 
 This is what kernels do, not what arithmetic says, so it is measured where the tests run (docs/notes/0005-engine.md).
 """
@@ -23,7 +23,7 @@ CONFIG = SIZES["mini"]  # the tiny model's sums are too short to show anything
 @pytest.fixture(scope="module")
 def model() -> Elastic:
     model = Elastic(CONFIG, mask_id=7).eval()
-    init(model, generator("company"))
+    init(model, generator("batch invariance"))
     return model
 
 
@@ -33,8 +33,8 @@ def _no_grad() -> Iterator[None]:
         yield
 
 
-def text(given: int, asked: int) -> Sequence:
-    return _sequence(("prompt", Kind.TEXT, given), ("answer", Kind.TEXT, asked))
+def text(given: int, masked: int) -> Sequence:
+    return _sequence(("prompt", Kind.TEXT, given), ("answer", Kind.TEXT, masked))
 
 
 def drawing(given: int, *before: tuple[str, int, int]) -> Sequence:
@@ -65,7 +65,7 @@ def logits(prediction: Prediction) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_company_and_padding_change_no_bit(model: Elastic, case: str) -> None:
+def test_other_rows_and_padding_change_no_bit(model: Elastic, case: str) -> None:
     rows = CASES[case]
     for many in (2, len(rows), 2 * len(rows)):
         chosen = (rows * 2)[:many]
@@ -76,7 +76,7 @@ def test_company_and_padding_change_no_bit(model: Elastic, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_how_many_are_asked_for_changes_no_bit(model: Elastic, case: str) -> None:
+def test_how_many_are_scored_changes_no_bit(model: Elastic, case: str) -> None:
     batch = collate(CASES[case][:1], [0])
     everything = logits(model(batch))
     order = batch.masked.long().cumsum(1)
