@@ -154,7 +154,9 @@ class Reference:
         text[~is_gen] = prediction.logits(Kind.TEXT)
         text[is_gen] = net.text_head(hidden[is_gen])
         return {
-            "t2i.code_embeddings": net.code_embedding(codes, self._squares().to(codes.device).expand(len(codes), -1, -1)),
+            "t2i.code_embeddings": net.code_embedding(
+                codes, self._squares().to(codes.device).expand(len(codes), -1, -1)
+            ),
             "t2i.hidden": hidden,
             "t2i.text_logits": text,
             "t2i.code_logits": prediction.logits(Kind.CODE).unflatten(0, codes.shape),
