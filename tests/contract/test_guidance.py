@@ -130,3 +130,21 @@ def test_stacked_views_equal_views_one_by_one() -> None:
     for kind in (Kind.CODE, Kind.TEXT):
         one_by_one = torch.cat([p.logits(kind) for p in alone])
         torch.testing.assert_close(together.logits(kind), one_by_one, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["fewer", "others", "none"])
+def test_views_that_scored_different_tokens_are_a_named_error(change: str) -> None:
+    """Fault: sizes that did not match failed in the arithmetic, and equal numbers of other tokens were merged."""
+    batch = collate(requests(BASE)[:1], [0])
+    progress = at(3, 8, batch)
+    part = guidance.ClassifierFree(scale=1.0, drop=DROP, null_id=NULL)
+    one = fake(batch)
+    text = one.scored[Kind.TEXT]
+    assert text.logits is not None and len(text.at) > 1
+    other = {
+        "fewer": {Kind.TEXT: Scored(at=text.at[1:], logits=text.logits[1:])},
+        "others": {Kind.TEXT: Scored(at=text.at + 1, logits=text.logits)},
+        "none": {},
+    }[change]
+    with pytest.raises(guidance.ViewsDiffer, match=f"of kind {int(Kind.TEXT)}, guidance view 1 scored"):
+        part.merge(batch, [one, Prediction(scored=other)], progress)

@@ -103,6 +103,17 @@ def test_values_are_written_and_given_ones_stay() -> None:
     assert finished.values is not None and torch.equal(finished.values, result.values[0])
 
 
+def test_values_of_a_request_without_any_are_kept() -> None:
+    """Fault: a batch without values dropped those of the proposal."""
+    one = valued(6, ("answer", Kind.TEXT, 3, True))
+    blank = dataclasses.replace(one, values=None)
+    zeros = dataclasses.replace(one, values=torch.zeros_like(one.values))  # type: ignore[arg-type]
+    result = CONTINUOUS_SAMPLER.sample(CONTINUOUS, collate([blank], [5]))
+    wanted = CONTINUOUS_SAMPLER.sample(CONTINUOUS, collate([zeros], [5])).values
+    found = decided(blank, result, 0).values
+    assert found is not None and wanted is not None and torch.equal(found, wanted[0]) and bool(found.ne(0).any())
+
+
 def test_continuous_answers_are_batch_invariant() -> None:
     rows = [valued(6, seed=1), valued(4, ("answer", Kind.TEXT, 5, True), seed=2), valued(9, seed=3, given=(4, 5))]
     assert_batch_invariant(CONTINUOUS_SAMPLER, rows, CONTINUOUS)
