@@ -278,8 +278,10 @@ def _values(sequences: Items[Sequence], length: int) -> Tensor | None:
     return torch.stack(padded)
 
 
-def decided(sequence: Sequence, batch: Batch, row: int) -> Sequence:
-    """``sequence`` as a row of a batch has it now, on the CPU. It has values where the batch does: zeros in a row without any."""
+def sequence_at(sequence: Sequence, batch: Batch, row: int) -> Sequence:
+    """``sequence`` with the ids, masks and values that a row of a batch has now, on the CPU. Where the batch has values, so has it: a row
+    without any of its own gets zeros.
+    """
     length = len(sequence.ids)
     ids, masked = batch.ids[row, :length].cpu(), batch.masked[row, :length].cpu()
     values = sequence.values if batch.values is None else batch.values[row, :length].cpu()
