@@ -78,7 +78,7 @@ def test_an_unknown_part_and_task_are_told() -> None:
     told = "unknown part 'wings'; the parts are gen, text_head, und, vision, vq.decoder, vq.encoder"
     with pytest.raises(ValueError, match=told):
         list(tensors_needed(spec_of_size("tiny").checkpoint, frozenset({"wings"})))
-    with pytest.raises(ValueError, match="no task 'fly'; the tasks are generate"):
+    with pytest.raises(ValueError, match="no task is called 'fly'; choose from generate"):
         needs_of("fly")
 
 
