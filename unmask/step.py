@@ -124,12 +124,14 @@ class Prediction:
 class Proposal:
     """Candidate ids ``[B, L]`` and how sure each is: ``score [B, L]``, higher is surer, -inf where nothing was scored.
 
-    ``values [B, L, C]``: candidates of continuous tokens.
+    ``values [B, L, C]``: candidates of continuous tokens · ``entropy [B, L]``: of each scored token's prediction, in nats, where the
+    token sampler computes it.
     """
 
     ids: Tensor
     score: Tensor
     values: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +150,13 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
     values = batch.values
     if values is not None and proposal.values is not None:
         values = torch.where(new[..., None], proposal.values, values)
+    score = batch.score
+    if score is not None:
+        score = torch.where(new, proposal.score, score).masked_fill(move.remask, -torch.inf)
     return batch.replace(
         ids=torch.where(new, proposal.ids, batch.ids),
         values=values,
+        score=score,
         masked=(batch.masked & ~move.unmask) | move.remask,
         order=torch.where(stamped, batch.clock[:, None] + 1, batch.order),
         segment=batch.segment.masked_fill(stamped, 0),

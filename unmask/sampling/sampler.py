@@ -101,7 +101,8 @@ class Run:
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
         self.sampler, self.first = sampler, batch
         self.open = still_masked(batch)  # what was masked at the start: no move touches anything else
-        self.batch = sampler.stopping(sampler.prior(batch))
+        unscored_BL = torch.full(batch.ids.shape, -torch.inf, device=batch.device)
+        self.batch = sampler.stopping(sampler.prior(batch)).replace(score=unscored_BL)
         self.agenda = Agenda(sampler, self.batch, self.open)
         self.states: list[State | None] = []  # of each guidance view
         self.number = 0
@@ -139,7 +140,7 @@ class Run:
         self.todo = todo = self.agenda.next(self.batch)
         if todo is None:
             return None
-        self.batch = self.batch.replace(time=todo.time)
+        self.batch = self.batch.replace(time=todo.time, region=todo.region)
         # 2. The tokens to score.
         asking = [p for p in (parts.selection, parts.token_sampler) if isinstance(p, Predicting)]
         asked = [p.predict(self.batch, todo.block, todo.counts) for p in asking] or [todo.block]
