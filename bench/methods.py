@@ -39,6 +39,7 @@ from unmask.sequence import Sequence as Tokens
 from unmask.sequence import collate, decided
 from unmask.tasks.parts import Parts
 from unmask.tasks.reflecting import Thinking
+from unmask.tasks.results import Attempt
 from unmask.tasks.running import Decoded, OnStep
 from unmask.tokens.layouts import Layout
 
@@ -48,9 +49,10 @@ Change = Callable[[Sampler], Sampler]
 
 @dataclass(frozen=True, kw_only=True)
 class Counting:
-    """Decodes as a model does, and keeps the steps that every row took."""
+    """Decodes as a model does, and keeps the steps that every row took in the runs of the sampler ``of``."""
 
     parts: Parts
+    of: Sampler
     steps: list[int] = field(default_factory=list)
 
     def run(
@@ -59,11 +61,12 @@ class Counting:
         net = self.parts.net
         batch = collate(self.parts.features.known(sequences, net, torch.device("cpu")), seeds)
         done = sampler.sample(net, batch)
-        self.steps.extend(done.clock.tolist())
+        if sampler == self.of:
+            self.steps.extend(done.clock.tolist())
         return Decoded(rows=[decided(s, done, i) for i, s in enumerate(sequences)], seconds=0.0)
 
-    def emit(self, row: int, event: Any) -> None:
-        assert isinstance(event, Layout)
+    def emit(self, row: int, event: Layout | Attempt) -> None:
+        """Nobody listens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,24 +90,11 @@ def run(model: Model, arm: Arm, plan: Plan) -> Scored:
     own = getattr(model.presets, arm.preset)
     changed: dict[str, Any] = {arm.preset: lambda parts: arm.change(own(parts))}
     presets = dataclasses.replace(model.presets, **changed)
-    counting = Counting(parts=model.parts)
+    counting = Counting(parts=model.parts, of=arm.change(own(model.parts)))
     with Lines() as lines:
         done = measure(Model(model.parts, presets, executor=counting), arm.part, plan, Record(), lines)
-    steps = counting.steps
-    if isinstance(arm.part, GenEval) and arm.preset == "plan":
-        steps = split_plans(steps, plan.batch, len(done.rows))
-    overall = done.figures["overall"]
-    return Scored(right=np.array([float(r["right"]) for r in done.rows]), calls=float(np.mean(steps)), figure=overall)
-
-
-def split_plans(steps: list[int], batch: int, items: int) -> list[int]:
-    """The steps of the plans alone: each batch decodes its plans first, then its pictures."""
-    plans, at = [], 0
-    for start in range(0, items, batch):
-        n = min(batch, items - start)
-        plans += steps[at : at + n]
-        at += 2 * n
-    return plans
+    right = np.array([float(row["right"]) for row in done.rows])
+    return Scored(right=right, calls=float(np.mean(counting.steps)), figure=done.figures["overall"])
 
 
 def gain(arm: Scored, baseline: Scored) -> dict[str, float]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import Form
-from unmask.pipeline.loading import Format, format_in, open_parts, read_spec, resolve
+from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
@@ -60,11 +60,17 @@ def load(
     """A shipped model by name, a model folder, or a model of the hub. CheckpointError says what is missing or damaged.
 
     A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors; or it is in the released layout of LaViDa-O, or in
-    LLaDA's: a TextModel.
+    LLaDA's: a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of unmask/recipes).
     ``needs``: load these parts only (``needs_of("generate")``); a task that needs more loads the rest later. None: everything.
     ``storage``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
     """
     folder = resolve(name, download=download)
+    if recipe := recipe_in(folder):
+        if storage not in (None, WeightStorage()):
+            raise ValueError(
+                f"{folder} is opened by the recipe {recipe}, which takes no other weight storage; leave it out"
+            )
+        return open_by_recipe(folder, recipe, device)
     if format_in(folder) is Format.LLADA:
         return load_text(folder, device=device, storage=storage)
     found = read_spec(folder)
@@ -85,6 +91,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         return torch.device(self.parts.weights.device) if self.parts.weights else self.parts.net.embed.weight.device
+
+    def with_sampler(self, change: Callable[[Sampler], Sampler]) -> Model:
+        """The same model with ``change`` applied to the preset of every task, layouts and critiques included, for example
+        ``model.with_sampler(lambda sampler: remdm(sampler, eta=0.2))``.
+        """
+        return Model(self.parts, self.presets.with_sampler(change), executor=self.executor)
 
     def generate(
         self,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmask.pipeline.catalogue import find_sampler
 from unmask.serving.engine import Limits
 from unmask.serving.manifest import Line, read
 from unmask.serving.service import Call, Service
@@ -121,7 +122,15 @@ def _outcomes(model: Any, plan: Plan, live: int) -> Iterator[tuple[Line, Any]]:
 
 
 def _asked(job: Any, folder: Path) -> Callable[[Any], Any]:
-    return lambda model: job.ask(model, folder)
+    """The call of a job. A job's ``sampler`` changes the presets of the model; the other settings are fields of the changed sampler."""
+
+    def ask(model: Any) -> Any:
+        if job.sampler is None:
+            return job.ask(model, folder)
+        change, rest = find_sampler(job.sampler, job.settings)
+        return job.model_copy(update={"settings": tuple(rest)}).ask(model.with_sampler(change), folder)
+
+    return ask
 
 
 def _record(line: Line, outcome: Any, out: Path) -> dict[str, Any]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from unmask.grammars.answer_format import Form, of_response_format
+from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.sampler import Sampler
@@ -26,6 +28,8 @@ from unmask.tokens.pictures import read_image, read_region
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
 
+T = TypeVar("T")
+
 # Fields of samplers that say which token or place is which. They are the model's own; a wrong one reads beyond its tables.
 _OWN = frozenset({"null_id", "ids", "low", "high", "drop", "keep", "order", "interval"})
 _TRUTHS = ("true", "false", "yes", "no")
@@ -35,6 +39,24 @@ _MOST = 10_000  # of a number in a setting: what is larger only overflows
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
 
+def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
+    """A call whose field ``sampler`` changes the presets of the model; the settings left over are fields of the changed sampler."""
+
+    @functools.wraps(make)
+    def made(body: Any, *given: Any) -> Callable[[Any], T]:
+        if body.sampler is None:
+            return make(body, *given)
+
+        def ask(model: Any) -> T:
+            change, rest = find_sampler(body.sampler, checked(body.settings))
+            return make(body.model_copy(update={"settings": rest}), *given)(model.with_sampler(change))
+
+        return ask
+
+    return made
+
+
+@_by_sampler
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
         _fits(model, body.size)
@@ -46,6 +68,7 @@ def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     return ask
 
 
+@_by_sampler
 def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable[[Model], Drawing]:
     """With a mask, the region is drawn anew."""
 
@@ -62,6 +85,7 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
     return ask
 
 
+@_by_sampler
 def infilling(body: Infill, seed: int) -> Callable[[Any], Drawing | Answer]:
     """A Drawing where a picture is given, else an Answer."""
 
@@ -76,6 +100,7 @@ def infilling(body: Infill, seed: int) -> Callable[[Any], Drawing | Answer]:
     return ask
 
 
+@_by_sampler
 def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     def ask(model: Model) -> Grounding:
         image = picture_of(body.image, "image")
@@ -90,6 +115,7 @@ def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     return ask
 
 
+@_by_sampler
 def chatting(body: Chat, seed: int) -> Callable[[Any], Answer | Turn]:
     """The last question about the last picture is an Answer, words and pictures are a Turn."""
 

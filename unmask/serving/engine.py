@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
-from unmask.models.elastic import Elastic
+from unmask.protocols import Denoiser
 from unmask.sampling.sampler import NothingUnmasked, Run
 from unmask.sequence import Sequence, collate, decided
 from unmask.serving.batching import Part, join, part_of, shares
@@ -30,15 +30,15 @@ from unmask.serving.metrics import Meter, Metrics
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request
 from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
 from unmask.step import Prediction
-from unmask.tasks.features import Features
-from unmask.tasks.running import StepEvent
+from unmask.tasks.features import Features, VisionEncoder
+from unmask.tasks.running import StepEvent, device_of
 
 
 class Served(Protocol):
     """What the engine reads of a model: its network."""
 
     @property
-    def net(self) -> Elastic: ...
+    def net(self) -> Denoiser: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,11 @@ class _Running:
     def number(self) -> int:
         return self.handle.number
 
-    def begin(self, net: Elastic, cache: Features) -> None:
+    def begin(self, net: Denoiser, cache: Features) -> None:
         """Encode the pictures, or find them in the cache, and start the sampler."""
-        request, device = self.handle.request, net.embed.weight.device
-        batch = collate(cache.known([request.sequence], net, device), [request.seed]).replace(clean=None).to(device)
+        request, device = self.handle.request, device_of(net)
+        encoder = cast("VisionEncoder", net)  # read only where a sequence has pixels
+        batch = collate(cache.known([request.sequence], encoder, device), [request.seed]).replace(clean=None).to(device)
         with _sampler_errors():
             self.run = request.sampler.start(batch)
 

@@ -23,13 +23,16 @@ class DuplicateIds(ValueError):
 
 
 class _Job(BaseModel):
-    """``id``: under which its answer is found · ``settings``: changes to the sampler, as ``["schedule.steps=8"]``."""
+    """``id``: under which its answer is found · ``settings``: changes to the sampler, as ``["schedule.steps=8"]`` · ``sampler``: the name
+    of a method's sampler, whose arguments are settings, too.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     id: str = Field(min_length=1, max_length=500)
     seed: int = 0
     settings: tuple[str, ...] = ()
+    sampler: str | None = None
 
 
 class _Thing(BaseModel):
