@@ -99,7 +99,7 @@ def one_by_one(model: Model, pieces: list[Piece]) -> list[Any]:
 
 
 def together(model: Model, pieces: list[Piece]) -> list[Any]:
-    engine = Engine(model.parts)
+    engine = Engine(model.parts.net, device=model.device)
     handles = [
         engine.submit(Request(sequence=piece.task.build(model.parts), sampler=piece.sampler, seed=piece.seed))
         for piece in pieces

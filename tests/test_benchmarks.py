@@ -14,7 +14,7 @@ from PIL import Image
 from unmask.data.dpg import COLUMNS
 from unmask.data.refcoco import CONVERT
 from unmask.data.world.render import render
-from unmask.data.world.scenes import Scene, Thing
+from unmask.data.world.scenes import Scene, SceneObject
 
 from .pages import ROOT, commands, follow, python, run
 
@@ -42,8 +42,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "prompts" / "p0.txt").write_text("a red apple left of a cat")
     row = "p1,a dog,keys,1,0,entity,whole,entity - whole (dog),Is there a dog?"
     (place / "dpg_bench.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
-    dog = Thing(name="dog", colour="", x=0.5, y=0.25, size=0.5)
-    Image.fromarray(render(Scene(things=(dog,), background="sky", level="grid"))).save(place / "dog.png")
+    dog = SceneObject(name="dog", colour="", x=0.5, y=0.25, size=0.5)
+    Image.fromarray(render(Scene(objects=(dog,), background="sky", level="grid"))).save(place / "dog.png")
     picture = np.asarray(Image.open(place / "dog.png"))
     Image.fromarray(np.pad(picture, ((0, 0), (10, 30), (0, 0)))).save(place / "originals" / "animal" / "1.jpg")
     edit = {"id": "animal/1.jpg", "prompt": "make the dog red", "edit_type": "adjust"}

@@ -84,16 +84,20 @@ class Selection(Protocol):
 
 @runtime_checkable
 class Predicting(Protocol):
-    """A token sampler or selection that says which tokens to score, [B, L]; unmasked ones too. Without it: the block's masked tokens."""
+    """A token sampler or selection that says which tokens to score, [B, L], unmasked ones too; the union is scored. None: no wish, so
+    that a part can ask the one that it wraps. Where nobody has a wish, the masked tokens of the block are scored.
+    """
 
-    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor: ...
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None: ...
 
 
 @runtime_checkable
 class Bounded(Protocol):
-    """A selection whose steps may unmask nothing, or that remasks: a block of ``tokens`` ends within ``planned`` + ``extra`` steps."""
+    """A selection whose steps may unmask nothing, or that remasks: a block of ``tokens`` ends within ``planned`` + ``extra_steps`` steps.
+    None: it does neither.
+    """
 
-    def extra_steps(self, tokens: int, planned: int) -> int: ...
+    def extra_steps(self, tokens: int, planned: int) -> int | None: ...
 
 
 class BlockSchedule(Protocol):

@@ -1,4 +1,4 @@
-"""What a training run is: one frozen value, written by a recipe function and changed by ``a.b=c`` overrides.
+"""A training run as one frozen value, returned by a recipe function and changed by ``a.b=c`` overrides.
 
 Public idea: ``Recipe`` and ``override(recipe, ["training.steps=100", "source.parts.draw.batch=8"])``.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW with a warm-up, a constant stretch and a cosine decay to a floor.
+    """AdamW with a linear warm-up, a constant learning rate, and a cosine decay to a floor.
 
-    ``warmup``: steps · ``decay_from``: fraction of the run at which the cosine begins · ``floor``: last rate as a fraction of ``lr`` ·
-    ``clip``: largest gradient norm · ``ema``: decay of the averaged weights (0: none).
+    ``warmup``: in steps · ``decay_from``: fraction of the run at which the decay starts · ``floor``: final rate as a fraction of ``lr`` ·
+    ``clip``: largest gradient norm · ``ema``: decay of the averaged weights per update (0: no average).
     """
 
     lr: float = 1e-3

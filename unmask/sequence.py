@@ -190,14 +190,27 @@ SHARED = ("pixels", "features")  # fields of a batch that its rows address by nu
 
 
 def stack(views: Items[Batch]) -> Batch:
-    """Batches of the same rows seen differently (guidance views), one under the other; they share pixels and features."""
-    first = views[0]
-    tensors = {
-        f.name: torch.cat([getattr(v, f.name) for v in views])
-        for f in dataclasses.fields(first)
-        if f.name not in SHARED and isinstance(getattr(first, f.name), Tensor)
-    }
-    return first.replace(**tensors, span_table=tuple(t for v in views for t in v.span_table))
+    """Batches one under the other: guidance views of the same rows, or runs that share a forward. They share pixels and features.
+
+    Values are zero where a batch has none; ValueError where only some batches have another field.
+    """
+    views = _all_with_values(views)
+    tensors = {}
+    for name in (f.name for f in dataclasses.fields(Batch) if f.name not in SHARED):
+        some = [t for view in views if isinstance(t := getattr(view, name), Tensor)]
+        if len(some) not in (0, len(views)):
+            raise ValueError(f"only {len(some)} of {len(views)} batches have {name!r}; stack batches that all have it")
+        if some:
+            tensors[name] = torch.cat(some)
+    return views[0].replace(**tensors, span_table=tuple(t for v in views for t in v.span_table))
+
+
+def _all_with_values(views: Items[Batch]) -> Items[Batch]:
+    known = next((view.values for view in views if view.values is not None), None)
+    if known is None:
+        return views
+    empty = [known.new_zeros(*view.ids.shape, known.shape[-1]) for view in views]
+    return [v if v.values is not None else v.replace(values=zero) for v, zero in zip(views, empty, strict=True)]
 
 
 def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
@@ -211,6 +224,8 @@ def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
         ids[b, :n], masked[b, :n], valid[b, :n] = sequence.ids, sequence.masked, True
         table[:, b, :n] = _layout(sequence.spans)
     kind, branch, writable, position, leader, segment, order, stride = table
+    given = (order == ON_UNMASK) & ~masked  # unmasked before the first step
+    order, segment = order.masked_fill(given, 0), segment.masked_fill(given, 0)
     pixels = [s.pixels for s in sequences if s.pixels is not None]
     features = [s.features for s in sequences if s.features is not None]
     return Batch(
@@ -270,7 +285,8 @@ def decided(sequence: Sequence, batch: Batch, row: int) -> Sequence:
     """``sequence`` as a row of a batch has it now, on the CPU."""
     length = len(sequence.ids)
     ids, masked = batch.ids[row, :length].cpu(), batch.masked[row, :length].cpu()
-    return dataclasses.replace(sequence, ids=ids, masked=masked)
+    values = None if sequence.values is None or batch.values is None else batch.values[row, :length].cpu()
+    return dataclasses.replace(sequence, ids=ids, masked=masked, values=values)
 
 
 _layouts: dict[tuple[Span, ...], Tensor] = {}
@@ -300,7 +316,7 @@ def _lay_out(spans: tuple[Span, ...]) -> Tensor:
                 )
             start = begun[span.positions_of]
         begun[span.name] = start
-        here, offset, own = slice(span.start, span.stop), torch.arange(len(span)), _own_positions(span)
+        here, own = slice(span.start, span.stop), _own_positions(span)
         branch = Branch.GEN if span.kind == Kind.CODE else Branch.UND
         table[0, here] = span.kind
         table[1, here] = branch if span.branch is None else span.branch
@@ -308,7 +324,7 @@ def _lay_out(spans: tuple[Span, ...]) -> Tensor:
         table[3, here] = start + span.position_offset + own.place
         table[4, here] = own.leader
         table[5, here] = span.segment
-        table[6, here] = span.order + (offset // span.order_step if span.order_step else 0)
+        table[6, here] = _orders(span, own)
         table[7, here] = own.stride
         end = start + span.position_offset + own.count
         if span.segment:
@@ -316,6 +332,19 @@ def _lay_out(spans: tuple[Span, ...]) -> Tensor:
         else:
             context = max(end, context)
     return table
+
+
+def _orders(span: Span, own: _Places) -> Tensor:
+    """Order of every token of a span. ValueError where the codes of one position would have two: a position has one order."""
+    offset = torch.arange(len(span))
+    order = span.order + (offset // span.order_step if span.order_step else torch.zeros_like(offset))
+    if span.order_step and not torch.equal(order, order[own.leader.bool()][own.place]):
+        columns = span.grid[1] if span.grid else 1
+        raise ValueError(
+            f"order_step {span.order_step} of span {span.name!r} gives codes of one position two orders; "
+            f"use a multiple of {span.fold * columns} codes, {span.fold} rows of the grid"
+        )
+    return order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,10 +357,10 @@ class _Places:
 
 def _own_positions(span: Span) -> _Places:
     """Positions of a span's tokens counted from 0, which of them are first on their position, and how many positions there are."""
-    if span.kind != Kind.CODE:
+    if span.grid is None:
         offset = torch.arange(len(span))
         return _Places(place=offset, leader=torch.ones_like(offset), count=len(span), stride=0)
-    rows, columns = span.grid or (1, len(span))
+    rows, columns = span.grid
     r, c = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
     place = (r // span.fold) * (columns // span.fold) + c // span.fold
     first = (r % span.fold == 0) & (c % span.fold == 0)

@@ -37,7 +37,10 @@ class State:
 
     @staticmethod
     def stack(states: Items[State | None], rows: Items[int], length: int) -> State | None:
-        """States of several batches one under the other, for ``length`` tokens; ``rows``: of each. None holds nothing."""
+        """States of several batches one under the other, for ``length`` tokens; ``rows``: of each. None holds nothing.
+
+        Only tensors that all states have are kept: a run that no longer scores text may hold more layers than another needs.
+        """
         some = [s for s in states if s is not None]
         if not some:
             return None
@@ -46,7 +49,7 @@ class State:
             for s, n in zip(states, rows, strict=True)
         ]
         tensors = {}
-        for name in some[0].tensors:
+        for name in [name for name in some[0].tensors if all(name in s.tensors for s in some)]:
             most, shape = max(s.tensors[name].shape[-2] for s in some), some[0].tensors[name].shape
             tensors[name] = torch.cat(
                 [
@@ -168,7 +171,8 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
 class Progress:
     """Where every row of a sampler run stands. Rows may need different numbers of steps; sampling is batch-invariant.
 
-    ``number [B]``: step of each row in its current block, from 0 · ``of [B]``: how many its schedule planned · ``length``: L.
+    ``number [B]``: step of each row in its current block, from 0 · ``of [B]``: how many its schedule planned · ``length``: L. In correcting
+    steps, ``number`` counts those and ``of`` is their bound.
     """
 
     number: Tensor
@@ -183,6 +187,10 @@ class Progress:
     def row(self, flat_N: Tensor) -> Tensor:
         """The row of each flat token number."""
         return flat_N // self.length
+
+    def of_row(self, index: int) -> Progress:
+        """The progress of one row alone."""
+        return Progress(number=self.number[index : index + 1], of=self.of[index : index + 1], length=self.length)
 
 
 @dataclass(frozen=True, kw_only=True)

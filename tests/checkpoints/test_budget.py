@@ -128,7 +128,7 @@ def test_amounts_of_memory(text: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "24 apples", "-1GiB", "nanGiB", "0", "infGB"])
 def test_no_amounts_of_memory(text: str) -> None:
-    with pytest.raises(ValueError, match="is no amount of memory; write it like 24GiB"):
+    with pytest.raises(ValueError, match="is not an amount of memory; use a form like 24GiB"):
         parse_bytes(text)
 
 
@@ -162,10 +162,10 @@ def test_inspect_proposes(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     [
         (["inspect", "mini", "--task", "fly"], "no task 'fly'"),
-        (["inspect", "mini", "--budget", "much"], "no amount of memory"),
+        (["inspect", "mini", "--budget", "much"], "not an amount of memory"),
         (["inspect", str(FOLDER / "model.safetensors"), "--task", "ask"], "give its folder"),
         (["inspect", "mini", "--task", "ask", "--quantise", "und"], "write und=int8"),
-        (["inspect", "mini", "--task", "ask", "--quantise", "eyes=int8"], "no branch 'eyes'"),
+        (["inspect", "mini", "--task", "ask", "--quantise", "eyes=int8"], "unknown branch 'eyes'"),
         (["generate", "x", "--dtype", "int8"], "int8"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_task_of_the_released_size_reads_no_more_than_it_needs(task: str, most
 
 
 def test_an_unknown_part_and_task_are_told() -> None:
-    told = "no part of a model is called 'wings'; the parts are gen, text_head, und, vision, vq.decoder, vq.encoder"
+    told = "unknown part 'wings'; the parts are gen, text_head, und, vision, vq.decoder, vq.encoder"
     with pytest.raises(ValueError, match=told):
         list(tensors_needed(spec_of_size("tiny").checkpoint, frozenset({"wings"})))
     with pytest.raises(ValueError, match="no task 'fly'; the tasks are generate"):
@@ -251,7 +251,7 @@ def test_another_dtype_is_kept_and_the_tokenizer_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"bits": {"eyes": 8}}, "no branch 'eyes'"), ({"offload": frozenset({"vq"})}, "no branch 'vq'"),
+    [({"bits": {"eyes": 8}}, "unknown branch 'eyes'"), ({"offload": frozenset({"vq"})}, "unknown branch 'vq'"),
      ({"bits": {"und": 3}}, "3 bits; use 8 or 4"), ({"dtype": torch.int8}, "torch.int8 is not supported")],
 )  # fmt: skip
 def test_ways_to_keep_that_do_not_exist(given: dict[str, Any], said: str) -> None:

@@ -76,10 +76,10 @@ def test_the_licence_is_said_once(client: Client) -> None:
     ("download", "error", "said"),
     [
         (False, LocalEntryNotFoundError("x"), "is not in the local cache of the hub; add --download"),
-        (True, LocalEntryNotFoundError("x"), "the hub cannot be reached; run it again when online: what was fetched is kept"),
-        (True, RepositoryNotFoundError.__new__(RepositoryNotFoundError), "has no"),
-        (True, OSError(28, "No space left on device"), r"No space left on device\); run it again"),
-        (True, TimeoutError("timed out"), r"\(timed out\); run it again: what was fetched is kept"),
+        (True, LocalEntryNotFoundError("x"), "the hub cannot be reached; retry when online, the download resumes"),
+        (True, RepositoryNotFoundError.__new__(RepositoryNotFoundError), "does not exist on the hub"),
+        (True, OSError(28, "No space left on device"), r"No space left on device\); retry"),
+        (True, TimeoutError("timed out"), r"\(timed out\); retry, the download resumes"),
     ],
     ids=["not cached", "offline", "no such model", "disk full", "cut off"],
 )  # fmt: skip
@@ -103,7 +103,7 @@ def test_half_a_snapshot_is_told(client: Client, capsys: pytest.CaptureFixture[s
     (client.answer / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     assert main(["generate", "x", "--model", NAME]) == 2
     assert (
-        "names 1 of 1 files that are not there (model-1.safetensors)\nhint: copy or download" in capsys.readouterr().err
+        "names 1 of 1 files that are missing (model-1.safetensors)\nhint: copy or download" in capsys.readouterr().err
     )
 
 

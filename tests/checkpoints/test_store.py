@@ -160,12 +160,12 @@ def test_a_shard_too_many(folder: Path) -> None:
 def test_a_damaged_file(folder: Path, spoil: Callable[[bytes], bytes]) -> None:
     path = sorted(folder.iterdir())[-1]  # the last one, so that others were read before it
     path.write_bytes(spoil(path.read_bytes()))
-    refused(folder, rf"{path.name} is damaged or half downloaded")
+    refused(folder, rf"{path.name} is damaged, incomplete or not a safetensors file")
 
 
 def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    refused(tmp_path, "is damaged or half downloaded")
+    refused(tmp_path, "is damaged, incomplete or not a safetensors file")
 
 
 def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:

@@ -71,15 +71,15 @@ def test_an_index_says_where_tensors_lie(folder: Path) -> None:
     [
         (
             lambda f: (f / "second.safetensors").unlink(),
-            r"names 1 of 2 files that are not there \(second\.safetensors\)",
+            r"names 1 of 2 files that are missing \(second\.safetensors\)",
         ),
-        (lambda f: indexed(f, a="second.safetensors"), "says that second.safetensors holds a, but it does not"),
-        (lambda f: indexed(f, a="../first.safetensors"), "which is no file beside it"),
-        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "is no index of shards"),
-        (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "is no index of shards"),
+        (lambda f: indexed(f, a="second.safetensors"), "second.safetensors lacks a, which"),
+        (lambda f: indexed(f, a="../first.safetensors"), "which is not a file in the same folder"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "is not a valid shard index"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "is not a valid shard index"),
         (
             lambda f: (f / "first.safetensors").write_bytes((f / "first.safetensors").read_bytes()[:-4]),
-            "first.safetensors is damaged or half downloaded",
+            "first.safetensors is damaged, incomplete or not a safetensors file",
         ),
     ],
     ids=["absent file", "wrong file", "outside", "no json", "empty", "half a shard"],

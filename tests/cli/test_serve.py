@@ -26,7 +26,7 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_read(capsys: pytest.Ca
         port = str(taken.getsockname()[1])
         err = told(["no-such-model", "--port", port], capsys)
     assert f"cannot listen at 127.0.0.1:{port}" in err and "--port" in err
-    assert "there is no model" in told(["no-such-model", "--port", "0"], capsys)
+    assert "no model is called" in told(["no-such-model", "--port", "0"], capsys)
     assert "cannot listen at nowhere.invalid" in told(["--host", "nowhere.invalid"], capsys)
 
 

@@ -88,7 +88,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--suite geneval --prompts bench.jsonl --out o", "add --all"),
         ("--suite geneval --prompts m.jsonl --out o --real prompts", "--real needs --clip"),
         ("--suite geneval --prompts m.jsonl --out o --clip prompts", "prompts has no config.json"),
-        ("--suite imgedit --prompts e.json --images . --out o", "1 of 2 pictures are not in ., for example gone.png"),
+        ("--suite imgedit --prompts e.json --images . --out o", "1 of 2 images are missing in ., for example gone.png"),
         ("--suite refcoco --prompts refs.p --images .", "is a pickle"),
         ("--suite refcoco --prompts refs.json --images .", "add --only train"),
         ("--suite refcoco --prompts refs.json --images prompts --only train", "for example in.png"),

@@ -45,15 +45,15 @@ def test_what_was_saved_is_loaded(folder: Path) -> None:
 
 
 def test_missing_and_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere holds no drawn pictures; make them by"):
+    with pytest.raises(ValueError, match="nowhere contains no generated images; create them with"):
         load_drawn(tmp_path / "nowhere")
     lines = (folder / "drawn.jsonl").read_text()
     for spoilt in (lines.replace("things", "thing"), lines[:-40], lines.replace("[[", "[[1, ")):
         (folder / "drawn.jsonl").write_text(spoilt)
-        with pytest.raises(ValueError, match="are damaged .*; make them anew"):
+        with pytest.raises(ValueError, match="are damaged .*; create them again"):
             load_drawn(folder)
     (folder / "drawn.jsonl").write_text("".join(lines.splitlines(keepends=True)[:5]))
-    with pytest.raises(ValueError, match="8 pictures and 5 lines"):
+    with pytest.raises(ValueError, match="8 images but 5 labels"):
         load_drawn(folder)
     (folder / "pictures.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="are damaged"):
@@ -64,7 +64,7 @@ def test_nothing_held_out_is_kept(tmp_path: Path) -> None:
     pictures, about = drawn(2)
     unseen = next(s for s in (sample("grid", "test", 0, i) for i in range(100)) if shows_held_out(s))
     about[1] = Drawn(prompt="", critique="", scene=unseen, clean=True)
-    with pytest.raises(ValueError, match="picture 1 shows what is held out"):
+    with pytest.raises(ValueError, match="image 1 shows a combination held out"):
         save_drawn(tmp_path, pictures, about)
     assert not list(tmp_path.iterdir())
 

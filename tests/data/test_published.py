@@ -49,20 +49,20 @@ def test_geneval(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ('{"tag": "single_object", ', "m.jsonl, line 2 is not JSON"),
-        ("[1, 2]", "line 2: [1, 2] is no object"),
+        ('{"tag": "single_object", ', "m.jsonl, line 2 is not valid JSON"),
+        ("[1, 2]", "line 2: [1, 2] is not an object"),
         ({**SINGLE, "tag": "colour"}, "line 2: unknown tag 'colour'; wanted one of single_object, two_object"),
         ({**SINGLE, "prompt": " "}, "line 2: 'prompt' is empty"),
         ({**SINGLE, "prompt": 3}, "line 2: 'prompt' is 3; wanted a text"),
-        ({"tag": "colors", "prompt": "x"}, "'include' names nothing"),
+        ({"tag": "colors", "prompt": "x"}, "'include' is empty"),
         ({**SINGLE, "include": "cat"}, "'include' is \"cat\"; wanted a list"),
-        ({**SINGLE, "include": ["cat"]}, 'line 2, include[0]: "cat" is no object'),
-        ({**SINGLE, "include": [{"count": 1}]}, "line 2, include[0]: there is no 'class'"),
+        ({**SINGLE, "include": ["cat"]}, 'line 2, include[0]: "cat" is not an object'),
+        ({**SINGLE, "include": [{"count": 1}]}, "line 2, include[0]: the field 'class' is missing"),
         ({**SINGLE, "include": [{"class": "cat", "count": 0}]}, "'count' is 0; wanted at least 1"),
         ({**SINGLE, "include": [{"class": "cat", "count": True}]}, "'count' is true; wanted a whole number"),
         ({**SINGLE, "include": [{"class": "cat", "count": 1, "position": ["left of", 0]}]}, "'position' is"),
         ({**PLACED, "include": [*PLACED["include"][:1], {**PLACED["include"][1], "position": ["near", 0]}]}, "near"),
-        ('{"tag": "colors", "tag": "colors"}', "the key 'tag' stands there twice"),
+        ('{"tag": "colors", "tag": "colors"}', "duplicate key 'tag'"),
     ],
 )
 def test_geneval_says_which_line_is_wrong(record: Any, said: str, tmp_path: Path) -> None:
@@ -104,12 +104,12 @@ def test_imgedit(tmp_path: Path) -> None:
     [
         ("[]", "e.json holds []"),
         ("{}", "e.json holds {}"),
-        (json.dumps({"12": {"id": "a.jpg"}}), "e.json, '12': there is no 'prompt'"),
+        (json.dumps({"12": {"id": "a.jpg"}}), "e.json, '12': the field 'prompt' is missing"),
         (json.dumps({"12": {**EDIT, "id": "../secret.jpg"}}), "leads out of the folder"),
         (json.dumps({"12": {**EDIT, "id": "/etc/x.jpg"}}), "leads out of the folder"),
-        (json.dumps({"a/b": EDIT}), "no file can be named after the id 'a/b'"),
-        (f'{{"12": {json.dumps(EDIT)}, "12": {json.dumps(EDIT)}}}', "the key '12' stands there twice"),
-        ('{"12": {', "e.json is not JSON"),
+        (json.dumps({"a/b": EDIT}), "the id 'a/b' is not a safe file name"),
+        (f'{{"12": {json.dumps(EDIT)}, "12": {json.dumps(EDIT)}}}', "duplicate key '12'"),
+        ('{"12": {', "e.json is not valid JSON"),
     ],
 )
 def test_imgedit_says_what_is_wrong(text: str, said: str, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_imgedit_says_what_is_wrong(text: str, said: str, tmp_path: Path) -> Non
 def test_missing_pictures_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     require_files(tmp_path, ["a.png"])
-    with pytest.raises(FormatError, match=r"2 of 3 pictures are not in .*, for example b.png; "):
+    with pytest.raises(FormatError, match=r"2 of 3 images are missing in .*, for example b.png; "):
         require_files(tmp_path, ["a.png", "b.png", "c.png", "b.png"])
 
 
@@ -153,15 +153,15 @@ def test_dpg_reads_a_folder_of_texts(tmp_path: Path) -> None:
     ("rows", "said"),
     [
         ((HEAD.replace("dependency,", ""), ROWS[2]), "line 1: no column dependency"),
-        ((HEAD,), "has a head and no rows"),
-        ((HEAD, "p0,A dog"), "line 2: as many cells as the head"),
-        ((HEAD, ROWS[2] + ",more"), "line 2: as many cells as the head"),
-        ((HEAD, ROWS[2].replace("p1", "../p1")), "no file can be named after"),
+        ((HEAD,), "has a header but no rows"),
+        ((HEAD, "p0,A dog"), "line 2: the number of cells differs"),
+        ((HEAD, ROWS[2] + ",more"), "line 2: the number of cells differs"),
+        ((HEAD, ROWS[2].replace("p1", "../p1")), "is not a safe file name"),
         ((HEAD, ROWS[2].replace("A dog", "")), "item_id or text is empty"),
         ((HEAD, ROWS[2].replace("1,0", "one,0")), "proposition_id 'one', dependency '0'; wanted a number"),
         ((HEAD, ROWS[2], ROWS[2]), "line 3: 'p1' has this proposition_id already"),
-        ((HEAD, ROWS[2], ROWS[2].replace("A dog", "A cat")), "line 3: 'p1' had another text before"),
-        ((HEAD, 'p0,"A dog'), "is no CSV"),
+        ((HEAD, ROWS[2], ROWS[2].replace("A dog", "A cat")), "line 3: 'p1' has two different texts"),
+        ((HEAD, 'p0,"A dog'), "is not a valid CSV"),
     ],
 )
 def test_dpg_says_which_row_is_wrong(rows: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_refcoco(tmp_path: Path) -> None:
         ({}, INSTANCES, "refs.json holds {}; wanted a list of refs"),
         ([{**REF, "ann_id": 2}], INSTANCES, "refs.json[0]: instances.json has no annotation 2"),
         ([{**REF, "image_id": 2}], INSTANCES, "has no image 2"),
-        ([{**REF, "sentences": []}], INSTANCES, "there are no 'sentences'"),
-        ([REF, REF], INSTANCES, "sent_id 1 stands there twice"),
+        ([{**REF, "sentences": []}], INSTANCES, "'sentences' is missing"),
+        ([REF, REF], INSTANCES, "duplicate sent_id 1"),
         ([REF], {**INSTANCES, "annotations": [{"id": 1, "bbox": [1, 2, 0, 4]}]}, "annotations[0]: 'bbox' is"),
-        ([REF], {"images": []}, "there is no 'annotations'"),
+        ([REF], {"images": []}, "the field 'annotations' is missing"),
     ],
 )
 def test_refcoco_says_what_is_wrong(refs: Any, instances: Any, said: str, tmp_path: Path) -> None:
@@ -254,5 +254,5 @@ def test_the_conversion_that_is_named_works(tmp_path: Path) -> None:
 
 
 def test_boxes_without_their_file(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"there is no .*instances.json; "):
+    with pytest.raises(FormatError, match=r"instances.json does not exist; "):
         read_refcoco(lines(tmp_path / "refs.json", [REF]))

@@ -35,7 +35,7 @@ def test_splits_are_disjoint(level: str, split: str) -> None:
 
 def test_the_split_does_not_depend_on_the_order_of_things() -> None:
     for scene in many("grid", "train", 100):
-        turned = Scene(things=scene.things[::-1], background=scene.background, level=scene.level)
+        turned = Scene(objects=scene.objects[::-1], background=scene.background, level=scene.level)
         assert split_of(turned) == "train"
 
 
@@ -56,7 +56,7 @@ def test_held_out_is_symmetric() -> None:
 def test_grid_scenes_lie_on_the_lattice_and_apart() -> None:
     for scene in many("grid", "train"):
         covered = np.zeros((4, 4), dtype=int)
-        for t in scene.things:
+        for t in scene.objects:
             cells = [v * 4 for v in (t.x, t.y, t.size)]
             assert all(v == round(v) for v in cells)
             x, y, n = map(round, cells)
@@ -66,7 +66,7 @@ def test_grid_scenes_lie_on_the_lattice_and_apart() -> None:
 
 
 def test_relation_needs_a_clear_axis() -> None:
-    a, b = (sample("grid", "train", 0, i, Draft(counts=((1, 1.0),))).things[0] for i in (0, 1))
+    a, b = (sample("grid", "train", 0, i, Draft(counts=((1, 1.0),))).objects[0] for i in (0, 1))
     found = relation(a, b)
     back = relation(b, a)
     assert {found, back} in ({""}, {"left of", "right of"}, {"above", "below"})
@@ -79,7 +79,7 @@ def test_render_shows_what_the_scene_says() -> None:
         empty = (backdrop(scene.background, 128) + 0.5).astype(np.uint8)
         changed = (picture != empty).any(-1)
         inside = np.zeros((128, 128), dtype=bool)
-        for t in scene.things:
+        for t in scene.objects:
             x, y, n = (round(v * 128) for v in (t.x, t.y, t.size))
             inside[y : y + n, x : x + n] = True
             assert changed[y : y + n, x : x + n].mean() > 0.1

@@ -9,19 +9,19 @@ from tests.data.test_world_language import _LYING
 from unmask.corruption.collapsing import Collapsing
 from unmask.data.mixture import Joint, Weighted
 from unmask.data.sources import (
+    CachedEncoder,
     Captions,
     Drawings,
     Edits,
     Labelled,
-    Looks,
     Planned,
-    Remembered,
+    VisualQuestions,
     cell_labels,
-    light_of,
+    luminance_stats,
     pixels_of,
 )
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
-from unmask.data.world.scenes import Draft, Thing, relation, sample
+from unmask.data.world.scenes import Draft, SceneObject, relation, sample
 from unmask.data.world.vocabulary import CLASS_NAMES
 from unmask.recipes.mini import LOOK_TOKENS, text
 from unmask.rng import generator
@@ -44,7 +44,7 @@ def sources() -> dict[str, object]:
         "draw64": Drawings(
             text=tokens, encode=fake_codes, seed=1, batch=6, side=64, fold=1, levels=(("grid_half", 1.0),)
         ),
-        "look": Looks(text=tokens, seed=1, look_tokens=LOOK_TOKENS, batch=4),
+        "look": VisualQuestions(text=tokens, seed=1, look_tokens=LOOK_TOKENS, batch=4),
         "edit": Edits(text=tokens, encode=fake_codes, seed=1, look_tokens=LOOK_TOKENS, batch=4),
         "caption": Captions(text=tokens, seed=1, batch=4),
         "draw_planned": Drawings(text=tokens, encode=fake_codes, seed=1, batch=6, plan=Planned(open=0.0)),
@@ -84,7 +84,7 @@ def test_remembered_codes_equal_the_real_ones() -> None:
         asked.append(len(squares))
         return fake_codes(squares)
 
-    remembered = Remembered(counting)
+    remembered = CachedEncoder(counting)
     assert torch.equal(remembered(pixels), fake_codes(pixels))
     assert torch.equal(remembered(pixels), fake_codes(pixels))
     assert len(asked) == 1  # the second time nothing was new
@@ -93,7 +93,7 @@ def test_remembered_codes_equal_the_real_ones() -> None:
 def test_cell_labels_name_what_covers_a_cell() -> None:
     scene = sample("grid", "train", 0, 5)
     labels = cell_labels(scene, 4)
-    covered = sum(round(t.size * 4) ** 2 for t in scene.things)
+    covered = sum(round(t.size * 4) ** 2 for t in scene.objects)
     assert int((labels[..., 0] > 0).sum()) == covered
     assert labels[..., -1].flatten().tolist() == list(range(16))
     pixels, by_name = Labelled(seed=0, batch=3)(0)
@@ -102,12 +102,12 @@ def test_cell_labels_name_what_covers_a_cell() -> None:
 
 def test_light_is_mean_and_deviation_of_the_luminance() -> None:
     picture = torch.zeros(3, 4, 4)
-    assert (light_of(picture).luminance, light_of(picture).contrast) == (0, 0)
+    assert (luminance_stats(picture).luminance, luminance_stats(picture).contrast) == (0, 0)
     picture[:, :2] = 1
-    assert (light_of(picture).luminance, light_of(picture).contrast) == pytest.approx((0.5, 0.5))
+    assert (luminance_stats(picture).luminance, luminance_stats(picture).contrast) == pytest.approx((0.5, 0.5))
     picture[:] = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
-    assert (light_of(picture).luminance, light_of(picture).contrast) == pytest.approx((0.7152, 0))
-    white = light_of(torch.ones(3, 128, 128))
+    assert (luminance_stats(picture).luminance, luminance_stats(picture).contrast) == pytest.approx((0.7152, 0))
+    white = luminance_stats(torch.ones(3, 128, 128))
     assert white.luminance == pytest.approx(1) and white.contrast == pytest.approx(0, abs=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_drawings_are_told_with_the_light_they_have() -> None:
     plain = Drawings(text=tokens, encode=fake_codes, seed=1, batch=6)(2)
     said = ["".join(tokens.show(row[valid].tolist())) for row, valid in zip(told.ids, told.valid, strict=True)]
     first = sample("grid", "train", 1, 12)  # row 0 of batch 2
-    assert light_of(pixels_of([first], 128)[0]).text().lower() in said[0]
+    assert luminance_stats(pixels_of([first], 128)[0]).text().lower() in said[0]
     assert all("luminance : 0." in s and "contrast : 0." in s for s in said) and len(set(said)) == 6
     assert not any("luminance" in tokens.show(row.tolist()) for row in plain.ids)
 
@@ -176,16 +176,16 @@ def test_the_plan_of_a_picture_names_what_is_in_it() -> None:
 
 
 def plans(related: float) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """(caption, how things lie in its layout as (name, relation, name)) of one batch about two things."""
+    """(caption, how objects lie in its layout as (name, relation, name)) of one batch about two objects."""
     tokens, draft = text(), Draft(counts=((2, 1.0),), alike=0.0)
     batch = Plans(text=tokens, seed=3, length=44, batch=40, related=related, draft=draft)(1)
     rows = []
     for row in range(batch.rows):
         (span,) = (s for s in batch.span_table[row] if s.name == "plan")
         ids = batch.ids[row, span.start : span.stop].tolist()
-        placed = from_ids(ids, tokens, COMPACT).things
-        things = [
-            Thing(
+        placed = from_ids(ids, tokens, COMPACT).objects
+        objects = [
+            SceneObject(
                 name=max((c for c in CLASS_NAMES if p.phrase.endswith(c)), key=len),
                 colour="",
                 x=p.box[0],
@@ -194,7 +194,7 @@ def plans(related: float) -> list[tuple[str, list[tuple[str, ...]]]]:
             )
             for p in placed
         ]
-        lies = [(a.name, relation(a, b), b.name) for a in things for b in things if a is not b]
+        lies = [(a.name, relation(a, b), b.name) for a in objects for b in objects if a is not b]
         rows.append((_spans(batch, row)["prompt"], lies))
     return rows
 
@@ -234,7 +234,7 @@ def test_edit_critiques_look_twice_and_half_of_them_approve() -> None:
 
 def test_answers_have_room() -> None:
     for source in (
-        Looks(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, room=30),
+        VisualQuestions(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, answer_length=30),
         Critiques(text=text(), seed=1, look_tokens=LOOK_TOKENS, batch=4, length=30),
     ):
         rooms = [len(s) for table in source(0).span_table for s in table if s.name == "answer"]

@@ -23,38 +23,38 @@ def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
     rng = Random(9)
     kinds: Counter[str] = Counter()
     for scene in _scenes("grid", "train", 800):
-        text, critique = critiques.mismatch(scene, rng)
-        told, shown = _counts(text), Counter(t.name for t in scene.things)
+        text, critique = critiques.negative_pair(scene, rng)
+        told, shown = _counts(text), Counter(t.name for t in scene.objects)
         if "background" in critique:
             kind, wrong = "background", scene.background not in text and "background" in text
         elif side := re.search(r"the (.*) should be (left of|right of|above|below) the (.*)", critique):
             said = [
                 relation(a, b) not in ("", lying[1])
                 for lying in _LYING.findall(text)
-                for a, b in permutations(scene.things, 2)
+                for a, b in permutations(scene.objects, 2)
                 if (a.name, b.name) == (lying[0], lying[2])
             ]
-            a, b = (next(t for t in scene.things if t.name == side[i]) for i in (1, 3))
+            a, b = (next(t for t in scene.objects if t.name == side[i]) for i in (1, 3))
             kind, wrong = "relation", said == [True] and relation(a, b) not in ("", side[2])
         elif tint := re.search(rf"the ({_WORDS}) should be ({_COLOURS}), not ({_COLOURS})", critique):
-            colours = {t.colour for t in scene.things if t.name == _one(tint[1])}
+            colours = {t.colour for t in scene.objects if t.name == _one(tint[1])}
             kind, wrong = "colour", tint[2] not in colours and tint[3] in colours and tint[2] in text
         else:
             kind, wrong = "count", told != shown
         kinds[kind] += 1
         assert wrong, (text, critique, scene)
     assert set(kinds) == {"background", "relation", "colour", "count"}, kinds
-    assert "is correct" in critiques.praise(scene, rng)[1]
+    assert "is correct" in critiques.positive_pair(scene, rng)[1]
 
 
 def test_claims_are_right_and_wrong_and_tell_places_as_often_as_asked() -> None:
     scenes = [
-        s for s in _scenes("grid", "train", 1500) if len(s.things) == 2 and not any(t.distractor for t in s.things)
+        s for s in _scenes("grid", "train", 1500) if len(s.objects) == 2 and not any(t.distractor for t in s.objects)
     ]
-    pairs = [s for s in scenes if relation(*s.things) and s.things[0].name != s.things[1].name]
+    pairs = [s for s in scenes if relation(*s.objects) and s.objects[0].name != s.objects[1].name]
     for share, few, many in ((0.0, 0.2, 0.5), (1.0, 0.8, 1.0)):
         rng = Random(3)
-        claims = [critiques.claim(scene, rng, share) for scene in pairs]
+        claims = [critiques.sample_pair(scene, rng, share) for scene in pairs]
         assert few <= sum(any(f" {how} " in text for how in INVERSE) for text, _ in claims) / len(claims) <= many
         right = [(text, scene) for (text, words), scene in zip(claims, pairs, strict=True) if "is correct" in words]
         assert 0.4 < len(right) / len(claims) < 0.6
@@ -63,14 +63,14 @@ def test_claims_are_right_and_wrong_and_tell_places_as_often_as_asked() -> None:
 
 def _shows(scene: Scene, text: str) -> bool:
     """Whether a scene has what a caption says, as far as its words alone tell."""
-    things = scene.things
+    objects = scene.objects
     return (
-        _counts(text) == Counter(t.name for t in things)
+        _counts(text) == Counter(t.name for t in objects)
         and all(
-            any((t.name, t.colour) == (_one(word), colour) for t in things) for colour, word in _TINTED.findall(text)
+            any((t.name, t.colour) == (_one(word), colour) for t in objects) for colour, word in _TINTED.findall(text)
         )
         and all(
-            any(relation(s, t) == side for s, t in permutations(things, 2) if (s.name, t.name) == (_one(a), _one(b)))
+            any(relation(s, t) == side for s, t in permutations(objects, 2) if (s.name, t.name) == (_one(a), _one(b)))
             for a, side, b in _LYING.findall(text)
         )
         and all(name == scene.background for name, (words, *_) in BACKGROUNDS.items() if text.endswith(words))
@@ -81,7 +81,7 @@ def test_spoilt_pictures_miss_the_caption_that_the_scene_meets() -> None:
     rng = Random(3)
     words: Counter[str] = Counter()
     for scene in _scenes("grid", "train", 400, Draft(counts=((1, 1), (2, 2), (3, 1)), alike=0.3)):
-        text, spoilt = critiques.spoil(scene, rng)
+        text, spoilt = critiques.make_negatives(scene, rng)
         assert _shows(scene, text), (text, scene)
         assert len({s.critique for s in spoilt}) == len(spoilt) <= 3
         for wrong in spoilt:
@@ -94,8 +94,8 @@ def test_spoilt_pictures_miss_the_caption_that_the_scene_meets() -> None:
 
 def _seen(scene: Scene) -> Seen:
     """What a judge without fault sees."""
-    things = (Found(name=t.name, colour=t.colour, box=t.box, score=1.0) for t in scene.things)
-    return Seen(things=tuple(things), background=scene.background)
+    objects = (Found(name=t.name, colour=t.colour, box=t.box, score=1.0) for t in scene.objects)
+    return Seen(objects=tuple(objects), background=scene.background)
 
 
 def test_an_edit_has_a_fault_where_the_measurement_finds_one() -> None:
@@ -104,14 +104,14 @@ def test_an_edit_has_a_fault_where_the_measurement_finds_one() -> None:
     for scene in _scenes("grid", "train", 500):
         made = [m for kind in EDIT_KINDS for _ in range(2) if (m := edit(scene, "train", rng, kind))]
         for asked in made:
-            assert critiques.fault(asked, asked.target, rng) == ""
-            assert critiques.fault(asked, scene, rng) == critiques.UNDONE
+            assert critiques.edit_critique(asked, asked.target, rng) == ""
+            assert critiques.edit_critique(asked, scene, rng) == critiques.UNCHANGED
             for done in rng.sample(made, 3):
                 for after in (done, edit(done.target, "train", rng)):
                     if after is None:
                         continue
                     right = world_edit.success(asked, _seen(after.target))
-                    words = critiques.fault(asked, after.target, rng)
+                    words = critiques.edit_critique(asked, after.target, rng)
                     assert (words == "") == right, (asked, after.target, words)
                     verdicts[asked.kind, right] += 1
     assert set(verdicts) == {(kind, right) for kind in EDIT_KINDS for right in (True, False)}, verdicts
@@ -124,19 +124,19 @@ def test_critiques_of_edits_are_true_and_of_what_was_asked_first() -> None:
         made = edit(scene, "train", rng, EDIT_KINDS[number % len(EDIT_KINDS)])
         if made is None:
             continue
-        shown, asked = critiques.judged(made, rng)
+        shown, asked = critiques.edited_pairs(made, rng)
         assert split_of(shown) == "train"
         for instruction, critique in asked:
             words[re.sub(rf"{_COLOURS}|{_WORDS}", "_", critique)] += 1
             if "is correct" in critique:
                 assert (instruction, shown) == (made.instruction, made.target)
-            elif critique == critiques.UNDONE:
+            elif critique == critiques.UNCHANGED:
                 assert shown.signature == scene.signature
             elif gone := re.search(rf"no ((?:{_COLOURS}) )?({_WORDS})$", critique):
-                there = [t for t in shown.things if t.name == gone[2] and (gone[1] or "").strip() in ("", t.colour)]
+                there = [t for t in shown.objects if t.name == gone[2] and (gone[1] or "").strip() in ("", t.colour)]
                 assert bool(there) == critique.startswith("there should be"), (critique, shown)
             elif tint := re.search(rf"the ({_WORDS}) should be ({_COLOURS}), not ({_COLOURS})$", critique):
-                assert [t.colour for t in shown.things if t.name == tint[1]] == [tint[3]], (critique, shown)
+                assert [t.colour for t in shown.objects if t.name == tint[1]] == [tint[3]], (critique, shown)
     said = " ".join(words)
     for form in ("is correct", "nothing", "no _", "missing", "be _, not", "be a", "should be at", "bigger", "two"):
         assert form in said, (form, words)
@@ -148,15 +148,15 @@ def test_layouts_say_where_things_are_and_what_an_edit_touches() -> None:
     seen: set[str] = set()
     for scene in _scenes("grid", "train", 300):
         layout = scene_layout(scene, "", COMPACT, rng)
-        assert Counter(t.box for t in layout.things) == Counter(t.box for t in scene.things)
+        assert Counter(t.box for t in layout.objects) == Counter(t.box for t in scene.objects)
         for kind in EDIT_KINDS:
             made = edit(scene, "train", rng, kind)
             if made is None:
                 continue
             seen.add(kind)
             found = edit_layout(made, COMPACT)
-            boxes = {t.box for t in found.things}
-            before, after = ({t.box for t in s.things} for s in (made.source, made.target))
+            boxes = {t.box for t in found.objects}
+            before, after = ({t.box for t in s.objects} for s in (made.source, made.target))
             wanted = {
                 "add": after - before,
                 "remove": before - after,
@@ -168,6 +168,6 @@ def test_layouts_say_where_things_are_and_what_an_edit_touches() -> None:
             if kind in wanted:
                 assert boxes == wanted[kind], (kind, made)
             else:
-                (thing,) = [t for t in made.target.things if t not in made.source.things]
-                assert boxes == {thing.box} and found.things[0].phrase == noun(thing)
+                (obj,) = [t for t in made.target.objects if t not in made.source.objects]
+                assert boxes == {obj.box} and found.objects[0].phrase == noun(obj)
     assert seen == set(EDIT_KINDS)

@@ -1,4 +1,4 @@
-"""What is said about a scene is true, names one thing alone, and gives away no held-out combination; edits do as they say."""
+"""What is said about a scene is true, names one object alone, and gives away no held-out combination; edits do as they say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from unmask.data.world import critiques, edits, language
-from unmask.data.world.scenes import SPLITS, Draft, Scene, Thing, apart, held_out, relation, sample, split_of
+from unmask.data.world.scenes import SPLITS, Draft, Scene, SceneObject, apart, held_out, relation, sample, split_of
 from unmask.data.world.vocabulary import CLASS_NAMES, CLASSES, COLOUR_NAMES, LEVELS
 
 _DRAFT = Draft()
@@ -46,14 +46,14 @@ def _scenes(level: str, split: str, count: int, draft: Draft = _DRAFT) -> list[S
 def _texts(scene: Scene, rng: Random) -> list[str]:
     asked = language.questions(scene, rng)
     referred = [text for text, _ in language.referring(scene, rng)]
-    return [language.caption(scene, rng), *critiques.mismatch(scene, rng), *referred, *(q.text for q in asked)]
+    return [language.caption(scene, rng), *critiques.negative_pair(scene, rng), *referred, *(q.text for q in asked)]
 
 
 @pytest.mark.parametrize("level", sorted(LEVELS))
 def test_captions_name_every_class_and_count_and_no_false_colour(level: str) -> None:
     rng = Random(1)
     for scene in _scenes(level, "train", 400, Draft(distractors=0.3)):
-        told = [t for t in scene.things if not t.distractor]
+        told = [t for t in scene.objects if not t.distractor]
         text = language.caption(scene, rng)
         assert _counts(text) == Counter(t.name for t in told), text
         for colour, word in _TINTED.findall(text):
@@ -76,7 +76,7 @@ def test_captions_are_varied_and_short() -> None:
 
 def test_position_words_split_the_picture_in_nine() -> None:
     def word(x: float, y: float) -> str:
-        return language.position_word(Thing(name="dog", colour="", x=x, y=y, size=0.2))
+        return language.position_word(SceneObject(name="dog", colour="", x=x, y=y, size=0.2))
 
     assert [word(x, y) for y in (0.0, 0.4, 0.8) for x in (0.0, 0.4, 0.8)] == [
         "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
@@ -87,30 +87,30 @@ def test_layout_holds_every_thing_once() -> None:
     rng = Random(3)
     for scene in _scenes("free", "train", 100):
         said = language.layout(scene, rng)
-        assert sorted(box for _, box in said) == sorted(t.box for t in scene.things)
+        assert sorted(box for _, box in said) == sorted(t.box for t in scene.objects)
         assert Counter(_one(re.search(rf"({_WORDS})$", text)[0]) for text, _ in said) == Counter(
-            t.name for t in scene.things
+            t.name for t in scene.objects
         )
 
 
-def _fits(words: str, thing: Thing, scene: Scene) -> bool:
-    """Whether a referring expression without its relation can be said of the thing, read word by word."""
+def _fits(words: str, obj: SceneObject, scene: Scene) -> bool:
+    """Whether a referring expression without its relation can be said of the object, read word by word."""
     colour = re.match(rf"(?:the )?({_COLOURS}) ", words)
     name = re.search(rf"({_WORDS})(?: (?:at|in) the .*)?$", words)[1]
-    alike = [t for t in scene.things if t.name == name and t is not thing]
+    alike = [t for t in scene.objects if t.name == name and t is not obj]
     ends = {"leftmost": (0, min), "rightmost": (0, max), "topmost": (1, min), "bottommost": (1, max)}
     extreme = re.match(r"the (leftmost|rightmost|topmost|bottommost)", words)
     sized = re.match(r"the (big|small)", words)
     where = re.search(r" (?:at|in) the (.*)$", words)
     lies = not extreme or ends[extreme[1]][1](
-        t.centre[ends[extreme[1]][0]] for t in (thing, *alike)
-    ) == thing.centre[ends[extreme[1]][0]]  # fmt: skip
+        t.centre[ends[extreme[1]][0]] for t in (obj, *alike)
+    ) == obj.centre[ends[extreme[1]][0]]  # fmt: skip
     return (
-        thing.name == name
+        obj.name == name
         and lies
-        and (not colour or thing.colour in ("", colour[1]))
-        and (not sized or language.size_word(thing, scene.level) in ("", sized[1]))
-        and (not where or language.position_word(thing) == where[1])
+        and (not colour or obj.colour in ("", colour[1]))
+        and (not sized or language.size_word(obj, scene.level) in ("", sized[1]))
+        and (not where or language.position_word(obj) == where[1])
     )
 
 
@@ -124,11 +124,11 @@ def test_referring_expressions_fit_one_thing_alone(level: str) -> None:
         for text, index in said:
             subject, _, rest = re.match(r"(.*?)(?: (left of|right of|above|below) (the .*))?$", text).groups()
             side = re.search(r" (left of|right of|above|below) the ", text)
-            fitting = [i for i, t in enumerate(scene.things) if _fits(subject, t, scene)]
+            fitting = [i for i, t in enumerate(scene.objects) if _fits(subject, t, scene)]
             if side:
-                anchor = [t for t in scene.things if _fits(rest, t, scene)]
+                anchor = [t for t in scene.objects if _fits(rest, t, scene)]
                 assert len(anchor) == 1, text
-                fitting = [i for i in fitting if relation(scene.things[i], anchor[0]) == side[1]]
+                fitting = [i for i in fitting if relation(scene.objects[i], anchor[0]) == side[1]]
             kinds["relation" if side else "extreme" if "most " in text else "name"] += 1
             assert fitting == [index], (text, scene)
     assert all(kinds[k] > 10 for k in (("name",) if level == "grid_half" else ("name", "relation", "extreme"))), kinds
@@ -136,9 +136,9 @@ def test_referring_expressions_fit_one_thing_alone(level: str) -> None:
 
 def test_a_relation_is_said_only_if_it_tells_two_of_a_class_apart() -> None:
     def said(*dogs: tuple[float, float]) -> set[str]:
-        cat = Thing(name="cat", colour="", x=0.5, y=0.25, size=0.25)
-        things = (cat, *(Thing(name="dog", colour="", x=x, y=y, size=0.25) for x, y in dogs))
-        scene = Scene(things=things, background="white", level="grid")
+        cat = SceneObject(name="cat", colour="", x=0.5, y=0.25, size=0.25)
+        objects = (cat, *(SceneObject(name="dog", colour="", x=x, y=y, size=0.25) for x, y in dogs))
+        scene = Scene(objects=objects, background="white", level="grid")
         return {text for i in range(60) for text, index in language.referring(scene, Random(i)) if index}
 
     assert not [text for text in said((0.0, 0.0), (0.0, 0.5)) if "cat" in text]
@@ -149,23 +149,23 @@ def _answer(question: language.Question, scene: Scene) -> str | None:
     """The answer worked out from the question's words, or None for a wording that this check does not read."""
     text = question.text
     named = [(c, _one(w)) for c, w in re.findall(rf"(?:\b({_COLOURS}) )?\b({_WORDS})\b", text)]
-    fitting = [[t for t in scene.things if t.name == n and c in ("", t.colour)] for c, n in named]
+    fitting = [[t for t in scene.objects if t.name == n and c in ("", t.colour)] for c, n in named]
     if question.kind == "exists":
         return "yes" if fitting[0] else "no"
     if question.kind == "count":
-        return language.number(len(fitting[0]) if named else len(scene.things))
+        return language.number(len(fitting[0]) if named else len(scene.objects))
     if question.kind == "colour":
         return " ".join({t.colour for t in fitting[0]})
     if question.kind == "where":
         return " ".join({language.position_word(t) for t in fitting[0]})
     if question.kind == "what" and (side := re.search(r"is (?:to the )?(left of|right of|above|below) the", text)):
-        return " ".join(t.name for t in scene.things if relation(t, fitting[0][0]) == side[1])
+        return " ".join(t.name for t in scene.objects if relation(t, fitting[0][0]) == side[1])
     if (
         question.kind == "what"
         and (place := re.search(r"what is (?:at|in) the (.*)\?", text))
         and place[1] != "picture"
     ):
-        return " ".join(t.name for t in scene.things if language.position_word(t) == place[1])
+        return " ".join(t.name for t in scene.objects if language.position_word(t) == place[1])
     if lying := _ASKED_LYING.match(text):
         return "yes" if relation(fitting[0][0], fitting[1][0]) == lying[2] else "no"
     if more := re.match(r"which is (bigger|smaller)", text):
@@ -242,8 +242,8 @@ def _edits(level: str, split: str, count: int) -> list[edits.Edit]:
 
 def _check(made: edits.Edit) -> None:
     """Everything but what the instruction speaks of is as before, and that is as it says."""
-    gone = [t for t in made.source.things if t not in made.target.things]
-    came = [t for t in made.target.things if t not in made.source.things]
+    gone = [t for t in made.source.objects if t not in made.target.objects]
+    came = [t for t in made.target.objects if t not in made.source.objects]
     assert (made.source.background != made.target.background) == (made.kind == "background")
     sizes = {"add": (0, 1), "remove": (1, 0), "background": (0, 0)}
     assert (len(gone), len(came)) == sizes.get(made.kind, (1, 1)), made
@@ -269,11 +269,11 @@ def test_edits_do_what_they_say_within_the_split(level: str, split: str) -> None
         _check(made)
         assert split == "test" or split_of(made.target) == split
         assert all(
-            0 <= t.x and 0 <= t.y and t.x + t.size <= 1 + 1e-9 and t.y + t.size <= 1 + 1e-9 for t in made.target.things
+            0 <= t.x and 0 <= t.y and t.x + t.size <= 1 + 1e-9 and t.y + t.size <= 1 + 1e-9 for t in made.target.objects
         )
-        assert all(apart((a.x, a.y, a.size), (b.x, b.y, b.size)) for a, b in pairs(made.target.things, 2))
+        assert all(apart((a.x, a.y, a.size), (b.x, b.y, b.size)) for a, b in pairs(made.target.objects, 2))
         lattice = LEVELS[level].lattice
-        assert not lattice or all((v * lattice).is_integer() for t in made.target.things for v in (t.x, t.y, t.size))
+        assert not lattice or all((v * lattice).is_integer() for t in made.target.objects for v in (t.x, t.y, t.size))
     assert split == "validation" or {made.kind for made in found} == set(edits.EDIT_KINDS)
 
 
@@ -286,5 +286,5 @@ def test_edits_are_refused_for_foreign_scenes_and_unknown_kinds() -> None:
 
 
 def test_an_edit_that_cannot_be_made_is_none() -> None:
-    lonely = next(s for s in _scenes("grid", "train", 50) if len(s.things) == 1)
+    lonely = next(s for s in _scenes("grid", "train", 50) if len(s.objects) == 1)
     assert edits.edit(lonely, "train", Random(0), "remove") is None

@@ -7,11 +7,11 @@ import pytest
 
 from unmask.data.world.reading import read
 from unmask.data.world.render import render
-from unmask.data.world.scenes import Scene, Thing, sample
+from unmask.data.world.scenes import Scene, SceneObject, sample
 
 
 def seen(scene: Scene) -> set[tuple[str, str, float, float, float]]:
-    return {(t.name, t.colour, t.x, t.y, t.size) for t in scene.things}
+    return {(t.name, t.colour, t.x, t.y, t.size) for t in scene.objects}
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -33,11 +33,11 @@ def test_noise_does_not_hide_things() -> None:
 
 
 def test_what_nothing_explains_is_not_clean() -> None:
-    """A square that is no thing, in an empty cell and over a thing: the others are read all the same."""
+    """A square that is no object, in an empty cell and over an object: the others are read all the same."""
     scene = Scene(
-        things=(
-            Thing(name="apple", colour="", x=0.0, y=0.0, size=0.25),
-            Thing(name="dog", colour="", x=0.5, y=0.5, size=0.5),
+        objects=(
+            SceneObject(name="apple", colour="", x=0.0, y=0.0, size=0.25),
+            SceneObject(name="dog", colour="", x=0.5, y=0.5, size=0.5),
         ),
         background=sample("grid", "train", 0, 0).background,
         level="grid",
@@ -48,15 +48,15 @@ def test_what_nothing_explains_is_not_clean() -> None:
     for spoilt, rows, columns in ((beside, slice(0, 32), slice(96, 128)), (over, slice(0, 32), slice(0, 32))):
         spoilt[rows, columns] = np.random.default_rng(1).integers(0, 256, (32, 1, 3))  # stripes
     assert not read(beside).clean and seen(read(beside).scene) == seen(scene)
-    assert not read(over).clean and {t.name for t in read(over).scene.things} == {"dog"}
+    assert not read(over).clean and {t.name for t in read(over).scene.objects} == {"dog"}
 
 
 def test_an_empty_picture_is_clean_and_shows_nothing() -> None:
-    scene = Scene(things=(), background=sample("grid", "train", 0, 0).background, level="grid")
+    scene = Scene(objects=(), background=sample("grid", "train", 0, 0).background, level="grid")
     found = read(render(scene, 128))
-    assert found.clean and not found.scene.things and found.scene.background == scene.background
+    assert found.clean and not found.scene.objects and found.scene.background == scene.background
 
 
 def test_a_level_without_places_cannot_be_read() -> None:
-    with pytest.raises(ValueError, match="'free' may lie anywhere.*; give a grid"):
+    with pytest.raises(ValueError, match="'free' may lie anywhere.*; use a grid level"):
         read(np.zeros((128, 128, 3), np.uint8), "free")

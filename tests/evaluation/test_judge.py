@@ -17,7 +17,7 @@ from unmask.data.world.vocabulary import BACKGROUND_NAMES
 from unmask.evaluation.judge import Found, Judge, JudgeConfig, Seen, load_judge, read_judge, save_judge
 from unmask.evaluation.scoring import iou, matches
 from unmask.recipe import override
-from unmask.recipes.judge import Renderings, accuracy, detector, examples, loss, spoil
+from unmask.recipes.judge import Renderings, accuracy, corrupt_object, detector, examples, loss
 from unmask.training.train import train
 
 TINY = JudgeConfig(widths=(8, 8, 8), blocks=(0, 0, 1))
@@ -48,14 +48,14 @@ def test_shuffled_pictures_show_nothing() -> None:
     squares = images.reshape(60, 16, 8, 16, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(60 * 256, 8, 8, 3)
     mixed = squares[rng.permutation(len(squares))].reshape(60, 16, 16, 8, 8, 3).transpose(0, 1, 3, 2, 4, 5)
     seen = load_judge().look(np.ascontiguousarray(mixed).reshape(60, 128, 128, 3))
-    assert sum(len(s.things) for s in seen) <= 1
+    assert sum(len(s.objects) for s in seen) <= 1
 
 
 def test_an_empty_picture_shows_its_background_alone() -> None:
-    scenes = [Scene(things=(), background=name, level="free") for name in BACKGROUND_NAMES]
+    scenes = [Scene(objects=(), background=name, level="free") for name in BACKGROUND_NAMES]
     seen = load_judge().look([render(s) for s in scenes])
     assert [s.background for s in seen] == list(BACKGROUND_NAMES)
-    assert not any(s.things for s in seen)
+    assert not any(s.objects for s in seen)
 
 
 def test_a_picture_is_read_alike_in_any_company() -> None:
@@ -63,17 +63,17 @@ def test_a_picture_is_read_alike_in_any_company() -> None:
     together = load_judge().look(images)
     for image, seen in zip(images, together, strict=True):
         (alone,) = load_judge().look([image])
-        assert [(f.name, f.colour) for f in alone.things] == [(f.name, f.colour) for f in seen.things]
-        for a, b in zip(alone.things, seen.things, strict=True):
+        assert [(f.name, f.colour) for f in alone.objects] == [(f.name, f.colour) for f in seen.objects]
+        for a, b in zip(alone.objects, seen.objects, strict=True):
             assert a.box == pytest.approx(b.box, abs=1e-4) and a.score == pytest.approx(b.score, abs=1e-4)
 
 
 def test_scores_fall_and_boxes_stay_apart() -> None:
     _, images = pictures("free", 30)
     for seen in load_judge().look(images):
-        scores = [f.score for f in seen.things]
+        scores = [f.score for f in seen.objects]
         assert scores == sorted(scores, reverse=True)
-        assert all(iou(a.box, b.box) < 0.5 for i, a in enumerate(seen.things) for b in seen.things[:i])
+        assert all(iou(a.box, b.box) < 0.5 for i, a in enumerate(seen.objects) for b in seen.objects[:i])
 
 
 def test_features_tell_pictures_apart() -> None:
@@ -95,7 +95,7 @@ def test_features_tell_pictures_apart() -> None:
     ],
 )
 def test_other_pictures_are_refused(images: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         Judge(TINY).look(images)
 
 
@@ -123,7 +123,7 @@ def test_looking_leaves_the_mode_alone() -> None:
 
 def test_training_examples_are_the_same_for_ever() -> None:
     first, again = examples(8, 8, 0), examples(8, 8, 0)
-    assert all(np.array_equal(a.image, b.image) and a.things == b.things for a, b in zip(first, again, strict=True))
+    assert all(np.array_equal(a.image, b.image) and a.objects == b.objects for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0].image, examples(8, 8, 1)[0].image)
 
 
@@ -132,9 +132,9 @@ def test_spoiling_says_how_much_it_changed() -> None:
         scene = sample("grid", "test", 3, i)
         clean = render(scene)
         image = clean.copy()
-        changed = spoil(image, scene.things[0], scene.background, clean[::-1], np.random.default_rng(i))
+        changed = corrupt_object(image, scene.objects[0], scene.background, clean[::-1], np.random.default_rng(i))
         outside = np.ones((128, 128), dtype=bool)
-        x, y, size = (round(v * 128) for v in (scene.things[0].x, scene.things[0].y, scene.things[0].size))
+        x, y, size = (round(v * 128) for v in (scene.objects[0].x, scene.objects[0].y, scene.objects[0].size))
         outside[y : y + size, x : x + size] = False
         assert np.array_equal(image[outside], clean[outside])
         assert changed > 0 or np.abs(image.astype(int) - clean).max() <= 32
@@ -142,14 +142,14 @@ def test_spoiling_says_how_much_it_changed() -> None:
 
 def test_accuracy_counts() -> None:
     scene = sample("grid", "test", 3, 0, Draft(counts=((2, 1.0),)))
-    good = [Found(name=t.name, colour=t.colour, box=t.box, score=0.9) for t in scene.things]
+    good = [Found(name=t.name, colour=t.colour, box=t.box, score=0.9) for t in scene.objects]
     wrong = Found(name="dog", colour="", box=(0.0, 0.0, 0.01, 0.01), score=0.9)
     seen = [
-        Seen(things=(*good, wrong), background=scene.background),
-        Seen(things=tuple(good), background=scene.background),
+        Seen(objects=(*good, wrong), background=scene.background),
+        Seen(objects=tuple(good), background=scene.background),
     ]
     counts = accuracy(seen, [scene, scene])
-    assert (counts.scenes, counts.exact, counts.things, counts.right, counts.extra) == (2, 1, 4, 4, 1)
+    assert (counts.scenes, counts.exact, counts.objects, counts.right, counts.extra) == (2, 1, 4, 4, 1)
 
 
 def test_the_recipe_learns_and_goes_on_bit_for_bit(tmp_path: Path) -> None:

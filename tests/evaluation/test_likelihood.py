@@ -101,7 +101,7 @@ def test_guidance_is_the_right_way_round() -> None:
 
 @pytest.mark.parametrize(("ids", "samples"), [([1, 2], 4), ([1, 2, 3], 0)])
 def test_nothing_to_measure(ids: list[int], samples: int) -> None:
-    with pytest.raises(ValueError, match="wants tokens and samples"):
+    with pytest.raises(ValueError, match="needs tokens and samples"):
         bound(Toy(), row(ids), samples=samples)
 
 
@@ -131,10 +131,10 @@ def test_choose_takes_the_most_probable(model: TextModel) -> None:
 
 @pytest.mark.parametrize(("prompt", "answer"), [("", "blue"), ("the sky", "")])
 def test_an_empty_side_is_refused(model: TextModel, prompt: str, answer: str) -> None:
-    with pytest.raises(ValueError, match="one of them is empty"):
+    with pytest.raises(ValueError, match="non-empty prompt and answer"):
         likelihood(model, prompt, answer)
 
 
 def test_no_answers(model: TextModel) -> None:
-    with pytest.raises(ValueError, match="no answer to choose from"):
+    with pytest.raises(ValueError, match="no answers to choose from"):
         choose(model, "the sky", [])

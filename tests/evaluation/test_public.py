@@ -20,7 +20,7 @@ from unmask.data.geneval import GenEvalPrompt, read_geneval
 from unmask.data.imgedit import EditRequest
 from unmask.data.refcoco import Expression
 from unmask.data.world.render import render
-from unmask.data.world.scenes import Scene, Thing
+from unmask.data.world.scenes import Scene, SceneObject
 from unmask.evaluation import suite
 from unmask.evaluation.encoders import Comparison
 from unmask.evaluation.evaluate import Measured, Plan, Record, measure, one_folder
@@ -148,41 +148,41 @@ def test_a_folder_holds_one_run(model: Model, prompts: tuple[GenEvalPrompt, ...]
     assert (tmp_path / "a" / "00000" / "samples" / "0001.png").exists()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "letter.txt").touch()
-    with pytest.raises(ValueError, match="holds files of something else; choose"):
+    with pytest.raises(ValueError, match="holds other files; choose"):
         run(model, part, tmp_path / "b")
 
 
 @dataclasses.dataclass
 class Renders:
-    """An arm that hands back, for each text, the scene of these things in the small world."""
+    """An arm that hands back, for each text, the scene of these objects in the small world."""
 
-    things: Callable[[str, int], tuple[Thing, ...]]
+    objects: Callable[[str, int], tuple[SceneObject, ...]]
 
     def __call__(self, model: Model, items: Sequence[Any]) -> np.ndarray:
-        scenes = [Scene(things=self.things(i.text, i.number), background="white", level="free") for i in items]
+        scenes = [Scene(objects=self.objects(i.text, i.number), background="white", level="free") for i in items]
         return np.stack([render(scene, model.parts.side) for scene in scenes])
 
     def settings(self, model: Model) -> Any:
         return "rendered"
 
 
-def thing(name: str, x: float, colour: str = "", y: float = 0.25) -> Thing:
-    return Thing(name=name, colour=colour, x=x, y=y, size=0.25)
+def obj(name: str, x: float, colour: str = "", y: float = 0.25) -> SceneObject:
+    return SceneObject(name=name, colour=colour, x=x, y=y, size=0.25)
 
 
 RIGHT = {
-    "a photo of a cat": (thing("cat", 0.25), thing("dog", 0.75)),  # what else there is does not matter
-    "a photo of a bench": (thing("chair", 0.25),),
-    "a photo of two dogs": (thing("dog", 0), thing("dog", 0.5)),
-    "an orange zebra": (thing("zebra", 0.5, "orange"),),
-    "a photo of a cup left of a bus": (thing("cup", 0), thing("bus", 0.5)),
+    "a photo of a cat": (obj("cat", 0.25), obj("dog", 0.75)),  # what else there is does not matter
+    "a photo of a bench": (obj("chair", 0.25),),
+    "a photo of two dogs": (obj("dog", 0), obj("dog", 0.5)),
+    "an orange zebra": (obj("zebra", 0.5, "orange"),),
+    "a photo of a cup left of a bus": (obj("cup", 0), obj("bus", 0.5)),
 }
 WRONG = {
-    "a photo of a cat": (thing("dog", 0.75),),
-    "a photo of a bench": (thing("chair", 0.25),),
-    "a photo of two dogs": (thing("dog", 0), thing("dog", 0.5), thing("dog", 0, y=0.75)),
-    "an orange zebra": (thing("zebra", 0.5),),
-    "a photo of a cup left of a bus": (thing("cup", 0.5), thing("bus", 0)),
+    "a photo of a cat": (obj("dog", 0.75),),
+    "a photo of a bench": (obj("chair", 0.25),),
+    "a photo of two dogs": (obj("dog", 0), obj("dog", 0.5), obj("dog", 0, y=0.75)),
+    "an orange zebra": (obj("zebra", 0.5),),
+    "a photo of a cup left of a bus": (obj("cup", 0.5), obj("bus", 0)),
 }
 
 

@@ -7,7 +7,7 @@ from math import comb
 
 import pytest
 
-from unmask.data.world.scenes import RELATIONS, Scene, Thing
+from unmask.data.world.scenes import RELATIONS, Scene, SceneObject
 from unmask.evaluation.judge import Found, Seen
 from unmask.evaluation.scoring import (
     Related,
@@ -31,8 +31,8 @@ def found(name: str, colour: str = "", x: float = 0.0, y: float = 0.0, size: flo
     return Found(name=name, colour=colour, box=(x, y, x + size, y + size), score=score)
 
 
-def seen(*things: Found, background: str = "white") -> Seen:
-    return Seen(things=things, background=background)
+def seen(*objects: Found, background: str = "white") -> Seen:
+    return Seen(objects=objects, background=background)
 
 
 def test_single_asks_for_presence_alone() -> None:
@@ -140,36 +140,36 @@ def test_iou_equals_counting_pixels() -> None:
     assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
 
 
-def scene(*things: Thing) -> Scene:
-    return Scene(things=things, background="sky", level="grid")
+def scene(*objects: SceneObject) -> Scene:
+    return Scene(objects=objects, background="sky", level="grid")
 
 
-def thing(name: str, colour: str, x: float, y: float, size: float = 0.25) -> Thing:
-    return Thing(name=name, colour=colour, x=x, y=y, size=size)
+def obj(name: str, colour: str, x: float, y: float, size: float = 0.25) -> SceneObject:
+    return SceneObject(name=name, colour=colour, x=x, y=y, size=size)
 
 
 def test_matches_wants_the_whole_scene() -> None:
-    true = scene(thing("dog", "red", 0, 0), thing("dog", "", 0.5, 0), thing("cup", "", 0, 0.5))
-    things = [found("dog", "red"), found("dog", "", x=0.5), found("cup", "", y=0.5)]
-    for order in itertools.permutations(things):
+    true = scene(obj("dog", "red", 0, 0), obj("dog", "", 0.5, 0), obj("cup", "", 0, 0.5))
+    objects = [found("dog", "red"), found("dog", "", x=0.5), found("cup", "", y=0.5)]
+    for order in itertools.permutations(objects):
         assert matches(seen(*order, background="sky"), true)
-    assert not matches(seen(*things, background="sand"), true)
-    assert not matches(seen(*things[:2], background="sky"), true)
-    assert not matches(seen(*things, found("cat", x=0.7, y=0.7), background="sky"), true)
-    assert not matches(seen(found("dog"), found("dog", "red", x=0.5), things[2], background="sky"), true)
-    assert not matches(seen(things[0], things[0], things[2], background="sky"), true)
-    assert not matches(seen(*things[:2], found("cup", "red", y=0.5), background="sky"), true)
+    assert not matches(seen(*objects, background="sand"), true)
+    assert not matches(seen(*objects[:2], background="sky"), true)
+    assert not matches(seen(*objects, found("cat", x=0.7, y=0.7), background="sky"), true)
+    assert not matches(seen(found("dog"), found("dog", "red", x=0.5), objects[2], background="sky"), true)
+    assert not matches(seen(objects[0], objects[0], objects[2], background="sky"), true)
+    assert not matches(seen(*objects[:2], found("cup", "red", y=0.5), background="sky"), true)
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.0, True), (0.08, True), (0.09, False), (0.25, False)])
 def test_matches_wants_half_the_union(shift: float, expected: bool) -> None:
     # Equal squares of side s, one shifted by d: IoU = (s - d) / (s + d), a half at d = s / 3.
-    assert matches(seen(found("dog", x=shift), background="sky"), scene(thing("dog", "", 0, 0))) == expected
+    assert matches(seen(found("dog", x=shift), background="sky"), scene(obj("dog", "", 0, 0))) == expected
 
 
 def test_matches_tries_every_pairing() -> None:
-    # The first found fits both things, the second only the first thing: taking the first fit would fail.
-    true = scene(thing("dog", "", 0.0, 0.0, 0.5), thing("dog", "", 0.1, 0.0, 0.5))
+    # The first found fits both objects, the second only the first object: taking the first fit would fail.
+    true = scene(obj("dog", "", 0.0, 0.0, 0.5), obj("dog", "", 0.1, 0.0, 0.5))
     assert matches(seen(found("dog", x=0.1, size=0.5), found("dog", x=0.0, size=0.36), background="sky"), true)
 
 

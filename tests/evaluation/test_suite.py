@@ -18,7 +18,7 @@ import torch
 from unmask.data.world import edits
 from unmask.data.world.language import KINDS
 from unmask.data.world.render import render
-from unmask.data.world.scenes import Draft, Scene, Thing, sample, split_of
+from unmask.data.world.scenes import Draft, Scene, SceneObject, sample, split_of
 from unmask.evaluation import world_suite
 from unmask.evaluation.evaluate import Part, Plan, Record, fingerprint, measure
 from unmask.evaluation.judge import Found, Judge, JudgeConfig, Seen, load_judge
@@ -167,8 +167,10 @@ def test_prompts_are_unseen_and_their_scenes_show_what_they_ask(kind: str) -> No
     assert made != prompts(kind, 20, level="grid", split="test", seed=1)
     for prompt in made:
         assert split_of(prompt.scene) == "test"
-        things = tuple(Found(name=t.name, colour=t.colour, box=t.box, score=0.9) for t in prompt.scene.things)
-        assert _right(Seen(things=things, background=""), prompt) and not _right(Seen(things=(), background=""), prompt)
+        objects = tuple(Found(name=t.name, colour=t.colour, box=t.box, score=0.9) for t in prompt.scene.objects)
+        assert _right(Seen(objects=objects, background=""), prompt) and not _right(
+            Seen(objects=(), background=""), prompt
+        )
     assert not any(p.unseen for p in prompts(kind, 20, level="grid", split="validation", seed=0))
 
 
@@ -190,8 +192,8 @@ def test_a_perfect_drawer_scores_all_and_a_blank_one_nothing(model: Model) -> No
 
 def seen_of(scene: Scene) -> Seen:
     """What a perfect judge sees of a scene."""
-    found = tuple(Found(name=t.name, colour=t.colour, box=t.box, score=0.9) for t in scene.things)
-    return Seen(things=found, background=scene.background)
+    found = tuple(Found(name=t.name, colour=t.colour, box=t.box, score=0.9) for t in scene.objects)
+    return Seen(objects=found, background=scene.background)
 
 
 def made_edit(kind: str, number: int = 0) -> edits.Edit:
@@ -212,33 +214,33 @@ def test_an_edit_is_right_if_it_does_that_and_no_more(kind: str) -> None:
         other = "sky" if right.background != "sky" else "sand"
         assert not success(made, dataclasses.replace(right, background=other))
         extra = Found(name="bus", colour="pink", box=(0.9, 0.9, 1.0, 1.0), score=0.9)
-        assert not success(made, dataclasses.replace(right, things=(*right.things, extra)))
-        assert not success(made, dataclasses.replace(right, things=right.things[1:]))
+        assert not success(made, dataclasses.replace(right, objects=(*right.objects, extra)))
+        assert not success(made, dataclasses.replace(right, objects=right.objects[1:]))
 
 
 def test_added_and_moved_things_may_lie_anywhere_that_fits_the_word() -> None:
-    dog, cat = (Thing(name=n, colour="red", x=x, y=0.75, size=0.25) for n, x in (("dog", 0.0), ("cat", 0.75)))
-    source = Scene(things=(dog, cat), background="white", level="grid")
+    dog, cat = (SceneObject(name=n, colour="red", x=x, y=0.75, size=0.25) for n, x in (("dog", 0.0), ("cat", 0.75)))
+    source = Scene(objects=(dog, cat), background="white", level="grid")
     for kind, before, name in (("move", (dog, cat), "dog"), ("add", (cat,), "dog")):
-        target = dataclasses.replace(source, things=(dataclasses.replace(dog, x=0.0, y=0.0), cat))
-        made = edits.Edit(kind=kind, instruction="", source=dataclasses.replace(source, things=before), target=target)
+        target = dataclasses.replace(source, objects=(dataclasses.replace(dog, x=0.0, y=0.0), cat))
+        made = edits.Edit(kind=kind, instruction="", source=dataclasses.replace(source, objects=before), target=target)
 
         def ends(x: float, y: float, size: float = 0.25, colour: str = "red", made: edits.Edit = made) -> bool:
-            placed = Thing(name="dog", colour=colour, x=x, y=y, size=size)
-            return success(made, seen_of(dataclasses.replace(made.target, things=(placed, cat))))
+            placed = SceneObject(name="dog", colour=colour, x=x, y=y, size=size)
+            return success(made, seen_of(dataclasses.replace(made.target, objects=(placed, cat))))
 
         assert ends(0.0, 0.0) and ends(0.25, 0.25) and not ends(0.5, 0.0) and not ends(0.0, 0.0, colour="blue"), name
         assert ends(0.0, 0.0, size=0.5) == (kind == "add")  # what is moved keeps its size
 
 
 def test_a_thing_on_top_of_another_is_not_in_a_free_place() -> None:
-    cat = Thing(name="cat", colour="", x=0.0, y=0.0, size=0.25)
+    cat = SceneObject(name="cat", colour="", x=0.0, y=0.0, size=0.25)
     dog = dataclasses.replace(cat, name="dog", x=0.25)
-    source = Scene(things=(cat,), background="white", level="grid")
-    made = edits.Edit(kind="add", instruction="", source=source, target=dataclasses.replace(source, things=(cat, dog)))
+    source = Scene(objects=(cat,), background="white", level="grid")
+    made = edits.Edit(kind="add", instruction="", source=source, target=dataclasses.replace(source, objects=(cat, dog)))
     above = dataclasses.replace(dog, x=0.1, y=0.1)
     assert success(made, seen_of(made.target))
-    assert not success(made, seen_of(dataclasses.replace(source, things=(cat, above))))
+    assert not success(made, seen_of(dataclasses.replace(source, objects=(cat, above))))
 
 
 def test_answers_are_compared_by_their_words() -> None:

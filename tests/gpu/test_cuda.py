@@ -319,7 +319,7 @@ def test_the_engine_serves_from_the_gpu(card: Model) -> None:
 
     sampler = sampler_of(card, "draw")
     tasks = [generate.Generate(prompt=p) for p in ("a cat", "two red apples and a cat", "a dog")]
-    with Engine(card.parts) as engine:
+    with Engine(card.parts.net, device=card.device) as engine:
         built = [t.build(card.parts) for t in tasks]
         handles = [engine.submit(Request(sequence=s, sampler=sampler, seed=i)) for i, s in enumerate(built)]
         served = [t.read(h.result(timeout=60), card.parts) for t, h in zip(tasks, handles, strict=True)]

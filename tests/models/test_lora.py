@@ -116,6 +116,21 @@ def test_layers_are_chosen_by_name_and_all_else_is_frozen() -> None:
     assert set(model().state_dict()) == {n for n in made.state_dict() if ".lora." not in n}
 
 
+def test_an_adapter_reaches_every_linear_layer_of_the_network() -> None:
+    """The output projection too, which both branches share: no layer's weight is read past its module."""
+    made = adapted(LoRA(where=lambda name: True))
+    linear = [name for name, part in made.named_modules() if isinstance(part, nn.Linear)]
+    layers = [(name, adapter) for name, _, adapter in adapters(made)]
+    assert [name for name, _ in layers] == linear and any(name.endswith(".out") for name in linear)
+    base = logits(made)
+    for name, adapter in layers:
+        with torch.no_grad():
+            adapter.up.fill_(0.5)
+            assert not torch.equal(logits(made), base), name
+            adapter.up.zero_()
+    assert torch.equal(logits(made), base)
+
+
 @pytest.mark.parametrize(
     ("rule", "says"),
     [

@@ -130,7 +130,7 @@ def test_a_run_takes_the_rest_from_its_model(tmp_path: Path) -> None:
     trained = Elastic(SIZES["mini"], mask_id=unmask.load("mini").parts.mask_id)
     init(trained, generator("convert", 0))
     save_module(trained, run)
-    with pytest.raises(CheckpointError, match="has no config.json; if it is a run, say with --like"):
+    with pytest.raises(CheckpointError, match="has no config.json; for a training run, name its model"):
         to_released(run, tmp_path / "out")
     to_released(run, tmp_path / "out", like="mini")
     net, vq = load_lavida_o(tmp_path / "out")
@@ -144,7 +144,7 @@ def test_a_run_takes_the_rest_from_its_model(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="out is there already; "):
+    with pytest.raises(ValueError, match="out exists already; "):
         to_own(FIXTURE, tmp_path / "out")
     (tmp_path / "out").rmdir()
     save, calls = store.save_file, []
@@ -169,12 +169,12 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path: Path, monkeypa
         ("mini out --to own", "cannot read mini"),
         (f"{FIXTURE} out --to released", "in the released layout already"),
         (f"{MINI} out --to own", "is not in the released layout"),
-        ("llada out --to own", "is a text model, which has one layout alone"),
+        ("llada out --to own", "is a text model, which has only one layout"),
         ("llada out --to released", "LLaDA's layout"),
-        ("nosuch out --to released", "no model 'nosuch'"),
+        ("nosuch out --to released", "no model is called 'nosuch'"),
         ("mini out", "--to"),
-        ("mini llada --to released", "llada is there already"),
-        (f"{FIXTURE} out --to own --like mini", "--like is for runs"),
+        ("mini llada --to released", "llada exists already"),
+        (f"{FIXTURE} out --to own --like mini", "--like applies to training runs"),
         ("llada out --to released --like mini", "do not fit the model"),
     ],
 )

@@ -160,8 +160,8 @@ def test_bad_requests_are_refused_with_a_hint(model: TextModel) -> None:
         (lambda: model.ask("  "), "the text is empty; "),
         (lambda: model.complete(""), "the text is empty; "),
         (lambda: model.ask("why?", max_tokens=0), "max_tokens must be at least 1"),
-        (lambda: model.ask("why " * 300), "the model reads 256; shorten"),
-        (lambda: model.infill_text("the sky"), r"there is no \[mask\]"),
+        (lambda: model.ask("why " * 300), "the model's context of 256; shorten"),
+        (lambda: model.infill_text("the sky"), r"no \[mask\]"),
         (lambda: model.ask("why?", settings=["guidance.scal=3"]), "did you mean 'scale'"),
         (lambda: model.generate("a red apple"), "text model, which cannot generate; "),
     ):
@@ -212,10 +212,10 @@ def test_the_commands_refuse_what_a_text_model_cannot(
     place = str(folder)
     for words, said in (
         (["generate", "a red apple", "--model", place], "cannot generate"),
-        (["ask", "in.png", "what?", "--model", place], "looks at no picture"),
+        (["ask", "in.png", "what?", "--model", place], "cannot read pictures"),
         (["ask", "in.png", "--model", place], "QUESTION"),
         (["ask", "--model", place], "QUESTION"),
-        (["ask", "what is this?"], "no text model"),
+        (["ask", "what is this?"], "not a text model"),
         (["evaluate", place], "is a text model"),
     ):
         assert main(words) == 2, words

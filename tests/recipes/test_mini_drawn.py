@@ -12,19 +12,19 @@ import pytest
 
 from unmask.data.drawn import load_drawn
 from unmask.data.world.render import render
-from unmask.data.world.scenes import Scene, Thing, shows_held_out
+from unmask.data.world.scenes import Scene, SceneObject, shows_held_out
 from unmask.evaluation import scoring
 from unmask.evaluation.scoring import Want
 from unmask.evaluation.world_geneval import Prompt
 from unmask.recipes import mini_drawn
-from unmask.recipes.mini_drawn import KINDS, criticised, draw, wishes
+from unmask.recipes.mini_drawn import KINDS, draw, rule_critique, training_prompts
 
 from ..tiny_model import make
 
 
-def scene(*things: tuple[str, str, float, float]) -> Scene:
-    placed = tuple(Thing(name=name, colour=colour, x=x, y=y, size=0.25) for name, colour, x, y in things)
-    return Scene(things=placed, background="sand", level="grid")
+def scene(*objects: tuple[str, str, float, float]) -> Scene:
+    placed = tuple(SceneObject(name=name, colour=colour, x=x, y=y, size=0.25) for name, colour, x, y in objects)
+    return Scene(objects=placed, background="sand", level="grid")
 
 
 APPLE, RED, DOG = ("apple", "", 0.0, 0.0), ("apple", "red", 0.0, 0.0), ("dog", "blue", 0.75, 0.0)
@@ -53,12 +53,14 @@ APPLE, RED, DOG = ("apple", "", 0.0, 0.0), ("apple", "red", 0.0, 0.0), ("dog", "
     ],
 )
 def test_what_is_wrong_is_said_in_the_words_that_are_taught(want: Want, shown: Scene, said: set[str | None]) -> None:
-    assert {criticised(want, shown, Random(i)) for i in range(20)} == said
+    assert {rule_critique(want, shown, Random(i)) for i in range(20)} == said
 
 
 def test_prompts_are_of_the_training_split_and_the_first_ones_stay() -> None:
-    some = wishes(20, seed=1)
-    assert [p.kind for p in some] == list(KINDS) * 2 and wishes(12, seed=1) == some[:12] != wishes(12, seed=2)
+    some = training_prompts(20, seed=1)
+    assert [p.kind for p in some] == list(KINDS) * 2 and training_prompts(12, seed=1) == some[:12] != training_prompts(
+        12, seed=2
+    )
     assert not any(p.unseen or shows_held_out(p.scene) for p in some)
     assert 0 < sum(p.text.startswith("a photo of ") for p in some) < 20
 
@@ -85,11 +87,11 @@ def test_pictures_are_kept_in_batches_and_resumed(tmp_path: Path, monkeypatch: p
     assert len(asked) == 8, "the first four were there"
     pictures, told = load_drawn(out)
     assert len(pictures) == len(told) == 4 and all(d.clean and not d.critique for d in told)
-    assert [d.prompt for d in told] == [p.text for i, p in enumerate(wishes(8, 0)) if i % 4 < 2]
+    assert [d.prompt for d in told] == [p.text for i, p in enumerate(training_prompts(8, 0)) if i % 4 < 2]
     with pytest.raises(ValueError, match="another seed; choose another folder"):
         draw(model, str(out), count=4, seed=1)
 
 
-def test_a_model_that_draws_nothing_legible_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none of 2 pictures could be read"):
+def test_a_model_that_draws_no_recognisable_image_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none of 2 images could be labelled"):
         draw(str(make(tmp_path)), str(tmp_path / "drawn"), count=2)

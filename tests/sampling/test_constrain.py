@@ -1,4 +1,4 @@
-"""The lattice against writing out every text there is, in a vocabulary so small that this can be done."""
+"""The lattice against enumerating every answer, in a vocabulary small enough for that."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from unmask.grammars.automaton import compiled
+from unmask.grammars.automaton import compile_automaton
 from unmask.grammars.grammar import Grammar
-from unmask.grammars.regex import parsed
+from unmask.grammars.regex import parse_regex
 from unmask.rng import generator
 from unmask.sampling.constrain import Constrained, Lattice, NothingFits
 from unmask.sampling.token_sampler import Categorical, Greedy
@@ -23,11 +23,11 @@ PATTERNS = ["(ab)+", "a*b?", "[ab]{3}", "a|bab|ba", "cé?a?|", "b(a|b)*b"]
 
 
 def grammar(pattern: str) -> Grammar:
-    return Grammar(compiled(parsed(pattern)), PIECES, END)
+    return Grammar(compile_automaton(parse_regex(pattern)), PIECES, END)
 
 
 def accepted(g: Grammar, ids: tuple[int, ...]) -> bool:
-    """The slow twin's rule: text, then ends of turn alone."""
+    """The rule by itself: text, then nothing but end-of-turn tokens."""
     upto = ids.index(END) if END in ids else len(ids)
     text, rest = ids[:upto], ids[upto:]
     if any(i != END for i in rest) or any(not PIECES[i] for i in text):
@@ -36,7 +36,7 @@ def accepted(g: Grammar, ids: tuple[int, ...]) -> bool:
 
 
 def answers(g: Grammar, logp: torch.Tensor, given: list[int]) -> dict[tuple[int, ...], float]:
-    """Every accepted answer that keeps what is given (-1: open), and ln of its weight."""
+    """Every accepted answer that keeps the given tokens (-1: masked), and ln of its weight."""
     found = {}
     for ids in itertools.product(range(SIZE), repeat=len(given)):
         if all(g_ in (-1, i) for g_, i in zip(given, ids, strict=True)) and accepted(g, ids):
@@ -64,7 +64,7 @@ def test_distributions_and_the_best_answer_are_those_of_all_answers(pattern: str
     every = answers(g, logp, given)
     lattice = Lattice(g, logits, torch.tensor(given))
     if not every:
-        with pytest.raises(NothingFits, match="more room"):
+        with pytest.raises(NothingFits, match="raise max_tokens"):
             lattice.posterior  # noqa: B018
         return
     found, whole = lattice.posterior, math.log(sum(math.exp(v) for v in every.values()))
@@ -79,7 +79,7 @@ def test_distributions_and_the_best_answer_are_those_of_all_answers(pattern: str
     assert g.least == shortest
 
 
-def test_a_token_of_which_nothing_is_known_only_has_to_be_possible() -> None:
+def test_a_masked_token_without_scores_only_has_to_be_possible() -> None:
     g = grammar("(a|b)*")
     logits = torch.randn(3, SIZE, generator=generator(0), dtype=torch.float64)
     logits[1:] = torch.nan
@@ -90,7 +90,7 @@ def test_a_token_of_which_nothing_is_known_only_has_to_be_possible() -> None:
 
 
 def rows(names: list[str], given: list[list[int]]) -> list[Sequence]:
-    """A prompt token, then an open span of four tokens; -1: undecided."""
+    """A prompt token, then a writable span of four tokens; -1: masked."""
     made = []
     for name, ids in zip(names, given, strict=True):
         spans = (
@@ -132,8 +132,8 @@ def test_candidates_are_one_answer_and_other_rows_are_left_alone(draw: Greedy | 
     assert changed > 50
 
 
-def test_the_surest_candidate_is_kept() -> None:
-    """Two answers, ``ab`` as one token and ``ba`` as two, whose best tokens do not go together."""
+def test_the_candidate_with_the_highest_score_is_kept() -> None:
+    """Two answers, ``ab`` as one token and ``ba`` as two, whose most probable tokens belong to no common answer."""
     logits = torch.full((2, SIZE), -9.0, dtype=torch.float64)
     logits[0, 3], logits[0, 2], logits[1, 1], logits[1, END] = 1.0, 0.9, 3.0, -2.0
     lattice = Lattice(grammar("ab|ba"), logits, torch.tensor([-1, -1]))

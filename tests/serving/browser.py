@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from PIL import Image, ImageChops
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")  # as the target ``browser`` of the Makefile knows them
@@ -34,7 +37,7 @@ def launched() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """A browser window, and all that it asked for and complained of. ``expected``: complaints that belong to a test."""
+    """A browser window with its requests and console errors. ``expected``: a pattern of errors that a test expects."""
 
     context: BrowserContext
     url: str
@@ -53,7 +56,26 @@ class Visit:
         return page
 
 
-def room(page: Page, name: str) -> Locator:
-    """A tab, and what it shows."""
+def panel(page: Page, name: str) -> Locator:
+    """Open a tab; its panel."""
     page.get_by_role("tab", name=name).click()
-    return page.locator(f"#room-{name.lower()}")
+    return page.locator(f"#panel-{name.lower()}")
+
+
+def picture(link: Locator) -> Image.Image:
+    """The image behind a download link."""
+    url = link.get_attribute("href") or ""
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.size == b.size and ImageChops.difference(a, b.convert("RGB")).getbbox() is None
+
+
+def watch(place: Locator) -> None:
+    """Record the number of masked tokens on the canvas at every change."""
+    place.locator(".frame > canvas[role=img]").evaluate(
+        """canvas => { window.seen = [];
+        const note = () => window.seen.push(Number(canvas.dataset.masked));
+        new MutationObserver(note).observe(canvas, {attributeFilter: ["data-masked"]}); }"""
+    )

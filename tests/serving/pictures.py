@@ -17,7 +17,7 @@ from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
 
 from ..pages import ROOT
-from .browser import launched, room
+from .browser import launched, panel
 
 FOLDER = ROOT / "docs" / "pictures"
 MOST_BYTES = 150_000  # of a picture
@@ -37,8 +37,8 @@ def drawing(browser: Browser, url: str) -> bytes:
 def boxes(browser: Browser, url: str) -> bytes:
     """Phrases found in a picture."""
     with visit(browser, url, (1280, 860), dark=True) as page:
-        look = room(page, "Ground")
-        look.get_by_label("Example picture: animals").click()
+        look = panel(page, "Ground")
+        look.get_by_label("Example image: animals").click()
         look.locator("textarea").first.fill("the dog\nthe umbrella\nthe elephant")
         run(page, "ground", "boxes")
         look.get_by_role("button", name="2 the umbrella").click()
@@ -95,7 +95,7 @@ def visit(
 
 def run(page: Page, name: str, said: str = "Done") -> Locator:
     """Ask, and wait for the end; nothing has the focus then."""
-    place = page.locator(f"#room-{name}")
+    place = page.locator(f"#panel-{name}")
     place.locator("textarea").first.press("Control+Enter")
     expect(place.locator(".line")).to_contain_text(said)
     place.locator("h1").click()

@@ -23,7 +23,7 @@ from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
 from unmask.grammars.answer_format import of_schema
 from unmask.pipeline.model import Model
-from unmask.serving.batch import Share, Summary, needs, plan, work_off
+from unmask.serving.batch import Share, Summary, needs, plan, run_batch
 from unmask.serving.manifest import DuplicateIds, read
 
 from ..pages import ROOT, environment
@@ -75,7 +75,7 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def run(model: Model, manifest: Path, out: Path, *, retry: bool = False, **share: int) -> Summary:
-    return work_off(model, plan(manifest, out, Share(**share), retry=retry), live=4)
+    return run_batch(model, plan(manifest, out, Share(**share), retry=retry), live=4)
 
 
 def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) -> None:
@@ -116,7 +116,7 @@ def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) ->
 
 
 BAD: list[tuple[Any, str]] = [
-    ("{nonsense", "no JSON"),
+    ("{nonsense", "invalid JSON"),
     ('"text"', "valid dictionary"),
     ({"task": "ask"}, "Input tag|id: Field required|prompt: Field required"),
     ({"id": "no task", "prompt": "x"}, "task"),
@@ -124,9 +124,12 @@ BAD: list[tuple[Any, str]] = [
     ({"id": "extra", "task": "generate", "prompt": "x", "colour": 1}, "colour: Extra inputs"),
     ({"id": "empty", "task": "generate", "prompt": " "}, "the prompt is empty"),
     ({"id": "missing", "task": "ask", "image": "no.png", "prompt": "x"}, "no.png"),
-    ({"id": "blind", "task": "ask", "prompt": "x"}, "no picture to ask about"),
-    ({"id": "half", "task": "infill", "image": "in.png"}, "an image and a mask, or a text"),
-    ({"id": "two forms", "task": "ask", "image": "in.png", "prompt": "x", "regex": "a", "schema": COLOUR}, "one form"),
+    ({"id": "blind", "task": "ask", "prompt": "x"}, "no image to ask about"),
+    ({"id": "half", "task": "infill", "image": "in.png"}, "image and mask, or a text"),
+    (
+        {"id": "two forms", "task": "ask", "image": "in.png", "prompt": "x", "regex": "a", "schema": COLOUR},
+        "exclude each other",
+    ),
     ({"id": "form", "task": "ask", "image": "in.png", "prompt": "x", "schema": {"type": "any"}}, "schema.type"),
     ({"id": "setting", "task": "generate", "prompt": "x", "settings": ["schedule.stepz=3"]}, "did you mean"),
 ]
@@ -163,7 +166,7 @@ def test_a_run_that_was_stopped_goes_on(model: Model, here: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        work_off(model, plan(manifest, out, Share()), live=3, told=stop)
+        run_batch(model, plan(manifest, out, Share()), live=3, on_progress=stop)
     with (out / "results-0.jsonl").open("a") as file:
         file.write('{"id": "d5", "line": 6, "task": "gene')  # as a power cut leaves it
     assert run(model, manifest, out) == Summary(done=4, passed=2, failed=0)
@@ -210,7 +213,7 @@ def test_two_ranks_take_all_lines_and_none_twice(model: Model, here: Path) -> No
 
 def test_two_lines_of_one_id_are_refused(here: Path) -> None:
     manifest = write(here, drawing(1), drawing(2), "{bad", drawing(1))
-    with pytest.raises(DuplicateIds, match="lines 1 and 4 of .* have the id 'd1'; give each its own"):
+    with pytest.raises(DuplicateIds, match="lines 1 and 4 of .* have the same id 'd1'; ids must be unique"):
         read(manifest)
 
 
@@ -238,7 +241,7 @@ def test_the_command(
         main(["batch", manifest, out, "--model", str(here / "none")]) == 1
     )  # nothing is left to do, and no model is opened
     assert "0 done, 2 done before, 1 failed" in capsys.readouterr().err
-    for rank, said in (("2", "no rank 2 among 2"), ("x", "RANK is 'x'")):
+    for rank, said in (("2", "rank 2 is not in 0..1"), ("x", "RANK is 'x'")):
         monkeypatch.setenv("RANK", rank)
         assert main(["batch", manifest, out]) == 2
         assert said in capsys.readouterr().err

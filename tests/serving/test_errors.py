@@ -68,7 +68,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_bodies_that_are_no_request(server: Server, body: bytes) -> None:
+def test_invalid_bodies(server: Server, body: bytes) -> None:
     refused(plain(server).post(GENERATE, content=body, headers=JSON))
 
 
@@ -80,30 +80,30 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "too many": (GENERATE, {"prompt": "a", "n": 11}, "n: "),
     "misspelt": (GENERATE, {"prompt": "a", "stepps": 3}, "did you mean steps?"),
     "no steps": (GENERATE, {"prompt": "a", "steps": 0}, "steps"),
-    "another size": (GENERATE, {"prompt": "a", "size": "1024x1024"}, "draws 128x128"),
+    "another size": (GENERATE, {"prompt": "a", "size": "1024x1024"}, "images of 128x128 only"),
     "a URL wanted": (GENERATE, {"prompt": "a", "response_format": "url"}, "b64_json"),
     "unknown setting": (GENERATE, {"prompt": "a", "settings": ["schedule.stepz=3"]}, "did you mean 'steps'"),
     "no setting": (GENERATE, {"prompt": "a", "settings": ["steps"]}, "settings"),
-    "setting no number": (GENERATE, {"prompt": "a", "settings": ["guidance.scale=nan"]}, "beyond all use"),
-    "setting too large": (GENERATE, {"prompt": "a", "settings": ["token_sampler.temperature=1e300"]}, "beyond all use"),
-    "setting no number at all": (GENERATE, {"prompt": "a", "settings": ["guidance.scale=much"]}, "no number"),
-    "leading nowhere": (GENERATE, {"prompt": "a", "settings": ["schedule.steps=0"]}, "at least one step"),
-    "the model's own": (GENERATE, {"prompt": "a", "settings": ["guidance.null_id=999999"]}, "belongs to the model"),
-    "lighter than white": (GENERATE, {"prompt": "a", "luminance": 1.1}, "luminance"),
-    "more contrast than there is": (GENERATE, {"prompt": "a", "contrast": 0.6}, "contrast"),
-    "cropped by less than nothing": (GENERATE, {"prompt": "a", "crop": [0, -1]}, "crop.1"),
+    "setting no number": (GENERATE, {"prompt": "a", "settings": ["guidance.scale=nan"]}, "out of range"),
+    "setting too large": (GENERATE, {"prompt": "a", "settings": ["token_sampler.temperature=1e300"]}, "out of range"),
+    "setting no number at all": (GENERATE, {"prompt": "a", "settings": ["guidance.scale=much"]}, "not a number"),
+    "zero steps as a setting": (GENERATE, {"prompt": "a", "settings": ["schedule.steps=0"]}, "at least one step"),
+    "fixed by the model": (GENERATE, {"prompt": "a", "settings": ["guidance.null_id=999999"]}, "fixed by the model"),
+    "luminance too high": (GENERATE, {"prompt": "a", "luminance": 1.1}, "luminance"),
+    "contrast too high": (GENERATE, {"prompt": "a", "contrast": 0.6}, "contrast"),
+    "negative crop": (GENERATE, {"prompt": "a", "crop": [0, -1]}, "crop.1"),
     "box outside": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0, 0, 2, 1]}]}, "boxes.0.box.2"),
     "box reversed": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0.5, 0, 0.2, 1]}]}, "x1 < x2"),
-    "plan and boxes": (GENERATE, {"prompt": "a", "plan": True, "boxes": [{"phrase": "a", "box": [0, 0, 1, 1]}]}, "already"),
+    "plan and boxes": (GENERATE, {"prompt": "a", "plan": True, "boxes": [{"phrase": "a", "box": [0, 0, 1, 1]}]}, "is itself a plan"),
     "priority": (GENERATE, {"prompt": "a", "priority": 9}, "priority"),
     "no messages": (CHAT, {"messages": []}, "messages"),
-    "assistant last": (CHAT, {"messages": [{"role": "assistant", "content": "hi"}]}, "ends with what the user says"),
+    "assistant last": (CHAT, {"messages": [{"role": "assistant", "content": "hi"}]}, "must be from the user"),
     "unknown role": (CHAT, {"messages": [{"role": "robot", "content": "hi"}]}, "messages.0.role"),
-    "no picture": (CHAT, {"messages": [{"role": "user", "content": "hi"}], "draw": False}, "no picture"),
-    "far away": (GROUND, {"image": "https://example.com/a.png", "phrases": ["a"]}, "fetches nothing"),
-    "a file": (GROUND, {"image": "/etc/passwd", "phrases": ["a"]}, "fetches nothing"),
-    "no base64": (GROUND, {"image": "data:image/png;base64,%%%", "phrases": ["a"]}, "not base64"),
-    "not in base64": (GROUND, {"image": "data:image/png,abc", "phrases": ["a"]}, "not understood"),
+    "no picture": (CHAT, {"messages": [{"role": "user", "content": "hi"}], "draw": False}, "no image"),
+    "remote URL": (GROUND, {"image": "https://example.com/a.png", "phrases": ["a"]}, "does not fetch URLs"),
+    "local path": (GROUND, {"image": "/etc/passwd", "phrases": ["a"]}, "does not fetch URLs"),
+    "no base64": (GROUND, {"image": "data:image/png;base64,%%%", "phrases": ["a"]}, "invalid base64"),
+    "not in base64": (GROUND, {"image": "data:image/png,abc", "phrases": ["a"]}, "malformed"),
     "no phrases": (GROUND, {"image": data_url(DOT), "phrases": []}, "phrases"),
     "blank phrase": (GROUND, {"image": data_url(DOT), "phrases": [" "]}, "empty"),
     "no gap": (INFILL, {"text": "a dog"}, "[mask]"),
@@ -114,7 +114,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("path, sent, hint", WRONG.values(), ids=WRONG)
-def test_wrong_requests_are_told_what_is_wrong(server: Server, path: str, sent: dict[str, Any], hint: str) -> None:
+def test_invalid_requests_name_the_error(server: Server, path: str, sent: dict[str, Any], hint: str) -> None:
     assert hint in refused(plain(server).post(path, json=sent))["message"]
     if path != GROUND:  # as a stream too: nothing has begun, so it is a status all the same
         assert hint in refused(plain(server).post(path, json={**sent, "stream": True}))["message"]
@@ -129,18 +129,18 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("file", PICTURES.values(), ids=PICTURES)
-def test_broken_pictures(server: Server, file: bytes) -> None:
+def test_invalid_images(server: Server, file: bytes) -> None:
     url = f"data:image/png;base64,{base64.b64encode(file).decode()}"
     refused(plain(server).post(GROUND, json={"image": url, "phrases": ["a"]}))
     refused(plain(server).post("/v1/images/edits", data={"prompt": "a"}, files={"image": ("a.png", file)}))
 
 
-def test_forms_that_are_none(server: Server) -> None:
+def test_invalid_forms(server: Server) -> None:
     edits, file = "/v1/images/edits", ("a.png", png(DOT))
     assert "multipart" in refused(plain(server).post(edits, json={"prompt": "a"}))["message"]
-    assert "no picture" in refused(plain(server).post(edits, data={"prompt": "a"}, files={"mask": file}))["message"]
+    assert "no image" in refused(plain(server).post(edits, data={"prompt": "a"}, files={"mask": file}))["message"]
     two = [("image[]", file), ("image[]", file)]
-    assert "one picture" in refused(plain(server).post(edits, data={"prompt": "a"}, files=two))["message"]
+    assert "only one file" in refused(plain(server).post(edits, data={"prompt": "a"}, files=two))["message"]
     broken = {"content-type": "multipart/form-data; boundary=x"}
     refused(plain(server).post(edits, content=b"--y\r\nnothing", headers=broken))
     refused(plain(server).post(edits, data={"prompt": "a", "steps": "many"}, files={"image": file}))
@@ -156,7 +156,7 @@ def test_other_paths_and_methods(server: Server) -> None:
     assert made.headers["x-request-id"].startswith("req-")
 
 
-def test_too_large_with_and_without_a_length(server: Server) -> None:
+def test_the_size_limit_with_and_without_a_content_length(server: Server) -> None:
     large = json.dumps({"prompt": "a" * 2**20}).encode()
     assert refused(plain(server).post(GENERATE, content=large, headers=JSON), 413)["code"] == "too_large"
 

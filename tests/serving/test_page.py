@@ -1,7 +1,6 @@
-"""The page in a real browser, against ``mini``: every task, what may go wrong on the way, and how it looks.
+"""The web page in a real browser against ``mini``: every task, the errors, and the layout.
 
-``browser`` says which one; UNMASK_NEEDS_BROWSER=1 makes its absence a failure. Screenshots go to the folder UNMASK_SCREENSHOTS, or to a
-temporary one.
+``browser.py`` finds the browser; UNMASK_NEEDS_BROWSER=1 makes a missing one a failure. UNMASK_SCREENSHOTS: folder for screenshots.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image
 
 import unmask
 from unmask.serving.engine import Limits
@@ -35,7 +34,7 @@ if not NEEDED:
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
 from ..pages import ROOT, commands  # noqa: E402
-from .browser import MISSING, PATIENCE, Visit, chromium, launched, room  # noqa: E402
+from .browser import MISSING, PATIENCE, Visit, chromium, launched, panel, picture, same, watch  # noqa: E402
 
 if not chromium():
     pytest.fail(MISSING, pytrace=False) if NEEDED else pytest.skip(MISSING, allow_module_level=True)
@@ -71,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def visits(browser: Browser) -> Iterator[Callable[..., Visit]]:
-    """Windows of which, in the end, none complained and none asked anybody but its own server."""
+    """Browser windows; checked at the end: no console errors, and no requests to other hosts."""
     made: list[Visit] = []
 
     def visit(url: str, *, size: tuple[int, int] = (1360, 900), dark: bool = False, still: bool = False) -> Visit:
@@ -98,7 +97,7 @@ def page(visits: Callable[..., Visit], server: Server) -> Page:
 
 @contextmanager
 def standing_still(model: Any, after: int) -> Iterator[None]:
-    """The model does so many forwards, and then none until the block is left: a job that is surely under way."""
+    """Stop the model after some forwards until the block is left, so that a job is certainly running."""
     go_on, count = threading.Event(), itertools.count()
 
     def wait(*_: Any) -> None:
@@ -114,14 +113,14 @@ def standing_still(model: Any, after: int) -> Iterator[None]:
 
 
 def freed(server: Server) -> None:
-    """Wait until nothing is under way."""
+    """Wait until no call is running."""
     changed = server.service._changed
     with changed:
         assert changed.wait_for(lambda: not server.service.under_way, 120)
 
 
 def ask(place: Locator, prompt: str, **settings: int) -> None:
-    """Fill in and run, by keyboard."""
+    """Fill in a task and run it with the keyboard."""
     for name, value in settings.items():
         place.locator(f"input[name={name}]").fill(str(value))
     place.locator("textarea").first.fill(prompt)
@@ -133,27 +132,8 @@ def done(place: Locator, said: str = "Done") -> None:
     expect(place.locator(".error")).to_be_hidden()
 
 
-def picture(link: Locator) -> Image.Image:
-    """What a download link would save."""
-    url = link.get_attribute("href") or ""
-    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
-
-
-def same(a: Image.Image, b: Image.Image) -> bool:
-    return a.size == b.size and ImageChops.difference(a, b.convert("RGB")).getbbox() is None
-
-
-def watch(place: Locator) -> None:
-    """Note how many tokens the canvas shows as undecided, whenever that changes."""
-    place.locator(".frame > canvas[role=img]").evaluate(
-        """canvas => { window.seen = [];
-        const note = () => window.seen.push(Number(canvas.dataset.masked));
-        new MutationObserver(note).observe(canvas, {attributeFilter: ["data-masked"]}); }"""
-    )
-
-
 def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, folder: Path) -> None:
-    draw = room(page, "Draw")
+    draw = panel(page, "Draw")
     page.screenshot(path=folder / "empty.png")
     watch(draw)
     ask(draw, "two red apples left of a cat", seed=5, steps=12)
@@ -172,13 +152,13 @@ def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, fol
         slider.press("ArrowRight")
     expect(draw.locator(".step")).to_have_text("Step 6 of 12")
     assert 0 < int(draw.locator("canvas[role=img]").get_attribute("data-masked") or 0) < 64
-    draw.get_by_role("button", name="Play the steps again").click()
+    draw.get_by_role("button", name="Replay steps").click()
     expect(draw.locator(".step")).to_have_text("Finished")
     page.screenshot(path=folder / "draw.png")
 
 
-def test_plan_and_tries_stand_in_the_timeline(page: Page, model: Any, folder: Path) -> None:
-    draw = room(page, "Draw")
+def test_timeline_shows_plans_and_attempts(page: Page, model: Any, folder: Path) -> None:
+    draw = panel(page, "Draw")
     draw.get_by_role("switch", name="Plan").check()
     ask(draw, "a dog left of a cat", seed=2, reflect=2)
     done(draw)
@@ -188,14 +168,14 @@ def test_plan_and_tries_stand_in_the_timeline(page: Page, model: Any, folder: Pa
     for card, tried in zip(cards.all(), rounds, strict=True):
         expect(card.locator("q")).to_have_text(tried.critique)
         expect(card.locator(".verdict")).to_contain_text("✓ accepted" if tried.accepted else "not accepted")
-        expect(card.locator(".mini i")).to_have_count(len(tried.plan.things))
+        expect(card.locator(".mini i")).to_have_count(len(tried.plan.objects))
     cards.first.click()
-    assert "Try 2" not in draw.locator(".step").inner_text()
+    assert "Attempt 2" not in draw.locator(".step").inner_text()
     page.screenshot(path=folder / "timeline.png", full_page=True)
 
 
 def test_a_layout_is_drawn_named_and_sent(page: Page) -> None:
-    draw = room(page, "Draw")
+    draw = panel(page, "Draw")
     space = draw.locator(".boxes.editable").bounding_box()
     assert space
     page.mouse.move(space["x"] + 10, space["y"] + 20)
@@ -203,10 +183,10 @@ def test_a_layout_is_drawn_named_and_sent(page: Page) -> None:
     page.mouse.move(space["x"] + space["width"] / 2, space["y"] + space["height"] / 2, steps=4)
     page.mouse.up()
     page.keyboard.type("red apple")
-    draw.get_by_role("button", name="Add a box").click()
+    draw.get_by_role("button", name="Add box").click()
     ask(draw, "a red apple and a dog", steps=4)
-    expect(draw.locator(".error")).to_contain_text("A box has no name")
-    draw.get_by_label("Name of box 2").fill("dog")
+    expect(draw.locator(".error")).to_contain_text("Box 2 has no label")
+    draw.get_by_label("Label of box 2").fill("dog")
     draw.get_by_role("button", name="dog 2").press("ArrowRight")
     with page.expect_request("**/generations") as sent:
         draw.get_by_role("button", name="Draw").click()
@@ -218,9 +198,9 @@ def test_a_layout_is_drawn_named_and_sent(page: Page) -> None:
     expect(draw.locator(".box.chosen")).to_have_count(1)
 
 
-def test_ask_streams_words_and_answers_as_the_model(page: Page, model: Any, folder: Path) -> None:
-    look = room(page, "Ask")
-    look.get_by_label("Example picture: apples").click()
+def test_ask_streams_text_and_gives_the_models_answer(page: Page, model: Any, folder: Path) -> None:
+    look = panel(page, "Ask")
+    look.get_by_label("Example image: apples").click()
     ask(look, "how many apples are there?", seed=1)
     done(look)
     expected = model.ask(WEB / "example-apples.png", "how many apples are there?", seed=1).text
@@ -231,8 +211,8 @@ def test_ask_streams_words_and_answers_as_the_model(page: Page, model: Any, fold
 
 
 def test_ground_boxes_can_be_picked(page: Page, model: Any, folder: Path) -> None:
-    look = room(page, "Ground")
-    look.get_by_label("Example picture: animals").click()
+    look = panel(page, "Ground")
+    look.get_by_label("Example image: animals").click()
     ask(look, "the dog\nthe umbrella")
     done(look, "2 boxes")
     (dog, _) = model.ground(WEB / "example-animals.png", ["the dog", "the umbrella"]).boxes
@@ -243,23 +223,23 @@ def test_ground_boxes_can_be_picked(page: Page, model: Any, folder: Path) -> Non
     page.screenshot(path=folder / "ground.png")
 
 
-def test_edit_by_word_and_go_on_with_the_result(page: Page) -> None:
-    change = room(page, "Edit")
-    change.get_by_label("Example picture: street").click()
+def test_edit_by_instruction_and_reuse_the_result(page: Page) -> None:
+    change = panel(page, "Edit")
+    change.get_by_label("Example image: street").click()
     ask(change, "make the background sand", steps=6)
     done(change)
-    change.get_by_role("button", name="Before").click()
+    change.get_by_role("button", name="Show original").click()
     change.locator(".use").get_by_role("button", name="Ask").click()
-    look = page.locator("#room-ask")
+    look = page.locator("#panel-ask")
     expect(look).to_be_visible()
     ask(look, "is there a car?")
     done(look)
     assert look.locator(".words .text").inner_text()
 
 
-def test_an_edit_is_planned_and_tried_again(page: Page, model: Any, folder: Path) -> None:
-    change = room(page, "Edit")
-    change.get_by_label("Example picture: street").click()
+def test_an_edit_with_plan_and_two_attempts(page: Page, model: Any, folder: Path) -> None:
+    change = panel(page, "Edit")
+    change.get_by_label("Example image: street").click()
     change.get_by_role("switch", name="Plan").check()
     ask(change, "make the background sand", seed=3, steps=4, reflect=2)
     done(change)
@@ -271,15 +251,15 @@ def test_an_edit_is_planned_and_tried_again(page: Page, model: Any, folder: Path
     expect(cards).to_have_count(len(edited.attempts))
     for card, tried in zip(cards.all(), edited.attempts, strict=True):
         expect(card.locator("q")).to_have_text(tried.critique)
-        expect(card.locator(".mini i")).to_have_count(len(tried.plan.things))
+        expect(card.locator(".mini i")).to_have_count(len(tried.plan.objects))
         expect(card.locator("img")).to_be_visible()
     page.screenshot(path=folder / "edit.png", full_page=True)
 
 
-def test_a_painted_region_is_what_is_redone(page: Page, model: Any, folder: Path) -> None:
-    change = room(page, "Edit")
-    change.get_by_label("Example picture: street").click()
-    change.get_by_role("button", name="Paint a region").click()
+def test_only_the_painted_region_is_regenerated(page: Page, model: Any, folder: Path) -> None:
+    change = panel(page, "Edit")
+    change.get_by_label("Example image: street").click()
+    change.get_by_role("button", name="Paint mask").click()
     brush = change.locator(".brush")
     box = brush.bounding_box()
     assert box
@@ -301,12 +281,12 @@ def test_a_painted_region_is_what_is_redone(page: Page, model: Any, folder: Path
 
 
 def test_chat_draws_and_remembers(page: Page, folder: Path) -> None:
-    talk = room(page, "Chat")
+    talk = panel(page, "Chat")
     for said in ("draw a red apple", "what colour is the apple?"):
         ask(talk, said, seed=1)
         expect(talk.get_by_role("button", name="Cancel")).to_be_visible()
         expect(talk.get_by_role("button", name="Cancel")).to_be_hidden()
-        done(talk, "Your turn")
+        done(talk)
     answers = talk.locator(".log .assistant")
     expect(answers).to_have_count(2)
     expect(answers.first.locator("canvas")).to_be_visible()
@@ -314,75 +294,77 @@ def test_chat_draws_and_remembers(page: Page, folder: Path) -> None:
     page.screenshot(path=folder / "chat.png")
 
 
-def test_gallery_repeats_what_was_drawn_and_links_share_it(visits: Callable[..., Visit], server: Server) -> None:
+def test_gallery_and_links_reproduce_a_result(visits: Callable[..., Visit], server: Server) -> None:
     visit = visits(server.url)
     page = visit.page()
-    draw = room(page, "Draw")
+    draw = panel(page, "Draw")
     ask(draw, "<img src=x onerror=alert(1)> three dogs", steps=4)
     done(draw)
     first = picture(draw.get_by_role("link", name="Download"))
     shot = page.locator(".shot").first
     expect(shot).to_contain_text("<img src=x")
     shot.click()
-    page.get_by_role("dialog").get_by_role("button", name="Repeat").click()
+    page.get_by_role("dialog").get_by_role("button", name="Reuse settings").click()
     page.keyboard.press("Control+Enter")
     expect(page.locator(".shot")).to_have_count(2)
     done(draw)
     assert same(first, picture(draw.get_by_role("link", name="Download")))
     seed = draw.locator("input[name=seed]").input_value()
-    other = visit.page(f"#draw?prompt=three+dogs&seed={seed}&steps=4&settings=%5B%22draw.temperature%3D0%22%5D")
+    other = visit.page(
+        f"#draw?prompt=three+dogs&seed={seed}&steps=4&settings=%5B%22token_sampler.temperature%3D0%22%5D"
+    )
     expect(other.get_by_role("textbox", name="Prompt")).to_have_value("three dogs")
-    assert other.locator("#room-draw input[name=seed]").input_value() == seed
-    assert other.locator("#room-draw input[name='token_sampler.temperature']").input_value() == "0"
+    assert other.locator("#panel-draw input[name=seed]").input_value() == seed
+    assert other.locator("#panel-draw input[name='token_sampler.temperature']").input_value() == "0"
     other.keyboard.press("Control+Enter")
-    done(other.locator("#room-draw"))
-    expect(visit.page("#constructor?prompt=a").locator("#room-draw")).to_be_visible()  # no such room: the first one
+    done(other.locator("#panel-draw"))
+    expect(visit.page("#constructor?prompt=a").locator("#panel-draw")).to_be_visible()  # no such task: the first tab
 
 
 def test_escape_cancels_and_frees_the_server(page: Page, server: Server, model: Any) -> None:
-    draw = room(page, "Draw")
+    draw = panel(page, "Draw")
     with standing_still(model, after=3):
         ask(draw, "a cat", steps=64)
         expect(draw.locator(".step")).to_have_text("Step 3 of 64")
         page.keyboard.press("Escape")
-        expect(draw.locator(".line")).to_have_text("Cancelled. Was: Drawing, step 3 of 64.")
+        expect(draw.locator(".line")).to_have_text("Cancelled. Last status: Generating image: step 3 of 64.")
     freed(server)
     ask(draw, "a cat", steps=3)
     done(draw)
 
 
-def test_two_tabs_at_once_get_their_own(visits: Callable[..., Visit], server: Server, model: Any) -> None:
+def test_two_tabs_at_once_get_their_own_results(visits: Callable[..., Visit], server: Server, model: Any) -> None:
     visit = visits(server.url)
     both = {3: visit.page(), 4: visit.page()}
     for seed, page in both.items():
-        ask(room(page, "Draw"), "a red car left of a blue cat", seed=seed, steps=8)
+        ask(panel(page, "Draw"), "a red car left of a blue cat", seed=seed, steps=8)
     for seed, page in both.items():
-        done(page.locator("#room-draw"))
+        done(page.locator("#panel-draw"))
         alone = model.generate("a red car left of a blue cat", seed=seed, settings=["schedule.steps=8"])[0].image
-        assert same(picture(page.locator("#room-draw").get_by_role("link", name="Download")), alone)
+        assert same(picture(page.locator("#panel-draw").get_by_role("link", name="Download")), alone)
 
 
-def test_too_large_or_no_picture_is_refused_before_it_is_sent(visits: Callable[..., Visit], server: Server) -> None:
+def test_invalid_images_are_refused_before_they_are_sent(visits: Callable[..., Visit], server: Server) -> None:
     visit = visits(server.url)
-    look = room(visit.page(), "Ask")
+    look = panel(visit.page(), "Ask")
     before = len(visit.asked)
-    choose = look.get_by_label("Choose a picture")
+    choose = look.get_by_label("Choose an image")
     choose.set_input_files({"name": "big.png", "mimeType": "image/png", "buffer": b"\x89PNG" + bytes(11 * 2**20)})
-    expect(look.locator(".error")).to_contain_text("big.png has 11.0 MB; at most 10 MB")
+    expect(look.locator(".error")).to_contain_text("big.png is 11.0 MB. The limit is 10 MB")
     choose.set_input_files({"name": "note.txt", "mimeType": "text/plain", "buffer": b"hello"})
-    expect(look.locator(".error")).to_contain_text("note.txt is not a picture")
+    expect(look.locator(".error")).to_contain_text("note.txt is not a supported image")
     choose.set_input_files({"name": "bad.png", "mimeType": "image/png", "buffer": b"\x89PNG, not really"})
-    expect(look.locator(".error")).to_contain_text("bad.png cannot be read")
+    expect(look.locator(".error")).to_contain_text("bad.png cannot be decoded")
     ask(look, "what is this?")
-    expect(look.locator(".error")).to_contain_text("There is no picture yet")
+    expect(look.locator(".error")).to_contain_text("No image yet")
     assert len(visit.asked) == before
 
 
-def test_a_wide_picture_keeps_its_shape(page: Page) -> None:
-    look = room(page, "Ground")
+def test_a_wide_image_keeps_its_aspect_ratio(page: Page) -> None:
+    look = panel(page, "Ground")
     wide = io.BytesIO()
     Image.new("RGB", (300, 100), "white").save(wide, "PNG")
-    look.get_by_label("Choose a picture").set_input_files(
+    look.get_by_label("Choose an image").set_input_files(
         {"name": "wide.png", "mimeType": "image/png", "buffer": wide.getvalue()}
     )
     expect(look.locator(".hint")).to_be_hidden()
@@ -390,12 +372,12 @@ def test_a_wide_picture_keeps_its_shape(page: Page) -> None:
     assert box and box["width"] / box["height"] == pytest.approx(3, rel=0.02)
 
 
-def test_a_full_queue_and_a_mistake_are_told_where_they_happen(visits: Callable[..., Visit], model: Any) -> None:
-    """A server with one place at work and one to wait, both of them taken."""
-    with Server(Service(model, name="mini", limits=Limits(running=1, queued=1)), listen("127.0.0.1", 0)) as small:
+def test_a_full_queue_and_an_invalid_prompt_show_an_error(visits: Callable[..., Visit], model: Any) -> None:
+    """A server with one running and one queued request, both taken."""
+    with Server(Service(model, name="mini", limits=Limits(live=1, waiting=1)), listen("127.0.0.1", 0)) as small:
         visit = visits(small.url)
         visit.expected = "status of 4(29|00)"
-        busy, draw = room(visit.page(), "Draw"), room(visit.page(), "Draw")
+        busy, draw = panel(visit.page(), "Draw"), panel(visit.page(), "Draw")
         with standing_still(model, after=2):
             ask(busy, "a cat", n=2)
             expect(busy.locator(".step")).to_contain_text("Step 2")
@@ -409,22 +391,22 @@ def test_a_full_queue_and_a_mistake_are_told_where_they_happen(visits: Callable[
         expect(draw.locator(".error")).to_contain_text("longer than 400 tokens; shorten it")
 
 
-def test_a_key_is_asked_for_once(visits: Callable[..., Visit], model: Any) -> None:
+def test_the_api_key_is_requested_once(visits: Callable[..., Visit], model: Any) -> None:
     with Server(Service(model, name="mini"), listen("127.0.0.1", 0), keys=["opensesame"]) as locked:
         visit = visits(locked.url)
         visit.expected = "status of 401"
         page = visit.context.new_page()
         page.on("request", lambda request: visit.asked.append(request.url))
         page.goto(locked.url)
-        page.get_by_label("It stays in this tab").fill("opensesame")
-        page.get_by_role("button", name="Use it").click()
-        draw = room(page, "Draw")
+        page.get_by_label("stored in this tab only").fill("opensesame")
+        page.get_by_role("button", name="Use key").click()
+        draw = panel(page, "Draw")
         ask(draw, "a cat", steps=3)
         done(draw)
 
 
-def test_a_lost_connection_is_told_and_can_be_tried_again(visits: Callable[..., Visit], folder: Path) -> None:
-    """The server is killed in the middle of a stream, and comes back at the same address."""
+def test_a_lost_connection_is_shown_and_can_be_retried(visits: Callable[..., Visit], folder: Path) -> None:
+    """The server is killed during a stream and comes back at the same address."""
 
     (command,) = commands((ROOT / "docs" / "page.md").read_text())
     stuck = """
@@ -451,12 +433,12 @@ Elastic.forward = stopping
         visit = visits(url)
         visit.expected = "ERR_|net::"
         page = visit.page()
-        draw = room(page, "Draw")
+        draw = panel(page, "Draw")
         ask(draw, "a cat", steps=16)
         expect(draw.locator(".step")).to_have_text("Step 5 of 16")
         first.kill()
         expect(draw.locator(".error")).to_contain_text("connection was lost")
-        expect(page.locator("#server")).to_have_text("connection lost")
+        expect(page.locator("#server")).to_have_text("Connection lost")
         page.screenshot(path=folder / "lost.png")
         second, _ = serve(int(url.rpartition(":")[2]))
         expect(page.locator("#server")).to_have_text("mini")
@@ -469,21 +451,23 @@ Elastic.forward = stopping
             process.wait()
 
 
-def test_a_phone_in_the_dark_scrolls_one_way(visits: Callable[..., Visit], server: Server, folder: Path) -> None:
+def test_no_horizontal_scrolling_on_a_phone_in_dark_mode(
+    visits: Callable[..., Visit], server: Server, folder: Path
+) -> None:
     page = visits(server.url, size=(375, 812), dark=True, still=True).page()
-    ask(room(page, "Draw"), "an elephant above a pink umbrella", steps=6, n=2)
-    done(page.locator("#room-draw"))
-    page.locator("#room-draw").get_by_role("button", name="Picture 2").click()
+    ask(panel(page, "Draw"), "an elephant above a pink umbrella", steps=6, n=2)
+    done(page.locator("#panel-draw"))
+    page.locator("#panel-draw").get_by_role("button", name="Image 2").click()
     for name in ("Draw", "Ask", "Ground", "Edit", "Chat"):
-        room(page, name)
+        panel(page, name)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
-    room(page, "Draw")
+    panel(page, "Draw")
     page.screenshot(path=folder / "phone.png")
     page.get_by_role("button", name="Light").click()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
 
 
-def test_it_is_usable_without_a_mouse(page: Page) -> None:
+def test_keyboard_use(page: Page) -> None:
     page.get_by_role("tab", name="Draw").focus()
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tab", name="Ask")).to_be_focused()
@@ -496,4 +480,4 @@ def test_it_is_usable_without_a_mouse(page: Page) -> None:
         && !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim())).map(e => e.outerHTML)"""
     )
     assert unnamed == []
-    assert page.locator("#said").get_attribute("aria-live") == "polite"
+    assert page.locator("#announcement").get_attribute("aria-live") == "polite"

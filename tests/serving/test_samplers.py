@@ -16,7 +16,7 @@ from unmask.cli.main import main
 from unmask.methods.eb_sampler import eb_sampler
 from unmask.methods.remdm import remdm
 from unmask.pipeline.model import Model
-from unmask.serving.batch import Share, plan, work_off
+from unmask.serving.batch import Share, plan, run_batch
 from unmask.serving.server import Server
 
 from .served import data_url, opened, plain, serving, tiny
@@ -87,7 +87,7 @@ def test_a_file_of_requests(tmp_path: Path) -> None:
     lines = [{**line, "sampler": "remdm"}, {**line, "id": "b", "sampler": "remmd"}]
     manifest = tmp_path / "in.jsonl"
     manifest.write_text("\n".join(map(json.dumps, lines)))
-    done = work_off(tiny(), plan(manifest, tmp_path / "out", Share()), live=2)
+    done = run_batch(tiny(), plan(manifest, tmp_path / "out", Share()), live=2)
     assert (done.done, done.failed) == (2, 1)
     (picture,) = (tmp_path / "out").rglob("*.png")
     assert same(Image.open(picture).convert("RGB"), remasked(0.7).generate("a dog", seed=2, steps=5)[0].image)

@@ -39,7 +39,7 @@ def test_all_tasks_at_once_have_the_results_of_the_models_methods(model: Model) 
     region.paste(255, (0, 0, 64, 128))
     parts, presets, pixels = model.parts, model.presets, to_pixels(picture)
     guided = ["guidance.scale=1", "guidance.image_scale=1.5"]
-    engine = Engine(parts)
+    engine = Engine(parts.net)
     draw, fill = few(presets.generate(parts)), presets.fill(parts)
     repaint = infill.Infill(pixels=pixels, region=to_pixels(region).mean(0) > 0.5, prompt="a cat")
     describe = understand.Ask(pixels=pixels, question=parts.wording.describe, length=presets.caption)

@@ -34,11 +34,6 @@ def net() -> Elastic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    net: Any
-
-
-@dataclass(frozen=True, kw_only=True)
 class Spy:
     """A token sampler that records every prediction, to the last bit."""
 
@@ -138,7 +133,7 @@ def alone(model: Elastic, built: Sequence, sampler: Sampler, seed: int) -> tuple
 
 
 def engine(model: Any, *, clock: Callable[[], float] = lambda: 0.0, **limits: int) -> Engine:
-    return Engine(Parts(net=model), limits=Limits(**limits), clock=clock)
+    return Engine(model, limits=Limits(**limits), clock=clock)
 
 
 def request(built: Sequence, sampler: Sampler = ONE_BY_ONE, *, seed: int = 0, priority: int = 0) -> Request:

@@ -87,7 +87,7 @@ def test_a_layout_becomes_a_new_picture_or_a_change_of_the_last(model: Model) ->
     text, wording = model.parts.text, model.parts.wording
     layout = layout_of([("cat", (0.0, 0.0, 0.5, 0.5))])
     change = replace(layout, reason=wording.reason("add"))
-    reason = replace(change, things=(), reason=wording.reason("background"))  # a background has no box
+    reason = replace(change, objects=(), reason=wording.reason("background"))  # a background has no box
     for planned, name in ((layout, "draw"), (change, "edit"), (reason, "edit")):
         scripted = Scripted(model, [[*to_ids(planned, text, wording), text[EXP]]])
         turn = converse(scripted, [user("draw a cat", PICTURE)], 0)
@@ -112,9 +112,9 @@ def test_the_shipped_model_converses_and_goes_on(model: Model) -> None:
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([], "ends with what the user says"),
-        ([Message(role="assistant", text="hello")], "ends with what the user says"),
-        ([user(" ")], "has no words"),
+        ([], "must have the role user"),
+        ([Message(role="assistant", text="hello")], "must have the role user"),
+        ([user(" ")], "has no text"),
         ([Message(role="system", text="x"), user("x")], "the role 'system'"),
         ([user("x " * 5000)], "longer than"),
     ],

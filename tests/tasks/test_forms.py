@@ -132,14 +132,14 @@ def test_a_regex_is_matched_to_the_last_character(tiny: Model) -> None:
 def test_too_small_a_room_is_told_before_any_work(tiny: Model, writer: Model) -> None:
     form = of_schema({"type": "object", "properties": {"a": {"type": "boolean"}}})
     with pytest.raises(
-        ValueError, match=r"at least (\d+) tokens, and there is room for 3; give a length of \1 or more"
+        ValueError, match=r"at least (\d+) tokens, and there is room for 3; set max_tokens to \1 or more"
     ) as wrong:
         writer.ask(picture(), "what?", form=form, max_tokens=3)
     least = int(re.findall(r"at least (\d+)", str(wrong.value))[0])
     assert type(writer.ask(picture(), "what?", form=form, max_tokens=least).value["a"]) is bool
     assert tiny.ask(picture(), "what?", form=form, max_tokens=1).value["a"] in (True, False)
     many = {f"k{i}": {"type": "boolean", "description": "x " * 30} for i in range(200)}
-    with pytest.raises(ValueError, match="the model reads 4096; ask for less"):
+    with pytest.raises(ValueError, match="the model's context of 4096; shorten the prompt or lower max_tokens"):
         tiny.ask(picture(), "what?", form=of_schema({"type": "object", "properties": many}))
     with pytest.raises(ValueError, match="longer than 400 tokens"):
         tiny.ask(picture(), "what?", form=of_schema({"type": "boolean", "description": "x " * 500}))
@@ -147,12 +147,14 @@ def test_too_small_a_room_is_told_before_any_work(tiny: Model, writer: Model) ->
 
 def test_answers_in_a_form_are_batch_invariant_in_the_engine(tiny: Model, writer: Model) -> None:
     """Forms and a plain question at the same time. Answers are compared as text; the engine's own tests compare bits."""
-    rng, engine, submitted, wanted = Random(5), Engine(tiny.parts), [], []
+    rng, engine, submitted, wanted = Random(5), Engine(tiny.parts.net), [], []
     for number in range(4):
         model, seen = (tiny, writer)[number % 2], tiny.parts.image_views(picture(number % 2))
         form = of_schema(random_schema(rng)) if number < 3 else of_regex("[a-z ]{4,9}")
-        holes = tuple(form.holes(model.parts.text, model.parts.wording))
-        task = Fill(pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.room(4) for h in holes))
+        holes = tuple(form.slots(model.parts.text, model.parts.wording))
+        task = Fill(
+            pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.default_length(4) for h in holes)
+        )
         sampler = bound(override(model.presets.ask(model.parts), ["selection.noise=1"]), holes)
         request = Request(sequence=task.build(tiny.parts), sampler=sampler, seed=number)
         submitted.append((task, engine.submit(request)))

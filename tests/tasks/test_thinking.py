@@ -209,7 +209,7 @@ def test_edit_reflects(model: Model) -> None:
     )
     given = model.edit(picture, "add a cat", settings=FEW, plan=LAYOUT, attempts=2)[0]
     assert all(r.plan == LAYOUT for r in given.attempts)
-    with pytest.raises(ValueError, match="leave out trace or reflect"):
+    with pytest.raises(ValueError, match="leave out trace or attempts"):
         model.edit(picture, "add a cat", attempts=2, trace=True)
 
 
@@ -222,29 +222,29 @@ def test_absurd_rounds_are_refused(model: Model, attempts: int) -> None:
 
 
 def test_bad_settings_are_refused(model: Model) -> None:
-    with pytest.raises(ValueError, match="leave out trace or reflect"):
+    with pytest.raises(ValueError, match="leave out trace or attempts"):
         model.generate("a cat", attempts=2, trace=True)
     with pytest.raises(ValueError, match="memory"):
         Thinking(memory=-1)
-    many = Layout(things=tuple(Placed(phrase=f"cat {i}", box=(0, 0, 1, 1)) for i in range(200)))
-    with pytest.raises(ValueError, match="place fewer things"):
+    many = Layout(objects=tuple(Placed(phrase=f"cat {i}", box=(0, 0, 1, 1)) for i in range(200)))
+    with pytest.raises(ValueError, match="use fewer objects"):
         model.generate("a cat", plan=many)
 
 
 @pytest.mark.parametrize(
-    ("things", "said"),
+    ("objects", "said"),
     [
         ([], "empty"),
-        ([(" ", (0, 0, 1, 1))], "no name"),
+        ([(" ", (0, 0, 1, 1))], "no phrase"),
         ([("cat", (0, 0, 1))], "four numbers"),
         ([("cat", (0, 0, float("nan"), 1))], "four numbers"),
         ([("cat", (0.5, 0, 0.2, 1))], "x1 < x2"),
         ([("cat", (0, 0, 1.2, 1))], "fractions of the picture"),
     ],
 )
-def test_a_users_layout_is_checked(things: Any, said: str) -> None:
+def test_a_users_layout_is_checked(objects: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        layout_of(things)
+        layout_of(objects)
 
 
 def test_what_counts_as_approval() -> None:
@@ -256,4 +256,4 @@ def test_needs_name_what_thinking_reads(model: Model) -> None:
     parts = model.parts
     plan = planning.Plan(prompt="a", length=8)
     assert plan.needs <= reflecting.NEEDS
-    assert plan.read(plan.build(parts), parts).things == ()
+    assert plan.read(plan.build(parts), parts).objects == ()

@@ -68,12 +68,12 @@ def _look(b: Builder) -> Sequence:
 
 
 def _plan(b: Builder, kind: str = "") -> list[int]:
-    things = (
+    objects = (
         Placed(phrase="red apple", box=(0.125, 0.25, 0.5, 0.75)),
         Placed(phrase="cat", box=(0.5, 0.25, 0.75, 0.5)),
     )
     reason = b.wording.reason(kind) if kind else b.wording.plan_reason
-    return to_ids(Layout(things=things, reason=reason), b.text, b.wording)
+    return to_ids(Layout(objects=objects, reason=reason), b.text, b.wording)
 
 
 def _retry(b: Builder) -> Sequence:
@@ -236,7 +236,7 @@ def test_conditions(conditions: Conditions, text: str) -> None:
         ({"contrast": 0.6}, "contrast 0.6 .*give 0 to 0.5$"),
         ({"score": -1.0}, "score -1.0 .*give 0 to 10$"),
         ({"hps": float("nan")}, "hps nan"),
-        ({"left": -3}, "left -3 is no number of pixels; give 0 or more"),
+        ({"left": -3}, "left -3 is not a number of pixels; give 0 or more"),
     ],
 )
 def test_no_picture_has_such_conditions(told: dict[str, Any], said: str) -> None:

@@ -126,10 +126,10 @@ _WHOLE_JPEG = _bytes(Image.open(io.BytesIO(_WHOLE)), "JPEG")
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "not a picture"),
-        (b"hello, I am a letter", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        (_WHOLE[:30], "not a picture"),
+        (b"", "not a supported image"),
+        (b"hello, I am a letter", "not a supported image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a supported image"),
+        (_WHOLE[:30], "not a supported image"),
         (_WHOLE[: len(_WHOLE) // 2], "cannot be decoded"),
         (_WHOLE_JPEG[: len(_WHOLE_JPEG) // 2], "cannot be decoded"),
         (_WHOLE[:3000] + bytes(500) + _WHOLE[3500:], "cannot be decoded"),

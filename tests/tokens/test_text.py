@@ -201,5 +201,5 @@ def test_bins_are_kept_in_range_and_corners_in_order() -> None:
 
 @pytest.mark.parametrize("bins", [[], [1, 2, 3], [1, 2, 3, 4, 5], [0, 0, 0, 1025], [-1, 0, 0, 0]])
 def test_what_is_no_box(bins: list[int]) -> None:
-    with pytest.raises(ValueError, match="a box is four bins in 0..1024"):
+    with pytest.raises(ValueError, match="a box must be four bins in 0..1024"):
         from_bins(bins)

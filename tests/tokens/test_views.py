@@ -38,7 +38,7 @@ def test_published_counts_of_other_pictures() -> None:
     assert len(AnyRes().one_of_several(Image.new("RGB", (640, 480)))) == 170
     released = SIZES["lavida_o"].vision
     assert released is not None and (released.pooled, released.image) == (AnyRes().pooled, AnyRes().size)
-    assert released.tokens == 182  # feature rows of a view: the numbers that ``Look.rows`` choose from
+    assert released.tokens == 182  # feature rows of a view: the numbers that ``ImageViews.rows`` choose from
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The trainer: it goes on bit for bit wherever it was ended, alone or in company, and never costs a checkpoint."""
+"""The trainer: a run continues bit for bit wherever it stopped, in one process or several, and checkpoints are never lost."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def test_without_an_average_the_weights_are_shipped() -> None:
     assert masters.averaged()["bias"].item() == 0.0 and not module.bias.requires_grad
 
 
-def test_gradients_are_clipped_and_their_norm_is_told() -> None:
+def test_gradients_are_clipped_and_their_norm_is_returned() -> None:
     """AdamW alone hides a scale; with the second moment's beta at 1 - tiny it would not. The norm is that before clipping."""
     module = linear()
     masters = Masters(module, Optim(clip=1.0), lambda name: True)

@@ -1,1 +1,1 @@
-"""Names on disk <-> names in memory. Weights are read from safetensors only."""
+"""Model folders: parameter names on disk and in memory, reading and writing weights. Safetensors only."""

@@ -1,6 +1,6 @@
-"""What a task needs in memory, said before anything is loaded, and what to change so that it fits.
+"""Memory requirements of a task, estimated before loading, and storage options that fit a budget.
 
-Public idea: ``footprint(weights, needs) -> [Share]`` and ``proposals(weights, needs, budget) -> [Proposal]``; plain arithmetic on heads.
+Public idea: ``footprint(weights, needs) -> [Share]`` and ``proposals(weights, needs, budget) -> [Proposal]``, from safetensors headers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from unmask.checkpoints.stream import CheckpointError, Stored
 
 GIB = 2**30
 _UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
-_PROMPT = 256  # text positions that the estimate of working memory reckons with
-_VIEWS = 5  # views of one picture at most: four tiles and the whole (spec 1.9)
+_PROMPT = 256  # text positions assumed by the estimate of working memory
+_VIEWS = 5  # most views of one image: four tiles and the whole image (spec 1.9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one part keeps on one device: numbers, and bytes with all scales of quantised ones."""
+    """Memory of one part on one device: parameters, and bytes including the scales of quantised matrices."""
 
     part: str
     device: str
@@ -35,7 +35,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A way to keep the weights: bytes on the device (weights and work) and beside it, and whether the budget holds them."""
+    """A way to store the weights: bytes on the device (weights and working memory), bytes elsewhere, and whether they fit the budget."""
 
     storage: WeightStorage
     nbytes: int
@@ -44,12 +44,12 @@ class Proposal:
 
     @property
     def options(self) -> str:
-        """As the command line takes it."""
+        """As command-line options."""
         return options_of(self.storage)
 
 
 def options_of(storage: WeightStorage) -> str:
-    """``--dtype bfloat16 --quantise und=int8``; "(as stored)" where nothing is asked for."""
+    """``--dtype bfloat16 --quantise und=int8``; "(as stored)" without options."""
     words = [f"--dtype {str(storage.dtype)[6:]}"] if storage.dtype else []
     words += [f"--quantise {branch}=int{bits}" for branch, bits in storage.bits.items()]
     words += [f"--offload {branch}" for branch in sorted(storage.offload, reverse=True)]
@@ -57,8 +57,8 @@ def options_of(storage: WeightStorage) -> str:
 
 
 def nbytes_kept(weights: Weights, module: str, name: str, stored: Stored, rows: int) -> int:
-    """Bytes of a parameter's first ``rows`` once kept. int8: one each, a float32 scale a row. int4: half a byte on a GPU with a bfloat16
-    scale and zero a group, on a CPU a byte with a scale in the network's type and a zero of one byte a group.
+    """Bytes of a parameter's first ``rows`` in memory. int8: one byte per value and a float32 scale per row. int4 on a GPU: half a byte and
+    a bfloat16 scale and zero point per group; on a CPU: one byte, and per group a scale in the network's dtype and a zero point of 1 byte.
     """
     numbers = stored.numbers // stored.shape[0] * rows
     size = weights.dtype_of(module, stored).itemsize
@@ -72,13 +72,13 @@ def nbytes_kept(weights: Weights, module: str, name: str, stored: Stored, rows: 
 
 
 def _packed(columns: int, rows: int) -> int:
-    """torchao's tiles for a GPU: columns are filled up to 1,024 and rows to 8."""
+    """Size in torchao's GPU tiles: columns are padded to multiples of 1,024 and rows to multiples of 8."""
     numbers = math.ceil(columns / 1024) * 1024 * math.ceil(rows / 8) * 8
     return numbers // 2 + numbers // GROUP * 4
 
 
 def footprint(weights: Weights, needs: frozenset[str]) -> list[Share]:
-    """What tasks with these ``needs`` keep, a line a part, in the order of the network."""
+    """Memory of tasks with these ``needs``, one entry per part, in the order of the network."""
     shares: dict[tuple[str, str, str], tuple[int, int]] = {}
     for module, name, stored, rows in tensors_needed(weights.checkpoint, needs):
         bits = weights.storage.bits.get(branch_of(name) or "")
@@ -94,10 +94,10 @@ def footprint(weights: Weights, needs: frozenset[str]) -> list[Share]:
 
 
 def working(weights: Weights, needs: frozenset[str], side: int) -> int:
-    """About how many bytes one request works with: the largest of a layer with its logits, and of the image tokenizer's finest stage.
+    """Estimated working memory of one request in bytes: the larger of a layer with its logits and the image tokenizer's finest stage.
 
-    Reckoned with 256 tokens of text, pictures of ``side`` pixels, guidance of two views (three where a picture is read too), and
-    attention scores written out. A batch of n requests takes n times as much.
+    Assumes 256 text tokens, images of ``side`` pixels, two guidance views (three with an input image), and materialised attention
+    scores. A batch of n requests needs n times as much.
     """
     config, vq = weights.checkpoint.config, weights.checkpoint.vq_config
     size = (weights.storage.dtype or weights.checkpoint.dtype or torch.bfloat16).itemsize
@@ -112,13 +112,13 @@ def working(weights: Weights, needs: frozenset[str], side: int) -> int:
         if weights.checkpoint.vq and any(n.startswith("vq.") for n in needs)
         else 0
     )
-    lent = max(config.mlp * config.width, config.gen_mlp * config.gen_width) * size if weights.storage.offload else 0
-    return max(views * (layer + logits), pixels) + lent
+    copied = max(config.mlp * config.width, config.gen_mlp * config.gen_width) * size if weights.storage.offload else 0
+    return max(views * (layer + logits), pixels) + copied
 
 
 def proposals(weights: Weights, needs: frozenset[str], budget: int, side: int) -> list[Proposal]:
-    """Ways to fit ``budget`` bytes of the weights' device, least loss first: exact ones, int8 (the understanding branch, then both),
-    int4, and at last weights that stay on the CPU, which cost nothing but time. On a CPU only what saves memory there.
+    """Storage options for ``budget`` bytes on the weights' device, smallest loss first: exact, int8 (understanding branch, then both),
+    int4, and finally offloading, which costs only time. On a CPU only options that save memory there.
     """
     ways = [weights.storage]
     half = replace(weights.storage, dtype=torch.bfloat16)
@@ -150,12 +150,12 @@ def parse_bytes(text: str) -> int:
         if not 0 < value < math.inf or unit not in _UNITS:
             raise ValueError
     except ValueError:
-        raise ValueError(f"{text!r} is no amount of memory; write it like 24GiB or 16GB") from None
+        raise ValueError(f"{text!r} is not an amount of memory; use a form like 24GiB or 16GB") from None
     return round(value * _UNITS[unit])
 
 
 def free_bytes(device: str) -> int | None:
-    """Memory that is free on a device now; None where that cannot be known."""
+    """Free memory of a device; None if unknown."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0] if torch.cuda.is_available() else None
     found = [_meminfo(), _cgroup()] if device == "cpu" else []
@@ -171,18 +171,18 @@ def _meminfo() -> int | None:
 
 
 def _cgroup() -> int | None:
-    """What a container's limit leaves; pages of files that can be given back do not count as used."""
+    """Memory left by a container's limit; reclaimable file pages do not count as used."""
     try:
-        room = Path("/sys/fs/cgroup")
-        stat = dict(line.split() for line in (room / "memory.stat").read_text().splitlines())
-        limit, used = (room / "memory.max").read_text().strip(), int((room / "memory.current").read_text())
+        cgroup = Path("/sys/fs/cgroup")
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        limit, used = (cgroup / "memory.max").read_text().strip(), int((cgroup / "memory.current").read_text())
         return None if limit == "max" else int(limit) - used + int(stat["file"])
     except (OSError, ValueError, KeyError):
         return None
 
 
 def refuse_if_too_large(weights: Weights, wanted: Iterable[tuple[str, str, Stored, int]]) -> None:
-    """CheckpointError where a device has not the memory for these weights, with both figures, before any is read."""
+    """CheckpointError if these weights exceed the free memory of a device; checked before any is read."""
     total: dict[str, int] = {}
     for module, name, stored, rows in wanted:
         place = weights.place_of(name)

@@ -1,6 +1,6 @@
-"""Which parameters a task reads (spec 1.10), where from, and how they shall be kept.
+"""Which parameters a task needs (spec 1.10), where they are stored, and how they are held in memory.
 
-Public idea: ``tensors_needed(checkpoint, needs)`` lists them, from the heads of the files alone. Nothing here reads a weight.
+Public idea: ``tensors_needed(checkpoint, needs)`` lists them from the safetensors headers. Nothing here reads weights.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _KEYS_AND_VALUES = ("attn_norm.weight", "q.weight", "k.weight", "v.weight")
 
 @dataclass(frozen=True, kw_only=True)
 class WeightStorage:
-    """How weights are kept. The matrices of a branch may be quantised or stay on the CPU, lent to the device while they work.
+    """How weights are held in memory. The matrices of a branch can be quantised, or offloaded to the CPU and copied to the device per call.
 
-    ``dtype``: of the network, None as the checkpoint has it · ``bits``: branch -> 8 or 4 · ``offload``: branches that stay on the CPU.
-    The image tokenizer is always kept in float32: it is small, and bfloat16 moves codes.
+    ``dtype``: of the network; None: as in the checkpoint · ``bits``: branch -> 8 or 4 · ``offload``: branches kept on the CPU.
+    The image tokenizer is always float32: it is small, and in bfloat16 its codes change.
     """
 
     dtype: torch.dtype | None = None
@@ -40,18 +40,18 @@ class WeightStorage:
             raise ValueError(f"dtype {self.dtype} is not supported; use one of float32, bfloat16, float16")
         for branch in (*self.bits, *self.offload):
             if branch not in BRANCHES:
-                raise ValueError(f"there is no branch {branch!r}; the branches are {' and '.join(BRANCHES)}")
+                raise ValueError(f"unknown branch {branch!r}; the branches are {' and '.join(BRANCHES)}")
         for branch, bits in self.bits.items():
             if bits not in (4, 8):
-                raise ValueError(f"branch {branch} cannot be kept in {bits} bits; use 8 or 4")
+                raise ValueError(f"branch {branch} cannot be quantised to {bits} bits; use 8 or 4")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a model folder holds, known from its configuration and the heads of its files; no weight is read yet.
+    """Contents of a model folder, from its configuration and safetensors headers; no weights are read.
 
-    ``net``, ``vq``: our parameter name -> where it is stored; of a text model, which has no image tokenizer, ``vq`` is empty · ``dtype``:
-    the network's where nobody asks for another; None: as stored.
+    ``net``, ``vq``: our parameter name -> where it is stored; ``vq`` is empty for a text model, which has no image tokenizer · ``dtype``:
+    default of the network; None: as stored.
     """
 
     place: Path
@@ -63,13 +63,13 @@ class Checkpoint:
     dtype: torch.dtype | None = None
 
     def modules(self) -> tuple[Elastic, VQ]:
-        """Network and image tokenizer without memory (on the meta device)."""
+        """Network and image tokenizer on the meta device, without memory."""
         with torch.device("meta"):
             return Elastic(self.config, mask_id=self.mask_id).eval(), VQ(self.vq_config).eval()
 
 
 def part_of(name: str, config: ElasticConfig) -> str:
-    """The part that a parameter of the network or the tokenizer belongs to, as a table of parts calls it."""
+    """The part of the model that a parameter belongs to, by the name that the table of parts uses."""
     if match := _BLOCK.match(name):
         if match["piece"] != "und":
             return match["piece"]
@@ -86,7 +86,7 @@ def part_of(name: str, config: ElasticConfig) -> str:
 
 
 def branch_of(name: str) -> str | None:
-    """The branch whose matrix this is (what may be quantised or offloaded), None for everything else."""
+    """The branch of a matrix that can be quantised or offloaded; None for all other parameters."""
     match = _BLOCK.match(name)
     if match is None or match["piece"] == "out" or "norm" in match["rest"]:
         return None
@@ -94,10 +94,10 @@ def branch_of(name: str) -> str | None:
 
 
 def rows_needed(name: str, rows: int, config: ElasticConfig, needs: frozenset[str]) -> int:
-    """How many of its ``rows`` a parameter must have in memory for tasks with these ``needs`` (names as in ``Task.needs``).
+    """How many of its ``rows`` of a parameter tasks with these ``needs`` use (names as in ``Task.needs``).
 
-    The understanding branch of a drawing ends with the last joint layer, of which it needs keys and values alone; from there on the
-    output projection serves code positions only, which keep its first ``gen_width`` rows.
+    Image generation uses the understanding branch up to the last joint layer, and of that layer only keys and values. In later layers
+    the output projection serves code positions only, which use its first ``gen_width`` rows.
     """
     if match := _BLOCK.match(name):
         layer, piece, rest = int(match["layer"]), match["piece"], match["rest"]
@@ -121,11 +121,9 @@ def rows_needed(name: str, rows: int, config: ElasticConfig, needs: frozenset[st
 
 
 def tensors_needed(checkpoint: Checkpoint, needs: frozenset[str]) -> Iterator[tuple[str, str, Stored, int]]:
-    """("net" or "vq", parameter, where it is stored, rows needed) of all that is needed at all."""
+    """("net" or "vq", parameter, where it is stored, rows needed) for every parameter that is needed. ValueError for unknown needs."""
     if unknown := needs - EVERYTHING - {"und.joint"}:
-        raise ValueError(
-            f"no part of a model is called {sorted(unknown)[0]!r}; the parts are {', '.join(sorted(EVERYTHING))}"
-        )
+        raise ValueError(f"unknown part {sorted(unknown)[0]!r}; the parts are {', '.join(sorted(EVERYTHING))}")
     for module, found in (("net", checkpoint.net), ("vq", checkpoint.vq)):
         for name, stored in found.items():
             if rows := rows_needed(name, stored.shape[0], checkpoint.config, needs):
@@ -134,18 +132,18 @@ def tensors_needed(checkpoint: Checkpoint, needs: frozenset[str]) -> Iterator[tu
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where a model's weights come from, and how and where they are kept."""
+    """Source of a model's weights, and how and where they are held."""
 
     checkpoint: Checkpoint
     device: str = "cpu"
     storage: WeightStorage = field(default_factory=WeightStorage)
 
     def place_of(self, name: str) -> str:
-        """The device that a parameter is kept on."""
+        """The device that holds a parameter."""
         return "cpu" if branch_of(name) in self.storage.offload else self.device
 
     def dtype_of(self, module: str, stored: Stored) -> torch.dtype:
-        """The type that a parameter is kept in, or is quantised from."""
+        """The dtype of a parameter, before quantisation."""
         if module == "vq":
             return torch.float32
         return self.storage.dtype or self.checkpoint.dtype or FLOATS[stored.dtype]

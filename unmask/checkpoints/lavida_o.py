@@ -1,8 +1,8 @@
 """The released LaViDa-O layout on disk -> our network and tokenizer (spec 7.2 to 7.4).
 
-Public idea: ``survey_lavida_o(folder) -> Checkpoint`` from the heads of the files, and ``load_lavida_o(folder) -> (Elastic, VQ)`` with all
-weights, the network's in the files' own dtype. Names are mapped one by one, so that a missing or misshapen tensor is an error that names
-it, and one that nobody asked for a warning.
+Public idea: ``survey_lavida_o(folder) -> Checkpoint`` reads the safetensors headers, ``load_lavida_o(folder) -> (Elastic, VQ)`` all
+weights, the network's in the files' dtype. Names are mapped one by one: a missing or misshapen tensor is an error that names it, an
+unused one is a warning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.tokens.vq import VQ, VQConfig
 
-OWN_BLOCK = "unmask"  # of config.json and vqvae/config.json: what the released layout has no word for
+OWN_BLOCK = "unmask"  # in config.json and vqvae/config.json: fields that the released layout lacks
 _UND = {
     "attn_norm": "attn_norm",
     "q": "q_proj",
@@ -63,7 +63,7 @@ _VISION_LAYER = {
     "fc2": "mlp.fc2",
 }
 
-# What this network is; a field that says otherwise is named. An absent field means the first value, or that of _ABSENT.
+# Supported values; other values are an error. An absent field means the first value, or the value in _ABSENT.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "dual_tower": (True,),
     "downsample": (True,),
@@ -124,9 +124,9 @@ def _vision_names(config: VisionConfig) -> dict[str, str]:
 def refuse_unsupported(
     raw: dict[str, Any], wanted: Mapping[str, tuple[Any, ...]], absent: Mapping[str, Any] | None = None
 ) -> None:
-    """CheckpointError where a field of config.json has none of its ``wanted`` values.
+    """CheckpointError if a field of config.json has none of its ``wanted`` values.
 
-    ``absent``: what it means that a field is not there, if that is not the first of its values.
+    ``absent``: the meaning of an absent field, if it is not the first of its values.
     """
     meant = absent or {}
     for field, values in wanted.items():
@@ -135,7 +135,7 @@ def refuse_unsupported(
 
 
 def trunk(raw: dict[str, Any]) -> dict[str, Any]:
-    """The fields of ElasticConfig that every model of the family has, from config.json. KeyError names one that is missing."""
+    """The fields of ElasticConfig common to the model family, from config.json. KeyError for a missing field."""
     return {
         "vocab_size": raw.get("embedding_size") or raw["vocab_size"],
         "width": raw["d_model"],
@@ -150,7 +150,7 @@ def trunk(raw: dict[str, Any]) -> dict[str, Any]:
 def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticConfig:
     """config.json -> ElasticConfig, with the defaults of spec 7.4; the sizes of the code tables are those of ``tensors`` (plain names).
 
-    CheckpointError where the layout is one that this network does not have.
+    CheckpointError for an unsupported configuration.
     """
     refuse_unsupported(raw, _ONLY, _ABSENT)
     try:
@@ -169,15 +169,15 @@ def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticCo
             vision=_vision(raw),
         )
     except KeyError as error:
-        raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this one of another model?") from error
+        raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this another model?") from error
     except CheckpointError:
         raise
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"config.json: a number is something else: {error}; copy or download it again") from error
+        raise CheckpointError(f"config.json: invalid value: {error}; copy or download it again") from error
 
 
 def _vision(raw: dict[str, Any]) -> VisionConfig | None:
-    """The released tower, where the model has one. Its sizes are not in the file; ``unmask.vision`` there says those of another."""
+    """The vision tower, if the model has one. The released file has no sizes; those of other models are in ``unmask.vision``."""
     own = raw.get(OWN_BLOCK, {}).get("vision")
     if not own and not raw.get("mm_vision_tower"):
         return None
@@ -185,15 +185,13 @@ def _vision(raw: dict[str, Any]) -> VisionConfig | None:
     try:
         return VisionConfig(**(own or {}))
     except TypeError as error:
-        raise CheckpointError(
-            f"config.json: unmask.vision is no vision tower: {error}; give fields of VisionConfig"
-        ) from error
+        raise CheckpointError(f"config.json: invalid unmask.vision: {error}; use the fields of VisionConfig") from error
 
 
 def survey_lavida_o(folder: Path) -> Checkpoint:
-    """What a folder in the released layout holds; no weight is read. CheckpointError says what does not fit.
+    """Contents of a folder in the released layout; no weights are read. CheckpointError if something does not fit.
 
-    The tokenizer's weights are taken from the model's own shards, where they are there, or from ``vqvae/`` (spec 8, 13).
+    The image tokenizer's weights are taken from the model's shards if they are there, else from ``vqvae/`` (spec 8, 13).
     """
     raw = read_json(folder / "config.json")
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
@@ -213,19 +211,19 @@ def survey_lavida_o(folder: Path) -> Checkpoint:
 
 
 def load_lavida_o(folder: Path) -> tuple[Elastic, VQ]:
-    """Network and image tokenizer of a folder in the released layout, whole. CheckpointError says what does not fit."""
+    """Network and image tokenizer of a folder in the released layout, with all weights. CheckpointError if something does not fit."""
     return load_everything(survey_lavida_o(folder))
 
 
 def plain(key: str) -> str:
-    """A released name without its prefix, and with the tower's level ``vision_model`` where a file lacks it."""
+    """A released name without its prefix, with the level ``vision_model`` of the tower added if it is missing."""
     key = key.removeprefix("model.")
     short = _TOWER.removesuffix(".vision_model")
     return key.replace(short, _TOWER, 1) if key.startswith(short) and not key.startswith(_TOWER) else key
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file. CheckpointError where it cannot be read."""
+    """A parsed JSON file. CheckpointError if it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -251,6 +249,6 @@ def fit(module: nn.Module, found: dict[str, Stored], mapping: dict[str, str], fo
     report = compare(module.state_dict(), found, mapping)
     report.refuse(folder, unexpected=False)
     if report.unexpected:
-        told = ", ".join(report.unexpected[:8]) + (" …" if len(report.unexpected) > 8 else "")
-        warnings.warn(f"{folder}: {len(report.unexpected)} tensors that nothing uses: {told}", stacklevel=3)
+        names_ = ", ".join(report.unexpected[:8]) + (" …" if len(report.unexpected) > 8 else "")
+        warnings.warn(f"{folder}: {len(report.unexpected)} unused tensors: {names_}", stacklevel=3)
     return {ours: found[theirs] for ours, theirs in mapping.items()}

@@ -1,8 +1,8 @@
 """The layout of LLaDA-8B Base, Instruct and 1.5 on disk -> our network without a generation branch (Nie et al. 2025, arXiv 2502.09992).
 
-Public idea: ``survey_llada(folder) -> Checkpoint`` from the heads of the files, without an image tokenizer. LaViDa-O inherited its
-understanding branch from LLaDA, names included, so the name map is that of ``lavida_o`` with the generation branch left out. The three
-models differ in weights alone.
+Public idea: ``survey_llada(folder) -> Checkpoint`` from the safetensors headers, without an image tokenizer. LaViDa-O inherited its
+understanding branch from LLaDA, names included, so the name map is that of ``lavida_o`` without the generation branch. The three
+models differ only in their weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unmask.models.sizes import ElasticConfig
 from unmask.tokens.vq import VQConfig
 
 _MASK_ID = 126336
-# What this network is; a field that says otherwise is named. The first value is what an absent field means.
+# Supported values; other values are an error. An absent field means the first value.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "activation_type": ("silu",),
     "alibi": (False, None),
@@ -37,12 +37,12 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 
 def is_llada(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is of this family, and not of LaViDa-O, which has a second branch."""
+    """Whether a config.json is of this family and not of LaViDa-O, which has a second branch."""
     return raw.get("model_type") == "llada" and not raw.get("dual_tower")
 
 
 def read_config(raw: dict[str, Any]) -> ElasticConfig:
-    """config.json -> ElasticConfig. CheckpointError names a field that this network does not have, or that is missing."""
+    """config.json -> ElasticConfig. CheckpointError for unsupported and missing fields."""
     refuse_unsupported(raw, _ONLY)
     try:
         heads, layers = raw["n_heads"], raw["n_layers"]
@@ -56,7 +56,7 @@ def read_config(raw: dict[str, Any]) -> ElasticConfig:
 
 
 def survey_llada(folder: Path) -> Checkpoint:
-    """What a folder in LLaDA's layout holds; no weight is read. CheckpointError says what does not fit."""
+    """Contents of a folder in LLaDA's layout; no weights are read. CheckpointError if something does not fit."""
     raw = read_json(folder / "config.json")
     config = read_config(raw)
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}

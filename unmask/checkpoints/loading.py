@@ -1,7 +1,7 @@
-"""Weights into memory, as far as a task needs them.
+"""Load the weights that a task needs.
 
-Public idea: ``load(weights, net, vq, needs)`` fills two modules that were built on the meta device; a later call with other needs reads
-the rest. Nothing changes before everything has been read.
+Public idea: ``load(weights, net, vq, needs)`` fills two modules built on the meta device; a later call with other needs loads the rest.
+The modules change only after everything has been read.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from unmask.checkpoints.budget import refuse_if_too_large
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, branch_of, tensors_needed
-from unmask.checkpoints.quantise import lend, quantised
+from unmask.checkpoints.quantise import offload_hooks, quantised
 from unmask.checkpoints.stream import Stored, read
 from unmask.models.elastic import Elastic
 from unmask.tokens.vq import VQ
 
 
 def load(weights: Weights, net: Elastic, vq: VQ, needs: frozenset[str]) -> None:
-    """Read what is needed and not there yet. CheckpointError (also: not enough memory) leaves both modules as they were."""
+    """Load missing weights. CheckpointError, also for too little memory; both modules are then unchanged."""
     modules: dict[str, nn.Module] = {"net": net, "vq": vq}
     wanted = [w for w in tensors_needed(weights.checkpoint, needs) if _rows_here(modules[w[0]], w[1]) < w[3]]
     refuse_if_too_large(weights, wanted)
@@ -26,7 +26,7 @@ def load(weights: Weights, net: Elastic, vq: VQ, needs: frozenset[str]) -> None:
         leaf, attribute = _leaf(modules[module], name)
         setattr(leaf, attribute, nn.Parameter(value, requires_grad=type(value) is Tensor))
         if branch_of(name) in weights.storage.offload:
-            lend(leaf)
+            offload_hooks(leaf)
 
 
 def load_everything(checkpoint: Checkpoint) -> tuple[Elastic, VQ]:

@@ -1,7 +1,7 @@
-"""Weights in 8 or 4 bits (torchao, weight-only) and weights that live elsewhere than they work.
+"""Weights in 8 or 4 bits (torchao, weight-only) and weights that are offloaded to the CPU.
 
-Public idea: ``quantised(weight, 8) -> Tensor`` that a linear layer multiplies by as before; ``lend(linear)`` moves a layer's weight to
-where its input is, for the time of one call. Both are approximate or slower, and never on by themselves.
+Public idea: ``quantised(weight, 8) -> Tensor``, which a linear layer multiplies by as before; ``offload_hooks(linear)`` copies a layer's
+weight to the device of its input for the time of one call. Quantisation is approximate, offloading is slower; both are off by default.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ GROUP = 32  # columns that share a scale in 4 bits
 
 
 def quantised(weight: Tensor, bits: int) -> Tensor:
-    """A float matrix [out, in] kept in ``bits`` (8: a scale a row; 4: a scale for every 32 columns of a row), where it lies.
+    """A float matrix [out, in] quantised to ``bits`` on its device (8: one scale per row; 4: one scale per 32 columns of a row).
 
-    4 bits are packed two to a byte on a GPU (bfloat16 only). On a CPU torchao 0.18 keeps each in a byte of its own: as large as 8 bits, and
-    less exact; it is there to measure the cost in quality. CheckpointError without torchao, or where a matrix does not fit.
+    On a GPU (bfloat16 only) two 4-bit values share a byte. On a CPU torchao 0.18 uses a byte for each: as large as 8 bits and less exact;
+    it serves to measure the loss of quality. CheckpointError without torchao, or if the matrix does not fit.
     """
     if bits == 4 and weight.shape[1] % GROUP:
         raise CheckpointError(
-            f"a matrix of {weight.shape[1]} columns cannot be kept in int4, which takes {GROUP} at a time; use int8"
+            f"a matrix of {weight.shape[1]} columns cannot be quantised to int4, which needs a multiple of {GROUP}; use int8"
         )
     if bits == 4 and weight.is_cuda and weight.dtype != torch.bfloat16:
         raise CheckpointError(f"int4 on a GPU needs bfloat16, got {str(weight.dtype)[6:]}; add --dtype bfloat16")
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)  # it warns of CUDA libraries that a CPU build cannot open
+        logger.setLevel(logging.ERROR)  # it warns about CUDA libraries that a CPU build cannot load
     try:
         return _by_torchao(weight, bits)
     except ImportError as error:
@@ -42,7 +42,7 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
 
 
 def restored(weight: Tensor) -> Tensor:
-    """The numbers that a weight stands for: those of ``quantised`` in their float type again, others as they are."""
+    """The float values of a weight: dequantised if it is quantised, unchanged otherwise."""
     return weight.dequantize() if type(weight).__module__.startswith("torchao") else weight
 
 
@@ -65,18 +65,18 @@ def _by_torchao(weight: Tensor, bits: int) -> Tensor:
     return linear.weight.detach()
 
 
-def lend(linear: nn.Module) -> None:
-    """Let a layer work on its input's device with a weight that is kept elsewhere: copied before each call, dropped after it."""
+def offload_hooks(linear: nn.Module) -> None:
+    """Keep a layer's weight on another device: forward hooks copy it to the input's device before each call and drop the copy after it."""
     if linear._forward_pre_hooks:
-        return  # its weight was read anew, but it lends already
+        return  # the weight was read again; the hooks are there already
     kept: list[nn.Parameter] = []
 
-    def arrive(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def copy_in(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         kept.append(module.weight)  # type: ignore[arg-type]
         module.weight = nn.Parameter(kept[-1].detach().to(given[0].device), requires_grad=False)
 
-    def leave(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+    def restore(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
         module.weight = kept.pop()
 
-    linear.register_forward_pre_hook(arrive)
-    linear.register_forward_hook(leave, always_call=True)
+    linear.register_forward_pre_hook(copy_in)
+    linear.register_forward_hook(restore, always_call=True)

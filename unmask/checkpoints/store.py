@@ -1,7 +1,7 @@
-"""Modules to and from safetensors files: sharded under a size limit, written atomically, checked when read.
+"""Save and load modules as safetensors files: sharded by size, written atomically, checked when read.
 
-Public idea: ``save_module(module, folder, name)`` and ``load_module(module, folder, name)``. Files are ``name.safetensors`` or, where
-sharded, ``name-00001-of-00003.safetensors``; ``compare`` tells what is missing, unexpected or does not fit.
+Public idea: ``save_module(module, folder, name)`` and ``load_module(module, folder, name)``. Files are ``name.safetensors`` or shards
+``name-00001-of-00003.safetensors``; ``compare`` lists missing, unexpected and mismatched tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 def save_module(
     module: nn.Module, folder: Path, *, name: str = "model", dtype: torch.dtype | None = None, shard: int = 15 * 2**20
 ) -> list[Path]:
-    """Write all parameters (and buffers): ``save_tensors`` of the module's own."""
+    """Write all parameters and buffers with ``save_tensors``."""
     return save_tensors(module.state_dict(), folder, name=name, dtype=dtype, shard=shard)
 
 
@@ -37,9 +37,9 @@ def save_tensors(
     dtype: torch.dtype | None = None,
     shard: int = 15 * 2**20,
 ) -> list[Path]:
-    """Write tensors in shards of at most ``shard`` bytes (a larger tensor has a file of its own); the files, in order.
+    """Write tensors in shards of at most ``shard`` bytes (a larger tensor gets its own file). Returns the paths in order.
 
-    No file takes its place before all are written: a full disk costs neither the weights that were there nor mixes the two.
+    Files are replaced only after all are written, so a full disk neither destroys the old weights nor mixes old and new.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
@@ -61,7 +61,7 @@ def save_tensors(
     try:
         for part, path in zip(parts, beside, strict=True):
             save_file(part, str(path))
-            path.chmod(0o644)  # the library makes files that nobody else may read
+            path.chmod(0o644)  # the library creates files that only their owner can read
     except (OSError, SafetensorError) as error:
         for path in beside:
             path.unlink(missing_ok=True)
@@ -70,16 +70,15 @@ def save_tensors(
         os.replace(part, path)
     for old in set(files_of(folder, name)) - set(paths):
         old.unlink()
-    (folder / f"{name}.safetensors.index.json").unlink(missing_ok=True)  # it would name what is gone
+    (folder / f"{name}.safetensors.index.json").unlink(missing_ok=True)  # it would name deleted files
     return paths
 
 
 def load_module(module: M, folder: Path, *, name: str = "model", skip: tuple[str, ...] = ()) -> M:
-    """Fill a module from the files of ``folder``, in the module's own dtype.
+    """Load a module from the files of ``folder``, in the module's own dtype.
 
-    CheckpointError names what is wrong, and nothing is half loaded.
-
-    ``skip``: prefixes of parameters that may be absent from the module (parts that were not built).
+    ``skip``: prefixes of parameters to ignore, for parts that were not built. CheckpointError if something does not fit; the module is
+    then unchanged.
     """
     own = module.state_dict()
     found = {k: stored for k, stored in tensors_of(folder, name).items() if not skip or not k.startswith(skip)}
@@ -89,20 +88,20 @@ def load_module(module: M, folder: Path, *, name: str = "model", skip: tuple[str
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Every tensor of ``name.safetensors`` or of its shards. CheckpointError where a file is missing or damaged."""
+    """All tensors of ``name.safetensors`` or of its shards. CheckpointError if a file is missing or damaged."""
     return {key: read(stored) for key, stored in tensors_of(folder, name).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How files and model differ: names that the files lack, names that nothing uses, and what is of another shape or kind."""
+    """Differences between files and model: missing names, unused names, and tensors of another shape or type."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
 
     def refuse(self, folder: Path, *, unexpected: bool) -> None:
-        """CheckpointError with the first of them and how many more; ``unexpected`` names are wrong too."""
+        """Raise CheckpointError if there are any, with the first three; ``unexpected``: unused names count."""
         problems = [f"missing {k}" for k in self.missing]
         problems += [f"unexpected {k}" for k in self.unexpected if unexpected]
         problems += self.mismatched
@@ -115,7 +114,7 @@ class Report:
 
 
 def compare(own: Mapping[str, Tensor], found: Mapping[str, Stored], called: Mapping[str, str] | None = None) -> Report:
-    """Heads against a module's state. ``called``: its names -> those of the files, where they differ."""
+    """Compare safetensors headers with a module's state. ``called``: module name -> file name, where they differ."""
     called = called or {k: k for k in own}
     wrong = []
     for ours, theirs in called.items():

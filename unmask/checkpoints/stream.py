@@ -1,8 +1,8 @@
-"""Safetensors read tensor by tensor, straight to where they shall lie.
+"""Read safetensors files tensor by tensor, directly to the target device.
 
-Public idea: ``tensors_of(folder, "model") -> {name: Stored}`` reads heads alone; ``read(stored, rows=…, dtype=…, device=…)`` reads one
-tensor, or its first rows. Files are read by position and not mapped, since touched pages of a map count as memory in use: above what
-is kept, a read needs one piece of 4 MiB.
+Public idea: ``tensors_of(folder, "model") -> {name: Stored}`` reads headers only; ``read(stored, rows=…, dtype=…, device=…)`` reads one
+tensor or its first rows. Files are read and not memory-mapped, because touched pages of a map count as used memory; a read needs one
+buffer of 4 MiB beyond its result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-PIECE = 4 * 2**20  # bytes read at once; small, since an allocator leaves holes of this size among what is kept
+PIECE = 4 * 2**20  # bytes per read; small, because the allocator may leave gaps of this size between tensors
 _FEED_FORWARD = re.compile(r"^(blocks\.\d+\.(?:und|gen))\.((?:gate|up|down)\.weight)$")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OTHERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One tensor: the file it lies in, its name there, its type as the file says (F32, BF16 …) and shape; where it starts, in bytes."""
+    """A stored tensor: file, name, dtype as in the file (F32, BF16 …), shape, and its offset and size in bytes."""
 
     path: Path
     name: str
@@ -45,8 +45,8 @@ class Stored:
         return math.prod(self.shape)
 
 
-def read_head(path: Path) -> list[Stored]:
-    """The tensors of a safetensors file, from its head alone, which the library checks: sizes, places, no byte too many or too few."""
+def read_header(path: Path) -> list[Stored]:
+    """The tensors of a safetensors file, from its header. The library validates the header: sizes, offsets, file length."""
     try:
         with safe_open(str(path), "numpy"), path.open("rb") as f:
             length = struct.unpack("<Q", f.read(8))[0]
@@ -54,7 +54,7 @@ def read_head(path: Path) -> list[Stored]:
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path} is damaged or half downloaded, or no safetensors file ({reason}); copy or download it again"
+            f"{path} is damaged, incomplete or not a safetensors file ({reason}); copy or download it again"
         ) from error
     entries.pop("__metadata__", None)
     return [
@@ -71,12 +71,12 @@ def read_head(path: Path) -> list[Stored]:
 
 
 def files_of(folder: Path, name: str) -> list[Path]:
-    """``name.safetensors`` and the shards of ``name``, as they lie there."""
+    """``name.safetensors`` and the shards of ``name`` that exist."""
     return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*-of-*.safetensors")])
 
 
 def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
-    """Every tensor of ``name.safetensors``, of the files that its index names, or of its shards. CheckpointError where one is missing."""
+    """All tensors of ``name.safetensors``, of the files in its index, or of its shards. CheckpointError if a file is missing."""
     index = folder / f"{name}.safetensors.index.json"
     if index.exists():
         return _indexed(folder, index)
@@ -87,7 +87,7 @@ def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
         wanted = int(files[0].name.rsplit("-of-", 1)[1].split(".")[0])
         if len(files) != wanted:
             raise CheckpointError(f"{folder} holds {len(files)} of {wanted} shards of {name}; copy the missing ones")
-    return {_current(tensor.name): tensor for file in files for tensor in read_head(file)}
+    return {_current(tensor.name): tensor for file in files for tensor in read_header(file)}
 
 
 def _current(name: str) -> str:
@@ -99,25 +99,27 @@ def _indexed(folder: Path, index: Path) -> dict[str, Stored]:
     try:
         where: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({error}); copy or download it again") from error
+        raise CheckpointError(f"{index} is not a valid shard index ({error}); copy or download it again") from error
     files = sorted(set(where.values()))
     if foreign := [f for f in files if Path(f).name != f]:
-        raise CheckpointError(f"{index} names {foreign[0]!r}, which is no file beside it; copy or download it again")
+        raise CheckpointError(
+            f"{index} names {foreign[0]!r}, which is not a file in the same folder; copy or download it again"
+        )
     if absent := [f for f in files if not (folder / f).exists()]:
         raise CheckpointError(
-            f"{index.name} in {folder} names {len(absent)} of {len(files)} files that are not there ({', '.join(absent[:3])}); "
+            f"{index.name} in {folder} names {len(absent)} of {len(files)} files that are missing ({', '.join(absent[:3])}); "
             "copy or download the missing ones"
         )
-    found = {(tensor.path.name, tensor.name): tensor for file in files for tensor in read_head(folder / file)}
+    found = {(tensor.path.name, tensor.name): tensor for file in files for tensor in read_header(folder / file)}
     if lost := [name for name, file in where.items() if (file, name) not in found]:
-        raise CheckpointError(f"{index} says that {where[lost[0]]} holds {lost[0]}, but it does not; copy both again")
+        raise CheckpointError(f"{where[lost[0]]} lacks {lost[0]}, which {index} lists; copy both again")
     return {name: tensor for (_, name), tensor in found.items()}
 
 
 def read(
     stored: Stored, *, rows: int | None = None, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """One tensor, or its first ``rows``, as ``dtype`` (default: as stored) on ``device``. CheckpointError for what is not finite."""
+    """One tensor, or its first ``rows``, as ``dtype`` (default: as stored) on ``device``. CheckpointError for NaN and infinity."""
     kind = (FLOATS | _OTHERS).get(stored.dtype)
     if kind is None:
         raise CheckpointError(f"{stored.name} is stored as {stored.dtype}; supported: {', '.join(FLOATS)}")
@@ -141,12 +143,12 @@ def read(
 
 
 def _finite(piece: Tensor) -> bool:
-    """Whether all numbers are finite, by their extremes, of which NaN is one: ``isfinite`` would need several times the piece."""
+    """Whether all values are finite, by minimum and maximum (NaN propagates): ``isfinite`` would need several times the memory."""
     return not piece.is_floating_point() or bool(torch.stack(piece.aminmax()).isfinite().all())
 
 
 def _into(f: BinaryIO, piece: Tensor, stored: Stored) -> None:
-    """Fill a piece, whatever the number of reads that takes."""
+    """Fill a buffer, with as many reads as needed."""
     view = piece.view(torch.uint8).numpy().data
     while len(view):
         count = f.readinto(view)  # type: ignore[attr-defined]

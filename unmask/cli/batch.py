@@ -69,18 +69,18 @@ def batch(
       torchrun --nproc-per-node 2 -m unmask.cli.main batch requests.jsonl answers
     """
     from unmask.evaluation.progress import Lines
-    from unmask.serving.batch import Share, needs, plan, work_off
+    from unmask.serving.batch import Share, needs, plan, run_batch
 
     share = Share(rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1))
     work = plan(manifest, out, share, retry=retry)
     opened = _opened(model, device, threads, storage, download, needs(work)) if work.todo else None
     with Lines() as lines:
-        done = work_off(opened, work, live=live, told=lambda done, of: lines("batch", done, of))
+        done = run_batch(opened, work, live=live, on_progress=lambda done, of: lines("batch", done, of))
     if as_json:
         print_json({"done": done.done, "passed": done.passed, "failed": done.failed, "results": str(work.results)})
     else:
         click.echo(work.results)
-    news(f"{done.done} done, {done.passed} skipped (done before), {done.failed} failed")
+    news(f"{done.done} done, {done.passed} done before, {done.failed} failed")
     return int(done.failed > 0)
 
 

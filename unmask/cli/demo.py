@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from PIL import Image
@@ -18,7 +18,7 @@ from unmask.cli.sheet import Cell, Row, sheet
 from unmask.tokens.pictures import draw_boxes, save_image, save_trace, strip
 
 if TYPE_CHECKING:
-    from unmask.tasks.results import Box, Drawing
+    from unmask.tasks.results import Box, Drawing, Json
 
 PROMPTS = (
     "a red apple",
@@ -101,14 +101,14 @@ def unseen(seed: int) -> Example:
         asked = [q for q in language.questions(scene, rng) if q.kind in ("colour", "what", "where")]
         referred = language.referring(scene, rng)
         changed = edits.edit(scene, "test", rng, "recolour")
-        if asked and changed and len(referred) == len(scene.things):
+        if asked and changed and len(referred) == len(scene.objects):
             question = rng.choice(asked)
             return Example(
                 picture=Image.fromarray(render(scene, _SIDE)),
                 question=question.text,
                 answer=question.answer,
                 phrases=tuple(phrase for phrase, _ in referred),
-                boxes=tuple(_pixels(scene.things[i].box) for _, i in referred),
+                boxes=tuple(_pixels(scene.objects[i].box) for _, i in referred),
                 instruction=changed.instruction,
             )
     raise ValueError(f"no suitable scene was found for seed {seed}; use another --seed")
@@ -119,7 +119,7 @@ def _pixels(box: tuple[float, float, float, float]) -> tuple[float, float, float
     return (x1, y1, x2, y2)
 
 
-def _box_record(box: Box, true: Sequence[float]) -> dict[str, Any]:
+def _box_record(box: Box, true: Sequence[float]) -> Json:
     return {
         "phrase": box.phrase,
         "box": [round(v, 1) for v in box.corners],
@@ -147,7 +147,7 @@ def _rows(
     )
 
 
-def _report(record: dict[str, Any], saved: Path, seconds: float, run: Run) -> None:
+def _report(record: Json, saved: Path, seconds: float, run: Run) -> None:
     if run.json:
         print_json({**record, "sheet": str(saved), "seconds": round(seconds, 2)})
         return

@@ -22,7 +22,7 @@ from unmask.cli.output import news, print_json, save_text
 from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
 
 if TYPE_CHECKING:
-    from unmask.grammars.answer_format import Form
+    from unmask.grammars.answer_format import AnswerFormat
 
 
 @click.command(cls=OrderedHelp, first=("max_tokens", "steps", "guidance", "temperature", "seed", "model"))
@@ -86,7 +86,7 @@ def ask(
     print_json(answer.to_json()) if run.json else click.echo(answer.text)
 
 
-def _form(schema: str | None, regex: str | None) -> Form | None:
+def _form(schema: str | None, regex: str | None) -> AnswerFormat | None:
     """The format that the answer is constrained to; None: free text."""
     if schema is None and regex is None:
         return None

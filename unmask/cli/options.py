@@ -70,7 +70,7 @@ class Run:
         from unmask.pipeline.model import Model
 
         if not isinstance(model, Model):
-            raise click.UsageError(f"{self.model} is a text model; it takes ask and infill with a text")
+            raise click.UsageError(f"{self.model} is a text model, which cannot {task}; see ask and infill")
         return model
 
     def open_any(self, task: str) -> Model | TextModel:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """One JSON value on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,7 @@ from unmask.cli.output import print_json, table
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
     from unmask.pipeline.loading import ModelSpec
+    from unmask.tasks.results import Json
 
 _SHIPPED = Path(__file__).parents[1] / "assets"
 _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
@@ -22,10 +23,10 @@ _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
 
 def stored(place: Path) -> list[Stored]:
     """All tensors of a file, or of the safetensors files of a folder. ValueError for missing or damaged files."""
-    from unmask.checkpoints.stream import read_head, tensors_of
+    from unmask.checkpoints.stream import read_header, tensors_of
 
     if place.is_file():
-        return read_head(place)
+        return read_header(place)
     names = {_family(path) for path in place.glob("*.safetensors")}
     found = [tensor for name in sorted(names) for tensor in tensors_of(place, name).values()]
     if not found:
@@ -39,7 +40,7 @@ def _family(path: Path) -> str:
     return match["family"] if match else path.stem
 
 
-def grouped(tensors: list[Stored], depth: int) -> Iterator[dict[str, Any]]:
+def grouped(tensors: list[Stored], depth: int) -> Iterator[Json]:
     """One row per part: tensors grouped by the first ``depth`` words of their names, without layer numbers."""
     groups: dict[tuple[str, str], list[Stored]] = {}
     for t in tensors:

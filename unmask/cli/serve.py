@@ -10,7 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unmask.serving.replicas import Replicas
     from unmask.serving.server import Server
     from unmask.serving.service import Service
+    from unmask.tasks.results import Json
 
 KEY = "UNMASK_API_KEY"
 _COUNT = click.IntRange(min=1)
@@ -111,7 +112,7 @@ def serve(
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
     check_device(device)
     known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
-    edge: dict[str, Any] = {"keys": known, "origins": origins, "most_bytes": max_body * 2**20}
+    edge: Json = {"keys": known, "origins": origins, "most_bytes": max_body * 2**20}
     if not replicas:
         use_threads(threads)
         service = _service(model, device, storage, download, max_live, max_waiting)

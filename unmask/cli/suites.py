@@ -8,9 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from unmask.evaluation.encoders import Comparison
+    from unmask.evaluation.evaluate import Layout, Part, Plan
+    from unmask.evaluation.report import Report
+    from unmask.evaluation.strategies import PromptGenerator
+    from unmask.pipeline.model import Model
+    from unmask.tasks.reflecting import Thinking
+
+    Measure = Callable[[Model], Report]
 
 T = TypeVar("T")
 
@@ -45,15 +55,15 @@ class Suite:
 
     takes: frozenset[str]
     wants: frozenset[str]
-    open: Callable[[EvalOptions], Callable[[Any], Any]]
+    open: Callable[[EvalOptions], Measure]
 
 
-def _world(options: EvalOptions) -> Callable[[Any], Any]:
+def _world(options: EvalOptions) -> Measure:
     from unmask.evaluation import world_suite
 
     world_suite.select(options.only)
 
-    def measured(model: Any) -> Any:
+    def measured(model: Model) -> Report:
         return world_suite.run(
             model,
             level=options.level,
@@ -67,7 +77,7 @@ def _world(options: EvalOptions) -> Callable[[Any], Any]:
     return measured
 
 
-def _geneval(options: EvalOptions) -> Callable[[Any], Any]:
+def _geneval(options: EvalOptions) -> Measure:
     from unmask.data.geneval import read_geneval
     from unmask.evaluation.public_geneval import PublicGenEval, lay_out, layout
 
@@ -84,7 +94,7 @@ def _geneval(options: EvalOptions) -> Callable[[Any], Any]:
             "the judge knows the objects and colours of no prompt; add --all to generate them for other judges"
         )
 
-    def measured(model: Any) -> Any:
+    def measured(model: Model) -> Report:
         if not options.everything and not part.judges(model):
             raise ValueError(
                 f"the judge reads pictures of the synthetic world of {part.judge().config.side} pixels, and this model generates "
@@ -97,19 +107,19 @@ def _geneval(options: EvalOptions) -> Callable[[Any], Any]:
     return measured
 
 
-def _drawer(options: EvalOptions) -> Any:
+def _drawer(options: EvalOptions) -> PromptGenerator:
     from unmask.evaluation.strategies import PromptGenerator
 
     return PromptGenerator(changes=options.settings, thinking=_thinking(options))
 
 
-def _thinking(options: EvalOptions) -> Any:
+def _thinking(options: EvalOptions) -> Thinking:
     from unmask.tasks.reflecting import Thinking
 
     return Thinking(plan=options.plan, attempts=options.attempts)
 
 
-def _dpg(options: EvalOptions) -> Callable[[Any], Any]:
+def _dpg(options: EvalOptions) -> Measure:
     from unmask.data.dpg import read_dpg
     from unmask.evaluation.evaluate import one_folder
     from unmask.evaluation.public_dpg import PublicDPG
@@ -119,7 +129,7 @@ def _dpg(options: EvalOptions) -> Callable[[Any], Any]:
     return lambda model: _run(model, part, options, len(prompts), one_folder)
 
 
-def _imgedit(options: EvalOptions) -> Callable[[Any], Any]:
+def _imgedit(options: EvalOptions) -> Measure:
     from unmask.data.imgedit import read_imgedit
     from unmask.data.published import require_files
     from unmask.evaluation.evaluate import one_folder
@@ -135,7 +145,7 @@ def _imgedit(options: EvalOptions) -> Callable[[Any], Any]:
     return lambda model: _run(model, part, options, len(edits), one_folder)
 
 
-def _refcoco(options: EvalOptions) -> Callable[[Any], Any]:
+def _refcoco(options: EvalOptions) -> Measure:
     from unmask.data.published import require_files
     from unmask.data.refcoco import read_refcoco
     from unmask.evaluation.public_refcoco import PublicRefCOCO
@@ -205,7 +215,7 @@ def _some(values: Sequence[T], only: Iterable[str], kind: Callable[[T], str], wo
     return tuple(value for value in values if not only or kind(value) in only)
 
 
-def _comparison(options: EvalOptions) -> Any:
+def _comparison(options: EvalOptions) -> Comparison | None:
     if options.clip is None:
         if options.real is not None:
             raise click.UsageError("--real needs --clip: the distance is measured in CLIP features")
@@ -216,13 +226,13 @@ def _comparison(options: EvalOptions) -> Any:
     return Comparison(encoder=read_clip(options.clip, options.device), real=real)
 
 
-def _plan(options: EvalOptions, there: int) -> Any:
+def _plan(options: EvalOptions, there: int) -> Plan:
     from unmask.evaluation.evaluate import Plan
 
     return Plan(n=min(there, options.limit or there), seed=options.seed, batch=options.batch)
 
 
-def _run(model: Any, part: Any, options: EvalOptions, there: int, layout: Any) -> Any:
+def _run(model: Model, part: Part, options: EvalOptions, there: int, layout: Layout | None) -> Report:
     from unmask.evaluation import suite
     from unmask.evaluation.evaluate import Record
 

@@ -26,6 +26,6 @@ def _cell(image: Image.Image, plan: Layout | None, words: str) -> Cell:
     if plan is None:
         return Cell(picture=image, lines=lines)
     wide, high = image.size
-    boxes = [(t.phrase, (t.box[0] * wide, t.box[1] * high, t.box[2] * wide, t.box[3] * high)) for t in plan.things]
-    said = f"{plan.reason}: {', '.join(t.phrase for t in plan.things)}".strip(": ")
+    boxes = [(t.phrase, (t.box[0] * wide, t.box[1] * high, t.box[2] * wide, t.box[3] * high)) for t in plan.objects]
+    said = f"{plan.reason}: {', '.join(t.phrase for t in plan.objects)}".strip(": ")
     return Cell(picture=draw_boxes(image, boxes), lines=(*lines, *((said,) if said else ()), *plan.troubles))

@@ -71,7 +71,25 @@ def _list(context: click.Context, option: click.Parameter, wanted: bool) -> None
         context.exit()
 
 
-@click.command()
+_HELP = """Train by a recipe, or go on with a run.
+
+RECIPE is file.function of unmask/recipes. The folder of the run receives metrics.jsonl, the state from which
+--resume continues bit for bit, and at the end the weights. Prints the folder.
+
+Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once.
+
+\b
+Examples:
+  unmask train --list
+  unmask train mini.stage2 --out runs/stage2
+  unmask train mini.stage2 --out runs/stage2 --resume
+  unmask train mini.stage2 --device cuda --seed 1
+  unmask train mini.stage2 --processes 2 -o training.accumulate=4
+  unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
+"""
+
+
+@click.command(help=_HELP)
 @click.argument("recipe")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; start one where there is none.")
@@ -95,22 +113,7 @@ def train(
     as_json: bool,
     threads: int | None,
 ) -> None:
-    """Train by a recipe, or go on with a run.
-
-    RECIPE is file.function of unmask/recipes. The folder of the run receives metrics.jsonl, the state from which
-    --resume continues bit for bit, and at the end the weights. Prints the folder.
-
-    Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once.
-
-    \b
-    Examples:
-      unmask train --list
-      unmask train mini.stage2 --out runs/stage2
-      unmask train mini.stage2 --out runs/stage2 --resume
-      unmask train mini.stage2 --device cuda --seed 1
-      unmask train mini.stage2 --processes 2 -o training.accumulate=4
-      unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
-    """
+    """Check the folder, build the recipe, train, and print where the result is."""
     folder = out or Path("runs") / recipe
     if not resume and any((folder / name).exists() for name in _LEFT_BY_RUNS):
         raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")

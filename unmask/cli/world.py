@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +17,7 @@ from unmask.tokens.pictures import WRITABLE
 
 if TYPE_CHECKING:
     from unmask.cli.sheet import Cell
+    from unmask.tasks.results import Json
 
 _SIDE = 128
 
@@ -65,7 +66,7 @@ def show(level: str, split: str, seed: int, first: int, count: int, out: Path, a
         click.echo(saved)
 
 
-def _described(level: str, split: str, seed: int, index: int) -> dict[str, Any]:
+def _described(level: str, split: str, seed: int, index: int) -> Json:
     """Scene, texts and boxes of one cell; a function of the four arguments alone."""
     from unmask.data.world import edits, language
     from unmask.data.world.scenes import sample
@@ -79,13 +80,13 @@ def _described(level: str, split: str, seed: int, index: int) -> dict[str, Any]:
         "index": index,
         "caption": language.caption(scene, rng),
         "layout": [{"phrase": phrase, "box": box} for phrase, box in language.layout(scene, rng)],
-        "referring": [{"phrase": phrase, "box": scene.things[i].box} for phrase, i in language.referring(scene, rng)],
+        "referring": [{"phrase": phrase, "box": scene.objects[i].box} for phrase, i in language.referring(scene, rng)],
         "questions": [{"kind": q.kind, "text": q.text, "answer": q.answer} for q in rng.sample(asked, len(asked))],
         "edit": changed.instruction if changed else None,
     }
 
 
-def _cell(scene: dict[str, Any]) -> Cell:
+def _cell(scene: Json) -> Cell:
     from PIL import Image
 
     from unmask.cli.sheet import Cell

@@ -1,1 +1,1 @@
-"""Where samples come from: sources, mixtures, the loader and the synthetic world."""
+"""Training data: sources, mixtures, benchmark prompt files and the synthetic world."""

@@ -1,7 +1,7 @@
-"""Critiques of pictures that a model drew itself. Public ideas: a folder of ``Drawn`` pictures, and the source ``DrawnCritiques``.
+"""Critiques of generated images. Public ideas: a folder of ``Drawn`` images, and the source ``DrawnCritiques``.
 
-Made by ``recipes.mini_drawn``: pictures of training prompts, read by ``world.reading`` (nothing learned, and not the judge of the
-evaluation). A picture whose scene was read in full is also asked about with other captions, as renderings are.
+Made by ``recipes.mini_drawn``: images of training prompts, labelled by ``world.reading`` (no learned parts, and not the judge of the
+evaluation). Images whose scene was recognised completely are also paired with other captions, as renderings are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask.data.thinking import answering
 from unmask.data.world import critiques
-from unmask.data.world.scenes import Scene, Thing, shows_held_out
+from unmask.data.world.scenes import Scene, SceneObject, shows_held_out
 from unmask.sequence import Batch, collate
 from unmask.tokens.build import Builder, looking
 from unmask.tokens.text import Text
@@ -27,7 +27,7 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """``prompt``: what was asked for · ``critique``: what is wrong, "" if nothing is · ``scene``: what was read · ``clean``: all of it."""
+    """``critique`` of the image for its ``prompt``, "" if correct · ``scene``: recognised objects · ``clean``: nothing else is shown."""
 
     prompt: str
     critique: str
@@ -36,10 +36,10 @@ class Drawn:
 
 
 def save_drawn(folder: Path, pictures_NHW3: Tensor, drawn: Items[Drawn]) -> None:
-    """Pictures uint8 [N, side, side, 3] with what is known of them. ValueError where one shows a held-out combination."""
+    """Save images uint8 [N, side, side, 3] with their labels. ValueError if one shows a held-out combination."""
     for i, d in enumerate(drawn):
         if shows_held_out(d.scene):
-            raise ValueError(f"picture {i} shows what is held out for the test split; leave it out")
+            raise ValueError(f"image {i} shows a combination held out for the test split; leave it out")
     load_drawn.cache_clear()
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"pictures": pictures_NHW3}, folder / "pictures.safetensors")
@@ -51,7 +51,7 @@ def save_drawn(folder: Path, pictures_NHW3: Tensor, drawn: Items[Drawn]) -> None
                 "clean": d.clean,
                 "level": d.scene.level,
                 "background": d.scene.background,
-                "things": [[t.name, t.colour, t.x, t.y, t.size] for t in d.scene.things],
+                "things": [[t.name, t.colour, t.x, t.y, t.size] for t in d.scene.objects],
             }
         )
         for d in drawn
@@ -61,32 +61,31 @@ def save_drawn(folder: Path, pictures_NHW3: Tensor, drawn: Items[Drawn]) -> None
 
 @lru_cache(maxsize=4)
 def load_drawn(folder: Path) -> tuple[Tensor, tuple[Drawn, ...]]:
-    """What ``save_drawn`` wrote. ValueError where a file is missing or damaged, or the two do not belong together."""
+    """Load what ``save_drawn`` wrote. ValueError if a file is missing or damaged, or the files do not match."""
     try:
         pictures = load_file(folder / "pictures.safetensors")["pictures"]
         drawn = tuple(_drawn(json.loads(line)) for line in (folder / "drawn.jsonl").read_text("utf-8").splitlines())
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no drawn pictures; make them by unmask.recipes.mini_drawn") from None
+        raise ValueError(f"{folder} contains no generated images; create them with unmask.recipes.mini_drawn") from None
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the drawn pictures in {folder} are damaged ({error}); make them anew") from error
+        raise ValueError(f"the generated images in {folder} are damaged ({error}); create them again") from error
     if len(pictures) != len(drawn):
-        raise ValueError(f"{folder} has {len(pictures)} pictures and {len(drawn)} lines about them; make it anew")
+        raise ValueError(f"{folder} has {len(pictures)} images but {len(drawn)} labels; create it again")
     return pictures, drawn
 
 
-def _drawn(told: dict) -> Drawn:
+def _drawn(record: dict) -> Drawn:
     names = ("name", "colour", "x", "y", "size")
-    things = tuple(Thing(**dict(zip(names, thing, strict=True))) for thing in told["things"])
-    scene = Scene(things=things, background=told["background"], level=told["level"])
-    return Drawn(prompt=told["prompt"], critique=told["critique"], scene=scene, clean=told["clean"])
+    objects = tuple(SceneObject(**dict(zip(names, obj, strict=True))) for obj in record["things"])
+    scene = Scene(objects=objects, background=record["background"], level=record["level"])
+    return Drawn(prompt=record["prompt"], critique=record["critique"], scene=scene, clean=record["clean"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnCritiques:
-    """Drawn picture and its prompt -> "... is correct", or what is wrong, in ``length`` tokens; ``captions`` more where all was read.
+    """Generated image and its prompt -> critique, in ``length`` tokens; ``captions`` more pairs for completely recognised images.
 
-    Right pictures come as often as wrong ones, however many there are of either; a share ``placed`` of the other captions says how two
-    things lie, where two do.
+    Correct and incorrect images are balanced. ``related``: share of the other captions with a spatial relation, if there is one.
     """
 
     text: Text
@@ -96,7 +95,7 @@ class DrawnCritiques:
     batch: int = 8
     length: int = 16
     captions: int = 2
-    placed: float = 0.0
+    related: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawn critiques/{self.seed}/{step}")
@@ -108,12 +107,14 @@ class DrawnCritiques:
         for i in (rng.choice(rng.choice(sides)) for _ in range(self.batch)):
             pixels = pictures[i].permute(2, 0, 1).float() / 255
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
-            pairs = [(b.wording.critique.format(caption=said), words) for said, words in self._said(drawn[i], rng)]
+            pairs = [
+                (b.wording.critique.format(caption=caption), words) for caption, words in self._pairs(drawn[i], rng)
+            ]
             rows.append(answering(b, pairs, rng, self.length))
         return collate(rows, range(self.batch))
 
-    def _said(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
-        said = [(drawn.prompt, drawn.critique or critiques.approval(rng))]
+    def _pairs(self, drawn: Drawn, rng: Random) -> list[tuple[str, str]]:
+        pairs = [(drawn.prompt, drawn.critique or critiques.approval(rng))]
         if drawn.clean:
-            said += [critiques.claim(drawn.scene, rng, self.placed) for _ in range(self.captions)]
-        return said
+            pairs += [critiques.sample_pair(drawn.scene, rng, self.related) for _ in range(self.captions)]
+        return pairs

@@ -1,7 +1,7 @@
 """GenEval's prompts as that benchmark publishes them: ``evaluation_metadata.jsonl`` (Ghosh et al., 2023).
 
-Public idea: ``read_geneval(path) -> (GenEvalPrompt, …)``. One object a line: ``tag``, ``prompt``, ``include`` (what must be there:
-``class``, ``count``, for some ``color`` and ``position``) and for some ``exclude`` (``class``, and the ``count`` that must not be reached).
+Public idea: ``read_geneval(path) -> (GenEvalPrompt, …)``. One object per line: ``tag``, ``prompt``, ``include`` (required objects:
+``class``, ``count``, optionally ``color`` and ``position``) and optionally ``exclude`` (``class``, and a ``count`` not to be reached).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 
 @dataclass(frozen=True, kw_only=True)
 class Included:
-    """At least ``count`` of ``name``. ``position`` (relation, i): it lies so to entry i of the same list."""
+    """At least ``count`` of ``name``. ``position`` (relation, i): its relation to entry i of the same list."""
 
     name: str
     count: int
@@ -35,7 +35,7 @@ class Excluded:
 
 @dataclass(frozen=True, kw_only=True)
 class GenEvalPrompt:
-    """``index``: its number in the file, from 0, after which its folder of pictures is named · ``line``: the record as it was read."""
+    """``index``: its number in the file, from 0, and the name of its image folder · ``line``: the unparsed record."""
 
     index: int
     tag: str
@@ -54,7 +54,7 @@ class GenEvalPrompt:
 
 
 def read_geneval(path: Path) -> tuple[GenEvalPrompt, ...]:
-    """All prompts of a file, in its order. FormatError with file and line."""
+    """All prompts of a file, in order. FormatError with file and line."""
     return tuple(_prompt(index, entry) for index, entry in enumerate(json_lines(path)))
 
 
@@ -64,7 +64,7 @@ def _prompt(index: int, entry: Entry) -> GenEvalPrompt:
         raise entry.wrong(f"unknown tag {tag!r}", f"wanted one of {', '.join(TAGS)}")
     wanted = entry.objects("include")
     if not wanted:
-        raise entry.wrong("'include' names nothing", 'wanted a list like [{"class": "dog", "count": 1}]')
+        raise entry.wrong("'include' is empty", 'wanted a list like [{"class": "dog", "count": 1}]')
     return GenEvalPrompt(
         index=index,
         tag=tag,

@@ -1,7 +1,7 @@
 """ImgEdit's basic (single-turn) edits as that benchmark publishes them: one JSON object, key -> {id, prompt, edit_type} (Ye et al., 2025).
 
-Public idea: ``read_imgedit(path) -> (EditRequest, …)``. The key names the edited picture (``1082.png``), ``id`` is the path of the source
-picture below the folder of originals.
+Public idea: ``read_imgedit(path) -> (EditRequest, …)``. The key is the name of the edited image (``1082.png``), ``id`` the path of the
+source image in the folder of originals.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unmask.data.published import FormatError, entry_of, file_stem, inside, json
 
 @dataclass(frozen=True, kw_only=True)
 class EditRequest:
-    """``source``: a path below the folder of originals · ``kind``: the benchmark's ``edit_type`` (add, remove, style …)."""
+    """``source``: a path in the folder of originals · ``kind``: the benchmark's ``edit_type`` (add, remove, style …)."""
 
     key: str
     source: str
@@ -23,7 +23,7 @@ class EditRequest:
 
 
 def read_imgedit(path: Path) -> tuple[EditRequest, ...]:
-    """All edits of a file, in its order. FormatError where it is not in this form."""
+    """All edits of a file, in order. FormatError if it has another format."""
     found = json_of(path)
     if not isinstance(found, dict) or not found:
         raise FormatError(f"{path.name} holds {short(found)}; wanted {{key: {{id, prompt, edit_type}}, …}}")

@@ -1,4 +1,4 @@
-"""Several sources in one run. Public idea: ``Joint`` gives a batch of each every step; ``Weighted`` one of them, by weight (spec 3.4)."""
+"""Mixtures of sources. Public idea: ``Joint`` gives a batch of each every step; ``Weighted`` one of them, by weight (spec 3.4)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from unmask.protocols import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Joint:
-    """{name: batch} of every source whose turn it is: source i takes part in every ``every``-th batch.
+    """{name: batch} of all sources that are due: source i contributes to every ``every``-th batch.
 
-    Several processes take batches in turn: where ``every`` is a multiple of their number, one of them does all of that source.
+    Processes take batches in turn: if ``every`` is a multiple of their number, one process gets all batches of that source.
     """
 
     parts: tuple[tuple[str, Source, int], ...]
@@ -24,7 +24,7 @@ class Joint:
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted:
-    """{name: batch} of one source, drawn by weight; which one is a function of (seed, step)."""
+    """{name: batch} of one source, drawn by weight as a function of (seed, step)."""
 
     parts: tuple[tuple[str, Source, float], ...]
     seed: int = 0

@@ -1,6 +1,6 @@
-"""What the readers of published prompt files share: one record after the other, and errors that name file and line.
+"""Shared parts of the readers of published prompt files: records, and errors that name file and line.
 
-Public idea: ``json_lines(path) -> [Entry]``; ``entry.get("prompt", str)`` gives a field of the wanted type or says what is wrong.
+Public idea: ``json_lines(path) -> [Entry]``; ``entry.get("prompt", str)`` returns a field of this type or raises FormatError.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ _NAMES: dict[type, str] = {str: "a text", int: "a whole number", list: "a list",
 
 
 class FormatError(ValueError):
-    """A file is not in its published format. The message says where, what came and what was wanted."""
+    """A file is not in its published format. The message names place, value and expectation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One JSON object of a file. ``place``: where it stands, for errors (``prompts.jsonl, line 3``) · ``text``: its line, if it has one."""
+    """One JSON object of a file. ``place``: location for errors (``prompts.jsonl, line 3``) · ``text``: its line in a JSON Lines file."""
 
     value: dict[str, Any]
     place: str
     text: str = ""
 
     def get(self, name: str, kind: type[T]) -> T:
-        """A field that must be there. A text must not be empty, and True is no number."""
+        """A required field of type ``kind``. Strings must not be empty; bool is not an int."""
         if name not in self.value:
-            raise self.wrong(f"there is no {name!r}", f"wanted {_NAMES[kind]}, {name!r}")
+            raise self.wrong(f"the field {name!r} is missing", f"wanted {_NAMES[kind]}, {name!r}")
         found = self.value[name]
         if not isinstance(found, kind) or isinstance(found, bool):
             raise self.wrong(f"{name!r} is {short(found)}", f"wanted {_NAMES[kind]}")
@@ -46,7 +46,7 @@ class Entry:
         return found
 
     def objects(self, name: str) -> list[Entry]:
-        """A list of objects; an empty one where the field is not there."""
+        """A list of objects; empty if the field is absent."""
         found = self.get(name, list) if name in self.value else []
         return [entry_of(value, f"{self.place}, {name}[{i}]") for i, value in enumerate(found)]
 
@@ -54,26 +54,26 @@ class Entry:
         return FormatError(f"{self.place}: {what}; {wanted}")
 
 
-def entry_of(value: Any, place: str) -> Entry:
-    """FormatError where a value is no object."""
+def entry_of(value: object, place: str) -> Entry:
+    """Wrap a JSON object. FormatError for other values."""
     if not isinstance(value, dict):
-        raise FormatError(f"{place}: {short(value)} is no object; wanted {{…}} with named fields")
+        raise FormatError(f"{place}: {short(value)} is not an object; wanted {{…}} with named fields")
     return Entry(value=value, place=place)
 
 
 def text_of(path: Path) -> str:
-    """A file as text. OSError where it cannot be opened, FormatError where it is empty or no text in UTF-8."""
+    """Read a text file. OSError if it cannot be opened, FormatError if it is empty or not UTF-8."""
     try:
         found = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is not text in UTF-8 (byte {error.start}); is it the right file?") from error
     if not found.strip():
-        raise FormatError(f"{path} is empty; was it downloaded whole?")
+        raise FormatError(f"{path} is empty; is the download complete?")
     return found
 
 
 def json_lines(path: Path) -> list[Entry]:
-    """One object a line; lines of nothing but spaces are passed over."""
+    """One object per line; blank lines are skipped."""
     entries = []
     for number, line in enumerate(text_of(path).split("\n"), start=1):
         if line.strip():
@@ -82,26 +82,26 @@ def json_lines(path: Path) -> list[Entry]:
     return entries
 
 
-def json_of(path: Path) -> Any:
-    """One JSON value. A key that stands twice in an object is refused: the first one would be lost."""
+def json_of(path: Path) -> object:
+    """Parse a JSON file. Duplicate keys of an object are an error, because the first value would be lost."""
     return _parsed(text_of(path), path.name)
 
 
-def _parsed(text: str, place: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parsed(text: str, place: str) -> object:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if doubled := first_twice([name for name, _ in pairs]):
-            raise FormatError(f"{place}: the key {doubled!r} stands there twice; keys must be unique")
+            raise FormatError(f"{place}: duplicate key {doubled!r}; keys must be unique")
         return dict(pairs)
 
     try:
         return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
-        raise FormatError(f"{place} is not JSON ({error.msg} at {at}); wanted the file as it was published") from error
+        raise FormatError(f"{place} is not valid JSON ({error.msg} at {at}); use the published file") from error
 
 
 def first_twice(names: Sequence[T]) -> T | None:
-    """The first that stands there a second time."""
+    """The first repeated name, or None."""
     seen: set[T] = set()
     for name in names:
         if name in seen:
@@ -111,7 +111,7 @@ def first_twice(names: Sequence[T]) -> T | None:
 
 
 def inside(name: str, place: str) -> str:
-    """A path below a folder, as it was given. FormatError for one that leads elsewhere."""
+    """A relative path, unchanged. FormatError if it leads out of its folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name:
         raise FormatError(f"{place}: the path {name!r} leads out of the folder; wanted one like animal/0001.jpg")
@@ -119,9 +119,9 @@ def inside(name: str, place: str) -> str:
 
 
 def file_stem(name: str, place: str) -> str:
-    """An id that a file can be named after. FormatError for any other."""
+    """An id that is a safe file name, unchanged. FormatError for others."""
     if name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise FormatError(f"{place}: no file can be named after the id {name!r}; wanted one without / and \\")
+        raise FormatError(f"{place}: the id {name!r} is not a safe file name; wanted one without / and \\")
     return name
 
 
@@ -131,12 +131,12 @@ def require_files(folder: Path, names: Sequence[str]) -> None:
     missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
         raise FormatError(
-            f"{len(missing)} of {len(wanted)} pictures are not in {folder}, for example {missing[0]}; "
-            "give the folder below which these paths lie"
+            f"{len(missing)} of {len(wanted)} images are missing in {folder}, for example {missing[0]}; "
+            "give the folder that contains these paths"
         )
 
 
-def short(value: Any) -> str:
-    """A value as it stands in an error."""
-    told = json.dumps(value, ensure_ascii=False, default=str)
-    return told if len(told) <= 60 else told[:59] + "…"
+def short(value: object) -> str:
+    """A value, shortened for an error message."""
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return shown if len(shown) <= 60 else shown[:59] + "…"

@@ -1,7 +1,7 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: referring expressions of COCO's pictures (Kazemzadeh et al., 2014; Yu et al., 2016; Mao et al., 2016).
+"""RefCOCO, RefCOCO+ and RefCOCOg: referring expressions for COCO images (Kazemzadeh et al., 2014; Yu et al., 2016; Mao et al., 2016).
 
 Public idea: ``read_refcoco(refs) -> (Expression, …)``. The release is ``refs(unc).p`` (RefCOCOg: ``refs(umd).p``) with ``instances.json``
-beside it. The first is a pickle, which can run any program when it is read: it is never read here, wanted is the same list as JSON.
+beside it. The first is a pickle, which can run arbitrary code when loaded: this reader takes the same list as JSON instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PICKLES = (".p", ".pkl", ".pickle")
 
 @dataclass(frozen=True, kw_only=True)
 class Expression:
-    """``phrase`` names what ``box`` (x1, y1, x2, y2 in pixels) holds in a picture of ``size`` (width, height)."""
+    """``phrase`` refers to the object in ``box`` (x1, y1, x2, y2 in pixels) of an image of ``size`` (width, height)."""
 
     key: str
     phrase: str
@@ -32,25 +32,25 @@ class Expression:
 
 
 def read_refcoco(refs: Path, instances: Path | None = None) -> tuple[Expression, ...]:
-    """Every expression of a refs file, whose boxes stand in ``instances`` (by default ``instances.json`` beside it)."""
+    """All expressions of a refs file, with boxes from ``instances`` (default: ``instances.json`` in the same folder)."""
     if refs.suffix in _PICKLES:
         raise FormatError(
-            f"{refs} is a pickle, which can run any program when it is read; if you trust it, convert it once: {CONVERT}"
+            f"{refs} is a pickle, which can run arbitrary code when loaded; if you trust it, convert it once: {CONVERT}"
         )
     boxes = instances or refs.parent / "instances.json"
     if not boxes.is_file():
-        raise FormatError(f"there is no {boxes}; put the instances.json of the release beside {refs.name}")
+        raise FormatError(f"{boxes} does not exist; put the instances.json of the release in the folder of {refs.name}")
     pictures, places = _instances(boxes)
     made = [e for i, ref in enumerate(_listed(refs)) for e in _expressions(ref, f"{refs.name}[{i}]", pictures, places)]
     if (doubled := first_twice([e.key for e in made])) is not None:
-        raise FormatError(f"{refs.name}: sent_id {doubled} stands there twice; ids must be unique")
+        raise FormatError(f"{refs.name}: duplicate sent_id {doubled}; ids must be unique")
     return tuple(made)
 
 
 def _listed(refs: Path) -> Sequence[object]:
     found = json_of(refs)
     if not isinstance(found, list) or not found:
-        raise FormatError(f"{refs.name} holds {short(found)}; wanted a list of refs, as the pickle holds it")
+        raise FormatError(f"{refs.name} holds {short(found)}; wanted a list of refs, as in the pickle")
     return found
 
 
@@ -69,9 +69,9 @@ def _expressions(value: object, place: str, pictures: dict[int, Entry], places: 
     if annotation not in places or image not in pictures:
         lacking = f"annotation {annotation}" if annotation not in places else f"image {image}"
         raise ref.wrong(f"instances.json has no {lacking}", "wanted the instances.json of the same release")
-    said = ref.objects("sentences")
-    if not said:
-        raise ref.wrong("there are no 'sentences'", 'wanted a list like [{"sent_id": 1, "sent": "left dog"}]')
+    sentences = ref.objects("sentences")
+    if not sentences:
+        raise ref.wrong("'sentences' is missing or empty", 'wanted a list like [{"sent_id": 1, "sent": "left dog"}]')
     shown = pictures[image]
     return [
         Expression(
@@ -82,7 +82,7 @@ def _expressions(value: object, place: str, pictures: dict[int, Entry], places: 
             size=(shown.count("width"), shown.count("height")),
             box=_corners(places[annotation]),
         )
-        for sentence in said
+        for sentence in sentences
     ]
 
 

@@ -1,7 +1,7 @@
-"""Training batches from the world: drawings, looks (questions and phrases about pictures), edits, captions alone.
+"""Training batches from the world: image generation, visual questions and grounding, edits, captions.
 
-Each source is a value; batch number ``step`` is a pure function of (seed, step). Pictures are turned into codes by ``encode``, a
-function from pixels [B, 3, H, W] in 0..1 to codes [B, h, w].
+Each source is a value; batch number ``step`` is a pure function of (seed, step). ``encode`` maps pixels [B, 3, H, W] in 0..1 to image
+codes [B, h, w].
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Encode = Callable[[Tensor], Tensor]
 Levels = tuple[tuple[str, float], ...]  # (name, weight)
 
 
-class Remembered:
-    """An encoder of squares that asks the real one only about squares it has not seen: a grid world has some 11,000 of them.
+class CachedEncoder:
+    """Cache an encoder per patch: the real encoder runs only on new patches; the grid world has about 11,000.
 
-    For encoders whose code depends on its own square alone. ``side``: pixels of a square.
+    For encoders whose codes depend only on their own patch. ``side``: pixels per side of a patch.
     """
 
     def __init__(self, encode: Encode, side: int = 16, most: int = 200_000) -> None:
@@ -50,8 +50,8 @@ class Remembered:
         if fresh := {k: i for i, k in enumerate(keys) if k not in self.known}:
             if len(self.known) > self.most:
                 self.known = {}
-            asked = torch.from_numpy(squares[list(fresh.values())]).reshape(-1, 3, n, n).float() / 255
-            self.known.update(zip(fresh, self.encode(asked).flatten().tolist(), strict=True))
+            pixels = torch.from_numpy(squares[list(fresh.values())]).reshape(-1, 3, n, n).float() / 255
+            self.known.update(zip(fresh, self.encode(pixels).flatten().tolist(), strict=True))
         return torch.tensor([self.known[k] for k in keys]).reshape(batch, rows, columns)
 
 
@@ -60,27 +60,29 @@ def pixels_of(scenes: list[Scene], side: int) -> Tensor:
     return torch.from_numpy(np.stack([render(s, side) for s in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
-def light_of(pixels_3HW: Tensor) -> Conditions:
-    """Luminance and contrast of a picture in 0..1: mean and deviation of its Rec. 709 luminance (spec 2.4)."""
+def luminance_stats(pixels_3HW: Tensor) -> Conditions:
+    """Luminance and contrast of an image in 0..1: mean and standard deviation of its Rec. 709 luminance (spec 2.4)."""
     weights = torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]
-    luminance = (pixels_3HW * weights).sum(0).clamp(max=1)  # white is more by rounding
+    luminance = (pixels_3HW * weights).sum(0).clamp(max=1)  # rounding can exceed 1 for white
     return Conditions(luminance=float(luminance.mean()), contrast=min(0.5, float(luminance.std(correction=0))))
 
 
-def shown(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
-    """Training scenes number ``first`` and on, without end, each of a level drawn by weight when it is asked for."""
+def train_scenes(levels: Levels, seed: int, first: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
+    """Training scenes from number ``first`` on, endlessly; the level of each is drawn by weight."""
     names, weights = zip(*levels, strict=True)
     return (sample(rng.choices(names, weights)[0], "train", seed, i, draft) for i in count(first))
 
 
-def batch_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, draft: Draft = Draft()) -> Iterator[Scene]:
+def scenes_of_batch(
+    levels: Levels, seed: int, step: int, batch: int, rng: Random, draft: Draft = Draft()
+) -> Iterator[Scene]:
     """The scenes of batch number ``step``."""
-    return islice(shown(levels, seed, step * batch, rng, draft), batch)
+    return islice(train_scenes(levels, seed, step * batch, rng, draft), batch)
 
 
 def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kinds: tuple[str, ...]) -> list[Edit]:
-    """The edits of batch number ``step``; ``kinds`` are gone through in turn."""
-    scenes = shown(levels, seed, step * batch * 4, rng)
+    """The edits of batch number ``step``; kinds cycle through ``kinds``."""
+    scenes = train_scenes(levels, seed, step * batch * 4, rng)
     pairs: list[Edit] = []
     while len(pairs) < batch:
         if made := edit(next(scenes), "train", rng, kinds[len(pairs) % len(kinds)]):
@@ -88,18 +90,18 @@ def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kind
     return pairs
 
 
-def captioned(text: Text, scene: Scene, rng: Random, longest: int) -> str:
-    """A caption of at most ``longest`` tokens, if a few tries find one: one long caption makes every row of its batch long."""
+def short_caption(text: Text, scene: Scene, rng: Random, longest: int) -> str:
+    """A caption of at most ``longest`` tokens, if four samples contain one: a long caption makes all rows of its batch long."""
     for _ in range(4):
-        said = language.caption(scene, rng)
-        if len(text.encode(said)) <= longest:
+        caption = language.caption(scene, rng)
+        if len(text.encode(caption)) <= longest:
             break
-    return said
+    return caption
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """How a layout stands before its picture: learned with it in a share ``open`` of the samples, else given (spec 3.3)."""
+    """A layout before its image: predicted with it in a share ``open`` of the samples, otherwise given (spec 3.3)."""
 
     open: float = 0.2
 
@@ -109,9 +111,9 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawings:
-    """Caption -> picture. ``fold`` 1 reads one code a position, 2 folds 2x2 of them. ``conditions``: share of captions with them.
+    """Caption -> image. ``fold``: 1 puts one code at each position, 2 folds 2x2 codes · ``conditions``: share of captions with conditions.
 
-    ``longest``: tokens of a caption, if that can be · ``plan``: whether a layout stands before the picture, and how.
+    ``longest``: target length of captions in tokens · ``plan``: layout before the image; None: no layout.
     """
 
     text: Text
@@ -128,24 +130,24 @@ class Drawings:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawings/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         codes = self.encode(pixels)
         rows = []
         for i, scene in enumerate(scenes):
-            said = light_of(pixels[i]) if rng.random() < self.conditions else None
+            conditions = luminance_stats(pixels[i]) if rng.random() < self.conditions else None
             b = Builder(text=self.text)
-            caption = captioned(self.text, scene, rng, self.longest)
+            caption = short_caption(self.text, scene, rng, self.longest)
             plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
-            rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=said, plan=plan))
+            rows.append(drawing(b, caption, codes[i], fold=self.fold, conditions=conditions, plan=plan))
         return collate(rows, range(self.batch))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
-    """Pictures with questions, phrases to ground and captions, each in a segment of its own after the shared picture.
+class VisualQuestions:
+    """Images with questions, phrases to ground and captions, each in its own segment after the shared image.
 
-    ``room``: tokens of every answer, ends of turn included; 0: one to three of these behind it.
+    ``answer_length``: tokens of every answer including end-of-turn tokens; 0: one to three end-of-turn tokens after it.
     """
 
     text: Text
@@ -158,11 +160,11 @@ class Looks:
     describe: float = 0.15
     levels: Levels = (("grid", 0.85), ("free", 0.15))
     draft: Draft = Draft()
-    room: int = 0
+    answer_length: int = 0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"looks/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed + 1, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed + 1, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         rows = [self._row(scene, pixels[i], rng) for i, scene in enumerate(scenes)]
         return collate(rows, range(self.batch))
@@ -171,35 +173,35 @@ class Looks:
         b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels)
         segment = 0
         describe = rng.random() < self.describe
-        # A caption is as long as two questions: a row that has one has fewer of the others.
-        asked = language.questions(scene, rng)
-        rng.shuffle(asked)
-        for question in asked[: self.questions - describe]:
+        # A caption is about as long as two questions: rows with a caption have fewer questions and phrases.
+        questions = language.questions(scene, rng)
+        rng.shuffle(questions)
+        for question in questions[: self.questions - describe]:
             segment += 1
-            asking(b, question.text, answer_ids(self.text, question.answer, rng, self.room), segment=segment)
+            asking(b, question.text, answer_ids(self.text, question.answer, rng, self.answer_length), segment=segment)
         phrases = language.referring(scene, rng)
         rng.shuffle(phrases)
-        for phrase, thing in phrases[: self.phrases - describe]:
+        for phrase, obj in phrases[: self.phrases - describe]:
             segment += 1
-            grounding(b, phrase, scene.things[thing].box, segment=segment)
+            grounding(b, phrase, scene.objects[obj].box, segment=segment)
         if describe or not segment:
-            words = answer_ids(self.text, language.caption(scene, rng), rng, self.room)
+            words = answer_ids(self.text, language.caption(scene, rng), rng, self.answer_length)
             asking(b, b.wording.describe, words, segment=segment + 1)
         return b.build()
 
 
-def answer_ids(text: Text, answer: str, rng: Random, room: int = 0) -> list[int]:
-    """An answer closed by one to three ends of turn, or by as many as fill its ``room``, one at least.
+def answer_ids(text: Text, answer: str, rng: Random, answer_length: int = 0) -> list[int]:
+    """Answer ids followed by one to three end-of-turn tokens, or padded with them to ``answer_length`` (at least one).
 
-    How long the region is must not give the answer away; and a model that was always given little room fills any with words.
+    The span length must not reveal the answer, and a model trained on short spans only would fill long ones with text.
     """
     ids = text.encode(answer)
-    return ids + [text[EOT]] * (max(1, room - len(ids)) if room else rng.randint(1, 3))
+    return ids + [text[EOT]] * (max(1, answer_length - len(ids)) if answer_length else rng.randint(1, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """Source picture and instruction -> edited picture. ``kinds`` are gone through in turn; ``plan`` as in ``Drawings``."""
+    """Source image and instruction -> edited image. ``kinds`` are gone through in turn; ``plan`` as in ``Drawings``."""
 
     text: Text
     encode: Encode
@@ -227,7 +229,7 @@ class Edits:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Captions alone, for text infilling."""
+    """Captions without images, for text infilling."""
 
     text: Text
     seed: int
@@ -237,7 +239,7 @@ class Captions:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"captions/{self.seed}/{step}")
         rows = []
-        for scene in batch_of(self.levels, self.seed + 3, step, self.batch, rng):
+        for scene in scenes_of_batch(self.levels, self.seed + 3, step, self.batch, rng):
             b = looking(Builder(text=self.text), None)
             rows.append(asking(b, b.wording.complete, answer_ids(self.text, language.caption(scene, rng), rng)).build())
         return collate(rows, range(self.batch))
@@ -245,7 +247,7 @@ class Captions:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """Pictures with what covers each of ``cells`` x ``cells`` cells, for the vision tower."""
+    """Images with labels of the object in each of ``cells`` x ``cells`` cells, for training the vision tower."""
 
     seed: int
     batch: int = 64
@@ -256,27 +258,27 @@ class Labelled:
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = Random(f"labelled/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed + 4, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed + 4, step, self.batch, rng, self.draft))
         labels = torch.stack([cell_labels(s, self.cells) for s in scenes])
         return pixels_of(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
 
 
-# name -> number of classes: class and colour of the thing in a cell (0: none), which part of it, how big it is; and which cell
-# it is, because the text model can read a place from the features alone (values carry no rotary position).
+# name -> number of classes: class and colour of the object in a cell (0: none), part of the object, size; and the index of the
+# cell, because the text model gets positions only from the features (values carry no rotary position).
 LABELS = {"class": len(CLASS_NAMES) + 1, "colour": len(COLOUR_NAMES) + 2, "part": 10, "size": 4, "cell": 16}
 
 
 def cell_labels(scene: Scene, cells: int) -> Tensor:
-    """Labels of the thing over each cell's centre: long [cells, cells, len(LABELS)]."""
+    """Labels of the object over each cell's centre: long [cells, cells, len(LABELS)]."""
     out = torch.zeros(cells, cells, len(LABELS), dtype=torch.long)
     out[..., -1] = torch.arange(cells * cells).reshape(cells, cells)
-    for thing in scene.things:
+    for obj in scene.objects:
         for row in range(cells):
             for column in range(cells):
-                x, y = ((column + 0.5) / cells - thing.x) / thing.size, ((row + 0.5) / cells - thing.y) / thing.size
+                x, y = ((column + 0.5) / cells - obj.x) / obj.size, ((row + 0.5) / cells - obj.y) / obj.size
                 if 0 <= x < 1 and 0 <= y < 1:
-                    colour = 2 + COLOUR_NAMES.index(thing.colour) if thing.colour else 1
+                    colour = 2 + COLOUR_NAMES.index(obj.colour) if obj.colour else 1
                     part = 1 + int(y * 3) * 3 + int(x * 3)
-                    size = 1 + min(2, int(thing.size * 6))
-                    out[row, column, :-1] = torch.tensor([1 + CLASS_NAMES.index(thing.name), colour, part, size])
+                    size = 1 + min(2, int(obj.size * 6))
+                    out[row, column, :-1] = torch.tensor([1 + CLASS_NAMES.index(obj.name), colour, part, size])
     return out

@@ -1,6 +1,6 @@
-"""Training batches of thinking before and after drawing: plans alone, critiques, retries (spec 2.2, 3.3).
+"""Training batches for planning and reflection: plans, critiques, further attempts (spec 2.2, 3.3).
 
-Each source is a value; batch number ``step`` is a pure function of (seed, step), as in ``sources``. Plans together with their pictures
+Each source is a value; batch number ``step`` is a pure function of (seed, step), as in ``sources``. Plans together with their images
 are ``sources.Drawings`` and ``sources.Edits`` with a ``plan``.
 """
 
@@ -18,11 +18,11 @@ from unmask.data.sources import (
     Levels,
     Planned,
     answer_ids,
-    batch_of,
-    captioned,
     edits_of,
     pixels_of,
-    shown,
+    scenes_of_batch,
+    short_caption,
+    train_scenes,
 )
 from unmask.data.world import critiques, language
 from unmask.data.world.edits import EDIT_KINDS
@@ -47,7 +47,7 @@ from unmask.tokens.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Caption -> layout, in ``length`` tokens; a share ``related`` of the captions says how two things lie, where two things do."""
+    """Caption -> layout, in ``length`` tokens. ``related``: share of captions with a spatial relation, if the scene has one."""
 
     text: Text
     seed: int
@@ -61,10 +61,12 @@ class Plans:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"plans/{self.seed}/{step}")
         rows = []
-        for scene in batch_of(self.levels, self.seed + 5, step, self.batch, rng, self.draft):
+        for scene in scenes_of_batch(self.levels, self.seed + 5, step, self.batch, rng, self.draft):
             b = Builder(text=self.text)
-            tells = rng.random() < self.related and language.related(language.told(scene, 0.9, rng), scene.level, rng)
-            caption = language.prefix(rng) + tells if tells else captioned(self.text, scene, rng, self.longest)
+            tells = rng.random() < self.related and language.related(
+                language.mentioned_objects(scene, 0.9, rng), scene.level, rng
+            )
+            caption = language.prefix(rng) + tells if tells else short_caption(self.text, scene, rng, self.longest)
             ids = to_ids(scene_layout(scene, caption, b.wording, rng), self.text, b.wording)
             rows.append(planning(b, caption, plan_ids(self.text, ids, self.length)))
         return collate(rows, range(self.batch))
@@ -72,7 +74,7 @@ class Plans:
 
 @dataclass(frozen=True, kw_only=True)
 class EditPlans:
-    """Picture and instruction -> the layout of what changes, in ``length`` tokens. ``kinds`` are gone through in turn."""
+    """Image and instruction -> layout of the changed objects, in ``length`` tokens. Kinds cycle through ``kinds``."""
 
     text: Text
     seed: int
@@ -96,7 +98,7 @@ class EditPlans:
 
 
 def answering(b: Builder, pairs: Items[tuple[str, str]], rng: Random, length: int) -> Sequence:
-    """What ``b`` shows, then (question, answer) pairs, each in a segment of its own, an answer in ``length`` tokens."""
+    """The context of ``b``, then (question, answer) pairs, each in its own segment, answers padded to ``length`` tokens."""
     for segment, (question, answer) in enumerate(pairs, 1):
         asking(b, question, answer_ids(b.text, answer, rng, length), segment=segment)
     return b.build()
@@ -104,9 +106,9 @@ def answering(b: Builder, pairs: Items[tuple[str, str]], rng: Random, length: in
 
 @dataclass(frozen=True, kw_only=True)
 class Critiques:
-    """Picture and caption -> "... is correct", or what is wrong, in ``length`` tokens. Half of the captions are right.
+    """Image and caption -> critique, in ``length`` tokens. Half of the captions are correct.
 
-    Several stand under one picture, in segments of their own. A share ``placed`` of them says how two things lie, where two do.
+    Each image has ``captions`` pairs in separate segments. ``related``: share of captions with a spatial relation, if there is one.
     """
 
     text: Text
@@ -118,26 +120,26 @@ class Critiques:
     captions: int = 4
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
-    placed: float = 0.0
+    related: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"critiques/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed + 7, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed + 7, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         rows = []
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
-            said = [critiques.claim(scene, rng, self.placed) for _ in range(self.captions)]
-            pairs = [(b.wording.critique.format(caption=caption), words) for caption, words in said]
+            sampled = [critiques.sample_pair(scene, rng, self.related) for _ in range(self.captions)]
+            pairs = [(b.wording.critique.format(caption=caption), words) for caption, words in sampled]
             rows.append(answering(b, pairs, rng, self.length))
         return collate(rows, range(self.batch))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditCritiques:
-    """Picture before, picture after, instruction -> "... is correct", or what is wrong, in ``length`` tokens. Half are right.
+    """Images before and after, instruction -> critique, in ``length`` tokens. Half of the instructions are met.
 
-    Where two instructions stand under one pair, each has a segment of its own. ``kinds`` are gone through in turn.
+    Two instructions for one pair of images have separate segments. Kinds cycle through ``kinds``.
     """
 
     text: Text
@@ -152,20 +154,20 @@ class EditCritiques:
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit critiques/{self.seed}/{step}")
         pairs = edits_of(self.levels, self.seed + 15, step, self.batch, rng, self.kinds)
-        judged = [critiques.judged(pair, rng) for pair in pairs]
+        shown = [critiques.edited_pairs(pair, rng) for pair in pairs]
         before = pixels_of([pair.source for pair in pairs], self.side)
-        after = pixels_of([scene for scene, _ in judged], self.side)
+        after = pixels_of([scene for scene, _ in shown], self.side)
         rows = []
-        for i, (_, asked) in enumerate(judged):
+        for i, (_, instructions) in enumerate(shown):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), before[i], after[i])
-            asked = [(b.wording.critique_edit.format(instruction=said), words) for said, words in asked]
-            rows.append(answering(b, asked, rng, self.length))
+            critiques_ = [(b.wording.critique_edit.format(instruction=text), words) for text, words in instructions]
+            rows.append(answering(b, critiques_, rng, self.length))
         return collate(rows, range(self.batch))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """Caption, earlier pictures that miss it and their critiques -> picture. ``plan``: whether a layout is thought of first, and how."""
+    """Caption, earlier failed images and their critiques -> image. ``plan``: layout before the image; None: no layout."""
 
     text: Text
     encode: Encode
@@ -181,31 +183,33 @@ class Retries:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"retries/{self.seed}/{step}")
-        scenes = shown(self.levels, self.seed + 8, step * self.batch * 4, rng, self.draft)
+        scenes = train_scenes(self.levels, self.seed + 8, step * self.batch * 4, rng, self.draft)
         tasks = []
         while len(tasks) < self.batch:
             scene = next(scenes)
-            caption, spoilt = critiques.spoil(scene, rng, rng.randint(1, self.most))
-            if spoilt:
-                tasks.append((scene, caption, spoilt))
+            caption, negatives = critiques.make_negatives(scene, rng, rng.randint(1, self.most))
+            if negatives:
+                tasks.append((scene, caption, negatives))
         codes = self.encode(pixels_of([scene for scene, *_ in tasks], self.side))
         rows = [self._row(scene, said, wrong, codes[i], rng) for i, (scene, said, wrong) in enumerate(tasks)]
         return collate(rows, range(self.batch))
 
-    def _row(self, scene: Scene, caption: str, spoilt: list[critiques.Spoilt], codes: Tensor, rng: Random) -> Sequence:
+    def _row(
+        self, scene: Scene, caption: str, negatives: list[critiques.Negative], codes: Tensor, rng: Random
+    ) -> Sequence:
         b = Builder(text=self.text, look_tokens=self.look_tokens)
-        pixels = pixels_of([s.scene for s in spoilt], self.side)
-        attempts = [FailedAttempt(picture=p, critique=s.critique) for p, s in zip(pixels, spoilt, strict=True)]
+        pixels = pixels_of([s.scene for s in negatives], self.side)
+        attempts = [FailedAttempt(picture=p, critique=s.critique) for p, s in zip(pixels, negatives, strict=True)]
         plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Illustrations:
-    """Picture -> its caption, then a picture of that caption: the announced form, in ``length`` tokens of text (spec 4.9).
+    """Image -> its caption and the token that announces an image, in ``length`` text tokens (spec 4.9).
 
-    Beside it, as rows of their own, the words and the picture they announce; ``plan.open`` of them learn both. ``unified``: the forms
-    come as often as the process has them, which is to mask them too, and words are always learned.
+    Other rows contain caption and image; both are predicted in a share ``plan.open`` of them. ``unified``: use the shares of this
+    corruption process, which also masks the rows; the caption is then always predicted.
     """
 
     text: Text
@@ -224,17 +228,17 @@ class Illustrations:
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"illustrations/{self.seed}/{step}")
-        scenes = list(batch_of(self.levels, self.seed + 9, step, self.batch, rng, self.draft))
+        scenes = list(scenes_of_batch(self.levels, self.seed + 9, step, self.batch, rng, self.draft))
         pixels = pixels_of(scenes, self.side)
         codes, collapsed = self.encode(pixels), self.unified.share() if self.unified else 0.0
         rows = []
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
-            words = self.text.encode(captioned(self.text, scene, rng, self.longest))
-            asked = b.wording.describe_and_draw
+            words = self.text.encode(short_caption(self.text, scene, rng, self.longest))
+            question = b.wording.describe_and_draw
             if (rng.random() < collapsed) if self.unified else i % 2:
-                rows.append(asking(b, asked, plan_ids(self.text, words, self.length)).build())
+                rows.append(asking(b, question, plan_ids(self.text, words, self.length)).build())
             else:
                 given = PlanIds(ids=tuple(words), open=bool(self.unified) or rng.random() < self.plan.open)
-                rows.append(illustrating(b, asked, given, codes[i], fold=self.fold).build())
+                rows.append(illustrating(b, question, given, codes[i], fold=self.fold).build())
         return collate(rows, range(self.batch))

@@ -1,4 +1,4 @@
-"""What the report shows of single verdicts: failures first. Public idea: ``cards(measured) -> {kind: [Card]}``."""
+"""Examples in the report, failures first. Public idea: ``cards(measured) -> {kind: [Card]}``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unmask.evaluation.scoring import iou
 from unmask.tokens.boxes import FractionBox
 from unmask.tokens.pictures import square
 
-_FAILURES, _OTHERS = 12, 6  # shown of each kind
+_FAILURES, _OTHERS = 12, 6  # shown per kind
 _SIDE = 192  # pixels of a grounding picture on the page, so that its boxes can be told apart
 _MOST = 384  # pixels along the side of a picture on the page
 _TRUE, _FOUND = (20, 150, 60), (220, 40, 40)
@@ -25,7 +25,7 @@ _TRUE, _FOUND = (20, 150, 60), (220, 40, 40)
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One verdict (None: not judged): pictures as data URIs, what was asked, and what came of it."""
+    """One verdict (None: not judged): prompt, result, and pictures as data URIs."""
 
     right: bool | None
     text: str
@@ -34,7 +34,7 @@ class Card:
 
 
 def cards(part: Measured) -> dict[str, list[Card]]:
-    """By kind: the first failures, then the first successes, then the first that nobody judged."""
+    """By kind: the first failures, then the first successes, then the first unjudged items."""
     kinds: dict[str, list[tuple[Any, Row]]] = {}
     for item, row in zip(part.items, part.rows, strict=True):
         kinds.setdefault(row.get("kind", part.name), []).append((item, row))
@@ -47,7 +47,7 @@ def cards(part: Measured) -> dict[str, list[Card]]:
 
 
 def passed(row: Row) -> bool | None:
-    """Whether a verdict is good: right, all phrases found, or the scene still read exactly after the tokenizer. None: not judged."""
+    """Whether an item passed: right, all phrases found, or the scene read exactly after the tokenizer. None: not judged."""
     if "iou_1" in row:
         return all(value >= 0.5 for value in row["iou_1"])
     return row["right"] if "right" in row else bool(row["rebuilt"]["exact"])
@@ -56,7 +56,7 @@ def passed(row: Row) -> bool | None:
 def _card(part: Measured, item: Any, row: Row) -> Card:
     if "iou_1" in row:
         note = "IoU " + ", ".join(f"{v:.2f}" for v in row["iou_1"]) + " (green: true, red: found in one step)"
-        true = [item.scene.things[thing].box for _, thing in item.phrases]
+        true = [item.scene.objects[obj].box for _, obj in item.phrases]
         pictures = [_boxed(Image.fromarray(render(item.scene)), zip(true, row["boxes_1"], strict=True))]
     elif "box" in row:
         note = f"IoU {row['iou']:.2f} (green: true, red: found)"
@@ -77,13 +77,13 @@ def _card(part: Measured, item: Any, row: Row) -> Card:
 
 
 def _saw(row: Row) -> str:
-    """What the judge saw, if it looked, or how far the reconstruction is off."""
+    """The judge's detections, or the reconstruction error."""
     if "error" not in row and "seen" not in row:
         return "not judged"
     if "seen" not in row:
         return f"error {row['error']:.5f}; the judge reads {'all' if row['rebuilt']['exact'] else 'not all'} of it"
-    things = [f"{colour} {name}".strip() for colour, name, _, _ in row["seen"]["things"]]
-    return f"seen: {', '.join(things) or 'nothing'} on {row['seen']['background']}"
+    objects = [f"{colour} {name}".strip() for colour, name, _, _ in row["seen"]["things"]]
+    return f"seen: {', '.join(objects) or 'nothing'} on {row['seen']['background']}"
 
 
 def _boxed(picture: Image.Image, boxes: Iterable[tuple[FractionBox, Sequence[float]]]) -> np.ndarray:

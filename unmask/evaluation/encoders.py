@@ -1,4 +1,4 @@
-"""Drawings held against their prompts and against real pictures, in the features of any encoder. Public idea: ``Comparison(encoder=…)``.
+"""Pictures compared with their prompts and with real pictures, in the features of any encoder. Public idea: ``Comparison(encoder=…)``.
 
 ``read_clip(folder)`` opens a CLIP folder that lies on the disk (``pip install 'unmask[hf]'``); nothing is downloaded. Shapes: N pictures
 or texts, F features.
@@ -32,7 +32,7 @@ _MEAN, _SPREAD = (
 
 
 class Encoder(Protocol):
-    """Pictures (uint8 [H, W, 3]) and texts -> float [N, F], where a picture is near the texts that describe it."""
+    """Pictures (uint8 [H, W, 3]) and texts -> float [N, F] in a shared space."""
 
     def images(self, pictures: Iterable[np.ndarray]) -> np.ndarray: ...
     def texts(self, texts: Sequence[str]) -> np.ndarray: ...
@@ -40,13 +40,13 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What an encoder says of drawings. ``real``: files of real pictures, from which the Frechet distance is taken."""
+    """Metrics of pictures in an encoder's features. ``real``: files of real pictures for the Fréchet distance."""
 
     encoder: Encoder
     real: tuple[Path, ...] = ()
 
     def figures(self, pictures: Iterable[np.ndarray], texts: Sequence[str]) -> Figures:
-        """``clip_score`` of picture i and text i, and ``frechet`` where there are real pictures."""
+        """``clip_score`` of picture i and text i, and ``frechet`` if there are real pictures."""
         drawn = self.encoder.images(pictures)
         out: Figures = {"clip_score": clip_score(drawn, self.encoder.texts(texts))}
         if self.real:
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def pictures_in(folder: Path) -> tuple[Path, ...]:
-    """The pictures of a folder by name. FormatError where there are none."""
+    """The pictures of a folder, sorted by name. FormatError if there are none."""
     found = tuple(sorted(p for p in folder.glob("*") if p.suffix.lower() in WRITABLE))
     if not found:
         raise FormatError(f"there are no pictures in {folder}; wanted files ending in {', '.join(WRITABLE)}")
@@ -102,7 +102,7 @@ class ClipFolder:
     def _read(self, some: Sequence[str]) -> Tensor:
         self.tokenizer.enable_truncation(self.model.config.text_config.max_position_embeddings)
         coded = [e.ids for e in self.tokenizer.encode_batch(list(some))]
-        # What follows the end of a text is never read, because the text tower looks back alone.
+        # The text tower is causal, so tokens after the end of a text are never read.
         ids = torch.zeros(len(coded), max(len(row) for row in coded), dtype=torch.long)
         for i, row in enumerate(coded):
             ids[i, : len(row)] = torch.tensor(row)

@@ -30,13 +30,13 @@ Layout = Callable[[str], Path]  # key of an item -> where its one picture lies i
 
 
 def one_folder(key: str) -> Path:
-    """``images/KEY.png``: a layout for scripts that take every file of a folder for a picture."""
+    """``images/KEY.png``: a layout for scripts that read every file of a folder as a picture."""
     return Path("images") / f"{key}.png"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured on: ``n`` items a part (prompts, pictures, questions, edits), shared out over its kinds."""
+    """What to measure: ``n`` items per part (prompts, pictures, questions, edits), divided among its kinds."""
 
     level: str = "grid"
     split: str = "test"
@@ -49,17 +49,17 @@ class Plan:
             raise ValueError(f"n and batch must be at least 1, got {self.n} and {self.batch}")
 
     def each(self, kinds: int) -> int:
-        """Items of each of several kinds."""
+        """Items per kind."""
         return -(-self.n // kinds)
 
 
 def in_turns(lists: Sequence[Sequence[Any]]) -> list[Any]:
-    """One of each list after the other, so that a run that is stopped has seen something of every kind. ValueError for unequal lengths."""
+    """The lists interleaved, so that an interrupted run has covered every kind. ValueError for unequal lengths."""
     return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
 
 
 class Item(Protocol):
-    """One thing to find out. ``key`` is unique in its part; ``text`` is what the model is told."""
+    """One item to measure. ``key`` is unique in its part; ``text`` is the prompt."""
 
     @property
     def key(self) -> str: ...
@@ -69,19 +69,19 @@ class Item(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What was found out about one item: a row for the record, and pictures by name."""
+    """The result of one item: a row for the record, and pictures by name."""
 
     row: Row
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Part(Protocol):
-    """One table of the report, keyed ``name``. ``settings``: what changes a verdict beside weights and items."""
+    """One table of the report, keyed ``name``. ``settings``: everything besides weights and items that affects a verdict."""
 
     @property
     def name(self) -> str: ...
     def items(self, plan: Plan) -> Sequence[Any]: ...
-    def settings(self, model: Model) -> Any: ...
+    def settings(self, model: Model) -> object: ...
     def find(self, model: Model, items: Sequence[Any]) -> list[Finding]: ...
     def figures(self, plan: Plan, items: Sequence[Any], rows: Sequence[Row], pictures: Pictures) -> Figures: ...
 
@@ -102,32 +102,32 @@ class Record:
         self._path = folder / "verdicts.jsonl"
         if layout and not self._path.exists():
             if any(folder.iterdir()):
-                raise ValueError(f"{folder} holds files of something else; choose a folder that is empty or not there")
+                raise ValueError(f"{folder} holds other files; choose an empty or new folder")
             self._path.touch()
         lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.exists() else [""]
         for line in lines:
             row = _parsed(line)
             if row:
                 self._rows[row.pop("run"), row["key"]] = row
-        if lines[-1]:  # a run was stopped in the middle of a line
+        if lines[-1]:  # a run was interrupted while writing a line
             self._path.open("a").write("\n")
 
     def claim(self, run: str) -> None:
-        """ValueError where this folder's layout has room for one run, and another one was here."""
+        """ValueError if this folder's layout holds one run only, and it belongs to another one."""
         if self._layout and any(other != run for other, _ in self._rows):
             raise ValueError(
                 f"{self.folder} holds pictures of other weights, settings, seed or prompts; choose another folder"
             )
 
     def get(self, run: str, item: Item) -> Row | None:
-        """The verdict of a run about this very item, if its picture is still where it was laid out."""
+        """The recorded verdict of a run on this item, if its picture still exists."""
         row = self._rows.get((run, item.key))
         if row is None or row["text"] != item.text:
             return None
         return row if not self._layout or self._file(run, item.key, "").exists() else None
 
     def add(self, run: str, item: Item, finding: Finding) -> None:
-        """Pictures first, so that a verdict on record has its pictures."""
+        """Writes pictures first, so that every recorded verdict has its pictures."""
         for name, picture in finding.pictures.items():
             if self.folder is None:
                 self._pictures[run, item.key, name] = picture
@@ -142,7 +142,7 @@ class Record:
                 f.write(json.dumps({"run": run, **row}, ensure_ascii=False) + "\n")
 
     def picture(self, run: str, key: str, name: str) -> np.ndarray:
-        """A picture that was added, uint8 [S, S, 3]. KeyError or FileNotFoundError where there is none."""
+        """A picture that was added, uint8 [S, S, 3]. KeyError or FileNotFoundError if there is none."""
         if self.folder is None:
             return self._pictures[run, key, name]
         with Image.open(self._file(run, key, name)) as image:
@@ -164,7 +164,7 @@ def _parsed(line: str) -> Row | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Everything about one part: its figures, the items and their verdicts, and where the pictures are."""
+    """The measurement of one part: figures, items, verdicts, and access to pictures."""
 
     name: str
     figures: Figures
@@ -174,7 +174,7 @@ class Measured:
 
 
 def measure(model: Model, part: Part, plan: Plan, record: Record, progress: Progress = lambda *_: None) -> Measured:
-    """Find out about all items that are not on record yet, then sum up."""
+    """Measure all items that are not recorded yet, then compute the figures."""
     items = part.items(plan)
     run = fingerprint(model, part.name, plan.level, plan.split, plan.seed, part.settings(model))
     record.claim(run)
@@ -194,8 +194,8 @@ def measure(model: Model, part: Part, plan: Plan, record: Record, progress: Prog
     return Measured(name=part.name, figures=figures, items=items, rows=rows, pictures=pictures)
 
 
-def fingerprint(model: Model, *settings: Any) -> str:
-    """Twelve hex digits of a model's weights and of everything else that a verdict follows from."""
+def fingerprint(model: Model, *settings: object) -> str:
+    """Twelve hex digits that identify the weights and everything else that affects a verdict."""
     digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=6)
     for module in (model.parts.net, model.parts.vq):
         digest.update(weights_digest(module))

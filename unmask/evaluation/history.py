@@ -1,4 +1,4 @@
-"""Every figure that is claimed has a line in ``bench/history.jsonl``: when, which commit, what machine, which command.
+"""The record of every published figure in ``bench/history.jsonl``: date, commit, machine, command.
 
 Public idea: ``append(path, [Line(name="speed.draw", value=1.2, unit="s")])``.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One figure. ``more``: its interval, its n, or what else it cannot be read without."""
+    """One figure. ``more``: its interval, n and other context."""
 
     name: str
     value: float
@@ -66,7 +66,7 @@ def figures(report: dict[str, Any], prefix: str) -> list[Line]:
 
 
 def commit(folder: Path) -> str:
-    """The short commit of a folder's tree, ``+`` where files were changed since, "" outside of a repository."""
+    """The short commit of a folder's tree, with ``+`` if files have changed since; "" outside a repository."""
     try:
         head, changed = (
             subprocess.run(
@@ -80,7 +80,7 @@ def commit(folder: Path) -> str:
 
 
 def cpu() -> str:
-    """The processor's name as the system tells it."""
+    """The CPU model name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The judge: an independent detector that says what a picture of the world shows.
+"""The judge: an independent detector that says what a picture of the synthetic world shows.
 
 It shares no code and no weights with the models it scores, and was trained on renderings alone (``recipes/judge.py``).
 Public idea: ``load_judge().look(pictures) -> [Seen]``.
@@ -31,7 +31,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One thing found: class, colour ("" is natural), box (x1, y1, x2, y2) in fractions of the side, score in [0, 1]."""
+    """One detected object: class, colour ("" is natural), box (x1, y1, x2, y2) in fractions of the side, score in [0, 1]."""
 
     name: str
     colour: str
@@ -45,9 +45,9 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What one picture shows; ``things`` are sorted by falling score."""
+    """The contents of one picture; ``objects``: its objects by decreasing score."""
 
-    things: tuple[Found, ...]
+    objects: tuple[Found, ...]
     background: str
 
 
@@ -56,7 +56,7 @@ class JudgeConfig:
     """Shape of the network and of its decisions.
 
     ``widths`` and ``blocks``: channels, and residual blocks, at 1/2, 1/4 and 1/8 of the pixels · ``threshold``: the least
-    score of a thing · ``overlap``: of two boxes that share more than this part of the smaller one, the weaker is dropped.
+    score of an object · ``overlap``: of two boxes that share more than this part of the smaller one, the weaker is dropped.
     """
 
     side: int = 128
@@ -70,7 +70,7 @@ class JudgeConfig:
 
 
 class Maps(NamedTuple):
-    """What the network says: logits, and places in cells (centre minus cell centre: x, y; natural log of the side)."""
+    """Outputs of the network: logits, and positions in cells (centre minus cell centre: x, y; natural log of the side)."""
 
     classes_BKhw: Tensor
     colours_BChw: Tensor
@@ -96,10 +96,10 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """A one-scale detector: every cell within 8 pixels of a thing's centre names class, colour and place of that thing.
+    """A one-scale detector: every cell within 8 pixels of an object's centre predicts its class, colour and position.
 
-    A thing counts as found where four neighbouring cells agree on its class: the score is the mean of their four
-    probabilities, which a half-drawn thing rarely wins.
+    An object counts as found where four neighbouring cells agree on its class: the score is the mean of their four
+    probabilities, which a half-drawn object rarely wins.
     """
 
     def __init__(self, config: JudgeConfig = JudgeConfig()) -> None:
@@ -118,10 +118,10 @@ class Judge(nn.Module):
         self.places = nn.Conv2d(width_in, 3, 1)
         self.backgrounds = nn.Linear(2 * width_in, len(config.backgrounds))
         assert self.classes.bias is not None
-        nn.init.constant_(self.classes.bias, -5.0)  # nearly every cell shows nothing: start from there
+        nn.init.constant_(self.classes.bias, -5.0)  # almost all cells are background
 
     def forward(self, images_B3HW: Tensor) -> Maps:
-        """Pictures in [0, 1], float [B, 3, H, W] with H and W multiples of 8 -> what each cell says."""
+        """Pictures in [0, 1], float [B, 3, H, W] with H and W multiples of 8 -> the prediction of each cell."""
         x_BDhw = self.trunk(images_B3HW * 2 - 1)
         cells_BDhw = self.neck(x_BDhw)
         return Maps(
@@ -135,7 +135,7 @@ class Judge(nn.Module):
         """What each picture shows.
 
         ``images``: uint8 [N, S, S, 3], or a list of [S, S, 3]; S at most ``config.side`` (smaller ones are continued with
-        the colour of their rim, so that things keep their size in pixels). Raises ValueError for anything else.
+        the colour of their rim, so that objects keep their size in pixels). Raises ValueError for anything else.
         """
         seen: list[Seen] = []
         for batch_B3HW, side in self._batches(images):
@@ -149,7 +149,7 @@ class Judge(nn.Module):
         return torch.cat(rows).numpy() if rows else np.zeros((0, self.backgrounds.in_features), dtype=np.float32)
 
     def _batches(self, images: np.ndarray | Sequence[np.ndarray]) -> Iterator[tuple[Tensor, int]]:
-        """Batches as the network wants them, each with the side its pictures came with; the module in eval mode meanwhile."""
+        """Padded batches, each with the original side of its pictures; the module is in eval mode meanwhile."""
         device, training = self.classes.weight.device, self.training
         self.eval()
         try:
@@ -162,13 +162,13 @@ class Judge(nn.Module):
 
 
 def _framed(images: np.ndarray | Sequence[np.ndarray], side: int) -> tuple[np.ndarray, int]:
-    """uint8 [B, side, side, 3] with the pictures in the top left corner, and the side they came with."""
+    """uint8 [B, side, side, 3] with the pictures in the top left corner, and their original side."""
     batch = np.stack(list(images))
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1] != batch.shape[2] or batch.shape[3] != 3:
-        raise ValueError(f"wanted uint8 pictures [N, S, S, 3], got {batch.dtype} {list(batch.shape)}")
+        raise ValueError(f"expected uint8 pictures [N, S, S, 3], got {batch.dtype} {list(batch.shape)}")
     came = batch.shape[1]
     if came > side:
-        raise ValueError(f"wanted pictures of at most {side} pixels a side, got {came}: resize them first")
+        raise ValueError(f"expected pictures of at most {side} pixels per side, got {came}; resize them first")
     if came == side:
         return batch, came
     rim = np.concatenate([batch[:, 0], batch[:, -1], batch[:, :, 0], batch[:, :, -1]], axis=1)
@@ -183,7 +183,7 @@ def _pooled(x_BDhw: Tensor) -> Tensor:
 
 
 def _decode(maps: Maps, config: JudgeConfig, side: int) -> list[Seen]:
-    """Peaks of the score over all 2 x 2 windows of cells, their places in pictures of ``side`` pixels."""
+    """Peaks of the score over all 2 x 2 windows of cells, their positions in pictures of ``side`` pixels."""
     agreed_BKhw = F.avg_pool2d(maps.classes_BKhw.sigmoid(), 2, stride=1)
     score_Bhw, kind_Bhw = agreed_BKhw.max(dim=1)
     peak_Bhw = (score_Bhw == F.max_pool2d(score_Bhw[:, None], 3, stride=1, padding=1)[:, 0]) & (
@@ -203,11 +203,11 @@ def _decode(maps: Maps, config: JudgeConfig, side: int) -> list[Seen]:
             )
         )
     backgrounds = [config.backgrounds[i] for i in maps.backgrounds_BG.argmax(1).tolist()]
-    return [Seen(things=_apart(f, config.overlap), background=g) for f, g in zip(found, backgrounds, strict=True)]
+    return [Seen(objects=_apart(f, config.overlap), background=g) for f, g in zip(found, backgrounds, strict=True)]
 
 
 def _absolute(places_B3hw: Tensor) -> Tensor:
-    """Per cell: centre x, centre y and side of its thing, in cells from the top left corner."""
+    """Per cell: centre x, centre y and side of its object, in cells from the top left corner."""
     rows, columns = places_B3hw.shape[2:]
     y_h = torch.arange(rows, device=places_B3hw.device) + 0.5
     x_w = torch.arange(columns, device=places_B3hw.device) + 0.5
@@ -216,16 +216,16 @@ def _absolute(places_B3hw: Tensor) -> Tensor:
 
 
 def _apart(found: list[Found], overlap: float) -> tuple[Found, ...]:
-    """The strongest things of which no two share more than ``overlap`` of the smaller box."""
+    """Non-maximum suppression: the highest-scoring objects, no two of which share more than ``overlap`` of the smaller box."""
     kept: list[Found] = []
-    for thing in sorted(found, key=lambda f: -f.score):
-        if all(shared(thing.box, other.box) <= overlap for other in kept):
-            kept.append(thing)
+    for obj in sorted(found, key=lambda f: -f.score):
+        if all(shared(obj.box, other.box) <= overlap for other in kept):
+            kept.append(obj)
     return tuple(kept)
 
 
 def shared(a: Box, b: Box) -> float:
-    """What two boxes share, as a part of the smaller one."""
+    """Intersection of two boxes divided by the area of the smaller one."""
     wide = min(a[2], b[2]) - max(a[0], b[0])
     high = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))

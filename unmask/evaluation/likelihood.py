@@ -1,4 +1,4 @@
-"""How probable a model finds a given text or picture: the Monte-Carlo lower bound of masked diffusion.
+"""The log-likelihood of a given text or picture: the Monte-Carlo lower bound of masked diffusion.
 
 Public idea: ``bound(model, sequence) -> Bound``, in nats. Of the L tokens in question, l are masked at random, l uniform over 1 .. L
 (LLaDA: Nie et al. 2025):
@@ -32,7 +32,7 @@ _UNGUIDED = NoGuidance()
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """``value``: the estimated lower bound of ln p, in nats · ``error``: its standard error (infinite of one sample) · ``tokens``."""
+    """``value``: the estimated lower bound of ln p, in nats · ``error``: its standard error (infinite for one sample) · ``tokens``."""
 
     value: float
     error: float
@@ -59,17 +59,18 @@ def bound(
         open_L[span.start : span.stop] = span.writable
     tokens = int(open_L.sum())
     if not tokens or samples < 1:
-        raise ValueError(f"a likelihood wants tokens and samples, got {tokens} writable tokens and {samples} samples")
+        raise ValueError(f"a likelihood needs tokens and samples, got {tokens} writable tokens and {samples} samples")
     rng = generator("likelihood", seed)
     first = int(torch.randint(tokens, (), generator=rng))
-    # As even a spread of 1 .. L as there can be, from a random start: each number alone is uniform.
+    # Stratified over 1 .. L from a random start: each number is uniform on its own.
     counts_S = (first + torch.arange(samples) * tokens // samples) % tokens + 1
     found = []
     for counts_B in counts_S.split(rows):
         rank_BN = torch.rand(len(counts_B), tokens, generator=rng).argsort(1).argsort(1)
         masked_BL = torch.zeros(len(counts_B), len(open_L), dtype=torch.bool)
         masked_BL[:, open_L] = rank_BN < counts_B[:, None]
-        batch = collate([sequence] * len(counts_B), [0] * len(counts_B)).replace(masked=masked_BL).to(device)
+        batch = collate([sequence] * len(counts_B), [0] * len(counts_B))
+        batch = batch.replace(masked=masked_BL, time=(counts_B / tokens)[:, None].expand_as(batch.ids)).to(device)
         found.append(_log_probability(model, batch, guidance).cpu() * tokens / counts_B)
     estimates_S = torch.cat(found)
     error = float(estimates_S.std()) / math.sqrt(samples) if samples > 1 else math.inf
@@ -96,10 +97,10 @@ def likelihood(
 ) -> Bound:
     """The bound of ln p(answer | prompt) of a text model, without a chat template. ``scale``: text guidance."""
     text = model.parts.text
-    context = prompt.rstrip()  # a word's own token begins with its space
+    context = prompt.rstrip()  # the token of a word includes the space before it
     whole, given = text.encode(context + prompt[len(context) :] + answer), text.encode(context)
     if not given or len(whole) <= len(given):
-        raise ValueError("a likelihood wants a prompt and an answer, and one of them is empty")
+        raise ValueError("a likelihood needs a non-empty prompt and answer")
     b = model.parts.builder().say("prompt", *whole[: len(given)])
     sequence = b.write("answer", whole[len(given) :]).build(prompt)
     guidance = ClassifierFree(scale=scale, drop=PROMPT, null_id=text[MASK])
@@ -109,8 +110,8 @@ def likelihood(
 def choose(
     model: TextModel, prompt: str, answers: Items[str], *, samples: int = 128, seed: int = 0, scale: float = 0.0
 ) -> tuple[int, list[Bound]]:
-    """The number of the most probable answer, and the bounds of all: how multiple choice is measured."""
+    """Index of the most probable answer, and the bounds of all, for multiple choice."""
     if not answers:
-        raise ValueError("there is no answer to choose from; give at least one")
+        raise ValueError("no answers to choose from; give at least one")
     bounds = [likelihood(model, prompt, a, samples=samples, seed=seed, scale=scale) for a in answers]
     return max(range(len(bounds)), key=lambda i: bounds[i].value), bounds

@@ -7,39 +7,39 @@ Every figure is a plain dict, ready for JSON: ``value`` (None of nothing), ``n``
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from unmask.evaluation.scoring import Z, interval
+from unmask.tasks.results import Json
 
-Figure = dict[str, Any]
+Figure = Json
 _LEAST_ERROR = 1e-10  # squared error of 100 dB, so that a perfect picture has a finite PSNR
 
 
-def share(rights: Iterable[bool], **more: Any) -> Figure:
-    """How many of all are right, with Wilson's interval; ``more`` is put beside it."""
+def share(rights: Iterable[bool], **more: object) -> Figure:
+    """The share that is right, with Wilson's interval; ``more`` is added to it."""
     given = [bool(r) for r in rights]
     low, high = interval(sum(given), len(given))
     return {"value": sum(given) / len(given) if given else None, "n": len(given), "low": low, "high": high, **more}
 
 
-def by_kind(rows: Sequence[dict[str, Any]], kinds: Iterable[str], verdict: str = "right") -> dict[str, Figure]:
-    """The share of rows with a good verdict: of all (``overall``), and of each kind."""
+def by_kind(rows: Sequence[Json], kinds: Iterable[str], verdict: str = "right") -> dict[str, Figure]:
+    """The share of rows with a positive verdict, ``overall`` and per kind."""
     of_kinds = {kind: share(r[verdict] for r in rows if r["kind"] == kind) for kind in kinds}
     return {"overall": share(r[verdict] for r in rows), **of_kinds}
 
 
-def by_combination(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """The share of right rows, apart for those with a held-out combination."""
+def by_combination(rows: Sequence[Json]) -> dict[str, Figure]:
+    """The share of right rows, separately for those with a held-out combination."""
     return {
         "seen_combinations": share(r["right"] for r in rows if not r["unseen"]),
         "held_out_combinations": share(r["right"] for r in rows if r["unseen"]),
     }
 
 
-def share_of_groups(groups: Iterable[Sequence[bool]], **more: Any) -> Figure:
-    """The mean over groups (the pictures of one prompt) of how many of each are right. ``n`` counts groups, ``pictures`` verdicts.
+def share_of_groups(groups: Iterable[Sequence[bool]], **more: object) -> Figure:
+    """The mean over groups (the pictures of one prompt) of the share that is right. ``n`` counts groups, ``pictures`` verdicts.
 
     Wilson's interval as if a group were one trial: at most too wide, exact where the pictures of a prompt are all alike.
     """
@@ -52,7 +52,7 @@ def share_of_groups(groups: Iterable[Sequence[bool]], **more: Any) -> Figure:
 
 
 def mean_of(figures: Sequence[Figure]) -> Figure:
-    """The unweighted mean of independent figures; those of nothing are left out.
+    """The unweighted mean of independent figures; empty ones are left out.
 
     The interval adds up theirs in quadrature, either side apart (Zou & Donner 2008).
     """
@@ -65,7 +65,7 @@ def mean_of(figures: Sequence[Figure]) -> Figure:
     return {"value": value, "n": sum(f["n"] for f in given), "low": value - below, "high": value + above}
 
 
-def average(values: Sequence[float], **more: Any) -> Figure:
+def average(values: Sequence[float], **more: object) -> Figure:
     """The mean, with the normal interval of a mean."""
     n = len(values)
     if not n:
@@ -76,7 +76,7 @@ def average(values: Sequence[float], **more: Any) -> Figure:
 
 
 def balanced(pairs: Sequence[tuple[bool, bool]]) -> Figure:
-    """(truth, verdict) -> the mean of the shares of rights and of wrongs that were told to be so; both must occur. Normal interval."""
+    """(truth, verdict) -> balanced accuracy, the mean of true-positive and true-negative rate; both truths must occur. Normal interval."""
     groups = [[verdict == truth for truth, verdict in pairs if truth == wanted] for wanted in (True, False)]
     if not all(groups):
         return {"value": None, "n": len(pairs), "low": None, "high": None}
@@ -87,7 +87,7 @@ def balanced(pairs: Sequence[tuple[bool, bool]]) -> Figure:
 
 
 def calibration(pairs: Sequence[tuple[float, bool]], bins: int = 10) -> Figure:
-    """(said chance, truth) -> the expected calibration error (Guo et al. 2017): how far chances are from shares, bin by bin.
+    """(predicted probability, truth) -> the expected calibration error (Guo et al. 2017) over bins.
 
     The bins that hold something are told beside it: from what chance, how many, their mean chance, the share that was true.
     """
@@ -103,7 +103,7 @@ def calibration(pairs: Sequence[tuple[float, bool]], bins: int = 10) -> Figure:
 
 
 def correlation(pairs: Sequence[tuple[float, float]]) -> Figure:
-    """Pearson's correlation, with Fisher's interval; None of fewer than four pairs or where one side never changes."""
+    """Pearson's correlation, with Fisher's interval; None for fewer than four pairs or a constant side."""
     n, value = len(pairs), None
     if n > 3:
         a, b = np.asarray(pairs, dtype=np.float64).T
@@ -121,7 +121,7 @@ def psnr(error: float) -> float:
 
 
 def psnr_of_mean(errors: Sequence[float], *, seed: int = 0, resamples: int = 1000) -> Figure:
-    """PSNR of the mean squared error over all pictures: what single bad pictures pull down. Interval by bootstrap."""
+    """PSNR of the mean squared error over all pictures, which single bad pictures lower. Interval by bootstrap."""
     if not errors:
         return average([])
     drawn = np.random.default_rng(seed).choice(np.asarray(errors), (resamples, len(errors)))
@@ -135,7 +135,7 @@ def clip_score(images: np.ndarray, texts: np.ndarray) -> Figure:
     Both [N, F], row i of one kind belongs to row i of the other; ValueError where the shapes differ.
     """
     if images.shape != texts.shape or images.ndim != 2:
-        raise ValueError(f"wanted features [N, F] of as many pictures as texts, got {images.shape} and {texts.shape}")
+        raise ValueError(f"expected features [N, F] of as many pictures as texts, got {images.shape} and {texts.shape}")
     a, b = images.astype(np.float64), texts.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
@@ -143,7 +143,7 @@ def clip_score(images: np.ndarray, texts: np.ndarray) -> Figure:
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Frechet distance of two clouds of features [N, F], each taken as a normal distribution; None for fewer than two.
+    """Fréchet distance of two sets of features [N, F], each modelled as a normal distribution; None for fewer than two.
 
     |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017, there over Inception features). It falls
     with N: compare it with the distance of as many real pictures from others.

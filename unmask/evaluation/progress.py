@@ -1,4 +1,4 @@
-"""How far a measurement is, on a terminal. Public idea: ``with Lines() as told: told("grounding", 32, 600)``."""
+"""Progress of a measurement on a terminal. Public idea: ``with Lines() as lines: lines("grounding", 32, 600)``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Lines:
-    """One bar a part on stderr; where that is no terminal, one line when a part is finished."""
+    """One progress bar per part on stderr; if that is not a terminal, one line per finished part."""
 
     def __init__(self) -> None:
         self._bars: Any = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +56,7 @@ class PublicDPG:
     def items(self, plan: Plan) -> list[Dense]:
         return [Dense(prompt=prompt, seed=plan.seed) for prompt in self.prompts[: plan.n]]
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [self.draw.settings(model), self.each, key(*((p.key, p.text) for p in self.prompts))]
 
     def find(self, model: Model, items: Sequence[Dense]) -> list[Finding]:

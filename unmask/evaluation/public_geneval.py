@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unmask.data.geneval import TAGS, GenEvalPrompt
 from unmask.data.world.vocabulary import LEVELS
@@ -76,7 +75,7 @@ class PublicGenEval:
             for number in range(self.each)
         ]
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [self.draw.settings(model), weights_digest(self.judge()).hex(), key(*(p.line for p in self.prompts))]
 
     def find(self, model: Model, items: Sequence[Shot]) -> list[Finding]:
@@ -129,7 +128,7 @@ def _in_grid(prompt: GenEvalPrompt) -> bool:
 
 def shows(seen: Seen, prompt: GenEvalPrompt) -> bool:
     """Whether a picture has all that is included, and no more of anything than is allowed."""
-    few = all(sum(t.name == e.name for t in seen.things) < e.count for e in prompt.exclude)
+    few = all(sum(t.name == e.name for t in seen.objects) < e.count for e in prompt.exclude)
     return few and all(scoring.verdict(seen, want) for want in wants(prompt))
 
 

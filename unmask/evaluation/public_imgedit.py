@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -54,7 +53,7 @@ class PublicImgEdit:
     def items(self, plan: Plan) -> list[Instruction]:
         return [Instruction(request=r, folder=self.folder, seed=plan.seed) for r in self.edits[: plan.n]]
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [self.draw.settings(model), key(*((r.key, r.source, r.prompt) for r in self.edits))]
 
     def find(self, model: Model, items: Sequence[Instruction]) -> list[Finding]:

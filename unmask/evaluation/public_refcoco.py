@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -73,7 +72,7 @@ class PublicRefCOCO:
     def items(self, plan: Plan) -> list[Sought]:
         return [Sought(expression=e, folder=self.folder) for e in self.expressions[: plan.n]]
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [describe(self._sampler(model)), key(*self.expressions)]
 
     def find(self, model: Model, items: Sequence[Sought]) -> list[Finding]:

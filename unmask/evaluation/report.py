@@ -1,4 +1,4 @@
-"""A measurement as people and machines read it: JSON, a table, a page. Public idea: ``Report``, ``write(report, out)``.
+"""A measurement as JSON, a table and an HTML page. Public idea: ``Report``, ``write(report, out)``.
 
 The HTML page is one file: pictures are embedded, nothing is fetched.
 """
@@ -10,27 +10,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from unmask.evaluation.cards import cards
 from unmask.evaluation.evaluate import Figures, Measured
+from unmask.tasks.results import Json
 
 _BESIDE = ("majority", "mean_iou", "floor", "real", "majority_answer", "used", "perplexity", "pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """``about``: what was measured, and how · ``parts``: their figures and verdicts."""
+    """``about``: what was measured and how · ``parts``: figures and verdicts."""
 
-    about: dict[str, Any]
+    about: Json
     parts: tuple[Measured, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """{part: {figure: {"value", "n", "low", "high", …}}, …, "about": {…}}."""
         return {**{part.name: part.figures for part in self.parts}, "about": self.about}
 
     def table(self) -> str:
-        """Aligned text: one line a figure."""
+        """An aligned text table, one figure per line."""
         lines = [("", "", "value", "95 % interval", "n", "")]
         for part in self.parts:
             lines += [(part.name, *line) for line in figure_lines(part.figures)]
@@ -39,7 +39,7 @@ class Report:
 
 
 def figure_lines(figures: Figures, prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:
-    """(name, value, interval, n, whatever stands beside it) of every figure; groups are named ``group.figure``."""
+    """(name, value, interval, n, extra values) of every figure; groups are named ``group.figure``."""
     for name, figure in figures.items():
         if not isinstance(figure, dict):
             yield prefix + name, _said(figure), "", "", ""
@@ -52,7 +52,7 @@ def figure_lines(figures: Figures, prefix: str = "") -> Iterator[tuple[str, str,
             yield prefix + name, _said(figure.get("value", "")), span, str(figure.get("n", "")), more
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""From what the judge saw to verdicts: GenEval's rules, whole-scene equality, and intervals. Pure functions.
+"""From detections to verdicts: GenEval's rules, whole-scene equality, and intervals. Pure functions.
 
 Public idea: ``verdict(seen, want)``. The six categories of GenEval (Ghosh et al., 2023) are the constructors ``single``,
 ``two``, ``counting``, ``colors``, ``position`` and ``color_attr``, named as that benchmark names them.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from unmask.data.world import scenes
-from unmask.data.world.scenes import RELATIONS, Scene, Thing
+from unmask.data.world.scenes import RELATIONS, Scene, SceneObject
 from unmask.evaluation.judge import Box, Found, Seen
 
 _SAME_PLACE = 0.5  # least IoU of a found box with the true one
@@ -20,7 +20,7 @@ Z = 1.959964  # two-sided 95 %
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """``count`` things of class ``name``, at least, or exactly if ``exact``. ``colour``: None any, "" natural."""
+    """At least ``count`` objects of class ``name``, or exactly if ``exact``. ``colour``: None any, "" natural."""
 
     name: str
     count: int = 1
@@ -34,7 +34,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Related:
-    """``first`` lies ``relation`` ``second``: "a dog left of a cat" has the dog first. Counts are not looked at."""
+    """``first`` lies ``relation`` ``second``: "a dog left of a cat" has the dog first. Counts are ignored."""
 
     first: Wanted
     relation: str
@@ -47,7 +47,7 @@ class Related:
 
 @dataclass(frozen=True, kw_only=True)
 class Want:
-    """What a prompt asks for: all the items and, if given, the relation (between things that are among the items)."""
+    """The content of a prompt: all items and, if given, a relation between two of them."""
 
     items: tuple[Wanted, ...]
     related: Related | None = None
@@ -69,17 +69,17 @@ def two(first: str, second: str) -> Want:
 
 
 def counting(name: str, count: int) -> Want:
-    """GenEval "counting": exactly ``count`` things of the class."""
+    """GenEval "counting": exactly ``count`` objects of the class."""
     return Want(items=(Wanted(name=name, count=count, exact=True),))
 
 
 def colors(name: str, colour: str) -> Want:
-    """GenEval "colors": the surest thing of the class has the colour."""
+    """GenEval "colors": the most confident object of the class has the colour."""
     return Want(items=(Wanted(name=name, colour=colour),))
 
 
 def position(first: Wanted, relation: str, second: Wanted) -> Want:
-    """GenEval "position": both are there, and lie so."""
+    """GenEval "position": both are there, in this relation."""
     return Want(items=(first, second), related=Related(first=first, relation=relation, second=second))
 
 
@@ -89,9 +89,9 @@ def color_attr(first: str, first_colour: str, second: str, second_colour: str) -
 
 
 def verdict(seen: Seen, want: Want) -> bool:
-    """Whether the picture shows what was asked, by GenEval's rules; what else it shows does not matter.
+    """Whether the picture meets the prompt by GenEval's rules; other objects are ignored.
 
-    As there, a class is judged by its surest things, as many as are wanted: a further one neither helps nor harms, unless
+    As there, a class is judged by its surest objects, as many as are wanted: a further one neither helps nor harms, unless
     the count is exact.
     """
     names = {item.name for item in want.items}
@@ -101,28 +101,28 @@ def verdict(seen: Seen, want: Want) -> bool:
 
 def strict(seen: Seen, want: Want) -> bool:
     """``verdict``, and the picture shows nothing else."""
-    return verdict(seen, want) and len(seen.things) == sum(item.count for item in want.items)
+    return verdict(seen, want) and len(seen.objects) == sum(item.count for item in want.items)
 
 
 def _surest(seen: Seen, name: str) -> list[Found]:
-    return sorted((t for t in seen.things if t.name == name), key=lambda t: -t.score)
+    return sorted((t for t in seen.objects if t.name == name), key=lambda t: -t.score)
 
 
 def _class_right(seen: Seen, items: list[Wanted]) -> bool:
-    """All the items of one class: enough things (no more, if exact), and of the surest enough in each colour."""
+    """All items of one class: enough objects (no more, if exact), and enough of the most confident ones in each colour."""
     total = sum(item.count for item in items)
-    things = _surest(seen, items[0].name)
-    if len(things) < total or (len(things) > total and any(item.exact for item in items)):
+    objects = _surest(seen, items[0].name)
+    if len(objects) < total or (len(objects) > total and any(item.exact for item in items)):
         return False
     asked: Counter[str] = Counter()
     for item in items:
         if item.colour is not None:
             asked[item.colour] += item.count
-    return asked <= Counter(t.colour for t in things[:total])
+    return asked <= Counter(t.colour for t in objects[:total])
 
 
 def _related_right(seen: Seen, related: Related) -> bool:
-    """By the centres of the boxes of the surest thing that fits either side; one thing never fits both."""
+    """By the box centres of the most confident object for either side; one object never counts for both."""
     first, second = (
         [t for t in _surest(seen, w.name) if w.colour is None or t.colour == w.colour]
         for w in (related.first, related.second)
@@ -133,13 +133,13 @@ def _related_right(seen: Seen, related: Related) -> bool:
     return scenes.relation(_point(first[0]), _point(others[0])) == related.relation
 
 
-def _point(found: Found) -> Thing:
+def _point(found: Found) -> SceneObject:
     x, y = found.centre
-    return Thing(name=found.name, colour=found.colour, x=x, y=y, size=0.0)
+    return SceneObject(name=found.name, colour=found.colour, x=x, y=y, size=0.0)
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes (x1, y1, x2, y2); 0 where both are empty."""
+    """Intersection over union of two boxes (x1, y1, x2, y2); 0 if both are empty."""
     wide = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     high = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     both = wide * high
@@ -147,28 +147,30 @@ def iou(a: Box, b: Box) -> float:
     return both / union if union > 0 else 0.0
 
 
-def right(found: Found, thing: Thing) -> bool:
+def right(found: Found, obj: SceneObject) -> bool:
     """Same class, same colour, and boxes that overlap with an IoU of at least 0.5."""
-    same = found.name == thing.name and found.colour == thing.colour
-    return same and iou(found.box, thing.box) >= _SAME_PLACE
+    same = found.name == obj.name and found.colour == obj.colour
+    return same and iou(found.box, obj.box) >= _SAME_PLACE
 
 
 def matches(seen: Seen, scene: Scene) -> bool:
-    """Whether the whole scene is right: the background, and the things one to one, each by ``right``; nothing more."""
-    if seen.background != scene.background or len(seen.things) != len(scene.things):
+    """Whether the whole scene is right: the background, and a one-to-one match of all objects by ``right``, nothing else."""
+    if seen.background != scene.background or len(seen.objects) != len(scene.objects):
         return False
-    return _pairs(list(seen.things), list(scene.things))
+    return _pairs(list(seen.objects), list(scene.objects))
 
 
-def _pairs(found: list[Found], things: list[Thing]) -> bool:
-    """Whether every thing can have a found one of its own."""
-    if not things:
+def _pairs(found: list[Found], objects: list[SceneObject]) -> bool:
+    """Whether a perfect matching exists."""
+    if not objects:
         return True
-    return any(right(one, things[0]) and _pairs(found[:i] + found[i + 1 :], things[1:]) for i, one in enumerate(found))
+    return any(
+        right(one, objects[0]) and _pairs(found[:i] + found[i + 1 :], objects[1:]) for i, one in enumerate(found)
+    )
 
 
 def interval(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share. Nothing is known of no trials: (0, 1). Raises ValueError for impossible counts.
+    """Wilson's 95 % interval of a share. (0, 1) for no trials. Raises ValueError for impossible counts.
 
     ``successes`` may have a fraction: trials that are shares themselves.
     """
@@ -179,7 +181,7 @@ def interval(successes: float, n: int) -> tuple[float, float]:
     share, z2 = successes / n, Z * Z
     middle = share + z2 / (2 * n)
     spread = Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # The formula gives 0 and 1 at the ends up to rounding: say them exactly, so that the interval holds its share.
+    # At the ends the formula gives 0 and 1 up to rounding; exact values keep the share inside its interval.
     low = (middle - spread) / (1 + z2 / n) if successes else 0.0
     high = (middle + spread) / (1 + z2 / n) if successes < n else 1.0
     return (low, high)

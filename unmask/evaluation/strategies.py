@@ -1,7 +1,7 @@
-"""How a picture is made from what an item asks for: the arm of a measurement. Public idea: ``PromptGenerator()``, ``EditGenerator()``.
+"""Generation strategies: how a measurement makes the picture of an item. Public idea: ``PromptGenerator()``, ``EditGenerator()``.
 
-An arm is called with a model and items and hands back their pictures, in one batch; whatever has this shape can take its place
-in a part (``GenEval(draw=…)``). Item i's picture must follow from its own text and seed alone.
+A strategy is called with a model and items and returns their pictures, in one batch. Any callable of this type can be used in a part
+(``GenEval(draw=…)``). The picture of an item must depend on its own text and seed alone.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Make = Callable[[Parts], Sampler]
 
 
 class GenerationStrategy(Protocol):
-    """(model, items) -> uint8 [N, S, S, 3]; ``settings``: what its pictures follow from beside weights, texts and seeds."""
+    """(model, items) -> uint8 [N, S, S, 3]; ``settings``: everything else besides weights, texts and seeds that affects the pictures."""
 
     def __call__(self, model: Model, items: Sequence[Any]) -> np.ndarray: ...
-    def settings(self, model: Model) -> Any: ...
+    def settings(self, model: Model) -> object: ...
 
 
 class PromptItem(Protocol):
-    """What is drawn: a picture of ``text``."""
+    """A prompt and its seed."""
 
     @property
     def text(self) -> str: ...
@@ -42,16 +42,16 @@ class PromptItem(Protocol):
 
 
 class EditItem(PromptItem, Protocol):
-    """What is edited: ``picture(side)``, a square of that many pixels where the item can choose, changed as ``text`` says."""
+    """An edit: the instruction ``text``, and the picture, ``picture(side)``: a square of that size if the item can choose."""
 
     def picture(self, side: int) -> Image.Image: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptGenerator:
-    """Draws prompts. ``sampler``: parts of the model -> how, None: the model's own · ``changes``: ``("schedule.steps=8",)``.
+    """Pictures of prompts. ``sampler``: parts of the model -> Sampler (None: its preset) · ``changes``: settings of it.
 
-    ``thinking``: what is thought before and after; of several tries the best by the model's own judgement counts.
+    ``thinking``: layout and best-of-N; the attempt that ``reflecting.best`` chooses counts.
     """
 
     sampler: Make | None = None
@@ -67,7 +67,7 @@ class PromptGenerator:
         built = [generate.Generate(prompt=item.text).build(model.parts) for item in items]
         return _made(model, built, items, self._sampler(model))
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         made = describe(self._sampler(model))
         if self.thinking == Thinking():
             return made
@@ -80,7 +80,7 @@ class PromptGenerator:
 
 @dataclass(frozen=True, kw_only=True)
 class EditGenerator:
-    """Edits pictures. The fields are ``PromptGenerator``'s; a plan says what is touched, and where."""
+    """Edits of pictures. Fields as in ``PromptGenerator``."""
 
     sampler: Make | None = None
     changes: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class EditGenerator:
             built.append(task.build(model.parts))
         return _made(model, built, items, self._sampler(model))
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         made = describe(self._sampler(model))
         if self.thinking == Thinking():
             return made

@@ -1,10 +1,9 @@
-"""Several parts, measured one after the other, as one report. Public idea: ``run(model, parts, plan, record, about=…) -> Report``."""
+"""Several parts measured as one report. Public idea: ``run(model, parts, plan, record, about=…) -> Report``."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from unmask.evaluation.evaluate import Part, Plan, Progress, Record, fingerprint
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.report import Report, write
 from unmask.pipeline.model import Model
+from unmask.tasks.results import Json
 
 
 def run(
@@ -21,12 +21,12 @@ def run(
     plan: Plan,
     record: Record,
     *,
-    about: dict[str, Any],
+    about: Json,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure ``parts``; the report is also written to the record's folder, where it has one.
+    """Measure ``parts``; the report is also written to the record's folder, if it has one.
 
-    ``about``: what the report says of this suite, beside version, weights, seed and settings · ``progress``: told (part, done, of).
+    ``about``: description of the suite, besides version, weights, seed and settings · ``progress``: called with (part, done, of).
     """
     began = time.perf_counter()
     with Lines() as lines:

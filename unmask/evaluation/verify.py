@@ -1,4 +1,4 @@
-"""Is this port, this dtype, this machine right? A folder of weights with measured arrays, and how far ours are from them.
+"""Numerical parity: recompute the measured arrays of a folder of weights and compare.
 
 Public idea: ``verify(folder) -> [Difference]``. Such a folder is a checkpoint in the released layout (config.json, model.safetensors,
 vqvae/) with ``expected.safetensors`` beside it: inputs (``und.ids``, ``t2i.codes``, ``vq.image`` …) and what the official
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from unmask.sampling.schedule import Shift
 from unmask.sampling.selection import InOrder
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.tasks.results import Json
 from unmask.tokens.vq import VQ
 
 Arrays = dict[str, Tensor]
@@ -38,7 +38,7 @@ _SHIFT, _GUIDANCE, _SEED = 5.0, 4.0, 42  # of ``sample.codes``
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One array: ``worst`` the largest absolute difference · ``mean`` the mean one · ``wrong`` entries beyond the tolerance (of
+    """One array. ``worst``: largest absolute difference · ``mean``: mean difference · ``wrong``: entries beyond the tolerance (for
     integers: unequal ones) of ``size``."""
 
     name: str
@@ -53,14 +53,14 @@ class Difference:
     def ok(self) -> bool:
         return self.wrong == 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {**vars(self), "shape": list(self.shape), "ok": self.ok}
 
 
 def verify(
     folder: Path, *, tolerance: float = 1e-4, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> list[Difference]:
-    """Every measured array of ``folder`` against ours, in the order of their names.
+    """Every measured array of ``folder`` compared with ours, sorted by name.
 
     ``tolerance``: the largest absolute difference of real numbers that passes; integers must be equal. ``dtype``: compute in this
     type instead of the one of the files. CheckpointError where the folder is not in this form.
@@ -79,7 +79,7 @@ def verify(
 
 
 def compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Difference:
-    """One array, ours and the measured one. CheckpointError where they differ in shape."""
+    """One array, ours and the measured one. CheckpointError if their shapes differ."""
     if got.shape != wanted.shape:
         raise CheckpointError(
             f"{name} is {tuple(got.shape)}, and measured {tuple(wanted.shape)}; do they belong together?"
@@ -99,7 +99,7 @@ def compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Differe
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """The arrays of such a file, and how the sequences they were measured on are put together."""
+    """The arrays of expected.safetensors, and the sequences that they were measured on."""
 
     arrays: Arrays
     mask_id: int
@@ -107,7 +107,7 @@ class Form:
 
     @torch.no_grad()
     def reproduce(self, net: Elastic, vq: VQ) -> Arrays:
-        """Our version of every array that is no input. CheckpointError where an input is missing."""
+        """Our version of every output array. CheckpointError if an input is missing."""
         if missing := sorted(INPUTS - set(self.arrays)):
             raise CheckpointError(f"expected.safetensors lacks {', '.join(missing)}; is it complete?")
         return {
@@ -119,7 +119,7 @@ class Form:
         }
 
     def texts(self, net: Elastic) -> Arrays:
-        """Text that sees both ways, and behind a cached prefix (which is a context that does not see what follows)."""
+        """Text with bidirectional attention, and behind a cached prefix, which does not attend to what follows."""
         ids = self.arrays["und.ids"]
         whole = self._batch([self._row(("text", row)) for row in ids])
         tail = self.arrays["prefix.logits"].shape[1] if "prefix.logits" in self.arrays else ids.shape[1] // 2
@@ -131,7 +131,7 @@ class Form:
         }
 
     def drawings(self, net: Elastic) -> Arrays:
-        """Text and undecided codes: embeddings, what reaches the heads, and both heads' logits."""
+        """Text and masked codes: embeddings, inputs of the heads, and the logits of both heads."""
         ids, is_gen, codes = (self.arrays[f"t2i.{name}"] for name in ("ids", "is_gen", "codes"))
         batch = self._batch([self._drawing(b) for b in range(len(ids))])
         seen: list[Tensor] = []
@@ -144,7 +144,7 @@ class Form:
         finally:
             for hook in hooks:
                 hook.remove()
-        und, gen = seen  # heads work on some rows more than there are tokens
+        und, gen = seen  # heads are padded to more rows than there are tokens
         und, gen = und[: int((~is_gen).sum())], gen.flatten(0, 1)[: int(is_gen.sum())]
         # The released model carries one stream, in which the upper channels of a generation position are zero (spec 1.3).
         hidden = und.new_zeros(*ids.shape, und.shape[-1])
@@ -191,7 +191,7 @@ class Form:
         return net(batch, predict=target).logits(Kind.CODE).unflatten(0, (batch.rows, -1))
 
     def sampled(self, net: Elastic) -> Arrays:
-        """A picture drawn greedily: how many codes each step decides, and which they become."""
+        """A picture decoded greedily: codes per step, and their ids."""
         sequence = self._drawing(0)
         spans = tuple(replace(span, writable=span.name == "image") for span in sequence.spans)
         image = sequence.span("image")
@@ -210,7 +210,7 @@ class Form:
         return {"sample.counts": counts, "sample.codes": done.ids[:, image.start : image.stop]}
 
     def tokenized(self, vq: VQ) -> Arrays:
-        """A picture's codes, and the pixels (not clipped) that the measured codes decode to: one other code would hide the decoder."""
+        """A picture's codes, and the pixels (not clipped) that the measured codes decode to by our decoder."""
         codes = vq.encode(self.arrays["vq.image"].to(vq.quant_conv.weight.dtype))
         measured = self.arrays.get("vq.codes", codes)
         latents = vq.quantize.embedding(measured.reshape(codes.shape)).permute(0, 3, 1, 2)
@@ -230,7 +230,7 @@ class Form:
         )
 
     def _row(self, *parts: tuple[str, Tensor], segments: tuple[int, ...] = ()) -> Sequence:
-        """Spans of text ids, or (by their names) of codes, of which the mask code is undecided."""
+        """Spans of text ids, or (by their names) of codes, of which the mask code is masked."""
         spans: list[Span] = []
         masked = []
         for i, (name, values) in enumerate(parts):
@@ -255,6 +255,6 @@ class Form:
 
 
 def _stretch(chosen_L: Tensor) -> tuple[int, int]:
-    """First and last (exclusive) of the chosen tokens, which lie together."""
+    """First and last (exclusive) of the chosen tokens, which are contiguous."""
     at = chosen_L.nonzero().flatten()
     return int(at[0]), int(at[-1]) + 1

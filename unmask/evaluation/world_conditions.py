@@ -1,7 +1,7 @@
-"""Do pictures come out as light and as contrasty as the text asks (spec 2.4)? Public idea: ``Conditioned()``, a part of the suite.
+"""Luminance and contrast conditioning: are the requested values met (spec 2.4)? Public idea: ``Conditioned()``, a part of the suite.
 
-The prompts are GenEval's that leave the background open, so that the model has means to obey; what is asked for are pairs that rendered
-training scenes have, even over their range. What came of it is measured from the pixels, with no model in between.
+The prompts are those of GenEval that leave the background open, so that the model can comply. The requested pairs occur in rendered
+training scenes and are spread evenly over their range. Results are measured on the pixels, without a model.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 
-from unmask.data.sources import light_of, pixels_of
+from unmask.data.sources import luminance_stats, pixels_of
 from unmask.data.world.scenes import Draft, sample
 from unmask.evaluation import scoring
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
@@ -27,14 +26,14 @@ from unmask.tasks.generate import Generate
 from unmask.tasks.running import perform
 from unmask.tokens.prompts import Conditions
 
-KINDS = ("single", "colors")  # one thing: two of them leave the background less room
+KINDS = ("single", "colors")  # one object: two leave less background
 LEVELS = 5  # of luminance, and of contrast at each of these
 _SCENES, _SIDE = 500, 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionedPrompt:
-    """A prompt, and the light that its picture shall have."""
+    """A prompt with the requested luminance and contrast."""
 
     prompt: Prompt
     asked: Conditions
@@ -50,10 +49,10 @@ class ConditionedPrompt:
 
 @cache
 def grid(level: str) -> tuple[Conditions, ...]:
-    """Light that the world can show: of training scenes of one thing, five luminances and at each of them five contrasts."""
+    """Pairs that the world can show: five luminances of training scenes with one object, and five contrasts at each."""
     draft = Draft(counts=((1, 1.0),))
     scenes = [sample(level, "train", key("conditions"), i, draft) for i in range(_SCENES)]
-    there = [light_of(pixels) for pixels in pixels_of(scenes, _SIDE)]
+    there = [luminance_stats(pixels) for pixels in pixels_of(scenes, _SIDE)]
     there.sort(key=lambda c: c.luminance or 0.0)
     found = []
     for part in np.array_split(np.arange(_SCENES), LEVELS):
@@ -64,7 +63,7 @@ def grid(level: str) -> tuple[Conditions, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioned:
-    """Drawn as the model's own preset has it."""
+    """Generated with the model's own preset."""
 
     judge: Callable[[], Judge] = load_judge
     name: str = "conditions"
@@ -73,10 +72,10 @@ class Conditioned:
         each = plan.each(len(KINDS))
         lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in KINDS]
         asked = grid(plan.level)
-        # Seven has nothing in common with 25: few items, too, are spread over the whole grid.
+        # 7 is coprime to 25, so that even a few items cover the whole grid.
         return [ConditionedPrompt(prompt=p, asked=asked[i * 7 % len(asked)]) for i, p in enumerate(in_turns(lists))]
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [describe(model.presets.generate(model.parts)), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[ConditionedPrompt]) -> list[Finding]:
@@ -86,7 +85,7 @@ class Conditioned:
         pictures = np.stack([np.asarray(image) for image in made])
         findings = []
         for item, seen, picture in zip(items, self.judge().look(pictures), pictures, strict=True):
-            light = light_of(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
+            light = luminance_stats(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
             row = {
                 "kind": item.prompt.kind,
                 "right": scoring.verdict(seen, item.prompt.want),
@@ -99,7 +98,7 @@ class Conditioned:
     def figures(
         self, plan: Plan, items: Sequence[ConditionedPrompt], rows: Sequence[Row], pictures: Pictures
     ) -> Figures:
-        """Asked against obtained: Pearson's correlation and the mean distance; whether the picture still is of its prompt."""
+        """Requested against measured values: Pearson's correlation and mean distance; and whether the picture still meets its prompt."""
         out: Figures = {}
         for name in ("luminance", "contrast"):
             pairs = [(row["asked"][name], row["obtained"][name]) for row in rows]

@@ -1,6 +1,6 @@
 """Editing scenes of the world by instruction, in seven kinds. Public idea: ``Edits()``, a part of the suite.
 
-An edit succeeds where the instruction is met *and* everything else is as it was: same background, the same things in
+An edit succeeds where the instruction is met *and* everything else is as it was: same background, the same objects in
 the same places and colours, nothing more. Where several free places fit an instruction (add, move), each is right.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +17,7 @@ from unmask.data.world import edits
 from unmask.data.world.edits import EDIT_KINDS, Edit
 from unmask.data.world.language import position_word
 from unmask.data.world.render import render
-from unmask.data.world.scenes import Thing, only_in, sample, shows_held_out
+from unmask.data.world.scenes import SceneObject, only_in, sample, shows_held_out
 from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
 from unmask.evaluation.metrics import by_combination, by_kind, share
@@ -80,7 +79,7 @@ class Edits:
         lists = [wishes(kind, plan.each(len(EDIT_KINDS)), plan) for kind in EDIT_KINDS]
         return in_turns(lists)
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [self.draw.settings(model), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[Wish]) -> list[Finding]:
@@ -118,7 +117,7 @@ def success(made: Edit, seen: Seen) -> bool:
     """Whether the picture is what the instruction leads to."""
     if made.kind not in ("add", "move"):
         return matches(seen, made.target)
-    count = len(seen.things) == len(made.target.things)
+    count = len(seen.objects) == len(made.target.objects)
     return count and seen.background == made.target.background and kept(made, seen) and met(made, seen)
 
 
@@ -128,31 +127,31 @@ def met(made: Edit, seen: Seen) -> bool:
         return seen.background == made.target.background
     if made.kind == "remove":
         (gone,) = only_in(made.source, made.target)
-        return not any(right(found, gone) for found in seen.things)
+        return not any(right(found, gone) for found in seen.objects)
     (new,) = only_in(made.target, made.source)
     if made.kind in ("add", "move"):
-        return any(_placed(made, new, found, seen) for found in seen.things)
-    return any(right(found, new) for found in seen.things)
+        return any(_placed(made, new, found, seen) for found in seen.objects)
+    return any(right(found, new) for found in seen.objects)
 
 
 def kept(made: Edit, seen: Seen) -> bool:
-    """Whether what the instruction does not speak of is as it was; things that came in addition are not looked at."""
-    same = [thing for thing in made.source.things if thing in made.target.things]
+    """Whether what the instruction does not speak of is as it was; objects that came in addition are not looked at."""
+    same = [obj for obj in made.source.objects if obj in made.target.objects]
     background = made.kind == "background" or seen.background == made.source.background
-    return background and all(any(right(found, thing) for found in seen.things) for thing in same)
+    return background and all(any(right(found, obj) for found in seen.objects) for obj in same)
 
 
-def _placed(made: Edit, new: Thing, found: Found, seen: Seen) -> bool:
-    """Whether a found thing is the one that was added or moved: as described, where it was wanted, in a free place."""
+def _placed(made: Edit, new: SceneObject, found: Found, seen: Seen) -> bool:
+    """Whether a found object is the one that was added or moved: as described, where it was wanted, in a free place."""
     if (found.name, found.colour) != (new.name, new.colour):
         return False
-    if any(right(found, thing) for thing in made.source.things if thing in made.target.things):
+    if any(right(found, obj) for obj in made.source.objects if obj in made.target.objects):
         return False  # one that was there before
     x, y = found.centre
     if made.kind == "move" and iou(found.box, _about(x, y, new.size)) < 0.5:
-        return False  # moved things keep their size
-    where = position_word(Thing(name=new.name, colour=new.colour, x=x, y=y, size=0.0))
-    free = all(other is found or shared(found.box, other.box) <= _TOUCH for other in seen.things)
+        return False  # moved objects keep their size
+    where = position_word(SceneObject(name=new.name, colour=new.colour, x=x, y=y, size=0.0))
+    free = all(other is found or shared(found.box, other.box) <= _TOUCH for other in seen.objects)
     return free and where == position_word(new)
 
 

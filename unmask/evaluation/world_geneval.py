@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
 
 from unmask.data.world.language import amount, article, noun, plural
 from unmask.data.world.render import render
@@ -21,6 +20,7 @@ from unmask.evaluation.scoring import Want, Wanted
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.pipeline.model import Model
 from unmask.rng import key
+from unmask.tasks.results import Json
 
 Combination = tuple[str, ...]
 Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name
@@ -72,33 +72,33 @@ def _draft(kind: str, number: int) -> Draft:
 
 
 def _single(scene: Scene, rng: Random) -> Composed | None:
-    name = scene.things[0].name
+    name = scene.objects[0].name
     return article(name), scoring.single(name), ()
 
 
 def _two(scene: Scene, rng: Random) -> Composed | None:
-    if len({t.name for t in scene.things}) < 2:
+    if len({t.name for t in scene.objects}) < 2:
         return None
-    a, b = (t.name for t in rng.sample(scene.things, 2))
+    a, b = (t.name for t in rng.sample(scene.objects, 2))
     return f"{article(a)} and {article(b)}", scoring.two(a, b), ((a, b),)
 
 
 def _counting(scene: Scene, rng: Random) -> Composed | None:
-    count, thing = len(scene.things), scene.things[0]
+    count, obj = len(scene.objects), scene.objects[0]
     if count < 2:
         return None
-    return amount(count, noun(thing), plural(thing)), scoring.counting(thing.name, count), ()
+    return amount(count, noun(obj), plural(obj)), scoring.counting(obj.name, count), ()
 
 
 def _colors(scene: Scene, rng: Random) -> Composed | None:
-    thing = scene.things[0]
-    return article(noun(thing)), scoring.colors(thing.name, thing.colour), ((thing.colour, thing.name),)
+    obj = scene.objects[0]
+    return article(noun(obj)), scoring.colors(obj.name, obj.colour), ((obj.colour, obj.name),)
 
 
 def _position(scene: Scene, rng: Random) -> Composed | None:
-    if len({t.name for t in scene.things}) < 2:
+    if len({t.name for t in scene.objects}) < 2:
         return None
-    a, b = rng.sample(scene.things, 2)
+    a, b = rng.sample(scene.objects, 2)
     found = relation(a, b)
     if not found:
         return None
@@ -107,9 +107,9 @@ def _position(scene: Scene, rng: Random) -> Composed | None:
 
 
 def _color_attr(scene: Scene, rng: Random) -> Composed | None:
-    if len({t.name for t in scene.things}) < 2 or len({t.colour for t in scene.things}) < 2:
+    if len({t.name for t in scene.objects}) < 2 or len({t.colour for t in scene.objects}) < 2:
         return None
-    a, b = rng.sample(scene.things, 2)
+    a, b = rng.sample(scene.objects, 2)
     want = scoring.color_attr(a.name, a.colour, b.name, b.colour)
     named = ((a.colour, a.name), (b.colour, b.name), (a.name, b.name))
     return f"{article(noun(a))} and {article(noun(b))}", want, named
@@ -141,7 +141,7 @@ class GenEval:
         lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in CATEGORIES]
         return in_turns(lists)
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [self.draw.settings(model), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[Prompt]) -> list[Finding]:
@@ -181,7 +181,7 @@ def _row(prompt: Prompt, seen: Seen) -> Row:
     }
 
 
-def told(seen: Seen) -> dict[str, Any]:
+def told(seen: Seen) -> Json:
     """What the judge saw, for the record: rounded, in plain values."""
-    things = [[t.colour, t.name, [round(v, 3) for v in t.box], round(t.score, 3)] for t in seen.things]
-    return {"background": seen.background, "things": things}
+    objects = [[t.colour, t.name, [round(v, 3) for v in t.box], round(t.score, 3)] for t in seen.objects]
+    return {"background": seen.background, "things": objects}

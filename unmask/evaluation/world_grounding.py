@@ -1,4 +1,4 @@
-"""Finding things by phrases in scenes of the world, in one step and in four. Public idea: ``Grounds()``.
+"""Finding objects by phrases in scenes of the world, in one step and in four. Public idea: ``Grounds()``.
 
 All phrases of a picture are asked in one pass. A box is right if its IoU with the true one is at least 0.5 (P@0.5).
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from unmask.data.sources import pixels_of
 from unmask.data.world.language import referring
@@ -27,7 +26,7 @@ STEPS = (1, 4)
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A scene with phrases for some of its things: ``phrases`` of (words, index of the thing)."""
+    """A scene with phrases for some of its objects: ``phrases`` of (words, index of the object)."""
 
     index: int
     seed: int
@@ -45,7 +44,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounds:
-    """``plan.n`` pictures, every thing of which that can be told apart is asked for."""
+    """``plan.n`` pictures, every object of which that can be told apart is asked for."""
 
     name: str = "grounding"
 
@@ -61,7 +60,7 @@ class Grounds:
             index += 1
         return made
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return [describe(model.presets.ground(model.parts, steps)) for steps in STEPS]
 
     def find(self, model: Model, items: Sequence[Picture]) -> list[Finding]:
@@ -77,11 +76,11 @@ class Grounds:
             for row, p, boxes in zip(rows, items, found, strict=True):
                 row[f"boxes_{steps}"] = [[round(v, 3) for v in box] for box in boxes]
                 pairs = zip(boxes, p.phrases, strict=True)
-                row[f"iou_{steps}"] = [round(iou(b, p.scene.things[thing].box), 4) for b, (_, thing) in pairs]
+                row[f"iou_{steps}"] = [round(iou(b, p.scene.objects[obj].box), 4) for b, (_, obj) in pairs]
         return [Finding(row=row) for row in rows]
 
     def figures(self, plan: Plan, items: Sequence[Picture], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """P@0.5 over all phrases, with the mean IoU beside it; the baseline boxes a random thing that is there."""
+        """P@0.5 over all phrases, with the mean IoU beside it; the baseline boxes a random object that is there."""
         out: Figures = {f"p50_{steps}step": _found(rows, steps) for steps in STEPS}
         chances = [pair for row in rows for pair in row["random"]]
         overlap = average([mean for _, mean in chances])["value"]
@@ -97,11 +96,11 @@ def _found(rows: Sequence[Row], steps: int) -> Figure:
 
 
 def _random(picture: Picture) -> list[tuple[float, float]]:
-    """For each phrase: the chance that the box of a random thing of the picture is right, and its expected IoU."""
-    things = picture.scene.things
+    """For each phrase: the chance that the box of a random object of the picture is right, and its expected IoU."""
+    objects = picture.scene.objects
     chances = []
     for _, index in picture.phrases:
-        overlaps = [iou(thing.box, things[index].box) for thing in things]
-        right = sum(value >= _LEAST for value in overlaps) / len(things)
-        chances.append((right, sum(overlaps) / len(things)))
+        overlaps = [iou(obj.box, objects[index].box) for obj in objects]
+        right = sum(value >= _LEAST for value in overlaps) / len(objects)
+        chances.append((right, sum(overlaps) / len(objects)))
     return chances

@@ -1,7 +1,7 @@
 """Answering questions about scenes of the world, kind by kind. Public idea: ``Questions()``, a part of the suite.
 
-One question a picture, so that answers are independent; right is an answer equal to the true one, but for case,
-punctuation and spaces. ``majority``: what the best constant answer to these very questions would reach.
+One question per picture, so that answers are independent. An answer is right if it equals the true one up to case, punctuation and
+spaces. ``majority``: the score of the best constant answer to the same questions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from unmask.data.sources import pixels_of
 from unmask.data.world.language import KINDS, questions
@@ -23,7 +22,7 @@ from unmask.rng import key
 from unmask.tasks import understand
 from unmask.tasks.running import perform
 
-_TRIES = 200  # scenes looked at for each question wanted
+_TRIES = 200  # scenes searched per question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class QuestionItem:
 
 
 def asked(kind: str, count: int, plan: Plan) -> list[QuestionItem]:
-    """The first ``count`` questions of a kind, each about a picture of its own."""
+    """The first ``count`` questions of a kind, each about a different picture."""
     made: list[QuestionItem] = []
     stream = key("questions", kind, plan.seed)
     for number in range(_TRIES * count):
@@ -59,13 +58,13 @@ def asked(kind: str, count: int, plan: Plan) -> list[QuestionItem]:
 
 
 def normal(answer: str) -> str:
-    """Lower case, words alone, one space between them."""
+    """Lower case, words only, separated by single spaces."""
     return " ".join(re.findall(r"\w+", answer.lower()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """Questions of the six kinds, as many of each."""
+    """The same number of questions of each of the six kinds."""
 
     name: str = "questions"
 
@@ -73,7 +72,7 @@ class Questions:
         lists = [asked(kind, plan.each(len(KINDS)), plan) for kind in KINDS]
         return in_turns(lists)
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return describe(model.presets.ask(model.parts))
 
     def find(self, model: Model, items: Sequence[QuestionItem]) -> list[Finding]:
@@ -100,7 +99,7 @@ def _row(item: QuestionItem, answer: str) -> Row:
 
 
 def _figure(rows: Sequence[Row]) -> Figure:
-    """With the share of the most frequent true answer, and that answer."""
+    """The share that is right, with the share of the most frequent true answer."""
     if not rows:
         return share([], majority=0.0, majority_answer="")
     answer, times = Counter(normal(r["wanted"]) for r in rows).most_common(1)[0]

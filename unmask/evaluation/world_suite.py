@@ -1,6 +1,6 @@
 """The suite ``world``: drawing, grounding, questions, edits and the tokenizer on unseen scenes.
 
-Public idea: ``run(unmask.load("mini")) -> Report``, whose ``to_json()`` and ``table()`` say how good the model is.
+Public idea: ``run(unmask.load("mini")) -> Report``, with ``to_json()`` and ``table()``.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def run(
     batch: int = 32,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure a model on ``n`` unseen items a part (``limit`` of them for a quick look).
+    """Measure a model on ``n`` unseen items per part (or ``limit``, for a quick run).
 
-    ``only``: names of ``PARTS``, none for all · ``out``: a folder for the report, in which verdicts are kept as they
-    come, so that a run that was stopped goes on · ``progress``: told (part, done, of).
+    ``only``: names of ``PARTS``, none for all · ``out``: a folder for the report; verdicts are recorded there, so
+    that an interrupted run resumes · ``progress``: called with (part, done, of).
     ValueError for an unknown part, level or split.
     """
     chosen = select(only)
@@ -62,7 +62,7 @@ def run(
 
 
 def select(only: Sequence[str]) -> dict[str, Part]:
-    """The parts of these names, all where none is named. ValueError for an unknown one."""
+    """The parts of these names, or all parts if none is named. ValueError for an unknown name."""
     unknown = [name for name in only if name not in PARTS]
     if unknown:
         raise ValueError(f"the suite has no part {unknown[0]!r}; there are {', '.join(PARTS)}")

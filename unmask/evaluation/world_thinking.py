@@ -1,7 +1,7 @@
-"""Does thinking help? Planning and reflection in GenEval's categories, and whether critiques are true. Public ideas: ``Reflections()``
+"""The effect of layouts and best-of-N in GenEval's categories, and the accuracy of critiques. Public ideas: ``Reflections()``
 and ``Critiques()``, parts of the suite.
 
-The pictures are judged by the independent judge; what the model itself says of them decides when it stops, and is measured here too.
+The independent judge scores the pictures. The model's own critique decides when it stops, and is measured here too.
 Source: Lavida-O (arXiv 2509.19244), tables 13 and 15.
 """
 
@@ -11,12 +11,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from unmask.data.world.critiques import spoil
+from unmask.data.world.critiques import make_negatives
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation import scoring
@@ -33,7 +32,7 @@ from unmask.tasks.reflecting import Thinking
 
 @dataclass(frozen=True, kw_only=True)
 class Reflections:
-    """The prompts of ``GenEval``, drawn by ``plain`` and with up to ``attempts`` tries; the first try alone is the arm of planning."""
+    """The prompts of ``GenEval``: by ``plain``, with a layout (the first attempt), and with up to ``thinking.attempts`` attempts."""
 
     plain: GenerationStrategy = PromptGenerator()
     thinking: Thinking = Thinking(plan=True, attempts=8)
@@ -43,7 +42,7 @@ class Reflections:
     def items(self, plan: Plan) -> list[Prompt]:
         return GenEval().items(plan)
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         made = (model.presets.plan, model.presets.generate, model.presets.critique)
         return [
             *(describe(make(model.parts)) for make in made),
@@ -73,9 +72,9 @@ class Reflections:
         return findings
 
     def figures(self, plan: Plan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """Success with at most N tries, N doubling from 1; how many it takes; whether the model judged its pictures rightly.
+        """Success with at most N attempts, N doubling from 1; attempts needed; accuracy of the critiques.
 
-        The gains are means over prompts, each against itself: their intervals are those of paired differences.
+        Gains are means of paired differences over prompts, with their intervals.
         """
         out: Figures = {"plain": by_kind(rows, CATEGORIES, "plain")}
         for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.attempts):
@@ -91,13 +90,13 @@ class Reflections:
         return out | {"critique_of_first_try": verdicts([(t["strict"], t["accepted"], t["approval"]) for t in first])}
 
 
-def taken(row: Row, most: int) -> dict[str, Any]:
-    """The try that counts where at most so many are made, as ``reflecting.best`` takes it."""
+def taken(row: Row, most: int) -> Row:
+    """The attempt that ``reflecting.best`` chooses among the first ``most``."""
     return max(row["tries"][:most], key=lambda t: (t["accepted"], t["approval"]))
 
 
 def verdicts(found: Sequence[tuple[bool, bool, float]]) -> Figures:
-    """(truly right, accepted, approval) of pictures -> how good a judge the model is."""
+    """(truly right, accepted, approval) of pictures -> the accuracy of the model's critiques."""
     return {
         "balanced_accuracy": balanced([(right, accepted) for right, accepted, _ in found]),
         "right_accepted": share(accepted for right, accepted, _ in found if right),
@@ -108,7 +107,7 @@ def verdicts(found: Sequence[tuple[bool, bool, float]]) -> Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class CritiqueItem:
-    """A rendered picture that meets ``text`` or misses it in one point, as ``wanted`` says."""
+    """A rendered picture that matches ``text`` (``wanted`` is "") or differs in one point, named by ``wanted``."""
 
     index: int
     text: str
@@ -122,7 +121,7 @@ class CritiqueItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Critiques:
-    """Half of the pictures are as the caption says, half are wrong in one point; all are rendered, so that the truth is known."""
+    """Half of the pictures match the caption, half differ in one point; all are rendered, so that the truth is known."""
 
     name: str = "critique"
 
@@ -130,16 +129,16 @@ class Critiques:
         made: list[CritiqueItem] = []
         for number in itertools.count():
             scene = sample(plan.level, plan.split, key("critiques", plan.seed), number)
-            text, spoilt = spoil(scene, Random(f"critiques/{plan.seed}/{number}"), most=1)
-            if spoilt:
+            text, negatives = make_negatives(scene, Random(f"critiques/{plan.seed}/{number}"), most=1)
+            if negatives:
                 wrong = len(made) % 2 == 1
-                shown, wanted = (spoilt[0].scene, spoilt[0].critique) if wrong else (scene, "")
+                shown, wanted = (negatives[0].scene, negatives[0].critique) if wrong else (scene, "")
                 made.append(CritiqueItem(index=len(made), text=text, scene=shown, wanted=wanted))
             if len(made) == plan.n:
                 break
         return made
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return describe(model.presets.critique(model.parts))
 
     def find(self, model: Model, items: Sequence[CritiqueItem]) -> list[Finding]:
@@ -162,7 +161,7 @@ class Critiques:
         ]
 
     def figures(self, plan: Plan, items: Sequence[CritiqueItem], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """How good a judge the model is, also of held-out combinations alone; how often it names what is wrong in the very words."""
+        """Accuracy of critiques, also on held-out combinations alone; how often a critique names the error in the same words."""
         told = [(r["met"], r["accepted"], r["approval"]) for r in rows]
         out = verdicts(told)
         for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ class Rebuilds:
         stream = key("vq", plan.seed)
         return [Shown(index=i, scene=sample(plan.level, plan.split, stream, i)) for i in range(plan.n)]
 
-    def settings(self, model: Model) -> Any:
+    def settings(self, model: Model) -> object:
         return weights_digest(self.judge()).hex()
 
     def find(self, model: Model, items: Sequence[Shown]) -> list[Finding]:
@@ -82,6 +81,6 @@ class Rebuilds:
 
 
 def _read(seen: Seen, scene: Scene) -> Row:
-    """Whether the judge reads the whole scene right, and each of its things."""
-    found = [any(right(one, thing) for one in seen.things) for thing in scene.things]
+    """Whether the judge reads the whole scene right, and each of its objects."""
+    found = [any(right(one, obj) for one in seen.objects) for obj in scene.objects]
     return {"exact": matches(seen, scene), "things": found}

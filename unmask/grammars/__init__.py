@@ -1,1 +1,1 @@
-"""What an answer may look like: regular languages, JSON schemas, and automata over tokens."""
+"""Answer formats: regular expressions and JSON schemas, and the automata over tokens that enforce them."""

@@ -1,9 +1,9 @@
-"""What an answer has to look like, as a user says it.
+"""The format that a user wants for an answer: a JSON schema or a regular expression.
 
-Public idea: ``of_schema({...})``, ``of_regex("...")`` or ``of_response_format({...})`` make a ``Form``; ``form.holes(text, wording)`` are
-the texts that have to be found for it, and ``form.value(read)`` puts together what they said. A form is one hole, the JSON text itself. But
-a model that has never seen JSON (``Wording.field_by_field``) is asked for every value of an object by a question of its own, and says it in
-its own words; braces, names and quotes around the values are then nobody's guess.
+``of_schema({...})``, ``of_regex("...")`` and ``of_response_format({...})`` make an ``AnswerFormat``. ``slots(text, wording)`` lists the
+texts that the model has to write for it, and ``value(read)`` assembles what they say. Normally there is one slot, the whole JSON text. A
+model that has never seen JSON (``Wording.field_by_field``) gets one question for every value of an object and answers in plain words;
+the program adds braces, names and quotes.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.grammars.automaton import MOST_STATES, Either, Language, literal
+from unmask.grammars.automaton import MOST_STATES, Alternation, Expression, literal
 from unmask.grammars.grammar import Grammar, grammar_of
-from unmask.grammars.regex import parsed
-from unmask.grammars.schema import Leaf, Schema, bounds, characters, choices, integers, leaves, written
+from unmask.grammars.references import expanded
+from unmask.grammars.regex import parse_regex
+from unmask.grammars.schema import Leaf, Schema, alternatives, bounds, characters, choices, integers, json_texts, leaves
 from unmask.tokens.prompts import Wording
 from unmask.tokens.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """``schema``: a JSON schema as JSON text; "" where it is a ``regex`` · ``most_states`` of the automaton of any of its texts."""
+class AnswerFormat:
+    """``schema``: a JSON schema as JSON text, or ``regex``; the other one is "" · ``most_states``: limit on the automaton of each slot."""
 
     schema: str = ""
     regex: str = ""
     most_states: int = MOST_STATES
 
-    def holes(self, text: Text, wording: Wording) -> list[Hole]:
-        """ValueError where nothing fits, or for what takes too large an automaton."""
+    def slots(self, text: Text, wording: Wording) -> list[Slot]:
+        """ValueError if no text matches; TooLarge if an automaton exceeds the limit."""
         if self.regex:
-            return [Hole(grammar=grammar_of(parsed(self.regex), text, self.most_states), kind="text")]
-        schema = json.loads(self.schema)
+            return [Slot(grammar=grammar_of(parse_regex(self.regex), text, self.most_states), kind="text")]
+        schema = expanded(json.loads(self.schema))
         if not wording.field_by_field:
-            return [Hole(grammar=grammar_of(written(schema), text, self.most_states), kind="json")]
+            return [Slot(grammar=grammar_of(json_texts(schema), text, self.most_states), kind="json")]
         return [_spoken(leaf, text, wording, self.most_states) for leaf in leaves(schema)]
 
     def value(self, read: list[tuple[tuple[str, ...], Any]]) -> Any:
-        """One value of what the holes said, in their order."""
+        """The whole value, from the path and value of every slot in order."""
         if len(read) == 1 and not read[0][0]:
             return read[0][1]
         whole: dict[str, Any] = {}
@@ -55,10 +56,11 @@ class Form:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hole:
-    """A text to be found. ``kind``: text, json, or words: one of ``said`` (text, value), where an integer may be in digits as well.
+class Slot:
+    """A text for the model to write. ``kind``: text (the text itself is the value), json, or words (an entry of ``said``, or JSON).
 
-    ``path``: the names that lead to its value · ``question``: what to ask for it, "" for the question of the whole.
+    ``path``: the property names that lead to its value · ``question``: its own question; "" means the question of the whole answer ·
+    ``said``: (words, value) for values with a fixed wording · ``longest``: tokens of the longest of these words.
     """
 
     grammar: Grammar
@@ -66,53 +68,53 @@ class Hole:
     path: tuple[str, ...] = ()
     question: str = ""
     said: tuple[tuple[str, Any], ...] = ()
-    longest: int = 0  # tokens of the longest of ``said``, as the tokenizer writes it
+    longest: int = 0
 
-    def room(self, usual: int) -> int:
-        """How many tokens to give it where nobody says: ``usual``, or more where that would be tight."""
+    def default_length(self, usual: int) -> int:
+        """How many tokens to give it if the user sets no length: ``usual``, or more if that would be tight."""
         return max(usual, self.longest + 1 if self.said else 2 * self.grammar.least + 2)
 
-    def check(self, room: int) -> None:
-        """ValueError where no answer has so few tokens."""
-        if room < self.grammar.least:
-            place = f" of {'.'.join(self.path)}" if self.path else ""
+    def check(self, length: int) -> None:
+        """ValueError if no answer has so few tokens."""
+        if length < self.grammar.least:
+            place = f" for {'.'.join(self.path)}" if self.path else ""
             raise ValueError(
-                f"an answer{place} in this form needs at least {self.grammar.least} tokens, and there is room for {room}; "
-                f"give a length of {self.grammar.least} or more"
+                f"an answer{place} in this format needs at least {self.grammar.least} tokens, and there is room for {length}; "
+                f"set max_tokens to {self.grammar.least} or more"
             )
 
     def read(self, ids: list[int]) -> Any:
-        """The value that was said. ValueError for a text that is not in the form, which no decided hole has."""
+        """The value that token ids say. ValueError for a text outside the format, which sampling under the grammar rules out."""
         raw = self.grammar.text(ids)
         said = raw.removeprefix(" ") if self.grammar.automaton.accepts(raw.removeprefix(" ").encode()) else raw
         if not self.grammar.automaton.accepts(said.encode()):
-            raise ValueError(f"{said!r} is not in the form; decide it under its grammar")
+            raise ValueError(f"{said!r} does not match the answer format; sample it under its grammar")
         known = dict(self.said)
         return known[said] if said in known else said if self.kind == "text" else json.loads(said)
 
 
-def of_schema(schema: Any) -> Form:
-    """A JSON schema, as a value or as JSON text. ValueError names what is not understood, and where."""
+def of_schema(schema: Any) -> AnswerFormat:
+    """A JSON schema, as a value or as JSON text. ValueError names what is not supported and its path."""
     try:
         found = json.loads(schema) if isinstance(schema, str) else schema
-        written(found)
-        return Form(schema=json.dumps(found))
+        json_texts(expanded(found))
+        return AnswerFormat(schema=json.dumps(found))
     except json.JSONDecodeError as error:
-        raise ValueError(f'the schema is no JSON: {error}; write for example {{"type": "integer"}}') from error
+        raise ValueError(f'the schema is not JSON: {error}; an example is {{"type": "integer"}}') from error
     except RecursionError as error:
         raise ValueError("the schema is nested too deeply; make it flatter") from error
 
 
-def of_regex(pattern: str) -> Form:
-    """Texts that match a regular expression as a whole; ``tokens.regex`` says what is understood."""
+def of_regex(pattern: str) -> AnswerFormat:
+    """Texts that match a regular expression as a whole; ``grammars.regex`` lists the supported syntax."""
     if not pattern:
-        raise ValueError("the regex is empty; say what the answer shall look like, for example [a-z]+")
-    parsed(pattern)
-    return Form(regex=pattern)
+        raise ValueError("the regex is empty; an example is [a-z]+")
+    parse_regex(pattern)
+    return AnswerFormat(regex=pattern)
 
 
-def of_response_format(given: Mapping[str, Any]) -> Form | None:
-    """OpenAI's ``response_format``, and ``{"type": "regex", "regex": ..}``; None for plain text. ValueError for anything else."""
+def of_response_format(given: Mapping[str, Any]) -> AnswerFormat | None:
+    """OpenAI's ``response_format``, and ``{"type": "regex", "regex": ..}``; None for plain text. ValueError for other types."""
     kind = given.get("type")
     if kind == "text":
         return None
@@ -124,52 +126,62 @@ def of_response_format(given: Mapping[str, Any]) -> Form | None:
     if kind == "regex" and isinstance(given.get("regex"), str):
         return of_regex(given["regex"])
     if kind == "json_object":
-        raise ValueError("json_object does not say which JSON; send json_schema with a schema")
-    raise ValueError(f"the type {json.dumps(kind, default=str)} is not understood; use text, json_schema or regex")
+        raise ValueError("json_object does not define a format; send json_schema with a schema")
+    raise ValueError(f"the type {json.dumps(kind, default=str)} is not supported; use text, json_schema or regex")
 
 
-def _spoken(leaf: Leaf, text: Text, wording: Wording, most_states: int) -> Hole:
-    """A value as a model says it that speaks words alone."""
-    schema, place = leaf.schema, f"schema.{leaf.place}" if leaf.path else "schema"
-    said = _said(schema, place, text, wording)
-    kind, parts = "words", [literal(words) for words in said]
-    if schema.get("type") == "integer" and not _listed(schema):
-        parts.append(integers(*bounds(schema, place)))
-    elif not said:
-        kind = "text" if schema.get("type") == "string" else "json"
-        parts.append(characters(schema, place) if kind == "text" else written(schema, place))
-    language: Language = Either(parts=tuple(parts)) if len(parts) > 1 else parts[0]
-    return Hole(
-        grammar=grammar_of(language, text, most_states),
+def _spoken(leaf: Leaf, text: Text, wording: Wording, most_states: int) -> Slot:
+    """A value for a model that answers in words: from a list of words, an integer in digits, or free text; other values as JSON."""
+    options = _options(leaf.schema, leaf.place)
+    rest = [(schema, place) for schema, place in options if not _listed(schema)]
+    types = {schema["type"] for schema, _ in rest}
+    if types <= {"integer"} or types == {"string"}:
+        said = _said(options, text, wording)
+        kind = "text" if types == {"string"} else "words"
+        free = [characters(*one) if kind == "text" else integers(*bounds(*one)) for one in rest]
+        parts = (*(literal(words) for words in said), *free)
+    else:
+        said, kind, parts = {}, "json", (json_texts(leaf.schema, leaf.place),)
+    expression: Expression = Alternation(parts=parts) if len(parts) > 1 else parts[0]
+    return Slot(
+        grammar=grammar_of(expression, text, most_states),
         kind=kind,
         path=leaf.path,
-        question=str(schema.get("description", "")),
+        question=str(leaf.schema.get("description", "")),
         said=tuple(said.items()),
         longest=max((len(text.encode(words)) for words in said), default=0),
     )
 
 
-def _said(schema: Schema, place: str, text: Text, wording: Wording) -> dict[str, Any]:
-    """The words for each of a value's choices; none where they cannot be listed."""
+def _options(schema: Schema, place: str) -> list[tuple[Schema, str]]:
+    """The alternatives of a schema, those inside them included; a schema without alternatives is the only one."""
+    inside = alternatives(schema, place)
+    return inside if inside == [(schema, place)] else [option for one in inside for option in _options(*one)]
+
+
+def _said(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> dict[str, Any]:
+    """The words for every value that can be listed, and for the small integers, in the order of the schema."""
     said: dict[str, Any] = {}
-    values: list[Any] = []
-    if _listed(schema):
-        values = choices(schema, place)
-    elif schema.get("type") == "boolean":
-        values = [True, False]
-    elif schema.get("type") == "null":
-        values = [None]
-    elif schema.get("type") == "integer":
-        low, high = bounds(schema, place)
-        values = [n for n in range(len(wording.numbers)) if low <= n <= high]
-    for value in values:
-        words = text.plain(_words(value, wording))
-        if words in said:
-            raise ValueError(
-                f"{place}: this model says {said[words]!r} and {value!r} with the same words; keep one of them"
-            )
-        said[words] = value
+    for schema, place in options:
+        for value in _values(schema, place, wording):
+            words = text.plain(_words(value, wording))
+            if words in said and json.dumps(said[words]) != json.dumps(value):
+                raise ValueError(
+                    f"{place}: this model says {said[words]!r} and {value!r} with the same words; keep one of them"
+                )
+            said[words] = value
     return said
+
+
+def _values(schema: Schema, place: str, wording: Wording) -> list[Any]:
+    if {"enum", "const"} & set(schema):
+        return choices(schema, place)
+    if schema["type"] == "boolean":
+        return [True, False]
+    if schema["type"] == "integer":
+        low, high = bounds(schema, place)
+        return [n for n in range(len(wording.numbers)) if low <= n <= high]
+    return [None] if schema["type"] == "null" else []
 
 
 def _words(value: Any, wording: Wording) -> str:
@@ -181,4 +193,5 @@ def _words(value: Any, wording: Wording) -> str:
 
 
 def _listed(schema: Schema) -> bool:
-    return bool({"enum", "const"} & set(schema))
+    """Whether all values can be listed."""
+    return bool({"enum", "const"} & set(schema)) or schema["type"] in ("boolean", "null")

@@ -1,7 +1,8 @@
-"""Sets of texts, and the automaton that reads one byte by byte.
+"""Sets of texts, and the automaton that reads a text byte by byte.
 
-Public idea: a language is a value made of ``Chars``, ``Then``, ``Either`` and ``Repeat``; ``compiled(language) -> Automaton``. Every
-state of it can still reach an end, so what it does not refuse at once can be completed.
+An ``Expression`` is the syntax tree of a regular expression: ``CharClass``, ``Concat``, ``Alternation``, ``Repeat``.
+``compile_automaton(expression)`` makes a deterministic automaton from it (subset construction over UTF-8 bytes). Every state of the
+result can still reach an accepting state, so a text that has not been rejected so far can always be completed. Size and work are limited.
 """
 
 from __future__ import annotations
@@ -12,59 +13,59 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST_STATES = 20_000  # of the automaton in the making; far beyond what a form for people needs
-_MOST_WORK = 20_000_000  # comparisons while it is made: a few seconds
+MOST_STATES = 20_000  # far more than any answer format written by hand needs
+_MOST_WORK = 20_000_000  # comparisons in the subset construction: a few seconds
 _LAST = 0x10FFFF
-_SURROGATES = (0xD800, 0xDFFF)  # no characters, and not in UTF-8
+_SURROGATES = (0xD800, 0xDFFF)  # not characters, and not encodable in UTF-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chars:
-    """One character out of ``ranges`` of code points, both ends included."""
+class CharClass:
+    """One character from ``ranges`` of code points, both ends included."""
 
     ranges: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Then:
-    """One part after the other; without parts, the empty text."""
+class Concat:
+    """All parts, one after the other; without parts, the empty text."""
 
-    parts: tuple[Language, ...] = ()
+    parts: tuple[Expression, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Either:
-    """One of the parts."""
+class Alternation:
+    """Exactly one of the parts."""
 
-    parts: tuple[Language, ...]
+    parts: tuple[Expression, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """``least`` to ``most`` times (None: without end)."""
+    """``least`` to ``most`` times; None: no upper limit."""
 
-    part: Language
+    part: Expression
     least: int = 0
     most: int | None = None
 
 
-Language = Chars | Then | Either | Repeat
+Expression = CharClass | Concat | Alternation | Repeat
 
 
 class TooLarge(ValueError):
-    """The automaton would have more states than anybody should wait for."""
+    """The automaton would exceed the limit on states or on work."""
 
 
-def literal(text: str) -> Language:
-    return Then(parts=tuple(Chars(ranges=((ord(c), ord(c)),)) for c in text))
+def literal(text: str) -> Expression:
+    return Concat(parts=tuple(CharClass(ranges=((ord(c), ord(c)),)) for c in text))
 
 
-def optional(part: Language) -> Language:
+def optional(part: Expression) -> Expression:
     return Repeat(part=part, most=1)
 
 
-def inverse(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """All the other code points."""
+def complement(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """All code points outside ``ranges``."""
     out, begin = [], 0
     for low, high in sorted(ranges):
         if low > begin:
@@ -75,7 +76,7 @@ def inverse(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Automaton:
-    """``table [S + 1, 256]``: the state after each byte, S where nothing fits · ``ends [S]``: a text may end here. It starts in state 0."""
+    """``table [S + 1, 256]``: the next state, S for rejection · ``ends [S]``: whether a state accepts. State 0 is initial."""
 
     table: Tensor
     ends: Tensor
@@ -91,15 +92,15 @@ class Automaton:
         return state < self.states and bool(self.ends[state])
 
 
-def compiled(language: Language) -> Automaton:
-    """TooLarge where that takes too many states; ValueError where no text at all is in the language."""
+def compile_automaton(expression: Expression) -> Automaton:
+    """TooLarge if it exceeds the limits; ValueError if no text matches the expression."""
     net = _Net()
-    end = net.add(language, net.state())
+    end = net.add(expression, net.state())
     return _trimmed(*_determined(net, end))
 
 
 class _Net:
-    """A nondeterministic automaton: ``free[s]``: states reached by nothing · ``steps[s]``: (first byte, last byte, state)."""
+    """A nondeterministic automaton. ``free[s]``: states reached without reading · ``steps[s]``: (first byte, last byte, next state)."""
 
     def __init__(self) -> None:
         self.free: list[list[int]] = []
@@ -107,42 +108,44 @@ class _Net:
 
     def state(self) -> int:
         if len(self.free) >= MOST_STATES:
-            raise TooLarge(f"this takes more than {MOST_STATES} states; use shorter lengths or fewer alternatives")
+            raise TooLarge(
+                f"the automaton takes more than {MOST_STATES} states; use shorter lengths or fewer alternatives"
+            )
         self.free.append([])
         self.steps.append([])
         return len(self.free) - 1
 
-    def add(self, language: Language, begin: int) -> int:
-        """The state in which a text of the language that began in ``begin`` ends."""
-        if isinstance(language, Chars):
-            return self._chars(language, begin)
-        if isinstance(language, Then):
-            for part in language.parts:
+    def add(self, expression: Expression, begin: int) -> int:
+        """Adds states that read ``expression`` from ``begin`` on; returns the state behind it."""
+        if isinstance(expression, CharClass):
+            return self._chars(expression, begin)
+        if isinstance(expression, Concat):
+            for part in expression.parts:
                 begin = self.add(part, begin)
             return begin
         end = self.state()
-        if isinstance(language, Either):
-            for part in language.parts:
+        if isinstance(expression, Alternation):
+            for part in expression.parts:
                 own = self.state()
                 self.free[begin].append(own)
                 self.free[self.add(part, own)].append(end)
             return end
-        for _ in range(language.least):
-            begin = self.add(language.part, begin)
-        if language.most is None:
+        for _ in range(expression.least):
+            begin = self.add(expression.part, begin)
+        if expression.most is None:
             loop = self.state()
             self.free[begin].append(loop)
-            self.free[self.add(language.part, loop)].append(loop)
+            self.free[self.add(expression.part, loop)].append(loop)
             begin = loop
         else:
-            for _ in range(language.most - language.least):
+            for _ in range(expression.most - expression.least):
                 self.free[begin].append(end)
-                begin = self.add(language.part, begin)
+                begin = self.add(expression.part, begin)
         self.free[begin].append(end)
         return end
 
-    def _chars(self, chars: Chars, begin: int) -> int:
-        """Paths that end alike share their ends, so that a character costs few states."""
+    def _chars(self, chars: CharClass, begin: int) -> int:
+        """Byte paths with the same suffix share its states, which keeps the automaton small."""
         end = self.state()
         known: dict[tuple[tuple[int, int], ...], int] = {(): end}
         for low, high in chars.ranges:
@@ -166,7 +169,7 @@ class _Net:
 
 
 def byte_paths(low: int, high: int) -> list[list[tuple[int, int]]]:
-    """The code points ``low..high`` in UTF-8, as paths of byte ranges."""
+    """The UTF-8 encodings of the code points ``low..high``, as paths of byte ranges."""
     if low <= _SURROGATES[1] and high >= _SURROGATES[0]:
         before = byte_paths(low, _SURROGATES[0] - 1) if low < _SURROGATES[0] else []
         return before + (byte_paths(_SURROGATES[1] + 1, high) if high > _SURROGATES[1] else [])
@@ -177,7 +180,7 @@ def byte_paths(low: int, high: int) -> list[list[tuple[int, int]]]:
 
 
 def _paths(low: bytes, high: bytes) -> list[list[tuple[int, int]]]:
-    """Both have one length; every byte but the first is 0x80..0xBF."""
+    """``low`` and ``high`` are equally long; every byte but the first is in 0x80..0xBF."""
     if len(low) == 1:
         return [[(low[0], high[0])]]
     if low[0] == high[0]:
@@ -193,7 +196,7 @@ def _paths(low: bytes, high: bytes) -> list[list[tuple[int, int]]]:
 
 
 def _determined(net: _Net, end: int) -> tuple[list[list[tuple[int, int, int]]], list[bool]]:
-    """One state for every set of states one may be in: its steps (first byte, last byte, state), and whether a text may end."""
+    """Subset construction: the steps (first byte, last byte, next state) of every state, and whether it accepts."""
     first = net.closure([0])
     number, order, work = {first: 0}, [first], 0
     steps: list[list[tuple[int, int, int]]] = []
@@ -203,7 +206,7 @@ def _determined(net: _Net, end: int) -> tuple[list[list[tuple[int, int, int]]], 
         own = []
         work += len(out) * len(edges)
         if work > _MOST_WORK:
-            raise TooLarge("this takes too long to prepare; use shorter lengths or fewer choices")
+            raise TooLarge("the automaton takes too long to build; use shorter lengths or fewer alternatives")
         for low, after in zip(edges, edges[1:], strict=False):
             reached = [to for first_, last, to in out if first_ <= low <= last]
             if not reached:
@@ -211,7 +214,9 @@ def _determined(net: _Net, end: int) -> tuple[list[list[tuple[int, int, int]]], 
             there = net.closure(reached)
             if there not in number:
                 if len(order) >= MOST_STATES:
-                    raise TooLarge(f"this takes more than {MOST_STATES} states; use shorter lengths or fewer choices")
+                    raise TooLarge(
+                        f"the automaton takes more than {MOST_STATES} states; use shorter lengths or fewer alternatives"
+                    )
                 number[there] = len(order)
                 order.append(there)
             own.append((low, after - 1, number[there]))
@@ -220,7 +225,7 @@ def _determined(net: _Net, end: int) -> tuple[list[list[tuple[int, int, int]]], 
 
 
 def _trimmed(steps: list[list[tuple[int, int, int]]], ends: list[bool]) -> Automaton:
-    """Without the states from which no end can be reached."""
+    """Without the states from which no accepting state can be reached."""
     before: list[list[int]] = [[] for _ in steps]
     for state, own in enumerate(steps):
         for _, _, to in own:
@@ -232,7 +237,7 @@ def _trimmed(steps: list[list[tuple[int, int, int]]], ends: list[bool]) -> Autom
                 alive.add(state)
                 todo.append(state)
     if 0 not in alive:
-        raise ValueError("no text at all fits this; allow something")
+        raise ValueError("no text matches this; allow at least one")
     kept = {state: number for number, state in enumerate(sorted(alive))}
     table = torch.full((len(kept) + 1, 256), len(kept))
     for state, number in kept.items():

@@ -6,8 +6,7 @@ All fields but ``parts`` are literals, so that ``unmask methods`` reads them wit
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 STATUSES = ("reference", "tiny-checked", "reproduced")
@@ -19,7 +18,7 @@ class Card:
     line · ``claim``: what the paper claims, in one line.
 
     ``status``: reference (runs and passes the contract tests), tiny-checked (its effect was measured on a small model) or reproduced (a
-    figure of the paper was reproduced) · ``parts``: by field of ``Sampler``, or by protocol for parts of training, tiny instances that
+    figure of the paper was reproduced) · ``parts``: tiny instances of its parts, or whole samplers, which
     the contract tests run · ``sampler``: the functions of the file that ``--sampler`` takes · ``recipe``: ``file.function`` of
     unmask/recipes that trains it, or "".
     """
@@ -30,7 +29,7 @@ class Card:
     changes: str
     claim: str
     status: str
-    parts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    parts: tuple[Any, ...] = ()
     sampler: tuple[str, ...] = ()
     recipe: str = ""
 

@@ -36,6 +36,7 @@ from unmask.protocols import TokenSampler
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
 from unmask.sampling.selection import first, move
+from unmask.sampling.spans import wished
 from unmask.sampling.token_sampler import Categorical, Entropy, Greedy, LogProbability, Margin, Score
 from unmask.sequence import Batch
 from unmask.step import Move, Prediction, Progress, Proposal
@@ -47,6 +48,9 @@ class WithEntropy:
 
     token_sampler: TokenSampler
     proxy: Score = Entropy()
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        return wished(self.token_sampler, batch, block, counts)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
         proposal = self.token_sampler(batch, prediction, progress)
@@ -122,20 +126,18 @@ CARD = Card(
     changes="selection: a step takes as many tokens as the entropies of their predictions allow",
     claim="2 to 3 times fewer model calls on code and mathematics without loss in accuracy.",
     status="tiny-checked",
-    parts={
-        "token_sampler": (WithEntropy(token_sampler=Categorical(), proxy=LogProbability()),),
-        "sampler": (
-            Sampler(
-                schedule=Equal(steps=1),
-                token_sampler=WithEntropy(token_sampler=Greedy()),
-                selection=EntropyBound(gamma=0.5),
-            ),
-            Sampler(
-                schedule=Equal(steps=3),
-                token_sampler=WithEntropy(token_sampler=Categorical(temperature=0.8), proxy=Margin()),
-                selection=EntropyBound(gamma=2.0),
-            ),
+    parts=(
+        WithEntropy(token_sampler=Categorical(), proxy=LogProbability()),
+        Sampler(
+            schedule=Equal(steps=1),
+            token_sampler=WithEntropy(token_sampler=Greedy()),
+            selection=EntropyBound(gamma=0.5),
         ),
-    },
+        Sampler(
+            schedule=Equal(steps=3),
+            token_sampler=WithEntropy(token_sampler=Categorical(temperature=0.8), proxy=Margin()),
+            selection=EntropyBound(gamma=2.0),
+        ),
+    ),
     sampler=("eb_sampler", "eb_confidence", "eb_margin"),
 )

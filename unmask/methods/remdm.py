@@ -32,10 +32,11 @@ import torch
 from torch import Tensor
 
 from unmask.methods.card import Card
-from unmask.protocols import Bounded, Predicting, Selection
+from unmask.protocols import Bounded, Selection
 from unmask.rng import rows
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.selection import Confident, RandomOrder, first
+from unmask.sampling.spans import wished
 from unmask.sequence import Batch
 from unmask.step import Move, Progress, Proposal
 
@@ -85,13 +86,12 @@ class Remasking:
         _check("switch", self.switch)
 
     def extra_steps(self, tokens: int, planned: int) -> int:
-        """None of its own: a step unmasks as many tokens, net of those remasked, as the wrapped selection does without it."""
-        return self.selection.extra_steps(tokens, planned) if isinstance(self.selection, Bounded) else 0
+        """Those of the wrapped selection; where it states none, every step unmasks at least one token, net of those remasked."""
+        own = self.selection.extra_steps(tokens, planned) if isinstance(self.selection, Bounded) else None
+        return max(0, tokens - planned) if own is None else own
 
-    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
-        if not isinstance(self.selection, Predicting):
-            return block
-        return self.selection.predict(batch, block, counts + self.drawn(batch, block, counts).sum(1))
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        return wished(self.selection, batch, block, counts + self.drawn(batch, block, counts).sum(1))
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         drawn_BL = self.drawn(batch, block, counts)
@@ -158,12 +158,10 @@ CARD = Card(
     changes="selection: unmasked tokens of the current block may be masked again",
     claim="Better samples from trained networks as the number of steps grows, for text, images and molecules.",
     status="tiny-checked",
-    parts={
-        "selection": (
-            Remasking(selection=Confident(), sigma=Cap(eta=0.3)),
-            Remasking(selection=Confident(noise=1.0), sigma=Rescale(eta=0.5), confident=True, switch=0.7),
-            Remasking(selection=RandomOrder(), sigma=Cap(eta=1.0)),
-        )
-    },
+    parts=(
+        Remasking(selection=Confident(), sigma=Cap(eta=0.3)),
+        Remasking(selection=Confident(noise=1.0), sigma=Rescale(eta=0.5), confident=True, switch=0.7),
+        Remasking(selection=RandomOrder(), sigma=Cap(eta=1.0)),
+    ),
     sampler=("remdm", "remdm_rescale", "remdm_conf"),
 )

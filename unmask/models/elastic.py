@@ -55,13 +55,23 @@ class Elastic(nn.Module):
         g_BCE = self._embed_gen(batch, squares)
         # 3. The layers. Positions that are not computed lend their keys and values.
         memory = _memory(reuse, und, gen)
-        wants_text = bool((predict & (batch.kind == Kind.TEXT)).any())
+        wants_text = self._wants_text(batch, predict)
         u_BUD, g_BCE = self._run(self._geometry(batch, und, gen), u_BUD, g_BCE, wants_text, memory)
         # 4. The heads, over the tokens to score alone.
         scored = {Kind.TEXT: self._read_text(batch, predict, und, u_BUD)}
         if gen is not None and squares is not None and g_BCE is not None:
             scored[Kind.CODE] = self._read_codes(batch, predict, gen, squares, g_BCE)
         return Prediction(scored=scored, state=_next_state(reuse, memory))
+
+    def _wants_text(self, batch: Batch, predict: Tensor) -> bool:
+        """Whether any text is to be scored. ValueError for a token of a kind that this network does not read."""
+        read = (batch.kind == Kind.TEXT) | (batch.kind == Kind.FEATURE) | (batch.branch == Branch.GEN)
+        strange = batch.valid & batch.leader & ~batch.masked & ~read
+        wants_text, has_strange = torch.stack([(predict & (batch.kind == Kind.TEXT)).any(), strange.any()]).tolist()
+        if has_strange:
+            kind = int(batch.kind[strange][0])
+            raise ValueError(f"this network reads text, features and codes; the batch has tokens of kind {kind}")
+        return wants_text
 
     def features(self, pixels: Tensor) -> Tensor:
         """Pictures [I, 3, H, W] -> rows of features [R, D], which ``Batch.feature`` numbers."""

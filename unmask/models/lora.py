@@ -107,7 +107,7 @@ def merge(model: nn.Module) -> None:
         if adapter.original is None:
             product = adapter.up.float() @ adapter.down.float() * adapter.scale
             adapter.original = layer.weight.data
-            layer.weight.data = (layer.weight.float() + product).to(layer.weight.dtype)
+            layer.weight.data = (layer.weight.float() + product[: len(layer.weight)]).to(layer.weight.dtype)
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""A model that users call: found, loaded, and asked."""
+"""From a model name to a model object: find, load, run."""

@@ -1,9 +1,9 @@
 """Our model folders <-> the released LaViDa-O layout, both ways; there and back is identical.
 
-Public idea: ``to_released(source, out)`` and ``to_own(source, out)``. Tensors keep their type and every bit. What the released layout has
-no word for (wording, picture size, tower, how the tokenizer encodes) goes into the block ``unmask`` of config.json and
-vqvae/config.json; what ours has no word for goes into the block ``released`` of our config.json. A folder is written whole or not at
-all. The whole model is held in memory once.
+Public idea: ``to_released(source, out)`` and ``to_own(source, out)``. Tensors keep their type and every bit. Settings that the
+released layout cannot express (wording, picture size, vision tower, how the tokenizer encodes) go into the block ``unmask`` of config.json
+and vqvae/config.json; settings that ours cannot express go into the block ``released`` of our config.json. A folder is written completely
+or not at all. The whole model is held in memory once.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavida_o
 from unmask.checkpoints.store import CheckpointError, save_tensors
-from unmask.checkpoints.stream import Stored, read, read_head
+from unmask.checkpoints.stream import Stored, read, read_header
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, fit_own, format_of, read_spec, resolve, write_config
+from unmask.tasks.results import Json
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 
@@ -37,27 +37,31 @@ _BESIDE = (
     "NOTICE*",
     "*.md",
 )
-_AS_RELEASED = {"wording": "released", "side": SIDE, "fold": 2}  # what a released folder means without saying it
-_SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes: small models go into files that a code host takes
+_AS_RELEASED = {"wording": "released", "side": SIDE, "fold": 2}  # defaults of a released folder
+_SMALL, _SMALL_SHARD, _SHARD = (
+    2**28,
+    15 * 2**20,
+    5 * 2**30,
+)  # bytes: small models are split into files that code hosts accept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """A model in either layout, its weights not read yet. ``setting``: wording, side and fold · ``config``, ``vqvae``: the released JSON
-    it came with · ``beside``: the folder whose small files (text tokenizer, licence, card) are taken along.
+    """A model in either layout, without its weights. ``setting``: wording, side and fold · ``config``, ``vqvae``: its released JSON ·
+    ``beside``: the folder whose small files (text tokenizer, licence, card) are copied.
     """
 
     checkpoint: Checkpoint
-    setting: dict[str, Any]
+    setting: Json
     beside: Path
-    config: dict[str, Any]
-    vqvae: dict[str, Any]
+    config: Json
+    vqvae: Json
 
 
 def to_released(source: str | os.PathLike[str], out: Path, *, like: str | os.PathLike[str] | None = None) -> list[Path]:
     """One of our models (a name, a folder, or a run together with the model ``like`` that it trained) in the released layout.
 
-    Returns the files written. CheckpointError where the source is none of ours, ValueError where ``out`` is there already.
+    Returns the files written. CheckpointError if the source is not in our layout, ValueError if ``out`` exists.
     """
     content = _read_own(source, like)
     mapping = names(content.checkpoint.config)
@@ -77,7 +81,7 @@ def to_released(source: str | os.PathLike[str], out: Path, *, like: str | os.Pat
 def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
     """A folder in the released layout as one of ours. Returns the files written.
 
-    CheckpointError where the source is not in the released layout, ValueError where ``out`` is there already.
+    CheckpointError if the source is not in the released layout, ValueError if ``out`` exists.
     """
     content = _read_released(Path(source))
     checkpoint = content.checkpoint
@@ -86,7 +90,7 @@ def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
             weights = _read(stored)
             save_tensors(weights, folder, name=name, shard=_shard(weights, _SMALL_SHARD))
         write_config(folder, checkpoint.config, checkpoint.vq_config, **content.setting)
-        # Kept only where it says more than we would write ourselves.
+        # Kept only if it differs from what ``to_released`` would write.
         if (content.config, content.vqvae) != released_config(replace(content, config={}, vqvae={})):
             kept = {"config": content.config, "vqvae": content.vqvae, "mask_token_id": checkpoint.mask_id}
             _write_json(folder / "config.json", read_json(folder / "config.json") | {RELEASED_BLOCK: kept})
@@ -97,13 +101,13 @@ def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
 def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | None) -> Content:
     place = Path(source)
     if like is None and place.is_dir() and not (place / "config.json").exists():
-        raise CheckpointError(f"{place} has no config.json; if it is a run, say with --like which model it trained")
+        raise CheckpointError(f"{place} has no config.json; for a training run, name its model with --like")
     home = resolve(source if like is None else like)
     raw = read_json(home / "config.json")
     if (found_as := format_of(raw)) is not Format.OWN:
         text = found_as is Format.LLADA
-        kind = "LLaDA's layout, which is the only one of a text model" if text else "the released layout already"
-        raise CheckpointError(f"{home} is in {kind}; give one of our own models")
+        kind = "LLaDA's layout, the only one of text models" if text else "the released layout already"
+        raise CheckpointError(f"{home} is in {kind}; give a model in our layout")
     found, kept = read_spec(home), raw.get(RELEASED_BLOCK, {})
     checkpoint = found.checkpoint
     if like is not None:
@@ -118,7 +122,7 @@ def _read_released(folder: Path) -> Content:
     raw = read_json(folder / "config.json")
     if (found_as := format_of(raw)) is not Format.RELEASED:
         text = found_as is Format.LLADA
-        kind = "is a text model, which has one layout alone" if text else "is not in the released layout"
+        kind = "is a text model, which has only one layout" if text else "is not in the released layout"
         raise CheckpointError(f"{folder} {kind}; give a LaViDa-O folder")
     said = raw.get(OWN_BLOCK, {})
     setting = {name: said.get(name, value) for name, value in _AS_RELEASED.items()}
@@ -127,12 +131,12 @@ def _read_released(folder: Path) -> Content:
 
 
 def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """Weights as they are stored, by our names."""
+    """Weights as stored, by our names."""
     return {name: read(one) for name, one in stored.items()}
 
 
-def released_config(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json and vqvae/config.json: as they came, or made (spec 7.4), with the block ``unmask`` where it says anything."""
+def released_config(content: Content) -> tuple[Json, Json]:
+    """config.json and vqvae/config.json: as they came, or generated (spec 7.4), with the block ``unmask`` if it is not empty."""
     config, vq = content.checkpoint.config, content.checkpoint.vq_config
     made = content.config or _lm_fields(config, content)
     block = {} if content.setting == _AS_RELEASED else dict(content.setting)
@@ -142,10 +146,10 @@ def released_config(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
     return made, content.vqvae or _vq_fields(vq)
 
 
-def _lm_fields(config: ElasticConfig, content: Content) -> dict[str, Any]:
+def _lm_fields(config: ElasticConfig, content: Content) -> Json:
     tokens = content.beside / "tokenizer.json"
     end = {"eos_token_id": Text.load(tokens)[EOS], "pad_token_id": Text.load(tokens)[EOS]} if tokens.exists() else {}
-    fields: dict[str, Any] = {
+    fields: Json = {
         "model_type": "llada",
         "architectures": ["LLaDAModelLM"],
         "d_model": config.width,
@@ -188,7 +192,7 @@ def _lm_fields(config: ElasticConfig, content: Content) -> dict[str, Any]:
     return fields
 
 
-def _vq_fields(config: VQConfig) -> dict[str, Any]:
+def _vq_fields(config: VQConfig) -> Json:
     """The diffusers description of the tokenizer."""
     stages = len(config.block_out_channels)
     own = {OWN_BLOCK: {"encode_apart": True}} if config.encode_apart else {}
@@ -214,9 +218,9 @@ def _vq_fields(config: VQConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place when all went well, and is gone otherwise."""
+    """A temporary folder that becomes ``out`` on success and is removed on failure."""
     if out.exists():
-        raise ValueError(f"{out} is there already; give a folder that is not")
+        raise ValueError(f"{out} exists already; give a new folder")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         yield part
@@ -229,9 +233,9 @@ def _shard(tensors: dict[str, Tensor], small: int) -> int:
     return small if sum(t.nbytes for t in tensors.values()) < _SMALL else _SHARD
 
 
-def _index(written: list[Path], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The index of shards that other loaders want."""
-    places = {tensor.name: path.name for path in written for tensor in read_head(path)}
+def _index(written: list[Path], tensors: dict[str, Tensor]) -> Json:
+    """The shard index that other loaders read."""
+    places = {tensor.name: path.name for path in written for tensor in read_header(path)}
     return {
         "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
         "weight_map": dict(sorted(places.items())),
@@ -244,5 +248,5 @@ def _copy(source: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Json) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")

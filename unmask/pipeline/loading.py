@@ -42,19 +42,20 @@ from unmask.tasks import (
     understand,
 )
 from unmask.tasks.parts import Parts
+from unmask.tasks.results import Json
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vq import VQ, VQConfig
 
 WORDINGS = {"compact": COMPACT, "released": RELEASED}
-RELEASED_BLOCK = "released"  # of our config.json: what the released one of the model said
-SIDE = 1024  # pixels: the only size that the released weights draw (spec 1.8)
+RELEASED_BLOCK = "released"  # block of our config.json with fields of the released config
+SIDE = 1024  # pixels: the only picture size of the released weights (spec 1.8)
 ALL = "all"
-TEXT_TASKS = ("ask", "infill-text", ALL)  # what a text model can be asked
+TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
 class Format(Enum):
-    """How a model lies on the disk: as ours, as LaViDa-O was released, or as LLaDA, which is a text model."""
+    """The layout of a model on disk: ours, that of the LaViDa-O release, or that of LLaDA (a text model)."""
 
     OWN = "own"
     RELEASED = "released"
@@ -63,8 +64,8 @@ class Format(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model without its weights. ``side``: pixels of a drawn picture (of a text model: 0) · ``fold``: codes a position along one side ·
-    ``released``: config.json as it was released, where it was.
+    """A model without its weights. ``side``: pixels of a generated picture (text models: 0) · ``fold``: codes per position along one side ·
+    ``released``: the released config.json, if there is one.
     """
 
     format: Format
@@ -72,11 +73,11 @@ class ModelSpec:
     wording: Wording
     side: int
     fold: int
-    released: dict[str, Any] = field(default_factory=dict)
+    released: Json = field(default_factory=dict)
 
 
 def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
-    """The folder of a shipped model, a folder's own, or that of ``owner/name`` in the hub's cache. CheckpointError where there is none."""
+    """The folder of a shipped model, the given folder, or that of ``owner/name`` in the hub's cache. CheckpointError if there is none."""
     name, shipped = str(name), Path(str(files("unmask") / "assets"))
     for folder in (Path(name), shipped / name):
         if (folder / "config.json").exists():
@@ -85,12 +86,12 @@ def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
         return fetch(name, download=download)
     known = sorted(p.parent.name for p in shipped.glob("*/config.json"))
     raise CheckpointError(
-        f"there is no model {name!r}; give a shipped one ({', '.join(known)}), a folder with a config.json, or owner/name of the hub"
+        f"no model is called {name!r}; use a shipped one ({', '.join(known)}), a folder with a config.json, or owner/name on the hub"
     )
 
 
-def format_of(raw: Any) -> Format:
-    """The layout whose config.json this is. What is of no known one counts as ours, so that its faults are told when it is read as such."""
+def format_of(raw: object) -> Format:
+    """The layout of a config.json. An unknown one counts as ours, so that reading it reports the errors."""
     if not isinstance(raw, dict):
         return Format.OWN
     if is_llada(raw):
@@ -99,7 +100,7 @@ def format_of(raw: Any) -> Format:
 
 
 def format_in(folder: Path) -> Format:
-    """The layout of a folder; a config.json that cannot be read is left to those who want it."""
+    """The layout of a folder; ours if its config.json cannot be read, so that reading it reports the error."""
     try:
         return format_of(read_json(folder / "config.json"))
     except CheckpointError:
@@ -107,7 +108,7 @@ def format_in(folder: Path) -> Format:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """What a folder holds, from its configuration and the heads of its files. CheckpointError says what does not fit."""
+    """The spec of a folder, from config.json and the safetensors headers. CheckpointError says what does not fit."""
     found = format_in(folder)
     if found is Format.LLADA:
         return ModelSpec(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
@@ -116,7 +117,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def _spec_of_own(folder: Path) -> ModelSpec:
     config, kept = read_config(folder), read_json(folder / "config.json").get(RELEASED_BLOCK, {})
-    tokenizer = folder / "tokenizer.json"  # what was converted from the released layout may have none
+    tokenizer = folder / "tokenizer.json"  # may be missing after a conversion from the released layout
     mask_id = int(kept["mask_token_id"]) if kept and not tokenizer.exists() else Text.load(tokenizer)[MASK]
     with torch.device("meta"):
         net, vq = Elastic(config["model"], mask_id=0), VQ(config["vq"])
@@ -139,28 +140,30 @@ def _spec_of_released(folder: Path) -> ModelSpec:
     side, named = (own.get("side", SIDE), own.get("wording", "released")) if isinstance(own, dict) else (own, "")
     if named not in WORDINGS or not isinstance(side, int) or side < 1:
         raise CheckpointError(
-            f"config.json: unmask.side {side!r} and unmask.wording {named!r} are unknown; give pixels and one of {', '.join(WORDINGS)}"
+            f"config.json: unmask.side {side!r} and unmask.wording {named!r} are not valid; give pixels and one of {', '.join(WORDINGS)}"
         )
     checkpoint = survey_lavida_o(folder)
     if side % (2 * checkpoint.vq_config.factor):
         raise CheckpointError(
-            f"config.json: side {side} is no multiple of {2 * checkpoint.vq_config.factor} pixels; see unmask.side"
+            f"config.json: side {side} is not a multiple of {2 * checkpoint.vq_config.factor} pixels; change unmask.side"
         )
     vision = checkpoint.config.vision
     if named != "released" and vision and vision.image != side:
         raise CheckpointError(
-            f"config.json: a compact model sees what it draws, got views of {vision.image} and pictures of {side} pixels; "
-            "see unmask.vision and unmask.side"
+            f"config.json: a compact model reads pictures of the size that it generates, got views of {vision.image} and pictures of "
+            f"{side} pixels; change unmask.vision or unmask.side"
         )
     if named != "released":
-        checkpoint = replace(checkpoint, dtype=torch.float32)  # ours work in float32, whatever they are stored in
+        checkpoint = replace(
+            checkpoint, dtype=torch.float32
+        )  # our models compute in float32, whatever their storage type
     return ModelSpec(
         format=Format.RELEASED, checkpoint=checkpoint, wording=WORDINGS[named], side=side, fold=2, released=raw
     )
 
 
 def open_parts(found: ModelSpec, weights: Weights) -> Parts:
-    """The parts of a model, of which nothing is loaded yet. CheckpointError where the tokenizer is not the model's."""
+    """The parts of a model, with no weights loaded. CheckpointError if the text tokenizer does not match the model."""
     folder = found.checkpoint.place
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
@@ -168,7 +171,7 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
         text = Text.load(folder / "tokenizer.json")
         if text.size != (size := found.checkpoint.config.vocab_size):
             raise CheckpointError(
-                f"{folder}: the tokenizer has {text.size} ids and the model {size}; copy the two of one model"
+                f"{folder}: the tokenizer has {text.size} ids and the model {size}; use both files of the same model"
             )
     net, vq = found.checkpoint.modules()
     net.mask_id = text[MASK]
@@ -179,7 +182,7 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
 
 
 def spec_of_size(name: str) -> ModelSpec:
-    """A named size as it would be stored: the network in bfloat16, the released image tokenizer in float32; nothing of it is on a disk."""
+    """The spec of a named size: the network in bfloat16, the released image tokenizer in float32; no files exist."""
     config, vq_config = SIZES[name], VQConfig()
     with torch.device("meta"):
         net, vq = Elastic(config, mask_id=0), VQ(vq_config)
@@ -188,8 +191,8 @@ def spec_of_size(name: str) -> ModelSpec:
         config=config,
         vq_config=vq_config,
         mask_id=0,
-        net=_imagined(net, "BF16", 2),
-        vq=_imagined(vq, "F32", 4),
+        net=_not_stored(net, "BF16", 2),
+        vq=_not_stored(vq, "F32", 4),
     )
     found = Format.RELEASED if config.gen_width else Format.LLADA
     return ModelSpec(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
@@ -226,7 +229,7 @@ def open_by_recipe(folder: Path, name: str, device: str) -> Any:
 
 
 def needs_of(task: str) -> frozenset[str]:
-    """The parts that a task reads, by the task's name at the command line; ``all``: every part. ValueError names the known ones."""
+    """The parts that a task needs, by its name at the command line; ``all``: every part. ValueError for an unknown name."""
     known = {
         "generate": generate.Generate.needs,
         "plan": generate.Generate.needs | planning.Plan.needs,
@@ -242,12 +245,12 @@ def needs_of(task: str) -> frozenset[str]:
         ALL: EVERYTHING,
     }
     if task not in known:
-        raise ValueError(f"there is no task {task!r}; the tasks are {', '.join(known)}")
+        raise ValueError(f"no task is called {task!r}; choose from {', '.join(known)}")
     return known[task]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json -> {"model": ElasticConfig, "vq": VQConfig, "wording", "side", "fold"}. CheckpointError where it does not fit."""
+def read_config(folder: Path) -> Json:
+    """config.json -> {"model": ElasticConfig, "vq": VQConfig, "wording", "side", "fold"}. CheckpointError for a missing or wrong field."""
     try:
         raw = json.loads((folder / "config.json").read_text())
         vision = raw["model"].pop("vision")
@@ -272,13 +275,13 @@ def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: s
 
 
 def fit_own(module: nn.Module, folder: Path, name: str) -> dict[str, Stored]:
-    """Where the parameters of a module are stored in files of ours. CheckpointError where one is missing, too many or does not fit."""
+    """Where our files store each parameter of a module. CheckpointError for a missing, unexpected or mismatched one."""
     found, own = tensors_of(folder, name), module.state_dict()
     compare(own, found).refuse(folder, unexpected=True)
     return {key: found[key] for key in own}
 
 
-def _imagined(module: nn.Module, dtype: str, size: int) -> dict[str, Stored]:
+def _not_stored(module: nn.Module, dtype: str, size: int) -> dict[str, Stored]:
     return {
         name: Stored(
             path=Path("(not stored)"), name=name, dtype=dtype, shape=tuple(p.shape), start=0, nbytes=p.numel() * size

@@ -1,6 +1,6 @@
-"""The model as a user holds it. Public idea: ``m = unmask.load("mini"); m.generate("two red apples left of a cat")``.
+"""The user's model. Public idea: ``m = unmask.load("mini"); m.generate("two red apples left of a cat")``.
 
-Same seed, same answer, whatever the batch size: picture i of a call has the seed ``seed + i`` and random numbers of its own.
+Results are batch-invariant: picture i of a call has the seed ``seed + i`` and its own random numbers.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
-from unmask.grammars.answer_format import Form
+from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.text_model import TextModel, load_text
+from unmask.protocols import Task
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
@@ -46,7 +46,8 @@ from unmask.tokens.prompts import RELEASED, Conditions
 from unmask.tokens.views import to_pixels
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
-LONGEST_PROMPT = 400  # tokens; far beyond what the embedded model was trained on, so say so instead of guessing
+Drawn = generate.Generate | edit.Edit | infill.Infill  # tasks that make a picture
+LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
 
 
 def load(
@@ -57,12 +58,12 @@ def load(
     storage: WeightStorage | None = None,
     download: bool = False,
 ) -> Model | TextModel:
-    """A shipped model by name, a model folder, or a model of the hub. CheckpointError says what is missing or damaged.
+    """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
 
-    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors; or it is in the released layout of LaViDa-O, or in
-    LLaDA's: a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of unmask/recipes).
-    ``needs``: load these parts only (``needs_of("generate")``); a task that needs more loads the rest later. None: everything.
-    ``storage``: dtype, quantisation, branches that stay on the CPU · ``download``: fetch ``owner/name`` if it is not in the local cache.
+    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors, or has the released layout of LaViDa-O, or that of
+    LLaDA, which gives a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of unmask/recipes).
+    ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything.
+    ``storage``: dtype, quantisation and CPU offload · ``download``: download ``owner/name`` if it is not in the local cache.
     """
     folder = resolve(name, download=download)
     if recipe := recipe_in(folder):
@@ -80,7 +81,7 @@ def load(
 
 
 class Model:
-    """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures) with a hint.
+    """A loaded model. Every method checks its input first and raises ValueError (ImageError for pictures)
 
     ``executor``: decodes in place of the model's own network, for example an engine that many calls share; None: the network itself.
     """
@@ -194,7 +195,7 @@ class Model:
         """The picture with the white part of ``region`` (same size) generated anew, so that the whole shows ``prompt``."""
         picture, painted = read_image(image), read_image(region)
         if painted.size != picture.size:
-            raise ImageError(f"the region is {painted.size} and the picture {picture.size}; make both of one size")
+            raise ImageError(f"the region is {painted.size} and the picture {picture.size}; give both the same size")
         pixels, _ = self.parts.preprocess(picture)
         shown = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=shown, prompt=self._prompt(prompt, empty=True))
@@ -209,7 +210,7 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         max_tokens: int | None = None,
-        form: Form | None = None,
+        form: AnswerFormat | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
@@ -225,7 +226,7 @@ class Model:
         seen, said = self.parts.image_views(read_image(image)), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature)
         if form is not None:
-            holes = tuple(form.holes(self.parts.text, self.parts.wording))
+            holes = tuple(form.slots(self.parts.text, self.parts.wording))
             for hole in holes:
                 self._prompt(hole.question, empty=True)
             task = forms.fill_in(holes, seen, said, form, max_tokens, self.presets)
@@ -269,7 +270,7 @@ class Model:
         temperature: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """A caption with every ``[mask]`` filled by one token."""
+        """A caption with every ``[mask]`` replaced by one token."""
         task = understand.FillText(target=self._prompt(target))
         chosen = with_options(self.presets.fill(self.parts), settings, steps, guidance_scale, temperature)
         return self._answer(task, chosen, target, seed, trace)
@@ -285,7 +286,7 @@ class Model:
     ) -> Grounding:
         """A box for every phrase, all in one pass; corners in pixels of the given picture. ``steps``: 1 (default) to 4."""
         if steps is not None and not 1 <= steps <= 4:
-            raise ValueError(f"a box has four coordinates, so steps must be 1 to 4, got {steps}")
+            raise ValueError(f"steps must be 1 to 4, the coordinates of a box; got {steps}")
         picture = read_image(image)
         seen, placement = self.parts.image_views(picture), Placement(width=picture.width, height=picture.height)
         given = [phrases] if isinstance(phrases, str) else list(phrases)
@@ -339,7 +340,7 @@ class Model:
     def run(
         self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, on_step: OnStep | None = None
     ) -> Decoded:
-        """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        """Unmask all masked tokens of some sequences, in one batch; row i depends on its own seed alone."""
         if self.executor:
             return self.executor.run(sequences, seeds, sampler, on_step)
         began = time.perf_counter()
@@ -351,7 +352,7 @@ class Model:
             device=self.device,
             on_step=on_step,
         )
-        return replace(done, seconds=time.perf_counter() - began)  # pictures that had to be looked at included
+        return replace(done, seconds=time.perf_counter() - began)  # includes encoding the pictures
 
     def emit(self, row: int, event: Layout | Attempt) -> None:
         """Hand a layout or a round of picture ``row`` to the executor, which may pass it on to whoever follows the call."""
@@ -359,9 +360,9 @@ class Model:
             self.executor.emit(row, event)
 
     def _draw(
-        self, tasks: Sequence[Any], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
+        self, tasks: Sequence[Drawn], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
     ) -> list[Drawing]:
-        """One picture a task; the same task with several seeds is built once."""
+        """One picture per task; a task that occurs with several seeds is built once."""
         self.parts.require(tasks[0].needs)
         known = {id(task): task.build(self.parts) for task in tasks}
         built = [known[id(task)] for task in tasks]
@@ -388,7 +389,7 @@ class Model:
     def _thought(
         self, prompt: str, seeds: list[int], sampler: Sampler, think: Callable[[], list[list[Attempt]]]
     ) -> list[Drawing]:
-        """The best of all tries for every seed."""
+        """The best attempt for every seed."""
         began, n = time.perf_counter(), len(seeds)
         found = think()
         seconds, settings = (time.perf_counter() - began) / n, describe(sampler)
@@ -407,20 +408,21 @@ class Model:
 
     def _no_trace(self, trace: bool) -> None:
         if trace:
-            raise ValueError("a trace shows how one picture came about; leave out trace or reflect")
+            raise ValueError("trace works with one attempt only; leave out trace or attempts")
 
-    def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+    def _answer(self, task: Task, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
         built, most = task.build(self.parts), self.presets.context
         if len(built.ids) > most:
             raise ValueError(
-                f"question and answer have {len(built.ids)} tokens, and the model reads {most}; ask for less at once"
+                f"prompt and answer have {len(built.ids)} tokens, more than the model's context of {most}; "
+                "shorten the prompt or lower max_tokens"
             )
         return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:
         if not text.strip() and not empty:
-            raise ValueError('the prompt is empty; say what you want, for example "a red apple"')
+            raise ValueError('the prompt is empty; give one, for example "a red apple"')
         if len(text) > 20 * LONGEST_PROMPT or len(self.parts.text.encode(text)) > LONGEST_PROMPT:
             raise ValueError(f"the prompt is longer than {LONGEST_PROMPT} tokens; shorten it")
         return text

@@ -1,7 +1,7 @@
-"""Text models (LLaDA): prompt -> text, and gaps in a text -> text. Public idea: ``TextModel``, which ``unmask.load`` returns for one.
+"""Text models (LLaDA): prompt -> text, and gaps in a text -> text. Public idea: ``TextModel``, which ``unmask.load`` returns for them.
 
-The sampler is the one that draws pictures; a text model is the same network without the generation branch. Every token of a
-sequence sees every other, the prompt the answer too, as in training (Nie et al. 2025).
+Sampler and network are those of pictures, without the generation branch. Attention is bidirectional over the whole sequence, prompt and
+answer, as in training (Nie et al. 2025).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
@@ -20,7 +20,7 @@ from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
-from unmask.grammars.answer_format import Form, Hole
+from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.protocols import Denoiser
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
@@ -40,12 +40,11 @@ _PICTURES = ("generate", "edit", "ground", "infill", "describe")
 
 @dataclass(frozen=True, kw_only=True)
 class TextParts:
-    """``context``: the most tokens of a sequence."""
+    """``context``: longest sequence in tokens."""
 
     text: Text
     net: Denoiser
     context: int
-    look_tokens: int = 0  # a text model has no eyes
 
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
@@ -53,7 +52,7 @@ class TextParts:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A question in LLaDA's chat template, which is Llama 3's (spec 2.1); the answer has at most ``length`` tokens."""
+    """A question in LLaDA's chat template, which is Llama 3's (spec 2.1); the answer has ``length`` tokens."""
 
     question: str
     length: int
@@ -71,12 +70,12 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class FormedReply:
-    """As ``Reply``, with an answer in a form, which is one hole."""
+    """A ``Reply`` whose answer is constrained to a format of one hole."""
 
     question: str
     length: int
-    form: Form
-    holes: tuple[Hole, ...]
+    form: AnswerFormat
+    holes: tuple[Slot, ...]
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
@@ -89,7 +88,7 @@ class FormedReply:
 
 @dataclass(frozen=True, kw_only=True)
 class Continue:
-    """A text to go on with, without a template: for Base models."""
+    """A text to continue without a template, for Base models."""
 
     prompt: str
     length: int
@@ -104,16 +103,16 @@ class Continue:
 
 @dataclass(frozen=True, kw_only=True)
 class FillGaps:
-    """A text in which every ``[mask]`` is one token to be found; what is given stays as it is."""
+    """A text in which every ``[mask]`` is a gap of one token; given words stay."""
 
     target: str
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         if GAP not in self.target:
-            raise ValueError(f"there is no {GAP} in {self.target!r}; write one for every token to be filled in")
+            raise ValueError(f"no {GAP} in {self.target!r}; write one for every missing token")
         b = tokens.builder()
-        # A word's own token begins with its space, so none is left before a gap.
+        # The token of a word includes the space before it, so no space is left before a gap.
         for piece in re.split(rf"\s*({re.escape(GAP)})", self.target):
             if piece == GAP:
                 b.write("answer", 1)
@@ -126,11 +125,11 @@ class FillGaps:
 
 
 def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | None = None) -> TextModel:
-    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError where it does not fit."""
+    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
     weights = Weights(checkpoint=survey_llada(folder), device=device, storage=storage or WeightStorage())
     net, vq = weights.checkpoint.modules()
-    if text.size > net.config.vocab_size:  # the embedding has some rows to spare
+    if text.size > net.config.vocab_size:  # the embedding may have spare rows
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
     if text[MASK] != net.mask_id:
         raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
@@ -140,7 +139,7 @@ def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | Non
 
 
 class TextModel:
-    """A loaded text model. Every method checks its input first and raises ValueError with a hint. ``executor``: as of ``Model``."""
+    """A loaded text model. Every method checks its input first and raises ValueError. ``executor``: as in ``Model``."""
 
     def __init__(
         self,
@@ -155,9 +154,9 @@ class TextModel:
         """The same model with ``change`` applied to the preset of every task."""
         return TextModel(self.parts, executor=self.executor, change=change)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         if name in _PICTURES:
-            raise ValueError(f"this is a text model, which cannot {name}; give it a question or a text with {GAP}")
+            raise ValueError(f"this is a text model, which cannot {name}; it takes a question or a text with {GAP}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
@@ -176,11 +175,12 @@ class TextModel:
         temperature: float | None = None,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
-        form: Form | None = None,
+        form: AnswerFormat | None = None,
     ) -> Answer:
-        """Answer a question in at most ``max_tokens`` tokens, by the chat template and the published settings of Instruct.
+        """Answer a question in at most ``max_tokens`` tokens, with the chat template and the published settings of Instruct.
 
-        ``form``: what the answer has to look like, from ``tokens.forms``; ``answer.value`` is then what it says.
+        ``form``: a JSON schema or a regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value ·
+        ``steps``: of every block.
         """
         text = self.parts.text
         end = (text[EOT], text[EOS])
@@ -204,7 +204,7 @@ class TextModel:
         settings: Items[str] = (),
         sampler: Sampler | None = None,
     ) -> Answer:
-        """Go on with a text by ``max_tokens`` tokens, without a template, by the published settings of Base."""
+        """Continue a text by ``max_tokens`` tokens, without a template, with the published settings of Base."""
         preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, max_tokens))
         chosen = sampler or self.change(preset)
         chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
@@ -221,7 +221,7 @@ class TextModel:
         temperature: float | None = None,
         settings: Items[str] = (),
     ) -> Answer:
-        """A text with every ``[mask]`` filled by one token, the surest first."""
+        """A text with every ``[mask]`` replaced by one token, most confident first."""
         preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
         chosen = with_options(self.change(preset), settings, steps, guidance_scale, temperature)
         return self._answer(FillGaps(target=target), chosen, target, seed, trace)
@@ -229,24 +229,27 @@ class TextModel:
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
     ) -> Decoded:
-        """Decide everything that is open in some sequences, in one batch; row i follows from its own seed alone."""
+        """Unmask all masked tokens of some sequences, in one batch; row i depends on its own seed alone."""
         if self.executor:
             return self.executor.run(sequences, seeds, sampler, on_step)
         return decide(self.parts.net, sequences, seeds, sampler, device=self.device, on_step=on_step)
 
-    def _formed(self, question: str, length: int, form: Form, sampler: Sampler, seed: int, trace: bool) -> Answer:
-        holes = tuple(form.holes(self.parts.text, RELEASED))
+    def _formed(
+        self, question: str, length: int, form: AnswerFormat, sampler: Sampler, seed: int, trace: bool
+    ) -> Answer:
+        holes = tuple(form.slots(self.parts.text, RELEASED))
         task = FormedReply(question=question, length=length, form=form, holes=holes)
         return formed(self._answer(task, bound(sampler, holes), question, seed, trace), form, sampler)
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         if not question.strip():
-            raise ValueError("the text is empty; say what you want")
+            raise ValueError("the text is empty; give a question or a text")
         if getattr(task, "length", 1) < 1:
             raise ValueError(f"max_tokens must be at least 1, got {task.length}")
         built = task.build(self.parts)
         if len(built.ids) > self.parts.context:
             raise ValueError(
-                f"text and answer have {len(built.ids)} tokens, and the model reads {self.parts.context}; shorten one of them"
+                f"prompt and answer have {len(built.ids)} tokens, more than the model's context of {self.parts.context}; "
+                "shorten the prompt or lower max_tokens"
             )
         return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)

@@ -1,1 +1,1 @@
-"""Functions that return a ``Recipe``; each docstring has the paper, the command, the cost and the expected result."""
+"""Functions that return a ``Recipe``. Each docstring gives paper, command, cost and expected result."""

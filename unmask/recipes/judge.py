@@ -1,16 +1,16 @@
-"""How the judge was trained: on renderings alone, never on anything a model drew.
+"""Training of the judge: on renderings only, never on generated images.
 
     unmask train judge.detector --out runs/judge        # then runs/judge/judge.safetensors to unmask/evaluation/assets/
 
-Cost of the shipped weights: 4,500 steps of 32 pictures, 19 minutes of one CPU thread, in a loop of their own with these settings,
-but for a warm-up along a cosine and an average of batch norm's statistics. Result on unseen renderings (test split, 2,000 scenes a
-level): grid 4,237 of 4,237 things and every scene exact; free 4,225 of 4,251 things, 1,974 scenes exact, 15 wrong reports
-(what goes wrong is mostly white on white). The threshold of 0.6 was chosen on 500 validation scenes a level: 0.7 costs grid
-nothing either, but free 9 more scenes; 0.5 wins free 3 back, but passes about half as many half-spoiled things again.
+Cost of the shipped weights: 4,500 steps of 32 images, 19 minutes on one CPU thread, in a separate loop with these settings except
+for a cosine warm-up and averaged batch norm statistics. Result on unseen renderings (test split, 2,000 scenes per
+level): grid 4,237 of 4,237 objects and every scene exact; free 4,225 of 4,251 objects, 1,974 scenes exact, 15 false positives
+(errors are mostly white on white). The threshold of 0.6 was chosen on 500 validation scenes per level: 0.7 changes nothing on grid
+and loses 9 scenes on free; 0.5 gains 3 on free, but accepts about 50 % more partly corrupted objects.
 
-Pictures are drawn from the train and test splits of both levels at seeds no evaluation uses. About two in three are degraded
-a little (blur, resampling, JPEG, noise, tint), as a tokenizer degrades them; in about one of four a thing or two is spoiled
-(half erased, or mixed from squares of others), which the judge learns not to report; one in twelve has stray squares.
+Images are from the train and test splits of both levels, at seeds that no evaluation uses. About two in three are slightly degraded
+(blur, resampling, JPEG, noise, tint), as by an image tokenizer. In about one of four, one or two objects are corrupted (half erased,
+or mixed with patches of others), which the judge learns not to report; one in twelve has distractor patches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from unmask.data.world.render import backdrop, render
-from unmask.data.world.scenes import Draft, Scene, Thing, sample
+from unmask.data.world.scenes import Draft, Scene, SceneObject, sample
 from unmask.evaluation.judge import Judge, JudgeConfig, Maps, Seen, save_judge
 from unmask.evaluation.scoring import matches, right
 from unmask.recipe import Optim, Recipe, Training
@@ -36,7 +36,7 @@ from unmask.step import Loss
 
 FIRST_SEED = 10_000_000  # scenes of evaluations use small seeds
 SIDE = 128
-_SQUARE = 16  # pixels of the squares that spoiled things are made of: what one code of a tokenizer covers
+_SQUARE = 16  # pixels per side of the patches used for corruption: the patch of one code
 _DRAFTS = {
     "grid": Draft(counts=((0, 0.02), (1, 0.16), (2, 0.27), (3, 0.27), (4, 0.28)), alike=0.15, tinted=0.75),
     "free": Draft(
@@ -47,22 +47,22 @@ _DRAFTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture, the things in it that are to be found, and boxes (fractions) of which nothing is asked either way."""
+    """An image with the objects to detect; ``unclear``: partly corrupted objects that are ignored by the loss."""
 
     image: np.ndarray
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     background: str
-    unclear: tuple[Thing, ...] = ()
+    unclear: tuple[SceneObject, ...] = ()
 
 
 def scene(number: int, seed: int) -> Scene:
-    """The training scene of this number: levels and splits take turns."""
+    """Training scene by number: levels and splits alternate."""
     level, split = ("grid", "free")[number % 2], ("train", "test")[number // 2 % 2]
     return sample(level, split, FIRST_SEED + seed, number, _DRAFTS[level])
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A slightly worse picture, uint8 of the same shape: softer, then noisier, then tinted; each by chance."""
+    """A slightly degraded image, uint8 of the same shape: randomly blurred or compressed, noisy, tinted."""
     picture = Image.fromarray(image)
     side = picture.width
     kind = rng.random()
@@ -85,33 +85,35 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(values + 0.5, 0, 255).astype(np.uint8)
 
 
-def spoil(image: np.ndarray, thing: Thing, background: str, donor: np.ndarray, rng: np.random.Generator) -> float:
-    """Spoil one thing in place; returns how much of it changed, as a share of the pixels it covered.
+def corrupt_object(
+    image: np.ndarray, obj: SceneObject, background: str, donor: np.ndarray, rng: np.random.Generator
+) -> float:
+    """Corrupt one object in place; returns the changed share of its pixels.
 
-    Squares of its box are erased, shuffled among themselves, or taken from anywhere in ``donor``; or one half of the box is
-    erased or taken from the donor.
+    Patches of its box are erased, shuffled, or replaced by patches of ``donor``; or one half of the box is erased or replaced by the
+    donor's.
     """
     side = image.shape[0]
-    left, top = round(thing.x * side), round(thing.y * side)
-    extent = min(round(thing.size * side), side - left, side - top)
+    left, top = round(obj.x * side), round(obj.y * side)
+    extent = min(round(obj.size * side), side - left, side - top)
     box = image[top : top + extent, left : left + extent]
     bare = backdrop(background, side)[top : top + extent, left : left + extent]
     before = box.copy()
     kind = rng.integers(5)
     spots = [(r, c) for r in range(0, extent, _SQUARE) for c in range(0, extent, _SQUARE)]
-    if kind == 0:  # erased squares
-        for r, c in _some(spots, rng):
+    if kind == 0:  # erased patches
+        for r, c in _random_subset(spots, rng):
             box[r : r + _SQUARE, c : c + _SQUARE] = bare[r : r + _SQUARE, c : c + _SQUARE]
-    elif kind == 1:  # own squares elsewhere
+    elif kind == 1:  # shuffled patches
         whole = [(r, c) for r, c in spots if r + _SQUARE <= extent and c + _SQUARE <= extent]
         for (r, c), (s, d) in zip(whole, rng.permutation(whole) if whole else (), strict=True):
             box[r : r + _SQUARE, c : c + _SQUARE] = before[s : s + _SQUARE, d : d + _SQUARE]
-    elif kind == 2:  # squares from elsewhere
-        for r, c in _some(spots, rng):
+    elif kind == 2:  # patches of the donor
+        for r, c in _random_subset(spots, rng):
             high, wide = min(_SQUARE, extent - r), min(_SQUARE, extent - c)
             y, x = rng.integers(0, side // _SQUARE, 2) * _SQUARE
             box[r : r + high, c : c + wide] = donor[y : y + high, x : x + wide]
-    else:  # one half gone, or another's
+    else:  # one half erased or replaced
         other = bare if kind == 3 else donor[top : top + extent, left : left + extent]
         half = int(extent * rng.uniform(0.4, 0.6))
         rows, columns = [
@@ -126,18 +128,20 @@ def spoil(image: np.ndarray, thing: Thing, background: str, donor: np.ndarray, r
     return float(changed.sum() / max(covered.sum(), 1))
 
 
-def _some(spots: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
+def _random_subset(spots: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
     share = rng.uniform(0.3, 0.95)
     return [spot for spot in spots if rng.random() < share]
 
 
-def litter(image: np.ndarray, things: Sequence[Thing], donor: np.ndarray, rng: np.random.Generator) -> None:
-    """Paste up to four stray squares of ``donor`` where ``image`` shows nothing, in place: they are no things."""
+def add_distractors(
+    image: np.ndarray, objects: Sequence[SceneObject], donor: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Paste up to four patches of ``donor`` onto empty places of ``image``, in place; they are not objects."""
     side, lattice = image.shape[0], image.shape[0] // _SQUARE
     for _ in range(rng.integers(1, 5)):
         row, column = rng.integers(0, lattice, 2)
         x, y, extent = column / lattice, row / lattice, 1 / lattice
-        if any(t.x < x + extent and x < t.x + t.size and t.y < y + extent and y < t.y + t.size for t in things):
+        if any(t.x < x + extent and x < t.x + t.size and t.y < y + extent and y < t.y + t.size for t in objects):
             continue
         r, c = rng.integers(0, side - _SQUARE, 2)
         square = donor[r : r + _SQUARE, c : c + _SQUARE]
@@ -145,64 +149,65 @@ def litter(image: np.ndarray, things: Sequence[Thing], donor: np.ndarray, rng: n
 
 
 def examples(first: int, count: int, seed: int) -> list[Example]:
-    """The training examples ``first`` to ``first + count``, the same for ever."""
+    """The training examples ``first`` to ``first + count``, deterministic."""
     scenes = [scene(n, seed) for n in range(first, first + count)]
     images = [render(s, SIDE) for s in scenes]
     made = []
     for i, (s, clean) in enumerate(zip(scenes, images, strict=True)):
         rng = np.random.default_rng((FIRST_SEED, seed, first + i))
-        image, things, unclear = clean.copy(), list(s.things), []
-        chance = rng.random()
+        image, objects, unclear = clean.copy(), list(s.objects), []
+        draw = rng.random()
         donor = images[rng.integers(len(images))]
-        if rng.random() < 0.6:  # else the other background alone would give a spoiled thing away
+        if rng.random() < 0.6:  # otherwise a different background would reveal the corruption
             other = replace(scenes[rng.integers(len(scenes))], background=s.background)
             donor = render(other, SIDE)
-        if chance < 0.27:
-            for thing in s.things[: 1 + (rng.random() < 0.3)]:
-                changed = spoil(image, thing, s.background, donor, rng)
+        if draw < 0.27:
+            for obj in s.objects[: 1 + (rng.random() < 0.3)]:
+                changed = corrupt_object(image, obj, s.background, donor, rng)
                 if changed > 0.12:
-                    things.remove(thing)
+                    objects.remove(obj)
                 if 0.12 < changed < 0.4:
-                    unclear.append(thing)
-        elif chance < 0.35:
-            litter(image, s.things, donor, rng)
+                    unclear.append(obj)
+        elif draw < 0.35:
+            add_distractors(image, s.objects, donor, rng)
         image = degrade(image, rng) if rng.random() < 0.65 else image
-        made.append(Example(image=image, things=tuple(things), background=s.background, unclear=tuple(unclear)))
+        made.append(Example(image=image, objects=tuple(objects), background=s.background, unclear=tuple(unclear)))
     return made
 
 
 def loss(maps: Maps, batch: Sequence[Example], config: JudgeConfig) -> dict[str, Tensor]:
-    """The four parts: focal loss of the classes per thing, cross-entropy of the colours, places (L1, cells), background.
+    """The four terms: focal loss of the classes per object, cross-entropy of the colours, positions (L1, cells), background.
 
-    Cells within 8 pixels of a centre (along both axes) must name the thing; those up to 12 pixels away may.
+    Cells within 8 pixels of a centre (along both axes) must predict the object; cells up to 12 pixels away are ignored.
     """
     classes_BKhw, colours_BChw, places_B3hw, backgrounds_BG = (m.float() for m in maps)
     cells = classes_BKhw.shape[-1]
     wanted_BKhw, weight_BKhw = torch.zeros_like(classes_BKhw), torch.ones_like(classes_BKhw)
     rows: list[tuple[int, int, int, int, float, float, float]] = []
     for b, example in enumerate(batch):
-        for thing in (*example.things, *example.unclear):
-            (x, y), kind = ((v * cells for v in thing.centre), config.classes.index(thing.name))
+        for obj in (*example.objects, *example.unclear):
+            (x, y), kind = ((v * cells for v in obj.centre), config.classes.index(obj.name))
             grid = np.arange(cells) + 0.5
             far = np.maximum(np.abs(grid[:, None] - y), np.abs(grid[None] - x))
             near = torch.from_numpy(far <= 1.5)
-            if thing in example.unclear:
+            if obj in example.unclear:
                 weight_BKhw[b, :, near] = 0
                 continue
             weight_BKhw[b, kind, near] = 0
             for r, c in np.argwhere(far <= 1.0):
                 wanted_BKhw[b, kind, r, c] = weight_BKhw[b, kind, r, c] = 1
-                place = (x - c - 0.5, y - r - 0.5, float(np.log(thing.size * cells)))
-                rows.append((b, int(r), int(c), config.colours.index(thing.colour), *place))
+                place = (x - c - 0.5, y - r - 0.5, float(np.log(obj.size * cells)))
+                rows.append((b, int(r), int(c), config.colours.index(obj.colour), *place))
     sure_BKhw = classes_BKhw.sigmoid()
     cross_BKhw = F.binary_cross_entropy_with_logits(classes_BKhw, wanted_BKhw, reduction="none")
     focal = (weight_BKhw * (wanted_BKhw - sure_BKhw).square() * cross_BKhw).sum() / max(len(rows), 1)
-    named = torch.tensor([config.backgrounds.index(e.background) for e in batch])
+    device = backgrounds_BG.device
+    named = torch.tensor([config.backgrounds.index(e.background) for e in batch], device=device)
     background = F.cross_entropy(backgrounds_BG, named)
     if not rows:
         return {"classes": focal, "background": background}
-    b, r, c, colour = (torch.tensor([row[i] for row in rows]) for i in range(4))
-    place = torch.tensor([row[4:] for row in rows])
+    b, r, c, colour = (torch.tensor([row[i] for row in rows], device=device) for i in range(4))
+    place = torch.tensor([row[4:] for row in rows], device=device)
     return {
         "classes": focal,
         "colours": F.cross_entropy(colours_BChw[b, :, r, c], colour),
@@ -213,27 +218,28 @@ def loss(maps: Maps, batch: Sequence[Example], config: JudgeConfig) -> dict[str,
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """``right`` of ``things`` found (class, colour, IoU >= 0.5) · ``extra`` reports that are wrong · ``exact`` of ``scenes``."""
+    """``right`` of ``objects`` found (class, colour, IoU >= 0.5) · ``extra``: false positives · ``exact`` of ``scenes``."""
 
     scenes: int
     exact: int
-    things: int
+    objects: int
     right: int
     extra: int
 
 
 def accuracy(seen: Sequence[Seen], scenes: Sequence[Scene]) -> Accuracy:
-    """Counts over pictures of known scenes."""
+    """Counts over images of known scenes."""
     true = [
-        sum(any(right(f, t) for f in s.things) for t in scene.things) for s, scene in zip(seen, scenes, strict=True)
+        sum(any(right(f, t) for f in s.objects) for t in scene.objects) for s, scene in zip(seen, scenes, strict=True)
     ]
     false = [
-        sum(not any(right(f, t) for t in scene.things) for f in s.things) for s, scene in zip(seen, scenes, strict=True)
+        sum(not any(right(f, t) for t in scene.objects) for f in s.objects)
+        for s, scene in zip(seen, scenes, strict=True)
     ]
     return Accuracy(
         scenes=len(scenes),
         exact=sum(matches(s, scene) for s, scene in zip(seen, scenes, strict=True)),
-        things=sum(len(scene.things) for scene in scenes),
+        objects=sum(len(scene.objects) for scene in scenes),
         right=sum(true),
         extra=sum(false),
     )
@@ -241,7 +247,7 @@ def accuracy(seen: Sequence[Seen], scenes: Sequence[Scene]) -> Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Renderings:
-    """Pictures (float32 [B, 3, H, W] in 0..1) with their examples, a pure function of (seed, step)."""
+    """Images (float32 [B, 3, H, W] in 0..1) with their examples, a pure function of (seed, step)."""
 
     seed: int
     batch: int = 32
@@ -253,7 +259,7 @@ class Renderings:
 
 @dataclass(frozen=True, kw_only=True)
 class Detected:
-    """The sum of the four parts of ``loss``, for a batch of ``Renderings``."""
+    """The sum of the four terms of ``loss``, for a batch of ``Renderings``."""
 
     def __call__(self, model: Judge, batch: tuple[Tensor, list[Example]], rng: torch.Generator) -> Loss:
         pixels, made = batch
@@ -263,17 +269,17 @@ class Detected:
 
 
 def detector(seed: int = 0) -> Recipe:
-    """The judge of the evaluation, from renderings alone."""
+    """The judge of the evaluation, trained on renderings only."""
     source = Renderings(seed=seed)
 
     def model() -> Judge:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # the initial weights alone; the pictures have their own keys
+            torch.manual_seed(seed)  # for the initial weights; the images have their own keys
             return Judge()
 
     def export(module: Judge, folder: Path) -> None:
-        # The statistics of batch norm followed the weights of every step; the averaged weights need their own
-        # (Izmailov et al. 2018, arXiv 1803.05407, section 3.2). On pictures that no run reaches.
+        # Batch norm statistics are those of the raw weights; the averaged weights need their own (Izmailov et al. 2018,
+        # arXiv 1803.05407, section 3.2). Computed on images that no run reaches.
         update_bn((source(10**6 + i)[0] for i in range(16)), module)
         save_judge(module, folder / "judge.safetensors")
 

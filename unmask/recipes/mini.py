@@ -1,19 +1,19 @@
-"""The embedded model, from nothing to what is shipped: text tokenizer, vision tower, then the paper's three stages at small scale.
+"""Training of the embedded model from scratch: text tokenizer, vision tower, then the paper's three stages at small scale.
 
     unmask train mini_vq.vq   --out runs/vq       the image tokenizer
     unmask train mini.tower   --out runs/tower    the semantic encoder
-    unmask train mini.stage2a --out runs/stage2a  drawing at 64 px, one code a position
-    unmask train mini.stage2  --out runs/stage2   drawing at 128 px through the 2x2 fold
-    unmask train mini.align   --out runs/align    the projector: features to the words for them
-    unmask train mini.stage3  --out runs/stage3   everything together
+    unmask train mini.stage2a --out runs/stage2a  image generation at 64 px, one code per position
+    unmask train mini.stage2  --out runs/stage2   image generation at 128 px with 2x2 folding
+    unmask train mini.align   --out runs/align    the projector: image features to word embeddings
+    unmask train mini.stage3  --out runs/stage3   all tasks jointly
     python -c "from unmask.recipes.mini import ship; ship()"
 
-``mini.stage1`` (understanding and grounding alone, before drawing, as the paper has it) is there too; the shipped weights went
-without it. With it, ``mini.stage2a -o start=runs/stage1``. The text tokenizer was made by ``tokenizer_file``. ``images`` is the number of
-pictures that the dictionary of codes is fitted to, and the same for all.
+``mini.stage1`` (understanding and grounding before image generation, as in the paper) is optional; the shipped weights were trained
+without it. To use it: ``mini.stage2a -o start=runs/stage1``. ``tokenizer_file`` makes the text tokenizer. ``images``: number of images
+that the codebook is fitted to; it must be the same for all stages.
 
 Source: Lavida-O (arXiv 2509.19244) section 4 and table 1, scaled to a 7 M parameter model and two CPU cores. The measured cost and
-result of the shipped weights stand in the model card (unmask/assets/mini/README.md).
+results of the shipped weights are in the model card (unmask/assets/mini/README.md).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from unmask.corruption.collapsing import Collapsing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
 from unmask.data.drawn import DrawnCritiques
 from unmask.data.mixture import Joint
-from unmask.data.sources import LABELS, Captions, Drawings, Edits, Labelled, Looks, Planned, Remembered
+from unmask.data.sources import LABELS, CachedEncoder, Captions, Drawings, Edits, Labelled, Planned, VisualQuestions
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world import critiques, edits, language
 from unmask.data.world.scenes import Draft, sample
@@ -72,7 +72,7 @@ def text() -> Text:
 
 
 def lines(scenes: int = 12000) -> Iterator[str]:
-    """Everything that is said about training scenes of both levels."""
+    """All texts about training scenes of both levels."""
     rng = Random(0)
     for level in ("grid", "free"):
         for i in range(scenes):
@@ -84,12 +84,12 @@ def lines(scenes: int = 12000) -> Iterator[str]:
             if i % 3 == 0 and (made := edits.edit(scene, "train", rng)):
                 yield made.instruction
             if i % 6 == 0:
-                yield from (*critiques.mismatch(scene, rng), *critiques.praise(scene, rng))
+                yield from (*critiques.negative_pair(scene, rng), *critiques.positive_pair(scene, rng))
     yield from ("user assistant system describe caption",) * 100
 
 
 def tokenizer_file(folder: Path) -> Text:
-    """Train the byte-level BPE and save it; seconds."""
+    """Train the byte-level BPE and save it. Takes seconds."""
     made = Text.train(lines(), SIZE.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     made.save(folder / "tokenizer.json")
@@ -97,9 +97,9 @@ def tokenizer_file(folder: Path) -> Text:
 
 
 def tower(seed: int = 0) -> Recipe:
-    """The vision tower, by dense supervision of its cells (see ``objectives.cells``). About five minutes on two cores.
+    """The vision tower, trained with dense labels per cell (see ``objectives.cells``). About five minutes on two cores.
 
-    Expected: class, colour and part of a cell wrong in less than 1 % of the cells of grid scenes.
+    Expected: class, colour and part wrong in less than 1 % of the cells of grid scenes.
     """
     assert SIZE.vision is not None
     vision = SIZE.vision
@@ -126,7 +126,7 @@ def tower(seed: int = 0) -> Recipe:
 
 
 def standardise(vision: Vision, pixels: Tensor) -> None:
-    """Give the pooled features mean 0 and deviation 1 over some pictures, by folding both into the pooling convolution."""
+    """Normalise the pooled features to mean 0 and deviation 1 over some images, by folding both into the pooling convolution."""
     with torch.no_grad():
         features = vision.pooled(pixels).flatten(0, 2)
         mean, deviation = features.mean(0), features.std(0).clamp(min=1e-3)
@@ -135,9 +135,9 @@ def standardise(vision: Vision, pixels: Tensor) -> None:
         vision.pool.bias.copy_((vision.pool.bias - mean) / deviation)
 
 
-def _encoder(images: int) -> Remembered:
-    """Codes of pictures by the tokenizer's dictionary, which is fitted when first asked."""
-    return Remembered(lambda pixels: dictionary(0, images)[0].codes(pixels))
+def _encoder(images: int) -> CachedEncoder:
+    """Image codes from the tokenizer's codebook, which is fitted on first use."""
+    return CachedEncoder(lambda pixels: dictionary(0, images)[0].codes(pixels))
 
 
 def _export(module: nn.Module, folder: Path) -> None:
@@ -145,7 +145,7 @@ def _export(module: nn.Module, folder: Path) -> None:
 
 
 def _start(seed: int, start: str, vision: str, images: int = IMAGES) -> Callable[[], Elastic]:
-    """The weights of the run ``start``; without one keyed weights, code tables from the tokenizer's geometry, the tower of ``vision``."""
+    """The weights of the run ``start``; without it keyed random weights, code embeddings from the codebook, and the tower of ``vision``."""
 
     def model() -> Elastic:
         made = Elastic(SIZE, mask_id=text()[MASK])
@@ -174,21 +174,21 @@ _EDIT_PLANNED = Masked(
 _LOOK = Masked(corruption=Absorbing(policies={Kind.TEXT: OftenAll(policy=Cosine(), all=0.4)}))
 _PLAN = Masked(corruption=Absorbing(policies={Kind.TEXT: OftenAll(policy=Cosine(), all=0.15)}))
 _DRAW = Masked(dropouts=_DRAW_DROPS)
-# What light was asked for shows best where no code is known yet.
-_DRAW_ASKED = Masked(corruption=Absorbing(policies={Kind.CODE: OftenAll(policy=Cosine(), all=0.5)}))
-_DRAW_THOUGHT = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
-# Three in ten as the first step of drawing has it: the plan is known, and no code.
-_DRAW_PLANNED = replace(_DRAW_THOUGHT, corruption=Absorbing(policies={Kind.CODE: OftenAll(policy=Cosine(), all=0.3)}))
-_DRAW_TOLD = replace(_LOOK, dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
+# A luminance condition matters most while no code is known yet.
+_DRAW_CONDITIONED = Masked(corruption=Absorbing(policies={Kind.CODE: OftenAll(policy=Cosine(), all=0.5)}))
+_DRAW_RETRY = Masked(dropouts=(Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1),))
+# Three in ten samples are like the first sampling step: the plan is known, and no code.
+_DRAW_PLANNED = replace(_DRAW_RETRY, corruption=Absorbing(policies={Kind.CODE: OftenAll(policy=Cosine(), all=0.3)}))
+_ILLUSTRATE = replace(_LOOK, dropouts=(Dropout(spans=frozenset({"prompt", "look", "question", "answer"}), rate=0.1),))
 
 
 def not_tower(name: str) -> bool:
-    """The tower itself stays as it was trained; its pooling, projector and newline learn."""
+    """Freeze the tower and its pooling; projector and newline are trained."""
     return not name.startswith("vision.tower") and not name.startswith("vision.pool")
 
 
 def align(start: str = "runs/stage2", seed: int = 5) -> Recipe:
-    """The projector, from features to the words for them (see ``objectives.align``). A minute."""
+    """The projector, from image features to word embeddings (see ``objectives.align``). Takes a minute."""
     tokens = text()
     classes = ((), *(tuple(tokens.encode(name)) for name in CLASS_NAMES))
     colours = ((), (), *(tuple(tokens.encode(name)) for name in COLOUR_NAMES))
@@ -208,7 +208,7 @@ def align(start: str = "runs/stage2", seed: int = 5) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """A stage of the transformer. ``parts``: (task, what it sees, every how many steps, how it is scored, with what weight)."""
+    """A training stage of the transformer. ``parts``: (task, source, every how many steps, objective, weight)."""
 
     name: str
     seed: int
@@ -232,8 +232,8 @@ class _Stage:
 
 
 def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1, images: int = IMAGES) -> Recipe:
-    """Understanding and grounding: questions, phrases and captions of pictures (paper stage 1)."""
-    looks = Looks(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=16)
+    """Understanding and grounding: questions, phrases and captions (paper stage 1)."""
+    looks = VisualQuestions(text=text(), seed=seed, look_tokens=LOOK_TOKENS, batch=16)
     return _Stage(
         name="mini.stage1",
         seed=seed,
@@ -245,7 +245,7 @@ def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1, images: i
 
 
 def stage2a(vision: str = "runs/tower", start: str = "", seed: int = 2, images: int = IMAGES) -> Recipe:
-    """Drawing at 64 px: 16 codes, one a position, uniform mask ratio (paper: 256 px uncompressed)."""
+    """Image generation at 64 px: 16 codes, one per position, uniform mask ratio (paper: 256 px uncompressed)."""
     draw = Drawings(
         text=text(), encode=_encoder(images), seed=seed, side=64, fold=1, batch=64, levels=(("grid_half", 1.0),)
     )
@@ -261,7 +261,7 @@ def stage2a(vision: str = "runs/tower", start: str = "", seed: int = 2, images: 
 
 
 def stage2(vision: str = "runs/tower", start: str = "runs/stage2a", seed: int = 3, images: int = IMAGES) -> Recipe:
-    """Drawing at 128 px: 64 codes on 16 positions through the 2x2 fold, cosine mask ratio (paper: 1024 px compressed)."""
+    """Image generation at 128 px: 64 codes on 16 positions by 2x2 folding, cosine mask ratio (paper: 1024 px compressed)."""
     draw = Drawings(text=text(), encode=_encoder(images), seed=seed, batch=48, draft=EVEN)
     return _Stage(
         name="mini.stage2",
@@ -280,28 +280,30 @@ def stage3(
     images: int = IMAGES,
     t_exp: float = 0.0,
 ) -> Recipe:
-    """Everything together (paper stage 3), with the rate coming down: drawing, looking, editing, captions; layouts before pictures
-    and edits, critiques, retries, words that announce a picture.
+    """All tasks jointly (paper stage 3), with learning rate decay: image generation, questions and grounding, editing, captions; layouts
+    before images and edits, critiques, further attempts, text that announces an image.
 
-    ``drawn``: a folder of ``mini_drawn``, of whose pictures critiques are learned too · ``t_exp=0.5``: words that announce a picture are
-    masked together with it, in the paper's one process, which collapses there; 0: in samples of three kinds, as the released code has it
+    ``drawn``: a folder of ``mini_drawn``, to train critiques on generated images too · ``t_exp=0.5``: mask the announcing text together
+    with the image, in the paper's single process that collapses at this time; 0: three kinds of samples, as in the released code
     (spec 3.3).
     """
     tokens, encode = text(), _encoder(images)
-    said = {"text": tokens, "seed": seed}
-    coded, seeing = {**said, "encode": encode}, {**said, "look_tokens": LOOK_TOKENS}
+    common = {"text": tokens, "seed": seed}
+    coded, seeing = {**common, "encode": encode}, {**common, "look_tokens": LOOK_TOKENS}
     draw = Drawings(**coded, batch=4, draft=EVEN)
     edit = Edits(**coded, look_tokens=LOOK_TOKENS, batch=7)
     counted = replace(draw, seed=seed + 40, batch=6, plan=Planned(open=0.0), draft=COUNTED)
     planned = replace(draw, seed=seed + 10, batch=8, plan=Planned(open=0.0))
-    asked = replace(draw, seed=seed + 30, batch=10, conditions=1.0, draft=FEW)
+    conditioned = replace(draw, seed=seed + 30, batch=10, conditions=1.0, draft=FEW)
     related = Plans(text=tokens, seed=seed + 20, length=44, batch=30, related=0.95, draft=PAIRS)
     retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
-    reply = Looks(**{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, room=44)
+    reply = VisualQuestions(
+        **{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, answer_length=44
+    )
     unified = Collapsing(at=t_exp, announce=tokens[EXP]) if t_exp else None
     illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=8, length=44, draft=EVEN, unified=unified)
-    lying = Critiques(**{**seeing, "seed": seed + 50}, batch=4, placed=0.8, draft=PAIRS)
-    failed = DrawnCritiques(**seeing, batch=5, captions=4, placed=0.3, folder=Path(drawn))
+    critique_relations = Critiques(**{**seeing, "seed": seed + 50}, batch=4, related=0.8, draft=PAIRS)
+    critique_drawn = DrawnCritiques(**seeing, batch=5, captions=4, related=0.3, folder=Path(drawn))
     return _Stage(
         name="mini.stage3",
         seed=seed,
@@ -309,31 +311,31 @@ def stage3(
         model=_start(seed, start, vision, images),
         parts=(
             ("draw", draw, 1, _DRAW, 0.6),
-            ("draw_asked", asked, 1, _DRAW_ASKED, 1.0),
+            ("draw_asked", conditioned, 1, _DRAW_CONDITIONED, 1.0),
             ("draw_counted", counted, 1, _DRAW_PLANNED, 0.5),
             ("draw_planned", planned, 1, _DRAW_PLANNED, 1.1),
-            ("look", Looks(**seeing, batch=3, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.5),
+            ("look", VisualQuestions(**seeing, batch=3, questions=4, phrases=3, draft=MANY), 1, _LOOK, 0.5),
             ("edit", edit, 1, Masked(dropouts=_EDIT_DROPS), 0.9),
             ("edit_planned", replace(edit, seed=seed + 10, plan=Planned(), batch=7), 1, _EDIT_PLANNED, 0.7),
-            ("plan", Plans(**said, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),
+            ("plan", Plans(**common, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),
             ("plan_related", related, 1, _PLAN, 1.6),
             ("edit_plan", EditPlans(**seeing, length=24, batch=8), 1, Masked(), 0.7),
             ("critique", Critiques(**seeing, batch=5, captions=5, draft=MANY), 1, _LOOK, 1.0),
-            ("critique_placed", lying, 1, _LOOK, 0.8),
-            *([("critique_drawn", failed, 1, _LOOK, 1.0)] if drawn else []),
+            ("critique_placed", critique_relations, 1, _LOOK, 0.8),
+            *([("critique_drawn", critique_drawn, 1, _LOOK, 1.0)] if drawn else []),
             ("edit_critique", EditCritiques(**seeing, batch=4), 1, _LOOK, 0.25),
-            ("retry", retry, 1, _DRAW_THOUGHT, 0.3),
-            ("illustration", illustration, 1, replace(_DRAW_TOLD, corruption=unified or _LOOK.corruption), 1.2),
-            # No multiple of the number of processes: one of them would do all of it.
+            ("retry", retry, 1, _DRAW_RETRY, 0.3),
+            ("illustration", illustration, 1, replace(_ILLUSTRATE, corruption=unified or _LOOK.corruption), 1.2),
+            # Must not be a multiple of the number of processes: one process would get all batches.
             ("reply", reply, 5, _LOOK, 0.5),
-            ("caption", Captions(**said, batch=16), 9, Masked(), 0.2),
+            ("caption", Captions(**common, batch=16), 9, Masked(), 0.2),
         ),
         optim=Optim(lr=9e-4, warmup=100, decay_from=0.5, floor=0.02, ema=0.999),
     )()
 
 
 def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/assets/mini") -> None:
-    """Put the trained parts together as a model folder: network in bfloat16, tokenizer in float32 (its nearest code must not move)."""
+    """Write the trained parts as a model folder: network in bfloat16, image tokenizer in float32 (rounding would change its codes)."""
     from unmask.pipeline.loading import write_config
 
     folder = Path(out)

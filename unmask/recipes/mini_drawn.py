@@ -1,11 +1,11 @@
-"""Pictures that a model draws of training prompts, read and criticised by rules alone: what ``mini.stage3`` may learn critiques from.
+"""Generate images of training prompts with a model and label them by rules, as training data for critiques in ``mini.stage3``.
 
     python -c "from unmask.recipes.mini import ship; ship(out='runs/first')"
     python -c "from unmask.recipes.mini_drawn import draw; draw('runs/first', 'runs/drawn')"
     unmask train mini.stage3 --out runs/second -o start=runs/stage3 -o drawn=runs/drawn
 
-A critic that saw renderings alone has never seen how drawings fail. Prompts are of GenEval's six categories, the hard ones more often, from
-scenes of the training split; three batches in four are drawn from the model's own plans. Stopped and called again, it goes on.
+A critic trained on renderings alone has not seen typical errors of generated images. Prompts are of GenEval's six categories, hard ones
+more often, from scenes of the training split; three batches in four use the model's own plans. An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -47,32 +47,32 @@ BATCH = 64
 
 
 def draw(model: str = "mini", out: str = "runs/drawn", count: int = 6000, seed: int = 0) -> None:
-    """Draw ``count`` prompts with a shipped model or a model's folder, and keep what could be read; the seed decides all.
+    """Generate images for ``count`` prompts and keep those that could be labelled. Deterministic in ``seed``.
 
-    ValueError where ``out`` holds pictures of other weights or another seed, or nothing could be read.
+    ``model``: a name or a folder. ValueError if ``out`` holds images of other weights or another seed, or if no image could be labelled.
     """
     import unmask
 
     opened, folder = unmask.load(model), Path(out)
     if not isinstance(opened, Model):
-        raise ValueError(f"{model} is a model of text alone; give one that draws")
+        raise ValueError(f"{model} is a text model; give an image model")
     _claim(folder, {"weights": weights_digest(opened.parts.net).hex(), "seed": seed})
-    asked = wishes(count, seed)
+    wanted = training_prompts(count, seed)
     parts = []
     for first in track(range(0, count, BATCH), description="drawing"):
-        some = asked[first : first + BATCH]
+        some = wanted[first : first + BATCH]
         part = folder / "parts" / f"{first:06}-{first + len(some):06}"
-        if not (part / "drawn.jsonl").exists():  # which is written last
+        if not (part / "drawn.jsonl").exists():  # written last
             _draw(opened, some, part, Random(f"drawn/{seed}/{first}"), planned=bool(first // BATCH % 4))
         parts.append(load_drawn(part))
     drawn = [d for _, some in parts for d in some]
     if not drawn:
-        raise ValueError(f"none of {count} pictures could be read; is {model} a trained model of level grid?")
+        raise ValueError(f"none of {count} images could be labelled; is {model} trained on level grid?")
     save_drawn(folder, torch.cat([pictures for pictures, _ in parts]), drawn)
 
 
-def wishes(count: int, seed: int) -> list[Prompt]:
-    """The first ``count`` prompts, the same for ever; half of them without "a photo of"."""
+def training_prompts(count: int, seed: int) -> list[Prompt]:
+    """The first ``count`` prompts, deterministic; half of them without "a photo of"."""
     kinds = [KINDS[i % len(KINDS)] for i in range(count)]
     ready = {k: iter(prompts(k, n, level="grid", split="train", seed=900 + seed)) for k, n in Counter(kinds).items()}
     rng = Random(f"wishes/{seed}")
@@ -81,48 +81,50 @@ def wishes(count: int, seed: int) -> list[Prompt]:
 
 
 def _claim(folder: Path, about: dict[str, object]) -> None:
-    """Say whose pictures a folder is for."""
+    """Record which weights and seed a folder belongs to."""
     path = folder / "about.json"
     if path.exists() and json.loads(path.read_text("utf-8")) != about:
-        raise ValueError(f"{folder} holds pictures of other weights or another seed; choose another folder")
+        raise ValueError(f"{folder} holds images of other weights or another seed; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
 def _draw(model: Model, some: list[Prompt], part: Path, rng: Random, *, planned: bool) -> None:
     pictures = PromptGenerator(thinking=Thinking(plan=planned))(model, some)
-    told = [legible(prompt, picture, rng) for prompt, picture in zip(some, pictures, strict=True)]
-    kept = np.array([t is not None for t in told])
-    save_drawn(part, torch.from_numpy(pictures[kept]), [t for t in told if t])
+    labels = [labelled(prompt, picture, rng) for prompt, picture in zip(some, pictures, strict=True)]
+    kept = np.array([one is not None for one in labels])
+    save_drawn(part, torch.from_numpy(pictures[kept]), [one for one in labels if one])
 
 
-def legible(prompt: Prompt, picture: np.ndarray, rng: Random) -> Drawn | None:
-    """What is known of a picture uint8 [side, side, 3]; None where that is nothing, nothing sure, or something held out."""
+def labelled(prompt: Prompt, picture: np.ndarray, rng: Random) -> Drawn | None:
+    """The labels of an image uint8 [side, side, 3]; None if nothing was recognised reliably or a combination is held out."""
     reading = read(picture)
-    words = criticised(prompt.want, reading.scene, rng)
-    if words is None or not reading.scene.things or shows_held_out(reading.scene) or not (words or reading.clean):
+    words = rule_critique(prompt.want, reading.scene, rng)
+    if words is None or not reading.scene.objects or shows_held_out(reading.scene) or not (words or reading.clean):
         return None
     return Drawn(prompt=prompt.text, critique=words, scene=reading.scene, clean=reading.clean)
 
 
-def criticised(want: Want, scene: Scene, rng: Random) -> str | None:
-    """What is wrong with a scene, first counts, then colours, then how things lie; "" if nothing is, None where there is no word for it."""
+def rule_critique(want: Want, scene: Scene, rng: Random) -> str | None:
+    """The first error of a scene: counts, then colours, then relations; "" if there is none, None where no word exists for it."""
     for name in dict.fromkeys(item.name for item in want.items):
         items = [item for item in want.items if item.name == name]
-        shown = [t for t in scene.things if t.name == name]
+        shown = [t for t in scene.objects if t.name == name]
         wanted = sum(item.count for item in items)
         if not shown:
-            return critiques.not_there(name, rng)
+            return critiques.missing_critique(name, rng)
         if len(shown) < wanted or (len(shown) > wanted and any(item.exact for item in items)):
-            return critiques.as_many(replace(shown[0], colour=""), wanted, len(shown))
+            return critiques.count_critique(replace(shown[0], colour=""), wanted, len(shown))
     for item in want.items:
-        colours = [t.colour for t in scene.things if t.name == item.name]
+        colours = [t.colour for t in scene.objects if t.name == item.name]
         if item.colour is not None and colours.count(item.colour) < item.count:
             other = next(c for c in colours if c != item.colour)
-            # Natural colours have no word.
-            return critiques.in_colour(item.name, item.count, item.colour, other) if item.colour and other else None
+            # There is no word for natural colours.
+            return (
+                critiques.colour_critique(item.name, item.count, item.colour, other) if item.colour and other else None
+            )
     if r := want.related:
-        first, second = ([t for t in scene.things if t.name == i.name] for i in (r.first, r.second))
+        first, second = ([t for t in scene.objects if t.name == i.name] for i in (r.first, r.second))
         if not any(relation(a, b) == r.relation for a in first for b in second if a is not b):
-            return critiques.lying(r.first.name, r.relation, r.second.name)
+            return critiques.relation_critique(r.first.name, r.relation, r.second.name)
     return ""

@@ -34,12 +34,12 @@ CONFIG = VQConfig(
 DENSE = Draft(counts=((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)), alike=0.1)
 
 
-IMAGES = 6000  # pictures that the dictionary is fitted to
+IMAGES = 6000  # images that the codebook is fitted to
 
 
 @lru_cache(maxsize=2)
 def dictionary(seed: int, images: int) -> tuple[Squares, Tensor]:
-    """The teacher, and the distinct squares of training pictures [N, 768] that it was fitted to. Half a minute for 6,000."""
+    """The teacher, and the distinct patches of training images [N, 768] that it was fitted to. Half a minute for 6,000 images."""
     scenes = [sample("grid", "train", seed + 2, i, DENSE) for i in range(images)]
     chunks = [pixels_of(scenes[i : i + 100], 128) for i in range(0, images, 100)]
     squares = torch.cat([torch.nn.functional.unfold(c, 16, stride=16).transpose(1, 2).reshape(-1, 768) for c in chunks])
@@ -52,20 +52,20 @@ def dictionary(seed: int, images: int) -> tuple[Squares, Tensor]:
 
 
 def crops(pixels: Tensor, scenes: list[Scene], rng: Random) -> Tensor:
-    """One 64 px crop a picture, on the code lattice, around one of its objects: [B, 3, 64, 64]."""
+    """One 64 px crop per image, aligned with the code grid, around one of its objects: [B, 3, 64, 64]."""
     cut = []
     for picture, scene in zip(pixels, scenes, strict=True):
-        thing = rng.choice(scene.things)
-        left, top = (min(4, max(0, round(at * 8) + rng.randint(-2, 0))) * 16 for at in (thing.x, thing.y))
+        obj = rng.choice(scene.objects)
+        left, top = (min(4, max(0, round(at * 8) + rng.randint(-2, 0))) * 16 for at in (obj.x, obj.y))
         cut.append(picture[:, top : top + 64, left : left + 64])
     return torch.stack(cut)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Pictures with their codes, and distinct squares with their latents.
+    """Images with their codes, and distinct patches with their latents.
 
-    Three steps in four show crops around objects: most of a whole picture is background, which is learned at once.
+    Three steps in four use crops around objects, because most of an image is background, which is learned quickly.
     """
 
     seed: int
@@ -80,7 +80,7 @@ class Pictures:
         pixels = pixels_of(scenes, 128)
         if step % 4:
             pixels = crops(pixels, scenes, Random(f"crops/{self.seed}/{step}"))
-        # Half of them every distinct square alike, half as they occur: background is one square in thousands, and most of a picture.
+        # Half uniform over distinct patches, half as they occur: the background is few distinct patches, but most of an image.
         rng = generator("squares", self.seed, step)
         shown = torch.nn.functional.unfold(pixels, 16, stride=16).transpose(1, 2).reshape(-1, 768)
         half = self.squares // 2
@@ -89,10 +89,10 @@ class Pictures:
 
 
 def settle(model: VQ, teacher: Squares, distinct: Tensor) -> None:
-    """Where the encoder takes a plain square for the twin of its code, let the two codes change places.
+    """Swap two codes if the encoder confuses them for a uniform patch.
 
-    Plain squares are most of a picture, so k-means gives them codes closer to each other than the encoder's error; which of
-    the twins is used does not change the pixels, but the transformer has learned one of them.
+    Uniform patches are most of an image, so k-means gives them codes that are closer to each other than the encoder's error. Either
+    code decodes to the same pixels, but the transformer is trained with one of them.
     """
     plain = distinct[distinct.reshape(-1, 3, 256).std(-1).sum(1) == 0].reshape(-1, 3, 16, 16)
     table = model.quantize.embedding.weight.data
@@ -103,7 +103,7 @@ def settle(model: VQ, teacher: Squares, distinct: Tensor) -> None:
 
 
 def vq(seed: int = 0, images: int = IMAGES) -> Recipe:
-    """The tokenizer: codes by k-means over squares, encoder and decoder by regression (see ``objectives.tokenizer``)."""
+    """The image tokenizer: codes by k-means over patches, encoder and decoder by regression (see ``objectives.tokenizer``)."""
 
     def model() -> VQ:
         teacher, distinct = dictionary(seed, images)
@@ -112,12 +112,12 @@ def vq(seed: int = 0, images: int = IMAGES) -> Recipe:
         scale = teacher.latents(distinct).std(0)
         with torch.no_grad():
             fresh.quantize.embedding.weight.copy_(teacher.codebook)
-            # Encoder and decoder work on components of unit size; these two 1x1 convolutions change the units.
+            # Encoder and decoder work on components of unit variance; these two 1x1 convolutions rescale them.
             fresh.quant_conv.weight.copy_(torch.diag(scale)[..., None, None])
             fresh.post_quant_conv.weight.copy_(torch.diag(1 / scale)[..., None, None])
             for module in fresh.modules():
                 if isinstance(module, Resnet):
-                    module.conv2.weight.mul_(0.1)  # nearly the identity at first: the linear path is learned in minutes
+                    module.conv2.weight.mul_(0.1)  # close to the identity at first: the linear path trains in minutes
         return fresh
 
     def export(module: VQ, folder: Path) -> None:

@@ -51,13 +51,16 @@ class Todo:
 
 @dataclass(kw_only=True)
 class _Row:
-    """``number``: step in the current block · ``plan``: its counts · ``tokens``: masked at its beginning · ``extra``: correcting steps."""
+    """``number``: step in the current block · ``plan``: its counts · ``tokens``: masked at its beginning · ``extra``: correcting steps,
+    ``correcting``: whether this one is.
+    """
 
     block: int = -1
     number: int = 0
     plan: list[int] = field(default_factory=list)
     tokens: int = 0
     extra: int = 0
+    correcting: bool = False
 
 
 class Agenda:
@@ -66,14 +69,14 @@ class Agenda:
     def __init__(self, parts: Parts, batch: Batch, open_BL: Tensor) -> None:
         self.parts, self.open = parts, open_BL
         self.rows = [_Row() for _ in range(batch.rows)]
+        self.bound = parts.stopping.bound if isinstance(parts.stopping, Correcting) else 0
         self.block = parts.blocks(batch, self._progress(batch))
         totals = (
             block[live].unique(return_counts=True)[1].tolist()
             for block, live in zip(self.block, still_masked(batch), strict=True)
         )
         self.planned = max((sum(len(parts.schedule.counts(n)) for n in total) for total in totals), default=0)
-        if isinstance(parts.stopping, Correcting):
-            self.planned += parts.stopping.bound
+        self.planned += self.bound
 
     def next(self, batch: Batch) -> Todo | None:
         """What to do now, or None where every row is finished. A finished row gets count 0 and no block."""
@@ -103,8 +106,10 @@ class Agenda:
         )
 
     def _progress(self, batch: Batch) -> Progress:
-        number_of = [[row.number for row in self.rows], [max(1, len(row.plan)) for row in self.rows]]
-        number_B, of_B = torch.tensor(number_of, device=batch.device)
+        number_of = [
+            (row.extra - 1, self.bound) if row.correcting else (row.number, max(1, len(row.plan))) for row in self.rows
+        ]
+        number_B, of_B = torch.tensor(number_of, device=batch.device).unbind(1)
         return Progress(number=number_B, of=of_B, length=batch.ids.shape[1])
 
     def _ask_again(self, batch: Batch, current: list[int]) -> bool:
@@ -112,6 +117,8 @@ class Agenda:
         done = [row.block >= 0 and now not in (row.block, _NONE) for row, now in zip(self.rows, current, strict=True)]
         if not any(done):
             return False
+        for row, again in zip(self.rows, done, strict=True):
+            row.block = -1 if again else row.block  # a new block may have the number of the finished one
         again_B1 = torch.tensor(done, device=batch.device)[:, None]
         self.block = torch.where(again_B1, self.parts.blocks(batch, self._progress(batch)), self.block)
         return True
@@ -119,16 +126,14 @@ class Agenda:
     def _more(self, batch: Batch, finished: list[bool]) -> Tensor | None:
         """Finished rows that take a correcting step, [B]; None where there are none."""
         stopping = self.parts.stopping
-        if not isinstance(stopping, Correcting) or not any(finished):
+        if not isinstance(stopping, Correcting):
             return None
         extra_B = torch.tensor([row.extra for row in self.rows], device=batch.device)
         idle_B = torch.tensor(finished, device=batch.device) & self.open.any(1)
-        more_B = stopping.more(batch, extra_B) & idle_B & (extra_B < stopping.bound)
-        if not bool(more_B.any()):
-            return None
+        more_B = stopping.more(batch, extra_B) & idle_B & (extra_B < self.bound)
         for row, more in zip(self.rows, more_B.tolist(), strict=True):
-            row.extra += more
-        return more_B
+            row.correcting, row.extra = more, row.extra + more
+        return more_B if any(row.correcting for row in self.rows) else None
 
     def _advance(self, row: _Row, block: int, left: int) -> int:
         if block == row.block:
@@ -140,7 +145,14 @@ class Agenda:
 
     def _must(self, row: _Row) -> bool:
         """Whether a row must unmask something at this step; a bounded selection only has to end in time."""
-        selection, planned = self.parts.selection, len(row.plan)
-        if not isinstance(selection, Bounded):
-            return True
-        return row.number + 1 >= planned + selection.extra_steps(row.tokens, planned)
+        extra = self._extra_steps(row.tokens, len(row.plan))
+        return extra is None or row.number + 1 >= len(row.plan) + extra
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the selection says within how many steps a block ends; others have to unmask something at every step."""
+        return self._extra_steps(1, 1) is not None
+
+    def _extra_steps(self, tokens: int, planned: int) -> int | None:
+        selection = self.parts.selection
+        return selection.extra_steps(tokens, planned) if isinstance(selection, Bounded) else None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.sampling.spans import of_position
 from unmask.sequence import Batch
 from unmask.step import CachePlan, Progress
 
@@ -44,10 +45,12 @@ class PrefixCache:
         return True
 
     def plan(self, batch: Batch, block: Tensor, predict: Tensor, held: Tensor, progress: Progress) -> CachePlan | None:
+        # A position of four codes has the order and segment of its first: a masked code changes what is read there.
+        order_BL, segment_BL = of_position(batch, batch.order), of_position(batch, batch.segment)
         masked_BL = batch.masked & batch.valid
-        read_to_B = batch.order.masked_fill(~predict, -_NEVER).amax(1)
-        compute_BL = batch.valid & ~held & (batch.order <= read_to_B[:, None])
-        final_BL = ~masked_BL & (batch.order < _lowest_read(batch, masked_BL))
+        read_to_B = order_BL.masked_fill(~predict, -_NEVER).amax(1)
+        compute_BL = batch.valid & ~held & (order_BL <= read_to_B[:, None])
+        final_BL = ~masked_BL & (order_BL < _lowest_read(order_BL, segment_BL, masked_BL))
         return CachePlan(compute=compute_BL, keep=compute_BL & final_BL)
 
 
@@ -93,11 +96,11 @@ class BlockCache:
         return CachePlan(compute=compute_BL, keep=compute_BL & ~block)
 
 
-def _lowest_read(batch: Batch, masked_BL: Tensor) -> Tensor:
+def _lowest_read(order_BL: Tensor, segment_BL: Tensor, masked_BL: Tensor) -> Tensor:
     """The lowest order of a masked token in segment 0 or in a token's own segment, for every token, [B, L]."""
-    order_BL = batch.order.masked_fill(~masked_BL, _NEVER)
-    segments, number_BL = batch.segment.unique(return_inverse=True)
-    lowest_BS = order_BL.new_full((batch.rows, len(segments)), _NEVER)
+    order_BL = order_BL.masked_fill(~masked_BL, _NEVER)
+    segments, number_BL = segment_BL.unique(return_inverse=True)
+    lowest_BS = order_BL.new_full((len(order_BL), len(segments)), _NEVER)
     lowest_BS = lowest_BS.scatter_reduce(1, number_BL, order_BL, "amin")
-    common_B1 = order_BL.masked_fill(batch.segment != 0, _NEVER).amin(1, keepdim=True)
+    common_B1 = order_BL.masked_fill(segment_BL != 0, _NEVER).amin(1, keepdim=True)
     return torch.minimum(lowest_BS.gather(1, number_BL), common_B1)

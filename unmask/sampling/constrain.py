@@ -1,11 +1,11 @@
-"""Answers that an automaton accepts: constrained decoding, exact at every step.
+"""Constrained decoding with an automaton, exact at every step.
 
-Public idea: ``Constrained(token_sampler=.., grammars=((span name, grammar), ..))``. A masked model says of every open token how probable
-each id is, and nothing of how they go together. So all accepted answers, each weighed by the product of its tokens, are the paths
-through a lattice of automaton states by token numbers. A forward and a backward pass over it give the distribution of every token
-*among accepted answers that keep what is decided*, and one more pass the most probable answer: what is taken can always be completed.
-The dynamic programme over automaton states and token numbers is the idea of DINGO (Suresh et al. 2025, arXiv 2505.23061), which takes
-the most probable text; here any token sampler works on the distributions, and its tokens are then made to go together.
+``Constrained(token_sampler=.., grammars=((span name, grammar), ..))``. A masked model predicts every masked token independently of the
+others. Weigh every accepted answer by the product of its token probabilities; the answers are then the paths through a lattice of
+automaton states by token positions. A forward-backward pass gives the distribution of each token *among accepted answers that keep the
+unmasked tokens*, and a Viterbi pass the most probable answer, so a partly unmasked answer can always be completed.
+The dynamic programme over automaton states and token positions is that of DINGO (Suresh et al. 2025, arXiv 2505.23061), which takes the
+most probable text. Here any token sampler draws from the distributions, and its candidates are then made consistent with each other.
 
 Shapes: N tokens of a span · V vocabulary · K kinds of tokens · S states · E edges.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unmask.grammars.grammar import Grammar
 from unmask.protocols import TokenSampler
+from unmask.sampling.spans import wished
 from unmask.sequence import Batch, Kind, Span
 from unmask.step import Prediction, Progress, Proposal
 
@@ -28,20 +29,23 @@ _NEVER = -torch.inf
 
 
 class NothingFits(ValueError):
-    """No accepted answer has so few tokens, or none agrees with what is decided."""
+    """No accepted answer has this many tokens, or none agrees with the unmasked tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constrained:
-    """``draw`` with the text of some spans bound to grammars, by the names of the spans; all else is as ``draw`` has it.
+    """``token_sampler`` with the text of some spans constrained by grammars, given by span name; other tokens are left alone.
 
-    ``draw`` sees the logarithm of each token's probability among accepted answers, -inf where none has it. Its candidates are kept if they
-    are an accepted answer together. If not, the surest is, with the most probable answer that has it; that is what counts where
-    several tokens are taken at once. Spans of one name obey one grammar, in every row of the batch.
+    ``token_sampler`` gets the log probability of each token among accepted answers, -inf for tokens in none of them. Its candidates are
+    kept if some accepted answer has all of them. Otherwise the candidate with the highest score is kept, and the others come from the
+    most probable answer that has it; this matters when several tokens are unmasked in one step. Spans with the same name share a grammar.
     """
 
     token_sampler: TokenSampler
     grammars: tuple[tuple[str, Grammar], ...]
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        return wished(self.token_sampler, batch, block, counts)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
         if Kind.TEXT not in prediction.scored:
@@ -83,10 +87,10 @@ def _state(batch: Batch, row: int, span: Span, logits_nV: Tensor, scored: list[i
 
 
 class Lattice:
-    """All accepted answers of one span. ``logits [N, V]``: NaN where the model was not asked · ``ids [N]``: -1 where undecided.
+    """All accepted answers of one span. ``logits [N, V]``: NaN where the model gave no scores · ``ids [N]``: -1 where masked.
 
-    A token of which nothing is known weighs nothing: any way through it is as good as another. In float64 and always on the
-    CPU: sums over a GPU's threads would come out in another order each time.
+    A masked token without scores has weight 1 for every kind: it only has to be possible. Computed in float64 and always on the CPU,
+    because the order of summation on a GPU changes from run to run.
     """
 
     def __init__(self, grammar: Grammar, logits_NV: Tensor, ids_N: Tensor) -> None:
@@ -101,13 +105,13 @@ class Lattice:
 
     @functools.cached_property
     def posterior(self) -> Tensor:
-        """ln p(token n is v | the answer is accepted and keeps what is decided), [N, V], -inf for what cannot be."""
+        """ln p(token n is v | the answer is accepted and keeps the unmasked tokens), [N, V]; -inf for impossible tokens."""
         g, tokens = self.grammar, len(self.ids)
         forward, backward = self._forward(self.sums, total=True), self._backward(self.sums)
         whole = forward[tokens][g.final].logsumexp(0)
         if not bool(whole.isfinite()):
             raise NothingFits(
-                f"no accepted answer has {tokens} tokens, what is decided kept; it needs at least {g.least}, so give it more room"
+                f"no accepted answer has {tokens} tokens and keeps the unmasked ones; it needs at least {g.least}, so raise max_tokens"
             )
         out = torch.full((tokens, self.width), _NEVER, dtype=torch.float64)
         for n in range(tokens):
@@ -118,7 +122,7 @@ class Lattice:
         return out
 
     def best(self, pinned: dict[int, int]) -> list[int]:
-        """The most probable accepted answer in which token n is ``pinned[n]``; ids [N]. NothingFits where there is none."""
+        """The most probable accepted answer in which token n is ``pinned[n]``; ids [N]. NothingFits if there is none."""
         g, weights = self.grammar, self.bests.clone()
         for n, token in pinned.items():
             weights[n] = _NEVER
@@ -128,7 +132,7 @@ class Lattice:
         forward = self._forward(weights, total=False)
         ending = forward[-1].masked_fill(~g.final, _NEVER)
         if not bool(ending.isfinite().any()):
-            raise NothingFits(f"no accepted answer has the tokens {pinned} and what is decided")
+            raise NothingFits(f"no accepted answer has the tokens {pinned} and keeps the unmasked ones")
         state, found = int(ending.argmax()), [0] * len(self.ids)
         for n in reversed(range(len(self.ids))):
             way_E = (forward[n][g.frm] + weights[n][g.kind]).masked_fill(g.to != state, _NEVER)
@@ -138,7 +142,7 @@ class Lattice:
         return found
 
     def together(self, asked: list[int], ids: list[int], score: list[float]) -> tuple[list[int], dict[int, float]]:
-        """Candidates for the tokens ``asked`` that are one accepted answer, and the scores of those that had to change."""
+        """Candidates for the tokens ``asked`` that belong to one accepted answer, and the scores of those that had to change."""
         if self._accepts(dict(zip(asked, ids, strict=True))):
             return ids, {}
         surest = max(range(len(asked)), key=lambda i: (score[i], -i))
@@ -156,7 +160,7 @@ class Lattice:
         return True
 
     def _weights(self, *, total: bool) -> Tensor:
-        """ln of what the tokens of each kind weigh, summed or the best of them, [N, K]."""
+        """ln weight of each kind of token, [N, K]: the sum over its tokens (``total``) or their maximum."""
         g, tokens = self.grammar, len(self.ids)
         known = torch.stack(
             [_gathered(self.logp[n, self.fits], self.kind, g.kinds, total=total) for n in range(tokens)]
@@ -171,7 +175,7 @@ class Lattice:
         return known
 
     def _forward(self, weights_NK: Tensor, *, total: bool) -> list[Tensor]:
-        """ln of what leads to each state before each token, [S] each, N + 1 of them."""
+        """ln weight of all paths (``total``) or of the best path to each state, before each token and at the end: N + 1 of [S]."""
         g = self.grammar
         at = torch.full((g.states,), _NEVER, dtype=torch.float64)
         at[0] = 0.0
@@ -182,7 +186,7 @@ class Lattice:
         return out
 
     def _backward(self, weights_NK: Tensor) -> list[Tensor]:
-        """ln of what leads from each state before each token to an end, [S] each, N + 1 of them."""
+        """ln weight of all paths from each state to an accepting one, before each token and at the end: N + 1 of [S]."""
         g = self.grammar
         out = [torch.zeros(g.states, dtype=torch.float64).masked_fill(~g.final, _NEVER)]
         for n in reversed(range(len(weights_NK))):
@@ -191,7 +195,7 @@ class Lattice:
         return out[::-1]
 
     def _surest(self, n: int, kind: int) -> int:
-        """The id of a kind that stands for a token."""
+        """The most probable token of a kind, or the unmasked token."""
         if int(self.ids[n]) >= 0:
             return int(self.ids[n])
         tokens = self.fits[self.kind == kind]
@@ -199,7 +203,7 @@ class Lattice:
 
 
 def _gathered(value_E: Tensor, into_E: Tensor, size: int, *, total: bool) -> Tensor:
-    """ln of the sum of exp(value), or the largest value, of all that goes into each place."""
+    """For each place: ln of the sum of exp(value) over the edges into it (``total``), or the maximum of their values."""
     most = torch.full((size,), _NEVER, dtype=torch.float64).scatter_reduce(0, into_E, value_E, "amax")
     if not total:
         return most

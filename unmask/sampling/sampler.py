@@ -10,6 +10,7 @@ Shapes: B rows · L tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,6 @@ from unmask.protocols import (
     Denoiser,
     EarlyStopping,
     Guidance,
-    Predicting,
     Prior,
     Selection,
     TokenSampler,
@@ -33,10 +33,10 @@ from unmask.sampling.blocks import Whole
 from unmask.sampling.cache import NoCache
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.prior import AllMasked
-from unmask.sampling.spans import still_masked, whole_positions
+from unmask.sampling.spans import still_masked, whole_positions, wished
 from unmask.sampling.stopping import Never
-from unmask.sequence import Batch, stack
-from unmask.step import Move, Prediction, Proposal, Query, Reuse, Scored, State, apply
+from unmask.sequence import ON_UNMASK, Batch, stack
+from unmask.step import Move, Prediction, Progress, Proposal, Query, Reuse, Scored, State, apply
 
 
 class NothingUnmasked(RuntimeError):
@@ -102,7 +102,8 @@ class Run:
         self.sampler, self.first = sampler, batch
         self.open = still_masked(batch)  # what was masked at the start: no move touches anything else
         unscored_BL = torch.full(batch.ids.shape, -torch.inf, device=batch.device)
-        self.batch = sampler.stopping(sampler.prior(batch)).replace(score=unscored_BL)
+        started = _ordered(batch, sampler.prior(batch))
+        self.batch = _ordered(started, sampler.stopping(started)).replace(score=unscored_BL)
         self.agenda = Agenda(sampler, self.batch, self.open)
         self.states: list[State | None] = []  # of each guidance view
         self.number = 0
@@ -122,7 +123,7 @@ class Run:
             raise ValueError("the run is finished; there is nothing left to unmask")
         # 4. The views become one prediction.
         views = _split(prediction, self.query.batch.rows // batch.rows, batch)
-        self._keep(views)
+        self._keep(views, todo.progress)
         merged = parts.guidance.merge(batch, views, todo.progress)
         # 5. A candidate and a score for each scored token.
         proposal = parts.token_sampler(batch, merged, todo.progress)
@@ -130,7 +131,7 @@ class Run:
         move = parts.selection(batch, proposal, todo.block, todo.counts, todo.progress)
         written = self._write(move, proposal, todo)
         # 7. What no longer needs the model is filled in.
-        self.batch = parts.stopping(written)
+        self.batch = _ordered(written, parts.stopping(written))
         self.number += 1
         self.query = self._next()
 
@@ -142,9 +143,9 @@ class Run:
             return None
         self.batch = self.batch.replace(time=todo.time, region=todo.region)
         # 2. The tokens to score.
-        asking = [p for p in (parts.selection, parts.token_sampler) if isinstance(p, Predicting)]
-        asked = [p.predict(self.batch, todo.block, todo.counts) for p in asking] or [todo.block]
-        predict = torch.stack(asked).any(0) if len(asked) > 1 else asked[0]
+        wishes = [wished(p, self.batch, todo.block, todo.counts) for p in (parts.selection, parts.token_sampler)]
+        some = [wish for wish in wishes if wish is not None]
+        predict = torch.stack(some).any(0) if some else todo.block
         # 3. The views of guidance, one under the other, and what each need not compute again.
         views = parts.guidance.views(self.batch, todo.progress)
         reuse = self._reuse(views, predict, todo)
@@ -160,25 +161,62 @@ class Run:
             if plan is None:
                 return None
             compute.append(whole_positions(view, plan.compute | predict))
-            keep.append(plan.keep & whole_positions(view, plan.keep) & compute[-1])
+            keep.append(compute[-1] & ~whole_positions(view, view.valid & ~plan.keep))
         length = predict.shape[1]
         state = State.stack(states, [view.rows for view in views], length)
         return Reuse(compute=torch.cat(compute), keep=torch.cat(keep), state=state)
 
-    def _keep(self, views: list[Prediction]) -> None:
-        """The states of the views that were computed take the place of the old ones; a view that was left out keeps its own."""
-        if any(view.state is not None for view in views):
-            self.states[: len(views)] = [view.state for view in views]
+    def _keep(self, views: list[Prediction], progress: Progress) -> None:
+        """The states of the views that were computed take the place of the old ones; a view that was left out keeps its own.
+
+        Not so where a cache is approximate: what a row's view holds would depend on whether other rows needed that view. A row that
+        leaves a view out then loses what that view holds.
+        """
+        if all(view.state is None for view in views):
+            return
+        self.states[: len(views)] = [view.state for view in views]
+        if self.sampler.cache.exact or len(self.states) == 1:
+            return
+        of_row = [
+            len(self.sampler.guidance.views(self.batch.row(b), progress.of_row(b))) for b in range(self.batch.rows)
+        ]
+        own_B = torch.tensor(of_row, device=self.batch.device)
+        self.states = [
+            state and dataclasses.replace(state, held=state.held & (own_B > i)[:, None])
+            for i, state in enumerate(self.states)
+        ]
 
     def _write(self, move: Move, proposal: Proposal, todo: Todo) -> Batch:
-        """Apply a move to the tokens that this run may change; everything else was given and stays."""
-        batch = self.batch
-        move = Move(unmask=move.unmask & self.open, remask=move.remask & self.open, redraw=move.redraw & self.open)
+        """Apply a move to the tokens that this run may change: what was given stays, and so do rows that take no step.
+
+        Only tokens of the row's block are masked again, so a finished block stays finished.
+        """
+        batch, region_BL = self.batch, todo.region
+        open_BL = self.open & region_BL.any(1, keepdim=True)
+        move = Move(unmask=move.unmask & open_BL, remask=move.remask & region_BL, redraw=move.redraw & open_BL)
+        self._check(move, proposal, todo)
+        written = apply(batch, move, proposal, region_BL.any(1))
+        if self.agenda.bounded:
+            late_B = todo.must_unmask & (still_masked(written) & region_BL).any(1)
+            if bool(late_B.any()):
+                raise NothingUnmasked(
+                    f"a block of rows {late_B.nonzero().flatten().tolist()} has masked tokens left after its last step; "
+                    f"{type(self.sampler.selection).__name__} must end within its bound (see extra_steps)"
+                )
+        if bool(move.remask.any()):  # their order and segment are those of masked tokens again
+            written = written.replace(
+                order=torch.where(move.remask, self.first.order, written.order),
+                segment=torch.where(move.remask, self.first.segment, written.segment),
+            )
+        return written
+
+    def _check(self, move: Move, proposal: Proposal, todo: Todo) -> None:
+        """Raise the named error of a move that breaks the contract."""
         unscored_BL = (move.unmask | move.redraw) & (proposal.score == -torch.inf)
         if bool(unscored_BL.any()):
             row, token = unscored_BL.nonzero()[0].tolist()
             raise NothingPredicted(
-                f"row {row}, token {token} (kind {int(batch.kind[row, token])}) was selected, but the model did not score it; "
+                f"row {row}, token {token} (kind {int(self.batch.kind[row, token])}) was selected, but the model did not score it; "
                 "select tokens that were predicted, of a kind that the model knows"
             )
         if self.states and self.states[0] is not None:
@@ -193,24 +231,28 @@ class Run:
             raise NothingUnmasked(
                 f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a selection must take one, or end within its bound"
             )
-        written = apply(batch, move, proposal, todo.region.any(1))
-        if bool(move.remask.any()):  # their order and segment are those of masked tokens again
-            written = written.replace(
-                order=torch.where(move.remask, self.first.order, written.order),
-                segment=torch.where(move.remask, self.first.segment, written.segment),
-            )
-        return written
+
+
+def _ordered(before: Batch, after: Batch) -> Batch:
+    """``after`` with the order and segment of the tokens that a prior or early stopping unmasked, where unmasking sets them."""
+    if after is before:
+        return after
+    new_BL = before.masked & ~after.masked & (before.order == ON_UNMASK)
+    return after.replace(
+        order=torch.where(new_BL, after.clock[:, None], after.order), segment=after.segment.masked_fill(new_BL, 0)
+    )
 
 
 def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]:
-    """The prediction of each view. All score the same tokens, so each has its share in order."""
+    """The prediction of each view: its rows, tokens numbered from its own first row."""
     if views == 1:
         return [prediction]
     tokens, rows = batch.ids.numel(), batch.rows
     parts: list[dict[int, Scored]] = [{} for _ in range(views)]
     for kind, scored in prediction.scored.items():
-        cut = [t.tensor_split(views) if t is not None else (None,) * views for t in (scored.logits, scored.hidden)]
-        for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(views), *cut, strict=True)):
+        edges = torch.searchsorted(scored.at, torch.arange(1, views, device=scored.at.device) * tokens).tolist()
+        cuts = [(None,) * views if t is None else t.tensor_split(edges) for t in (scored.logits, scored.hidden)]
+        for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(edges), *cuts, strict=True)):
             parts[i][kind] = Scored(at=at - i * tokens, logits=logits, hidden=hidden)
     state = prediction.state
     return [

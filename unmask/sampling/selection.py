@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.protocols import Predicting, Selection
+from unmask.protocols import Bounded, Selection
 from unmask.rng import rows
-from unmask.sampling.spans import still_masked, writable_spans
+from unmask.sampling.spans import still_masked, wished, writable_spans
 from unmask.sampling.temperature import Progress, Temperature, at
 from unmask.sampling.token_sampler import gumbel
 from unmask.sequence import Batch
@@ -121,11 +121,13 @@ class PerSpan:
 
     selection: Selection
 
-    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
-        if not isinstance(self.selection, Predicting):
-            return block
-        parts = [self.selection.predict(batch, w, n) for w, n in _shares(batch, block, counts)]
-        return torch.stack(parts).any(0)
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        parts = [wished(self.selection, batch, w, n) for w, n in _shares(batch, block, counts)]
+        some = [part for part in parts if part is not None]
+        return torch.stack(some).any(0) if some else None
+
+    def extra_steps(self, tokens: int, planned: int) -> int | None:
+        return self.selection.extra_steps(tokens, planned) if isinstance(self.selection, Bounded) else None
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         moves = [self.selection(batch, proposal, w, n, progress) for w, n in _shares(batch, block, counts)]

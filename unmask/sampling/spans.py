@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.protocols import Predicting
 from unmask.sequence import Batch, Span
 
 
@@ -55,11 +56,21 @@ def still_masked(batch: Batch) -> Tensor:
     return batch.masked & batch.writable & batch.valid
 
 
+def wished(part: object, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+    """The tokens that a part wants scored (``Predicting``), [B, L]; None where it has no wish."""
+    return part.predict(batch, block, counts) if isinstance(part, Predicting) else None
+
+
 def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:
     """``chosen [B, L]`` with every token whose position has a chosen one: a position is computed as a whole or not at all."""
     first_BL = _first_of_position(batch.span_table, batch.ids.shape[1]).to(batch.device)
     any_BL = torch.zeros_like(chosen, dtype=torch.long).scatter_reduce(1, first_BL, chosen.long(), "amax")
     return any_BL.gather(1, first_BL).bool()
+
+
+def of_position(batch: Batch, x: Tensor) -> Tensor:
+    """``x [B, L]`` with each token's value that of the first token on its position, which is what attention reads."""
+    return x.gather(1, _first_of_position(batch.span_table, batch.ids.shape[1]).to(batch.device))
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unmask.protocols import TokenSampler
 from unmask.rng import rows
+from unmask.sampling.spans import wished
 from unmask.sampling.temperature import Progress, Temperature, at
 from unmask.sequence import Batch, Kind
 from unmask.step import Prediction, Proposal
@@ -99,6 +100,9 @@ class OnlyIds:
         if not 0 <= self.low < self.high:
             raise ValueError(f"ids {self.low} .. {self.high} are no range; wanted 0 <= low < high")
 
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        return wished(self.token_sampler, batch, block, counts)
+
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
         if Kind.TEXT in prediction.scored:
             logits_NV = prediction.logits(Kind.TEXT)
@@ -118,6 +122,9 @@ class TopP:
     def __post_init__(self) -> None:
         if not 0 < self.mass <= 1:
             raise ValueError(f"mass {self.mass} is no share of probability; wanted 0 < mass <= 1")
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        return wished(self.token_sampler, batch, block, counts)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
         kept = {k: self._cut(scored.logits) for k, scored in prediction.scored.items() if scored.logits is not None}

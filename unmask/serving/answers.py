@@ -1,4 +1,4 @@
-"""What the server answers, as plain JSON values. Public idea: one function for every kind of result; ``Reply`` for a chat."""
+"""Response bodies as plain JSON values. Public idea: one function per kind of result; ``Reply`` for a chat."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Counts = tuple[int, int, bool]
 
 
 def model_card(service: Service, created: int) -> Event:
-    """An entry of OpenAI's list, with what the model can do and the side of its pictures in pixels (0: it draws none)."""
+    """An entry of OpenAI's model list, with the model's tasks and the side of its images in pixels (0: no images)."""
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
@@ -32,7 +32,7 @@ def model_card(service: Service, created: int) -> Event:
 
 
 def fields(model: Served) -> dict[str, Event]:
-    """The JSON schema of what every task may be told; ``default`` and ``x-unmask-settings`` are those of this model's samplers."""
+    """JSON schemas of the request bodies by task; ``default`` and ``x-unmask-settings`` come from this model's samplers."""
     found: dict[str, Event] = {}
     samplers = _samplers(model)
     for name, body in {**ENDPOINTS, "ask": ENDPOINTS["chat"]}.items():
@@ -57,7 +57,7 @@ def _samplers(model: Served) -> dict[str, Sampler]:
 
 
 def _settings(value: Any, path: str = "") -> Any:
-    """Every number that a setting may change: its name, its value, and what the part that it belongs to is."""
+    """Every numeric setting: its name, its default, and the part of the sampler that it belongs to."""
     for entry in dataclasses.fields(value):
         name, now = f"{path}{entry.name}", getattr(value, entry.name)
         if dataclasses.is_dataclass(now):
@@ -69,29 +69,27 @@ def _settings(value: Any, path: str = "") -> Any:
 
 
 def parts_to_draw(model: Served) -> Parts:
-    """ValueError where pictures are asked of a model that draws none."""
+    """The model's parts. ValueError for a text model, which generates no images."""
     if not isinstance(model, Model):
-        raise ValueError(
-            "this is a text model, which cannot draw; ask /v1/chat/completions, or fill a text at /v1/infill"
-        )
+        raise ValueError("this is a text model, which generates no images; use /v1/chat/completions or /v1/infill")
     return model.parts
 
 
 def picture(drawn: Drawing, file: str) -> Event:
-    """An entry of ``data``: the file, and how it came about."""
+    """An entry of ``data``: the image file and its metadata."""
     rounds = [{**r.to_json(), "b64_json": encoded(r.image, file)} for r in drawn.attempts]
-    told = {
+    metadata = {
         "seed": drawn.seed,
         "seconds": round(drawn.seconds, 4),
         "plan": drawn.plan.to_json() if drawn.plan else None,
         "rounds": rounds,
         "settings": drawn.settings,
     }
-    return {"b64_json": encoded(drawn.image, file), "unmask": told}
+    return {"b64_json": encoded(drawn.image, file), "unmask": metadata}
 
 
 def completed(drawn: Drawing, kind: str, number: int, file: str) -> Event:
-    """The event at the end of a picture."""
+    """The event that ends an image."""
     whole = picture(drawn, file)
     size = f"{drawn.image.width}x{drawn.image.height}"
     about = {"created_at": int(time.time()), "output_format": file, "size": size, "quality": "auto"}
@@ -104,20 +102,20 @@ def filled(answer: Answer) -> Event:
 
 
 def grounded(found: Grounding) -> Event:
-    """Boxes as fractions of the picture."""
+    """Boxes as fractions of the image."""
     width, height = found.image_size
     size = (width, height, width, height)
     boxes = [
         {"phrase": b.phrase, "box": [round(v / s, 6) for v, s in zip(b.corners, size, strict=True)]}
         for b in found.boxes
     ]
-    told = {"seed": found.seed, "seconds": round(found.seconds, 4), "settings": found.settings}
-    return {"boxes": boxes, "width": width, "height": height, **told}
+    metadata = {"seed": found.seed, "seconds": round(found.seconds, 4), "settings": found.settings}
+    return {"boxes": boxes, "width": width, "height": height, **metadata}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A chat's answer in the making. ``unread``: messages that an answer about a picture left unread."""
+    """A chat answer. ``unread``: number of messages that an answer about an image did not read."""
 
     model: str
     name: str
@@ -131,23 +129,23 @@ class Reply:
     def whole(self, found: Answer | Turn, counts: Counts) -> Event:
         message = {"role": "assistant", "content": found.text, "refusal": None, "unmask": _pictures_of(found)}
         choice = {"index": 0, "message": message, "finish_reason": _reason(counts), "logprobs": None}
-        own = {"usage": _usage(counts), "unmask": self._told(found)}
+        own = {"usage": _usage(counts), "unmask": self._metadata(found)}
         return {**self._head("chat.completion"), "choices": [choice], **own}
 
     def chunk(self, event: Event) -> Event:
-        """An event as OpenAI's chunk; all but ``delta`` and ``finish_reason`` stands beside ``choices``."""
+        """An event as an OpenAI chunk; fields other than ``delta`` and ``finish_reason`` are placed beside ``choices``."""
         choice = {"index": 0, "delta": event["delta"], "finish_reason": event.get("finish_reason"), "logprobs": None}
         more = {k: v for k, v in event.items() if k not in ("delta", "finish_reason")}
         return {**self._head("chat.completion.chunk"), "choices": [choice], **more}
 
     def end(self, found: Answer | Turn, counts: Counts) -> Event:
-        own = {**self._told(found), **_pictures_of(found)}
+        own = {**self._metadata(found), **_pictures_of(found)}
         return {"delta": {}, "finish_reason": _reason(counts), "usage": _usage(counts), "unmask": own}
 
     def _head(self, kind: str) -> Event:
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
 
-    def _told(self, found: Answer | Turn) -> Event:
+    def _metadata(self, found: Answer | Turn) -> Event:
         unread = found.unread if isinstance(found, Turn) else self.unread
         return {
             "seed": found.seed,
@@ -158,7 +156,7 @@ class Reply:
 
 
 def _pictures_of(found: Answer | Turn) -> Event:
-    """The pictures of a turn; the layout, where there was one, is that of the one picture then."""
+    """The images of a turn. A layout exists only if the turn has exactly one image."""
     if not isinstance(found, Turn):
         return {"images": []}
     plan = found.plan.to_json() if found.plan else None

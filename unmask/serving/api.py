@@ -1,7 +1,7 @@
 """The HTTP server's routes. Public idea: ``application(service) -> FastAPI``, which any ASGI server runs.
 
-docs/api.md describes every endpoint. A handler validates, hands calls to the service, and waits for them; should the client leave, they are
-cancelled.
+docs/api.md describes every endpoint. A handler validates the request, starts calls in the service and waits for them. If the client
+disconnects, the calls are cancelled.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from starlette.middleware.cors import CORSMiddleware
 
 from unmask import __version__
 from unmask.serving import answers, calls
-from unmask.serving.counting import Tally, exposition
+from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.edge import LOG, Edge, Guard
-from unmask.serving.errors import NoSuchModel, trouble
-from unmask.serving.forms import edit_form, edit_schema
+from unmask.serving.edit_form import edit_form, edit_schema
+from unmask.serving.errors import NoSuchModel, error_response
 from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
 from unmask.serving.service import Call, Service, Started
 from unmask.serving.streams import Channel, ChatEvents, Event, PictureEvents, Wire, opened, sse, streamed
 
-MOST_BYTES = 32 * 2**20  # of a request
+MOST_BYTES = 32 * 2**20  # per request
 _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def application(
     service: Service, *, keys: Sequence[str] = (), origins: Sequence[str] = (), most_bytes: int = MOST_BYTES
 ) -> FastAPI:
-    """``keys``: one of them is wanted of every request below /v1; none: everybody may ask · ``origins``: other sites whose pages may ask ·
-    ``most_bytes`` of a request.
+    """The application. ``keys``: accepted API keys for /v1; none: no key is needed · ``origins``: allowed origins of cross-site requests ·
+    ``most_bytes``: limit of a request body.
     """
     app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None)
-    tally = Tally()
+    counters = RequestCounters()
     app.add_middleware(Guard, keys=keys, origins=origins, most_bytes=most_bytes)
     if origins:
         allowed = ["authorization", "content-type", "x-request-id"]
@@ -54,60 +54,60 @@ def application(
             allow_headers=allowed,
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Edge, tally=tally)
+    app.add_middleware(Edge, counters=counters)
     for kind in (RequestValidationError, HTTPException, ValueError, RuntimeError, OSError):
-        app.add_exception_handler(kind, _failed)  # what is of no kind expected here, Edge catches
-    _say_what_there_is(app, service, tally)
-    _draw_and_edit(app, service)
-    _read_and_fill(app, service)
-    _show_the_page(app)
+        app.add_exception_handler(kind, _failed)  # Edge handles all other exceptions
+    _add_metadata_routes(app, service, counters)
+    _add_image_routes(app, service)
+    _add_text_routes(app, service)
+    _add_page_routes(app)
     return app
 
 
-def _say_what_there_is(app: FastAPI, service: Service, tally: Tally) -> None:
+def _add_metadata_routes(app: FastAPI, service: Service, counters: RequestCounters) -> None:
     began = int(time.time())
 
     @app.get("/v1/models")
     async def models() -> Response:
-        """The model that is served."""
+        """List the served model."""
         return _json({"object": "list", "data": [answers.model_card(service, began)]})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        """The same, by name."""
+        """The served model by name."""
         _check_name(service, name)
         return _json(answers.model_card(service, began))
 
     @app.get("/v1/fields")
     async def fields() -> Response:
-        """What every task may be told: JSON schemas, with the model's own presets as defaults."""
+        """JSON schemas of the request bodies, with the model's presets as defaults."""
         return _json(answers.fields(service.model))
 
     @app.get("/healthz")
     async def healthy() -> Response:
-        """Whether the process answers."""
+        """Liveness check."""
         return _json({"status": "ok"})
 
     @app.get("/readyz")
     async def ready() -> Response:
-        """Whether it takes requests: 503 once it is about to stop."""
+        """Readiness check: 503 while the server shuts down."""
         return _json({"status": "ready" if service.ready else "draining"}, 200 if service.ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Figures for Prometheus."""
-        return Response(exposition(tally, service), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Metrics for Prometheus."""
+        return Response(render_prometheus(counters, service), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _draw_and_edit(app: FastAPI, service: Service) -> None:
+def _add_image_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images/generations")
     async def generations(body: Draw, request: Request) -> Response:
-        """Pictures of a prompt."""
+        """Generate images from a prompt."""
         return await _pictures(service, request, body, "image_generation", lambda seed: calls.drawing(body, seed))
 
     @app.post("/v1/images/edits", openapi_extra=edit_schema())
     async def edits(request: Request) -> Response:
-        """A picture changed as an instruction says, or where a mask says."""
+        """Edit an image by an instruction, or inpaint the region of a mask."""
         form = await edit_form(request)
         body = Edit.model_validate(form.fields)
         image, mask = form.image, form.mask
@@ -117,7 +117,7 @@ def _draw_and_edit(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/infill")
     async def infill(body: Infill, request: Request) -> Response:
-        """A region of a picture drawn anew, or a text with its gaps filled."""
+        """Inpaint a region of an image, or fill in the masked tokens of a text."""
         if body.text is None:
             return await _pictures(service, request, body, "image_edit", lambda seed: calls.infilling(body, seed))
         _check_name(service, body.model)
@@ -127,10 +127,10 @@ def _draw_and_edit(app: FastAPI, service: Service) -> None:
         return _json(answers.filled(filled))
 
 
-def _read_and_fill(app: FastAPI, service: Service) -> None:
+def _add_text_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/ground")
     async def ground(body: Ground, request: Request) -> Response:
-        """Where things are in a picture."""
+        """Locate phrases in an image."""
         _check_name(service, body.model)
         call = Call(ask=calls.grounding(body, _seed(body)), priority=body.priority)
         (found,) = await _settled(request, service.start([call]))
@@ -138,7 +138,7 @@ def _read_and_fill(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(body: Chat, request: Request) -> Response:
-        """The next turn of a conversation, in words and pictures."""
+        """Generate the next turn of a conversation, with text and images."""
         _check_name(service, body.model)
         seed = _seed(body)
         reply = answers.Reply(model=service.name, name=f"chatcmpl-{secrets.token_hex(12)}", unread=calls.unread(body))
@@ -160,15 +160,15 @@ def _read_and_fill(app: FastAPI, service: Service) -> None:
         return await _stream(request, started, channel, wire, [reply.greeting])
 
 
-def _show_the_page(app: FastAPI) -> None:
-    """The files of the page, where they are installed."""
+def _add_page_routes(app: FastAPI) -> None:
+    """Serve the web page, if its files are installed."""
     folder = Path(str(files("unmask"))) / "serving" / "web"
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         if (folder / "index.html").exists():
             return FileResponse(folder / "index.html", headers={"cache-control": "no-cache"})
-        return _json({"message": "unmask is served here; see /v1/models and docs/api.md"})
+        return _json({"message": "unmask API server; see /v1/models and docs/api.md"})
 
     if folder.exists():
         app.mount("/web", StaticFiles(directory=folder), name="web")
@@ -177,7 +177,7 @@ def _show_the_page(app: FastAPI) -> None:
 async def _pictures(
     service: Service, request: Request, body: Any, kind: str, ask: Callable[[int], Callable[[Any], Any]]
 ) -> Response:
-    """``n`` calls side by side; picture i is drawn from ``seed + i``. ``body`` is Fields and Streamed."""
+    """Start ``n`` calls; image i uses ``seed + i``. ``body`` has the fields of Fields and Streamed."""
     _check_name(service, body.model)
     parts, seed, channel = answers.parts_to_draw(service.model), _seed(body), Channel()
     listeners = [
@@ -212,9 +212,9 @@ async def _pictures(
 
 
 def _announce(started: Sequence[Started], ended: Sequence[Callable[[Any], None]], channel: Channel) -> None:
-    """Let a stream know of every end: what came out, or what went wrong, and then None."""
+    """Put the result of every call into the channel, then None, or its exception."""
 
-    def tell(future: Any, say: Callable[[Any], None]) -> None:
+    def put_result(future: Any, say: Callable[[Any], None]) -> None:
         error = None if future.cancelled() else future.exception()
         if error is None and not future.cancelled():
             try:
@@ -224,14 +224,14 @@ def _announce(started: Sequence[Started], ended: Sequence[Callable[[Any], None]]
         channel.put(error)
 
     for one, say in zip(started, ended, strict=True):
-        one.future.add_done_callback(lambda future, say=say: tell(future, say))
+        one.future.add_done_callback(lambda future, say=say: put_result(future, say))
 
 
 async def _stream(
     request: Request, started: Sequence[Started], channel: Channel, wire: Wire, greeting: Sequence[Event] = ()
 ) -> Response:
-    """Events as they come. What goes wrong before the first of them is a status, and later an event."""
-    gone = asyncio.ensure_future(_left(request))
+    """Stream events. An error before the first event becomes an HTTP status, a later one an event."""
+    gone = asyncio.ensure_future(_disconnected(request))
     try:
         early = await opened(channel, gone)
     except BaseException:
@@ -239,20 +239,22 @@ async def _stream(
         for one in started:
             one.job.cancel()
         raise
-    events = streamed(channel, [*greeting, *early], started, gone, wire, _told_in_stream)
+    events = streamed(channel, [*greeting, *early], started, gone, wire, _stream_error)
     return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM)
 
 
 async def _settled(request: Request, started: Sequence[Started]) -> list[Any]:
-    """What all calls came to. Should one fail or the client leave, the others are cancelled."""
-    gone = asyncio.ensure_future(_left(request))
+    """The results of all calls. If one fails or the client disconnects, the others are cancelled."""
+    gone = asyncio.ensure_future(_disconnected(request))
     everything = asyncio.gather(*(asyncio.wrap_future(one.future) for one in started))
     try:
         await asyncio.wait({everything, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():
-            everything.add_done_callback(lambda f: f.cancelled() or f.exception())  # else the log complains of it
+            everything.add_done_callback(
+                lambda f: f.cancelled() or f.exception()
+            )  # retrieve the exception, or asyncio logs it
             everything.cancel()
-            raise ConnectionAbortedError("the client has gone")
+            raise ConnectionAbortedError("the client disconnected")
         return everything.result()
     finally:
         gone.cancel()
@@ -260,34 +262,34 @@ async def _settled(request: Request, started: Sequence[Started]) -> list[Any]:
             one.job.cancel()
 
 
-async def _left(request: Request) -> None:
-    """Returns once the client has gone."""
+async def _disconnected(request: Request) -> None:
+    """Returns when the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _told_in_stream(error: BaseException) -> dict[str, Any]:
-    found = trouble(error)
-    if found.ours:
+def _stream_error(error: BaseException) -> dict[str, Any]:
+    found = error_response(error)
+    if found.server_fault:
         LOG.error("a stream failed", exc_info=error)
     return found.body
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    found = trouble(error)
-    if found.ours:
+    found = error_response(error)
+    if found.server_fault:
         LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.request_id}})
     return _json(found.body, found.status, found.headers)
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """ASCII throughout, so that whatever a client sent can be sent back."""
+    """ASCII only, so that any text a client sent can be echoed."""
     return Response(json.dumps(value, allow_nan=False), status, headers, media_type="application/json")
 
 
 def _check_name(service: Service, name: str | None) -> None:
     if name is not None and name != service.name:
-        raise NoSuchModel(f"the model {name[:100]!r} is not served here; this server has {service.name!r}")
+        raise NoSuchModel(f"unknown model {name[:100]!r}; this server serves {service.name!r}")
 
 
 def _seed(body: Fields) -> int:

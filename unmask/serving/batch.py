@@ -1,7 +1,7 @@
-"""A manifest worked off through the engine, so that its requests share forwards. Public idea: ``work_off(model, manifest, out, share)``.
+"""Run a file of requests through the engine, so that they share forward passes. Public idea: ``run_batch(model, plan)``.
 
-What is done stands in ``out/results-<rank>.jsonl``, a line as soon as it is, its picture before it. So a run that was stopped, at whatever
-moment, goes on where it was: what has an answer is passed over. Every process takes its own lines, by number, and writes its own file.
+Results are appended to ``out/results-<rank>.jsonl``, one line each; an image is saved before its line. An interrupted run therefore
+resumes: lines that have a result are skipped. Every process takes its own lines, by number, and writes its own file.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from unmask.serving.service import Call, Service
 from unmask.tasks.results import Drawing
 from unmask.tokens.pictures import save_image
 
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # ids that are good names of files
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # ids that are safe file names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The lines of one process among ``world``: those whose number, counted from 0, is ``rank`` modulo ``world``."""
+    """The lines of one process: those whose number, counted from 0, is ``rank`` modulo ``world``."""
 
     rank: int = 0
     world: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
-            raise ValueError(f"there is no rank {self.rank} among {self.world}; RANK counts from 0, WORLD_SIZE from 1")
+            raise ValueError(f"rank {self.rank} is not in 0..{self.world - 1}; RANK counts from 0 to WORLD_SIZE - 1")
 
     def has(self, line: Line) -> bool:
         return (line.number - 1) % self.world == self.rank
@@ -42,7 +42,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """``lines``: those of this share · ``todo``: what is left of them · ``failed``: lines with an error that are not tried again."""
+    """``lines``: all lines of this share · ``todo``: lines without a result · ``failed``: lines with an error that are not retried."""
 
     lines: list[Line]
     todo: list[Line]
@@ -53,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """``done``: in this run · ``passed``: done before · ``failed``: lines whose last word is an error."""
+    """``done``: lines run now · ``passed``: lines skipped because they had a result · ``failed``: lines whose result is an error."""
 
     done: int
     passed: int
@@ -61,9 +61,9 @@ class Summary:
 
 
 def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> Plan:
-    """What is to be done. Repairs this share's results where a run was stopped in the middle of a line.
+    """Find the lines to run. Truncates an incomplete last line of this share's results.
 
-    ``retry``: lines that failed before count as not done.
+    ``retry``: run failed lines again.
     """
     lines = [line for line in read(manifest) if share.has(line)]
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -75,12 +75,12 @@ def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> Pla
     return Plan(lines=lines, todo=todo, failed=failed, folder=manifest.parent, results=results)
 
 
-def work_off(
-    model: Any, plan: Plan, *, live: int = 16, told: Callable[[int, int], None] = lambda done, of: None
+def run_batch(
+    model: Any, plan: Plan, *, live: int = 16, on_progress: Callable[[int, int], None] = lambda done, of: None
 ) -> Summary:
-    """Everything that is to be done, at most ``live`` requests at a time. A line that fails is recorded, and does not stop the rest."""
+    """Run all lines of a plan, at most ``live`` at a time. A failed line is recorded and does not stop the others."""
     done, failed = 0, 0
-    told(0, len(plan.todo))
+    on_progress(0, len(plan.todo))
     with plan.results.open("a", encoding="utf-8") as file:
         for line, outcome in _outcomes(model, plan, live):
             record = _record(line, outcome, plan.results.parent)
@@ -88,22 +88,22 @@ def work_off(
             file.flush()
             done += 1
             failed += not record["ok"]
-            told(done, len(plan.todo))
+            on_progress(done, len(plan.todo))
     return Summary(done=done, passed=len(plan.lines) - len(plan.todo), failed=failed + plan.failed)
 
 
 def needs(plan: Plan) -> frozenset[str]:
-    """The parts of a model that its jobs use."""
+    """The parts of the model that the jobs of a plan use."""
     return frozenset().union(*(line.job.needs for line in plan.todo if line.job))
 
 
 def _outcomes(model: Any, plan: Plan, live: int) -> Iterator[tuple[Line, Any]]:
-    """Answers, or exceptions, as they come. Where nothing is left to do, no model is needed."""
+    """Yield results or exceptions as they complete. The model is not used if no line is left."""
     if not plan.todo:
         return
     jobs = iter(plan.todo)
     under_way: dict[Future[Any], Line] = {}
-    # A call is counted out a moment after its answer is known, hence the places to wait in.
+    # A call leaves the service slightly after its result is known, so the queue needs as many places.
     service = Service(model, name="batch", limits=Limits(running=live, queued=live))
     try:
         while True:
@@ -134,7 +134,7 @@ def _asked(job: Any, folder: Path) -> Callable[[Any], Any]:
 
 
 def _record(line: Line, outcome: Any, out: Path) -> dict[str, Any]:
-    """A line of the results; a picture is saved first."""
+    """A line of the results file; saves the image first."""
     head = {"id": line.id, "line": line.number, "task": line.job.task if line.job else None}
     if isinstance(outcome, BaseException):
         usual = isinstance(outcome, ValueError | OSError | RuntimeError)
@@ -148,13 +148,13 @@ def _record(line: Line, outcome: Any, out: Path) -> dict[str, Any]:
 
 
 def _file_name(id_: str) -> str:
-    """The id where that is a good name, else a fingerprint of it: two ids have two names."""
+    """The id if it is a safe file name, else a hash of it."""
     plain = _PLAIN.fullmatch(id_) and id_ == id_.lower()
     return f"{id_}.png" if plain else f"={hashlib.blake2b(id_.encode(), digest_size=16).hexdigest()}.png"
 
 
 def _known(out: Path) -> dict[str | int, bool]:
-    """Of every line that any process has an answer for: whether all is well with it. A last line may still be in the writing."""
+    """Every line that any process has a result for: whether it succeeded. An incomplete last line is ignored."""
     known: dict[str | int, bool] = {}
     for path in sorted(out.glob("results-*.jsonl")):
         for raw in path.read_bytes().split(b"\n")[:-1]:
@@ -168,7 +168,7 @@ def _known(out: Path) -> dict[str | int, bool]:
 
 
 def _repair(path: Path) -> None:
-    """Cut off what stands behind the last whole line."""
+    """Truncate a file after its last complete line."""
     if not path.exists():
         return
     with path.open("r+b") as file:

@@ -1,6 +1,6 @@
-"""A request of the API as a call of the model. Public idea: ``drawing(body, seed)(model) -> Drawing``, and likewise for every task.
+"""API requests as calls of the model. Public idea: ``drawing(body, seed)(model) -> Drawing``; one such function per task.
 
-Building such a call costs nothing: pictures are decoded and texts are checked in the thread that runs it.
+Building a call is cheap: images are decoded and texts are checked in the thread that runs the call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from unmask.grammars.answer_format import Form, of_response_format
+from unmask.grammars.answer_format import AnswerFormat, of_response_format
 from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
@@ -30,12 +30,13 @@ from unmask.tokens.text import Text
 
 T = TypeVar("T")
 
-# Fields of samplers that say which token or place is which. They are the model's own; a wrong one reads beyond its tables.
-_OWN = frozenset({"null_id", "ids", "low", "high", "drop", "keep", "order", "interval"})
+# Sampler fields that hold token ids and positions of the model; a wrong value would index out of range. Clients cannot set them.
+_FIXED = frozenset({"null_id", "ids", "low", "high", "drop", "keep", "order", "interval"})
 _TRUTHS = ("true", "false", "yes", "no")
-# A form is prepared for all to wait for, and weighed anew at every step: .{1,1000} had 16,000 states and took minutes of one core.
-_MOST_STATES, _MOST_WEIGHED = 4000, 500_000
-_MOST = 10_000  # of a number in a setting: what is larger only overflows
+# Limits of an answer format. Compiling it blocks other calls, and every step runs over all states: .{1,1000} has 16,000 states and took
+# minutes on one core.
+_MOST_STATES, _MOST_WORK = 4000, 500_000
+_MOST = 10_000  # largest absolute value of a setting; larger ones overflow
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
 
@@ -59,43 +60,43 @@ def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callab
 @_by_sampler
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
-        _fits(model, body.size)
-        light = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
-        conditions = model.parts.conditions(**light, crop=body.crop)
-        thought = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
-        return model.generate(body.prompt, seed=seed, settings=checked(body.overrides), **thought)[0]
+        _image_model(model, body.size)
+        conditioning = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
+        conditions = model.parts.conditions(**conditioning, crop=body.crop)
+        options = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
+        return model.generate(body.prompt, seed=seed, settings=checked(body.overrides), **options)[0]
 
     return ask
 
 
 @_by_sampler
 def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable[[Model], Drawing]:
-    """With a mask, the region is drawn anew."""
+    """An edit by instruction or, with a mask, inpainting."""
 
     def ask(model: Model) -> Drawing:
-        _fits(model, body.size)
+        _image_model(model, body.size)
         settings = checked(body.overrides)
         if mask is None:
             plan = _plan(model, body)
             return model.edit(image, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
         if body.plan or body.boxes or body.reflect > 1:
-            raise ValueError("a region is drawn anew without thinking; leave out mask, or plan, boxes and reflect")
+            raise ValueError("plan, boxes and reflect do not apply to inpainting; leave them out, or leave out mask")
         return model.infill(image, read_region(mask), prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
 
 @_by_sampler
-def infilling(body: Infill, seed: int) -> Callable[[Any], Drawing | Answer]:
-    """A Drawing where a picture is given, else an Answer."""
+def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing | Answer]:
+    """A Drawing for an image, an Answer for a text."""
 
-    def ask(model: Any) -> Drawing | Answer:
+    def ask(model: Model | TextModel) -> Drawing | Answer:
         settings = checked(body.overrides)
         if body.text is not None:
             return model.infill_text(body.text, seed=seed, settings=settings)
-        _fits(model, body.size)
+        draws = _image_model(model, body.size)
         image, mask = picture_of(body.image or "", "image"), read_region(picture_of(body.mask or "", "mask"))
-        return model.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
+        return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
@@ -116,43 +117,45 @@ def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
 
 
 @_by_sampler
-def chatting(body: Chat, seed: int) -> Callable[[Any], Answer | Turn]:
-    """The last question about the last picture is an Answer, words and pictures are a Turn."""
+def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Turn]:
+    """An Answer to a question about an image, or a Turn of text and images."""
 
-    def ask(model: Any) -> Answer | Turn:
+    def ask(model: Model | TextModel) -> Answer | Turn:
         settings, said = checked(body.settings), body.messages
         last = said[-1]
         if last.role != "user" or not last.words.strip():
-            raise ValueError("a conversation ends with what the user says; add a message with the role user")
+            raise ValueError(
+                "the last message must be from the user and contain text; add a message with the role user"
+            )
         pictures = [url for message in said for url in message.pictures]
         if isinstance(model, TextModel):
             if pictures or body.draw:
-                raise ValueError("this is a text model, which neither reads pictures nor draws; give it words alone")
+                raise ValueError("this is a text model, which takes and generates no images; send text only")
             length, more = body.longest or 128, checked(body.overrides)
             form, _ = _form(body, model.parts.text, RELEASED, length)
             return model.ask(last.words, seed=seed, max_tokens=length, form=form, settings=more)
         if pictures and not body.draw:
             image, usual = picture_of(pictures[-1], "messages"), model.presets.answer
-            form, rooms = _form(body, model.parts.text, model.parts.wording, usual)
-            paced = [*_paced(body, model.presets.ask(model.parts), rooms), *settings]
+            form, lengths = _form(body, model.parts.text, model.parts.wording, usual)
+            paced = [*_paced(body, model.presets.ask(model.parts), lengths), *settings]
             return model.ask(image, last.words, seed=seed, max_tokens=body.longest, form=form, settings=paced)
         if body.formed:
             raise ValueError(
-                "response_format: a turn of words and pictures has no form; show a picture to ask about, without draw, or leave it out"
+                "response_format: only answers to questions about an image have a format; add an image and leave out draw, or leave it out"
             )
         if body.draw is False:
-            raise ValueError("there is no picture in the messages to answer about; add one, or leave out draw")
-        if body.overrides:
             raise ValueError(
-                "a turn of words and pictures has samplers of its own; leave out steps, guidance, settings"
+                "draw is false, but the messages contain no image to answer about; add one, or leave out draw"
             )
+        if body.overrides:
+            raise ValueError("a turn of text and images uses its own samplers; leave out steps, guidance and settings")
         return model.converse(_messages(body), seed=seed)
 
     return ask
 
 
 def unread(body: Chat) -> int:
-    """How many messages an answer about a picture leaves unread: all but the last, and the one that shows the picture."""
+    """Number of messages that an answer about an image does not read: all but the last one and the one with the image."""
     shown = max((i for i, m in enumerate(body.messages) if m.pictures), default=len(body.messages) - 1)
     return len({*range(len(body.messages))} - {shown, len(body.messages) - 1})
 
@@ -160,65 +163,61 @@ def unread(body: Chat) -> int:
 def picture_of(url: str, field: str) -> bytes:
     """The bytes of a data: URL. ValueError for any other."""
     if not url.startswith("data:"):
-        raise ValueError(
-            f"{field}: the server fetches nothing, so a picture comes as a data: URL; send its bytes in base64"
-        )
+        raise ValueError(f"{field}: the server does not fetch URLs; send the image as a data: URL in base64")
     head = _DATA_URL.match(url[:200])
     if not head:
-        raise ValueError(f"{field}: this data: URL is not understood; write data:image/png;base64,...")
+        raise ValueError(f"{field}: malformed data: URL; use the form data:image/png;base64,...")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{field}: this is not base64 ({error}); encode the file's bytes once") from error
+        raise ValueError(f"{field}: invalid base64 ({error}); encode the bytes of the file once") from error
 
 
 def settable(path: str) -> bool:
-    """Whether a stranger may set a field of a sampler."""
-    return path.strip().split(".")[-1].strip() not in _OWN
+    """Whether a client may set a field of a sampler."""
+    return path.strip().split(".")[-1].strip() not in _FIXED
 
 
 def checked(settings: Sequence[str]) -> list[str]:
-    """Settings that a stranger may make. ValueError for those that would reach beyond the sampler."""
+    """Settings that a client may make. ValueError for fixed fields and for values that are not finite numbers within bounds."""
     for setting in settings:
         path, _, text = setting.partition("=")
         if not settable(path):
-            raise ValueError(f"settings: {path.strip()!r} belongs to the model and stays as it is; leave it out")
+            raise ValueError(f"settings: {path.strip()!r} is fixed by the model; leave it out")
         try:
             value = 0.0 if text.strip().lower() in _TRUTHS else float(text)
         except ValueError:
-            raise ValueError(f"settings: {setting!r} is no number; /v1/fields says what may be set") from None
+            raise ValueError(f"settings: {setting!r} is not a number; /v1/fields lists the settings") from None
         if not math.isfinite(value) or abs(value) > _MOST:
-            raise ValueError(f"settings: {setting!r} is beyond all use; give a number of at most {_MOST}")
+            raise ValueError(f"settings: {setting!r} is out of range; use a number of at most {_MOST}")
     return list(settings)
 
 
-def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[Form | None, list[int]]:
-    """The form that was asked for, and how many tokens each of its values has; without one, those of the answer.
+def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[AnswerFormat | None, list[int]]:
+    """The required format and the number of tokens of each of its values; without a format, those of the answer.
 
-    ``usual``: where neither the request nor the form says how many. ValueError for a form that is not understood or too much.
+    ``usual``: the default number of tokens. ValueError for an invalid format and for one that is too expensive.
     """
     if not body.formed:
         return None, [body.longest or usual]
     try:
-        form = replace(of_response_format(body.response_format or {}) or Form(), most_states=_MOST_STATES)
-        holes = form.holes(text, wording)
-        rooms = [body.longest or hole.room(usual) for hole in holes]
-        if sum(len(hole.grammar.to) * room for hole, room in zip(holes, rooms, strict=True)) > _MOST_WEIGHED:
-            raise ValueError(
-                "this has too many answers to be weighed at every step; use shorter lengths or fewer tokens"
-            )
-        return form, rooms
+        form = replace(of_response_format(body.response_format or {}) or AnswerFormat(), most_states=_MOST_STATES)
+        holes = form.slots(text, wording)
+        lengths = [body.longest or hole.default_length(usual) for hole in holes]
+        if sum(len(hole.grammar.to) * length for hole, length in zip(holes, lengths, strict=True)) > _MOST_WORK:
+            raise ValueError("the format is too complex; use shorter lengths or fewer tokens")
+        return form, lengths
     except ValueError as error:
         raise ValueError(f"response_format: {error}") from error
 
 
-def _paced(body: Chat, sampler: Sampler, rooms: Sequence[int]) -> list[str]:
-    """``steps`` and ``guidance`` for a sampler of text, whose schedule may count tokens a step.
+def _paced(body: Chat, sampler: Sampler, lengths: Sequence[int]) -> list[str]:
+    """``steps`` and ``guidance`` as settings of a text sampler, whose schedule may be given in tokens per step.
 
-    ``rooms``: tokens of the answer, or of every value of a form: values are found one after the other, each in a step at least.
+    ``lengths``: tokens of the answer, or of each value of a format. Values are decoded one after the other, each in at least one step.
     """
     if isinstance(sampler.schedule, Fixed) and body.steps is not None:
-        return [f"schedule.each={-(-max(rooms) // max(1, body.steps // len(rooms)))}", *body.guided]
+        return [f"schedule.each={-(-max(lengths) // max(1, body.steps // len(lengths)))}", *body.guided]
     return body.paced
 
 
@@ -242,9 +241,11 @@ def _plan(model: Model, body: Planned) -> bool | Layout:
     return layout
 
 
-def _fits(model: Model, size: str) -> None:
+def _image_model(model: Model | TextModel, size: str) -> Model:
+    """The model, if it generates images of this size. ValueError otherwise."""
     if isinstance(model, TextModel):
-        raise ValueError("this is a text model, which cannot draw; ask one that does")
+        raise ValueError("this is a text model, which generates no images; use an image model")
     own = f"{model.parts.side}x{model.parts.side}"
     if size not in ("auto", own):
-        raise ValueError(f"size: this model draws {own} and nothing else; leave size out, or say auto")
+        raise ValueError(f"size: this model generates images of {own} only; leave out size, or use auto")
+    return model

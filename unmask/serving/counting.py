@@ -1,4 +1,7 @@
-"""Figures for Prometheus, written by hand. Public idea: a ``Tally`` of answered requests, and ``exposition(tally, service) -> text``."""
+"""Metrics in the text format of Prometheus.
+
+Public idea: ``RequestCounters`` counts answered requests, ``render_prometheus(counters, service)`` writes all metrics as text.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,26 @@ PATHS = frozenset(
 _EXPORTED = {"queued": "waiting", "running": "live"}  # names that dashboards read already
 _GAUGES = {"waiting", "live", "occupancy", "step_seconds", "feature_bytes"}
 _MEANING = {
-    "waiting": "Runs in the engine's queue.",
-    "live": "Runs between two steps.",
-    "finished": "Runs that were decided.",
-    "failed": "Runs that failed.",
-    "cancelled": "Runs that were cancelled.",
-    "refused": "Runs that the engine refused.",
-    "steps": "Steps of all runs together.",
-    "forwards": "Forwards of the network.",
-    "rows": "Rows of all forwards, guidance views counted.",
-    "seconds": "Seconds that the engine was at work.",
-    "occupancy": "Rows of those there was room for.",
-    "step_seconds": "Seconds from one step of a run to its next, of late.",
-    "feature_hits": "Pictures whose features were known.",
-    "feature_misses": "Pictures that had to be looked at.",
-    "feature_bytes": "Bytes of remembered features.",
+    "waiting": "Queued runs.",
+    "live": "Running runs.",
+    "finished": "Finished runs.",
+    "failed": "Failed runs.",
+    "cancelled": "Cancelled runs.",
+    "refused": "Runs rejected by the engine.",
+    "steps": "Sampling steps, summed over runs.",
+    "forwards": "Forward passes of the network.",
+    "rows": "Batch rows, summed over forward passes; guidance views count as rows.",
+    "seconds": "Busy time of the engine in seconds.",
+    "occupancy": "Occupied share of batch rows, 0 to 1.",
+    "step_seconds": "Recent time between two steps of a run in seconds.",
+    "feature_hits": "Image features found in the cache.",
+    "feature_misses": "Image features computed.",
+    "feature_bytes": "Size of the image feature cache in bytes.",
 }
 
 
-class Tally:
-    """Requests by method, path and status, and how long they took. Unknown paths count as one, so that nobody can fill the memory."""
+class RequestCounters:
+    """Requests by method, path and status, with their durations. Unknown paths share one entry, so that clients cannot fill the memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,11 +60,13 @@ class Tally:
 
     def lines(self) -> list[str]:
         with self._lock:
-            out = _head("unmask_http_requests_total", "counter", "Requests answered; 499: the client left.")
+            out = _head(
+                "unmask_http_requests_total", "counter", "HTTP requests answered; 499: the client disconnected."
+            )
             for (method, path, status), number in sorted(self.answers.items()):
                 out.append(f'unmask_http_requests_total{{method="{method}",path="{path}",status="{status}"}} {number}')
             name = "unmask_http_request_seconds"
-            out += _head(name, "histogram", "Seconds from the first byte in to the last byte out.")
+            out += _head(name, "histogram", "Duration of requests in seconds.")
             for path, counts in sorted(self.took.items()):
                 total = 0
                 for edge, number in zip([*EDGES, "+Inf"], counts, strict=True):
@@ -72,14 +77,14 @@ class Tally:
         return out
 
 
-def exposition(tally: Tally, service: Service) -> str:
-    """All figures, in the text format of Prometheus."""
-    out = tally.lines()
+def render_prometheus(counters: RequestCounters, service: Service) -> str:
+    """All metrics in the text format of Prometheus."""
+    out = counters.lines()
     for name, kind, meaning, value in (
-        ("calls", "gauge", "Calls of the model under way.", service.under_way),
-        ("calls_refused_total", "counter", "Calls refused because the queue was full.", service.refused),
-        ("engine_restarts_total", "counter", "Engines that broke and were replaced.", service.restarts),
-        ("draining", "gauge", "1 while the server is about to stop.", int(service.draining)),
+        ("calls", "gauge", "Running and queued calls.", service.under_way),
+        ("calls_refused_total", "counter", "Calls rejected because the queue was full.", service.refused),
+        ("engine_restarts_total", "counter", "Engines replaced after a failure.", service.restarts),
+        ("draining", "gauge", "1 while the server shuts down.", int(service.draining)),
     ):
         out += [*_head(f"unmask_{name}", kind, meaning), f"unmask_{name} {value}"]
     now = service.engine.metrics()

@@ -1,6 +1,6 @@
-"""What every request passes on its way in and out: its id, its line in the log, its size, its key.
+"""Middleware of every request: request id, access log, size limit, API key.
 
-Public idea: ``Edge`` outermost, ``Guard`` behind it; both are plain ASGI, so that streams and disconnects pass through untouched.
+Public idea: ``Edge`` is outermost, ``Guard`` is inside it. Both are plain ASGI, so streams and disconnects pass through unchanged.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unmask.serving.counting import Tally
-from unmask.serving.errors import Trouble, trouble
+from unmask.serving.counting import RequestCounters
+from unmask.serving.errors import ErrorResponse, error_response
 
 LOG = logging.getLogger("unmask.serving")
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Edge:
-    """Gives every request an id (or keeps the client's ``x-request-id``), counts it, logs one line, and catches what nobody caught."""
+    """Assigns a request id (or keeps the client's ``x-request-id``), counts and logs the request, and handles uncaught exceptions."""
 
-    def __init__(self, app: ASGIApp, *, tally: Tally) -> None:
-        self.app, self.tally = app, tally
+    def __init__(self, app: ASGIApp, *, counters: RequestCounters) -> None:
+        self.app, self.counters = app, counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,19 +52,19 @@ class Edge:
         except Exception as error:
             LOG.exception("a request failed", extra={"fields": {"id": name}})
             if not status:
-                await refuse(trouble(error), answer)
+                await refuse(error_response(error), answer)
         finally:
             seconds = time.monotonic() - began
-            self.tally.answered(scope["method"], scope["path"], status or 499, seconds)
+            self.counters.answered(scope["method"], scope["path"], status or 499, seconds)
             fields = {"id": name, "method": scope["method"], "path": scope["path"], "status": status or 499}
             LOG.info("request", extra={"fields": {**fields, "seconds": round(seconds, 4)}})
 
 
 class Guard:
-    """Lets in who has a key, where keys are wanted, and no more than ``most_bytes`` of a body, whatever its headers say.
+    """Checks the API key, if the server has keys, and limits the body to ``most_bytes``, whatever its headers say.
 
-    The body is taken in whole before anybody acts on it. Only paths below /v1 need a key. Pages of other sites are turned away unless
-    they are among ``origins``: CORS alone hides the answer from them, after a form of theirs has made the model work.
+    The whole body is read before the request is handled. Only paths below /v1 need a key. Cross-site requests are rejected unless their
+    origin is in ``origins``: CORS alone would only hide the answer, after a form on another site has made the model work.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str], origins: Sequence[str], most_bytes: int) -> None:
@@ -76,18 +76,18 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if self._strange(scope, headers):
-            message = "pages of other sites may not ask here; start the server with --cors ORIGIN"
-            await refuse(Trouble(status=403, message=message, code="other_site"), send)
+        if self._cross_site(scope, headers):
+            message = "cross-site requests are not allowed; start the server with --cors ORIGIN"
+            await refuse(ErrorResponse(status=403, message=message, code="other_site"), send)
             return
-        if self.keys and scope["path"].startswith("/v1") and not self._known(headers):
-            message = "this server wants a key; send the header Authorization: Bearer KEY"
-            await refuse(Trouble(status=401, message=message, code="invalid_api_key"), send)
+        if self.keys and scope["path"].startswith("/v1") and not self._has_key(headers):
+            message = "missing or invalid API key; send the header Authorization: Bearer KEY"
+            await refuse(ErrorResponse(status=401, message=message, code="invalid_api_key"), send)
             return
         body = await self._body(headers, receive)
         if body is None:
-            message = f"a request has at most {self.most_bytes:,} bytes here; send smaller pictures"
-            await refuse(Trouble(status=413, message=message, code="too_large"), send)
+            message = f"the request body exceeds the limit of {self.most_bytes:,} bytes; send smaller images"
+            await refuse(ErrorResponse(status=413, message=message, code="too_large"), send)
             return
         given = False
 
@@ -100,18 +100,18 @@ class Guard:
 
         await self.app(scope, again, send)
 
-    def _strange(self, scope: Scope, headers: Headers) -> bool:
-        """Whether a browser says that a page of another site asks to have something done."""
+    def _cross_site(self, scope: Scope, headers: Headers) -> bool:
+        """Whether a browser marks a POST as cross-site and its origin is not allowed."""
         allowed = {"*", headers.get("origin")} & self.origins
         return scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site" and not allowed
 
-    def _known(self, headers: Headers) -> bool:
+    def _has_key(self, headers: Headers) -> bool:
         kind, _, key = headers.get("authorization", "").partition(" ")
         sent = key.strip().encode("utf-8", "replace")
         return kind.lower() == "bearer" and any([hmac.compare_digest(sent, known) for known in self.keys])
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; None where it is too large."""
+        """The whole body; None if it is too large."""
         said = headers.get("content-length", "")
         if said.isdecimal() and int(said[:20]) > self.most_bytes:
             return None
@@ -129,8 +129,8 @@ class Guard:
         return b"".join(pieces)
 
 
-async def refuse(found: Trouble, send: Send) -> None:
-    """Answer with an error where there is no route that could."""
+async def refuse(found: ErrorResponse, send: Send) -> None:
+    """Send an error response from a middleware."""
     body = json.dumps(found.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **found.headers}
     raw = [(k.encode(), v.encode()) for k, v in headers.items()]
@@ -138,8 +138,8 @@ async def refuse(found: Trouble, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-class OneLine(logging.Formatter):
-    """A record as one line of JSON: time, level, event, and the fields that ``extra={"fields": ...}`` adds."""
+class JsonLine(logging.Formatter):
+    """Formats a log record as one JSON line: time, level, event and the fields of ``extra={"fields": ...}``."""
 
     def format(self, record: logging.LogRecord) -> str:
         time_ = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
@@ -150,10 +150,10 @@ class OneLine(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_to(stream: Any = None, *, level: int = logging.INFO) -> Callable[[], None]:
-    """Send our log and uvicorn's to a stream (stderr), one JSON object a line. Returns what undoes it."""
+def log_to(stream: TextIO | None = None, *, level: int = logging.INFO) -> Callable[[], None]:
+    """Write the logs of this package and of uvicorn to a stream (stderr) as JSON lines. Returns a function that undoes this."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(OneLine())
+    handler.setFormatter(JsonLine())
     loggers = [LOG, logging.getLogger("uvicorn.error")]
     for logger in loggers:
         logger.addHandler(handler)

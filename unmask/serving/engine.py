@@ -1,6 +1,6 @@
 """Continuous batching for masked diffusion: requests join and leave between denoising steps.
 
-Public idea: ``with Engine(parts) as engine: engine.submit(Request(sequence=.., sampler=..)).result()``.
+Public idea: ``with Engine(net) as engine: engine.submit(Request(sequence=.., sampler=..)).result()``.
 
 An autoregressive server adds one token to every row at each tick. Here every request has its own sampler, and one step unmasks any number
 of tokens, anywhere, from one to three guidance views. So the engine knows nothing of tokens. A running request is a ``Run``: the
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 
@@ -31,14 +31,13 @@ from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, Qu
 from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
 from unmask.step import Prediction
 from unmask.tasks.features import Features, VisionEncoder
-from unmask.tasks.running import StepEvent, device_of
+from unmask.tasks.running import StepEvent
+
+CPU = torch.device("cpu")
 
 
-class Served(Protocol):
-    """What the engine reads of a model: its network."""
-
-    @property
-    def net(self) -> Denoiser: ...
+class Served(Denoiser, VisionEncoder, Protocol):
+    """A network that is served: any denoiser. ``features`` is called for requests with pictures only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +73,10 @@ class _Running:
     def number(self) -> int:
         return self.handle.number
 
-    def begin(self, net: Denoiser, cache: Features) -> None:
+    def begin(self, net: Served, cache: Features, device: torch.device) -> None:
         """Encode the pictures, or find them in the cache, and start the sampler."""
-        request, device = self.handle.request, device_of(net)
-        encoder = cast("VisionEncoder", net)  # read only where a sequence has pixels
-        batch = collate(cache.known([request.sequence], encoder, device), [request.seed]).replace(clean=None).to(device)
+        request = self.handle.request
+        batch = collate(cache.known([request.sequence], net, device), [request.seed]).replace(clean=None).to(device)
         with _sampler_errors():
             self.run = request.sampler.start(batch)
 
@@ -111,9 +109,14 @@ class Engine:
     """One device and the requests that share it. ``start`` gives it a thread. Without one, a single thread calls ``tick`` by hand."""
 
     def __init__(
-        self, parts: Served, *, limits: Limits = Limits(), clock: Callable[[], float] = time.monotonic
+        self,
+        net: Served,
+        *,
+        device: torch.device = CPU,
+        limits: Limits = Limits(),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.parts, self.limits, self.clock = parts, limits, clock
+        self.net, self.device, self.limits, self.clock = net, device, limits, clock
         self.features = Features(limits.feature_bytes)
         self.scheduler = Scheduler(rows=limits.rows, stretch=limits.stretch)
         self._changed = threading.Condition()  # guards everything below
@@ -237,7 +240,7 @@ class Engine:
         # 2. Queued requests enter while there are places, and their samplers start. That needs no forward, apart from new pictures.
         while job := self._admit():
             with self._failing_alone(job):
-                job.begin(self.parts.net, self.features)
+                job.begin(self.net, self.features, self.device)
                 self._plan(job)
         if not self._running:
             return False
@@ -264,7 +267,7 @@ class Engine:
         try:
             # 4. Join all queries, with all their guidance views, into one batch, and run the model once.
             query = join(parts)
-            prediction = self.parts.net(query.batch, predict=query.predict, reuse=query.reuse)
+            prediction = self.net(query.batch, predict=query.predict, reuse=query.reuse)
             # 5. Split the prediction, with tokens numbered as in each request's own query.
             predictions = shares(prediction, parts, query)
         except Exception as error:

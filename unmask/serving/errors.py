@@ -1,4 +1,4 @@
-"""What went wrong, as OpenAI's API says it. Public idea: ``trouble(error) -> Trouble``: a status, a body, and when to come back."""
+"""Exceptions as OpenAI-style error responses. Public idea: ``error_response(error) -> ErrorResponse``: status, body and retry delay."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _KINDS = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_
 
 
 class NoSuchModel(ValueError):
-    """Another model was asked for than the one that is served."""
+    """The requested model is not the served one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trouble:
-    """``ours``: whether it is the server's fault, so that it is logged whole · ``retry``: seconds."""
+class ErrorResponse:
+    """``server_fault``: the server is at fault; the exception is logged with its traceback · ``retry_after``: seconds."""
 
     status: int
     message: str
     code: str
     param: str | None = None
-    retry: float | None = None
-    ours: bool = False
+    retry_after: float | None = None
+    server_fault: bool = False
 
     @property
     def body(self) -> dict[str, Any]:
@@ -40,52 +40,60 @@ class Trouble:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"retry-after": str(math.ceil(self.retry))} if self.retry is not None else {}
+        return {"retry-after": str(math.ceil(self.retry_after))} if self.retry_after is not None else {}
 
 
-def trouble(error: BaseException) -> Trouble:
-    """What to tell a client of an exception. A defect is told as such, without its details."""
+def error_response(error: BaseException) -> ErrorResponse:
+    """The response for an exception. Unexpected exceptions become a 500 without details."""
     text = str(error)[:_MOST]
     match error:
         case RequestValidationError() | ValidationError():
             return _invalid(error)
         case QueueFull():
-            return Trouble(status=429, message=text, code="queue_full", retry=error.retry_after)
+            return ErrorResponse(status=429, message=text, code="queue_full", retry_after=error.retry_after)
         case Draining():
-            return Trouble(status=503, message=text, code="draining", retry=1)
+            return ErrorResponse(status=503, message=text, code="draining", retry_after=1)
         case Closed():
-            return Trouble(status=503, message=f"{text}; ask again", code="engine_stopped", retry=1, ours=True)
+            return ErrorResponse(
+                status=503, message=f"{text}; retry", code="engine_stopped", retry_after=1, server_fault=True
+            )
         case Cancelled() | ConnectionAbortedError():
-            return Trouble(status=499, message="the request was cancelled", code="cancelled")
+            return ErrorResponse(status=499, message="the request was cancelled", code="cancelled")
         case ForwardFailed():
-            return Trouble(status=500, message=text, code="model_failed", ours=True)
+            return ErrorResponse(status=500, message=text, code="model_failed", server_fault=True)
         case NoSuchModel():
-            return Trouble(status=404, message=text, code="model_not_found", param="model")
+            return ErrorResponse(status=404, message=text, code="model_not_found", param="model")
         case HTTPException():
-            return Trouble(status=error.status_code, message=str(error.detail)[:_MOST], code=_code(error.status_code))
-        case NothingUnmasked():  # no sampler of ours does that by itself
-            message = f"settings: these lead nowhere ({text}); give others"
-            return Trouble(status=400, message=message, code="invalid_value", param="settings")
+            return ErrorResponse(
+                status=error.status_code, message=str(error.detail)[:_MOST], code=_code(error.status_code)
+            )
+        case NothingUnmasked():  # only unusual settings cause this
+            message = f"settings: sampling makes no progress with these ({text}); change them"
+            return ErrorResponse(status=400, message=message, code="invalid_value", param="settings")
         case ValueError():
             named, colon, _ = text.partition(": ")
             param = named if colon and named.isidentifier() else None
-            return Trouble(status=400, message=text, code="invalid_value", param=param)
-    return Trouble(status=500, message="the server made a mistake; its log says more", code="internal", ours=True)
+            return ErrorResponse(status=400, message=text, code="invalid_value", param=param)
+    return ErrorResponse(
+        status=500, message="internal server error; see the server's log", code="internal", server_fault=True
+    )
 
 
-def _invalid(error: RequestValidationError | ValidationError) -> Trouble:
-    """The first thing that is wrong, and where."""
+def _invalid(error: RequestValidationError | ValidationError) -> ErrorResponse:
+    """The first validation error and its location."""
     found = error.errors()
-    first: Any = found[0] if found else {"loc": (), "msg": "the request is not understood", "type": ""}
+    first: Any = found[0] if found else {"loc": (), "msg": "invalid request", "type": ""}
     place = ".".join(str(part)[:50] for part in first["loc"] if part != "body")
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
-        return Trouble(status=400, message=f"the body is not JSON ({message} at {place})", code="invalid_json")
+        return ErrorResponse(
+            status=400, message=f"the body is not valid JSON ({message} at {place})", code="invalid_json"
+        )
     if not place and first["type"] in ("model_attributes_type", "model_type", "missing"):
         message = "the body must be a JSON object; send one, with the header content-type: application/json"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     whole = f"{place}: {message}{more}" if place else message + more
-    return Trouble(status=400, message=whole[:_MOST], code="invalid_value", param=place or None)
+    return ErrorResponse(status=400, message=whole[:_MOST], code="invalid_value", param=place or None)
 
 
 def _code(status: int) -> str:

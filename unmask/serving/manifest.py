@@ -1,6 +1,6 @@
-"""A file of requests, one a line. Public idea: ``read(path) -> [Line]``, where a line is a job or says what is wrong with it.
+"""A file of requests, one per line. Public idea: ``read(path) -> [Line]``, where a line is a job or an error message.
 
-Jobs are what the methods of a model take, by the same names; pictures are files, their paths relative to the manifest.
+Jobs have the arguments of the model's methods, by the same names. Images are file paths relative to the manifest.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from unmask.grammars.answer_format import Form, of_regex, of_schema
+from unmask.grammars.answer_format import AnswerFormat, of_regex, of_schema
 from unmask.pipeline.loading import needs_of
+from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
+from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
 
 
 class DuplicateIds(ValueError):
-    """Two lines have one id, so that their answers could not be told apart."""
+    """Two lines have the same id."""
 
 
 class _Job(BaseModel):
-    """``id``: under which its answer is found · ``settings``: changes to the sampler, as ``["schedule.steps=8"]`` · ``sampler``: the name
-    of a method's sampler, whose arguments are settings, too.
+    """``id``: key of the result · ``settings``: sampler settings, as ``["schedule.steps=8"]`` · ``sampler``: name of a method's sampler,
+    whose arguments are settings, too.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -35,7 +37,7 @@ class _Job(BaseModel):
     sampler: str | None = None
 
 
-class _Thing(BaseModel):
+class _PlacedObject(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     phrase: str
@@ -43,19 +45,19 @@ class _Thing(BaseModel):
 
 
 class Generate(_Job):
-    """``boxes``: a layout to draw from, in fractions of the picture."""
+    """``boxes``: a layout to generate from, in fractions of the image."""
 
     task: Literal["generate"]
     prompt: str
     plan: bool = False
-    boxes: tuple[_Thing, ...] = ()
+    boxes: tuple[_PlacedObject, ...] = ()
     reflect: int = Field(1, ge=1, le=64)
 
     @property
     def needs(self) -> frozenset[str]:
         return needs_of("reflect" if self.reflect > 1 else "plan" if self.plan else "generate")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model, folder: Path) -> Drawing:
         layout: bool | Layout = layout_of([(b.phrase, b.box) for b in self.boxes]) if self.boxes else self.plan
         return model.generate(self.prompt, seed=self.seed, plan=layout, attempts=self.reflect, settings=self.settings)[
             0
@@ -72,13 +74,13 @@ class Edit(_Job):
     def needs(self) -> frozenset[str]:
         return needs_of("edit-plan" if self.plan else "edit")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model, folder: Path) -> Drawing:
         picture = folder / self.image
         return model.edit(picture, self.prompt, seed=self.seed, plan=self.plan, settings=self.settings)[0]
 
 
 class Ask(_Job):
-    """``image``: left out for a text model · ``schema`` or ``regex``: the form of the answer."""
+    """``image``: omitted for a text model · ``schema`` or ``regex``: the format of the answer."""
 
     task: Literal["ask"]
     prompt: str
@@ -91,20 +93,20 @@ class Ask(_Job):
     def needs(self) -> frozenset[str]:
         return needs_of("ask")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model | TextModel, folder: Path) -> Answer:
         more: dict[str, Any] = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
         more |= {"max_tokens": self.length} if self.length else {}
         if isinstance(model, TextModel):
             if self.image is not None:
-                raise ValueError("this is a text model, which reads no pictures; leave out image")
+                raise ValueError("this is a text model, which takes no images; leave out image")
             return model.ask(self.prompt, **more)
         if self.image is None:
-            raise ValueError("there is no picture to ask about; give image")
+            raise ValueError("no image to ask about; set image")
         return model.ask(folder / self.image, self.prompt, **more)
 
-    def _wanted(self) -> Form | None:
+    def _wanted(self) -> AnswerFormat | None:
         if self.form is not None and self.regex is not None:
-            raise ValueError("an answer has one form; give schema or regex")
+            raise ValueError("schema and regex exclude each other; set one of them")
         if self.form is not None:
             return of_schema(self.form)
         return of_regex(self.regex) if self.regex is not None else None
@@ -120,7 +122,7 @@ class Ground(_Job):
     def needs(self) -> frozenset[str]:
         return needs_of("ground")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model, folder: Path) -> Grounding:
         picture = folder / self.image
         return model.ground(
             picture, self.phrases, steps=self.steps if self.steps > 1 else None, seed=self.seed, settings=self.settings
@@ -128,7 +130,7 @@ class Ground(_Job):
 
 
 class Infill(_Job):
-    """A picture, the white part of ``mask`` to be drawn anew; or a ``text`` with gaps."""
+    """An image with a ``mask``, whose white part is regenerated; or a ``text`` with [mask] in it."""
 
     task: Literal["infill"]
     image: str | None = None
@@ -139,14 +141,14 @@ class Infill(_Job):
     @model_validator(mode="after")
     def _one_of_two(self) -> Infill:
         if (self.text is None) == (self.image is None or self.mask is None):
-            raise ValueError("an infill has an image and a mask, or a text with [mask] in it")
+            raise ValueError("infill needs image and mask, or a text that contains [mask]")
         return self
 
     @property
     def needs(self) -> frozenset[str]:
         return needs_of("infill-text" if self.text is not None else "infill")
 
-    def ask(self, model: Any, folder: Path) -> Any:
+    def ask(self, model: Model, folder: Path) -> Drawing | Answer:
         if self.text is not None:
             return model.infill_text(self.text, seed=self.seed, settings=self.settings)
         picture, region = folder / (self.image or ""), folder / (self.mask or "")
@@ -159,7 +161,7 @@ _JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """``number`` from 1 · ``id``: None where it could not be read · ``job``: None where the line is ``wrong``."""
+    """``number`` from 1 · ``id``: None if it could not be read · ``job``: None if the line has an error, ``wrong``."""
 
     number: int
     id: str | None
@@ -168,19 +170,19 @@ class Line:
 
     @property
     def key(self) -> str | int:
-        """What its answers are found by."""
+        """Key of the result."""
         return self.number if self.id is None else self.id
 
 
 def read(path: Path) -> list[Line]:
-    """All lines that are not empty. DuplicateIds; OSError where the file cannot be read."""
+    """All lines that are not empty. Raises DuplicateIds, and OSError if the file cannot be read."""
     with path.open("rb") as file:
         lines = [_line(number, raw) for number, raw in enumerate(file, 1) if raw.strip()]
     first: dict[str, int] = {}
     for line in lines:
         if line.id is not None and first.setdefault(line.id, line.number) != line.number:
             raise DuplicateIds(
-                f"lines {first[line.id]} and {line.number} of {path} both have the id {line.id!r}; give each its own"
+                f"lines {first[line.id]} and {line.number} of {path} have the same id {line.id!r}; ids must be unique"
             )
     return lines
 
@@ -189,7 +191,7 @@ def _line(number: int, raw: bytes) -> Line:
     try:
         found = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
     except (ValueError, RecursionError) as error:
-        return Line(number=number, id=None, job=None, wrong=f"this line is no JSON: {error}")
+        return Line(number=number, id=None, job=None, wrong=f"invalid JSON: {error}")
     id_ = found.get("id") if isinstance(found, dict) else None
     known = id_ if isinstance(id_, str) and id_ else None
     try:
@@ -199,7 +201,7 @@ def _line(number: int, raw: bytes) -> Line:
 
 
 def _said(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
+    """The first validation error and its location."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
     return f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -1,7 +1,7 @@
-"""What may be asked of the server: the one source of every field, its meaning and its bounds.
+"""Request bodies of the HTTP API: every field with its meaning and bounds.
 
-Public idea: a body is validated as one of ``Draw``, ``Edit``, ``Ground``, ``Infill``, ``Chat``. Unknown fields are refused by name, so that
-a misspelt one is not silently without effect; fields of OpenAI's API that mean nothing here (``IGNORED``) are let through.
+Public idea: a body is validated as one of ``Draw``, ``Edit``, ``Ground``, ``Infill``, ``Chat``. Unknown fields are rejected by name, so a
+misspelt field is not silently ignored; fields of OpenAI's API that have no meaning here (``IGNORED``) are accepted and dropped.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MOST_WORDS = 8000  # characters of a text; the model's own limit, in tokens, is lower
-MOST_PICTURES = 10  # of one request
-MOST_FORM = 20_000  # characters of a form; its schema is looked through again for every part of it
-MOST_SEED = 2**53 - 1  # what JSON carries everywhere
+MOST_WORDS = 8000  # characters per text; the model's own limit, in tokens, is lower
+MOST_PICTURES = 10  # per request
+MOST_FORM = 20_000  # characters of an answer format; nested schemas are traversed repeatedly
+MOST_SEED = 2**53 - 1  # the largest integer that every JSON parser represents exactly
 IGNORED = frozenset(
     {
         *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"),
@@ -31,25 +31,25 @@ Setting = Annotated[str, Field(max_length=200, pattern=r"^[^=]+=")]
 
 
 class Strict(BaseModel):
-    """No other fields, no NaN and no infinity."""
+    """Rejects unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Fields(Strict):
-    """What every request may say."""
+    """Fields of every request."""
 
-    model: str | None = Field(None, max_length=500, description="The served model's name, as in /v1/models.")
+    model: str | None = Field(None, max_length=500, description="Name of the served model, as listed by /v1/models.")
     seed: int | None = Field(
         None,
         ge=0,
         le=MOST_SEED,
-        description="The same seed gives the same answer, whoever else is served; absent: a random one, which is reported.",
+        description="Random seed. The same seed gives the same answer, independent of other requests. Default: random.",
     )
     settings: list[Setting] = Field(
         [],
         max_length=32,
-        description='Fields of the sampler by name, such as "schedule.steps=8"; /v1/fields lists them as x-unmask-settings.',
+        description='Sampler settings by name, such as "schedule.steps=8". /v1/fields lists them as x-unmask-settings.',
     )
     sampler: str | None = Field(
         None,
@@ -60,7 +60,7 @@ class Fields(Strict):
         0,
         ge=-8,
         le=8,
-        description="Each level more is worth twice the share of the device and some places in the queue.",
+        description="Scheduling priority. Each level doubles the share of compute and moves the request forward in the queue.",
     )
 
     @model_validator(mode="before")
@@ -78,13 +78,11 @@ class Fields(Strict):
 
 
 class Sampled(Fields):
-    """What a request may say of how it is decided."""
+    """Fields that control sampling."""
 
-    steps: int | None = Field(
-        None, ge=1, le=1024, description="Steps in which everything is decided; absent: the model's preset."
-    )
+    steps: int | None = Field(None, ge=1, le=1024, description="Number of sampling steps. Default: the model's preset.")
     guidance: float | None = Field(
-        None, ge=0, le=100, description="How strongly the prompt guides; 0: not at all; absent: the model's preset."
+        None, ge=0, le=100, description="Guidance scale; 0 turns guidance off. Default: the model's preset."
     )
 
     @property
@@ -104,142 +102,135 @@ class Sampled(Fields):
 
 
 class Streamed(Strict):
-    """How pictures come back."""
+    """Fields that control how images are returned."""
 
-    n: int = Field(1, ge=1, le=MOST_PICTURES, description="How many pictures; picture i has the seed ``seed + i``.")
+    n: int = Field(1, ge=1, le=MOST_PICTURES, description="Number of images. Image i uses seed + i.")
     size: str = Field(
-        "auto", max_length=20, description="auto, or the size that the model draws in (/v1/models), such as 128x128."
+        "auto", max_length=20, description="auto, or the model's image size (see /v1/models), such as 128x128."
     )
     response_format: Literal["b64_json"] | None = Field(
-        None, description="Pictures come as base64 in the answer; there are no URLs."
+        None, description="Images are returned as base64; URLs are not supported."
     )
-    output_format: Literal["png", "jpeg", "webp"] = Field("png", description="What kind of file a picture is.")
-    stream: bool = Field(False, description="Answer with events as they happen (server-sent events).")
-    partial_images: int = Field(
-        0, ge=0, le=3, description="With stream: so many previews of each picture on the way, evenly spread."
-    )
-    trace: bool = Field(
-        False, description="With stream: every step of every stage, as unmask.* events; else without effect."
-    )
+    output_format: Literal["png", "jpeg", "webp"] = Field("png", description="File format of the images.")
+    stream: bool = Field(False, description="Stream the answer as server-sent events.")
+    partial_images: int = Field(0, ge=0, le=3, description="With stream: number of evenly spaced previews per image.")
+    trace: bool = Field(False, description="With stream: also send every sampling step as unmask.* events.")
 
 
 class BoxOf(Strict):
-    """A thing and where it shall be."""
+    """An object and its bounding box."""
 
-    phrase: str = Field(min_length=1, max_length=200, description="What shall be in the box.")
+    phrase: str = Field(min_length=1, max_length=200, description="The object in the box.")
     box: tuple[Fraction, Fraction, Fraction, Fraction] = Field(
-        description="x1, y1, x2, y2 as fractions of the picture, from the top left."
+        description="x1, y1, x2, y2 as fractions of the image; the origin is the top left corner."
     )
 
 
 class Planned(Strict):
-    """Thinking: of a layout before, and of what came of it behind."""
+    """Planning before and reflection after generation."""
 
-    plan: bool = Field(False, description="Think of a layout first.")
+    plan: bool = Field(False, description="Plan a layout of boxes first.")
     boxes: list[BoxOf] | None = Field(
-        None, min_length=1, max_length=32, description="Take this layout instead; leave out plan then."
+        None, min_length=1, max_length=32, description="Use this layout instead of planning one; excludes plan."
     )
     reflect: int = Field(
-        1, ge=1, le=16, description="Make up to so many pictures, until one finds the model's own approval."
+        1,
+        ge=1,
+        le=16,
+        description="Maximum number of attempts. Stops at the first image that the model's own critique accepts.",
     )
 
     @model_validator(mode="after")
     def _one_plan(self) -> Planned:
         if self.plan and self.boxes:
-            raise ValueError("boxes are a plan already; leave out plan or boxes")
+            raise ValueError("boxes is itself a plan; set plan or boxes, not both")
         return self
 
 
 class Draw(Sampled, Streamed, Planned):
-    """Pictures of a prompt."""
+    """Images from a prompt."""
 
-    prompt: Text = Field(min_length=1, description="What the picture shall show.")
+    prompt: Text = Field(min_length=1, description="Description of the image.")
     luminance: float | None = Field(
-        None, ge=0, le=1, description="How light it shall be: its mean luminance, 0 black, 1 white."
+        None, ge=0, le=1, description="Luminance condition: mean luminance, 0 is black, 1 is white."
     )
     contrast: float | None = Field(
-        None, ge=0, le=0.5, description="How far its luminance shall vary: the standard deviation."
+        None, ge=0, le=0.5, description="Contrast condition: standard deviation of the luminance."
     )
     score: float | None = Field(
-        None, ge=0, le=10, description="The aesthetic score it shall have; not every model was taught one."
+        None, ge=0, le=10, description="Aesthetic score condition. Only some models are trained with it."
     )
     crop: tuple[Pixels, Pixels] | None = Field(
-        None, description="Pixels cut off above and at the left of the original; [0, 0]: a picture that is not cropped."
+        None, description="Crop offsets condition: pixels cut off at the top and at the left; [0, 0] means not cropped."
     )
 
 
 class Edit(Sampled, Streamed, Planned):
-    """A picture changed as an instruction says, or, with a mask, drawn anew where the mask says. Comes as a form, the pictures as files."""
+    """An image edited by an instruction or, with a mask, inpainted. Sent as multipart/form-data with the images as files."""
 
-    prompt: Text = Field(
-        description="What shall change; with a mask, what the whole picture shall show (may be empty)."
-    )
+    prompt: Text = Field(description="The edit instruction. With a mask: description of the whole image; may be empty.")
 
 
 class Infill(Sampled, Streamed):
-    """A picture with a region drawn anew, or a text with its gaps filled."""
+    """An image with a region to inpaint, or a text with masked tokens to fill in."""
 
-    image: str | None = Field(None, description="A data: URL of the picture.")
+    image: str | None = Field(None, description="The image as a data: URL.")
     mask: str | None = Field(
         None,
-        description="A data: URL of a picture of the same size: white, or transparent where it has any, is drawn anew.",
+        description="The mask as a data: URL, with the image's size. White (or transparent) pixels are regenerated.",
     )
-    prompt: Text = Field("", description="What the whole picture shall show.")
-    text: Text | None = Field(
-        None, description="Instead of a picture: a text in which every [mask] is one token to find."
-    )
+    prompt: Text = Field("", description="Description of the whole image.")
+    text: Text | None = Field(None, description="A text instead of an image; each [mask] is one token to fill in.")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Infill:
         if self.text is not None and (self.image or self.mask):
-            raise ValueError("give a text, or an image and a mask, not both")
+            raise ValueError("send text, or image and mask, not both")
         if self.text is None and not (self.image and self.mask):
-            raise ValueError(
-                "an image needs a mask of the same size, and a mask an image; or give a text with [mask] in it"
-            )
+            raise ValueError("image and mask are required together; or send a text that contains [mask]")
         return self
 
 
 class Ground(Fields):
-    """Where things are in a picture."""
+    """Bounding boxes for phrases in an image."""
 
-    image: str = Field(description="A data: URL of the picture.")
+    image: str = Field(description="The image as a data: URL.")
     phrases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
-        min_length=1, max_length=64, description="What to find; each gets one box."
+        min_length=1, max_length=64, description="Phrases to locate; each gets one box."
     )
-    steps: int = Field(1, ge=1, le=4, description="In how many steps the four coordinates are decided.")
+    steps: int = Field(1, ge=1, le=4, description="Number of steps in which the four coordinates are unmasked.")
 
 
 class ImageUrl(BaseModel):
-    """A picture in a message."""
+    """An image in a message."""
 
     model_config = ConfigDict(extra="ignore")
-    url: str = Field(description="A data: URL; the server fetches nothing.")
+    url: str = Field(description="The image as a data: URL; the server does not fetch URLs.")
 
 
 class ContentPart(BaseModel):
-    """A piece of a message."""
+    """A part of a message."""
 
     model_config = ConfigDict(extra="ignore")
-    type: Literal["text", "image_url"] = Field(description="Words, or a picture.")
-    text: Text = Field("", description="The words.")
-    image_url: ImageUrl | None = Field(None, description="The picture.")
+    type: Literal["text", "image_url"] = Field(description="Text or an image.")
+    text: Text = Field("", description="The text.")
+    image_url: ImageUrl | None = Field(None, description="The image.")
 
     @model_validator(mode="after")
     def _whole(self) -> ContentPart:
         if self.type == "image_url" and self.image_url is None:
-            raise ValueError("a part of type image_url needs an image_url")
+            raise ValueError("a part of type image_url needs the field image_url")
         return self
 
 
 class ChatMessage(BaseModel):
-    """What was said."""
+    """A message of the conversation."""
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"] = Field(
-        description="Who said it; system and developer messages are not read, since the model was trained with words of its own there."
+        description="Author of the message. system and developer messages are ignored, because the model has a fixed system prompt."
     )
-    content: Text | list[ContentPart] | None = Field(None, description="Words, or pieces of text and pictures.")
+    content: Text | list[ContentPart] | None = Field(None, description="Text, or a list of text and image parts.")
 
     @property
     def words(self) -> str:
@@ -254,25 +245,28 @@ class ChatMessage(BaseModel):
 
 
 class Chat(Sampled):
-    """A conversation. With a picture the last question is answered about the last picture; else the next turn is written."""
+    """A conversation. With an image, the last message is a question about it; otherwise the next turn is generated."""
 
     messages: list[ChatMessage] = Field(
-        min_length=1, max_length=256, description="What was said so far, the user last."
+        min_length=1, max_length=256, description="The messages so far; the last one is from the user."
     )
-    n: Literal[1] = Field(1, description="One answer.")
+    n: Literal[1] = Field(1, description="Number of answers; only 1 is supported.")
     draw: bool | None = Field(
         None,
-        description="true: the turn may hold pictures; false: it answers about a picture, or fails; absent: as the messages suggest.",
+        description="true: the turn may contain images. false: answer about an image. Default: false if there is an image, else true.",
     )
-    max_tokens: int | None = Field(None, ge=1, le=1024, description="The longest answer; absent: the model's preset.")
-    max_completion_tokens: int | None = Field(None, ge=1, le=1024, description="The newer name of max_tokens.")
+    max_tokens: int | None = Field(
+        None, ge=1, le=1024, description="Maximum number of tokens in the answer. Default: the model's preset."
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, le=1024, description="Newer name of max_tokens.")
     response_format: dict[str, Any] | None = Field(
         None,
-        description='A form that the answer fits: {"type": "json_schema", "json_schema": {"schema": …}} or {"type": "regex", "regex": …}.',
+        description='Format of the answer: {"type": "json_schema", "json_schema": {"schema": …}} or {"type": "regex", "regex": …}.',
     )
-    stream: bool = Field(False, description="Answer in chunks; content is only ever what is decided for good.")
+    stream: bool = Field(False, description="Stream the answer in chunks; content holds final tokens only.")
     trace: bool = Field(
-        False, description="With stream: also drafts, chunks whose field unmask shows every token after every step."
+        False,
+        description="With stream: also send drafts; the field unmask of a chunk holds all tokens after each step.",
     )
 
     @property
@@ -284,14 +278,14 @@ class Chat(Sampled):
     def _not_huge(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
             if value is not None and len(json.dumps(value)) > MOST_FORM:
-                raise ValueError(f"a form has at most {MOST_FORM:,} characters; make it shorter")
+                raise ValueError(f"the schema has more than {MOST_FORM:,} characters; make it shorter")
         except RecursionError as error:
-            raise ValueError("the form is nested too deeply; make it flatter") from error
+            raise ValueError("the schema is nested too deeply; make it flatter") from error
         return value
 
     @property
     def formed(self) -> bool:
-        """Whether the answer shall have a form."""
+        """Whether the answer has a required format."""
         return self.response_format is not None and self.response_format.get("type") != "text"
 
 

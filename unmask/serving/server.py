@@ -1,4 +1,7 @@
-"""A server in this process. Public idea: ``with Server(service, socket): ...`` serves at its ``url``; ``drain`` ends it well."""
+"""An HTTP server in this process.
+
+Public idea: ``with Server(service, socket): ...`` serves at ``url``; ``drain`` shuts it down gracefully.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from unmask.serving.api import MOST_BYTES, application
 from unmask.serving.service import Service
 
 _START = 30.0  # seconds
-IDLE = 75  # seconds that a connection may rest: longer than clients wait that were told 429, who else ask into one that just closes
+IDLE = 75  # seconds of keep-alive: longer than the Retry-After of a 429, so that clients do not retry on a connection that is being closed
 
 
 class Server:
-    """uvicorn in a thread of its own, so that whoever holds it decides what a signal means."""
+    """uvicorn in its own thread, so that the caller handles signals."""
 
     def __init__(
         self,
@@ -57,18 +60,18 @@ class Server:
         end = time.monotonic() + _START
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > end:
-                raise RuntimeError("the server did not start; its log says why")
+                raise RuntimeError("the server did not start; see its log")
             time.sleep(0.01)
         return self
 
     def drain(self, seconds: float) -> bool:
-        """Answer what is under way and refuse the rest with 503; then stop. False where that took longer than ``seconds``."""
+        """Finish running requests, reject new ones with 503, then stop. False if this takes longer than ``seconds``."""
         done = self.service.drain(seconds)
         self.close()
         return done
 
     def close(self) -> None:
-        """Stop now; what is under way gets an error."""
+        """Stop now; running requests fail."""
         self.service.close()
         self._server.should_exit = True
         if self._thread.ident is not None:
@@ -83,18 +86,18 @@ class Server:
 
 
 def address(host: str, port: int) -> str:
-    """Where a browser finds what listens there."""
+    """The URL of a listening address."""
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A place to listen at; port 0: any that is free. ValueError where it is taken or not allowed."""
+    """A listening socket; port 0 picks a free port. ValueError if the port is in use or not allowed."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except PermissionError as error:
-        raise ValueError(f"port {port} may not be used by you; give one above 1023 with --port") from error
+        raise ValueError(f"no permission to use port {port}; give one above 1023 with --port") from error
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"cannot listen at {host}:{port} ({reason.lower()}); give another --port or --host") from error
+        raise ValueError(f"cannot listen on {host}:{port} ({reason.lower()}); give another --port or --host") from error

@@ -19,20 +19,20 @@ from unmask.tasks.generate import picture_codes
 from unmask.tasks.parts import Parts
 from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE, editing
 from unmask.tokens.layouts import Layout
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """``pixels [3, side, side]`` changed as ``instruction`` says.
+    """``pixels [3, side, side]`` edited by ``instruction``.
 
-    ``look``: how the picture is looked at, if not as it is · ``plan``: what is touched, and where · ``codes``: of ``pixels``, where they
-    are known.
+    ``look``: the views that the vision tower reads, if not ``pixels`` · ``plan``: what changes, and where · ``codes``: VQ codes of
+    ``pixels``, if known.
     """
 
     pixels: Tensor
     instruction: str
-    look: Tensor | Look | None = None
+    look: Tensor | ImageViews | None = None
     plan: Layout | None = None
     codes: Tensor | None = None
     needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
@@ -48,9 +48,9 @@ class Edit:
 
 
 def sampler(tokens: Parts) -> Sampler:
-    """How our own models edit: 32 steps of MaskGIT's cosine schedule, the surest code first.
+    """Edits of our own models: 32 steps of MaskGIT's cosine schedule, most confident code first.
 
-    Guidance (mode 0 of spec 4.5, ``-o guidance.scale``) is there but off: on validation it brought nothing (see docs/log.md).
+    Guidance (mode 0 of spec 4.5, ``--guidance``) is available but off: it brought no gain on validation (docs/log.md).
     """
     return Sampler(
         schedule=Cosine(steps=32),
@@ -63,7 +63,7 @@ def sampler(tokens: Parts) -> Sampler:
 
 
 def again(tokens: Parts) -> Sampler:
-    """How they edit once more what was not approved: of three seeds the sure sampler makes 1.03 different pictures."""
+    """Sampler of further attempts at an edit, hotter: with ``sampler``, three seeds give only 1.03 different pictures on average."""
     return replace(
         sampler(tokens),
         token_sampler=Categorical(temperature=1.0),

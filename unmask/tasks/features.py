@@ -1,7 +1,6 @@
-"""Pictures that were looked at before need no second look.
+"""A cache of vision features, so that every picture is encoded once.
 
-Public idea: ``Features(most_bytes).known(sequences, net, device)``: the sequences with the features of their pictures, each encoded
-once and remembered by its content.
+Public idea: ``Features(most_bytes).of(sequences, net, device)``: the features of their pictures, keyed by pixel content.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from unmask.sequence import Kind, Sequence
 
 
 class VisionEncoder(Protocol):
-    """Views of a picture [V, 3, H, W] -> what they look like, [rows, D]."""
+    """Views of a picture [V, 3, H, W] -> feature rows [rows, D]."""
 
     def features(self, pixels: Tensor, /) -> Tensor: ...
 
 
 class Features:
-    """The least recently used are forgotten first. ``hits``, ``misses``: how often it knew, and did not; ``bytes`` it holds now.
+    """A least-recently-used cache. ``hits``, ``misses``: counters · ``bytes``: current size.
 
-    It belongs to weights that do not change; ``clear`` it where they do. A picture is encoded alone, with all its views, so that what it
-    looks like never depends on the pictures beside it. Safe in any thread.
+    Valid for fixed weights; ``clear`` it when they change. Every picture is encoded alone, with all its views, so its features are
+    batch-invariant. Thread-safe.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -40,7 +39,7 @@ class Features:
         self._lock = threading.Lock()
 
     def clear(self) -> None:
-        """Forget all pictures."""
+        """Remove all entries."""
         with self._lock:
             self._rows.clear()
             self.bytes = 0
@@ -76,14 +75,14 @@ class Features:
 
 
 def _looks(sequence: Sequence) -> Iterator[Tensor]:
-    """The views of every picture that is looked at, apart."""
+    """The views of every picture of a sequence, one tensor per picture."""
     if sequence.pixels is not None:
         first = sorted({span.image for span in sequence.spans if span.kind == Kind.FEATURE})
         yield from sequence.pixels.tensor_split(first[1:])
 
 
 def _fingerprint(pixels: Tensor) -> bytes:
-    """All views of a picture together, as they are seen together: shape, type and every bit."""
+    """A hash of all views of a picture: shape, dtype and every bit."""
     content = hashlib.blake2b(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
     content.update(pixels.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return content.digest()

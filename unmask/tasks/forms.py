@@ -1,7 +1,7 @@
-"""Picture and question -> an answer in a form: a value of a JSON schema, or a text that matches a regex. Public idea: ``Fill``.
+"""Picture and question -> an answer in a given format: a value of a JSON schema, or a full match of a regex. Public idea: ``Fill``.
 
-A hole is a writable span under a grammar of its own. Where there are several, they are questions about one picture, each in a segment of
-its own, and all are decided in one run.
+A hole is a writable span with its own grammar. Several holes are separate questions about one picture, each in its own segment, and all
+are decoded in one run.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from unmask.grammars.answer_format import Form, Hole
+from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.sampling.constrain import Constrained
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, describe
 from unmask.tokens.build import asking, looking
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
     """A question about a picture whose answer fills the ``holes`` of a ``form``, of ``rooms`` tokens each."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     question: str
-    form: Form
-    holes: tuple[Hole, ...]
+    form: AnswerFormat
+    holes: tuple[Slot, ...]
     rooms: tuple[int, ...]
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
@@ -51,14 +51,19 @@ class Fill:
 
 
 def fill_in(
-    holes: tuple[Hole, ...], pixels: Tensor | Look, question: str, form: Form, length: int | None, presets: Presets
+    holes: tuple[Slot, ...],
+    pixels: Tensor | ImageViews,
+    question: str,
+    form: AnswerFormat,
+    length: int | None,
+    presets: Presets,
 ) -> Fill:
     """``length``: tokens of every hole, None: as many as it should need. ValueError where that is too few or too many."""
-    rooms = tuple(hole.room(presets.answer) if length is None else length for hole in holes)
+    rooms = tuple(hole.default_length(presets.answer) if length is None else length for hole in holes)
     return Fill(pixels=pixels, question=question, form=form, holes=holes, rooms=rooms)
 
 
-def formed(said: Answer, form: Form, sampler: Sampler) -> Answer:
+def formed(said: Answer, form: AnswerFormat, sampler: Sampler) -> Answer:
     """With its value, and with the settings in a form that can be told."""
     settings = {**describe(sampler), "form": form.to_json()}
     return dataclasses.replace(said, value=said.text if form.regex else json.loads(said.text), settings=settings)
@@ -69,7 +74,7 @@ def named(number: int) -> str:
     return f"answer {number + 1}" if number else "answer"
 
 
-def filled(form: Form, holes: Items[Hole], sequence: Sequence) -> str:
+def filled(form: AnswerFormat, holes: Items[Slot], sequence: Sequence) -> str:
     """What a finished sequence says: the text that matches, or the value as JSON."""
     read = []
     for number, hole in enumerate(holes):
@@ -79,7 +84,7 @@ def filled(form: Form, holes: Items[Hole], sequence: Sequence) -> str:
     return value if form.regex else json.dumps(value, ensure_ascii=False)
 
 
-def bound(sampler: Sampler, holes: Items[Hole]) -> Sampler:
+def bound(sampler: Sampler, holes: Items[Slot]) -> Sampler:
     """A sampler under whose draw every hole gets a text of its grammar."""
     grammars = tuple((named(number), hole.grammar) for number, hole in enumerate(holes))
     return dataclasses.replace(

@@ -23,9 +23,9 @@ from unmask.tokens.prompts import Conditions
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """A picture of ``prompt``; ``conditions`` are properties it shall have, said as text (spec 2.4).
+    """A picture of ``prompt``; ``conditions``: properties that the prompt states as text (spec 2.4).
 
-    ``plan``: where its things shall lie · ``attempts``: earlier pictures and what was wrong with them.
+    ``plan``: the layout of its objects · ``attempts``: earlier pictures and their critiques.
     """
 
     prompt: str
@@ -55,7 +55,7 @@ def picture_codes(sequence: Sequence, name: str) -> Tensor:
 
 
 def picture_so_far(sequence: Sequence, name: str) -> tuple[Tensor, Tensor]:
-    """The codes of a span as a grid [h, w], and which of them are undecided."""
+    """The codes of a span as a grid [h, w], and which of them are masked."""
     span = sequence.span(name)
     assert span.grid is not None
     part = slice(span.start, span.stop)
@@ -63,7 +63,7 @@ def picture_so_far(sequence: Sequence, name: str) -> tuple[Tensor, Tensor]:
 
 
 def sampler(tokens: Parts) -> Sampler:
-    """How our own models draw: 16 steps of MaskGIT's cosine schedule, guidance, confidence with noise that fades out.
+    """Pictures of our own models: 16 steps of MaskGIT's cosine schedule, guidance, confidence with decreasing noise.
 
     Chosen on validation prompts (bench/quality.py; see docs/log.md).
     """

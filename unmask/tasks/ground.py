@@ -15,17 +15,17 @@ from unmask.tasks.parts import Parts
 from unmask.tokens.boxes import FractionBox, from_bins
 from unmask.tokens.build import grounding, looking
 from unmask.tokens.text import BINS
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """Where each of ``phrases`` is in ``pixels``, ``[3, side, side]`` or as it is looked at. Phrases do not see each other.
+    """The box of each of ``phrases`` in a picture: ``pixels [3, side, side]``, or its views. Phrases do not attend to each other.
 
-    So a box has no company; a model whose whole sequence is one segment is asked for one phrase at a time.
+    A box is therefore independent of the other phrases. A model whose sequence is one segment takes one phrase per sequence.
     """
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     phrases: tuple[str, ...]
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
@@ -34,20 +34,20 @@ class Ground:
             raise ValueError("ground needs at least one phrase, and none may be empty")
         b = tokens.builder()
         if b.quirks.one_segment and len(self.phrases) > 1:
-            raise ValueError(f"this model finds one phrase a sequence, got {len(self.phrases)}; ask for each alone")
+            raise ValueError(f"this model takes one phrase per sequence, got {len(self.phrases)}; build one for each")
         looking(b.say("prompt", "'") if b.quirks.stray_apostrophe else b, self.pixels)
         for i, phrase in enumerate(self.phrases):
             grounding(b, phrase, None, segment=i + b.first_segment)
         return b.build("; ".join(self.phrases))
 
     def read(self, sequence: Sequence, tokens: Parts) -> Items[FractionBox]:
-        """One box a phrase, as fractions of the square picture."""
+        """One box per phrase, in fractions of the square picture."""
         first = tokens.text.first_location
         spans = [s for s in sequence.spans if s.name == "box"]
         return [from_bins([i - first for i in sequence.ids[s.start : s.stop].tolist()]) for s in spans]
 
 
 def sampler(tokens: Parts, steps: int = 1) -> Sampler:
-    """``steps`` 1 to 4: four coordinates at once, or fewer, the surest first; coordinates only."""
+    """``steps`` 1 to 4 for the four coordinates of a box, most confident first; coordinate tokens only."""
     first = tokens.text.first_location
     return lavida_o_ground(low=first, high=first + BINS + 1, steps=steps)

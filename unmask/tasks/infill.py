@@ -17,9 +17,9 @@ from unmask.tokens.layouts import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class Infill:
-    """``pixels [3, side, side]`` with ``region [side, side]`` (True = to be filled); ``prompt`` says what the whole shall show.
+    """``pixels [3, side, side]`` with ``region [side, side]`` (True: fill); ``prompt`` describes the whole picture.
 
-    A code is redrawn if any of its pixels is painted; the others, and their pixels in the result, stay as they were.
+    A code is masked if the region covers any of its pixels. All other codes keep their pixels in the result.
     """
 
     pixels: Tensor
@@ -29,14 +29,14 @@ class Infill:
     needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vq.encoder", "vq.decoder"})
 
     def open_codes(self, tokens: Parts) -> Tensor:
-        """Which codes are to be decided, [h, w]."""
+        """Which codes are masked, [h, w]."""
         factor = tokens.vq.config.factor
         return self.region.unfold(0, factor, factor).unfold(1, factor, factor).flatten(2).any(2)
 
     def build(self, tokens: Parts) -> Sequence:
         open_ = self.open_codes(tokens)
         if not bool(open_.any()):
-            raise ValueError("the region is empty: paint white what shall be filled")
+            raise ValueError("the region is empty; paint the part to fill in white")
         sequence = Generate(prompt=self.prompt, plan=self.plan).build(tokens)
         span = sequence.span("image")
         ids, masked = sequence.ids.clone(), sequence.masked.clone()

@@ -1,6 +1,6 @@
-"""The loaded pieces a task works with, and the steps between pixels and codes that several tasks share.
+"""The loaded parts of a model, and the conversions between pictures, pixels and codes that tasks share.
 
-Public idea: ``Parts`` is handed to every task's ``build`` and ``read``.
+Public idea: ``Parts``, the argument of every task's ``build`` and ``read``.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from unmask.tokens.pictures import Placement, square
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
-from unmask.tokens.views import AnyRes, Look, to_pixels
+from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vq import VQ
 
-PAPER = (250, 250, 250)  # what lies around a picture that is not square
+PAPER = (250, 250, 250)  # padding colour of a picture that is not square
 MOST_PLAN = 512  # tokens
-MOST_FEATURES = 2**28  # bytes of remembered pictures: some 35 of the released model's largest looks
+MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the released model at its largest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """``side``: pixels of the pictures that are drawn · ``fold``: codes a position along one side · ``paper``: the colour around a
-    picture that is not square · ``views``: how a picture is cut for the semantic encoder; None: it reads the square itself ·
-    ``weights``: where parts that are not loaded yet come from; None: all are there · ``features``: pictures that were looked at before.
+    """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
+    that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``weights``: source of
+    parts that are not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures.
     """
 
     text: Text
@@ -53,7 +53,7 @@ class Parts:
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
 
     def require(self, needs: frozenset[str]) -> None:
-        """Load what these needs (``Task.needs``) ask for, where the model was opened without it."""
+        """Load the parts in ``needs`` (``Task.needs``) that are not loaded yet."""
         if self.weights:
             load(self.weights, self.net, self.vq, needs)
 
@@ -80,7 +80,7 @@ class Parts:
         score: float | None = None,
         crop: tuple[int, int] | None = None,
     ) -> Conditions | None:
-        """What was asked of a picture (``crop``: top, left), beside what the model is always told; None where nothing was."""
+        """The given conditions (``crop``: top, left) added to the model's defaults; None if none is given."""
         top, left = crop or (None, None)
         asked = {"luminance": luminance, "contrast": contrast, "score": score, "top": top, "left": left}
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -90,29 +90,29 @@ class Parts:
         return Builder(text=self.text, wording=self.wording, look_tokens=self.look_tokens, quirks=self.quirks)
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Placement]:
-        """A user's picture, padded to a square and resized: [3, side, side] in 0..1, and the way back to its own pixels."""
+        """A picture padded to a square and resized, [3, side, side] in 0..1, and the placement that maps boxes back to its own pixels."""
         padded, placement = square(image, self.side, self.paper)
         return to_pixels(padded), placement
 
-    def image_views(self, image: Image.Image) -> Tensor | Look:
-        """A user's picture as the understanding branch reads it. ValueError where the model has no eyes."""
+    def image_views(self, image: Image.Image) -> Tensor | ImageViews:
+        """The views of a picture that the vision tower reads. ValueError for a model without a vision tower."""
         if self.net.config.vision is None:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )
         return self.views(image) if self.views else self.preprocess(image)[0]
 
-    def overview(self, image: Image.Image) -> Tensor | Look:
-        """A picture among others of one request: as a whole, without its details."""
+    def overview(self, image: Image.Image) -> Tensor | ImageViews:
+        """One view of the whole picture without detail crops, for requests with several pictures."""
         return self.views.one_of_several(image) if self.views else self.image_views(image)
 
     def planned(self, layout: Layout | None) -> PlanIds | None:
-        """A layout as the tokens that stand before a picture. ValueError for more things than fit."""
+        """A layout as the tokens before a picture. ValueError if it is longer than ``MOST_PLAN`` tokens."""
         if layout is None:
             return None
         ids = to_ids(layout, self.text, self.wording)
         if len(ids) > MOST_PLAN:
-            raise ValueError(f"the layout has {len(ids)} tokens, and at most {MOST_PLAN} are read; place fewer things")
+            raise ValueError(f"the layout has {len(ids)} tokens, more than {MOST_PLAN}; use fewer objects")
         return PlanIds(ids=tuple(ids))
 
     def encode(self, pixels_3HW: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class Parts:
         return [to_image(p, 0.0 if self.quirks.truncated_pixels else 0.5) for p in pixels]
 
     def canvas(self, codes_hw: Tensor, masked_hw: Tensor) -> Image.Image:
-        """A picture in the making: decided codes as they look so far, undecided ones as a grey grid."""
+        """A partly decoded picture: unmasked codes decoded, masked ones as a grey grid."""
         factor = self.vq.config.factor
         pixels = np.asarray(self.decode(codes_hw.masked_fill(masked_hw, int(codes_hw[0, 0]))[None])[0]).copy()
         for row, column in masked_hw.nonzero().tolist():
@@ -139,10 +139,10 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Presets:
-    """The sampler of every task for one family of models, and how long its answers may be, in tokens.
+    """The sampler of every task for one family of models, and the lengths of answers in tokens.
 
-    ``edit_again``: an edit that was not approved, with enough chance to come out otherwise · ``turn``: words of one turn of a
-    conversation · ``context``: the most tokens that are read at once.
+    ``edit_again``: further attempts at an edit, hot enough to differ · ``turn``: text of one turn of a conversation · ``context``: longest
+    sequence.
     """
 
     generate: Callable[[Parts], Sampler]

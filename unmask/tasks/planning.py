@@ -1,4 +1,4 @@
-"""Prompt -> layout, before anything is drawn (spec 2.2, 4.8). Public idea: ``Plan(prompt=...)`` and ``PlanEdit(instruction=...)``."""
+"""Prompt -> layout, before the picture (spec 2.2, 4.8). Public idea: ``Plan(prompt=...)`` and ``PlanEdit(instruction=...)``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from unmask.tokens.build import planning, planning_edit
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.text import EOS, EOT, EXP
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Where the things of a prompt shall lie, in at most ``length`` tokens."""
+    """The layout of a prompt's objects, in ``length`` tokens."""
 
     prompt: str
     length: int
@@ -40,9 +40,9 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanEdit:
-    """What an instruction touches in a picture, ``[3, side, side]`` or as it is looked at, in at most ``length`` tokens."""
+    """What an instruction changes in a picture (``pixels [3, side, side]``, or its views), in ``length`` tokens."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     instruction: str
     length: int
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
@@ -60,7 +60,7 @@ def _read(sequence: Sequence, tokens: Parts) -> Layout:
 
 
 def sampler(tokens: Parts, *, temperature: float = 0.5) -> Sampler:
-    """Blocks of 8 from left to right, one token a step, the surest first; the temperature makes plans differ between retries."""
+    """Blocks of 8 from left to right, one token per step, most confident first; the temperature makes layouts differ between attempts."""
     return Sampler(
         schedule=Fixed(each=1),
         token_sampler=GumbelText(temperature=temperature),
@@ -71,5 +71,5 @@ def sampler(tokens: Parts, *, temperature: float = 0.5) -> Sampler:
 
 
 def edit_sampler(tokens: Parts) -> Sampler:
-    """As ``sampler``, without chance: there is one right answer. It writes the words of a conversation, too."""
+    """``sampler`` at temperature 0: an edit has one right layout. Also decodes the text of conversations."""
     return sampler(tokens, temperature=0.0)

@@ -1,7 +1,7 @@
-"""Look at what was drawn, say what is wrong, try again (spec 4.8). Public idea: ``think(model, prompts, seeds, Thinking(attempts=8))``.
+"""Best-of-N with the model's own critique (spec 4.8). Public idea: ``think(model, prompts, seeds, Thinking(attempts=8))``.
 
-Every prompt goes through the same attempts: plan (if wanted), draw, judge; who is judged right leaves, the others draw again and are shown
-at most ``memory`` of their own failures. The judge is the model itself; whether it is right is for ``evaluation`` to measure.
+Every attempt is: layout (optional), picture, critique. A prompt stops at the first attempt that the critique accepts. Later attempts see
+at most ``memory`` earlier failures of their own prompt. The critic is the model itself; ``evaluation`` measures how often it is right.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import FailedAttempt, asking, looking
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 Attempts = Items[Items[Attempt]]
 MAX_ATTEMPTS = 64
-NEEDS = frozenset({"und", "gen", "text_head", "vision", "vq.decoder"})  # to plan, draw and judge
+NEEDS = frozenset({"und", "gen", "text_head", "vision", "vq.decoder"})  # for layout, picture and critique
 _RIGHT = "is correct"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Critique:
-    """What is wrong with a picture of ``caption``, in at most ``length`` tokens; "... is correct" where nothing is."""
+    """A critique of a picture of ``caption`` in ``length`` tokens: what is wrong, or "... is correct"."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     caption: str
     length: int
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
@@ -55,16 +55,16 @@ class Critique:
 
 
 def accepts(critique: str) -> bool:
-    """Whether a critique finds nothing wrong."""
+    """Whether a critique accepts the picture."""
     return _RIGHT in critique
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thinking:
-    """How a picture is thought about.
+    """Layout and best-of-N of a picture.
 
-    ``plan``: think of a layout first · ``layout``: take this one instead · ``attempts``: draw at most so many pictures, and judge each but
-    where there is one alone · ``memory``: how many failures the next drawing is shown; 0 is best-of-N by the model's own judgement.
+    ``plan``: generate a layout first · ``layout``: use this one instead · ``attempts``: largest number of pictures; with 1 there is no
+    critique · ``memory``: how many failed attempts the next prompt shows; 0: independent attempts.
     """
 
     plan: bool = False
@@ -76,7 +76,7 @@ class Thinking:
         if not 1 <= self.attempts <= MAX_ATTEMPTS:
             raise ValueError(f"attempts must be 1 to {MAX_ATTEMPTS}, got {self.attempts}; the paper uses 8")
         if self.memory < 0:
-            raise ValueError(f"memory is a number of pictures, got {self.memory}; give 0 or more")
+            raise ValueError(f"memory must be at least 0, got {self.memory}")
 
 
 def think(
@@ -87,9 +87,9 @@ def think(
     sampler: Sampler,
     conditions: Conditions | None = None,
 ) -> list[list[Attempt]]:
-    """All attempts of every prompt; ``best`` says which is its result. They follow from its own seed alone, whatever the company.
+    """All attempts of every prompt; ``best`` chooses the result. Batch-invariant: a prompt's attempts depend on its own seed alone.
 
-    ``sampler`` draws the pictures. ``NEEDS`` must have been loaded.
+    ``sampler``: of the pictures. Needs the parts ``NEEDS``, already loaded.
     """
 
     def plan(live: Items[int], own: Items[int], attempts: Attempts) -> list[Layout]:
@@ -117,10 +117,10 @@ def until_approved(
     draw: Callable[[Items[int], Items[int], Attempts, Items[Layout | None]], list[Image.Image]],
     judge: Callable[[Items[int], Items[Image.Image]], list[tuple[str, float]]],
 ) -> list[list[Attempt]]:
-    """As many attempts as ``thinking`` has, or until one is approved, of as many requests as there are seeds.
+    """The attempts of every request (one per seed): up to ``thinking.attempts``, until one is accepted.
 
-    Each round asks for layouts, pictures, and what is wrong with these, of the requests that are still ``live``, from seeds of its
-    ``own``; ``attempts`` are the earlier ones of all requests.
+    ``plan``, ``draw`` and ``judge`` make the layouts, pictures and critiques of the requests that are still ``live``, with the seeds
+    ``own`` of this attempt; ``attempts`` holds the earlier attempts of all requests.
     """
     attempts: list[list[Attempt]] = [[] for _ in seeds]
     live = list(range(len(seeds)))
@@ -134,8 +134,8 @@ def until_approved(
             plans = [*thought]
         images = draw(live, own, attempts, plans)
         words = judge(live, images) if thinking.attempts > 1 else [("", 0.0)] * len(live)
-        for i, image, layout, (said, chance), seed in zip(live, images, plans, words, own, strict=True):
-            made = Attempt(image=image, plan=layout, critique=said, accepted=accepts(said), approval=chance, seed=seed)
+        for i, image, layout, (said, score), seed in zip(live, images, plans, words, own, strict=True):
+            made = Attempt(image=image, plan=layout, critique=said, accepted=accepts(said), approval=score, seed=seed)
             attempts[i].append(made)
             model.emit(i, made)
         live = [i for i in live if not attempts[i][-1].accepted]
@@ -145,12 +145,12 @@ def until_approved(
 
 
 def best(attempts: Items[Attempt]) -> Attempt:
-    """The approved try, or where there is none the one that came nearest to it; the first of equals."""
+    """The accepted attempt, otherwise the one with the highest acceptance score; the first of equals."""
     return max(attempts, key=lambda r: (r.accepted, r.approval))
 
 
 def remembered(parts: Parts, attempts: Items[Attempt], most: int, seed: int) -> tuple[FailedAttempt, ...]:
-    """At most ``most`` failures in the order they were made, chosen by chance, no two with the same critique."""
+    """At most ``most`` failed attempts in order, sampled at random, no two with the same critique."""
     rng = Random(f"memory/{seed}")
     by_critique: dict[str, list[int]] = {}
     for number, tried in enumerate(attempts):
@@ -171,7 +171,7 @@ def layouts(
 
 
 def criticise(model: ThinkingRunner, prompts: Items[str], images: Items[Image.Image]) -> list[tuple[str, float]]:
-    """What the model says of pictures of prompts, and how probable its approval was at the outset (``Attempt.approval``)."""
+    """Critique and acceptance score (``Attempt.approval``) of each picture."""
     parts, length = model.parts, model.presets.critique_length
     tasks = [
         Critique(pixels=parts.image_views(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)
@@ -180,7 +180,7 @@ def criticise(model: ThinkingRunner, prompts: Items[str], images: Items[Image.Im
 
 
 def heard(model: ThinkingRunner, critiques: Items[Task]) -> list[tuple[str, float]]:
-    """What comes of tasks that ask for a critique, and how probable approval was at the outset."""
+    """Text and acceptance score of critique tasks."""
     built = [task.build(model.parts) for task in critiques]
     said = perform(model, critiques, [0] * len(built), model.presets.critique(model.parts), built)
     return list(zip(said, _approvals(model, built), strict=True))
@@ -188,7 +188,7 @@ def heard(model: ThinkingRunner, critiques: Items[Task]) -> list[tuple[str, floa
 
 @torch.no_grad()
 def _approvals(model: ThinkingRunner, sequences: Items[Sequence]) -> list[float]:
-    """How often the word "correct" is expected in each undecided critique: what is wrong is said without it."""
+    """Acceptance scores: the expected count of "correct" over the fully masked critique, at most 1. Rejections do not use the word."""
     net, parts = model.parts.net, model.parts
     batch = collate(parts.features.known(sequences, net, model.device), [0] * len(sequences)).to(model.device)
     found = net(batch).scored[Kind.TEXT]

@@ -1,13 +1,12 @@
-"""A folder in the released layout of LaViDa-O, run as it was published (spec 1.8, 1.9, 2, 4).
+"""LaViDa-O as it was published (spec 1.8, 1.9, 2, 4).
 
-Public idea: ``published(parts, raw)`` gives bare parts the released quirks and image pipeline; ``PRESETS`` are the published samplers.
+Public idea: ``published(parts, raw)`` adds the released quirks and image pipeline; ``PRESETS`` are the published samplers.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from unmask.checkpoints.stream import CheckpointError
 from unmask.models.sizes import VisionConfig
@@ -15,26 +14,25 @@ from unmask.sampling.presets import lavida_o_critique, lavida_o_edit, lavida_o_i
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import ground, understand
 from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.results import Json
 from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE
 from unmask.tokens.quirks import ReleasedQuirks
 from unmask.tokens.text import EOS, EOT, EXP, MASK, Text, TokenizerError
 from unmask.tokens.views import PINPOINTS, AnyRes
 
 
-def published(parts: Parts, raw: dict[str, Any]) -> Parts:
+def published(parts: Parts, raw: Json) -> Parts:
     """The same parts with the released quirks and image pipeline; ``raw`` is the released config.json."""
     vision = parts.net.config.vision
     views = _views(raw, vision) if vision else None
     return replace(parts, quirks=ReleasedQuirks(), paper=(0, 0, 0), views=views)
 
 
-def read_text(folder: Path, raw: dict[str, Any]) -> Text:
-    """The tokenizer, whose control tokens are found by name and whose size must be the model's. CheckpointError says what is wrong."""
+def read_text(folder: Path, raw: Json) -> Text:
+    """The text tokenizer. Control tokens are found by name; its size must match the model. CheckpointError says what is wrong."""
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise CheckpointError(
-            f"there is no tokenizer.json in {folder}; copy the one that was released with the weights"
-        )
+        raise CheckpointError(f"no tokenizer.json in {folder}; copy the one released with the weights")
     try:
         text = Text.load(path)
     except TokenizerError as error:
@@ -44,12 +42,12 @@ def read_text(folder: Path, raw: dict[str, Any]) -> Text:
         raise CheckpointError(f"{path} has {text.size} ids and the model {size}; use the tokenizer of this model")
     if (said := raw.get("mask_token_id", text[MASK])) != text[MASK]:
         raise CheckpointError(
-            f"config.json says that token {said} is undecided text, the tokenizer {text[MASK]}; use the tokenizer of this model"
+            f"config.json gives mask_token_id {said}, the tokenizer {text[MASK]}; use the tokenizer of this model"
         )
     return text
 
 
-def _views(raw: dict[str, Any], vision: VisionConfig) -> AnyRes:
+def _views(raw: Json, vision: VisionConfig) -> AnyRes:
     """The pinpoints of config.json, or the published ones in units of the tower's view."""
     unit = AnyRes().size
     published = [[v * vision.image // unit for v in pair] for pair in PINPOINTS]
@@ -58,7 +56,7 @@ def _views(raw: dict[str, Any], vision: VisionConfig) -> AnyRes:
         return AnyRes(size=vision.image, pooled=vision.pooled, pinpoints=pinpoints)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"config.json: image_grid_pinpoints: {error}; wanted pairs of width and height"
+            f"config.json: image_grid_pinpoints: {error}; expected pairs of width and height"
         ) from error
 
 

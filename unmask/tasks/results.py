@@ -1,4 +1,4 @@
-"""What the tasks return: small values that carry the result, how it was made, and on request every step of it."""
+"""Results of tasks: the output, how it was made, and optionally a trace of every step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from unmask.sequence import Sequence
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
+Json = dict[str, Any]  # plain values, as JSON has them
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One try at a picture: the layout it was drawn from (or none), and what the model said of it, if it was asked.
+    """One attempt at a picture: its layout (or None) and the model's critique ("" if there was none).
 
-    ``approval``: how probable it found it that it would approve, before it had said a word, 0..1.
+    ``accepted``: whether the critique accepts it · ``approval``: acceptance score, the expected count of "correct" over the fully masked
+    critique, 0..1.
     """
 
     image: Image.Image
@@ -27,7 +30,7 @@ class Attempt:
     approval: float
     seed: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         plan = self.plan.to_json() if self.plan else None
         said = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
         return {"plan": plan, **said, "seed": self.seed}
@@ -35,24 +38,24 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture. ``seconds`` is the time of the whole call divided by its pictures; ``trace`` the canvas after every step.
+    """A picture. ``seconds``: time of the call divided by its pictures · ``trace``: the picture after each step.
 
-    ``plan``: the layout it was drawn from · ``attempts``: every try, where it was reflected upon.
+    ``plan``: its layout · ``attempts``: all attempts of best-of-N, empty without it.
     """
 
     image: Image.Image
     prompt: str
     seed: int
     seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     trace: tuple[Image.Image, ...] = ()
     plan: Layout | None = None
     attempts: tuple[Attempt, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures; plan and attempts where there are any."""
+    def to_json(self) -> Json:
+        """Plain values without the pictures; plan and attempts only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
-        thought: dict[str, Any] = {"plan": self.plan.to_json()} if self.plan else {}
+        thought: Json = {"plan": self.plan.to_json()} if self.plan else {}
         thought |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
         told = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thought}
         return {**told, "settings": self.settings}
@@ -60,18 +63,18 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A text. ``trace``: the text after every step, undecided tokens as ``_`` · ``value``: what it says, where a form was asked for."""
+    """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer."""
 
     text: str
     question: str
     seed: int
     seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     trace: tuple[str, ...] = ()
     value: Any = None
 
-    def to_json(self) -> dict[str, Any]:
-        """``value`` only where a form was asked for, since it may be null then as well."""
+    def to_json(self) -> Json:
+        """``value`` is present for constrained answers only, where it may be null."""
         return {
             "question": self.question,
             "text": self.text,
@@ -85,7 +88,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A phrase and where it was found: corners in pixels of the picture that was given."""
+    """A phrase and its box: corners in pixels of the given picture."""
 
     phrase: str
     x1: float
@@ -100,15 +103,15 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
-    """One box for every phrase, in the order asked."""
+    """One box per phrase, in the given order."""
 
     boxes: tuple[Box, ...]
     image_size: tuple[int, int]
     seed: int
     seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
         size = {"width": self.image_size[0], "height": self.image_size[1]}
         return {"boxes": boxes, **size, "seed": self.seed, "seconds": self.seconds, "settings": self.settings}
@@ -121,15 +124,15 @@ def answered(sequence: Sequence, text: Text) -> str:
 
 
 def so_far(sequence: Sequence, text: Text) -> str:
-    """The answers as they stand, undecided tokens as ``_``."""
+    """The answers so far, masked tokens as ``_``."""
     answers = [span for span in sequence.spans if span.name.partition(" ")[0] == "answer"]
     tokens = [i for span in answers for i in range(span.start, span.stop)]
     shown = ("_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]) for i in tokens)
     return "".join(shown).strip()
 
 
-def describe(sampler: Sampler) -> dict[str, Any]:
-    """A sampler's parts and fields as plain values, for the record."""
+def describe(sampler: Sampler) -> Json:
+    """A sampler's parts and fields as plain values."""
     return {name: _plain(value) for name, value in vars(sampler).items()}
 
 

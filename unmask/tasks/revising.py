@@ -1,7 +1,7 @@
-"""Edit, look at what became of it, try again (spec 4.8, for edits). Public idea: ``revise(model, images, instructions, seeds, …)``.
+"""Best-of-N edits with the model's own critique (spec 4.8). Public idea: ``revise(model, images, instructions, seeds, …)``.
 
-Every try starts from the source picture and a seed of its own: failures are not shown to the next one. The source and its look are in
-the sequence already, and a small model copies only over a way that never changes (docs/notes/0006-thoughts-are-text.md).
+Every attempt starts from the source picture with its own seed; prompts do not show earlier failures. The source is in the sequence
+already, and a small model learns to copy it only if its place in the sequence never changes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from unmask.tasks.results import Attempt, answered
 from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import asking, looking
 from unmask.tokens.layouts import Layout
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
-NEEDS = reflecting.NEEDS | Edit.needs  # to plan, edit and judge
+NEEDS = reflecting.NEEDS | Edit.needs  # for layout, edit and critique
 
 
 @dataclass(frozen=True, kw_only=True)
 class CritiqueEdit:
-    """What is wrong with ``after``, which shall be ``before`` as ``instruction`` changes it, in at most ``length`` tokens."""
+    """A critique, in ``length`` tokens, of ``after`` as the edit of ``before`` by ``instruction``."""
 
-    before: Tensor | Look
-    after: Tensor | Look
+    before: Tensor | ImageViews
+    after: Tensor | ImageViews
     instruction: str
     length: int
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
@@ -57,13 +57,13 @@ def revise(
     sampler: Sampler,
     again: Sampler,
 ) -> list[list[Attempt]]:
-    """All tries at every picture and its instruction, as ``reflecting.think`` has them; ``thinking.memory`` is of drawings alone.
+    """All attempts of every picture and instruction, as in ``reflecting.think``; ``thinking.memory`` does not apply.
 
-    ``sampler`` makes the first try, from the plan that is written without chance, ``again`` the others, each from a plan of its own.
-    ``NEEDS`` must have been loaded.
+    ``sampler``: of the first attempt, whose layout is greedy · ``again``: of the others, each with a sampled layout. Needs the parts
+    ``NEEDS``, already loaded.
     """
     parts = model.parts
-    known: dict[int, tuple[Tensor, Tensor | Look, Tensor]] = {}
+    known: dict[int, tuple[Tensor, Tensor | ImageViews, Tensor]] = {}
     for image in images:
         if id(image) not in known:  # one picture may be edited several times
             pixels = parts.preprocess(image)[0]
@@ -88,9 +88,9 @@ def revise(
 
 
 def layouts(
-    model: ThinkingRunner, told: Items[tuple[Tensor | Look, str]], seeds: Items[int], *, retry: bool = False
+    model: ThinkingRunner, told: Items[tuple[Tensor | ImageViews, str]], seeds: Items[int], *, retry: bool = False
 ) -> list[Layout]:
-    """What every (picture, instruction) touches; ``retry``: by chance, as the surest did not do."""
+    """The layout of every (picture, instruction); ``retry``: sampled, because the greedy one failed."""
     tasks = [PlanEdit(pixels=look, instruction=words, length=model.presets.edit_plan_length) for look, words in told]
     return perform(model, tasks, seeds, (model.presets.plan if retry else model.presets.plan_edit)(model.parts))
 
@@ -98,7 +98,7 @@ def layouts(
 def criticise(
     model: ThinkingRunner, before: Items[Image.Image], after: Items[Image.Image], instructions: Items[str]
 ) -> list[tuple[str, float]]:
-    """What the model says of edits, and how probable its approval was at the outset (``Attempt.approval``)."""
+    """Critique and acceptance score (``Attempt.approval``) of each edit."""
     overview, length = model.parts.overview, model.presets.critique_length
     asked = zip(before, after, instructions, strict=True)
     tasks = [CritiqueEdit(before=overview(b), after=overview(a), instruction=w, length=length) for b, a, w in asked]

@@ -19,16 +19,16 @@ from unmask.tasks.parts import Parts
 from unmask.tasks.results import answered
 from unmask.tokens.build import asking, looking
 from unmask.tokens.text import EOS, EOT
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 GAP = "[mask]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A question about a picture, ``[3, side, side]`` or as it is looked at; the answer has at most ``length`` tokens."""
+    """A question about a picture (``pixels [3, side, side]``, or its views); the answer has ``length`` tokens."""
 
-    pixels: Tensor | Look
+    pixels: Tensor | ImageViews
     question: str
     length: int = 4
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
@@ -43,14 +43,14 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class FillText:
-    """A caption with gaps, each ``[mask]`` one token long; what is given stays as it is."""
+    """A caption in which every ``[mask]`` is a gap of one token; given words stay."""
 
     target: str
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head"})
 
     def build(self, tokens: Parts) -> Sequence:
         if GAP not in self.target:
-            raise ValueError(f"there is no {GAP} in {self.target!r}; write one for every word to be filled in")
+            raise ValueError(f"no {GAP} in {self.target!r}; write one for every missing word")
         b = looking(tokens.builder(), None)
         segment = b.first_segment
         b.say("question", tokens.wording.complete, tokens.text[EOT], segment=segment)
@@ -67,7 +67,7 @@ class FillText:
 
 
 def sampler(tokens: Parts, *, block: int = 32) -> Sampler:
-    """Low-confidence decoding (LLaDA): greedy, one token a step, blocks from left to right, early exit on end of turn."""
+    """Low-confidence remasking (LLaDA): greedy, one token per step, blocks from left to right, early stopping at the end of turn."""
     return Sampler(
         schedule=Fixed(each=1),
         token_sampler=Greedy(),
@@ -78,5 +78,5 @@ def sampler(tokens: Parts, *, block: int = 32) -> Sampler:
 
 
 def fill_sampler(tokens: Parts) -> Sampler:
-    """The surest gap first, one a step."""
+    """One gap per step, most confident first."""
     return Sampler(schedule=Fixed(each=1), token_sampler=Greedy(), selection=Confident())

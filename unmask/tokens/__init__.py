@@ -1,1 +1,1 @@
-"""The world <-> Sequence: text, image codes, coordinates, prompts, and how sequences are built and read."""
+"""Inputs and outputs as token sequences: text, image codes, coordinates, prompts; building and parsing sequences."""

@@ -18,8 +18,10 @@ def to_bins(box: Sequence[float]) -> list[int]:
 
 
 def from_bins(bins: Sequence[int]) -> FractionBox:
-    """Four bins -> fractions, corners put in order. ValueError where a bin is out of range or there are not four."""
+    """Four bins -> fractions with ordered corners. ValueError unless there are four bins in range."""
     if len(bins) != 4 or not all(0 <= b <= BINS for b in bins):
-        raise ValueError(f"a box is four bins in 0..{BINS}, got {list(bins)}; let the sampler draw coordinates alone")
+        raise ValueError(
+            f"a box must be four bins in 0..{BINS}, got {list(bins)}; restrict the sampler to coordinate tokens"
+        )
     x1, y1, x2, y2 = (b / BINS for b in bins)
     return (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))

@@ -1,8 +1,7 @@
-"""Requests and training samples -> Sequences. The same functions serve both, so what is trained is what is asked.
+"""Build Sequences for requests and training samples. Both use the same functions, so training and inference share one format.
 
-Public idea: ``Builder`` strings spans together; ``drawing``, ``editing``, ``planning`` and ``looking`` are the sequence formats of spec 2.2
-and 2.5.
-A writable part is given as its true ids (training; masked later by a corruption) or as a length (to be decided).
+Public idea: ``Builder`` appends spans; ``drawing``, ``editing``, ``planning`` and ``looking`` are the sequence formats of spec 2.2 and 2.5.
+A writable span is given as its true ids (training; a corruption masks them later) or as a length (inference; all tokens masked).
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from unmask.tokens.boxes import to_bins
 from unmask.tokens.prompts import COMPACT, Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import BOS, BOX, END_BOX, END_HEADER, END_PHRASE, EOT, EXP, HEADER, MASK, PHRASE, Text
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
-# What guidance may drop, by span name.
+# Names of spans that guidance may drop.
 PROMPT = frozenset({"prompt"})
 SOURCE = frozenset({"source"})
 LOOK = frozenset({"look"})
@@ -31,7 +30,7 @@ PLAN = frozenset({"plan"})
 
 @dataclass(kw_only=True)
 class Builder:
-    """Collects spans in order. ``look_tokens``: feature rows of one view of a picture."""
+    """Collects spans in order. ``look_tokens``: feature rows per view of an image."""
 
     text: Text
     wording: Wording = COMPACT
@@ -40,7 +39,7 @@ class Builder:
     ids: list[int] = field(default_factory=list)
     masked: list[bool] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
+    looks: list[ImageViews] = field(default_factory=list)
 
     def _span(self, name: str, kind: int, ids: list[int], masked: bool, **more: object) -> Builder:
         start = len(self.ids)
@@ -50,7 +49,7 @@ class Builder:
         return self
 
     def say(self, name: str, *parts: str | int, segment: int = 0) -> Builder:
-        """Given text: strings are plain text (neighbours are encoded as one), integers are ids of control tokens."""
+        """Append given text: strings are plain text (adjacent ones are encoded together), integers are ids of control tokens."""
         ids: list[int] = []
         for plain, run in itertools.groupby(parts, key=lambda part: isinstance(part, str)):
             same = list(run)
@@ -61,15 +60,15 @@ class Builder:
         return self._span(name, Kind.TEXT, ids, False, segment=segment)
 
     def write(self, name: str, ids: list[int] | int, *, segment: int = 0) -> Builder:
-        """Writable text: its true ids, or how many tokens are to be decided."""
+        """Append writable text: its true ids, or the number of masked tokens."""
         open_ = isinstance(ids, int)
         filled = [self.text[MASK]] * ids if isinstance(ids, int) else list(ids)
         return self._span(name, Kind.TEXT, filled, open_, segment=segment, writable=True)
 
-    def look(self, name: str, picture: Tensor | Look) -> Builder:
-        """A picture for the semantic encoder: one view [3, H, W] in 0..1 that is read whole, or several and what is read of them."""
+    def look(self, name: str, picture: Tensor | ImageViews) -> Builder:
+        """Append an image for the semantic encoder: a single view [3, H, W] in 0..1, or several views with the rows to read."""
         if isinstance(picture, Tensor):
-            picture = Look(views=picture[None], rows=torch.arange(self.look_tokens))
+            picture = ImageViews(views=picture[None], rows=torch.arange(self.look_tokens))
         first = sum(len(look.views) for look in self.looks)
         self.looks.append(picture)
         return self._span(name, Kind.FEATURE, [0] * len(picture), False, image=first)
@@ -77,7 +76,7 @@ class Builder:
     def codes(
         self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool, segment: int = 0
     ) -> Builder:
-        """Image codes [h, w], or a grid (h, w) to be decided."""
+        """Append image codes [h, w], or a grid (h, w) of masked codes."""
         open_ = isinstance(codes, tuple)
         grid = codes if isinstance(codes, tuple) else (codes.shape[0], codes.shape[1])
         ids = [0] * (grid[0] * grid[1]) if isinstance(codes, tuple) else codes.flatten().tolist()
@@ -94,7 +93,7 @@ class Builder:
 
     @property
     def first_segment(self) -> int:
-        """The segment of what is asked first: 1, or the context's own where everything reads everything."""
+        """The segment of the first question: 1, or 0 if all tokens attend to each other."""
         return 0 if self.quirks.one_segment else 1
 
     def build(self, request: str = "") -> Sequence:
@@ -114,7 +113,7 @@ class Builder:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanIds:
-    """A layout that stands before the picture, as ids. ``open``: it is learned together with the picture, else it is given."""
+    """Ids of a layout before the image. ``open``: the layout is predicted together with the image; otherwise it is given."""
 
     ids: tuple[int, ...]
     open: bool = False
@@ -122,9 +121,9 @@ class PlanIds:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedAttempt:
-    """An earlier picture, as it is looked at, and what was wrong with it."""
+    """An earlier image and its critique."""
 
-    picture: Tensor | Look
+    picture: Tensor | ImageViews
     critique: str
 
 
@@ -138,7 +137,7 @@ def drawing(
     plan: PlanIds | None = None,
     attempts: Items[FailedAttempt] = (),
 ) -> Sequence:
-    """Text to image: the spans "prompt" (and "look", for every earlier attempt), "plan" if there is one, "image"."""
+    """Text to image. Spans: "prompt", for each earlier attempt "look", "plan" if there is one, "image"."""
     said = (*b.opening(), _worded(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions))
     before, after = b.wording.attempt.split("{look}")
     for number, attempt in enumerate(attempts, 1):
@@ -152,25 +151,27 @@ def drawing(
 
 
 def planning(b: Builder, caption: str, plan: list[int] | int, *, conditions: Conditions | None = None) -> Sequence:
-    """Text to layout: the span "plan" holds its ids, or as many tokens to be decided."""
+    """Text to layout. The span "plan" holds its ids, or masked tokens."""
     b.say("prompt", *b.opening(), _worded(b, b.wording.plan, caption, conditions), b.text[EOT])
     b.say("assistant", *b.header("assistant"))
     return b.write("plan", plan).build(caption)
 
 
-def planning_edit(b: Builder, picture: Tensor | Look, instruction: str, plan: list[int] | int) -> Sequence:
-    """Picture and instruction to the layout of what changes: the span "plan". It is asked for as a question is."""
+def planning_edit(b: Builder, picture: Tensor | ImageViews, instruction: str, plan: list[int] | int) -> Sequence:
+    """Image and edit instruction to layout, in the span "plan". The format is that of a question."""
     wanted = b.wording.plan_edit.format(instruction=instruction.rstrip(" ."))
     return asking(looking(b, picture), wanted, plan, segment=b.first_segment, name="plan").build(instruction)
 
 
 def plan_ids(text: Text, ids: list[int], length: int) -> list[int]:
-    """A plan, the token that announces the picture, and ends of turn to ``length`` tokens, one at least.
+    """A plan, the token that announces the image, and end-of-turn padding to ``length`` tokens (at least one).
 
-    So the room for it says nothing of what is in it. ValueError where it is longer.
+    The fixed length carries no information about the plan. ValueError if the plan is too long.
     """
     if len(ids) + 2 > length:
-        raise ValueError(f"a plan of {len(ids)} tokens and its end do not fit into {length}; plan fewer things")
+        raise ValueError(
+            f"a plan of {len(ids)} tokens and its two end tokens exceed the length {length}; plan fewer objects"
+        )
     return [*ids, text[EXP], *[text[EOT]] * (length - len(ids) - 1)]
 
 
@@ -180,7 +181,7 @@ def _worded(b: Builder, template: str, caption: str, conditions: Conditions | No
 
 
 def _answered(b: Builder, codes: Tensor | tuple[int, int], fold: int, plan: PlanIds | None) -> Builder:
-    """The model's turn: a plan if there is one, the picture, the end."""
+    """The model's turn: plan if there is one, image, end of turn."""
     b.say("assistant", *b.header("assistant"))
     _planned(b, plan).codes("image", codes, fold=fold, writable=True)
     return b.say("end", b.text[EOT], *(b.header("assistant") if b.quirks.trailing_header else ()))
@@ -194,7 +195,7 @@ def _planned(b: Builder, plan: PlanIds | None) -> Builder:
 
 def editing(
     b: Builder,
-    picture: Tensor | Look,
+    picture: Tensor | ImageViews,
     source: Tensor,
     instruction: str,
     codes: Tensor | tuple[int, int],
@@ -202,9 +203,9 @@ def editing(
     fold: int,
     plan: PlanIds | None = None,
 ) -> Sequence:
-    """Source picture (seen, and as codes) and instruction -> image.
+    """Source image (as features and as codes) and instruction -> image.
 
-    Spans: prompt (in as many pieces as the wording wants), look, source, assistant, plan if there is one, image, end.
+    Spans: prompt (split as the wording requires), look, source, assistant, plan if there is one, image, end.
     """
     b.say("prompt", *b.opening())
     for piece in re.split(r"({plan}|{look}|{source})", b.wording.edit):
@@ -220,8 +221,8 @@ def editing(
     return _answered(b, codes, fold, None if "{plan}" in b.wording.edit else plan).build(instruction)
 
 
-def looking(b: Builder, picture: Tensor | Look | None, *more: Tensor | Look) -> Builder:
-    """The context that questions and phrases about the same pictures share; each then has a segment of its own."""
+def looking(b: Builder, picture: Tensor | ImageViews | None, *more: Tensor | ImageViews) -> Builder:
+    """The context shared by questions and phrases about the same images; each of them has its own segment."""
     b.say("prompt", *b.opening())
     for shown in () if picture is None else (picture, *more):
         b.look("look", shown)
@@ -229,7 +230,7 @@ def looking(b: Builder, picture: Tensor | Look | None, *more: Tensor | Look) -> 
 
 
 def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1, name: str = "answer") -> Builder:
-    """A question and its answer (ids, or how many tokens): spans "question" and ``name``."""
+    """A question and its answer (ids or number of tokens). Spans: "question" and ``name``."""
     words = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
     b.say("question", words, b.text[EOT], *b.header("assistant"), segment=segment)
     return b.write(name, answer, segment=segment)
@@ -238,9 +239,9 @@ def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int =
 def illustrating(
     b: Builder, question: str, words: PlanIds, codes: Tensor | tuple[int, int], *, fold: int, segment: int = 1
 ) -> Builder:
-    """A question answered by words and then a picture: spans "question", "answer" and "image"."""
-    asked = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
-    b.say("question", asked, b.text[EOT], *b.header("assistant"), segment=segment)
+    """A question answered by text and then an image. Spans: "question", "answer", "image"."""
+    prompt = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
+    b.say("question", prompt, b.text[EOT], *b.header("assistant"), segment=segment)
     if words.open:
         b.write("answer", list(words.ids), segment=segment)
     else:
@@ -250,12 +251,12 @@ def illustrating(
 
 
 def grounding(b: Builder, phrase: str, box: tuple[float, float, float, float] | None, *, segment: int = 1) -> Builder:
-    """A phrase and its box (fractions, or None where it is to be found): spans "phrase" and "box"."""
+    """A phrase and its box (fractions; None: to be predicted). Spans: "phrase", "box"."""
     text = b.text
-    asked: tuple[str | int, ...] = (text[PHRASE], phrase, text[END_PHRASE])
+    prompt: tuple[str | int, ...] = (text[PHRASE], phrase, text[END_PHRASE])
     if b.wording.locate:
         words = b.wording.after_image + b.wording.locate.format(phrase=phrase)
-        asked = (words, text[EOT], *b.header("assistant"))
-    b.say("phrase", *asked, text[BOX], segment=segment)
+        prompt = (words, text[EOT], *b.header("assistant"))
+    b.say("phrase", *prompt, text[BOX], segment=segment)
     b.write("box", 4 if box is None else [text.first_location + k for k in to_bins(box)], segment=segment)
     return b.say("box_end", text[END_BOX], *((text[EOT],) if b.wording.locate else ()), segment=segment)

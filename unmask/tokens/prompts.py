@@ -1,8 +1,8 @@
 """Chat template and task wording, as data.
 
-Public idea: a ``Wording`` says how each request is put into words. ``RELEASED`` is the wire format of the released checkpoint (spec
-2.1, 2.2: it must match byte for byte); ``COMPACT`` is the same conversation with every dispensable token left out, for models
-as small as ``mini``, where a token of prompt costs as much as a token of picture.
+Public idea: a ``Wording`` is the text format of each request. ``RELEASED`` is the format of the released checkpoint (spec 2.1, 2.2; it
+must match byte for byte). ``COMPACT`` is the same conversation without dispensable tokens, for models as small as ``mini``, where a
+prompt token costs as much as an image token.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ SYSTEM = (
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """``newlines`` follow every header. ``{caption}``, ``{micro}``, ``{question}``, ``{instruction}`` and ``{phrase}`` are filled in.
+    """Templates of one wording. ``{caption}``, ``{micro}``, ``{question}``, ``{instruction}`` and ``{phrase}`` are substituted.
 
-    ``after_image`` stands between a picture and the words about it. In ``edit`` the source picture stands where ``{look}`` (as features)
-    and ``{source}`` (as codes) say. ``COMPACT`` has it last: the way from a source code to the code that is drawn in its place is then
-    the same for every instruction and plan, which a small model with 1-D rotary positions needs in order to copy (see docs/log.md).
-    Where ``edit`` has no ``{plan}``, a plan opens the model's own turn.
-    ``plan`` and ``plan_edit`` ask for a layout before the picture, ``draw_planned`` for the picture that follows it. In a layout a thing
-    is ``placed``, where ``{box}`` is its box in tags of its own; ``between_placed`` stands between two of them, ``plan_reason`` or, for
-    an edit of a kind, one of ``edit_reasons`` and ``reason_end`` before the first.
-    ``critique`` asks what is wrong with a picture of ``{caption}``, ``critique_edit`` with the second of two pictures, which shall be the
-    first as ``{instruction}`` changes it; a retry is told ``feedback`` and then every ``attempt`` so far, in
-    which ``{look}`` is the picture. ``describe_and_draw`` asks for words and then a picture of what they say.
-    ``one_turn``: of a conversation the last message and the last picture alone are read.
-    ``field_by_field``: the values of a form are asked for one by one, and said in words; ``numbers`` are the words for 0, 1, 2 …
-    ``locate`` asks for a box of ``{phrase}`` in a turn of its own; without it, a phrase stands in its tags right before its box.
+    ``newlines`` follow every header; ``after_image`` separates an image from the text about it.
+    ``edit``: ``{look}`` is the source image as features, ``{source}`` as codes. ``COMPACT`` puts it last, so that the distance from a
+    source code to the generated code is the same for every instruction and plan; a small model with 1-D rotary positions needs this in
+    order to copy (see docs/log.md). Without ``{plan}`` in ``edit``, a plan is at the start of the model's turn.
+    ``plan`` and ``plan_edit`` request a layout before the image, ``draw_planned`` the image that follows it. An object of a layout is
+    formatted as ``placed``, with ``{box}`` for its box tokens; ``between_placed`` separates objects; before the first one comes
+    ``plan_reason`` or, for an edit, the entry of its kind in ``edit_reasons`` and ``reason_end``.
+    ``critique`` requests a critique of an image of ``{caption}``, ``critique_edit`` of the second of two images as a result of
+    ``{instruction}``. A further attempt is prompted with ``feedback`` and one ``attempt`` per earlier image ``{look}``.
+    ``describe_and_draw`` requests a description and then an image of it.
+    ``one_turn``: only the last message and the last image of a conversation are used.
+    ``field_by_field``: the values of a structured answer are requested one by one in words; ``numbers`` are the words for 0, 1, 2 …
+    ``locate`` requests a box for ``{phrase}`` in a turn of its own; without it, a phrase in its tags directly precedes its box.
     """
 
     system: str
@@ -63,14 +63,14 @@ class Wording:
 
     @property
     def drawing_words(self) -> str:
-        """What a request to think of a drawing begins with."""
+        """The beginning of a request to plan and draw."""
         return self.plan.partition("{caption}")[0]
 
     def reason(self, kind: str) -> str:
-        """Why things are placed in an edit of a kind. ValueError names the known kinds."""
+        """The reason text of an edit kind. ValueError for an unknown kind."""
         known = dict(self.edit_reasons)
         if kind not in known:
-            raise ValueError(f"there is no reason for an edit of kind {kind!r}; the kinds are {', '.join(known)}")
+            raise ValueError(f"unknown edit kind {kind!r}; the kinds are {', '.join(known)}")
         return known[kind]
 
 
@@ -105,7 +105,7 @@ RELEASED = Wording(
     critique=(
         "Please evaluate this generated image based on the following prompt: {caption} Focus on text alignment and compositionality."
     ),
-    critique_edit=(  # our own words, in the manner of ``critique``: the paper judges drawings alone
+    critique_edit=(  # our own text, modelled on ``critique``: the paper has critiques of generated images only
         "Please evaluate this edited image based on the following instruction: {instruction} "
         "Focus on instruction following and on what should not change."
     ),
@@ -155,10 +155,10 @@ COMPACT = Wording(
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Universal text conditioning (spec 2.4): properties of the wanted picture, said as text. None leaves one out.
+    """Universal text conditioning (spec 2.4): properties of the image, written as text. None omits a property.
 
     width, height: original size in pixels · top, left: crop offset in pixels · luminance, contrast: mean and deviation of the
-    Rec. 709 luminance in 0..1 · score: aesthetic score · hps: preference score times ten. ValueError for what no picture has.
+    Rec. 709 luminance in 0..1 · score: aesthetic score · hps: preference score times ten. ValueError for values out of range.
     """
 
     width: int | None = None
@@ -174,14 +174,14 @@ class Conditions:
         for name, most in (("luminance", 1.0), ("contrast", 0.5), ("score", 10.0), ("hps", 10.0)):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= most:
-                raise ValueError(f"{name} {value} is nothing that a picture can have; give 0 to {most:g}")
+                raise ValueError(f"{name} {value} is out of range; give 0 to {most:g}")
         for name in ("width", "height", "top", "left"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise ValueError(f"{name} {value} is no number of pixels; give 0 or more")
+                raise ValueError(f"{name} {value} is not a number of pixels; give 0 or more")
 
     def text(self, end: str = "") -> str:
-        """``ORIGINAL WIDTH : 1024; …``, in the published order and format; ``end`` behind it unless there is nothing to say."""
+        """``ORIGINAL WIDTH : 1024; …``, in the published order and format, followed by ``end``; "" without properties."""
         whole = (
             ("ORIGINAL WIDTH", self.width),
             ("ORIGINAL HEIGHT", self.height),

@@ -1,7 +1,7 @@
-"""Where the released model's own inference departs from its training format and from ours, all in one value (spec 2.1, 2.2, 8.7).
+"""Deviations of the released model's inference code from its training format, as one value (spec 2.1, 2.2, 8.7).
 
-Public idea: published figures come from ``ReleasedQuirks()``; ``NO_QUIRKS`` is what our own models are trained and asked with. A field
-changed with ``dataclasses.replace`` is an experiment.
+Public idea: ``ReleasedQuirks()`` reproduces published results; ``NO_QUIRKS`` is used for our own models, in training and inference. Change
+single fields with ``dataclasses.replace`` for an ablation.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from unmask.tokens.prompts import Conditions
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedQuirks:
-    """Each on by default.
+    """All enabled by default.
 
-    ``dropped_token``: the first text token after a picture is lost where a sequence begins with the start of text ·
-    ``trailing_header``: an empty assistant header follows the picture that is drawn · ``stray_apostrophe``: grounding begins with
-    one, before the start of text (so that no token is lost there) · ``conditions``: what is said of a picture that is drawn when
-    the user says nothing, and ``conditions_end`` after any · ``one_segment``: question and answer are read by everything, and a
-    phrase has a sequence of its own · ``truncated_pixels``: decoded pixels are cut to whole numbers, not rounded (spec 1.8).
+    ``dropped_token``: the first text token after an image is dropped in sequences that begin with the start-of-text token ·
+    ``trailing_header``: an empty assistant header follows the generated image · ``stray_apostrophe``: grounding sequences begin with an
+    apostrophe before the start-of-text token (so no token is dropped there) · ``conditions``: conditions used if the user gives none;
+    ``conditions_end`` follows any conditions · ``one_segment``: all tokens attend to question and answer, and each phrase has its own
+    sequence · ``truncated_pixels``: decoded pixels are truncated to integers, not rounded (spec 1.8).
     """
 
     dropped_token: bool = True

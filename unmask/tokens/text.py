@@ -1,7 +1,7 @@
-"""Text <-> ids: byte-level BPE with control tokens that are reached by name only.
+"""Text <-> token ids: byte-level BPE, with control tokens accessible only by name.
 
-Public idea: ``Text.load(path)``; ``encode`` treats everything a user writes as plain text, so ``<|mdm_mask|>`` typed into a prompt is
-just letters; ``text[MASK]`` is the id of a control token, resolved by name at load time.
+Public idea: ``Text.load(path)``. ``encode`` treats user input as plain text, so ``<|mdm_mask|>`` in a prompt is ordinary text;
+``text[MASK]`` is the id of a control token, resolved by name at load time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MASK = "<|mdm_mask|>"
 HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
 SLOT, SOURCE, EXP = "<|reserved_token_5|>", "<|reserved_token_6|>", "<|reserved_token_7|>"
 PHRASE, END_PHRASE, BOX, END_BOX = "<box_p>", "</box_p>", "<LOC_BEGIN>", "<LOC_END>"
-BINS = 1024  # coordinates are 0..BINS, so there is one token more
+BINS = 1024  # coordinates are 0..BINS inclusive, so there are BINS + 1 tokens
 
 
 def location(k: int) -> str:
@@ -32,7 +32,7 @@ CONTROL: tuple[str, ...] = (
 )
 
 
-TEXT_CONTROL: tuple[str, ...] = (BOS, EOS, EOT, MASK, HEADER, END_HEADER)  # what a text model (LLaDA) has of them
+TEXT_CONTROL: tuple[str, ...] = (BOS, EOS, EOT, MASK, HEADER, END_HEADER)  # the control tokens of a text model (LLaDA)
 
 
 class TokenizerError(ValueError):
@@ -40,9 +40,9 @@ class TokenizerError(ValueError):
 
 
 class Text:
-    """A tokenizer with its control tokens. ``size`` ids; ``text[name]`` is a control id; ``text.first_location`` is <LOC_0>'s.
+    """A tokenizer with its control tokens: ``size`` ids, ``text[name]`` is a control id, ``text.first_location`` the id of <LOC_0>.
 
-    ``control``: the names it must have; a text model's tokenizer has no coordinates, and ``first_location`` is then -1.
+    ``control``: required control tokens. The tokenizer of a text model has no coordinates; ``first_location`` is then -1.
     """
 
     def __init__(self, tokenizer: Tokenizer, control: tuple[str, ...] = CONTROL) -> None:
@@ -60,7 +60,7 @@ class Text:
 
     @classmethod
     def load(cls, path: Path, control: tuple[str, ...] = CONTROL) -> Text:
-        """From a tokenizer.json. TokenizerError says what is wrong with the file."""
+        """Load a tokenizer.json. TokenizerError if it is missing or unsuitable."""
         try:
             return cls(Tokenizer.from_file(str(path)), control)
         except TokenizerError:
@@ -70,7 +70,7 @@ class Text:
 
     @classmethod
     def train(cls, lines: Iterable[str], size: int) -> Text:
-        """Learn a byte-level BPE of ``size`` ids in all, control tokens included, from lower-cased lines."""
+        """Train a byte-level BPE with ``size`` ids, including control tokens, on lower-cased lines."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -96,10 +96,10 @@ class Text:
 
     @functools.cached_property
     def pieces(self) -> list[bytes]:
-        """The bytes of every id; none for control tokens and what the tokenizer has added. TokenizerError if it is not byte-level."""
+        """The bytes of every id; empty for control and added tokens. TokenizerError if the tokenizer is not byte-level."""
         if not isinstance(self.tokenizer.decoder, decoders.ByteLevel):
             raise TokenizerError(
-                "only a byte-level tokenizer says which bytes a token stands for; this one is of another sort"
+                "a byte-level tokenizer is required to map tokens to bytes; this one is of another type"
             )
         byte_of = _byte_of()
         pieces = [b""] * (max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
@@ -111,16 +111,16 @@ class Text:
         return pieces
 
     def plain(self, x: str) -> str:
-        """A text as its tokens say it: in lower case where the tokenizer knows no other."""
+        """A text after the tokenizer's normalisation, for example in lower case."""
         return self.tokenizer.normalizer.normalize_str(x) if self.tokenizer.normalizer else x
 
     def encode(self, x: str) -> list[int]:
-        """Plain text -> ids, none of them a control token. What is no Unicode (half a surrogate pair) becomes ``?``."""
+        """Plain text -> ids without control tokens. Invalid Unicode (a lone surrogate) becomes ``?``."""
         whole = x.encode("utf-8", "replace").decode("utf-8")
         return self.tokenizer.encode(whole, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids -> text, control tokens left out, cut at the first end of turn."""
+        """Ids -> text up to the first end of turn, without control tokens."""
         kept: list[int] = []
         for i in ids:
             if i in (self.control[EOT], self.control[EOS]):
@@ -130,7 +130,7 @@ class Text:
         return self.tokenizer.decode(kept).strip()
 
     def show(self, ids: Iterable[int]) -> str:
-        """Ids -> text with control tokens by name: for people, logs and golden tests."""
+        """Ids -> text with the names of control tokens, for logs and golden tests."""
         out, plain = "", []
         for i in [*ids, None]:
             if i is None or i in self._names:
@@ -143,7 +143,7 @@ class Text:
 
 
 def _byte_of() -> dict[str, int]:
-    """Byte-level BPE writes a byte as a visible character: itself where it is one in Latin-1, else one from 256 on, in order."""
+    """Byte-level BPE represents each byte by a visible character: itself if it is visible in Latin-1, else code points from 256 on."""
     shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = [b for b in range(256) if b not in shown]
     return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}

@@ -1,7 +1,7 @@
-"""Conversations: messages of words and pictures, and answers in which a picture takes the place of the token that announces it.
+"""Conversations: messages of text and images; in an answer an image replaces the token that announces it.
 
-Public idea: ``conversation(b, said, length)`` asks for the next turn (spec 2.1); ``announced`` finds ``[exp]`` in what was written,
-``opened`` puts an undecided picture in its place and ``resumed`` lets the words go on behind it (spec 4.9).
+Public idea: ``conversation(b, messages, length)`` builds the sequence for the next turn (spec 2.1); ``announced`` finds ``[exp]`` in the
+output, ``opened`` puts a masked image in its place and ``resumed`` appends masked text after the image (spec 4.9).
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ from torch import Tensor
 from unmask.sequence import Kind, Sequence, Span
 from unmask.tokens.build import Builder, asking, looking
 from unmask.tokens.text import EOT, EXP, MASK, Text
-from unmask.tokens.views import Look
+from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """A message: ``role`` is user or assistant; its pictures stand before its words."""
+    """A message: ``role`` is user or assistant; images precede the text."""
 
     role: str
     text: str
-    pictures: tuple[Tensor | Look, ...] = ()
+    pictures: tuple[Tensor | ImageViews, ...] = ()
 
 
-def conversation(b: Builder, said: Items[Said], length: int) -> Sequence:
-    """Messages, the last of them the user's, and room for the next turn: the span "answer".
+def conversation(b: Builder, messages: Items[Said], length: int) -> Sequence:
+    """Messages, the last one from the user, and ``length`` masked tokens for the next turn: the span "answer".
 
-    A wording of ``one_turn`` reads the last message and the last picture alone, and no earlier picture where a new one is wanted: its
-    models take a drawing that is asked for beside a picture for a change of it.
+    With a wording of ``one_turn`` only the last message and the last image are used, and no earlier image if a new drawing is requested:
+    these models would take such a request for an edit of the image.
     """
     if b.wording.one_turn:
-        new = said[-1].text.startswith(b.wording.drawing_words)
-        shown = [picture for message in (said[-1:] if new else said) for picture in message.pictures][-1:]
+        new = messages[-1].text.startswith(b.wording.drawing_words)
+        shown = [picture for message in (messages[-1:] if new else messages) for picture in message.pictures][-1:]
         looking(b, shown[0] if shown else None)
-        return asking(b, said[-1].text, length, segment=b.first_segment).build(said[-1].text)
+        return asking(b, messages[-1].text, length, segment=b.first_segment).build(messages[-1].text)
     b.say("prompt", *b.opening())
-    for number, message in enumerate(said):
+    for number, message in enumerate(messages):
         if number:
             b.say("prompt", *b.header(message.role))
         for picture in message.pictures:
             b.look("look", picture)
         b.say("prompt", (b.wording.after_image if message.pictures else "") + message.text.rstrip(), b.text[EOT])
     b.say("assistant", *b.header("assistant"))
-    return b.write("answer", length).build(said[-1].text)
+    return b.write("answer", length).build(messages[-1].text)
 
 
 def announced(sequence: Sequence, text: Text) -> int | None:
-    """Where the first picture is announced in what the model wrote, if it is, and not behind the end of its turn."""
+    """Position of the first image announcement in the output before its end of turn; None if there is none."""
     for span in sequence.spans:
         if span.kind == Kind.TEXT and span.writable:
             for at in range(span.start, span.stop):
@@ -62,7 +62,7 @@ def announced(sequence: Sequence, text: Text) -> int | None:
 
 
 def opened(sequence: Sequence, at: int, grid: tuple[int, int], fold: int, text: Text) -> Sequence:
-    """The sequence up to the announcement, a picture to be decided in its place, and the end of the turn; nothing else is open."""
+    """The sequence up to the announcement, a masked image in its place, and the end of turn; nothing else is masked."""
     kept = [replace(_until(s, at), writable=False) for s in sequence.spans if s.start < at]
     segment = next(s.segment for s in sequence.spans if s.start <= at < s.stop)
     size = grid[0] * grid[1]
@@ -79,13 +79,13 @@ def opened(sequence: Sequence, at: int, grid: tuple[int, int], fold: int, text: 
     return _with(sequence, ids, masked, spans)
 
 
-def resumed(drawn: Sequence, room: int, text: Text) -> Sequence:
-    """A turn whose picture is decided, with ``room`` tokens of words to be decided behind it."""
+def resumed(drawn: Sequence, length: int, text: Text) -> Sequence:
+    """A turn with a finished image, followed by ``length`` masked text tokens."""
     end = drawn.spans[-1]
     closed = tuple(replace(s, writable=False) for s in drawn.spans[:-1])
-    more = replace(end, name="answer", stop=end.start + room, writable=True)
-    ids = torch.cat([drawn.ids[: end.start], torch.full((room,), text[MASK])])
-    masked = torch.cat([drawn.masked[: end.start], torch.ones(room, dtype=torch.bool)])
+    more = replace(end, name="answer", stop=end.start + length, writable=True)
+    ids = torch.cat([drawn.ids[: end.start], torch.full((length,), text[MASK])])
+    masked = torch.cat([drawn.masked[: end.start], torch.ones(length, dtype=torch.bool)])
     return _with(drawn, ids, masked, (*closed, more))
 
 
@@ -94,7 +94,7 @@ def _until(span: Span, at: int) -> Span:
 
 
 def _with(sequence: Sequence, ids: Tensor, masked: Tensor, spans: tuple[Span, ...]) -> Sequence:
-    """Other tokens behind the pictures that are looked at, which stay where they are."""
+    """Replace the tokens after the input images; the images stay in place."""
     feature = sequence.feature
     if feature is not None:
         feature = torch.cat([feature, torch.zeros(max(0, len(ids) - len(feature)), dtype=torch.long)])[: len(ids)]

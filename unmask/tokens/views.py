@@ -1,7 +1,7 @@
-"""How a picture is cut into views for the semantic encoder, and which of their features the model reads (spec 1.9).
+"""Split an image into views for the semantic encoder and select the features that the model reads (spec 1.9).
 
-Public idea: ``AnyRes()(image) -> Look``. A view has ``pooled * (pooled + 1)`` feature rows, row by row with the newline last, as
-``models/vision.py`` returns them; a ``Look`` says by number which of them its tokens read, so that the model only gathers.
+Public idea: ``AnyRes()(image) -> ImageViews``. A view has ``pooled * (pooled + 1)`` feature rows, row by row with the newline last, as
+``models/vision.py`` returns them; a ``ImageViews`` lists the row that each of its tokens reads, so the model only gathers.
 
 Sizes are (width, height) in pixels, as Pillow has them; maps are rows x columns.
 """
@@ -23,8 +23,8 @@ PINPOINTS = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """A picture as it is seen: ``views [V, 3, S, S]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads."""
+class ImageViews:
+    """An image for the semantic encoder: ``views [V, 3, S, S]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads."""
 
     views: Tensor
     rows: Tensor
@@ -35,9 +35,9 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class AnyRes:
-    """A whole view and tiles of ``size`` pixels, in the pinpoint (a grid of tiles) that keeps most of the picture.
+    """One view of the whole image and tiles of ``size`` pixels, in the pinpoint (grid of tiles) that keeps most of the image.
 
-    ``pooled``: features along one side of a view. ValueError where a pinpoint is no grid of tiles.
+    ``pooled``: features along one side of a view. ValueError if a pinpoint is not a grid of tiles.
     """
 
     size: int = 384
@@ -49,8 +49,8 @@ class AnyRes:
         if wrong or not self.pinpoints:
             raise ValueError(f"pinpoints must be multiples of the view's {self.size} pixels, got {wrong or 'none'}")
 
-    def __call__(self, image: Image.Image) -> Look:
-        """A picture that is alone: the whole first, then its tiles with a newline after every row of the joined map."""
+    def __call__(self, image: Image.Image) -> ImageViews:
+        """A single image: the whole view, then its tiles with a newline after every row of the joined map."""
         wide, high = self.pinpoint(image.size)
         canvas = _centred(image, (wide, high))
         corners = [(x, y) for y in range(0, high, self.size) for x in range(0, wide, self.size)]
@@ -59,15 +59,17 @@ class AnyRes:
         joined = self._map(wide // self.size, high // self.size)
         kept = unpad(joined, image.size)
         newline = torch.full((len(kept), 1), self.pooled)
-        return Look(views=views, rows=torch.cat([self._view(0).flatten(), torch.cat([kept, newline], 1).flatten()]))
+        return ImageViews(
+            views=views, rows=torch.cat([self._view(0).flatten(), torch.cat([kept, newline], 1).flatten()])
+        )
 
-    def one_of_several(self, image: Image.Image) -> Look:
-        """A picture among others of one sample: the whole alone, and one newline."""
+    def one_of_several(self, image: Image.Image) -> ImageViews:
+        """One of several images in a sample: the whole view and one newline."""
         rows = torch.cat([self._view(0).flatten(), torch.tensor([self.pooled])])
-        return Look(views=to_pixels(self._whole(image))[None], rows=rows)
+        return ImageViews(views=to_pixels(self._whole(image))[None], rows=rows)
 
     def pinpoint(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The grid that keeps most pixels of a picture of ``size``, then wastes least; the first of equals."""
+        """The grid that keeps most pixels of an image of ``size``; ties: least padding, then the first."""
         w, h = size
 
         def merit(pinpoint: tuple[int, int]) -> tuple[int, int]:
@@ -92,7 +94,7 @@ class AnyRes:
 
 
 def unpad(joined: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map [rows, columns] of a picture of ``size`` without what shows padding: a centre crop, never emptier than one row."""
+    """A map [rows, columns] of an image of ``size`` without padding: a centre crop of at least one row or column."""
     (w, h), (rows, columns) = size, joined.shape
     if w / h > columns / rows:
         p = (rows - max(1, int(h * columns / w))) // 2
@@ -101,14 +103,14 @@ def unpad(joined: Tensor, size: tuple[int, int]) -> Tensor:
     return joined[:, p : columns - p]
 
 
-def _centred(image: Image.Image, room: tuple[int, int]) -> Image.Image:
-    """Resized (bicubic) until it fits a side of ``room``, its shape kept, and pasted in the middle of black."""
-    (w, h), (wide, high) = image.size, room
+def _centred(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resized (bicubic) to fit into ``size`` with its aspect ratio kept, centred on black."""
+    (w, h), (wide, high) = image.size, size
     if wide / w < high / h:
         fitted = (wide, min(math.ceil(h * wide / w), high))
     else:
         fitted = (min(math.ceil(w * high / h), wide), high)
-    canvas = Image.new("RGB", room, (0, 0, 0))
+    canvas = Image.new("RGB", size, (0, 0, 0))
     canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), ((wide - fitted[0]) // 2, (high - fitted[1]) // 2))
     return canvas
 

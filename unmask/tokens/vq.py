@@ -18,9 +18,9 @@ from torch import Tensor, nn
 class VQConfig:
     """Shape of the tokenizer. Defaults are those of the released model (aMUSEd / Meissonic, 8,192 codes, factor 16).
 
-    ``encode_apart``: encode every factor x factor square by itself, so that a code is a function of its own pixels alone.
-    The released tokenizer does not; ours does, because equal squares then get equal codes whatever lies beside them, which
-    is what makes the codes quick to learn. The decoder always sees the whole grid, so that no seams show.
+    ``encode_apart``: encode every factor x factor patch separately, so that a code depends only on its own pixels.
+    The released tokenizer does not; ours does: equal patches then get equal codes regardless of their neighbours, which
+    makes the codes fast to learn. The decoder always uses the whole grid, so there are no seams.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 256, 512, 768)
@@ -32,7 +32,7 @@ class VQConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels along the side of the square that one code stands for."""
+        """Side of the patch of one code, in pixels."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
@@ -80,7 +80,7 @@ class Up(nn.Module):
 
 
 class Stage(nn.Module):
-    """The resnets of one resolution and, except at the last, the change to the next. Named as in the released files."""
+    """The resnets of one resolution and, except at the last one, the resampling to the next. Named as in the released files."""
 
     def __init__(self, widths: list[int], groups: int, change: tuple[str, nn.Module] | None) -> None:
         super().__init__()
@@ -190,12 +190,12 @@ class VQ(nn.Module):
             raise ValueError(f"image of {wide}x{high} px: both sides must be multiples of {factor} px")
         if not self.config.encode_apart:
             return self.quant_conv(self.encoder(image_B3HW))
-        squares = F.unfold(image_B3HW, factor, stride=factor).transpose(1, 2).reshape(-1, 3, factor, factor)
-        z = self.quant_conv(self.encoder(squares))
+        patches = F.unfold(image_B3HW, factor, stride=factor).transpose(1, 2).reshape(-1, 3, factor, factor)
+        z = self.quant_conv(self.encoder(patches))
         return z.reshape(batch, high // factor, wide // factor, self.config.d).permute(0, 3, 1, 2)
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
-        """Pixels in [0, 1], [B, 3, H, W] -> codes, long [B, h, w]. ValueError where a side is no multiple of the factor."""
+        """Pixels in [0, 1], [B, 3, H, W] -> codes, long [B, h, w]. ValueError if a side is not a multiple of the factor."""
         z_Bdhw = self.latents(image_B3HW).float()
         batch, width, high, wide = z_Bdhw.shape
         return self.quantize.nearest(z_Bdhw.permute(0, 2, 3, 1).reshape(-1, width)).reshape(batch, high, wide)

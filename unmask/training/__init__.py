@@ -1,1 +1,1 @@
-"""One trainer for everything that learns."""
+"""The trainer: one loop for every model and objective."""

@@ -51,7 +51,7 @@ class Update:
 
 
 class Learner:
-    """Updates a module's masters from a recipe's batches. ``updates``: how many there were, in all runs of the folder."""
+    """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included."""
 
     def __init__(
         self, recipe: Recipe, module: nn.Module, masters: Masters, place: Place, device: torch.device, updates: int

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a JSONL file for machines, a progress line for people, and how close it is to the machine's peak."""
+"""What a run reports: metrics.jsonl, a progress line, and the share of the device's peak speed that it reaches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float
 
 
 class Meters:
-    """Means since the last report, by name; ``report`` writes one JSON line and, on a terminal, moves the bar."""
+    """Means since the last report, by name; ``report`` writes one JSON line and prints it, or moves the bar on a terminal.
+
+    Rows of ``metrics.jsonl``: ``step`` (source batches so far), ``updates``, the mean of each loss term, ``grad`` (norm before clipping),
+    ``peak`` (share of the device's peak speed), ``tokens_per_s``, ``seconds`` since the last row; evaluations have rows of their own.
+    """
 
     def __init__(self, folder: Path, steps: int, start: int) -> None:
         self.path = folder / "metrics.jsonl"
@@ -98,7 +102,7 @@ class Meters:
 
 
 def _forget(path: Path, start: int) -> None:
-    """Drop the rows that a killed run wrote after its last checkpoint: they are about to be written again."""
+    """Drop rows of steps after the last checkpoint, left by a killed run: they will be written again."""
     rows = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start]
     if len(kept) < len(rows):
@@ -108,7 +112,7 @@ def _forget(path: Path, start: int) -> None:
 
 
 class Silent:
-    """The meters of a process that reports nothing."""
+    """Meters of a process of rank above 0: they report nothing."""
 
     def add(self, update: Update) -> None: ...
 

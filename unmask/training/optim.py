@@ -1,6 +1,6 @@
-"""AdamW over float32 master weights, with clipping, an average of the weights, and the learning-rate curve.
+"""AdamW over float32 master weights, with clipping, an average of the weights, and the learning-rate schedule.
 
-Public idea: ``Masters`` owns everything that a checkpoint must hold; the module only ever computes.
+Public idea: ``Masters`` owns everything that a checkpoint stores; the module holds a working copy in its own dtype.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ def rate(optim: Optim, step: int, steps: int) -> float:
 
 
 def _rounds(weight: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether a cast to ``dtype`` changes any value."""
     return dtype is not None and weight.is_floating_point() and not torch.equal(weight, weight.to(dtype).to(weight))
 
 
 class Masters:
-    """float32 master weights, Adam moments and averages of a module's trainable parameters; the module holds the working copy."""
+    """float32 master weights, Adam moments and averages of a module's trainable parameters."""
 
     def __init__(
         self,
@@ -38,9 +39,9 @@ class Masters:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        """Move the module to ``dtype`` and ``device`` (None: as they are); masters keep the weights as they were, on ``device``.
+        """Moves the module to ``dtype`` and ``device`` (None: unchanged). The masters are on ``device`` and keep the unrounded weights.
 
-        ValueError where ``trainable`` selects no parameter.
+        ``trainable``: parameter name -> whether it trains; one that the module has frozen stays frozen. ValueError where none is left.
         """
         self.optim, self.weight = optim, 0.0
         for name, p in module.named_parameters():
@@ -103,7 +104,7 @@ class Masters:
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         if self.optim.ema:
-            # The average follows quickly at first, so that a short run is not an average of its random beginning.
+            # Follows the weights quickly at first; otherwise the first weights would dominate the average of a short run.
             weight = 1 - min(self.optim.ema, (1 + number) / (10 + number))
             torch._foreach_lerp_(self.average, self.master, weight)
         self.sync()
@@ -131,7 +132,7 @@ class Masters:
         return out
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``. KeyError-free: a missing or misshapen entry is a ValueError that names it."""
+        """The inverse of ``state``, from any device. ValueError names an entry that is missing or has another shape."""
         for i, name in enumerate(self.names):
             parts = {}
             for key in ("master", "average", "exp_avg", "exp_avg_sq", "step"):
@@ -147,5 +148,5 @@ class Masters:
         self.sync()
 
     def averaged(self) -> dict[str, Tensor]:
-        """The weights to evaluate and ship: the running average (the masters where none is kept), frozen ones as given."""
+        """The weights to evaluate and export: the running average (the masters with ``ema`` 0), and frozen weights as given."""
         return self.frozen | dict(zip(self.names, self._shipped(), strict=True))

@@ -1,8 +1,8 @@
-"""Data parallelism between processes: each takes its own batches, gradients are averaged, every process takes the same step.
+"""Data parallelism: each process takes its own batches, gradients are averaged, and all make the same update.
 
-Public idea: ``join()`` gives this process its place (from torchrun's environment), ``launch(count, argv)`` starts the processes.
-On a CPU this is also the reliable way to use several cores: one thread a process. (With two OpenMP threads a process was
-seen to wait for ever in a convolution's barrier; see docs/log.md.)
+Public idea: ``join()`` returns the place of this process (from torchrun's environment), ``launch(count, argv)`` starts the processes.
+It is also the reliable way to use several CPU cores, with one thread per process: two OpenMP threads in one process can
+deadlock in a convolution (docs/log.md).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Place:
     local_rank: int = 0
 
     def batch_number(self, step: int) -> int:
-        """Which batch of the source this process takes at a step."""
+        """Number of the source batch that this process takes at a step."""
         return step * self.world + self.rank
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
@@ -44,7 +44,7 @@ class Place:
             return
         flat = torch.cat([t.flatten() for t in tensors])
         if flat.device.type == "mps":
-            flat = flat.cpu()  # gloo knows no mps
+            flat = flat.cpu()  # gloo does not support mps
         dist.all_reduce(flat)
         flat /= self.world
         offset = 0
@@ -62,7 +62,7 @@ class Place:
         return bool(flags.item())
 
     def leave(self) -> None:
-        """End the group. Leftover references make gloo abort at exit, so collect them first."""
+        """Leave the group when all processes have come this far. Garbage that refers to it would make gloo abort at exit."""
         if self.world > 1 and dist.is_initialized():
             dist.barrier()
             gc.collect()
@@ -70,9 +70,9 @@ class Place:
 
 
 def join(device: str = "cpu") -> Place:
-    """The place that torchrun's (or ``launch``'s) environment names; alone where there is none.
+    """The place that the environment of torchrun or ``launch`` names; a single process without one.
 
-    ``device``: as in ``Training.device``. NVIDIA cards average their gradients through nccl, all else through gloo.
+    ``device``: as in ``Training.device``. CUDA devices use nccl, all others gloo.
     DeviceUnavailable as in ``device.choose``.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,12 +89,12 @@ def join(device: str = "cpu") -> Place:
 
 
 def backend(device: torch.device) -> str:
-    """What carries the gradients between processes that compute on such a device."""
+    """Name of torch.distributed's backend for processes that compute on this device."""
     return "nccl" if device.type == "cuda" else "gloo"
 
 
 def launch(count: int, argv: Sequence[str]) -> int:
-    """Run ``python argv`` in ``count`` processes of one thread each; the first failure ends them all. Returns the exit code.
+    """Run ``python argv`` in ``count`` processes of one thread each. The first failure ends all. Returns the exit code.
 
     Ctrl-C and SIGTERM reach the processes as SIGTERM; KeyboardInterrupt is raised when all have ended. A second one kills them.
     """

@@ -125,7 +125,7 @@ def finish(recipe: Recipe, module: nn.Module, masters: Masters, folder: Path | N
 
 
 def save(recipe: Recipe, masters: Masters, folder: Path, step: int, updates: int) -> None:
-    """Write the state beside the old one, then put it in its place: a crash or a full disk never costs a checkpoint."""
+    """Write the state to a second file, then rename it: a crash or a full disk leaves the previous checkpoint intact."""
     part = folder / (STATE + ".part")
     meta = {"recipe": recipe.name, "step": str(step), "updates": str(updates), "seed": str(recipe.training.seed)}
     try:
@@ -155,7 +155,7 @@ def resume(recipe: Recipe, masters: Masters, folder: Path) -> tuple[int, int]:
             meta = json.loads((f.metadata() or {}).get("unmask", "{}"))
             state = {name: f.get_tensor(name) for name in f.keys()}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}; delete it to begin again") from error
+        raise ValueError(f"{path} is damaged: {error}; delete it to start again") from error
     if meta.get("recipe") != recipe.name or meta.get("seed") != str(recipe.training.seed):
         raise ValueError(
             f"{folder} holds a run of {meta.get('recipe')!r} (seed {meta.get('seed')}), not of {recipe.name!r}"

@@ -1,1 +1,1 @@
-"""A small real world with exact labels: scenes of emoji drawings, and all that can be said and asked about them."""
+"""A synthetic world with exact labels: scenes of emoji sprites, and captions, questions, edits and critiques for them."""

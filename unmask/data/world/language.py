@@ -1,10 +1,10 @@
-"""Everything that can be said about a scene: captions, layouts, referring expressions, questions.
+"""Texts about scenes: captions, layouts, referring expressions, questions.
 
-Lower case, short, templated: the models that read this are tiny. Every function is a pure function of its arguments and the
-``Random`` it is given. Captions leave distractors out; everything else speaks of all that is visible. Public ideas:
-``caption``, ``layout``, ``referring`` and ``questions``; what is wrong with a picture is in ``critiques.py``.
+Lower case, short and templated, because the models are tiny. All functions are pure functions of their arguments and a ``Random``.
+Captions omit distractors; all other texts cover every visible object. Public ideas: ``caption``, ``layout``, ``referring`` and
+``questions``; critiques are in ``critiques.py``.
 
-A text names a held-out combination (colour x class, relation x pair) only for a scene which itself shows one.
+A text contains a held-out combination (colour x class, relation x pair) only if its scene shows one.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 
-from unmask.data.world.scenes import INVERSE, Scene, Thing, held_out, relation, shows_held_out
+from unmask.data.world.scenes import INVERSE, Scene, SceneObject, held_out, relation, shows_held_out
 from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, COLOUR_NAMES, LEVELS
 
 Box = tuple[float, float, float, float]
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 _SIDES = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
 _EXTREMES = {"left of": "leftmost", "right of": "rightmost", "above": "topmost", "below": "bottommost"}
-_MARGIN = 0.12  # of the picture's side: how far the leftmost of several must lead to be called so
+_MARGIN = 0.12  # of the image side: minimum lead of the leftmost of several objects to be called so
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def noun(thing: Thing) -> str:
-    """``red apple``, or ``apple`` for one in its natural colour."""
-    return f"{thing.colour} {thing.name}" if thing.colour else thing.name
+def noun(obj: SceneObject) -> str:
+    """``red apple``, or ``apple`` for the natural colour."""
+    return f"{obj.colour} {obj.name}" if obj.colour else obj.name
 
 
-def plural(thing: Thing) -> str:
+def plural(obj: SceneObject) -> str:
     """``red apples``."""
-    many = CLASSES[thing.name][0]
-    return f"{thing.colour} {many}" if thing.colour else many
+    many = CLASSES[obj.name][0]
+    return f"{obj.colour} {many}" if obj.colour else many
 
 
 def article(words: str) -> str:
@@ -54,9 +54,9 @@ def amount(count: int, one: str, many: str) -> str:
     return article(one) if count == 1 else f"{number(count)} {many}"
 
 
-def position_word(thing: Thing) -> str:
-    """Where the thing's centre lies in a 3x3 split of the picture: ``top left``, ``top``, …, ``centre``, …"""
-    x, y = thing.centre
+def position_word(obj: SceneObject) -> str:
+    """Cell of the object's centre in a 3x3 grid: ``top left``, ``top``, …, ``centre``, …"""
+    x, y = obj.centre
     across = "left" if x < 0.4 else "right" if x > 0.6 else ""
     down = "top" if y < 0.4 else "bottom" if y > 0.6 else ""
     return f"{down} {across}".strip() or "centre"
@@ -69,7 +69,7 @@ def at(position: str) -> str:
 
 @cache
 def _size_bounds(level: str) -> tuple[float, float]:
-    """(a thing below this is small, a thing above this is big)."""
+    """(upper limit of small, lower limit of big)."""
     sizes = LEVELS[level].sizes
     low, high = min(sizes), max(sizes)
     if LEVELS[level].lattice:
@@ -77,10 +77,10 @@ def _size_bounds(level: str) -> tuple[float, float]:
     return (low + 0.3 * (high - low), low + 0.7 * (high - low))
 
 
-def size_word(thing: Thing, level: str) -> str:
+def size_word(obj: SceneObject, level: str) -> str:
     """``big``, ``small``, or "" in between."""
     small, big = _size_bounds(level)
-    return "big" if thing.size > big else "small" if thing.size < small else ""
+    return "big" if obj.size > big else "small" if obj.size < small else ""
 
 
 def _join(parts: Sequence[str]) -> str:
@@ -91,12 +91,12 @@ def _join(parts: Sequence[str]) -> str:
 
 
 def caption(scene: Scene, rng: Random) -> str:
-    """A complete and true description of all but the distractors, two thirds of the time short and GenEval-like."""
+    """A complete and true description without distractors; two thirds are short and similar to GenEval prompts."""
     long = rng.random() < 0.35
-    things = told(scene, 0.9, rng)
+    objects = mentioned_objects(scene, 0.9, rng)
     style = rng.choice((_placed, sized, _remarked)) if long else related if rng.random() < 0.6 else listed
-    said = prefix(rng) + (style(things, scene.level, rng) or listed(things, scene.level, rng))
-    return f"{said} {BACKGROUNDS[scene.background][0]}" if rng.random() < (0.55 if long else 0.32) else said
+    phrase = prefix(rng) + (style(objects, scene.level, rng) or listed(objects, scene.level, rng))
+    return f"{phrase} {BACKGROUNDS[scene.background][0]}" if rng.random() < (0.55 if long else 0.32) else phrase
 
 
 def prefix(rng: Random) -> str:
@@ -104,163 +104,163 @@ def prefix(rng: Random) -> str:
     return "a photo of " if r < 0.4 else "a picture of " if r < 0.5 else ""
 
 
-def told(scene: Scene, rate: float, rng: Random) -> list[Thing]:
-    """The things a caption speaks of, in random order; a colour stays with chance ``rate``, alike for like things."""
-    things = [t for t in scene.things if not t.distractor]
-    rng.shuffle(things)
+def mentioned_objects(scene: Scene, rate: float, rng: Random) -> list[SceneObject]:
+    """The objects that a caption mentions, in random order; colours are kept with probability ``rate``, consistently for equal objects."""
+    objects = [t for t in scene.objects if not t.distractor]
+    rng.shuffle(objects)
     kept: dict[tuple[str, str], bool] = {}
-    for t in things:
+    for t in objects:
         if t.colour and (t.name, t.colour) not in kept:
             kept[t.name, t.colour] = rng.random() < rate
-    return [t if kept.get((t.name, t.colour), True) else replace(t, colour="") for t in things]
+    return [t if kept.get((t.name, t.colour), True) else replace(t, colour="") for t in objects]
 
 
-def listed(things: Sequence[Thing], level: str, rng: Random) -> str:
+def listed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
     """``two red apples and a cat``."""
-    groups: dict[tuple[str, str], list[Thing]] = {}
-    for t in things:
+    groups: dict[tuple[str, str], list[SceneObject]] = {}
+    for t in objects:
         groups.setdefault((t.name, t.colour), []).append(t)
     return _join([amount(len(g), noun(g[0]), plural(g[0])) for g in groups.values()])
 
 
-def related(things: Sequence[Thing], level: str, rng: Random) -> str:
-    """``a red apple left of a cat`` for two different things that clearly lie so, else ""."""
-    if len(things) != 2 or noun(things[0]) == noun(things[1]) or not (found := relation(*things)):
+def related(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
+    """``a red apple left of a cat`` for two different objects with a clear relation, else ""."""
+    if len(objects) != 2 or noun(objects[0]) == noun(objects[1]) or not (found := relation(*objects)):
         return ""
     side = found if rng.random() < 0.8 else _SIDES[found]
-    return f"{article(noun(things[0]))} {side} {article(noun(things[1]))}"
+    return f"{article(noun(objects[0]))} {side} {article(noun(objects[1]))}"
 
 
-def _placed(things: Sequence[Thing], level: str, rng: Random) -> str:
-    """``a cat at the top left and a big red apple at the bottom``; beyond three things only the first two are placed."""
-    if len({noun(t) for t in things}) < len(things):
-        return _placed_alike(things) if len({noun(t) for t in things}) == 1 else ""
-    placed = len(things) if len(things) <= 2 else 2
+def _placed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
+    """``a cat at the top left and a big red apple at the bottom``; of three or more objects only the first two get a position."""
+    if len({noun(t) for t in objects}) < len(objects):
+        return _placed_alike(objects) if len({noun(t) for t in objects}) == 1 else ""
+    placed = len(objects) if len(objects) <= 2 else 2
     sized = rng.random() < 0.3
-    said = []
-    for i, t in enumerate(things):
+    phrases = []
+    for i, t in enumerate(objects):
         words = f"{size_word(t, level)} {noun(t)}".strip() if sized else noun(t)
-        said.append(f"{article(words)} {at(position_word(t))}" if i < placed else article(words))
-    # The unplaced come first: after a placed one their place would be read as the same.
-    return _join(said[placed:] + said[:placed])
+        phrases.append(f"{article(words)} {at(position_word(t))}" if i < placed else article(words))
+    # Objects without a position come first; after a position they would be read as being there too.
+    return _join(phrases[placed:] + phrases[:placed])
 
 
-def _placed_alike(things: Sequence[Thing]) -> str:
+def _placed_alike(objects: Sequence[SceneObject]) -> str:
     """``two dogs, one at the top and one at the left``; "" for more than two."""
-    if len(things) != 2:
+    if len(objects) != 2:
         return ""
-    first, second = (at(position_word(t)) for t in things)
-    return f"two {plural(things[0])}, one {first} and one {second}"
+    first, second = (at(position_word(t)) for t in objects)
+    return f"two {plural(objects[0])}, one {first} and one {second}"
 
 
-def sized(things: Sequence[Thing], level: str, rng: Random) -> str:
+def sized(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
     """``two big dogs and a small red apple``."""
-    groups: dict[tuple[str, str, str], list[Thing]] = {}
-    for t in things:
+    groups: dict[tuple[str, str, str], list[SceneObject]] = {}
+    for t in objects:
         groups.setdefault((size_word(t, level), t.name, t.colour), []).append(t)
     return _join(
         [amount(len(g), f"{s} {noun(g[0])}".strip(), f"{s} {plural(g[0])}".strip()) for (s, *_), g in groups.items()]
     )
 
 
-def _remarked(things: Sequence[Thing], level: str, rng: Random) -> str:
-    """``a dog, a cat and a red apple with the dog left of the cat``; "" where no such remark is clear."""
-    single = [t for t in things if sum(o.name == t.name for o in things) == 1]
+def _remarked(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
+    """``a dog, a cat and a red apple with the dog left of the cat``; "" without a clear relation."""
+    single = [t for t in objects if sum(o.name == t.name for o in objects) == 1]
     if len(single) < 2 or not (found := relation(single[0], single[1])):
         return ""
-    return f"{listed(things, level, rng)} with the {single[0].name} {found} the {single[1].name}"
+    return f"{listed(objects, level, rng)} with the {single[0].name} {found} the {single[1].name}"
 
 
 # -- layouts and referring expressions --------------------------------------------------------------------------------
 
 
-def layout(scene: Scene, rng: Random, said: str = "") -> tuple[tuple[str, Box], ...]:
-    """(phrase, box) of every visible thing in the order in which ``said`` names them, the others behind; things named alike from
-    top to bottom and left to right. One layout in five also says sizes.
+def layout(scene: Scene, rng: Random, mentions: str = "") -> tuple[tuple[str, Box], ...]:
+    """(phrase, box) of every visible object, in the order of mention in ``mentions``, then the others; equal phrases from top to bottom
+    and left to right. One layout in five includes sizes.
     """
     sized = rng.random() < 0.2
-    ordered = sorted(scene.things, key=lambda t: (_named_at(t, said), t.centre[1], t.centre[0]))
+    ordered = sorted(scene.objects, key=lambda t: (_named_at(t, mentions), t.centre[1], t.centre[0]))
     return tuple((f"{size_word(t, scene.level)} {noun(t)}".strip() if sized else noun(t), t.box) for t in ordered)
 
 
-# Not behind a colour: the dog of "a purple dog" is no natural dog.
+# Not after a colour: "a purple dog" does not mention a dog of natural colour.
 _BARE = "".join(rf"(?<!\b{colour} )" for colour in COLOUR_NAMES)
 
 
-def _named_at(thing: Thing, said: str) -> int:
-    """Where a text first speaks of a thing, with its colour or else without; its length where it does not."""
-    for words in (noun(thing), plural(thing), thing.name, CLASSES[thing.name][0]):
-        if found := re.search(rf"{_BARE}\b{words}\b", said):
+def _named_at(obj: SceneObject, mentions: str) -> int:
+    """Position of the first mention of an object in a text, with or without its colour; the text's length if there is none."""
+    for words in (noun(obj), plural(obj), obj.name, CLASSES[obj.name][0]):
+        if found := re.search(rf"{_BARE}\b{words}\b", mentions):
             return found.start()
-    return len(said)
+    return len(mentions)
 
 
-def names(things: Sequence[Thing], index: int) -> list[str]:
-    """Class, and colour with class, as far as they fit this one thing alone; shortest first, without ``the``.
+def names(objects: Sequence[SceneObject], index: int) -> list[str]:
+    """Class, and colour with class, if they identify this object uniquely; shortest first, without ``the``.
 
-    Beside a natural thing of its class a coloured one is not told apart by its colour: nature may have chosen the same.
+    If another object of the class has its natural colour, colour does not identify: the natural colour may be the same.
     """
-    thing = things[index]
-    rivals = [t for i, t in enumerate(things) if i != index and t.name == thing.name]
+    obj = objects[index]
+    rivals = [t for i, t in enumerate(objects) if i != index and t.name == obj.name]
     if not rivals:
-        return [thing.name, noun(thing)] if thing.colour else [thing.name]
-    if thing.colour and all(t.colour and t.colour != thing.colour for t in rivals):
-        return [noun(thing)]
+        return [obj.name, noun(obj)] if obj.colour else [obj.name]
+    if obj.colour and all(t.colour and t.colour != obj.colour for t in rivals):
+        return [noun(obj)]
     return []
 
 
 def referring(scene: Scene, rng: Random) -> list[tuple[str, int]]:
-    """For every thing that can be told apart: one expression for it, and its index in ``scene.things``."""
+    """A referring expression for every object that has an unambiguous one, with its index in ``scene.objects``."""
     found = []
-    for index in range(len(scene.things)):
+    for index in range(len(scene.objects)):
         first, second = (_by_name, _by_relation) if rng.random() < 0.75 else (_by_relation, _by_name)
         for way in (first, by_extreme, second):
-            if said := way(scene, index, rng):
-                found.append((f"the {said}", index))
+            if phrase := way(scene, index, rng):
+                found.append((f"the {phrase}", index))
                 break
     return found
 
 
 def _by_name(scene: Scene, index: int, rng: Random) -> str:
-    said = names(scene.things, index)
-    return "" if not said else said[0] if rng.random() < 0.6 else said[-1]
+    phrases = names(scene.objects, index)
+    return "" if not phrases else phrases[0] if rng.random() < 0.6 else phrases[-1]
 
 
 def _by_relation(scene: Scene, index: int, rng: Random) -> str:
-    """``red apple left of the cat``: no other thing that could be called so lies like that, or unclearly, to the cat."""
-    things = scene.things
-    thing = things[index]
-    anchors = [i for i, t in enumerate(things) if t.name != thing.name and names(things, i)]
+    """``red apple left of the cat``: no other object of the class has this relation to the cat, or an unclear one."""
+    objects = scene.objects
+    obj = objects[index]
+    anchors = [i for i, t in enumerate(objects) if t.name != obj.name and names(objects, i)]
     if not anchors:
         return ""
     anchor = rng.choice(anchors)
-    found = relation(thing, things[anchor])
-    rivals = [t for i, t in enumerate(things) if i != index and t.name == thing.name]
-    if not found or any(relation(t, things[anchor]) in ("", found) for t in rivals):
+    found = relation(obj, objects[anchor])
+    rivals = [t for i, t in enumerate(objects) if i != index and t.name == obj.name]
+    if not found or any(relation(t, objects[anchor]) in ("", found) for t in rivals):
         return ""
-    return f"{noun(thing)} {found} the {names(things, anchor)[0]}"
+    return f"{noun(obj)} {found} the {names(objects, anchor)[0]}"
 
 
 def by_extreme(scene: Scene, index: int, rng: Random) -> str:
-    """``big dog``, ``leftmost dog`` or ``dog at the top left`` among several of a class, else ""."""
-    thing = scene.things[index]
-    rivals = [t for i, t in enumerate(scene.things) if i != index and t.name == thing.name]
+    """``big dog``, ``leftmost dog`` or ``dog at the top left`` among several objects of a class, else ""."""
+    obj = scene.objects[index]
+    rivals = [t for i, t in enumerate(scene.objects) if i != index and t.name == obj.name]
     if not rivals:
         return ""
-    said = []
-    if (size := size_word(thing, scene.level)) and not any(size_word(t, scene.level) in (size, "") for t in rivals):
-        said.append(f"{size} {thing.name}")
-    (x, y), centres = thing.centre, [t.centre for t in rivals]
+    phrases = []
+    if (size := size_word(obj, scene.level)) and not any(size_word(t, scene.level) in (size, "") for t in rivals):
+        phrases.append(f"{size} {obj.name}")
+    (x, y), centres = obj.centre, [t.centre for t in rivals]
     leads = {
         "left of": min(cx - x for cx, _ in centres),
         "right of": min(x - cx for cx, _ in centres),
         "above": min(cy - y for _, cy in centres),
         "below": min(y - cy for _, cy in centres),
     }
-    said += [f"{_EXTREMES[side]} {thing.name}" for side, lead in leads.items() if lead > _MARGIN]
-    if (place := position_word(thing)) not in {position_word(t) for t in rivals}:
-        said.append(f"{thing.name} {at(place)}")
-    return rng.choice(said) if said else ""
+    phrases += [f"{_EXTREMES[side]} {obj.name}" for side, lead in leads.items() if lead > _MARGIN]
+    if (place := position_word(obj)) not in {position_word(t) for t in rivals}:
+        phrases.append(f"{obj.name} {at(place)}")
+    return rng.choice(phrases) if phrases else ""
 
 
 # -- questions --------------------------------------------------------------------------------------------------------
@@ -276,9 +276,9 @@ class Question:
 
 
 def questions(scene: Scene, rng: Random) -> list[Question]:
-    """At most one question of every kind, as far as the scene allows; answers are balanced over many scenes."""
-    asked = ((kind, ask(scene, rng)) for kind, ask in _ASK.items())
-    return [Question(kind=kind, text=found[0], answer=found[1]) for kind, found in asked if found]
+    """At most one question of each kind that the scene allows; answers are balanced over many scenes."""
+    pairs = ((kind, ask(scene, rng)) for kind, ask in _ASK.items())
+    return [Question(kind=kind, text=found[0], answer=found[1]) for kind, found in pairs if found]
 
 
 def _sayable(scene: Scene, *combination: str) -> bool:
@@ -286,12 +286,12 @@ def _sayable(scene: Scene, *combination: str) -> bool:
 
 
 def _ask_what(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    things = scene.things
-    if len(things) == 1:
-        return rng.choice(("what is this?", "what is in the picture?", "which object is shown?")), things[0].name
+    objects = scene.objects
+    if len(objects) == 1:
+        return rng.choice(("what is this?", "what is in the picture?", "which object is shown?")), objects[0].name
     options = []
-    for i, t in enumerate(things):
-        others = [o for j, o in enumerate(things) if j != i]
+    for i, t in enumerate(objects):
+        others = [o for j, o in enumerate(objects) if j != i]
         place = position_word(t)
         if all(position_word(o) != place for o in others):
             options.append((f"what is {at(place)}?", t.name))
@@ -301,30 +301,30 @@ def _ask_what(scene: Scene, rng: Random) -> tuple[str, str] | None:
         anchor = rng.choice(others)
         rivals = [relation(o, anchor) for o in others if o is not anchor]
         if (found := relation(t, anchor)) and anchor.name != t.name and found not in rivals and "" not in rivals:
-            if any(o is not anchor and o.name == anchor.name for o in things):
+            if any(o is not anchor and o.name == anchor.name for o in objects):
                 continue
             options.append((f"what is {found} the {anchor.name}?", t.name))
             options.append((f"what is {_SIDES[found]} the {anchor.name}?", t.name))
     return rng.choice(options) if options else None
 
 
-# How often a scene in which the count is asked for gives this answer a chance: tuned on grid scenes, see the test.
+# Probability of keeping a counting question by its answer: balances the answers on grid scenes, see the test.
 _KEEP = {0: 0.25, 1: 0.09, 2: 0.35}
 
 
 def _ask_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    things = scene.things
+    objects = scene.objects
     r = rng.random()
     if r < 0.2:
-        count, many = len(things), rng.choice(("things", "objects"))
+        count, many = len(objects), rng.choice(("things", "objects"))
     elif r < 0.3:
         count, many = 0, CLASSES[absent(scene, rng)][0]
     else:
-        thing = rng.choice(things)
-        alike = [t for t in things if t.name == thing.name]
-        distinct = thing.colour and all(t.colour for t in alike) and rng.random() < 0.25
-        count = sum(t.colour == thing.colour for t in alike) if distinct else len(alike)
-        many = plural(thing) if distinct else CLASSES[thing.name][0]
+        obj = rng.choice(objects)
+        alike = [t for t in objects if t.name == obj.name]
+        distinct = obj.colour and all(t.colour for t in alike) and rng.random() < 0.25
+        count = sum(t.colour == obj.colour for t in alike) if distinct else len(alike)
+        many = plural(obj) if distinct else CLASSES[obj.name][0]
     if rng.random() > _KEEP.get(count, 1.0):
         return None
     return rng.choice((f"how many {many} are there?", f"how many {many}?", f"how many {many} do you see?")), number(
@@ -333,61 +333,61 @@ def _ask_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def absent(scene: Scene, rng: Random) -> str:
-    """A class of the level that the scene does not show."""
-    shown = {t.name for t in scene.things}
+    """A random class of the level that the scene does not show."""
+    shown = {t.name for t in scene.objects}
     while (name := rng.choice(LEVELS[scene.level].classes)) in shown:
         pass
     return name
 
 
 def _ask_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    tinted = [t for t in scene.things if t.colour]
+    tinted = [t for t in scene.objects if t.colour]
     if not tinted:
         return None
-    thing = rng.choice(tinted)
-    alike = [t for t in scene.things if t.name == thing.name]
-    if any(t.colour != thing.colour for t in alike):
+    obj = rng.choice(tinted)
+    alike = [t for t in scene.objects if t.name == obj.name]
+    if any(t.colour != obj.colour for t in alike):
         return None
-    verb, name = ("is", thing.name) if len(alike) == 1 else ("are", CLASSES[thing.name][0])
-    return rng.choice((f"what colour {verb} the {name}?", f"which colour {verb} the {name}?")), thing.colour
+    verb, name = ("is", obj.name) if len(alike) == 1 else ("are", CLASSES[obj.name][0])
+    return rng.choice((f"what colour {verb} the {name}?", f"which colour {verb} the {name}?")), obj.colour
 
 
 def _ask_where(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    index = rng.randrange(len(scene.things))
-    said = names(scene.things, index)
-    if not said or scene.things[index].size > 0.9:  # what fills the picture is nowhere
+    index = rng.randrange(len(scene.objects))
+    phrases = names(scene.objects, index)
+    if not phrases or scene.objects[index].size > 0.9:  # an object that fills the image has no position
         return None
-    name = rng.choice(said)
+    name = rng.choice(phrases)
     text = rng.choice((f"where is the {name}?", f"where in the picture is the {name}?"))
-    return text, position_word(scene.things[index])
+    return text, position_word(scene.objects[index])
 
 
 def _ask_exists(scene: Scene, rng: Random) -> tuple[str, str] | None:
     yes, hard = rng.random() < 0.5, rng.random() < 0.5
-    thing = rng.choice(scene.things)
-    name = noun(thing) if hard else thing.name
+    obj = rng.choice(scene.objects)
+    name = noun(obj) if hard else obj.name
     if not yes:
-        name = (_recoloured(scene, thing, rng) if hard else "") or absent(scene, rng)
+        name = (_recoloured(scene, obj, rng) if hard else "") or absent(scene, rng)
     one = article(name)
     text = rng.choice((f"is there {one}?", f"do you see {one}?", f"does the picture show {one}?"))
     return text, "yes" if yes else "no"
 
 
-def _recoloured(scene: Scene, thing: Thing, rng: Random) -> str:
-    """The right class in a colour that none of its kind has; "" where nature might have chosen it."""
-    colours = {t.colour for t in scene.things if t.name == thing.name}
+def _recoloured(scene: Scene, obj: SceneObject, rng: Random) -> str:
+    """The class in a colour that no object of it has; "" if an object has its natural colour, which may be the same."""
+    colours = {t.colour for t in scene.objects if t.name == obj.name}
     if "" in colours:
         return ""
-    wrong = [c for c in LEVELS[scene.level].colours if c not in colours and _sayable(scene, c, thing.name)]
-    return f"{rng.choice(wrong)} {thing.name}" if wrong else ""
+    wrong = [c for c in LEVELS[scene.level].colours if c not in colours and _sayable(scene, c, obj.name)]
+    return f"{rng.choice(wrong)} {obj.name}" if wrong else ""
 
 
 def _ask_compare(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    kinds = list({t.name: t for t in scene.things}.values())
+    kinds = list({t.name: t for t in scene.objects}.values())
     if len(kinds) < 2:
         return None
     a, b = rng.sample(kinds, 2)
-    count = {k.name: sum(t.name == k.name for t in scene.things) for k in (a, b)}
+    count = {k.name: sum(t.name == k.name for t in scene.objects) for k in (a, b)}
     if count[a.name] != count[b.name]:
         more = count[a.name] > count[b.name]
         return f"are there more {CLASSES[a.name][0]} than {CLASSES[b.name][0]}?", "yes" if more else "no"
@@ -395,13 +395,13 @@ def _ask_compare(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     if max(a.size, b.size) > 1.25 * min(a.size, b.size) and rng.random() < 0.6:
         bigger = rng.random() < 0.5
-        asked = max(a, b, key=lambda t: t.size) if bigger else min(a, b, key=lambda t: t.size)
-        return f"which is {'bigger' if bigger else 'smaller'}, the {a.name} or the {b.name}?", asked.name
+        wanted = max(a, b, key=lambda t: t.size) if bigger else min(a, b, key=lambda t: t.size)
+        return f"which is {'bigger' if bigger else 'smaller'}, the {a.name} or the {b.name}?", wanted.name
     found = relation(a, b)
-    said = found if rng.random() < 0.5 else INVERSE.get(found, "")
-    if not found or not _sayable(scene, said, a.name, b.name):
+    phrase = found if rng.random() < 0.5 else INVERSE.get(found, "")
+    if not found or not _sayable(scene, phrase, a.name, b.name):
         return None
-    return f"is the {a.name} {said} the {b.name}?", "yes" if said == found else "no"
+    return f"is the {a.name} {phrase} the {b.name}?", "yes" if phrase == found else "no"
 
 
 _ASK: dict[str, Callable[[Scene, Random], tuple[str, str] | None]] = {

@@ -1,9 +1,9 @@
-"""What a picture of the grid world shows, found by comparing it with renderings: labels for pictures that a model drew.
+"""Recognise the scene in an image of the grid world by comparison with renderings, to label generated images.
 
-Public idea: ``read(image, "grid")``. Nothing is learned here, and it shares nothing with the judge of the evaluation, so that critiques
-may be learned from its labels without learning the judge's taste.
+Public idea: ``read(image, "grid")``. No learned parts, and independent of the judge of the evaluation, so that critiques trained on its
+labels do not fit the judge.
 
-Shapes: T drawings (class x colour) · S pixels a side of a place.
+Shapes: T sprites (class x colour) · S pixels per side of a position.
 """
 
 from __future__ import annotations
@@ -15,46 +15,48 @@ import numpy as np
 from PIL import Image
 
 from unmask.data.world.render import backdrop, render
-from unmask.data.world.scenes import Scene, Thing, apart
+from unmask.data.world.scenes import Scene, SceneObject, apart
 from unmask.data.world.vocabulary import LEVELS
 
-_SIDE = 64  # pixels a side at which pictures are compared
-_ALIKE = 0.012  # mean squared difference below which two places show the same
+_SIDE = 64  # pixels per side at which images are compared
+_ALIKE = 0.012  # mean squared difference below which two patches are considered equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """``scene``: the things that were recognised · ``clean``: whether there is nothing else."""
+    """``scene``: the recognised objects · ``clean``: whether the image shows nothing else."""
 
     scene: Scene
     clean: bool
 
 
 def read(image: np.ndarray, level: str = "grid") -> Reading:
-    """The scene that a picture uint8 [side, side, 3] shows. ValueError for a level whose things may lie anywhere."""
+    """The scene in an image uint8 [side, side, 3]. ValueError for a level without a lattice."""
     if not LEVELS[level].lattice:
-        raise ValueError(f"things of level {level!r} may lie anywhere, so places cannot be gone through; give a grid")
+        raise ValueError(
+            f"objects of level {level!r} may lie anywhere, so their places cannot be enumerated; use a grid level"
+        )
     small = np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32) / 255
     against = {name: np.square(small - _empty(name)).mean(-1) for name in LEVELS[level].backgrounds}
     background = min(against, key=lambda name: float(np.quantile(against[name], 0.3)))
-    left = against[background].copy()  # what no thing explains yet
+    left = against[background].copy()  # error not yet explained by an object
     spots = _spots(level)
     found = [_best(small, background, level, spot) for spot in spots]
     gains = [float(left[_part(*s)].mean() - error) * t.size**2 for s, (t, error) in zip(spots, found, strict=True)]
-    things: list[Thing] = []
+    objects: list[SceneObject] = []
     for i in sorted(range(len(found)), key=lambda i: -gains[i]):
-        thing, error = found[i]
-        taken = any(not apart((thing.x, thing.y, thing.size), (t.x, t.y, t.size)) for t in things)
+        obj, error = found[i]
+        taken = any(not apart((obj.x, obj.y, obj.size), (t.x, t.y, t.size)) for t in objects)
         if error < _ALIKE and gains[i] > 0 and not taken:
-            things.append(thing)
+            objects.append(obj)
             left[_part(*spots[i])] = error
     n = LEVELS[level].lattice
     clean = bool((left.reshape(n, _SIDE // n, n, _SIDE // n).mean((1, 3)) < _ALIKE).all())
-    return Reading(scene=Scene(things=tuple(things), background=background, level=level), clean=clean)
+    return Reading(scene=Scene(objects=tuple(objects), background=background, level=level), clean=clean)
 
 
 def _spots(level: str) -> list[tuple[float, float, float]]:
-    """Every place (x, y, size) of a level."""
+    """All positions (x, y, size) of a level."""
     n = LEVELS[level].lattice
     return [
         (x / n, y / n, size)
@@ -69,24 +71,26 @@ def _part(x: float, y: float, size: float) -> tuple[slice, slice]:
     return slice(top, top + side), slice(left, left + side)
 
 
-def _best(small: np.ndarray, background: str, level: str, spot: tuple[float, float, float]) -> tuple[Thing, float]:
-    """The thing that a place shows best, and the mean squared difference that is left."""
+def _best(
+    small: np.ndarray, background: str, level: str, spot: tuple[float, float, float]
+) -> tuple[SceneObject, float]:
+    """The best matching object at a position and its mean squared difference."""
     names, drawn_TSS3 = _drawn(background, level, spot)
     error_T = np.square(drawn_TSS3 - small[_part(*spot)]).mean((1, 2, 3))
     best = int(error_T.argmin())
     name, colour = names[best]
-    return Thing(name=name, colour=colour, x=spot[0], y=spot[1], size=spot[2]), float(error_T[best])
+    return SceneObject(name=name, colour=colour, x=spot[0], y=spot[1], size=spot[2]), float(error_T[best])
 
 
 @lru_cache(maxsize=256)
 def _drawn(background: str, level: str, spot: tuple[float, float, float]) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Every (class, colour) of a level, and how it looks there."""
+    """All (class, colour) pairs of a level, and their renderings at a position."""
     names = [(name, colour) for name in LEVELS[level].classes for colour in ("", *LEVELS[level].colours)]
     x, y, size = spot
-    things = [Thing(name=name, colour=colour, x=x, y=y, size=size) for name, colour in names]
-    scenes = [Scene(things=(thing,), background=background, level=level) for thing in things]
-    looks = [render(s, _SIDE)[_part(*spot)] for s in scenes]
-    return names, np.stack(looks).astype(np.float32) / 255
+    objects = [SceneObject(name=name, colour=colour, x=x, y=y, size=size) for name, colour in names]
+    scenes = [Scene(objects=(obj,), background=background, level=level) for obj in objects]
+    patches = [render(s, _SIDE)[_part(*spot)] for s in scenes]
+    return names, np.stack(patches).astype(np.float32) / 255
 
 
 def _empty(background: str) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Scene -> pixels: sprites from the shipped sheet, recoloured and resized once, then pasted.
+"""Scene -> pixels: sprites from the shipped sheet, recoloured, resized and pasted.
 
-Public idea: ``render(scene, side)``. Everything that depends on (class, colour, size) is cached, so that a 64 px grid scene
-costs tens of microseconds and no worker process is needed beside a training loop.
+Public idea: ``render(scene, side)``. Sprites are cached by (class, colour, size), so a 64 px grid scene takes tens of microseconds
+and training needs no worker processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from unmask.data.world.scenes import Scene
 from unmask.data.world.vocabulary import BACKGROUNDS, CLASS_NAMES, COLOURS
 
-_CELL = 128  # pixels a sprite has on the sheet
+_CELL = 128  # pixels per side of a sprite on the sheet
 _COLUMNS = 8
 
 
@@ -27,7 +27,7 @@ def _sheet() -> np.ndarray:
 
 @cache
 def sprite(name: str, colour: str) -> np.ndarray:
-    """One drawing at full size: RGBA in [0, 1], float32 [128, 128, 4]. ``colour`` "" leaves it as it is."""
+    """One sprite at full size: RGBA in [0, 1], float32 [128, 128, 4]. ``colour`` "" keeps the natural colour."""
     row, column = divmod(CLASS_NAMES.index(name), _COLUMNS)
     rgba = _sheet()[row * _CELL : (row + 1) * _CELL, column * _CELL : (column + 1) * _CELL].copy()
     if colour:
@@ -36,10 +36,10 @@ def sprite(name: str, colour: str) -> np.ndarray:
 
 
 def recolour(rgba: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """Keep the drawing's light and shade, replace its hue: dark -> shade of the colour, middle -> the colour, light -> tint.
+    """Replace the hue of a sprite and keep its luminance structure: dark -> shade, middle -> the colour, bright -> tint.
 
-    rgba [H, W, 4] in [0, 1], rgb [3] in [0, 1] -> [H, W, 3]. Luminance is stretched per drawing and its median becomes the
-    middle, so that dark and light drawings take the colour alike.
+    rgba [H, W, 4] in [0, 1], rgb [3] in [0, 1] -> [H, W, 3]. Luminance is stretched per sprite and its median mapped
+    to the middle, so that dark and bright sprites are recoloured alike.
     """
     luminance = rgba[..., :3] @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
     seen = luminance[rgba[..., 3] > 0.5]
@@ -48,15 +48,15 @@ def recolour(rgba: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     middle = np.clip((np.median(seen) - low) / max(high - low, 0.15), 0.05, 0.95)
     level = level ** (np.log(0.5) / np.log(middle))
     dark = rgb * 0.35
-    light = rgb + (1 - rgb) * 0.55
-    return np.where(level < 0.5, dark + (rgb - dark) * level * 2, rgb + (light - rgb) * (level - 0.5) * 2)
+    tint = rgb + (1 - rgb) * 0.55
+    return np.where(level < 0.5, dark + (rgb - dark) * level * 2, rgb + (tint - rgb) * (level - 0.5) * 2)
 
 
 @lru_cache(maxsize=20000)
 def _sized(name: str, colour: str, side: int) -> tuple[np.ndarray, np.ndarray]:
     """(premultiplied RGB * 255, 1 - alpha), float32, at ``side`` pixels."""
     drawing = Image.fromarray((sprite(name, colour) * 255 + 0.5).astype(np.uint8), "RGBA")
-    # Pillow premultiplies RGBA while it resizes, so transparent pixels bleed no colour into the rim.
+    # Pillow premultiplies RGBA when resizing, so transparent pixels do not bleed into the edges.
     rgba = np.asarray(drawing.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
     alpha = rgba[..., 3:] / 255
     return rgba[..., :3] * alpha, 1 - alpha
@@ -74,16 +74,16 @@ def backdrop(name: str, side: int) -> np.ndarray:
 
 
 def pixel_box(x: float, y: float, size: float, side: int) -> tuple[int, int, int]:
-    """Place in fractions -> (left, top, side) in whole pixels of a picture of ``side`` pixels."""
+    """Position in fractions -> (left, top, side) in whole pixels of an image of ``side`` pixels."""
     return round(x * side), round(y * side), max(1, round(size * side))
 
 
 def render(scene: Scene, side: int = 128) -> np.ndarray:
     """The picture of a scene: uint8 [side, side, 3]."""
     canvas = backdrop(scene.background, side).copy()
-    for thing in scene.things:
-        left, top, extent = pixel_box(thing.x, thing.y, thing.size, side)
-        rgb, rest = _sized(thing.name, thing.colour, extent)
+    for obj in scene.objects:
+        left, top, extent = pixel_box(obj.x, obj.y, obj.size, side)
+        rgb, rest = _sized(obj.name, obj.colour, extent)
         high, wide = min(extent, side - top), min(extent, side - left)
         region = canvas[top : top + high, left : left + wide]
         region *= rest[:high, :wide]

@@ -1,8 +1,8 @@
-"""Scenes: what lies where, in which colour, on which background; and which split a scene belongs to.
+"""Scenes: objects with positions and colours on a background, and the split of a scene.
 
-A scene is a pure function of (level, split, seed, index). The splits are disjoint by construction: a scene's split follows
-from its content alone (``split_of``), and sampling for a split rejects scenes of the others. The test split also owns every
-*held-out combination* (colour x class, class pair, relation x pair): a training or validation scene never shows one.
+A scene is a pure function of (level, split, seed, index). The splits are disjoint by construction: the split is a function of
+the content (``split_of``), and sampling rejects scenes of other splits. All *held-out combinations* (colour x class, class pair,
+relation x pair) belong to the test split: training and validation scenes never show one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from unmask.data.world.vocabulary import LEVELS, Level
 SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.25  # of the test scenes show a held-out combination
 _HELD_ONE_IN = 12
-_CLEAR = 1.3  # one axis must dominate the other by this factor for a relation to be said
+_CLEAR = 1.3  # a relation is stated only if one axis dominates the other by this factor
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(INVERSE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thing:
+class SceneObject:
     """One object: class name, colour ("" is natural), top left corner and side as fractions of the picture's side."""
 
     name: str
@@ -47,25 +47,25 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Things on a background. ``level`` is a name in ``LEVELS``; later things lie on top of earlier ones."""
+    """Objects on a background. ``level`` is a name in ``LEVELS``; later objects lie on top of earlier ones."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     background: str
     level: str
 
     @cached_property
     def signature(self) -> str:
-        """The content as text, independent of the order of the things; a scene's split is a hash of it."""
-        parts = sorted(f"{t.name}/{t.colour}/{t.x:.4f}/{t.y:.4f}/{t.size:.4f}" for t in self.things)
+        """The content as text, independent of the order of objects; its hash determines the split."""
+        parts = sorted(f"{t.name}/{t.colour}/{t.x:.4f}/{t.y:.4f}/{t.size:.4f}" for t in self.objects)
         return f"{self.level}|{self.background}|" + ";".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """What kind of scene to draw: weights of the number of things, and how they are alike.
+    """Distribution of scenes.
 
-    ``counts``: ((number, weight), ...) · ``alike``: chance that a scene of several things repeats one class and colour ·
-    ``tinted``: chance of a recolouring, per thing · ``distractors``: chance of one thing that captions leave out.
+    ``counts``: ((number of objects, weight), ...) · ``alike``: probability that all objects of a scene share class and colour ·
+    ``tinted``: probability of a recolouring, per object · ``distractors``: probability of one object that captions omit.
     """
 
     counts: tuple[tuple[int, float], ...] = ((1, 0.3), (2, 0.4), (3, 0.18), (4, 0.12))
@@ -78,8 +78,8 @@ def _hash(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def relation(a: Thing, b: Thing) -> str:
-    """How ``a`` lies to ``b``: one of ``RELATIONS``, or "" where neither axis clearly dominates."""
+def relation(a: SceneObject, b: SceneObject) -> str:
+    """Spatial relation of ``a`` to ``b``: one of ``RELATIONS``, or "" if neither axis clearly dominates."""
     (ax, ay), (bx, by) = a.centre, b.centre
     dx, dy = bx - ax, by - ay
     if abs(dx) > _CLEAR * abs(dy):
@@ -89,14 +89,14 @@ def relation(a: Thing, b: Thing) -> str:
     return ""
 
 
-def only_in(scene: Scene, other: Scene) -> list[Thing]:
-    """The things of a scene that another one has not."""
-    return [thing for thing in scene.things if thing not in other.things]
+def only_in(scene: Scene, other: Scene) -> list[SceneObject]:
+    """Objects of a scene that are not in another one."""
+    return [obj for obj in scene.objects if obj not in other.objects]
 
 
 @cache
 def held_out(*combination: str) -> bool:
-    """Whether (colour, class), (class, class) or (relation, class, class) belongs to the test split alone."""
+    """Whether (colour, class), (class, class) or (relation, class, class) is reserved for the test split."""
     if len(combination) == 2 and combination[0] > combination[1]:
         combination = (combination[1], combination[0])
     if len(combination) == 3 and combination[0] in ("right of", "below"):
@@ -106,10 +106,10 @@ def held_out(*combination: str) -> bool:
 
 def combinations(scene: Scene) -> Iterator[tuple[str, ...]]:
     """Every (colour, class), (class, class) and (relation, class, class) that the scene shows."""
-    for thing in scene.things:
-        if thing.colour:
-            yield (thing.colour, thing.name)
-    for a, b in itertools.combinations(scene.things, 2):
+    for obj in scene.objects:
+        if obj.colour:
+            yield (obj.colour, obj.name)
+    for a, b in itertools.combinations(scene.objects, 2):
         if a.name == b.name:
             continue
         yield (a.name, b.name)
@@ -118,12 +118,12 @@ def combinations(scene: Scene) -> Iterator[tuple[str, ...]]:
 
 
 def shows_held_out(scene: Scene) -> bool:
-    """Whether any combination in the scene is held out for the test split."""
+    """Whether the scene shows a combination held out for the test split."""
     return any(held_out(*c) for c in combinations(scene))
 
 
 def split_of(scene: Scene) -> str:
-    """The split that owns this scene: "test" (held-out combination, or hash), "validation" or "train"."""
+    """The split of a scene: "test" (held-out combination, or hash), "validation" or "train"."""
     if shows_held_out(scene):
         return "test"
     bucket = _hash(scene.signature) % 20
@@ -131,7 +131,7 @@ def split_of(scene: Scene) -> str:
 
 
 def sample(level: str, split: str, seed: int, index: int, draft: Draft = Draft()) -> Scene:
-    """The scene number ``index`` of a split, the same for ever. Raises ValueError for an unknown level or split."""
+    """Scene number ``index`` of a split; deterministic. Raises ValueError for an unknown level or split."""
     if level not in LEVELS:
         raise ValueError(f"unknown level {level!r}; the levels are {', '.join(LEVELS)}")
     if split not in SPLITS:
@@ -142,7 +142,7 @@ def sample(level: str, split: str, seed: int, index: int, draft: Draft = Draft()
         scene = _draw(LEVELS[level], draft, rng)
         if split_of(scene) == split and (split != "test" or shows_held_out(scene) == want_held_out):
             return scene
-    # A draft can rule held-out combinations out (one natural thing has none): then any scene of the split will do.
+    # Some drafts cannot show held-out combinations (a single natural object has none): then any scene of the split is used.
     for _ in range(4000):
         scene = _draw(LEVELS[level], draft, rng)
         if split_of(scene) == split:
@@ -161,17 +161,17 @@ def _draw(level: Level, draft: Draft, rng: Random) -> Scene:
     if alike:
         kinds = [kinds[0]] * len(spots)
     ignored = len(spots) - 1 if len(spots) > 1 and rng.random() < draft.distractors else -1
-    things = tuple(
-        Thing(name=name, colour=colour, x=x, y=y, size=size, distractor=i == ignored)
+    objects = tuple(
+        SceneObject(name=name, colour=colour, x=x, y=y, size=size, distractor=i == ignored)
         for i, ((name, colour), (x, y, size)) in enumerate(zip(kinds, spots, strict=True))
     )
-    return Scene(things=things, background=rng.choice(level.backgrounds), level=level.name)
+    return Scene(objects=objects, background=rng.choice(level.backgrounds), level=level.name)
 
 
 def place(
     level: Level, count: int, rng: Random, taken: tuple[tuple[float, float, float], ...] = ()
 ) -> list[tuple[float, float, float]]:
-    """Up to ``count`` places (x, y, size) that overlap neither each other nor ``taken``; fewer where the picture is full."""
+    """Up to ``count`` positions (x, y, size) without overlap with each other or ``taken``; fewer if there is no space."""
     spots: list[tuple[float, float, float]] = []
     for _ in range(count):
         for _attempt in range(30):
@@ -192,5 +192,5 @@ def _spot(level: Level, rng: Random) -> tuple[float, float, float]:
 
 
 def apart(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
-    """Whether two places (x, y, size) do not overlap."""
+    """Whether two squares (x, y, size) do not overlap."""
     return a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[2] <= b[1] or b[1] + b[2] <= a[1]

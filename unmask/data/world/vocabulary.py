@@ -1,7 +1,7 @@
-"""The nouns, colours and backgrounds of the world, and its two levels of difficulty.
+"""Nouns, colours, backgrounds and levels of the synthetic world.
 
-Object names follow GenEval's list wherever an emoji of that object exists, so that a prompt of that benchmark whose nouns
-the world knows can be asked as it stands. Public idea: ``LEVELS["grid"]`` and ``LEVELS["free"]``.
+Object names follow GenEval's list wherever an emoji of that object exists, so that GenEval prompts with these nouns can be
+used unchanged. Public idea: ``LEVELS["grid"]`` and ``LEVELS["free"]``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ CLASSES: dict[str, tuple[str, str]] = {
 }
 CLASS_NAMES: tuple[str, ...] = tuple(CLASSES)
 
-# Recolourings: sRGB of the middle tone. "natural" (no recolouring) is the empty string. Append only, as above.
+# Recolourings: sRGB of the middle tone. The natural colour (no recolouring) is the empty string. Append only, as above.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 30, 36),
     "yellow": (246, 212, 20),
@@ -91,7 +91,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 
-# name -> (how it is said, top colour, bottom colour): flat where both are equal.
+# name -> (phrase, top colour, bottom colour); uniform if both are equal.
 BACKGROUNDS: dict[str, tuple[str, tuple[int, int, int], tuple[int, int, int]]] = {
     "white": ("on a white background", (250, 250, 250), (250, 250, 250)),
     "grey": ("on a grey background", (150, 152, 156), (150, 152, 156)),
@@ -109,9 +109,9 @@ BACKGROUND_NAMES: tuple[str, ...] = tuple(BACKGROUNDS)
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """How much of the world is used, and where things may lie.
+    """A subset of the world and its placement rules.
 
-    ``lattice``: number of cells along a side that places and sizes are multiples of; 0 means anywhere.
+    ``lattice``: positions and sizes are multiples of 1 / lattice; 0: any position.
     ``sizes``: object side as a fraction of the picture, from which grid scenes draw (free scenes draw between first and last).
     """
 
@@ -133,7 +133,7 @@ LEVELS: dict[str, Level] = {
         lattice=4,
         sizes=(0.5, 0.25),
     ),
-    # The same pixels per object on a canvas of half the side: what drawing learns first (64 px instead of 128).
+    # The same pixels per object at half the image side (64 px instead of 128): the first stage of image training.
     "grid_half": Level(
         name="grid_half",
         classes=CLASS_NAMES[:24],

@@ -1,8 +1,8 @@
-// The server: requests, its errors, and streams of events. Everything stays on the host that the page came from.
+// Requests to the server, its errors and its event streams. All requests go to the host that served the page.
 
 const KEY = "unmask.key";
 
-/** What the server said is wrong. ``status``: HTTP, 0 where a stream had begun · ``retryAfter``: seconds, if it said so. */
+/** An error response. ``status``: HTTP status, 0 if the stream had already started · ``retryAfter``: seconds, if given. */
 export class ApiError extends Error {
   constructor(message, { status = 0, code = null, retryAfter = null } = {}) {
     super(message);
@@ -10,7 +10,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The server went away: no answer, or a stream that broke off. */
+/** The connection failed: no response, or a stream that broke off. */
 export class Lost extends Error {}
 
 export function setKey(key) {
@@ -22,7 +22,7 @@ export async function getJSON(path) {
   return (await send(path, {})).json();
 }
 
-/** A POST; ``body``: a FormData, or what becomes JSON. The response is good, or ApiError or Lost is thrown. */
+/** A POST; ``body``: FormData, or a value sent as JSON. Throws ApiError or Lost unless the response is OK. */
 export function post(path, body, signal) {
   const form = body instanceof FormData;
   const headers = form ? {} : { "Content-Type": "application/json" };
@@ -36,7 +36,7 @@ async function send(path, { headers = {}, ...options }) {
     response = await fetch(path, { ...options, headers: { ...headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Lost("The server cannot be reached.");
+    throw new Lost("Cannot reach the server.");
   }
   if (!response.ok) throw await refused(response);
   return response;
@@ -47,14 +47,14 @@ async function refused(response) {
   try {
     error = (await response.json()).error;
   } catch {
-    // no JSON: the status says what there is to say
+    // not JSON: report the status
   }
   const retryAfter = Number(response.headers.get("Retry-After")) || null;
-  const message = error?.message || `The server answered ${response.status} ${response.statusText}.`;
+  const message = error?.message || `The server returned ${response.status} ${response.statusText}.`;
   return new ApiError(message, { status: response.status, code: error?.code, retryAfter });
 }
 
-/** The events of a stream, {event, data}, until its [DONE]. */
+/** The events {event, data} of a stream, up to [DONE]. */
 export async function* events(response) {
   for await (const { event, data } of frames(response.body.getReader())) {
     if (data === "[DONE]") return;
@@ -65,7 +65,7 @@ export async function* events(response) {
   throw new Lost("The connection was lost before the answer was complete.");
 }
 
-/** Server-sent events as they are written: fields a line, an empty line behind each event. */
+/** Parse server-sent events: one field per line, an empty line after each event. */
 async function* frames(reader) {
   const decoder = new TextDecoder();
   let rest = "", event = "", data = [];

@@ -1,18 +1,18 @@
-// The page: which task is shown, whether the server is there, light or dark. Starts everything.
+// Entry point of the page: task tabs, connection status, colour theme.
 
 import { getJSON, setKey } from "./api.js";
-import { chatRoom } from "./chat.js";
+import { chatPanel } from "./chat.js";
 import { h, say } from "./dom.js";
-import { drawRoom } from "./draw.js";
-import { editRoom } from "./edit.js";
+import { drawPanel } from "./draw.js";
+import { editPanel } from "./edit.js";
 import { Gallery, linked } from "./gallery.js";
-import { askRoom, groundRoom } from "./look.js";
+import { askPanel, groundPanel } from "./understand.js";
 import { known } from "./pictures.js";
 
-const ROOMS = { draw: drawRoom, ask: askRoom, ground: groundRoom, edit: editRoom, chat: chatRoom };
-const AGAIN = 2000; // milliseconds between looks for a server that went away
-const server = document.getElementById("server"), main = document.getElementById("rooms"), tabs = document.getElementById("tabs");
-const keyButton = document.getElementById("key"), rooms = Object.create(null); // so that no address names what every object has
+const PANELS = { draw: drawPanel, ask: askPanel, ground: groundPanel, edit: editPanel, chat: chatPanel };
+const RECONNECT = 2000; // milliseconds between attempts to reach a server that went away
+const server = document.getElementById("server"), main = document.getElementById("panels"), tabs = document.getElementById("tabs");
+const keyButton = document.getElementById("key"), panels = Object.create(null); // no prototype, so an address cannot name an inherited property
 let shown = null;
 
 const services = { has, lost, needKey, send, takeLast, model: { id: "", unmask: {} }, gallery: null };
@@ -23,7 +23,7 @@ async function start() {
   keyButton.addEventListener("click", () => needKey());
   services.gallery = new Gallery(document.getElementById("gallery"), { has, open, send });
   addEventListener("keydown", keys);
-  addEventListener("paste", (event) => rooms[shown]?.intake?.paste(event));
+  addEventListener("paste", (event) => panels[shown]?.intake?.paste(event));
   addEventListener("hashchange", follow);
   await connect();
 }
@@ -36,42 +36,42 @@ async function connect() {
     ready();
   } catch (error) {
     if (error.status === 401) needKey(connect);
-    else state("not connected", "bad");
+    else state("Not connected", "bad");
     main.replaceChildren(h("div", { class: "error alone", role: "alert" }, h("p", {}, error.message), h("button", { type: "button", class: "second", onclick: connect }, "Try again")));
   }
 }
 
 function build(fields) {
   const can = services.model.unmask?.tasks;
-  const names = Object.keys(ROOMS).filter((name) => !can || can.includes(name === "draw" ? "generate" : name));
+  const names = Object.keys(PANELS).filter((name) => !can || can.includes(name === "draw" ? "generate" : name));
   main.replaceChildren();
   tabs.replaceChildren();
   for (const name of names) {
-    rooms[name] = ROOMS[name](fields, services);
-    main.append(rooms[name].element);
-    tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, onclick: () => choose(name) }, rooms[name].task.title));
+    panels[name] = PANELS[name](fields, services);
+    main.append(panels[name].element);
+    tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}`, onclick: () => choose(name) }, panels[name].task.title));
   }
   if (!follow()) choose(names[0]);
 }
 
-/** Whether this model has a room of that name. */
+/** Whether the served model supports this task. */
 function has(task) {
-  return task in rooms;
+  return task in panels;
 }
 
 function choose(name) {
   shown = name;
-  for (const [other, room] of Object.entries(rooms)) room.element.hidden = other !== name;
+  for (const [other, panel] of Object.entries(panels)) panel.element.hidden = other !== name;
   for (const tab of tabs.children) {
     const on = tab.id === `tab-${name}`;
     tab.setAttribute("aria-selected", on);
     tab.tabIndex = on ? 0 : -1;
     if (on) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
-  document.title = `${rooms[name].task.title} · unmask`;
+  document.title = `${panels[name].task.title} · unmask`;
 }
 
-/** Fill in what the address says, if it says something. */
+/** Fill in the values of the address, if it has any. */
 function follow() {
   const found = linked(location.hash);
   if (!found || !has(found.task)) return false;
@@ -79,31 +79,31 @@ function follow() {
   return true;
 }
 
-/** Show a task with these values, and the picture they were used with if this session has it. */
+/** Show a task with these values, and with their source image if this session still has it. */
 async function open(task, values, source) {
   choose(task);
-  rooms[task].fill(values);
-  if (source) await rooms[task].take(await known(source));
-  rooms[task].prompt.focus();
+  panels[task].fill(values);
+  if (source) await panels[task].take(await known(source));
+  panels[task].prompt.focus();
 }
 
 async function send(task, url) {
   choose(task);
-  await rooms[task].take(await known(url));
-  rooms[task].prompt.focus();
+  await panels[task].take(await known(url));
+  panels[task].prompt.focus();
 }
 
-async function takeLast(room) {
+async function takeLast(panel) {
   const item = services.gallery.last;
-  if (item) await room.take(await known(item.url));
-  else room.wrong("Nothing has been drawn in this session yet.");
+  if (item) await panel.take(await known(item.url));
+  else panel.wrong("This session has no generated image yet.");
 }
 
 function keys(event) {
-  const room = rooms[shown];
-  if (!room) return;
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.preventDefault(), room.form.requestSubmit();
-  else if (event.key === "Escape" && room.job.running && !document.querySelector("dialog[open]")) room.job.cancel();
+  const panel = panels[shown];
+  if (!panel) return;
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.preventDefault(), panel.form.requestSubmit();
+  else if (event.key === "Escape" && panel.job.running && !document.querySelector("dialog[open]")) panel.job.cancel();
   else if (event.target.role === "tab") turn(event);
 }
 
@@ -125,20 +125,20 @@ function ready() {
   state(services.model.id, "good");
 }
 
-/** The server went away: say so, and look for it until it is back. */
+/** The connection broke: show it, and poll until the server answers again. */
 function lost() {
-  state("connection lost", "bad");
+  state("Connection lost", "bad");
   clearInterval(lost.timer);
   lost.timer = setInterval(async () => {
     const found = await fetch("readyz").then((answer) => answer.ok, () => false);
     if (!found) return;
     clearInterval(lost.timer);
     ready();
-    say("Connected again.");
-  }, AGAIN);
+    say("Reconnected.");
+  }, RECONNECT);
 }
 
-/** Ask for the API key, then go on. */
+/** Ask for the API key, then continue. */
 function needKey(again = null) {
   keyButton.hidden = false;
   const input = h("input", { type: "password", id: "key-input", autocomplete: "off", required: true });
@@ -146,7 +146,7 @@ function needKey(again = null) {
   const form = h("form", { method: "dialog", onsubmit: () => {
     setKey(input.value.trim());
     again?.();
-  } }, h("label", { htmlFor: "key-input" }, "This server wants an API key. It stays in this tab."), input, h("button", { type: "submit", class: "primary" }, "Use it"));
+  } }, h("label", { htmlFor: "key-input" }, "This server requires an API key. The key is stored in this tab only."), input, h("button", { type: "submit", class: "primary" }, "Use key"));
   dialog.append(form);
   document.body.append(dialog);
   dialog.showModal();
@@ -157,7 +157,7 @@ const dark = () => document.documentElement.dataset.theme === "dark" || (!docume
 function theme(name, keep = false) {
   if (name) document.documentElement.dataset.theme = name;
   if (keep) localStorage.setItem("unmask.theme", name);
-  document.getElementById("theme").textContent = dark() ? "Light" : "Dark";
+  document.getElementById("theme").textContent = dark() ? "Light mode" : "Dark mode";
   document.dispatchEvent(new Event("themechange"));
 }
 

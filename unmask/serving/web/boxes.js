@@ -1,43 +1,43 @@
-// Boxes over a picture, each with its phrase, and the same as a list. Editable ones are drawn, moved and named by the user.
+// Bounding boxes over an image, each with its phrase, and the same boxes as a list. Editable boxes are drawn, moved and labelled by the user.
 
 import { clamp, h } from "./dom.js";
 
-const LEAST = 0.04; // a smaller box was a click
+const MIN_SIDE = 0.04; // anything smaller was a click
 const NUDGE = 0.02;
 
-/** A box is {phrase, box: [x1, y1, x2, y2]} in fractions of the picture. ``onchange``: after the user changed something. */
+/** A box is {phrase, box: [x1, y1, x2, y2]} in fractions of the image. ``onchange``: called after every change by the user. */
 export class Boxes {
   constructor({ label, onchange = () => {} }) {
     this.onchange = onchange;
     this.overlay = h("div", { class: "boxes", role: "group", "aria-label": label, onpointerdown: (event) => this.draw(event) });
-    this.list = h("ol", { class: "things", "aria-label": label });
+    this.list = h("ol", { class: "objects", "aria-label": label });
     this.set([]);
   }
 
-  set(things, { editable = false } = {}) {
-    this.things = things.map(({ phrase, box }) => ({ phrase, box: [...box] }));
+  set(objects, { editable = false } = {}) {
+    this.objects = objects.map(({ phrase, box }) => ({ phrase, box: [...box] }));
     this.editable = editable;
     this.chosen = -1;
     this.overlay.classList.toggle("editable", editable);
     this.render();
   }
 
-  /** What is there, as the API wants it. */
+  /** The boxes in the form the API takes. */
   get value() {
-    return this.things.map(({ phrase, box }) => ({ phrase: phrase.trim(), box: box.map((v) => Math.round(v * 1000) / 1000) }));
+    return this.objects.map(({ phrase, box }) => ({ phrase: phrase.trim(), box: box.map((v) => Math.round(v * 1000) / 1000) }));
   }
 
   add(box = null, phrase = "") {
-    const shift = 0.06 * (this.things.length % 6);
-    this.things.push({ phrase, box: box || [0.1 + shift, 0.1 + shift, 0.5 + shift, 0.5 + shift] });
+    const shift = 0.06 * (this.objects.length % 6);
+    this.objects.push({ phrase, box: box || [0.1 + shift, 0.1 + shift, 0.5 + shift, 0.5 + shift] });
     this.render();
     this.onchange();
-    this.choose(this.things.length - 1);
+    this.choose(this.objects.length - 1);
     this.list.lastElementChild?.querySelector("input")?.focus();
   }
 
   remove(index) {
-    this.things.splice(index, 1);
+    this.objects.splice(index, 1);
     this.chosen = -1;
     this.render();
     this.onchange();
@@ -54,39 +54,39 @@ export class Boxes {
   }
 
   render() {
-    this.overlay.replaceChildren(...this.things.map((thing, i) => this.shape(thing, i)));
-    this.list.replaceChildren(...this.things.map((thing, i) => this.line(thing, i)));
-    this.list.hidden = !this.things.length;
+    this.overlay.replaceChildren(...this.objects.map((object, i) => this.shape(object, i)));
+    this.list.replaceChildren(...this.objects.map((object, i) => this.line(object, i)));
+    this.list.hidden = !this.objects.length;
   }
 
-  shape(thing, i) {
+  shape(object, i) {
     const keys = (event) => this.editable && this.key(event, i);
-    const element = h("button", { type: "button", class: "box", onclick: () => this.choose(i), onkeydown: keys }, h("span", {}, `${i + 1} ${thing.phrase}`));
-    element.setAttribute("aria-label", `${thing.phrase || "box"} ${i + 1}`);
+    const element = h("button", { type: "button", class: "box", onclick: () => this.choose(i), onkeydown: keys }, h("span", {}, `${i + 1} ${object.phrase}`));
+    element.setAttribute("aria-label", `${object.phrase || "box"} ${i + 1}`);
     if (this.editable) {
       element.append(h("i", { class: "corner", "aria-hidden": "true" }));
       element.addEventListener("pointerdown", (event) => this.drag(event, i));
     }
-    place(element, thing.box);
+    place(element, object.box);
     return element;
   }
 
-  line(thing, i) {
+  line(object, i) {
     if (!this.editable) {
-      const pick = h("button", { type: "button", class: "pick", "aria-pressed": "false", onclick: () => this.choose(this.chosen === i ? -1 : i) }, h("b", {}, String(i + 1)), thing.phrase);
+      const pick = h("button", { type: "button", class: "pick", "aria-pressed": "false", onclick: () => this.choose(this.chosen === i ? -1 : i) }, h("b", {}, String(i + 1)), object.phrase);
       return h("li", {}, pick);
     }
     const named = (event) => {
-      thing.phrase = event.target.value;
-      this.overlay.children[i].firstChild.textContent = `${i + 1} ${thing.phrase}`;
-      this.overlay.children[i].setAttribute("aria-label", `${thing.phrase || "box"} ${i + 1}`);
+      object.phrase = event.target.value;
+      this.overlay.children[i].firstChild.textContent = `${i + 1} ${object.phrase}`;
+      this.overlay.children[i].setAttribute("aria-label", `${object.phrase || "box"} ${i + 1}`);
       this.onchange();
     };
-    const input = h("input", { type: "text", value: thing.phrase, placeholder: "what is here, for example: red car", "aria-label": `Name of box ${i + 1}`, maxlength: 80, oninput: named, onfocus: () => this.choose(i) });
+    const input = h("input", { type: "text", value: object.phrase, placeholder: "label, e.g. red car", "aria-label": `Label of box ${i + 1}`, maxlength: 80, oninput: named, onfocus: () => this.choose(i) });
     return h("li", {}, h("b", {}, String(i + 1)), input, h("button", { type: "button", class: "quiet", "aria-label": `Remove box ${i + 1}`, onclick: () => this.remove(i) }, "×"));
   }
 
-  /** A new box, from where the pointer went down to where it is let go. */
+  /** Draw a new box by dragging. */
   draw(event) {
     if (!this.editable || event.target !== this.overlay || event.button) return;
     const from = this.at(event), ghost = h("div", { class: "box ghost" });
@@ -98,7 +98,7 @@ export class Boxes {
       place(ghost, box);
     }, () => {
       ghost.remove();
-      if (box[2] - box[0] >= LEAST && box[3] - box[1] >= LEAST) this.add(box);
+      if (box[2] - box[0] >= MIN_SIDE && box[3] - box[1] >= MIN_SIDE) this.add(box);
     });
   }
 
@@ -106,7 +106,7 @@ export class Boxes {
   drag(event, i) {
     if (event.button) return;
     event.stopPropagation();
-    const corner = event.target.classList.contains("corner"), from = this.at(event), was = [...this.things[i].box];
+    const corner = event.target.classList.contains("corner"), from = this.at(event), was = [...this.objects[i].box];
     this.choose(i);
     follow(event, (move) => {
       const to = this.at(move);
@@ -117,19 +117,19 @@ export class Boxes {
   key(event, i) {
     const step = { ArrowLeft: [-NUDGE, 0], ArrowRight: [NUDGE, 0], ArrowUp: [0, -NUDGE], ArrowDown: [0, NUDGE] }[event.key];
     if (event.key === "Delete" || event.key === "Backspace") this.remove(i);
-    else if (step) this.shift(i, [...this.things[i].box], ...step, event.shiftKey);
+    else if (step) this.shift(i, [...this.objects[i].box], ...step, event.shiftKey);
     else return;
     event.preventDefault();
     this.onchange();
   }
 
   shift(i, [x1, y1, x2, y2], dx, dy, corner) {
-    if (corner) this.things[i].box = [x1, y1, clamp(x2 + dx, x1 + LEAST), clamp(y2 + dy, y1 + LEAST)];
+    if (corner) this.objects[i].box = [x1, y1, clamp(x2 + dx, x1 + MIN_SIDE), clamp(y2 + dy, y1 + MIN_SIDE)];
     else {
       const x = clamp(dx, -x1, 1 - x2), y = clamp(dy, -y1, 1 - y2);
-      this.things[i].box = [x1 + x, y1 + y, x2 + x, y2 + y];
+      this.objects[i].box = [x1 + x, y1 + y, x2 + x, y2 + y];
     }
-    place(this.overlay.children[i], this.things[i].box);
+    place(this.overlay.children[i], this.objects[i].box);
   }
 
   at(event) {
@@ -144,7 +144,7 @@ function place(element, [x1, y1, x2, y2]) {
   element.classList.toggle("low", y1 < 0.08);
 }
 
-/** Call ``move`` while the pointer is held, ``end`` once it is let go. */
+/** Call ``move`` while the pointer is down and ``end`` when it is released. */
 function follow(event, move, end) {
   event.preventDefault();
   const control = new AbortController(), options = { signal: control.signal };

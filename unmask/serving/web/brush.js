@@ -1,4 +1,4 @@
-// A brush over a picture: what is painted will be drawn anew. With the keyboard: arrows move it, space paints.
+// A brush that paints the mask for inpainting. Keyboard: arrow keys move it, space paints.
 
 import { clamp, h } from "./dom.js";
 
@@ -7,7 +7,7 @@ export class Brush {
     this.onchange = onchange;
     this.element = h("canvas", {
       class: "brush", tabIndex: 0, role: "application", hidden: true,
-      "aria-label": "Region to redo. Arrow keys move the brush, space paints.",
+      "aria-label": "Mask: the region to regenerate. Arrow keys move the brush, space paints.",
       onpointerdown: (event) => this.stroke(event), onkeydown: (event) => this.key(event), onblur: () => this.ring.remove(),
     });
     this.pen = this.element.getContext("2d", { willReadFrequently: true });
@@ -19,7 +19,7 @@ export class Brush {
     this.tools = h("div", { class: "tools", hidden: true }, h("label", {}, "Brush ", this.size), this.erase, clear);
   }
 
-  /** Paint over a picture of this size, in pixels; forgets what was painted. */
+  /** Set the image size in pixels; clears the mask. */
   fit(width, height) {
     this.element.width = width;
     this.element.height = height;
@@ -86,7 +86,7 @@ export class Brush {
     this.element.after(this.ring);
   }
 
-  /** The region as the API wants it: a PNG of the picture's size, white where it is to be redone. */
+  /** The mask in the form the API takes: a PNG of the image's size, white where it is regenerated. */
   async blob() {
     const { width, height } = this.element;
     const white = h("canvas"), whole = h("canvas");

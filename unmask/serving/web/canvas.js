@@ -1,4 +1,4 @@
-// The canvas: a picture, and over it the tokens it is made of. Undecided ones are tiles; those decided in this step flash.
+// The canvas: an image and a tile for each masked token; tokens unmasked in this step flash.
 
 import { h, still } from "./dom.js";
 
@@ -16,12 +16,12 @@ export class Canvas {
     document.addEventListener("themechange", repaint);
   }
 
-  /** Nothing decided yet. ``grid``: rows and columns. */
+  /** All tokens masked. ``grid``: [rows, columns]. */
   blank(grid = EMPTY) {
     this.show({ image: null, grid, masked: "1".repeat(grid[0] * grid[1]), fresh: [] });
   }
 
-  /** ``image``: an element or none · ``masked``: a "1" for every undecided token, row by row · ``fresh``: indices decided just now. */
+  /** ``image``: an element or null · ``masked``: "1" for every masked token, row by row · ``fresh``: indices unmasked in this step. */
   show(frame) {
     cancelAnimationFrame(this.timer);
     this.frame = frame;
@@ -46,7 +46,7 @@ export class Canvas {
     this.paint(1);
   }
 
-  /** Draw the frame; ``at``: how far its flash has faded, 0..1. */
+  /** Draw the frame; ``at``: how far the flash has faded, 0..1. */
   paint(at) {
     const { pen, frame } = this, { width, height } = this.element;
     const style = getComputedStyle(this.element), colour = (name) => style.getPropertyValue(name).trim();
@@ -97,7 +97,7 @@ export class Canvas {
   }
 }
 
-/** The tokens that ``before`` had undecided and ``now`` has not. */
+/** Indices of tokens masked in ``before`` and unmasked in ``now``. */
 export function freshly(before, now) {
   if (!before || !now || before.length !== now.length) return [];
   return [...now].flatMap((c, i) => (c === "0" && before[i] === "1" ? [i] : []));

@@ -1,58 +1,56 @@
-// Chat: a conversation in words and pictures, both ways.
+// Chat: a conversation with text and images in both directions.
 
 import { post } from "./api.js";
 import { Canvas, freshly } from "./canvas.js";
 import { dataUrl, decoded, h } from "./dom.js";
-import { Film } from "./film.js";
+import { Replay } from "./replay.js";
 import { mistake } from "./job.js";
-import { write } from "./look.js";
-import { Room } from "./room.js";
+import { write } from "./understand.js";
+import { TaskPanel } from "./panel.js";
 import { Words } from "./words.js";
 
-export function chatRoom(fields, services) {
+export function chatPanel(fields, services) {
   const task = {
-    name: "chat", verb: "Send", title: "Chat", label: "Your message", picture: true,
-    intro: "Talk in words and pictures. Ask for a drawing, then about it, then for a change.",
-    placeholder: "draw a red apple",
-    examples: ["draw a red apple", "what colour is the apple?", "add a cat at the top left", "describe, then draw"],
+    name: "chat", verb: "Send", title: "Chat", label: "Message", picture: true,
+    intro: "Chat with text and images: ask for an image, ask about it, then ask for a change.",
     empty: "", work, taken,
-    handled: ["steps", "guidance", "settings", "max_tokens"], // a turn of words and pictures has samplers of its own
+    handled: ["steps", "guidance", "settings", "max_tokens"], // a turn with text and images uses its own samplers
   };
-  const room = new Room(task, fields.chat, services);
+  const panel = new TaskPanel(task, fields.chat, services);
   const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
-  const start = h("p", { class: "plain" }, "Nothing said yet.");
+  const start = h("p", { class: "plain" }, "No messages yet.");
   const thread = h("div", { class: "thread" }, start, log), below = () => (thread.scrollTop = thread.scrollHeight);
   const attached = h("div", { class: "attached", hidden: true });
-  const anew = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
-  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model is told nothing of pictures
+  const newChat = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
+  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   let said = [];
-  room.extra.append(anew);
-  room.element.classList.add("talk");
-  room.stage.replaceChildren(thread, h("div", { class: "composer" }, room.label, attached, room.prompt, h("div", { class: "tools" }, room.job.buttons, room.intake.element), room.job.element));
-  room.intake.element.hidden = !draws;
-  return room;
+  panel.extra.append(newChat);
+  panel.element.classList.add("talk");
+  panel.stage.replaceChildren(thread, h("div", { class: "composer" }, panel.label, attached, panel.prompt, h("div", { class: "tools" }, panel.job.buttons, panel.intake.element), panel.job.element));
+  panel.intake.element.hidden = !draws;
+  return panel;
 
   function forget() {
-    room.job.cancel();
+    panel.job.cancel();
     said = [];
     log.replaceChildren();
     start.hidden = false;
     drop();
-    room.prompt.focus();
+    panel.prompt.focus();
   }
 
   function taken({ url }) {
-    attached.replaceChildren(h("img", { src: url, alt: "The picture you attach", width: 56, height: 56 }), h("button", { type: "button", class: "quiet", "aria-label": "Remove the picture", onclick: drop }, "×"));
+    attached.replaceChildren(h("img", { src: url, alt: "Attached image", width: 56, height: 56 }), h("button", { type: "button", class: "quiet", "aria-label": "Remove the image", onclick: drop }, "×"));
     attached.hidden = false;
   }
 
   function drop() {
-    room.picture = null;
+    panel.picture = null;
     attached.hidden = true;
   }
 
   function bubble(who, ...content) {
-    const item = h("li", { class: who }, h("span", { class: "only-read" }, who === "user" ? "You said: " : "The model said: "), ...content);
+    const item = h("li", { class: who }, h("span", { class: "only-read" }, who === "user" ? "You: " : "Model: "), ...content);
     log.append(item);
     start.hidden = true;
     below();
@@ -60,11 +58,11 @@ export function chatRoom(fields, services) {
   }
 
   async function work(signal, report) {
-    const { prompt, ...values } = room.given(), picture = room.picture;
-    if (!prompt && !picture) throw mistake("Say something, or attach a picture.");
+    const { prompt, ...values } = panel.given(), picture = panel.picture;
+    if (!prompt && !picture) throw mistake("Enter a message or attach an image.");
     const message = { role: "user", content: parts(prompt, picture ? [picture.url] : []) };
-    const mine = bubble("user", ...(picture ? [h("img", { src: picture.url, alt: "your picture" })] : []), prompt);
-    room.prompt.value = "";
+    const mine = bubble("user", ...(picture ? [h("img", { src: picture.url, alt: "your image" })] : []), prompt);
+    panel.prompt.value = "";
     drop();
     const turn = live(bubble("assistant"));
     try {
@@ -73,45 +71,45 @@ export function chatRoom(fields, services) {
       said.push(message, { role: "assistant", content: parts(answer.text, answer.images.map((image) => dataUrl(image.b64_json))) });
       await turn.finish(answer);
       for (const image of answer.images) services.gallery.add({ task: "chat", url: dataUrl(image.b64_json), values: { prompt, ...values }, seed: values.seed, said: answer.text });
-      return "Your turn.";
+      return "Done.";
     } catch (error) {
       mine.remove();
       turn.item.remove();
-      room.prompt.value = prompt;
-      if (picture) await room.take(picture);
+      panel.prompt.value = prompt;
+      if (picture) await panel.take(picture);
       start.hidden = log.children.length > 0;
       throw error;
     }
   }
 
-  /** The answer as it comes: words, then perhaps a canvas, each with its steps. */
+  /** The answer while it is decoded: text, then possibly an image, with all steps. */
   function live(item) {
-    const words = new Words(), canvas = new Canvas("A picture of the answer");
+    const words = new Words(), canvas = new Canvas("Image in the answer");
     const frame = h("div", { class: "frame", hidden: true }, canvas.element);
-    const film = new Film((entry) => {
+    const replay = new Replay((entry) => {
       if (entry.words) words.tokens(entry.words.tokens);
       if (entry.canvas) canvas.show(entry.canvas);
       else canvas.blank();
     });
     let last = null;
-    item.append(words.element, frame, film.element);
-    return { item, words, film, frame: onframe, finish };
+    item.append(words.element, frame, replay.element);
+    return { item, words, replay, frame: onframe, finish };
 
     async function onframe(data) {
       frame.hidden = false;
       const image = data.b64_json ? await decoded(dataUrl(data.b64_json)) : null;
-      film.add({ label: `Step ${data.step} of ${data.of}`, canvas: { image, grid: data.grid, masked: data.masked, fresh: freshly(last, data.masked) } });
+      replay.add({ label: `Step ${data.step} of ${data.of}`, canvas: { image, grid: data.grid, masked: data.masked, fresh: freshly(last, data.masked) } });
       last = data.masked;
       below();
     }
 
     async function finish({ text, images }) {
       words.element.hidden = !text;
-      film.element.hidden ||= !last;
+      replay.element.hidden ||= !last;
       for (const [i, image] of images.entries()) {
         const url = dataUrl(image.b64_json);
-        if (i === images.length - 1 && last) film.add({ label: "Finished", canvas: { image: await decoded(url), grid: null, masked: null, fresh: [] } });
-        else frame.before(h("img", { src: url, alt: "a picture the model drew" }));
+        if (i === images.length - 1 && last) replay.add({ label: "Finished", canvas: { image: await decoded(url), grid: null, masked: null, fresh: [] } });
+        else frame.before(h("img", { src: url, alt: "image generated by the model" }));
       }
       below();
     }

@@ -1,4 +1,4 @@
-// Elements in one line. Text is only ever set as text, so nothing that a model or a user wrote is read as markup.
+// Create elements in one line. Text is always set as text, so no output of a model or a user is parsed as markup.
 
 const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "htmlFor", "className", "tabIndex"]);
 
@@ -16,21 +16,21 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 let count = 0;
-/** A fresh id, for labels and what they name. */
+/** A unique id, to connect a label with its control. */
 export const fresh = (name) => `${name}-${++count}`;
 
-/** Said to a screen reader, once. */
+/** Announce a text to screen readers. */
 export function say(text) {
-  document.getElementById("said").textContent = text;
+  document.getElementById("announcement").textContent = text;
 }
 
-/** A picture of the API (base64 without a header) as a data URL. */
+/** An image from the API (plain base64) as a data URL. */
 export function dataUrl(base64) {
   const kind = base64.startsWith("/9j/") ? "jpeg" : base64.startsWith("UklG") ? "webp" : "png";
   return `data:image/${kind};base64,${base64}`;
 }
 
-/** An image element, decoded. */
+/** A decoded image element. */
 export async function decoded(url) {
   const image = new Image();
   image.src = url;
@@ -40,5 +40,5 @@ export async function decoded(url) {
 
 export const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-/** Keep within 0..1, or other bounds. */
+/** Clamp to 0..1 or other bounds. */
 export const clamp = (value, low = 0, high = 1) => Math.min(high, Math.max(low, value));

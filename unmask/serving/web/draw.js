@@ -1,74 +1,73 @@
-// Draw: a prompt, and if one likes where its things shall be.
+// Draw: an image from a prompt, optionally with a layout of boxes.
 
 import { post } from "./api.js";
 import { Boxes } from "./boxes.js";
 import { h } from "./dom.js";
 import { mistake } from "./job.js";
-import { paint } from "./painting.js";
-import { Room } from "./room.js";
+import { paint } from "./image_stream.js";
+import { TaskPanel } from "./panel.js";
 
-export function drawRoom(fields, services) {
+export function drawPanel(fields, services) {
   const task = {
     name: "draw", verb: "Draw", title: "Draw", label: "Prompt",
-    intro: "Say what to draw. Every tile is a token; watch the model decide them.",
-    placeholder: "two red apples left of a cat",
-    examples: ["a red car left of a blue cat", "three dogs", "an elephant above a pink umbrella on a sand background"],
-    empty: "Drag here to say where something goes, or just draw.",
+    intro: "Describe the image. Every tile is a masked token; watch the model unmask them.",
+    empty: "Drag to place an object (optional), then press Draw.",
     work, filled,
   };
-  const room = new Room(task, fields.generate, services);
-  const layout = new Boxes({ label: "Layout", onchange: () => told() });
-  const place = h("button", { type: "button", class: "second", "aria-pressed": "true", onclick: () => placing(place.getAttribute("aria-pressed") !== "true") }, "Place things");
-  const more = h("button", { type: "button", class: "second", onclick: () => (placing(true), layout.add()) }, "Add a box");
+  const panel = new TaskPanel(task, fields.generate, services);
+  const layout = new Boxes({ label: "Layout", onchange: () => changed() });
+  const place = h("button", { type: "button", class: "second", "aria-pressed": "true", onclick: () => placing(place.getAttribute("aria-pressed") !== "true") }, "Edit layout");
+  const more = h("button", { type: "button", class: "second", onclick: () => (placing(true), layout.add()) }, "Add box");
   const clear = h("button", { type: "button", class: "second", onclick: () => (layout.set([], { editable: true }), placing(true)) }, "Clear");
-  room.frame.append(layout.overlay);
-  room.below.append(h("div", { class: "tools" }, place, more, clear), layout.list);
+  panel.frame.append(layout.overlay);
+  panel.below.append(h("div", { class: "tools" }, place, more, clear), layout.list);
   placing(true);
-  told();
-  return room;
+  changed();
+  return panel;
 
-  /** The empty canvas on which boxes are drawn, or what was drawn last. */
+  /** Switch between editing the layout and the last result. */
   function placing(on) {
     place.setAttribute("aria-pressed", on);
     layout.overlay.hidden = !on;
-    room.boxes.overlay.hidden = on;
-    layout.set(layout.things, { editable: true });
-    layout.list.hidden = !on || !layout.things.length;
+    panel.boxes.overlay.hidden = on;
+    layout.set(layout.objects, { editable: true });
+    layout.list.hidden = !on || !layout.objects.length;
     more.hidden = !on;
     if (on) {
-      room.shape(1);
-      room.canvas.blank();
-      room.film.pause();
-      room.hint.hidden = layout.things.length > 0;
-    } else if (room.film.entries.length) room.film.show(room.film.entries.length - 1);
+      panel.shape(1);
+      panel.canvas.blank();
+      panel.replay.pause();
+      panel.hint.hidden = layout.objects.length > 0;
+    } else if (panel.replay.entries.length) panel.replay.show(panel.replay.entries.length - 1);
   }
 
-  function told() {
-    const some = layout.things.length > 0;
-    room.hint.hidden ||= some;
+  function changed() {
+    const some = layout.objects.length > 0;
+    panel.hint.hidden ||= some;
     clear.hidden = !some;
   }
 
   function filled({ boxes }) {
-    const things = Array.isArray(boxes) ? boxes.filter((b) => typeof b?.phrase === "string" && Array.isArray(b.box) && b.box.length === 4 && b.box.every(Number.isFinite)) : [];
-    layout.set(things, { editable: true });
+    const objects = Array.isArray(boxes) ? boxes.filter((b) => typeof b?.phrase === "string" && Array.isArray(b.box) && b.box.length === 4 && b.box.every(Number.isFinite)) : [];
+    layout.set(objects, { editable: true });
     placing(true);
-    told();
+    changed();
   }
 
   async function work(signal, report) {
-    const values = room.given(), boxes = layout.value;
-    if (!values.prompt) throw mistake("The prompt is empty; say what to draw.");
-    if (boxes.some((box) => !box.phrase)) throw mistake("A box has no name; say what shall be in it, or remove it.");
+    const values = panel.given(), boxes = layout.value;
+    if (!values.prompt) throw mistake("Enter a prompt.");
+    const unnamed = boxes.findIndex((box) => !box.phrase);
+    if (unnamed >= 0) throw mistake(`Box ${unnamed + 1} has no label. Enter one or remove the box.`);
     if (boxes.length) Object.assign(values, { boxes, plan: undefined });
     placing(false);
-    room.canvas.blank();
-    room.reset();
+    panel.canvas.blank();
+    panel.reset();
     try {
       const response = await post("v1/images/generations", { ...values, stream: true, trace: true, response_format: "b64_json" }, signal);
-      return await paint(room, response, values, report);
+      return await paint(panel, response, values, report);
     } catch (error) {
-      if (!room.film.entries.length) placing(true); // nothing came: back to where it was
+      if (!panel.replay.entries.length) placing(true); // no step arrived: show the layout again
       throw error;
     }
   }

@@ -1,13 +1,13 @@
-// The pictures and answers of this session, each with what it takes to get it again: settings, seed, a link.
+// Images and answers of this session, each with its settings, seed and a link that reproduces it.
 
 import { h, say } from "./dom.js";
 
 const KEPT = 24, STORE = "unmask.gallery";
 
-/** What a finished picture can be used for: [task, what its button says]. */
+/** Tasks that take a finished image: [task, button text]. */
 export const USES = [["ask", "Ask"], ["ground", "Ground"], ["edit", "Edit"]];
 
-/** The address that opens this page with these values filled in. Pictures are not part of it. */
+/** A link to this page with these values filled in. It does not contain images. */
 export function link(task, values) {
   const given = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) {
@@ -31,12 +31,12 @@ export function linked(hash) {
   return { task, values };
 }
 
-/** ``has(task)``: whether there is such a room · ``open(task, values)``: show it, filled in · ``send(task, url)``: use the picture there. */
+/** ``has(task)``: whether the task exists · ``open(task, values)``: show it with these values · ``send(task, url)``: use the image there. */
 export class Gallery {
   constructor(element, { has, open, send }) {
     Object.assign(this, { element, has, open, send });
     this.strip = h("ul", { class: "strip" });
-    this.dialog = h("dialog", { class: "sheet", "aria-label": "One of this session", onclick: (event) => event.target === this.dialog && this.dialog.close() });
+    this.dialog = h("dialog", { class: "sheet", "aria-label": "Result details", onclick: (event) => event.target === this.dialog && this.dialog.close() });
     element.append(h("h2", { id: "gallery-title" }, "This session"), this.strip, this.dialog);
     this.items = kept();
     this.render();
@@ -48,7 +48,7 @@ export class Gallery {
     try {
       sessionStorage.setItem(STORE, JSON.stringify(this.items));
     } catch {
-      // no room left: this page still has them
+      // storage is full: this page still holds them
     }
     this.render();
   }
@@ -67,16 +67,16 @@ export class Gallery {
   show(item) {
     const close = () => this.dialog.close();
     const go = (work) => () => (close(), work());
-    const facts = [["Task", item.task], ["Seed", item.seed], ["Seconds", item.seconds?.toFixed(1)], ...rows(item.values)];
-    const told = facts.filter(([, value]) => value !== undefined && value !== null && value !== "").flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]);
+    const facts = [["Task", item.task], ["Seed", item.seed], ["Time", item.seconds === undefined ? null : `${item.seconds.toFixed(1)} s`], ...rows(item.values)];
+    const details = facts.filter(([, value]) => value !== undefined && value !== null && value !== "").flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]);
     const button = (text, work, kind = "second") => h("button", { type: "button", class: kind, onclick: work }, text);
-    const again = { ...item.values, seed: item.seed }, looked = ["ask", "ground"].includes(item.task); // their picture is their source
+    const again = { ...item.values, seed: item.seed }, sameImage = ["ask", "ground"].includes(item.task); // their image is the source
     this.dialog.replaceChildren(
       h("button", { type: "button", class: "quiet close", "aria-label": "Close", onclick: close }, "×"),
       h("img", { src: item.url, alt: item.values.prompt || "" }),
-      h("div", { class: "facts" }, h("p", { class: "text" }, item.said || item.values.prompt || ""), h("dl", {}, told),
+      h("div", { class: "facts" }, h("p", { class: "text" }, item.said || item.values.prompt || ""), h("dl", {}, details),
         h("div", { class: "actions" },
-          this.has(item.task) && button("Repeat", go(() => this.open(item.task, again, item.source || (looked && item.url))), "primary"),
+          this.has(item.task) && button("Reuse settings", go(() => this.open(item.task, again, item.source || (sameImage && item.url))), "primary"),
           copier(() => link(item.task, again)), download(item.url, item.seed),
           ...USES.filter(([task]) => this.has(task)).map(([task, text]) => button(text, go(() => this.send(task, item.url)))))));
     this.dialog.showModal();
@@ -100,7 +100,7 @@ export function download(url, seed) {
   return h("a", { class: "second", href: url, download: `unmask-${seed}.${url.slice(11, url.indexOf(";"))}` }, "Download");
 }
 
-/** A button that copies an address; where the browser does not allow it, the address is put into the bar instead. */
+/** A button that copies a link. If the browser forbids it, the link is put in the address bar. */
 export function copier(make) {
   const button = h("button", { type: "button", class: "second", onclick: async () => {
     const address = make();
@@ -109,7 +109,7 @@ export function copier(make) {
       button.textContent = "Copied";
     } catch {
       history.replaceState(null, "", address);
-      button.textContent = "In the address bar";
+      button.textContent = "See address bar";
     }
     say(button.textContent);
     setTimeout(() => (button.textContent = "Copy link"), 2000);

@@ -1,11 +1,11 @@
-// One run at a time in a room: the buttons, how far it is, cancelling, and what went wrong, told where it happened.
+// One run at a time: buttons, progress, cancelling and errors of a task.
 
 import { ApiError, Lost } from "./api.js";
 import { h, say } from "./dom.js";
 
 const MAC = /Mac|iPhone|iPad/.test(navigator.platform);
 
-/** ``verb``: on the button · ``work(signal, report)``: the run · ``services``: lost(), needKey(again) of the page. */
+/** ``verb``: button text · ``work(signal, report)``: the run · ``services``: lost() and needKey(again) of the page. */
 export class Job {
   constructor({ verb, work, services }) {
     Object.assign(this, { verb, work, services, control: null });
@@ -27,7 +27,7 @@ export class Job {
     this.control?.abort();
   }
 
-  /** Run; a second call while one is under way does nothing. */
+  /** Start a run; does nothing while one is running. */
   async start() {
     if (this.running) return;
     this.control = new AbortController();
@@ -36,10 +36,10 @@ export class Job {
     this.busy(true);
     this.report({ text: "Sending…", phase: "sent" });
     try {
-      const told = await this.work(this.control.signal, (what) => this.report(what));
-      this.finish(told || "Done.");
+      const status = await this.work(this.control.signal, (what) => this.report(what));
+      this.finish(status || "Done.");
     } catch (error) {
-      if (error.name === "AbortError") this.finish(this.line.textContent.startsWith("Sending") ? "Cancelled." : `Cancelled. Was: ${this.line.textContent}`);
+      if (error.name === "AbortError") this.finish(this.line.textContent.startsWith("Sending") ? "Cancelled." : `Cancelled. Last status: ${this.line.textContent}`);
       else this.fail(error);
     } finally {
       this.control = null;
@@ -47,7 +47,7 @@ export class Job {
     }
   }
 
-  /** ``text`` for the eye · ``value`` 0..1, or none where nobody knows · ``phase``: said aloud when it changes. */
+  /** ``text``: status line · ``value``: progress 0..1, null if unknown · ``phase``: the text is announced when this changes. */
   report({ text, value = null, phase = null }) {
     this.line.textContent = text;
     if (value === null) this.bar.removeAttribute("value");
@@ -67,10 +67,10 @@ export class Job {
     const said = error instanceof ApiError ? error.message[0].toUpperCase() + error.message.slice(1) : error.message;
     const message = wait ? said.replace(/[.\s]+$/, "") + wait : said;
     const lost = error instanceof Lost;
-    if (!lost && !(error instanceof ApiError) && !error.told) console.error(error);
+    if (!lost && !(error instanceof ApiError) && !error.user) console.error(error);
     if (lost) this.services.lost();
     if (error.status === 401) this.services.needKey(() => this.start());
-    const retry = error.told ? null : h("button", { type: "button", class: "second", onclick: () => this.start() }, "Try again");
+    const retry = error.user ? null : h("button", { type: "button", class: "second", onclick: () => this.start() }, "Try again");
     this.error.replaceChildren(h("p", {}, message), ...(retry ? [retry] : []));
     this.error.hidden = false;
   }
@@ -83,9 +83,9 @@ export class Job {
   }
 }
 
-export const NO_PICTURE = "There is no picture yet; choose one, drop one on the canvas, or draw one first.";
+export const NO_PICTURE = "No image yet. Choose a file, drop one on the canvas, or generate one first.";
 
-/** Something the user can put right before anything is sent. */
+/** A mistake in the input, found before anything is sent. */
 export function mistake(text) {
-  return Object.assign(new Error(text), { told: true });
+  return Object.assign(new Error(text), { user: true });
 }

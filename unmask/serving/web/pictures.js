@@ -1,27 +1,29 @@
-// Pictures from the user: a file, a drop, a paste, one of ours. Checked before anything is sent, and sent without what cameras add.
+// Images from the user: a file, a drop, a paste or an example. Checked before they are sent, and sent without camera metadata.
 
 import { fresh, h } from "./dom.js";
 
 const MOST_BYTES = 10 * 2 ** 20, MOST_PIXELS = 50e6;
-const LONGEST = 1024; // pixels a side; larger ones are made smaller here, models see less anyway
+const LONGEST = 1024; // pixels; larger images are scaled down before they are sent
 const KINDS = ["image/png", "image/jpeg", "image/webp"];
 
-export const EXAMPLES = ["apples", "street", "animals"].map((name) => ({ name, url: `web/example-${name}.png` }));
+const EXAMPLE_IMAGES = ["apples", "street", "animals"];
 
-/** What is wrong with the picture, in words for the user. */
+export const exampleUrl = (name) => `web/example-${name}.png`;
+
+/** Why an image cannot be used, as a message for the user. */
 export class PictureError extends Error {}
 
 /** A file as {url, width, height}: PNG at most LONGEST pixels long. */
 export async function read(file) {
-  if (!KINDS.includes(file.type)) throw new PictureError(`${file.name || "This"} is not a picture this page can send: PNG, JPEG or WebP, please.`);
-  if (file.size > MOST_BYTES) throw new PictureError(`${file.name || "The picture"} has ${(file.size / 2 ** 20).toFixed(1)} MB; at most ${MOST_BYTES / 2 ** 20} MB can be sent.`);
+  if (!KINDS.includes(file.type)) throw new PictureError(`${file.name || "This file"} is not a supported image. Use PNG, JPEG or WebP.`);
+  if (file.size > MOST_BYTES) throw new PictureError(`${file.name || "The image"} is ${(file.size / 2 ** 20).toFixed(1)} MB. The limit is ${MOST_BYTES / 2 ** 20} MB.`);
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new PictureError(`${file.name || "The picture"} cannot be read; is it damaged?`);
+    throw new PictureError(`${file.name || "The image"} cannot be decoded. Is the file damaged?`);
   }
-  if (bitmap.width * bitmap.height > MOST_PIXELS) throw new PictureError(`The picture has ${bitmap.width} × ${bitmap.height} pixels; that is too large.`);
+  if (bitmap.width * bitmap.height > MOST_PIXELS) throw new PictureError(`The image has ${bitmap.width} × ${bitmap.height} pixels. The limit is ${MOST_PIXELS / 1e6} megapixels.`);
   return drawn(bitmap);
 }
 
@@ -33,12 +35,13 @@ function drawn(bitmap) {
   return { url: canvas.toDataURL("image/png"), width, height };
 }
 
-/** A picture of this page, by its address, as ``read`` gives it. */
+/** An image by its URL, in the form that ``read`` returns. */
 export async function known(url) {
   const image = new Image();
   image.src = url;
   await image.decode();
-  return drawn(Object.assign(image, { width: image.naturalWidth, height: image.naturalHeight }));
+  const example = EXAMPLE_IMAGES.some((name) => url === exampleUrl(name));
+  return { ...drawn(Object.assign(image, { width: image.naturalWidth, height: image.naturalHeight })), example };
 }
 
 /** The bytes of a data URL. */
@@ -47,13 +50,13 @@ export function blobOf(url) {
   return new Blob([bytes], { type: url.slice(5, url.indexOf(";")) });
 }
 
-/** Where a picture is put: a button, a row of examples, and ``target`` to drop upon. ``onpicture(picture)``, ``onerror(text)``. */
+/** Image input: a button, a row of examples, and ``target`` as drop zone. ``onpicture(picture)``, ``onerror(text)``. */
 export function intake({ target, onpicture, onerror }) {
   const take = async (making) => {
     try {
       onpicture(await making);
     } catch (error) {
-      onerror(error instanceof PictureError ? error.message : "The picture cannot be read.");
+      onerror(error instanceof PictureError ? error.message : "The image cannot be decoded.");
     }
   };
   const id = fresh("file");
@@ -61,8 +64,8 @@ export function intake({ target, onpicture, onerror }) {
     if (input.files.length) take(read(input.files[0]));
     input.value = "";
   } });
-  const examples = EXAMPLES.map(({ name, url }) =>
-    h("button", { type: "button", class: "thumb", "aria-label": `Example picture: ${name}`, onclick: () => take(known(url)) }, h("img", { src: url, alt: "", width: 40, height: 40 })));
+  const examples = EXAMPLE_IMAGES.map((name) =>
+    h("button", { type: "button", class: "thumb", "aria-label": `Example image: ${name}`, onclick: () => take(known(exampleUrl(name))) }, h("img", { src: exampleUrl(name), alt: "", width: 40, height: 40 })));
   const over = (on) => (event) => (event.preventDefault(), target.classList.toggle("over", on));
   target.addEventListener("dragover", over(true));
   target.addEventListener("dragleave", over(false));
@@ -74,6 +77,6 @@ export function intake({ target, onpicture, onerror }) {
     const file = [...event.clipboardData.files].find((f) => f.type.startsWith("image/"));
     if (file) event.preventDefault(), take(read(file));
   };
-  const element = h("div", { class: "intake" }, input, h("label", { htmlFor: id, class: "second" }, "Choose a picture"), h("span", { class: "or" }, "drop or paste one, or try"), examples);
+  const element = h("div", { class: "intake" }, input, h("label", { htmlFor: id, class: "second" }, "Choose an image"), h("span", { class: "or" }, "or drop, paste, or try"), examples);
   return { element, paste };
 }

@@ -1,11 +1,11 @@
-// The settings of a task, made from the JSON schema that the server gives for it (GET /v1/fields).
+// The settings of a task, built from the server's JSON schema (GET /v1/fields).
 
 import { fresh, h } from "./dom.js";
 
-const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown at once where a task has them; the rest on request
-const SHORT = { "schedule.steps": "steps", "guidance.scale": "guidance" }; // what has a field of its own
+const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown first; the others are under More settings
+const SHORT = { "schedule.steps": "steps", "guidance.scale": "guidance" }; // settings that have a field of their own
 
-/** ``handled``: names of fields that the page fills in by other means. ``values()`` leaves out what is empty. */
+/** ``handled``: fields that the page fills in by other means. ``values()`` leaves out empty fields. */
 export class Settings {
   constructor(schema, handled) {
     this.fields = new Map();
@@ -29,7 +29,7 @@ export class Settings {
     made.input.name = name;
     made.input.setAttribute("aria-describedby", said);
     this.fields.set(name, made);
-    const about = name === "seed" ? "Empty: another one each time." : (field.description || "").replaceAll("`", "");
+    const about = name === "seed" ? "Empty: a new random seed for each run." : (field.description || "").replaceAll("`", "");
     const label = h("div", {}, h("label", { htmlFor: id }, shown), h("small", { id: said }, about));
     return h("div", { class: made.wide ? "setting wide" : "setting" }, label, made.input);
   }
@@ -45,21 +45,27 @@ export class Settings {
     return settings.length ? { ...found, settings } : found;
   }
 
-  /** Fill in; whatever is not named becomes empty again, and what a field cannot hold is left out. */
+  /** Fill in values; fields without a value become empty, values that a field cannot hold are ignored. */
   set({ settings, ...values }) {
     const given = Object.fromEntries((Array.isArray(settings) ? settings : []).map((setting) => String(setting).split("=")));
     for (const [name, { write }] of this.fields) write(values[name] ?? given[name]);
   }
 
-  /** The first field whose content its schema does not allow, if any. */
+  /** Fill in some values and leave the other fields as they are. */
+  change(values) {
+    for (const [name, value] of Object.entries(values)) this.fields.get(name)?.write(value);
+  }
+
+  /** The first field with an invalid value, if any. */
   invalid() {
     return [...this.fields.values()].map((made) => made.input).find((input) => !input.checkValidity()) || null;
   }
 }
 
-const title = (name) => (name === "n" ? "Pictures" : name[0].toUpperCase() + name.slice(1).replaceAll("_", " "));
+const TITLES = { n: "Images", reflect: "Attempts" };
+const title = (name) => TITLES[name] || name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
 
-/** A property without references and without "or null". */
+/** A property with references resolved and "or null" removed. */
 function plain(property, schema) {
   const named = property.$ref ? { ...schema.$defs?.[property.$ref.split("/").pop()], ...property } : property;
   const choices = (named.anyOf || named.allOf || []).filter((choice) => choice.type !== "null");
@@ -76,7 +82,7 @@ function control(field) {
   if (field.type === "boolean") return toggle(field);
   if (field.type === "integer" || field.type === "number") return number(field);
   if (field.type === "string") return line(field);
-  return null; // lists have their own controls, or none
+  return null; // lists have their own controls or none
 }
 
 function number(field) {
@@ -95,7 +101,7 @@ function toggle(field) {
 }
 
 function choice(field) {
-  const input = h("select", {}, h("option", { value: "" }, field.default == null ? "auto" : `${field.default} (usual)`), field.enum.map((name) => h("option", { value: name }, String(name))));
+  const input = h("select", {}, h("option", { value: "" }, field.default == null ? "auto" : `${field.default} (default)`), field.enum.map((name) => h("option", { value: name }, String(name))));
   return { input, read: () => input.value || undefined, write: (value) => (input.value = field.enum.includes(value) ? value : "") };
 }
 

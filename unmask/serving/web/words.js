@@ -1,9 +1,9 @@
-// Words as they are decided: committed ones stand, drafts may still change, undecided ones are tiles.
+// Text while it is decoded: committed tokens are plain, draft tokens are underlined, masked tokens are tiles.
 
 import { h } from "./dom.js";
 
-const ENDS = /^(<\|.+\|>|<pad>)$/; // what fills up the end of a text
-const PLACE = /^<LOC_(BEGIN|END|\d+)>$/; // a box, and its coordinates in 1024ths
+const ENDS = /^(<\|.+\|>|<pad>)$/; // padding after the end of a text
+const PLACE = /^<LOC_(BEGIN|END|\d+)>$/; // a box and its coordinates in 1/1024
 
 export class Words {
   constructor() {
@@ -24,13 +24,13 @@ export class Words {
       const place = PLACE.exec(text);
       if (place) return h("span", { class: committed ? "place" : "place draft" }, { BEGIN: " [ ", END: "] " }[place[1]] || `${place[1]} `);
       if (committed) return i ? text : text.trimStart();
-      if (text.trim() === "_" || text === "") return h("span", { class: "open", "aria-label": "undecided" });
-      return h("span", { class: "draft", title: "may still change" }, text);
+      if (text.trim() === "_" || text === "") return h("span", { class: "open", "aria-label": "masked token" });
+      return h("span", { class: "draft", title: "draft token, may still change" }, text);
     }), true);
   }
 
   final(text, title = "") {
-    this.put(title, [text || "(no words)"], false);
+    this.put(title, [text || "(empty answer)"], false);
   }
 
   put(title, parts, busy) {

@@ -1,17 +1,17 @@
-// Every step of a run, kept to be gone through again: a slider, and a button that plays it.
+// Replay of a run: a slider over all steps and a button that plays them.
 
 import { h } from "./dom.js";
 
-const PACE = 160; // milliseconds a step
+const STEP_TIME = 160; // milliseconds per step
 
-/** ``onshow(entry)``: put a step on the page. An entry has a label and says what changed (canvas, words, plan); the rest is as it was before. */
-export class Film {
+/** ``onshow(entry)``: show a step. An entry has a label and what changed (canvas, words, plan); the rest is taken from earlier entries. */
+export class Replay {
   constructor(onshow) {
     this.onshow = onshow;
     this.slider = h("input", { type: "range", min: 0, max: 0, step: 1, value: 0, "aria-label": "Step", oninput: () => this.scrub() });
-    this.button = h("button", { type: "button", class: "round", "aria-label": "Play the steps again", onclick: () => this.toggle() });
+    this.button = h("button", { type: "button", class: "round", "aria-label": "Replay steps", onclick: () => this.toggle() });
     this.label = h("output", { class: "step" });
-    this.element = h("div", { class: "film", hidden: true }, this.button, this.slider, this.label);
+    this.element = h("div", { class: "replay", hidden: true }, this.button, this.slider, this.label);
     this.clear();
   }
 
@@ -30,7 +30,7 @@ export class Film {
     if (this.follow) this.show(this.entries.length - 1);
   }
 
-  /** Entries of a run, kept or about to come. ``base``: how all was before the first. */
+  /** Entries of a run; more may follow. ``base``: the state before the first entry. */
   load(entries, base) {
     this.clear();
     this.entries = entries;
@@ -66,13 +66,13 @@ export class Film {
       at += 1;
       if (at >= this.entries.length) return this.pause();
       this.show(at);
-    }, PACE);
+    }, STEP_TIME);
   }
 
   pause() {
     clearInterval(this.timer);
     this.timer = null;
     this.button.classList.remove("playing");
-    this.button.setAttribute("aria-label", "Play the steps again");
+    this.button.setAttribute("aria-label", "Replay steps");
   }
 }

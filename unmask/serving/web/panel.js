@@ -1,22 +1,23 @@
-// A room is one task on the page: what is asked, the settings, and the stage on which the canvas unmasks.
+// A task panel: input, settings, and the stage that shows the canvas while it unmasks.
 
 import { Boxes } from "./boxes.js";
 import { Canvas } from "./canvas.js";
 import { decoded, fresh, h } from "./dom.js";
-import { Film } from "./film.js";
+import { EXAMPLES } from "./examples.js";
+import { Replay } from "./replay.js";
 import { USES, copier, download, link } from "./gallery.js";
 import { Job, mistake } from "./job.js";
-import { intake } from "./pictures.js";
+import { exampleUrl, intake, known } from "./pictures.js";
 import { Settings } from "./settings.js";
 import { Timeline } from "./timeline.js";
 import { Words } from "./words.js";
 
-/** What the page fills in by itself, whatever the task. */
+/** Fields that the page fills in itself, for every task. */
 export const HANDLED = ["model", "prompt", "messages", "image", "mask", "text", "phrases", "boxes", "draw", "stream", "stream_options", "trace",
   "partial_images", "response_format", "output_format", "size", "max_completion_tokens", "priority", "user"];
 
-export class Room {
-  /** ``task``: {name, verb, title, intro, label, placeholder, examples, empty, picture (takes one), lines (prompt has many), work(signal, report)} */
+export class TaskPanel {
+  /** ``task``: {name, verb, title, intro, label, empty, picture (takes an image), lines (prompt may have several), work(signal, report)} */
   constructor(task, schema, services) {
     Object.assign(this, { task, services, picture: null, shots: [], current: 0, values: null });
     this.job = new Job({ verb: task.verb, work: (signal, report) => task.work(signal, report), services });
@@ -28,42 +29,50 @@ export class Room {
     this.ask.prepend(title, h("p", { class: "intro" }, task.intro));
     this.tune = h("div", { class: "tune" }, this.settings.element);
     this.form = h("form", { class: "form", novalidate: true, autocomplete: "off", onsubmit: (event) => this.submit(event) }, this.ask, this.stage, this.tune);
-    this.element = h("section", { class: "room", id: `room-${task.name}`, role: "tabpanel", "aria-labelledby": `tab-${task.name}`, hidden: true }, this.form);
+    this.element = h("section", { class: "panel", id: `panel-${task.name}`, role: "tabpanel", "aria-labelledby": `tab-${task.name}`, hidden: true }, this.form);
     this.empty();
   }
 
   makeForm() {
-    const { task } = this, id = fresh("prompt");
-    this.prompt = h("textarea", { id, rows: task.lines ? 3 : 2, placeholder: task.placeholder, maxlength: 4000, onkeydown: (event) => {
+    const { task } = this, id = fresh("prompt"), examples = EXAMPLES[task.name];
+    this.prompt = h("textarea", { id, rows: task.lines ? 3 : 2, placeholder: examples[0].prompt, maxlength: 4000, onkeydown: (event) => {
       if (event.key === "Enter" && !task.lines && !event.shiftKey && !event.isComposing) event.preventDefault(), this.form.requestSubmit();
     } });
-    const chips = task.examples.map((text) => h("button", { type: "button", class: "chip", onclick: () => (this.prompt.value = text, this.prompt.focus()) }, text.replaceAll("\n", ", ")));
+    const chips = examples.map((one) => h("button", { type: "button", class: "chip", onclick: () => this.useExample(one) }, one.prompt.replaceAll("\n", ", ")));
     this.extra = h("div", { class: "extra" });
     this.label = h("label", { htmlFor: id, class: "kicker" }, task.label);
     this.ask = h("div", { class: "ask" }, this.label, this.prompt, h("div", { class: "chips", role: "group", "aria-label": "Examples" }, chips), this.extra, this.job.buttons, this.job.element, this.words.element);
   }
 
+  /** Fill in an example. Its image is taken unless the user has chosen an image of their own. */
+  async useExample({ prompt, image, ...values }) {
+    this.prompt.value = prompt;
+    this.settings.change(values);
+    this.prompt.focus();
+    if (image && (!this.picture || this.picture.example)) await this.take(await known(exampleUrl(image)));
+  }
+
   makeStage() {
     const { task } = this;
-    this.canvas = new Canvas("The canvas");
+    this.canvas = new Canvas("Canvas");
     this.boxes = new Boxes({ label: "Boxes" });
-    this.film = new Film((entry) => this.showEntry(entry));
+    this.replay = new Replay((entry) => this.showEntry(entry));
     this.timeline = new Timeline((round) => this.seek(round));
     this.hint = h("p", { class: "hint" }, task.empty);
     this.frame = h("div", { class: "frame" }, this.canvas.element, this.boxes.overlay, this.hint);
-    this.picker = h("div", { class: "picker", role: "group", "aria-label": "Pictures", hidden: true });
+    this.picker = h("div", { class: "picker", role: "group", "aria-label": "Images", hidden: true });
     this.actions = h("div", { class: "actions" });
     this.below = h("div", { class: "below" });
-    this.stage = h("div", { class: "stage" }, this.frame, this.film.element, this.picker, this.below, this.boxes.list, this.actions, this.timeline.element);
+    this.stage = h("div", { class: "stage" }, this.frame, this.replay.element, this.picker, this.below, this.boxes.list, this.actions, this.timeline.element);
     if (task.picture) {
       this.intake = intake({ target: this.frame, onpicture: (picture) => this.take(picture), onerror: (text) => this.wrong(text) });
-      this.lastDrawn = h("button", { type: "button", class: "second", onclick: () => this.services.takeLast(this) }, "Last drawn");
+      this.lastDrawn = h("button", { type: "button", class: "second", onclick: () => this.services.takeLast(this) }, "Last generated");
       this.intake.element.querySelector("label").after(this.lastDrawn);
       this.below.append(this.intake.element);
     }
   }
 
-  /** Before the first run, or a new start. */
+  /** The state before the first run. */
   empty() {
     this.canvas.blank();
     this.reset();
@@ -71,7 +80,7 @@ export class Room {
   }
 
   reset() {
-    this.film.clear();
+    this.replay.clear();
     this.timeline.clear();
     this.words.clear();
     this.boxes.set([]);
@@ -92,12 +101,12 @@ export class Room {
     this.job.start();
   }
 
-  /** Something is wrong with what the user gave; told next to the task. */
+  /** Show a mistake in the input. */
   wrong(text) {
     this.job.fail(mistake(text));
   }
 
-  /** The picture that is asked about or changed: {url, width, height}. */
+  /** Set the input image: {url, width, height}. */
   async take(picture) {
     this.picture = picture;
     this.job.error.hidden = true;
@@ -133,11 +142,11 @@ export class Room {
     this.boxes.set(plan?.things || []);
   }
 
-  /** Show picture number ``index`` of the run, with its own film and timeline. */
+  /** Show image number ``index`` of the run, with its own replay and timeline. */
   choose(index) {
     this.current = index;
     const shot = this.shots[index];
-    this.film.load(shot.entries, shot.base);
+    this.replay.load(shot.entries, shot.base);
     this.timeline.clear();
     for (const [round, known] of shot.rounds) this.timeline.put(round, known);
     [...this.picker.children].forEach((button, i) => button.setAttribute("aria-pressed", i === index));
@@ -146,10 +155,10 @@ export class Room {
 
   seek(round) {
     const at = this.shots[this.current].entries.findLastIndex((entry) => entry.round === round);
-    if (at >= 0) this.film.show(at);
+    if (at >= 0) this.replay.show(at);
   }
 
-  /** What can be done with a finished picture: {url, seed, values}. */
+  /** Offer actions for a finished image: {url, seed, values}. */
   offer(result) {
     this.actions.replaceChildren();
     if (!result) return;
@@ -158,12 +167,12 @@ export class Room {
       this.canvas.grid = !this.canvas.grid;
       grid.setAttribute("aria-pressed", this.canvas.grid);
       this.canvas.paint(1);
-    } }, "Tokens");
-    const use = h("div", { class: "use", role: "group", "aria-label": "Use this picture in" }, h("span", {}, "Use in"), ...USES.filter(([task]) => this.services.has(task)).map(go));
+    } }, "Token grid");
+    const use = h("div", { class: "use", role: "group", "aria-label": "Use this image in" }, h("span", {}, "Use in"), ...USES.filter(([task]) => this.services.has(task)).map(go));
     this.actions.append(use, grid, download(result.url, result.seed), copier(() => link(this.task.name, { ...result.values, seed: result.seed })));
   }
 
-  /** Everything that was set, as the API and the gallery want it; the seed is drawn by lot where none is given. */
+  /** All values for the API and the gallery; picks a random seed if none is given. */
   given() {
     const values = { prompt: this.prompt.value.trim(), ...this.settings.values() };
     if (values.seed === undefined && this.settings.fields.has("seed")) values.seed = Math.floor(Math.random() * 2 ** 31);

@@ -1,4 +1,4 @@
-"""The form in which a picture to edit comes. Public idea: ``await edit_form(request) -> EditForm``."""
+"""Parse the multipart form of an edit request. Public idea: ``await edit_form(request) -> EditForm``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LISTS = ("settings", "boxes")
 
 @dataclass(frozen=True, kw_only=True)
 class EditForm:
-    """``fields``: everything but the files, as strings and lists, not checked yet."""
+    """``fields``: all fields except the files, as strings and lists, not validated yet."""
 
     image: bytes
     mask: bytes | None
@@ -25,9 +25,9 @@ class EditForm:
 
 
 async def edit_form(request: Request) -> EditForm:
-    """Read a form. ValueError for a missing or second picture, and for lists that are no JSON."""
+    """Read a form. ValueError for a missing or second image and for invalid JSON lists."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise ValueError("an edit comes as multipart/form-data, with the picture as the file image; send it as a form")
+        raise ValueError("an edit must be sent as multipart/form-data with the image in the file field image")
     files: dict[str, bytes] = {}
     fields: dict[str, Any] = {}
     async with request.form(max_files=8, max_fields=200, max_part_size=2**20) as form:
@@ -35,32 +35,32 @@ async def edit_form(request: Request) -> EditForm:
             if name in _FILES:
                 kind = name.removesuffix("[]")
                 if kind in files:
-                    raise ValueError(f"{kind}: one picture at a time; send one file")
+                    raise ValueError(f"{kind}: only one file is allowed; send one")
                 files[kind] = await value.read() if isinstance(value, UploadFile) else value.encode()
             elif isinstance(value, UploadFile):
-                raise ValueError(f"there is no file {name[:50]!r} in an edit; send image and mask")
+                raise ValueError(f"unknown file field {name[:50]!r}; the file fields are image and mask")
             else:
                 _add(fields, name.removesuffix("[]"), value)
     if "image" not in files:
-        raise ValueError("image: there is no picture in the form; send one as the file image")
+        raise ValueError("image: the form contains no image; send one in the file field image")
     return EditForm(image=files["image"], mask=files.get("mask"), fields=fields)
 
 
 def _add(fields: dict[str, Any], name: str, value: str) -> None:
-    """``settings`` may be repeated; it and ``boxes`` may also be one JSON list."""
+    """``settings`` and ``boxes`` may be repeated or given as one JSON list."""
     if name not in _LISTS:
         fields[name] = value
     elif value.lstrip().startswith("["):
         try:
             fields[name] = [*fields.get(name, []), *json.loads(value)]
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name}: this is not a JSON list; send one, or repeat the field") from error
+            raise ValueError(f"{name}: invalid JSON list; send a JSON list, or repeat the field") from error
     else:
         fields[name] = [*fields.get(name, []), value]
 
 
 def edit_schema() -> dict[str, Any]:
-    """The request body for OpenAPI, since the form is read by hand."""
+    """The OpenAPI schema of the request body; the form is parsed without FastAPI."""
     schema = Edit.model_json_schema()
     shared = schema.pop("$defs", {})
     box = shared.get("BoxOf", {"type": "object"})

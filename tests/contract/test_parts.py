@@ -1,0 +1,114 @@
+"""Every part has an instance, is a value, and fits the protocol that it is used as."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from unmask import protocols
+from unmask.sampling.sampler import Sampler
+
+from .instances import (
+    ALL_BLOCKS,
+    ALL_CACHES,
+    ALL_CORRUPTIONS,
+    ALL_GUIDANCES,
+    ALL_SCHEDULES,
+    ALL_SELECTIONS,
+    ALL_STOPPINGS,
+    ALL_TOKEN_SAMPLERS,
+    OBJECTIVES,
+    OTHER_OBJECTIVES,
+    POLICIES,
+    PRIORS,
+    SAMPLERS,
+    classes_in,
+    fake,
+    fits,
+    method_parts,
+    misfits,
+    parts_found,
+    tiny,
+)
+
+ROLES: list[tuple[type, list[Any]]] = [
+    (protocols.UnmaskingSchedule, ALL_SCHEDULES),
+    (protocols.TokenSampler, ALL_TOKEN_SAMPLERS),
+    (protocols.Selection, ALL_SELECTIONS),
+    (protocols.Guidance, ALL_GUIDANCES),
+    (protocols.BlockSchedule, ALL_BLOCKS),
+    (protocols.EarlyStopping, ALL_STOPPINGS),
+    (protocols.Prior, PRIORS),
+    (protocols.Cache, ALL_CACHES),
+    (protocols.Corruption, ALL_CORRUPTIONS),
+    (protocols.Objective, [*OBJECTIVES, *OTHER_OBJECTIVES[:-1]]),
+]
+INSTANCES = [SAMPLERS, PRIORS, ALL_CORRUPTIONS, OBJECTIVES, OTHER_OBJECTIVES, POLICIES, method_parts()]
+CHECKED = (
+    protocols.Guidance,
+    protocols.Corruption,
+    protocols.UnmaskingSchedule,
+    protocols.Predicting,
+    protocols.Bounded,
+    protocols.Correcting,
+    protocols.Cache,
+    protocols.Prior,
+    protocols.Codec,
+)
+
+
+def test_every_part_has_an_instance() -> None:
+    here = set().union(*(classes_in(tuple(some)) for some in INSTANCES))
+    missing = sorted(f"{part.__module__}.{part.__qualname__}" for part in parts_found() - here)
+    assert not missing, f"add an instance of {', '.join(missing)} to tests/contract/instances.py or to its card"
+
+
+def test_parts_are_frozen_and_keyword_only() -> None:
+    loose = [
+        part.__qualname__
+        for part in parts_found()
+        if not part.__dataclass_params__.frozen or not all(field.kw_only for field in dataclasses.fields(part))
+    ]
+    assert not loose, f"parts are frozen and keyword-only; {loose} are not"
+
+
+@pytest.mark.parametrize(("protocol", "parts"), ROLES, ids=lambda x: getattr(x, "__name__", ""))
+def test_instances_fit_their_protocol(protocol: type, parts: list[Any]) -> None:
+    assert parts
+    for part in parts:
+        assert not misfits(part, protocol), f"{type(part).__name__} is no {protocol.__name__}"
+        if protocol in CHECKED:
+            assert isinstance(part, protocol)
+
+
+def test_every_part_of_a_method_has_a_role() -> None:
+    roles = [protocol for protocol, _ in ROLES]
+    for part in method_parts():
+        some = isinstance(part, Sampler | torch.nn.Module) or any(fits(part, protocol) for protocol in roles)
+        assert some, f"{type(part).__name__} fits no protocol"
+
+
+def test_optional_protocols_are_fitted_whole() -> None:
+    """A part that has a method of ``Predicting``, ``Bounded`` or ``Correcting`` has it with the right parameters."""
+    names = {protocols.Predicting: "predict", protocols.Bounded: "extra_steps", protocols.Correcting: "more"}
+    for some in INSTANCES:
+        for part in some:
+            for protocol, name in names.items():
+                if hasattr(part, name):
+                    assert not misfits(part, protocol)
+
+
+def test_denoisers_fit_theirs() -> None:
+    assert not misfits(fake, protocols.Denoiser)
+    assert not misfits(tiny(), protocols.Denoiser)
+
+
+def test_the_check_can_fail() -> None:
+    class Wrong:
+        def counts(self, tokens: int, more: int) -> list[int]:
+            return [tokens]
+
+    assert misfits(Wrong(), protocols.UnmaskingSchedule) and misfits(object(), protocols.Cache)

@@ -1,0 +1,256 @@
+"""Schemas as pydantic and OpenAI's structured outputs send them: references, optional values, literals, defaults; and their limits."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum, StrEnum
+from importlib.resources import files
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from unmask.grammars.answer_format import of_response_format, of_schema
+from unmask.grammars.automaton import compile_automaton
+from unmask.grammars.references import expanded
+from unmask.grammars.schema import json_texts
+from unmask.tokens.prompts import COMPACT, RELEASED
+from unmask.tokens.text import EOT, Text
+
+TEXT = Text.load(Path(str(files("unmask") / "assets" / "mini" / "tokenizer.json")))
+SCHEMAS = Path(__file__).parent / "schemas"
+
+
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class One(Enum):
+    ONLY = "only"
+
+
+class Size(BaseModel):
+    big: bool
+
+
+class Box(BaseModel):
+    """Its own reference inside a reference."""
+
+    size: Size
+    lid: Colour | None = None
+
+
+class Thing(BaseModel):
+    """Every construction at once."""
+
+    model_config = ConfigDict(title="A thing", extra="forbid", json_schema_extra={"examples": [{"colour": "red"}]})
+    colour: Colour = Field(description="what colour?", examples=["red"])
+    again: Colour = Colour.RED
+    maybe: Colour | None = None
+    box: Box
+    kind: Literal["a", 1, None]
+    fixed: Literal["x"] = "x"
+    one: One
+    count: Annotated[int, Field(ge=0, le=9)] | None = None
+    either: Size | Box
+    several: Annotated[list[Colour], Field(max_length=2)]
+    name: str | None = Field(None, title="Name")
+
+
+THING = {
+    "colour": "red",
+    "again": "blue",
+    "maybe": None,
+    "box": {"size": {"big": True}, "lid": "red"},
+    "kind": 1,
+    "fixed": "x",
+    "one": "only",
+    "count": 3,
+    "either": {"size": {"big": False}, "lid": None},
+    "several": ["red", "blue"],
+    "name": "q",
+}
+
+
+def accepts(schema: Any, value: Any) -> bool:
+    text = json.dumps(value, ensure_ascii=False).encode()
+    return compile_automaton(json_texts(expanded(schema))).accepts(text)
+
+
+def ids(text: str) -> list[int]:
+    return [TEXT.pieces.index(bytes([b])) for b in text.encode()] + [TEXT[EOT]]
+
+
+def test_a_pydantic_model_accepts_what_pydantic_accepts() -> None:
+    schema = Thing.model_json_schema()
+    assert accepts(schema, THING)
+    Thing.model_validate(THING)
+    wrong: dict[str, Any] = {
+        "colour": "green",
+        "again": None,
+        "box": {"size": True},
+        "kind": 2,
+        "fixed": "y",
+        "count": 10,
+    }
+    wrong |= {"one": "two", "maybe": "x", "either": {"big": "x"}, "several": ["red"] * 3, "name": 4}
+    for name, value in wrong.items():
+        assert not accepts(schema, {**THING, name: value}), name
+        with pytest.raises(ValueError, match=name):
+            Thing.model_validate({**THING, name: value})
+
+
+def test_in_one_piece_it_is_read_as_json() -> None:
+    (slot,) = of_schema(Thing.model_json_schema()).slots(TEXT, RELEASED)
+    assert slot.read(ids(json.dumps(THING))) == THING
+
+
+def test_field_by_field_every_value_has_its_question_and_words() -> None:
+    given = {"type": "json_schema", "json_schema": {"schema": Thing.model_json_schema(), "strict": True}}
+    found = of_response_format(given)
+    assert found is not None and found.to_json() == {"schema": Thing.model_json_schema()}
+    slots = {".".join(slot.path): slot for slot in found.slots(TEXT, COMPACT)}
+    assert (
+        list(slots) == ["colour", "again", "maybe", "box.size.big", "box.lid", "kind", "fixed", "one"] + list(THING)[7:]
+    )
+    assert slots["colour"].question == "what colour?"
+    said = {"colour": "red", "again": "blue", "maybe": "null", "box.size.big": "yes", "box.lid": "red", "kind": "one"}
+    said |= {"fixed": "x", "one": "only", "count": "three", "either": json.dumps(THING["either"])}
+    said |= {"several": '["red", "blue"]', "name": "q"}
+    assert found.value([(slot.path, slot.read(ids(said[path]))) for path, slot in slots.items()]) == THING
+
+
+def test_the_strict_schema_of_the_openai_client_is_the_same() -> None:
+    strict = pytest.importorskip("openai.lib._pydantic").to_strict_json_schema(Thing)
+    assert accepts(strict, THING) and not accepts(strict, {**THING, "colour": "green"})
+
+
+RIGHT = {
+    "enum": [{"colour": "red"}, {"colour": "blue"}],
+    "list_of_enum": [{"colours": []}, {"colours": ["red", "blue", "red"]}],
+    "nested": [{"colour": "red", "size": {"big": True}}],
+    "nullable-enum": [{"colour": "red"}, {"colour": "blue"}, {"colour": None}],
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_reported_schemas_are_accepted(name: str) -> None:
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+    assert all(accepts(schema, value) for value in RIGHT[name])
+    assert not accepts(schema, {**RIGHT[name][0], "colour": "green"})
+    assert of_schema(schema).slots(TEXT, COMPACT) and of_schema(schema).slots(TEXT, RELEASED)
+
+
+def test_a_nullable_enum_is_one_of_its_words() -> None:
+    (slot,) = of_schema((SCHEMAS / "nullable-enum.json").read_text()).slots(TEXT, COMPACT)
+    assert dict(slot.said) == {"red": "red", "blue": "blue", "null": None}
+    assert [slot.read(ids(words)) for words in ("red", "null")] == ["red", None]
+
+
+SILENT = {"title": "t", "description": "d", "default": 1, "examples": [{"$ref": "#/nowhere"}], "deprecated": True}
+ACCEPTED: list[tuple[Any, Any, Any]] = [
+    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/c"}, "c": {"const": 1}}, "$ref": "#/$defs/a"}, 1, 2),
+    ({"definitions": {"a": {"const": 1}}, "items": {"$ref": "#/definitions/a"}, "type": "array"}, [1, 1], [2]),
+    ({"$defs": {"a/b~c d": {"const": 1}}, "$ref": "#/$defs/a~1b~0c%20d"}, 1, 2),
+    ({"$defs": {"a": {"const": 1}}, "anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}, None, 2),
+    ({"$defs": {"a": {"const": 1}}, "allOf": [{"$ref": "#/$defs/a"}], "default": 1}, 1, 2),
+    ({"$defs": {"a": {"const": 1, **SILENT}}, "$ref": "#/$defs/a", **SILENT}, 1, 2),
+    ({"$defs": {"unused": {"$ref": "https://example.org"}, "bad": 3}, "const": 1}, 1, 2),
+    ({"const": {"$ref": "#/nowhere"}}, {"$ref": "#/nowhere"}, 1),
+    ({"type": "object", "properties": {"$ref": {"const": 1}}}, {"$ref": 1}, {"$ref": 2}),
+    (
+        {"type": "object", "properties": {"a": {"const": 1}, "b": {"$ref": "#/properties/a"}}},
+        {"a": 1, "b": 1},
+        {"a": 1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), ACCEPTED, ids=lambda v: json.dumps(v)[:50])
+def test_references_are_followed(schema: Any, valid: Any, invalid: Any) -> None:
+    assert accepts(schema, valid) and not accepts(schema, invalid)
+
+
+def test_text_beside_a_reference_replaces_that_of_the_definition() -> None:
+    inner = {"$ref": "#/$defs/c", "description": "what colour is it?"}
+    schema = {
+        "$defs": {"c": {"enum": ["red"], "description": "a colour"}},
+        "type": "object",
+        "properties": {"c": inner},
+    }
+    (slot,) = of_schema(schema).slots(TEXT, COMPACT)
+    assert slot.question == "what colour is it?"
+
+
+DOUBLING = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(25)}
+REFUSED: list[tuple[Any, str]] = [
+    (json.loads((SCHEMAS / "recursive.json").read_text()), "schema.properties.n.anyOf[0].$ref: #/$defs/N refers to itself"),
+    (json.loads((SCHEMAS / "outside.json").read_text()), 'schema.$ref: "https://example.org/schema.json" is not a path'),
+    (json.loads((SCHEMAS / "required-null.json").read_text()), "schema.required: expected a list of names, got null"),
+    ({"type": "array", "items": {"$ref": "#"}}, "schema.items.items.$ref: # refers to itself"),
+    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "$ref: #/$defs/a refers to"),
+    ({"$defs": {"a": {"const": 1}}, "$ref": "#/$defs/b"}, "schema.$ref: #/$defs/b is not in this schema; $defs has a"),
+    ({"$ref": "#/$defs/b"}, "is not in this schema; it has no $defs"),
+    ({"$ref": "#name"}, 'schema.$ref: "#name" is not a path inside this schema'),
+    ({"$ref": 3}, "schema.$ref: 3 is not a path"),
+    ({"$defs": {"a": 3}, "$ref": "#/$defs/a"}, "schema: expected a schema, got 3"),
+    ({"$defs": {"a": {"type": "string"}}, "$ref": "#/$defs/a", "maxLength": 2},
+     "schema.maxLength: this keyword is not supported beside $ref"),
+    ({"allOf": [{"const": 1}, {"const": 1}]}, "schema.allOf: only a list of one schema"),
+    ({"allOf": []}, "schema.allOf: only a list of one schema"),
+    ({"$defs": {"a": {"type": "string", "format": "date"}}, "type": "array", "items": {"$ref": "#/$defs/a"}},
+     "schema.items.format: this keyword"),
+    ({"type": "object", "properties": {"a": {"oneOf": [{"type": "null"}]}}}, "schema.properties.a.oneOf: this keyword"),
+    ({"$defs": {**DOUBLING, "d25": {"const": 1}}, "$ref": "#/$defs/d0"}, "more than 5000 schemas after expanding $ref"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "said"), REFUSED, ids=lambda v: str(v)[:50])
+def test_what_is_not_supported_is_named_with_its_path(schema: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=".") as wrong:
+        of_schema(schema)
+    assert said in str(wrong.value)
+
+
+def mutated(value: Any, rng: Random) -> Any:
+    """The value with one place replaced, removed or wrapped at random."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        name = rng.choice(list(value))
+        if rng.random() < 0.1:
+            return {key: inner for key, inner in value.items() if key != name}
+        return {**value, name: mutated(value[name], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        at = rng.randrange(len(value))
+        return [*value[:at], mutated(value[at], rng), *value[at + 1 :]]
+    strange = [
+        None,
+        True,
+        0,
+        -1,
+        1e300,
+        10**30,
+        "",
+        "a",
+        "\ud800",
+        "#/$defs/Box",
+        [],
+        [[]],
+        {},
+        {"$ref": "#/$defs/Box"},
+    ]
+    return rng.choice([*strange, [value], {"a": value}, {"anyOf": [value, value]}])
+
+
+def test_no_schema_raises_anything_but_a_value_error() -> None:
+    rng, base, refused = Random(0), Thing.model_json_schema(), 0
+    for _ in range(400):
+        schema = mutated(mutated(base, rng), rng)
+        try:
+            of_schema(schema).slots(TEXT, COMPACT)
+        except ValueError as wrong:
+            assert type(wrong) is ValueError, (schema, wrong)
+            refused += 1
+    assert 100 < refused < 400
