@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ from unmask.tokens.layouts import Layout
 
 HISTORY = Path(__file__).with_name("history.jsonl")
 Change = Callable[[Sampler], Sampler]
+Measure = Callable[["Arm", "Scored | None"], "Scored | None"]  # None for an arm that --only leaves out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ REMASKED: dict[str, Change] = {
 }
 
 
-def remasking(measured: Callable[[Arm, Scored | None], Scored], only: Sequence[int]) -> None:
+def remasking(measured: Measure, only: Sequence[int]) -> None:
     def pictures(name: str, count: int, change: Change = lambda sampler: sampler) -> Arm:
         return Arm(
             name=f"pictures.{count}steps.{name}", part=PICTURES, preset="generate", change=steps_of(count, change)
@@ -141,7 +143,7 @@ def remasking(measured: Callable[[Arm, Scored | None], Scored], only: Sequence[i
     measured(pictures("cap_0.3_without_noise", only[0], lambda s: remdm(without_noise(s), eta=0.3)), silent)
 
 
-def bounded(measured: Callable[[Arm, Scored | None], Scored], only: Sequence[int]) -> None:
+def bounded(measured: Measure, only: Sequence[int]) -> None:
     for task, part, preset, gammas in (
         ("answers", Questions(), "ask", (0.01, 0.1, 0.5)),
         ("plans", PLANNED, "plan", (0.01, 0.1, 0.5)),
@@ -151,20 +153,17 @@ def bounded(measured: Callable[[Arm, Scored | None], Scored], only: Sequence[int
             measured(
                 Arm(name=f"{task}.gamma_{gamma}", part=part, preset=preset, change=_bound(eb_sampler, gamma)), baseline
             )
+    for gamma in (0.01, 0.1):
+        change = _bound(eb_confidence, gamma)
+        measured(Arm(name=f"plans.eb_confidence.gamma_{gamma}", part=PLANNED, preset="plan", change=change), None)
     for make in (eb_sampler, eb_confidence):
         for gamma in (2.0, 5.0, 10.0):
-            arm = Arm(
-                name=f"pictures.{make.__name__}.gamma_{gamma}",
-                part=PICTURES,
-                preset="generate",
-                change=_bound(make, gamma),
-            )
-            found = measured(arm, None)
-            count = max(1, round(found.calls))
-            measured(
-                Arm(name=f"{arm.name}.own_{count}steps", part=PICTURES, preset="generate", change=steps_of(count)),
-                found,
-            )
+            name = f"pictures.{make.__name__}.gamma_{gamma}"
+            found = measured(Arm(name=name, part=PICTURES, preset="generate", change=_bound(make, gamma)), None)
+            if found:  # the model's own sampler at as many steps
+                count = max(1, round(found.calls))
+                equal = Arm(name=f"{name}.own_{count}steps", part=PICTURES, preset="generate", change=steps_of(count))
+                measured(equal, found)
 
 
 def _bound(make: Callable[..., Sampler], gamma: float) -> Change:
@@ -180,6 +179,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="mini", help="name of a shipped model, or a folder")
     parser.add_argument("--each", type=int, default=200, help="items an arm")
     parser.add_argument("--steps", default="8,16,32", help="numbers of steps that remasking is measured at")
+    parser.add_argument("--only", default="", metavar="REGEX", help="measure only the arms whose name matches")
     parser.add_argument("--level", default="grid", help="grid or free")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other items")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -195,7 +195,9 @@ def main() -> None:
         raise ValueError(f"{given.model} is a text model, and this measures pictures; give it another model")
     plan = Plan(level=given.level, split="validation", n=given.each, seed=given.seed)
 
-    def measured(arm: Arm, baseline: Scored | None) -> Scored:
+    def measured(arm: Arm, baseline: Scored | None) -> Scored | None:
+        if not re.match(given.only, arm.name):
+            return None
         found = run(model, arm, plan)
         more = {k: v for k, v in found.figure.items() if k != "value"} | {"calls": round(found.calls, 3)}
         more |= gain(found, baseline) if baseline else {}
