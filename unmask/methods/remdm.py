@@ -132,17 +132,17 @@ def _check(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in 0..1, got {value}; 0 remasks nothing")
 
 
-def remdm(base: Sampler, *, eta: float = 0.1, switch: float = 1.0) -> Sampler:
+def remdm(base: Sampler, *, eta: float = 0.3, switch: float = 1.0) -> Sampler:
     """Remask with probability at most eta (ReMDM-cap)."""
     return _with(base, Remasking(selection=base.selection, sigma=Cap(eta=eta), switch=switch))
 
 
-def remdm_rescale(base: Sampler, *, eta: float = 0.1, switch: float = 1.0) -> Sampler:
+def remdm_rescale(base: Sampler, *, eta: float = 0.3, switch: float = 1.0) -> Sampler:
     """Remask with the share eta of the largest possible probability (ReMDM-rescale)."""
     return _with(base, Remasking(selection=base.selection, sigma=Rescale(eta=eta), switch=switch))
 
 
-def remdm_conf(base: Sampler, *, eta: float = 0.1, switch: float = 1.0) -> Sampler:
+def remdm_conf(base: Sampler, *, eta: float = 0.3, switch: float = 1.0) -> Sampler:
     """As remdm, and tokens that were improbable are remasked more often (ReMDM-conf)."""
     return _with(base, Remasking(selection=base.selection, sigma=Cap(eta=eta), confident=True, switch=switch))
 
