@@ -29,6 +29,7 @@ READ_OTHERWISE = {
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
     ("recipes/judge.py", "Accuracy", "scenes"),  # what the function ``accuracy`` returns to whoever trains a judge
     ("recipes/judge.py", "Accuracy", "right"),  # what the function ``accuracy`` returns to whoever trains a judge
+    ("methods/card.py", "Card", "year"),  # ``unmask methods`` reads the literals of a card's file
     ("serving/metrics.py", "Metrics", "occupancy"),  # GET /metrics lists all fields
     ("serving/metrics.py", "Metrics", "feature_hits"),  # GET /metrics lists all fields
     ("serving/metrics.py", "Metrics", "feature_misses"),  # GET /metrics lists all fields

@@ -79,7 +79,8 @@ class TokenSampler(Protocol):
 
 class Selection(Protocol):
     """Which candidates to take: at most ``counts [B]`` tokens of each row inside ``block [B, L]``, and at least one where there is one
-    (unless it is ``Bounded``). It may remask or redraw tokens that this run unmasked before.
+    (unless it is ``Bounded``). It may remask or redraw tokens that this run unmasked before, those of ``batch.region``, and may then take
+    as many more as it remasks.
 
     A selection that knows its tokens beforehand is also ``Predicting``: only those are then scored.
     """

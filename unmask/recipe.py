@@ -94,7 +94,8 @@ class Recipe(Generic[ModelT, BatchT]):
     model() -> nn.Module on the CPU in float32, with its first weights · adapt(module): insert adapters and freeze the rest, in place
     (``models.lora.LoRA``) · source(step) -> batch · objective(model, batch, rng) -> Loss, or several that are yielded, one update each ·
     trainable(parameter name) -> bool: which parameters train, of those that ``adapt`` left trainable · evals: measurements during
-    the run · export(module, folder): write what is shipped.
+    the run · export(module, folder): write what is shipped · open(folder, device): the model of such a folder, with the methods of
+    ``pipeline.model.Model`` that it supports; ``unmask.load`` calls it where config.json has ``"recipe": "file.function"``.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Recipe(Generic[ModelT, BatchT]):
     trainable: Callable[[str], bool] = lambda name: True
     evals: tuple[Eval[ModelT], ...] = ()
     export: Callable[[ModelT, Path], None] | None = None
+    open: Callable[[Path, str], object] | None = None
 
     def __post_init__(self) -> None:
         names = [e.name for e in self.evals]

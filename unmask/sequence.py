@@ -107,8 +107,9 @@ class Batch:
     numbers · ``span_table[b]``: the spans of row b.
 
     Set by a corruption in training: ``clean`` the true ids, ``weight`` the probability of being masked, ``target`` what the objective
-    scores (None: the masked tokens), ``time`` in 0 clean .. 1 all masked. In sampling, ``time`` is the masked share of the row's block; in
-    a row that starts with nothing masked, it is the share of its correcting steps that are left.
+    scores (None: the masked tokens), ``time`` in 0 clean .. 1 all masked. Set by the sampler: ``time`` the masked share of the row's
+    block (in a row that starts with nothing masked, the share of its correcting steps that are left), ``region`` [B, L] bool the tokens of
+    that block that the run may change, ``score`` [B, L] float the score with which each token was unmasked (-inf: not by this run).
     """
 
     ids: Tensor
@@ -133,6 +134,8 @@ class Batch:
     clean: Tensor | None = None
     target: Tensor | None = None
     weight: Tensor | None = None
+    region: Tensor | None = None
+    score: Tensor | None = None
 
     @property
     def rows(self) -> int:

@@ -127,12 +127,14 @@ class Prediction:
 class Proposal:
     """Candidate ids ``[B, L]`` and how sure each is: ``score [B, L]``, higher is surer, -inf where nothing was scored.
 
-    ``values [B, L, C]``: candidates of continuous tokens.
+    ``values [B, L, C]``: candidates of continuous tokens · ``entropy [B, L]``: of each scored token's prediction, in nats, where the
+    token sampler computes it.
     """
 
     ids: Tensor
     score: Tensor
     values: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +154,13 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
     if proposal.values is not None:  # a request of masked tokens alone has no values before its first step
         before = torch.zeros_like(proposal.values) if values is None else values
         values = torch.where(new[..., None], proposal.values, before)
+    score = batch.score
+    if score is not None:
+        score = torch.where(new, proposal.score, score).masked_fill(move.remask, -torch.inf)
     return batch.replace(
         ids=torch.where(new, proposal.ids, batch.ids),
         values=values,
+        score=score,
         masked=(batch.masked & ~move.unmask) | move.remask,
         order=torch.where(stamped, batch.clock[:, None] + 1, batch.order),
         segment=batch.segment.masked_fill(stamped, 0),

@@ -25,9 +25,9 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_read(capsys: pytest.Ca
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         err = told(["no-such-model", "--port", port], capsys)
-    assert f"cannot listen at 127.0.0.1:{port}" in err and "--port" in err
+    assert f"cannot listen on 127.0.0.1:{port}" in err and "--port" in err
     assert "no model is called" in told(["no-such-model", "--port", "0"], capsys)
-    assert "cannot listen at nowhere.invalid" in told(["--host", "nowhere.invalid"], capsys)
+    assert "cannot listen on nowhere.invalid" in told(["--host", "nowhere.invalid"], capsys)
 
 
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

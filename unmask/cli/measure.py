@@ -14,6 +14,8 @@ from unmask.cli.options import (
     Storage,
     check_device,
     device_option,
+    named_sampler,
+    sampler_option,
     seed_option,
     setting_option,
     storage_options,
@@ -58,6 +60,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
     metavar="N",
     help="geneval, dpg, imgedit: best of N per picture.",
 )
+@sampler_option
 @setting_option("Benchmarks: set a field of the sampler; repeatable.")
 @click.option(
     "--clip", type=click.Path(path_type=Path), help="geneval, dpg: CLIP score with the CLIP model in this folder."
@@ -82,6 +85,7 @@ def evaluate(
     only: str,
     threads: int | None,
     storage: Storage,
+    sampler: str | None,
     **options: Any,
 ) -> None:
     """Measure the quality of a model.
@@ -100,7 +104,8 @@ def evaluate(
       unmask evaluate FOLDER --suite imgedit --prompts basic_edit.json --images originals --out edited
       unmask evaluate FOLDER --suite refcoco --prompts refs.json --images train2014 --only val
     """
-    check(context, suite)
+    change, options["settings"] = named_sampler(sampler, options["settings"])
+    check(context, suite, options["settings"])
     use_threads(threads)
     check_device(options["device"])
     parts = tuple(p.strip() for p in only.split(",") if p.strip())
@@ -109,6 +114,7 @@ def evaluate(
     from unmask.pipeline.text_model import TextModel
 
     opened = unmask.load(model, device=options["device"], storage=storage.value())
+    opened = opened.with_sampler(change) if change else opened
     if isinstance(opened, TextModel):
         raise ValueError(
             f"{model} is a text model, and the suites need pictures; for its likelihood use unmask.evaluation.likelihood"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unmask.checkpoints.elastic import WeightStorage
     from unmask.pipeline.model import Model
     from unmask.pipeline.text_model import TextModel
+    from unmask.sampling.sampler import Sampler
 
 Command = Callable[..., object]  # an int that it returns is the exit code
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
@@ -62,6 +63,7 @@ class Run:
     json: bool
     storage: Storage
     download: bool
+    sampler: Callable[[Sampler], Sampler] | None
 
     def open(self, task: str) -> Model:
         """The model, with the parts that a task needs loaded. UsageError for a text model."""
@@ -79,13 +81,14 @@ class Run:
 
         use_threads(self.threads)
         check_device(self.device)
-        return unmask.load(
+        model = unmask.load(
             self.model,
             device=self.device,
             needs=needs_of(task),
             storage=self.storage.value(),
             download=self.download,
         )
+        return model.with_sampler(self.sampler) if self.sampler else model
 
 
 def model_options(command: Command) -> Command:
@@ -101,8 +104,10 @@ def model_options(command: Command) -> Command:
         as_json: bool,
         storage: Storage,
         download: bool,
+        sampler: str | None,
         **own: object,
     ) -> None:
+        change, settings = named_sampler(sampler, settings)
         run = Run(
             model=model,
             device=device,
@@ -112,6 +117,7 @@ def model_options(command: Command) -> Command:
             json=as_json,
             storage=storage,
             download=download,
+            sampler=change,
         )
         command(run, **own)
 
@@ -123,6 +129,7 @@ def model_options(command: Command) -> Command:
             help="A shipped model, a model folder, or owner/name on the hub.",
         ),
         seed_option,
+        sampler_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
         device_option,
@@ -197,6 +204,11 @@ max_tokens_option = click.option(
     metavar="N",
     help="Length of the answer in tokens.  [default: the model's preset]",
 )
+sampler_option = click.option(
+    "--sampler",
+    metavar="NAME",
+    help="Sample with this method; -o NAME=VALUE sets its arguments. `unmask methods` lists them.",
+)
 download_option = click.option("--download", is_flag=True, help="Download a hub model that is not in the local cache.")
 seed_option = click.option(
     "--seed",
@@ -241,6 +253,18 @@ def path_option(
         callback=check,
         help=text,
     )
+
+
+def named_sampler(
+    name: str | None, settings: tuple[str, ...]
+) -> tuple[Callable[[Sampler], Sampler] | None, tuple[str, ...]]:
+    """The change that --sampler stands for, and the settings that are not its arguments. ValueError for an unknown name."""
+    if name is None:
+        return None, settings
+    from unmask.pipeline.catalogue import find_sampler
+
+    change, rest = find_sampler(name, settings)
+    return change, tuple(rest)
 
 
 def use_threads(threads: int | None) -> None:

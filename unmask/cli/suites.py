@@ -187,13 +187,13 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def check(context: click.Context, name: str) -> None:
-    """UsageError for an option of another suite, and for a missing one of this."""
+def check(context: click.Context, name: str, settings: Sequence[str]) -> None:
+    """UsageError for an option of another suite, and for a missing one of this. ``settings``: those that are no arguments of --sampler."""
     flags = {str(p.name): p.opts[-1] for p in context.command.params}
     suite, owned = SUITES[name], frozenset().union(*(s.takes for s in SUITES.values()))
     typed = click.core.ParameterSource.COMMANDLINE
     for parameter in sorted(owned - suite.takes):
-        if context.get_parameter_source(parameter) is typed:
+        if context.get_parameter_source(parameter) is typed and (parameter != "settings" or settings):
             others = " and ".join(n for n, s in SUITES.items() if parameter in s.takes)
             raise click.UsageError(f"{flags[parameter]} does not apply to --suite {name}, only to {others}")
     for parameter in sorted(suite.wants):

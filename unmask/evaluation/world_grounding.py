@@ -61,7 +61,7 @@ class Grounds:
         return made
 
     def settings(self, model: Model) -> object:
-        return [describe(ground.sampler(model.parts, steps=steps)) for steps in STEPS]
+        return [describe(model.presets.ground(model.parts, steps)) for steps in STEPS]
 
     def find(self, model: Model, items: Sequence[Picture]) -> list[Finding]:
         pixels = pixels_of([p.scene for p in items], model.parts.side)
@@ -72,7 +72,7 @@ class Grounds:
         rows: list[Row] = [{"unseen": shows_held_out(p.scene), "random": _random(p)} for p in items]
         built = [task.build(model.parts) for task in tasks]
         for steps in STEPS:
-            found = perform(model, tasks, [p.seed for p in items], ground.sampler(model.parts, steps=steps), built)
+            found = perform(model, tasks, [p.seed for p in items], model.presets.ground(model.parts, steps), built)
             for row, p, boxes in zip(rows, items, found, strict=True):
                 row[f"boxes_{steps}"] = [[round(v, 3) for v in box] for box in boxes]
                 pairs = zip(boxes, p.phrases, strict=True)

@@ -73,12 +73,12 @@ class Questions:
         return in_turns(lists)
 
     def settings(self, model: Model) -> object:
-        return describe(understand.sampler(model.parts))
+        return describe(model.presets.ask(model.parts))
 
     def find(self, model: Model, items: Sequence[QuestionItem]) -> list[Finding]:
         pixels = pixels_of([item.scene for item in items], model.parts.side)
         tasks = [understand.Ask(pixels=p, question=item.text) for p, item in zip(pixels, items, strict=True)]
-        answers = perform(model, tasks, [item.seed for item in items], understand.sampler(model.parts))
+        answers = perform(model, tasks, [item.seed for item in items], model.presets.ask(model.parts))
         return [Finding(row=_row(item, answer)) for item, answer in zip(items, answers, strict=True)]
 
     def figures(

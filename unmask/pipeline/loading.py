@@ -13,8 +13,10 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -194,6 +196,36 @@ def spec_of_size(name: str) -> ModelSpec:
     )
     found = Format.RELEASED if config.gen_width else Format.LLADA
     return ModelSpec(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
+
+
+def recipe_in(folder: Path) -> str:
+    """The recipe that config.json says the model is opened by, "" where it names none or cannot be read."""
+    try:
+        raw = read_json(folder / "config.json")
+    except CheckpointError:
+        return ""
+    return str(raw.get("recipe", "")) if isinstance(raw, dict) else ""
+
+
+def open_by_recipe(folder: Path, name: str, device: str) -> Any:
+    """What ``Recipe.open`` of unmask/recipes makes of a folder. CheckpointError for a recipe that does not exist or cannot open models."""
+    family, _, function = name.partition(".")
+    module = f"unmask.recipes.{family}"
+    try:
+        if not (family.isidentifier() and function.isidentifier()):
+            raise AttributeError(name)
+        make = getattr(import_module(module), function)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module:
+            raise
+        raise CheckpointError(
+            f"{folder / 'config.json'} names the recipe {name!r}, which does not exist; `unmask train --list` shows the recipes"
+        ) from error
+    if (opened := make().open) is None:
+        raise CheckpointError(
+            f"the recipe {name!r} that {folder / 'config.json'} names opens no models; set Recipe.open"
+        )
+    return opened(folder, device)
 
 
 def needs_of(task: str) -> frozenset[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.drawing import best_of, draw
-from unmask.pipeline.loading import Format, format_in, open_parts, read_spec, resolve
+from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.protocols import Task
 from unmask.sampling.sampler import Sampler
@@ -61,11 +61,17 @@ def load(
     """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
 
     A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors, or has the released layout of LaViDa-O, or that of
-    LLaDA, which gives a TextModel.
+    LLaDA, which gives a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of unmask/recipes).
     ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything.
     ``storage``: dtype, quantisation and CPU offload · ``download``: download ``owner/name`` if it is not in the local cache.
     """
     folder = resolve(name, download=download)
+    if recipe := recipe_in(folder):
+        if storage not in (None, WeightStorage()):
+            raise ValueError(
+                f"{folder} is opened by the recipe {recipe}, which takes no other weight storage; leave it out"
+            )
+        return open_by_recipe(folder, recipe, device)
     if format_in(folder) is Format.LLADA:
         return load_text(folder, device=device, storage=storage)
     found = read_spec(folder)
@@ -86,6 +92,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         return torch.device(self.parts.weights.device) if self.parts.weights else self.parts.net.embed.weight.device
+
+    def with_sampler(self, change: Callable[[Sampler], Sampler]) -> Model:
+        """The same model with ``change`` applied to the preset of every task, layouts and critiques included, for example
+        ``model.with_sampler(lambda sampler: remdm(sampler, eta=0.2))``.
+        """
+        return Model(self.parts, self.presets.with_sampler(change), executor=self.executor)
 
     def generate(
         self,

@@ -7,6 +7,7 @@ answer, as in training (Nie et al. 2025).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,13 @@ from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import AnswerFormat, Slot
-from unmask.models.elastic import Elastic
-from unmask.protocols import Task
+from unmask.protocols import Denoiser, Task
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.forms import bound, filled, formed
 from unmask.tasks.results import Answer, answered
-from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide
+from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide, device_of
 from unmask.tasks.sampler_options import with_options
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
@@ -43,7 +43,7 @@ class TextParts:
     """``context``: longest sequence in tokens."""
 
     text: Text
-    net: Elastic
+    net: Denoiser
     context: int
 
     def builder(self) -> Builder:
@@ -141,8 +141,18 @@ def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | Non
 class TextModel:
     """A loaded text model. Every method checks its input first and raises ValueError. ``executor``: as in ``Model``."""
 
-    def __init__(self, parts: TextParts, *, executor: Executor | None = None) -> None:
-        self.parts, self.executor = parts, executor
+    def __init__(
+        self,
+        parts: TextParts,
+        *,
+        executor: Executor | None = None,
+        change: Callable[[Sampler], Sampler] = lambda sampler: sampler,
+    ) -> None:
+        self.parts, self.executor, self.change = parts, executor, change
+
+    def with_sampler(self, change: Callable[[Sampler], Sampler]) -> TextModel:
+        """The same model with ``change`` applied to the preset of every task."""
+        return TextModel(self.parts, executor=self.executor, change=change)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in _PICTURES:
@@ -151,7 +161,7 @@ class TextModel:
 
     @property
     def device(self) -> torch.device:
-        return self.parts.net.embed.weight.device
+        return device_of(self.parts.net)
 
     def ask(
         self,
@@ -174,7 +184,8 @@ class TextModel:
         """
         text = self.parts.text
         end = (text[EOT], text[EOS])
-        chosen = sampler or llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, max_tokens)))
+        preset = llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, max_tokens)))
+        chosen = sampler or self.change(preset)
         chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
         if form is not None:
             return self._formed(question, max_tokens, form, chosen, seed, trace)
@@ -194,7 +205,8 @@ class TextModel:
         sampler: Sampler | None = None,
     ) -> Answer:
         """Continue a text by ``max_tokens`` tokens, without a template, with the published settings of Base."""
-        chosen = sampler or llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, max_tokens))
+        preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, max_tokens))
+        chosen = sampler or self.change(preset)
         chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
         return self._answer(Continue(prompt=prompt, length=max_tokens), chosen, prompt, seed, trace)
 
@@ -210,8 +222,8 @@ class TextModel:
         settings: Items[str] = (),
     ) -> Answer:
         """A text with every ``[mask]`` replaced by one token, most confident first."""
-        chosen = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
-        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
+        preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
+        chosen = with_options(self.change(preset), settings, steps, guidance_scale, temperature)
         return self._answer(FillGaps(target=target), chosen, target, seed, trace)
 
     def run(

@@ -83,15 +83,14 @@ def lavida_text_few_steps(*, steps: int, block: int = 128, end: tuple[int, ...] 
     )
 
 
+def fast_dllm(base: Sampler, *, threshold: float = 0.9) -> Sampler:
+    """As many tokens a step as are probable enough (Fast-dLLM, arXiv 2505.22618), without its caches."""
+    return replace(base, schedule=Equal(steps=1), selection=Threshold(value=threshold))
+
+
 def fast_dllm_text(*, threshold: float = 0.9, block: int = 32, end: tuple[int, ...] = ()) -> Sampler:
-    """As many tokens a step as are sure enough (Fast-dLLM, Wu et al. 2025; without its caches)."""
-    return Sampler(
-        schedule=Equal(steps=1),
-        token_sampler=Greedy(),
-        selection=Threshold(value=threshold),
-        blocks=Blocks(length=block),
-        stopping=_stop(end),
-    )
+    """``fast_dllm`` for text in blocks, greedy."""
+    return fast_dllm(replace(llada_text(block=block, end=end), token_sampler=Greedy()), threshold=threshold)
 
 
 def lavida_o_plan(*, end: tuple[int, ...] = (), temperature: float = 0.5) -> Sampler:

@@ -101,8 +101,9 @@ class SamplingRun:
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
         self.sampler, self.first = sampler, batch
         self.open = still_masked(batch)  # what was masked at the start: no move touches anything else
+        unscored_BL = torch.full(batch.ids.shape, -torch.inf, device=batch.device)
         started = _ordered(batch, sampler.prior(batch))
-        self.batch = _ordered(started, sampler.stopping(started))
+        self.batch = _ordered(started, sampler.stopping(started)).replace(score=unscored_BL)
         self.agenda = Agenda(sampler, self.batch, self.open)
         self.states: list[State | None] = []  # of each guidance view
         self.number = 0
@@ -140,7 +141,7 @@ class SamplingRun:
         self.todo = todo = self.agenda.next(self.batch)
         if todo is None:
             return None
-        self.batch = self.batch.replace(time=todo.time)
+        self.batch = self.batch.replace(time=todo.time, region=todo.region)
         # 2. The tokens to score.
         wishes = [wished(p, self.batch, todo.block, todo.counts) for p in (parts.selection, parts.token_sampler)]
         some = [wish for wish in wishes if wish is not None]

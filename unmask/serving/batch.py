@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.json_types import Json
+from unmask.pipeline.catalogue import find_sampler
 from unmask.serving.engine import Limits
 from unmask.serving.manifest import Job, Line, Result, read
 from unmask.serving.service import Call, Served, Service
@@ -128,7 +129,15 @@ def _outcomes(model: Served | None, plan: BatchPlan, live: int) -> Iterator[tupl
 
 
 def _call_of(job: Job, folder: Path) -> Callable[[Any], Result]:
-    return lambda model: job.ask(model, folder)
+    """The call of a job. A job's ``sampler`` changes the presets of the model; the other settings are fields of the changed sampler."""
+
+    def ask(model: Any) -> Result:
+        if job.sampler is None:
+            return job.ask(model, folder)
+        change, rest = find_sampler(job.sampler, job.settings)
+        return job.model_copy(update={"settings": tuple(rest)}).ask(model.with_sampler(change), folder)
+
+    return ask
 
 
 def _record(line: Line, outcome: Outcome, out: Path) -> Json:

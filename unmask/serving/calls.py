@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from unmask.grammars.answer_format import AnswerFormat, of_response_format
+from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.sampler import Sampler
@@ -25,6 +28,8 @@ from unmask.tokens.pictures import read_image, read_region
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
 
+T = TypeVar("T")
+
 # Sampler fields that hold token ids and positions of the model; a wrong value would index out of range. Clients cannot set them.
 _FIXED = frozenset({"null_id", "ids", "low", "high", "drop", "keep", "order", "interval"})
 _TRUTHS = ("true", "false", "yes", "no")
@@ -35,6 +40,24 @@ _MOST = 10_000  # largest absolute value of a setting; larger ones overflow
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
 
+def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
+    """A call whose field ``sampler`` changes the presets of the model; the settings left over are fields of the changed sampler."""
+
+    @functools.wraps(make)
+    def made(body: Any, *given: Any) -> Callable[[Any], T]:
+        if body.sampler is None:
+            return make(body, *given)
+
+        def ask(model: Any) -> T:
+            change, rest = find_sampler(body.sampler, checked(body.settings))
+            return make(body.model_copy(update={"settings": rest}), *given)(model.with_sampler(change))
+
+        return ask
+
+    return made
+
+
+@_by_sampler
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
         _image_model(model, body.size)
@@ -46,6 +69,7 @@ def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     return ask
 
 
+@_by_sampler
 def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable[[Model], Drawing]:
     """An edit by instruction or, with a mask, inpainting."""
 
@@ -62,6 +86,7 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
     return ask
 
 
+@_by_sampler
 def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing | Answer]:
     """A Drawing for an image, an Answer for a text."""
 
@@ -76,6 +101,7 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
     return ask
 
 
+@_by_sampler
 def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     def ask(model: Model) -> Grounding:
         image = picture_of(body.image, "image")
@@ -90,6 +116,7 @@ def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     return ask
 
 
+@_by_sampler
 def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Turn]:
     """An Answer to a question about an image, or a Turn of text and images."""
 

@@ -26,13 +26,16 @@ class DuplicateIds(ValueError):
 
 
 class _Job(BaseModel):
-    """``id``: key of the result · ``settings``: sampler settings, as ``["schedule.steps=8"]``."""
+    """``id``: key of the result · ``settings``: sampler settings, as ``["schedule.steps=8"]`` · ``sampler``: name of a method's sampler,
+    whose arguments are settings, too.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     id: str = Field(min_length=1, max_length=500)
     seed: int = 0
     settings: tuple[str, ...] = ()
+    sampler: str | None = None
 
 
 class _PlacedObject(BaseModel):

@@ -53,6 +53,11 @@ class Fields(Strict):
         max_length=32,
         description='Sampler settings by name, such as "schedule.steps=8". /v1/fields lists them as x-unmask-settings.',
     )
+    sampler: str | None = Field(
+        None,
+        max_length=100,
+        description="A method's sampler in place of the model's preset, such as remdm; `settings` may set its arguments (docs/methods.md).",
+    )
     priority: int = Field(
         0,
         ge=-8,

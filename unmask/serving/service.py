@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
+from unmask.serving import engine
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.jobs import Job, Listener
 from unmask.serving.requests import Closed, QueueFull
@@ -113,7 +114,7 @@ class Service:
         if isinstance(model, Model):
             # One cache of picture features: what the engine has encoded is not encoded again.
             return ask(Model(replace(model.parts, features=job.engine.features), model.presets, executor=job))
-        return ask(TextModel(model.parts, executor=job))
+        return ask(TextModel(model.parts, executor=job, change=model.change))
 
     def _ended(self, future: Future[T]) -> None:
         with self._changed:
@@ -123,7 +124,8 @@ class Service:
     def _open(self) -> Engine:
         # The service limits the calls; an admitted call can always go on to its next run.
         limits = replace(self.limits, queued=self.places * _ROWS)
-        return Engine(self.model.parts.net, device=self.model.device, limits=limits, clock=time.monotonic).start()
+        net = cast("engine.Served", self.model.parts.net)  # a text model has no features, and no request with pictures
+        return Engine(net, device=self.model.device, limits=limits, clock=time.monotonic).start()
 
     def _working(self) -> Engine:
         if self._engine.broken and not self.draining:

@@ -6,7 +6,7 @@ Public idea: ``Parts``, the argument of every task's ``build`` and ``read``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,16 @@ class Presets:
     critique_length: int
     turn: int
     context: int
+
+    def with_sampler(self, change: Callable[[Sampler], Sampler]) -> Presets:
+        """The same presets with ``change`` applied to the sampler of every task."""
+        makers = {f.name: make for f in fields(self) if callable(make := getattr(self, f.name))}
+        changed: dict[str, Any] = {name: _then(make, change) for name, make in makers.items()}
+        return replace(self, **changed)
+
+
+def _then(make: Callable[..., Sampler], change: Callable[[Sampler], Sampler]) -> Callable[..., Sampler]:
+    return lambda *given: change(make(*given))
 
 
 def to_image(pixels_3HW: Tensor, rounding: float = 0.5) -> Image.Image:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
@@ -94,6 +95,12 @@ class ThinkingRunner(Runner[Parts], Protocol):
     @property
     def device(self) -> torch.device: ...
     def emit(self, row: int, event: Layout | Attempt) -> None: ...
+
+
+def device_of(net: Denoiser) -> torch.device:
+    """Where a network computes: the device of its first parameter, the CPU for one without any."""
+    first = next(net.parameters(), None) if isinstance(net, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
 
 
 def decide(

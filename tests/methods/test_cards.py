@@ -1,0 +1,114 @@
+"""Cards and named samplers: what the walk over the source finds is what the modules have, and every name runs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from unmask.cli.methods import page
+from unmask.methods import cards
+from unmask.methods.card import Card
+from unmask.models.fake import FakeDenoiser
+from unmask.pipeline.catalogue import find_sampler, methods, samplers
+from unmask.sampling import presets
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedule import Cosine
+from unmask.sampling.selection import Confident
+from unmask.sampling.token_sampler import Categorical
+from unmask.sequence import Kind, Sequence, Span, collate
+
+torch.set_num_threads(1)
+DOCS = Path(__file__).parents[2] / "docs"
+BASE = Sampler(schedule=Cosine(steps=4), token_sampler=Categorical(), selection=Confident(noise=1.0))
+CARD = {"title": "T", "paper": "arXiv 1", "year": 2025, "changes": "c", "claim": "d", "sampler": ("s",)}
+
+
+def answer(tokens: int) -> Sequence:
+    span = Span(name="answer", kind=Kind.TEXT, start=0, stop=tokens, writable=True)
+    return Sequence(ids=torch.zeros(tokens, dtype=torch.long), masked=torch.ones(tokens).bool(), spans=(span,))
+
+
+def test_the_walk_finds_the_cards_that_the_modules_have() -> None:
+    found, real = methods(), cards()
+    assert set(found) == set(real) >= {"remdm", "eb_sampler"}
+    for name, card in real.items():
+        for field, value in found[name].card.items():
+            assert getattr(card, field) == value
+        for part in ("Paper:", "Equations:", "What changes:", "What it costs:"):
+            assert part in found[name].about, f"{name}: the docstring has no {part}"
+        assert card.parts and card.paper in found[name].about
+
+
+def test_every_sampler_of_a_card_has_a_name_and_the_reverse() -> None:
+    known = {name: s.module for name, s in samplers().items()}
+    named = {name: f"unmask.methods.{method}" for method, card in cards().items() for name in card.sampler}
+    assert named.items() <= known.items()
+    assert set(known) - set(named) == {"fast_dllm"}  # of unmask/sampling/presets.py
+
+
+@pytest.mark.parametrize("name", sorted(samplers()))
+def test_a_named_sampler_runs_and_its_arguments_are_those_of_its_function(name: str) -> None:
+    entry = samplers()[name]
+    parameters = list(inspect.signature(getattr(import_module(entry.module), name)).parameters.values())
+    assert {p.name: p.default for p in parameters[1:]} == entry.arguments and entry.summary
+    change, rest = find_sampler(name, [f"{k}={v}" for k, v in entry.arguments.items()])
+    assert rest == [] and change(BASE) == getattr(import_module(entry.module), name)(BASE) != BASE
+    assert not change(BASE).sample(FakeDenoiser(), collate([answer(9)], [0])).masked.any()
+
+
+def test_arguments_are_taken_and_other_settings_left() -> None:
+    change, rest = find_sampler("fast_dllm", ["schedule.steps=3", " threshold = 0.4"])
+    assert rest == ["schedule.steps=3"] and change(BASE) == presets.fast_dllm(BASE, threshold=0.4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("remmd", [], "no sampler 'remmd'; did you mean 'remdm'"),
+        ("zzz", [], "no sampler 'zzz'; the samplers are .*eb_sampler.*remdm"),
+        ("llada_text", [], "no sampler 'llada_text'"),
+        ("remdm", ["gamma=1"], "'remdm' has no argument 'gamma'; its arguments are eta, switch"),
+        ("remdm", ["eta=much"], "eta='much' must be a number; for example eta=1.0"),
+    ],
+)
+def test_what_does_not_exist_is_named(name: str, settings: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_sampler(name, settings)
+
+
+def test_two_samplers_of_one_name_and_a_method_without_card_are_refused(tmp_path: Path) -> None:
+    package = tmp_path / "unmask"
+    for folder in ("sampling", "methods"):
+        (package / folder).mkdir(parents=True)
+    text = '"""A."""\n\n\ndef same(base: Sampler) -> Sampler:\n    """S."""\n    return base\n'
+    for path in (package / "sampling" / "presets.py", package / "methods" / "a.py"):
+        path.write_text(text)
+    with pytest.raises(ValueError, match=r"unmask.methods.a and unmask.sampling.presets both have a sampler same"):
+        samplers(package)
+    with pytest.raises(ValueError, match=r"a.py has no card; end it with CARD"):
+        methods(package)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": "great"}, "status is one of reference, tiny-checked, reproduced, got 'great'"),
+        ({"status": "reference", "sampler": ()}, "names a sampler or a recipe"),
+        ({"status": "reference", "claim": " "}, "a card needs a claim"),
+    ],
+)
+def test_a_card_is_complete(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Card(**{**CARD, **change})  # type: ignore[arg-type]
+
+
+def test_the_page_of_methods_is_the_generated_one() -> None:
+    assert (DOCS / "methods.md").read_text(encoding="utf-8") == page(), (
+        "run: unmask methods --markdown > docs/methods.md"
+    )
+    assert re.findall(r"^## (\w+)$", page(), re.MULTILINE)[:2] == ["eb_sampler", "remdm"]

@@ -1,0 +1,121 @@
+"""Samplers and methods by name, found by reading the source, so that listing them imports neither them nor torch.
+
+Public idea: ``find_sampler("remdm", ["eta=0.2"]) -> (change, the other settings)``, where ``change(sampler) -> Sampler``. A sampler with a
+name is a function ``(base: Sampler, *, number=default, ...) -> Sampler`` of unmask/sampling/presets.py or unmask/methods/: it gets the
+preset of the task and replaces what it changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unmask.sampling.sampler import Sampler
+
+_PACKAGE = Path(__file__).parents[1]
+_NOT_METHODS = ("__init__", "card")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSampler:
+    """``module``: dotted name of its file · ``summary``: first line of its docstring · ``arguments``: its numbers with their defaults."""
+
+    name: str
+    module: str
+    summary: str
+    arguments: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodEntry:
+    """``name``: of its file · ``about``: the file's docstring · ``card``: the literal fields of its card."""
+
+    name: str
+    about: str
+    card: Mapping[str, Any]
+
+
+def samplers(package: Path = _PACKAGE) -> dict[str, NamedSampler]:
+    """Every sampler with a name. ValueError where two have the same one."""
+    found: dict[str, NamedSampler] = {}
+    for path in [package / "sampling" / "presets.py", *_method_files(package)]:
+        module = ".".join((package.name, *path.relative_to(package).with_suffix("").parts))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef) or not _changes_a_sampler(node):
+                continue
+            if node.name in found:
+                raise ValueError(f"{module} and {found[node.name].module} both have a sampler {node.name}; rename one")
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            arguments = {a.arg: ast.literal_eval(default) for a, default in pairs if default is not None}
+            summary = (ast.get_docstring(node) or "").partition("\n")[0]
+            found[node.name] = NamedSampler(name=node.name, module=module, summary=summary, arguments=arguments)
+    return found
+
+
+def methods(package: Path = _PACKAGE) -> dict[str, MethodEntry]:
+    """Every method by the name of its file."""
+    found = {}
+    for path in _method_files(package):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        about = ast.get_docstring(tree) or ""
+        found[path.stem] = MethodEntry(name=path.stem, about=about, card=_card(tree, path))
+    return found
+
+
+def find_sampler(name: str, settings: Sequence[str] = ()) -> tuple[Callable[[Sampler], Sampler], list[str]]:
+    """The change that a sampler's name stands for, and the settings that are not arguments of its function.
+
+    ValueError for an unknown name, an argument that it does not have, and a value that is no number.
+    """
+    known = samplers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"the samplers are {', '.join(known)}"
+        raise ValueError(f"there is no sampler {name[:50]!r}; {hint}")
+    entry, own, rest = known[name], {}, []
+    for setting in settings:
+        key, _, text = (part.strip() for part in setting.partition("="))
+        if key in entry.arguments:
+            own[key] = _number(key, text, type(entry.arguments[key]))
+        elif "." in key:
+            rest.append(setting)
+        else:
+            has = f"its arguments are {', '.join(entry.arguments)}" if entry.arguments else "it has no arguments"
+            raise ValueError(f"the sampler {name!r} has no argument {key!r}; {has}")
+    function = getattr(import_module(entry.module), name)
+    return functools.partial(function, **own), rest
+
+
+def _number(key: str, text: str, kind: type) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{key}={text!r} must be {wanted}; for example {key}={kind(1)}") from None
+
+
+def _method_files(package: Path) -> list[Path]:
+    return sorted(p for p in (package / "methods").glob("*.py") if p.stem not in _NOT_METHODS)
+
+
+def _changes_a_sampler(node: ast.FunctionDef) -> bool:
+    first = node.args.args[0] if len(node.args.args) == 1 else None
+    named = isinstance(node.returns, ast.Name) and node.returns.id == "Sampler" and not node.name.startswith("_")
+    return named and first is not None and first.arg == "base"
+
+
+def _card(tree: ast.Module, path: Path) -> dict[str, Any]:
+    """The literal fields of ``CARD = Card(...)``. ValueError where the file has none."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "CARD":
+            if isinstance(node.value, ast.Call):
+                fields = {k.arg: k.value for k in node.value.keywords if k.arg not in (None, "parts")}
+                return {str(name): ast.literal_eval(value) for name, value in fields.items()}
+    raise ValueError(f"{path.name} has no card; end it with CARD = Card(…), as unmask/methods/card.py says")
