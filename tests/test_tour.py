@@ -1,4 +1,4 @@
-"""The tour names code that exists, and its diagrams have the steps that the code numbers."""
+"""The tour names code that exists, its diagrams have the steps that the code numbers, and words.md has the terms of the contracts."""
 
 from __future__ import annotations
 
@@ -47,3 +47,13 @@ def test_the_diagrams_have_the_steps_of_the_code() -> None:
     sampler, training = (re.findall(r"\[\"(\d) · ", block) for block in re.findall(r"```mermaid\n(.*?)```", TOUR, re.S))
     assert sampler == steps((ROOT / "unmask/sampling/sampler.py").read_text())
     assert training == steps((ROOT / "unmask/objectives/masked.py").read_text())
+
+
+@pytest.mark.parametrize("file", ["protocols", "step", "sequence"])
+def test_every_public_class_of_the_contracts_is_in_the_vocabulary(file: str) -> None:
+    page = (ROOT / "docs" / "words.md").read_text()
+    terms = " ".join(re.findall(r"^\| (\*\*.*?) \|", page, re.M)).lower()
+    tree = ast.parse((ROOT / "unmask" / f"{file}.py").read_text())
+    for name in (name for name in defined(tree) if name[0].isupper() and "." not in name):
+        term = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+        assert f"`{name}`" in page or re.search(rf"\b{term}\b", terms), f"docs/words.md has no line for {name}"
