@@ -151,11 +151,11 @@ def test_answers_in_a_form_are_batch_invariant_in_the_engine(tiny: Model, writer
     for number in range(4):
         model, seen = (tiny, writer)[number % 2], tiny.parts.image_views(picture(number % 2))
         form = of_schema(random_schema(rng)) if number < 3 else of_regex("[a-z ]{4,9}")
-        holes = tuple(form.slots(model.parts.text, model.parts.wording))
+        slots = tuple(form.slots(model.parts.text, model.parts.wording))
         task = Fill(
-            pixels=seen, question="what?", form=form, holes=holes, rooms=tuple(h.default_length(4) for h in holes)
+            pixels=seen, question="what?", form=form, slots=slots, lengths=tuple(h.default_length(4) for h in slots)
         )
-        sampler = bound(override(model.presets.ask(model.parts), ["selection.noise=1"]), holes)
+        sampler = bound(override(model.presets.ask(model.parts), ["selection.noise=1"]), slots)
         request = Request(sequence=task.build(tiny.parts), sampler=sampler, seed=number)
         submitted.append((task, engine.submit(request)))
         settings = ["selection.noise=1"]

@@ -214,11 +214,11 @@ class Model:
         seen, said = self.parts.image_views(read_image(image)), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature)
         if form is not None:
-            holes = tuple(form.slots(self.parts.text, self.parts.wording))
-            for hole in holes:
-                self._prompt(hole.question, empty=True)
-            task = forms.fill_in(holes, seen, said, form, max_tokens, self.presets)
-            return forms.formed(self._answer(task, forms.bound(chosen, holes), question, seed, trace), form, chosen)
+            slots = tuple(form.slots(self.parts.text, self.parts.wording))
+            for slot in slots:
+                self._prompt(slot.question, empty=True)
+            task = forms.fill_in(slots, seen, said, form, max_tokens, self.presets)
+            return forms.formed(self._answer(task, forms.bound(chosen, slots), question, seed, trace), form, chosen)
         task = understand.Ask(pixels=seen, question=said, length=max_tokens or self.presets.answer)
         return self._answer(task, chosen, question, seed, trace)
 

@@ -69,20 +69,20 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class FormedReply:
-    """A ``Reply`` whose answer is constrained to a format of one hole."""
+    """A ``Reply`` whose answer is constrained to a format of one slot."""
 
     question: str
     length: int
     form: AnswerFormat
-    holes: tuple[Slot, ...]
+    slots: tuple[Slot, ...]
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
-        self.holes[0].check(self.length)
+        self.slots[0].check(self.length)
         return Reply(question=self.question, length=self.length).build(tokens)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
-        return filled(self.form, self.holes, sequence)
+        return filled(self.form, self.slots, sequence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +224,9 @@ class TextModel:
     def _formed(
         self, question: str, length: int, form: AnswerFormat, sampler: Sampler, seed: int, trace: bool
     ) -> Answer:
-        holes = tuple(form.slots(self.parts.text, RELEASED))
-        task = FormedReply(question=question, length=length, form=form, holes=holes)
-        return formed(self._answer(task, bound(sampler, holes), question, seed, trace), form, sampler)
+        slots = tuple(form.slots(self.parts.text, RELEASED))
+        task = FormedReply(question=question, length=length, form=form, slots=slots)
+        return formed(self._answer(task, bound(sampler, slots), question, seed, trace), form, sampler)
 
     def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         if not question.strip():

@@ -175,9 +175,9 @@ def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[AnswerF
         return None, [body.longest or usual]
     try:
         form = replace(of_response_format(body.response_format or {}) or AnswerFormat(), most_states=_MOST_STATES)
-        holes = form.slots(text, wording)
-        lengths = [body.longest or hole.default_length(usual) for hole in holes]
-        if sum(len(hole.grammar.to) * length for hole, length in zip(holes, lengths, strict=True)) > _MOST_WORK:
+        slots = form.slots(text, wording)
+        lengths = [body.longest or slot.default_length(usual) for slot in slots]
+        if sum(len(slot.grammar.to) * length for slot, length in zip(slots, lengths, strict=True)) > _MOST_WORK:
             raise ValueError("the format is too complex; use shorter lengths or fewer tokens")
         return form, lengths
     except ValueError as error:
