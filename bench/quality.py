@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 import unmask
-from unmask.evaluation.evaluate import Part, Plan, Record, measure
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, Record, measure
 from unmask.evaluation.history import Line, append, figures
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.strategies import EditGenerator, PromptGenerator
@@ -74,7 +74,7 @@ def grid(sweeps: list[str]) -> Iterator[tuple[str, ...]]:
     yield from itertools.product(*axes)
 
 
-def score(model: Model, name: str, part: Part, plan: Plan, record: Record) -> list[Line]:
+def score(model: Model, name: str, part: EvalPart, plan: EvalPlan, record: Record) -> list[Line]:
     """One setting's figures: overall and per kind."""
     with Lines() as lines:
         measured = measure(model, part, plan, record, lines)
@@ -85,13 +85,13 @@ def score(model: Model, name: str, part: Part, plan: Plan, record: Record) -> li
     return [line for line in figures(measured.figures, name) if line.more and "n" in line.more]
 
 
-def comparison(steps: list[int]) -> Iterator[tuple[str, Part]]:
+def comparison(steps: list[int]) -> Iterator[tuple[str, EvalPart]]:
     for count, order in itertools.product(steps, ORDERS):
         make = partial(chosen, order, count)
         yield f"quality.sampler.{order}.{count}steps", GenEval(draw=PromptGenerator(sampler=make), distance=False)
 
 
-def sweep(task: str, sweeps: list[str]) -> Iterator[tuple[str, Part]]:
+def sweep(task: str, sweeps: list[str]) -> Iterator[tuple[str, EvalPart]]:
     for settings in grid(sweeps):
         own = generate.sampler if task == "draw" else edit.sampler
         make = partial(overridden, settings, own)
@@ -130,7 +130,7 @@ def main() -> None:
     model = unmask.load(given.model)
     if not isinstance(model, Model):
         raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
-    plan = Plan(level=given.level, split="validation", n=given.n, seed=given.seed)
+    plan = EvalPlan(level=given.level, split="validation", n=given.n, seed=given.seed)
     settings = sweep(given.task, given.sweep) if given.sweep else comparison([int(s) for s in given.steps.split(",")])
     for name, part in settings:
         append(given.history, score(model, name, part, plan, Record(given.out)))

@@ -172,6 +172,7 @@ def starting(given: argparse.Namespace) -> tuple[list[Line], list[str]]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each median")
+    parser.add_argument("--warm", type=int, default=1, help="measurements before them that do not count")
     parser.add_argument("--only", default="texts,words,drawings,mixed,rates,start", help="groups to measure")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model in this process"
@@ -186,7 +187,7 @@ def main() -> None:
         "drawings": drawings,
         "mixed": mixed_requests,
     }
-    effort = Effort(repeats=given.repeats, warm=1)
+    effort = Effort(repeats=given.repeats, warm=given.warm)
     if unknown := set(given.only.split(",")) - {*groups, "rates", "start"}:
         parser.error(f"unknown group {', '.join(sorted(unknown))}; there are {', '.join(groups)}, rates, start")
     lines, bad = [], []

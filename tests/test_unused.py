@@ -22,8 +22,8 @@ PACKAGE = Path(unmask.cli.__file__).parents[1]
 
 # Fields that no code names. Each line says who reads them.
 READ_OTHERWISE = {
-    ("evaluation/cards.py", "Card", "right"),  # the template evaluation/report.html
-    ("evaluation/cards.py", "Card", "note"),  # the template evaluation/report.html
+    ("evaluation/cards.py", "ReportCard", "right"),  # the template evaluation/report.html
+    ("evaluation/cards.py", "ReportCard", "note"),  # the template evaluation/report.html
     ("evaluation/history.py", "Line", "unit"),  # written to bench/history.jsonl with asdict
     ("data/dpg.py", "Question", "category"),  # column of the released file, for callers of read_dpg
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg

@@ -5,7 +5,7 @@ The public surface is small and imported when first touched, so that ``import un
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unmask.pipeline.model import load
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "load":
         from unmask.pipeline.model import load
 

@@ -7,13 +7,19 @@ Letters: B rows, L tokens, N tokens scored, V vocabulary. ``masked`` True = mask
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from unmask.sequence import Batch, Sequence
 from unmask.step import CachePlan, Loss, Move, Prediction, Progress, Proposal, Reuse
+
+ModelT = TypeVar("ModelT", contravariant=True)  # the network that an objective trains
+BatchT = TypeVar("BatchT", contravariant=True)  # what its source yields
+MadeT = TypeVar("MadeT", covariant=True)  # a batch, of a source
+PartsT = TypeVar("PartsT", contravariant=True)  # the parts of a model that a task uses
+AnswerT = TypeVar("AnswerT", covariant=True)
 
 
 @runtime_checkable
@@ -42,10 +48,10 @@ class Corruption(Protocol):
     def corrupt(self, clean: Batch, time: Tensor, rng: torch.Generator) -> Batch: ...
 
 
-class Objective(Protocol):
+class Objective(Protocol[ModelT, BatchT]):
     """(model, batch, rng) -> Loss: zero at a perfect model, finite everywhere. Several losses are as many updates from one batch."""
 
-    def __call__(self, model: Any, batch: Any, rng: torch.Generator) -> Loss | Iterator[Loss]: ...
+    def __call__(self, model: ModelT, batch: BatchT, rng: torch.Generator) -> Loss | Iterator[Loss]: ...
 
 
 @runtime_checkable
@@ -145,16 +151,16 @@ class Prior(Protocol):
     def __call__(self, batch: Batch) -> Batch: ...
 
 
-class Task(Protocol):
+class Task(Protocol[PartsT, AnswerT]):
     """A request that becomes a sequence, and reads its answer from the finished one. ``needs``: the parts of the model it uses."""
 
     needs: ClassVar[frozenset[str]]
 
-    def build(self, tokens: Any) -> Sequence: ...
-    def read(self, sequence: Sequence, tokens: Any) -> Any: ...
+    def build(self, tokens: PartsT) -> Sequence: ...
+    def read(self, sequence: Sequence, tokens: PartsT) -> AnswerT: ...
 
 
-class Source(Protocol):
+class Source(Protocol[MadeT]):
     """Training data: batch number ``step``, a pure function of (seed, step), so that resuming needs no state."""
 
-    def __call__(self, step: int) -> Any: ...
+    def __call__(self, step: int) -> MadeT: ...

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Generator, nn
+
+    from unmask.step import Loss
+
+ModelT = TypeVar("ModelT", bound="nn.Module")
+BatchT = TypeVar("BatchT")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +72,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval:
+class Eval(Generic[ModelT]):
     """A measurement during training: ``run(module, step) -> {name: value}``, every ``every`` steps and at the end.
 
     The module has the averaged weights and is in eval mode, without gradients. Values go to metrics.jsonl as ``name.key``.
@@ -71,7 +80,7 @@ class Eval:
 
     name: str
     every: int
-    run: Callable[[Any, int], Mapping[str, float]]
+    run: Callable[[ModelT, int], Mapping[str, float]]
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -79,7 +88,7 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Generic[ModelT, BatchT]):
     """One training run. The callables are its parts.
 
     model() -> nn.Module on the CPU in float32, with its first weights · adapt(module): insert adapters and freeze the rest, in place
@@ -89,15 +98,15 @@ class Recipe:
     """
 
     name: str
-    model: Callable[[], Any]
-    source: Callable[[int], Any]
-    objective: Callable[..., Any]
+    model: Callable[[], ModelT]
+    source: Callable[[int], BatchT]
+    objective: Callable[[ModelT, BatchT, Generator], Loss | Iterator[Loss]]
     optim: Optim = field(default_factory=Optim)
     training: Training = field(default_factory=Training)
-    adapt: Callable[[Any], None] | None = None
+    adapt: Callable[[ModelT], None] | None = None
     trainable: Callable[[str], bool] = lambda name: True
-    evals: tuple[Eval, ...] = ()
-    export: Callable[[Any, Path], None] | None = None
+    evals: tuple[Eval[ModelT], ...] = ()
+    export: Callable[[ModelT, Path], None] | None = None
 
     def __post_init__(self) -> None:
         names = [e.name for e in self.evals]
@@ -105,7 +114,7 @@ class Recipe:
             raise ValueError(f"evals must have different names, got {', '.join(names)}; rename one")
 
 
-def override(value: Any, settings: Iterable[str]) -> Any:
+def override(value: T, settings: Iterable[str]) -> T:
     """A frozen dataclass with ``a.b=c`` settings applied. ValueError names the unknown field and the nearest known one."""
     for setting in settings:
         path, separator, text = setting.partition("=")
@@ -115,11 +124,11 @@ def override(value: Any, settings: Iterable[str]) -> Any:
     return value
 
 
-def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
+def _replace(value: object, path: list[str], text: str, whole: str) -> Any:
     """Fields of a dataclass are reached by name, and so are the entries of a tuple of (name, value, ...) or of evaluations."""
     if _named(value):
         known = {entry[0]: entry[1] for entry in value}
-    elif isinstance(value, tuple) and value and all(isinstance(entry, Eval) for entry in value):
+    elif _evals(value):
         known = {entry.name: entry for entry in value}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -131,20 +140,25 @@ def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
         raise ValueError(f"setting {whole!r}: {type(value).__name__} has no field {path[0]!r}{hint}")
     old = known[path[0]]
     new = _replace(old, path[1:], text, whole) if len(path) > 1 else _parse(text, old, whole)
-    if isinstance(value, tuple) and not _named(value):
+    if _evals(value):
         return tuple(new if entry.name == path[0] else entry for entry in value)
-    if isinstance(value, tuple):
+    if _named(value):
         return tuple((entry[0], new, *entry[2:]) if entry[0] == path[0] else entry for entry in value)
+    assert dataclasses.is_dataclass(value) and not isinstance(value, type)
     return dataclasses.replace(value, **{path[0]: new})
 
 
-def _named(value: Any) -> bool:
+def _named(value: object) -> TypeGuard[tuple[tuple[Any, ...], ...]]:
     return (
         isinstance(value, tuple) and bool(value) and all(isinstance(v, tuple) and isinstance(v[0], str) for v in value)
     )
 
 
-def _parse(text: str, old: Any, whole: str) -> Any:
+def _evals(value: object) -> TypeGuard[tuple[Eval, ...]]:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(entry, Eval) for entry in value)
+
+
+def _parse(text: str, old: object, whole: str) -> object:
     if isinstance(old, bool):
         if text.lower() in ("true", "false", "1", "0", "yes", "no"):
             return text.lower() in ("true", "1", "yes")

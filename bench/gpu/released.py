@@ -35,7 +35,7 @@ from unmask.models.attention import fused, plain  # noqa: E402
 from unmask.models.elastic import Elastic, init  # noqa: E402
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig  # noqa: E402
 from unmask.pipeline.model import Model  # noqa: E402
-from unmask.sampling.sampler import Run, Sampler  # noqa: E402
+from unmask.sampling.sampler import Sampler, SamplingRun  # noqa: E402
 from unmask.sequence import Batch, collate  # noqa: E402
 from unmask.tasks import edit, generate, released, understand  # noqa: E402
 from unmask.tasks.parts import Parts  # noqa: E402
@@ -119,7 +119,7 @@ def made(device: str, quick: bool) -> Model:
 
 
 @torch.no_grad()
-def drive(model: Model, batch: Batch, sampler: Sampler, most: int | None = None) -> tuple[list[float], Run]:
+def drive(model: Model, batch: Batch, sampler: Sampler, most: int | None = None) -> tuple[list[float], SamplingRun]:
     """Seconds of every step (of the first ``most``), and the run as far as it got."""
     run, seconds = sampler.start(batch), []
     while (query := run.query) is not None and (most is None or len(seconds) < most):
@@ -132,7 +132,7 @@ def drive(model: Model, batch: Batch, sampler: Sampler, most: int | None = None)
 
 
 @torch.no_grad()
-def forward_flops(model: Model, run: Run) -> float:
+def forward_flops(model: Model, run: SamplingRun) -> float:
     """FLOPs of the forward pass that a run waits for, as PyTorch counts them (plain attention: each of its products is counted)."""
     assert run.query is not None
     before, model.parts.net.attention = model.parts.net.attention, plain

@@ -30,6 +30,7 @@ from unmask.evaluation.history import Line, append  # noqa: E402
 from unmask.models.attention import fused, plain  # noqa: E402
 from unmask.recipe import Recipe, Training, override  # noqa: E402
 from unmask.rng import generator  # noqa: E402
+from unmask.training.losses import losses  # noqa: E402
 from unmask.training.meters import matmul_peak  # noqa: E402
 from unmask.training.train import train  # noqa: E402
 
@@ -94,7 +95,8 @@ def share(recipe: Recipe, device: str, step_s: float) -> float:
         p.requires_grad_(recipe.trainable(name))
     batch = {name: part.to(device) for name, part in recipe.source(0).items()}
     with FlopCounterMode(display=False) as counter:
-        recipe.objective(module, batch, generator("bench")).total.backward()
+        for loss in losses(recipe.objective(module, batch, generator("bench"))):
+            loss.total.backward()
     return counter.get_total_flops() / step_s / matmul_peak(dtype, device)
 
 

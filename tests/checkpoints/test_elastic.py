@@ -21,7 +21,7 @@ from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, WeightSt
 from unmask.checkpoints.lavida_o import load_lavida_o, survey_lavida_o
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
-from unmask.evaluation.verify import Form
+from unmask.evaluation.verify import Reference
 from unmask.models.elastic import Elastic
 from unmask.pipeline.loading import needs_of, spec_of_size
 from unmask.pipeline.model import Model
@@ -77,7 +77,7 @@ def test_an_unknown_part_and_task_are_told() -> None:
     told = "unknown part 'wings'; the parts are gen, text_head, und, vision, vq.decoder, vq.encoder"
     with pytest.raises(ValueError, match=told):
         list(tensors_needed(spec_of_size("tiny").checkpoint, frozenset({"wings"})))
-    with pytest.raises(ValueError, match="no task 'fly'; the tasks are generate"):
+    with pytest.raises(ValueError, match="no task is called 'fly'; choose from generate"):
         needs_of("fly")
 
 
@@ -144,8 +144,8 @@ def drawing(ids: Tensor, codes: Tensor) -> Batch:
 
 
 @pytest.fixture(scope="module")
-def form() -> Form:
-    return Form(arrays=load_file(FOLDER / "expected.safetensors"), mask_id=639, mask_code=129)
+def form() -> Reference:
+    return Reference(arrays=load_file(FOLDER / "expected.safetensors"), mask_id=639, mask_code=129)
 
 
 Streams = dict[str, Tensor]
@@ -159,24 +159,24 @@ def guided(net: Elastic, batch: Batch, guidance: ClassifierFree | EditGuidance) 
     }
 
 
-def drawn(form: Form, net: Elastic, vq: VQ) -> Streams:
+def drawn(form: Reference, net: Elastic, vq: VQ) -> Streams:
     batch = drawing(form.arrays["t2i.ids"][0], form.arrays["t2i.codes"][0])
     streams = guided(net, batch, ClassifierFree(scale=4.0, drop={"prompt"}, null_id=form.mask_id))
     return streams | form.sampled(net) | {"decoded": vq.decode(form.arrays["vq.codes"].view(1, *GRID))}
 
 
-def edited(form: Form, net: Elastic, vq: VQ) -> Streams:
+def edited(form: Reference, net: Elastic, vq: VQ) -> Streams:
     """The three streams of the row with its source; then both measured rows, of which the second has lost it."""
     batch, texts = form.editing(), {"prompt", "end"}
     guidance = EditGuidance(scale=1.2, image_scale=1.4, drop={*texts, "source"}, keep={"source"}, null_id=form.mask_id)
     return guided(net, batch.row(0), guidance) | {"rows": form.edits(net, batch)} | form.tokenized(vq)
 
 
-def filled(form: Form, net: Elastic, vq: VQ) -> Streams:
+def filled(form: Reference, net: Elastic, vq: VQ) -> Streams:
     return drawn(form, net, vq) | form.tokenized(vq)
 
 
-def read(form: Form, net: Elastic, vq: VQ) -> Streams:
+def read(form: Reference, net: Elastic, vq: VQ) -> Streams:
     """The fixture has no vision tower: what questions and boxes see is compared in tests/tasks/test_released.py."""
     return form.texts(net)
 
@@ -192,7 +192,7 @@ def the_same(got: Streams, wanted: Streams) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("task", TASKS)
-def test_the_fixture_loaded_in_part_gives_the_same_bits(task: str, form: Form) -> None:
+def test_the_fixture_loaded_in_part_gives_the_same_bits(task: str, form: Reference) -> None:
     weights, full = Weights(checkpoint=survey_lavida_o(FOLDER)), load_lavida_o(FOLDER)
     net, vq = weights.checkpoint.modules()
     load(weights, net, vq, needs_of(task))

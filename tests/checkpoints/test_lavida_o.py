@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.checkpoints.lavida_o import load_lavida_o, names
 from unmask.checkpoints.store import CheckpointError
-from unmask.evaluation.verify import INPUTS, Difference, Form, verify
+from unmask.evaluation.verify import INPUTS, Difference, Reference, verify
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES
 from unmask.sequence import Branch
@@ -67,7 +67,7 @@ def test_nothing_is_left_out(found: dict[str, Difference], expected: dict[str, T
 
 
 def test_editing_rows_have_no_company(net: Elastic, expected: dict[str, Tensor]) -> None:
-    form = Form(arrays=expected, mask_id=net.mask_id, mask_code=net.config.mask_code)
+    form = Reference(arrays=expected, mask_id=net.mask_id, mask_code=net.config.mask_code)
     mixed = form.editing()
     span = next(s for s in mixed.span_table[1] if s.name == "source")
     assert (mixed.branch[1, span.start : span.stop] == Branch.UND).all()

@@ -81,7 +81,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--suite dpg --prompts prompts --out o --only a", "--only does not apply to --suite dpg"),
         ("--suite imgedit --prompts e.json --images . --out o -n 2", "-n does not apply to --suite imgedit"),
         ("--suite refcoco --prompts refs.json --images . --seed 1", "--seed does not apply to --suite refcoco"),
-        ("--suite geneval --prompts broken.jsonl --out o", "broken.jsonl, line 2 is not JSON"),
+        ("--suite geneval --prompts broken.jsonl --out o", "broken.jsonl, line 2 is not valid JSON"),
         ("--suite geneval --prompts nosuch.jsonl --out o", "nosuch.jsonl"),
         ("--suite geneval --prompts prompts --out o", "directory: prompts"),
         ("--suite geneval --prompts m.jsonl --out o --only shapes", "'shapes'; choose from"),

@@ -125,8 +125,8 @@ OTHER_OBJECTIVES = [
 NOT_PARTS = {
     "Agenda",
     "Card",
-    "Layout",
-    "Run",
+    "SpanLayout",
+    "SamplingRun",
     "Sampler",
     "Step",
     "Todo",

@@ -11,7 +11,7 @@ import torch
 from unmask import protocols
 from unmask.sampling import blocks, schedule, selection, token_sampler
 from unmask.sampling.prior import UniformIds
-from unmask.sampling.sampler import NothingUnmasked, Run, Sampler
+from unmask.sampling.sampler import NothingUnmasked, Sampler, SamplingRun
 from unmask.sequence import Batch, Kind, collate
 from unmask.step import Move, Proposal
 
@@ -51,11 +51,11 @@ DOUBLES = [
 every_double = pytest.mark.parametrize("sampler", DOUBLES, ids=name_of)
 
 
-def started(sampler: Sampler, *rows: Any) -> Run:
+def started(sampler: Sampler, *rows: Any) -> SamplingRun:
     return sampler.start(collate(list(rows), range(len(rows))))
 
 
-def finish(going: Run) -> Run:
+def finish(going: SamplingRun) -> SamplingRun:
     while going.query is not None:
         going.advance(fake(going.query.batch, predict=going.query.predict))
     return going

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from unmask.data.world import critiques, edits, language
+from unmask.data.world.questions import KINDS, Question, questions
 from unmask.data.world.scenes import SPLITS, Draft, Scene, SceneObject, apart, held_out, relation, sample, split_of
 from unmask.data.world.vocabulary import CLASS_NAMES, CLASSES, COLOUR_NAMES, LEVELS
 
@@ -44,7 +45,7 @@ def _scenes(level: str, split: str, count: int, draft: Draft = _DRAFT) -> list[S
 
 
 def _texts(scene: Scene, rng: Random) -> list[str]:
-    asked = language.questions(scene, rng)
+    asked = questions(scene, rng)
     referred = [text for text, _ in language.referring(scene, rng)]
     return [language.caption(scene, rng), *critiques.negative_pair(scene, rng), *referred, *(q.text for q in asked)]
 
@@ -145,7 +146,7 @@ def test_a_relation_is_said_only_if_it_tells_two_of_a_class_apart() -> None:
     assert {"the dog left of the cat", "the dog below the cat"} <= said((0.0, 0.25), (0.5, 0.75))
 
 
-def _answer(question: language.Question, scene: Scene) -> str | None:
+def _answer(question: Question, scene: Scene) -> str | None:
     """The answer worked out from the question's words, or None for a wording that this check does not read."""
     text = question.text
     named = [(c, _one(w)) for c, w in re.findall(rf"(?:\b({_COLOURS}) )?\b({_WORDS})\b", text)]
@@ -180,22 +181,22 @@ def test_answers_follow_from_the_scene(level: str) -> None:
     rng = Random(5)
     read: Counter[str] = Counter()
     for scene in _scenes(level, "test", 500):
-        asked = language.questions(scene, rng)
+        asked = questions(scene, rng)
         assert len({q.kind for q in asked}) == len(asked)
         for question in asked:
             assert question.text.endswith("?") and 1 <= len(question.answer.split()) <= 3
             if (answer := _answer(question, scene)) is not None:
                 assert answer == question.answer, (question, scene)
                 read[question.kind] += 1
-    assert set(read) == set(language.KINDS)
+    assert set(read) == set(KINDS)
 
 
 def test_no_answer_wins_by_being_frequent() -> None:
     rng = Random(6)
-    answers: dict[str, Counter[str]] = {kind: Counter() for kind in language.KINDS}
+    answers: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     coloured: Counter[str] = Counter()
     for scene in _scenes("grid", "train", 3000):
-        for q in language.questions(scene, rng):
+        for q in questions(scene, rng):
             answers[q.kind][q.answer] += 1
             if q.kind == "exists" and _TINTED.search(q.text):
                 coloured[q.answer] += 1
@@ -234,13 +235,13 @@ def test_what_is_said_depends_on_the_random_numbers_given_alone() -> None:
 # -- edits ------------------------------------------------------------------------------------------------------------
 
 
-def _edits(level: str, split: str, count: int) -> list[edits.Edit]:
+def _edits(level: str, split: str, count: int) -> list[edits.SceneEdit]:
     rng = Random(11)
     asked = [(s, kind) for s in _scenes(level, split, count) for kind in edits.EDIT_KINDS]
     return [made for scene, kind in asked if (made := edits.edit(scene, split, rng, kind))]
 
 
-def _check(made: edits.Edit) -> None:
+def _check(made: edits.SceneEdit) -> None:
     """Everything but what the instruction speaks of is as before, and that is as it says."""
     gone = [t for t in made.source.objects if t not in made.target.objects]
     came = [t for t in made.target.objects if t not in made.source.objects]

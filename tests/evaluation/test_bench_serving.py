@@ -58,7 +58,7 @@ def test_fuzz(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = "--repeats 1 --rates 4 --seconds 1".split()
+    small = "--repeats 1 --warm 0 --rates 4 --seconds 0.5".split()
     found = figures("serving_throughput.py", model_folder, tmp_path, monkeypatch, *small)
     groups = {f"serving.together.{name}" for name in ("texts", "words", "drawings", "mixed")}
     assert groups | {"serving.rate.4", "serving.start.first_frame"} == found.keys()

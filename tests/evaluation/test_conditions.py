@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from unmask.evaluation import world_conditions
-from unmask.evaluation.evaluate import Plan, Record, measure
+from unmask.evaluation.evaluate import EvalPlan, Record, measure
 from unmask.evaluation.judge import Judge, JudgeConfig
 from unmask.evaluation.world_conditions import KINDS, LEVELS, Conditioned, grid
 from unmask.pipeline.model import Model
 from unmask.tasks.generate import Generate
 from unmask.tokens.prompts import Conditions
 
-PLAN = Plan(n=20, batch=8)
+PLAN = EvalPlan(n=20, batch=8)
 
 
 @pytest.fixture(scope="module")

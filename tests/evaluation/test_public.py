@@ -23,7 +23,7 @@ from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, SceneObject
 from unmask.evaluation import suite
 from unmask.evaluation.encoders import Comparison
-from unmask.evaluation.evaluate import Measured, Plan, Record, measure, one_folder
+from unmask.evaluation.evaluate import EvalPlan, Measured, Record, measure, one_folder
 from unmask.evaluation.judge import Judge, JudgeConfig
 from unmask.evaluation.public_dpg import PublicDPG, gridded
 from unmask.evaluation.public_geneval import PublicGenEval, lay_out, layout
@@ -79,7 +79,7 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def run(model: Model, part: PublicGenEval, folder: Path, *, limit: int = 5, batch: int = 4, seed: int = 0) -> Measured:
-    plan = Plan(n=limit, batch=batch, seed=seed)
+    plan = EvalPlan(n=limit, batch=batch, seed=seed)
     report = suite.run(model, {part.name: part}, plan, Record(folder, layout), about={"suite": part.name})
     lay_out(folder, part.chosen(plan))
     return report.parts[0]
@@ -106,7 +106,7 @@ def test_geneval_lies_as_its_scripts_expect(
 
 def test_geneval_draws_what_generate_draws(model: Model, prompts: tuple[GenEvalPrompt, ...], blind: Judge) -> None:
     part = PublicGenEval(prompts=prompts[:1], each=3, draw=PromptGenerator(changes=QUICK), judge=lambda: blind)
-    found = measure(model, part, Plan(n=1, seed=7, batch=2), Record())
+    found = measure(model, part, EvalPlan(n=1, seed=7, batch=2), Record())
     wanted = model.generate(prompts[0].prompt, n=3, seed=7, settings=QUICK)
     for number, drawing in enumerate(wanted):
         assert alike(found.pictures(f"00000-{number:04d}", "drawn"), drawing.image)
@@ -191,13 +191,13 @@ def test_geneval_verdicts_on_rendered_pictures(model: Model, prompts: tuple[GenE
     """Of every prompt a right picture and a wrong one; the bench is known to nobody."""
     arm = Renders(lambda text, number: (RIGHT, WRONG)[number][text])
     part = PublicGenEval(prompts=prompts, each=2, draw=arm, everything=True)
-    found = measure(model, part, Plan(n=5), Record())
+    found = measure(model, part, EvalPlan(n=5), Record())
     judged = {(row["prompt"], row["key"][-1]): row["right"] for row in found.rows}
     assert judged == {(n, d): None if n == 1 else d == "0" for n in range(5) for d in "01"}
     assert found.figures["overall"]["value"] == 0.5 and found.figures["pictures_not_judged"] == 2
     assert found.figures["single_object"]["n"] == 1, "what is not judged counts neither as right nor as wrong"
     assert found.figures["prompts_drawn"] == 5 and found.figures["prompts_judged"] == 4
-    only = measure(model, dataclasses.replace(part, everything=False), Plan(n=5), Record())
+    only = measure(model, dataclasses.replace(part, everything=False), EvalPlan(n=5), Record())
     assert only.figures["prompts_drawn"] == 4
 
 
@@ -207,7 +207,7 @@ def test_a_judge_that_cannot_see_the_pictures_says_nothing(model: Model, prompts
         prompts=prompts[:1], each=1, draw=PromptGenerator(changes=QUICK), everything=True, judge=lambda: small
     )
     assert not part.judges(model)
-    assert [row["right"] for row in measure(model, part, Plan(n=1), Record()).rows] == [None]
+    assert [row["right"] for row in measure(model, part, EvalPlan(n=1), Record()).rows] == [None]
 
 
 # -- DPG-Bench --------------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ DENSE = (DpgPrompt(key="b", text="a dog and a cat"), DpgPrompt(key="a", text="tw
 @pytest.mark.parametrize("each", [1, 4])
 def test_dpg_writes_a_picture_or_a_grid_after_the_id(model: Model, each: int, tmp_path: Path) -> None:
     part = PublicDPG(prompts=DENSE, each=each, draw=PromptGenerator(changes=QUICK))
-    found = measure(model, part, Plan(n=2, batch=2, seed=3), Record(tmp_path, one_folder))
+    found = measure(model, part, EvalPlan(n=2, batch=2, seed=3), Record(tmp_path, one_folder))
     assert set(contents(tmp_path)) == {"verdicts.jsonl", "images/a.png", "images/b.png"}
     single = [np.asarray(d.image) for d in model.generate(DENSE[0].text, n=each, seed=3, settings=QUICK)]
     grid = np.asarray(Image.open(tmp_path / "images" / "b.png"))
@@ -226,7 +226,7 @@ def test_dpg_writes_a_picture_or_a_grid_after_the_id(model: Model, each: int, tm
     if each == 4:  # in rows, as the benchmark cuts them
         assert alike(grid[:128, 128:], single[1]) and alike(grid[128:, :128], single[2])
     assert found.figures["prompts_not_judged"] == 2
-    assert measure(model, part, Plan(n=2, batch=1, seed=3), Record()).rows == found.rows
+    assert measure(model, part, EvalPlan(n=2, batch=1, seed=3), Record()).rows == found.rows
 
 
 def test_dpg_knows_one_picture_or_four() -> None:
@@ -251,12 +251,12 @@ def test_drawings_are_held_against_their_prompts_and_real_pictures(model: Model,
     part = PublicDPG(
         prompts=DENSE, each=4, draw=PromptGenerator(changes=QUICK), compare=Comparison(encoder=Lengths(), real=real)
     )
-    found = measure(model, part, Plan(n=2), Record())
+    found = measure(model, part, EvalPlan(n=2), Record())
     figures = found.figures
     assert figures["clip_score"]["n"] == 8, "every picture of a grid alone"
     assert 0 < figures["clip_score"]["value"] <= 100
     assert figures["frechet"]["real"] == 3 and figures["frechet"]["value"] > 0
-    assert "clip_score" not in measure(model, dataclasses.replace(part, compare=None), Plan(n=2), Record()).figures
+    assert "clip_score" not in measure(model, dataclasses.replace(part, compare=None), EvalPlan(n=2), Record()).figures
 
 
 # -- ImgEdit ----------------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_imgedit_edits_the_middle_of_every_source(model: Model, tmp_path: Path) 
         EditRequest(key="7", source="wide.png", prompt="add a cat", kind="add"),
     )
     part = PublicImgEdit(edits=edits, folder=tmp_path, draw=EditGenerator(changes=QUICK))
-    found = measure(model, part, Plan(n=2), Record(tmp_path / "out", one_folder))
+    found = measure(model, part, EvalPlan(n=2), Record(tmp_path / "out", one_folder))
     assert set(contents(tmp_path / "out")) == {"verdicts.jsonl", "images/12.png", "images/7.png"}
     assert (found.figures["made_add"], found.figures["made_adjust"], found.figures["edits_not_judged"]) == (1, 1, 2)
     square = middle(Image.open(tmp_path / "wide.png"), 128)
@@ -301,13 +301,13 @@ def test_refcoco_scores_every_split(model: Model, tmp_path: Path) -> None:
     Image.new("RGB", (64, 32), "red").save(tmp_path / "p.png")
     asked = [expression("1"), expression("2", phrase="a dog"), expression("3", "testA", phrase="the left one")]
     part = PublicRefCOCO(expressions=tuple(asked), folder=tmp_path)
-    found = measure(model, part, Plan(n=3), Record(tmp_path / "out"))
+    found = measure(model, part, EvalPlan(n=3), Record(tmp_path / "out"))
     assert (found.figures["val"]["n"], found.figures["testA"]["n"], found.figures["pictures"]) == (2, 1, 1)
     boxes = model.ground(tmp_path / "p.png", ["the cat"]).boxes[0]
     row = found.rows[0]
     assert row["right"] == (row["iou"] >= 0.5) and len(row["box"]) == 4
     assert boxes.x1 == pytest.approx(row["box"][0] * 64, abs=0.1)
-    assert measure(model, part, Plan(n=3, batch=1), Record()).rows == found.rows
+    assert measure(model, part, EvalPlan(n=3, batch=1), Record()).rows == found.rows
 
 
 def test_refcoco_boxes_are_right_from_an_overlap_of_one_half() -> None:
@@ -315,7 +315,9 @@ def test_refcoco_boxes_are_right_from_an_overlap_of_one_half() -> None:
     half, less = scored(item, (0.0, 0.25, 0.25, 0.75)), scored(item, (0.0, 0.25, 0.24, 0.75))
     assert (half["right"], half["iou"], less["right"]) == (True, 0.5, False)
     rows = [{"key": str(i), "text": "", **row} for i, row in enumerate((half, less))]
-    figures = PublicRefCOCO(expressions=(), folder=Path()).figures(Plan(), [item, item], rows, lambda *_: np.zeros(0))
+    figures = PublicRefCOCO(expressions=(), folder=Path()).figures(
+        EvalPlan(), [item, item], rows, lambda *_: np.zeros(0)
+    )
     assert figures["val"]["value"] == 0.5 and figures["val"]["mean_iou"] == pytest.approx(0.49)
 
 
@@ -323,7 +325,7 @@ def test_refcoco_pictures_are_those_its_boxes_were_made_for(model: Model, tmp_pa
     Image.new("RGB", (32, 32), "red").save(tmp_path / "p.png")
     part = PublicRefCOCO(expressions=(expression("1"),), folder=tmp_path)
     with pytest.raises(ImageError, match="is 32 x 32, and instances.json says 64 x 32; "):
-        measure(model, part, Plan(n=1), Record())
+        measure(model, part, EvalPlan(n=1), Record())
 
 
 def test_refcoco_steps_are_the_samplers(model: Model, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from unmask.data.world import edits
-from unmask.data.world.language import KINDS
+from unmask.data.world.questions import KINDS
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, SceneObject, sample, split_of
 from unmask.evaluation import world_suite
-from unmask.evaluation.evaluate import Part, Plan, Record, fingerprint, measure
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, Record, fingerprint, measure
 from unmask.evaluation.judge import Found, Judge, JudgeConfig, Seen, load_judge
 from unmask.evaluation.world_edit import Edits, Wish, kept, met, success
 from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt, prompts
@@ -31,7 +31,7 @@ from unmask.tasks.reflecting import Thinking
 
 SHIPPED_JUDGE = files("unmask.evaluation") / "assets" / "judge.safetensors"
 needs_judge = pytest.mark.skipif(not SHIPPED_JUDGE.is_file(), reason="the judge's weights are not in this source tree")
-PLAN = Plan(n=6, batch=4)
+PLAN = EvalPlan(n=6, batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def blind() -> Judge:
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch, blind: Judge) -> dict[str, Part]:
+def parts(monkeypatch: pytest.MonkeyPatch, blind: Judge) -> dict[str, EvalPart]:
     """The suite's parts, judged by the blind judge."""
     made: dict[str, Any] = {
         name: dataclasses.replace(part, judge=lambda: blind) if hasattr(part, "judge") else part  # type: ignore[type-var]
@@ -86,7 +86,7 @@ def all_figures(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from [inner] if "value" in inner else all_figures(inner)
 
 
-def test_the_whole_suite(model: Model, parts: dict[str, Part], tmp_path: Path) -> None:
+def test_the_whole_suite(model: Model, parts: dict[str, EvalPart], tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     report = world_suite.run(model, n=6, batch=4, out=tmp_path, progress=lambda *what: told.append(what))
     found = json.loads((tmp_path / "report.json").read_text())
@@ -107,7 +107,7 @@ def test_the_whole_suite(model: Model, parts: dict[str, Part], tmp_path: Path) -
     assert all(name in report.table() for name in ("world_geneval", "color_attr", "p50_4step", "majority", "psnr"))
 
 
-def test_the_page_needs_nothing_from_elsewhere(model: Model, parts: dict[str, Part], tmp_path: Path) -> None:
+def test_the_page_needs_nothing_from_elsewhere(model: Model, parts: dict[str, EvalPart], tmp_path: Path) -> None:
     world_suite.run(model, n=6, batch=6, out=tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "data:image/png;base64," in page and "prefers-color-scheme: dark" in page
@@ -182,7 +182,7 @@ def _right(seen: Seen, prompt: Prompt) -> bool:
 
 @needs_judge
 def test_a_perfect_drawer_scores_all_and_a_blank_one_nothing(model: Model) -> None:
-    plan = Plan(n=36)
+    plan = EvalPlan(n=36)
     for part, least in ((GenEval(draw=Counting(drawn)), 0.97), (Edits(draw=Counting(edited)), 0.97)):
         assert measure(model, part, plan, Record()).figures["overall"]["value"] >= least
     for part in (GenEval(draw=Counting(blank)), Edits(draw=Counting(blank))):
@@ -196,7 +196,7 @@ def seen_of(scene: Scene) -> Seen:
     return Seen(objects=found, background=scene.background)
 
 
-def made_edit(kind: str, number: int = 0) -> edits.Edit:
+def made_edit(kind: str, number: int = 0) -> edits.SceneEdit:
     for index in range(number, number + 200):
         scene = sample("grid", "test", 5, index, Draft(counts=((2, 1.0),), alike=0.0))
         if found := edits.edit(scene, "test", Random(index), kind):
@@ -223,9 +223,11 @@ def test_added_and_moved_things_may_lie_anywhere_that_fits_the_word() -> None:
     source = Scene(objects=(dog, cat), background="white", level="grid")
     for kind, before, name in (("move", (dog, cat), "dog"), ("add", (cat,), "dog")):
         target = dataclasses.replace(source, objects=(dataclasses.replace(dog, x=0.0, y=0.0), cat))
-        made = edits.Edit(kind=kind, instruction="", source=dataclasses.replace(source, objects=before), target=target)
+        made = edits.SceneEdit(
+            kind=kind, instruction="", source=dataclasses.replace(source, objects=before), target=target
+        )
 
-        def ends(x: float, y: float, size: float = 0.25, colour: str = "red", made: edits.Edit = made) -> bool:
+        def ends(x: float, y: float, size: float = 0.25, colour: str = "red", made: edits.SceneEdit = made) -> bool:
             placed = SceneObject(name="dog", colour=colour, x=x, y=y, size=size)
             return success(made, seen_of(dataclasses.replace(made.target, objects=(placed, cat))))
 
@@ -237,7 +239,9 @@ def test_a_thing_on_top_of_another_is_not_in_a_free_place() -> None:
     cat = SceneObject(name="cat", colour="", x=0.0, y=0.0, size=0.25)
     dog = dataclasses.replace(cat, name="dog", x=0.25)
     source = Scene(objects=(cat,), background="white", level="grid")
-    made = edits.Edit(kind="add", instruction="", source=source, target=dataclasses.replace(source, objects=(cat, dog)))
+    made = edits.SceneEdit(
+        kind="add", instruction="", source=source, target=dataclasses.replace(source, objects=(cat, dog))
+    )
     above = dataclasses.replace(dog, x=0.1, y=0.1)
     assert success(made, seen_of(made.target))
     assert not success(made, seen_of(dataclasses.replace(source, objects=(cat, above))))

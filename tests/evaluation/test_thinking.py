@@ -11,7 +11,7 @@ from PIL import Image
 
 from unmask.data.world.render import render
 from unmask.evaluation import world_thinking
-from unmask.evaluation.evaluate import Plan, Record, measure
+from unmask.evaluation.evaluate import EvalPlan, Record, measure
 from unmask.evaluation.metrics import balanced, calibration
 from unmask.evaluation.strategies import EditGenerator, PromptGenerator
 from unmask.evaluation.world_edit import wishes
@@ -22,7 +22,7 @@ from unmask.tasks import reflecting
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Attempt
 
-PLAN = Plan(n=12, batch=5)
+PLAN = EvalPlan(n=12, batch=5)
 SCENES = {p.text: p.scene for kind in CATEGORIES for p in prompts(kind, 2, level="grid", split="test", seed=0)}
 
 
@@ -102,7 +102,7 @@ def test_critiques_of_a_perfect_and_of_a_mute_model(model: Model, monkeypatch: p
 
 
 def test_the_pictures_of_critiques_are_what_they_are_said_to_be() -> None:
-    for item in Critiques().items(Plan(n=40)):
+    for item in Critiques().items(EvalPlan(n=40)):
         assert item.key == f"{item.index:04d}" and np.asarray(render(item.scene, 64)).shape == (64, 64, 3)
         if item.wanted:
             assert "is correct" not in item.wanted

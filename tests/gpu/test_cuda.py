@@ -98,7 +98,7 @@ def batch_of(model: Model, task: str, picture: Image.Image, seed: int = 0) -> Ba
         "answer": lambda: understand.Ask(pixels=pixels, question="how many apples are there?").build(parts),
         "ground": lambda: ground.Ground(pixels=pixels, phrases=("the cat", "the red apple")).build(parts),
         "fill": lambda: understand.FillText(target="a [mask] apple and a [mask]").build(parts),
-        "plan": lambda: planning.Plan(prompt="two red apples and a cat", length=44).build(parts),
+        "plan": lambda: planning.PlanImage(prompt="two red apples and a cat", length=44).build(parts),
     }[task]()
     return collate([built], [seed])
 

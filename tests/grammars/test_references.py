@@ -146,7 +146,7 @@ def test_reported_schemas_are_accepted(name: str) -> None:
 
 def test_a_nullable_enum_is_one_of_its_words() -> None:
     (slot,) = of_schema((SCHEMAS / "nullable-enum.json").read_text()).slots(TEXT, COMPACT)
-    assert dict(slot.said) == {"red": "red", "blue": "blue", "null": None}
+    assert dict(slot.wordings) == {"red": "red", "blue": "blue", "null": None}
     assert [slot.read(ids(words)) for words in ("red", "null")] == ["red", None]
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import unmask
-from unmask.data.world.language import questions
+from unmask.data.world.questions import questions
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
 from unmask.data.world.vocabulary import COLOUR_NAMES

@@ -1,28 +1,17 @@
-"""Every task on a folder in the released layout, as it was published: prompts, quirks, guidance, settings, and what is refused.
-
-The folder is the fixture with a vocabulary large enough for the coordinates, one text token a byte, and a small vision tower.
-"""
+"""Every task on a folder in the released layout, as it was published: prompts, quirks, guidance and settings."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import unmask
-from unmask.checkpoints.lavida_o import names
-from unmask.checkpoints.store import CheckpointError
 from unmask.cli.main import main
-from unmask.models.elastic import Elastic
-from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
 from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model, describe
 from unmask.sequence import Kind, Sequence, collate
@@ -34,60 +23,14 @@ from unmask.tasks.parts import to_image
 from unmask.tasks.understand import Ask
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.quirks import NO_QUIRKS
-from unmask.tokens.text import CONTROL, EOT, HEADER, MASK, location
+from unmask.tokens.text import EOT, HEADER, MASK, location
 
-FIXTURE = Path(__file__).parents[1] / "golden" / "lavida_o_tiny"
-VISION = VisionConfig(image=28, patch=4, width=16, layers=2, heads=2, mlp=24)  # 7 x 7 patches, pooled to 3 x 3
-SQUARE = 51  # features of a square picture: 9 of the whole, 6 rows of 6 and a newline
-LEVEL = "vision_tower.vision_tower.vision_model."
-
-
-def write_tokenizer(folder: Path, control: tuple[str, ...] = CONTROL) -> int:
-    """One token a byte and control tokens; how many in all."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(control))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return tokenizer.get_vocab_size(with_added_tokens=True)
-
-
-def configure(folder: Path, **changes: object) -> None:
-    """Fields of config.json set, or taken away (None)."""
-    raw = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
-
-
-def make_folder(place: Path, rename: Callable[[str], str] = str, dtype: torch.dtype = torch.float32) -> Path:
-    shutil.copytree(FIXTURE, place)
-    size = write_tokenizer(place)
-    mask = Tokenizer.from_file(str(place / "tokenizer.json")).token_to_id(MASK)
-    own = {"side": 128, "vision": asdict(VISION)}
-    configure(place, vocab_size=size, embedding_size=size, mask_token_id=mask, mm_vision_tower="siglip", unmask=own)
-    tensors = load_file(place / "model.safetensors")
-    g = torch.Generator().manual_seed(0)
-    for name in ("model.transformer.wte.weight", "model.transformer.ff_out.weight"):
-        tensors[name] = torch.randn(size, 64, generator=g) * tensors[name].std()
-    config = replace(SIZES["tiny"], width=64, heads=4, vision=VISION)
-    with torch.device("meta"):
-        shapes = {k: v.shape for k, v in Elastic(config, mask_id=0).state_dict().items() if k.startswith("vision.")}
-    mapping = names(config)
-    for ours, shape in shapes.items():
-        tensors[f"model.{rename(mapping[ours])}"] = torch.randn(shape, generator=g) * 0.2
-    save_file({k: v.to(dtype).contiguous() for k, v in tensors.items()}, place / "model.safetensors")
-    return place
+from .released_folder import LEVEL, SQUARE, make_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("released") / "model")
-
-
-@pytest.fixture
-def spoilt(folder: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(folder, tmp_path / "spoilt"))
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +243,7 @@ def test_coordinates_alone_unless_wanted(folder: Path, picture: Image.Image) -> 
     """Equal to the free choice where that is a coordinate; where it is not, a box cannot be read."""
     model = unmask.load(folder)
     free = ["token_sampler.low=0", f"token_sampler.high={model.parts.text.size}"]
-    with pytest.raises(ValueError, match="a box is four bins"):
+    with pytest.raises(ValueError, match="a box must be four bins"):
         model.ground(picture, ["the cat"], settings=free)
     first = model.parts.text[location(0)]
     with torch.no_grad():
@@ -333,149 +276,3 @@ def test_names_without_the_level_and_other_types(
     torch.testing.assert_close(theirs.float(), ours, atol=0.0 if dtype == torch.float32 else 0.3, rtol=0)
     assert other.edit(picture, "go", settings=["schedule.steps=2"])[0].image.size == (128, 128)
     assert len(other.ground(picture, ["x"]).boxes) == 1
-
-
-# -- what is refused --------------------------------------------------------------------------------------------------
-
-
-def refused(place: Path, match: str) -> None:
-    with pytest.raises(CheckpointError, match=match) as error:
-        unmask.load(place)
-    assert "; " in str(error.value)
-
-
-def shorten(place: Path) -> None:
-    file = place / "model.safetensors"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def point_elsewhere(place: Path) -> None:
-    names = dict.fromkeys(load_file(place / "model.safetensors"), "model-00002-of-00002.safetensors")
-    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-
-
-def put(value: torch.Tensor) -> Callable[[Path], None]:
-    """Another final norm."""
-
-    def spoil(place: Path) -> None:
-        tensors = load_file(place / "model.safetensors") | {"model.transformer.ln_f.weight": value}
-        save_file(tensors, place / "model.safetensors")
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda f: (f / "config.json").unlink(), "error: no model is called '"),
-        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}'), "has no field 'model'\nhint: is this"),
-        (shorten, "model.safetensors is damaged, incomplete or not a safetensors file"),
-        (point_elsewhere, "names 1 of 1 files that are missing"),
-        (put(torch.ones(63)), "transformer.ln_f.weight is (63,), wanted (64,)"),
-        (put(torch.ones(64, dtype=torch.long)), "transformer.ln_f.weight is stored as I64, wanted one of F64, F32, F16, BF16"),
-        (put(torch.ones(64).index_fill(0, torch.tensor(7), torch.nan)), "transformer.ln_f.weight holds values that are not finite"),
-        (lambda f: write_tokenizer(f, (*CONTROL, "<|one_more|>")), "ids and the model"),
-        (lambda f: configure(f, gen_mlp_type="unitok"), "gen_mlp_type 'unitok' is not supported\nhint: wanted 'dit2'"),
-        (lambda f: configure(f, n_layers="four"), "config.json: invalid value"),
-        (lambda f: (f / "vqvae" / "config.json").write_text("{}"), "vqvae/config.json lacks layers_per_block"),
-    ],
-    ids=["no folder of a model", "another model", "half a file", "absent file", "shape", "dtype", "nan", "tokenizer", "gen_mlp_type",
-         "no number", "no tokenizer of pictures"],
-)  # fmt: skip
-def test_what_is_wrong_is_two_lines_and_nothing_is_drawn(
-    spoil: Callable[[Path], object], said: str, spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoil(spoilt)
-    assert main(["generate", "a dog", "--model", str(spoilt), "--out", str(tmp_path / "a.png")]) == 2
-    out, err = capsys.readouterr()
-    assert said in err and not out and not (tmp_path / "a.png").exists()
-    assert [line.split(":")[0] for line in err.splitlines()] == ["error", "hint"]
-
-
-def test_too_little_memory_is_two_lines(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("unmask.checkpoints.budget.free_bytes", lambda device: 100_000)
-    assert main(["generate", "a dog", "--model", str(folder), "--out", str(tmp_path / "a.png")]) == 2
-    error, hint = capsys.readouterr().err.splitlines()
-    assert "GiB on cpu, where 0.00 GiB are free" in error and f"`unmask inspect {folder} --budget" in hint
-
-
-def test_no_tokenizer(spoilt: Path) -> None:
-    (spoilt / "tokenizer.json").unlink()
-    refused(spoilt, "no tokenizer.json in")
-
-
-def test_a_tokenizer_of_another_model(spoilt: Path) -> None:
-    write_tokenizer(spoilt, tuple(name for name in CONTROL if not name.startswith("<LOC")))
-    refused(spoilt, "lacks 1027 control tokens, for example <LOC_0>")
-    (spoilt / "tokenizer.json").write_text("{")
-    refused(spoilt, "cannot read the tokenizer")
-
-
-def test_a_tokenizer_of_another_size(spoilt: Path) -> None:
-    size = write_tokenizer(spoilt, (*CONTROL, "<|one_more|>"))
-    refused(spoilt, f"has {size} ids and the model {size - 1}")
-
-
-def test_a_tokenizer_in_another_order(spoilt: Path) -> None:
-    write_tokenizer(spoilt, (MASK, *(name for name in CONTROL if name != MASK)))
-    refused(spoilt, "gives mask_token_id")
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"mm_patch_merge_type": "flat"}, "mm_patch_merge_type 'flat' is not supported; wanted 'spatial_unpad'"),
-        ({"image_grid_pinpoints": [[28, 30]]}, "multiples of the view's 28 pixels"),
-        ({"image_grid_pinpoints": "anyres_max_9"}, "image_grid_pinpoints"),
-        ({"unmask": {"side": 128, "vision": {"legs": 4}}}, "is no vision tower"),
-        ({"unmask": {"side": 100, "vision": asdict(VISION)}}, "not a multiple of 32 pixels"),
-        ({"unmask": {"side": "wide"}}, "unmask.side 'wide'"),
-        ({"unmask": {"wording": "old"}}, "unmask.wording 'old'"),
-        ({"unmask": 128}, "unmask.wording ''"),
-    ],
-)
-def test_configurations_that_do_not_fit(spoilt: Path, changes: dict[str, object], match: str) -> None:
-    configure(spoilt, **changes)
-    refused(spoilt, match)
-
-
-def test_a_model_without_eyes_draws_and_says_that_it_cannot_look(
-    spoilt: Path, picture: Image.Image, recwarn: pytest.WarningsRecorder
-) -> None:
-    configure(spoilt, mm_vision_tower=None, unmask={"side": 128})
-    model = unmask.load(spoilt)
-    assert any("unused tensors" in str(w.message) for w in recwarn)
-    assert model.generate("a dog", settings=["schedule.steps=2"])[0].image.size == (128, 128)
-    for asked in (
-        lambda: model.ask(picture, "what?"),
-        lambda: model.edit(picture, "go"),
-        lambda: model.ground(picture, "x"),
-    ):
-        with pytest.raises(ValueError, match="no vision tower"):
-            asked()
-
-
-def test_a_model_of_ours_in_this_layout_keeps_its_manners(spoilt: Path, picture: Image.Image) -> None:
-    own = asdict(replace(VISION, image=128, patch=16, layers=1))
-    configure(spoilt, unmask={"side": 128, "vision": own, "wording": "compact"})
-    tensors = {k: v for k, v in load_file(spoilt / "model.safetensors").items() if "encoder.layers.1" not in k}
-    tensors[f"model.{LEVEL}embeddings.patch_embedding.weight"] = torch.zeros(16, 3, 16, 16)
-    tensors[f"model.{LEVEL}embeddings.position_embedding.weight"] = torch.zeros(64, 16)
-    save_file(tensors, spoilt / "model.safetensors")
-    model = unmask.load(spoilt)
-    assert model.parts.quirks == NO_QUIRKS and model.presets.answer == 4
-    asked = Ask(pixels=model.parts.image_views(picture), question="what?", length=2).build(model.parts)
-    assert len(asked.span("look")) == 20 and asked.span("answer").segment == 1
-    assert model.parts.text.show(asked.ids[:4].tolist()).startswith("<|startoftext|><|start_header_id|>u")
-    configure(spoilt, unmask={"side": 256, "vision": own, "wording": "compact"})
-    refused(spoilt, "a compact model reads pictures of the size")
-
-
-def test_our_own_model_keeps_its_manners() -> None:
-    mini = unmask.load("mini")
-    assert (
-        mini.parts.quirks == NO_QUIRKS and mini.parts.views is None and isinstance(mini.parts.net.config, ElasticConfig)
-    )
-    assert mini.presets.answer == 4 and describe(mini.presets.generate(mini.parts))["schedule"]["steps"] == 16

@@ -254,6 +254,6 @@ def test_what_counts_as_approval() -> None:
 
 def test_needs_name_what_thinking_reads(model: Model) -> None:
     parts = model.parts
-    plan = planning.Plan(prompt="a", length=8)
+    plan = planning.PlanImage(prompt="a", length=8)
     assert plan.needs <= reflecting.NEEDS
     assert plan.read(plan.build(parts), parts).objects == ()

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from unmask.data.world import language
+from unmask.data.world.questions import questions
 from unmask.data.world.scenes import sample
 from unmask.models.sizes import SIZES
 from unmask.tokens.boxes import from_bins, to_bins
@@ -122,7 +123,7 @@ def test_the_world_is_short(text: Text) -> None:
     for i in range(60):
         scene = sample("grid", "test", 0, i)
         said = [language.caption(scene, rng), *(p for p, _ in language.referring(scene, rng))]
-        for x in said + [q.text for q in language.questions(scene, rng)]:
+        for x in said + [q.text for q in questions(scene, rng)]:
             ids = text.encode(x)
             assert text.decode(ids) == plain(x)
             words, tokens = words + len(x.split()), tokens + len(ids)

@@ -11,7 +11,6 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.loading import load_everything
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
+from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.tokens.vq import VQ, VQConfig
@@ -64,7 +64,7 @@ _VISION_LAYER = {
 }
 
 # Supported values; other values are an error. An absent field means the first value, or the value in _ABSENT.
-_ONLY: dict[str, tuple[Any, ...]] = {
+_ONLY: dict[str, tuple[object, ...]] = {
     "dual_tower": (True,),
     "downsample": (True,),
     "enc_use_image_branch": (True,),
@@ -74,7 +74,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "extra_gen_dit": (False,),
 }
 _ABSENT = {"dual_tower": False, "downsample": False, "enc_use_image_branch": False, "gen_mlp_type": "embed"}
-_VISION_ONLY: dict[str, tuple[Any, ...]] = {
+_VISION_ONLY: dict[str, tuple[object, ...]] = {
     "image_aspect_ratio": ("anyres",),
     "mm_patch_merge_type": ("spatial_unpad",),
     "mm_resampler_type": ("spatial_pool",),
@@ -122,7 +122,7 @@ def _vision_names(config: VisionConfig) -> dict[str, str]:
 
 
 def refuse_unsupported(
-    raw: dict[str, Any], wanted: Mapping[str, tuple[Any, ...]], absent: Mapping[str, Any] | None = None
+    raw: Json, wanted: Mapping[str, tuple[object, ...]], absent: Mapping[str, object] | None = None
 ) -> None:
     """CheckpointError if a field of config.json has none of its ``wanted`` values.
 
@@ -134,7 +134,7 @@ def refuse_unsupported(
             raise CheckpointError(f"config.json: {field} {found!r} is not supported; wanted {values[0]!r}")
 
 
-def trunk(raw: dict[str, Any]) -> dict[str, Any]:
+def trunk(raw: Json) -> Json:
     """The fields of ElasticConfig common to the model family, from config.json. KeyError for a missing field."""
     return {
         "vocab_size": raw.get("embedding_size") or raw["vocab_size"],
@@ -147,7 +147,7 @@ def trunk(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticConfig:
+def read_config(raw: Json, tensors: Mapping[str, Stored]) -> ElasticConfig:
     """config.json -> ElasticConfig, with the defaults of spec 7.4; the sizes of the code tables are those of ``tensors`` (plain names).
 
     CheckpointError for an unsupported configuration.
@@ -176,7 +176,7 @@ def read_config(raw: dict[str, Any], tensors: Mapping[str, Stored]) -> ElasticCo
         raise CheckpointError(f"config.json: invalid value: {error}; copy or download it again") from error
 
 
-def _vision(raw: dict[str, Any]) -> VisionConfig | None:
+def _vision(raw: Json) -> VisionConfig | None:
     """The vision tower, if the model has one. The released file has no sizes; those of other models are in ``unmask.vision``."""
     own = raw.get(OWN_BLOCK, {}).get("vision")
     if not own and not raw.get("mm_vision_tower"):
@@ -222,7 +222,7 @@ def plain(key: str) -> str:
     return key.replace(short, _TOWER, 1) if key.startswith(short) and not key.startswith(_TOWER) else key
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """A parsed JSON file. CheckpointError if it cannot be read."""
     try:
         return json.loads(path.read_text())
@@ -230,7 +230,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot read {path}: {error}; is this a folder of weights?") from error
 
 
-def _vq_config(raw: dict[str, Any]) -> VQConfig:
+def _vq_config(raw: Json) -> VQConfig:
     if raw.get("mid_block_add_attention") or raw.get("act_fn", "silu") != "silu":
         raise CheckpointError(
             "vqvae/config.json: a tokenizer with attention or without SiLU is not supported; wanted that of LaViDa-O"

@@ -8,20 +8,20 @@ models differ only in their weights.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import fit, names, plain, read_json, refuse_unsupported, trunk
 from unmask.checkpoints.stream import CheckpointError, tensors_of
+from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
 from unmask.tokens.vq import VQConfig
 
 _MASK_ID = 126336
 # Supported values; other values are an error. An absent field means the first value.
-_ONLY: dict[str, tuple[Any, ...]] = {
+_ONLY: dict[str, tuple[object, ...]] = {
     "activation_type": ("silu",),
     "alibi": (False, None),
     "attention_layer_norm": (False, None),
@@ -36,12 +36,12 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def is_llada(raw: dict[str, Any]) -> bool:
+def is_llada(raw: Json) -> bool:
     """Whether a config.json is of this family and not of LaViDa-O, which has a second branch."""
     return raw.get("model_type") == "llada" and not raw.get("dual_tower")
 
 
-def read_config(raw: dict[str, Any]) -> ElasticConfig:
+def read_config(raw: Json) -> ElasticConfig:
     """config.json -> ElasticConfig. CheckpointError for unsupported and missing fields."""
     refuse_unsupported(raw, _ONLY)
     try:

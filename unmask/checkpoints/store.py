@@ -93,7 +93,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Mismatch:
     """Differences between files and model: missing names, unused names, and tensors of another shape or type."""
 
     missing: tuple[str, ...]
@@ -113,7 +113,9 @@ class Report:
             )
 
 
-def compare(own: Mapping[str, Tensor], found: Mapping[str, Stored], called: Mapping[str, str] | None = None) -> Report:
+def compare(
+    own: Mapping[str, Tensor], found: Mapping[str, Stored], called: Mapping[str, str] | None = None
+) -> Mismatch:
     """Compare safetensors headers with a module's state. ``called``: module name -> file name, where they differ."""
     called = called or {k: k for k in own}
     wrong = []
@@ -124,7 +126,7 @@ def compare(own: Mapping[str, Tensor], found: Mapping[str, Stored], called: Mapp
             wrong.append(f"{theirs} is {stored.shape}, wanted {tuple(own[ours].shape)}")
         elif own[ours].is_floating_point() and stored.dtype not in FLOATS:
             wrong.append(f"{theirs} is stored as {stored.dtype}, wanted one of {', '.join(FLOATS)}")
-    return Report(
+    return Mismatch(
         missing=tuple(theirs for theirs in called.values() if theirs not in found),
         unexpected=tuple(sorted(set(found) - set(called.values()))),
         mismatched=tuple(wrong),

@@ -18,7 +18,8 @@ from unmask.cli.sheet import Cell, Row, sheet
 from unmask.tokens.pictures import draw_boxes, save_image, save_trace, strip
 
 if TYPE_CHECKING:
-    from unmask.tasks.results import Box, Drawing, Json
+    from unmask.json_types import Json
+    from unmask.tasks.results import Box, Drawing
 
 PROMPTS = (
     "a red apple",
@@ -92,13 +93,14 @@ def demo(run: Run, out: Path) -> None:
 def unseen(seed: int) -> Example:
     """The first test scene, counted from ``seed``, that has a question, referring phrases and an edit."""
     from unmask.data.world import edits, language
+    from unmask.data.world.questions import questions
     from unmask.data.world.render import render
     from unmask.data.world.scenes import Draft, sample
 
     for index in range(200):
         scene = sample("grid", "test", seed, index, Draft(counts=((3, 1.0),), alike=0.0, tinted=1.0))
         rng = Random(f"demo/{seed}/{index}")
-        asked = [q for q in language.questions(scene, rng) if q.kind in ("colour", "what", "where")]
+        asked = [q for q in questions(scene, rng) if q.kind in ("colour", "what", "where")]
         referred = language.referring(scene, rng)
         changed = edits.edit(scene, "test", rng, "recolour")
         if asked and changed and len(referred) == len(scene.objects):

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 from PIL import Image
@@ -47,12 +47,23 @@ _count = click.option(
 )
 
 
+class _Conditions(TypedDict):
+    luminance: float | None
+    contrast: float | None
+    score: float | None
+    crop: tuple[int, int] | None
+
+
 def _conditions(command: Command) -> Command:
     """Add --luminance, --contrast, --score and --crop, passed together as ``conditions``: the arguments of ``Parts.conditions``."""
 
     @functools.wraps(command)
     def wrapped(
-        luminance: float | None, contrast: float | None, score: float | None, crop: tuple[int, int] | None, **own: Any
+        luminance: float | None,
+        contrast: float | None,
+        score: float | None,
+        crop: tuple[int, int] | None,
+        **own: object,
     ) -> None:
         command(conditions={"luminance": luminance, "contrast": contrast, "score": score, "crop": crop}, **own)
 
@@ -112,7 +123,7 @@ def generate(
     boxes: str | None,
     attempts: int,
     thoughts: Path | None,
-    conditions: dict[str, Any],
+    conditions: _Conditions,
 ) -> None:
     """Generate pictures from a prompt.
 

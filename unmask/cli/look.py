@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +19,7 @@ from unmask.cli.options import (
     temperature_option,
 )
 from unmask.cli.output import news, print_json, save_text
+from unmask.json_types import Json
 from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def ask(
     model = run.open_any("ask")
     from unmask.pipeline.text_model import TextModel
 
-    options: dict[str, Any] = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
+    options: Json = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
     options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature}
     options |= ({"max_tokens": max_tokens} if max_tokens else {}) | ({"form": form} if form else {})
     if isinstance(model, TextModel):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unmask.pipeline.model import Model
     from unmask.pipeline.text_model import TextModel
 
-Command = Callable[..., Any]  # an int that it returns is the exit code
+Command = Callable[..., object]  # an int that it returns is the exit code
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 
@@ -100,7 +100,7 @@ def model_options(command: Command) -> Command:
         as_json: bool,
         storage: Storage,
         download: bool,
-        **own: Any,
+        **own: object,
     ) -> None:
         run = Run(
             model=model,
@@ -138,7 +138,7 @@ def storage_options(command: Command) -> Command:
     """Add --dtype, --quantise and --offload, passed together as ``storage``."""
 
     @functools.wraps(command)
-    def wrapped(dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], **own: Any) -> Any:
+    def wrapped(dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], **own: object) -> object:
         return command(storage=Storage(dtype=dtype, quantise=quantise, offload=offload), **own)
 
     branch = click.Choice(("und", "gen"))

@@ -14,8 +14,8 @@ from unmask.cli.output import print_json, table
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
+    from unmask.json_types import Json
     from unmask.pipeline.loading import ModelSpec
-    from unmask.tasks.results import Json
 
 _SHIPPED = Path(__file__).parents[1] / "assets"
 _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")

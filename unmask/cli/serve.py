@@ -25,10 +25,10 @@ from unmask.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from unmask.json_types import Json
     from unmask.serving.replicas import Replicas
     from unmask.serving.server import Server
     from unmask.serving.service import Service
-    from unmask.tasks.results import Json
 
 KEY = "UNMASK_API_KEY"
 _COUNT = click.IntRange(min=1)

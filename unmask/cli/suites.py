@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from unmask.evaluation.encoders import Comparison
-    from unmask.evaluation.evaluate import Layout, Part, Plan
+    from unmask.evaluation.evaluate import EvalPart, EvalPlan, PictureLayout
     from unmask.evaluation.report import Report
     from unmask.evaluation.strategies import PromptGenerator
     from unmask.pipeline.model import Model
@@ -226,13 +226,13 @@ def _comparison(options: EvalOptions) -> Comparison | None:
     return Comparison(encoder=read_clip(options.clip, options.device), real=real)
 
 
-def _plan(options: EvalOptions, there: int) -> Plan:
-    from unmask.evaluation.evaluate import Plan
+def _plan(options: EvalOptions, there: int) -> EvalPlan:
+    from unmask.evaluation.evaluate import EvalPlan
 
-    return Plan(n=min(there, options.limit or there), seed=options.seed, batch=options.batch)
+    return EvalPlan(n=min(there, options.limit or there), seed=options.seed, batch=options.batch)
 
 
-def _run(model: Model, part: Part, options: EvalOptions, there: int, layout: Layout | None) -> Report:
+def _run(model: Model, part: EvalPart, options: EvalOptions, there: int, layout: PictureLayout | None) -> Report:
     from unmask.evaluation import suite
     from unmask.evaluation.evaluate import Record
 

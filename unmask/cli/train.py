@@ -10,12 +10,15 @@ import shlex
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
+
+if TYPE_CHECKING:
+    from unmask.recipe import Recipe
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _LEFT_BY_RUNS = ("state.safetensors", "metrics.jsonl")
@@ -32,7 +35,7 @@ def recipes(folder: Path = _RECIPES) -> dict[str, str]:
     return found
 
 
-def find(name: str, settings: Sequence[str] = ()) -> Any:
+def find(name: str, settings: Sequence[str] = ()) -> Recipe:
     """The recipe called ``name``. A setting that names an argument of its function is passed there; the others override fields.
 
     ValueError for an unknown name (with the known ones) or a setting that does not fit.
@@ -146,7 +149,7 @@ def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
     return f"{what}: unmask train {shlex.join(words)}"
 
 
-def _train_here(run: Any, folder: Path, threads: int | None, resume: bool) -> bool:
+def _train_here(run: Recipe, folder: Path, threads: int | None, resume: bool) -> bool:
     """Train in this process. Returns whether it is alone and so prints the result."""
     use_threads(threads)
     from unmask.training.parallel import join

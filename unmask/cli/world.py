@@ -17,7 +17,7 @@ from unmask.tokens.pictures import WRITABLE
 
 if TYPE_CHECKING:
     from unmask.cli.sheet import Cell
-    from unmask.tasks.results import Json
+    from unmask.json_types import Json
 
 _SIDE = 128
 
@@ -71,11 +71,12 @@ def show(level: str, split: str, seed: int, first: int, count: int, out: Path, a
 def _described(level: str, split: str, seed: int, index: int) -> Json:
     """Scene, texts and boxes of one cell; a function of the four arguments alone."""
     from unmask.data.world import edits, language
+    from unmask.data.world.questions import questions
     from unmask.data.world.scenes import sample
 
     scene = sample(level, split, seed, index)
     rng = Random(f"show/{level}/{split}/{seed}/{index}")
-    asked = language.questions(scene, rng)
+    asked = questions(scene, rng)
     changed = edits.edit(scene, split, rng)
     return {
         "scene": scene,

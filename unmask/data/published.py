@@ -9,7 +9,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from unmask.json_types import Json
 
 T = TypeVar("T")
 _NAMES: dict[type, str] = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
@@ -23,7 +25,7 @@ class FormatError(ValueError):
 class Entry:
     """One JSON object of a file. ``place``: location for errors (``prompts.jsonl, line 3``) · ``text``: its line in a JSON Lines file."""
 
-    value: dict[str, Any]
+    value: Json
     place: str
     text: str = ""
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from unmask.data.world import language
-from unmask.data.world.edits import EDIT_KINDS, Edit, edit
+from unmask.data.world.edits import EDIT_KINDS, SceneEdit, edit
 from unmask.data.world.plans import edit_layout, scene_layout
+from unmask.data.world.questions import questions as questions_of
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
@@ -80,10 +81,10 @@ def scenes_of_batch(
     return islice(train_scenes(levels, seed, step * batch, rng, draft), batch)
 
 
-def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kinds: tuple[str, ...]) -> list[Edit]:
+def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kinds: tuple[str, ...]) -> list[SceneEdit]:
     """The edits of batch number ``step``; kinds cycle through ``kinds``."""
     scenes = train_scenes(levels, seed, step * batch * 4, rng)
-    pairs: list[Edit] = []
+    pairs: list[SceneEdit] = []
     while len(pairs) < batch:
         if made := edit(next(scenes), "train", rng, kinds[len(pairs) % len(kinds)]):
             pairs.append(made)
@@ -174,7 +175,7 @@ class VisualQuestions:
         segment = 0
         describe = rng.random() < self.describe
         # A caption is about as long as two questions: rows with a caption have fewer questions and phrases.
-        questions = language.questions(scene, rng)
+        questions = questions_of(scene, rng)
         rng.shuffle(questions)
         for question in questions[: self.questions - describe]:
             segment += 1

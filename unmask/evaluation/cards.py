@@ -24,7 +24,7 @@ _TRUE, _FOUND = (20, 150, 60), (220, 40, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class ReportCard:
     """One verdict (None: not judged): prompt, result, and pictures as data URIs."""
 
     right: bool | None
@@ -33,7 +33,7 @@ class Card:
     pictures: tuple[str, ...]
 
 
-def cards(part: Measured) -> dict[str, list[Card]]:
+def cards(part: Measured) -> dict[str, list[ReportCard]]:
     """By kind: the first failures, then the first successes, then the first unjudged items."""
     kinds: dict[str, list[tuple[Any, Row]]] = {}
     for item, row in zip(part.items, part.rows, strict=True):
@@ -53,7 +53,7 @@ def passed(row: Row) -> bool | None:
     return row["right"] if "right" in row else bool(row["rebuilt"]["exact"])
 
 
-def _card(part: Measured, item: Any, row: Row) -> Card:
+def _card(part: Measured, item: Any, row: Row) -> ReportCard:
     if "iou_1" in row:
         note = "IoU " + ", ".join(f"{v:.2f}" for v in row["iou_1"]) + " (green: true, red: found in one step)"
         true = [item.scene.objects[obj].box for _, obj in item.phrases]
@@ -69,14 +69,14 @@ def _card(part: Measured, item: Any, row: Row) -> Card:
         note = " → ".join(f"“{t['critique']}”" for t in row["tries"])
         pictures = [part.pictures(row["key"], f"try{i}") for i in range(1, len(row["tries"]) + 1)]
     else:
-        note = _saw(row)
+        note = _detections(row)
         names = ("before", "drawn") if part.name in ("edit", "edit_plan", "vq") else ("drawn",)
         pictures = [part.pictures(row["key"], name) for name in names]
     text = row["text"] if "error" not in row else f"scene {row['key']}"
-    return Card(right=passed(row), text=text, note=note, pictures=tuple(_uri(p) for p in pictures))
+    return ReportCard(right=passed(row), text=text, note=note, pictures=tuple(_uri(p) for p in pictures))
 
 
-def _saw(row: Row) -> str:
+def _detections(row: Row) -> str:
     """The judge's detections, or the reconstruction error."""
     if "error" not in row and "seen" not in row:
         return "not judged"

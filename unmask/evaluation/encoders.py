@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -77,6 +77,9 @@ def read_clip(folder: Path, device: str = "cpu") -> ClipFolder:
     return ClipFolder(model=model.to(device).eval(), tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")))
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipFolder:
     """An encoder: CLIP's own resize (short side, bicubic), centre crop and normalisation; texts are cut at its context."""
@@ -85,21 +88,21 @@ class ClipFolder:
     tokenizer: Tokenizer
 
     def images(self, pictures: Iterable[np.ndarray]) -> np.ndarray:
-        return self._rows(self._seen(some) for some in _batches(pictures))
+        return self._rows(self._embed_images(some) for some in _batches(pictures))
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        return self._rows(self._read(some) for some in _batches(texts))
+        return self._rows(self._embed_texts(some) for some in _batches(texts))
 
     def _rows(self, parts: Iterable[Tensor]) -> np.ndarray:
         with torch.inference_mode():
             rows = [part.float().cpu().numpy() for part in parts]
         return np.concatenate(rows) if rows else np.zeros((0, self.model.config.projection_dim), dtype=np.float32)
 
-    def _seen(self, some: Sequence[np.ndarray]) -> Tensor:
+    def _embed_images(self, some: Sequence[np.ndarray]) -> Tensor:
         pixels_B3HW = _pixels(some, self.model.config.vision_config.image_size).to(self.model.device)
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels_B3HW).pooler_output)
 
-    def _read(self, some: Sequence[str]) -> Tensor:
+    def _embed_texts(self, some: Sequence[str]) -> Tensor:
         self.tokenizer.enable_truncation(self.model.config.text_config.max_position_embeddings)
         coded = [e.ids for e in self.tokenizer.encode_batch(list(some))]
         # The text tower is causal, so tokens after the end of a text are never read.
@@ -110,7 +113,7 @@ class ClipFolder:
         return self.model.text_projection(found)
 
 
-def _batches(values: Iterable[Any]) -> Iterator[list[Any]]:
+def _batches(values: Iterable[T]) -> Iterator[list[T]]:
     rest = iter(values)
     while some := list(islice(rest, _BATCH)):
         yield some

@@ -13,20 +13,23 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 from torch import nn
 
 from unmask.checkpoints.quantise import restored
+from unmask.json_types import Json
 from unmask.pipeline.model import Model
 
-Row = dict[str, Any]
-Figures = dict[str, Any]  # by name: figures, or groups of figures
-Progress = Callable[[str, int, int], None]  # (name of the part, items done, items in all)
+T = TypeVar("T")
+ItemT = TypeVar("ItemT", bound="Item")
+Row = Json
+Figures = Json  # by name: figures, or groups of figures
+OnProgress = Callable[[str, int, int], None]  # (name of the part, items done, items in all)
 Pictures = Callable[[str, str], np.ndarray]  # (key of an item, name of a picture) -> uint8 [S, S, 3]
-Layout = Callable[[str], Path]  # key of an item -> where its one picture lies in a folder
+PictureLayout = Callable[[str], Path]  # key of an item -> where its one picture lies in a folder
 
 
 def one_folder(key: str) -> Path:
@@ -35,7 +38,7 @@ def one_folder(key: str) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class EvalPlan:
     """What to measure: ``n`` items per part (prompts, pictures, questions, edits), divided among its kinds."""
 
     level: str = "grid"
@@ -53,7 +56,7 @@ class Plan:
         return -(-self.n // kinds)
 
 
-def in_turns(lists: Sequence[Sequence[Any]]) -> list[Any]:
+def in_turns(lists: Sequence[Sequence[T]]) -> list[T]:
     """The lists interleaved, so that an interrupted run has covered every kind. ValueError for unequal lengths."""
     return list(itertools.chain.from_iterable(zip(*lists, strict=True)))
 
@@ -75,15 +78,15 @@ class Finding:
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class Part(Protocol):
+class EvalPart(Protocol[ItemT]):
     """One table of the report, keyed ``name``. ``settings``: everything besides weights and items that affects a verdict."""
 
     @property
     def name(self) -> str: ...
-    def items(self, plan: Plan) -> Sequence[Any]: ...
+    def items(self, plan: EvalPlan) -> Sequence[ItemT]: ...
     def settings(self, model: Model) -> object: ...
-    def find(self, model: Model, items: Sequence[Any]) -> list[Finding]: ...
-    def figures(self, plan: Plan, items: Sequence[Any], rows: Sequence[Row], pictures: Pictures) -> Figures: ...
+    def find(self, model: Model, items: Sequence[ItemT]) -> list[Finding]: ...
+    def figures(self, plan: EvalPlan, items: Sequence[ItemT], rows: Sequence[Row], pictures: Pictures) -> Figures: ...
 
 
 class Record:
@@ -92,7 +95,7 @@ class Record:
     ``layout``: pictures lie as others expect them, so that the folder holds one run alone. ValueError where it holds something else.
     """
 
-    def __init__(self, folder: Path | None = None, layout: Layout | None = None) -> None:
+    def __init__(self, folder: Path | None = None, layout: PictureLayout | None = None) -> None:
         self.folder, self._layout = folder, layout if folder else None
         self._rows: dict[tuple[str, str], Row] = {}
         self._pictures: dict[tuple[str, str, str], np.ndarray] = {}
@@ -163,17 +166,19 @@ def _parsed(line: str) -> Row | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Generic[ItemT]):
     """The measurement of one part: figures, items, verdicts, and access to pictures."""
 
     name: str
     figures: Figures
-    items: Sequence[Any]
+    items: Sequence[ItemT]
     rows: Sequence[Row]
     pictures: Pictures
 
 
-def measure(model: Model, part: Part, plan: Plan, record: Record, progress: Progress = lambda *_: None) -> Measured:
+def measure(
+    model: Model, part: EvalPart[ItemT], plan: EvalPlan, record: Record, progress: OnProgress = lambda *_: None
+) -> Measured[ItemT]:
     """Measure all items that are not recorded yet, then compute the figures."""
     items = part.items(plan)
     run = fingerprint(model, part.name, plan.level, plan.split, plan.seed, part.settings(model))

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from unmask.json_types import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Line:
     name: str
     value: float
     unit: str
-    more: dict[str, Any] | None = None
+    more: Json | None = None
 
 
 def append(path: Path, lines: Iterable[Line], *, device: str = "cpu") -> None:
@@ -50,7 +51,7 @@ def append(path: Path, lines: Iterable[Line], *, device: str = "cpu") -> None:
         f.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def figures(report: dict[str, Any], prefix: str) -> list[Line]:
+def figures(report: Json, prefix: str) -> list[Line]:
     """Every figure of a report's JSON that has a value, as lines named ``prefix.part.figure``."""
     lines: list[Line] = []
     for name, value in report.items():

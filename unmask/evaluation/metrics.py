@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from unmask.evaluation.scoring import Z, interval
-from unmask.tasks.results import Json
+from unmask.json_types import Json
 
 Figure = Json
 _LEAST_ERROR = 1e-10  # squared error of 100 dB, so that a perfect picture has a finite PSNR

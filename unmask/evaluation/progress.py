@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class Lines:
     """One progress bar per part on stderr; if that is not a terminal, one line per finished part."""
 
     def __init__(self) -> None:
-        self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Lines:
         if sys.stderr.isatty():

@@ -13,7 +13,7 @@ import numpy as np
 
 from unmask.data.dpg import DpgPrompt
 from unmask.evaluation.encoders import Comparison
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.pipeline.model import Model
 from unmask.rng import key
@@ -53,7 +53,7 @@ class PublicDPG:
                 f"DPG-Bench reads one picture or a 2 x 2 grid, got {self.each} a prompt; give -n 1 or -n 4"
             )
 
-    def items(self, plan: Plan) -> list[Dense]:
+    def items(self, plan: EvalPlan) -> list[Dense]:
         return [Dense(prompt=prompt, seed=plan.seed) for prompt in self.prompts[: plan.n]]
 
     def settings(self, model: Model) -> object:
@@ -65,7 +65,7 @@ class PublicDPG:
         grids = [gridded([shot[i] for shot in shots]) for i in range(len(items))]
         return [Finding(row={"kind": "prompt", "right": None}, pictures={"drawn": grid}) for grid in grids]
 
-    def figures(self, plan: Plan, items: Sequence[Dense], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Dense], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """How many were drawn, of which nothing is judged here."""
         out: Figures = {
             "prompts": len(self.prompts),

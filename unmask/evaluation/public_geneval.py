@@ -15,12 +15,12 @@ from unmask.data.geneval import TAGS, GenEvalPrompt
 from unmask.data.world.vocabulary import LEVELS
 from unmask.evaluation import scoring
 from unmask.evaluation.encoders import Comparison
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, weights_digest
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import mean_of, share_of_groups
 from unmask.evaluation.scoring import Related, Want, Wanted
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
-from unmask.evaluation.world_geneval import told
+from unmask.evaluation.world_geneval import seen_json
 from unmask.pipeline.model import Model
 from unmask.rng import key
 from unmask.tokens.pictures import write_whole
@@ -60,7 +60,7 @@ class PublicGenEval:
     compare: Comparison | None = None
     name: str = "geneval"
 
-    def chosen(self, plan: Plan) -> list[GenEvalPrompt]:
+    def chosen(self, plan: EvalPlan) -> list[GenEvalPrompt]:
         return [p for p in self.prompts if self.everything or self.knows(p)][: plan.n]
 
     def knows(self, prompt: GenEvalPrompt) -> bool:
@@ -68,7 +68,7 @@ class PublicGenEval:
         config = self.judge().config
         return prompt.nouns <= set(config.classes) and prompt.colours <= set(config.colours)
 
-    def items(self, plan: Plan) -> list[Shot]:
+    def items(self, plan: EvalPlan) -> list[Shot]:
         return [
             Shot(prompt=prompt, number=number, seed=plan.seed + number)
             for prompt in self.chosen(plan)
@@ -93,10 +93,10 @@ class PublicGenEval:
     def _row(self, prompt: GenEvalPrompt, seen: Seen | None) -> Row:
         row: Row = {"kind": prompt.tag, "prompt": prompt.index, "grid": _in_grid(prompt), "right": None}
         if seen is not None and self.knows(prompt):
-            row |= {"right": shows(seen, prompt), "seen": told(seen)}
+            row |= {"right": shows(seen, prompt), "seen": seen_json(seen)}
         return row
 
-    def figures(self, plan: Plan, items: Sequence[Shot], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Shot], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """Every category, and ``overall`` their unweighted mean as the benchmark has it; the same for the words ``mini`` was taught."""
         judged = [row for row in rows if row["right"] is not None]
         out = _by_category(judged)

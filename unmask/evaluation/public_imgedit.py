@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from unmask.data.imgedit import EditRequest
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row
 from unmask.evaluation.strategies import EditGenerator, GenerationStrategy
 from unmask.pipeline.model import Model
 from unmask.rng import key
@@ -50,7 +50,7 @@ class PublicImgEdit:
     draw: GenerationStrategy = EditGenerator()
     name: str = "imgedit"
 
-    def items(self, plan: Plan) -> list[Instruction]:
+    def items(self, plan: EvalPlan) -> list[Instruction]:
         return [Instruction(request=r, folder=self.folder, seed=plan.seed) for r in self.edits[: plan.n]]
 
     def settings(self, model: Model) -> object:
@@ -62,7 +62,7 @@ class PublicImgEdit:
             for item, picture in zip(items, self.draw(model, items), strict=True)
         ]
 
-    def figures(self, plan: Plan, items: Sequence[Instruction], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Instruction], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """How many edits of each kind were made, of which nothing is judged here."""
         counts = Counter(row["kind"] for row in rows)
         return {

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from unmask.data.refcoco import Expression
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row
 from unmask.evaluation.metrics import average, share
 from unmask.evaluation.scoring import iou
 from unmask.pipeline.model import Model, describe
@@ -69,7 +69,7 @@ class PublicRefCOCO:
     changes: tuple[str, ...] = ()
     name: str = "refcoco"
 
-    def items(self, plan: Plan) -> list[Sought]:
+    def items(self, plan: EvalPlan) -> list[Sought]:
         return [Sought(expression=e, folder=self.folder) for e in self.expressions[: plan.n]]
 
     def settings(self, model: Model) -> object:
@@ -82,7 +82,7 @@ class PublicRefCOCO:
         found = perform(model, tasks, [0] * len(items), self._sampler(model))  # nothing is drawn by chance
         return [Finding(row=scored(item, box)) for item, (box,) in zip(items, found, strict=True)]
 
-    def figures(self, plan: Plan, items: Sequence[Sought], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Sought], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """P@0.5 of every split, with the mean IoU beside it."""
         out: Figures = {}
         for split in sorted({row["kind"] for row in rows}):

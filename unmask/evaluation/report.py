@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unmask.evaluation.cards import cards
 from unmask.evaluation.evaluate import Figures, Measured
-from unmask.tasks.results import Json
+from unmask.json_types import Json
 
 _BESIDE = ("majority", "mean_iou", "floor", "real", "majority_answer", "used", "perplexity", "pictures")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from unmask.tasks import edit, generate, reflecting, revising
 from unmask.tasks.parts import Parts
 from unmask.tasks.reflecting import Thinking
 
+ItemT = TypeVar("ItemT", contravariant=True)
 Make = Callable[[Parts], Sampler]
 
 
-class GenerationStrategy(Protocol):
+class GenerationStrategy(Protocol[ItemT]):
     """(model, items) -> uint8 [N, S, S, 3]; ``settings``: everything else besides weights, texts and seeds that affects the pictures."""
 
-    def __call__(self, model: Model, items: Sequence[Any]) -> np.ndarray: ...
+    def __call__(self, model: Model, items: Sequence[ItemT]) -> np.ndarray: ...
     def settings(self, model: Model) -> object: ...
 
 

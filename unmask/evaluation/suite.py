@@ -8,21 +8,21 @@ from collections.abc import Mapping
 import torch
 
 from unmask import __version__
-from unmask.evaluation.evaluate import Part, Plan, Progress, Record, fingerprint, measure
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, OnProgress, Record, fingerprint, measure
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.report import Report, write
+from unmask.json_types import Json
 from unmask.pipeline.model import Model
-from unmask.tasks.results import Json
 
 
 def run(
     model: Model,
-    parts: Mapping[str, Part],
-    plan: Plan,
+    parts: Mapping[str, EvalPart],
+    plan: EvalPlan,
     record: Record,
     *,
     about: Json,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Report:
     """Measure ``parts``; the report is also written to the record's folder, if it has one.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unmask.checkpoints.lavida_o import load_lavida_o
 from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.orders import stratified
@@ -25,7 +26,6 @@ from unmask.sampling.schedule import Shift
 from unmask.sampling.selection import InOrder
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
-from unmask.tasks.results import Json
 from unmask.tokens.vq import VQ
 
 Arrays = dict[str, Tensor]
@@ -70,7 +70,7 @@ def verify(
     net, vq = load_lavida_o(folder)
     net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
     arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
-    ours = Form(arrays=arrays, mask_id=net.mask_id, mask_code=net.config.mask_code).reproduce(net, vq)
+    ours = Reference(arrays=arrays, mask_id=net.mask_id, mask_code=net.config.mask_code).reproduce(net, vq)
     if wrong := sorted(set(ours) ^ (set(arrays) - INPUTS)):
         missing, unknown = [n for n in wrong if n in ours], [n for n in wrong if n not in ours]
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
@@ -98,7 +98,7 @@ def compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Differe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Reference:
     """The arrays of expected.safetensors, and the sequences that they were measured on."""
 
     arrays: Arrays
@@ -154,7 +154,9 @@ class Form:
         text[~is_gen] = prediction.logits(Kind.TEXT)
         text[is_gen] = net.text_head(hidden[is_gen])
         return {
-            "t2i.code_embeddings": net.code_embedding(codes, self._squares().to(codes.device).expand(len(codes), -1, -1)),
+            "t2i.code_embeddings": net.code_embedding(
+                codes, self._squares().to(codes.device).expand(len(codes), -1, -1)
+            ),
             "t2i.hidden": hidden,
             "t2i.text_logits": text,
             "t2i.code_logits": prediction.logits(Kind.CODE).unflatten(0, codes.shape),

@@ -16,7 +16,7 @@ import torch
 from unmask.data.sources import luminance_stats, pixels_of
 from unmask.data.world.scenes import Draft, sample
 from unmask.evaluation import scoring
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.metrics import average, correlation, share
 from unmask.evaluation.world_geneval import Prompt, prompts
@@ -68,7 +68,7 @@ class Conditioned:
     judge: Callable[[], Judge] = load_judge
     name: str = "conditions"
 
-    def items(self, plan: Plan) -> list[ConditionedPrompt]:
+    def items(self, plan: EvalPlan) -> list[ConditionedPrompt]:
         each = plan.each(len(KINDS))
         lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in KINDS]
         asked = grid(plan.level)
@@ -96,7 +96,7 @@ class Conditioned:
         return findings
 
     def figures(
-        self, plan: Plan, items: Sequence[ConditionedPrompt], rows: Sequence[Row], pictures: Pictures
+        self, plan: EvalPlan, items: Sequence[ConditionedPrompt], rows: Sequence[Row], pictures: Pictures
     ) -> Figures:
         """Requested against measured values: Pearson's correlation and mean distance; and whether the picture still meets its prompt."""
         out: Figures = {}

@@ -14,16 +14,16 @@ import numpy as np
 from PIL import Image
 
 from unmask.data.world import edits
-from unmask.data.world.edits import EDIT_KINDS, Edit
+from unmask.data.world.edits import EDIT_KINDS, SceneEdit
 from unmask.data.world.language import position_word
 from unmask.data.world.render import render
 from unmask.data.world.scenes import SceneObject, only_in, sample, shows_held_out
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Box, Found, Judge, Seen, load_judge, shared
 from unmask.evaluation.metrics import by_combination, by_kind, share
 from unmask.evaluation.scoring import iou, matches, right
 from unmask.evaluation.strategies import EditGenerator, GenerationStrategy
-from unmask.evaluation.world_geneval import told
+from unmask.evaluation.world_geneval import seen_json
 from unmask.pipeline.model import Model
 from unmask.rng import key
 
@@ -39,7 +39,7 @@ class Wish:
 
     index: int
     seed: int
-    edit: Edit
+    edit: SceneEdit
 
     @property
     def key(self) -> str:
@@ -53,7 +53,7 @@ class Wish:
         return Image.fromarray(render(self.edit.source, side))
 
 
-def wishes(kind: str, count: int, plan: Plan) -> list[Wish]:
+def wishes(kind: str, count: int, plan: EvalPlan) -> list[Wish]:
     """The first ``count`` edits of a kind, each of a scene of its own."""
     made: list[Wish] = []
     stream = key("edits", kind, plan.seed)
@@ -75,7 +75,7 @@ class Edits:
     judge: Callable[[], Judge] = load_judge
     name: str = "edit"
 
-    def items(self, plan: Plan) -> list[Wish]:
+    def items(self, plan: EvalPlan) -> list[Wish]:
         lists = [wishes(kind, plan.each(len(EDIT_KINDS)), plan) for kind in EDIT_KINDS]
         return in_turns(lists)
 
@@ -92,7 +92,7 @@ class Edits:
             for row, b, picture in zip(rows, before, pictures, strict=True)
         ]
 
-    def figures(self, plan: Plan, items: Sequence[Wish], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Wish], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """Success, and apart: instruction met, the rest kept; the baseline hands the source back unchanged."""
         out: Figures = by_kind(rows, EDIT_KINDS)
         out["copy_source"] = share(r["copied"] for r in rows)
@@ -101,7 +101,7 @@ class Edits:
         return out | by_combination(rows)
 
 
-def _row(made: Edit, seen: Seen, source: Seen) -> Row:
+def _row(made: SceneEdit, seen: Seen, source: Seen) -> Row:
     return {
         "kind": made.kind,
         "right": success(made, seen),
@@ -109,11 +109,11 @@ def _row(made: Edit, seen: Seen, source: Seen) -> Row:
         "kept": kept(made, seen),
         "copied": success(made, source),
         "unseen": shows_held_out(made.source) or shows_held_out(made.target),
-        "seen": told(seen),
+        "seen": seen_json(seen),
     }
 
 
-def success(made: Edit, seen: Seen) -> bool:
+def success(made: SceneEdit, seen: Seen) -> bool:
     """Whether the picture is what the instruction leads to."""
     if made.kind not in ("add", "move"):
         return matches(seen, made.target)
@@ -121,7 +121,7 @@ def success(made: Edit, seen: Seen) -> bool:
     return count and seen.background == made.target.background and kept(made, seen) and met(made, seen)
 
 
-def met(made: Edit, seen: Seen) -> bool:
+def met(made: SceneEdit, seen: Seen) -> bool:
     """Whether the instruction is met, whatever became of the rest."""
     if made.kind == "background":
         return seen.background == made.target.background
@@ -134,14 +134,14 @@ def met(made: Edit, seen: Seen) -> bool:
     return any(right(found, new) for found in seen.objects)
 
 
-def kept(made: Edit, seen: Seen) -> bool:
+def kept(made: SceneEdit, seen: Seen) -> bool:
     """Whether what the instruction does not speak of is as it was; objects that came in addition are not looked at."""
     same = [obj for obj in made.source.objects if obj in made.target.objects]
     background = made.kind == "background" or seen.background == made.source.background
     return background and all(any(right(found, obj) for found in seen.objects) for obj in same)
 
 
-def _placed(made: Edit, new: SceneObject, found: Found, seen: Seen) -> bool:
+def _placed(made: SceneEdit, new: SceneObject, found: Found, seen: Seen) -> bool:
     """Whether a found object is the one that was added or moved: as described, where it was wanted, in a free place."""
     if (found.name, found.colour) != (new.name, new.colour):
         return False

@@ -13,14 +13,14 @@ from unmask.data.world.language import amount, article, noun, plural
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, Scene, held_out, relation, sample
 from unmask.evaluation import scoring
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns, weights_digest
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, in_turns, weights_digest
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import Figure, by_combination, by_kind, frechet
 from unmask.evaluation.scoring import Want, Wanted
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
+from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.rng import key
-from unmask.tasks.results import Json
 
 Combination = tuple[str, ...]
 Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name
@@ -136,7 +136,7 @@ class GenEval:
     judge: Callable[[], Judge] = load_judge
     name: str = "world_geneval"
 
-    def items(self, plan: Plan) -> list[Prompt]:
+    def items(self, plan: EvalPlan) -> list[Prompt]:
         each = plan.each(len(CATEGORIES))
         lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in CATEGORIES]
         return in_turns(lists)
@@ -151,14 +151,14 @@ class GenEval:
             for prompt, seen, picture in zip(items, self.judge().look(pictures), pictures, strict=True)
         ]
 
-    def figures(self, plan: Plan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """By GenEval's rules, by the strict rule, apart for held-out combinations; the distance from real pictures."""
         out: Figures = by_kind(rows, CATEGORIES)
         out["strict"] = by_kind(rows, CATEGORIES, "strict")
         out |= by_combination(rows)
         return out | ({"frechet": self._frechet(plan, items, pictures)} if self.distance else {})
 
-    def _frechet(self, plan: Plan, items: Sequence[Prompt], pictures: Pictures) -> Figure:
+    def _frechet(self, plan: EvalPlan, items: Sequence[Prompt], pictures: Pictures) -> Figure:
         """Distance, in the judge's features, of the drawings from renderings of the scenes that the prompts came from.
 
         ``floor``: that of as many other renderings of the split, which the best model would reach.
@@ -177,11 +177,11 @@ def _row(prompt: Prompt, seen: Seen) -> Row:
         "right": scoring.verdict(seen, prompt.want),
         "strict": scoring.strict(seen, prompt.want),
         "unseen": prompt.unseen,
-        "seen": told(seen),
+        "seen": seen_json(seen),
     }
 
 
-def told(seen: Seen) -> Json:
+def seen_json(seen: Seen) -> Json:
     """What the judge saw, for the record: rounded, in plain values."""
     objects = [[t.colour, t.name, [round(v, 3) for v in t.box], round(t.score, 3)] for t in seen.objects]
     return {"background": seen.background, "things": objects}

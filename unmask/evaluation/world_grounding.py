@@ -12,7 +12,7 @@ from random import Random
 from unmask.data.sources import pixels_of
 from unmask.data.world.language import referring
 from unmask.data.world.scenes import Scene, sample, shows_held_out
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row
 from unmask.evaluation.metrics import Figure, average, share
 from unmask.evaluation.scoring import iou
 from unmask.pipeline.model import Model, describe
@@ -48,7 +48,7 @@ class Grounds:
 
     name: str = "grounding"
 
-    def items(self, plan: Plan) -> list[Picture]:
+    def items(self, plan: EvalPlan) -> list[Picture]:
         made: list[Picture] = []
         stream, index = key("ground", plan.seed), 0
         while len(made) < plan.n:
@@ -79,7 +79,7 @@ class Grounds:
                 row[f"iou_{steps}"] = [round(iou(b, p.scene.objects[obj].box), 4) for b, (_, obj) in pairs]
         return [Finding(row=row) for row in rows]
 
-    def figures(self, plan: Plan, items: Sequence[Picture], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Picture], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """P@0.5 over all phrases, with the mean IoU beside it; the baseline boxes a random object that is there."""
         out: Figures = {f"p50_{steps}step": _found(rows, steps) for steps in STEPS}
         chances = [pair for row in rows for pair in row["random"]]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from random import Random
 
 from unmask.data.sources import pixels_of
-from unmask.data.world.language import KINDS, questions
+from unmask.data.world.questions import KINDS, questions
 from unmask.data.world.scenes import Scene, sample, shows_held_out
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, in_turns
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, in_turns
 from unmask.evaluation.metrics import Figure, by_combination, share
 from unmask.pipeline.model import Model, describe
 from unmask.rng import key
@@ -41,7 +41,7 @@ class QuestionItem:
         return f"{self.kind}-{self.index:04d}"
 
 
-def asked(kind: str, count: int, plan: Plan) -> list[QuestionItem]:
+def asked(kind: str, count: int, plan: EvalPlan) -> list[QuestionItem]:
     """The first ``count`` questions of a kind, each about a different picture."""
     made: list[QuestionItem] = []
     stream = key("questions", kind, plan.seed)
@@ -68,7 +68,7 @@ class Questions:
 
     name: str = "questions"
 
-    def items(self, plan: Plan) -> list[QuestionItem]:
+    def items(self, plan: EvalPlan) -> list[QuestionItem]:
         lists = [asked(kind, plan.each(len(KINDS)), plan) for kind in KINDS]
         return in_turns(lists)
 
@@ -81,7 +81,9 @@ class Questions:
         answers = perform(model, tasks, [item.seed for item in items], understand.sampler(model.parts))
         return [Finding(row=_row(item, answer)) for item, answer in zip(items, answers, strict=True)]
 
-    def figures(self, plan: Plan, items: Sequence[QuestionItem], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(
+        self, plan: EvalPlan, items: Sequence[QuestionItem], rows: Sequence[Row], pictures: Pictures
+    ) -> Figures:
         kinds = {kind: _figure([r for r in rows if r["kind"] == kind]) for kind in KINDS}
         constant = sum(f["majority"] * f["n"] for f in kinds.values()) / max(1, len(rows))
         overall = share((r["right"] for r in rows), majority=constant)

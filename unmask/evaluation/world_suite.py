@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unmask.evaluation import suite
-from unmask.evaluation.evaluate import Part, Plan, Progress, Record
+from unmask.evaluation.evaluate import EvalPart, EvalPlan, OnProgress, Record
 from unmask.evaluation.report import Report
 from unmask.evaluation.strategies import EditGenerator
 from unmask.evaluation.world_conditions import Conditioned
@@ -22,7 +22,7 @@ from unmask.evaluation.world_vq import Rebuilds
 from unmask.pipeline.model import Model
 from unmask.tasks.reflecting import Thinking
 
-PARTS: dict[str, Part] = {
+PARTS: dict[str, EvalPart] = {
     "geneval": GenEval(),
     "grounding": Grounds(),
     "questions": Questions(),
@@ -47,7 +47,7 @@ def run(
     split: str = "test",
     out: Path | None = None,
     batch: int = 32,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Report:
     """Measure a model on ``n`` unseen items per part (or ``limit``, for a quick run).
 
@@ -56,12 +56,12 @@ def run(
     ValueError for an unknown part, level or split.
     """
     chosen = select(only)
-    plan = Plan(level=level, split=split, n=min(n, limit or n), seed=seed, batch=batch)
+    plan = EvalPlan(level=level, split=split, n=min(n, limit or n), seed=seed, batch=batch)
     about = {"suite": "world", "level": level, "split": split}
     return suite.run(model, chosen, plan, Record(out), about=about, progress=progress)
 
 
-def select(only: Sequence[str]) -> dict[str, Part]:
+def select(only: Sequence[str]) -> dict[str, EvalPart]:
     """The parts of these names, or all parts if none is named. ValueError for an unknown name."""
     unknown = [name for name in only if name not in PARTS]
     if unknown:

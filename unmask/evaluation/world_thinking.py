@@ -19,7 +19,7 @@ from unmask.data.world.critiques import make_negatives
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation import scoring
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, weights_digest
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.metrics import average, balanced, by_combination, by_kind, calibration, share
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
@@ -39,7 +39,7 @@ class Reflections:
     judge: Callable[[], Judge] = load_judge
     name: str = "reflection"
 
-    def items(self, plan: Plan) -> list[Prompt]:
+    def items(self, plan: EvalPlan) -> list[Prompt]:
         return GenEval().items(plan)
 
     def settings(self, model: Model) -> object:
@@ -71,7 +71,7 @@ class Reflections:
             findings.append(Finding(row=row, pictures=pictures))
         return findings
 
-    def figures(self, plan: Plan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """Success with at most N attempts, N doubling from 1; attempts needed; accuracy of the critiques.
 
         Gains are means of paired differences over prompts, with their intervals.
@@ -125,7 +125,7 @@ class Critiques:
 
     name: str = "critique"
 
-    def items(self, plan: Plan) -> list[CritiqueItem]:
+    def items(self, plan: EvalPlan) -> list[CritiqueItem]:
         made: list[CritiqueItem] = []
         for number in itertools.count():
             scene = sample(plan.level, plan.split, key("critiques", plan.seed), number)
@@ -160,7 +160,9 @@ class Critiques:
             for item, (said, chance) in zip(items, found, strict=True)
         ]
 
-    def figures(self, plan: Plan, items: Sequence[CritiqueItem], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(
+        self, plan: EvalPlan, items: Sequence[CritiqueItem], rows: Sequence[Row], pictures: Pictures
+    ) -> Figures:
         """Accuracy of critiques, also on held-out combinations alone; how often a critique names the error in the same words."""
         told = [(r["met"], r["accepted"], r["approval"]) for r in rows]
         out = verdicts(told)

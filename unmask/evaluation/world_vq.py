@@ -14,7 +14,7 @@ import torch
 from unmask.data.sources import pixels_of
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample
-from unmask.evaluation.evaluate import Figures, Finding, Pictures, Plan, Row, weights_digest
+from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, weights_digest
 from unmask.evaluation.judge import Judge, Seen, load_judge
 from unmask.evaluation.metrics import average, psnr, psnr_of_mean, share
 from unmask.evaluation.scoring import matches, right
@@ -23,7 +23,7 @@ from unmask.rng import key
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class VQItem:
     """A scene to encode and decode."""
 
     index: int
@@ -45,14 +45,14 @@ class Rebuilds:
     judge: Callable[[], Judge] = load_judge
     name: str = "vq"
 
-    def items(self, plan: Plan) -> list[Shown]:
+    def items(self, plan: EvalPlan) -> list[VQItem]:
         stream = key("vq", plan.seed)
-        return [Shown(index=i, scene=sample(plan.level, plan.split, stream, i)) for i in range(plan.n)]
+        return [VQItem(index=i, scene=sample(plan.level, plan.split, stream, i)) for i in range(plan.n)]
 
     def settings(self, model: Model) -> object:
         return weights_digest(self.judge()).hex()
 
-    def find(self, model: Model, items: Sequence[Shown]) -> list[Finding]:
+    def find(self, model: Model, items: Sequence[VQItem]) -> list[Finding]:
         side = model.parts.side
         before = np.stack([render(item.scene, side) for item in items])
         with torch.no_grad():
@@ -66,7 +66,7 @@ class Rebuilds:
             for row, e, c, b, a in zip(rows, errors, codes.flatten(1).tolist(), before, after, strict=True)
         ]
 
-    def figures(self, plan: Plan, items: Sequence[Shown], rows: Sequence[Row], pictures: Pictures) -> Figures:
+    def figures(self, plan: EvalPlan, items: Sequence[VQItem], rows: Sequence[Row], pictures: Pictures) -> Figures:
         """``psnr`` is that of the mean error over all pictures, the stricter of the two."""
         errors = [row["error"] for row in rows]
         used = np.bincount([c for row in rows for c in row["codes"]])

@@ -18,6 +18,7 @@ from unmask.grammars.grammar import Grammar, grammar_of
 from unmask.grammars.references import expanded
 from unmask.grammars.regex import parse_regex
 from unmask.grammars.schema import Leaf, Schema, alternatives, bounds, characters, choices, integers, json_texts, leaves
+from unmask.json_types import Json
 from unmask.tokens.prompts import Wording
 from unmask.tokens.text import Text
 
@@ -39,11 +40,11 @@ class AnswerFormat:
             return [Slot(grammar=grammar_of(json_texts(schema), text, self.most_states), kind="json")]
         return [_spoken(leaf, text, wording, self.most_states) for leaf in leaves(schema)]
 
-    def value(self, read: list[tuple[tuple[str, ...], Any]]) -> Any:
+    def value(self, read: list[tuple[tuple[str, ...], object]]) -> object:
         """The whole value, from the path and value of every slot in order."""
         if len(read) == 1 and not read[0][0]:
             return read[0][1]
-        whole: dict[str, Any] = {}
+        whole: Json = {}
         for path, value in read:
             inner = whole
             for name in path[:-1]:
@@ -51,28 +52,28 @@ class AnswerFormat:
             inner[path[-1]] = value
         return whole
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"regex": self.regex} if self.regex else {"schema": json.loads(self.schema)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A text for the model to write. ``kind``: text (the text itself is the value), json, or words (an entry of ``said``, or JSON).
+    """A text for the model to write. ``kind``: text (the text itself is the value), json, or words (an entry of ``wordings``, or JSON).
 
     ``path``: the property names that lead to its value · ``question``: its own question; "" means the question of the whole answer ·
-    ``said``: (words, value) for values with a fixed wording · ``longest``: tokens of the longest of these words.
+    ``wordings``: (words, value) for values with a fixed wording · ``longest``: tokens of the longest of these words.
     """
 
     grammar: Grammar
     kind: str
     path: tuple[str, ...] = ()
     question: str = ""
-    said: tuple[tuple[str, Any], ...] = ()
+    wordings: tuple[tuple[str, object], ...] = ()
     longest: int = 0
 
     def default_length(self, usual: int) -> int:
         """How many tokens to give it if the user sets no length: ``usual``, or more if that would be tight."""
-        return max(usual, self.longest + 1 if self.said else 2 * self.grammar.least + 2)
+        return max(usual, self.longest + 1 if self.wordings else 2 * self.grammar.least + 2)
 
     def check(self, length: int) -> None:
         """ValueError if no answer has so few tokens."""
@@ -83,17 +84,17 @@ class Slot:
                 f"set max_tokens to {self.grammar.least} or more"
             )
 
-    def read(self, ids: list[int]) -> Any:
+    def read(self, ids: list[int]) -> object:
         """The value that token ids say. ValueError for a text outside the format, which sampling under the grammar rules out."""
         raw = self.grammar.text(ids)
-        said = raw.removeprefix(" ") if self.grammar.automaton.accepts(raw.removeprefix(" ").encode()) else raw
-        if not self.grammar.automaton.accepts(said.encode()):
-            raise ValueError(f"{said!r} does not match the answer format; sample it under its grammar")
-        known = dict(self.said)
-        return known[said] if said in known else said if self.kind == "text" else json.loads(said)
+        answer = raw.removeprefix(" ") if self.grammar.automaton.accepts(raw.removeprefix(" ").encode()) else raw
+        if not self.grammar.automaton.accepts(answer.encode()):
+            raise ValueError(f"{answer!r} does not match the answer format; sample it under its grammar")
+        known = dict(self.wordings)
+        return known[answer] if answer in known else answer if self.kind == "text" else json.loads(answer)
 
 
-def of_schema(schema: Any) -> AnswerFormat:
+def of_schema(schema: object) -> AnswerFormat:
     """A JSON schema, as a value or as JSON text. ValueError names what is not supported and its path."""
     try:
         found = json.loads(schema) if isinstance(schema, str) else schema
@@ -136,20 +137,20 @@ def _spoken(leaf: Leaf, text: Text, wording: Wording, most_states: int) -> Slot:
     rest = [(schema, place) for schema, place in options if not _listed(schema)]
     types = {schema["type"] for schema, _ in rest}
     if types <= {"integer"} or types == {"string"}:
-        said = _said(options, text, wording)
+        wordings = _wordings(options, text, wording)
         kind = "text" if types == {"string"} else "words"
         free = [characters(*one) if kind == "text" else integers(*bounds(*one)) for one in rest]
-        parts = (*(literal(words) for words in said), *free)
+        parts = (*(literal(words) for words in wordings), *free)
     else:
-        said, kind, parts = {}, "json", (json_texts(leaf.schema, leaf.place),)
+        wordings, kind, parts = {}, "json", (json_texts(leaf.schema, leaf.place),)
     expression: Expression = Alternation(parts=parts) if len(parts) > 1 else parts[0]
     return Slot(
         grammar=grammar_of(expression, text, most_states),
         kind=kind,
         path=leaf.path,
         question=str(leaf.schema.get("description", "")),
-        said=tuple(said.items()),
-        longest=max((len(text.encode(words)) for words in said), default=0),
+        wordings=tuple(wordings.items()),
+        longest=max((len(text.encode(words)) for words in wordings), default=0),
     )
 
 
@@ -159,21 +160,21 @@ def _options(schema: Schema, place: str) -> list[tuple[Schema, str]]:
     return inside if inside == [(schema, place)] else [option for one in inside for option in _options(*one)]
 
 
-def _said(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> dict[str, Any]:
+def _wordings(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> Json:
     """The words for every value that can be listed, and for the small integers, in the order of the schema."""
-    said: dict[str, Any] = {}
+    wordings: Json = {}
     for schema, place in options:
         for value in _values(schema, place, wording):
             words = text.plain(_words(value, wording))
-            if words in said and json.dumps(said[words]) != json.dumps(value):
+            if words in wordings and json.dumps(wordings[words]) != json.dumps(value):
                 raise ValueError(
-                    f"{place}: this model says {said[words]!r} and {value!r} with the same words; keep one of them"
+                    f"{place}: this model says {wordings[words]!r} and {value!r} with the same words; keep one of them"
                 )
-            said[words] = value
-    return said
+            wordings[words] = value
+    return wordings
 
 
-def _values(schema: Schema, place: str, wording: Wording) -> list[Any]:
+def _values(schema: Schema, place: str, wording: Wording) -> list[object]:
     if {"enum", "const"} & set(schema):
         return choices(schema, place)
     if schema["type"] == "boolean":
@@ -184,7 +185,7 @@ def _values(schema: Schema, place: str, wording: Wording) -> list[Any]:
     return [None] if schema["type"] == "null" else []
 
 
-def _words(value: Any, wording: Wording) -> str:
+def _words(value: object, wording: Wording) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and 0 <= value < len(wording.numbers):

@@ -20,16 +20,16 @@ MAX_DEPTH = 32  # schemas inside schemas
 _MAX_SCHEMAS = 5_000  # after expansion: definitions that refer to each other twice double at every level
 
 
-def expanded(schema: Any) -> Any:
+def expanded(schema: object) -> Any:
     """The schema with every reference replaced by what it refers to. ValueError names the keyword and its path."""
     return _Expansion(schema).schema(schema, "schema", (), 0)
 
 
 class _Expansion:
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: object) -> None:
         self.root, self.count = root, 0
 
-    def schema(self, schema: Any, place: str, active: tuple[str, ...], depth: int) -> Any:
+    def schema(self, schema: object, place: str, active: tuple[str, ...], depth: int) -> object:
         """``active``: the references being expanded, outermost first."""
         self.count += 1
         if self.count > _MAX_SCHEMAS:
@@ -52,7 +52,7 @@ class _Expansion:
             out["anyOf"] = [self.schema(s, f"{place}.anyOf[{i}]", active, depth + 1) for i, s in inside]
         return out
 
-    def _followed(self, schema: Any, place: str, active: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
+    def _followed(self, schema: object, place: str, active: tuple[str, ...]) -> tuple[object, tuple[str, ...]]:
         """The schema behind ``$ref`` and ``allOf`` of one, with the annotations that stand beside them."""
         while isinstance(schema, Mapping) and ("$ref" in schema or "allOf" in schema):
             keyword = "$ref" if "$ref" in schema else "allOf"
@@ -69,7 +69,7 @@ class _Expansion:
             schema = {**target, **beside} if isinstance(target, Mapping) else target
         return schema, active
 
-    def _target(self, reference: Any, place: str, active: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
+    def _target(self, reference: object, place: str, active: tuple[str, ...]) -> tuple[object, tuple[str, ...]]:
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             raise ValueError(
                 f"{place}.$ref: {json.dumps(reference, default=str)[:80]} is not a path inside this schema; "
@@ -94,7 +94,7 @@ class _Expansion:
         return f"$defs has {', '.join(map(str, names[:10]))}" if names else "it has no $defs"
 
 
-def _only(schemas: Any, place: str) -> Any:
+def _only(schemas: object, place: str) -> object:
     if not isinstance(schemas, list) or len(schemas) != 1:
         raise ValueError(f"{place}.allOf: only a list of one schema is supported; merge the schemas into one")
     return schemas[0]

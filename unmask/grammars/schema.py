@@ -92,7 +92,7 @@ def leaves(schema: Schema, path: tuple[str, ...] = ()) -> Iterator[Leaf]:
         yield Leaf(path=path, schema=schema)
 
 
-def choices(schema: Schema, place: str) -> list[Any]:
+def choices(schema: Schema, place: str) -> list[object]:
     """The values of ``enum`` or ``const``, without those that do not fit a ``type`` beside it."""
     values = [schema["const"]] if "const" in schema else schema["enum"]
     if not isinstance(values, list) or not values:
@@ -211,7 +211,7 @@ def _object(schema: Schema, place: str) -> Expression:
     return Concat(parts=(*parts, literal("}")))
 
 
-def _rule(schema: Any, place: str) -> str:
+def _rule(schema: object, place: str) -> str:
     """The keyword or type that decides how a schema is read; ValueError for a keyword that this rule does not support."""
     if not isinstance(schema, Mapping):
         raise ValueError(f'{place}: expected a schema, got {json.dumps(schema, default=str)[:40]}; write {{"type": …}}')
@@ -249,14 +249,14 @@ def _types(schema: Schema, place: str) -> list[str]:
     )
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _is(value: object, kind: Any) -> bool:
     if isinstance(value, bool) or value is None:
         return kind == ("null" if value is None else "boolean")
     wanted = {"string": str, "integer": int, "number": (int, float), "array": list, "object": dict}.get(kind, ())
     return isinstance(value, wanted)
 
 
-def _dumps(value: Any, place: str) -> str:
+def _dumps(value: object, place: str) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()  # half a surrogate pair has no UTF-8

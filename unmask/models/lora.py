@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +84,7 @@ def insert(layer: nn.Linear, rank: int, scale: float, name: str) -> Adapter:
     return adapter
 
 
-def _add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+def _add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """A layer's output with its adapter's. A layer that returns its first outputs alone gets those of the adapter."""
     adapter = layer.get_submodule(_CHILD)
     assert isinstance(adapter, Adapter)

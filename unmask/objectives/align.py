@@ -11,12 +11,12 @@ Shapes: I images · S cells along one side · D model width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.models.elastic import Elastic
 from unmask.rng import generator
 from unmask.step import Loss
 
@@ -32,9 +32,10 @@ class Aligned:
     codes: tuple[tuple[str, int], ...]
     scale: float = 0.35
 
-    def __call__(self, model: Any, batch: tuple[Tensor, dict[str, Tensor]], rng: torch.Generator) -> Loss:
+    def __call__(self, model: Elastic, batch: tuple[Tensor, dict[str, Tensor]], rng: torch.Generator) -> Loss:
         pixels, labels = batch
         vision = model.vision
+        assert vision is not None
         projected = vision.project_out(F.gelu(vision.project_in(vision.pooled(pixels)))).float()
         target = self.target(model.embed.weight.detach().float(), labels)
         loss = (projected - target).square().mean()

@@ -10,7 +10,6 @@ Shapes: I images · S cells along one side · W tower width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +36,7 @@ class LabelledVision(nn.Module):
 class Cells:
     """batch = (pixels [I, 3, H, W], {label: long [I, S, S], -100 where unknown})."""
 
-    def __call__(self, model: Any, batch: tuple[Tensor, dict[str, Tensor]], rng: torch.Generator) -> Loss:
+    def __call__(self, model: LabelledVision, batch: tuple[Tensor, dict[str, Tensor]], rng: torch.Generator) -> Loss:
         pixels, labels = batch
         logits = model(pixels)
         terms = {k: F.cross_entropy(logits[k].float().flatten(0, 2), v.flatten()) for k, v in labels.items()}

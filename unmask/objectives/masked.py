@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -150,9 +150,9 @@ def _scorable(batch: Batch) -> Tensor:
 class Together:
     """Several tasks in one step: {name: batch} -> the weighted sum of their losses; terms are named ``task.term``."""
 
-    objectives: tuple[tuple[str, Any, float], ...]
+    objectives: tuple[tuple[str, Masked, float], ...]
 
-    def __call__(self, model: Any, batches: dict[str, Batch], rng: torch.Generator) -> Loss:
+    def __call__(self, model: MaskedModel, batches: dict[str, Batch], rng: torch.Generator) -> Loss:
         total, terms, counts = None, {}, {}
         for name, objective, weight in self.objectives:
             if name not in batches:

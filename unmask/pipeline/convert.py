@@ -22,9 +22,9 @@ from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavida_o
 from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_header
+from unmask.json_types import Json
 from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, fit_own, format_of, read_spec, resolve, write_config
-from unmask.tasks.results import Json
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 

@@ -25,6 +25,7 @@ from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
+from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
 from unmask.tasks import (
@@ -40,7 +41,6 @@ from unmask.tasks import (
     understand,
 )
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Json
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vq import VQ, VQConfig
@@ -200,7 +200,7 @@ def needs_of(task: str) -> frozenset[str]:
     """The parts that a task needs, by its name at the command line; ``all``: every part. ValueError for an unknown name."""
     known = {
         "generate": generate.Generate.needs,
-        "plan": generate.Generate.needs | planning.Plan.needs,
+        "plan": generate.Generate.needs | planning.PlanImage.needs,
         "reflect": reflecting.NEEDS,
         "converse": conversing.NEEDS,
         "edit": edit.Edit.needs,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
+from unmask.pipeline.drawing import best_of, draw
 from unmask.pipeline.loading import Format, format_in, open_parts, read_spec, resolve
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.protocols import Task
@@ -38,7 +39,7 @@ from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Attempt, Box, Drawing, Grounding, describe
-from unmask.tasks.running import Decoded, Executor, OnStep, StepEvent, answer, decide
+from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide
 from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
@@ -46,7 +47,6 @@ from unmask.tokens.prompts import RELEASED, Conditions
 from unmask.tokens.views import to_pixels
 
 Picture = Image.Image | str | os.PathLike[str] | bytes
-Drawn = generate.Generate | edit.Edit | infill.Infill  # tasks that make a picture
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
 
 
@@ -109,24 +109,24 @@ class Model:
         model's own critique accepts one; all of them are in ``Drawing.attempts`` · ``steps``, ``guidance_scale``, ``temperature``: of the
         sampler (``tasks.sampler_options``) · ``settings``: any other field of it by path, for example ``["schedule.shift=3"]``.
         """
-        said, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
+        text, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
-            return self._thought(
-                said, seeds, chosen, lambda: reflecting.think(self, [said] * n, seeds, thinking, chosen, conditions)
+            return best_of(
+                text, seeds, chosen, lambda: reflecting.think(self, [text] * n, seeds, thinking, chosen, conditions)
             )
         layouts: Sequence[Layout | None] = [thinking.layout] * n
         if thinking.plan:
-            self.parts.require(planning.Plan.needs)
-            layouts = reflecting.layouts(self, [said] * n, seeds, conditions)
+            self.parts.require(planning.PlanImage.needs)
+            layouts = reflecting.layouts(self, [text] * n, seeds, conditions)
             for row, layout in enumerate(layouts):
                 self.emit(row, layout)
-        tasks = [generate.Generate(prompt=said, conditions=conditions, plan=layout) for layout in layouts]
-        return self._draw(tasks, seeds, chosen, prompt, trace)
+        tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout) for layout in layouts]
+        return draw(self, tasks, seeds, chosen, prompt, trace)
 
     def edit(
         self,
@@ -149,23 +149,23 @@ class Model:
         ``plan``: predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times
         until the model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
         """
-        picture, said, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(_count(n))]
+        picture, text, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(_count(n))]
         options = (settings, steps, guidance_scale, temperature)
         chosen = with_options(sampler or self.presets.edit(self.parts), *options)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(revising.NEEDS)
-            again = with_options(sampler or self.presets.edit_again(self.parts), *options)
-            asked = ([picture] * n, [said] * n, seeds)
-            return self._thought(said, seeds, chosen, lambda: revising.revise(self, *asked, thinking, chosen, again))
-        (pixels, _), seen, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
+            retry_sampler = with_options(sampler or self.presets.edit_again(self.parts), *options)
+            rows = ([picture] * n, [text] * n, seeds)
+            return best_of(text, seeds, chosen, lambda: revising.revise(self, *rows, thinking, chosen, retry_sampler))
+        (pixels, _), views, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
-            (layout,) = revising.layouts(self, [(seen, said)], [0])
+            (layout,) = revising.layouts(self, [(views, text)], [0])
             self.emit(0, layout)
-        task = edit.Edit(pixels=pixels, instruction=said, look=seen, plan=layout)
-        return self._draw([task] * n, seeds, chosen, instruction, trace)
+        task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout)
+        return draw(self, [task] * n, seeds, chosen, instruction, trace)
 
     def infill(
         self,
@@ -185,10 +185,10 @@ class Model:
         if painted.size != picture.size:
             raise ImageError(f"the region is {painted.size} and the picture {picture.size}; give both the same size")
         pixels, _ = self.parts.preprocess(picture)
-        shown = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
-        task = infill.Infill(pixels=pixels, region=shown, prompt=self._prompt(prompt, empty=True))
+        region_mask = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
+        task = infill.Infill(pixels=pixels, region=region_mask, prompt=self._prompt(prompt, empty=True))
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
-        return self._draw([task], [seed], chosen, prompt, trace)[0]
+        return draw(self, [task], [seed], chosen, prompt, trace)[0]
 
     def ask(
         self,
@@ -211,15 +211,15 @@ class Model:
         """
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-        seen, said = self.parts.image_views(read_image(image)), self._prompt(question)
+        views, text = self.parts.image_views(read_image(image)), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature)
         if form is not None:
             slots = tuple(form.slots(self.parts.text, self.parts.wording))
             for slot in slots:
                 self._prompt(slot.question, empty=True)
-            task = forms.fill_in(slots, seen, said, form, max_tokens, self.presets)
+            task = forms.fill_in(slots, views, text, form, max_tokens, self.presets)
             return forms.formed(self._answer(task, forms.bound(chosen, slots), question, seed, trace), form, chosen)
-        task = understand.Ask(pixels=seen, question=said, length=max_tokens or self.presets.answer)
+        task = understand.Ask(pixels=views, question=text, length=max_tokens or self.presets.answer)
         return self._answer(task, chosen, question, seed, trace)
 
     def describe(
@@ -276,11 +276,11 @@ class Model:
         if steps is not None and not 1 <= steps <= 4:
             raise ValueError(f"steps must be 1 to 4, the coordinates of a box; got {steps}")
         picture = read_image(image)
-        seen, placement = self.parts.image_views(picture), Placement(width=picture.width, height=picture.height)
+        views, placement = self.parts.image_views(picture), Placement(width=picture.width, height=picture.height)
         given = [phrases] if isinstance(phrases, str) else list(phrases)
-        asked = tuple(self._prompt(p) for p in given)
-        turns = [(p,) for p in asked] if self.parts.quirks.one_segment and asked else [asked]
-        tasks = [ground.Ground(pixels=seen, phrases=turn) for turn in turns]
+        checked = tuple(self._prompt(p) for p in given)
+        turns = [(p,) for p in checked] if self.parts.quirks.one_segment and checked else [checked]
+        tasks = [ground.Ground(pixels=views, phrases=turn) for turn in turns]
         self.parts.require(tasks[0].needs)
         chosen = with_options(self.presets.ground(self.parts, steps or 1), settings, steps)
         done = self.run([task.build(self.parts) for task in tasks], [seed] * len(tasks), chosen)
@@ -347,58 +347,11 @@ class Model:
         if self.executor:
             self.executor.emit(row, event)
 
-    def _draw(
-        self, tasks: Sequence[Drawn], seeds: Sequence[int], sampler: Sampler, prompt: str, trace: bool
-    ) -> list[Drawing]:
-        """One picture per task; a task that occurs with several seeds is built once."""
-        self.parts.require(tasks[0].needs)
-        known = {id(task): task.build(self.parts) for task in tasks}
-        built = [known[id(task)] for task in tasks]
-        frames: list[list[Image.Image]] = [[] for _ in tasks]
-
-        def record(event: StepEvent) -> None:
-            frames[event.row].append(self.parts.canvas(*generate.picture_so_far(event.sequence, "image")))
-
-        done = self.run(built, seeds, sampler, record if trace else None)
-        settings = describe(sampler)
-        return [
-            Drawing(
-                image=task.read(row, self.parts),
-                prompt=prompt,
-                seed=seed,
-                seconds=done.seconds / len(seeds),
-                settings=settings,
-                trace=tuple(film),
-                plan=task.plan,
-            )
-            for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
-        ]
-
-    def _thought(
-        self, prompt: str, seeds: list[int], sampler: Sampler, think: Callable[[], list[list[Attempt]]]
-    ) -> list[Drawing]:
-        """The best attempt for every seed."""
-        began, n = time.perf_counter(), len(seeds)
-        found = think()
-        seconds, settings = (time.perf_counter() - began) / n, describe(sampler)
-        return [
-            Drawing(
-                image=taken.image,
-                prompt=prompt,
-                seed=seed,
-                seconds=seconds,
-                settings=settings,
-                plan=taken.plan,
-                attempts=tuple(attempts),
-            )
-            for seed, attempts, taken in zip(seeds, found, map(reflecting.best, found), strict=True)
-        ]
-
     def _no_trace(self, trace: bool) -> None:
         if trace:
             raise ValueError("trace works with one attempt only; leave out trace or attempts")
 
-    def _answer(self, task: Task, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+    def _answer(self, task: Task[Parts, str], sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
         built, most = task.build(self.parts), self.presets.context
         if len(built.ids) > most:

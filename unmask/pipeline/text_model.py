@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 
@@ -21,6 +21,7 @@ from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.models.elastic import Elastic
+from unmask.protocols import Task
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
@@ -228,11 +229,11 @@ class TextModel:
         task = FormedReply(question=question, length=length, form=form, slots=slots)
         return formed(self._answer(task, bound(sampler, slots), question, seed, trace), form, sampler)
 
-    def _answer(self, task: Any, sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
+    def _answer(self, task: Task[TextParts, str], sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         if not question.strip():
             raise ValueError("the text is empty; give a question or a text")
-        if getattr(task, "length", 1) < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {task.length}")
+        if (length := getattr(task, "length", 1)) < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {length}")
         built = task.build(self.parts)
         if len(built.ids) > self.parts.context:
             raise ValueError(

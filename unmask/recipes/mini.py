@@ -37,6 +37,7 @@ from unmask.data.mixture import Joint
 from unmask.data.sources import LABELS, CachedEncoder, Captions, Drawings, Edits, Labelled, Planned, VisualQuestions
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world import critiques, edits, language
+from unmask.data.world.questions import questions
 from unmask.data.world.scenes import Draft, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
 from unmask.models.codes import init_codes
@@ -79,7 +80,7 @@ def lines(scenes: int = 12000) -> Iterator[str]:
             scene = sample(level, "train", 0, i)
             yield language.caption(scene, rng)
             yield from (phrase for phrase, _ in language.referring(scene, rng))
-            for question in language.questions(scene, rng):
+            for question in questions(scene, rng):
                 yield from (question.text, question.answer)
             if i % 3 == 0 and (made := edits.edit(scene, "train", rng)):
                 yield made.instruction

@@ -86,12 +86,12 @@ class Sampler:
                 on_step(run.step)
         return run.batch
 
-    def start(self, batch: Batch) -> Run:
+    def start(self, batch: Batch) -> SamplingRun:
         """The same, one step at a time: the caller holds the model, and may ask it for several runs at once."""
-        return Run(self, batch)
+        return SamplingRun(self, batch)
 
 
-class Run:
+class SamplingRun:
     """The loop between two steps. ``batch``: as far as it got · ``query``: what it wants of the model next, None at the end.
 
     To cancel a run is to drop it: nothing else is held.

@@ -18,7 +18,7 @@ from unmask.sequence import Batch, Span
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class SpanLayout:
     """All [B, L] long. ``span``: number among the row's writable spans (-1 outside) · ``offset``: token number in its span ·
     ``size``: tokens of its span · ``most``: the largest number of writable spans in a row.
     """
@@ -29,15 +29,15 @@ class Layout:
     most: int
 
 
-def writable_spans(batch: Batch) -> Layout:
+def writable_spans(batch: Batch) -> SpanLayout:
     layout = _lay_out(batch.span_table, batch.ids.shape[1])
     tensors = (t.to(batch.device) for t in (layout.span, layout.offset, layout.size))
     span_BL, offset_BL, size_BL = tensors
-    return Layout(span=span_BL, offset=offset_BL, size=size_BL, most=layout.most)
+    return SpanLayout(span=span_BL, offset=offset_BL, size=size_BL, most=layout.most)
 
 
 @functools.lru_cache(maxsize=64)
-def _lay_out(span_table: tuple[tuple[Span, ...], ...], length: int) -> Layout:
+def _lay_out(span_table: tuple[tuple[Span, ...], ...], length: int) -> SpanLayout:
     span_BL = torch.full((len(span_table), length), -1)
     offset_BL, size_BL = torch.zeros_like(span_BL), torch.zeros_like(span_BL)
     most = 0
@@ -48,7 +48,7 @@ def _lay_out(span_table: tuple[tuple[Span, ...], ...], length: int) -> Layout:
             span_BL[row, span.start : span.stop] = number
             offset_BL[row, span.start : span.stop] = torch.arange(len(span))
             size_BL[row, span.start : span.stop] = len(span)
-    return Layout(span=span_BL, offset=offset_BL, size=size_BL, most=most)
+    return SpanLayout(span=span_BL, offset=offset_BL, size=size_BL, most=most)
 
 
 def still_masked(batch: Batch) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
+from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.sampling.sampler import Sampler
 from unmask.serving.calls import settable
@@ -17,6 +19,9 @@ from unmask.serving.streams import Event, encoded
 from unmask.tasks.conversing import Turn
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import Answer, Drawing, Grounding
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Counts = tuple[int, int, bool]
 
@@ -56,7 +61,7 @@ def _samplers(model: Served) -> dict[str, Sampler]:
     return {**{name: preset(parts) for name, preset in named.items()}, "ground": own.ground(parts, 1)}
 
 
-def _settings(value: Any, path: str = "") -> Any:
+def _settings(value: DataclassInstance, path: str = "") -> Iterator[Json]:
     """Every numeric setting: its name, its default, and the part of the sampler that it belongs to."""
     for entry in dataclasses.fields(value):
         name, now = f"{path}{entry.name}", getattr(value, entry.name)

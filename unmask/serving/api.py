@@ -11,9 +11,10 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from unmask import __version__
+from unmask.json_types import Json
 from unmask.serving import answers, calls
 from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.edge import LOG, Edge, Guard
@@ -31,7 +33,10 @@ from unmask.serving.errors import NoSuchModel, error_response
 from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
 from unmask.serving.service import Call, Service, Started
 from unmask.serving.streams import Channel, ChatEvents, Event, PictureEvents, Wire, opened, sse, streamed
+from unmask.tasks.conversing import Turn
+from unmask.tasks.results import Answer, Drawing
 
+T = TypeVar("T")
 MOST_BYTES = 32 * 2**20  # per request
 _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -124,6 +129,7 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
         seed = _seed(body)
         started = service.start([Call(ask=calls.infilling(body, seed), priority=body.priority)])
         (filled,) = await _settled(request, started)
+        assert isinstance(filled, Answer)  # an image was handled above
         return _json(answers.filled(filled))
 
 
@@ -151,7 +157,7 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
             (found,) = await _settled(request, started)
             return _json(reply.whole(found, events.counts))
 
-        def ended(found: Any) -> None:
+        def ended(found: Answer | Turn) -> None:
             events.say(found.text)
             channel.put(reply.end(found, events.counts))
 
@@ -175,7 +181,11 @@ def _add_page_routes(app: FastAPI) -> None:
 
 
 async def _pictures(
-    service: Service, request: Request, body: Any, kind: str, ask: Callable[[int], Callable[[Any], Any]]
+    service: Service,
+    request: Request,
+    body: Draw | Edit | Infill,
+    kind: str,
+    ask: Callable[[int], Callable[[Any], Any]],
 ) -> Response:
     """Start ``n`` calls; image i uses ``seed + i``. ``body`` has the fields of Fields and Streamed."""
     _check_name(service, body.model)
@@ -204,17 +214,17 @@ async def _pictures(
         data = await asyncio.to_thread(lambda: [answers.picture(d, body.output_format) for d in drawn])
         return _json({"created": int(time.time()), "data": data})
 
-    def ended(number: int) -> Callable[[Any], None]:
+    def ended(number: int) -> Callable[[Drawing], None]:
         return lambda drawn: channel.put(answers.completed(drawn, kind, number, body.output_format))
 
     _announce(started, [ended(i) for i in range(body.n)], channel)
     return await _stream(request, started, channel, Wire(frame=lambda event: sse(event, event["type"])))
 
 
-def _announce(started: Sequence[Started], ended: Sequence[Callable[[Any], None]], channel: Channel) -> None:
+def _announce(started: Sequence[Started[T]], ended: Sequence[Callable[[T], None]], channel: Channel) -> None:
     """Put the result of every call into the channel, then None, or its exception."""
 
-    def put_result(future: Any, say: Callable[[Any], None]) -> None:
+    def put_result(future: Future[T], say: Callable[[T], None]) -> None:
         error = None if future.cancelled() else future.exception()
         if error is None and not future.cancelled():
             try:
@@ -243,7 +253,7 @@ async def _stream(
     return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM)
 
 
-async def _settled(request: Request, started: Sequence[Started]) -> list[Any]:
+async def _settled(request: Request, started: Sequence[Started[T]]) -> list[T]:
     """The results of all calls. If one fails or the client disconnects, the others are cancelled."""
     gone = asyncio.ensure_future(_disconnected(request))
     everything = asyncio.gather(*(asyncio.wrap_future(one.future) for one in started))
@@ -268,7 +278,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _stream_error(error: BaseException) -> dict[str, Any]:
+def _stream_error(error: BaseException) -> Json:
     found = error_response(error)
     if found.server_fault:
         LOG.error("a stream failed", exc_info=error)
@@ -282,7 +292,7 @@ async def _failed(request: Request, error: Exception) -> Response:
     return _json(found.body, found.status, found.headers)
 
 
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """ASCII only, so that any text a client sent can be echoed."""
     return Response(json.dumps(value, allow_nan=False), status, headers, media_type="application/json")
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmask.json_types import Json
 from unmask.serving.engine import Limits
-from unmask.serving.manifest import Line, read
-from unmask.serving.service import Call, Service
+from unmask.serving.manifest import Job, Line, Result, read
+from unmask.serving.service import Call, Served, Service
 from unmask.tasks.results import Drawing
 from unmask.tokens.pictures import save_image
 
+Outcome = Result | BaseException
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # ids that are safe file names
 
 
@@ -40,7 +42,7 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BatchPlan:
     """``lines``: all lines of this share · ``todo``: lines without a result · ``failed``: lines with an error that are not retried."""
 
     lines: list[Line]
@@ -59,7 +61,7 @@ class Summary:
     failed: int
 
 
-def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> Plan:
+def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> BatchPlan:
     """Find the lines to run. Truncates an incomplete last line of this share's results.
 
     ``retry``: run failed lines again.
@@ -71,11 +73,15 @@ def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> Pla
     known = _known(out)
     todo = [line for line in lines if line.key not in known or (retry and not known[line.key])]
     failed = sum(not known.get(line.key, True) for line in lines) - sum(line.key in known for line in todo)
-    return Plan(lines=lines, todo=todo, failed=failed, folder=manifest.parent, results=results)
+    return BatchPlan(lines=lines, todo=todo, failed=failed, folder=manifest.parent, results=results)
 
 
 def run_batch(
-    model: Any, plan: Plan, *, live: int = 16, on_progress: Callable[[int, int], None] = lambda done, of: None
+    model: Served | None,
+    plan: BatchPlan,
+    *,
+    live: int = 16,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Summary:
     """Run all lines of a plan, at most ``live`` at a time. A failed line is recorded and does not stop the others."""
     done, failed = 0, 0
@@ -91,17 +97,18 @@ def run_batch(
     return Summary(done=done, passed=len(plan.lines) - len(plan.todo), failed=failed + plan.failed)
 
 
-def needs(plan: Plan) -> frozenset[str]:
+def needs(plan: BatchPlan) -> frozenset[str]:
     """The parts of the model that the jobs of a plan use."""
     return frozenset().union(*(line.job.needs for line in plan.todo if line.job))
 
 
-def _outcomes(model: Any, plan: Plan, live: int) -> Iterator[tuple[Line, Any]]:
+def _outcomes(model: Served | None, plan: BatchPlan, live: int) -> Iterator[tuple[Line, Outcome]]:
     """Yield results or exceptions as they complete. The model is not used if no line is left."""
     if not plan.todo:
         return
+    assert model is not None
     jobs = iter(plan.todo)
-    under_way: dict[Future[Any], Line] = {}
+    under_way: dict[Future[Result], Line] = {}
     # A call leaves the service slightly after its result is known, so the queue needs as many places.
     service = Service(model, name="batch", limits=Limits(running=live, queued=live))
     try:
@@ -110,7 +117,7 @@ def _outcomes(model: Any, plan: Plan, live: int) -> Iterator[tuple[Line, Any]]:
                 if line.job is None:
                     yield line, ValueError(line.wrong)
                     continue
-                (started,) = service.start([Call(ask=_asked(line.job, plan.folder))])
+                (started,) = service.start([Call(ask=_call_of(line.job, plan.folder))])
                 under_way[started.future] = line
             if not under_way:
                 return
@@ -120,11 +127,11 @@ def _outcomes(model: Any, plan: Plan, live: int) -> Iterator[tuple[Line, Any]]:
         service.close()
 
 
-def _asked(job: Any, folder: Path) -> Callable[[Any], Any]:
+def _call_of(job: Job, folder: Path) -> Callable[[Any], Result]:
     return lambda model: job.ask(model, folder)
 
 
-def _record(line: Line, outcome: Any, out: Path) -> dict[str, Any]:
+def _record(line: Line, outcome: Outcome, out: Path) -> Json:
     """A line of the results file; saves the image first."""
     head = {"id": line.id, "line": line.number, "task": line.job.task if line.job else None}
     if isinstance(outcome, BaseException):

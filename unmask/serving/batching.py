@@ -36,7 +36,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ShapedQuery:
     """One run's query and its shape. ``und``: computed understanding positions of a row, rounded up to a multiple."""
 
     query: Query
@@ -53,17 +53,17 @@ class Part:
         return self.rows * (self.und + self.shape.codes)
 
 
-def part_of(query: Query, multiple: int) -> Part:
+def part_of(query: Query, multiple: int) -> ShapedQuery:
     """``multiple``: to which understanding positions are rounded up."""
     batch = query.batch
     text = (query.predict & (batch.kind == Kind.TEXT)).any()
     counts = torch.stack([_most(query, Branch.UND), _most(query, Branch.GEN), text.long()])
     und, codes, wants_text = counts.tolist()
     shape = Shape(codes=codes, text=bool(wants_text), reuse=query.reuse is not None)
-    return Part(query=query, shape=shape, und=-(-und // multiple) * multiple)
+    return ShapedQuery(query=query, shape=shape, und=-(-und // multiple) * multiple)
 
 
-def join(parts: Items[Part]) -> Query:
+def join(parts: Items[ShapedQuery]) -> Query:
     """One query with the rows of all, which have one shape; features of several parts are there once."""
     length = max(part.query.predict.shape[1] for part in parts)
     features: dict[int, Tensor] = {}
@@ -84,7 +84,7 @@ def join(parts: Items[Part]) -> Query:
     return _filled(query, missing) if missing > 0 else query
 
 
-def shares(prediction: Prediction, parts: Items[Part], joined: Query) -> list[Prediction]:
+def shares(prediction: Prediction, parts: Items[ShapedQuery], joined: Query) -> list[Prediction]:
     """What the prediction of each part would have been alone, tokens numbered as in its own query."""
     length = joined.predict.shape[1]
     rows = [0]
@@ -105,7 +105,7 @@ def shares(prediction: Prediction, parts: Items[Part], joined: Query) -> list[Pr
     return found
 
 
-def _cut(whole: Scored, first: int, last: int, first_row: int, length: int, part: Part) -> Scored:
+def _cut(whole: Scored, first: int, last: int, first_row: int, length: int, part: ShapedQuery) -> Scored:
     at = whole.at[first:last]
     return Scored(
         at=(at // length - first_row) * part.query.predict.shape[1] + at % length,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from unmask.json_types import Json
 from unmask.serving.schema import Edit
 
 _FILES = ("image", "image[]", "mask")
@@ -21,7 +21,7 @@ class EditForm:
 
     image: bytes
     mask: bytes | None
-    fields: dict[str, Any]
+    fields: Json
 
 
 async def edit_form(request: Request) -> EditForm:
@@ -29,7 +29,7 @@ async def edit_form(request: Request) -> EditForm:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ValueError("an edit must be sent as multipart/form-data with the image in the file field image")
     files: dict[str, bytes] = {}
-    fields: dict[str, Any] = {}
+    fields: Json = {}
     async with request.form(max_files=8, max_fields=200, max_part_size=2**20) as form:
         for name, value in form.multi_items():
             if name in _FILES:
@@ -46,7 +46,7 @@ async def edit_form(request: Request) -> EditForm:
     return EditForm(image=files["image"], mask=files.get("mask"), fields=fields)
 
 
-def _add(fields: dict[str, Any], name: str, value: str) -> None:
+def _add(fields: Json, name: str, value: str) -> None:
     """``settings`` and ``boxes`` may be repeated or given as one JSON list."""
     if name not in _LISTS:
         fields[name] = value
@@ -59,7 +59,7 @@ def _add(fields: dict[str, Any], name: str, value: str) -> None:
         fields[name] = [*fields.get(name, []), value]
 
 
-def edit_schema() -> dict[str, Any]:
+def edit_schema() -> Json:
     """The OpenAPI schema of the request body; the form is parsed without FastAPI."""
     schema = Edit.model_json_schema()
     shared = schema.pop("$defs", {})

@@ -3,7 +3,7 @@
 Public idea: ``with Engine(net) as engine: engine.submit(Request(sequence=.., sampler=..)).result()``.
 
 An autoregressive server adds one token to every row at each tick. Here every request has its own sampler, and one step unmasks any number
-of tokens, anywhere, from one to three guidance views. So the engine knows nothing of tokens. A running request is a ``Run``: the
+of tokens, anywhere, from one to three guidance views. So the engine knows nothing of tokens. A running request is a ``SamplingRun``: the
 sampler's loop, stopped where it needs the model. A tick joins the queries of several runs into one forward and gives each its share of
 the prediction. Which runs: ``serving/scheduler.py``. Which queries can be joined, and how: ``serving/batching.py``.
 
@@ -23,9 +23,9 @@ from typing import Protocol
 import torch
 
 from unmask.protocols import Denoiser
-from unmask.sampling.sampler import NothingUnmasked, Run
+from unmask.sampling.sampler import NothingUnmasked, SamplingRun
 from unmask.sequence import Sequence, collate, decided
-from unmask.serving.batching import Part, join, part_of, shares
+from unmask.serving.batching import ShapedQuery, join, part_of, shares
 from unmask.serving.metrics import Meter, Metrics
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request
 from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
@@ -66,8 +66,8 @@ class _Running:
     handle: Handle
     since: float
     left: int = 1
-    run: Run = field(init=False)
-    part: Part = field(init=False)  # what it needs of the next forward
+    run: SamplingRun = field(init=False)
+    part: ShapedQuery = field(init=False)  # what it needs of the next forward
 
     @property
     def number(self) -> int:

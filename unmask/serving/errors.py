@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from unmask.json_types import Json
 from unmask.sampling.sampler import NothingUnmasked
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, QueueFull
 from unmask.serving.service import Draining
@@ -34,7 +35,7 @@ class ErrorResponse:
     server_fault: bool = False
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Json:
         kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 

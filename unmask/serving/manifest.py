@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from unmask.grammars.answer_format import AnswerFormat, of_regex, of_schema
+from unmask.json_types import Json
 from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
@@ -83,7 +84,7 @@ class Ask(_Job):
     prompt: str
     image: str | None = None
     max_tokens: int | None = Field(None, ge=1)
-    form: dict[str, Any] | None = Field(None, alias="schema")
+    form: Json | None = Field(None, alias="schema")
     regex: str | None = None
 
     @property
@@ -91,7 +92,7 @@ class Ask(_Job):
         return needs_of("ask")
 
     def ask(self, model: Model | TextModel, folder: Path) -> Answer:
-        more: dict[str, Any] = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
+        more: Json = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
         more |= {"max_tokens": self.max_tokens} if self.max_tokens else {}
         if isinstance(model, TextModel):
             if self.image is not None:
@@ -152,6 +153,7 @@ class Infill(_Job):
         return model.infill(picture, region, prompt=self.prompt, seed=self.seed, settings=self.settings)
 
 
+Result = Drawing | Answer | Grounding
 Job = Generate | Edit | Ask | Ground | Infill
 _JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")])
 

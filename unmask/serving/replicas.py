@@ -21,6 +21,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from unmask.json_types import Json
 from unmask.serving.api import MOST_BYTES, application
 from unmask.serving.server import IDLE, address
 from unmask.serving.service import Service
@@ -112,7 +113,7 @@ class Replicas:
                 serve.shutdown()
             ray.shutdown()
 
-    def _where(self) -> dict[str, Any]:
+    def _where(self) -> Json:
         if os.environ.get("RAY_ADDRESS"):
             return {}
         cores = max(os.cpu_count() or 1, self.copies.count)
@@ -122,7 +123,7 @@ class Replicas:
     def _deployment(self, serve: Any) -> Any:
         open_, keys, origins, most_bytes = self.open_, self.keys, self.origins, self.most_bytes
 
-        def built() -> Any:
+        def built() -> ASGIApp:
             from unmask.serving.edge import log_to
 
             log_to()

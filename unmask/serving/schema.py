@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from unmask.json_types import Json
+
 MOST_WORDS = 8000  # characters per text; the model's own limit, in tokens, is lower
 MOST_PICTURES = 10  # per request
 MOST_FORM = 20_000  # characters of an answer format; nested schemas are traversed repeatedly
@@ -254,7 +256,7 @@ class Chat(Sampled):
         None, ge=1, le=1024, description="Maximum number of tokens in the answer. Default: the model's preset."
     )
     max_completion_tokens: int | None = Field(None, ge=1, le=1024, description="Newer name of max_tokens.")
-    response_format: dict[str, Any] | None = Field(
+    response_format: Json | None = Field(
         None,
         description='Format of the answer: {"type": "json_schema", "json_schema": {"schema": …}} or {"type": "regex", "regex": …}.',
     )
@@ -270,7 +272,7 @@ class Chat(Sampled):
 
     @field_validator("response_format")
     @classmethod
-    def _not_huge(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _not_huge(cls, value: Json | None) -> Json | None:
         try:
             if value is not None and len(json.dumps(value)) > MOST_FORM:
                 raise ValueError(f"the schema has more than {MOST_FORM:,} characters; make it shorter")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
@@ -21,6 +21,7 @@ from unmask.serving.engine import Engine, Limits
 from unmask.serving.jobs import Job, Listener
 from unmask.serving.requests import Closed, QueueFull
 
+T = TypeVar("T")
 Served = Model | TextModel
 _ROWS = 64  # of one call at most, so that the engine never refuses an admitted call
 
@@ -30,20 +31,20 @@ class Draining(Closed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class Call(Generic[T]):
     """``ask``: the call of a model · ``listener``: follows its steps · ``priority``: as of an engine's request."""
 
-    ask: Callable[[Any], Any]
+    ask: Callable[[Any], T]
     listener: Listener | None = None
     priority: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
+class Started(Generic[T]):
     """A call in progress."""
 
     job: Job
-    future: Future[Any]
+    future: Future[T]
 
 
 class Service:
@@ -61,7 +62,7 @@ class Service:
         self._engine = self._open()
         self._threads = ThreadPoolExecutor(self.places, thread_name_prefix="call")
 
-    def start(self, calls: Sequence[Call]) -> list[Started]:
+    def start(self, calls: Sequence[Call[T]]) -> list[Started[T]]:
         """Start all calls or none. Raises QueueFull, Draining, or ValueError for more calls than the server takes at all."""
         if len(calls) > self.places:
             raise ValueError(f"{len(calls)} at once are more than the {self.places} this server takes; ask for fewer")
@@ -101,20 +102,20 @@ class Service:
         self._engine.close()
         self._threads.shutdown()
 
-    def _begin(self, engine: Engine, call: Call) -> Started:
+    def _begin(self, engine: Engine, call: Call[T]) -> Started[T]:
         job = Job(engine, priority=call.priority, listener=call.listener)
         future = self._threads.submit(self._answer, job, call.ask)
         future.add_done_callback(self._ended)
         return Started(job=job, future=future)
 
-    def _answer(self, job: Job, ask: Callable[[Any], Any]) -> Any:
+    def _answer(self, job: Job, ask: Callable[[Any], T]) -> T:
         model = self.model
         if isinstance(model, Model):
             # One cache of picture features: what the engine has encoded is not encoded again.
             return ask(Model(replace(model.parts, features=job.engine.features), model.presets, executor=job))
         return ask(TextModel(model.parts, executor=job))
 
-    def _ended(self, future: Future[Any]) -> None:
+    def _ended(self, future: Future[T]) -> None:
         with self._changed:
             self._under_way -= 1
             self._changed.notify_all()

@@ -13,10 +13,10 @@ import io
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
+from unmask.json_types import Json
 from unmask.sequence import Kind, Span
 from unmask.sequence import Sequence as Tokens
 from unmask.serving.service import Started
@@ -27,7 +27,7 @@ from unmask.tasks.running import StepEvent
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import EOS, EOT, Text
 
-Event = dict[str, Any]
+Event = Json
 Emit = Callable[[Event], None]
 _KEEP_ALIVE = 15.0  # seconds without an event, after which a stream sends a comment
 _FIRST_EVENT = 2.0  # seconds in which an error can still become an HTTP status
@@ -121,7 +121,7 @@ class PictureEvents:
             )
             self.sent += 1
 
-    def _emit(self, what: str, **fields: Any) -> None:
+    def _emit(self, what: str, **fields: object) -> None:
         self.emit({"type": f"unmask.{what}", "picture": self.picture, **fields})
 
 
@@ -189,7 +189,7 @@ def sse(event: Event, name: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(event, allow_nan=False)}\n\n".encode("ascii")
 
 
-async def opened(channel: Channel, gone: asyncio.Future[Any]) -> list[Event]:
+async def opened(channel: Channel, gone: asyncio.Future[None]) -> list[Event]:
     """The first event, or none if it takes longer than two seconds. Raises an early error, which then becomes an HTTP status."""
     getting = asyncio.ensure_future(channel.next(_FIRST_EVENT))
     await asyncio.wait({getting, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -209,7 +209,7 @@ async def streamed(
     channel: Channel,
     early: Sequence[Event],
     started: Sequence[Started],
-    gone: asyncio.Future[Any],
+    gone: asyncio.Future[None],
     wire: Wire,
     error_payload: Callable[[BaseException], Event],
 ) -> AsyncIterator[bytes]:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from unmask.json_types import Json
 from unmask.rng import key
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Json
 from unmask.tasks.running import ThinkingRunner
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.text import EOT, EXP

@@ -50,7 +50,7 @@ class Features:
 
     @torch.no_grad()
     def _known_of(self, sequence: Sequence, net: VisionEncoder, device: torch.device) -> Sequence:
-        found = [self(v, lambda v=v: net.features(v.to(device))) for v in _looks(sequence)]
+        found = [self(v, lambda v=v: net.features(v.to(device))) for v in _views(sequence)]
         if not found:
             return sequence
         return replace(sequence, pixels=None, features=torch.cat(found) if len(found) > 1 else found[0])
@@ -74,7 +74,7 @@ class Features:
         return seen
 
 
-def _looks(sequence: Sequence) -> Iterator[Tensor]:
+def _views(sequence: Sequence) -> Iterator[Tensor]:
     """The views of every picture of a sequence, one tensor per picture."""
     if sequence.pixels is not None:
         first = sorted({span.image for span in sequence.spans if span.kind == Kind.FEATURE})

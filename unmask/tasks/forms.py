@@ -36,14 +36,14 @@ class Fill:
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def __post_init__(self) -> None:
-        for slot, length in zip(self.slots, self.lengths, strict=True):
-            slot.check(length)
+        for slot, limit in zip(self.slots, self.lengths, strict=True):
+            slot.check(limit)
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.pixels)
-        for number, (slot, length) in enumerate(zip(self.slots, self.lengths, strict=True)):
+        for number, (slot, limit) in enumerate(zip(self.slots, self.lengths, strict=True)):
             asked = slot.question or self.question
-            asking(b, asked, length, segment=b.first_segment + number, name=named(number))
+            asking(b, asked, limit, segment=b.first_segment + number, name=named(number))
         return b.build(self.question)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
@@ -81,7 +81,7 @@ def filled(form: AnswerFormat, slots: Items[Slot], sequence: Sequence) -> str:
         span = sequence.span(named(number))
         read.append((slot.path, slot.read(sequence.ids[span.start : span.stop].tolist())))
     value = form.value(read)
-    return value if form.regex else json.dumps(value, ensure_ascii=False)
+    return str(value) if form.regex else json.dumps(value, ensure_ascii=False)
 
 
 def bound(sampler: Sampler, slots: Items[Slot]) -> Sampler:

@@ -1,4 +1,4 @@
-"""Prompt -> layout, before the picture (spec 2.2, 4.8). Public idea: ``Plan(prompt=...)`` and ``PlanEdit(instruction=...)``."""
+"""Prompt -> layout, before the picture (spec 2.2, 4.8). Public idea: ``PlanImage(prompt=...)`` and ``PlanEdit(instruction=...)``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PlanImage:
     """The layout of a prompt's objects, in ``length`` tokens."""
 
     prompt: str

@@ -22,7 +22,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Kind, Sequence, collate
 from unmask.tasks.generate import Generate
 from unmask.tasks.parts import Parts
-from unmask.tasks.planning import Plan
+from unmask.tasks.planning import PlanImage
 from unmask.tasks.results import Attempt, answered
 from unmask.tasks.running import ThinkingRunner, perform
 from unmask.tokens.build import FailedAttempt, asking, looking
@@ -47,8 +47,8 @@ class Critique:
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.pixels)
-        asked = tokens.wording.critique.format(caption=self.caption)
-        return asking(b, asked, self.length, segment=b.first_segment).build(self.caption)
+        requested = tokens.wording.critique.format(caption=self.caption)
+        return asking(b, requested, self.length, segment=b.first_segment).build(self.caption)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
         return answered(sequence, tokens.text)
@@ -92,19 +92,23 @@ def think(
     ``sampler``: of the pictures. Needs the parts ``NEEDS``, already loaded.
     """
 
-    def plan(live: Items[int], own: Items[int], attempts: Attempts) -> list[Layout]:
-        return layouts(model, [prompts[i] for i in live], own, conditions)
+    def plan(pending: Items[int], own: Items[int], attempts: Attempts) -> list[Layout]:
+        return layouts(model, [prompts[i] for i in pending], own, conditions)
 
-    def draw(live: Items[int], own: Items[int], attempts: Attempts, plans: Items[Layout | None]) -> list[Image.Image]:
-        past = [remembered(model.parts, attempts[i], thinking.memory, seed) for i, seed in zip(live, own, strict=True)]
+    def draw(
+        pending: Items[int], own: Items[int], attempts: Attempts, plans: Items[Layout | None]
+    ) -> list[Image.Image]:
+        past = [
+            remembered(model.parts, attempts[i], thinking.memory, seed) for i, seed in zip(pending, own, strict=True)
+        ]
         tasks = [
             Generate(prompt=prompts[i], conditions=conditions, plan=layout, attempts=failed)
-            for i, layout, failed in zip(live, plans, past, strict=True)
+            for i, layout, failed in zip(pending, plans, past, strict=True)
         ]
         return perform(model, tasks, own, sampler)
 
-    def judge(live: Items[int], images: Items[Image.Image]) -> list[tuple[str, float]]:
-        return criticise(model, [prompts[i] for i in live], images)
+    def judge(pending: Items[int], images: Items[Image.Image]) -> list[tuple[str, float]]:
+        return criticise(model, [prompts[i] for i in pending], images)
 
     return until_approved(model, seeds, thinking, plan, draw, judge)
 
@@ -119,27 +123,27 @@ def until_approved(
 ) -> list[list[Attempt]]:
     """The attempts of every request (one per seed): up to ``thinking.attempts``, until one is accepted.
 
-    ``plan``, ``draw`` and ``judge`` make the layouts, pictures and critiques of the requests that are still ``live``, with the seeds
+    ``plan``, ``draw`` and ``judge`` make the layouts, pictures and critiques of the requests that are still ``pending``, with the seeds
     ``own`` of this attempt; ``attempts`` holds the earlier attempts of all requests.
     """
     attempts: list[list[Attempt]] = [[] for _ in seeds]
-    live = list(range(len(seeds)))
+    pending = list(range(len(seeds)))
     for number in range(thinking.attempts):
-        own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in live]
-        plans: list[Layout | None] = [thinking.layout] * len(live)
+        own = [seeds[i] if number == 0 else key(seeds[i], "round", number) for i in pending]
+        plans: list[Layout | None] = [thinking.layout] * len(pending)
         if thinking.plan:
-            thought = plan(live, own, attempts)
-            for i, layout in zip(live, thought, strict=True):
+            made_plans = plan(pending, own, attempts)
+            for i, layout in zip(pending, made_plans, strict=True):
                 model.emit(i, layout)
-            plans = [*thought]
-        images = draw(live, own, attempts, plans)
-        words = judge(live, images) if thinking.attempts > 1 else [("", 0.0)] * len(live)
-        for i, image, layout, (said, score), seed in zip(live, images, plans, words, own, strict=True):
-            made = Attempt(image=image, plan=layout, critique=said, accepted=accepts(said), approval=score, seed=seed)
+            plans = [*made_plans]
+        images = draw(pending, own, attempts, plans)
+        words = judge(pending, images) if thinking.attempts > 1 else [("", 0.0)] * len(pending)
+        for i, image, layout, (text, score), seed in zip(pending, images, plans, words, own, strict=True):
+            made = Attempt(image=image, plan=layout, critique=text, accepted=accepts(text), approval=score, seed=seed)
             attempts[i].append(made)
             model.emit(i, made)
-        live = [i for i in live if not attempts[i][-1].accepted]
-        if not live:
+        pending = [i for i in pending if not attempts[i][-1].accepted]
+        if not pending:
             break
     return attempts
 
@@ -166,7 +170,7 @@ def layouts(
     model: ThinkingRunner, prompts: Items[str], seeds: Items[int], conditions: Conditions | None
 ) -> list[Layout]:
     """A layout for every prompt."""
-    tasks = [Plan(prompt=p, length=model.presets.plan_length, conditions=conditions) for p in prompts]
+    tasks = [PlanImage(prompt=p, length=model.presets.plan_length, conditions=conditions) for p in prompts]
     return perform(model, tasks, seeds, model.presets.plan(model.parts))
 
 
@@ -176,14 +180,14 @@ def criticise(model: ThinkingRunner, prompts: Items[str], images: Items[Image.Im
     tasks = [
         Critique(pixels=parts.image_views(i), caption=p, length=length) for i, p in zip(images, prompts, strict=True)
     ]
-    return heard(model, tasks)
+    return run_critiques(model, tasks)
 
 
-def heard(model: ThinkingRunner, critiques: Items[Task]) -> list[tuple[str, float]]:
+def run_critiques(model: ThinkingRunner, critiques: Items[Task[Parts, str]]) -> list[tuple[str, float]]:
     """Text and acceptance score of critique tasks."""
     built = [task.build(model.parts) for task in critiques]
-    said = perform(model, critiques, [0] * len(built), model.presets.critique(model.parts), built)
-    return list(zip(said, _approvals(model, built), strict=True))
+    texts = perform(model, critiques, [0] * len(built), model.presets.critique(model.parts), built)
+    return list(zip(texts, _approvals(model, built), strict=True))
 
 
 @torch.no_grad()

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from unmask.checkpoints.stream import CheckpointError
+from unmask.json_types import Json
 from unmask.models.sizes import VisionConfig
 from unmask.sampling.presets import lavida_o_critique, lavida_o_edit, lavida_o_image, lavida_o_plan, llada_text
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import ground, understand
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.results import Json
 from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE
 from unmask.tokens.quirks import ReleasedQuirks
 from unmask.tokens.text import EOS, EOT, EXP, MASK, Text, TokenizerError

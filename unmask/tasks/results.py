@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
+from unmask.json_types import Json
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
-
-Json = dict[str, Any]  # plain values, as JSON has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +30,8 @@ class Attempt:
 
     def to_json(self) -> Json:
         plan = self.plan.to_json() if self.plan else None
-        said = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
-        return {"plan": plan, **said, "seed": self.seed}
+        verdict = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
+        return {"plan": plan, **verdict, "seed": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +53,10 @@ class Drawing:
     def to_json(self) -> Json:
         """Plain values without the pictures; plan and attempts only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
-        thought: Json = {"plan": self.plan.to_json()} if self.plan else {}
-        thought |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
-        told = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thought}
-        return {**told, "settings": self.settings}
+        thinking: Json = {"plan": self.plan.to_json()} if self.plan else {}
+        thinking |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
+        fields = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thinking}
+        return {**fields, "settings": self.settings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,7 @@ class Answer:
     seconds: float
     settings: Json = field(default_factory=dict)
     trace: tuple[str, ...] = ()
-    value: Any = None
+    value: object = None
 
     def to_json(self) -> Json:
         """``value`` is present for constrained answers only, where it may be null."""
@@ -136,7 +134,7 @@ def describe(sampler: Sampler) -> Json:
     return {name: _plain(value) for name, value in vars(sampler).items()}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if hasattr(value, "__dataclass_fields__"):
         return {"part": type(value).__name__, **{k: _plain(v) for k, v in vars(value).items()}}
     if isinstance(value, frozenset | set):

@@ -41,8 +41,8 @@ class CritiqueEdit:
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.before, self.after)
-        asked = tokens.wording.critique_edit.format(instruction=self.instruction)
-        return asking(b, asked, self.length, segment=b.first_segment).build(self.instruction)
+        requested = tokens.wording.critique_edit.format(instruction=self.instruction)
+        return asking(b, requested, self.length, segment=b.first_segment).build(self.instruction)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
         return answered(sequence, tokens.text)
@@ -55,11 +55,11 @@ def revise(
     seeds: Items[int],
     thinking: Thinking,
     sampler: Sampler,
-    again: Sampler,
+    retry_sampler: Sampler,
 ) -> list[list[Attempt]]:
     """All attempts of every picture and instruction, as in ``reflecting.think``; ``thinking.memory`` does not apply.
 
-    ``sampler``: of the first attempt, whose layout is greedy · ``again``: of the others, each with a sampled layout. Needs the parts
+    ``sampler``: of the first attempt, whose layout is greedy · ``retry_sampler``: of the others, with sampled layouts. Needs the parts
     ``NEEDS``, already loaded.
     """
     parts = model.parts
@@ -70,28 +70,32 @@ def revise(
             known[id(image)] = pixels, parts.image_views(image), parts.encode(pixels)
     sources = [known[id(image)] for image in images]
 
-    def plan(live: Items[int], own: Items[int], attempts: Attempts) -> list[Layout]:
-        told = [(sources[i][1], instructions[i]) for i in live]
-        return layouts(model, told, own, retry=bool(attempts[live[0]]))
+    def plan(pending: Items[int], own: Items[int], attempts: Attempts) -> list[Layout]:
+        requests = [(sources[i][1], instructions[i]) for i in pending]
+        return layouts(model, requests, own, retry=bool(attempts[pending[0]]))
 
-    def draw(live: Items[int], own: Items[int], attempts: Attempts, plans: Items[Layout | None]) -> list[Image.Image]:
+    def draw(
+        pending: Items[int], own: Items[int], attempts: Attempts, plans: Items[Layout | None]
+    ) -> list[Image.Image]:
         tasks = []
-        for i, layout in zip(live, plans, strict=True):
+        for i, layout in zip(pending, plans, strict=True):
             pixels, look, codes = sources[i]
             tasks.append(Edit(pixels=pixels, instruction=instructions[i], look=look, plan=layout, codes=codes))
-        return perform(model, tasks, own, again if attempts[live[0]] else sampler)
+        return perform(model, tasks, own, retry_sampler if attempts[pending[0]] else sampler)
 
-    def judge(live: Items[int], made: Items[Image.Image]) -> list[tuple[str, float]]:
-        return criticise(model, [images[i] for i in live], made, [instructions[i] for i in live])
+    def judge(pending: Items[int], made: Items[Image.Image]) -> list[tuple[str, float]]:
+        return criticise(model, [images[i] for i in pending], made, [instructions[i] for i in pending])
 
     return reflecting.until_approved(model, seeds, thinking, plan, draw, judge)
 
 
 def layouts(
-    model: ThinkingRunner, told: Items[tuple[Tensor | ImageViews, str]], seeds: Items[int], *, retry: bool = False
+    model: ThinkingRunner, requests: Items[tuple[Tensor | ImageViews, str]], seeds: Items[int], *, retry: bool = False
 ) -> list[Layout]:
     """The layout of every (picture, instruction); ``retry``: sampled, because the greedy one failed."""
-    tasks = [PlanEdit(pixels=look, instruction=words, length=model.presets.edit_plan_length) for look, words in told]
+    tasks = [
+        PlanEdit(pixels=look, instruction=words, length=model.presets.edit_plan_length) for look, words in requests
+    ]
     return perform(model, tasks, seeds, (model.presets.plan if retry else model.presets.plan_edit)(model.parts))
 
 
@@ -100,6 +104,6 @@ def criticise(
 ) -> list[tuple[str, float]]:
     """Critique and acceptance score (``Attempt.approval``) of each edit."""
     overview, length = model.parts.overview, model.presets.critique_length
-    asked = zip(before, after, instructions, strict=True)
-    tasks = [CritiqueEdit(before=overview(b), after=overview(a), instruction=w, length=length) for b, a, w in asked]
-    return reflecting.heard(model, tasks)
+    requested = zip(before, after, instructions, strict=True)
+    tasks = [CritiqueEdit(before=overview(b), after=overview(a), instruction=w, length=length) for b, a, w in requested]
+    return reflecting.run_critiques(model, tasks)

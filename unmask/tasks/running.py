@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,21 @@ from unmask.sequence import Sequence, collate, decided
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Attempt, describe, so_far
 from unmask.tokens.layouts import Layout
+from unmask.tokens.text import Text
+
+P = TypeVar("P")
+A = TypeVar("A")
+PartsT = TypeVar("PartsT", covariant=True)
+
+
+class HasText(Protocol):
+    """Parts of a model with a text tokenizer."""
+
+    @property
+    def text(self) -> Text: ...
+
+
+Worded = TypeVar("Worded", bound=HasText)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +74,17 @@ class Executor(Protocol):
     def emit(self, row: int, event: Layout | Attempt) -> None: ...
 
 
-class Runner(Protocol):
+class Runner(Protocol[PartsT]):
     """A model as tasks need it: its parts, and a method that fills in the masked tokens of sequences."""
 
     @property
-    def parts(self) -> Any: ...
+    def parts(self) -> PartsT: ...
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
     ) -> Decoded: ...
 
 
-class ThinkingRunner(Runner, Protocol):
+class ThinkingRunner(Runner[Parts], Protocol):
     """A runner with pictures and presets, which planning, reflection and conversations need. ``emit``: as of ``Executor``."""
 
     @property
@@ -109,8 +124,12 @@ def decide(
 
 
 def perform(
-    model: Runner, tasks: Items[Task], seeds: Items[int], sampler: Sampler, built: Items[Sequence] | None = None
-) -> list[Any]:
+    model: Runner[P],
+    tasks: Items[Task[P, A]],
+    seeds: Items[int],
+    sampler: Sampler,
+    built: Items[Sequence] | None = None,
+) -> list[A]:
     """What ``read`` makes of every task, all run in one batch. The parts they need must be loaded.
 
     ``built``: their sequences, if the caller has built them already.
@@ -120,7 +139,14 @@ def perform(
 
 
 def answer(
-    model: Runner, task: Any, built: Sequence, sampler: Sampler, *, question: str, seed: int, trace: bool
+    model: Runner[Worded],
+    task: Task[Worded, str],
+    built: Sequence,
+    sampler: Sampler,
+    *,
+    question: str,
+    seed: int,
+    trace: bool,
 ) -> Answer:
     """Run a text task whose sequence is ``built``, and read its answer. ``trace``: also the text after every step."""
     steps: list[str] = []

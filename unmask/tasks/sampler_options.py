@@ -10,10 +10,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from unmask.recipe import override
 from unmask.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+D = TypeVar("D", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,7 @@ def _has(value: object, path: Sequence[str]) -> bool:
     return True
 
 
-def _replace(value: Any, path: Sequence[str], new: float) -> Any:
+def _replace(value: D, path: Sequence[str], new: float) -> D:
     """A dataclass with the field at ``path`` replaced."""
     inner = new if len(path) == 1 else _replace(getattr(value, path[0]), path[1:], new)
     return dataclasses.replace(value, **{path[0]: inner})

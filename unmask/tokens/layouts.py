@@ -10,8 +10,8 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from unmask.json_types import Json
 from unmask.tokens.boxes import FractionBox, to_bins
 from unmask.tokens.prompts import Wording
 from unmask.tokens.text import BINS, BOX, END_BOX, END_PHRASE, EOS, EOT, EXP, PHRASE, Text
@@ -37,7 +37,7 @@ class Layout:
     reason: str = ""
     troubles: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         objects = [{"phrase": t.phrase, "box": list(t.box)} for t in self.objects]
         return {"reason": self.reason, "things": objects, "troubles": list(self.troubles)}
 

@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from unmask.training.losses import Update
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
@@ -47,7 +50,7 @@ class Meters:
         self.since = time.perf_counter()
         self.tokens = 0
         self.steps = steps
-        self.bar: Any = None
+        self.bar: Progress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
             part.training = training
 
 
-def flops(recipe: Recipe, module: nn.Module, batch: Any, number: int, device: torch.device) -> int:
+def flops(recipe: Recipe, module: nn.Module, batch: object, number: int, device: torch.device) -> int:
     """Floating-point operations of one batch, forward and backward, by a pass that leaves no trace in the module.
 
     ``number``: the batch's number, from which its random stream follows. The counter can change the last bits of a

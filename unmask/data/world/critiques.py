@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from unmask.data.world.edits import Edit, edit
+from unmask.data.world.edits import SceneEdit, edit
 from unmask.data.world.language import (
-    absent,
     article,
     at,
     caption,
@@ -27,6 +26,7 @@ from unmask.data.world.language import (
     related,
     sized,
 )
+from unmask.data.world.questions import absent
 from unmask.data.world.scenes import Scene, SceneObject, only_in, place, relation, shows_held_out, split_of
 from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, LEVELS
 
@@ -267,7 +267,7 @@ UNCHANGED = "nothing has changed"
 _SOMEWHERE = ("add", "move")  # any position that fits the instruction is correct
 
 
-def edited_pairs(made: Edit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]:
+def edited_pairs(made: SceneEdit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]:
     """A scene after an edit, and (instruction, critique) pairs for it; half of the instructions are met.
 
     Otherwise nothing changed, the object is wrong or another one was edited, something else changed too, or another edit was
@@ -288,16 +288,16 @@ def edited_pairs(made: Edit, rng: Random) -> tuple[Scene, list[tuple[str, str]]]
     return made.source, [(made.instruction, UNCHANGED)]
 
 
-def _unchanged(made: Edit, rng: Random) -> Scene:
+def _unchanged(made: SceneEdit, rng: Random) -> Scene:
     return made.source
 
 
-def _more_than_asked(made: Edit, rng: Random) -> Scene | None:
+def _more_than_asked(made: SceneEdit, rng: Random) -> Scene | None:
     more = edit(made.target, split_of(made.target), rng)
     return more.target if more else None
 
 
-def _near_miss(made: Edit, rng: Random) -> Scene | None:
+def _near_miss(made: SceneEdit, rng: Random) -> Scene | None:
     """The same kind of edit with another object or result; or the new object in another colour, class or position."""
     come, level = only_in(made.target, made.source), LEVELS[made.source.level]
     if not come or rng.random() < 0.4:
@@ -312,7 +312,7 @@ def _near_miss(made: Edit, rng: Random) -> Scene | None:
     return _changed(made.target, [obj], [replace(obj, x=x, y=y, size=size) for x, y, size in spots])
 
 
-def edit_critique(made: Edit, shown: Scene, rng: Random) -> str:
+def edit_critique(made: SceneEdit, shown: Scene, rng: Random) -> str:
     """Critique of a scene after an edit: first errors of the requested change, then of the rest; "" if there is no error."""
     if shown.signature == made.source.signature:
         return UNCHANGED
@@ -336,7 +336,7 @@ def edit_critique(made: Edit, shown: Scene, rng: Random) -> str:
     return min(found, key=lambda f: f[0])[1] if found else ""
 
 
-def _fits(obj: SceneObject, other: SceneObject, made: Edit | None) -> bool:
+def _fits(obj: SceneObject, other: SceneObject, made: SceneEdit | None) -> bool:
     """Whether ``other`` is an equally correct result for the ``obj`` that ``made`` adds."""
     return (
         made is not None
@@ -347,7 +347,7 @@ def _fits(obj: SceneObject, other: SceneObject, made: Edit | None) -> bool:
     )
 
 
-def _counterpart(obj: SceneObject, extra: Sequence[SceneObject], made: Edit | None) -> SceneObject | None:
+def _counterpart(obj: SceneObject, extra: Sequence[SceneObject], made: SceneEdit | None) -> SceneObject | None:
     """The object shown in place of another one: equally correct, at the same position, of equal class and colour, or of equal class."""
     tests: tuple[Callable[[SceneObject], bool], ...] = (
         lambda t: _fits(obj, t, made),
@@ -358,7 +358,7 @@ def _counterpart(obj: SceneObject, extra: Sequence[SceneObject], made: Edit | No
     return next((t for test in tests for t in extra if test(t)), None)
 
 
-def _replacement_critique(obj: SceneObject, other: SceneObject, made: Edit | None, shown: Scene) -> str:
+def _replacement_critique(obj: SceneObject, other: SceneObject, made: SceneEdit | None, shown: Scene) -> str:
     """Critique of ``other`` in place of ``obj``; "" if it is correct."""
     if _fits(obj, other, made):
         return ""

@@ -20,7 +20,7 @@ Spot = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit:
+class SceneEdit:
     """``instruction`` turns ``source`` into ``target``; ``kind`` is one of ``EDIT_KINDS``."""
 
     kind: str
@@ -29,7 +29,7 @@ class Edit:
     target: Scene
 
 
-def edit(scene: Scene, split: str, rng: Random, kind: str | None = None) -> Edit | None:
+def edit(scene: Scene, split: str, rng: Random, kind: str | None = None) -> SceneEdit | None:
     """An edit of the given kind, or of any possible kind; None if there is none.
 
     The target of a train or validation scene belongs to the same split; that of a test scene may be any scene. Raises
@@ -43,7 +43,7 @@ def edit(scene: Scene, split: str, rng: Random, kind: str | None = None) -> Edit
         for _ in range(_TRIES):
             found = _PROPOSE[chosen](scene, rng)
             if found and (split == "test" or split_of(found[1]) == split):
-                return Edit(kind=chosen, instruction=found[0], source=scene, target=found[1])
+                return SceneEdit(kind=chosen, instruction=found[0], source=scene, target=found[1])
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from unmask.data.world.edits import Edit
+from unmask.data.world.edits import SceneEdit
 from unmask.data.world.language import layout, noun
 from unmask.data.world.scenes import Scene, SceneObject, only_in
 from unmask.tokens.layouts import Layout, Placed
@@ -17,7 +17,7 @@ def scene_layout(scene: Scene, caption: str, wording: Wording, rng: Random) -> L
     return Layout(objects=objects, reason=wording.plan_reason)
 
 
-def edit_layout(edit: Edit, wording: Wording) -> Layout:
+def edit_layout(edit: SceneEdit, wording: Wording) -> Layout:
     """The objects that an edit changes: the removed one or, if there is one, the new or changed one; for a move or resize old and new."""
     gone, come = only_in(edit.source, edit.target), only_in(edit.target, edit.source)
     touched = [*gone, *come] if edit.kind in ("move", "resize") else come or gone

@@ -1,0 +1,75 @@
+"""Pictures from tasks or attempts. Public idea: ``draw(model, tasks, seeds, sampler, ...) -> [Drawing]``; ``best_of`` for best-of-N."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from unmask.sampling.sampler import Sampler
+from unmask.tasks import reflecting
+from unmask.tasks.edit import Edit
+from unmask.tasks.generate import Generate, picture_so_far
+from unmask.tasks.infill import Infill
+from unmask.tasks.results import Attempt, Drawing, describe
+from unmask.tasks.running import StepEvent, ThinkingRunner
+
+PictureTask = Generate | Edit | Infill
+
+
+def draw(
+    model: ThinkingRunner,
+    tasks: Sequence[PictureTask],
+    seeds: Sequence[int],
+    sampler: Sampler,
+    prompt: str,
+    trace: bool,
+) -> list[Drawing]:
+    """One picture per task and seed, all in one batch. A task that occurs several times is built once.
+
+    ``prompt``: as the user wrote it, for the results · ``trace``: keep the picture after every step.
+    """
+    model.parts.require(tasks[0].needs)
+    known = {id(task): task.build(model.parts) for task in tasks}
+    built = [known[id(task)] for task in tasks]
+    frames: list[list[Image.Image]] = [[] for _ in tasks]
+
+    def record(event: StepEvent) -> None:
+        frames[event.row].append(model.parts.canvas(*picture_so_far(event.sequence, "image")))
+
+    done = model.run(built, seeds, sampler, record if trace else None)
+    settings = describe(sampler)
+    return [
+        Drawing(
+            image=task.read(row, model.parts),
+            prompt=prompt,
+            seed=seed,
+            seconds=done.seconds / len(seeds),
+            settings=settings,
+            trace=tuple(film),
+            plan=task.plan,
+        )
+        for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
+    ]
+
+
+def best_of(
+    prompt: str, seeds: Sequence[int], sampler: Sampler, think: Callable[[], list[list[Attempt]]]
+) -> list[Drawing]:
+    """The best attempt for every seed. ``think``: makes the attempts, one list per seed."""
+    began = time.perf_counter()
+    found = think()
+    seconds, settings = (time.perf_counter() - began) / len(seeds), describe(sampler)
+    return [
+        Drawing(
+            image=best.image,
+            prompt=prompt,
+            seed=seed,
+            seconds=seconds,
+            settings=settings,
+            plan=best.plan,
+            attempts=tuple(attempts),
+        )
+        for seed, attempts, best in zip(seeds, found, map(reflecting.best, found), strict=True)
+    ]
