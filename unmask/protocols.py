@@ -24,7 +24,7 @@ AnswerT = TypeVar("AnswerT", covariant=True)
 
 @runtime_checkable
 class Codec(Protocol):
-    """Between pixels, sound or any other signal and ids or values, in batches. ``size``: the number of ids, 0 for values."""
+    """Between pixels, sound or any other signal and ids or values, in batches on any device. ``size``: the number of ids, 0 for values."""
 
     @property
     def size(self) -> int: ...

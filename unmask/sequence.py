@@ -107,7 +107,8 @@ class Batch:
     numbers · ``span_table[b]``: the spans of row b.
 
     Set by a corruption in training: ``clean`` the true ids, ``weight`` the probability of being masked, ``target`` what the objective
-    scores (None: the masked tokens), ``time`` in 0 clean .. 1 all masked. In sampling, ``time`` is the masked share of the row's block.
+    scores (None: the masked tokens), ``time`` in 0 clean .. 1 all masked. In sampling, ``time`` is the masked share of the row's block; in
+    a row that starts with nothing masked, it is the share of its correcting steps that are left.
     """
 
     ids: Tensor
@@ -277,11 +278,13 @@ def _values(sequences: Items[Sequence], length: int) -> Tensor | None:
     return torch.stack(padded)
 
 
-def decided(sequence: Sequence, batch: Batch, row: int) -> Sequence:
-    """``sequence`` as a row of a batch has it now, on the CPU."""
+def sequence_at(sequence: Sequence, batch: Batch, row: int) -> Sequence:
+    """``sequence`` with the ids, masks and values that a row of a batch has now, on the CPU. Where the batch has values, so has it: a row
+    without any of its own gets zeros.
+    """
     length = len(sequence.ids)
     ids, masked = batch.ids[row, :length].cpu(), batch.masked[row, :length].cpu()
-    values = None if sequence.values is None or batch.values is None else batch.values[row, :length].cpu()
+    values = sequence.values if batch.values is None else batch.values[row, :length].cpu()
     return dataclasses.replace(sequence, ids=ids, masked=masked, values=values)
 
 

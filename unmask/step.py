@@ -149,8 +149,9 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
     new = move.unmask | move.redraw
     stamped = move.unmask & (batch.order == ON_UNMASK)
     values = batch.values
-    if values is not None and proposal.values is not None:
-        values = torch.where(new[..., None], proposal.values, values)
+    if proposal.values is not None:  # a request of masked tokens alone has no values before its first step
+        before = torch.zeros_like(proposal.values) if values is None else values
+        values = torch.where(new[..., None], proposal.values, before)
     return batch.replace(
         ids=torch.where(new, proposal.ids, batch.ids),
         values=values,

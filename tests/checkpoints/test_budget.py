@@ -11,6 +11,7 @@ import torch
 import unmask
 from unmask.checkpoints.budget import footprint, nbytes_kept, options_of, parse_bytes, proposals, working
 from unmask.checkpoints.elastic import Checkpoint, Weights, WeightStorage
+from unmask.checkpoints.quantise import RoundToNearest
 from unmask.cli.main import main
 from unmask.pipeline.loading import needs_of, read_spec, resolve, spec_of_size
 
@@ -41,11 +42,13 @@ def test_two_bytes_a_parameter(released: Checkpoint) -> None:
 def test_int8_and_int4_by_hand(released: Checkpoint) -> None:
     plain = total(Weights(checkpoint=released), "ask")
     rows = 32 * (3 * 4096 + 2 * 12288 + 4096)  # of q, k, v, gate, up, down
-    int8 = Weights(checkpoint=released, storage=WeightStorage(bits={"und": 8}))
+    int8 = Weights(checkpoint=released, storage=WeightStorage(quantise={"und": RoundToNearest(bits=8)}))
     assert total(int8, "ask") == plain - UND * 2 + UND + 4 * rows
-    on_cpu = Weights(checkpoint=released, storage=WeightStorage(bits={"und": 4}))
+    on_cpu = Weights(checkpoint=released, storage=WeightStorage(quantise={"und": RoundToNearest(bits=4)}))
     assert total(on_cpu, "ask") == plain - UND * 2 + UND + UND // 32 * 3
-    on_gpu = Weights(checkpoint=released, device="cuda", storage=WeightStorage(bits={"und": 4}))
+    on_gpu = Weights(
+        checkpoint=released, device="cuda", storage=WeightStorage(quantise={"und": RoundToNearest(bits=4)})
+    )
     assert total(on_gpu, "ask") == plain - UND * 2 + UND // 2 + UND // 32 * 4
 
 
@@ -98,13 +101,13 @@ def test_work_grows_with_the_picture(released: Checkpoint) -> None:
     [
         WeightStorage(),
         WeightStorage(dtype=torch.bfloat16),
-        WeightStorage(bits={"und": 8, "gen": 8}),
-        WeightStorage(bits={"gen": 4}),
+        WeightStorage(quantise={"und": RoundToNearest(bits=8), "gen": RoundToNearest(bits=8)}),
+        WeightStorage(quantise={"gen": RoundToNearest(bits=4)}),
     ],
 )
 @pytest.mark.parametrize("task", ["generate", "ask"])
 def test_what_is_said_is_what_is_kept(storage: WeightStorage, task: str) -> None:
-    if storage.bits:
+    if storage.quantise:
         pytest.importorskip("torchao")
     weights = Weights(checkpoint=read_spec(resolve("mini")).checkpoint, storage=storage)
     model = unmask.load("mini", needs=needs_of(task), storage=storage)
@@ -133,7 +136,7 @@ def test_no_amounts_of_memory(text: str) -> None:
 
 
 def test_options_are_what_the_command_line_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    storage = WeightStorage(dtype=torch.bfloat16, bits={"und": 8}, offload=frozenset({"und"}))
+    storage = WeightStorage(dtype=torch.bfloat16, quantise={"und": RoundToNearest(bits=8)}, offload=frozenset({"und"}))
     assert (
         main(["inspect", "lavida_o", "--task", "ask", "--device", "cuda", *options_of(storage).split(), "--json"]) == 0
     )
@@ -161,10 +164,10 @@ def test_inspect_proposes(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["inspect", "mini", "--task", "fly"], "no task 'fly'"),
+        (["inspect", "mini", "--task", "fly"], "no task is called 'fly'"),
         (["inspect", "mini", "--budget", "much"], "not an amount of memory"),
         (["inspect", str(FOLDER / "model.safetensors"), "--task", "ask"], "give its folder"),
-        (["inspect", "mini", "--task", "ask", "--quantise", "und"], "write und=int8"),
+        (["inspect", "mini", "--task", "ask", "--quantise", "und"], "use und=int8"),
         (["inspect", "mini", "--task", "ask", "--quantise", "eyes=int8"], "unknown branch 'eyes'"),
         (["generate", "x", "--dtype", "int8"], "int8"),
     ],
@@ -184,4 +187,4 @@ def test_a_text_model_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert "is a text model, which cannot generate\nhint: its tasks are ask, infill-text, all" in said
     kept = unmask.load(folder, storage=WeightStorage(dtype=torch.bfloat16))
     assert {p.dtype for p in kept.parts.net.parameters()} == {torch.bfloat16}
-    assert kept.ask("why?", length=4, settings=["schedule.steps=2"]).settings
+    assert kept.ask("why?", max_tokens=4, settings=["schedule.steps=2"]).settings

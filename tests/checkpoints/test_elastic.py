@@ -20,6 +20,7 @@ from unmask.checkpoints import loading
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, WeightStorage, part_of, tensors_needed
 from unmask.checkpoints.lavida_o import load_lavida_o, survey_lavida_o
 from unmask.checkpoints.loading import load
+from unmask.checkpoints.quantise import RoundToNearest
 from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify import Reference
 from unmask.models.elastic import Elastic
@@ -251,8 +252,8 @@ def test_another_dtype_is_kept_and_the_tokenizer_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"bits": {"eyes": 8}}, "unknown branch 'eyes'"), ({"offload": frozenset({"vq"})}, "unknown branch 'vq'"),
-     ({"bits": {"und": 3}}, "3 bits; use 8 or 4"), ({"dtype": torch.int8}, "torch.int8 is not supported")],
+    [({"quantise": {"eyes": RoundToNearest(bits=8)}}, "unknown branch 'eyes'"), ({"offload": frozenset({"vq"})}, "unknown branch 'vq'"),
+     ({"dtype": torch.int8}, "torch.int8 is not supported")],
 )  # fmt: skip
 def test_ways_to_keep_that_do_not_exist(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -272,8 +273,14 @@ def test_a_branch_that_stays_elsewhere_answers_alike(whole: Model, picture: Imag
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("storage", [WeightStorage(offload=frozenset({"und", "gen"})), WeightStorage(dtype=torch.bfloat16, bits={"und": 8}),
-                                  WeightStorage(dtype=torch.bfloat16, bits={"und": 4, "gen": 4})])  # fmt: skip
+@pytest.mark.parametrize(
+    "storage",
+    [
+        WeightStorage(offload=frozenset({"und", "gen"})),
+        WeightStorage(dtype=torch.bfloat16, quantise={"und": RoundToNearest(bits=8)}),
+        WeightStorage(dtype=torch.bfloat16, quantise=dict.fromkeys(("und", "gen"), RoundToNearest(bits=4))),
+    ],
+)
 def test_on_a_gpu(storage: WeightStorage, picture: Image.Image) -> None:
     model = unmask.load("mini", device="cuda", storage=storage)
     here = {p.device.type for n, p in model.parts.net.named_parameters() if ".und.mlp.gate" in n}
@@ -285,7 +292,9 @@ def test_on_a_gpu(storage: WeightStorage, picture: Image.Image) -> None:
 @pytest.mark.parametrize(("bits", "worst"), [(8, 0.01), (4, 0.12)])
 def test_fewer_bits_are_close_and_the_other_branch_is_untouched(bits: int, worst: float, whole: Model) -> None:
     pytest.importorskip("torchao")
-    model = unmask.load("mini", needs=needs_of("generate"), storage=WeightStorage(bits={"und": bits}))
+    model = unmask.load(
+        "mini", needs=needs_of("generate"), storage=WeightStorage(quantise={"und": RoundToNearest(bits=bits)})
+    )
     block, same = model.parts.net.blocks[0], whole.parts.net.blocks[0]
     x = torch.randn(5, 192, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -299,4 +308,4 @@ def test_fewer_bits_are_close_and_the_other_branch_is_untouched(bits: int, worst
 def test_without_torchao_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     with pytest.raises(CheckpointError, match=r"need the package torchao; pip install 'unmask\[quant\]'"):
-        unmask.load("mini", storage=WeightStorage(bits={"gen": 8}))
+        unmask.load("mini", storage=WeightStorage(quantise={"gen": RoundToNearest(bits=8)}))

@@ -128,8 +128,8 @@ class Continuous:
 
     def __call__(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
         predict = batch.masked if predict is None else predict
-        assert batch.values is not None
-        shown = (batch.valid & ~batch.masked)[..., None] * batch.values
+        values = torch.zeros(*predict.shape, self.channels) if batch.values is None else batch.values
+        shown = (batch.valid & ~batch.masked)[..., None] * values
         place = torch.arange(1, predict.shape[1] + 1)
         number = (shown.sum(2) * place).round(decimals=4).sum(1)
         chosen = predict & (batch.kind == self.kind)
@@ -148,19 +148,16 @@ class ReadsHidden:
     kind: int
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        assert batch.values is not None
-        known = SeesAll()(batch, prediction, progress)
-        values, score = batch.values.flatten(0, 1).clone(), known.score.flatten().clone()
-        scored = prediction.scored[self.kind]
+        known, scored = SeesAll()(batch, prediction, progress), prediction.scored[self.kind]
         assert scored.hidden is not None
+        channels = scored.hidden.shape[1]
+        whole = torch.zeros(*batch.ids.shape, channels) if batch.values is None else batch.values
+        values, score = whole.flatten(0, 1).clone(), known.score.flatten().clone()
         counts = torch.bincount(progress.row(scored.at), minlength=batch.rows).tolist()
-        noise = [
-            torch.randn(n, batch.values.shape[2], generator=g)
-            for g, n in zip(rows(batch, "values"), counts, strict=True)
-        ]
+        noise = [torch.randn(n, channels, generator=g) for g, n in zip(rows(batch, "values"), counts, strict=True)]
         values[scored.at] = scored.hidden + 0.1 * torch.cat(noise)
         score[scored.at] = -scored.hidden.square().sum(1)
-        return Proposal(ids=known.ids, score=score.view_as(batch.ids), values=values.view_as(batch.values))
+        return Proposal(ids=known.ids, score=score.view_as(batch.ids), values=values.view_as(whole))
 
 
 @dataclass(frozen=True, kw_only=True)

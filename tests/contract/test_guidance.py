@@ -151,3 +151,21 @@ def test_scoring_a_token_that_a_view_drops_is_named() -> None:
         run(dataclasses.replace(BASE, guidance=GUIDANCES[1], token_sampler=ScoresGiven()), rows)
     _, result, _ = run(dataclasses.replace(BASE, guidance=GUIDANCES[1], token_sampler=SeesAll()), rows)
     assert not result.masked.any()
+
+
+@pytest.mark.parametrize("change", ["fewer", "others", "none"])
+def test_views_that_scored_different_tokens_are_a_named_error(change: str) -> None:
+    """Fault: sizes that did not match failed in the arithmetic, and equal numbers of other tokens were merged."""
+    batch = collate(requests(BASE)[:1], [0])
+    progress = at(3, 8, batch)
+    part = guidance.ClassifierFree(scale=1.0, drop=DROP, null_id=NULL)
+    one = fake(batch)
+    text = one.scored[Kind.TEXT]
+    assert text.logits is not None and len(text.at) > 1
+    other = {
+        "fewer": {Kind.TEXT: Scored(at=text.at[1:], logits=text.logits[1:])},
+        "others": {Kind.TEXT: Scored(at=text.at + 1, logits=text.logits)},
+        "none": {},
+    }[change]
+    with pytest.raises(guidance.ViewsDiffer, match=f"of kind {int(Kind.TEXT)}, guidance view 1 scored"):
+        part.merge(batch, [one, Prediction(scored=other)], progress)

@@ -17,7 +17,7 @@ from unmask.sampling.schedule import Equal, Fixed
 from unmask.sampling.selection import Confident, PerSpan, RandomOrder
 from unmask.sampling.spans import whole_positions
 from unmask.sampling.token_sampler import Categorical, OnlyIds, TopP
-from unmask.sequence import ON_UNMASK, Batch, Kind, Sequence, Span, collate, decided, stack
+from unmask.sequence import ON_UNMASK, Batch, Kind, Sequence, Span, collate, sequence_at, stack
 from unmask.step import Move, Prediction, Progress, Proposal, Scored
 
 NULL = 3
@@ -87,7 +87,7 @@ def test_values_leave_a_run_and_stand_beside_rows_that_have_none() -> None:
         assert together.values is not None and together.values.shape == (2, 5, 4)
         assert sorted(together.values.sum((1, 2)).tolist()) == [0.0, 20.0]
     changed = one.replace(values=one.values * 7)  # type: ignore[operator]
-    found = decided(valued, changed, 0).values
+    found = sequence_at(valued, changed, 0).values
     assert found is not None and torch.equal(found, torch.full((5, 4), 7.0))
 
 

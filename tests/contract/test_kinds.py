@@ -12,7 +12,7 @@ from unmask import protocols
 from unmask.models.fake import FakeDenoiser
 from unmask.sampling import blocks, guidance, schedule, selection, token_sampler
 from unmask.sampling.sampler import NothingPredicted, Sampler
-from unmask.sequence import Batch, Kind, Sequence, Span, collate, decided, stack
+from unmask.sequence import Batch, Kind, Sequence, Span, collate, sequence_at, stack
 from unmask.serving.batching import join, part_of, shares
 
 from .doubles import Continuous, ReadsHidden
@@ -99,8 +99,19 @@ def test_values_are_written_and_given_ones_stay() -> None:
     assert (result.values[0][opened].abs().sum(1) > 0).all()
     assert result.values[0, 7].tolist() == [0.5] * CHANNELS
     assert torch.equal(result.values[0, :3], torch.zeros(3, CHANNELS))
-    finished = decided(one, result, 0)
+    finished = sequence_at(one, result, 0)
     assert finished.values is not None and torch.equal(finished.values, result.values[0])
+
+
+def test_values_of_a_request_without_any_are_kept() -> None:
+    """Fault: a batch without values dropped those of the proposal."""
+    one = valued(6, ("answer", Kind.TEXT, 3, True))
+    blank = dataclasses.replace(one, values=None)
+    zeros = dataclasses.replace(one, values=torch.zeros_like(one.values))  # type: ignore[arg-type]
+    result = CONTINUOUS_SAMPLER.sample(CONTINUOUS, collate([blank], [5]))
+    wanted = CONTINUOUS_SAMPLER.sample(CONTINUOUS, collate([zeros], [5])).values
+    found = sequence_at(blank, result, 0).values
+    assert found is not None and wanted is not None and torch.equal(found, wanted[0]) and bool(found.ne(0).any())
 
 
 def test_continuous_answers_are_batch_invariant() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from unmask import protocols
 from unmask.sampling import blocks, schedule, selection, token_sampler
-from unmask.sampling.prior import UniformIds
+from unmask.sampling.prior import AllMasked, UniformIds
 from unmask.sampling.sampler import NothingUnmasked, Sampler, SamplingRun
 from unmask.sequence import Batch, Kind, collate
 from unmask.step import Move, Proposal
@@ -241,3 +241,34 @@ def test_progress_in_corrections_reaches_its_end() -> None:
     sampler = dataclasses.replace(DOUBLES[-1], token_sampler=Watch())
     finish(started(sampler, ANSWER))
     assert seen == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+@pytest.mark.parametrize(("prior", "times"), [(True, [1.0, 0.8, 0.6, 0.4, 0.2]), (False, [1.0, 0.75, 0.5, 0.25, 0, 0])])
+def test_time_falls_in_corrections_of_uniform_diffusion_alone(prior: bool, times: list[float]) -> None:
+    """Fault: every step of uniform diffusion had time 0. After masked diffusion, corrections are at time 0."""
+    chosen = UniformIds(sizes={Kind.TEXT: TEXT}) if prior else AllMasked()
+    steps = 5 if prior else 2
+    stopping = CorrectingSteps(steps=steps, bound=steps)
+    sampler = dataclasses.replace(DOUBLES[-1], prior=chosen, stopping=stopping)
+    whole = sequence(("answer", Kind.TEXT, 8, True))
+    going, seen = started(sampler, whole), []
+    while going.query is not None:
+        time = going.query.batch.time
+        assert time is not None and time.shape == going.batch.ids.shape and bool((time == time[0, 0]).all())
+        seen.append(float(time[0, 0]))
+        going.advance(fake(going.query.batch, predict=going.query.predict))
+    assert seen == pytest.approx(times)
+
+
+def test_each_row_has_the_time_of_its_own_corrections() -> None:
+    """A row that starts with nothing masked beside one that masked diffusion finishes."""
+    sampler = dataclasses.replace(DOUBLES[-1], prior=UniformIds(sizes={Kind.TEXT: TEXT}))
+    text = sequence(("answer", Kind.TEXT, 4, True))
+    both = sequence(("answer", Kind.TEXT, 4, True), ("image", Kind.CODE, 16, True))
+    going, seen = started(sampler, text, both), []
+    while going.query is not None:
+        assert going.query.batch.time is not None
+        seen.append(going.query.batch.time[:, 0].tolist())
+        going.advance(fake(going.query.batch, predict=going.query.predict))
+    assert [time for time, _ in seen] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0, 0, 0, 0])
+    assert [time for _, time in seen] == pytest.approx([1.0, 0.75, 0.5, 0.25, 0, 0, 0, 0, 0])

@@ -209,10 +209,3 @@ def test_scoring_given_tokens_is_finite() -> None:
     objective = Masked(corruption=Marks(target=(0,)), weight=InverseTime())
     loss = objective(World(right=False, scale=1.0), given, generator("given"))
     assert 0 < loss.total.item() < 10
-
-
-def test_a_target_has_no_complement() -> None:
-    """Fault: both views scored the same target, so every token counted twice."""
-    objective = Masked(corruption=Marks(target=(2, 3)), complementary=True)
-    with pytest.raises(ValueError, match="Marks sets the tokens to score, which have no complement"):
-        objective(World(right=False, scale=1.0), batch_of(), generator("both"))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
+import torch
 
 from unmask import protocols
+from unmask.sampling.sampler import Sampler
+from unmask.tasks.results import describe
 
 from .instances import (
     ALL_BLOCKS,
@@ -27,6 +31,7 @@ from .instances import (
     fake,
     method_parts,
     misfits,
+    name_of,
     parts_found,
     tiny,
 )
@@ -108,3 +113,26 @@ def test_the_check_can_fail() -> None:
             return [tokens]
 
     assert misfits(Wrong(), protocols.UnmaskingSchedule) and misfits(object(), protocols.Cache)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=name_of)
+def test_a_sampler_is_described_in_json(sampler: Sampler) -> None:
+    assert json.loads(json.dumps(describe(sampler)))["schedule"]["part"] == type(sampler.schedule).__name__
+
+
+def test_networks_and_functions_of_a_sampler_are_described_by_name() -> None:
+    """Fault: a network in a part was given as it is, which is not JSON."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Energy:
+        net: torch.nn.Module
+        heads: tuple[torch.nn.Module, ...]
+        stop: Any
+
+    def early(batch: Any) -> Any:
+        return batch
+
+    part = Energy(net=torch.nn.Linear(2, 2), heads=(torch.nn.Identity(),), stop=early)
+    found = describe(dataclasses.replace(SAMPLERS[0], token_sampler=part))  # type: ignore[arg-type]
+    assert found["token_sampler"] == {"part": "Energy", "net": "Linear", "heads": ["Identity"], "stop": "early"}
+    assert json.loads(json.dumps(found)) == found

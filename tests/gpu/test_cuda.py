@@ -22,6 +22,7 @@ from torch import Tensor
 
 import unmask
 from unmask.checkpoints.elastic import WeightStorage
+from unmask.checkpoints.quantise import RoundToNearest
 from unmask.cli.main import main
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
@@ -344,7 +345,9 @@ def test_weights_that_stay_on_the_cpu(task: str, card: Model, picture: Image.Ima
 @pytest.mark.parametrize(("bits", "worst"), [(8, 0.02), (4, 0.1)])
 def test_weights_in_few_bits(bits: int, worst: float, host: Model, picture: Image.Image) -> None:
     pytest.importorskip("torchao")
-    keep = WeightStorage(dtype=torch.bfloat16, bits={"und": bits, "gen": bits})
+    keep = WeightStorage(
+        dtype=torch.bfloat16, quantise={"und": RoundToNearest(bits=bits), "gen": RoundToNearest(bits=bits)}
+    )
     small, batch = unmask.load("mini", device=DEVICE, storage=keep), batch_of(host, "draw", picture)
     difference = apart(logits(small.parts.net(batch.to(DEVICE))), logits(host.parts.net(batch)))
     note(f"int{bits}.draw", difference, "relative")

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.models.attention import fused, plain
+from unmask.models.blocks import RMSNorm, SwiGLU
 from unmask.models.elastic import Elastic, init
 from unmask.rng import generator
 from unmask.sequence import Batch, Branch, Kind
@@ -223,6 +224,25 @@ def test_init_is_keyed_and_of_unit_scale() -> None:
     prediction = a(batch)
     for logits in (prediction.logits(Kind.TEXT), prediction.logits(Kind.CODE)):
         assert logits.isfinite().all() and 0.1 < float(logits.detach().std()) < 10
+
+
+def test_init_goes_by_module_types_not_by_names() -> None:
+    """Fault: a linear layer with "table" or "position" in its name got the deviation of an embedding."""
+    module = nn.ModuleDict(
+        {"position": nn.Linear(400, 100), "down": nn.Linear(400, 100), "words": nn.Embedding(100, 50)}
+    )
+    module["mlp"], module["norm"] = SwiGLU(50, 400), RMSNorm(50, 1e-6)
+    init(module, generator("types"))
+    deviation = {name: float(p.detach().std()) for name, p in module.named_parameters()}
+    for name, wanted in (
+        ("position.weight", 400**-0.5),
+        ("down.weight", 400**-0.5),
+        ("words.weight", 0.5),
+        ("mlp.gate.weight", 50**-0.5),
+        ("mlp.down.weight", (2 * 400) ** -0.5),
+    ):
+        assert deviation[name] == pytest.approx(wanted, rel=0.05), name
+    assert not module["position"].bias.any() and bool((module["norm"].weight == 1).all())
 
 
 def test_nothing_to_score() -> None:

@@ -198,6 +198,39 @@ def test_complementary_is_one_mean_over_a_mask_and_the_rest() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Replacing:
+    """A corruption that masks the first half of the tokens and replaces the second token of the rest, and scores both."""
+
+    def times(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        return torch.full(batch.ids.shape, 0.75)
+
+    def corrupt(self, clean: Batch, time: Tensor, rng: torch.Generator) -> Batch:
+        number = torch.arange(clean.ids.shape[1]).expand_as(clean.ids)
+        masked, replaced = (number < 4) & clean.writable, (number == 5) & clean.writable
+        ids = clean.ids.masked_fill(replaced, 0)
+        return clean.replace(ids=ids, clean=clean.ids, masked=masked, target=masked | replaced, time=time, weight=time)
+
+
+def test_the_complement_has_its_own_time_and_target() -> None:
+    """Fault: it kept the time and the scored tokens of the first mask, and showed its replaced ids."""
+    seen: list[tuple[Batch, Tensor]] = []
+
+    class Spy(Table):
+        def forward(self, batch: Batch, *, predict: Tensor | None = None) -> Prediction:
+            seen.append((batch, batch.masked if predict is None else predict))
+            return super().forward(batch, predict=predict)
+
+    batch = both(1, 2)
+    batch = batch.replace(ids=batch.ids.clamp(min=1))
+    Masked(corruption=Replacing(), complementary=True)(Spy(arbitrary), batch, generator("complement"))
+    (first, scored), (second, rest) = seen
+    assert first.time is not None and second.time is not None
+    assert torch.equal(second.time, torch.full_like(second.time, 0.25))
+    assert torch.equal(scored ^ rest, batch.writable) and torch.equal(rest, second.masked)
+    assert not torch.equal(first.ids, batch.ids) and torch.equal(second.ids, batch.ids)
+
+
+@dataclasses.dataclass(frozen=True)
 class These:
     """A corruption that masks the given tokens of one kind, each with a probability of a half."""
 

@@ -108,7 +108,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "blank phrase": (GROUND, {"image": data_url(DOT), "phrases": [" "]}, "empty"),
     "no gap": (INFILL, {"text": "a dog"}, "[mask]"),
     "image alone": (INFILL, {"image": data_url(DOT)}, "mask"),
-    "sizes differ": (INFILL, {"image": data_url(DOT), "mask": data_url(DOT.resize((9, 9)))}, "one size"),
+    "sizes differ": (INFILL, {"image": data_url(DOT), "mask": data_url(DOT.resize((9, 9)))}, "the same size"),
     "nothing painted": (INFILL, {"image": data_url(DOT), "mask": data_url(Image.new("L", (8, 8)))}, "region is empty"),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unmask.protocols import Codec
 from unmask.rng import generator
 from unmask.tokens.vq import VQ, VQConfig
 
@@ -43,6 +45,18 @@ def _no_grad() -> Iterator[None]:
 @pytest.fixture(scope="module", params=[False, True], ids=["whole", "apart"])
 def vq(request: pytest.FixtureRequest) -> VQ:
     return make(apart=request.param)
+
+
+def test_a_codec_takes_tensors_of_any_device(vq: VQ) -> None:
+    """The meta device stands for a GPU: mixing it with CPU tensors is an error."""
+    assert isinstance(vq, Codec)
+    elsewhere: Codec = copy.deepcopy(vq).to("meta")
+    assert elsewhere.encode(picture(2, 16, 24)).shape == (2, 4, 6)
+    assert elsewhere.decode(torch.zeros(2, 4, 6, dtype=torch.long)).shape == (2, 3, 16, 24)
+
+
+def test_what_is_no_codec_is_told_apart() -> None:
+    assert not isinstance(torch.nn.Identity(), Codec) and not isinstance(torch.nn.Embedding(2, 2), Codec)
 
 
 def test_shapes(vq: VQ) -> None:

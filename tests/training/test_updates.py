@@ -136,3 +136,52 @@ def test_losses_of_several_batches_meet_in_order(tmp_path: Path) -> None:
     counted, run = seen[:2], seen[2:]
     assert [(n, k) for n, k, _ in run] == [(2, 0), (3, 0), (2, 1), (3, 1)] and len(counted) == 2
     assert run[0][2] == run[1][2] != run[2][2] == run[3][2]
+
+
+# -- buffers ----------------------------------------------------------------------------------------------------------
+
+
+class Counting(nn.Linear):
+    """A linear layer with a table of times, and a mean of the rows it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.load_state_dict(line.model().state_dict())
+        self.register_buffer("table", torch.tensor([0.1234567, 1 / 3], dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.float().mean(0), 0.1)
+        return super().forward(x)
+
+
+def test_buffers_keep_their_digits_in_bfloat16(tmp_path: Path) -> None:
+    """A table leaves training as it came, in its own dtype; what training changes is exported in full precision."""
+    given, exported = Counting(), []
+    changed = dataclasses.replace(recipe(bf16=True), model=Counting, export=lambda m, folder: exported.append(m))
+    done = train(changed, tmp_path)
+    assert exported == [done] and done.weight.dtype == torch.float32
+    assert done.table.dtype == torch.float64 and torch.equal(done.table, given.table)
+    assert bool(done.mean.ne(0).any()) and not torch.equal(done.mean, done.mean.bfloat16().float())
+
+
+def test_buffers_resume_where_they_were(tmp_path: Path) -> None:
+    changed = dataclasses.replace(recipe(bf16=True), model=Counting)
+    whole = train(changed, tmp_path / "whole")
+    for steps in (3, 1, 4):
+        last = train(changed, tmp_path / "pieces", stop_after=steps)
+    assert same(tmp_path / "whole", tmp_path / "pieces")
+    assert all(torch.equal(b, c) for b, c in zip(whole.buffers(), last.buffers(), strict=True))
+    assert {n for n in load_file(tmp_path / "whole" / STATE) if n.startswith("buffer.")} == {
+        "buffer.table",
+        "buffer.mean",
+    }
+
+
+def test_a_missing_buffer_is_named() -> None:
+    masters = Masters(Counting(), recipe().optim, lambda name: True)
+    state = {name: value for name, value in masters.state().items() if name != "buffer.table"}
+    with pytest.raises(ValueError, match=r"buffer\.table is missing or has another shape"):
+        masters.load(state)

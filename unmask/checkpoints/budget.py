@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from unmask.checkpoints.elastic import Weights, WeightStorage, branch_of, part_of, tensors_needed
-from unmask.checkpoints.quantise import GROUP
+from unmask.checkpoints.quantise import RoundToNearest
 from unmask.checkpoints.stream import CheckpointError, Stored
 
 GIB = 2**30
@@ -51,38 +51,24 @@ class Proposal:
 def options_of(storage: WeightStorage) -> str:
     """``--dtype bfloat16 --quantise und=int8``; "(as stored)" without options."""
     words = [f"--dtype {str(storage.dtype)[6:]}"] if storage.dtype else []
-    words += [f"--quantise {branch}=int{bits}" for branch, bits in storage.bits.items()]
+    words += [f"--quantise {branch}={quantiser.label}" for branch, quantiser in storage.quantise.items()]
     words += [f"--offload {branch}" for branch in sorted(storage.offload, reverse=True)]
     return " ".join(words) or "(as stored)"
 
 
 def nbytes_kept(weights: Weights, module: str, name: str, stored: Stored, rows: int) -> int:
-    """Bytes of a parameter's first ``rows`` in memory. int8: one byte per value and a float32 scale per row. int4 on a GPU: half a byte and
-    a bfloat16 scale and zero point per group; on a CPU: one byte, and per group a scale in the network's dtype and a zero point of 1 byte.
-    """
-    numbers = stored.numbers // stored.shape[0] * rows
-    size = weights.dtype_of(module, stored).itemsize
-    bits = weights.storage.bits.get(branch_of(name) or "")
-    if bits == 8:
-        return numbers + 4 * rows
-    if bits == 4:
-        groups = numbers // GROUP
-        return numbers + groups * (size + 1) if weights.device == "cpu" else _packed(stored.shape[1], rows)
-    return numbers * size
-
-
-def _packed(columns: int, rows: int) -> int:
-    """Size in torchao's GPU tiles: columns are padded to multiples of 1,024 and rows to multiples of 8."""
-    numbers = math.ceil(columns / 1024) * 1024 * math.ceil(rows / 8) * 8
-    return numbers // 2 + numbers // GROUP * 4
+    """Bytes of a parameter's first ``rows`` in memory; a quantiser says how many its matrices take."""
+    columns, dtype = stored.numbers // stored.shape[0], weights.dtype_of(module, stored)
+    quantiser = weights.quantiser_of(name)
+    return quantiser.nbytes(rows, columns, dtype, weights.device) if quantiser else rows * columns * dtype.itemsize
 
 
 def footprint(weights: Weights, needs: frozenset[str]) -> list[Share]:
     """Memory of tasks with these ``needs``, one entry per part, in the order of the network."""
     shares: dict[tuple[str, str, str], tuple[int, int]] = {}
     for module, name, stored, rows in tensors_needed(weights.checkpoint, needs):
-        bits = weights.storage.bits.get(branch_of(name) or "")
-        dtype = f"int{bits}" if bits else str(weights.dtype_of(module, stored))[6:]
+        quantiser = weights.quantiser_of(name)
+        dtype = quantiser.label if quantiser else str(weights.dtype_of(module, stored))[6:]
         key = (part_of(name, weights.checkpoint.config), weights.place_of(name), dtype)
         numbers, nbytes = shares.get(key, (0, 0))
         numbers += stored.numbers // stored.shape[0] * rows
@@ -128,7 +114,8 @@ def proposals(weights: Weights, needs: frozenset[str], budget: int, side: int) -
     gpu = weights.device != "cpu"
     steps = [used[:1], used] if len(used) > 1 else [used]
     ways += [half] if weights.storage.dtype != torch.bfloat16 else []
-    ways += [replace(half, bits=dict.fromkeys(some, bits)) for bits in ((8, 4) if gpu else (8,)) for some in steps]
+    rounding = [RoundToNearest(bits=bits) for bits in ((8, 4) if gpu else (8,))]
+    ways += [replace(half, quantise=dict.fromkeys(some, rounded)) for rounded in rounding for some in steps]
     ways += [replace(half, offload=frozenset(some)) for some in steps] if gpu else []
     out: list[Proposal] = []
     for storage in ways:

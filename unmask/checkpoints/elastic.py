@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from unmask.checkpoints.quantise import Quantiser
 from unmask.checkpoints.stream import FLOATS, Stored
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
@@ -27,23 +29,22 @@ _KEYS_AND_VALUES = ("attn_norm.weight", "q.weight", "k.weight", "v.weight")
 class WeightStorage:
     """How weights are held in memory. The matrices of a branch can be quantised, or offloaded to the CPU and copied to the device per call.
 
-    ``dtype``: of the network; None: as in the checkpoint · ``bits``: branch -> 8 or 4 · ``offload``: branches kept on the CPU.
+    ``dtype``: of the network; None: as in the checkpoint · ``quantise``: branch -> quantiser · ``stats``: calibration statistics by
+    name of the layer, for quantisers that read them (``calibration.calibrate``) · ``offload``: branches kept on the CPU.
     The image tokenizer is always float32: it is small, and in bfloat16 its codes change.
     """
 
     dtype: torch.dtype | None = None
-    bits: Mapping[str, int] = field(default_factory=dict)
+    quantise: Mapping[str, Quantiser] = field(default_factory=dict)
+    stats: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
     offload: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *FLOATS.values()):
             raise ValueError(f"dtype {self.dtype} is not supported; use one of float32, bfloat16, float16")
-        for branch in (*self.bits, *self.offload):
+        for branch in (*self.quantise, *self.offload):
             if branch not in BRANCHES:
                 raise ValueError(f"unknown branch {branch!r}; the branches are {' and '.join(BRANCHES)}")
-        for branch, bits in self.bits.items():
-            if bits not in (4, 8):
-                raise ValueError(f"branch {branch} cannot be quantised to {bits} bits; use 8 or 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +148,7 @@ class Weights:
         if module == "vq":
             return torch.float32
         return self.storage.dtype or self.checkpoint.dtype or FLOATS[stored.dtype]
+
+    def quantiser_of(self, name: str) -> Quantiser | None:
+        """The quantiser of a parameter; None where it stays a float."""
+        return self.storage.quantise.get(branch_of(name) or "")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unmask.checkpoints.budget import refuse_if_too_large
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, branch_of, tensors_needed
-from unmask.checkpoints.quantise import offload_hooks, quantised
+from unmask.checkpoints.quantise import offload_hooks
 from unmask.checkpoints.stream import Stored, read
 from unmask.models.elastic import Elastic
 from unmask.tokens.vq import VQ
@@ -39,9 +39,11 @@ def load_everything(checkpoint: Checkpoint) -> tuple[Elastic, VQ]:
 def _read(weights: Weights, module: str, name: str, stored: Stored, rows: int) -> Tensor:
     part = rows if rows < stored.shape[0] else None
     dtype, place = weights.dtype_of(module, stored), weights.place_of(name)
-    bits = weights.storage.bits.get(branch_of(name) or "")
-    value = read(stored, rows=part, dtype=dtype, device=weights.device if bits else place)
-    return quantised(value, bits).to(place) if bits else value
+    quantiser = weights.quantiser_of(name)
+    value = read(stored, rows=part, dtype=dtype, device=weights.device if quantiser else place)
+    if quantiser is None:
+        return value
+    return quantiser(value, weights.storage.stats.get(name.removesuffix(".weight"))).to(place)
 
 
 def _leaf(module: nn.Module, name: str) -> tuple[nn.Module, str]:

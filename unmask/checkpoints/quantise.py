@@ -1,12 +1,16 @@
-"""Weights in 8 or 4 bits (torchao, weight-only) and weights that are offloaded to the CPU.
+"""Quantised weights (8 or 4 bits by torchao, weight-only) and weights that are offloaded to the CPU.
 
-Public idea: ``quantised(weight, 8) -> Tensor``, which a linear layer multiplies by as before; ``offload_hooks(linear)`` copies a layer's
-weight to the device of its input for the time of one call. Quantisation is approximate, offloading is slower; both are off by default.
+Public idea: a ``Quantiser`` is a value ``(weight, stats) -> Tensor``, whose result a linear layer multiplies by as before;
+``RoundToNearest(bits=8)`` needs no statistics. ``offload_hooks(linear)`` copies a layer's weight to the device of its input for the time
+of one call. Quantisation is approximate, offloading is slower; both are off by default.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +20,75 @@ from unmask.checkpoints.stream import CheckpointError
 GROUP = 32  # columns that share a scale in 4 bits
 
 
-def quantised(weight: Tensor, bits: int) -> Tensor:
-    """A float matrix [out, in] quantised to ``bits`` on its device (8: one scale per row; 4: one scale per 32 columns of a row).
+class Quantiser(Protocol):
+    """How the matrices of a branch are quantised when they are loaded.
+
+    ``__call__``: a float matrix [out, in] -> a tensor of the same shape and dtype to multiply by, with ``dequantize`` if its type is not
+    Tensor; ``stats [in, in]``: calibration statistics of the layer's input (``calibration.calibrate``), None without · ``label``: name in
+    tables of memory, such as "int8" · ``nbytes``: size in memory of a [rows, columns] matrix of ``dtype`` on ``device``.
+    """
+
+    @property
+    def label(self) -> str: ...
+    def __call__(self, weight: Tensor, stats: Tensor | None) -> Tensor: ...
+    def nbytes(self, rows: int, columns: int, dtype: torch.dtype, device: str) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundToNearest:
+    """Round every weight to the nearest level (torchao). ``bits`` 8: one scale per row; 4: one scale per 32 columns of a row.
 
     On a GPU (bfloat16 only) two 4-bit values share a byte. On a CPU torchao 0.18 uses a byte for each: as large as 8 bits and less exact;
-    it serves to measure the loss of quality. CheckpointError without torchao, or if the matrix does not fit.
+    it serves to measure the loss of quality. ValueError for other bits.
     """
-    if bits == 4 and weight.shape[1] % GROUP:
-        raise CheckpointError(
-            f"a matrix of {weight.shape[1]} columns cannot be quantised to int4, which needs a multiple of {GROUP}; use int8"
-        )
-    if bits == 4 and weight.is_cuda and weight.dtype != torch.bfloat16:
-        raise CheckpointError(f"int4 on a GPU needs bfloat16, got {str(weight.dtype)[6:]}; add --dtype bfloat16")
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)  # it warns about CUDA libraries that a CPU build cannot load
-    try:
-        return _by_torchao(weight, bits)
-    except ImportError as error:
-        raise CheckpointError("int8 and int4 weights need the package torchao; pip install 'unmask[quant]'") from error
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise ValueError(f"rounding to {self.bits} bits is not supported; use 8 or 4")
+
+    @property
+    def label(self) -> str:
+        return f"int{self.bits}"
+
+    def __call__(self, weight: Tensor, stats: Tensor | None) -> Tensor:
+        """The matrix quantised on its device; ``stats`` is not used. CheckpointError without torchao, or if the matrix does not fit."""
+        if self.bits == 4 and weight.shape[1] % GROUP:
+            raise CheckpointError(
+                f"a matrix of {weight.shape[1]} columns cannot be quantised to int4, which needs a multiple of {GROUP}; use int8"
+            )
+        if self.bits == 4 and weight.is_cuda and weight.dtype != torch.bfloat16:
+            raise CheckpointError(f"int4 on a GPU needs bfloat16, got {str(weight.dtype)[6:]}; add --dtype bfloat16")
+        loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+        before = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)  # it warns about CUDA libraries that a CPU build cannot load
+        try:
+            return _by_torchao(weight, self.bits)
+        except ImportError as error:
+            raise CheckpointError(
+                "int8 and int4 weights need the package torchao; pip install 'unmask[quant]'"
+            ) from error
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+    def nbytes(self, rows: int, columns: int, dtype: torch.dtype, device: str) -> int:
+        """int8: one byte per value and a float32 scale per row. int4 on a GPU: half a byte and a bfloat16 scale and zero point per group,
+        padded to torchao's tiles; on a CPU: one byte, and per group a scale in ``dtype`` and a zero point of 1 byte.
+        """
+        if self.bits == 8:
+            return rows * columns + 4 * rows
+        if device == "cpu":
+            return rows * columns + rows * columns // GROUP * (dtype.itemsize + 1)
+        padded = math.ceil(columns / 1024) * 1024 * math.ceil(rows / 8) * 8
+        return padded // 2 + padded // GROUP * 4
 
 
 def restored(weight: Tensor) -> Tensor:
     """The float values of a weight: dequantised if it is quantised, unchanged otherwise."""
-    return weight.dequantize() if type(weight).__module__.startswith("torchao") else weight
+    return weight if type(weight) in (Tensor, nn.Parameter) else weight.dequantize()
 
 
 def _by_torchao(weight: Tensor, bits: int) -> Tensor:

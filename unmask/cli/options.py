@@ -35,18 +35,19 @@ class Storage:
         import torch
 
         from unmask.checkpoints.elastic import WeightStorage
+        from unmask.checkpoints.quantise import RoundToNearest
 
-        bits = {}
+        known = {"int8": RoundToNearest(bits=8), "int4": RoundToNearest(bits=4)}
+        quantise = {}
         for word in self.quantise:
             branch, _, kind = word.partition("=")
-            if kind not in ("int8", "int4"):
+            if kind not in known:
                 raise ValueError(
                     f"--quantise {word!r} is not BRANCH=BITS; use und=int8, gen=int8, und=int4 or gen=int4"
                 )
-            bits[branch] = int(kind[3:])
-        return WeightStorage(
-            dtype=getattr(torch, self.dtype) if self.dtype else None, bits=bits, offload=frozenset(self.offload)
-        )
+            quantise[branch] = known[kind]
+        dtype = getattr(torch, self.dtype) if self.dtype else None
+        return WeightStorage(dtype=dtype, quantise=quantise, offload=frozenset(self.offload))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention, plain
-from unmask.models.blocks import ElasticBlock, Geometry, RMSNorm, rms_norm
-from unmask.models.codes import CodeEmbedding, CodeHead
+from unmask.models.blocks import ElasticBlock, Geometry, RMSNorm, SwiGLU, rms_norm
+from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
 from unmask.models.memory import Memory, Slots
 from unmask.models.rope import rope_table
 from unmask.models.sizes import ElasticConfig
 from unmask.models.streams import Squares, Stream, attend, flat_tokens, squares_of, stream
-from unmask.models.vision import Vision
+from unmask.models.vision import Vision, VisionLayer
 from unmask.sequence import Batch, Branch, Kind
 from unmask.step import Prediction, Reuse, Scored, State
 
@@ -187,17 +187,24 @@ def _next_state(reuse: Reuse | None, memory: Memory | None) -> State | None:
 
 
 def init(model: nn.Module, generator: torch.Generator) -> None:
-    """Normal weights of deviation 1 / sqrt(fan in) (the last of every MLP scaled down by depth), zero biases."""
+    """Normal weights of deviation 1 / sqrt(fan in) (the last of every MLP scaled down by depth) and 0.5 in tables; other vectors one,
+    biases and newlines zero.
+    """
     depth = len(model.blocks) if isinstance(model, Elastic) else 1
+    mlps = [m for m in model.modules() if isinstance(m, SwiGLU | VisionLayer)]
+    last = {m.down if isinstance(m, SwiGLU) else m.fc2 for m in mlps}
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.endswith("bias") or name.endswith("newline"):
-                p.zero_()
-            elif p.dim() == 1:
-                p.fill_(1.0)
-            elif "table" in name or "embed.weight" in name or "position" in name:
-                p.normal_(0, 0.5 if "table" in name else 0.02 * 25, generator=generator)
-            else:
-                fan_in = p[0].numel() if "unfold." not in name else p.shape[0]
-                scale = (2 * depth) ** -0.5 if name.endswith(("down.weight", ".fc2.weight")) else 1.0
-                p.normal_(0, scale * fan_in**-0.5, generator=generator)
+        for module in model.modules():
+            for name, p in module.named_parameters(recurse=False):
+                if name == "bias" or isinstance(
+                    module, Vision
+                ):  # a vision part has one parameter of its own, the newline
+                    p.zero_()
+                elif p.dim() == 1:
+                    p.fill_(1.0)
+                elif isinstance(module, nn.Embedding):
+                    p.normal_(0, 0.5, generator=generator)
+                else:
+                    fan_in = len(p) if isinstance(module, Unfold) else p[0].numel()
+                    scale = (2 * depth) ** -0.5 if module in last else 1.0
+                    p.normal_(0, scale * fan_in**-0.5, generator=generator)

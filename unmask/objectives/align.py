@@ -43,17 +43,14 @@ class Aligned:
         return Loss(total=loss, terms={"unexplained": share}, counts={"cells": labels[self.words[0][0]].numel()})
 
     def target(self, embedding_VD: Tensor, labels: dict[str, Tensor]) -> Tensor:
-        """What each cell shall look like, [I, S, S, D]."""
-        total = torch.zeros(1)
+        """The projection wanted of each cell, [I, S, S, D], on the embedding's device, where the labels are."""
+        width = embedding_VD.shape[1]
+        total = embedding_VD.new_zeros(1)
         for name, classes in self.words:
-            table = torch.stack(
-                [
-                    embedding_VD[list(ids)].sum(0) if ids else embedding_VD.new_zeros(embedding_VD.shape[1])
-                    for ids in classes
-                ]
-            )
+            empty_D = embedding_VD.new_zeros(width)
+            table = torch.stack([embedding_VD[list(ids)].sum(0) if ids else empty_D for ids in classes])
             total = total + table[labels[name]]
-        for name, count in self.codes:
-            table = torch.randn(count, embedding_VD.shape[1], generator=generator("align", name)) * self.scale
-            total = total + table[labels[name]]
+        for name, count in self.codes:  # drawn on the CPU, so that every device has the same
+            table = torch.randn(count, width, generator=generator("align", name)) * self.scale
+            total = total + table.to(embedding_VD)[labels[name]]
         return total

@@ -104,13 +104,7 @@ class Masked:
         # 3. The model predicts them, and each counts by its weight (eq. 3).
         if not self.complementary:
             return self.of(model, noisy)
-        if noisy.target is not None:
-            raise ValueError(
-                f"{type(self.corruption).__name__} sets the tokens to score, which have no complement; use complementary=False"
-            )
-        rest = noisy.writable & noisy.valid & ~noisy.masked
-        assert noisy.weight is not None
-        return self.of(model, noisy, noisy.replace(masked=rest, weight=1 - noisy.weight))
+        return self.of(model, noisy, _complement(noisy))
 
     def of(self, model: MaskedModel, *views: Batch) -> Loss:
         """The loss of batches whose masks are already drawn, as if their rows were those of one batch.
@@ -138,6 +132,19 @@ class Masked:
         # A batch without a masked token has a gradient too, of zero.
         total = torch.stack(list(terms.values())).sum() if terms else next(model.parameters()).sum() * 0
         return Loss(total=total, terms=terms, counts=counts)
+
+
+def _complement(noisy: Batch) -> Batch:
+    """The batch with all tokens masked that ``noisy`` does not score, at the time that remains; those that it scores are shown clean."""
+    assert noisy.clean is not None and noisy.weight is not None
+    scored = noisy.masked if noisy.target is None else noisy.target
+    return noisy.replace(
+        ids=noisy.ids if noisy.target is None else torch.where(scored, noisy.clean, noisy.ids),
+        masked=noisy.writable & noisy.valid & ~scored,
+        target=None,
+        weight=1 - noisy.weight,
+        time=None if noisy.time is None else 1 - noisy.time,
+    )
 
 
 def _scorable(batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unmask.posttraining.rewards import Reward
 from unmask.rng import key
 from unmask.sampling.sampler import Sampler
-from unmask.sequence import Batch, Sequence, decided, stack
+from unmask.sequence import Batch, Sequence, sequence_at, stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +64,4 @@ def sequences(batch: Batch) -> Iterable[Sequence]:
     for row, spans in enumerate(batch.span_table):
         length = int(batch.valid[row].sum())
         ids = torch.empty(length, dtype=torch.long)
-        yield decided(Sequence(ids=ids, masked=ids.bool(), spans=spans), batch, row)
+        yield sequence_at(Sequence(ids=ids, masked=ids.bool(), spans=spans), batch, row)

@@ -38,7 +38,7 @@ class Parts(Protocol):
 class Todo:
     """One step. ``block [B, L]``: masked tokens that may be unmasked · ``region [B, L]``: all tokens of the rows' blocks that this run may
     change · ``counts [B]``: how many to unmask · ``must_unmask [B]``: rows that have to take one ·
-    ``time [B, L]``: masked share of the block.
+    ``time [B, L]``: masked share of the block; share of the steps left in a row whose steps all correct.
     """
 
     block: Tensor
@@ -52,7 +52,7 @@ class Todo:
 @dataclass(kw_only=True)
 class _Row:
     """``number``: step in the current block · ``plan``: its counts · ``tokens``: masked at its beginning · ``extra``: correcting steps,
-    ``correcting``: whether this one is.
+    ``correcting``: whether this one is · ``all_correcting``: nothing was masked at the start, as in uniform diffusion.
     """
 
     block: int = -1
@@ -61,6 +61,7 @@ class _Row:
     tokens: int = 0
     extra: int = 0
     correcting: bool = False
+    all_correcting: bool = False
 
 
 class Agenda:
@@ -68,7 +69,7 @@ class Agenda:
 
     def __init__(self, parts: Parts, batch: Batch, open_BL: Tensor) -> None:
         self.parts, self.open = parts, open_BL
-        self.rows = [_Row() for _ in range(batch.rows)]
+        self.rows = [_Row(all_correcting=not masked) for masked in still_masked(batch).any(1).tolist()]
         self.bound = parts.stopping.bound if isinstance(parts.stopping, Correcting) else 0
         self.block = parts.blocks(batch, self._progress(batch))
         totals = (
@@ -94,7 +95,7 @@ class Agenda:
         if more_B is not None:
             region_BL = region_BL | (self.open & more_B[:, None])
         must = [left > 0 and self._must(row) for row, (_, left) in zip(self.rows, states, strict=True)]
-        share = [left / max(1, row.tokens) for row, (_, left) in zip(self.rows, states, strict=True)]
+        share = [self._time(row, left) for row, (_, left) in zip(self.rows, states, strict=True)]
         device = live_BL.device
         return Todo(
             block=here_BL,
@@ -104,6 +105,12 @@ class Agenda:
             time=torch.tensor(share, device=device)[:, None].expand_as(batch.ids),
             progress=self._progress(batch),
         )
+
+    def _time(self, row: _Row, left: int) -> float:
+        """Time of a row's step: the masked share of its block; where every step corrects, the share of steps that are left."""
+        if row.all_correcting and row.correcting:
+            return 1 - (row.extra - 1) / self.bound
+        return left / max(1, row.tokens)
 
     def _progress(self, batch: Batch) -> Progress:
         number_of = [

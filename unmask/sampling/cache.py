@@ -38,6 +38,8 @@ class PrefixCache:
 
     With a prompt of order 0 and an answer of order 1 this is the prefix-LM cache of LaViDa (arXiv 2505.16839, section 3.3); with a causal
     or block-causal answer every finished block joins it.
+
+    Not exact for a network that reads ``Batch.time``: the time changes at every step, and with it what was kept. Use ``NoCache`` there.
     """
 
     @property

@@ -20,6 +20,10 @@ from unmask.step import Prediction, Progress
 Interval = tuple[float, float]
 
 
+class ViewsDiffer(RuntimeError):
+    """The model scored other tokens in one view of guidance than in another, so their logits cannot be merged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoGuidance:
     """The row as it is."""
@@ -111,14 +115,28 @@ def _without(batch: Batch, gone: Callable[[str], bool], null_id: int) -> Batch:
 def _merge(
     predictions: list[Prediction], progress: Progress, interval: Interval, blend: Callable[..., Tensor]
 ) -> Prediction:
-    """Blend every kind in float32, in the rows where guidance acts. What is -inf in any view stays as the first view has it."""
+    """Blend every kind in float32, in the rows where guidance acts. What is -inf in any view stays as the first view has it.
+
+    ViewsDiffer if a view scored other tokens than the first.
+    """
     acting_B = _acting(interval, progress)
     first, merged = predictions[0], {}
     for kind, scored in first.scored.items():
         if scored.logits is None:
             continue
+        for number, other in enumerate(predictions[1:], start=1):
+            _check_same(kind, scored.at, other, number)
         c_NV, *others = (p.logits(kind).float() for p in predictions)
         guided_NV = blend(c_NV, *others)
         acts_N1 = acting_B[progress.row(scored.at)][:, None]
         merged[kind] = torch.where(acts_N1 & guided_NV.isfinite(), guided_NV, c_NV)
     return first.with_logits(merged)
+
+
+def _check_same(kind: int, at_N: Tensor, view: Prediction, number: int) -> None:
+    found_N = view.scored[kind].at if kind in view.scored else at_N[:0]
+    if not torch.equal(at_N, found_N):
+        raise ViewsDiffer(
+            f"of kind {kind}, guidance view {number} scored {len(found_N)} tokens and view 0 scored {len(at_N)}, or not the same ones; "
+            "predict no token that a view drops"
+        )

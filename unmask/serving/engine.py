@@ -24,7 +24,7 @@ import torch
 
 from unmask.protocols import Denoiser
 from unmask.sampling.sampler import NothingUnmasked, SamplingRun
-from unmask.sequence import Sequence, collate, decided
+from unmask.sequence import Sequence, collate, sequence_at
 from unmask.serving.batching import ShapedQuery, join, part_of, shares
 from unmask.serving.metrics import Meter, Metrics
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request
@@ -92,7 +92,7 @@ class _Running:
         finished = self.run.query is None
         if row is None and not finished:
             return None  # nobody reads it, so it stays on the device
-        now = decided(self.handle.request.sequence, step.batch, 0)
+        now = sequence_at(self.handle.request.sequence, step.batch, 0)
         if row is not None:
             self.handle.publish(StepEvent(row=row, number=step.number, of=step.of, sequence=now))
         return now if finished else None

@@ -1,7 +1,7 @@
 """Picture and question -> an answer in a given format: a value of a JSON schema, or a full match of a regex. Public idea: ``Fill``.
 
-A slot becomes a writable span with its own grammar. Several slots are separate questions about one picture, each in its own segment; all
-are decoded in one run.
+A slot becomes a writable span that the sampler keeps inside the slot's grammar. Several slots are separate questions about one picture,
+each in its own segment; one run generates them all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from unmask.tokens.views import ImageViews
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
-    """A question about a picture whose answer fills the ``slots`` of an answer format; slot i has ``lengths[i]`` tokens."""
+    """A question about a picture whose answer fills the ``slots`` of a ``form``. ``lengths``: tokens of each slot; ValueError if one is too
+    short.
+    """
 
     pixels: Tensor | ImageViews
     question: str
@@ -36,14 +38,14 @@ class Fill:
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def __post_init__(self) -> None:
-        for slot, limit in zip(self.slots, self.lengths, strict=True):
-            slot.check(limit)
+        for slot, length in zip(self.slots, self.lengths, strict=True):
+            slot.check(length)
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.pixels)
-        for number, (slot, limit) in enumerate(zip(self.slots, self.lengths, strict=True)):
-            asked = slot.question or self.question
-            asking(b, asked, limit, segment=b.first_segment + number, name=named(number))
+        for number, (slot, length) in enumerate(zip(self.slots, self.lengths, strict=True)):
+            question = slot.question or self.question
+            asking(b, question, length, segment=b.first_segment + number, name=named(number))
         return b.build(self.question)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
@@ -58,24 +60,24 @@ def fill_in(
     length: int | None,
     presets: Presets,
 ) -> Fill:
-    """``length``: tokens of every slot; None: the default of each. ValueError where a slot cannot be filled with that many tokens."""
+    """The task with ``length`` tokens for every slot; None: the slot's default length. ValueError if ``length`` is too short for a slot."""
     lengths = tuple(slot.default_length(presets.answer) if length is None else length for slot in slots)
     return Fill(pixels=pixels, question=question, form=form, slots=slots, lengths=lengths)
 
 
-def formed(said: Answer, form: AnswerFormat, sampler: Sampler) -> Answer:
-    """The answer with its value, and with settings that can be written as JSON."""
+def formed(answer: Answer, form: AnswerFormat, sampler: Sampler) -> Answer:
+    """The answer with its parsed value, and with the sampler and the format in its settings, as JSON."""
     settings = {**describe(sampler), "form": form.to_json()}
-    return dataclasses.replace(said, value=said.text if form.regex else json.loads(said.text), settings=settings)
+    return dataclasses.replace(answer, value=answer.text if form.regex else json.loads(answer.text), settings=settings)
 
 
 def named(number: int) -> str:
-    """The span name of a slot."""
+    """The name of the span of a slot."""
     return f"answer {number + 1}" if number else "answer"
 
 
 def filled(form: AnswerFormat, slots: Items[Slot], sequence: Sequence) -> str:
-    """The answer in a finished sequence: the matching text, or the value as JSON."""
+    """The answer of a finished sequence: the text that matches the regex, or the value as JSON."""
     read = []
     for number, slot in enumerate(slots):
         span = sequence.span(named(number))
@@ -85,7 +87,7 @@ def filled(form: AnswerFormat, slots: Items[Slot], sequence: Sequence) -> str:
 
 
 def bound(sampler: Sampler, slots: Items[Slot]) -> Sampler:
-    """The sampler with token sampling constrained to the grammar of each slot."""
+    """The sampler with its token sampler constrained, so that the text of every slot matches the slot's grammar."""
     grammars = tuple((named(number), slot.grammar) for number, slot in enumerate(slots))
     return dataclasses.replace(
         sampler, token_sampler=Constrained(token_sampler=sampler.token_sampler, grammars=grammars)

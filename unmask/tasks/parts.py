@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask.checkpoints.elastic import Weights
 from unmask.checkpoints.loading import load
 from unmask.models.elastic import Elastic
+from unmask.protocols import Codec
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.features import Features
 from unmask.tokens.build import Builder, PlanIds
@@ -56,6 +57,11 @@ class Parts:
         """Load the parts in ``needs`` (``Task.needs``) that are not loaded yet."""
         if self.weights:
             load(self.weights, self.net, self.vq, needs)
+
+    @property
+    def codec(self) -> Codec:
+        """The image tokenizer, as tasks use it."""
+        return self.vq
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -118,12 +124,12 @@ class Parts:
     def encode(self, pixels_3HW: Tensor) -> Tensor:
         """One picture -> codes [h, w]."""
         with torch.no_grad():
-            return self.vq.encode(pixels_3HW[None].to(self.vq.quantize.embedding.weight.device))[0]
+            return self.codec.encode(pixels_3HW[None])[0]
 
     def decode(self, codes_Bhw: Tensor) -> list[Image.Image]:
         """Codes -> pictures."""
         with torch.no_grad():
-            pixels = self.vq.decode(codes_Bhw.to(self.vq.quantize.embedding.weight.device))
+            pixels = self.codec.decode(codes_Bhw)
         return [to_image(p, 0.0 if self.quirks.truncated_pixels else 0.5) for p in pixels]
 
     def canvas(self, codes_hw: Tensor, masked_hw: Tensor) -> Image.Image:

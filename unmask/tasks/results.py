@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from PIL import Image
+from torch import nn
 
 from unmask.json_types import Json
 from unmask.sampling.sampler import Sampler
@@ -130,13 +132,21 @@ def so_far(sequence: Sequence, text: Text) -> str:
 
 
 def describe(sampler: Sampler) -> Json:
-    """A sampler's parts and fields as plain values."""
+    """A sampler's parts and fields as JSON has them; networks, functions and other objects by name."""
     return {name: _plain(value) for name, value in vars(sampler).items()}
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, nn.Module):  # also one that is a dataclass
+        return type(value).__name__
     if hasattr(value, "__dataclass_fields__"):
         return {"part": type(value).__name__, **{k: _plain(v) for k, v in vars(value).items()}}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, frozenset | set):
         return sorted(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return getattr(value, "__name__", type(value).__name__)

@@ -15,7 +15,7 @@ import torch
 
 from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Sequence, collate, decided
+from unmask.sequence import Sequence, collate, sequence_at
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Attempt, describe, so_far
 from unmask.tokens.layouts import Layout
@@ -115,11 +115,11 @@ def decide(
     def announce(step: Step) -> None:
         if on_step:
             for row, sequence in enumerate(sequences):
-                now = decided(sequence, step.batch, row)
+                now = sequence_at(sequence, step.batch, row)
                 on_step(StepEvent(row=row, number=step.number, of=step.of, sequence=now))
 
     done = sampler.sample(net, batch, on_step=announce)
-    rows = [decided(sequence, done, i) for i, sequence in enumerate(sequences)]
+    rows = [sequence_at(sequence, done, i) for i, sequence in enumerate(sequences)]
     return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
 

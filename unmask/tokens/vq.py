@@ -167,7 +167,7 @@ class Codebook(nn.Module):
 
 
 class VQ(nn.Module):
-    """Image <-> codes. ``size`` is the number of codes."""
+    """Image <-> codes: a ``protocols.Codec``. ``size`` is the number of codes."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class VQ(nn.Module):
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Pixels in [0, 1], [B, 3, H, W] -> codes, long [B, h, w]. ValueError if a side is not a multiple of the factor."""
-        z_Bdhw = self.latents(image_B3HW).float()
+        z_Bdhw = self.latents(image_B3HW.to(self.quantize.embedding.weight.device)).float()
         batch, width, high, wide = z_Bdhw.shape
         return self.quantize.nearest(z_Bdhw.permute(0, 2, 3, 1).reshape(-1, width)).reshape(batch, high, wide)
 
@@ -206,5 +206,6 @@ class VQ(nn.Module):
 
     def decode(self, codes_Bhw: Tensor) -> Tensor:
         """Codes, long [B, h, w] -> pixels in [0, 1], [B, 3, H, W]."""
+        codes_Bhw = codes_Bhw.to(self.quantize.embedding.weight.device)
         z_Bdhw = self.quantize.embedding(codes_Bhw).permute(0, 3, 1, 2).contiguous()
         return self.from_latents(z_Bdhw).clamp(0, 1)

@@ -27,6 +27,16 @@ def _rounds(weight: Tensor, dtype: torch.dtype | None) -> bool:
     return dtype is not None and weight.is_floating_point() and not torch.equal(weight, weight.to(dtype).to(weight))
 
 
+def move_module(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Move a module to ``device`` and its float parameters to ``dtype`` (None: unchanged). Buffers keep their dtype: in bfloat16 a table
+    of times or a running mean would lose digits, and what is exported with it.
+    """
+    module.to(device=device)
+    for p in module.parameters():
+        if p.is_floating_point():
+            p.data = p.data.to(dtype or p.dtype)
+
+
 class Masters:
     """float32 master weights, Adam moments and averages of a module's trainable parameters."""
 
@@ -39,7 +49,8 @@ class Masters:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        """Moves the module to ``dtype`` and ``device`` (None: unchanged). The masters are on ``device`` and keep the unrounded weights.
+        """Moves the module to ``device`` and its parameters to ``dtype`` (None: unchanged). The masters are on ``device`` and keep the
+        unrounded weights; buffers are those of the module, whatever training does to them.
 
         ``trainable``: parameter name -> whether it trains; one that the module has frozen stays frozen. ValueError where none is left.
         """
@@ -54,7 +65,9 @@ class Masters:
         frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
         kept = {n: p for n, p in frozen.items() if _rounds(p, dtype)}
         self.master = [p.detach().to(device or p.device, torch.float32, copy=True) for _, p in named]
-        module.to(device=device, dtype=dtype)
+        move_module(module, device, dtype)
+        stored = module.state_dict().keys()
+        self.buffers = {n: b for n, b in module.named_buffers() if n in stored}
         self.params = [p for p in module.parameters() if p.requires_grad]
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if n in frozen} | kept
         self.average = [m.clone() for m in self.master]
@@ -129,7 +142,7 @@ class Masters:
                 out[f"{key}.{name}"] = moments.get(
                     key, torch.zeros_like(self.master[i]) if key != "step" else torch.tensor(0.0)
                 )
-        return out
+        return out | {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state``, from any device. ValueError names an entry that is missing or has another shape."""
@@ -145,6 +158,13 @@ class Masters:
             self.master[i].data.copy_(parts["master"])
             self.average[i].copy_(parts["average"])
             self.adam.state[self.master[i]] = {k: parts[k] for k in ("step", "exp_avg", "exp_avg_sq")}
+        for name, buffer in self.buffers.items():
+            tensor = state.get(f"buffer.{name}")
+            if tensor is None or tensor.shape != buffer.shape:
+                raise ValueError(
+                    f"the checkpoint does not fit this recipe: buffer.{name} is missing or has another shape"
+                )
+            buffer.copy_(tensor)
         self.sync()
 
     def averaged(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from unmask.recipe import Eval, Recipe
 from unmask.training.device import choose, move
 from unmask.training.losses import Learner
 from unmask.training.meters import Meters, Silent, matmul_peak
-from unmask.training.optim import Masters
+from unmask.training.optim import Masters, move_module
 from unmask.training.parallel import Place
 from unmask.training.probe import flops, unchanged
 from unmask.training.stopping import Stopped, stop_after_step
@@ -113,7 +113,7 @@ def evaluate(
 
 def finish(recipe: Recipe, module: nn.Module, masters: Masters, folder: Path | None) -> nn.Module:
     """Averaged weights in float32 on the CPU, as ``recipe.model`` made them; exported if the recipe exports."""
-    module.to("cpu").float()
+    move_module(module, "cpu", torch.float32)
     with torch.no_grad():
         averaged = masters.averaged()
         for name, p in module.named_parameters():
