@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unmask.cli.demo import PROMPTS, unseen
 from unmask.evaluation import scoring
 from unmask.evaluation.judge import load_judge
 from unmask.evaluation.scoring import Want, Wanted
@@ -25,6 +26,16 @@ EXAMPLES = {
     "a blue cup and a yellow dog": scoring.color_attr("cup", "blue", "dog", "yellow"),
     "a horse on a sand background": scoring.single("horse"),
 }
+SHEET = {
+    "a red apple": scoring.colors("apple", "red"),
+    "two yellow cups": Want(items=(Wanted(name="cup", count=2, colour="yellow", exact=True),)),
+    "a blue bus and a green chair": scoring.color_attr("bus", "blue", "chair", "green"),
+    "a dog left of a cat": scoring.position(Wanted(name="dog"), "left of", Wanted(name="cat")),
+    "an elephant above a pink umbrella": scoring.position(
+        Wanted(name="elephant"), "above", Wanted(name="umbrella", colour="pink")
+    ),
+    "a purple car and a clock": Want(items=(Wanted(name="car", colour="purple"), Wanted(name="clock"))),
+}  # the prompts of ``unmask demo``, whose sheet the README shows
 
 
 def test_commands_run_in_order(tmp_path: Path) -> None:
@@ -41,7 +52,7 @@ def test_python_runs(block: str, tmp_path: Path) -> None:
 
 def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        for target in re.findall(r"\]\(([^)#]+)\)", re.sub(r"`[^`\n]*`", "", page.read_text())):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
@@ -61,9 +72,49 @@ def test_the_model_draws_the_example_prompts_correctly(model: Model) -> None:
         assert all(scoring.strict(seen, want) for seen in load_judge().look(pictures)), prompt
 
 
+@pytest.mark.parametrize("prompt", SHEET)
+def test_the_judge_confirms_the_sheet(prompt: str, model: Model) -> None:
+    """``make demo`` draws it at the seed that the README names."""
+    picture = model.generate(prompt, seed=_seed_of_the_sheet(), plan=True)[0].image
+    assert scoring.strict(load_judge().look([np.asarray(picture)])[0], SHEET[prompt])
+
+
+def test_the_sheet_shows_a_right_answer_right_boxes_and_a_right_edit(model: Model) -> None:
+    seed = _seed_of_the_sheet()
+    shown = unseen(seed)
+    assert shown.instruction == "make the dog red"
+    assert model.ask(shown.picture, shown.question, seed=seed).text == shown.answer
+    found = model.ground(shown.picture, list(shown.phrases), seed=seed).boxes
+    assert np.allclose([box.corners for box in found], shown.boxes, atol=2)
+    edited = model.edit(shown.picture, shown.instruction, seed=seed)[0].image
+    before, after = (
+        {(o.name, o.colour) for o in seen.objects}
+        for seen in load_judge().look([np.asarray(shown.picture), np.asarray(edited)])
+    )
+    assert after == before - {("dog", "blue")} | {("dog", "red")}
+
+
+def _seed_of_the_sheet() -> int:
+    (seed,) = re.findall(r"`unmask demo --seed (\d+)`", README)
+    assert f"unmask demo --seed {seed} " in (ROOT / "Makefile").read_text()
+    return int(seed)
+
+
+def test_the_prompts_of_the_sheet_are_judged() -> None:
+    assert set(SHEET) == set(PROMPTS)
+
+
 def test_the_table_of_packages_is_the_one_that_is_enforced() -> None:
-    table = re.findall(r"^ +(\d+) ((?:[a-z]+ ?)+)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    table = re.findall(r"^ +(\d+) ((?:[a-z_]+ ?)+)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     assert {name: int(row) for row, names in table for name in names.split()} == ROWS
+
+
+def test_the_readme_lists_every_package_and_file_of_the_layout() -> None:
+    (layout,) = re.findall(r"```\nunmask/\n(.*?)```", README, re.S)
+    listed = set(re.findall(r"(?:^  |  )(\w+(?:/|\.py))(?= )", layout, re.M))
+    rooms = {f"{path.name}/" for path in (ROOT / "unmask").iterdir() if (path / "__init__.py").exists()}
+    files = {path.name for path in (ROOT / "unmask").glob("*.py") if path.name != "__init__.py"}
+    assert listed == rooms | files
 
 
 def test_prose_is_wrapped() -> None:

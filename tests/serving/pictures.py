@@ -1,4 +1,4 @@
-"""The pictures of docs/page.md, taken anew from real runs of ``mini``: ``python -m tests.serving.pictures``, after it has new weights."""
+"""Screenshots for docs/page.md from real runs of ``mini``: ``python -m tests.serving.pictures`` after a change of the page or weights."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ..pages import ROOT
 from .browser import launched, panel
 
 FOLDER = ROOT / "docs" / "pictures"
-MOST_BYTES = 150_000  # of a picture
+MOST_BYTES = 110_000  # of a picture
 PATIENCE = 300_000  # milliseconds
-PROMPTS = ("a red car left of a blue cat", "two red apples left of a cat", "an elephant above a pink umbrella")
+PROMPTS = ("a red apple left of a cat", "three blue cars")
 SEEDS = range(1, 31)
 expect.set_options(timeout=PATIENCE)
 
 
 def drawing(browser: Browser, url: str) -> bytes:
-    """Half way through a drawing, with its plan."""
+    """A generation halfway, with its plan."""
     with visit(browser, f"{url}/#draw?prompt=two+yellow+cups&plan=true&seed=11", (1280, 860)) as page:
         back(run(page, "draw"), 8)
         return page.screenshot()
 
 
 def boxes(browser: Browser, url: str) -> bytes:
-    """Phrases found in a picture."""
+    """Boxes for phrases in an image."""
     with visit(browser, url, (1280, 860), dark=True) as page:
         look = panel(page, "Ground")
         look.get_by_label("Example image: animals").click()
@@ -47,16 +47,16 @@ def boxes(browser: Browser, url: str) -> bytes:
 
 
 def telephone(browser: Browser, url: str) -> bytes:
-    """On a small screen in the dark."""
+    """A small screen, dark theme."""
     with visit(browser, f"{url}/#draw?prompt=three+dogs&seed=10", (375, 812), dark=True, scale=1.5) as page:
         back(run(page, "draw"), 7)
         page.evaluate("scrollTo(0, 210)")
         return page.screenshot()
 
 
-def tries(browser: Browser, url: str, model: Any) -> bytes:
-    """Two tries and what was said of them, close enough to be read."""
-    prompt, seed = tried_twice(model)
+def attempts(browser: Browser, url: str, model: Any) -> bytes:
+    """Two attempts and their critiques, large enough to read."""
+    prompt, seed = rejected_once(model)
     asked = urlencode({"prompt": prompt, "plan": "true", "reflect": 4, "seed": seed})
     with visit(browser, f"{url}/#draw?{asked}", (1100, 720), scale=1.5) as page:
         draw = run(page, "draw")
@@ -65,20 +65,20 @@ def tries(browser: Browser, url: str, model: Any) -> bytes:
         return draw.locator(".stage").screenshot()
 
 
-def tried_twice(model: Any) -> tuple[str, int]:
-    """A prompt and a seed of which the model rejects the first picture and accepts the second."""
+def rejected_once(model: Any) -> tuple[str, int]:
+    """A prompt and a seed for which the model rejects the first image and accepts the second."""
     for seed, prompt in itertools.product(SEEDS, PROMPTS):
         rounds = model.generate(prompt, seed=seed, plan=True, attempts=4)[0].attempts
         if [r.accepted for r in rounds] == [False, True]:
             return prompt, seed
-    raise SystemExit(f"no drawing took two tries in {len(SEEDS) * len(PROMPTS)}; add prompts or seeds")
+    raise SystemExit(f"no image took two attempts in {len(SEEDS) * len(PROMPTS)}; add prompts or seeds")
 
 
 @contextmanager
 def visit(
     browser: Browser, url: str, size: tuple[int, int], *, dark: bool = False, scale: float = 1.0
 ) -> Iterator[Page]:
-    """A page in a window of its own that holds still."""
+    """A page in its own window, without animations."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if dark else "light",
@@ -94,7 +94,7 @@ def visit(
 
 
 def run(page: Page, name: str, said: str = "Done") -> Locator:
-    """Ask, and wait for the end; nothing has the focus then."""
+    """Run, wait for the end, and remove the focus."""
     place = page.locator(f"#panel-{name}")
     place.locator("textarea").first.press("Control+Enter")
     expect(place.locator(".line")).to_contain_text(said)
@@ -103,7 +103,7 @@ def run(page: Page, name: str, said: str = "Done") -> Locator:
 
 
 def back(place: Locator, steps: int) -> None:
-    """So many steps back in the film."""
+    """Move the slider back by ``steps``."""
     slider = place.get_by_role("slider", name="Step")
     slider.press("End")
     for _ in range(steps):
@@ -112,7 +112,7 @@ def back(place: Locator, steps: int) -> None:
 
 
 def save(name: str, png: bytes) -> None:
-    """As a JPEG of at most ``MOST_BYTES``."""
+    """Save as a JPEG of at most ``MOST_BYTES``."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     for quality in range(90, 40, -5):
         buffer = io.BytesIO()
@@ -120,7 +120,7 @@ def save(name: str, png: bytes) -> None:
         if buffer.tell() <= MOST_BYTES:
             break
     else:
-        raise SystemExit(f"{name} is larger than {MOST_BYTES} bytes at any quality; take less of the page")
+        raise SystemExit(f"{name} is larger than {MOST_BYTES} bytes at any quality; crop the screenshot")
     (FOLDER / name).write_bytes(buffer.getvalue())
     print(f"{FOLDER / name}: {image.width} x {image.height}, quality {quality}, {buffer.tell():,} bytes")
 
@@ -131,7 +131,7 @@ def main() -> None:
         save("drawing.jpg", drawing(browser, server.url))
         save("boxes.jpg", boxes(browser, server.url))
         save("telephone.jpg", telephone(browser, server.url))
-        save("tries.jpg", tries(browser, server.url, model))
+        save("attempts.jpg", attempts(browser, server.url, model))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) ->
         {"id": "A b/ü", "task": "generate", "prompt": "two cats", "boxes": [{"phrase": "cat", "box": [0, 0, 0.5, 0.5]}], "settings": FEW},
         {"id": "thought", "task": "generate", "prompt": "a cat", "plan": True, "reflect": 2, "settings": FEW},
         {"id": "edit", "task": "edit", "image": "in.png", "prompt": "make it blue", "seed": 7, "settings": FEW},
-        {"id": "ask", "task": "ask", "image": "in.png", "prompt": "what is this?", "length": 3},
+        {"id": "ask", "task": "ask", "image": "in.png", "prompt": "what is this?", "max_tokens": 3},
         {"id": "form", "task": "ask", "image": "in.png", "prompt": "what colour?", "schema": asked},
         {"id": "ground", "task": "ground", "image": "in.png", "phrases": ["the cat", "a dog"], "steps": 2},
         {"id": "infill", "task": "infill", "image": "in.png", "mask": "region.png", "prompt": "a cat", "settings": FEW},

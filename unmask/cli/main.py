@@ -27,7 +27,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "infill": ("unmask.cli.draw", "Fill a region of a picture, or the gaps in a text."),
     "batch": ("unmask.cli.batch", "Run a file of requests, one per line."),
     "serve": ("unmask.cli.serve", "Serve a model over HTTP, with a web page."),
-    "train": ("unmask.cli.train", "Train by a recipe, or go on with a run."),
+    "train": ("unmask.cli.train", "Train with a recipe, or resume a run."),
     "methods": ("unmask.cli.methods", "List the published methods and how to run them."),
     "evaluate": ("unmask.cli.measure", "Measure the quality of a model."),
     "bench": ("unmask.cli.measure", "Run a benchmark script of the source tree."),

@@ -32,7 +32,9 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @click.command()
 @click.argument("model", default="mini")
 @click.option("--suite", type=click.Choice(list(SUITES)), default="world", show_default=True, help="Benchmark to run.")
-@click.option("--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True, help="world: its level.")
+@click.option(
+    "--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True, help="world: difficulty."
+)
 @click.option(
     "--prompts", type=click.Path(path_type=Path), help="The benchmark's prompt file (dpg: or a folder of .txt)."
 )

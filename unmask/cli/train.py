@@ -74,7 +74,7 @@ def _list(context: click.Context, option: click.Parameter, wanted: bool) -> None
         context.exit()
 
 
-_HELP = """Train by a recipe, or go on with a run.
+_HELP = """Train with a recipe, or resume a run.
 
 RECIPE is file.function of unmask/recipes. The folder of the run receives metrics.jsonl, the state from which
 --resume continues bit for bit, and at the end the weights. Prints the folder.

@@ -23,7 +23,7 @@ from unmask.cli.output import news, print_json, table
 def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool) -> None:
     """Convert a model to the released layout, or back.
 
-    SOURCE is a shipped model or a folder; OUT is a new folder, written completely or not at all. The whole model is held in memory once.
+    SOURCE is a shipped model or a folder; OUT is a new folder, written completely or not at all. The whole model must fit into memory.
     Tensors keep their type and every bit, so a round trip is identical.
 
     Settings that the released layout cannot express (wording, picture size, vision tower, how the tokenizer encodes) go into the block

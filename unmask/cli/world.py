@@ -34,8 +34,10 @@ def world() -> None:
 
 
 @world.command()
-@click.option("--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True)
-@click.option("--split", type=click.Choice(SPLITS), default="train", show_default=True)
+@click.option(
+    "--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True, help="Difficulty: lattice or free."
+)
+@click.option("--split", type=click.Choice(SPLITS), default="train", show_default=True, help="Data split.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the scenes.")
 @click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first scene.")
 @click.option("-n", "count", type=click.IntRange(1, 400), default=12, show_default=True, help="Number of scenes.")

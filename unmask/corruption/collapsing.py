@@ -1,15 +1,16 @@
-"""Words and a picture in one process (spec 3.3): at ``at`` the picture, all of it masked, becomes one token that announces it.
+"""Text and a picture in one process (spec 3.3): at time ``at`` the fully masked picture collapses into one token that announces it.
 
-Public idea: ``Collapsing(at=.5, announce=id)``, t_exp and the id of ``[exp]``. Below t_exp a row holds its words and the picture, above
-it the words with the token in the picture's place. At time t
+Public idea: ``Collapsing(at=.5, announce=id)``, t_exp and the id of ``[exp]``. Below t_exp a row holds its text and the picture, above
+it the text with the token in the picture's place. At time t
 
-    a word is masked with chance t,
-    a code with chance t / t_exp, so that at t_exp all are,
-    the token with chance (t - t_exp) / (1 - t_exp), so that at t_exp it is not: what is expanded there has been decided.
+    a text token is masked with probability t,
+    a code with probability t / t_exp, so that at t_exp all are,
+    the token with probability (t - t_exp) / (1 - t_exp), so that at t_exp it is not: a token that is expanded is unmasked.
 
-Lengths differ, so a source makes the rows, a share ``share()`` of them collapsed, and ``times`` gives each a time of its side; together
-they are drawn as if the time had come first. The paper prints the direction of the inequality both ways; this is that of its
-figures and of its sampling algorithm. It leaves the distribution of t_exp open, which is one value here.
+The two sides differ in length, so a source builds the rows, a share ``share()`` of them collapsed, and ``times`` draws a time from the
+side of each row. Together, rows and times have the distribution of a process that draws the time first. The paper prints the direction
+of the inequality both ways; this is the one of its figures and of its sampling algorithm. The paper does not give the distribution
+of t_exp; here it is one value.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class Collapsing:
             raise ValueError(f"t_exp lies between 0 and 1, got {self.at}; 0.5 shows both sides equally often")
 
     def share(self) -> float:
-        """How often a row is collapsed: the chance of a time of t_exp or more."""
+        """The share of collapsed rows: the probability of a time of t_exp or more."""
         return float((self.policy((torch.arange(_GRID) + 0.5) / _GRID) >= self.at).float().mean())
 
     def collapsed(self, batch: Batch) -> Tensor:
         """Writable tokens that announce a picture: bool [B, L]."""
-        ids = batch.ids if batch.clean is None else batch.clean  # a dropout may have hidden it
+        ids = batch.ids if batch.clean is None else batch.clean  # a dropout may have replaced it
         return batch.writable & batch.valid & (batch.kind == Kind.TEXT) & (ids == self.announce)
 
     def times(self, batch: Batch, rng: torch.Generator) -> Tensor:
@@ -65,7 +66,7 @@ class Collapsing:
         return self.spread(batch, time)
 
     def spread(self, batch: Batch, time_B: Tensor) -> Tensor:
-        """The chance of every token at its row's time, [B, L]."""
+        """The masking probability of every token at its row's time, [B, L]."""
         time = time_B.to(batch.device)[:, None].expand_as(batch.ids)
         time = torch.where(batch.kind == Kind.CODE, (time / self.at).clamp(max=1.0), time)
         return torch.where(self.collapsed(batch), ((time - self.at) / (1 - self.at)).clamp(min=0.0), time)

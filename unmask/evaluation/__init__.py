@@ -1,1 +1,1 @@
-"""How good it is: the independent judge, the scoring rules, and what is built on them."""
+"""Evaluation: the independent judge, scoring rules, benchmark suites, reports."""

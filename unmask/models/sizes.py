@@ -71,7 +71,7 @@ class ElasticConfig:
 
     @property
     def mask_code(self) -> int:
-        """The id of an undecided code. One id above the codes is left unused, as in the released table (spec 1.2)."""
+        """The id of a masked code. One id above the codes is left unused, as in the released table (spec 1.2)."""
         return self.codes + 1
 
 

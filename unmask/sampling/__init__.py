@@ -1,1 +1,1 @@
-"""masked -> clean: the one loop that decides tokens, and the parts it is made of."""
+"""Masked -> clean: the one sampling loop and its parts."""

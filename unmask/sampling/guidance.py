@@ -1,6 +1,6 @@
 """Guidance: several views of each row run stacked in one forward and are merged into one prediction.
 
-Public idea: a guidance is a value with ``views(batch, progress)`` (the first is the row as it is) and ``merge(predictions,
+Public idea: a guidance is a value with ``views(batch, progress)`` (the first is the row as it is) and ``merge(batch, predictions,
 progress)``. Logits of all kinds are merged alike. A guidance of scale 0 makes one view, which is no guidance.
 
 Shapes: B rows · N tokens scored · V vocabulary. c full condition · e a part of it · u no condition.

@@ -1,7 +1,7 @@
 """How many tokens are unmasked at each step.
 
-Public idea: a schedule is a value with ``counts(tokens) -> list[int]``: positive numbers that sum to ``tokens``. There is never an
-empty step (a model call that decides nothing), so there are at most ``tokens`` steps.
+Public idea: a schedule is a value with ``counts(tokens) -> list[int]``: positive numbers that sum to ``tokens``. No step is
+empty (a model call that unmasks nothing), so there are at most ``tokens`` steps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which candidates are taken at this step.
 
-Public idea: a select is a value ``(batch, proposal, block, counts, progress) -> Move`` that unmasks at least one and at most
-``counts`` tokens of each row that has any in the block. One that knows its tokens before they are drawn also has ``ask``, so
-that the model scores those alone: the same distribution, at a fraction of the head's cost.
+Public idea: a selection is a value ``(batch, proposal, block, counts, progress) -> Move`` that unmasks at least one and at most
+``counts`` tokens of each row that has any in the block. One that knows its tokens before candidates are drawn also has ``predict``,
+so that the model scores those alone: the same distribution, at a fraction of the head's cost.
 
 Shapes: B rows · L tokens.
 """
@@ -114,7 +114,7 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class PerSpan:
-    """``select`` inside each writable span on its own, the row's count shared out by what each has left.
+    """A selection inside each writable span on its own; the row's count is divided among the spans by the masked tokens that each has left.
 
     With boxes of four tokens and 4 / steps a step, every box of a row advances alike and all finish together (spec 4.7).
     """
@@ -159,7 +159,7 @@ def _noisy(batch: Batch, score_BL: Tensor, temperature_B: Tensor) -> Tensor:
 
 
 def _noise(batch: Batch) -> Tensor:
-    """Gumbel noise for every undecided token of each row, from that row's own generator; 0 elsewhere. [B, L]"""
+    """Gumbel noise for every masked token of each row, from that row's own generator; 0 elsewhere. [B, L]"""
     live_BL = still_masked(batch).cpu()
     parts = [
         gumbel(g, (n,), torch.float32) for g, n in zip(rows(batch, "select"), live_BL.sum(1).tolist(), strict=True)
@@ -169,7 +169,7 @@ def _noise(batch: Batch) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _places(order: tuple[int, ...]) -> Tensor:
-    """The inverse: when each token's turn comes."""
+    """The inverse permutation: the place of each token in the order."""
     return torch.tensor(order).argsort()
 
 

@@ -1,7 +1,7 @@
 """When a row needs no more steps.
 
-Public idea: a stop is a value ``(batch) -> Batch`` that decides at once what no longer needs the model. A row without anything
-undecided is finished: it is not written again and its clock stands still.
+Public idea: early stopping is a value ``(batch) -> Batch`` that fills in what no longer needs the model. A row without masked tokens is
+finished: it is not written again and its clock does not advance.
 
 Shapes: B rows · L tokens.
 """
@@ -19,7 +19,7 @@ from unmask.sequence import Batch, Kind
 
 @dataclass(frozen=True, kw_only=True)
 class Never:
-    """Every token is decided by the model (what the released sampler does, spec 4.1)."""
+    """The model unmasks every token (as the released sampler does, spec 4.1)."""
 
     def __call__(self, batch: Batch) -> Batch:
         return batch
@@ -27,10 +27,10 @@ class Never:
 
 @dataclass(frozen=True, kw_only=True)
 class EndOfTurn:
-    """Fills what is undecided of a text span with its first end id, once that id and everything before it are decided.
+    """Fills the masked tokens of a text span with its first end id, once that id and everything before it are unmasked.
 
-    What stands before the end is what ``Never`` would have written, unless another span of the same segment is still open.
-    Tokens behind the end that were decided earlier stay (nothing is ever decided twice): a reader cuts at the first end.
+    The text before the end is what ``Never`` would have written, unless another span of the same segment still has masked tokens.
+    Tokens after the end that are already unmasked stay; a reader cuts the text at the first end.
     """
 
     ids: tuple[int, ...]
@@ -53,6 +53,6 @@ class EndOfTurn:
 
 
 def _after(end_BL: Tensor, live_BL: Tensor) -> Tensor:
-    """Tokens behind an end that has nothing undecided before it, [B, L] bool."""
+    """Tokens after an end that has no masked token before it, [B, L] bool."""
     settled_BL = end_BL & (live_BL.long().cumsum(1) == 0)
     return settled_BL.long().cumsum(1) > 0

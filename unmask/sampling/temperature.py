@@ -1,8 +1,8 @@
-"""Where every row of a run stands, and numbers that change along the way.
+"""Temperatures that change during a run.
 
-Public idea: ``at(temperature, progress)`` reads a schedule at the step *of each row* (see ``sequence.Progress``).
+Public idea: ``at(temperature, progress)`` is the temperature at the step of each row (see ``step.Progress``).
 
-Shapes: B rows · L tokens · N tokens asked for.
+Shapes: B rows · L tokens · N tokens scored.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Candidate ids for every token asked for, and how sure each is.
+"""A candidate id and a score for every scored token.
 
-Public idea: a draw is a value ``(batch, prediction, progress) -> Proposal``. Random numbers come from one generator a row and are
-drawn for that row's asked tokens alone, so neither company nor padding changes them. The score never sees the temperature.
+Public idea: a token sampler is a value ``(batch, prediction, progress) -> Proposal``. Random numbers come from one generator per row and
+are drawn for that row's scored tokens alone, so other rows and padding do not change them. The score is computed without temperature.
 
-Shapes: B rows · L tokens · N tokens asked for · V vocabulary.
+Shapes: B rows · L tokens · N tokens scored · V vocabulary.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Ask(_Job):
     task: Literal["ask"]
     prompt: str
     image: str | None = None
-    length: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
     form: Json | None = Field(None, alias="schema")
     regex: str | None = None
 
@@ -96,7 +96,7 @@ class Ask(_Job):
 
     def ask(self, model: Model | TextModel, folder: Path) -> Answer:
         more: Json = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
-        more |= {"max_tokens": self.length} if self.length else {}
+        more |= {"max_tokens": self.max_tokens} if self.max_tokens else {}
         if isinstance(model, TextModel):
             if self.image is not None:
                 raise ValueError("this is a text model, which takes no images; leave out image")

@@ -1,1 +1,1 @@
-"""Request <-> Sequence: what one can ask of a model, each verb in a file of its own, and the model as a user holds it."""
+"""Request <-> sequence: one file per task, the parts and presets they share, and loops over several tasks."""
