@@ -92,7 +92,7 @@ GUIDANCES = [
     dataclasses.replace(EDIT, scale=0.0),
 ]
 BLOCKS = [blocks.Whole(), blocks.Blocks(length=3), blocks.SpanBySpan()]
-STOPPINGS = [stopping.Never(), stopping.EndOfTurn(ids=(END, 7))]
+STOPPINGS = [stopping.Never(), stopping.EndOfTurn(ids=(END, 7)), stopping.Corrections(steps=2)]
 PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES})]
 CACHES = [
     cache.NoCache(),
@@ -126,6 +126,8 @@ NOT_PARTS = {
     "Agenda",
     "Card",
     "SpanLayout",
+    "Bound",
+    "Masks",
     "SamplingRun",
     "Sampler",
     "Step",

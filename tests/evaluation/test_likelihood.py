@@ -7,12 +7,15 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor
 
-from unmask.evaluation.likelihood import Bound, bound, choose, likelihood
+from unmask.evaluation.likelihood import choose, likelihood
 from unmask.models.fake import FakeDenoiser
+from unmask.objectives.likelihood import Bound, bound, difference, estimates, masks
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.sampling.guidance import ClassifierFree
-from unmask.sequence import Kind, Sequence, Span, collate
+from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.step import Prediction, Reuse
 
 from ..tiny_llada import make
 
@@ -125,3 +128,30 @@ def test_an_empty_side_is_refused(model: TextModel, prompt: str, answer: str) ->
 def test_no_answers(model: TextModel) -> None:
     with pytest.raises(ValueError, match="no answers to choose from"):
         choose(model, "the sky", [])
+
+
+def test_shared_masks_cancel_the_noise_of_a_difference() -> None:
+    """Two models that differ little: over the same masks the error of the difference is far below that of either bound."""
+    sequence = row([1, 2, 0, 3, 1, 2])
+
+    def close(batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
+        found = TOY(batch, predict=predict)
+        return found.with_logits({Kind.TEXT: found.logits(Kind.TEXT) * 1.05})
+
+    one, other = (bound(m, sequence, samples=400, seed=3) for m in (close, TOY))
+    found = difference(close, TOY, sequence, samples=400, seed=3)
+    assert found.value == pytest.approx(one.value - other.value, abs=1e-9) and found.error < other.error / 5
+
+
+def test_estimates_have_gradients() -> None:
+    sequence, scale = row([1, 2, 0, 3]), torch.ones((), requires_grad=True)
+
+    def scaled(batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
+        found = TOY(batch, predict=predict)
+        return found.with_logits({Kind.TEXT: found.logits(Kind.TEXT) * scale})
+
+    drawn = masks(sequence, samples=8)
+    found = estimates(scaled, sequence, drawn)
+    found.mean().backward()
+    assert found.shape == (8,) and scale.grad is not None and bool(scale.grad != 0)
+    assert int(drawn.masked[:, :GIVEN].sum()) == 0 and drawn.tokens == 2

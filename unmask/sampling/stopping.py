@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.protocols import EarlyStopping
 from unmask.sampling.spans import still_masked, writable_spans
 from unmask.sequence import Batch, Kind
 
@@ -50,6 +51,31 @@ class EndOfTurn:
             ids = torch.where(closed_BL, end_id_B1, ids)
             filled_BL |= closed_BL
         return batch.replace(ids=ids, masked=batch.masked & ~filled_BL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrections:
+    """``stopping``, and ``steps`` more steps of every row after its last unmasking, in which a selection may redraw or remask tokens.
+
+    Uniform diffusion (``UniformIds``), where nothing is ever masked, consists of such steps alone.
+    """
+
+    steps: int
+    stopping: EarlyStopping = Never()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"corrections need at least one step, got {self.steps}; leave them out for none")
+
+    def __call__(self, batch: Batch) -> Batch:
+        return self.stopping(batch)
+
+    @property
+    def bound(self) -> int:
+        return self.steps
+
+    def more(self, batch: Batch, extra: Tensor) -> Tensor:
+        return extra < self.steps
 
 
 def _after(end_BL: Tensor, live_BL: Tensor) -> Tensor:
