@@ -29,12 +29,15 @@ def _rounds(weight: Tensor, dtype: torch.dtype | None) -> bool:
 
 def move_module(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
     """Move a module to ``device`` and its float parameters to ``dtype`` (None: unchanged). Buffers keep their dtype: in bfloat16 a table
-    of times or a running mean would lose digits, and what is exported with it.
+    of times would lose digits, and what is exported with it. Batch norm is the exception: it computes in the type of its statistics.
     """
     module.to(device=device)
     for p in module.parameters():
         if p.is_floating_point():
             p.data = p.data.to(dtype or p.dtype)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            part.to(dtype=dtype)
 
 
 class Masters:
