@@ -10,6 +10,7 @@ Letters: B rows, L tokens, I images, R feature rows, D width, C channels. A *tok
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -66,6 +67,10 @@ class Span:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def __hash__(self) -> int:
+        """Of the fields that tell spans apart: tables of spans are looked up several times a step."""
+        return hash((self.name, self.start, self.stop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +165,8 @@ class Batch:
 
         ``keep``: the names are those to be kept instead. Writable tokens are never dropped.
         """
-        gone = torch.zeros_like(self.masked)
-        for row, table in enumerate(self.span_table):
-            for span in table:
-                if (span.name in spans) != keep and not span.writable:
-                    gone[row, span.start : span.stop] = True
-        return self.drop_tokens(gone, null_id)
+        gone = _given_spans(self.span_table, frozenset(spans), keep, self.ids.shape[1])
+        return self.drop_tokens(gone.to(self.device), null_id)
 
     def drop_tokens(self, gone: Tensor, null_id: int) -> Batch:
         """As ``drop``, for the tokens marked in ``gone [B, L]``."""
@@ -187,6 +188,17 @@ class Batch:
 
 
 SHARED = ("pixels", "features")  # fields of a batch that its rows address by number
+
+
+@functools.lru_cache(maxsize=64)
+def _given_spans(span_table: tuple[tuple[Span, ...], ...], names: frozenset[str], keep: bool, length: int) -> Tensor:
+    """Tokens of the spans in ``names`` (``keep``: of all others) that are not writable, [B, L] bool."""
+    found = torch.zeros(len(span_table), length, dtype=torch.bool)
+    for row, table in enumerate(span_table):
+        for span in table:
+            if (span.name in names) != keep and not span.writable:
+                found[row, span.start : span.stop] = True
+    return found
 
 
 def stack(views: Items[Batch]) -> Batch:

@@ -122,15 +122,19 @@ def squares_of(batch: Batch, gen: Stream, reuse: Reuse | None) -> Squares:
     rank = torch.cat([chosen.long().cumsum(1) - 1, chosen.new_zeros(len(chosen), 1, dtype=torch.long)], 1)
     square = rank.gather(1, token.flatten(1)).view_as(token)
     alone = (stride == 0) & gen.valid
+    some_alone = bool(alone.any())
+    numbers = torch.arange(4 * stride.shape[1], device=rank.device).view(-1, 4).expand_as(token)
     place = torch.zeros_like(rank)
-    numbers = torch.arange(4 * stride.shape[1], device=place.device).view(-1, 4).expand_as(token)
-    for c in (3, 2, 1, 0):  # the first corner last: it is what a position of one code keeps
-        place = place.scatter(1, token[..., c], numbers[..., c])
+    if some_alone:
+        for c in (3, 2, 1, 0):  # the first corner last: it is what a position of one code keeps
+            place = place.scatter(1, token[..., c], numbers[..., c])
+    else:
+        place = place.scatter(1, token.flatten(1), numbers.flatten(1))
     return Squares(
         index=index,
         valid=valid,
         square=square,
-        alone=alone if bool(alone.any()) else None,
+        alone=alone if some_alone else None,
         place=place[:, :length].gather(1, index),
     )
 
