@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from importlib import import_module
@@ -14,12 +15,13 @@ from unmask.cli.methods import page
 from unmask.methods import cards
 from unmask.methods.card import Card
 from unmask.models.fake import FakeDenoiser
-from unmask.pipeline.catalogue import find_sampler, methods, samplers
+from unmask.pipeline.catalogue import SamplerChange, find_sampler, for_network, methods, samplers
+from unmask.protocols import Denoiser
 from unmask.sampling import presets
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Cosine
+from unmask.sampling.schedule import Cosine, Equal
 from unmask.sampling.selection import Confident
-from unmask.sampling.token_sampler import Categorical
+from unmask.sampling.token_sampler import Categorical, Greedy
 from unmask.sequence import Kind, Sequence, Span, collate
 
 torch.set_num_threads(1)
@@ -112,3 +114,23 @@ def test_the_page_of_methods_is_the_generated_one() -> None:
         "run: unmask methods --markdown > docs/methods.md"
     )
     assert re.findall(r"^## (\w+)$", page(), re.MULTILINE)[:2] == ["eb_sampler", "remdm"]
+
+
+def test_a_sampler_may_take_the_opened_network(tmp_path: Path) -> None:
+    """A method whose token sampler holds a head or an energy of the network that was opened (MMAR, EDLM)."""
+    package = tmp_path / "unmask"
+    (package / "sampling").mkdir(parents=True), (package / "methods").mkdir()
+    code = "def energy(base, net, *, weight=1.0) -> Sampler:\n    return base\n\n\ndef plain(base) -> Sampler:\n    return base\n"
+    (package / "sampling" / "presets.py").write_text(code)
+    assert {name: s.takes_net for name, s in samplers(package).items()} == {"energy": True, "plain": False}
+
+    def energy(base: Sampler, net: Denoiser, *, weight: float) -> Sampler:
+        return dataclasses.replace(base, token_sampler=(net, weight))  # type: ignore[arg-type]
+
+    change = SamplerChange(function=energy, arguments={"weight": 0.5}, takes_net=True)
+    net = FakeDenoiser()
+    base = Sampler(schedule=Equal(steps=2), token_sampler=Greedy(), selection=Confident())
+    assert for_network(change, net)(base).token_sampler == (net, 0.5)
+    assert for_network(lambda sampler: sampler, net)(base) is base
+    with pytest.raises(ValueError, match="energy needs the network"):
+        change(base)

@@ -132,7 +132,7 @@ def generate(
 
     \b
     Examples:
-      unmask generate "two red apples left of a cat"
+      unmask generate "a dog left of a cat"
       unmask generate "a blue bus" -n 4 --seed 1 --out bus.png
       unmask generate "a dog above a car" --trace dog.gif
       unmask generate "a clock" --steps 8 --guidance 2 --json

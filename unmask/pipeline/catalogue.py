@@ -2,14 +2,15 @@
 
 Public idea: ``find_sampler("remdm", ["eta=0.2"]) -> (change, the other settings)``, where ``change(sampler) -> Sampler``. A sampler with a
 name is a function ``(base: Sampler, *, number=default, ...) -> Sampler`` of unmask/sampling/presets.py or unmask/methods/: it gets the
-preset of the task and replaces what it changes.
+preset of the task and replaces what it changes. One whose parts hold a module of the network (a diffusion head, an energy) takes the opened
+network too: ``(base, net, *, ...)``.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unmask.protocols import Denoiser
     from unmask.sampling.sampler import Sampler
 
 _PACKAGE = Path(__file__).parents[1]
@@ -25,12 +27,38 @@ _NOT_METHODS = ("__init__", "card")
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSampler:
-    """``module``: dotted name of its file · ``summary``: first line of its docstring · ``arguments``: its numbers with their defaults."""
+    """``module``: dotted name of its file · ``summary``: first line of its docstring · ``arguments``: its numbers with their defaults ·
+    ``takes_net``: whether its second parameter is the network.
+    """
 
     name: str
     module: str
     summary: str
     arguments: Mapping[str, float]
+    takes_net: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerChange:
+    """A named sampler with its arguments: ``change(base) -> Sampler``. ``net``: the opened network, where ``takes_net``."""
+
+    function: Callable[..., Sampler]
+    arguments: Mapping[str, float]
+    takes_net: bool = False
+    net: Denoiser | None = None
+
+    def __call__(self, base: Sampler) -> Sampler:
+        """ValueError where the function needs a network and none was bound."""
+        if not self.takes_net:
+            return self.function(base, **self.arguments)
+        if self.net is None:
+            raise ValueError(f"{self.function.__name__} needs the network; use model.with_sampler(change)")
+        return self.function(base, self.net, **self.arguments)
+
+
+def for_network(change: Callable[[Sampler], Sampler], net: Denoiser) -> Callable[[Sampler], Sampler]:
+    """A change of samplers for one network: a named one gets it, any other function stays as it is."""
+    return dataclasses.replace(change, net=net) if isinstance(change, SamplerChange) else change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +83,10 @@ def samplers(package: Path = _PACKAGE) -> dict[str, NamedSampler]:
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             arguments = {a.arg: ast.literal_eval(default) for a, default in pairs if default is not None}
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            found[node.name] = NamedSampler(name=node.name, module=module, summary=summary, arguments=arguments)
+            takes_net = len(node.args.args) == 2
+            found[node.name] = NamedSampler(
+                name=node.name, module=module, summary=summary, arguments=arguments, takes_net=takes_net
+            )
     return found
 
 
@@ -69,7 +100,7 @@ def methods(package: Path = _PACKAGE) -> dict[str, MethodEntry]:
     return found
 
 
-def find_sampler(name: str, settings: Sequence[str] = ()) -> tuple[Callable[[Sampler], Sampler], list[str]]:
+def find_sampler(name: str, settings: Sequence[str] = ()) -> tuple[SamplerChange, list[str]]:
     """The change that a sampler's name stands for, and the settings that are not arguments of its function.
 
     ValueError for an unknown name, an argument that it does not have, and a value that is no number.
@@ -90,7 +121,7 @@ def find_sampler(name: str, settings: Sequence[str] = ()) -> tuple[Callable[[Sam
             has = f"its arguments are {', '.join(entry.arguments)}" if entry.arguments else "it has no arguments"
             raise ValueError(f"the sampler {name!r} has no argument {key!r}; {has}")
     function = getattr(import_module(entry.module), name)
-    return functools.partial(function, **own), rest
+    return SamplerChange(function=function, arguments=own, takes_net=entry.takes_net), rest
 
 
 def _number(key: str, text: str, kind: type) -> float:
@@ -106,9 +137,8 @@ def _method_files(package: Path) -> list[Path]:
 
 
 def _changes_a_sampler(node: ast.FunctionDef) -> bool:
-    first = node.args.args[0] if len(node.args.args) == 1 else None
     named = isinstance(node.returns, ast.Name) and node.returns.id == "Sampler" and not node.name.startswith("_")
-    return named and first is not None and first.arg == "base"
+    return named and [a.arg for a in node.args.args] in (["base"], ["base", "net"])
 
 
 def _card(tree: ast.Module, path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
+from unmask.pipeline.catalogue import for_network
 from unmask.pipeline.drawing import best_of, draw
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.text_model import TextModel, load_text
@@ -97,7 +98,7 @@ class Model:
         """The same model with ``change`` applied to the preset of every task, layouts and critiques included, for example
         ``model.with_sampler(lambda sampler: remdm(sampler, eta=0.2))``.
         """
-        return Model(self.parts, self.presets.with_sampler(change), executor=self.executor)
+        return Model(self.parts, self.presets.with_sampler(for_network(change, self.parts.net)), executor=self.executor)
 
     def generate(
         self,

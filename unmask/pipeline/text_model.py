@@ -21,6 +21,7 @@ from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import AnswerFormat, Slot
+from unmask.pipeline.catalogue import for_network
 from unmask.protocols import Denoiser, Task
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
@@ -152,7 +153,7 @@ class TextModel:
 
     def with_sampler(self, change: Callable[[Sampler], Sampler]) -> TextModel:
         """The same model with ``change`` applied to the preset of every task."""
-        return TextModel(self.parts, executor=self.executor, change=change)
+        return TextModel(self.parts, executor=self.executor, change=for_network(change, self.parts.net))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in _PICTURES:
