@@ -38,7 +38,8 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``weights``: source of
-    parts that are not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures.
+    parts that are not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures ·
+    ``loaded``: the needs that were loaded.
     """
 
     text: Text
@@ -52,11 +53,14 @@ class Parts:
     views: AnyRes | None = None
     weights: Weights | None = None
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
+    loaded: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
 
     def require(self, needs: frozenset[str]) -> None:
         """Load the parts in ``needs`` (``Task.needs``) that are not loaded yet."""
-        if self.weights:
+        # Looking through all weights takes as long as a step of a small model, so each set of needs is loaded once.
+        if self.weights and not any(needs <= done for done in self.loaded):
             load(self.weights, self.net, self.vq, needs)
+            self.loaded.add(needs)
 
     @property
     def codec(self) -> Codec:
