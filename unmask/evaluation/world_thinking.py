@@ -56,17 +56,20 @@ class Reflections:
         model.parts.require(reflecting.NEEDS)
         sampler = model.presets.generate(model.parts)
         found = reflecting.think(model, [p.text for p in items], [p.seed for p in items], self.thinking, sampler)
-        seen = iter(self.judge().look(np.stack([np.asarray(r.image) for attempts in found for r in attempts])))
+        detections = iter(self.judge().look(np.stack([np.asarray(r.image) for attempts in found for r in attempts])))
         plain = self.plain(model, items)
         findings = []
-        for prompt, attempts, picture, look in zip(items, found, plain, self.judge().look(plain), strict=True):
-            row = {"kind": prompt.kind, "unseen": prompt.unseen, "plain": scoring.verdict(look, prompt.want)}
-            tries = []
-            for tried in attempts:
-                look = next(seen)
-                right = {"right": scoring.verdict(look, prompt.want), "strict": scoring.strict(look, prompt.want)}
-                tries.append(right | tried.to_json())
-            row |= {"tries": tries, "right": taken({"tries": tries}, len(tries))["right"]}
+        for prompt, attempts, picture, drawn in zip(items, found, plain, self.judge().look(plain), strict=True):
+            row = {"kind": prompt.kind, "unseen": prompt.unseen, "plain": scoring.verdict(drawn, prompt.want)}
+            judged = []
+            for attempt in attempts:
+                detected = next(detections)
+                right = {
+                    "right": scoring.verdict(detected, prompt.want),
+                    "strict": scoring.strict(detected, prompt.want),
+                }
+                judged.append(right | attempt.to_json())
+            row |= {"tries": judged, "right": taken({"tries": judged}, len(judged))["right"]}
             pictures = {"plain": picture} | {f"try{i}": np.asarray(r.image) for i, r in enumerate(attempts, 1)}
             findings.append(Finding(row=row, pictures=pictures))
         return findings

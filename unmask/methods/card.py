@@ -18,7 +18,7 @@ class Card:
     ``claim``: the claim of the paper, in one line.
 
     ``status``: reference (runs and passes the contract tests), tiny-checked (its effect was measured on a small model) or reproduced (a
-    result of the paper was reproduced) · ``parts``: role -> tiny instances, which the contract tests run; a role is a field of ``Sampler``,
+    figure of the paper was reproduced) · ``parts``: role -> tiny instances, which the contract tests run; a role is a field of ``Sampler``,
     "sampler" for whole samplers, or the name of another protocol ·
     ``sampler``: the functions of the file that ``--sampler`` takes · ``recipe``: ``file.function`` of unmask/recipes that trains it, or "".
     """

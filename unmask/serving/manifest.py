@@ -99,7 +99,7 @@ class Ask(_Job):
         more |= {"max_tokens": self.max_tokens} if self.max_tokens else {}
         if isinstance(model, TextModel):
             if self.image is not None:
-                raise ValueError("this is a text model, which takes no images; leave out image")
+                raise ValueError("this is a text model without image input; omit image")
             return model.ask(self.prompt, **more)
         if self.image is None:
             raise ValueError("a question needs an image; set image")

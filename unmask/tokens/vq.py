@@ -153,7 +153,7 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The table of code vectors, ``embedding.weight [V, d]``; looked up by Euclidean distance."""
+    """The table of code vectors, ``embedding.weight [V, d]``; lookup is by Euclidean distance."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
