@@ -77,7 +77,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("-o schedule.steps=2", "-o does not apply to --suite world"),
         ("--suite dpg --prompts prompts --out o --all", "--all does not apply"),
-        ("--suite dpg --prompts prompts --out o -n 3", "got 3 a prompt"),
+        ("--suite dpg --prompts prompts --out o -n 3", "got 3 images"),
         ("--suite dpg --prompts prompts --out o --only a", "--only does not apply to --suite dpg"),
         ("--suite imgedit --prompts e.json --images . --out o -n 2", "-n does not apply to --suite imgedit"),
         ("--suite refcoco --prompts refs.json --images . --seed 1", "--seed does not apply to --suite refcoco"),

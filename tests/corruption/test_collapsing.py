@@ -87,5 +87,5 @@ def test_t_exp_lies_inside(at: float) -> None:
 
 
 def test_a_policy_that_never_reaches_t_exp_is_refused() -> None:
-    with pytest.raises(ValueError, match="move t_exp"):
+    with pytest.raises(ValueError, match="change t_exp"):
         Collapsing(at=0.9, announce=EXP, policy=lambda u: u * 0.5).times(rows(True, 2), generator("none"))

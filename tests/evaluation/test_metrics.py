@@ -65,7 +65,7 @@ def test_clip_score_of_known_angles() -> None:
     texts = np.array([[2.0, 0.0], [1.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])
     score = clip_score(images, texts)
     assert score["value"] == pytest.approx((100 + 100 * 0.5**0.5 + 0 + 0) / 4) and score["n"] == 4
-    with pytest.raises(ValueError, match="as many pictures as texts"):
+    with pytest.raises(ValueError, match="of the same shape for images and texts"):
         clip_score(images, texts[:2])
 
 

@@ -230,7 +230,7 @@ def test_dpg_writes_a_picture_or_a_grid_after_the_id(model: Model, each: int, tm
 
 
 def test_dpg_knows_one_picture_or_four() -> None:
-    with pytest.raises(ValueError, match="got 3 a prompt; give -n 1 or -n 4"):
+    with pytest.raises(ValueError, match="got 3 images; give -n 1 or -n 4"):
         PublicDPG(prompts=DENSE, each=3)
 
 
@@ -324,7 +324,7 @@ def test_refcoco_boxes_are_right_from_an_overlap_of_one_half() -> None:
 def test_refcoco_pictures_are_those_its_boxes_were_made_for(model: Model, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "p.png")
     part = PublicRefCOCO(expressions=(expression("1"),), folder=tmp_path)
-    with pytest.raises(ImageError, match="is 32 x 32, and instances.json says 64 x 32; "):
+    with pytest.raises(ImageError, match="is 32 x 32, but instances.json has 64 x 32; "):
         measure(model, part, EvalPlan(n=1), Record())
 
 

@@ -60,7 +60,7 @@ def test_a_count_that_is_not_exact_is_a_minimum(there: int, wanted: int) -> None
     assert verdict(picture, Want(items=(Wanted(name="dog", count=wanted),))) == (there >= wanted)
 
 
-def test_colors_judges_the_surest_thing_of_the_class() -> None:
+def test_colors_judges_the_most_confident_object_of_the_class() -> None:
     red, blue = found("car", "red", score=0.9), found("car", "blue", x=0.5, score=0.7)
     assert verdict(seen(blue, red), colors("car", "red"))
     assert not verdict(seen(blue, red), colors("car", "blue"))

@@ -151,7 +151,7 @@ def test_answers_do_not_depend_on_the_batch(model: Model) -> None:
 
 
 def test_an_unknown_part_is_named(model: Model) -> None:
-    with pytest.raises(ValueError, match="no part 'drawing'; there are geneval"):
+    with pytest.raises(ValueError, match="no part 'drawing'; the parts are geneval"):
         world_suite.run(model, only=["drawing"])
 
 

@@ -100,7 +100,7 @@ def test_two_samplers_of_one_name_and_a_method_without_card_are_refused(tmp_path
     ("change", "message"),
     [
         ({"status": "great"}, "status is one of reference, tiny-checked, reproduced, got 'great'"),
-        ({"status": "reference", "sampler": ()}, "names a sampler or a recipe"),
+        ({"status": "reference", "sampler": ()}, "names neither a sampler nor a recipe"),
         ({"status": "reference", "claim": " "}, "a card needs a claim"),
     ],
 )

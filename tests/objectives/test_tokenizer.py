@@ -60,7 +60,7 @@ def test_kmeans_uses_every_centre_though_points_repeat() -> None:
 def test_kmeans_of_too_few_points_says_so() -> None:
     points = torch.randn(5, 3, generator=generator("few"))
     assert kmeans(points, 5, 2, generator(0)).shape == (5, 3)
-    with pytest.raises(ValueError, match="k-means has 5 points for 6 centres; give it more pictures"):
+    with pytest.raises(ValueError, match="k-means has 5 points for 6 centres; use more images"):
         kmeans(points, 6, 2, generator(0))
 
 

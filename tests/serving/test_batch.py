@@ -124,7 +124,7 @@ BAD: list[tuple[Any, str]] = [
     ({"id": "extra", "task": "generate", "prompt": "x", "colour": 1}, "colour: Extra inputs"),
     ({"id": "empty", "task": "generate", "prompt": " "}, "the prompt is empty"),
     ({"id": "missing", "task": "ask", "image": "no.png", "prompt": "x"}, "no.png"),
-    ({"id": "blind", "task": "ask", "prompt": "x"}, "no image to ask about"),
+    ({"id": "blind", "task": "ask", "prompt": "x"}, "a question needs an image"),
     ({"id": "half", "task": "infill", "image": "in.png"}, "image and mask, or a text"),
     (
         {"id": "two forms", "task": "ask", "image": "in.png", "prompt": "x", "regex": "a", "schema": COLOUR},

@@ -1,7 +1,7 @@
 """The absorbing process: every writable token is masked independently with its group's probability (spec 3.1).
 
-A group is what shares one time: the tokens of one kind in one segment of one row. Text and picture of a sample thus have
-independent times, and so have the questions that share a picture. At least one token of every group is masked.
+The tokens of one kind in one segment of one row form a group, and a group has one time. Text and image of a sample thus have
+independent times, as do the questions that share an image. At least one token of every group is masked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LEAST = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Absorbing:
-    """``policies``: kind -> the policy from which each of its groups draws its time · ``otherwise``: of every other kind."""
+    """``policies``: kind -> the policy that draws the time of its groups · ``otherwise``: the policy of all other kinds."""
 
     policies: Mapping[int, Policy] = field(default_factory=dict)
     otherwise: Policy = Cosine()
@@ -33,7 +33,7 @@ class Absorbing:
         return group, torch.arange(batch.rows * segments * kinds) % kinds
 
     def times(self, batch: Batch, rng: torch.Generator) -> Tensor:
-        """A time for every group, as seen by each token: [B, L]. The groups of a kind share 0..1 out in as many strata."""
+        """The time of each token's group, [B, L]. Times are stratified: 0..1 is split into one stratum per group of a kind."""
         group, kind = self.groups(batch)
         live = torch.zeros(len(kind), dtype=torch.bool)
         live[group[batch.writable & batch.valid].cpu()] = True
@@ -46,9 +46,9 @@ class Absorbing:
         return time.to(batch.device)[group]
 
     def corrupt(self, clean: Batch, time: Tensor, rng: torch.Generator) -> Batch:
-        """``time [B, L]`` as ``times`` gives it, or [B]. Returns the batch with ``masked``, ``time`` and ``weight`` set.
+        """``time``: [B, L] as from ``times``, or [B]. Returns the batch with ``masked``, ``time`` and ``weight`` set.
 
-        ``weight`` is the probability with which a token was masked; infinite where it was masked only because its group had none.
+        ``weight``: the masking probability of a token; infinite if it was masked only because its group had no masked token.
         """
         time = time[:, None].expand_as(clean.ids) if time.dim() == 1 else time
         open_ = clean.writable & clean.valid

@@ -1,4 +1,4 @@
-"""How much is masked: policies that turn a uniform number into a mask ratio (spec 3.1).
+"""Time policies: map a uniform number to a mask ratio (spec 3.1).
 
 Public idea: ``Uniform()(u)`` and ``Cosine()(u)``; u and the result lie in 0..1, any shape.
 """
@@ -21,7 +21,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """Every ratio equally often (LLaDA; stage 2a)."""
+    """Uniform mask ratios (LLaDA; stage 2a)."""
 
     def __call__(self, u: Tensor) -> Tensor:
         return u
@@ -29,7 +29,7 @@ class Uniform:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """cos(pi u / 2): high ratios more often (MaskGIT, eq. of section 3.3; stages at full resolution)."""
+    """cos(pi u / 2): high ratios are more frequent (MaskGIT, eq. of section 3.3; stages at full resolution)."""
 
     def __call__(self, u: Tensor) -> Tensor:
         return torch.cos(u * (math.pi / 2))
@@ -37,7 +37,7 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class OftenAll:
-    """Another policy, but with everything masked in a share ``all`` of the cases: for answers that are decoded in one step."""
+    """Another policy, but a share ``all`` of the times is 1, so everything is masked: for answers that are decoded in one step."""
 
     policy: Policy
     all: float = 0.3

@@ -48,7 +48,7 @@ def read_dpg(path: Path) -> tuple[DpgPrompt, ...]:
 def _from_folder(folder: Path) -> tuple[DpgPrompt, ...]:
     files = sorted(folder.glob("*.txt"))
     if not files:
-        raise FormatError(f"no .txt file in {folder}; wanted one per prompt, named after its id")
+        raise FormatError(f"no .txt file in {folder}; expected one per prompt, named after its id")
     return tuple(DpgPrompt(key=file.stem, text=text_of(file).strip()) for file in files)
 
 
@@ -56,7 +56,7 @@ def _from_table(path: Path) -> tuple[DpgPrompt, ...]:
     rows = csv.DictReader(io.StringIO(text_of(path), newline=""), strict=True)
     missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
     if missing:
-        raise FormatError(f"{path.name}, line 1: no column {', '.join(missing)}; wanted {', '.join(COLUMNS)}")
+        raise FormatError(f"{path.name}, line 1: no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     texts: dict[str, str] = {}
     questions: dict[str, list[Question]] = {}
     try:
@@ -81,7 +81,7 @@ def _cells(row: dict[str, str], place: str) -> tuple[str, str]:
     if None in row or None in row.values():
         raise FormatError(f"{place}: the number of cells differs from the header; check the quotes")
     if not row["item_id"].strip() or not row["text"].strip():
-        raise FormatError(f"{place}: item_id or text is empty; wanted both")
+        raise FormatError(f"{place}: item_id or text is empty; expected both")
     return file_stem(row["item_id"].strip(), place), row["text"].strip()
 
 
@@ -91,7 +91,7 @@ def _question(row: dict[str, str], place: str) -> Question:
         parents = tuple(int(p) for p in row["dependency"].split(","))
     except ValueError as error:
         found = f"proposition_id {row['proposition_id']!r}, dependency {row['dependency']!r}"
-        raise FormatError(f"{place}: {found}; wanted a number, and numbers with commas (0: none)") from error
+        raise FormatError(f"{place}: {found}; expected a number, and numbers with commas (0: none)") from error
     return Question(
         number=number,
         parents=tuple(p for p in parents if p),

@@ -1,7 +1,7 @@
 """GenEval's prompts as that benchmark publishes them: ``evaluation_metadata.jsonl`` (Ghosh et al., 2023).
 
 Public idea: ``read_geneval(path) -> (GenEvalPrompt, …)``. One object per line: ``tag``, ``prompt``, ``include`` (required objects:
-``class``, ``count``, optionally ``color`` and ``position``) and optionally ``exclude`` (``class``, and a ``count`` not to be reached).
+``class``, ``count``, optionally ``color`` and ``position``) and optionally ``exclude`` (``class``, and an exclusive upper limit ``count``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Excluded:
 
 @dataclass(frozen=True, kw_only=True)
 class GenEvalPrompt:
-    """``index``: its number in the file, from 0, and the name of its image folder · ``line``: the unparsed record."""
+    """``index``: number in the file, from 0; also the name of the image folder · ``line``: the unparsed record."""
 
     index: int
     tag: str
@@ -61,15 +61,15 @@ def read_geneval(path: Path) -> tuple[GenEvalPrompt, ...]:
 def _prompt(index: int, entry: Entry) -> GenEvalPrompt:
     tag = entry.get("tag", str)
     if tag not in TAGS:
-        raise entry.wrong(f"unknown tag {tag!r}", f"wanted one of {', '.join(TAGS)}")
-    wanted = entry.objects("include")
-    if not wanted:
-        raise entry.wrong("'include' is empty", 'wanted a list like [{"class": "dog", "count": 1}]')
+        raise entry.wrong(f"unknown tag {tag!r}", f"expected one of {', '.join(TAGS)}")
+    include = entry.objects("include")
+    if not include:
+        raise entry.wrong("'include' is empty", 'expected a list like [{"class": "dog", "count": 1}]')
     return GenEvalPrompt(
         index=index,
         tag=tag,
         prompt=entry.get("prompt", str),
-        include=tuple(_included(e, i, len(wanted)) for i, e in enumerate(wanted)),
+        include=tuple(_included(e, i, len(include)) for i, e in enumerate(include)),
         exclude=tuple(Excluded(name=e.get("class", str), count=e.count("count")) for e in entry.objects("exclude")),
         line=entry.text,
     )
@@ -81,7 +81,7 @@ def _included(entry: Entry, own: int, of: int) -> Included:
         given = entry.get("position", list)
         if len(given) != 2 or given[0] not in RELATIONS or given[1] not in range(of) or given[1] == own:
             raise entry.wrong(
-                f"'position' is {given}", f"wanted [relation, number of another entry], one of {', '.join(RELATIONS)}"
+                f"'position' is {given}", f"expected [relation, number of another entry], one of {', '.join(RELATIONS)}"
             )
         position = (str(given[0]), int(given[1]))
     return Included(

@@ -26,7 +26,7 @@ def read_imgedit(path: Path) -> tuple[EditRequest, ...]:
     """All edits of a file, in order. FormatError if it has another format."""
     found = json_of(path)
     if not isinstance(found, dict) or not found:
-        raise FormatError(f"{path.name} holds {short(found)}; wanted {{key: {{id, prompt, edit_type}}, …}}")
+        raise FormatError(f"{path.name} holds {short(found)}; expected {{key: {{id, prompt, edit_type}}, …}}")
     return tuple(_request(key, value, f"{path.name}, {key!r}") for key, value in found.items())
 
 

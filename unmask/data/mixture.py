@@ -1,4 +1,4 @@
-"""Mixtures of sources. Public idea: ``Joint`` gives a batch of each every step; ``Weighted`` one of them, by weight (spec 3.4)."""
+"""Mixtures of sources (spec 3.4). Public idea: ``Joint`` returns a batch of every source that is due, ``Weighted`` of one, by weight."""
 
 from __future__ import annotations
 

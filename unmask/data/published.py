@@ -32,19 +32,19 @@ class Entry:
     def get(self, name: str, kind: type[T]) -> T:
         """A required field of type ``kind``. Strings must not be empty; bool is not an int."""
         if name not in self.value:
-            raise self.wrong(f"the field {name!r} is missing", f"wanted {_NAMES[kind]}, {name!r}")
+            raise self.wrong(f"the field {name!r} is missing", f"expected {_NAMES[kind]}, {name!r}")
         found = self.value[name]
         if not isinstance(found, kind) or isinstance(found, bool):
-            raise self.wrong(f"{name!r} is {short(found)}", f"wanted {_NAMES[kind]}")
+            raise self.wrong(f"{name!r} is {short(found)}", f"expected {_NAMES[kind]}")
         if isinstance(found, str) and not found.strip():
-            raise self.wrong(f"{name!r} is empty", "wanted a text")
+            raise self.wrong(f"{name!r} is empty", "expected a text")
         return found
 
     def count(self, name: str) -> int:
         """A whole number from 1."""
         found = self.get(name, int)
         if found < 1:
-            raise self.wrong(f"{name!r} is {found}", "wanted at least 1")
+            raise self.wrong(f"{name!r} is {found}", "expected at least 1")
         return found
 
     def objects(self, name: str) -> list[Entry]:
@@ -52,14 +52,14 @@ class Entry:
         found = self.get(name, list) if name in self.value else []
         return [entry_of(value, f"{self.place}, {name}[{i}]") for i, value in enumerate(found)]
 
-    def wrong(self, what: str, wanted: str) -> FormatError:
-        return FormatError(f"{self.place}: {what}; {wanted}")
+    def wrong(self, what: str, expected: str) -> FormatError:
+        return FormatError(f"{self.place}: {what}; {expected}")
 
 
 def entry_of(value: object, place: str) -> Entry:
     """Wrap a JSON object. FormatError for other values."""
     if not isinstance(value, dict):
-        raise FormatError(f"{place}: {short(value)} is not an object; wanted {{…}} with named fields")
+        raise FormatError(f"{place}: {short(value)} is not an object; expected {{…}} with named fields")
     return Entry(value=value, place=place)
 
 
@@ -116,24 +116,24 @@ def inside(name: str, place: str) -> str:
     """A relative path, unchanged. FormatError if it leads out of its folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise FormatError(f"{place}: the path {name!r} leads out of the folder; wanted one like animal/0001.jpg")
+        raise FormatError(f"{place}: the path {name!r} leads out of the folder; expected one like animal/0001.jpg")
     return name
 
 
 def file_stem(name: str, place: str) -> str:
     """An id that is a safe file name, unchanged. FormatError for others."""
     if name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise FormatError(f"{place}: the id {name!r} is not a safe file name; wanted one without / and \\")
+        raise FormatError(f"{place}: the id {name!r} is not a safe file name; expected one without / and \\")
     return name
 
 
 def require_files(folder: Path, names: Sequence[str]) -> None:
-    """FormatError naming the first file that is not in ``folder``."""
-    wanted = tuple(dict.fromkeys(names))
-    missing = [name for name in wanted if not (folder / name).is_file()]
+    """FormatError if a file is not in ``folder``; it names the first one."""
+    required = tuple(dict.fromkeys(names))
+    missing = [name for name in required if not (folder / name).is_file()]
     if missing:
         raise FormatError(
-            f"{len(missing)} of {len(wanted)} images are missing in {folder}, for example {missing[0]}; "
+            f"{len(missing)} of {len(required)} images are missing in {folder}, for example {missing[0]}; "
             "give the folder that contains these paths"
         )
 

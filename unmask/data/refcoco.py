@@ -50,12 +50,12 @@ def read_refcoco(refs: Path, instances: Path | None = None) -> tuple[Expression,
 def _listed(refs: Path) -> Sequence[object]:
     found = json_of(refs)
     if not isinstance(found, list) or not found:
-        raise FormatError(f"{refs.name} holds {short(found)}; wanted a list of refs, as in the pickle")
+        raise FormatError(f"{refs.name} holds {short(found)}; expected a list of refs, as in the pickle")
     return found
 
 
 def _instances(path: Path) -> tuple[dict[int, Entry], dict[int, Entry]]:
-    """Pictures and annotations by their ids."""
+    """Images and annotations by their ids."""
     whole = entry_of(json_of(path), path.name)
     for name in ("images", "annotations"):
         whole.get(name, list)
@@ -68,10 +68,10 @@ def _expressions(value: object, place: str, pictures: dict[int, Entry], places: 
     annotation, image = ref.get("ann_id", int), ref.get("image_id", int)
     if annotation not in places or image not in pictures:
         lacking = f"annotation {annotation}" if annotation not in places else f"image {image}"
-        raise ref.wrong(f"instances.json has no {lacking}", "wanted the instances.json of the same release")
+        raise ref.wrong(f"instances.json has no {lacking}", "expected the instances.json of the same release")
     sentences = ref.objects("sentences")
     if not sentences:
-        raise ref.wrong("'sentences' is missing or empty", 'wanted a list like [{"sent_id": 1, "sent": "left dog"}]')
+        raise ref.wrong("'sentences' is missing or empty", 'expected a list like [{"sent_id": 1, "sent": "left dog"}]')
     shown = pictures[image]
     return [
         Expression(
@@ -90,6 +90,6 @@ def _corners(annotation: Entry) -> tuple[float, float, float, float]:
     given = annotation.get("bbox", list)
     numbers = [v for v in given if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(given) != 4 or len(numbers) != 4 or min(numbers[2:]) <= 0:
-        raise annotation.wrong(f"'bbox' is {short(given)}", "wanted [x, y, width, height] in pixels")
+        raise annotation.wrong(f"'bbox' is {short(given)}", "expected [x, y, width, height] in pixels")
     x, y, wide, high = numbers
     return (x, y, x + wide, y + high)

@@ -202,7 +202,7 @@ def answer_ids(text: Text, answer: str, rng: Random, answer_length: int = 0) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """Source image and instruction -> edited image. ``kinds`` are gone through in turn; ``plan`` as in ``Drawings``."""
+    """Source image and instruction -> edited image. The kinds cycle through ``kinds``; ``plan`` as in ``Drawings``."""
 
     text: Text
     encode: Encode

@@ -18,7 +18,7 @@ from unmask.tokens.boxes import FractionBox
 from unmask.tokens.pictures import square
 
 _FAILURES, _OTHERS = 12, 6  # shown per kind
-_SIDE = 192  # pixels of a grounding picture on the page, so that its boxes can be told apart
+_SIDE = 192  # pixels of a grounding picture on the page, so that its boxes can be distinguished
 _MOST = 384  # pixels along the side of a picture on the page
 _TRUE, _FOUND = (20, 150, 60), (220, 40, 40)
 
@@ -47,7 +47,7 @@ def cards(part: Measured) -> dict[str, list[ReportCard]]:
 
 
 def passed(row: Row) -> bool | None:
-    """Whether an item passed: right, all phrases found, or the scene read exactly after the tokenizer. None: not judged."""
+    """Whether an item passed: right, all phrases found, or the scene recognised exactly after the tokenizer. None: not judged."""
     if "iou_1" in row:
         return all(value >= 0.5 for value in row["iou_1"])
     return row["right"] if "right" in row else bool(row["rebuilt"]["exact"])
@@ -62,9 +62,9 @@ def _card(part: Measured, item: Any, row: Row) -> ReportCard:
         note = f"IoU {row['iou']:.2f} (green: true, red: found)"
         pictures = [_boxed(square(item.picture(), _SIDE)[0], [(item.box, row["box"])])]
     elif "answer" in row:
-        note, pictures = f"“{row['answer']}”, wanted “{row['wanted']}”", [render(item.scene)]
+        note, pictures = f"“{row['answer']}”, expected “{row['wanted']}”", [render(item.scene)]
     elif "critique" in row:
-        note, pictures = f"“{row['critique']}”, wanted “{row['wanted'] or 'is correct'}”", [render(item.scene)]
+        note, pictures = f"“{row['critique']}”, expected “{row['wanted'] or 'is correct'}”", [render(item.scene)]
     elif "tries" in row:
         note = " → ".join(f"“{t['critique']}”" for t in row["tries"])
         pictures = [part.pictures(row["key"], f"try{i}") for i in range(1, len(row["tries"]) + 1)]
@@ -81,9 +81,9 @@ def _detections(row: Row) -> str:
     if "error" not in row and "seen" not in row:
         return "not judged"
     if "seen" not in row:
-        return f"error {row['error']:.5f}; the judge reads {'all' if row['rebuilt']['exact'] else 'not all'} of it"
+        return f"error {row['error']:.5f}; the judge recognises {'all' if row['rebuilt']['exact'] else 'not all'} of it"
     objects = [f"{colour} {name}".strip() for colour, name, _, _ in row["seen"]["things"]]
-    return f"seen: {', '.join(objects) or 'nothing'} on {row['seen']['background']}"
+    return f"detected: {', '.join(objects) or 'nothing'} on {row['seen']['background']}"
 
 
 def _boxed(picture: Image.Image, boxes: Iterable[tuple[FractionBox, Sequence[float]]]) -> np.ndarray:
@@ -102,6 +102,6 @@ def _boxed(picture: Image.Image, boxes: Iterable[tuple[FractionBox, Sequence[flo
 def _uri(picture: np.ndarray) -> str:
     buffer = io.BytesIO()
     image = Image.fromarray(picture)
-    image.thumbnail((_MOST, _MOST))  # leaves smaller ones as they are
+    image.thumbnail((_MOST, _MOST))  # smaller images keep their size
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

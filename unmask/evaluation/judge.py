@@ -1,6 +1,6 @@
-"""The judge: an independent detector that says what a picture of the synthetic world shows.
+"""The judge: an independent object detector for images of the synthetic world.
 
-It shares no code and no weights with the models it scores, and was trained on renderings alone (``recipes/judge.py``).
+It shares no code and no weights with the models it scores, and is trained on renderings only (``recipes/judge.py``).
 Public idea: ``load_judge().look(pictures) -> [Seen]``.
 
 Shapes: B pictures · H W pixels · h w cells (8 pixels each) · K classes · C colours · G backgrounds · F features.
@@ -53,10 +53,10 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Shape of the network and of its decisions.
+    """Shape of the network and its detection thresholds.
 
-    ``widths`` and ``blocks``: channels, and residual blocks, at 1/2, 1/4 and 1/8 of the pixels · ``threshold``: the least
-    score of an object · ``overlap``: of two boxes that share more than this part of the smaller one, the weaker is dropped.
+    ``widths`` and ``blocks``: channels, and residual blocks, at 1/2, 1/4 and 1/8 of the pixels · ``threshold``: minimum
+    score of an object · ``overlap``: of two boxes that share more than this part of the smaller one, the lower-scoring is dropped.
     """
 
     side: int = 128
@@ -98,8 +98,8 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """A one-scale detector: every cell within 8 pixels of an object's centre predicts its class, colour and position.
 
-    An object counts as found where four neighbouring cells agree on its class: the score is the mean of their four
-    probabilities, which a half-drawn object rarely wins.
+    An object is detected where four neighbouring cells agree on its class: the score is the mean of their four
+    probabilities, which is low for an incomplete object.
     """
 
     def __init__(self, config: JudgeConfig = JudgeConfig()) -> None:
@@ -132,10 +132,10 @@ class Judge(nn.Module):
         )
 
     def look(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Seen]:
-        """What each picture shows.
+        """The detected contents of each image.
 
-        ``images``: uint8 [N, S, S, 3], or a list of [S, S, 3]; S at most ``config.side`` (smaller ones are continued with
-        the colour of their rim, so that objects keep their size in pixels). Raises ValueError for anything else.
+        ``images``: uint8 [N, S, S, 3], or a list of [S, S, 3]; S at most ``config.side`` (smaller images are padded with
+        the colour of their border, so that objects keep their size in pixels). Raises ValueError for anything else.
         """
         seen: list[Seen] = []
         for batch_B3HW, side in self._batches(images):
@@ -259,6 +259,6 @@ def read_judge(path: Path) -> Judge:
 
 @lru_cache(maxsize=1)
 def load_judge() -> Judge:
-    """The shipped judge (CPU, float32, eval mode); the same object every time."""
+    """The shipped judge (CPU, float32, eval mode). It is loaded once and shared."""
     with as_file(files("unmask.evaluation") / "assets" / "judge.safetensors") as path:
         return read_judge(path)

@@ -1,6 +1,6 @@
 """Figures with their uncertainty, and distances. Public idea: ``share(verdicts) -> {"value", "n", "low", "high"}``.
 
-Every figure is a plain dict, ready for JSON: ``value`` (None of nothing), ``n`` (of how many), and a 95 % interval from
+Every figure is a plain dict, ready for JSON: ``value`` (None for an empty sample), ``n`` (sample size), and a 95 % interval from
 ``low`` to ``high``.
 """
 
@@ -18,7 +18,7 @@ _LEAST_ERROR = 1e-10  # squared error of 100 dB, so that a perfect picture has a
 
 
 def share(rights: Iterable[bool], **more: object) -> Figure:
-    """The share that is right, with Wilson's interval; ``more`` is added to it."""
+    """The share of true verdicts, with Wilson's interval; ``more`` is added to the figure."""
     given = [bool(r) for r in rights]
     low, high = interval(sum(given), len(given))
     return {"value": sum(given) / len(given) if given else None, "n": len(given), "low": low, "high": high, **more}
@@ -31,7 +31,7 @@ def by_kind(rows: Sequence[Json], kinds: Iterable[str], verdict: str = "right") 
 
 
 def by_combination(rows: Sequence[Json]) -> dict[str, Figure]:
-    """The share of right rows, separately for those with a held-out combination."""
+    """The share of right rows with and without a held-out combination."""
     return {
         "seen_combinations": share(r["right"] for r in rows if not r["unseen"]),
         "held_out_combinations": share(r["right"] for r in rows if r["unseen"]),
@@ -39,9 +39,9 @@ def by_combination(rows: Sequence[Json]) -> dict[str, Figure]:
 
 
 def share_of_groups(groups: Iterable[Sequence[bool]], **more: object) -> Figure:
-    """The mean over groups (the pictures of one prompt) of the share that is right. ``n`` counts groups, ``pictures`` verdicts.
+    """The mean over groups (the pictures of one prompt) of the share of true verdicts. ``n`` counts groups, ``pictures`` verdicts.
 
-    Wilson's interval as if a group were one trial: at most too wide, exact where the pictures of a prompt are all alike.
+    Wilson's interval with each group as one trial: conservative, and exact if all images of a prompt have the same verdict.
     """
     given = [[bool(r) for r in group] for group in groups]
     means = [sum(group) / len(group) for group in given]
@@ -54,7 +54,7 @@ def share_of_groups(groups: Iterable[Sequence[bool]], **more: object) -> Figure:
 def mean_of(figures: Sequence[Figure]) -> Figure:
     """The unweighted mean of independent figures; empty ones are left out.
 
-    The interval adds up theirs in quadrature, either side apart (Zou & Donner 2008).
+    The interval combines their intervals in quadrature, separately for each side (Zou & Donner 2008).
     """
     given = [f for f in figures if f["value"] is not None]
     if not given:
@@ -89,11 +89,11 @@ def balanced(pairs: Sequence[tuple[bool, bool]]) -> Figure:
 def calibration(pairs: Sequence[tuple[float, bool]], bins: int = 10) -> Figure:
     """(predicted probability, truth) -> the expected calibration error (Guo et al. 2017) over bins.
 
-    The bins that hold something are told beside it: from what chance, how many, their mean chance, the share that was true.
+    ``bins`` lists the bins that are not empty: lower limit, count, mean predicted probability, share of true outcomes.
     """
     filled: dict[int, list[tuple[float, bool]]] = {}
-    for chance, truth in pairs:
-        filled.setdefault(min(bins - 1, int(chance * bins)), []).append((chance, truth))
+    for probability, truth in pairs:
+        filled.setdefault(min(bins - 1, int(probability * bins)), []).append((probability, truth))
     rows = [
         {"from": k / bins, "n": len(v), "said": sum(c for c, _ in v) / len(v), "true": sum(t for _, t in v) / len(v)}
         for k, v in sorted(filled.items())
@@ -130,12 +130,14 @@ def psnr_of_mean(errors: Sequence[float], *, seed: int = 0, resamples: int = 100
 
 
 def clip_score(images: np.ndarray, texts: np.ndarray) -> Figure:
-    """The mean over pictures of 100 max(cos, 0), the cosine of a picture's features and its text's (Hessel et al. 2021, no weight).
+    """The mean over images of 100 max(cos, 0), the cosine of the features of an image and its text (Hessel et al. 2021, no weight).
 
-    Both [N, F], row i of one kind belongs to row i of the other; ValueError where the shapes differ.
+    Both [N, F], row i of one belongs to row i of the other. ValueError if the shapes differ.
     """
     if images.shape != texts.shape or images.ndim != 2:
-        raise ValueError(f"expected features [N, F] of as many pictures as texts, got {images.shape} and {texts.shape}")
+        raise ValueError(
+            f"expected features [N, F] of the same shape for images and texts, got {images.shape} and {texts.shape}"
+        )
     a, b = images.astype(np.float64), texts.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
@@ -146,7 +148,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float | None:
     """Fréchet distance of two sets of features [N, F], each modelled as a normal distribution; None for fewer than two.
 
     |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017, there over Inception features). It falls
-    with N: compare it with the distance of as many real pictures from others.
+    with N: compare it with the distance of as many real images from other real images.
     """
     if min(len(a), len(b)) < 2:
         return None

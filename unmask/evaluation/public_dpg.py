@@ -1,7 +1,7 @@
 """The public benchmark DPG-Bench, from its own prompts. Public idea: ``PublicDPG(prompts=read_dpg(path))``, a part.
 
-It only draws: ``images/<item_id>.png``, one picture or a 2 x 2 grid of four, as the benchmark's scripts expect them, which judge by
-asking a model its questions. Spec 5.1.
+This part generates only: ``images/<item_id>.png``, one image or a 2 x 2 grid of four, in the layout of the benchmark's scripts. Those
+scripts score the images with a question-answering model. Spec 5.1.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
 from unmask.pipeline.model import Model
 from unmask.rng import key
 
-_SIDES = {1: 1, 4: 2}  # pictures of a prompt -> pictures along a side of its grid
+_SIDES = {1: 1, 4: 2}  # images per prompt -> images along one side of the grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """A prompt to draw. Picture i of its grid has the seed ``seed + i``."""
+    """A prompt. Image i of its grid has the seed ``seed + i``."""
 
     prompt: DpgPrompt
     seed: int
@@ -39,7 +39,7 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True)
 class PublicDPG:
-    """The first ``plan.n`` prompts, ``each`` (1 or 4) pictures of each. ``compare``: pictures are held against their prompts."""
+    """The first ``plan.n`` prompts, ``each`` (1 or 4) images per prompt. ``compare``: also compute the similarity of image and prompt."""
 
     prompts: tuple[DpgPrompt, ...]
     each: int = 4
@@ -50,7 +50,7 @@ class PublicDPG:
     def __post_init__(self) -> None:
         if self.each not in _SIDES:
             raise ValueError(
-                f"DPG-Bench reads one picture or a 2 x 2 grid, got {self.each} a prompt; give -n 1 or -n 4"
+                f"DPG-Bench reads one image or a 2 x 2 grid per prompt, got {self.each} images; give -n 1 or -n 4"
             )
 
     def items(self, plan: EvalPlan) -> list[Dense]:
@@ -60,13 +60,13 @@ class PublicDPG:
         return [self.draw.settings(model), self.each, key(*((p.key, p.text) for p in self.prompts))]
 
     def find(self, model: Model, items: Sequence[Dense]) -> list[Finding]:
-        """As many rows at once as there are items; the next picture of each comes next."""
+        """All items at once: first image 0 of every item, then image 1, and so on."""
         shots = [self.draw(model, [replace(item, seed=item.seed + i) for item in items]) for i in range(self.each)]
         grids = [gridded([shot[i] for shot in shots]) for i in range(len(items))]
         return [Finding(row={"kind": "prompt", "right": None}, pictures={"drawn": grid}) for grid in grids]
 
     def figures(self, plan: EvalPlan, items: Sequence[Dense], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """How many were drawn, of which nothing is judged here."""
+        """The number of generated items. They are not scored here."""
         out: Figures = {
             "prompts": len(self.prompts),
             "prompts_drawn": len(rows),
@@ -84,6 +84,6 @@ class PublicDPG:
 
 
 def gridded(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """One picture, or four in rows of two."""
+    """One image, or four in rows of two."""
     side = _SIDES[len(pictures)]
     return np.concatenate([np.concatenate(pictures[i : i + side], 1) for i in range(0, len(pictures), side)])

@@ -1,8 +1,8 @@
 """The public benchmark GenEval, from its own prompt file. Public idea: ``PublicGenEval(prompts=read_geneval(path))``, a part.
 
-Pictures lie as the benchmark's scripts expect them (``layout``, ``lay_out``). Our judge looks at those whose nouns and colours it knows, by
-that benchmark's rules of ``include`` and ``exclude``; all others are "not judged", neither right nor wrong. One rule is ours: a relation
-holds where one axis dominates (``scenes.relation``), as in the suite ``world``.
+Images are saved in the folder layout of the benchmark's scripts (``layout``, ``lay_out``). Our judge scores the prompts whose nouns and
+colours it knows, by the benchmark's ``include`` and ``exclude`` rules; all others are "not judged", neither right nor wrong. One rule
+differs: a relation holds if one axis dominates (``scenes.relation``), as in the suite ``world``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from unmask.pipeline.model import Model
 from unmask.rng import key
 from unmask.tokens.pictures import write_whole
 
-_MINI = LEVELS["grid"]  # what the embedded model was taught to draw; the judge knows all of the world
+_MINI = LEVELS["grid"]  # the training vocabulary of the embedded model; the judge knows the whole world
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """Picture ``number`` of a prompt: the one that ``unmask generate PROMPT --seed S -n 4`` draws as number ``number``."""
+    """Image ``number`` of a prompt, equal to image ``number`` of ``unmask generate PROMPT --seed S -n 4``."""
 
     prompt: GenEvalPrompt
     number: int
@@ -47,9 +47,9 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True)
 class PublicGenEval:
-    """The first ``plan.n`` prompts, ``each`` pictures of each. ``everything``: also those that the judge cannot judge.
+    """The first ``plan.n`` prompts, ``each`` images per prompt. ``everything``: include prompts that the judge cannot score.
 
-    ``compare``: all pictures are also held against their prompts by an encoder.
+    ``compare``: also compute the similarity of image and prompt with an encoder.
     """
 
     prompts: tuple[GenEvalPrompt, ...]
@@ -64,7 +64,7 @@ class PublicGenEval:
         return [p for p in self.prompts if self.everything or self.knows(p)][: plan.n]
 
     def knows(self, prompt: GenEvalPrompt) -> bool:
-        """Whether the judge has words for all that the prompt names."""
+        """Whether the judge knows every noun and colour of the prompt."""
         config = self.judge().config
         return prompt.nouns <= set(config.classes) and prompt.colours <= set(config.colours)
 
@@ -87,7 +87,7 @@ class PublicGenEval:
         return [Finding(row=self._row(item.prompt, look), pictures={"drawn": picture}) for item, look, picture in looks]
 
     def judges(self, model: Model) -> bool:
-        """Whether the judge can look at what this model draws; it reads pictures of the size of the world's."""
+        """Whether the judge can score this model's images, which must have the image size of the world."""
         return model.parts.side <= self.judge().config.side
 
     def _row(self, prompt: GenEvalPrompt, seen: Seen | None) -> Row:
@@ -97,7 +97,7 @@ class PublicGenEval:
         return row
 
     def figures(self, plan: EvalPlan, items: Sequence[Shot], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """Every category, and ``overall`` their unweighted mean as the benchmark has it; the same for the words ``mini`` was taught."""
+        """Every category, and ``overall``, their unweighted mean as in the benchmark; also for ``mini``'s training vocabulary alone."""
         judged = [row for row in rows if row["right"] is not None]
         out = _by_category(judged)
         out["words_of_grid"] = _by_category([row for row in judged if row["grid"]])
@@ -127,13 +127,13 @@ def _in_grid(prompt: GenEvalPrompt) -> bool:
 
 
 def shows(seen: Seen, prompt: GenEvalPrompt) -> bool:
-    """Whether a picture has all that is included, and no more of anything than is allowed."""
+    """Whether an image contains every ``include`` entry and stays below every ``exclude`` count."""
     few = all(sum(t.name == e.name for t in seen.objects) < e.count for e in prompt.exclude)
     return few and all(scoring.verdict(seen, want) for want in wants(prompt))
 
 
 def wants(prompt: GenEvalPrompt) -> tuple[Want, ...]:
-    """What is included, as our rules say it: one for every relation that is asked for, or one without."""
+    """The ``include`` entries as ``Want`` values: one per requested relation, or one without a relation."""
     items = tuple(Wanted(name=e.name, count=e.count, colour=e.colour) for e in prompt.include)
     related = [
         Related(first=item, relation=entry.position[0], second=items[entry.position[1]])
@@ -144,13 +144,13 @@ def wants(prompt: GenEvalPrompt) -> tuple[Want, ...]:
 
 
 def layout(key: str) -> Path:
-    """Where picture ``00012-0003`` lies: ``00012/samples/0003.png``."""
+    """The path of image ``00012-0003``: ``00012/samples/0003.png``."""
     prompt, _, number = key.partition("-")
     return Path(prompt) / "samples" / f"{number}.png"
 
 
 def lay_out(folder: Path, prompts: Sequence[GenEvalPrompt]) -> None:
-    """``metadata.jsonl`` of every prompt beside its pictures: its line of the file, from which the benchmark's scripts judge."""
+    """Write each prompt's line of the file to ``metadata.jsonl`` beside its images; the benchmark's scripts read it."""
     for prompt in prompts:
         line = prompt.line + "\n"
         write_whole(

@@ -1,7 +1,7 @@
 """The public benchmark ImgEdit (basic, single turn), from its own edits. Public idea: ``PublicImgEdit(edits=…, folder=…)``, a part.
 
-It only edits: ``images/<key>.png``, as the benchmark's scripts expect them, which judge by asking a model. A source is cut to its middle
-square (spec 5.1). All pictures of one run have the run's seed.
+This part edits only: ``images/<key>.png``, the layout of the benchmark's scripts, which score the images with a vision-language model.
+A source image is cropped to its central square (spec 5.1). All images of a run have the run's seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unmask.tokens.pictures import read_image
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """An edit to make of ``folder / request.source``."""
+    """An edit of ``folder / request.source``."""
 
     request: EditRequest
     folder: Path
@@ -43,7 +43,7 @@ class Instruction:
 
 @dataclass(frozen=True, kw_only=True)
 class PublicImgEdit:
-    """The first ``plan.n`` edits of pictures below ``folder``."""
+    """The first ``plan.n`` edits, with source images below ``folder``."""
 
     edits: tuple[EditRequest, ...]
     folder: Path
@@ -63,7 +63,7 @@ class PublicImgEdit:
         ]
 
     def figures(self, plan: EvalPlan, items: Sequence[Instruction], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """How many edits of each kind were made, of which nothing is judged here."""
+        """The number of edits of each kind. They are not scored here."""
         counts = Counter(row["kind"] for row in rows)
         return {
             "edits": len(self.edits),
@@ -74,7 +74,7 @@ class PublicImgEdit:
 
 
 def middle(image: Image.Image, side: int) -> Image.Image:
-    """The largest square in the middle of a picture, resized to ``side`` pixels (bicubic)."""
+    """The largest central square of an image, resized to ``side`` pixels (bicubic)."""
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
     square = image.crop((left, top, left + short, top + short))

@@ -1,7 +1,7 @@
 """Referring expressions of RefCOCO, RefCOCO+ and RefCOCOg, from their own files. Public idea: ``PublicRefCOCO(expressions=…, folder=…)``.
 
-P@0.5: a box is right if its IoU with the true one is at least 0.5, both as fractions of the picture's padded square (spec 5.1). One step
-decides a box; ``changes=("schedule.steps=4",)`` asks for four. Every expression is asked for alone.
+P@0.5: a box is right if its IoU with the true box is at least 0.5, both as fractions of the image's padded square (spec 5.1). A box is
+predicted in one step; ``changes=("schedule.steps=4",)`` sets four steps. Every expression is a request of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from unmask.tasks.running import perform
 from unmask.tokens.boxes import FractionBox
 from unmask.tokens.pictures import ImageError, Placement, read_image
 
-_LEAST = 0.5  # IoU of a box that counts as found
+_LEAST = 0.5  # minimum IoU of a correct box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +50,19 @@ class Sought:
         return Placement(width=width, height=height).to_fractions(self.expression.box)
 
     def picture(self) -> Image.Image:
-        """ImageError where the file is not the picture that its boxes were made for."""
+        """The image. ImageError if its size differs from the size in instances.json."""
         found = read_image(self.folder / self.expression.picture)
         if found.size != self.expression.size:
             raise ImageError(
-                f"{self.expression.picture} is {found.width} x {found.height}, and instances.json says "
-                f"{self.expression.size[0]} x {self.expression.size[1]}; use the pictures of COCO's train2014 as they were published"
+                f"{self.expression.picture} is {found.width} x {found.height}, but instances.json has "
+                f"{self.expression.size[0]} x {self.expression.size[1]}; use the published images of COCO's train2014"
             )
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicRefCOCO:
-    """The first ``plan.n`` expressions about pictures below ``folder``. ``changes``: fields of the sampler."""
+    """The first ``plan.n`` expressions, with images below ``folder``. ``changes``: fields of the sampler."""
 
     expressions: tuple[Expression, ...]
     folder: Path
@@ -76,14 +76,16 @@ class PublicRefCOCO:
         return [describe(self._sampler(model)), key(*self.expressions)]
 
     def find(self, model: Model, items: Sequence[Sought]) -> list[Finding]:
-        looks = {item.expression.picture: item for item in items}  # several expressions are about one picture
+        looks = {item.expression.picture: item for item in items}  # several expressions may share an image
         seen = {name: model.parts.image_views(item.picture()) for name, item in looks.items()}
         tasks = [Ground(pixels=seen[item.expression.picture], phrases=(item.text,)) for item in items]
-        found = perform(model, tasks, [0] * len(items), self._sampler(model))  # nothing is drawn by chance
+        found = perform(
+            model, tasks, [0] * len(items), self._sampler(model)
+        )  # grounding is deterministic: seeds have no effect
         return [Finding(row=scored(item, box)) for item, (box,) in zip(items, found, strict=True)]
 
     def figures(self, plan: EvalPlan, items: Sequence[Sought], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """P@0.5 of every split, with the mean IoU beside it."""
+        """P@0.5 and the mean IoU of every split."""
         out: Figures = {}
         for split in sorted({row["kind"] for row in rows}):
             some = [row for row in rows if row["kind"] == split]
@@ -95,7 +97,7 @@ class PublicRefCOCO:
 
 
 def scored(item: Sought, box: FractionBox) -> Row:
-    """The verdict on a box that was found, both as fractions of the padded square."""
+    """The verdict on a predicted box; boxes are fractions of the padded square."""
     overlap = iou(box, item.box)
     rounded = [round(v, 4) for v in box]
     return {"kind": item.expression.split, "right": overlap >= _LEAST, "iou": round(overlap, 4), "box": rounded}

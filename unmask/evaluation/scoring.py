@@ -14,7 +14,7 @@ from unmask.data.world import scenes
 from unmask.data.world.scenes import RELATIONS, Scene, SceneObject
 from unmask.evaluation.judge import Box, Found, Seen
 
-_SAME_PLACE = 0.5  # least IoU of a found box with the true one
+_SAME_PLACE = 0.5  # minimum IoU of a detected box with the true box
 Z = 1.959964  # two-sided 95 %
 
 
@@ -29,7 +29,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"wanted a count of at least 1 of {self.name!r}, got {self.count}")
+            raise ValueError(f"the count of {self.name!r} must be at least 1, got {self.count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +55,18 @@ class Want:
     def __post_init__(self) -> None:
         names = {item.name for item in self.items}
         if self.related and not {self.related.first.name, self.related.second.name} <= names:
-            raise ValueError(f"a relation between things that are not wanted: {self.related}; add them to the items")
+            raise ValueError(
+                f"the relation names objects that are not in the items: {self.related}; add them to the items"
+            )
 
 
 def single(name: str) -> Want:
-    """GenEval "single_object": the class is there."""
+    """GenEval "single_object": the class is present."""
     return Want(items=(Wanted(name=name),))
 
 
 def two(first: str, second: str) -> Want:
-    """GenEval "two_object": both classes are there."""
+    """GenEval "two_object": both classes are present."""
     return Want(items=(Wanted(name=first), Wanted(name=second)))
 
 
@@ -79,20 +81,20 @@ def colors(name: str, colour: str) -> Want:
 
 
 def position(first: Wanted, relation: str, second: Wanted) -> Want:
-    """GenEval "position": both are there, in this relation."""
+    """GenEval "position": both are present, in this relation."""
     return Want(items=(first, second), related=Related(first=first, relation=relation, second=second))
 
 
 def color_attr(first: str, first_colour: str, second: str, second_colour: str) -> Want:
-    """GenEval "color_attr": both are there, each in its own colour."""
+    """GenEval "color_attr": both are present, each in its own colour."""
     return Want(items=(Wanted(name=first, colour=first_colour), Wanted(name=second, colour=second_colour)))
 
 
 def verdict(seen: Seen, want: Want) -> bool:
     """Whether the picture meets the prompt by GenEval's rules; other objects are ignored.
 
-    As there, a class is judged by its surest objects, as many as are wanted: a further one neither helps nor harms, unless
-    the count is exact.
+    As in GenEval, only the most confident objects of a class count, up to the requested number. Further objects have no effect
+    unless the count is exact.
     """
     names = {item.name for item in want.items}
     present = all(_class_right(seen, [i for i in want.items if i.name == name]) for name in names)
@@ -100,31 +102,31 @@ def verdict(seen: Seen, want: Want) -> bool:
 
 
 def strict(seen: Seen, want: Want) -> bool:
-    """``verdict``, and the picture shows nothing else."""
+    """``verdict``, and the image contains no other object."""
     return verdict(seen, want) and len(seen.objects) == sum(item.count for item in want.items)
 
 
-def _surest(seen: Seen, name: str) -> list[Found]:
+def _by_confidence(seen: Seen, name: str) -> list[Found]:
     return sorted((t for t in seen.objects if t.name == name), key=lambda t: -t.score)
 
 
 def _class_right(seen: Seen, items: list[Wanted]) -> bool:
     """All items of one class: enough objects (no more, if exact), and enough of the most confident ones in each colour."""
     total = sum(item.count for item in items)
-    objects = _surest(seen, items[0].name)
+    objects = _by_confidence(seen, items[0].name)
     if len(objects) < total or (len(objects) > total and any(item.exact for item in items)):
         return False
-    asked: Counter[str] = Counter()
+    required: Counter[str] = Counter()
     for item in items:
         if item.colour is not None:
-            asked[item.colour] += item.count
-    return asked <= Counter(t.colour for t in objects[:total])
+            required[item.colour] += item.count
+    return required <= Counter(t.colour for t in objects[:total])
 
 
 def _related_right(seen: Seen, related: Related) -> bool:
-    """By the box centres of the most confident object for either side; one object never counts for both."""
+    """By the box centres of the most confident object on each side; one object never counts for both."""
     first, second = (
-        [t for t in _surest(seen, w.name) if w.colour is None or t.colour == w.colour]
+        [t for t in _by_confidence(seen, w.name) if w.colour is None or t.colour == w.colour]
         for w in (related.first, related.second)
     )
     others = [t for t in second if not first or t is not first[0]]
@@ -175,13 +177,13 @@ def interval(successes: float, n: int) -> tuple[float, float]:
     ``successes`` may have a fraction: trials that are shares themselves.
     """
     if not 0 <= successes <= n:
-        raise ValueError(f"wanted 0 <= successes <= n, got {successes} of {n}")
+        raise ValueError(f"expected 0 <= successes <= n, got {successes} of {n}")
     if n == 0:
         return (0.0, 1.0)
     share, z2 = successes / n, Z * Z
     middle = share + z2 / (2 * n)
     spread = Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At the ends the formula gives 0 and 1 up to rounding; exact values keep the share inside its interval.
+    # At 0 and n the formula gives 0 and 1 up to rounding; exact values keep the share inside its interval.
     low = (middle - spread) / (1 + z2 / n) if successes else 0.0
     high = (middle + spread) / (1 + z2 / n) if successes < n else 1.0
     return (low, high)

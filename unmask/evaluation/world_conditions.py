@@ -26,8 +26,8 @@ from unmask.tasks.generate import Generate
 from unmask.tasks.running import perform
 from unmask.tokens.prompts import Conditions
 
-KINDS = ("single", "colors")  # one object: two leave less background
-LEVELS = 5  # of luminance, and of contrast at each of these
+KINDS = ("single", "colors")  # one object leaves the most background
+LEVELS = 5  # luminance values, and contrast values for each
 _SCENES, _SIDE = 500, 128
 
 
@@ -49,7 +49,7 @@ class ConditionedPrompt:
 
 @cache
 def grid(level: str) -> tuple[Conditions, ...]:
-    """Pairs that the world can show: five luminances of training scenes with one object, and five contrasts at each."""
+    """Pairs that occur in training scenes with one object: five luminance values with five contrast values each."""
     draft = Draft(counts=((1, 1.0),))
     scenes = [sample(level, "train", key("conditions"), i, draft) for i in range(_SCENES)]
     there = [luminance_stats(pixels) for pixels in pixels_of(scenes, _SIDE)]
@@ -85,12 +85,12 @@ class Conditioned:
         pictures = np.stack([np.asarray(image) for image in made])
         findings = []
         for item, seen, picture in zip(items, self.judge().look(pictures), pictures, strict=True):
-            light = luminance_stats(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
+            measured = luminance_stats(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
             row = {
                 "kind": item.prompt.kind,
                 "right": scoring.verdict(seen, item.prompt.want),
                 "asked": _plain(item.asked),
-                "obtained": _plain(light),
+                "obtained": _plain(measured),
             }
             findings.append(Finding(row=row, pictures={"drawn": picture}))
         return findings
@@ -98,7 +98,7 @@ class Conditioned:
     def figures(
         self, plan: EvalPlan, items: Sequence[ConditionedPrompt], rows: Sequence[Row], pictures: Pictures
     ) -> Figures:
-        """Requested against measured values: Pearson's correlation and mean distance; and whether the picture still meets its prompt."""
+        """Pearson's correlation and mean distance of requested and measured values; the share of images that match their prompt."""
         out: Figures = {}
         for name in ("luminance", "contrast"):
             pairs = [(row["asked"][name], row["obtained"][name]) for row in rows]
@@ -107,6 +107,6 @@ class Conditioned:
         return out | {"prompt_met": share(row["right"] for row in rows)}
 
 
-def _plain(light: Conditions) -> dict[str, float]:
-    assert light.luminance is not None and light.contrast is not None
-    return {"luminance": round(light.luminance, 4), "contrast": round(light.contrast, 4)}
+def _plain(values: Conditions) -> dict[str, float]:
+    assert values.luminance is not None and values.contrast is not None
+    return {"luminance": round(values.luminance, 4), "contrast": round(values.contrast, 4)}

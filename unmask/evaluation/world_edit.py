@@ -1,7 +1,7 @@
 """Editing scenes of the world by instruction, in seven kinds. Public idea: ``Edits()``, a part of the suite.
 
-An edit succeeds where the instruction is met *and* everything else is as it was: same background, the same objects in
-the same places and colours, nothing more. Where several free places fit an instruction (add, move), each is right.
+An edit succeeds if the instruction is met *and* everything else is unchanged: the same background, the same objects in
+the same places and colours, no further objects. If several free places fit an instruction (add, move), each is right.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from unmask.evaluation.world_geneval import seen_json
 from unmask.pipeline.model import Model
 from unmask.rng import key
 
-_TRIES = 200  # scenes looked at for each edit wanted
+_ATTEMPTS = 200  # scenes sampled per requested edit
 _TOUCH = (
-    0.1  # of the smaller box: what two boxes may share before they overlap (the judge's boxes are a pixel or two off)
+    0.1  # largest shared part of the smaller box without an overlap (the judge's boxes are off by one or two pixels)
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """An edit that is asked for."""
+    """A requested edit."""
 
     index: int
     seed: int
@@ -54,22 +54,22 @@ class Wish:
 
 
 def wishes(kind: str, count: int, plan: EvalPlan) -> list[Wish]:
-    """The first ``count`` edits of a kind, each of a scene of its own."""
+    """The first ``count`` edits of a kind, each of a different scene. ValueError if too few scenes allow one."""
     made: list[Wish] = []
     stream = key("edits", kind, plan.seed)
-    for number in range(_TRIES * count):
+    for number in range(_ATTEMPTS * count):
         scene = sample(plan.level, plan.split, stream, number)
         found = edits.edit(scene, plan.split, Random(f"edits/{kind}/{plan.seed}/{number}"), kind)
         if found:
             made.append(Wish(index=len(made), seed=plan.seed * 100_000 + len(made), edit=found))
         if len(made) == count:
             return made
-    raise ValueError(f"only {len(made)} of {count} {kind} edits of {plan.split} scenes of level {plan.level!r}")
+    raise ValueError(f"only {len(made)} of {count} {kind} edits found for {plan.split} scenes of level {plan.level!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """``draw``: how pictures are made of wishes."""
+    """``draw``: generates the edited images."""
 
     draw: GenerationStrategy = EditGenerator()
     judge: Callable[[], Judge] = load_judge
@@ -93,7 +93,7 @@ class Edits:
         ]
 
     def figures(self, plan: EvalPlan, items: Sequence[Wish], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """Success, and apart: instruction met, the rest kept; the baseline hands the source back unchanged."""
+        """Success; separately, instruction met and rest unchanged. The baseline returns the source unchanged."""
         out: Figures = by_kind(rows, EDIT_KINDS)
         out["copy_source"] = share(r["copied"] for r in rows)
         out["instruction_met"] = share(r["met"] for r in rows)
@@ -114,7 +114,7 @@ def _row(made: SceneEdit, seen: Seen, source: Seen) -> Row:
 
 
 def success(made: SceneEdit, seen: Seen) -> bool:
-    """Whether the picture is what the instruction leads to."""
+    """Whether the image is a correct result of the edit."""
     if made.kind not in ("add", "move"):
         return matches(seen, made.target)
     count = len(seen.objects) == len(made.target.objects)
@@ -122,7 +122,7 @@ def success(made: SceneEdit, seen: Seen) -> bool:
 
 
 def met(made: SceneEdit, seen: Seen) -> bool:
-    """Whether the instruction is met, whatever became of the rest."""
+    """Whether the instruction is met, regardless of the rest."""
     if made.kind == "background":
         return seen.background == made.target.background
     if made.kind == "remove":
@@ -135,18 +135,18 @@ def met(made: SceneEdit, seen: Seen) -> bool:
 
 
 def kept(made: SceneEdit, seen: Seen) -> bool:
-    """Whether what the instruction does not speak of is as it was; objects that came in addition are not looked at."""
+    """Whether everything that the instruction does not mention is unchanged; additional objects are ignored."""
     same = [obj for obj in made.source.objects if obj in made.target.objects]
     background = made.kind == "background" or seen.background == made.source.background
     return background and all(any(right(found, obj) for found in seen.objects) for obj in same)
 
 
 def _placed(made: SceneEdit, new: SceneObject, found: Found, seen: Seen) -> bool:
-    """Whether a found object is the one that was added or moved: as described, where it was wanted, in a free place."""
+    """Whether a detected object is the added or moved one: as described, at the requested position, in a free place."""
     if (found.name, found.colour) != (new.name, new.colour):
         return False
     if any(right(found, obj) for obj in made.source.objects if obj in made.target.objects):
-        return False  # one that was there before
+        return False  # already in the source
     x, y = found.centre
     if made.kind == "move" and iou(found.box, _about(x, y, new.size)) < 0.5:
         return False  # moved objects keep their size

@@ -1,6 +1,6 @@
-"""Drawing, in GenEval's six categories (Ghosh et al., 2023), over scenes of the world. Public idea: ``GenEval()``.
+"""Image generation in GenEval's six categories (Ghosh et al., 2023), over scenes of the world. Public idea: ``GenEval()``.
 
-A prompt is made from a scene of the split, in that benchmark's words; the judge looks at what the model draws of it.
+Prompts describe scenes of the split in that benchmark's words; the judge scores the generated images.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from unmask.pipeline.model import Model
 from unmask.rng import key
 
 Combination = tuple[str, ...]
-Composed = tuple[str, Want, tuple[Combination, ...]]  # words, what they ask for, the combinations they name
+Composed = tuple[str, Want, tuple[Combination, ...]]  # text, requested content, combinations it names
 _NATURAL = Draft(counts=((2, 1.0),), alike=0.0, tinted=0.0)
-_TRIES = 60  # scenes looked at for each prompt wanted
+_ATTEMPTS = 60  # scenes sampled per prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """``text`` asks for ``want``; ``scene`` is one picture that has it. ``unseen``: it names a held-out combination."""
+    """``text`` requests ``want``; ``scene`` is one solution · ``unseen``: the text names a held-out combination."""
 
     kind: str
     index: int
@@ -46,10 +46,10 @@ class Prompt:
 
 
 def prompts(kind: str, count: int, *, level: str, split: str, seed: int) -> list[Prompt]:
-    """The first ``count`` prompts of a category, the same for ever. ValueError where the level has no scenes for it."""
+    """The first ``count`` prompts of a category, deterministic. ValueError if too few scenes of the level allow one."""
     made: list[Prompt] = []
     stream = key("geneval", kind, seed)
-    for index in range(_TRIES * count):
+    for index in range(_ATTEMPTS * count):
         scene = sample(level, split, stream, index, _draft(kind, len(made)))
         composed = _COMPOSE[kind](scene, Random(f"geneval/{kind}/{seed}/{index}"))
         if composed:
@@ -63,7 +63,7 @@ def prompts(kind: str, count: int, *, level: str, split: str, seed: int) -> list
 
 
 def _draft(kind: str, number: int) -> Draft:
-    """What kind of scene a prompt is made from; counts of two, three and four take turns."""
+    """The distribution of scenes for a prompt; counts cycle through two, three and four."""
     if kind in ("single", "colors"):
         return Draft(counts=((1, 1.0),), alike=0.0, tinted=float(kind == "colors"))
     if kind == "counting":
@@ -128,8 +128,7 @@ CATEGORIES: tuple[str, ...] = tuple(_COMPOSE)
 
 @dataclass(frozen=True, kw_only=True)
 class GenEval:
-    """``draw``: how pictures are made of prompts · ``distance``: also the Frechet distance, which
-    costs more than judging."""
+    """``draw``: generates the images · ``distance``: also compute the Fréchet distance, which costs more than the verdicts."""
 
     draw: GenerationStrategy = PromptGenerator()
     distance: bool = True
@@ -152,16 +151,16 @@ class GenEval:
         ]
 
     def figures(self, plan: EvalPlan, items: Sequence[Prompt], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """By GenEval's rules, by the strict rule, apart for held-out combinations; the distance from real pictures."""
+        """Scores by GenEval's rules, by the strict rule and for held-out combinations alone; the distance from renderings."""
         out: Figures = by_kind(rows, CATEGORIES)
         out["strict"] = by_kind(rows, CATEGORIES, "strict")
         out |= by_combination(rows)
         return out | ({"frechet": self._frechet(plan, items, pictures)} if self.distance else {})
 
     def _frechet(self, plan: EvalPlan, items: Sequence[Prompt], pictures: Pictures) -> Figure:
-        """Distance, in the judge's features, of the drawings from renderings of the scenes that the prompts came from.
+        """Distance, in the judge's features, of the generated images from renderings of the prompts' scenes.
 
-        ``floor``: that of as many other renderings of the split, which the best model would reach.
+        ``floor``: the distance of as many other renderings of the split, the value of a perfect model.
         """
         shown = [pictures(p.key, "drawn") for p in items]
         real, other = (
@@ -182,6 +181,6 @@ def _row(prompt: Prompt, seen: Seen) -> Row:
 
 
 def seen_json(seen: Seen) -> Json:
-    """What the judge saw, for the record: rounded, in plain values."""
+    """The judge's detections for the record, rounded."""
     objects = [[t.colour, t.name, [round(v, 3) for v in t.box], round(t.score, 3)] for t in seen.objects]
     return {"background": seen.background, "things": objects}

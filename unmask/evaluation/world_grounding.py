@@ -1,6 +1,6 @@
 """Finding objects by phrases in scenes of the world, in one step and in four. Public idea: ``Grounds()``.
 
-All phrases of a picture are asked in one pass. A box is right if its IoU with the true one is at least 0.5 (P@0.5).
+All phrases of an image share one pass. A box is right if its IoU with the true box is at least 0.5 (P@0.5).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unmask.rng import key
 from unmask.tasks import ground
 from unmask.tasks.running import perform
 
-_LEAST = 0.5  # IoU of a box that counts as found
+_LEAST = 0.5  # minimum IoU of a correct box
 STEPS = (1, 4)
 
 
@@ -44,7 +44,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounds:
-    """``plan.n`` pictures, every object of which that can be told apart is asked for."""
+    """``plan.n`` images, with a phrase for every object that has an unambiguous one."""
 
     name: str = "grounding"
 
@@ -80,11 +80,11 @@ class Grounds:
         return [Finding(row=row) for row in rows]
 
     def figures(self, plan: EvalPlan, items: Sequence[Picture], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """P@0.5 over all phrases, with the mean IoU beside it; the baseline boxes a random object that is there."""
+        """P@0.5 over all phrases, and the mean IoU; the baseline returns the box of a random object of the image."""
         out: Figures = {f"p50_{steps}step": _found(rows, steps) for steps in STEPS}
-        chances = [pair for row in rows for pair in row["random"]]
-        overlap = average([mean for _, mean in chances])["value"]
-        out["baseline_random_present"] = average([right for right, _ in chances], mean_iou=overlap)
+        expected = [pair for row in rows for pair in row["random"]]
+        overlap = average([mean for _, mean in expected])["value"]
+        out["baseline_random_present"] = average([right for right, _ in expected], mean_iou=overlap)
         for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):
             out[name] = _found([row for row in rows if row["unseen"] == unseen], STEPS[0])
         return out | {"pictures": len(rows)}
@@ -96,11 +96,11 @@ def _found(rows: Sequence[Row], steps: int) -> Figure:
 
 
 def _random(picture: Picture) -> list[tuple[float, float]]:
-    """For each phrase: the chance that the box of a random object of the picture is right, and its expected IoU."""
+    """For each phrase: the probability that the box of a random object of the image is right, and its expected IoU."""
     objects = picture.scene.objects
-    chances = []
+    expected = []
     for _, index in picture.phrases:
         overlaps = [iou(obj.box, objects[index].box) for obj in objects]
         right = sum(value >= _LEAST for value in overlaps) / len(objects)
-        chances.append((right, sum(overlaps) / len(objects)))
-    return chances
+        expected.append((right, sum(overlaps) / len(objects)))
+    return expected

@@ -22,7 +22,7 @@ from unmask.rng import key
 from unmask.tasks import understand
 from unmask.tasks.running import perform
 
-_TRIES = 200  # scenes searched per question
+_ATTEMPTS = 200  # scenes sampled per question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def asked(kind: str, count: int, plan: EvalPlan) -> list[QuestionItem]:
     """The first ``count`` questions of a kind, each about a different picture."""
     made: list[QuestionItem] = []
     stream = key("questions", kind, plan.seed)
-    for number in range(_TRIES * count):
+    for number in range(_ATTEMPTS * count):
         scene = sample(plan.level, plan.split, stream, number)
         found = [q for q in questions(scene, Random(f"questions/{kind}/{plan.seed}/{number}")) if q.kind == kind]
         if found:
@@ -54,7 +54,9 @@ def asked(kind: str, count: int, plan: EvalPlan) -> list[QuestionItem]:
             made.append(QuestionItem(kind=kind, index=len(made), seed=seed, text=text, answer=answer, scene=scene))
         if len(made) == count:
             return made
-    raise ValueError(f"only {len(made)} of {count} {kind} questions about {plan.split} scenes of level {plan.level!r}")
+    raise ValueError(
+        f"only {len(made)} of {count} {kind} questions found for {plan.split} scenes of level {plan.level!r}"
+    )
 
 
 def normal(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""The suite ``world``: drawing, grounding, questions, edits and the tokenizer on unseen scenes.
+"""The suite ``world``: generation, grounding, questions, edits and the tokenizer on held-out scenes.
 
 Public idea: ``run(unmask.load("mini")) -> Report``, with ``to_json()`` and ``table()``.
 """
@@ -49,7 +49,7 @@ def run(
     batch: int = 32,
     progress: OnProgress | None = None,
 ) -> Report:
-    """Measure a model on ``n`` unseen items per part (or ``limit``, for a quick run).
+    """Measure a model on ``n`` held-out items per part (or ``limit``, for a quick run).
 
     ``only``: names of ``PARTS``, none for all · ``out``: a folder for the report; verdicts are recorded there, so
     that an interrupted run resumes · ``progress``: called with (part, done, of).
@@ -65,5 +65,5 @@ def select(only: Sequence[str]) -> dict[str, EvalPart]:
     """The parts of these names, or all parts if none is named. ValueError for an unknown name."""
     unknown = [name for name in only if name not in PARTS]
     if unknown:
-        raise ValueError(f"the suite has no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        raise ValueError(f"the suite has no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
     return {name: part for name, part in PARTS.items() if not only or name in only}

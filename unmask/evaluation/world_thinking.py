@@ -1,7 +1,7 @@
 """The effect of layouts and best-of-N in GenEval's categories, and the accuracy of critiques. Public ideas: ``Reflections()``
 and ``Critiques()``, parts of the suite.
 
-The independent judge scores the pictures. The model's own critique decides when it stops, and is measured here too.
+The independent judge scores the pictures. The model's own critique decides when to stop; its accuracy is measured, too.
 Source: Lavida-O (arXiv 2509.19244), tables 13 and 15.
 """
 
@@ -56,17 +56,20 @@ class Reflections:
         model.parts.require(reflecting.NEEDS)
         sampler = model.presets.generate(model.parts)
         found = reflecting.think(model, [p.text for p in items], [p.seed for p in items], self.thinking, sampler)
-        seen = iter(self.judge().look(np.stack([np.asarray(r.image) for attempts in found for r in attempts])))
+        detections = iter(self.judge().look(np.stack([np.asarray(r.image) for attempts in found for r in attempts])))
         plain = self.plain(model, items)
         findings = []
-        for prompt, attempts, picture, look in zip(items, found, plain, self.judge().look(plain), strict=True):
-            row = {"kind": prompt.kind, "unseen": prompt.unseen, "plain": scoring.verdict(look, prompt.want)}
-            tries = []
-            for tried in attempts:
-                look = next(seen)
-                right = {"right": scoring.verdict(look, prompt.want), "strict": scoring.strict(look, prompt.want)}
-                tries.append(right | tried.to_json())
-            row |= {"tries": tries, "right": taken({"tries": tries}, len(tries))["right"]}
+        for prompt, attempts, picture, drawn in zip(items, found, plain, self.judge().look(plain), strict=True):
+            row = {"kind": prompt.kind, "unseen": prompt.unseen, "plain": scoring.verdict(drawn, prompt.want)}
+            judged = []
+            for attempt in attempts:
+                detected = next(detections)
+                right = {
+                    "right": scoring.verdict(detected, prompt.want),
+                    "strict": scoring.strict(detected, prompt.want),
+                }
+                judged.append(right | attempt.to_json())
+            row |= {"tries": judged, "right": taken({"tries": judged}, len(judged))["right"]}
             pictures = {"plain": picture} | {f"try{i}": np.asarray(r.image) for i, r in enumerate(attempts, 1)}
             findings.append(Finding(row=row, pictures=pictures))
         return findings
@@ -96,7 +99,7 @@ def taken(row: Row, most: int) -> Row:
 
 
 def verdicts(found: Sequence[tuple[bool, bool, float]]) -> Figures:
-    """(truly right, accepted, approval) of pictures -> the accuracy of the model's critiques."""
+    """(right, accepted, approval) of images -> the accuracy of the model's critiques."""
     return {
         "balanced_accuracy": balanced([(right, accepted) for right, accepted, _ in found]),
         "right_accepted": share(accepted for right, accepted, _ in found if right),
@@ -121,7 +124,7 @@ class CritiqueItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Critiques:
-    """Half of the pictures match the caption, half differ in one point; all are rendered, so that the truth is known."""
+    """Half of the images match the caption, half differ in one point. All are renderings, so the correct critique is known."""
 
     name: str = "critique"
 
@@ -148,24 +151,24 @@ class Critiques:
         return [
             Finding(
                 row={
-                    "right": reflecting.accepts(said) == (not item.wanted),
+                    "right": reflecting.accepts(critique) == (not item.wanted),
                     "met": not item.wanted,
-                    "accepted": reflecting.accepts(said),
-                    "approval": round(chance, 4),
-                    "critique": said,
+                    "accepted": reflecting.accepts(critique),
+                    "approval": round(approval, 4),
+                    "critique": critique,
                     "wanted": item.wanted,
                     "unseen": shows_held_out(item.scene),
                 }
             )
-            for item, (said, chance) in zip(items, found, strict=True)
+            for item, (critique, approval) in zip(items, found, strict=True)
         ]
 
     def figures(
         self, plan: EvalPlan, items: Sequence[CritiqueItem], rows: Sequence[Row], pictures: Pictures
     ) -> Figures:
         """Accuracy of critiques, also on held-out combinations alone; how often a critique names the error in the same words."""
-        told = [(r["met"], r["accepted"], r["approval"]) for r in rows]
-        out = verdicts(told)
+        outcomes = [(r["met"], r["accepted"], r["approval"]) for r in rows]
+        out = verdicts(outcomes)
         for name, unseen in (("seen_combinations", False), ("held_out_combinations", True)):
             out[name] = balanced([(r["met"], r["accepted"]) for r in rows if r["unseen"] == unseen])
         return out | {"named_in_the_same_words": share(r["critique"] == r["wanted"] for r in rows if r["wanted"])}

@@ -1,6 +1,6 @@
 """The image tokenizer on scenes of the world, and the judge on them before and after. Public idea: ``Rebuilds()``.
 
-What the tokenizer loses no drawing can win back; what the judge misreads is no fault of the model. Both are reported.
+Reports the tokenizer's reconstruction error and the judge's accuracy on renderings. Both limit the scores of the other parts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class VQItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuilds:
-    """``plan.n`` pictures through the tokenizer and back."""
+    """``plan.n`` images, encoded and decoded."""
 
     judge: Callable[[], Judge] = load_judge
     name: str = "vq"
@@ -67,7 +67,7 @@ class Rebuilds:
         ]
 
     def figures(self, plan: EvalPlan, items: Sequence[VQItem], rows: Sequence[Row], pictures: Pictures) -> Figures:
-        """``psnr`` is that of the mean error over all pictures, the stricter of the two."""
+        """``psnr`` is the PSNR of the mean error over all images, which is at most the mean PSNR."""
         errors = [row["error"] for row in rows]
         used = np.bincount([c for row in rows for c in row["codes"]])
         p = used[used > 0] / max(1, used.sum())
@@ -81,6 +81,6 @@ class Rebuilds:
 
 
 def _read(seen: Seen, scene: Scene) -> Row:
-    """Whether the judge reads the whole scene right, and each of its objects."""
+    """Whether the judge recognises the whole scene correctly, and each of its objects."""
     found = [any(right(one, obj) for one in seen.objects) for obj in scene.objects]
     return {"exact": matches(seen, scene), "things": found}

@@ -1,7 +1,7 @@
-"""Published methods, one file each. A file's docstring has the paper, its equations, what changes and what it costs; it ends with a card.
+"""Published methods, one file each. A file's docstring gives the paper, equations, changes and cost; the file ends with a card.
 
-Public idea: ``cards() -> {file: Card}``. Nothing but recipes and tests imports this package; commands and the server find a sampler of
-it by name (``pipeline.catalogue``).
+Public idea: ``cards() -> {file: Card}``. Only recipes and tests import this package; commands and the server find its samplers
+by name (``pipeline.catalogue``).
 """
 
 from __future__ import annotations

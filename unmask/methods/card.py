@@ -1,4 +1,4 @@
-"""What a method's file says of itself. Public idea: every file of ``unmask/methods/`` that is a method ends with ``CARD = Card(...)``.
+"""Metadata of a published method. Public idea: every method file of ``unmask/methods/`` ends with ``CARD = Card(...)``.
 
 All fields but ``parts`` are literals, so that ``unmask methods`` reads them without importing the file (``pipeline.catalogue``).
 """
@@ -14,8 +14,8 @@ STATUSES = ("reference", "tiny-checked", "reproduced")
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """``title``, ``paper`` (an arXiv id or a URL), ``year``: of the paper · ``changes``: the part of the system that it replaces, in one
-    line · ``claim``: what the paper claims, in one line.
+    """``title``, ``paper`` (an arXiv id or a URL), ``year``: of the paper · ``changes``: the replaced part of the system, in one line ·
+    ``claim``: the claim of the paper, in one line.
 
     ``status``: reference (runs and passes the contract tests), tiny-checked (its effect was measured on a small model) or reproduced (a
     figure of the paper was reproduced) · ``parts``: role -> tiny instances, which the contract tests run; a role is a field of ``Sampler``,
@@ -36,8 +36,10 @@ class Card:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             if f.name in ("title", "paper", "changes", "claim") and not getattr(self, f.name).strip():
-                raise ValueError(f"a card needs a {f.name}; got an empty one")
+                raise ValueError(f"a card needs a {f.name}, got an empty string")
         if self.status not in STATUSES:
             raise ValueError(f"a card's status is one of {', '.join(STATUSES)}, got {self.status!r}")
         if not self.sampler and not self.recipe:
-            raise ValueError(f"{self.title}: a card names a sampler or a recipe, or nobody can run the method")
+            raise ValueError(
+                f"{self.title}: the card names neither a sampler nor a recipe; set one, so that the method can be run"
+            )

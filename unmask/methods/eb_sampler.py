@@ -3,20 +3,20 @@
 Paper: Ben-Hamu, Gat, Severo, Nolte and Karrer, "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking",
 NeurIPS 2025, arXiv 2505.24857.
 
-Equations: masked tokens are sorted by an error proxy, the surest first: entropy, confidence (the probability of the candidate) or margin
+Equations: masked tokens are sorted by an error proxy, smallest first: entropy, confidence (the probability of the candidate) or margin
 (between the two most probable ids). The step unmasks the first k of them for the largest k with
 
     H_1 + ... + H_k - max(H_1, ..., H_k) <= gamma
 
 where H_i is the entropy of the prediction of token i in nats. The left side bounds the mutual information of the k tokens, which is lost
-when they are sampled independently of each other. gamma = 0 unmasks one token a step (and with it what is already certain); gamma =
-infinity unmasks everything at once.
+when they are sampled independently. gamma = 0 unmasks one token per step (and all tokens of zero entropy); gamma = infinity unmasks
+everything at once.
 
-What changes: the selection; the schedule, which no longer limits a step (``Equal(steps=1)``; --steps N still does); and around the token
-sampler ``WithEntropy``, which adds the entropies and puts the error proxy in place of its scores.
+What changes: the selection; the schedule, which no longer limits a step (``Equal(steps=1)``; --steps N still does); and the token sampler,
+wrapped in ``WithEntropy``, which adds the entropies and replaces the scores by the error proxy.
 
-What it costs: between one step and one step a token, depending on the input, so requests of one batch end at different times. Requests of
-one gamma do not take the same number of model calls; compare at the mean number.
+What it costs: from one step in total to one step per token, depending on the input, so requests of a batch end at different
+times. The number of model calls varies for a fixed gamma; compare methods at the mean number.
 
 Shapes: B rows · L tokens · N tokens scored · V vocabulary.
 """
@@ -44,7 +44,7 @@ from unmask.step import Move, Prediction, Progress, Proposal
 
 @dataclass(frozen=True, kw_only=True)
 class WithEntropy:
-    """The candidates of ``token_sampler``, each with the entropy of its prediction, and ``proxy`` as its score."""
+    """The candidates of ``token_sampler`` with the entropies of their predictions, and with ``proxy`` as their scores."""
 
     token_sampler: TokenSampler
     proxy: Score = Entropy()
@@ -67,16 +67,16 @@ class WithEntropy:
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyBound:
-    """The surest candidates whose entropies sum to at most ``gamma`` nats beside the largest of them, one at least.
+    """The most certain candidates, at least one, whose entropies without the largest sum to at most ``gamma`` nats.
 
-    ``counts`` stays the most it may take. ValueError where the proposal has no entropies: the token sampler must be ``WithEntropy``.
+    ``counts`` is still the maximum. ValueError if the proposal has no entropies: the token sampler must be ``WithEntropy``.
     """
 
     gamma: float
 
     def __post_init__(self) -> None:
         if math.isnan(self.gamma) or self.gamma < 0:
-            raise ValueError(f"gamma is a bound in nats, at least 0, got {self.gamma}; 0 unmasks one token a step")
+            raise ValueError(f"gamma is a bound in nats, at least 0, got {self.gamma}; 0 unmasks one token per step")
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         if proposal.entropy is None:

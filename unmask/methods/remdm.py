@@ -3,21 +3,21 @@
 Paper: Wang, Schiff, Sahoo and Kuleshov, "Remasking Discrete Diffusion Models with Inference-Time Scaling", NeurIPS 2025, arXiv 2503.00307.
 
 Equations: from time t to s < t, with alpha the share of tokens that are unmasked, an unmasked token is masked again with probability
-sigma_t, and a masked one is unmasked with probability (alpha_s - (1 - sigma_t) alpha_t) / (1 - alpha_t). Both together unmask as many
-tokens as plain masked diffusion does, alpha_s - alpha_t, so trained networks are used as they are. 0 <= sigma_t <= sigma_max with
+sigma_t, and a masked one is unmasked with probability (alpha_s - (1 - sigma_t) alpha_t) / (1 - alpha_t). Together they unmask as many
+tokens as plain masked diffusion, alpha_s - alpha_t, so trained networks need no change. 0 <= sigma_t <= sigma_max with
 sigma_max = min(1, (1 - alpha_s) / alpha_t). Schedules: ``Cap`` min(eta, sigma_max), ``Rescale`` eta sigma_max. ``confident``: token l has
 sigma_t times w_l with w_l proportional to exp(-psi_l), psi_l the probability that its id had when it was unmasked. ``switch``: sigma is 0
-until the masked share of the block has come down to it.
+until the masked share of the block falls to this value.
 
-What changes: the selection. The tokens to remask are drawn first; then the wrapped selection takes the schedule's count and as many more
-as are remasked, so that the number of masked tokens follows the schedule exactly (the paper follows it on average). Only tokens of the
+What changes: the selection. The tokens to remask are drawn first; then the wrapped selection takes the schedule's count plus the number
+of remasked tokens, so that the number of masked tokens follows the schedule exactly (the paper follows it on average). Only tokens of the
 current block that this run unmasked are remasked, and none at a block's last step, where sigma_max is 0. The weights w_l average 1 over
-the unmasked tokens; in the paper they sum to 1, which remasks less than one token a step.
+the unmasked tokens; in the paper they sum to 1, which remasks less than one token per step.
 
-What it costs: nothing by itself, since a block takes as many steps as before. Corrections need steps: few steps leave no room for them.
+What it costs: none by itself, since a block takes as many steps as before. Corrections need steps, so few steps allow few corrections.
 A cache that keeps tokens of the current block cannot be used with it (``CachedTokenChanged``).
 
-Not here: the loop variant, which holds alpha constant for a while and so takes more steps than the schedule plans.
+Not implemented: the loop variant, which holds alpha constant for some steps and so takes more steps than the schedule plans.
 
 Shapes: B rows · L tokens.
 """
@@ -73,8 +73,8 @@ class Rescale:
 class Remasking:
     """``selection`` takes the tokens to unmask; tokens unmasked before are remasked with probability ``sigma``.
 
-    ``confident``: those that were least probable when they were unmasked are remasked most (wants ``LogProbability`` scores) ·
-    ``switch``: remask only from this masked share of the block down; 1 is always.
+    ``confident``: tokens with a lower probability when unmasked are remasked more often (needs ``LogProbability`` scores) ·
+    ``switch``: remask only at or below this masked share of the block; 1: always.
     """
 
     selection: Selection
@@ -86,7 +86,7 @@ class Remasking:
         _check("switch", self.switch)
 
     def extra_steps(self, tokens: int, planned: int) -> int:
-        """Those of the wrapped selection; where it states none, every step unmasks at least one token, net of those remasked."""
+        """The extra steps of the wrapped selection; if it gives none, enough for one token per step, net of remasked tokens."""
         own = self.selection.extra_steps(tokens, planned) if isinstance(self.selection, Bounded) else None
         return max(0, tokens - planned) if own is None else own
 
@@ -96,22 +96,22 @@ class Remasking:
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         drawn_BL = self.drawn(batch, block, counts)
         taken = self.selection(batch, proposal, block, counts + drawn_BL.sum(1), progress)
-        # A wrapped selection may take fewer than it may (``Threshold``); then fewer are remasked.
+        # The wrapped selection may take fewer tokens than allowed (``Threshold``); then fewer are remasked.
         room_B = ((taken.unmask & block).sum(1) - counts).clamp(min=0)
         return dataclasses.replace(taken, remask=taken.remask | first(drawn_BL.float(), drawn_BL, room_B))
 
     def drawn(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
-        """The tokens to remask at this step, [B, L]: never more than stay masked after it."""
+        """The tokens to remask at this step, [B, L]; at most as many as are masked after it."""
         if batch.region is None or batch.score is None:
-            raise ValueError("the batch has no region and score; remasking works inside a run of the sampler only")
+            raise ValueError("the batch has no region and score; use remasking inside a run of the sampler")
         done_BL = batch.region & ~batch.masked & (batch.score > -torch.inf)
         masked_B, done_B = block.sum(1), done_BL.sum(1)
         left_B = (masked_B - counts).clamp(min=0)
         sigma_B = self.sigma((left_B / done_B.clamp(min=1)).clamp(max=1.0))
         sigma_B = sigma_B * (masked_B <= self.switch * (masked_B + done_B))
-        chance_BL = sigma_B[:, None] * (_weights(batch.score, done_BL) if self.confident else 1.0)
+        probability_BL = sigma_B[:, None] * (_weights(batch.score, done_BL) if self.confident else 1.0)
         u_BL = _uniform(batch, done_BL)
-        return first(-u_BL, done_BL & (u_BL < chance_BL), left_B)
+        return first(-u_BL, done_BL & (u_BL < probability_BL), left_B)
 
 
 def _weights(score_BL: Tensor, done_BL: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def remdm_rescale(base: Sampler, *, eta: float = 0.3, switch: float = 1.0) -> Sa
 
 
 def remdm_conf(base: Sampler, *, eta: float = 0.3, switch: float = 1.0) -> Sampler:
-    """As remdm, and tokens that were improbable are remasked more often (ReMDM-conf)."""
+    """As remdm, but tokens with a low probability are remasked more often (ReMDM-conf)."""
     return _with(base, Remasking(selection=base.selection, sigma=Cap(eta=eta), confident=True, switch=switch))
 
 

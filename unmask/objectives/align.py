@@ -1,9 +1,9 @@
-"""Alignment of vision and text: a cell's feature is projected to where its words are.
+"""Alignment of vision and text: project a cell's feature onto the embeddings of its words.
 
-Before a projector learns from answers, it learns to say what the tower already knows: the feature of a cell becomes the sum of the
-(fixed) embeddings of the words for what covers it, plus a fixed random code for each remaining label (which cell, which part, how
-big). A question's words then find their cells by likeness. It is what LLaVA's first stage does through captions (Liu et al. 2023,
-section 4.2), with the labels that the tower was trained on.
+The projector is trained before the answers. Its target for a cell is the sum of the (frozen) embeddings of the words for the object in
+the cell, plus a fixed random code for each remaining label (cell index, part of the object, size). The words of a question are then
+similar to the features of their cells. LLaVA's first stage does the same through captions (Liu et al. 2023, section 4.2); here the
+targets are the labels that the tower was trained on.
 
 Shapes: I images · S cells along one side · D model width.
 """
@@ -25,7 +25,8 @@ from unmask.step import Loss
 class Aligned:
     """batch = (pixels [I, 3, H, W], {label: long [I, S, S]}); the model is an ``Elastic``.
 
-    ``words``: for each label that has words, the token ids of every class, in order · ``codes``: (label, number of classes) of the others.
+    ``words``: for each label that has words, the token ids of every class, in order ·
+    ``codes``: (label, number of classes) of the other labels.
     """
 
     words: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]
@@ -43,14 +44,14 @@ class Aligned:
         return Loss(total=loss, terms={"unexplained": share}, counts={"cells": labels[self.words[0][0]].numel()})
 
     def target(self, embedding_VD: Tensor, labels: dict[str, Tensor]) -> Tensor:
-        """The projection wanted of each cell, [I, S, S, D], on the embedding's device, where the labels are."""
+        """The target projection of each cell, [I, S, S, D], on the device of the embedding and the labels."""
         width = embedding_VD.shape[1]
         total = embedding_VD.new_zeros(1)
         for name, classes in self.words:
             empty_D = embedding_VD.new_zeros(width)
             table = torch.stack([embedding_VD[list(ids)].sum(0) if ids else empty_D for ids in classes])
             total = total + table[labels[name]]
-        for name, count in self.codes:  # drawn on the CPU, so that every device has the same
+        for name, count in self.codes:  # drawn on the CPU: equal values on every device
             table = torch.randn(count, width, generator=generator("align", name)) * self.scale
             total = total + table.to(embedding_VD)[labels[name]]
         return total

@@ -1,8 +1,8 @@
-"""Dense supervision of the vision tower: what covers each pooled cell of a picture.
+"""Dense supervision of the vision tower: labels of the object in each pooled cell of an image.
 
-The released model inherits a tower trained on hundreds of millions of captioned images (SigLIP). At our size nothing like it
-exists, so the embedded tower first learns to name class, colour and part of what lies in every cell. This is disclosed in the
-model card: the tower has seen labels, the judge of the evaluation is another network.
+The released model starts from a tower trained on hundreds of millions of captioned images (SigLIP). No such tower exists at our
+size, so the embedded tower first learns to classify the class, colour and part of the object in every cell. The model card
+discloses that the tower is trained on labels, and that the judge of the evaluation is another network.
 
 Shapes: I images · S cells along one side · W tower width.
 """
@@ -20,7 +20,7 @@ from unmask.step import Loss
 
 
 class LabelledVision(nn.Module):
-    """A vision module with one linear classifier of its pooled features for every kind of label."""
+    """A vision module with a linear classifier of its pooled features for each label."""
 
     def __init__(self, vision: Vision, classes: dict[str, int]) -> None:
         super().__init__()

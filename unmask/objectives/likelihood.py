@@ -1,13 +1,13 @@
-"""The log-likelihood of a given text or picture: the Monte-Carlo lower bound of masked diffusion.
+"""The log-likelihood of a given text or image: the Monte-Carlo lower bound of masked diffusion.
 
-Public idea: ``bound(model, sequence) -> Bound``, in nats. Of the L tokens in question, l are masked at random, l uniform over 1 .. L
+Public idea: ``bound(model, sequence) -> Bound``, in nats. Of the L scored tokens, l are masked at random, with l uniform over 1 .. L
 (LLaDA: Nie et al. 2025, arXiv 2502.09992):
 
     ln p(x | c)  >=  E_l E_mask [ L / l * sum of ln p(token | the rest) over the masked tokens ]
 
-Each sample is unbiased whatever l; the numbers l are spread evenly over the samples of a call, which lowers the variance much. The masks
-are a value, ``masks(sequence, ..)``: ``difference`` gives two models the same ones, so that most of the noise cancels. That is the
-estimator of preference objectives (VRPO of LLaDA 1.5, arXiv 2505.19223), and ``estimates`` keeps gradients for them.
+Each sample is unbiased for every l. The values of l are stratified over the samples of a call, which lowers the variance substantially.
+``masks(sequence, ..)`` returns the masks as a value: ``difference`` evaluates two models on the same masks, so most of the noise cancels.
+Preference objectives use this estimator (VRPO of LLaDA 1.5, arXiv 2505.19223), and ``estimates`` keeps gradients for them.
 
 Shapes: S samples · B rows of a forward · L tokens.
 """
@@ -37,16 +37,16 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """``masked [S, L]`` bool: one mask a sample · ``tokens``: how many could be masked."""
+    """``masked [S, L]`` bool: one mask per sample · ``tokens``: number of writable tokens."""
 
     masked: Tensor
     tokens: int
 
 
 def masks(sequence: Sequence, *, samples: int = 128, seed: int = 0, rows: int = 16) -> Masks:
-    """Masks over the writable tokens of a sequence. ValueError where nothing is writable, or there is no sample.
+    """Masks over the writable tokens of a sequence. ValueError without writable tokens or samples.
 
-    ``rows``: numbers are drawn for so many samples at a time.
+    ``rows``: samples per draw of random numbers.
     """
     open_L = torch.zeros(len(sequence.ids), dtype=torch.bool)
     for span in sequence.spans:
@@ -56,7 +56,7 @@ def masks(sequence: Sequence, *, samples: int = 128, seed: int = 0, rows: int = 
         raise ValueError(f"a likelihood needs tokens and samples, got {tokens} writable tokens and {samples} samples")
     rng = generator("likelihood", seed)
     first = int(torch.randint(tokens, (), generator=rng))
-    # Stratified over 1 .. L from a random start: each number is uniform on its own.
+    # Stratified over 1 .. L from a random start: the marginal of each number is uniform.
     counts_S = (first + torch.arange(samples) * tokens // samples) % tokens + 1
     masked_SL = torch.zeros(samples, len(open_L), dtype=torch.bool)
     drawn = [torch.rand(len(some), tokens, generator=rng) for some in counts_S.split(rows)]
@@ -98,7 +98,7 @@ def bound(
     guidance: Guidance | None = None,
     device: torch.device | str = "cpu",
 ) -> Bound:
-    """The bound of ln p(what is writable | what is given)."""
+    """The bound of ln p(writable tokens | given tokens)."""
     drawn = masks(sequence, samples=samples, seed=seed, rows=rows)
     return _bound(estimates(model, sequence, drawn, guidance=guidance, rows=rows, device=device), drawn)
 
@@ -114,7 +114,7 @@ def difference(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Bound:
-    """The bound of ``model`` minus that of ``reference``, both over the same masks; its error is that of the difference."""
+    """The bound of ``model`` minus that of ``reference``, over the same masks; ``error`` is that of the difference."""
     drawn = masks(sequence, samples=samples, seed=seed, rows=rows)
     ours, theirs = (estimates(m, sequence, drawn, rows=rows, device=device) for m in (model, reference))
     return _bound(ours - theirs, drawn)

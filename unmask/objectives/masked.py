@@ -1,7 +1,7 @@
-"""The masked-diffusion objective (spec 3.1, 3.2): cross-entropy of masked tokens, guidance dropout, each kind of token apart.
+"""The masked-diffusion objective (spec 3.1, 3.2): cross-entropy of masked tokens per kind of token, guidance dropout.
 
 Public idea: ``Masked(...)(model, clean, rng) -> Loss``. The released code takes the plain mean over masked tokens (``Plain``), the
-paper weighs each by 1/t (``InverseTime``); ``Plain`` is the default here as there.
+paper weights each token by 1/t (``InverseTime``). The default is ``Plain``, as in the released code.
 
 Shapes: B rows · L tokens · N masked tokens · V vocabulary.
 """
@@ -21,13 +21,13 @@ from unmask.protocols import Corruption, Denoiser
 from unmask.sequence import Batch, Kind
 from unmask.step import Loss
 
-KIND_NAMES = {Kind.TEXT: "text", Kind.CODE: "code"}  # of terms
+KIND_NAMES = {Kind.TEXT: "text", Kind.CODE: "code"}  # weights of the terms
 
 
 class Weight(Protocol):
     """The mean loss of one kind of token, from ``each`` masked token's loss and ``probability`` of being masked, both [N].
 
-    ``tokens``: how many tokens of that kind could have been masked.
+    ``tokens``: number of tokens of that kind that could have been masked.
     """
 
     def __call__(self, each: Tensor, probability: Tensor, tokens: int) -> Tensor: ...
@@ -43,10 +43,10 @@ class Plain:
 
 @dataclass(frozen=True, kw_only=True)
 class InverseTime:
-    """1/t, the weight of the likelihood bound (LLaDA eq. 3): with ``Uniform`` times the mean is at least -ln p(sequence) a token.
+    """1/t, the weight of the likelihood bound (LLaDA eq. 3): with ``Uniform`` times the mean is at least -ln p(sequence) per token.
 
-    The sum over masked tokens is divided by all that could be. One that was masked only so that there is one has no part in
-    the bound (its probability is given as infinite). ``least``: no token weighs more than 1 / least.
+    The sum over masked tokens is divided by ``tokens``. A token that was masked only because its group had no masked token is not part of
+    the bound (its probability is infinite). ``least``: the largest weight is 1 / least.
     """
 
     least: float = 1e-3
@@ -57,7 +57,7 @@ class InverseTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout:
-    """With probability ``rate`` a row loses these spans (they become the null embedding), so that guidance has its other side."""
+    """With probability ``rate`` a row loses these spans (they become the null embedding): the unconditional branch of guidance."""
 
     spans: frozenset[str]
     rate: float
@@ -86,8 +86,8 @@ class MaskedModel(Denoiser, Protocol):
 class Masked:
     """Cross-entropy of the tokens that a corruption masks (or marks in ``Batch.target``).
 
-    ``complementary``: train every row twice, with the mask and with its complement (LaViDa section 3.2). Each of its tokens then counts
-    once, however the two share them: a row whose complement is empty has no less weight than others.
+    ``complementary``: train every row twice, with the mask and with its complement (LaViDa section 3.2). Each token then counts
+    once, however the two masks divide them: a row with an empty complement has the same weight as others.
     """
 
     corruption: Corruption = Absorbing()
@@ -96,20 +96,20 @@ class Masked:
     complementary: bool = False
 
     def __call__(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Loss:
-        # 1. Guidance dropout: some rows lose their condition.
+        # 1. Guidance dropout: drop the condition of some rows.
         for dropout in self.dropouts:
             clean = dropout(clean, model.mask_id, rng)
-        # 2. The forward process masks tokens at times of its own (eq. 1 of LLaDA).
+        # 2. The forward process draws times and masks tokens (eq. 1 of LLaDA).
         noisy = self.corruption.corrupt(clean, self.corruption.times(clean, rng), rng)
-        # 3. The model predicts them, and each counts by its weight (eq. 3).
+        # 3. Weighted cross-entropy of the predictions for masked tokens (eq. 3).
         if not self.complementary:
             return self.of(model, noisy)
         return self.of(model, noisy, _complement(noisy))
 
     def of(self, model: MaskedModel, *views: Batch) -> Loss:
-        """The loss of batches whose masks are already drawn, as if their rows were those of one batch.
+        """The loss of batches with given masks, computed as if their rows formed one batch.
 
-        So a token counts as much in the one view as in the other, and all the same where the other has none.
+        A token therefore has the same weight in every view, even if another view has no masked token.
         """
         found: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for noisy in views:
@@ -129,13 +129,13 @@ class Masked:
                 name = KIND_NAMES.get(kind, f"kind{kind}")
                 tokens = sum(int((_scorable(v) & (v.kind == kind)).sum()) for v in views)
                 terms[name], counts[name] = self.weight(each, probability, tokens), len(each)
-        # A batch without a masked token has a gradient too, of zero.
+        # A batch without a masked token has a zero gradient.
         total = torch.stack(list(terms.values())).sum() if terms else next(model.parameters()).sum() * 0
         return Loss(total=total, terms=terms, counts=counts)
 
 
 def _complement(noisy: Batch) -> Batch:
-    """The batch with all tokens masked that ``noisy`` does not score, at the time that remains; those that it scores are shown clean."""
+    """The complementary batch: tokens that ``noisy`` scores are clean, all others are masked, and the time is 1 - time."""
     assert noisy.clean is not None and noisy.weight is not None
     scored = noisy.masked if noisy.target is None else noisy.target
     return noisy.replace(
@@ -148,7 +148,7 @@ def _complement(noisy: Batch) -> Batch:
 
 
 def _scorable(batch: Batch) -> Tensor:
-    """Tokens that could be scored, [B, L]: those that may be masked, and those that the corruption says."""
+    """Tokens that can be scored, [B, L]: writable tokens and, if set, ``Batch.target``."""
     open_BL = batch.writable & batch.valid
     return open_BL if batch.target is None else open_BL | batch.target
 

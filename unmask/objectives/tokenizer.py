@@ -1,8 +1,8 @@
-"""The image tokenizer's objective: an encoder that reproduces a dictionary of squares, and a decoder for its codes.
+"""The image tokenizer's objective: an encoder that reproduces a fixed dictionary of squares, and a decoder for its codes.
 
-Why not a straight-through gradient: codes then move while they are learned, some die, and a code depends on its neighbours.
-Here the codes come first: k-means over the principal components of training squares (``fit_squares``), where Euclidean distance
-*is* pixel error. The encoder learns those components, the decoder learns pixels from the codes, which never move.
+With a straight-through gradient the codes change during training, some become unused, and a code depends on its neighbours.
+Here the codebook is fitted first: k-means over the principal components of training squares (``fit_squares``), where Euclidean
+distance equals pixel error. The encoder learns those components, and the decoder learns pixels from the fixed codes.
 
 Shapes: B images · H W pixels · h w codes · N squares · d latent width · V codes.
 """
@@ -20,7 +20,7 @@ from unmask.tokens.vq import VQ
 
 @dataclass(frozen=True, kw_only=True)
 class Squares:
-    """Teacher of the tokenizer: ``mean [768]``, orthonormal ``basis [768, d]`` and ``codebook [V, d]`` for squares of 16 x 16 x 3."""
+    """Targets of the tokenizer: ``mean [768]``, orthonormal ``basis [768, d]`` and ``codebook [V, d]`` for squares of 16 x 16 x 3."""
 
     mean: Tensor
     basis: Tensor
@@ -38,7 +38,7 @@ class Squares:
 
 
 def fit_squares(squares_ND: Tensor, counts_N: Tensor, *, width: int, size: int, rng: torch.Generator) -> Squares:
-    """Principal components of distinct squares, then k-means with a square seen n times weighing sqrt(n)."""
+    """Principal components of distinct squares, then k-means with weight sqrt(n) for a square that occurs n times."""
     mean = squares_ND.mean(0)
     some = squares_ND[torch.randperm(len(squares_ND), generator=rng)[:8000]] - mean
     basis = torch.linalg.svd(some, full_matrices=False)[2][:width].T.contiguous()
@@ -73,14 +73,12 @@ class Distilled:
 
 
 def kmeans(points_ND: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tensor:
-    """Lloyd's algorithm with empty clusters moved to the worst-served points: float32 [size, D]. Deterministic in ``rng``.
+    """Lloyd's algorithm; empty clusters move to points with a large error: float32 [size, D]. Deterministic in ``rng``.
 
-    ValueError where there are fewer points than centres.
+    ValueError for fewer points than centres.
     """
     if len(points_ND) < size:
-        raise ValueError(
-            f"k-means has {len(points_ND)} points for {size} centres; give it more pictures, or ask for fewer codes"
-        )
+        raise ValueError(f"k-means has {len(points_ND)} points for {size} centres; use more images or fewer codes")
     order = torch.randperm(len(points_ND), generator=rng)
     centres = points_ND[order[:size]].clone()
     for _ in range(rounds):
@@ -88,7 +86,7 @@ def kmeans(points_ND: Tensor, size: int, rounds: int, rng: torch.Generator) -> T
         counts = torch.bincount(nearest, minlength=size)
         centres = torch.zeros_like(centres).index_add_(0, nearest, points_ND) / counts.clamp(min=1)[:, None]
         empty = (counts == 0).nonzero().flatten()
-        # Spread over many bad points, not the single worst, which are often copies of one another.
+        # Spread over many points with a large error: the worst ones are often copies of one another.
         worst = error.topk(min(len(error), 20 * len(empty) + 1)).indices
         pick = worst[torch.randperm(len(worst), generator=rng)[: len(empty)]]
         centres[empty[: len(pick)]] = points_ND[pick]

@@ -62,10 +62,10 @@ class Edge:
 
 
 class Guard:
-    """Checks the API key, if the server has keys, and limits the body to ``most_bytes``, whatever its headers say.
+    """Checks the API key, if the server has keys, and limits the body to ``most_bytes``, regardless of its headers.
 
     The whole body is read before the request is handled. Only paths below /v1 need a key. Cross-site requests are rejected unless their
-    origin is in ``origins``: CORS alone would only hide the answer, after a form on another site has made the model work.
+    origin is in ``origins``: CORS alone would only hide the answer, after the model has run.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str], origins: Sequence[str], most_bytes: int) -> None:

@@ -95,17 +95,17 @@ class Ask(_Job):
         return needs_of("ask")
 
     def ask(self, model: Model | TextModel, folder: Path) -> Answer:
-        more: Json = {"form": self._wanted(), "seed": self.seed, "settings": self.settings}
+        more: Json = {"form": self._answer_format(), "seed": self.seed, "settings": self.settings}
         more |= {"max_tokens": self.max_tokens} if self.max_tokens else {}
         if isinstance(model, TextModel):
             if self.image is not None:
-                raise ValueError("this is a text model, which takes no images; leave out image")
+                raise ValueError("this is a text model without image input; omit image")
             return model.ask(self.prompt, **more)
         if self.image is None:
-            raise ValueError("no image to ask about; set image")
+            raise ValueError("a question needs an image; set image")
         return model.ask(folder / self.image, self.prompt, **more)
 
-    def _wanted(self) -> AnswerFormat | None:
+    def _answer_format(self) -> AnswerFormat | None:
         if self.form is not None and self.regex is not None:
             raise ValueError("schema and regex exclude each other; set one of them")
         if self.form is not None:

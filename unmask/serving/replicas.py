@@ -3,7 +3,7 @@
 Public idea: ``Replicas(open_, listener, copies)`` has the methods of a ``Server``: ``start``, ``url``, ``drain``, ``close``.
 
 Each copy is a process with its own weights and engine, and runs the same application as a single server. Ray sends each request to the less
-busy of two copies, and restarts a copy whose process dies. Ray is imported by ``start``, not before.
+busy of two copies, and restarts a copy whose process dies. Only ``start`` imports Ray.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Replicas:
         return self
 
     def drain(self, seconds: float) -> bool:
-        """Take no more calls, give each copy its ``drain_seconds`` to finish those in progress, then stop.
+        """Reject new calls, give each copy its ``drain_seconds`` to finish those in progress, then stop.
 
         False if that took longer than ``seconds``.
         """

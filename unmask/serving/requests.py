@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: a request, a handle on it, and the errors it may end with."""
+"""The engine's interface: a request, its handle, and the errors that end it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ class QueueFull(RuntimeError):
     """The queue is full. ``retry_after``: seconds after which it should have a free place."""
 
     def __init__(self, queued: int, retry_after: float) -> None:
-        super().__init__(
-            f"{queued} requests are waiting, which is all there is room for; try again in {retry_after:.1f} s"
-        )
+        super().__init__(f"the queue is full with {queued} requests; try again in {retry_after:.1f} s")
         self.retry_after = retry_after
 
 
 class Closed(RuntimeError):
-    """The engine takes no more requests, or stopped before this one was done."""
+    """The engine accepts no more requests, or stopped before this one finished."""
 
 
 class Cancelled(RuntimeError):
@@ -38,7 +36,7 @@ class ForwardFailed(RuntimeError):
 class Request:
     """One sequence to unmask. The result depends on ``sequence``, ``sampler`` and ``seed`` alone.
 
-    The parts of the model that the sequence needs must be loaded before it is submitted · ``priority``: -8 to 8, 0 by default; each level
+    Load the parts of the model that the sequence needs before submitting it · ``priority``: -8 to 8, 0 by default; each level
     doubles the share of the device and passes some places of the queue.
     """
 
@@ -49,21 +47,21 @@ class Request:
 
     def __post_init__(self) -> None:
         if not -8 <= self.priority <= 8:
-            raise ValueError(f"a priority is -8 to 8, got {self.priority}")
+            raise ValueError(f"the priority must be -8 to 8, got {self.priority}")
 
 
 class Handle:
-    """The caller's hold on a request. Safe in any thread.
+    """The caller's handle on a request. Thread-safe.
 
-    ``number``: how many requests were submitted before · ``row``: what its step events carry; None: it has no step events · ``future``: the
-    outcome, for callbacks and ``asyncio.wrap_future``.
+    ``number``: requests submitted before · ``row``: the row in its step events; None: no step events ·
+    ``future``: the outcome, for callbacks and ``asyncio.wrap_future``.
     """
 
     def __init__(self, request: Request, number: int, *, row: int | None, cancel: Callable[[Handle], None]) -> None:
         self.request, self.number, self.row = request, number, row
         self.cancelled = False
         self.future: Future[Sequence] = Future()
-        self.future.set_running_or_notify_cancel()  # from now on only the engine can end it
+        self.future.set_running_or_notify_cancel()  # from here on only the engine can end it
         self._cancel, self._events = cancel, SimpleQueue[StepEvent | None]()
 
     @property
@@ -80,21 +78,21 @@ class Handle:
         return self.future.result(timeout)
 
     def events(self) -> Iterator[StepEvent]:
-        """Every step as it is taken, once, if ``submit`` got a ``row``. After the last one, raises what ``result`` raises."""
+        """Step events, each once, if ``submit`` got a ``row``. After the last one, raises the error that ``result`` raises."""
         while (event := self._events.get()) is not None:
             yield event
         self.result()
 
     def cancel(self) -> None:
-        """End the request with Cancelled. Its place is free before the next step. No effect once it is done."""
+        """End the request with Cancelled. Its place is free before the next step. No effect on a finished request."""
         self._cancel(self)
 
     def publish(self, event: StepEvent) -> None:
-        """For the engine: one more step was taken."""
+        """For the engine: add a step event."""
         self._events.put(event)
 
     def settle(self, outcome: Sequence | BaseException) -> None:
-        """For the engine: the finished sequence, or the error."""
+        """For the engine: set the finished sequence or the error."""
         if isinstance(outcome, BaseException):
             self.future.set_exception(outcome)
         else:

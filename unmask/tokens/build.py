@@ -159,8 +159,8 @@ def planning(b: Builder, caption: str, plan: list[int] | int, *, conditions: Con
 
 def planning_edit(b: Builder, picture: Tensor | ImageViews, instruction: str, plan: list[int] | int) -> Sequence:
     """Image and edit instruction to layout, in the span "plan". The format is that of a question."""
-    wanted = b.wording.plan_edit.format(instruction=instruction.rstrip(" ."))
-    return asking(looking(b, picture), wanted, plan, segment=b.first_segment, name="plan").build(instruction)
+    request = b.wording.plan_edit.format(instruction=instruction.rstrip(" ."))
+    return asking(looking(b, picture), request, plan, segment=b.first_segment, name="plan").build(instruction)
 
 
 def plan_ids(text: Text, ids: list[int], length: int) -> list[int]:

@@ -47,7 +47,7 @@ def layout_of(objects: Sequence[tuple[str, Sequence[float]]]) -> Layout:
     placed = []
     for phrase, box in objects:
         if not phrase.strip():
-            raise ValueError("a box has no phrase; name the object in it")
+            raise ValueError("a box has no phrase; name its object")
         if len(box) != 4 or not all(math.isfinite(v) for v in box):
             raise ValueError(f"the box of {phrase!r} must be four numbers, got {list(box)}; give x1, y1, x2, y2")
         x1, y1, x2, y2 = box

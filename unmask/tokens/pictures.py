@@ -104,7 +104,7 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
     except PermissionError as error:
         raise ImageError(f"no permission to read {name}; check its permissions") from error
     except Exception as error:  # see above
-        raise ImageError(f"{name} is not a supported image; wanted one of {', '.join(known)}") from error
+        raise ImageError(f"{name} is not a supported image; use one of {', '.join(known)}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -130,7 +130,7 @@ def _plain(image: Image.Image, name: str) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of 16 bits, 32 bits or floats -> uint8. The value of white depends on the mode, else on the largest value."""
+    """Grey of 16 bits, 32 bits or floats -> uint8. White is the mode's maximum if it has one, else the largest value."""
     values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
     most = float(values.max())
     white = 65535.0 if mode.startswith("I;16") or most > 255 else 255.0 if mode == "I" or most > 1 else 1.0

@@ -99,7 +99,7 @@ class Text:
         """The bytes of every id; empty for control and added tokens. TokenizerError if the tokenizer is not byte-level."""
         if not isinstance(self.tokenizer.decoder, decoders.ByteLevel):
             raise TokenizerError(
-                "a byte-level tokenizer is required to map tokens to bytes; this one is of another type"
+                "the tokenizer is not byte-level, so its tokens do not map to bytes; use a byte-level tokenizer"
             )
         byte_of = _byte_of()
         pieces = [b""] * (max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1)

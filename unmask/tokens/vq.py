@@ -1,7 +1,7 @@
 """The image tokenizer's network: a VQ autoencoder in the diffusers ``VQModel`` layout (spec 1.8, 7.3).
 
 Public idea: ``VQ(config).encode(image) -> codes`` and ``.decode(codes) -> image``. Parameter names are those of the released
-files, so that an aMUSEd or Meissonic tokenizer loads as it is. Pixels are in [0, 1] on both sides.
+files, so that an aMUSEd or Meissonic tokenizer loads without conversion. Pixels are in [0, 1] on both sides.
 
 Shapes: B images · C channels · H W pixels · h w codes (H / factor, W / factor) · d latent width · V codes.
 """
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The table of code vectors, ``embedding.weight [V, d]``; looked up by Euclidean distance."""
+    """The table of code vectors, ``embedding.weight [V, d]``; lookup is by Euclidean distance."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()

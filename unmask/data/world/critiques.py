@@ -1,7 +1,7 @@
 """Captions that match a picture or do not, and the critique for each. Pure functions of their arguments and a ``Random``.
 
 Public ideas: ``positive_pair``, ``negative_pair``, ``sample_pair`` return (caption, critique) for a picture; ``make_negatives`` returns a
-caption and pictures that differ from it in one property each, as drawing models get them wrong; ``edited_pairs`` returns a picture after
+caption and pictures that differ from it in one property each, the typical errors of image models; ``edited_pairs`` returns a picture after
 an edit and (instruction, critique) pairs for it.
 """
 
@@ -62,13 +62,15 @@ def _right_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
     return (prefix(rng) + text, approval(rng)) if text else None
 
 
-def _wanted(scene: Scene, objects: Sequence[SceneObject], rng: Random, style: Callable[..., str] = listed) -> str:
+def _complete_caption(
+    scene: Scene, objects: Sequence[SceneObject], rng: Random, style: Callable[..., str] = listed
+) -> str:
     """A caption with all colours for a scene of these objects; "" if that shows a held-out combination."""
-    wanted = replace(scene, objects=tuple(objects))
-    if shows_held_out(wanted) and not shows_held_out(scene):
+    described = replace(scene, objects=tuple(objects))
+    if shows_held_out(described) and not shows_held_out(scene):
         return ""
     style = sized if style is listed and rng.random() < 0.15 else style
-    text = style(mentioned_objects(wanted, 1.0, rng), scene.level, rng)
+    text = style(mentioned_objects(described, 1.0, rng), scene.level, rng)
     end = f" {BACKGROUNDS[scene.background][0]}" if rng.random() < 0.3 else ""
     return text and prefix(rng) + text + end
 
@@ -84,14 +86,14 @@ def _wrong_colour(scene: Scene, rng: Random) -> tuple[str, str] | None:
     colour = rng.choice(LEVELS[scene.level].colours)
     if not obj.colour or colour == obj.colour or any(t.colour != obj.colour for t in alike):
         return None
-    text = _wanted(scene, [replace(t, colour=colour) if t in alike else t for t in scene.objects], rng)
+    text = _complete_caption(scene, [replace(t, colour=colour) if t in alike else t for t in scene.objects], rng)
     return (text, colour_critique(obj.name, len(alike), colour, obj.colour)) if text else None
 
 
 def _wrong_class(scene: Scene, rng: Random) -> tuple[str, str] | None:
     obj, alike = _alike(scene, rng)
     name = absent(scene, rng)
-    text = _wanted(scene, [replace(t, name=name) if t in alike else t for t in scene.objects], rng)
+    text = _complete_caption(scene, [replace(t, name=name) if t in alike else t for t in scene.objects], rng)
     if not text or any(t.colour != obj.colour or t.distractor for t in alike):
         return None
     return text, _class_critique(name, obj.name, len(alike), rng)
@@ -101,7 +103,7 @@ def _missing(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if len(scene.objects) > 3:
         return None
     obj = replace(rng.choice(scene.objects), name=absent(scene, rng), distractor=False)
-    text = _wanted(scene, (*scene.objects, obj), rng)
+    text = _complete_caption(scene, (*scene.objects, obj), rng)
     return (text, missing_critique(obj.name, rng)) if text else None
 
 
@@ -110,7 +112,7 @@ def _wrong_count(scene: Scene, rng: Random) -> tuple[str, str] | None:
     count = rng.choice([n for n in range(1, 5) if n != len(alike)])
     if any(t.colour != obj.colour or t.distractor for t in alike):
         return None
-    text = _wanted(scene, [t for t in scene.objects if t not in alike] + [obj] * count, rng)
+    text = _complete_caption(scene, [t for t in scene.objects if t not in alike] + [obj] * count, rng)
     return (text, count_critique(replace(obj, colour=""), count, len(alike))) if text else None
 
 
@@ -119,7 +121,7 @@ def _wrong_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     a, b = rng.sample(scene.objects, 2)
     other = rng.choice((_exchange, _transpose, lambda a, b: _transpose(*_exchange(a, b))))(a, b)
-    text = _wanted(scene, other, rng, related)
+    text = _complete_caption(scene, other, rng, related)
     return (text, relation_critique(a.name, relation(*other), b.name)) if text else None
 
 
@@ -129,35 +131,35 @@ def _exchange(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject]
 
 
 def _transpose(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject]:
-    """Mirror at the diagonal: left of becomes above."""
+    """Transpose the positions: left of becomes above."""
     return replace(a, x=a.y, y=a.x), replace(b, x=b.y, y=b.x)
 
 
 def _wrong_background(scene: Scene, rng: Random) -> tuple[str, str]:
-    wanted = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
+    expected = rng.choice([b for b in LEVELS[scene.level].backgrounds if b != scene.background])
     text = prefix(rng) + listed(mentioned_objects(scene, 1.0, rng), scene.level, rng)
-    return f"{text} {BACKGROUNDS[wanted][0]}", _background_critique(wanted, scene.background)
+    return f"{text} {BACKGROUNDS[expected][0]}", _background_critique(expected, scene.background)
 
 
 # -- texts of critiques ------------------------------------------------------------------------------------------
 
 
-def colour_critique(name: str, count: int, wanted: str, shown: str) -> str:
-    return f"the {name if count == 1 else CLASSES[name][0]} should be {wanted}, not {shown}"
+def colour_critique(name: str, count: int, expected: str, shown: str) -> str:
+    return f"the {name if count == 1 else CLASSES[name][0]} should be {expected}, not {shown}"
 
 
-def _class_critique(wanted: str, shown: str, count: int, rng: Random) -> str:
+def _class_critique(expected: str, shown: str, count: int, rng: Random) -> str:
     if count > 1:
-        return f"there should be {CLASSES[wanted][0]}, not {CLASSES[shown][0]}"
-    return rng.choice((f"there is no {wanted}", f"there should be {article(wanted)}, not {article(shown)}"))
+        return f"there should be {CLASSES[expected][0]}, not {CLASSES[shown][0]}"
+    return rng.choice((f"there is no {expected}", f"there should be {article(expected)}, not {article(shown)}"))
 
 
 def missing_critique(words: str, rng: Random) -> str:
     return rng.choice((f"there is no {words}", f"{article(words)} is missing"))
 
 
-def count_critique(obj: SceneObject, wanted: int, shown: int) -> str:
-    many = f"one {noun(obj)}" if wanted == 1 else f"{number(wanted)} {plural(obj)}"
+def count_critique(obj: SceneObject, expected: int, shown: int) -> str:
+    many = f"one {noun(obj)}" if expected == 1 else f"{number(expected)} {plural(obj)}"
     return f"there should be {many}, not {number(shown)}"
 
 
@@ -165,8 +167,8 @@ def relation_critique(first: str, how: str, second: str) -> str:
     return f"the {first} should be {how} the {second}"
 
 
-def _background_critique(wanted: str, shown: str) -> str:
-    return f"the background should be {wanted}, not {shown}"
+def _background_critique(expected: str, shown: str) -> str:
+    return f"the background should be {expected}, not {shown}"
 
 
 # -- negatives of one caption ------------------------------------------------------------------------------------
@@ -182,10 +184,10 @@ class Negative:
 
 def make_negatives(scene: Scene, rng: Random, most: int = 3) -> tuple[str, list[Negative]]:
     """A complete caption of a scene and up to ``most`` different negatives, each wrong in one property. All are of the scene's split."""
-    wanted = [t for t in scene.objects if not t.distractor]
-    text = related(wanted, scene.level, rng) if rng.random() < 0.5 else ""
+    mentioned = [t for t in scene.objects if not t.distractor]
+    text = related(mentioned, scene.level, rng) if rng.random() < 0.5 else ""
     ways = [_recoloured, _exchanged, _fewer, _more, *([_swapped] * 2 if text else ())]
-    text = prefix(rng) + (text or listed(rng.sample(wanted, len(wanted)), scene.level, rng))
+    text = prefix(rng) + (text or listed(rng.sample(mentioned, len(mentioned)), scene.level, rng))
     if rng.random() < 0.3:
         text = f"{text} {BACKGROUNDS[scene.background][0]}"
         ways.append(_other_background)
@@ -299,11 +301,11 @@ def _more_than_asked(made: SceneEdit, rng: Random) -> Scene | None:
 
 def _near_miss(made: SceneEdit, rng: Random) -> Scene | None:
     """The same kind of edit with another object or result; or the new object in another colour, class or position."""
-    come, level = only_in(made.target, made.source), LEVELS[made.source.level]
-    if not come or rng.random() < 0.4:
+    added, level = only_in(made.target, made.source), LEVELS[made.source.level]
+    if not added or rng.random() < 0.4:
         other = edit(made.source, split_of(made.source), rng, made.kind)
         return other.target if other else None
-    obj, rest = come[0], [t for t in made.target.objects if t not in come]
+    obj, rest = added[0], [t for t in made.target.objects if t not in added]
     if rng.random() < 0.3:
         return _changed(made.target, [obj], [replace(obj, name=absent(made.target, rng))])
     if rng.random() < 0.5:
@@ -316,23 +318,23 @@ def edit_critique(made: SceneEdit, shown: Scene, rng: Random) -> str:
     """Critique of a scene after an edit: first errors of the requested change, then of the rest; "" if there is no error."""
     if shown.signature == made.source.signature:
         return UNCHANGED
-    wanted = made.target
-    come, gone = only_in(wanted, made.source), only_in(made.source, wanted)
-    extra, found = only_in(shown, wanted), []
-    for obj in only_in(wanted, shown):
-        requested = obj in come
+    expected = made.target
+    added, removed = only_in(expected, made.source), only_in(made.source, expected)
+    extra, found = only_in(shown, expected), []
+    for obj in only_in(expected, shown):
+        requested = obj in added
         other = _counterpart(obj, extra, made if requested else None)
         if other:
             extra.remove(other)
         words = (
             _replacement_critique(obj, other, made if requested else None, shown)
             if other
-            else _number_critique(obj, wanted, shown, rng)
+            else _number_critique(obj, expected, shown, rng)
         )
         found += [(not requested, words)] if words else []
-    found += [(obj not in gone, _number_critique(obj, wanted, shown, rng)) for obj in extra]
-    if shown.background != wanted.background:
-        found.append((made.kind != "background", _background_critique(wanted.background, shown.background)))
+    found += [(obj not in removed, _number_critique(obj, expected, shown, rng)) for obj in extra]
+    if shown.background != expected.background:
+        found.append((made.kind != "background", _background_critique(expected.background, shown.background)))
     return min(found, key=lambda f: f[0])[1] if found else ""
 
 
@@ -374,10 +376,10 @@ def _replacement_critique(obj: SceneObject, other: SceneObject, made: SceneEdit 
     return f"the {noun(obj)} should not move"
 
 
-def _number_critique(obj: SceneObject, wanted: Scene, shown: Scene, rng: Random) -> str:
+def _number_critique(obj: SceneObject, expected: Scene, shown: Scene, rng: Random) -> str:
     """Critique of too few or too many objects; an object of natural colour is counted with all of its class."""
     there, here = (
-        sum(t.name == obj.name and obj.colour in ("", t.colour) for t in scene.objects) for scene in (wanted, shown)
+        sum(t.name == obj.name and obj.colour in ("", t.colour) for t in scene.objects) for scene in (expected, shown)
     )
     if not here:
         return missing_critique(noun(obj), rng)

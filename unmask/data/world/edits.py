@@ -14,7 +14,7 @@ from unmask.data.world.language import article, at, by_extreme, names, noun, pos
 from unmask.data.world.scenes import Scene, SceneObject, apart, place, split_of
 from unmask.data.world.vocabulary import LEVELS, Level
 
-_TRIES = 24  # proposals per kind
+_ATTEMPTS = 24  # proposals per kind
 _FACTOR = 1.5  # size factor of a resize on levels without a lattice
 Spot = tuple[float, float, float]
 
@@ -38,9 +38,11 @@ def edit(scene: Scene, split: str, rng: Random, kind: str | None = None) -> Scen
     if kind is not None and kind not in _PROPOSE:
         raise ValueError(f"unknown kind of edit {kind!r}; the kinds are {', '.join(EDIT_KINDS)}")
     if split_of(scene) != split:
-        raise ValueError(f"the scene belongs to the split {split_of(scene)!r}, not to {split!r}")
+        raise ValueError(
+            f"the scene belongs to the split {split_of(scene)!r}, not to {split!r}; pass the split of the scene"
+        )
     for chosen in (kind,) if kind else rng.sample(EDIT_KINDS, len(EDIT_KINDS)):
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS):
             found = _PROPOSE[chosen](scene, rng)
             if found and (split == "test" or split_of(found[1]) == split):
                 return SceneEdit(kind=chosen, instruction=found[0], source=scene, target=found[1])

@@ -141,7 +141,7 @@ def _placed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
     for i, t in enumerate(objects):
         words = f"{size_word(t, level)} {noun(t)}".strip() if sized else noun(t)
         phrases.append(f"{article(words)} {at(position_word(t))}" if i < placed else article(words))
-    # Objects without a position come first; after a position they would be read as being there too.
+    # Objects without a position come first; after a position they would seem to share it.
     return _join(phrases[placed:] + phrases[:placed])
 
 

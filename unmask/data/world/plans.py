@@ -19,8 +19,8 @@ def scene_layout(scene: Scene, caption: str, wording: Wording, rng: Random) -> L
 
 def edit_layout(edit: SceneEdit, wording: Wording) -> Layout:
     """The objects that an edit changes: the removed one or, if there is one, the new or changed one; for a move or resize old and new."""
-    gone, come = only_in(edit.source, edit.target), only_in(edit.target, edit.source)
-    touched = [*gone, *come] if edit.kind in ("move", "resize") else come or gone
+    removed, added = only_in(edit.source, edit.target), only_in(edit.target, edit.source)
+    touched = [*removed, *added] if edit.kind in ("move", "resize") else added or removed
     return Layout(objects=tuple(_placed(t) for t in touched), reason=wording.reason(edit.kind))
 
 

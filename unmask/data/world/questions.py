@@ -143,8 +143,8 @@ def _ask_compare(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     if max(a.size, b.size) > 1.25 * min(a.size, b.size) and rng.random() < 0.6:
         bigger = rng.random() < 0.5
-        wanted = max(a, b, key=lambda t: t.size) if bigger else min(a, b, key=lambda t: t.size)
-        return f"which is {'bigger' if bigger else 'smaller'}, the {a.name} or the {b.name}?", wanted.name
+        answer = max(a, b, key=lambda t: t.size) if bigger else min(a, b, key=lambda t: t.size)
+        return f"which is {'bigger' if bigger else 'smaller'}, the {a.name} or the {b.name}?", answer.name
     found = relation(a, b)
     phrase = found if rng.random() < 0.5 else INVERSE.get(found, "")
     if not found or not _sayable(scene, phrase, a.name, b.name):

@@ -34,7 +34,7 @@ def read(image: np.ndarray, level: str = "grid") -> Reading:
     """The scene in an image uint8 [side, side, 3]. ValueError for a level without a lattice."""
     if not LEVELS[level].lattice:
         raise ValueError(
-            f"objects of level {level!r} may lie anywhere, so their places cannot be enumerated; use a grid level"
+            f"objects of level {level!r} may lie anywhere, so their positions cannot be enumerated; use a grid level"
         )
     small = np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32) / 255
     against = {name: np.square(small - _empty(name)).mean(-1) for name in LEVELS[level].backgrounds}

@@ -17,7 +17,7 @@ from random import Random
 from unmask.data.world.vocabulary import LEVELS, Level
 
 SPLITS = ("train", "validation", "test")
-HELD_OUT_SHARE = 0.25  # of the test scenes show a held-out combination
+HELD_OUT_SHARE = 0.25  # share of test scenes with a held-out combination
 _HELD_ONE_IN = 12
 _CLEAR = 1.3  # a relation is stated only if one axis dominates the other by this factor
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
