@@ -12,7 +12,7 @@ from unmask.models.elastic import Elastic, init
 from unmask.models.fake import FakeDenoiser
 from unmask.models.sizes import SIZES
 from unmask.rng import generator
-from unmask.sampling.sampler import Sampler
+from unmask.sampling.sampler import NothingUnmasked, Sampler
 from unmask.sampling.schedule import Equal, Fixed
 from unmask.sampling.selection import Confident, PerSpan, RandomOrder
 from unmask.sampling.spans import whole_positions
@@ -76,6 +76,19 @@ def test_per_span_is_bounded_where_its_selection_is() -> None:
         )
         assert not done.masked.any()
     assert PerSpan(selection=Confident()).extra_steps(4, 2) is None
+
+
+def test_a_selection_that_remasks_says_when_a_block_ends() -> None:
+    """One that masks as many tokens again as it unmasks would never end; without a bound it is refused at its first such step."""
+
+    def swaps(batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        move = Confident()(batch, proposal, block, counts, progress)
+        return dataclasses.replace(move, remask=batch.writable & ~batch.masked)
+
+    batch = collate([texts(("a", 4, True))], [0])
+    sampler = Sampler(schedule=Fixed(each=1), token_sampler=Categorical(), selection=swaps)
+    with pytest.raises(NothingUnmasked, match="give it extra_steps"):
+        sampler.sample(FakeDenoiser(), batch)
 
 
 def test_values_leave_a_run_and_stand_beside_rows_that_have_none() -> None:

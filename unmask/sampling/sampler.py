@@ -205,7 +205,12 @@ class SamplingRun:
                     f"a block of rows {late_B.nonzero().flatten().tolist()} has masked tokens left after its last step; "
                     f"{type(self.sampler.selection).__name__} must end within its bound (see extra_steps)"
                 )
-        if bool(move.remask.any()):  # their order and segment are those of masked tokens again
+        if bool(move.remask.any()):
+            if not self.agenda.bounded:
+                raise NothingUnmasked(
+                    f"{type(self.sampler.selection).__name__} masks tokens again, so it must say when a block ends: give it extra_steps"
+                )
+            # Their order and segment are those of masked tokens again.
             written = written.replace(
                 order=torch.where(move.remask, self.first.order, written.order),
                 segment=torch.where(move.remask, self.first.segment, written.segment),
