@@ -83,7 +83,7 @@ class CachePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What a step wants of the model: ``predict [B, L]``, the tokens of ``batch`` to score. Rows may be several views of the same request.
+    """The forward that a step needs: ``predict [B, L]``, the tokens of ``batch`` to score. Rows may be several views of the same request.
 
     ``reuse``: None where everything is computed and nothing kept.
     """

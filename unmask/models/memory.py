@@ -48,7 +48,7 @@ class LayerMemory:
     def merge(self, name: str, x_BHTK: Tensor) -> Tensor:
         """[B, H, S, K]: what is stored under ``name`` with ``x`` written to its slots.
 
-        ValueError where the state holds tokens, but not for this layer: they were computed for another question.
+        ValueError if the state holds tokens but has nothing for this layer: its forward scored codes only and ended early.
         """
         slots, key = self.memory.slots[name.partition(".")[0]], f"{self.number}.{name}"
         state = self.memory.state

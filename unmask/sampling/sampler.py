@@ -92,9 +92,9 @@ class Sampler:
 
 
 class SamplingRun:
-    """The loop between two steps. ``batch``: as far as it got · ``query``: what it wants of the model next, None at the end.
+    """The loop between two steps. ``batch``: as far as it got · ``query``: the next forward that it needs, None at the end.
 
-    To cancel a run is to drop it: nothing else is held.
+    To cancel a run, drop it.
     """
 
     @torch.no_grad()

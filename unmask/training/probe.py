@@ -1,4 +1,4 @@
-"""Looking at a run without changing it: ``unchanged(module)`` restores what a forward pass changes; ``flops`` counts one batch."""
+"""Measure a run without changing it: ``unchanged(module)`` restores what a forward pass changes; ``flops`` counts one batch."""
 
 from __future__ import annotations
 
