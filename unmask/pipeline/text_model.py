@@ -15,6 +15,7 @@ from typing import ClassVar, NoReturn
 
 import torch
 
+from unmask.checkpoints.device import AUTO, find_device
 from unmask.checkpoints.elastic import Weights, WeightStorage
 from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
@@ -26,6 +27,7 @@ from unmask.protocols import Denoiser, Task
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.arguments import checked
 from unmask.tasks.forms import bound, filled, formed
 from unmask.tasks.results import Answer, answered
 from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide, device_of
@@ -125,10 +127,17 @@ class FillGaps:
         return tokens.text.decode(sequence.ids.tolist())
 
 
-def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | None = None) -> TextModel:
+def load_text(
+    folder: Path,
+    *,
+    device: str | torch.device = AUTO,
+    storage: WeightStorage | None = None,
+    on_bytes: Callable[[int, int], None] = lambda done, of: None,
+) -> TextModel:
     """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    weights = Weights(checkpoint=survey_llada(folder), device=device, storage=storage or WeightStorage())
+    checkpoint, place = survey_llada(folder), find_device(device)
+    weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
     net, vq = weights.checkpoint.modules()
     if text.size > net.config.vocab_size:  # the embedding may have spare rows
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
@@ -164,6 +173,7 @@ class TextModel:
     def device(self) -> torch.device:
         return device_of(self.parts.net)
 
+    @checked
     def ask(
         self,
         question: str,
@@ -192,6 +202,7 @@ class TextModel:
             return self._formed(question, max_tokens, form, chosen, seed, trace)
         return self._answer(Reply(question=question, length=max_tokens), chosen, question, seed, trace)
 
+    @checked
     def complete(
         self,
         prompt: str,
@@ -211,6 +222,7 @@ class TextModel:
         chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
         return self._answer(Continue(prompt=prompt, length=max_tokens), chosen, prompt, seed, trace)
 
+    @checked
     def infill_text(
         self,
         target: str,

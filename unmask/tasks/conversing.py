@@ -18,6 +18,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
+from unmask.tasks.notebook import turn_html
 from unmask.tasks.parts import Parts
 from unmask.tasks.running import ThinkingRunner
 from unmask.tokens.layouts import Layout, from_ids
@@ -64,6 +65,9 @@ class Turn:
         """The turn as a message, to continue the conversation."""
         return Message(role="assistant", text=self.text, images=self.images)
 
+    def _repr_html_(self) -> str:
+        return turn_html(self.parts)
+
     def to_json(self) -> Json:
         """Plain values; pictures are null in ``parts``."""
         parts = [part if isinstance(part, str) else None for part in self.parts]
@@ -78,6 +82,12 @@ def check(messages: Items[Message]) -> None:
     for number, message in enumerate(messages, 1):
         if message.role not in _ROLES:
             raise ValueError(f"message {number} has the role {message.role!r}; use {' or '.join(_ROLES)}")
+        if not isinstance(message.text, str):
+            raise TypeError(f"the text of message {number} must be a text, got {message.text!r}")
+        if isinstance(message.images, str | Image.Image) or not all(isinstance(i, Image.Image) for i in message.images):
+            raise TypeError(
+                f"the images of message {number} must be a tuple of images; read files with read_image(path)"
+            )
         if message.role == "user" and not message.text.strip():
             raise ValueError(f"message {number} has no text; add some")
 
