@@ -69,6 +69,12 @@ def refuse_unwritable(path: Path) -> None:
         raise OSError(f"could not write {path}: no permission to write in {above}; choose another place")
 
 
+def warn(warnings: Sequence[str]) -> None:
+    """The warnings of a result on stderr, one line each."""
+    for line in dict.fromkeys(warnings):
+        click.echo(f"warning: {line}", err=True)
+
+
 def numbered(path: Path, index: int, count: int) -> Path:
     """``apples.png`` for a single file, otherwise ``apples-1.png``, ``apples-2.png`` …"""
     return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
