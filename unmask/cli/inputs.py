@@ -19,7 +19,23 @@ from PIL import Image
 from unmask.tokens.pictures import ImageError, read_image
 
 STDIN = "-"
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif", ".jp2", ".ico", ".tga"}
+_ENDINGS = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".ico",
+    ".tga",
+}
 
 
 def read_text(word: str, what: str) -> str:
@@ -40,7 +56,9 @@ def read_text(word: str, what: str) -> str:
 def read_bytes() -> bytes:
     """All of stdin. ValueError where it is a terminal, closed or empty."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise ValueError("- reads a picture from stdin, and none comes; for example: cat dog.png | unmask ask - \"what is it?\"")
+        raise ValueError(
+            '- reads a picture from stdin, and none comes; for example: cat dog.png | unmask ask - "what is it?"'
+        )
     data = sys.stdin.buffer.read()
     if not data:
         raise ValueError("- reads a picture from stdin, which is empty; check the command before the |")
@@ -52,7 +70,9 @@ def read_picture(word: str | Path) -> Image.Image:
     if str(word) == STDIN:
         return read_image(read_bytes())
     if os.path.isdir(word):
-        raise ImageError(f"{word} is a folder, not a picture; for all pictures in it write '{os.path.join(word, '*.png')}'")
+        raise ImageError(
+            f"{word} is a folder, not a picture; for all pictures in it write '{os.path.join(word, '*.png')}'"
+        )
     return read_image(Path(word))
 
 
@@ -66,11 +86,15 @@ def read_pictures(words: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
         except ImageError as error:
             wrong.append(error)
             continue
-        if word == STDIN or len(words) == 1:  # many pictures would not fit into memory; they are read again when they are used
+        if (
+            word == STDIN or len(words) == 1
+        ):  # many pictures would not fit into memory; they are read again when they are used
             kept[word] = image
     if len(wrong) > 1:
         listed = ", ".join(str(error).partition(";")[0] for error in wrong[:5])
-        raise ImageError(f"{len(wrong)} of {len(words)} pictures cannot be read: {listed}; nothing was done, leave them out")
+        raise ImageError(
+            f"{len(wrong)} of {len(words)} pictures cannot be read: {listed}; nothing was done, leave them out"
+        )
     if wrong:
         raise wrong[0]
     return ((word, kept[word] if word in kept else read_picture(word)) for word in words)
@@ -84,8 +108,14 @@ def pictures_and_text(words: Sequence[str], what: str, call: str) -> tuple[list[
     *given, text = words
     if _is_picture_name(text) and os.path.isfile(text):
         if given and not any(_is_there(word) for word in given):
-            raise ValueError(f"the pictures come before the {what}; {call} {_quoted(text)} {_quoted(' '.join(given), always=True)}")
-        raise ValueError(f"the {what} is missing; {call} {' '.join(map(_quoted, words))} \"…\"")
+            raise ValueError(
+                f"the pictures come before the {what}; {call} {_quoted(text)} {_quoted(' '.join(given), always=True)}"
+            )
+        raise ValueError(f'the {what} is missing; {call} {" ".join(map(_quoted, words))} "…"')
+    if STDIN in given and text == STDIN:
+        raise ValueError(
+            f"- stands for the picture and for the {what}, and stdin has only one of them; write the {what} in quotes"
+        )
     _refuse_unquoted(given, text, what, call)
     return expand(given), text
 
@@ -93,10 +123,12 @@ def pictures_and_text(words: Sequence[str], what: str, call: str) -> tuple[list[
 def pictures_and_phrases(words: Sequence[str], call: str) -> tuple[list[str], list[str]]:
     """(picture files, phrases) of ``PICTURE … PHRASE …``: the first word, and those after it that are pictures. ValueError as above."""
     if words[0] != STDIN and not _is_there(words[0]) and _is_picture_name(words[-1]) and os.path.isfile(words[-1]):
-        raise ValueError(f"the picture comes before the phrases; {call} {_quoted(words[-1])} {_quoted(words[0], always=True)}")
+        raise ValueError(
+            f"the picture comes before the phrases; {call} {_quoted(words[-1])} {_quoted(words[0], always=True)}"
+        )
     count = next((i for i, word in enumerate(words) if i and not _is_picture_name(word)), len(words))
     if count == len(words):
-        raise ValueError(f"the phrases are missing; {call} {' '.join(map(_quoted, words))} \"the cat\"")
+        raise ValueError(f'the phrases are missing; {call} {" ".join(map(_quoted, words))} "the cat"')
     return expand(words[:count]), list(words[count:])
 
 

@@ -119,7 +119,12 @@ def _refuse_settings(model: Model, task: str, settings: Sequence[str]) -> None:
     if settings and task == "ground":
         override(model.presets.ground(model.parts, 1), settings)
     elif settings:
-        override(presets.get(task.partition("-")[0] if task.startswith("edit") else task, model.presets.generate)(model.parts), settings)
+        override(
+            presets.get(task.partition("-")[0] if task.startswith("edit") else task, model.presets.generate)(
+                model.parts
+            ),
+            settings,
+        )
 
 
 def model_options(command: Command) -> Command:
@@ -295,7 +300,9 @@ def path_option(
             value = value / default
         if value.suffix.lower() not in endings:
             such = value.with_suffix(endings[0]) if value.name else endings[0]
-            raise click.BadParameter(f"{given!r} must end in {' or '.join(endings)}, for example {such}", context, option)
+            raise click.BadParameter(
+                f"{given!r} must end in {' or '.join(endings)}, for example {such}", context, option
+            )
         refuse_unwritable(value)
         return value
 
@@ -319,6 +326,13 @@ def named_sampler(
 
     change, rest = find_sampler(name, settings)
     return change, tuple(rest)
+
+
+def found_device(device: str) -> str:
+    """The device that --device names, with ``auto`` resolved. DeviceUnavailable (a ValueError) for one that is not here."""
+    from unmask.checkpoints.device import find_device
+
+    return find_device(device)
 
 
 def use_threads(threads: int | None) -> None:

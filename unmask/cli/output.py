@@ -40,9 +40,9 @@ def write_picture(image: Image.Image, path: Path) -> Path:
 
     if path != STDOUT:
         return save_image(image, path)
-    stream = click.get_binary_stream("stdout")
-    image.save(stream, "PNG")
-    stream.flush()
+    sys.stdout.flush()
+    image.save(sys.stdout.buffer, "PNG")
+    sys.stdout.buffer.flush()
     return path
 
 
@@ -55,7 +55,9 @@ def refuse_stdout(out: Path | None, *, count: int, as_json: bool) -> None:
     if as_json:
         raise click.UsageError("--out - and --json both write to stdout; leave out one of them")
     if sys.stdout is not None and sys.stdout.isatty():
-        raise click.UsageError("--out - writes the bytes of a PNG, and stdout is a terminal; add > picture.png or | another program")
+        raise click.UsageError(
+            "--out - writes the bytes of a PNG, and stdout is a terminal; add > picture.png or | another program"
+        )
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from unmask.pipeline.text_model import TextModel
     from unmask.sampling.sampler import Sampler
     from unmask.sequence import Sequence as Tokens
-    from unmask.tasks.reflecting import Layout
     from unmask.tasks.results import Attempt
     from unmask.tasks.running import Decoded, OnStep, StepEvent
+    from unmask.tokens.layouts import Layout
 
-    AnyModel = TypeVar("AnyModel", Model, TextModel)
 
 BAR_AFTER, LINE_AFTER, LINE_EVERY = 0.5, 5.0, 10.0  # seconds
 
@@ -90,14 +89,15 @@ def opening(model: str, *, quiet: bool = False, lines: bool = True) -> Callable[
     return silent if quiet else Bar(what=f"opening {model}", words=nbytes, lines=lines)
 
 
-def watched(model: AnyModel, *, lines: bool) -> AnyModel:
-    """The same model, with a bar for the steps of every call."""
+def watched(model: Model | TextModel, *, lines: bool) -> Model | TextModel:
+    """The same model, with a bar for the steps of every call. A model that a recipe opened stays as it is."""
     from unmask.pipeline.model import Model
     from unmask.pipeline.text_model import TextModel
 
     if isinstance(model, Model):
         return Model(model.parts, model.presets, executor=_Watched(model=model, lines=lines))
-    assert isinstance(model, TextModel)
+    if type(model) is not TextModel:
+        return model
     return TextModel(model.parts, executor=_Watched(model=model, lines=lines), change=model.change)
 
 
