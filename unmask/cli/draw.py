@@ -214,6 +214,7 @@ def edit(
     names, instruction = pictures_and_text(words, "instruction", "unmask edit")
     if not names:
         raise ValueError(f'the picture is missing; for example: unmask edit dog.png "{instruction}"')
+    instruction = read_text(instruction, "instruction")
     refuse_clashes(run, out, count * len(names), trace, thoughts)
     pictures = read_pictures(names)
     model = run.open("edit-reflect" if attempts > 1 else "edit-plan" if plan else "edit")
