@@ -75,6 +75,12 @@ def read_region(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.I
     return plain.convert("L")
 
 
+def readable() -> tuple[str, ...]:
+    """Names of the file formats that ``read_image`` reads on this machine, as Pillow calls them."""
+    Image.init()
+    return tuple(f for f in _READABLE if f in Image.OPEN)  # AVIF and WEBP are optional parts of Pillow
+
+
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     width, height = image.size
     if width * height > MOST_PIXELS:
@@ -95,8 +101,7 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
             raise ImageError(f"there is no file {name}; check the path")
         if not path.is_file():
             raise ImageError(f"{name} is not a file; give the path of an image")
-    Image.init()
-    known = [f for f in _READABLE if f in Image.OPEN]  # AVIF and WEBP are optional parts of Pillow
+    known = readable()
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
