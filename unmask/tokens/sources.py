@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -114,7 +113,7 @@ def _from_file(source: Path | io.BytesIO, name: str) -> Image.Image:
         raise ImageError(f"{name} is not a supported image; use one of {', '.join([*known, 'HEIC'])}") from error
 
 
-def _open_plain(source: Path | io.BytesIO, formats: Sequence[str]) -> Image.Image:
+def _open_plain(source: Path | io.BytesIO, formats: list[str]) -> Image.Image:
     try:
         return Image.open(source, formats=formats)
     except ValueError:  # Pillow refuses a PNG with more than 1 MiB of profile or text
