@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 
 from unmask.pipeline.model import Model
 from unmask.serving.service import Served, Service
-from unmask.tokens.pictures import ImageError, read_image
+from unmask.tokens.pictures import read_image
+from unmask.tokens.sources import ImageError
 
 PREVIEW = 1024  # pixels of the longer side; the page scales its own images down to the same size
 _AT_ONCE = 2  # previews decoded at the same time: one may take hundreds of MB

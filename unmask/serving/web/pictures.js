@@ -6,8 +6,8 @@ import { fresh, h } from "./dom.js";
 const MOST_BYTES = 30 * 2 ** 20, MOST_PIXELS = 64e6;
 const LONGEST = 1024; // pixels; larger images are scaled down before they are sent
 // Formats that the page names, with the file endings that a browser may not know. Which of them the server reads is in /v1/models.
-const FORMATS = { PNG: [], JPEG: [".jpg"], WEBP: [".webp"], GIF: [], BMP: [".bmp"], TIFF: [".tif", ".tiff"], AVIF: [".avif"], HEIF: [".heic", ".heif"] };
-const NAMES = { WEBP: "WebP", HEIF: "HEIC" };
+const FORMATS = { PNG: [], JPEG: [".jpg"], WEBP: [".webp"], GIF: [], BMP: [".bmp"], TIFF: [".tif", ".tiff"], AVIF: [".avif"], HEIC: [".heic", ".heif"] };
+const NAMES = { WEBP: "WebP" };
 
 const EXAMPLE_IMAGES = ["apples", "street", "animals"];
 
