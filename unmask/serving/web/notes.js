@@ -16,7 +16,7 @@ export class Notes {
 
   /** Add the warnings of an answer; several images of a run repeat them. */
   add(warnings) {
-    for (const warning of warnings || []) this.lines.add(warning[0].toUpperCase() + warning.slice(1));
+    for (const warning of warnings || []) this.lines.add(warning);
     this.element.replaceChildren([...this.lines].join(" · "));
   }
 }
