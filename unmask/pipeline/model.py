@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
@@ -46,9 +45,9 @@ from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
+from unmask.tokens.sources import Picture
 from unmask.tokens.views import to_pixels
 
-Picture = Image.Image | str | os.PathLike[str] | bytes
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
 
 
