@@ -108,6 +108,15 @@ def test_edits_infilling_and_streams_have_a_size_too(server: Server) -> None:
     assert [e.size for e in events] == ["256x256"] * 2
 
 
+def test_the_pixels_of_all_images_are_bounded(server: Server) -> None:
+    sent = {"prompt": "a dog", "n": 2, "size": "4096x4096"}
+    for more in ({}, {"stream": True}):
+        message = refused(plain(server).post(GENERATE, json={**sent, **more}), "size")
+        assert "2 images of 4096x4096 are too many pixels; use at most 2896x2896 for 2" in message
+    found = draw(server, n=10, size="512x512")
+    assert [opened(entry["b64_json"]).size for entry in found["data"]] == [(512, 512)] * 10
+
+
 # -- URLs -------------------------------------------------------------------------------------------------------------
 
 
