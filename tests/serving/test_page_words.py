@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unmask.serving.page_routes import document_titles, docs_folder
+from unmask.serving.page_routes import docs_folder, document_titles
 from unmask.serving.server import Server
 
 from .on_page import Page, Visit, ask, done, expect, panel
