@@ -131,6 +131,20 @@ def test_the_thumb_of_the_slider_fits_the_step(page: Page) -> None:
     assert (thumb - image["x"]) / image["width"] == pytest.approx(9 / 16, abs=1 / 16)
 
 
+def test_settings_are_those_for_people(page: Page) -> None:
+    """Fields that exist for OpenAI's clients, or that the page fills in, are not shown."""
+    names = {
+        "Draw": ["seed", "steps", "plan", "reflect", "n", "guidance", "sampler", "luminance", "contrast", "score"],
+        "Edit": ["seed", "steps", "plan", "reflect", "n", "guidance", "sampler"],
+        "Ground": ["seed", "steps", "sampler"],
+        "Chat": ["seed", "sampler"],
+    }
+    for tab, wanted in names.items():
+        inputs = panel(page, tab).locator(".settings input, .settings select")
+        shown = inputs.evaluate_all("all => all.map(input => input.name)")
+        assert [name for name in shown if "." not in name] == wanted, tab
+
+
 # -- words and warnings -----------------------------------------------------------------------------------------------
 
 
