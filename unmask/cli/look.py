@@ -98,7 +98,9 @@ def _form(schema: str | None, regex: str | None) -> AnswerFormat | None:
 
     if schema is None:
         return of_regex(regex or "")
-    return of_schema(schema if schema.lstrip()[:1] in ("{", "") else Path(schema).read_text(encoding="utf-8"))
+    path = Path(schema)
+    inline = schema.lstrip()[:1] in ("{", "[", '"', "") or (schema in ("true", "false", "null") and not path.exists())
+    return of_schema(schema if inline else path.read_bytes())
 
 
 @click.command(cls=OrderedHelp, first=("out", "steps", "seed", "model"))

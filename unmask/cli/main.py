@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -72,6 +73,7 @@ def _greet(traceback: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program. Exit codes: 0 success, 1 a check failed, 2 user error, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"  # one line, without our source
     try:
         code = program(given).main(given, prog_name="unmask", standalone_mode=False)
         sys.stdout.flush()

@@ -127,8 +127,8 @@ class FillGaps:
 
 def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | None = None) -> TextModel:
     """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
-    text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
     weights = Weights(checkpoint=survey_llada(folder), device=device, storage=storage or WeightStorage())
+    text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
     net, vq = weights.checkpoint.modules()
     if text.size > net.config.vocab_size:  # the embedding may have spare rows
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
