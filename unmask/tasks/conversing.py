@@ -19,6 +19,7 @@ from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.lengths import Extent, Words, leading, read_words, written
+from unmask.tasks.notebook import turn_html
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import FinishReason
 from unmask.tasks.running import ThinkingRunner
@@ -70,6 +71,9 @@ class Turn:
         """The turn as a message, to continue the conversation."""
         return Message(role="assistant", text=self.text, images=self.images)
 
+    def _repr_html_(self) -> str:
+        return turn_html(self.parts)
+
     def to_json(self) -> Json:
         """Plain values; pictures are null in ``parts``."""
         parts = [part if isinstance(part, str) else None for part in self.parts]
@@ -90,6 +94,12 @@ def check_each(messages: Items[Message], roles: Items[str]) -> None:
     for number, message in enumerate(messages, 1):
         if message.role not in roles:
             raise ValueError(f"message {number} has the role {message.role!r}; use {' or '.join(roles)}")
+        if not isinstance(message.text, str):
+            raise TypeError(f"the text of message {number} must be a text, got {message.text!r}")
+        if isinstance(message.images, str | Image.Image) or not all(isinstance(i, Image.Image) for i in message.images):
+            raise TypeError(
+                f"the images of message {number} must be a tuple of images; read files with read_image(path)"
+            )
         if message.role == "user" and not message.text.strip():
             raise ValueError(f"message {number} has no text; add some")
 

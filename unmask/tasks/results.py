@@ -12,6 +12,7 @@ from torch import nn
 from unmask.json_types import Json
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.notebook import boxes_html, exchange_html, to_png
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -32,6 +33,9 @@ class Attempt:
     accepted: bool
     approval: float
     seed: int
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self.image)
 
     def to_json(self) -> Json:
         plan = self.plan.to_json() if self.plan else None
@@ -55,6 +59,9 @@ class Drawing:
     plan: Layout | None = None
     attempts: tuple[Attempt, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self.image)
 
     def to_json(self) -> Json:
         """Plain values without the pictures; plan and attempts only if there are any."""
@@ -81,6 +88,9 @@ class Answer:
     value: object = None
     warnings: tuple[str, ...] = ()
     finish_reason: FinishReason = "stop"
+
+    def _repr_html_(self) -> str:
+        return exchange_html(self.question, self.text)
 
     def to_json(self) -> Json:
         """``value`` is present for constrained answers only, where it may be null."""
@@ -114,7 +124,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
-    """One box per phrase, in the given order. ``warnings``: about the phrases, one line each."""
+    """One box per phrase, in the given order. ``warnings``: about the phrases, one line each · ``image``: the picture, for notebooks."""
 
     boxes: tuple[Box, ...]
     image_size: tuple[int, int]
@@ -122,6 +132,10 @@ class Grounding:
     seconds: float
     settings: Json = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    image: Image.Image | None = field(default=None, compare=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        return boxes_html(self.image, [(b.phrase, b.corners) for b in self.boxes])
 
     def to_json(self) -> Json:
         boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
