@@ -20,6 +20,7 @@ from unmask.serving.streams import Event
 from unmask.tasks.conversing import Turn
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import Answer, Grounding
+from unmask.tokens.sources import readable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,13 +29,14 @@ Counts = tuple[int, int, bool]
 
 
 def model_card(service: Service, created: int) -> Event:
-    """An entry of OpenAI's model list, with the model's tasks, the side of its images in pixels (0: no images) and its vocabulary."""
+    """An entry of OpenAI's model list. ``side``: of its images in pixels, or 0 · ``reads``: image formats · ``vocabulary``: its words."""
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
         tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
     vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
-    own = {"tasks": tasks, "side": side, "vocabulary": vocabulary.to_json() if vocabulary else None}
+    words = vocabulary.to_json() if vocabulary else None
+    own = {"tasks": tasks, "side": side, "reads": readable() if side else [], "vocabulary": words}
     return {"id": service.name, "object": "model", "created": created, "owned_by": "unmask", "unmask": own}
 
 

@@ -12,14 +12,11 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, StreamingResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -31,6 +28,7 @@ from unmask.serving.delivery import Delivery
 from unmask.serving.edge import LOG, Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
 from unmask.serving.errors import NoSuchModel, error_response
+from unmask.serving.page_routes import add_page_routes
 from unmask.serving.picture_urls import Link, PictureUrls, add_picture_route, data_url
 from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
 from unmask.serving.service import Call, Service, Started
@@ -72,7 +70,7 @@ def application(
     _add_metadata_routes(app, service, counters)
     _add_image_routes(app, service, urls)
     _add_text_routes(app, service)
-    _add_page_routes(app)
+    add_page_routes(app, service)
     return app
 
 
@@ -177,20 +175,6 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         _announce(started, [ended], channel)
         wire = Wire(frame=lambda event: sse(reply.chunk(event)))
         return await _stream(request, started, channel, wire, [reply.greeting])
-
-
-def _add_page_routes(app: FastAPI) -> None:
-    """Serve the web page, if its files are installed."""
-    folder = Path(str(files("unmask"))) / "serving" / "web"
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        if (folder / "index.html").exists():
-            return FileResponse(folder / "index.html", headers={"cache-control": "no-cache"})
-        return _json({"message": "unmask API server; see /v1/models and docs/api.md"})
-
-    if folder.exists():
-        app.mount("/web", StaticFiles(directory=folder), name="web")
 
 
 async def _pictures(

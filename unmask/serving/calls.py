@@ -80,9 +80,9 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
         except ImageError as error:
             raise ValueError(f"image: {error}") from error
         if mask is None:
-            plan = _plan(model, body)
-            return model.edit(picture, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
-        if body.plan or body.boxes or body.reflect > 1:
+            options = {"plan": _plan(model, body) or False, "attempts": body.reflect or 1}
+            return model.edit(picture, body.prompt, seed=seed, settings=settings, **options)[0]
+        if body.plan or body.boxes or (body.reflect or 1) > 1:
             raise ValueError("plan, boxes and reflect do not apply to inpainting; leave them out, or leave out mask")
         return model.infill(picture, _region(mask), prompt=body.prompt, seed=seed, settings=settings)
 
@@ -224,9 +224,10 @@ def _messages(body: Chat) -> list[Message]:
     ]
 
 
-def _plan(model: Model, body: Planned) -> bool | Layout:
+def _plan(model: Model, body: Planned) -> bool | Layout | None:
+    """The plan of a request; None for the model's preset."""
     if not body.boxes:
-        return bool(body.plan)
+        return body.plan
     layout = layout_of([(b.phrase, b.box) for b in body.boxes])
     model.emit(0, layout)
     return layout

@@ -171,15 +171,18 @@ class BoxOf(Strict):
 class Planned(Strict):
     """Planning before and reflection after generation."""
 
-    plan: bool | None = Field(None, description="Plan a layout of boxes first. Default: the model's preset.")
+    plan: bool | None = Field(
+        None, description="Plan a layout of boxes first. Default: the model's preset; false for edits."
+    )
     boxes: list[BoxOf] | None = Field(
         None, min_length=1, max_length=32, description="Use this layout instead of planning one; excludes plan."
     )
-    reflect: int = Field(
-        1,
+    reflect: int | None = Field(
+        None,
         ge=1,
         le=16,
-        description="Maximum number of attempts. Stops at the first image that the model's own critique accepts.",
+        description="Maximum number of attempts. Stops at the first image that the model's own critique accepts. "
+        "Default: the model's preset; 1 for edits and with plan or boxes.",
     )
 
     @model_validator(mode="after")

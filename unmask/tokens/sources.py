@@ -5,7 +5,7 @@ Public idea: ``open_picture(source) -> (image, name)``, decoded but still in its
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
 import os
 from pathlib import Path
@@ -96,9 +96,19 @@ def _read(file: BinaryIO) -> tuple[bytes, str]:
     raise ImageError(f"{name} gives {type(data).__name__}, not bytes; open it in binary mode, open(path, 'rb')")
 
 
-def _from_file(source: Path | io.BytesIO, name: str) -> Image.Image:
+def readable() -> tuple[str, ...]:
+    """The file formats that can be read on this machine, by Pillow's names, and HEIC where pillow-heif is installed."""
+    heic = ("HEIC",) if importlib.util.find_spec("pillow_heif") else ()
+    return (*_by_pillow(), *heic)
+
+
+def _by_pillow() -> list[str]:
     Image.init()
-    known = [f for f in _READABLE if f in Image.OPEN]  # AVIF and WEBP are optional parts of Pillow
+    return [f for f in _READABLE if f in Image.OPEN]  # AVIF and WEBP are optional parts of Pillow
+
+
+def _from_file(source: Path | io.BytesIO, name: str) -> Image.Image:
+    known = _by_pillow()
     try:
         if brands := _brands(source):
             return _decoded(_open_container(source, brands, name), name)
