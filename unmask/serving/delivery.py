@@ -19,6 +19,7 @@ from PIL import Image
 from unmask.json_types import Json
 from unmask.serving.picture_urls import Link
 from unmask.serving.schema import Streamed
+from unmask.serving.unknown_fields import ignored_warning
 from unmask.serving.usage import Usage
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import Drawing
@@ -45,8 +46,8 @@ class Delivery:
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, body: Streamed, parts: Parts, link: Link) -> Delivery:
-        """ValueError for more pixels in all than ``MOST_PIXELS``."""
+    def of(cls, body: Streamed, parts: Parts, link: Link, ignored: Sequence[str] = ()) -> Delivery:
+        """``ignored``: names of unknown fields. ValueError for more pixels in all than ``MOST_PIXELS``."""
         side = body.side or parts.side
         if body.n * side**2 > max(MOST_PIXELS, body.n * parts.side**2):
             most = math.isqrt(MOST_PIXELS // body.n)
@@ -59,7 +60,7 @@ class Delivery:
             file=body.output_format,
             compression=_COMPRESSION if body.output_compression is None else body.output_compression,
             link=link if body.response_format == "url" else None,
-            warnings=tuple(_warnings(body, parts.side, side)),
+            warnings=(*_warnings(body, parts.side, side), *ignored_warning(ignored)),
         )
 
     @property
