@@ -227,6 +227,7 @@ class TextModel:
         longer than the model's context.
         """
         check(messages, _ROLES)
+        _check_texts(messages)
         said = self.ask(
             messages[-1].text,
             messages=messages[:-1],
