@@ -20,7 +20,7 @@ from unmask.cli.options import (
     temperature_option,
     top_p_option,
 )
-from unmask.cli.output import news
+from unmask.cli.output import news, warn
 from unmask.tokens.pictures import ImageError, read_image, save_image
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def chat(
                 news(f"error: {error}")
                 continue
             messages, shown = [*messages, asked, turn.message()], []
+            warn(turn.warnings)
             saved += _deliver(turn, out, saved, run)
 
 

@@ -5,14 +5,13 @@ Building a call is cheap: images are decoded and texts are checked in the thread
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
+
+from PIL import Image
 
 from unmask.grammars.answer_format import AnswerFormat, of_response_format
 from unmask.pipeline.catalogue import find_sampler
@@ -20,11 +19,12 @@ from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed
+from unmask.serving.data_urls import picture_of, read_data_url
 from unmask.serving.schema import Chat, Draw, Edit, Ground, Infill, Planned
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
-from unmask.tokens.pictures import read_image, read_region
+from unmask.tokens.pictures import ImageError, read_image, read_region
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
 
@@ -37,7 +37,6 @@ _TRUTHS = ("true", "false", "yes", "no")
 # minutes on one core.
 _MOST_STATES, _MOST_WORK = 4000, 500_000
 _MOST = 10_000  # largest absolute value of a setting; larger ones overflow
-_DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
 
 def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
@@ -60,7 +59,7 @@ def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callab
 @_by_sampler
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
-        _image_model(model, body.size)
+        _image_model(model)
         conditioning = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
         conditions = model.parts.conditions(**conditioning, crop=body.crop)
         options = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
@@ -74,14 +73,18 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
     """An edit by instruction or, with a mask, inpainting."""
 
     def ask(model: Model) -> Drawing:
-        _image_model(model, body.size)
+        _image_model(model)
         settings = checked(body.overrides)
+        try:
+            picture = read_image(image)
+        except ImageError as error:
+            raise ValueError(f"image: {error}") from error
         if mask is None:
             plan = _plan(model, body)
-            return model.edit(image, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
+            return model.edit(picture, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
         if body.plan or body.boxes or body.reflect > 1:
             raise ValueError("plan, boxes and reflect do not apply to inpainting; leave them out, or leave out mask")
-        return model.infill(image, read_region(mask), prompt=body.prompt, seed=seed, settings=settings)
+        return model.infill(picture, _region(mask), prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
@@ -94,8 +97,9 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
         settings = checked(body.overrides)
         if body.text is not None:
             return model.infill_text(body.text, seed=seed, settings=settings)
-        draws = _image_model(model, body.size)
-        image, mask = picture_of(body.image or "", "image"), read_region(picture_of(body.mask or "", "mask"))
+        draws = _image_model(model)
+        image = picture_of(body.image or "", "image")
+        mask = _region(read_data_url(body.mask or "", "mask"))
         return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
@@ -160,19 +164,6 @@ def unread(body: Chat) -> int:
     return len({*range(len(body.messages))} - {shown, len(body.messages) - 1})
 
 
-def picture_of(url: str, field: str) -> bytes:
-    """The bytes of a data: URL. ValueError for any other."""
-    if not url.startswith("data:"):
-        raise ValueError(f"{field}: the server does not fetch URLs; send the image as a data: URL in base64")
-    head = _DATA_URL.match(url[:200])
-    if not head:
-        raise ValueError(f"{field}: malformed data: URL; use the form data:image/png;base64,...")
-    try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{field}: invalid base64 ({error}); encode the bytes of the file once") from error
-
-
 def settable(path: str) -> bool:
     """Whether a client may set a field of a sampler."""
     return path.strip().split(".")[-1].strip() not in _FIXED
@@ -227,7 +218,7 @@ def _messages(body: Chat) -> list[Message]:
         Message(
             role=m.role,
             text=m.words,
-            images=tuple(read_image(picture_of(url, "messages")) for url in m.pictures),
+            images=tuple(picture_of(url, "messages") for url in m.pictures),
         )
         for m in spoken
     ]
@@ -235,17 +226,22 @@ def _messages(body: Chat) -> list[Message]:
 
 def _plan(model: Model, body: Planned) -> bool | Layout:
     if not body.boxes:
-        return body.plan
+        return bool(body.plan)
     layout = layout_of([(b.phrase, b.box) for b in body.boxes])
     model.emit(0, layout)
     return layout
 
 
-def _image_model(model: Model | TextModel, size: str) -> Model:
-    """The model, if it generates images of this size. ValueError otherwise."""
+def _region(data: bytes) -> Image.Image:
+    """The region of a mask file. ValueError names the field mask."""
+    try:
+        return read_region(data)
+    except ImageError as error:
+        raise ValueError(f"mask: {error}") from error
+
+
+def _image_model(model: Model | TextModel) -> Model:
+    """The model, if it generates images. ValueError otherwise."""
     if isinstance(model, TextModel):
         raise ValueError("this is a text model, which generates no images; use an image model")
-    own = f"{model.parts.side}x{model.parts.side}"
-    if size not in ("auto", own):
-        raise ValueError(f"size: this model generates images of {own} only; leave out size, or use auto")
     return model

@@ -27,6 +27,7 @@ from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.views import AnyRes, ImageViews, to_pixels
+from unmask.tokens.vocabulary import Vocabulary
 from unmask.tokens.vq import VQ
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
@@ -39,7 +40,7 @@ class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``weights``: source of
     parts that are not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures ·
-    ``loaded``: the needs that were loaded.
+    ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None: any text.
     """
 
     text: Text
@@ -52,6 +53,7 @@ class Parts:
     paper: tuple[int, int, int] = PAPER
     views: AnyRes | None = None
     weights: Weights | None = None
+    vocabulary: Vocabulary | None = None
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
     loaded: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
 
@@ -61,6 +63,11 @@ class Parts:
         if self.weights and not any(needs <= done for done in self.loaded):
             load(self.weights, self.net, self.vq, needs)
             self.loaded.add(needs)
+
+    def warnings(self, text: str, *, needs_object: bool = False) -> tuple[str, ...]:
+        """``Vocabulary.warnings`` of a text as the model reads it; () for a model without a vocabulary."""
+        read = self.wording.read(text)
+        return self.vocabulary.warnings(read, needs_object=needs_object) if self.vocabulary else ()
 
     @property
     def codec(self) -> Codec:
@@ -151,6 +158,7 @@ class Parts:
 class Presets:
     """The sampler of every task for one family of models, and the lengths of answers in tokens.
 
+    ``plans``, ``attempts``: how a picture is generated unless a call says otherwise: from a layout, and as the best of so many attempts ·
     ``edit_again``: further attempts at an edit, hot enough to differ · ``turn``: text of one turn of a conversation · ``context``: longest
     sequence.
     """
@@ -172,6 +180,8 @@ class Presets:
     critique_length: int
     turn: int
     context: int
+    plans: bool = False
+    attempts: int = 1
 
     def with_sampler(self, change: Callable[[Sampler], Sampler]) -> Presets:
         """The same presets with ``change`` applied to the sampler of every task."""

@@ -12,6 +12,7 @@ from torch import nn
 from unmask.json_types import Json
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.notebook import boxes_html, exchange_html, to_png
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -33,6 +34,9 @@ class Attempt:
     approval: float
     seed: int
 
+    def _repr_png_(self) -> bytes:
+        return to_png(self.image)
+
     def to_json(self) -> Json:
         plan = self.plan.to_json() if self.plan else None
         verdict = {"critique": self.critique, "accepted": self.accepted, "approval": round(self.approval, 4)}
@@ -43,7 +47,7 @@ class Attempt:
 class Drawing:
     """A picture. ``seconds``: time of the call divided by its pictures · ``trace``: the picture after each step.
 
-    ``plan``: its layout · ``attempts``: all attempts of best-of-N, empty without it.
+    ``plan``: its layout · ``attempts``: all attempts of best-of-N, empty without it · ``warnings``: about the prompt, one line each.
     """
 
     image: Image.Image
@@ -54,6 +58,10 @@ class Drawing:
     trace: tuple[Image.Image, ...] = ()
     plan: Layout | None = None
     attempts: tuple[Attempt, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self.image)
 
     def to_json(self) -> Json:
         """Plain values without the pictures; plan and attempts only if there are any."""
@@ -61,13 +69,14 @@ class Drawing:
         thinking: Json = {"plan": self.plan.to_json()} if self.plan else {}
         thinking |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
         fields = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thinking}
-        return {**fields, "settings": self.settings}
+        return {**fields, "settings": self.settings, "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer ·
-    ``finish_reason``: "length" if ``max_tokens`` or the model's context cut the text off, otherwise "stop".
+    ``warnings``: about the question, one line each · ``finish_reason``: "length" if ``max_tokens`` or the model's context cut the text
+    off, otherwise "stop".
     """
 
     text: str
@@ -77,7 +86,11 @@ class Answer:
     settings: Json = field(default_factory=dict)
     trace: tuple[str, ...] = ()
     value: object = None
+    warnings: tuple[str, ...] = ()
     finish_reason: FinishReason = "stop"
+
+    def _repr_html_(self) -> str:
+        return exchange_html(self.question, self.text)
 
     def to_json(self) -> Json:
         """``value`` is present for constrained answers only, where it may be null."""
@@ -90,6 +103,7 @@ class Answer:
             "seconds": self.seconds,
             "settings": self.settings,
             "trace": list(self.trace),
+            "warnings": list(self.warnings),
         }
 
 
@@ -110,18 +124,24 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
-    """One box per phrase, in the given order."""
+    """One box per phrase, in the given order. ``warnings``: about the phrases, one line each · ``image``: the picture, for notebooks."""
 
     boxes: tuple[Box, ...]
     image_size: tuple[int, int]
     seed: int
     seconds: float
     settings: Json = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    image: Image.Image | None = field(default=None, compare=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        return boxes_html(self.image, [(b.phrase, b.corners) for b in self.boxes])
 
     def to_json(self) -> Json:
         boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
         size = {"width": self.image_size[0], "height": self.image_size[1]}
-        return {"boxes": boxes, **size, "seed": self.seed, "seconds": self.seconds, "settings": self.settings}
+        made = {"seed": self.seed, "seconds": self.seconds, "settings": self.settings}
+        return {"boxes": boxes, **size, **made, "warnings": list(self.warnings)}
 
 
 def answered(sequence: Sequence, text: Text) -> str:
