@@ -318,7 +318,7 @@ def test_the_commands_refuse_what_a_text_model_cannot(
     for words, said in (
         (["generate", "a red apple", "--model", place], "cannot generate"),
         (["ask", "in.png", "what?", "--model", place], "cannot read pictures"),
-        (["ask", "in.png", "--model", place], "QUESTION"),
+        (["ask", "in.png", "--model", place], "the question is missing"),
         (["ask", "--model", place], "QUESTION"),
         (["ask", "what is this?"], "not a text model"),
         (["evaluate", place], "is a text model"),
