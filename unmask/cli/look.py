@@ -16,7 +16,9 @@ from unmask.cli.options import (
     model_options,
     path_option,
     steps_option,
+    stop_option,
     temperature_option,
+    top_p_option,
 )
 from unmask.cli.output import (
     STDOUT,
@@ -45,6 +47,14 @@ if TYPE_CHECKING:
 @steps_option
 @guidance_option
 @temperature_option
+@top_p_option
+@stop_option
+@click.option(
+    "--length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens that are decoded at a time; changes the answer.  [default: the model's preset]",
+)
 @click.option("--plain", is_flag=True, help="Text models: continue the text without a chat template (for Base models).")
 @click.option("--schema", metavar="FILE|JSON", help="Constrain the answer to JSON that matches this schema.")
 @click.option("--regex", metavar="PATTERN", help="Constrain the answer to a full match of this regex.")
@@ -57,6 +67,9 @@ def ask(
     steps: int | None,
     guidance: float | None,
     temperature: float | None,
+    top_p: float | None,
+    stop: tuple[str, ...],
+    length: int | None,
     plain: bool,
     schema: str | None,
     regex: str | None,
@@ -88,8 +101,8 @@ def ask(
     from unmask.pipeline.text_model import TextModel
 
     options: Json = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
-    options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature}
-    options |= ({"max_tokens": max_tokens} if max_tokens else {}) | ({"form": form} if form else {})
+    options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature, "top_p": top_p, "stop": stop}
+    options |= {"max_tokens": max_tokens, "length": length, **({"form": form} if form else {})}
     if isinstance(model, TextModel):
         _show_answers([("", (model.complete if plain else model.ask)(question, **options))], 1, trace, run)
     else:
@@ -137,7 +150,9 @@ def _form(schema: str | None, regex: str | None) -> AnswerFormat | None:
 
     if schema is None:
         return of_regex(regex or "")
-    return of_schema(schema if schema.lstrip()[:1] in ("{", "") else Path(schema).read_text(encoding="utf-8"))
+    path = Path(schema)
+    inline = schema.lstrip()[:1] in ("{", "[", '"', "") or (schema in ("true", "false", "null") and not path.exists())
+    return of_schema(schema if inline else path.read_bytes())
 
 
 @click.command(cls=OrderedHelp, first=("out", "steps", "seed", "model"))

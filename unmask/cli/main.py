@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -78,6 +79,7 @@ def _greet(traceback: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program. Exit codes: 0 success, 1 a check failed, 2 user error, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"  # one line, without our source
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]
     loud, given = "--traceback" in given, _without_traceback(given)

@@ -11,7 +11,7 @@ import click
 
 from unmask.cli import completion
 from unmask.cli.options import Storage, download_option, json_option, storage_options
-from unmask.cli.output import print_json, table
+from unmask.cli.output import news, print_json, table
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
@@ -23,13 +23,19 @@ _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
 
 
 def stored(place: Path) -> list[Stored]:
-    """All tensors of a file, or of the safetensors files of a folder. ValueError for missing or damaged files."""
-    from unmask.checkpoints.stream import read_header, tensors_of
+    """All tensors of a file, or of the model in a folder. ValueError for missing or damaged files and for models of other families."""
+    from unmask.checkpoints.families import not_part_of_model, refuse_foreign
+    from unmask.checkpoints.stream import OTHER_WEIGHTS, read_header, tensors_of
 
     if place.is_file():
+        if any(place.match(kind) for kind in OTHER_WEIGHTS):
+            refuse_foreign(place)
         return read_header(place)
+    refuse_foreign(place)
     names = {_family(path) for path in place.glob("*.safetensors")}
-    found = [tensor for name in sorted(names) for tensor in tensors_of(place, name).values()]
+    if others := set(not_part_of_model(place, names)):
+        news(f"not part of the model and not counted: {', '.join(f'{name}.safetensors' for name in sorted(others))}")
+    found = [tensor for name in sorted(names - others) for tensor in tensors_of(place, name).values()]
     if not found:
         raise ValueError(f"no safetensors file in {place}; give a model folder")
     return found

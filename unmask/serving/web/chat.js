@@ -5,16 +5,18 @@ import { Canvas, freshly } from "./canvas.js";
 import { dataUrl, decoded, h } from "./dom.js";
 import { Replay } from "./replay.js";
 import { mistake } from "./job.js";
+import { Notes } from "./notes.js";
 import { write } from "./understand.js";
 import { TaskPanel } from "./panel.js";
 import { Words } from "./words.js";
 
 export function chatPanel(fields, services) {
+  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   const task = {
     name: "chat", verb: "Send", title: "Chat", label: "Message", picture: true,
     intro: "Chat with text and images: ask for an image, ask about it, then ask for a change.",
     empty: "", work, taken,
-    handled: ["steps", "guidance", "settings", "max_tokens"], // a turn with text and images uses its own samplers
+    without: draws ? ["n", "steps", "guidance", "settings", "max_tokens", "temperature", "top_p"] : ["n"], // a turn with images uses its own samplers
   };
   const panel = new TaskPanel(task, fields.chat, services);
   const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
@@ -22,9 +24,8 @@ export function chatPanel(fields, services) {
   const thread = h("div", { class: "thread" }, start, log), below = () => (thread.scrollTop = thread.scrollHeight);
   const attached = h("div", { class: "attached", hidden: true });
   const newChat = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
-  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   let said = [];
-  panel.extra.append(newChat);
+  panel.extra.prepend(newChat);
   panel.element.classList.add("talk");
   panel.stage.replaceChildren(thread, h("div", { class: "composer" }, panel.label, attached, panel.prompt, h("div", { class: "tools" }, panel.job.buttons, panel.intake.element), panel.job.element));
   panel.intake.element.hidden = !draws;
@@ -84,7 +85,7 @@ export function chatPanel(fields, services) {
 
   /** The answer while it is decoded: text, then possibly an image, with all steps. */
   function live(item) {
-    const words = new Words(), canvas = new Canvas("Image in the answer");
+    const words = new Words(), notes = new Notes(), canvas = new Canvas("Image in the answer");
     const frame = h("div", { class: "frame", hidden: true }, canvas.element);
     const replay = new Replay((entry) => {
       if (entry.words) words.tokens(entry.words.tokens);
@@ -92,13 +93,13 @@ export function chatPanel(fields, services) {
       else canvas.blank();
     });
     let last = null;
-    item.append(words.element, frame, replay.element);
-    return { item, words, replay, frame: onframe, finish };
+    item.append(words.element, frame, replay.element, notes.element);
+    return { item, words, notes, replay, frame: onframe, finish };
 
     async function onframe(data) {
       frame.hidden = false;
       const image = data.b64_json ? await decoded(dataUrl(data.b64_json)) : null;
-      replay.add({ label: `Step ${data.step} of ${data.of}`, canvas: { image, grid: data.grid, masked: data.masked, fresh: freshly(last, data.masked) } });
+      replay.add({ label: `Step ${data.step} of ${data.of}`, stage: "Image", canvas: { image, grid: data.grid, masked: data.masked, fresh: freshly(last, data.masked) } });
       last = data.masked;
       below();
     }
