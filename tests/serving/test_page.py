@@ -31,7 +31,7 @@ def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, fol
     assert int(page.evaluate("document.body.dataset.firstFrame")) > 0
     assert same(
         picture(draw.get_by_role("link", name="Download")),
-        model.generate("two red apples left of a cat", seed=5, settings=["schedule.steps=12"])[0].image,
+        model.generate("two red apples left of a cat", seed=5, plan=False, settings=["schedule.steps=12"])[0].image,
     )
     slider = draw.get_by_role("slider", name="Step")
     slider.press("Home")
