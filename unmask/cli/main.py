@@ -49,10 +49,10 @@ _HELP = """Unified multimodal masked diffusion: generate, answer, find and edit 
 
 \b
 Examples:
-  unmask generate "two red apples left of a cat" --out apples.png
-  unmask ask apples.png "how many apples are there?"
-  unmask ground apples.png "the cat" --out boxes.png
-  unmask edit apples.png "make the cat blue" --out edited.png
+  unmask generate "a red apple left of a cat" --out apple.png
+  unmask ask apple.png "what is left of the cat?"
+  unmask ground apple.png "the cat" --out boxes.png
+  unmask edit apple.png "make the cat blue" --out edited.png
 """
 
 

@@ -1,4 +1,4 @@
-"""The user's model. Public idea: ``m = unmask.load("mini"); m.generate("two red apples left of a cat")``.
+"""The user's model. Public idea: ``m = unmask.load("mini"); m.generate("a dog left of a cat")``.
 
 Results are batch-invariant: picture i of a call has the seed ``seed + i`` and its own random numbers.
 """
