@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unmask.cli import completion
 from unmask.cli.options import Storage, download_option, json_option, storage_options
 from unmask.cli.output import news, print_json, table
 
@@ -66,11 +67,17 @@ def grouped(tensors: list[Stored], depth: int) -> Iterator[Json]:
 
 
 @click.command()
-@click.argument("model", default="mini")
+@click.argument("model", default="mini", shell_complete=completion.models)
 @click.option("--depth", type=click.IntRange(1, 8), default=2, show_default=True, help="Name components per part.")
 @click.option("--task", help="Memory for this task: generate, edit, infill, infill-text, ask, ground or all.")
 @click.option("--budget", metavar="SIZE", help="Propose options that fit this much memory, such as 24GiB.")
-@click.option("--device", default="cpu", show_default=True, help="Target device; it need not exist here.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=completion.devices,
+    help="Target device; it need not exist here.",
+)
 @storage_options
 @download_option
 @json_option
@@ -97,6 +104,9 @@ def inspect(
       unmask inspect lavida_o --task ask --budget 12GiB --device cuda
     """
     if task or budget:
+        from unmask.checkpoints.device import AUTO, find_device, parse_device
+
+        device = find_device(device) if parse_device(device)[0] == AUTO else device
         _plan(_spec(model, download), model, task or "all", budget, device, storage, as_json)
         return
     place = next((p for p in (Path(model), _SHIPPED / model) if _holds_weights(p)), None)

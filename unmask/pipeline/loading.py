@@ -9,6 +9,7 @@ config.json may have a block ``released`` with the fields of the released config
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import warnings
@@ -95,9 +96,9 @@ def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
         what = other_weights(Path(name)) or "is this a folder of unmask, LaViDa-O or LLaDA?"
         raise CheckpointError(f"{name} has no config.json; {what}")
     known = sorted(p.parent.name for p in shipped.glob("*/config.json"))
-    raise CheckpointError(
-        f"no model is called {name!r}; use a shipped one ({', '.join(known)}), a folder with a config.json, or owner/name on the hub"
-    )
+    near = difflib.get_close_matches(name.strip().lower(), known, 1)
+    hint = f"did you mean {near[0]!r}? Or use" if near else f"use a shipped one ({', '.join(known)}),"
+    raise CheckpointError(f"no model is called {name!r}; {hint} a folder with a config.json, or owner/name on the hub")
 
 
 def _ours(folder: Path) -> Path:
