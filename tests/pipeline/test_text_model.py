@@ -318,9 +318,9 @@ def test_the_commands_refuse_what_a_text_model_cannot(
     for words, said in (
         (["generate", "a red apple", "--model", place], "cannot generate"),
         (["ask", "in.png", "what?", "--model", place], "cannot read pictures"),
-        (["ask", "in.png", "--model", place], "QUESTION"),
+        (["ask", "in.png", "--model", place], "the question is missing"),
         (["ask", "--model", place], "QUESTION"),
-        (["ask", "what is this?"], "not a text model"),
+        (["ask", "what is this?"], "the picture is missing"),
         (["evaluate", place], "is a text model"),
     ):
         assert main(words) == 2, words
