@@ -30,7 +30,7 @@ from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
 from unmask.tasks.forms import Request, answer_formed, filled
-from unmask.tasks.lengths import Extent, stops
+from unmask.tasks.lengths import Extent
 from unmask.tasks.results import Answer, answered
 from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide, device_of
 from unmask.tasks.sampler_options import with_options
@@ -207,7 +207,7 @@ class TextModel:
         the text ends before the first of these strings · ``form``: a JSON schema or a regex that the answer matches
         (``grammars.answer_format``); ``Answer.value`` is its parsed value · ``steps``: of every block.
         """
-        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=stops(stop))
+        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         _check_texts(messages)
         text = self.parts.text
         preset = llada_instruct(
@@ -219,6 +219,7 @@ class TextModel:
             return self._formed(reply, form, chosen, extent, seed, trace)
         return self._written(reply, chosen, extent, question, seed, trace)
 
+    @checked
     def converse(
         self,
         messages: Items[Message],
@@ -277,7 +278,7 @@ class TextModel:
         """Continue a text, without a template, with the published settings of Base. The options are those of ``ask``; a canvas of
         ``length`` tokens is one block.
         """
-        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=stops(stop))
+        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         text = self.parts.text
         end = (text[EOT], text[EOS])
         preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)
