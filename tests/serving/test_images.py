@@ -325,6 +325,9 @@ def test_broken_pictures_name_their_field(server: Server) -> None:
     )
     assert "no image" in refused(plain(server).post(EDIT, data=sent, files={"mask": FILE}), "image")
     assert "no image" in refused(plain(server).post(EDIT, data=sent, files={"image": ("", b"")}), "image")
+    other = ("mask.png", png(Image.new("L", (9, 8), 255)))
+    message = refused(plain(server).post(EDIT, data=sent, files={"image": FILE, "mask": other}), "mask")
+    assert "9 x 8 pixels and the image 60 x 40; give both the same size" in message
     body = {"image": data_url(PICTURE), "mask": "data:image/png;base64,bm90aGluZw=="}
     assert "not a supported image" in refused(plain(server).post(INFILL, json=body), "mask")
 
