@@ -237,6 +237,7 @@ class TextModel:
         longer than the model's context.
         """
         check(messages, _ROLES)
+        _check_texts(messages)
         said = self.ask(
             messages[-1].text,
             messages=messages[:-1],
@@ -277,7 +278,9 @@ class TextModel:
         ``length`` tokens is one block.
         """
         extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=stops(stop))
-        preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=extent.length)
+        text = self.parts.text
+        end = (text[EOT], text[EOS])
+        preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)
         chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
         task = Continue(prompt=_given(prompt), length=extent.length)
         return self._written(task, chosen, extent, prompt, seed, trace)

@@ -112,7 +112,7 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
     """
     parts, text, done = model.parts, model.parts.text, list[str | Image.Image]()
     extent = extent or Extent(length=model.presets.turn)
-    sequence, unread = _request(model, messages)
+    sequence, unread = _request(model, messages, extent.length)
     used = 0  # tokens of the words so far
     reason: FinishReason = "length"
     for number in range(MAX_PICTURES + 1):
@@ -142,7 +142,7 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
     return Turn(parts=tuple(done), seed=seed, unread=unread, finish_reason=reason)
 
 
-def _request(model: ThinkingRunner, messages: Items[Message]) -> tuple[Sequence, int]:
+def _request(model: ThinkingRunner, messages: Items[Message], length: int) -> tuple[Sequence, int]:
     """The sequence of the next turn, and how many of the oldest messages were dropped because they do not fit."""
     parts, presets = model.parts, model.presets
     for unread in range(len(messages)):
@@ -152,7 +152,7 @@ def _request(model: ThinkingRunner, messages: Items[Message]) -> tuple[Sequence,
         many = sum(len(m.images) for m in kept) > 1
         read = parts.overview if many else parts.image_views
         said = [Said(role=m.role, text=m.text, pictures=tuple(read(i) for i in m.images)) for m in kept]
-        sequence = conversation(parts.builder(), said, presets.turn)
+        sequence = conversation(parts.builder(), said, length)
         if len(sequence.ids) <= presets.context:
             return sequence, len(messages) - 1 if parts.wording.one_turn else unread
     raise ValueError(f"the last message exceeds the context of {presets.context} tokens; shorten it")
