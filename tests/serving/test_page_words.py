@@ -207,6 +207,19 @@ def test_warnings_are_shown_once_and_as_text(visits: Callable[..., Visit], serve
     expect(talk.locator(".log .assistant .note[role=status]")).to_have_text(WARNING)
 
 
+def test_a_warning_refers_to_the_words_instead_of_repeating_them(page: Page, model: Any) -> None:
+    draw = panel(page, "Draw")
+    ask(draw, "an astronaut and a dog", steps=2, reflect=1)
+    done(draw)
+    (warning,) = model.generate("an astronaut and a dog", settings=["schedule.steps=2"], attempts=1)[0].warnings
+    about = model.parts.vocabulary.about.removesuffix(".")
+    assert warning.endswith(about) and "'astronaut'" in warning
+    expect(draw.locator(".note")).to_have_text(warning.removesuffix(f"; {about}") + ". See “What can it draw?”")
+    ask(draw, "a dog", steps=2, reflect=1)
+    done(draw)
+    expect(draw.locator(".note")).to_have_text("")
+
+
 def test_a_warning_goes_with_the_next_run(visits: Callable[..., Visit], server: Server) -> None:
     visit = visits(server.url)
     warn(visit, "v1/images/*")
