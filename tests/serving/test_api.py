@@ -94,7 +94,8 @@ def test_luminance_contrast_and_score_conditions(server: Server) -> None:
         told = plain(other).post("/v1/images/generations", json=sent).json()["data"][0]["b64_json"]
         both = Conditions(score=7.11, luminance=0.6)
         assert same(
-            opened(told), always.generate("a dog", seed=2, conditions=both, settings=["schedule.steps=3"])[0].image
+            opened(told),
+            always.generate("a dog", seed=2, conditions=both, settings=["schedule.steps=3"])[0].image,
         )
 
 
@@ -262,7 +263,8 @@ def test_a_text_model_chats_and_fills_gaps(tmp_path: Path) -> None:
     model = unmask.load(llada(tmp_path / "llada"))
     with serving(model, name="text") as server:
         (card,) = client(server).models.list().data
-        assert card.unmask == {"tasks": ["chat", "infill-text"], "side": 0, "reads": []}
+        own = {"tasks": ["chat", "infill-text"], "side": 0, "reads": [], "vocabulary": None}
+        assert card.unmask == own
         said = [{"role": "user", "content": "hello"}]
         reply = client(server).chat.completions.create(model="text", messages=said, max_tokens=4, seed=1)
         assert reply.choices[0].message.content == model.ask("hello", max_tokens=4, seed=1).text

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
@@ -18,7 +20,7 @@ from unmask.serving.data_urls import picture_of, read_data_url
 from unmask.serving.schema import Draw, Edit, Ground, Infill, Planned
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
-from unmask.tokens.pictures import read_region
+from unmask.tokens.pictures import ImageError, read_image, read_region
 
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callabl
 @by_sampler
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
-        _image_model(model, body.size)
+        _image_model(model)
         conditioning = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
         conditions = model.parts.conditions(**conditioning, crop=body.crop)
         options = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
@@ -62,14 +64,18 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
     """An edit by instruction or, with a mask, inpainting."""
 
     def ask(model: Model) -> Drawing:
-        _image_model(model, body.size)
+        _image_model(model)
         settings = checked(body.overrides)
+        try:
+            picture = read_image(image)
+        except ImageError as error:
+            raise ValueError(f"image: {error}") from error
         if mask is None:
-            plan = _plan(model, body)
-            return model.edit(image, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
-        if body.plan or body.boxes or body.reflect > 1:
+            options = {"plan": _plan(model, body) or False, "attempts": body.reflect or 1}
+            return model.edit(picture, body.prompt, seed=seed, settings=settings, **options)[0]
+        if body.plan or body.boxes or (body.reflect or 1) > 1:
             raise ValueError("plan, boxes and reflect do not apply to inpainting; leave them out, or leave out mask")
-        return model.infill(image, read_region(mask), prompt=body.prompt, seed=seed, settings=settings)
+        return model.infill(picture, _region(mask), prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
@@ -82,9 +88,9 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
         settings = checked(body.overrides)
         if body.text is not None:
             return model.infill_text(body.text, seed=seed, settings=settings)
-        draws = _image_model(model, body.size)
+        draws = _image_model(model)
         image = picture_of(body.image or "", "image")
-        mask = read_region(read_data_url(body.mask or "", "mask"))
+        mask = _region(read_data_url(body.mask or "", "mask"))
         return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
@@ -125,7 +131,8 @@ def checked(settings: Sequence[str]) -> list[str]:
     return list(settings)
 
 
-def _plan(model: Model, body: Planned) -> bool | Layout:
+def _plan(model: Model, body: Planned) -> bool | Layout | None:
+    """The plan of a request; None for the model's preset."""
     if not body.boxes:
         return body.plan
     layout = layout_of([(b.phrase, b.box) for b in body.boxes])
@@ -133,11 +140,16 @@ def _plan(model: Model, body: Planned) -> bool | Layout:
     return layout
 
 
-def _image_model(model: Model | TextModel, size: str) -> Model:
-    """The model, if it generates images of this size. ValueError otherwise."""
+def _region(data: bytes) -> Image.Image:
+    """The region of a mask file. ValueError names the field mask."""
+    try:
+        return read_region(data)
+    except ImageError as error:
+        raise ValueError(f"mask: {error}") from error
+
+
+def _image_model(model: Model | TextModel) -> Model:
+    """The model, if it generates images. ValueError otherwise."""
     if isinstance(model, TextModel):
         raise ValueError("this is a text model, which generates no images; use an image model")
-    own = f"{model.parts.side}x{model.parts.side}"
-    if size not in ("auto", own):
-        raise ValueError(f"size: this model generates images of {own} only; leave out size, or use auto")
     return model

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unmask.serving.chat_events import ChatEvents, Count
-from unmask.serving.streams import Event, encoded
+from unmask.serving.delivery import encoded
+from unmask.serving.streams import Event
 from unmask.tasks.conversing import Turn
 from unmask.tasks.results import Answer
 
