@@ -7,6 +7,7 @@ disconnects, the calls are cancelled.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import secrets
 import time
@@ -25,11 +26,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from unmask import __version__
 from unmask.json_types import Json
-from unmask.serving import answers, calls
+from unmask.serving import answers, calls, contract
+from unmask.serving.contract import answers as responding
 from unmask.serving.counting import RequestCounters, render_prometheus
+from unmask.serving.document import document
 from unmask.serving.edge import LOG, Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
-from unmask.serving.errors import NoSuchModel, error_response
+from unmask.serving.errors import NoSuchModel, error_response, wrong_content_type
 from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
 from unmask.serving.service import Call, Service, Started
 from unmask.serving.streams import Channel, ChatEvents, Event, PictureEvents, Wire, opened, sse, streamed
@@ -42,14 +45,19 @@ _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def application(
-    service: Service, *, keys: Sequence[str] = (), origins: Sequence[str] = (), most_bytes: int = MOST_BYTES
+    service: Service,
+    *,
+    keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    names: Sequence[str] = (),
+    most_bytes: int = MOST_BYTES,
 ) -> FastAPI:
     """The application. ``keys``: accepted API keys for /v1; none: no key is needed · ``origins``: allowed origins of cross-site requests ·
-    ``most_bytes``: limit of a request body.
+    ``names``: host names of this server besides localhost and addresses · ``most_bytes``: limit of a request body.
     """
-    app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     counters = RequestCounters()
-    app.add_middleware(Guard, keys=keys, origins=origins, most_bytes=most_bytes)
+    app.add_middleware(Guard, keys=keys, origins=origins, names=names, most_bytes=most_bytes)
     if origins:
         allowed = ["authorization", "content-type", "x-request-id"]
         app.add_middleware(
@@ -66,51 +74,52 @@ def application(
     _add_image_routes(app, service)
     _add_text_routes(app, service)
     _add_page_routes(app)
+    _add_document(app, service, keyed=bool(keys))
     return app
 
 
 def _add_metadata_routes(app: FastAPI, service: Service, counters: RequestCounters) -> None:
     began = int(time.time())
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", **responding(contract.ModelList))
     async def models() -> Response:
         """List the served model."""
         return _json({"object": "list", "data": [answers.model_card(service, began)]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", **responding(contract.ModelCard))
     async def model(name: str) -> Response:
         """The served model by name."""
         _check_name(service, name)
         return _json(answers.model_card(service, began))
 
-    @app.get("/v1/fields")
+    @app.get("/v1/fields", **responding(contract.FieldSchemas))
     async def fields() -> Response:
         """JSON schemas of the request bodies, with the model's presets as defaults."""
         return _json(answers.fields(service.model))
 
-    @app.get("/healthz")
+    @app.get("/healthz", **responding(contract.Status))
     async def healthy() -> Response:
         """Liveness check."""
         return _json({"status": "ok"})
 
-    @app.get("/readyz")
+    @app.get("/readyz", **contract.readiness())
     async def ready() -> Response:
         """Readiness check: 503 while the server shuts down."""
         return _json({"status": "ready" if service.ready else "draining"}, 200 if service.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", **contract.plain_text())
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(render_prometheus(counters, service), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_image_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/images/generations")
+    @app.post("/v1/images/generations", **responding(contract.Pictures))
     async def generations(body: Draw, request: Request) -> Response:
         """Generate images from a prompt."""
         return await _pictures(service, request, body, "image_generation", lambda seed: calls.drawing(body, seed))
 
-    @app.post("/v1/images/edits", openapi_extra=edit_schema())
+    @app.post("/v1/images/edits", openapi_extra=edit_schema(), **responding(contract.Pictures))
     async def edits(request: Request) -> Response:
         """Edit an image by an instruction, or inpaint the region of a mask."""
         form = await edit_form(request)
@@ -120,7 +129,7 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
             service, request, body, "image_edit", lambda seed: calls.editing(body, image, mask, seed)
         )
 
-    @app.post("/v1/infill")
+    @app.post("/v1/infill", **responding(contract.Pictures, contract.Filled))
     async def infill(body: Infill, request: Request) -> Response:
         """Inpaint a region of an image, or fill in the masked tokens of a text."""
         if body.text is None:
@@ -134,7 +143,7 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
 
 
 def _add_text_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/ground")
+    @app.post("/v1/ground", **responding(contract.Grounded))
     async def ground(body: Ground, request: Request) -> Response:
         """Locate phrases in an image."""
         _check_name(service, body.model)
@@ -142,7 +151,7 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         (found,) = await _settled(request, service.start([call]))
         return _json(answers.grounded(found))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", **responding(contract.ChatAnswer))
     async def chat(body: Chat, request: Request) -> Response:
         """Generate the next turn of a conversation, with text and images."""
         _check_name(service, body.model)
@@ -164,6 +173,14 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         _announce(started, [ended], channel)
         wire = Wire(frame=lambda event: sse(reply.chunk(event)))
         return await _stream(request, started, channel, wire, [reply.greeting])
+
+
+def _add_document(app: FastAPI, service: Service, *, keyed: bool) -> None:
+    app.openapi = functools.cache(lambda: document(app, service, keyed=keyed))  # type: ignore[method-assign]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return _json(app.openapi())
 
 
 def _add_page_routes(app: FastAPI) -> None:
@@ -287,6 +304,9 @@ def _stream_error(error: BaseException) -> Json:
 
 async def _failed(request: Request, error: Exception) -> Response:
     found = error_response(error)
+    sent = request.headers.get("content-type", "")
+    if isinstance(error, RequestValidationError) and isinstance(error.body, bytes) and error.body:  # it was not read as JSON
+        found = wrong_content_type(sent)
     if found.server_fault:
         LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.request_id}})
     return _json(found.body, found.status, found.headers)

@@ -1,0 +1,156 @@
+"""Validation errors in plain words. Public idea: ``invalid(errors, body) -> Invalid``: the message and the field that it is about.
+
+The validator reports one error per branch of a union and names its own classes. A client knows neither: the path follows the keys and
+indices of the request itself, and of a union only the branch is reported that the value comes closest to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Path = tuple[str | int, ...]
+
+_PATTERNS: dict[str, str] = {}  # words for the patterns of the schema, filled by ``says``
+_WANTED = {
+    "string_type": "a string",
+    "string_sub_type": "a string",
+    "bytes_type": "a string",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing_size": "an integer of fewer digits",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "iterable_type": "a list",
+    "dict_type": "an object",
+    "mapping_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dataclass_type": "an object",
+    "none_required": "null",
+}
+_LIMITS: dict[str, Callable[[Any], str]] = {
+    "greater_than": lambda c: f"must be greater than {c['gt']:g}",
+    "greater_than_equal": lambda c: f"must be at least {c['ge']:g}",
+    "less_than": lambda c: f"must be less than {c['lt']:g}",
+    "less_than_equal": lambda c: f"must be at most {c['le']:.16g}",
+    "multiple_of": lambda c: f"must be a multiple of {c['multiple_of']:g}",
+    "string_too_short": lambda c: f"must have at least {_count(c['min_length'], 'character')}",
+    "string_too_long": lambda c: f"must have at most {_count(c['max_length'], 'character')}",
+    "too_short": lambda c: f"must have at least {_count(c['min_length'], 'item')}, got {c['actual_length']}",
+    "too_long": lambda c: f"must have at most {_count(c['max_length'], 'item')}",
+}
+_SHOWN = 60  # characters of a rejected value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invalid:
+    """``param``: dotted path of the field, None for the whole body."""
+
+    message: str
+    param: str | None
+
+
+def says(pattern: str, words: str) -> str:
+    """Register the words for strings that do not match ``pattern``; returns the pattern, for a field of the schema."""
+    _PATTERNS[pattern] = words
+    return pattern
+
+
+def invalid(errors: Sequence[Any], body: object = None) -> Invalid:
+    """The first error among those of the closest branches. ``body``: the validated value, which makes paths exact."""
+    found = _closest([(_path(e, body), e) for e in errors])
+    if not found:
+        return Invalid(message="the request is not valid", param=None)
+    path, group = found[0]
+    words = _words(group)
+    if not path and all(e["type"] in _WANTED or e["type"] == "missing" for e in group):
+        return Invalid(message="the body must be a JSON object; send one, with the header content-type: application/json", param=None)
+    more = f" ({_count(len(found) - 1, 'more error')})" if len(found) > 1 else ""
+    place = ".".join(str(part)[:50] for part in path)
+    return Invalid(message=f"{place}: {words}{more}" if place else words + more, param=place or None)
+
+
+def _path(error: Any, body: object) -> Path:
+    """The location as keys and indices of the request; names of validators and union branches are left out."""
+    loc = [part for i, part in enumerate(error["loc"]) if not (i == 0 and part == "body")]
+    if body is None:  # a flat form: the first part is the field
+        return tuple(part for i, part in enumerate(loc) if i == 0 or isinstance(part, int))
+    kept: list[str | int] = []
+    value: Any = body
+    for i, part in enumerate(loc):
+        if isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int) and part < len(value):
+            kept.append(part)
+            value = value[part]
+        elif i == len(loc) - 1 and error["type"] in ("missing", "extra_forbidden"):
+            kept.append(part)
+    return tuple(kept)
+
+
+def _closest(errors: Iterable[tuple[Path, Any]]) -> list[tuple[Path, list[Any]]]:
+    """Errors by path, in order. Where one branch of a union fails at its top and another one deeper, only the deeper one counts."""
+    grouped: dict[Path, list[Any]] = {}
+    for path, error in errors:
+        grouped.setdefault(path, []).append(error)
+    inside = {longer[:n] for longer in grouped for n in range(len(longer))}
+    kept = {}
+    for path, group in grouped.items():
+        wrong_kind = [e for e in group if e["type"] in _WANTED]
+        if path in inside and len(wrong_kind) == len(group):
+            continue
+        kept[path] = [e for e in group if e not in wrong_kind] or group
+    return list(kept.items())
+
+
+def _words(group: Sequence[Any]) -> str:
+    """One sentence for the errors of one field, which has several if it is a union."""
+    first = group[0]
+    kind, about = first["type"], first.get("ctx") or {}
+    if all(e["type"] in _WANTED for e in group):
+        wanted = list(dict.fromkeys(_WANTED[e["type"]] for e in group))
+        return f"must be {' or '.join(wanted)}, got {shown(first.get('input'))}"
+    if kind == "missing":
+        return "this field is required"
+    if kind in _LIMITS:
+        got = f", got {shown(first.get('input'))}" if isinstance(first.get("input"), int | float | str) else ""
+        return _LIMITS[kind](about) + ("" if "string" in kind or kind.startswith("too") else got)
+    if kind in ("literal_error", "enum"):
+        return f"must be {str(about['expected']).replace(chr(39), '')}, got {shown(first.get('input'))}"
+    if kind == "string_pattern_mismatch":
+        return _PATTERNS.get(about["pattern"], f"does not have the required form, got {shown(first.get('input'))}")
+    if kind in ("value_error", "assertion_error"):
+        return str(about.get("error", "")) or "is not allowed"
+    if kind == "extra_forbidden":
+        return "there is no such field; leave it out"
+    if kind == "string_unicode":
+        return "must be valid Unicode text"
+    return f"is not allowed, got {shown(first.get('input'))}"
+
+
+def shown(value: object) -> str:
+    """A value in few words: short scalars themselves, others by kind."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, bytes):
+        return "bytes"
+    if value is None or isinstance(value, bool | float):
+        return json.dumps(value)  # Infinity and NaN as they were sent
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**_SHOWN else "a huge number"
+    text = str(value)
+    return json.dumps(text) if len(text) <= _SHOWN else f"a string of {len(text)} characters"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
