@@ -238,13 +238,18 @@ def answers(*bodies: type[BaseModel], status: int = 200) -> dict[str, Any]:
 
 
 def _stream(events: list[type[BaseModel]]) -> Json:
+    """A stream, described by one of its events."""
     kinds = [{"$ref": f"#/components/schemas/{event.__name__}"} for event in (*events, Error)]
+    event = {"contentMediaType": "application/json", "contentSchema": {"anyOf": kinds}}
     return {
-        "type": "string",
-        "description": "With stream: server-sent events, each a JSON object after `data: `; the last one is `data: [DONE]`. "
-        "An error after the first event is the event `error`.",
-        "contentMediaType": "text/event-stream",
-        "contentSchema": {"anyOf": kinds},
+        "type": "object",
+        "description": "With stream: a server-sent event. Its data is a JSON object; that of the last one is [DONE]. An error after the "
+        "first event is the event `error`.",
+        "properties": {
+            "event": {"type": "string"},
+            "data": {"type": "string", "anyOf": [{"const": "[DONE]"}, event]},
+        },
+        "required": ["data"],
     }
 
 
