@@ -4,7 +4,8 @@
     python bench/serving_fuzz.py --requests 100 --only pictures,numbers
 
 Half of the requests are made by schemathesis from the server's /openapi.json, valid and invalid ones (none without the package), and each
-answer must be one that the document describes. The others are broken pictures and decompression bombs, texts of control tokens, extreme numbers, settings without a result, and malformed HTTP.
+answer must be one that the document describes. The others are broken pictures and decompression bombs, texts of control tokens, extreme
+numbers, settings without a result, and malformed HTTP.
 Answers of 503 and 429 are counted separately, because load causes them. Exits with 1 if the server fails in any of these ways.
 """
 
@@ -115,11 +116,17 @@ def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None],
     except ImportError:
         return 0
     operations = contract.operations(f"{server.url}/openapi.json")
-    posts = sum(operation.method.lower() == "post" for operation in operations)  # the others have almost nothing to vary
+    posts = sum(
+        operation.method.lower() == "post" for operation in operations
+    )  # the others have almost nothing to vary
     each = max(1, number // (posts * 2))
     sent = 0
     quiet = how(
-        max_examples=each, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=each,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     for operation in operations:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):

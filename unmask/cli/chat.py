@@ -18,7 +18,7 @@ from unmask.cli.options import (
     steps_option,
     temperature_option,
 )
-from unmask.cli.output import news
+from unmask.cli.output import news, warn
 from unmask.tokens.pictures import ImageError, read_image, save_image
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def chat(
                 news(f"error: {error}")
                 continue
             messages, shown = [*messages, asked, turn.message()], []
+            warn(turn.warnings)
             saved += _deliver(turn, out, saved, run)
 
 

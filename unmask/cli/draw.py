@@ -22,7 +22,7 @@ from unmask.cli.options import (
     steps_option,
     temperature_option,
 )
-from unmask.cli.output import news, numbered, print_json
+from unmask.cli.output import news, numbered, print_json, warn
 from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, save_trace
 
 if TYPE_CHECKING:
@@ -265,6 +265,7 @@ def infill(
             temperature=temperature,
             settings=run.settings,
         )
+        warn(answer.warnings)
         print_json(answer.to_json()) if run.json else click.echo(answer.text)
         return
     if (region is None) == (box is None):
@@ -329,6 +330,7 @@ def _apart(out: Path, trace: Path | None, thoughts: Path | None = None) -> None:
 def _deliver(drawn: Sequence[Drawing], out: Path, trace: Path | None, run: Run, thoughts: Path | None = None) -> None:
     """Save pictures, traces and thoughts, and print their paths."""
     records = []
+    warn([line for drawing in drawn for line in drawing.warnings])
     for i, drawing in enumerate(drawn):
         saved = save_image(drawing.image, numbered(out, i, len(drawn)))
         if trace is not None:

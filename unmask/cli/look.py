@@ -18,7 +18,7 @@ from unmask.cli.options import (
     steps_option,
     temperature_option,
 )
-from unmask.cli.output import news, print_json, save_text
+from unmask.cli.output import news, print_json, save_text, warn
 from unmask.json_types import Json
 from unmask.tokens.pictures import WRITABLE, draw_boxes, read_image, save_image
 
@@ -84,6 +84,7 @@ def ask(
     if trace is not None:
         saved = save_text(trace, "\n".join(answer.trace) + "\n")
         news(f"trace: {saved}")
+    warn(answer.warnings)
     print_json(answer.to_json()) if run.json else click.echo(answer.text)
 
 
@@ -124,6 +125,7 @@ def ground(run: Run, image: Path, phrases: tuple[str, ...], steps: int | None, o
     """
     picture = read_image(image)
     found = run.open("ground").ground(picture, list(phrases), steps=steps, seed=run.seed, settings=run.settings)
+    warn(found.warnings)
     if out is not None:
         saved = save_image(draw_boxes(picture, [(b.phrase, b.corners) for b in found.boxes]), out)
         news(f"boxes drawn: {saved}")

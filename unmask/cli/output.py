@@ -19,6 +19,12 @@ def news(text: str) -> None:
     click.echo(text, err=True)
 
 
+def warn(warnings: Sequence[str]) -> None:
+    """The warnings of a result on stderr, one line each."""
+    for line in dict.fromkeys(warnings):
+        news(f"warning: {line}")
+
+
 def numbered(path: Path, index: int, count: int) -> Path:
     """``apples.png`` for a single file, otherwise ``apples-1.png``, ``apples-2.png`` …"""
     return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")

@@ -30,6 +30,7 @@ from unmask.tokens.vq import VQConfig
 
 _BESIDE = (
     "tokenizer*.json",
+    "vocabulary.json",
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template*",

@@ -12,8 +12,12 @@ from unmask.tasks import reflecting
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_so_far
 from unmask.tasks.infill import Infill
+from unmask.tasks.planning import PlanImage
+from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Attempt, Drawing, describe
 from unmask.tasks.running import StepEvent, ThinkingRunner
+from unmask.tokens.layouts import Layout
+from unmask.tokens.prompts import Conditions
 
 PictureTask = Generate | Edit | Infill
 
@@ -25,6 +29,7 @@ def draw(
     sampler: Sampler,
     prompt: str,
     trace: bool,
+    warnings: tuple[str, ...] = (),
 ) -> list[Drawing]:
     """One picture per task and seed, all in one batch. A task that occurs several times is built once.
 
@@ -49,13 +54,31 @@ def draw(
             settings=settings,
             trace=tuple(film),
             plan=task.plan,
+            warnings=warnings,
         )
         for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
     ]
 
 
+def layouts_of(
+    model: ThinkingRunner, prompt: str, seeds: Sequence[int], thinking: Thinking, conditions: Conditions | None
+) -> Sequence[Layout | None]:
+    """The layout of each picture of a prompt: a new one if ``thinking`` plans, otherwise the given one, which may be None."""
+    if not thinking.plan:
+        return [thinking.layout] * len(seeds)
+    model.parts.require(PlanImage.needs)
+    made = reflecting.layouts(model, [prompt] * len(seeds), seeds, conditions)
+    for row, layout in enumerate(made):
+        model.emit(row, layout)
+    return made
+
+
 def best_of(
-    prompt: str, seeds: Sequence[int], sampler: Sampler, think: Callable[[], list[list[Attempt]]]
+    prompt: str,
+    seeds: Sequence[int],
+    sampler: Sampler,
+    think: Callable[[], list[list[Attempt]]],
+    warnings: tuple[str, ...] = (),
 ) -> list[Drawing]:
     """The best attempt for every seed. ``think``: makes the attempts, one list per seed."""
     began = time.perf_counter()
@@ -70,6 +93,7 @@ def best_of(
             settings=settings,
             plan=best.plan,
             attempts=tuple(attempts),
+            warnings=warnings,
         )
         for seed, attempts, best in zip(seeds, found, map(reflecting.best, found), strict=True)
     ]

@@ -45,6 +45,7 @@ from unmask.tasks import (
 from unmask.tasks.parts import Parts
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
+from unmask.tokens.vocabulary import FILE, Vocabulary
 from unmask.tokens.vq import VQ, VQConfig
 
 WORDINGS = {"compact": COMPACT, "released": RELEASED}
@@ -176,9 +177,29 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     net, vq = found.checkpoint.modules()
     net.mask_id = text[MASK]
     parts = Parts(
-        text=text, net=net, vq=vq, wording=found.wording, side=found.side, fold=found.fold, weights=weights
-    )  # fmt: skip
+        text=text,
+        net=net,
+        vq=vq,
+        wording=found.wording,
+        side=found.side,
+        fold=found.fold,
+        weights=weights,
+        vocabulary=read_vocabulary(folder),
+    )
     return released.published(parts, found.released) if found.wording == RELEASED else parts
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """The words that a model knows, from its vocabulary.json; None without the file. CheckpointError for a damaged one."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        return Vocabulary.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a vocabulary: {error}; copy that of the model, or remove the file"
+        ) from error
 
 
 def spec_of_size(name: str) -> ModelSpec:

@@ -9,14 +9,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
-from PIL import Image
 
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.catalogue import for_network
-from unmask.pipeline.drawing import best_of, draw
+from unmask.pipeline.drawing import best_of, draw, layouts_of
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.protocols import Task
@@ -45,9 +45,9 @@ from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import RELEASED, Conditions
+from unmask.tokens.sources import Picture
 from unmask.tokens.views import to_pixels
 
-Picture = Image.Image | str | os.PathLike[str] | bytes
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
 
 
@@ -123,23 +123,19 @@ class Model:
         sampler (``tasks.sampler_options``) · ``settings``: any other field of it by path, for example ``["schedule.shift=3"]``.
         """
         text, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
+        warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
-            return best_of(
-                text, seeds, chosen, lambda: reflecting.think(self, [text] * n, seeds, thinking, chosen, conditions)
-            )
-        layouts: Sequence[Layout | None] = [thinking.layout] * n
-        if thinking.plan:
-            self.parts.require(planning.PlanImage.needs)
-            layouts = reflecting.layouts(self, [text] * n, seeds, conditions)
-            for row, layout in enumerate(layouts):
-                self.emit(row, layout)
-        tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout) for layout in layouts]
-        return draw(self, tasks, seeds, chosen, prompt, trace)
+            rows = ([text] * n, seeds)
+            think = partial(reflecting.think, self, *rows, thinking, chosen, conditions)
+            return best_of(prompt, seeds, chosen, think, warnings)
+        plans = layouts_of(self, text, seeds, thinking, conditions)
+        tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout) for layout in plans]
+        return draw(self, tasks, seeds, chosen, prompt, trace, warnings)
 
     def edit(
         self,
@@ -163,7 +159,7 @@ class Model:
         until the model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
         """
         picture, text, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(_count(n))]
-        options = (settings, steps, guidance_scale, temperature)
+        options, warnings = (settings, steps, guidance_scale, temperature), self.parts.warnings(instruction)
         chosen = with_options(sampler or self.presets.edit(self.parts), *options)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
         if thinking.attempts > 1:
@@ -171,14 +167,15 @@ class Model:
             self.parts.require(revising.NEEDS)
             retry_sampler = with_options(sampler or self.presets.edit_again(self.parts), *options)
             rows = ([picture] * n, [text] * n, seeds)
-            return best_of(text, seeds, chosen, lambda: revising.revise(self, *rows, thinking, chosen, retry_sampler))
+            think = partial(revising.revise, self, *rows, thinking, chosen, retry_sampler)
+            return best_of(instruction, seeds, chosen, think, warnings)
         (pixels, _), views, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(views, text)], [0])
             self.emit(0, layout)
         task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout)
-        return draw(self, [task] * n, seeds, chosen, instruction, trace)
+        return draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
 
     def infill(
         self,
@@ -201,7 +198,7 @@ class Model:
         region_mask = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=region_mask, prompt=self._prompt(prompt, empty=True))
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
-        return draw(self, [task], [seed], chosen, prompt, trace)[0]
+        return draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))[0]
 
     def ask(
         self,
@@ -303,7 +300,12 @@ class Model:
             for p, b in zip(given, found, strict=True)
         )
         return Grounding(
-            boxes=boxes, image_size=picture.size, seed=seed, seconds=done.seconds, settings=describe(chosen)
+            boxes=boxes,
+            image_size=picture.size,
+            seed=seed,
+            seconds=done.seconds,
+            settings=describe(chosen),
+            warnings=self.parts.warnings("\n".join(given)),
         )
 
     def converse(
@@ -336,7 +338,8 @@ class Model:
         )
         turn = conversing.converse(Model(self.parts, presets, executor=self.executor), messages, seed)
         settings = {"words": describe(presets.turn_words(self.parts))}
-        return replace(turn, seconds=time.perf_counter() - began, settings=settings)
+        warnings, seconds = self.parts.warnings(messages[-1].text), time.perf_counter() - began
+        return replace(turn, seconds=seconds, settings=settings, warnings=warnings)
 
     def run(
         self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, on_step: OnStep | None = None
@@ -372,7 +375,8 @@ class Model:
                 f"prompt and answer have {len(built.ids)} tokens, more than the model's context of {most}; "
                 "shorten the prompt or lower max_tokens"
             )
-        return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
+        made = answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
+        return replace(made, warnings=self.parts.warnings(question.replace(understand.GAP, " ")))
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:
         if not text.strip() and not empty:

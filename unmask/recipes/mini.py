@@ -40,6 +40,7 @@ from unmask.data.world import critiques, edits, language
 from unmask.data.world.questions import questions
 from unmask.data.world.scenes import Draft, sample
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
+from unmask.data.world.words import vocabulary
 from unmask.models.codes import init_codes
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
@@ -53,6 +54,7 @@ from unmask.recipes.mini_vq import CONFIG, IMAGES, dictionary
 from unmask.rng import generator
 from unmask.sequence import Kind
 from unmask.tokens.text import EXP, MASK, Text
+from unmask.tokens.vocabulary import FILE
 from unmask.tokens.vq import VQ
 
 SIZE = SIZES["mini"]
@@ -345,4 +347,5 @@ def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/asset
     save_module(model, folder, name="model", dtype=torch.bfloat16)
     save_module(load_module(VQ(CONFIG), Path(vq)), folder, name="vq")
     text().save(folder / "tokenizer.json")
+    (folder / FILE).write_text(vocabulary("grid", "mini").text(), encoding="utf-8")
     write_config(folder, SIZE, CONFIG, wording="compact", side=128, fold=2)

@@ -19,6 +19,7 @@ from unmask.serving.streams import Event, encoded
 from unmask.tasks.conversing import Turn
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import Answer, Drawing, Grounding
+from unmask.tokens.sources import readable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -27,12 +28,12 @@ Counts = tuple[int, int, bool]
 
 
 def model_card(service: Service, created: int) -> Event:
-    """An entry of OpenAI's model list, with the model's tasks and the side of its images in pixels (0: no images)."""
+    """An entry of OpenAI's model list: with its tasks, the side of its images in pixels (0: no images), the image formats that it reads."""
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
         tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
-    own = {"tasks": tasks, "side": side}
+    own = {"tasks": tasks, "side": side, "reads": readable() if side else []}
     return {"id": service.name, "object": "model", "created": created, "owned_by": "unmask", "unmask": own}
 
 

@@ -7,20 +7,16 @@ disconnects, the calls are cancelled.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, StreamingResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -29,10 +25,11 @@ from unmask.json_types import Json
 from unmask.serving import answers, calls, contract
 from unmask.serving.contract import answers as responding
 from unmask.serving.counting import RequestCounters, render_prometheus
-from unmask.serving.document import document
+from unmask.serving.document import add_document_route
 from unmask.serving.edge import LOG, Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
 from unmask.serving.errors import NoSuchModel, error_response, wrong_content_type
+from unmask.serving.page_routes import add_page_routes
 from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
 from unmask.serving.service import Call, Service, Started
 from unmask.serving.streams import Channel, ChatEvents, Event, PictureEvents, Wire, opened, sse, streamed
@@ -73,8 +70,8 @@ def application(
     _add_metadata_routes(app, service, counters)
     _add_image_routes(app, service)
     _add_text_routes(app, service)
-    _add_page_routes(app)
-    _add_document(app, service, keyed=bool(keys))
+    add_page_routes(app, service)
+    add_document_route(app, service, keyed=bool(keys))
     return app
 
 
@@ -173,28 +170,6 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         _announce(started, [ended], channel)
         wire = Wire(frame=lambda event: sse(reply.chunk(event)))
         return await _stream(request, started, channel, wire, [reply.greeting])
-
-
-def _add_document(app: FastAPI, service: Service, *, keyed: bool) -> None:
-    app.openapi = functools.cache(lambda: document(app, service, keyed=keyed))  # type: ignore[method-assign]
-
-    @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> Response:
-        return _json(app.openapi())
-
-
-def _add_page_routes(app: FastAPI) -> None:
-    """Serve the web page, if its files are installed."""
-    folder = Path(str(files("unmask"))) / "serving" / "web"
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        if (folder / "index.html").exists():
-            return FileResponse(folder / "index.html", headers={"cache-control": "no-cache"})
-        return _json({"message": "unmask API server; see /v1/models and docs/api.md"})
-
-    if folder.exists():
-        app.mount("/web", StaticFiles(directory=folder), name="web")
 
 
 async def _pictures(
@@ -305,7 +280,9 @@ def _stream_error(error: BaseException) -> Json:
 async def _failed(request: Request, error: Exception) -> Response:
     found = error_response(error)
     sent = request.headers.get("content-type", "")
-    if isinstance(error, RequestValidationError) and isinstance(error.body, bytes) and error.body:  # it was not read as JSON
+    if (
+        isinstance(error, RequestValidationError) and isinstance(error.body, bytes) and error.body
+    ):  # it was not read as JSON
         found = wrong_content_type(sent)
     if found.server_fault:
         LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.request_id}})

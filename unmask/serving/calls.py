@@ -5,11 +5,8 @@ Building a call is cheap: images are decoded and texts are checked in the thread
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,11 +17,12 @@ from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed
+from unmask.serving.data_urls import picture_of, read_data_url
 from unmask.serving.schema import Chat, Draw, Edit, Ground, Infill, Planned
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
-from unmask.tokens.pictures import read_image, read_region
+from unmask.tokens.pictures import read_region
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
 
@@ -37,7 +35,6 @@ _TRUTHS = ("true", "false", "yes", "no")
 # minutes on one core.
 _MOST_STATES, _MOST_WORK = 4000, 500_000
 _MOST = 10_000  # largest absolute value of a setting; larger ones overflow
-_DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
 
 def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
@@ -95,7 +92,8 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
         if body.text is not None:
             return model.infill_text(body.text, seed=seed, settings=settings)
         draws = _image_model(model, body.size)
-        image, mask = picture_of(body.image or "", "image"), read_region(picture_of(body.mask or "", "mask"))
+        image = picture_of(body.image or "", "image")
+        mask = read_region(read_data_url(body.mask or "", "mask"))
         return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
@@ -160,19 +158,6 @@ def unread(body: Chat) -> int:
     return len({*range(len(body.messages))} - {shown, len(body.messages) - 1})
 
 
-def picture_of(url: str, field: str) -> bytes:
-    """The bytes of a data: URL. ValueError for any other."""
-    if not url.startswith("data:"):
-        raise ValueError(f"{field}: the server does not fetch URLs; send the image as a data: URL in base64")
-    head = _DATA_URL.match(url[:200])
-    if not head:
-        raise ValueError(f"{field}: malformed data: URL; use the form data:image/png;base64,...")
-    try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{field}: invalid base64 ({error}); encode the bytes of the file once") from error
-
-
 def settable(path: str) -> bool:
     """Whether a client may set a field of a sampler."""
     return path.strip().split(".")[-1].strip() not in _FIXED
@@ -227,7 +212,7 @@ def _messages(body: Chat) -> list[Message]:
         Message(
             role=m.role,
             text=m.words,
-            images=tuple(read_image(picture_of(url, "messages")) for url in m.pictures),
+            images=tuple(picture_of(url, "messages") for url in m.pictures),
         )
         for m in spoken
     ]

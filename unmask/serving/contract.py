@@ -27,7 +27,9 @@ class ErrorDetail(BaseModel):
     type: Literal[
         "invalid_request_error", "authentication_error", "permission_error", "rate_limit_error", "server_error"
     ]
-    param: str | None = Field(description="Dotted path of the field, such as messages.0.content; null for the whole request.")
+    param: str | None = Field(
+        description="Dotted path of the field, such as messages.0.content; null for the whole request."
+    )
     code: str = Field(description="The kind of error, see docs/api.md.")
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document of one server. Public idea: ``document(app, service, keyed=...) -> Json``, served as /openapi.json.
+"""The OpenAPI document of one server. Public idea: ``add_document_route(app, service, keyed=...)`` serves it as /openapi.json.
 
 FastAPI lists the routes and their bodies; this module adds what it cannot know: every error, HEAD, and the limits of the served model.
 Requests that the document allows are accepted (docs/api.md names the few limits that JSON Schema cannot express).
@@ -6,9 +6,11 @@ Requests that the document allows are accepted (docs/api.md names the few limits
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
@@ -18,8 +20,8 @@ from unmask.serving.limits import limited
 from unmask.serving.service import Service
 
 _REF = "#/components/schemas/{model}"
-_ABOUT = """Every error has the schema `Error` and the header `x-request-id`. A path answers 405, with the header `Allow`, to methods that are
-not listed here, and unknown paths are answered with 404. Web pages of other origins and unknown host names get 403."""
+_ABOUT = """Every error has the schema `Error` and the header `x-request-id`. A path answers 405, with the header `Allow`, to methods that
+are not listed here, and unknown paths are answered with 404. Web pages of other origins and unknown host names get 403."""
 _ERRORS = {
     400: "The request is invalid; `param` names the field.",
     401: "The API key is missing or wrong.",
@@ -40,6 +42,15 @@ _MORE_HEADERS = {
     429: {"Retry-After": {"description": "Seconds to wait.", "required": True, "schema": _INTEGER}},
     503: {"Retry-After": {"description": "Seconds to wait.", "schema": _INTEGER}},
 }
+
+
+def add_document_route(app: FastAPI, service: Service, *, keyed: bool) -> None:
+    """Serve the document of the routes that the application has when it is first asked for."""
+    made = functools.cache(lambda: json.dumps(document(app, service, keyed=keyed), allow_nan=False))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return Response(made(), media_type="application/json")
 
 
 def document(app: FastAPI, service: Service, *, keyed: bool) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 
 from unmask.json_types import Json
@@ -27,7 +27,7 @@ class EditForm:
 async def edit_form(request: Request) -> EditForm:
     """Read a form. ValueError for a missing or second image and for invalid JSON lists."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise ValueError("an edit must be sent as multipart/form-data with the image in the file field image")
+        raise HTTPException(415, "an edit must be sent as multipart/form-data with the image in the file field image")
     files: dict[str, bytes] = {}
     fields: Json = {}
     async with request.form(max_files=8, max_fields=200, max_part_size=2**20) as form:

@@ -26,6 +26,16 @@ _CODES = {
     413: "too_large",
     415: "unsupported_media_type",
 }
+_SUBJECTS = (  # how messages of the model begin, and the field that they are about
+    ("the prompt", "prompt"),
+    ("no [mask]", "text"),
+    ("there is no sampler", "sampler"),
+    ("the sampler", "settings"),
+    *((start, "settings") for start in ("setting ", "a schedule ", "a step ", "a block ", "corrections ", "a shift ")),
+    *((start, "boxes") for start in ("the layout", "the box of", "a box ")),
+    ("ground needs", "phrases"),
+    ("the region", "mask"),
+)
 
 
 class NoSuchModel(ValueError):
@@ -131,11 +141,13 @@ def _invalid(error: RequestValidationError | ValidationError) -> ErrorResponse:
 
 def _http(error: HTTPException) -> ErrorResponse:
     status, allow = error.status_code, (error.headers or {}).get("Allow")
-    if status == 404:
+    if status == 404 and error.detail == "Not Found":
         message = "there is no such path; /openapi.json lists the paths of this server"
     elif status == 405:
         message = f"this path does not take that method; it takes {allow}"
-    elif status == 400 and "parsing the body" in str(error.detail):  # invalid UTF-8, or numbers or nesting beyond the parser's limits
+    elif status == 400 and "parsing the body" in str(
+        error.detail
+    ):  # invalid UTF-8, or numbers or nesting beyond the parser's limits
         message = "the body is not valid JSON in UTF-8, or is nested too deeply; send a JSON object"
         return ErrorResponse(status=status, message=message, code="invalid_json")
     else:
@@ -152,9 +164,11 @@ def _value(error: ValueError, text: str) -> ErrorResponse:
 
 
 def _named(text: str) -> str | None:
-    """The field that a message names, as in ``size: ...``."""
+    """The field that a message is about, as in ``size: ...``."""
     named, colon, _ = text.partition(": ")
-    return named if colon and all(part.isidentifier() or part.isdecimal() for part in named.split(".")) else None
+    if colon and all(part.isidentifier() or part.isdecimal() for part in named.split(".")):
+        return named
+    return next((field for start, field in _SUBJECTS if text.startswith(start)), None)
 
 
 def _ours(error: BaseException) -> bool:

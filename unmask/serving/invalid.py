@@ -13,7 +13,7 @@ from typing import Any
 
 Path = tuple[str | int, ...]
 
-_PATTERNS: dict[str, str] = {}  # words for the patterns of the schema, filled by ``says``
+_PATTERNS = {r"^[^=]+=": "must have the form NAME=NUMBER, such as schedule.steps=8"}  # of the schema
 _WANTED = {
     "string_type": "a string",
     "string_sub_type": "a string",
@@ -60,12 +60,6 @@ class Invalid:
     param: str | None
 
 
-def says(pattern: str, words: str) -> str:
-    """Register the words for strings that do not match ``pattern``; returns the pattern, for a field of the schema."""
-    _PATTERNS[pattern] = words
-    return pattern
-
-
 def invalid(errors: Sequence[Any], body: object = None) -> Invalid:
     """The first error among those of the closest branches. ``body``: the validated value, which makes paths exact."""
     found = _closest([(_path(e, body), e) for e in errors])
@@ -74,7 +68,10 @@ def invalid(errors: Sequence[Any], body: object = None) -> Invalid:
     path, group = found[0]
     words = _words(group)
     if not path and all(e["type"] in _WANTED or e["type"] == "missing" for e in group):
-        return Invalid(message="the body must be a JSON object; send one, with the header content-type: application/json", param=None)
+        return Invalid(
+            message="the body must be a JSON object; send one, with the header content-type: application/json",
+            param=None,
+        )
     more = f" ({_count(len(found) - 1, 'more error')})" if len(found) > 1 else ""
     place = ".".join(str(part)[:50] for part in path)
     return Invalid(message=f"{place}: {words}{more}" if place else words + more, param=place or None)
@@ -88,7 +85,13 @@ def _path(error: Any, body: object) -> Path:
     kept: list[str | int] = []
     value: Any = body
     for i, part in enumerate(loc):
-        if isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if (
+            isinstance(value, dict)
+            and part in value
+            or isinstance(value, list)
+            and isinstance(part, int)
+            and part < len(value)
+        ):
             kept.append(part)
             value = value[part]
         elif i == len(loc) - 1 and error["type"] in ("missing", "extra_forbidden"):
@@ -128,7 +131,7 @@ def _words(group: Sequence[Any]) -> str:
     if kind == "string_pattern_mismatch":
         return _PATTERNS.get(about["pattern"], f"does not have the required form, got {shown(first.get('input'))}")
     if kind in ("value_error", "assertion_error"):
-        return str(about.get("error", "")) or "is not allowed"
+        return str(first["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ") or "is not allowed"
     if kind == "extra_forbidden":
         return "there is no such field; leave it out"
     if kind == "string_unicode":

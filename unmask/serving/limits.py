@@ -48,7 +48,9 @@ def _ignored(field: str) -> Json:
 
 def _sampled(own: Iterable[Json], known: Iterable[NamedSampler]) -> Json:
     """The preset of the model with its settings, or a named sampler with its arguments."""
-    choices = [{"properties": {"sampler": _NULL, "settings": _settings({s["name"]: s["type"] for s in own})}}]
+    choices: list[Json] = [
+        {"properties": {"sampler": _NULL, "settings": _settings({s["name"]: s["type"] for s in own})}}
+    ]
     for sampler in known:
         kinds = {name: _KIND[type(value)] for name, value in sampler.arguments.items()}
         named = {"sampler": {"const": sampler.name}, "settings": _settings(kinds)}

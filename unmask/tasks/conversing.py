@@ -42,7 +42,8 @@ class Message:
 class Turn:
     """The model's next turn. ``parts``: words and pictures in order.
 
-    ``plan``: the layout of its picture, if any · ``unread``: how many of the oldest messages did not fit into the context.
+    ``plan``: the layout of its picture, if any · ``unread``: how many of the oldest messages did not fit into the context ·
+    ``warnings``: about the last message, one line each.
     """
 
     parts: tuple[str | Image.Image, ...]
@@ -51,6 +52,7 @@ class Turn:
     unread: int = 0
     seconds: float = 0.0
     settings: Json = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -68,7 +70,8 @@ class Turn:
         """Plain values; pictures are null in ``parts``."""
         parts = [part if isinstance(part, str) else None for part in self.parts]
         plan = self.plan.to_json() if self.plan else None
-        return {"parts": parts, "plan": plan, "unread": self.unread, "seed": self.seed, "seconds": self.seconds}
+        made = {"seed": self.seed, "seconds": self.seconds, "warnings": list(self.warnings)}
+        return {"parts": parts, "plan": plan, "unread": self.unread, **made}
 
 
 def check(messages: Items[Message]) -> None:

@@ -27,6 +27,7 @@ from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.views import AnyRes, ImageViews, to_pixels
+from unmask.tokens.vocabulary import Vocabulary
 from unmask.tokens.vq import VQ
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
@@ -39,7 +40,7 @@ class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``weights``: source of
     parts that are not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures ·
-    ``loaded``: the needs that were loaded.
+    ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None: any text.
     """
 
     text: Text
@@ -52,6 +53,7 @@ class Parts:
     paper: tuple[int, int, int] = PAPER
     views: AnyRes | None = None
     weights: Weights | None = None
+    vocabulary: Vocabulary | None = None
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
     loaded: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
 
@@ -61,6 +63,10 @@ class Parts:
         if self.weights and not any(needs <= done for done in self.loaded):
             load(self.weights, self.net, self.vq, needs)
             self.loaded.add(needs)
+
+    def warnings(self, text: str, *, needs_object: bool = False) -> tuple[str, ...]:
+        """As ``Vocabulary.warnings``; () for a model without a vocabulary."""
+        return self.vocabulary.warnings(text, needs_object=needs_object) if self.vocabulary else ()
 
     @property
     def codec(self) -> Codec:

@@ -40,7 +40,7 @@ class Attempt:
 class Drawing:
     """A picture. ``seconds``: time of the call divided by its pictures · ``trace``: the picture after each step.
 
-    ``plan``: its layout · ``attempts``: all attempts of best-of-N, empty without it.
+    ``plan``: its layout · ``attempts``: all attempts of best-of-N, empty without it · ``warnings``: about the prompt, one line each.
     """
 
     image: Image.Image
@@ -51,6 +51,7 @@ class Drawing:
     trace: tuple[Image.Image, ...] = ()
     plan: Layout | None = None
     attempts: tuple[Attempt, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         """Plain values without the pictures; plan and attempts only if there are any."""
@@ -58,12 +59,14 @@ class Drawing:
         thinking: Json = {"plan": self.plan.to_json()} if self.plan else {}
         thinking |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
         fields = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thinking}
-        return {**fields, "settings": self.settings}
+        return {**fields, "settings": self.settings, "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer."""
+    """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer ·
+    ``warnings``: about the question, one line each.
+    """
 
     text: str
     question: str
@@ -72,6 +75,7 @@ class Answer:
     settings: Json = field(default_factory=dict)
     trace: tuple[str, ...] = ()
     value: object = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         """``value`` is present for constrained answers only, where it may be null."""
@@ -83,6 +87,7 @@ class Answer:
             "seconds": self.seconds,
             "settings": self.settings,
             "trace": list(self.trace),
+            "warnings": list(self.warnings),
         }
 
 
@@ -103,18 +108,20 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
-    """One box per phrase, in the given order."""
+    """One box per phrase, in the given order. ``warnings``: about the phrases, one line each."""
 
     boxes: tuple[Box, ...]
     image_size: tuple[int, int]
     seed: int
     seconds: float
     settings: Json = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
         size = {"width": self.image_size[0], "height": self.image_size[1]}
-        return {"boxes": boxes, **size, "seed": self.seed, "seconds": self.seconds, "settings": self.settings}
+        made = {"seed": self.seed, "seconds": self.seconds, "settings": self.settings}
+        return {"boxes": boxes, **size, **made, "warnings": list(self.warnings)}
 
 
 def answered(sequence: Sequence, text: Text) -> str:

@@ -1,27 +1,25 @@
 """Read, pad, annotate and save images.
 
-Public idea: ``read_image`` converts any supported file to RGB, or raises ImageError with a one-line reason; writes are atomic.
+Public idea: ``read_image`` converts any supported picture to RGB, or raises ImageError with a one-line reason; writes are atomic.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
-MOST_PIXELS = 64_000_000
+from unmask.tokens.colours import to_srgb
+from unmask.tokens.sources import ImageError, Picture, open_picture, short
+
 _EXACT_SIDE = 4096  # larger images are scaled down before padding: a square of 20,000 px would take 1.2 GB
-# Pillow supports more formats; some start external programs (EPS), others are not meant for photos or drawings.
-_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 TRACES = (".gif", ".png")
 _MARKS = (
@@ -37,108 +35,55 @@ _MARKS = (
 PixelBox = tuple[float, float, float, float]
 
 
-class ImageError(ValueError):
-    """An image cannot be read, used or saved. The message ends with ``; `` and a hint."""
-
-
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
-    """A file, its bytes, or a Pillow image -> RGB, 8 bits, EXIF orientation applied, transparency on white, first frame.
+def read_image(source: Picture) -> Image.Image:
+    """Any picture -> RGB in sRGB, 8 bits, EXIF orientation applied, transparency on white, first frame.
 
-    ImageError if it is missing, not an image, truncated, empty, or above 64 million pixels (checked before decoding).
+    ``source``: a path (also a string), the bytes of a file, a file open in binary mode, a Pillow image of any mode, or a numpy array
+    [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8, bool, or floats from 0 to 1. A colour profile (ICC) is applied; one that is broken
+    is ignored. HEIC needs ``pip install 'unmask[heif]'``. ImageError if it is missing, not an image, truncated, empty, or above 64 million
+    pixels (checked before decoding).
     """
-    name = "the image" if isinstance(source, bytes | Image.Image) else str(source)
-    with warnings.catch_warnings():
-        # Pillow warns about unusual metadata (ignored) and about 89 million pixels (an error here).
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = source if isinstance(source, Image.Image) else _open(source, name)
-        return _plain(_upright(_decoded(image, name)), name)
+    with _strict():
+        image, name = open_picture(source)
+        return to_srgb(_upright(image), name)
 
 
-def read_region(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
-    """A mask file -> greyscale, white where the image is regenerated: its transparent pixels or, if there are none, its bright ones.
+def read_region(source: Picture) -> Image.Image:
+    """A mask -> greyscale, white where the image is regenerated: its transparent pixels or, if there are none, its bright ones.
 
-    ImageError as of ``read_image``.
+    ``source`` and ImageError as of ``read_image``.
     """
-    plain = read_image(source)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = source if isinstance(source, Image.Image) else _open(source, "the mask")
+    with _strict():
+        image, name = open_picture(source)
+        image = _upright(image)
         if image.has_transparency_data:
-            alpha = _upright(image.convert("RGBA")).getchannel("A")
+            alpha = image.convert("RGBA").getchannel("A")
             region = alpha.point(lambda a: 255 * (a < 128))
             if region.getbbox():
                 return region
-    return plain.convert("L")
+        return to_srgb(image, name).convert("L")
 
 
-def _decoded(image: Image.Image, name: str) -> Image.Image:
-    width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise ImageError(f"{name} has {width} x {height} pixels, more than {MOST_PIXELS:,}; scale it down first")
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels; use an image of at least 1 x 1")
-    try:
-        image.load()
-    except Exception as error:  # decoders raise many kinds of exceptions for broken files
-        raise ImageError(f"{name} cannot be decoded ({_short(error)}); if it is truncated, save it again") from error
-    return image
-
-
-def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
-    if not isinstance(source, bytes):
-        path = Path(source)
-        if not path.exists():
-            raise ImageError(f"there is no file {name}; check the path")
-        if not path.is_file():
-            raise ImageError(f"{name} is not a file; give the path of an image")
-    Image.init()
-    known = [f for f in _READABLE if f in Image.OPEN]  # AVIF and WEBP are optional parts of Pillow
-    try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} has more than {MOST_PIXELS:,} pixels; scale it down first") from error
-    except PermissionError as error:
-        raise ImageError(f"no permission to read {name}; check its permissions") from error
-    except Exception as error:  # see above
-        raise ImageError(f"{name} is not a supported image; use one of {', '.join(known)}") from error
+@contextlib.contextmanager
+def _strict() -> Iterator[None]:
+    """Pillow warns about unusual metadata (ignored) and about 89 million pixels (an error here)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; the image itself if there is nothing to turn."""
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image
         return ImageOps.exif_transpose(image)
     except Exception:  # ignore a broken EXIF block
         return image
-
-
-def _plain(image: Image.Image, name: str) -> Image.Image:
-    """Any mode -> RGB. 16-bit grey is scaled here, because Pillow would clip it to white."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
-    try:
-        if not image.has_transparency_data:
-            return image.convert("RGB")
-        layer = image.convert("RGBA")
-    except (ValueError, OSError) as error:
-        raise ImageError(f"{name} has the unsupported colour mode {image.mode!r}; save it as RGB") from error
-    paper = Image.new("RGBA", layer.size, "white")
-    paper.alpha_composite(layer)
-    return paper.convert("RGB")
-
-
-def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of 16 bits, 32 bits or floats -> uint8. White is the mode's maximum if it has one, else the largest value."""
-    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    most = float(values.max())
-    white = 65535.0 if mode.startswith("I;16") or most > 255 else 255.0 if mode == "I" or most > 1 else 1.0
-    return (np.clip(values / max(white, most), 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:80] or type(error).__name__
 
 
 # -- squares ----------------------------------------------------------------------------------------------------------
@@ -312,7 +257,7 @@ def write_whole(target: Path, save: Callable[[Path], object]) -> Path:
         save(part)
         os.replace(part, target)
     except OSError as error:
-        reason = error.strerror or _short(error)
+        reason = error.strerror or short(error)
         hint = "free some space and run it again" if error.errno == errno.ENOSPC else "choose another place"
         raise OSError(f"could not write {target} ({reason.lower()}), nothing was changed; {hint}") from error
     finally:

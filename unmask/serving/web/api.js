@@ -22,11 +22,15 @@ export async function getJSON(path) {
   return (await send(path, {})).json();
 }
 
-/** A POST; ``body``: FormData, or a value sent as JSON. Throws ApiError or Lost unless the response is OK. */
+export async function getText(path) {
+  return (await send(path, {})).text();
+}
+
+/** A POST; ``body``: FormData or a Blob, sent as it is, or a value sent as JSON. Throws ApiError or Lost unless the response is OK. */
 export function post(path, body, signal) {
-  const form = body instanceof FormData;
-  const headers = form ? {} : { "Content-Type": "application/json" };
-  return send(path, { method: "POST", body: form ? body : JSON.stringify(body), headers, signal });
+  const raw = body instanceof FormData || body instanceof Blob;
+  const headers = raw ? {} : { "Content-Type": "application/json" };
+  return send(path, { method: "POST", body: raw ? body : JSON.stringify(body), headers, signal });
 }
 
 async function send(path, { headers = {}, ...options }) {

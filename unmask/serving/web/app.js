@@ -6,10 +6,12 @@ import { h, say } from "./dom.js";
 import { drawPanel } from "./draw.js";
 import { editPanel } from "./edit.js";
 import { Gallery, linked } from "./gallery.js";
+import { links } from "./links.js";
 import { askPanel, groundPanel } from "./understand.js";
 import { known } from "./pictures.js";
 
 const PANELS = { draw: drawPanel, ask: askPanel, ground: groundPanel, edit: editPanel, chat: chatPanel };
+const NEW_TAB = { target: "_blank", rel: "opener" }; // keeps the conversation here; the opener passes on the API key
 const RECONNECT = 2000; // milliseconds between attempts to reach a server that went away
 const server = document.getElementById("server"), main = document.getElementById("panels"), tabs = document.getElementById("tabs");
 const keyButton = document.getElementById("key"), panels = Object.create(null); // no prototype, so an address cannot name an inherited property
@@ -30,9 +32,10 @@ async function start() {
 
 async function connect() {
   try {
-    const [models, fields] = await Promise.all([getJSON("v1/models"), getJSON("v1/fields")]);
+    const [models, fields, installed] = await Promise.all([getJSON("v1/models"), getJSON("v1/fields"), getJSON("docs/index.json")]);
     services.model = models.data[0];
     build(fields);
+    document.getElementById("links").replaceChildren(...links(installed, "", NEW_TAB));
     ready();
   } catch (error) {
     if (error.status === 401) needKey(connect);

@@ -5,6 +5,7 @@ import { Canvas, freshly } from "./canvas.js";
 import { dataUrl, decoded, h } from "./dom.js";
 import { Replay } from "./replay.js";
 import { mistake } from "./job.js";
+import { Notes } from "./notes.js";
 import { write } from "./understand.js";
 import { TaskPanel } from "./panel.js";
 import { Words } from "./words.js";
@@ -24,7 +25,7 @@ export function chatPanel(fields, services) {
   const newChat = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
   const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   let said = [];
-  panel.extra.append(newChat);
+  panel.extra.prepend(newChat);
   panel.element.classList.add("talk");
   panel.stage.replaceChildren(thread, h("div", { class: "composer" }, panel.label, attached, panel.prompt, h("div", { class: "tools" }, panel.job.buttons, panel.intake.element), panel.job.element));
   panel.intake.element.hidden = !draws;
@@ -84,7 +85,7 @@ export function chatPanel(fields, services) {
 
   /** The answer while it is decoded: text, then possibly an image, with all steps. */
   function live(item) {
-    const words = new Words(), canvas = new Canvas("Image in the answer");
+    const words = new Words(), notes = new Notes(), canvas = new Canvas("Image in the answer");
     const frame = h("div", { class: "frame", hidden: true }, canvas.element);
     const replay = new Replay((entry) => {
       if (entry.words) words.tokens(entry.words.tokens);
@@ -92,13 +93,13 @@ export function chatPanel(fields, services) {
       else canvas.blank();
     });
     let last = null;
-    item.append(words.element, frame, replay.element);
-    return { item, words, replay, frame: onframe, finish };
+    item.append(words.element, frame, replay.element, notes.element);
+    return { item, words, notes, replay, frame: onframe, finish };
 
     async function onframe(data) {
       frame.hidden = false;
       const image = data.b64_json ? await decoded(dataUrl(data.b64_json)) : null;
-      replay.add({ label: `Step ${data.step} of ${data.of}`, canvas: { image, grid: data.grid, masked: data.masked, fresh: freshly(last, data.masked) } });
+      replay.add({ label: `Step ${data.step} of ${data.of}`, stage: "Image", canvas: { image, grid: data.grid, masked: data.masked, fresh: freshly(last, data.masked) } });
       last = data.masked;
       below();
     }

@@ -11,7 +11,7 @@ export const USES = [["ask", "Ask"], ["ground", "Ground"], ["edit", "Edit"]];
 export function link(task, values) {
   const given = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) {
-    if (value !== undefined && value !== "" && value !== false) given.set(name, typeof value === "object" ? JSON.stringify(value) : value);
+    if (value !== undefined && value !== "") given.set(name, typeof value === "object" ? JSON.stringify(value) : value);
   }
   return `${location.origin}${location.pathname}#${task}?${given}`;
 }
@@ -84,8 +84,8 @@ export class Gallery {
 }
 
 function rows(values) {
-  return Object.entries(values).filter(([name, value]) => !["prompt", "seed"].includes(name) && value !== false)
-    .map(([name, value]) => [name, Array.isArray(value) ? value.map((v) => v.phrase || v).join(", ") : value]);
+  return Object.entries(values).filter(([name]) => !["prompt", "seed"].includes(name))
+    .map(([name, value]) => [name, Array.isArray(value) ? value.map((v) => v.phrase || v).join(", ") : typeof value === "boolean" ? (value ? "on" : "off") : value]);
 }
 
 function kept() {

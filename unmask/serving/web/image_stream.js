@@ -5,6 +5,7 @@ import { freshly } from "./canvas.js";
 import { dataUrl, decoded, h } from "./dom.js";
 
 const TITLES = { plan: "Plan", critique: "Critique" };
+const IMAGE = "Image"; // the stage of the replay in which tokens of the image are unmasked
 const STAGES = { plan: "Planning layout", critique: "Writing critique" };
 
 /** Follow a stream to its end. ``values``: the request, for the gallery and the link. Returns the final status. */
@@ -68,7 +69,7 @@ async function frame(run, data) {
   const fresh = kept.last?.round === data.round ? freshly(kept.last.masked, data.masked) : [];
   kept.last = { image, masked: data.masked, grid: data.grid, round: data.round };
   const label = attempt(data, `Step ${data.step} of ${data.of}`);
-  add(run, index, { label, round: data.round, canvas: { image, grid: data.grid, masked: data.masked, fresh, ratio: data.grid[1] / data.grid[0] } });
+  add(run, index, { label, stage: IMAGE, round: data.round, canvas: { image, grid: data.grid, masked: data.masked, fresh, ratio: data.grid[1] / data.grid[0] } });
   tell(run, index, data, "Generating image");
   document.body.dataset.firstFrame ||= String(Math.round(performance.now()));
 }
@@ -77,7 +78,7 @@ function words(run, data) {
   const index = data.picture || 0, stage = STAGES[data.stage] || "Generating text";
   shot(run, index);
   const label = attempt(data, `${stage}: step ${data.step} of ${data.of}`);
-  add(run, index, { label, round: data.round, words: { tokens: data.tokens, title: TITLES[data.stage] || "Text" } });
+  add(run, index, { label, stage: TITLES[data.stage], round: data.round, words: { tokens: data.tokens, title: TITLES[data.stage] || "Text" } });
   tell(run, index, data, stage);
 }
 
@@ -91,7 +92,7 @@ function plan(run, data) {
   const index = data.picture || 0, kept = shot(run, index);
   kept.plan = data.plan;
   note(run, kept, index, data.round || 0, { plan: data.plan });
-  add(run, index, { label: attempt(data, "Layout ready"), round: data.round || 0, plan: data.plan });
+  add(run, index, { label: attempt(data, "Layout ready"), stage: TITLES.plan, round: data.round || 0, plan: data.plan });
 }
 
 function round(run, data) {
@@ -109,6 +110,7 @@ async function completed(run, data) {
   const kept = shot(run, index), url = dataUrl(data.b64_json), image = await decoded(url);
   const seed = about.seed ?? values.seed;
   run.done += 1;
+  panel.notes.add(about.warnings);
   if (about.plan) kept.plan = about.plan;
   (about.rounds || []).forEach((known, number) => note(run, kept, index, number, { ...known, plan: known.plan || kept.rounds.get(number)?.plan }));
   if (about.plan && !run.layout && !kept.rounds.size) note(run, kept, index, 0, { plan: about.plan });

@@ -7,6 +7,7 @@ import { EXAMPLES } from "./examples.js";
 import { Replay } from "./replay.js";
 import { USES, copier, download, link } from "./gallery.js";
 import { Job, mistake } from "./job.js";
+import { Notes, knownWords } from "./notes.js";
 import { exampleUrl, intake, known } from "./pictures.js";
 import { Settings } from "./settings.js";
 import { Timeline } from "./timeline.js";
@@ -23,6 +24,7 @@ export class TaskPanel {
     this.job = new Job({ verb: task.verb, work: (signal, report) => task.work(signal, report), services });
     this.settings = new Settings(schema, [...HANDLED, ...(task.handled || [])]);
     this.words = new Words();
+    this.notes = new Notes();
     this.makeStage();
     this.makeForm();
     const title = h("h1", { id: fresh("title") }, task.title);
@@ -39,9 +41,9 @@ export class TaskPanel {
       if (event.key === "Enter" && !task.lines && !event.shiftKey && !event.isComposing) event.preventDefault(), this.form.requestSubmit();
     } });
     const chips = examples.map((one) => h("button", { type: "button", class: "chip", onclick: () => this.useExample(one) }, one.prompt.replaceAll("\n", ", ")));
-    this.extra = h("div", { class: "extra" });
+    this.extra = h("div", { class: "extra" }, knownWords(this.services.model.unmask?.vocabulary, ["ask", "ground"].includes(task.name) ? "What does it know?" : "What can it draw?"));
     this.label = h("label", { htmlFor: id, class: "kicker" }, task.label);
-    this.ask = h("div", { class: "ask" }, this.label, this.prompt, h("div", { class: "chips", role: "group", "aria-label": "Examples" }, chips), this.extra, this.job.buttons, this.job.element, this.words.element);
+    this.ask = h("div", { class: "ask" }, this.label, this.prompt, this.notes.element, h("div", { class: "chips", role: "group", "aria-label": "Examples" }, chips), this.extra, this.job.buttons, this.job.element, this.words.element);
   }
 
   /** Fill in an example. Its image is taken unless the user has chosen an image of their own. */
@@ -65,7 +67,7 @@ export class TaskPanel {
     this.below = h("div", { class: "below" });
     this.stage = h("div", { class: "stage" }, this.frame, this.replay.element, this.picker, this.below, this.boxes.list, this.actions, this.timeline.element);
     if (task.picture) {
-      this.intake = intake({ target: this.frame, onpicture: (picture) => this.take(picture), onerror: (text) => this.wrong(text) });
+      this.intake = intake({ target: this.frame, reads: this.services.model.unmask?.reads, onpicture: (picture) => this.take(picture), onerror: (text) => this.wrong(text) });
       this.lastDrawn = h("button", { type: "button", class: "second", onclick: () => this.services.takeLast(this) }, "Last generated");
       this.intake.element.querySelector("label").after(this.lastDrawn);
       this.below.append(this.intake.element);
@@ -83,6 +85,7 @@ export class TaskPanel {
     this.replay.clear();
     this.timeline.clear();
     this.words.clear();
+    this.notes.clear();
     this.boxes.set([]);
     this.plan = null;
     this.shots = [];

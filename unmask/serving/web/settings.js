@@ -34,6 +34,7 @@ export class Settings {
     return h("div", { class: made.wide ? "setting wide" : "setting" }, label, made.input);
   }
 
+  /** The values that differ from the model's presets. */
   values() {
     const found = {}, settings = [];
     for (const [name, { read }] of this.fields) {
@@ -95,9 +96,11 @@ function number(field) {
   return { input, read: () => (input.value === "" ? undefined : Number(input.value)), write };
 }
 
+/** A switch. Its default is the model's; only the other position is sent, so that links and requests without it follow the model. */
 function toggle(field) {
-  const input = h("input", { type: "checkbox", class: "switch", role: "switch", checked: Boolean(field.default) });
-  return { input, read: () => input.checked, write: (value) => (input.checked = value === undefined ? Boolean(field.default) : value === true || value === "true") };
+  const usual = field.default === true;
+  const input = h("input", { type: "checkbox", class: "switch", role: "switch", checked: usual });
+  return { input, read: () => (input.checked === usual ? undefined : input.checked), write: (value) => (input.checked = value === undefined ? usual : value === true || value === "true") };
 }
 
 function choice(field) {

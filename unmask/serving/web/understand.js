@@ -20,6 +20,7 @@ export function askPanel(fields, services) {
     if (!prompt) throw mistake("Enter a question.");
     panel.replay.clear();
     panel.words.clear();
+    panel.notes.clear();
     const content = [{ type: "image_url", image_url: { url: picture.url } }, { type: "text", text: prompt }];
     const body = { model: services.model.id, messages: [{ role: "user", content }], stream: true, trace: true, ...values };
     const answer = await write(panel, await post("v1/chat/completions", body, signal), report);
@@ -28,7 +29,7 @@ export function askPanel(fields, services) {
   }
 }
 
-/** Follow a stream of text; returns {text, images}. ``panel``: words, a replay and, where images may come, ``frame(data)``, which shows one step. */
+/** Follow a stream of text; returns {text, images}. ``panel``: words, notes, a replay and, where images may come, ``frame(data)``, which shows one step. */
 export async function write(panel, response, report) {
   let text = "";
   const images = [];
@@ -37,9 +38,10 @@ export async function write(panel, response, report) {
     if (about.position) report({ text: `Queued: position ${about.position}.`, phase: "queued" });
     text += data.choices[0].delta.content || "";
     images.push(...(about.images || []));
+    panel.notes.add(about.warnings);
     if (!about.of) continue;
     if (about.grid) await panel.frame(about);
-    else panel.replay.add({ label: `Step ${about.step} of ${about.of}`, words: { tokens: about.tokens, title: "Answer" } });
+    else panel.replay.add({ label: `Step ${about.step} of ${about.of}`, stage: "Text", words: { tokens: about.tokens, title: "Answer" } });
     const doing = about.grid ? "Generating image" : "Generating text";
     report({ text: `${doing}: step ${about.step} of ${about.of}.`, value: about.step / about.of, phase: doing });
     document.body.dataset.firstFrame ||= String(Math.round(performance.now()));
@@ -66,9 +68,11 @@ export function groundPanel(fields, services) {
     if (!picture) throw mistake(NO_PICTURE);
     if (!phrases.length) throw mistake("Enter at least one phrase.");
     panel.boxes.set([]);
+    panel.notes.clear();
     report({ text: "Locating…", phase: "locating" });
     const found = await (await post("v1/ground", { image: picture.url, phrases, ...values }, signal)).json();
     panel.boxes.set(found.boxes);
+    panel.notes.add(found.warnings);
     services.gallery.add({ task: "ground", url: picture.url, values: { prompt, ...values }, seed: found.seed, seconds: found.seconds });
     return `${found.boxes.length === 1 ? "1 box" : `${found.boxes.length} boxes`} in ${found.seconds.toFixed(1)} s.`;
   }

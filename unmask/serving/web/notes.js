@@ -1,0 +1,29 @@
+// What the model knows, and what the server says about a prompt that goes beyond it.
+
+import { h } from "./dom.js";
+
+/** The warnings of an answer as one quiet line, announced to screen readers. */
+export class Notes {
+  constructor() {
+    this.element = h("p", { class: "note", role: "status" });
+    this.clear();
+  }
+
+  clear() {
+    this.lines = new Set();
+    this.element.replaceChildren();
+  }
+
+  /** Add the warnings of an answer; several images of a run repeat them. */
+  add(warnings) {
+    for (const warning of warnings || []) this.lines.add(warning[0].toUpperCase() + warning.slice(1));
+    this.element.replaceChildren([...this.lines].join(" · "));
+  }
+}
+
+/** A disclosure of the model's words, or null for a model without a vocabulary. ``vocabulary``: as in /v1/models. */
+export function knownWords(vocabulary, question) {
+  if (!vocabulary) return null;
+  const rows = Object.entries(vocabulary.groups || {}).flatMap(([group, words]) => [h("dt", {}, group), h("dd", {}, words.join(", "))]);
+  return h("details", { class: "known" }, h("summary", {}, question), h("p", {}, vocabulary.about), h("dl", {}, rows));
+}
