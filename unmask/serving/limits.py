@@ -21,6 +21,8 @@ _NUMBERS = {  # JSON numbers that every field of a kind takes
     "boolean": "(true|false)",
 }
 _NULL: Json = {"type": "null"}
+_PICTURE = {"type": "string", "format": "image-data-url", "pattern": "^[dD][aA][tT][aA]:"}
+_FILES = "image/png, image/jpeg, image/webp"
 _BODIES = {"Draw": "generate", "Edit": "edit", "Ground": "ground", "Infill": "infill", "Chat": "ask"}
 
 
@@ -38,8 +40,11 @@ def limited(found: Json, model: Served) -> None:
             body.setdefault("allOf", []).append(_sampled(own, known.values()))
     if "Draw" in schemas:
         _either_plan_or_boxes(schemas["Draw"])
+    if "Ground" in schemas:
+        schemas["Ground"]["properties"]["image"] |= _PICTURE
     if "Infill" in schemas:
         _image_or_text(schemas["Infill"], model, known.values())
+    _form(found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"], model, known)
 
 
 def _ignored(field: str) -> Json:
@@ -84,7 +89,24 @@ def _image_or_text(body: Json, model: Served, known: Iterable[NamedSampler]) -> 
     }
     choices: list[Json] = [{"allOf": [filled, _sampled(settings_of(model, "fill"), known)]}]
     if isinstance(model, Model):
-        string: Json = {"type": "string"}
-        painted = {"properties": {"image": string, "mask": string, "text": _NULL}, "required": ["image", "mask"]}
+        painted = {"properties": {"image": _PICTURE, "mask": _PICTURE, "text": _NULL}, "required": ["image", "mask"]}
         choices.append({"allOf": [painted, _sampled(settings_of(model, "generate"), known)]})
     body["anyOf"] = choices
+
+
+def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
+    """The form of an edit. A form cannot hold null, and a mask excludes plan, boxes and reflect."""
+    body: Json = content["schema"]
+    properties = body["properties"]
+    for name, field in properties.items():
+        choices = [choice for choice in field.get("anyOf", []) if choice != _NULL]
+        if len(choices) == 1:
+            properties[name] = {**choices[0], **{k: v for k, v in field.items() if k not in ("anyOf", "default")}}
+    own = fields(model)["edit"].get("x-unmask-settings", [])
+    painted = {
+        "required": ["mask"],
+        "properties": {"plan": {"const": False}, "boxes": False, "reflect": {"const": 1}},
+    }
+    edited = {"properties": {"mask": False, "prompt": {"minLength": 1}}}
+    body["allOf"] = [_sampled(own, known.values()), {"anyOf": [painted, edited]}]
+    content["encoding"] = {name: {"contentType": _FILES} for name in ("image", "mask")}
