@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,13 @@ from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.sampling.sampler import Sampler
 from unmask.serving.calls import settable
+from unmask.serving.delivery import encoded
 from unmask.serving.schema import ENDPOINTS
 from unmask.serving.service import Served, Service
-from unmask.serving.streams import Event, encoded
+from unmask.serving.streams import Event
 from unmask.tasks.conversing import Turn
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Answer, Drawing, Grounding
+from unmask.tasks.results import Answer, Grounding
 from unmask.tokens.sources import readable
 
 if TYPE_CHECKING:
@@ -28,12 +29,16 @@ Counts = tuple[int, int, bool]
 
 
 def model_card(service: Service, created: int) -> Event:
-    """An entry of OpenAI's model list: with its tasks, the side of its images in pixels (0: no images), the image formats that it reads."""
+    """An entry of OpenAI's model list: with its tasks, the side of its images in pixels (0: no images), its vocabulary, and the image formats
+    that it reads.
+    """
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
         tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
-    own = {"tasks": tasks, "side": side, "reads": readable() if side else []}
+    vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
+    own = {"tasks": tasks, "side": side, "vocabulary": vocabulary.to_json() if vocabulary else None}
+    own["reads"] = readable() if side else []
     return {"id": service.name, "object": "model", "created": created, "owned_by": "unmask", "unmask": own}
 
 
@@ -88,34 +93,14 @@ def parts_to_draw(model: Served) -> Parts:
     return model.parts
 
 
-def picture(drawn: Drawing, file: str) -> Event:
-    """An entry of ``data``: the image file and its metadata."""
-    rounds = [{**r.to_json(), "b64_json": encoded(r.image, file)} for r in drawn.attempts]
-    metadata = {
-        "seed": drawn.seed,
-        "seconds": round(drawn.seconds, 4),
-        "plan": drawn.plan.to_json() if drawn.plan else None,
-        "rounds": rounds,
-        "settings": drawn.settings,
-    }
-    return {"b64_json": encoded(drawn.image, file), "unmask": metadata}
+def filled(answer: Answer, more: Sequence[str] = ()) -> Event:
+    """``more``: warnings about the request's fields."""
+    metadata = {"seed": answer.seed, "seconds": round(answer.seconds, 4), "settings": answer.settings}
+    return {"text": answer.text, **metadata, "warnings": [*answer.warnings, *more]}
 
 
-def completed(drawn: Drawing, kind: str, number: int, file: str) -> Event:
-    """The event that ends an image."""
-    whole = picture(drawn, file)
-    size = f"{drawn.image.width}x{drawn.image.height}"
-    about = {"created_at": int(time.time()), "output_format": file, "size": size, "quality": "auto"}
-    own = {"picture": number, **whole["unmask"]}
-    return {"type": f"{kind}.completed", "b64_json": whole["b64_json"], "background": "opaque", **about, "unmask": own}
-
-
-def filled(answer: Answer) -> Event:
-    return {"text": answer.text, "seed": answer.seed, "seconds": round(answer.seconds, 4), "settings": answer.settings}
-
-
-def grounded(found: Grounding) -> Event:
-    """Boxes as fractions of the image."""
+def grounded(found: Grounding, more: Sequence[str] = ()) -> Event:
+    """Boxes as fractions of the image. ``more``: warnings about the request's fields."""
     width, height = found.image_size
     size = (width, height, width, height)
     boxes = [
@@ -123,7 +108,8 @@ def grounded(found: Grounding) -> Event:
         for b in found.boxes
     ]
     metadata = {"seed": found.seed, "seconds": round(found.seconds, 4), "settings": found.settings}
-    return {"boxes": boxes, "width": width, "height": height, **metadata}
+    warnings = [*found.warnings, *more]
+    return {"boxes": boxes, "width": width, "height": height, **metadata, "warnings": warnings}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from unmask.grammars.answer_format import AnswerFormat, of_response_format
 from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.model import Model
@@ -22,7 +24,7 @@ from unmask.serving.schema import Chat, Draw, Edit, Ground, Infill, Planned
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
-from unmask.tokens.pictures import read_region
+from unmask.tokens.pictures import ImageError, read_image, read_region
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
 
@@ -57,7 +59,7 @@ def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callab
 @_by_sampler
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
-        _image_model(model, body.size)
+        _image_model(model)
         conditioning = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
         conditions = model.parts.conditions(**conditioning, crop=body.crop)
         options = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
@@ -71,14 +73,18 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
     """An edit by instruction or, with a mask, inpainting."""
 
     def ask(model: Model) -> Drawing:
-        _image_model(model, body.size)
+        _image_model(model)
         settings = checked(body.overrides)
+        try:
+            picture = read_image(image)
+        except ImageError as error:
+            raise ValueError(f"image: {error}") from error
         if mask is None:
             plan = _plan(model, body)
-            return model.edit(image, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
+            return model.edit(picture, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
         if body.plan or body.boxes or body.reflect > 1:
             raise ValueError("plan, boxes and reflect do not apply to inpainting; leave them out, or leave out mask")
-        return model.infill(image, read_region(mask), prompt=body.prompt, seed=seed, settings=settings)
+        return model.infill(picture, _region(mask), prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
@@ -91,9 +97,9 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
         settings = checked(body.overrides)
         if body.text is not None:
             return model.infill_text(body.text, seed=seed, settings=settings)
-        draws = _image_model(model, body.size)
+        draws = _image_model(model)
         image = picture_of(body.image or "", "image")
-        mask = read_region(read_data_url(body.mask or "", "mask"))
+        mask = _region(read_data_url(body.mask or "", "mask"))
         return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
@@ -220,17 +226,22 @@ def _messages(body: Chat) -> list[Message]:
 
 def _plan(model: Model, body: Planned) -> bool | Layout:
     if not body.boxes:
-        return body.plan
+        return bool(body.plan)
     layout = layout_of([(b.phrase, b.box) for b in body.boxes])
     model.emit(0, layout)
     return layout
 
 
-def _image_model(model: Model | TextModel, size: str) -> Model:
-    """The model, if it generates images of this size. ValueError otherwise."""
+def _region(data: bytes) -> Image.Image:
+    """The region of a mask file. ValueError names the field mask."""
+    try:
+        return read_region(data)
+    except ImageError as error:
+        raise ValueError(f"mask: {error}") from error
+
+
+def _image_model(model: Model | TextModel) -> Model:
+    """The model, if it generates images. ValueError otherwise."""
     if isinstance(model, TextModel):
         raise ValueError("this is a text model, which generates no images; use an image model")
-    own = f"{model.parts.side}x{model.parts.side}"
-    if size not in ("auto", own):
-        raise ValueError(f"size: this model generates images of {own} only; leave out size, or use auto")
     return model

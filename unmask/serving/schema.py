@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from unmask.json_types import Json
 
@@ -21,11 +22,12 @@ MOST_SEED = 2**53 - 1  # the largest integer that every JSON parser represents e
 IGNORED = frozenset(
     {
         *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"),
-        *("quality", "style", "background", "moderation", "output_compression", "input_fidelity"),
         *("temperature", "top_p", "frequency_penalty", "presence_penalty", "stop", "stream_options", "verbosity"),
         *("reasoning_effort", "parallel_tool_calls", "prompt_cache_retention"),
     }
 )
+# auto, or a square of 1 to 4096 pixels; the group is the side, which occurs twice
+_SIZE = re.compile(r"^(auto|([1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6])[xX]\2)$")
 Text = Annotated[str, Field(max_length=MOST_WORDS)]
 Pixels = Annotated[int, Field(ge=0, le=100_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -103,20 +105,58 @@ class Sampled(Fields):
         return [*self.paced, *self.settings]
 
 
+def _square(size: str) -> str:
+    if _SIZE.fullmatch(size):
+        return size
+    example = "use auto, or a square such as 512x512, up to 4096x4096"
+    if re.fullmatch(r"[0-9]{1,9}[xX][0-9]{1,9}", size):
+        width, height = (int(v) for v in size.lower().split("x"))
+        wrong = "this server generates square images" if width != height else "the side must be 1 to 4096"
+        raise ValueError(f"{size} is not possible, because {wrong}; {example}")
+    raise ValueError(f"{size[:30]!r} is not a size; {example}")
+
+
+def _opaque(background: object) -> object:
+    if background == "transparent":
+        raise ValueError("this model generates no transparent images; use opaque or auto")
+    return background
+
+
 class Streamed(Strict):
     """Fields that control how images are returned."""
 
     n: int = Field(1, ge=1, le=MOST_PICTURES, description="Number of images. Image i uses seed + i.")
-    size: str = Field(
-        "auto", max_length=20, description="auto, or the model's image size (see /v1/models), such as 128x128."
+    size: Annotated[str, AfterValidator(_square)] = Field(
+        "auto",
+        json_schema_extra={"pattern": _SIZE.pattern},
+        description="Size of the images: auto for the model's own, or any square up to 4096x4096, to which they are resized.",
     )
-    response_format: Literal["b64_json"] | None = Field(
-        None, description="Images are returned as base64; URLs are not supported."
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="url: the server keeps the image for an hour and returns its URL. Default: base64."
     )
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="File format of the images.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of jpeg and webp files, 100 is best. Default: 90."
+    )
+    background: Annotated[Literal["auto", "opaque"], BeforeValidator(_opaque)] = Field(
+        "auto", description="Only opaque images are generated."
+    )
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = Field(
+        "auto", description="Accepted for OpenAI's clients; has no effect, which a warning says."
+    )
+    style: Literal["vivid", "natural"] | None = Field(None, description="As quality.")
+    input_fidelity: Literal["low", "high"] | None = Field(None, description="As quality.")
+    moderation: Literal["auto", "low"] | None = Field(
+        None, description="Accepted for OpenAI's clients; nothing is moderated."
+    )
     stream: bool = Field(False, description="Stream the answer as server-sent events.")
     partial_images: int = Field(0, ge=0, le=3, description="With stream: number of evenly spaced previews per image.")
     trace: bool = Field(False, description="With stream: also send every sampling step as unmask.* events.")
+
+    @property
+    def side(self) -> int | None:
+        """The side of the images in pixels; None for the model's own."""
+        return None if self.size == "auto" else int(self.size.lower().partition("x")[0])
 
 
 class BoxOf(Strict):
@@ -131,7 +171,7 @@ class BoxOf(Strict):
 class Planned(Strict):
     """Planning before and reflection after generation."""
 
-    plan: bool = Field(False, description="Plan a layout of boxes first.")
+    plan: bool | None = Field(None, description="Plan a layout of boxes first. Default: the model's preset.")
     boxes: list[BoxOf] | None = Field(
         None, min_length=1, max_length=32, description="Use this layout instead of planning one; excludes plan."
     )
@@ -176,7 +216,7 @@ class Edit(Sampled, Streamed, Planned):
 class Infill(Sampled, Streamed):
     """An image with a region to inpaint, or a text with masked tokens to fill in."""
 
-    image: str | None = Field(None, description="The image as a data: URL.")
+    image: str | None = Field(None, description="The image as a data: URL in base64: data:image/png;base64,...")
     mask: str | None = Field(
         None,
         description="The mask as a data: URL, with the image's size. White (or transparent) pixels are regenerated.",
@@ -196,7 +236,7 @@ class Infill(Sampled, Streamed):
 class Ground(Fields):
     """Bounding boxes for phrases in an image."""
 
-    image: str = Field(description="The image as a data: URL.")
+    image: str = Field(description="The image as a data: URL in base64: data:image/png;base64,...")
     phrases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
         min_length=1, max_length=64, description="Phrases to locate; each gets one box."
     )

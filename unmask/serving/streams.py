@@ -8,17 +8,14 @@ previews of pictures, and text, of which only the committed beginning is sent.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
 from unmask.json_types import Json
 from unmask.sequence import Kind, Span
 from unmask.sequence import Sequence as Tokens
+from unmask.serving.delivery import Delivery, encoded
 from unmask.serving.service import Started
 from unmask.tasks.generate import picture_so_far
 from unmask.tasks.parts import Parts
@@ -51,13 +48,13 @@ class Channel:
 
 class PictureEvents:
     """Events of one picture of a request. ``kind``: image_generation or image_edit · ``picture``: its number · ``partial``: number of
-    previews · ``trace``: whether every step is sent · ``file``: png, jpeg or webp.
+    previews · ``trace``: whether every step is sent · ``delivery``: size and format of the previews.
     """
 
     def __init__(
-        self, emit: Emit, parts: Parts, *, kind: str, picture: int, partial: int, trace: bool, file: str
+        self, emit: Emit, parts: Parts, *, kind: str, picture: int, partial: int, trace: bool, delivery: Delivery
     ) -> None:
-        self.emit, self.parts, self.kind, self.picture, self.file = emit, parts, kind, picture, file
+        self.emit, self.parts, self.kind, self.picture, self.delivery = emit, parts, kind, picture, delivery
         self.partial, self.trace = partial, trace
         self.round, self.judged, self.sent = 0, False, 0
 
@@ -83,7 +80,7 @@ class PictureEvents:
             self._emit("plan", round=self.round, plan=event.to_json())
         else:
             judged = {"critique": event.critique, "accepted": event.accepted, "approval": event.approval}
-            self._emit("round", round=self.round, b64_json=encoded(event.image, self.file), **judged)
+            self._emit("round", round=self.round, b64_json=encoded(event.image, self.delivery.file), **judged)
 
     def _enter(self, stage: str) -> None:
         """A plan or a picture after a critique begins the next round."""
@@ -113,9 +110,9 @@ class PictureEvents:
             self.emit(
                 {
                     "type": f"{self.kind}.partial_image",
-                    "b64_json": encoded(image, self.file),
+                    "b64_json": self.delivery.encoded(image),
                     "partial_image_index": self.sent,
-                    "output_format": self.file,
+                    **self.delivery.about,
                     "unmask": {"picture": self.picture, "round": self.round},
                 }
             )
@@ -241,13 +238,6 @@ async def streamed(
         gone.cancel()
         for one in started:
             one.job.cancel()
-
-
-def encoded(image: Image.Image, file: str) -> str:
-    """A picture as a png, jpeg or webp file, in base64."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, file.upper(), **({} if file == "png" else {"quality": 90}))
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def tokens_of(sequence: Tokens, text: Text) -> list[Event]:
