@@ -22,6 +22,12 @@ _NUMBERS = {  # JSON numbers that every field of a kind takes
 }
 _NULL: Json = {"type": "null"}
 _PICTURE = {"type": "string", "format": "image-data-url", "pattern": "^[dD][aA][tT][aA]:"}
+_ONE_IF_LARGE = {  # delivery.MOST_PIXELS bounds the pixels of all images of a request
+    "anyOf": [
+        {"properties": {"n": {"const": 1}}},
+        {"properties": {"size": {"pattern": r"^(auto|([1-9][0-9]{0,2})[xX]\2)$"}}},
+    ]
+}
 _FILES = "image/png, image/jpeg, image/webp"
 _BODIES = {"Draw": "generate", "Edit": "edit", "Ground": "ground", "Infill": "infill", "Chat": "ask"}
 
@@ -38,6 +44,9 @@ def limited(found: Json, model: Served) -> None:
         own = fields(model)[task].get("x-unmask-settings", [])
         if name != "Infill":
             body.setdefault("allOf", []).append(_sampled(own, known.values()))
+    for name in ("Draw", "Infill"):
+        if name in schemas:
+            schemas[name].setdefault("allOf", []).append(_ONE_IF_LARGE)
     if "Draw" in schemas:
         _either_plan_or_boxes(schemas["Draw"])
     if "Ground" in schemas:
@@ -75,7 +84,7 @@ def _settings(kinds: dict[str, str]) -> Json:
 
 def _either_plan_or_boxes(body: Json) -> None:
     free = {"properties": {"boxes": _NULL}}
-    given = {"properties": {"boxes": {"type": "array"}, "plan": {"const": False}}, "required": ["boxes"]}
+    given = {"properties": {"boxes": {"type": "array"}, "plan": {"enum": [False, None]}}, "required": ["boxes"]}
     body.setdefault("allOf", []).append({"anyOf": [free, given]})
 
 
@@ -105,8 +114,8 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     own = fields(model)["edit"].get("x-unmask-settings", [])
     painted = {
         "required": ["mask"],
-        "properties": {"plan": {"const": False}, "boxes": False, "reflect": {"const": 1}},
+        "properties": {"plan": {"enum": [False, None]}, "boxes": False, "reflect": {"const": 1}},
     }
     edited = {"properties": {"mask": False, "prompt": {"minLength": 1}}}
-    body["allOf"] = [_sampled(own, known.values()), {"anyOf": [painted, edited]}]
+    body["allOf"] = [_sampled(own, known.values()), _ONE_IF_LARGE, {"anyOf": [painted, edited]}]
     content["encoding"] = {name: {"contentType": _FILES} for name in ("image", "mask")}
