@@ -114,7 +114,7 @@ def test_a_mistake_is_two_lines_and_exit_2(
             "--guidance 2.0 and -o guidance.scale=1",
         ),
         (["ask", "in.png", "x", "--steps", "2"], "use -o schedule.each="),
-        (["ask", "in.png", "x", "--temperature", "1"], "Greedy, which has no temperature"),
+        (["infill", "a [mask] dog", "--temperature", "1"], "Greedy, which has no temperature"),
         (["ground", "in.png", "x", "--steps", "1", "-o", "schedule.steps=2"], "--steps 1 and -o schedule.steps=2"),
         (["infill", "in.png", "--region", "small.png"], "give both the same size"),
     ],

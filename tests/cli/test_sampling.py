@@ -65,9 +65,11 @@ def test_chat_takes_the_options_of_words_and_pictures(
         "3",
         "--temperature",
         "0.5",
+        *("--top-p", "0.9", "--stop", ".", "--stop", "END"),
     ]
     assert main(words) == 0
-    assert given == [{"seed": 0, "max_tokens": 9, "steps": 2, "guidance_scale": 3.0, "temperature": 0.5}]
+    wanted = {"seed": 0, "max_tokens": 9, "steps": 2, "guidance_scale": 3.0, "temperature": 0.5, "top_p": 0.9}
+    assert given == [{**wanted, "stop": (".", "END")}]
     assert "enough" in capsys.readouterr().err
 
 

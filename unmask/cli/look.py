@@ -16,7 +16,9 @@ from unmask.cli.options import (
     model_options,
     path_option,
     steps_option,
+    stop_option,
     temperature_option,
+    top_p_option,
 )
 from unmask.cli.output import news, print_json, save_text, warn
 from unmask.json_types import Json
@@ -32,6 +34,14 @@ if TYPE_CHECKING:
 @steps_option
 @guidance_option
 @temperature_option
+@top_p_option
+@stop_option
+@click.option(
+    "--length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens that are decoded at a time; changes the answer.  [default: the model's preset]",
+)
 @click.option("--plain", is_flag=True, help="Text models: continue the text without a chat template (for Base models).")
 @click.option("--schema", metavar="FILE|JSON", help="Constrain the answer to JSON that matches this schema.")
 @click.option("--regex", metavar="PATTERN", help="Constrain the answer to a full match of this regex.")
@@ -44,6 +54,9 @@ def ask(
     steps: int | None,
     guidance: float | None,
     temperature: float | None,
+    top_p: float | None,
+    stop: tuple[str, ...],
+    length: int | None,
     plain: bool,
     schema: str | None,
     regex: str | None,
@@ -71,8 +84,8 @@ def ask(
     from unmask.pipeline.text_model import TextModel
 
     options: Json = {"seed": run.seed, "trace": trace is not None, "settings": run.settings}
-    options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature}
-    options |= ({"max_tokens": max_tokens} if max_tokens else {}) | ({"form": form} if form else {})
+    options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature, "top_p": top_p, "stop": stop}
+    options |= {"max_tokens": max_tokens, "length": length, **({"form": form} if form else {})}
     if isinstance(model, TextModel):
         if picture is not None:
             raise click.UsageError(f"{run.model} is a text model and cannot read pictures; leave out IMAGE")

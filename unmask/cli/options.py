@@ -202,8 +202,15 @@ max_tokens_option = click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Length of the answer in tokens.  [default: the model's preset]",
+    help="Maximum number of tokens in the answer.  [default: the model's preset]",
 )
+top_p_option = click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="P",
+    help="Sample from the most probable tokens that have this probability together.  [default: 1, all tokens]",
+)
+stop_option = click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; repeatable.")
 sampler_option = click.option(
     "--sampler",
     metavar="NAME",

@@ -36,11 +36,12 @@ from unmask.tasks import (
     understand,
 )
 from unmask.tasks.conversing import Message, Turn
+from unmask.tasks.lengths import Extent, stops
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Attempt, Box, Drawing, Grounding, describe
-from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide
+from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide
 from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
@@ -208,29 +209,39 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         max_tokens: int | None = None,
+        length: int | None = None,
+        stop: Sequence[str] = (),
         form: AnswerFormat | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
         """Answer a question about a picture.
 
-        ``max_tokens``: length of the answer, of which an early end of turn leaves the rest unused (default: the model's preset) ·
-        ``form``: a JSON schema or a regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
+        ``max_tokens``: most tokens of the answer, which ends earlier at the model's end of turn; the model's context bounds it (None:
+        ``length``) · ``length``: masked tokens that are decoded at a time (None: the model's preset); the answer depends on it, but not on
+        ``max_tokens`` (``tasks.lengths``) · ``stop``: the text ends before the first of these strings · ``form``: a JSON schema or a
+        regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        canvas = self.presets.answer if length is None else length
+        extent = Extent(length=canvas, max_tokens=max_tokens, stop=stops(stop))
         views, text = self.parts.image_views(read_image(image)), self._prompt(question)
-        chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature)
+        chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
         if form is not None:
             slots = tuple(form.slots(self.parts.text, self.parts.wording))
+            request = forms.Request(slots=slots, form=form, extent=extent, context=self.presets.context)
             for slot in slots:
                 self._prompt(slot.question, empty=True)
-            task = forms.fill_in(slots, views, text, form, max_tokens, self.presets)
-            return forms.formed(self._answer(task, forms.bound(chosen, slots), question, seed, trace), form, chosen)
-        task = understand.Ask(pixels=views, question=text, length=max_tokens or self.presets.answer)
-        return self._answer(task, chosen, question, seed, trace)
+            self.parts.require(forms.Fill.needs)
+            made = forms.fill(self, views, text, chosen, request, seed=seed, trace=trace)
+        else:
+            task = understand.Ask(pixels=views, question=text, length=extent.length)
+            self.parts.require(task.needs)
+            given = {"context": self.presets.context, "question": question, "seed": seed, "trace": trace}
+            made = answer_within(self, task.build(self.parts), chosen, extent, **given)
+        return replace(made, warnings=self.parts.warnings(question))
 
     def describe(
         self,
@@ -239,21 +250,27 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         max_tokens: int | None = None,
+        length: int | None = None,
+        stop: Sequence[str] = (),
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """A caption of a picture."""
+        """A caption of a picture. The options are those of ``ask``."""
         return self.ask(
             image,
             self.parts.wording.describe,
             seed=seed,
             trace=trace,
-            max_tokens=self.presets.caption if max_tokens is None else max_tokens,
+            max_tokens=max_tokens,
+            length=self.presets.caption if length is None else length,
+            stop=stop,
             steps=steps,
             guidance_scale=guidance_scale,
             temperature=temperature,
+            top_p=top_p,
             settings=settings,
         )
 
@@ -314,17 +331,19 @@ class Model:
         *,
         seed: int = 0,
         max_tokens: int | None = None,
+        stop: Sequence[str] = (),
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
     ) -> Turn:
         """The next turn of a conversation in words and pictures; append ``turn.message()`` to continue.
 
-        ``max_tokens``, ``temperature``: of the words · ``steps``, ``guidance_scale``: of the pictures.
+        ``max_tokens``, ``stop``, ``temperature``, ``top_p``: of the words, as in ``ask`` (the layout of a picture does not count as words)
+        · ``steps``, ``guidance_scale``: of the pictures.
         """
         conversing.check(messages)
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        extent = Extent(length=self.presets.turn, max_tokens=max_tokens, stop=stops(stop))
         for message in messages:
             self._prompt(message.text, empty=True)
         self.parts.require(conversing.NEEDS)
@@ -333,10 +352,9 @@ class Model:
             preset,
             generate=lambda parts: with_options(preset.generate(parts), (), steps, guidance_scale),
             edit=lambda parts: with_options(preset.edit(parts), (), steps, guidance_scale),
-            turn_words=lambda parts: with_options(preset.turn_words(parts), (), temperature=temperature),
-            turn=max_tokens or preset.turn,
+            turn_words=lambda parts: with_options(preset.turn_words(parts), (), temperature=temperature, top_p=top_p),
         )
-        turn = conversing.converse(Model(self.parts, presets, executor=self.executor), messages, seed)
+        turn = conversing.converse(Model(self.parts, presets, executor=self.executor), messages, seed, extent)
         settings = {"words": describe(presets.turn_words(self.parts))}
         warnings, seconds = self.parts.warnings(messages[-1].text), time.perf_counter() - began
         return replace(turn, seconds=seconds, settings=settings, warnings=warnings)
@@ -348,14 +366,8 @@ class Model:
         if self.executor:
             return self.executor.run(sequences, seeds, sampler, on_step)
         began = time.perf_counter()
-        done = decide(
-            self.parts.net,
-            self.parts.features.known(sequences, self.parts.net, self.device),
-            seeds,
-            sampler,
-            device=self.device,
-            on_step=on_step,
-        )
+        known = self.parts.features.known(sequences, self.parts.net, self.device)
+        done = decide(self.parts.net, known, seeds, sampler, device=self.device, on_step=on_step)
         return replace(done, seconds=time.perf_counter() - began)  # includes encoding the pictures
 
     def emit(self, row: int, event: Layout | Attempt) -> None:
@@ -369,12 +381,8 @@ class Model:
 
     def _answer(self, task: Task[Parts, str], sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
         self.parts.require(task.needs)
-        built, most = task.build(self.parts), self.presets.context
-        if len(built.ids) > most:
-            raise ValueError(
-                f"prompt and answer have {len(built.ids)} tokens, more than the model's context of {most}; "
-                "shorten the prompt or lower max_tokens"
-            )
+        built = task.build(self.parts)
+        check_context(built, self.presets.context)
         made = answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
         return replace(made, warnings=self.parts.warnings(question.replace(understand.GAP, " ")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from PIL import Image
 from torch import nn
@@ -13,6 +14,8 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,8 @@ class Drawing:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer ·
-    ``warnings``: about the question, one line each.
+    ``finish_reason``: "length" if ``max_tokens`` or the model's context cut the text off, otherwise "stop" · ``warnings``: about the
+    question, one line each.
     """
 
     text: str
@@ -75,6 +79,7 @@ class Answer:
     settings: Json = field(default_factory=dict)
     trace: tuple[str, ...] = ()
     value: object = None
+    finish_reason: FinishReason = "stop"
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
@@ -82,6 +87,7 @@ class Answer:
         return {
             "question": self.question,
             "text": self.text,
+            "finish_reason": self.finish_reason,
             **({"value": self.value} if "form" in self.settings else {}),
             "seed": self.seed,
             "seconds": self.seconds,
@@ -130,10 +136,10 @@ def answered(sequence: Sequence, text: Text) -> str:
     return text.decode(ids)
 
 
-def so_far(sequence: Sequence, text: Text) -> str:
-    """The answers so far, masked tokens as ``_``."""
+def so_far(sequence: Sequence, text: Text, most: int | None = None) -> str:
+    """The answers so far, their first ``most`` tokens (None: all), masked tokens as ``_``."""
     answers = [span for span in sequence.spans if span.name.partition(" ")[0] == "answer"]
-    tokens = [i for span in answers for i in range(span.start, span.stop)]
+    tokens = [i for span in answers for i in range(span.start, span.stop)][:most]
     shown = ("_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]) for i in tokens)
     return "".join(shown).strip()
 
