@@ -29,16 +29,14 @@ Counts = tuple[int, int, bool]
 
 
 def model_card(service: Service, created: int) -> Event:
-    """An entry of OpenAI's model list: with its tasks, the side of its images in pixels (0: no images), its vocabulary, and the image formats
-    that it reads.
-    """
+    """An entry of OpenAI's model list: tasks, side of its images in pixels (0: no images), vocabulary, and image formats it reads."""
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
         tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
     vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
     own = {"tasks": tasks, "side": side, "vocabulary": vocabulary.to_json() if vocabulary else None}
-    own["reads"] = readable() if side else []
+    own["reads"] = list(readable()) if side else []
     return {"id": service.name, "object": "model", "created": created, "owned_by": "unmask", "unmask": own}
 
 
