@@ -88,7 +88,7 @@ def latency(model: Model, effort: Effort) -> list[Line]:
     """One request at a time, through the Python API, input and output included."""
     image = Image.fromarray(render(scene_of(0), 128))
     works: dict[str, Work] = {
-        "draw": lambda: model.generate(PROMPT),
+        "draw": lambda: model.generate(PROMPT, plan=False),
         "answer": lambda: model.ask(image, QUESTION),
         "ground": lambda: model.ground(image, [PHRASE]),
         "edit": lambda: model.edit(image, INSTRUCTION),
@@ -127,7 +127,7 @@ def throughput(model: Model, effort: Effort, rows: int = 16) -> list[Line]:
     pixels = pixels_of([scene_of(i) for i in range(rows)], model.parts.side)
     asked = [understand.Ask(pixels=p, question=QUESTION).build(model.parts) for p in pixels]
     works: dict[str, Work] = {
-        "draw": lambda: model.generate(PROMPT, n=rows),
+        "draw": lambda: model.generate(PROMPT, n=rows, plan=False),
         "answer": lambda: model.run(asked, range(rows), understand.sampler(model.parts)),
     }
     lines = []

@@ -99,7 +99,9 @@ def answers(picture: Image.Image) -> dict[str, Callable[[Model], Any]]:
     region = Image.new("L", picture.size)
     region.paste(255, (0, 0, 64, 64))
     return {
-        "generate": lambda m: np.asarray(m.generate("a red apple", seed=1, settings=FEW)[0].image).tobytes(),
+        "generate": lambda m: np.asarray(
+            m.generate("a red apple", seed=1, plan=False, settings=FEW)[0].image
+        ).tobytes(),
         "edit": lambda m: np.asarray(m.edit(picture, "make the cat blue", settings=FEW)[0].image).tobytes(),
         "infill": lambda m: np.asarray(m.infill(picture, region, prompt="a cat", settings=FEW).image).tobytes(),
         "infill-text": lambda m: m.infill_text("a [mask] apple").text,
@@ -247,7 +249,7 @@ def test_another_dtype_is_kept_and_the_tokenizer_stays_as_it_is() -> None:
     kinds = {p.dtype for p in model.parts.net.parameters() if not p.is_meta}
     assert kinds == {torch.bfloat16}
     assert {p.dtype for p in model.parts.vq.parameters() if not p.is_meta} == {torch.float32}
-    assert model.generate("a red apple", settings=FEW)[0].image.size == (128, 128)
+    assert model.generate("a red apple", plan=False, settings=FEW)[0].image.size == (128, 128)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_on_a_gpu(storage: WeightStorage, picture: Image.Image) -> None:
     model = unmask.load("mini", device="cuda", storage=storage)
     here = {p.device.type for n, p in model.parts.net.named_parameters() if ".und.mlp.gate" in n}
     assert here == {"cpu" if storage.offload else "cuda"}
-    assert model.generate("a red apple", settings=FEW)[0].image.size == (128, 128)
+    assert model.generate("a red apple", plan=False, settings=FEW)[0].image.size == (128, 128)
     assert model.ask(picture, "how many cats are there?").text is not None
 
 
@@ -301,7 +303,7 @@ def test_fewer_bits_are_close_and_the_other_branch_is_untouched(bits: int, worst
         got, wanted = block.und.mlp.gate(x), same.und.mlp.gate(x)  # type: ignore[union-attr]
     assert 0 < float((got - wanted).norm() / wanted.norm()) < worst
     assert torch.equal(block.gen.mlp.gate.weight, same.gen.mlp.gate.weight)  # type: ignore[union-attr]
-    assert model.generate("a red apple", settings=FEW)[0].image.size == (128, 128)
+    assert model.generate("a red apple", plan=False, settings=FEW)[0].image.size == (128, 128)
     assert model.infill_text("a [mask] apple").text, "what is loaded later is kept alike"
 
 

@@ -107,7 +107,7 @@ def test_geneval_lies_as_its_scripts_expect(
 def test_geneval_draws_what_generate_draws(model: Model, prompts: tuple[GenEvalPrompt, ...], blind: Judge) -> None:
     part = PublicGenEval(prompts=prompts[:1], each=3, draw=PromptGenerator(changes=QUICK), judge=lambda: blind)
     found = measure(model, part, EvalPlan(n=1, seed=7, batch=2), Record())
-    wanted = model.generate(prompts[0].prompt, n=3, seed=7, settings=QUICK)
+    wanted = model.generate(prompts[0].prompt, n=3, seed=7, plan=False, settings=QUICK)
     for number, drawing in enumerate(wanted):
         assert alike(found.pictures(f"00000-{number:04d}", "drawn"), drawing.image)
     assert not alike(wanted[0].image, wanted[1].image)
@@ -220,7 +220,7 @@ def test_dpg_writes_a_picture_or_a_grid_after_the_id(model: Model, each: int, tm
     part = PublicDPG(prompts=DENSE, each=each, draw=PromptGenerator(changes=QUICK))
     found = measure(model, part, EvalPlan(n=2, batch=2, seed=3), Record(tmp_path, one_folder))
     assert set(contents(tmp_path)) == {"verdicts.jsonl", "images/a.png", "images/b.png"}
-    single = [np.asarray(d.image) for d in model.generate(DENSE[0].text, n=each, seed=3, settings=QUICK)]
+    single = [np.asarray(d.image) for d in model.generate(DENSE[0].text, n=each, seed=3, plan=False, settings=QUICK)]
     grid = np.asarray(Image.open(tmp_path / "images" / "b.png"))
     assert grid.shape == (128 * each**0.5, 128 * each**0.5, 3) and alike(grid, gridded(single))
     if each == 4:  # in rows, as the benchmark cuts them

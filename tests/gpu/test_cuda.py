@@ -265,7 +265,7 @@ def pixels(model: Model, picture: Image.Image) -> dict[str, Callable[[], Image.I
     region.paste(255, (0, 0, 64, 64))
     asked = [Message(role="user", text="draw a red apple")]
     return {
-        "generate": lambda: model.generate("a red apple", settings=FEW)[0].image,
+        "generate": lambda: model.generate("a red apple", plan=False, settings=FEW)[0].image,
         "plan": lambda: model.generate("two red apples and a cat", plan=True)[0].image,
         "reflect": lambda: model.generate("two red apples and a cat", attempts=2)[0].image,
         "edit": lambda: model.edit(picture, "make the cat blue", settings=FEW)[0].image,

@@ -34,10 +34,10 @@ def same(a: Image.Image, b: Image.Image) -> bool:
 
 
 def test_same_seed_same_picture_whatever_the_batch(model: Model) -> None:
-    together = model.generate("a red apple", n=4, seed=3, settings=FEW)
+    together = model.generate("a red apple", n=4, seed=3, plan=False, settings=FEW)
     assert [d.seed for d in together] == [3, 4, 5, 6]
     for drawing in together[1:3]:
-        alone = model.generate("a red apple", seed=drawing.seed, settings=FEW)[0]
+        alone = model.generate("a red apple", seed=drawing.seed, plan=False, settings=FEW)[0]
         assert same(alone.image, drawing.image)
     assert not same(together[0].image, together[1].image)
 
@@ -53,15 +53,15 @@ def test_an_answer_does_not_depend_on_its_company(model: Model) -> None:
 
 
 def test_settings_change_the_picture_and_are_recorded(model: Model) -> None:
-    plain = model.generate("two blue cars", seed=1)[0]
-    other = model.generate("two blue cars", seed=1, settings=["guidance.scale=0", "schedule.steps=4"])[0]
+    plain = model.generate("two blue cars", seed=1, plan=False)[0]
+    other = model.generate("two blue cars", seed=1, plan=False, settings=["guidance.scale=0", "schedule.steps=4"])[0]
     assert not same(plain.image, other.image)
     assert other.settings["schedule"] == {"part": "Cosine", "steps": 4}
     assert other.to_json()["settings"]["guidance"]["scale"] == 0.0
 
 
 def test_trace_shows_every_step_and_ends_with_the_picture(model: Model) -> None:
-    drawing = model.generate("a clock", trace=True, settings=["schedule.steps=5"])[0]
+    drawing = model.generate("a clock", trace=True, plan=False, settings=["schedule.steps=5"])[0]
     assert len(drawing.trace) == 5
     assert same(drawing.trace[-1], drawing.image)
     assert not same(drawing.trace[0], drawing.image)

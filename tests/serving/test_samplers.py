@@ -45,9 +45,9 @@ def test_a_picture_over_http(server: Server) -> None:
         reply = plain(server).post("/v1/images/generations", json={**sent, **more})
         return opened(reply.json()["data"][0]["b64_json"])
 
-    alone = remasked(0.7).generate("a dog", seed=2, steps=5)[0]
+    alone = remasked(0.7).generate("a dog", seed=2, plan=False, steps=5)[0]
     assert same(draw(sampler="remdm", settings=["eta=0.7"]), alone.image)
-    warm = remasked(0.7).generate("a dog", seed=2, steps=5, settings=["token_sampler.temperature=2"])[0]
+    warm = remasked(0.7).generate("a dog", seed=2, plan=False, steps=5, settings=["token_sampler.temperature=2"])[0]
     assert same(draw(sampler="remdm", settings=["eta=0.7", "token_sampler.temperature=2"]), warm.image)
     assert not same(draw(), alone.image)
 
@@ -90,7 +90,9 @@ def test_a_file_of_requests(tmp_path: Path) -> None:
     done = run_batch(tiny(), plan(manifest, tmp_path / "out", Share()), live=2)
     assert (done.done, done.failed) == (2, 1)
     (picture,) = (tmp_path / "out").rglob("*.png")
-    assert same(Image.open(picture).convert("RGB"), remasked(0.7).generate("a dog", seed=2, steps=5)[0].image)
+    assert same(
+        Image.open(picture).convert("RGB"), remasked(0.7).generate("a dog", seed=2, plan=False, steps=5)[0].image
+    )
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,8 +60,8 @@ def test_all_tasks_at_once_have_the_results_of_the_models_methods(model: Model) 
     engine.drain()
     got = {name: tasks[name][0].read(handle.result(0), parts) for name, handle in handles.items()}
     wanted = {
-        "draw": model.generate("a red apple", seed=5, settings=FEW)[0].image,
-        "other": model.generate("two dogs", seed=6, settings=FEW)[0].image,
+        "draw": model.generate("a red apple", seed=5, plan=False, settings=FEW)[0].image,
+        "other": model.generate("two dogs", seed=6, plan=False, settings=FEW)[0].image,
         "edit": model.edit(picture, "make it blue", seed=7, settings=[*FEW, *guided])[0].image,
         "infill": model.infill(picture, region, prompt="a cat", settings=FEW).image,
     }

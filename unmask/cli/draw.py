@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 _GAP = "[mask]"
 
 _plan = click.option("--plan", is_flag=True, help="Generate a layout first, then the picture.")
+_plan_or_not = click.option(
+    "--plan/--no-plan",
+    default=None,
+    help="Generate a layout first, then the picture; or only the picture.  [default: the model's preset]",
+)
+_best_of = click.option(
+    "--attempts",
+    type=int,
+    metavar="N",
+    help="Best of N, stopping at the first that the model accepts.  [default: the model's preset; 1 with --plan or --no-plan]",
+)
 _attempts = click.option(
     "--attempts",
     type=int,
@@ -101,13 +112,13 @@ def _conditions(command: Command) -> Command:
 @path_option("--out", tuple(WRITABLE), "Output file; several pictures are numbered.", "drawing.png")
 @_trace
 @_conditions
-@_plan
+@_plan_or_not
 @click.option(
     "--boxes",
     metavar="LAYOUT",
     help="Use this layout: 'name: x1,y1,x2,y2; …' in fractions of the picture, or a JSON file.",
 )
-@_attempts
+@_best_of
 @_thoughts
 @model_options
 def generate(
@@ -119,9 +130,9 @@ def generate(
     temperature: float | None,
     out: Path,
     trace: Path | None,
-    plan: bool,
+    plan: bool | None,
     boxes: str | None,
-    attempts: int,
+    attempts: int | None,
     thoughts: Path | None,
     conditions: _Conditions,
 ) -> None:
@@ -145,7 +156,7 @@ def generate(
         raise click.UsageError("--boxes and --plan both give a layout; leave out one of them")
     _apart(out, trace, thoughts)
     layout = _layout(boxes) if boxes else plan
-    model = run.open("reflect" if attempts > 1 else "plan" if plan else "generate")
+    model = run.open("reflect" if (attempts or 1) > 1 else "plan" if plan else "generate")
     drawn = model.generate(
         prompt,
         n=count,

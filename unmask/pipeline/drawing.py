@@ -12,6 +12,7 @@ from unmask.tasks import reflecting
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_so_far
 from unmask.tasks.infill import Infill
+from unmask.tasks.parts import Presets
 from unmask.tasks.planning import PlanImage
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Attempt, Drawing, describe
@@ -58,6 +59,16 @@ def draw(
         )
         for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
     ]
+
+
+def as_asked(presets: Presets, plan: bool | Layout | None, attempts: int | None, trace: bool) -> Thinking:
+    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, or a trace, one attempt."""
+    own = plan is None and not trace
+    return Thinking(
+        plan=presets.plans if plan is None else plan is True,
+        layout=plan if isinstance(plan, Layout) else None,
+        attempts=attempts if attempts is not None else presets.attempts if own else 1,
+    )
 
 
 def layouts_of(

@@ -16,7 +16,7 @@ import torch
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.catalogue import for_network
-from unmask.pipeline.drawing import best_of, draw, layouts_of
+from unmask.pipeline.drawing import as_asked, best_of, draw, layouts_of
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.text_model import TextModel, load_text
 from unmask.protocols import Task
@@ -108,8 +108,8 @@ class Model:
         n: int = 1,
         seed: int = 0,
         conditions: Conditions | None = None,
-        plan: bool | Layout = False,
-        attempts: int = 1,
+        plan: bool | Layout | None = None,
+        attempts: int | None = None,
         trace: bool = False,
         steps: int | None = None,
         guidance_scale: float | None = None,
@@ -119,15 +119,16 @@ class Model:
     ) -> list[Drawing]:
         """``n`` pictures of a prompt.
 
-        ``plan``: generate a layout first (True), or use this one · ``attempts``: best-of-N: generate up to this many pictures until the
-        model's own critique accepts one; all of them are in ``Drawing.attempts`` · ``steps``, ``guidance_scale``, ``temperature``: of the
+        ``plan``: generate a layout first (True), do not (False), or use this one · ``attempts``: best-of-N: generate up to this many
+        pictures until the model's own critique accepts one; all of them are in ``Drawing.attempts`` · None for both: ``presets.plans`` and
+        ``presets.attempts``, with one attempt if there is a trace · ``steps``, ``guidance_scale``, ``temperature``: of the
         sampler (``tasks.sampler_options``) · ``settings``: any other field of it by path, for example ``["schedule.shift=3"]``.
         """
         text, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
-        thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
+        thinking = as_asked(self.presets, plan, attempts, trace)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
@@ -230,10 +231,9 @@ class Model:
         views, text = self.parts.image_views(read_image(image)), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
         if form is not None:
-            slots = tuple(form.slots(self.parts.text, self.parts.wording))
+            known = form.slots(self.parts.text, self.parts.wording)
+            slots = tuple(replace(slot, question=self._prompt(slot.question, empty=True)) for slot in known)
             request = forms.Request(slots=slots, form=form, extent=extent, context=self.presets.context)
-            for slot in slots:
-                self._prompt(slot.question, empty=True)
             self.parts.require(forms.Fill.needs)
             made = forms.fill(self, views, text, chosen, request, seed=seed, trace=trace)
         else:
@@ -344,8 +344,7 @@ class Model:
         """
         conversing.check(messages)
         extent = Extent(length=self.presets.turn, max_tokens=max_tokens, stop=stops(stop))
-        for message in messages:
-            self._prompt(message.text, empty=True)
+        said = [replace(message, text=self._prompt(message.text, empty=True)) for message in messages]
         self.parts.require(conversing.NEEDS)
         began, preset = time.perf_counter(), self.presets
         presets = replace(
@@ -354,7 +353,7 @@ class Model:
             edit=lambda parts: with_options(preset.edit(parts), (), steps, guidance_scale),
             turn_words=lambda parts: with_options(preset.turn_words(parts), (), temperature=temperature, top_p=top_p),
         )
-        turn = conversing.converse(Model(self.parts, presets, executor=self.executor), messages, seed, extent)
+        turn = conversing.converse(Model(self.parts, presets, executor=self.executor), said, seed, extent)
         settings = {"words": describe(presets.turn_words(self.parts))}
         warnings, seconds = self.parts.warnings(messages[-1].text), time.perf_counter() - began
         return replace(turn, seconds=seconds, settings=settings, warnings=warnings)
@@ -387,11 +386,11 @@ class Model:
         return replace(made, warnings=self.parts.warnings(question.replace(understand.GAP, " ")))
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:
-        if not text.strip() and not empty:
-            raise ValueError('the prompt is empty; give one, for example "a red apple"')
         if len(text) > 20 * LONGEST_PROMPT or len(self.parts.text.encode(text)) > LONGEST_PROMPT:
             raise ValueError(f"the prompt is longer than {LONGEST_PROMPT} tokens; shorten it")
-        return text
+        if not (read := self.parts.wording.read(text)).strip() and not empty:
+            raise ValueError('the prompt is empty; give one, for example "a red apple"')
+        return read
 
 
 def _count(n: int) -> int:

@@ -17,8 +17,10 @@ from typing import Any
 
 from unmask.json_types import Json
 from unmask.pipeline.catalogue import find_sampler
+from unmask.pipeline.loading import needs_of
+from unmask.pipeline.model import Model
 from unmask.serving.engine import Limits
-from unmask.serving.manifest import Job, Line, Result, read
+from unmask.serving.manifest import Generate, Job, Line, Result, read
 from unmask.serving.service import Call, Served, Service
 from unmask.tasks.results import Drawing
 from unmask.tokens.pictures import save_image
@@ -108,6 +110,7 @@ def _outcomes(model: Served | None, plan: BatchPlan, live: int) -> Iterator[tupl
     if not plan.todo:
         return
     assert model is not None
+    _prepare(model, plan)
     jobs = iter(plan.todo)
     under_way: dict[Future[Result], Line] = {}
     # A call leaves the service slightly after its result is known, so the queue needs as many places.
@@ -126,6 +129,13 @@ def _outcomes(model: Served | None, plan: BatchPlan, live: int) -> Iterator[tupl
                 yield under_way.pop(future), future.exception() or future.result()
     finally:
         service.close()
+
+
+def _prepare(model: Served, plan: BatchPlan) -> None:
+    """Load what the preset of a model needs for jobs that leave it the choice: ``needs`` cannot know the preset."""
+    free = [j for line in plan.todo if isinstance(j := line.job, Generate) and j.plan is None and not j.boxes]
+    if isinstance(model, Model) and free and (model.presets.plans or model.presets.attempts > 1):
+        model.parts.require(needs_of("reflect" if model.presets.attempts > 1 else "plan"))
 
 
 def _call_of(job: Job, folder: Path) -> Callable[[Any], Result]:

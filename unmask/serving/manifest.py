@@ -53,20 +53,22 @@ class _PlacedObject(BaseModel):
 
 
 class Generate(_Job):
-    """``boxes``: a layout to generate from, in fractions of the image."""
+    """``boxes``: a layout to generate from, in fractions of the image · ``plan``, ``reflect``: as ``plan`` and ``attempts`` of
+    ``Model.generate``.
+    """
 
     task: Literal["generate"]
     prompt: str
-    plan: bool = False
+    plan: bool | None = None
     boxes: tuple[_PlacedObject, ...] = ()
-    reflect: int = Field(1, ge=1, le=64)
+    reflect: int | None = Field(None, ge=1, le=64)
 
     @property
     def needs(self) -> frozenset[str]:
-        return needs_of("reflect" if self.reflect > 1 else "plan" if self.plan else "generate")
+        return needs_of("reflect" if (self.reflect or 1) > 1 else "plan" if self.plan else "generate")
 
     def ask(self, model: Model, folder: Path) -> Drawing:
-        layout: bool | Layout = layout_of([(b.phrase, b.box) for b in self.boxes]) if self.boxes else self.plan
+        layout: bool | Layout | None = layout_of([(b.phrase, b.box) for b in self.boxes]) if self.boxes else self.plan
         return model.generate(self.prompt, seed=self.seed, plan=layout, attempts=self.reflect, settings=self.settings)[
             0
         ]

@@ -65,8 +65,9 @@ class Parts:
             self.loaded.add(needs)
 
     def warnings(self, text: str, *, needs_object: bool = False) -> tuple[str, ...]:
-        """As ``Vocabulary.warnings``; () for a model without a vocabulary."""
-        return self.vocabulary.warnings(text, needs_object=needs_object) if self.vocabulary else ()
+        """``Vocabulary.warnings`` of a text as the model reads it; () for a model without a vocabulary."""
+        read = self.wording.read(text)
+        return self.vocabulary.warnings(read, needs_object=needs_object) if self.vocabulary else ()
 
     @property
     def codec(self) -> Codec:
@@ -157,6 +158,7 @@ class Parts:
 class Presets:
     """The sampler of every task for one family of models, and the lengths of answers in tokens.
 
+    ``plans``, ``attempts``: how a picture is generated unless a call says otherwise: from a layout, and as the best of so many attempts ·
     ``edit_again``: further attempts at an edit, hot enough to differ · ``turn``: text of one turn of a conversation · ``context``: longest
     sequence.
     """
@@ -178,6 +180,8 @@ class Presets:
     critique_length: int
     turn: int
     context: int
+    plans: bool = False
+    attempts: int = 1
 
     def with_sampler(self, change: Callable[[Sampler], Sampler]) -> Presets:
         """The same presets with ``change`` applied to the sampler of every task."""

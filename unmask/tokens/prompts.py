@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unmask.tokens.reading import Reading
+
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."
@@ -31,6 +33,7 @@ class Wording:
     ``describe_and_draw`` requests a description and then an image of it.
     ``one_turn``: only the last message and the last image of a conversation are used.
     ``field_by_field``: the values of a structured answer are requested one by one in words; ``numbers`` are the words for 0, 1, 2 …
+    ``reading``: how typed text is read; None: as it was typed.
     ``locate`` requests a box for ``{phrase}`` in a turn of its own; without it, a phrase in its tags directly precedes its box.
     """
 
@@ -60,6 +63,11 @@ class Wording:
     locate: str = ""
     field_by_field: bool = False
     numbers: tuple[str, ...] = ()
+    reading: Reading | None = None
+
+    def read(self, text: str) -> str:
+        """A text that a user typed, as the model reads it."""
+        return self.reading.read(text) if self.reading else text
 
     @property
     def drawing_words(self) -> str:
@@ -74,6 +82,15 @@ class Wording:
         return known[kind]
 
 
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+_SPELLINGS = (
+    ("color", "colour"),
+    ("colors", "colours"),
+    ("gray", "grey"),
+    ("center", "centre"),
+    ("aeroplane", "airplane"),
+    ("aeroplanes", "airplanes"),
+)
 _LAYOUT = "Please first think and plan the layout in LOC format."
 _REASON = "Sure I should consider {} the objects in these locations :"
 _ADJUST = ("recolour", "move", "resize")
@@ -149,7 +166,12 @@ COMPACT = Wording(
     between_attempts="",
     one_turn=True,
     field_by_field=True,
-    numbers=("zero", "one", "two", "three", "four", "five", "six"),
+    numbers=_NUMBERS,
+    reading=Reading(
+        numbers=_NUMBERS,
+        spellings=_SPELLINGS,
+        questions=("what", "which", "where", "how", "is", "are", "do", "does"),
+    ),
 )
 
 

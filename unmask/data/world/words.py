@@ -11,7 +11,7 @@ _ACTIONS = (
     *("add", "put", "place", "remove", "delete", "take away", "replace", "change", "turn"),
     *("make", "paint", "move", "shift", "enlarge", "shrink", "use"),
 )
-_SPELLINGS = {"grey": ("gray",), "centre": ("center",)}
+_SPELLINGS = {"grey": ("gray",), "centre": ("center",), "airplane": ("airplanes", "aeroplane", "aeroplanes")}
 # The other words of the templates, then words that requests contain anywhere and that name nothing to draw.
 _WORDS = (
     *("photo", "picture", "image", "background", "backgrounds", "colour", "color", "colours", "colors"),

@@ -15,7 +15,7 @@ export function chatPanel(fields, services) {
     name: "chat", verb: "Send", title: "Chat", label: "Message", picture: true,
     intro: "Chat with text and images: ask for an image, ask about it, then ask for a change.",
     empty: "", work, taken,
-    handled: ["steps", "guidance", "settings", "max_tokens"], // a turn with text and images uses its own samplers
+    handled: ["steps", "guidance", "settings", "max_tokens", "n", "image_output"], // a turn with text and images uses its own samplers
   };
   const panel = new TaskPanel(task, fields.chat, services);
   const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });

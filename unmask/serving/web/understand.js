@@ -9,6 +9,7 @@ export function askPanel(fields, services) {
     name: "ask", verb: "Ask", title: "Ask", label: "Question", picture: true,
     intro: "Ask a question about an image. Draft tokens are underlined until they are final.",
     empty: "Add an image.",
+    handled: ["n", "image_output"],
     work,
   };
   const panel = new TaskPanel(task, fields.ask, services);
