@@ -225,7 +225,11 @@ def test_token_ids_are_continued_as_their_text(model: TextModel) -> None:
     said = model.complete("why is the sky", max_tokens=8, seed=1)
     ids = tuple(model.parts.text.encode("why is the sky"))
     assert model.complete(ids, max_tokens=8, seed=1).text == said.text and said.question == "why is the sky"
-    for wrong, words in (((), "no tokens"), ((-1,), "-1 is not in the vocabulary"), ((10**6,), "not in the vocabulary")):
+    for wrong, words in (
+        ((), "no tokens"),
+        ((-1,), "-1 is not in the vocabulary"),
+        ((10**6,), "not in the vocabulary"),
+    ):
         with pytest.raises(ValueError, match=words):
             model.complete(wrong)
 

@@ -66,7 +66,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str | None, str]] = {
     "a short list": (DRAW, {"prompt": "a", "crop": [1]}, "crop.1", "required"),
     "inside an object in a list": (DRAW, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0, 0, 2, 1]}]}, "boxes.0.box.2", "at most 1"),
     "no list of boxes": (DRAW, {"prompt": "a", "boxes": 5}, "boxes", "must be a list, got 5"),
-    "a misspelt field": (DRAW, {"prompt": "a", "stepps": 3}, None, "did you mean steps?"),
+    "a misspelt field": (DRAW, {"prompt": "a", "stepps": 3}, "stepps", "did you mean steps?"),
     "blank prompt": (DRAW, {"prompt": " \n"}, "prompt", "empty"),
     "long prompt": (DRAW, {"prompt": "dog " * 900}, "prompt", "longer than"),
     "no messages": (CHAT, {}, "messages", "required"),
@@ -233,14 +233,17 @@ def changed(chance: random.Random, value: Any) -> Any:
 def test_changed_bodies_are_answered_or_refused_in_plain_words(server: Server, path: str) -> None:
     chance, seen = random.Random(f"changed:{path}"), {200: 0, 400: 0, 404: 0}
     with plain(server) as browser:
-        for _ in range(200):
-            body = json.dumps(changed(chance, WHOLE[path])).encode()
+        for _ in range(150):
+            sent = changed(chance, WHOLE[path])
+            if isinstance(sent.get("max_tokens"), int):  # a model with random weights writes up to its context
+                sent["max_tokens"] = min(sent["max_tokens"], 8)
+            body = json.dumps(sent).encode()
             answer = browser.post(path, content=body, headers=JSON)
             seen[answer.status_code] += 1
             assert "Traceback" not in answer.text
             if answer.status_code >= 400:
                 refused(answer, answer.status_code)
-    assert seen[400] >= 60
+    assert seen[400] >= 40
 
 
 def test_the_text_of_other_libraries_is_not_sent() -> None:

@@ -25,6 +25,7 @@ from unmask import __version__
 from unmask.json_types import Json
 from unmask.serving import answers, calls, chat, contract
 from unmask.serving.chat_events import ChatEvents
+from unmask.serving.completions import Complete, CompletionEvents, Completions, completing, text_only
 from unmask.serving.contract import answers as responding
 from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.delivery import Delivery
@@ -167,6 +168,11 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         """Generate the next turn of a conversation, with text and images."""
         return await _chat(service, request, body)
 
+    @app.post("/v1/completions", **responding(contract.CompletionAnswer))
+    async def completions(body: Complete, request: Request) -> Response:
+        """Continue a text without a chat template, for text models."""
+        return await _completions(service, request, body)
+
 
 async def _pictures(
     service: Service,
@@ -231,6 +237,27 @@ async def _chat(service: Service, request: Request, body: Chat) -> Response:
         frame=lambda event: sse(reply.chunk(event)), closing=lambda: reply.closing([one.count for one in events])
     )
     return await _stream(request, started, channel, wire, reply.greetings(body.n))
+
+
+async def _completions(service: Service, request: Request, body: Complete) -> Response:
+    """Start ``n`` calls for each prompt; continuation i of a prompt uses ``seed + i``."""
+    _check_name(service, body.model)
+    model, seed, channel = text_only(service.model), _seed(body), Channel()
+    reply = Completions.of(body, model, model_name=service.name, name=f"cmpl-{secrets.token_hex(12)}")
+    events = [CompletionEvents(channel.put, model.parts.text, body, index=i) for i in range(len(reply.echoes))]
+    asked = [(prompt, seed + i) for prompt in body.prompts for i in range(body.n)]
+    started = service.start(
+        [
+            Call(ask=completing(body, prompt, one_seed), listener=listener, priority=body.priority)
+            for (prompt, one_seed), listener in zip(asked, events, strict=True)
+        ]
+    )
+    if not body.stream:
+        found = await _settled(request, started)
+        return _json(reply.whole(events, found))
+    _announce(started, [one.end for one in events], channel)
+    wire = Wire(frame=lambda event: sse(reply.chunk(event)), closing=lambda: reply.closing(events))
+    return await _stream(request, started, channel, wire, reply.greetings())
 
 
 def _announce(started: Sequence[Started[T]], ended: Sequence[Callable[[T], None]], channel: Channel) -> None:

@@ -7,7 +7,7 @@ indices of the request itself, and of a union only the branch is reported that t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,57 +61,77 @@ class Invalid:
 
 
 def invalid(errors: Sequence[Any], body: object = None) -> Invalid:
-    """The first error among those of the closest branches. ``body``: the validated value, which makes paths exact."""
-    found = _closest([(_path(e, body), e) for e in errors])
+    """The first error, where a union counts as its closest branch only. ``body``: the validated value, which makes paths exact."""
+    found: dict[Path, list[Any]] = {}
+    for one in _closest([_located(e, body) for e in errors]):
+        found.setdefault(one.path, []).append(one.error)
     if not found:
         return Invalid(message="the request is not valid", param=None)
-    path, group = found[0]
+    path, group = next(iter(found.items()))
     words = _words(group)
     if not path and all(e["type"] in _WANTED or e["type"] == "missing" for e in group):
-        return Invalid(
-            message="the body must be a JSON object; send one, with the header content-type: application/json",
-            param=None,
-        )
+        message = "the body must be a JSON object; send one, with the header content-type: application/json"
+        return Invalid(message=message, param=None)
     more = f" ({_count(len(found) - 1, 'more error')})" if len(found) > 1 else ""
     place = ".".join(str(part)[:50] for part in path)
     return Invalid(message=f"{place}: {words}{more}" if place else words + more, param=place or None)
 
 
-def _path(error: Any, body: object) -> Path:
-    """The location as keys and indices of the request; names of validators and union branches are left out."""
+@dataclass(frozen=True, kw_only=True)
+class _Located:
+    """``path``: keys and indices of the request · ``branches``: the branches of unions on the way, each with the length of its path."""
+
+    error: Any
+    path: Path
+    branches: tuple[tuple[int, str], ...]
+
+    @property
+    def of_kind(self) -> bool:
+        """Whether the value is of another kind than the field, so that another branch of a union may fit it."""
+        return self.error["type"] in _WANTED
+
+
+def _located(error: Any, body: object) -> _Located:
+    """An error with its path. Parts of its location that are no keys of the request are names of validators and of branches."""
     loc = [part for i, part in enumerate(error["loc"]) if not (i == 0 and part == "body")]
     if body is None:  # a flat form: the first part is the field
-        return tuple(part for i, part in enumerate(loc) if i == 0 or isinstance(part, int))
-    kept: list[str | int] = []
-    value: Any = body
+        path = tuple(part for i, part in enumerate(loc) if i == 0 or isinstance(part, int))
+        return _Located(error=error, path=path, branches=())
+    path, branches, value = [], [], body
     for i, part in enumerate(loc):
-        if (
-            isinstance(value, dict)
-            and part in value
-            or isinstance(value, list)
-            and isinstance(part, int)
-            and part < len(value)
-        ):
-            kept.append(part)
-            value = value[part]
-        elif i == len(loc) - 1 and error["type"] in ("missing", "extra_forbidden"):
-            kept.append(part)
-    return tuple(kept)
+        inside = isinstance(value, dict) and part in value
+        if inside or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            path.append(part)
+            value = value[part]  # type: ignore[index]
+        elif i == len(loc) - 1 and error["type"] == "missing":
+            path.append(part)
+        else:
+            branches.append((len(path), str(part)))
+    return _Located(error=error, path=tuple(path), branches=tuple(branches))
 
 
-def _closest(errors: Iterable[tuple[Path, Any]]) -> list[tuple[Path, list[Any]]]:
-    """Errors by path, in order. Where one branch of a union fails at its top and another one deeper, only the deeper one counts."""
-    grouped: dict[Path, list[Any]] = {}
-    for path, error in errors:
-        grouped.setdefault(path, []).append(error)
-    inside = {longer[:n] for longer in grouped for n in range(len(longer))}
-    kept = {}
-    for path, group in grouped.items():
-        wrong_kind = [e for e in group if e["type"] in _WANTED]
-        if path in inside and len(wrong_kind) == len(group):
-            continue
-        kept[path] = [e for e in group if e not in wrong_kind] or group
-    return list(kept.items())
+def _closest(errors: Sequence[_Located], level: int = 0) -> list[_Located]:
+    """The errors without those of branches that the value does not come closest to. ``level``: number of unions that were resolved."""
+    found: list[_Located] = []
+    unions: dict[Path, dict[str, list[_Located]]] = {}
+    for one in errors:
+        if len(one.branches) <= level:
+            found.append(one)
+        else:
+            depth, branch = one.branches[level]
+            unions.setdefault(one.path[:depth], {}).setdefault(branch, []).append(one)
+    for path, branches in unions.items():
+        chosen = [_closest(group, level + 1) for group in branches.values()]
+        ranks = [_distance(group, path) for group in chosen]
+        found += [one for group, rank in zip(chosen, ranks, strict=True) if rank == min(ranks) for one in group]
+    order = {id(one): i for i, one in enumerate(errors)}
+    return sorted(found, key=lambda one: order[id(one)])
+
+
+def _distance(errors: Sequence[_Located], union: Path) -> tuple[bool, bool, int]:
+    """How far a value is from a branch: the branch is of another kind, everything in it is, and the number of wrong places."""
+    at_top = any(one.path == union and one.of_kind for one in errors)
+    return at_top, all(one.of_kind for one in errors), len({one.path for one in errors})
 
 
 def _words(group: Sequence[Any]) -> str:
