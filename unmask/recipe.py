@@ -60,7 +60,7 @@ class Training:
     steps: int = 1000
     seed: int = 0
     accumulate: int = 1
-    device: str = "cpu"
+    device: str = "auto"
     bf16: bool = True
     log_every: int = 20
     save_every: int = 200

@@ -26,6 +26,7 @@ def test_each_option_sets_its_field_and_nothing_else() -> None:
     assert with_options(SAMPLER, (), 8).schedule == Cosine(steps=8)
     assert with_options(SAMPLER, (), None, 3.0).guidance == replace(SAMPLER.guidance, scale=3.0)  # type: ignore[type-var]
     assert with_options(SAMPLER, (), None, None, 0.0).token_sampler == Categorical(temperature=0.0)
+    assert with_options(SAMPLER, top_p=0.9).token_sampler == Categorical(temperature=0.5, top_p=0.9)
     changed = with_options(SAMPLER, ["guidance.interval=0,0.5"], 8, 3.0, 1.0)
     assert (
         replace(changed, schedule=SAMPLER.schedule, guidance=SAMPLER.guidance, token_sampler=SAMPLER.token_sampler)
@@ -74,6 +75,10 @@ def test_an_option_and_a_setting_of_one_field_are_refused(name: str) -> None:
         (SAMPLER, {"temperature": -0.1}, "at least 0, got -0.1"),
         (SAMPLER, {"temperature": float("nan")}, "at least 0, got nan"),
         (SAMPLER, {"guidance_scale": float("inf")}, "a finite number, got inf"),
+        (SAMPLER, {"top_p": 0.0}, "above 0 and at most 1, got 0.0"),
+        (SAMPLER, {"top_p": 1.5}, "above 0 and at most 1, got 1.5"),
+        (SAMPLER, {"top_p": float("nan")}, "above 0 and at most 1, got nan"),
+        (replace(SAMPLER, token_sampler=Greedy()), {"top_p": 0.9}, "Greedy, which has no top_p; leave out --top-p"),
     ],
 )
 def test_what_does_not_apply_is_refused(sampler: Sampler, option: dict[str, float], message: str) -> None:

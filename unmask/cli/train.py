@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unmask.cli import completion
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
 
@@ -93,13 +94,17 @@ Examples:
 
 
 @click.command(help=_HELP)
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.recipes)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; start one where there is none.")
 @click.option("--seed", type=int, help="Seed of the recipe: of its first weights, its data and its noise.")
 @setting_option("Set a field of the recipe or an argument of its function; repeatable.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the recipes.")
-@click.option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best available.  [default: the recipe's, cpu]")
+@click.option(
+    "--device",
+    shell_complete=completion.devices,
+    help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps.  [default: the recipe's, auto]",
+)
 @click.option(
     "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Data-parallel processes to start."
 )

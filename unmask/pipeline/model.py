@@ -5,21 +5,16 @@ Results are batch-invariant: picture i of a call has the seed ``seed + i`` and i
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.catalogue import for_network
 from unmask.pipeline.drawing import as_asked, best_of, draw, layouts_of
-from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
-from unmask.pipeline.text_model import TextModel, load_text
-from unmask.protocols import Task
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
@@ -31,10 +26,10 @@ from unmask.tasks import (
     infill,
     planning,
     reflecting,
-    released,
     revising,
     understand,
 )
+from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.lengths import Extent, stops
 from unmask.tasks.own import OWN
@@ -45,41 +40,11 @@ from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_withi
 from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
-from unmask.tokens.prompts import RELEASED, Conditions
+from unmask.tokens.prompts import Conditions
 from unmask.tokens.sources import Picture
 from unmask.tokens.views import to_pixels
 
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
-
-
-def load(
-    name: str | os.PathLike[str] = "mini",
-    *,
-    device: str = "cpu",
-    needs: Iterable[str] | None = None,
-    storage: WeightStorage | None = None,
-    download: bool = False,
-) -> Model | TextModel:
-    """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
-
-    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors, or has the released layout of LaViDa-O, or that of
-    LLaDA, which gives a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of unmask/recipes).
-    ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything.
-    ``storage``: dtype, quantisation and CPU offload · ``download``: download ``owner/name`` if it is not in the local cache.
-    """
-    folder = resolve(name, download=download)
-    if recipe := recipe_in(folder):
-        if storage not in (None, WeightStorage()):
-            raise ValueError(
-                f"{folder} is opened by the recipe {recipe}, which takes no other weight storage; leave it out"
-            )
-        return open_by_recipe(folder, recipe, device)
-    if format_in(folder) is Format.LLADA:
-        return load_text(folder, device=device, storage=storage)
-    found = read_spec(folder)
-    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, storage=storage or WeightStorage()))
-    parts.require(EVERYTHING if needs is None else frozenset(needs))
-    return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
 
 
 class Model:
@@ -101,9 +66,10 @@ class Model:
         """
         return Model(self.parts, self.presets.with_sampler(for_network(change, self.parts.net)), executor=self.executor)
 
+    @checked
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
         n: int = 1,
         seed: int = 0,
@@ -117,13 +83,21 @@ class Model:
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` pictures of a prompt.
+        """``n`` pictures of a prompt, or of each of several prompts in their order; picture j of every prompt has the seed ``seed + j``.
 
         ``plan``: generate a layout first (True), do not (False), or use this one · ``attempts``: best-of-N: generate up to this many
         pictures until the model's own critique accepts one; all of them are in ``Drawing.attempts`` · None for both: ``presets.plans`` and
         ``presets.attempts``, with one attempt if there is a trace · ``steps``, ``guidance_scale``, ``temperature``: of the
         sampler (``tasks.sampler_options``) · ``settings``: any other field of it by path, for example ``["schedule.shift=3"]``.
         """
+        if not isinstance(prompt, str):
+            alike = partial(
+                self.generate, n=n, seed=seed, conditions=conditions, plan=plan, attempts=attempts, trace=trace
+            )
+            more = partial(
+                alike, steps=steps, guidance_scale=guidance_scale, temperature=temperature, settings=settings
+            )
+            return [drawing for one in _several(prompt, self._prompt) for drawing in more(one, sampler=sampler)]
         text, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
@@ -139,6 +113,7 @@ class Model:
         tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout) for layout in plans]
         return draw(self, tasks, seeds, chosen, prompt, trace, warnings)
 
+    @checked
     def edit(
         self,
         image: Picture,
@@ -179,6 +154,7 @@ class Model:
         task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout)
         return draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
 
+    @checked
     def infill(
         self,
         image: Picture,
@@ -202,6 +178,7 @@ class Model:
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         return draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))[0]
 
+    @checked
     def ask(
         self,
         image: Picture,
@@ -231,8 +208,8 @@ class Model:
         views, text = self.parts.image_views(read_image(image)), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
         if form is not None:
-            known = form.slots(self.parts.text, self.parts.wording)
-            slots = tuple(replace(slot, question=self._prompt(slot.question, empty=True)) for slot in known)
+            wanted = form.slots(self.parts.text, self.parts.wording)
+            slots = tuple(replace(slot, question=self._prompt(slot.question, empty=True)) for slot in wanted)
             request = forms.Request(slots=slots, form=form, extent=extent, context=self.presets.context)
             self.parts.require(forms.Fill.needs)
             made = forms.fill(self, views, text, chosen, request, seed=seed, trace=trace)
@@ -243,6 +220,7 @@ class Model:
             made = answer_within(self, task.build(self.parts), chosen, extent, **given)
         return replace(made, warnings=self.parts.warnings(question))
 
+    @checked
     def describe(
         self,
         image: Picture,
@@ -274,6 +252,7 @@ class Model:
             settings=settings,
         )
 
+    @checked
     def infill_text(
         self,
         target: str,
@@ -288,12 +267,17 @@ class Model:
         """A caption with every ``[mask]`` replaced by one token."""
         task = understand.FillText(target=self._prompt(target))
         chosen = with_options(self.presets.fill(self.parts), settings, steps, guidance_scale, temperature)
-        return self._answer(task, chosen, target, seed, trace)
+        self.parts.require(task.needs)
+        built = task.build(self.parts)
+        check_context(built, self.presets.context)
+        made = answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
+        return replace(made, warnings=self.parts.warnings(target.replace(understand.GAP, " ")))
 
+    @checked
     def ground(
         self,
         image: Picture,
-        phrases: Sequence[str],
+        phrases: str | Sequence[str],
         *,
         steps: int | None = None,
         seed: int = 0,
@@ -322,9 +306,11 @@ class Model:
             seed=seed,
             seconds=done.seconds,
             settings=describe(chosen),
+            image=picture,
             warnings=self.parts.warnings("\n".join(given)),
         )
 
+    @checked
     def converse(
         self,
         messages: Sequence[Message],
@@ -378,13 +364,6 @@ class Model:
         if trace:
             raise ValueError("trace works with one attempt only; leave out trace or attempts")
 
-    def _answer(self, task: Task[Parts, str], sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
-        self.parts.require(task.needs)
-        built = task.build(self.parts)
-        check_context(built, self.presets.context)
-        made = answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
-        return replace(made, warnings=self.parts.warnings(question.replace(understand.GAP, " ")))
-
     def _prompt(self, text: str, *, empty: bool = False) -> str:
         if len(text) > 20 * LONGEST_PROMPT or len(self.parts.text.encode(text)) > LONGEST_PROMPT:
             raise ValueError(f"the prompt is longer than {LONGEST_PROMPT} tokens; shorten it")
@@ -397,3 +376,9 @@ def _count(n: int) -> int:
     if not 1 <= n <= 256:
         raise ValueError(f"n must be 1 to 256, got {n}")
     return n
+
+
+def _several(prompts: Sequence[str], check: Callable[[str], str]) -> list[str]:
+    if not prompts:
+        raise ValueError("the list of prompts is empty; give at least one")
+    return [check(prompt) for prompt in prompts]

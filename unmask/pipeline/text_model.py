@@ -15,6 +15,7 @@ from typing import ClassVar, NoReturn
 
 import torch
 
+from unmask.checkpoints.device import AUTO, find_device
 from unmask.checkpoints.elastic import Weights, WeightStorage
 from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
@@ -26,6 +27,7 @@ from unmask.protocols import Denoiser
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
 from unmask.tasks.forms import Request, answer_formed, filled
 from unmask.tasks.lengths import Extent, read_words, stops
@@ -147,10 +149,17 @@ class FillGaps:
         return tokens.text.decode(sequence.ids.tolist())
 
 
-def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | None = None) -> TextModel:
+def load_text(
+    folder: Path,
+    *,
+    device: str | torch.device = AUTO,
+    storage: WeightStorage | None = None,
+    on_bytes: Callable[[int, int], None] = lambda done, of: None,
+) -> TextModel:
     """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
+    checkpoint, place = survey_llada(folder), find_device(device)
+    weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    weights = Weights(checkpoint=survey_llada(folder), device=device, storage=storage or WeightStorage())
     net, vq = weights.checkpoint.modules()
     if text.size > net.config.vocab_size:  # the embedding may have spare rows
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
@@ -186,6 +195,7 @@ class TextModel:
     def device(self) -> torch.device:
         return device_of(self.parts.net)
 
+    @checked
     def ask(
         self,
         question: str,
@@ -242,6 +252,7 @@ class TextModel:
         longer than the model's context.
         """
         check(messages, _ROLES)
+        _check_texts(messages)
         said = self.ask(
             messages[-1].text,
             messages=messages[:-1],
@@ -261,6 +272,7 @@ class TextModel:
             finish_reason=said.finish_reason,
         )
 
+    @checked
     def complete(
         self,
         prompt: Prompt,
@@ -286,7 +298,9 @@ class TextModel:
         if suffix:
             length = max_tokens if length is None else length
         extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=stops(stop))
-        preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=extent.length)
+        text = self.parts.text
+        end = (text[EOT], text[EOS])
+        preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)
         chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
         question = self._checked(prompt)
         task = Continue(prompt=prompt, length=extent.length, suffix=suffix)
@@ -294,6 +308,7 @@ class TextModel:
             return self._written(task, chosen, extent, question, seed, trace)
         return self._inserted(task, chosen, extent, question, seed, trace)
 
+    @checked
     def infill_text(
         self,
         target: str,

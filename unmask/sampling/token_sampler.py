@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.models.exact import double
 from unmask.protocols import TokenSampler
 from unmask.rng import rows
 from unmask.sampling.spans import wished
@@ -176,8 +177,10 @@ def _gumbel_max(batch: Batch, temperature_B: Tensor, dtype: torch.dtype, top_p: 
         logits_NV = nucleus(logits_NV, top_p)
         counts = torch.bincount(row_N, minlength=batch.rows).tolist()
         noise = [gumbel(g, (n, logits_NV.shape[1]), dtype) for g, n in zip(generators, counts, strict=True) if n]
-        noise_NV = torch.cat(noise).to(logits_NV.device) if noise else logits_NV.new_zeros(logits_NV.shape)
-        return (logits_NV.to(dtype) + temperature_B[row_N][:, None] * noise_NV).argmax(1)
+        wide_NV = double(logits_NV) if dtype == torch.float64 else logits_NV.to(dtype)
+        noise_NV = torch.cat(noise).to(wide_NV.device) if noise else wide_NV.new_zeros(wide_NV.shape)
+        temperature_N1 = temperature_B[row_N][:, None].to(wide_NV.device)
+        return (wide_NV + temperature_N1 * noise_NV).argmax(1).to(logits_NV.device)
 
     return pick
 

@@ -19,6 +19,7 @@ from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.lengths import Extent, Words, leading, read_words, written
+from unmask.tasks.notebook import turn_html
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import FinishReason
 from unmask.tasks.running import ThinkingRunner
@@ -45,8 +46,8 @@ class Turn:
     """The model's next turn. ``parts``: words and pictures in order.
 
     ``plan``: the layout of its picture, if any · ``unread``: how many of the oldest messages did not fit into the context ·
-    ``finish_reason``: "length" if the words were cut off or a picture was left out, otherwise "stop" · ``warnings``: about the last
-    message, one line each.
+    ``warnings``: about the last message, one line each · ``finish_reason``: "length" if the words were cut off or a picture was left
+    out, otherwise "stop".
     """
 
     parts: tuple[str | Image.Image, ...]
@@ -70,13 +71,15 @@ class Turn:
         """The turn as a message, to continue the conversation."""
         return Message(role="assistant", text=self.text, images=self.images)
 
+    def _repr_html_(self) -> str:
+        return turn_html(self.parts)
+
     def to_json(self) -> Json:
         """Plain values; pictures are null in ``parts``."""
         parts = [part if isinstance(part, str) else None for part in self.parts]
         plan = self.plan.to_json() if self.plan else None
-        reason, warnings = self.finish_reason, list(self.warnings)
-        made = {"finish_reason": reason, "seed": self.seed, "seconds": self.seconds, "warnings": warnings}
-        return {"parts": parts, "plan": plan, "unread": self.unread, **made}
+        made = {"finish_reason": self.finish_reason, "seed": self.seed, "seconds": self.seconds}
+        return {"parts": parts, "plan": plan, "unread": self.unread, **made, "warnings": list(self.warnings)}
 
 
 def check(messages: Items[Message], roles: Items[str] = ROLES) -> None:
@@ -91,6 +94,12 @@ def check_each(messages: Items[Message], roles: Items[str]) -> None:
     for number, message in enumerate(messages, 1):
         if message.role not in roles:
             raise ValueError(f"message {number} has the role {message.role!r}; use {' or '.join(roles)}")
+        if not isinstance(message.text, str):
+            raise TypeError(f"the text of message {number} must be a text, got {message.text!r}")
+        if isinstance(message.images, str | Image.Image) or not all(isinstance(i, Image.Image) for i in message.images):
+            raise TypeError(
+                f"the images of message {number} must be a tuple of images; read files with read_image(path)"
+            )
         if message.role == "user" and not message.text.strip():
             raise ValueError(f"message {number} has no text; add some")
 
@@ -103,7 +112,7 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
     """
     parts, text, done = model.parts, model.parts.text, list[str | Image.Image]()
     extent = extent or Extent(length=model.presets.turn)
-    sequence, unread = _request(model, messages)
+    sequence, unread = _request(model, messages, extent.length)
     used = 0  # tokens of the words so far
     reason: FinishReason = "length"
     for number in range(MAX_PICTURES + 1):
@@ -133,7 +142,7 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
     return Turn(parts=tuple(done), seed=seed, unread=unread, finish_reason=reason)
 
 
-def _request(model: ThinkingRunner, messages: Items[Message]) -> tuple[Sequence, int]:
+def _request(model: ThinkingRunner, messages: Items[Message], length: int) -> tuple[Sequence, int]:
     """The sequence of the next turn, and how many of the oldest messages were dropped because they do not fit."""
     parts, presets = model.parts, model.presets
     for unread in range(len(messages)):
@@ -143,7 +152,7 @@ def _request(model: ThinkingRunner, messages: Items[Message]) -> tuple[Sequence,
         many = sum(len(m.images) for m in kept) > 1
         read = parts.overview if many else parts.image_views
         said = [Said(role=m.role, text=m.text, pictures=tuple(read(i) for i in m.images)) for m in kept]
-        sequence = conversation(parts.builder(), said, presets.turn)
+        sequence = conversation(parts.builder(), said, length)
         if len(sequence.ids) <= presets.context:
             return sequence, len(messages) - 1 if parts.wording.one_turn else unread
     raise ValueError(f"the last message exceeds the context of {presets.context} tokens; shorten it")

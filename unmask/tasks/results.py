@@ -12,6 +12,7 @@ from torch import nn
 from unmask.json_types import Json
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.notebook import boxes_html, exchange_html, to_png
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -32,6 +33,9 @@ class Attempt:
     accepted: bool
     approval: float
     seed: int
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self.image)
 
     def to_json(self) -> Json:
         plan = self.plan.to_json() if self.plan else None
@@ -56,6 +60,9 @@ class Drawing:
     attempts: tuple[Attempt, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def _repr_png_(self) -> bytes:
+        return to_png(self.image)
+
     def to_json(self) -> Json:
         """Plain values without the pictures; plan and attempts only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
@@ -68,8 +75,8 @@ class Drawing:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer ·
-    ``finish_reason``: "length" if ``max_tokens`` or the model's context cut the text off, otherwise "stop" · ``warnings``: about the
-    question, one line each.
+    ``warnings``: about the question, one line each · ``finish_reason``: "length" if ``max_tokens`` or the model's context cut the text
+    off, otherwise "stop".
     """
 
     text: str
@@ -79,8 +86,11 @@ class Answer:
     settings: Json = field(default_factory=dict)
     trace: tuple[str, ...] = ()
     value: object = None
-    finish_reason: FinishReason = "stop"
     warnings: tuple[str, ...] = ()
+    finish_reason: FinishReason = "stop"
+
+    def _repr_html_(self) -> str:
+        return exchange_html(self.question, self.text)
 
     def to_json(self) -> Json:
         """``value`` is present for constrained answers only, where it may be null."""
@@ -114,7 +124,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
-    """One box per phrase, in the given order. ``warnings``: about the phrases, one line each."""
+    """One box per phrase, in the given order. ``warnings``: about the phrases, one line each · ``image``: the picture, for notebooks."""
 
     boxes: tuple[Box, ...]
     image_size: tuple[int, int]
@@ -122,6 +132,10 @@ class Grounding:
     seconds: float
     settings: Json = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    image: Image.Image | None = field(default=None, compare=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        return boxes_html(self.image, [(b.phrase, b.corners) for b in self.boxes])
 
     def to_json(self) -> Json:
         boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]

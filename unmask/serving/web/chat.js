@@ -11,11 +11,12 @@ import { TaskPanel } from "./panel.js";
 import { Words } from "./words.js";
 
 export function chatPanel(fields, services) {
+  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   const task = {
     name: "chat", verb: "Send", title: "Chat", label: "Message", picture: true,
     intro: "Chat with text and images: ask for an image, ask about it, then ask for a change.",
     empty: "", work, taken,
-    handled: ["steps", "guidance", "settings", "max_tokens", "n", "image_output"], // a turn with text and images uses its own samplers
+    without: draws ? ["n", "steps", "guidance", "settings", "max_tokens", "temperature", "top_p"] : ["n"], // a turn with images uses its own samplers
   };
   const panel = new TaskPanel(task, fields.chat, services);
   const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
@@ -23,7 +24,6 @@ export function chatPanel(fields, services) {
   const thread = h("div", { class: "thread" }, start, log), below = () => (thread.scrollTop = thread.scrollHeight);
   const attached = h("div", { class: "attached", hidden: true });
   const newChat = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
-  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   let said = [];
   panel.extra.prepend(newChat);
   panel.element.classList.add("talk");

@@ -16,7 +16,7 @@ export class Notes {
 
   /** Add the warnings of an answer; several images of a run repeat them. */
   add(warnings) {
-    for (const warning of warnings || []) this.lines.add(warning[0].toUpperCase() + warning.slice(1));
+    for (const warning of warnings || []) this.lines.add(warning);
     this.element.replaceChildren([...this.lines].join(" · "));
   }
 }
@@ -25,5 +25,6 @@ export class Notes {
 export function knownWords(vocabulary, question) {
   if (!vocabulary) return null;
   const rows = Object.entries(vocabulary.groups || {}).flatMap(([group, words]) => [h("dt", {}, group), h("dd", {}, words.join(", "))]);
-  return h("details", { class: "known" }, h("summary", {}, question), h("p", {}, vocabulary.about), h("dl", {}, rows));
+  const about = rows.length ? vocabulary.about.replace(/ \([^()]*,[^()]*\)/g, "") : vocabulary.about; // its lists are in the groups
+  return h("details", { class: "known" }, h("summary", {}, question), h("p", {}, about), h("dl", {}, rows));
 }

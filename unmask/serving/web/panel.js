@@ -13,16 +13,13 @@ import { Settings } from "./settings.js";
 import { Timeline } from "./timeline.js";
 import { Words } from "./words.js";
 
-/** Fields that the page fills in itself, for every task. */
-export const HANDLED = ["model", "prompt", "messages", "image", "mask", "text", "phrases", "boxes", "draw", "stream", "stream_options", "trace",
-  "partial_images", "response_format", "output_format", "size", "max_completion_tokens", "priority", "user"];
-
 export class TaskPanel {
-  /** ``task``: {name, verb, title, intro, label, empty, picture (takes an image), lines (prompt may have several), work(signal, report)} */
+  /** ``task``: {name, verb, title, intro, label, empty, picture (takes an image), lines (prompt may have several), without (settings it does not
+   *  have), work(signal, report)} */
   constructor(task, schema, services) {
     Object.assign(this, { task, services, picture: null, shots: [], current: 0, values: null });
     this.job = new Job({ verb: task.verb, work: (signal, report) => task.work(signal, report), services });
-    this.settings = new Settings(schema, [...HANDLED, ...(task.handled || [])]);
+    this.settings = new Settings(schema, task.without);
     this.words = new Words();
     this.notes = new Notes();
     this.makeStage();

@@ -2,21 +2,22 @@
 
 import { fresh, h } from "./dom.js";
 
-const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown first; the others are under More settings
+const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown first
+const MORE = ["max_tokens", "temperature", "top_p", "guidance", "sampler", "luminance", "contrast", "score"]; // under More settings
+// Other fields of the API are for programs, or are filled in by the page.
 const SHORT = { "schedule.steps": "steps", "guidance.scale": "guidance" }; // settings that have a field of their own
 
-/** ``handled``: fields that the page fills in by other means. ``values()`` leaves out empty fields. */
+/** ``without``: fields that the task does not have ("settings": those of the sampler). ``values()`` leaves out empty fields. */
 export class Settings {
-  constructor(schema, handled) {
+  constructor(schema, without = []) {
     this.fields = new Map();
-    const rank = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
-    const names = Object.keys(schema?.properties || {}).filter((name) => !handled.includes(name)).sort((a, b) => rank(a) - rank(b));
+    const names = [...FIRST, ...MORE].filter((name) => name in (schema?.properties || {}) && !without.includes(name));
     const shown = [], more = [];
     for (const name of names) {
       const row = this.row(name, title(name), plain(schema.properties[name], schema));
       if (row) (FIRST.includes(name) ? shown : more).push(row);
     }
-    this.parts = handled.includes("settings") ? [] : (schema?.["x-unmask-settings"] || []).filter(({ name }) => !(SHORT[name] in (schema.properties || {})));
+    this.parts = without.includes("settings") ? [] : (schema?.["x-unmask-settings"] || []).filter(({ name }) => !(SHORT[name] in (schema.properties || {})));
     more.push(...this.parts.map((part) => this.row(part.name, part.name, part)));
     this.element = h("div", { class: "settings" }, shown, more.length ? h("details", {}, h("summary", {}, "More settings"), more) : null);
   }
