@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 if TYPE_CHECKING:
-    from unmask.pipeline.model import load
+    from unmask.pipeline.opening import load
 
 
 def __getattr__(name: str) -> object:
     if name == "load":
-        from unmask.pipeline.model import load
+        from unmask.pipeline.opening import load
 
         return load
     raise AttributeError(f"module 'unmask' has no attribute {name!r}")

@@ -126,7 +126,6 @@ def test_image_codes_are_refused(folder: Path) -> None:
     ("field", "value"),
     [
         ("n_kv_heads", 2),
-        ("weight_tying", True),
         ("activation_type", "gelu"),
         ("block_type", "sequential"),
         ("include_qkv_bias", True),

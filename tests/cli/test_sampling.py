@@ -18,7 +18,7 @@ def test_the_help_of_generate_begins_with_six_options() -> None:
     first, more = (GOLDEN / "unmask_generate.txt").read_text().partition("\nMore options:\n")[::2]
     shown = [line.split()[0] for line in first.partition("\nOptions:\n")[2].splitlines() if line.startswith("  -")]
     assert shown == ["--out", "-n", "--steps", "--guidance", "--seed", "--model"]
-    assert {"--temperature", "-o", "--help"} <= {line.split()[0] for line in more.splitlines() if line.strip()}
+    assert {"--temperature", "-o", "-h,"} <= {line.split()[0] for line in more.splitlines() if line.strip()}
 
 
 def test_options_are_fields_of_the_sampler(
@@ -65,9 +65,11 @@ def test_chat_takes_the_options_of_words_and_pictures(
         "3",
         "--temperature",
         "0.5",
+        *("--top-p", "0.9", "--stop", ".", "--stop", "END"),
     ]
     assert main(words) == 0
-    assert given == [{"seed": 0, "max_tokens": 9, "steps": 2, "guidance_scale": 3.0, "temperature": 0.5}]
+    wanted = {"seed": 0, "max_tokens": 9, "steps": 2, "guidance_scale": 3.0, "temperature": 0.5, "top_p": 0.9}
+    assert given == [{**wanted, "stop": (".", "END")}]
     assert "enough" in capsys.readouterr().err
 
 

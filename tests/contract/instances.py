@@ -51,6 +51,12 @@ ORDER = tuple(stratified(4))
 GRAMMAR = Grammar(compile_automaton(parse_regex("[a-z]*")), [b"", *(bytes([97 + i]) for i in range(TEXT - 1))], END)
 PACKAGES = ("sampling", "corruption", "objectives", "methods")
 
+
+def two_or_more(ids: list[int]) -> bool:
+    """Whether a text span may end: its first two tokens are unmasked."""
+    return len(ids) >= 2
+
+
 SCHEDULES = [
     schedule.Equal(steps=3),
     schedule.Fixed(each=2),
@@ -66,7 +72,9 @@ TOKEN_SAMPLERS = [
     token_sampler.Categorical(temperature=temperature.Linear(start=2.0, end=0.0)),
     token_sampler.Categorical(temperature=temperature.CosineTo(minimum=0.2)),
     token_sampler.Categorical(temperature=temperature.ShiftTo(shift=3.0, minimum=0.1)),
+    token_sampler.Categorical(temperature=0.8, top_p=0.6),
     token_sampler.GumbelText(temperature=0.5),
+    token_sampler.GumbelText(temperature=0.5, top_p=0.6),
     token_sampler.OnlyIds(low=4, high=9, token_sampler=token_sampler.Categorical()),
     token_sampler.TopP(mass=0.5, token_sampler=token_sampler.Categorical()),
     constrain.Constrained(token_sampler=token_sampler.Categorical(temperature=0.8), grammars=(("answer", GRAMMAR),)),
@@ -92,7 +100,13 @@ GUIDANCES = [
     dataclasses.replace(EDIT, scale=0.0),
 ]
 BLOCKS = [blocks.Whole(), blocks.Blocks(length=3), blocks.SpanBySpan()]
-STOPPINGS = [stopping.Never(), stopping.EndOfTurn(ids=(END, 7)), stopping.Corrections(steps=2)]
+STOPPINGS = [
+    stopping.Never(),
+    stopping.EndOfTurn(ids=(END, 7)),
+    stopping.Corrections(steps=2),
+    stopping.Until(enough=two_or_more, fill=END),
+    stopping.Until(enough=two_or_more, fill=END, stopping=stopping.EndOfTurn(ids=(END, 7))),
+]
 PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES})]
 CACHES = [
     cache.NoCache(),

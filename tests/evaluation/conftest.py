@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unmask.pipeline.model import Model, load
+from unmask.pipeline.model import Model
+from unmask.pipeline.opening import load
 
 from ..tiny_model import make
 

@@ -15,11 +15,13 @@ from torch import Tensor
 import unmask
 from unmask.checkpoints.store import CheckpointError
 from unmask.cli.main import main
+from unmask.grammars.answer_format import of_schema
 from unmask.models.elastic import Elastic
 from unmask.pipeline.text_model import Continue, FillGaps, Reply, TextModel
 from unmask.recipe import override
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.tasks.conversing import Message
 from unmask.tokens.build import PROMPT
 from unmask.tokens.text import MASK, TEXT_CONTROL
 
@@ -51,6 +53,57 @@ def test_the_chat_template_is_the_published_one(folder: Path, model: TextModel) 
     prompt = sequence.span("prompt")
     assert sequence.ids[: prompt.stop].tolist() == whole and prompt.start == 0
     assert sequence.masked.tolist() == [False] * len(whole) + [True] * 5
+
+
+CHAT = [
+    Message(role="system", text=" be brief "),
+    Message(role="user", text="the sky\n"),
+    Message(role="assistant", text="is blue"),
+    Message(role="user", text=QUESTION),
+]
+
+
+def test_a_conversation_has_the_published_template(folder: Path, model: TextModel) -> None:
+    """Llama 3's: every message trimmed, between its header and an end of turn; the system's, too."""
+    turns = [("system", "be brief"), ("user", "the sky"), ("assistant", "is blue"), ("user", QUESTION)]
+    rendered = "<|startoftext|>"
+    for role, words in turns:
+        rendered += f"<|start_header_id|>{role}<|end_header_id|>\n\n{words}<|eot_id|>"
+    rendered += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    whole = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(rendered, add_special_tokens=False).ids
+    reply = Reply(question=QUESTION, length=3, messages=tuple(CHAT[:-1]))
+    assert reply.build(model.parts).ids[:-3].tolist() == whole
+
+
+def test_a_conversation_is_remembered(model: TextModel) -> None:
+    turn = model.converse(CHAT, seed=4, max_tokens=20, temperature=1.2)
+    answer = model.ask(QUESTION, messages=CHAT[:-1], seed=4, max_tokens=20, temperature=1.2)
+    assert (turn.text, turn.finish_reason, turn.seed) == (answer.text, answer.finish_reason, 4)
+    assert turn.settings["words"] == answer.settings
+    others = [model.converse(CHAT[n:], seed=4, max_tokens=20, temperature=1.2) for n in (1, 3)]
+    assert len({turn.text, *(other.text for other in others)}) == 3  # the system and the earlier turns are read
+    more = model.converse([*CHAT, turn.message(), Message(role="user", text="why?")], max_tokens=4)
+    assert not more.images and json.dumps(more.to_json())
+    form = of_schema({"type": "integer", "minimum": 1, "maximum": 9})
+    assert model.ask(QUESTION, messages=CHAT[:-1], form=form).value in range(1, 10)
+
+
+def test_what_is_no_conversation_of_texts_is_refused(model: TextModel) -> None:
+    picture = Message(role="user", text="what?", images=(Image.new("RGB", (8, 8)),))
+    long = [Message(role="user", text="why is the sky blue? " * 9)] * 9
+    for messages, said in (
+        ([], "must have the role user"),
+        (CHAT[:3], "must have the role user"),
+        ([Message(role="tool", text="x"), *CHAT], "message 1 has the role 'tool'; use system or user or assistant"),
+        ([*CHAT, Message(role="user", text=" ")], "message 5 has no text"),
+        ([picture, *CHAT], "message 1 has pictures, and this is a text model; leave them out"),
+        ([*CHAT, picture], "message 5 has pictures"),
+        (long, "no room for an answer in the model's context of 256; .*leave out the oldest messages"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model.converse(messages)
+    with pytest.raises(ValueError, match="message 1 has the role 'tool'"):
+        model.ask("why?", messages=[Message(role="tool", text="x")])
 
 
 def test_what_a_user_writes_is_no_control_token(model: TextModel) -> None:
@@ -99,7 +152,7 @@ def test_the_sampler_is_the_published_one(model: TextModel, block: int, steps: i
 
 
 def test_guidance_changes_the_answer_and_reaches_it_by_a_setting(model: TextModel) -> None:
-    answers = [model.ask(QUESTION, max_tokens=16, settings=[f"guidance.scale={s}"]) for s in (0, 3)]
+    answers = [model.ask(QUESTION, length=16, settings=[f"guidance.scale={s}"]) for s in (0, 3)]
     assert answers[0].text != answers[1].text and answers[1].settings["guidance"]["scale"] == 3.0
     assert answers[0].settings["schedule"]["steps"] == answers[0].settings["blocks"]["length"] == 16
 
@@ -109,14 +162,12 @@ def test_base_is_one_block_of_the_whole_answer(model: TextModel) -> None:
     prompt = sequence.ids[:-12].tolist()
     (found,) = model.run([sequence], [0], llada_base(null_id=model.parts.text[MASK], drop=PROMPT, length=12)).rows
     assert found.ids[-12:].tolist() == released(model.parts.net, prompt, 12, 12, 12, 0.0)
-    assert model.complete("the sky is", max_tokens=12).text == model.parts.text.decode(found.ids[-12:].tolist())
+    assert model.complete("the sky is", length=12).text == model.parts.text.decode(found.ids[-12:].tolist())
 
 
 def test_stopping_early_changes_nothing_before_the_end(model: TextModel) -> None:
     text, net = model.parts.text, model.parts.net
-    whole = model.ask(
-        QUESTION, max_tokens=24, sampler=llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8)
-    )
+    whole = model.ask(QUESTION, length=24, sampler=llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8))
     sequence = Reply(question=QUESTION, length=24).build(model.parts)
     unstopped = llada_instruct(null_id=net.mask_id, drop=PROMPT, end=(), block=8)
     full = model.run([sequence], [0], unstopped).rows[0].ids[-24:]
@@ -126,7 +177,7 @@ def test_stopping_early_changes_nothing_before_the_end(model: TextModel) -> None
     steps: list[Batch] = []
     (stopped,) = model.run([sequence], [0], early, steps.append).rows
     assert stopped.ids[-24:].tolist()[: first + 1] == full.tolist()[: first + 1]
-    assert len(steps) < 24 and whole.text == text.decode(full.tolist())
+    assert len(steps) < 24 and whole.text == text.decode_begun(full.tolist())
 
 
 def test_an_answer_has_no_company(model: TextModel) -> None:
@@ -138,7 +189,7 @@ def test_an_answer_has_no_company(model: TextModel) -> None:
 
 
 def test_a_trace_has_every_step(model: TextModel) -> None:
-    answer = model.complete("the sky is", max_tokens=6, trace=True)
+    answer = model.complete("the sky is", length=6, trace=True)
     assert [film.count("_") for film in answer.trace] == [5, 4, 3, 2, 1, 0]
 
 
@@ -194,14 +245,68 @@ def test_a_folder_that_does_not_fit(tmp_path: Path, change: dict[str, int], said
 
 
 def test_the_commands_answer_and_fill(folder: Path, model: TextModel, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["ask", QUESTION, "--max-tokens", "8", "--model", str(folder)]
+    words = ["ask", QUESTION, "--length", "8", "--model", str(folder)]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["text"] == model.ask(QUESTION, max_tokens=8).text and told["settings"]["blocks"]["length"] == 8
+    assert told["text"] == model.ask(QUESTION, length=8).text and told["settings"]["blocks"]["length"] == 8
     assert main([*words, "--plain", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["text"] == model.complete(QUESTION, max_tokens=8).text
+    assert json.loads(capsys.readouterr().out)["text"] == model.complete(QUESTION, length=8).text
     assert main(["infill", "the [mask] is blue", "--model", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == model.infill_text("the [mask] is blue").text
+
+
+def test_the_commands_cut_sample_and_stop(folder: Path, model: TextModel, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = model.ask(QUESTION, temperature=0.9, top_p=0.8, seed=2, length=16)
+    stop = whole.text[3:5]
+    words = [
+        "ask",
+        QUESTION,
+        "--model",
+        str(folder),
+        "--length",
+        "16",
+        "--seed",
+        "2",
+        "--temperature",
+        "0.9",
+        "--top-p",
+        "0.8",
+    ]
+    for more, text, reason in (
+        ([], whole.text, whole.finish_reason),
+        (
+            ["--max-tokens", "3"],
+            model.ask(QUESTION, temperature=0.9, top_p=0.8, seed=2, length=16, max_tokens=3).text,
+            "length",
+        ),
+        (["--stop", "never", "--stop", stop], whole.text.partition(stop)[0], "stop"),
+    ):
+        assert main([*words, *more, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["text"], told["finish_reason"]) == (text, reason)
+        assert told["settings"]["token_sampler"]["top_p"] == 0.8
+    for wrong in ("0", "1.5", "x"):
+        assert main([*words[:4], "--top-p", wrong]) == 2
+        assert "--top-p" in capsys.readouterr().err
+
+
+def test_a_chat_with_a_text_model_remembers(
+    folder: Path, model: TextModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", _Lines(["the sky", QUESTION, "/new", QUESTION]))
+    assert main(["chat", "--model", str(folder), "--max-tokens", "8", "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    first = model.converse([Message(role="user", text="the sky")], max_tokens=8)
+    said = [Message(role="user", text="the sky"), first.message(), Message(role="user", text=QUESTION)]
+    wanted = [first, model.converse(said, max_tokens=8, seed=1), model.ask(QUESTION, max_tokens=8)]
+    assert ["".join(turn["parts"]) for turn in told] == [one.text for one in wanted]
+
+
+class _Lines(list[str]):
+    """Standard input that is not a terminal."""
+
+    def isatty(self) -> bool:
+        return False
 
 
 def test_the_commands_refuse_what_a_text_model_cannot(
@@ -213,9 +318,9 @@ def test_the_commands_refuse_what_a_text_model_cannot(
     for words, said in (
         (["generate", "a red apple", "--model", place], "cannot generate"),
         (["ask", "in.png", "what?", "--model", place], "cannot read pictures"),
-        (["ask", "in.png", "--model", place], "QUESTION"),
+        (["ask", "in.png", "--model", place], "the question is missing"),
         (["ask", "--model", place], "QUESTION"),
-        (["ask", "what is this?"], "not a text model"),
+        (["ask", "what is this?"], "the picture is missing"),
         (["evaluate", place], "is a text model"),
     ):
         assert main(words) == 2, words

@@ -152,6 +152,62 @@ def test_limits_on_ids() -> None:
         token_sampler.OnlyIds(low=4, high=4, token_sampler=token_sampler.Greedy())
 
 
+def nucleus(p: list[float], mass: float) -> set[int]:
+    """The definition, written out: the most probable ids, until their probabilities reach the mass."""
+    kept, total = set[int](), 0.0
+    for i in sorted(range(len(p)), key=lambda i: -p[i]):
+        if total >= mass:
+            break
+        kept.add(i)
+        total += p[i]
+    return kept
+
+
+@pytest.mark.parametrize("mass", [1e-6, 0.1, 0.5, 0.9, 0.999, 1.0])
+def test_the_nucleus_is_the_published_one(mass: float) -> None:
+    logits_NV = torch.randn(200, 30, generator=torch.Generator().manual_seed(1)) * 3
+    found_NV = token_sampler.nucleus(logits_NV, mass)
+    for logits, found in zip(logits_NV, found_NV, strict=True):
+        kept = {i for i in range(30) if found[i] > -torch.inf}
+        assert kept == (set(range(30)) if mass == 1 else nucleus(logits.double().softmax(0).tolist(), mass))
+        assert all(found[i] == logits[i] for i in kept)
+
+
+@pytest.mark.parametrize("part", [token_sampler.Categorical, token_sampler.GumbelText], ids=lambda p: p.__name__)
+def test_top_p_samples_the_nucleus_and_scores_the_whole(part: Any) -> None:
+    n, logits_V = 6000, torch.tensor([2.0, 1.5, 0.5, -1.0])
+    batch, at = collate([answer(n)], [3]), at_step(0, 1, length=n + 3)
+    prediction = only_text(logits_V.expand(n, 4), first=3)
+    proposal = part(temperature=0.5, top_p=0.8)(batch, prediction, at)
+    ids_N = proposal.ids[0, 3:]
+    kept = torch.tensor([i in nucleus(logits_V.softmax(0).tolist(), 0.8) for i in range(4)])
+    assert kept.tolist() == [True, True, False, False]
+    wanted = (logits_V / 0.5).masked_fill(~kept, -torch.inf).softmax(0)
+    assert torch.allclose(torch.bincount(ids_N, minlength=4) / n, wanted, atol=0.02)
+    assert torch.allclose(proposal.score[0, 3:], logits_V.log_softmax(0)[ids_N])
+    off, unset = part(temperature=0.5, top_p=1.0)(batch, prediction, at), part(temperature=0.5)(batch, prediction, at)
+    assert torch.equal(off.ids, unset.ids) and torch.equal(off.score, unset.score)
+    greedy = part(temperature=0.0, top_p=0.1)(batch, prediction, at)
+    assert set(greedy.ids[0, 3:].tolist()) == {0}
+    assert torch.equal(greedy.score, part(temperature=0.0)(batch, prediction, at).score)
+    for wrong in (0.0, -0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="top_p .* is no share of probability"):
+            part(top_p=wrong)
+
+
+def test_a_text_ends_as_soon_as_enough_of_it_is_unmasked() -> None:
+    """The masked rest of the span gets the end id; a span of another kind, and another row, do not."""
+    until = stopping.Until(enough=lambda ids: len(ids) >= 2, fill=7)
+    batch = collate([answer(5), answer(5)], [0, 1])
+    masked = batch.masked.clone()
+    masked[0, 3:5] = False  # two of the first row
+    masked[1, 4:6] = False  # two of the second, behind a masked one
+    ids = batch.ids.masked_fill(~masked, 3)
+    found = until(batch.replace(ids=ids, masked=masked))
+    assert found.ids[0, 3:].tolist() == [3, 3, 7, 7, 7] and not found.masked[0].any()
+    assert torch.equal(found.masked[1], masked[1]) and torch.equal(found.ids[1], ids[1])
+
+
 def test_scores() -> None:
     logits, ids = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([1])
     assert token_sampler.LogProbability()(logits, ids).item() == pytest.approx(math.log(0.3))

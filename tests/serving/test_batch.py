@@ -28,6 +28,7 @@ from unmask.serving.manifest import DuplicateIds, read
 
 from ..pages import ROOT, environment
 from ..tiny_model import make
+from .served import data_url
 
 torch.set_num_threads(1)
 FEW = ["schedule.steps=3"]
@@ -113,6 +114,29 @@ def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) ->
     assert [b["box"] for b in got["ground"]["boxes"]] == [pytest.approx(b["box"]) for b in boxes]
     assert re.fullmatch(r"pictures/=[0-9a-f]{32}\.png", got["A b/ü"]["file"]) and got["d1"]["file"] == "pictures/d1.png"
     assert run(model, manifest, here / "out") == Summary(done=0, passed=9, failed=0)
+
+
+def test_pictures_may_be_data_urls_and_null_is_absent(model: Model, here: Path) -> None:
+    image, region = (data_url(Image.open(here / name)) for name in ("in.png", "region.png"))
+    nulls = {"seed": None, "settings": None, "sampler": None}
+    lines = [
+        {"id": "edit", "task": "edit", "image": image, "prompt": "make it blue", "plan": None},
+        {"id": "ask", "task": "ask", "image": image, "prompt": "what?", "max_tokens": None, "regex": None},
+        {"id": "ground", "task": "ground", "image": image, "phrases": ["the cat"], "steps": None},
+        {"id": "infill", "task": "infill", "image": image, "mask": region, "prompt": "a cat", "text": None},
+    ]
+    folders = []
+    for name, pictures in (("urls", {}), ("files", {"image": "in.png"})):
+        jobs = [{**nulls, **line, **pictures} for line in lines]
+        jobs[-1] |= {"mask": "region.png"} if pictures else {}
+        manifest = here / f"{name}.jsonl"
+        manifest.write_text("".join(json.dumps(job) + "\n" for job in jobs))
+        assert run(model, manifest, here / name) == Summary(done=4, passed=0, failed=0), records(here / name)
+        folders.append(results(here / name))
+    assert folders[0] == folders[1]
+    broken = write(here, {"id": "x", "task": "edit", "image": "data:image/png;base64,%%%", "prompt": "a"})
+    assert run(model, broken, here / "broken").failed == 1
+    assert "invalid base64" in records(here / "broken")[0]["error"]
 
 
 BAD: list[tuple[Any, str]] = [

@@ -24,6 +24,7 @@ def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, fol
     draw = panel(page, "Draw")
     page.screenshot(path=folder / "empty.png")
     watch(draw)
+    draw.get_by_role("switch", name="Plan").uncheck()
     ask(draw, "two red apples left of a cat", seed=5, steps=12)
     done(draw)
     seen = page.evaluate("window.seen")
@@ -43,6 +44,40 @@ def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, fol
     draw.get_by_role("button", name="Replay steps").click()
     expect(draw.locator(".step")).to_have_text("Finished")
     page.screenshot(path=folder / "draw.png")
+
+
+def test_an_example_sends_its_prompt_and_image_alone(visits: Callable[..., Visit], server: Server) -> None:
+    """So that test_page_examples.py can hold what a visitor gets."""
+    visit = visits(server.url)
+    visit.expected = "ERR_FAILED"
+    page = visit.page()
+    for tab, path in {
+        "Draw": "images/generations",
+        "Ask": "chat/completions",
+        "Ground": "ground",
+        "Edit": "images/edits",
+    }.items():
+        place = panel(page, tab)
+        page.route(f"**/v1/{path}", lambda route: route.abort())
+        for chip in place.get_by_role("group", name="Examples").get_by_role("button").all():
+            chip.click()
+            if tab != "Draw":
+                expect(place.locator(".hint")).to_be_hidden()
+            with page.expect_request(f"**/v1/{path}") as request:
+                page.keyboard.press("Control+Enter")
+            expect(place.locator(".primary")).to_be_enabled()
+            sent = request.value
+            if tab == "Edit":
+                names = set(re.findall(r'name="(\w+)"', (sent.post_data_buffer or b"").decode("latin-1")))
+                assert names == {"image", "prompt", "seed", "stream", "trace"}
+                continue
+            body, how = sent.post_data_json, {"seed", "stream", "trace"}
+            wanted = {
+                "Draw": {"prompt", "response_format", *how},
+                "Ask": {"model", "messages", *how},
+                "Ground": {"image", "phrases", "seed"},
+            }
+            assert set(body) == wanted[tab], chip.inner_text()
 
 
 def test_timeline_shows_plans_and_attempts(page: Page, model: Any, folder: Path) -> None:
@@ -88,10 +123,10 @@ def test_a_layout_is_drawn_named_and_sent(page: Page) -> None:
 
 def test_ask_streams_text_and_gives_the_models_answer(page: Page, model: Any, folder: Path) -> None:
     look = panel(page, "Ask")
-    look.get_by_label("Example image: apples").click()
-    ask(look, "how many apples are there?", seed=1)
+    look.get_by_label("Example image: cups").click()
+    ask(look, "how many cups are there?", seed=1)
     done(look)
-    expected = model.ask(WEB / "example-apples.png", "how many apples are there?", seed=1).text
+    expected = model.ask(WEB / "example-cups.png", "how many cups are there?", seed=1).text
     expect(look.locator(".words .text")).to_have_text(expected)
     look.get_by_role("slider", name="Step").press("Home")
     assert look.locator(".words .open").count() >= 1
@@ -160,10 +195,10 @@ def test_only_the_painted_region_is_regenerated(page: Page, model: Any, folder: 
     url = brush.evaluate("canvas => canvas.toDataURL()")
     painted = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).getchannel("A")
     assert painted.size == (128, 128) and painted.getextrema() == (0, 255)
-    ask(change, "a blue bus and a dog", seed=4, steps=6)
+    ask(change, "a bicycle and a dog", seed=4, steps=6)
     done(change)
     own = model.infill(
-        WEB / "example-street.png", painted, prompt="a blue bus and a dog", seed=4, settings=["schedule.steps=6"]
+        WEB / "example-street.png", painted, prompt="a bicycle and a dog", seed=4, settings=["schedule.steps=6"]
     )
     assert same(picture(change.get_by_role("link", name="Download")), own.image)
 

@@ -26,6 +26,7 @@ from .on_page import Page, Visit, ask, done, expect, freed, panel, picture, same
 
 def test_escape_cancels_and_frees_the_server(page: Page, server: Server, model: Any) -> None:
     draw = panel(page, "Draw")
+    draw.get_by_role("switch", name="Plan").uncheck()
     with standing_still(model, after=3):
         ask(draw, "a cat", steps=64)
         expect(draw.locator(".step")).to_have_text("Step 3 of 64")
@@ -67,6 +68,7 @@ def test_a_full_queue_and_an_invalid_prompt_show_an_error(visits: Callable[..., 
         visit = visits(small.url)
         visit.expected = "status of 4(29|00)"
         busy, draw = panel(visit.page(), "Draw"), panel(visit.page(), "Draw")
+        busy.get_by_role("switch", name="Plan").uncheck()
         with standing_still(model, after=2):
             ask(busy, "a cat", n=2)
             expect(busy.locator(".step")).to_contain_text("Step 2")
@@ -123,6 +125,7 @@ Elastic.forward = stopping
         visit.expected = "ERR_|net::"
         page = visit.page()
         draw = panel(page, "Draw")
+        draw.get_by_role("switch", name="Plan").uncheck()
         ask(draw, "a cat", steps=16)
         expect(draw.locator(".step")).to_have_text("Step 5 of 16")
         first.kill()

@@ -6,18 +6,20 @@ import json
 import re
 from collections.abc import Iterator
 from enum import StrEnum
+from random import Random
 from typing import Any, Literal
 
 import openai
 import pytest
 import torch
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import unmask
 from unmask.grammars.answer_format import of_regex, of_schema
 from unmask.serving.server import Server
 
+from ..grammars.random_schemas import random_schema
 from ..tiny_llada import make as llada
 from .served import asked, client, plain, serving, tiny
 
@@ -30,6 +32,7 @@ SCHEMA = {
         "cat": {"type": "boolean"},
     },
 }
+JSON = {"content-type": "application/json"}
 NUMBER = {"type": "regex", "regex": "one|two|three"}
 
 
@@ -87,12 +90,22 @@ def test_a_model_of_pydantic_is_what_comes_back(server: Server, picture: Image.I
     class Size(BaseModel):
         big: bool
 
+    class Cat(BaseModel):
+        kind: Literal["cat"]
+
+    class Dog(BaseModel):
+        kind: Literal["dog"]
+        size: Size | None = None
+
     class Thing(BaseModel):
         colour: Literal["red", "blue"]
         found: bool
         second: Colour
         third: Colour | None
         size: Size
+        animal: Cat | Dog = Field(discriminator="kind")
+        place: tuple[bool, Literal[1, 2]]
+        share: float = Field(gt=0, le=1)
 
     reply = client(server).chat.completions.parse(
         model="tiny", messages=asked(picture, "what is this?"), response_format=Thing
@@ -138,11 +151,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "broken regex": ({"type": "regex", "regex": "(a"}, "regex"),
     "a reference": (schema({"$ref": "#/$defs/a"}), "$ref"),
     "recursive": (schema({"type": "array", "items": {"$ref": "#"}}), "# refers to itself"),
-    "null for a list": (schema({**SCHEMA, "required": None}), "schema.required: expected a list of names"),
+    "another type for a list": (schema({**SCHEMA, "required": 3}), "schema.required: expected a list of names"),
+    "references that double": (
+        schema(
+            {
+                "$defs": {**{f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)}},
+                "$ref": "#/$defs/d0",
+            }
+        ),
+        "schema",
+    ),
     "the same words": (schema({"enum": ["red", "Red"]}), "with the same words"),
     "too large": ({"type": "regex", "regex": "(a|b)*a(a|b){20}"}, "takes more than"),
     "slow to prepare": ({"type": "regex", "regex": ".{1,600}"}, "takes more than 4000 states"),
-    "slow to weigh": ({"type": "regex", "regex": "[a-z]{1,900}"}, "too complex"),
+    "slow to weigh": ({"type": "regex", "regex": "[a-z]{400,900}"}, "too complex"),
     "too long to read": ({"type": "regex", "regex": "a" * 20_001}, "more than 20,000 characters"),
     "no room": (schema({"type": "string", "minLength": 180}), "needs at least"),
     "very deep": (schema(json.loads('{"anyOf":[' * 400 + '{"type":"null"}' + "]}" * 400)), "nested"),
@@ -176,3 +198,18 @@ def test_a_turn_that_may_draw_has_no_form(server: Server, picture: Image.Image) 
         assert (
             response.status_code == 400 and error["param"] == "response_format" and "have a format" in error["message"]
         )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_schemas_are_answered_or_refused(server: Server, picture: Image.Image, seed: int) -> None:
+    """Valid and malformed ones; a number that JSON lacks makes the whole body invalid, which is refused as well."""
+    rng, messages = Random(seed), asked(picture, "what?")
+    codes = []
+    for _ in range(40):
+        body = {"messages": messages, "max_tokens": 8, "response_format": schema(random_schema(rng))}
+        response = plain(server).post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
+        codes.append(response.status_code)
+        assert codes[-1] in (200, 400), (body["response_format"], response.text)
+        if codes[-1] == 400:
+            assert set(response.json()["error"]) >= {"message", "type", "code", "param"}
+    assert {200, 400} == set(codes)

@@ -14,6 +14,7 @@ from tests.tokens.test_build import TEXTS
 from unmask.pipeline.model import Model
 from unmask.sequence import Kind, collate
 from unmask.tasks.conversing import Message, converse
+from unmask.tasks.lengths import Extent
 from unmask.tokens.build import Builder
 from unmask.tokens.layouts import layout_of, to_ids
 from unmask.tokens.prompts import RELEASED
@@ -39,10 +40,10 @@ class Scripted:
         self.seen.append(sequence)
         if any(s.kind == Kind.CODE and s.writable for s in sequence.spans):
             return self.model.run(sequences, seeds, replace(sampler, schedule=replace(sampler.schedule, steps=2)))
-        span, ids = sequence.spans[-1], sequence.ids.clone()
-        said = self.words.pop(0)
-        ids[span.start : span.stop] = self.model.parts.text[EOT]
-        ids[span.start : span.start + len(said)] = torch.tensor(said)
+        ids, said = sequence.ids.clone(), self.words.pop(0)
+        ids[sequence.masked] = self.model.parts.text[EOT]
+        start = int(sequence.masked.long().argmax())
+        ids[start : start + len(said)] = torch.tensor(said)
         row = replace(sequence, ids=ids, masked=sequence.masked & False)
         return type("Decoded", (), {"rows": [row]})()
 
@@ -101,6 +102,64 @@ def test_a_layout_becomes_a_new_picture_or_a_change_of_the_last(model: Model) ->
     assert len(converse(scripted, [user("add a cat")], 0).images) == 1  # there is no picture to change: a new one
     scripted = Scripted(model, [[*to_ids(reason, text, wording), text[EXP]], []])
     assert converse(scripted, [user("make it sand")], 0).plan is None  # words, where there is nothing to change
+
+
+def test_a_maximum_counts_words_and_says_what_it_cut_off(model: Model) -> None:
+    """A layout is not words: the drawing is the same at every maximum."""
+    text, wording = model.parts.text, model.parts.wording
+    words = text.encode("a red apple left of a big cat")
+    whole = converse(Scripted(model, [words]), [user("hello")], 0, Extent(length=44))
+    assert (whole.text, whole.finish_reason) == ("a red apple left of a big cat", "stop")
+    for most in (1, 2, len(words) - 1, len(words), 44, 10**9):
+        turn = converse(Scripted(model, [words]), [user("hello")], 0, Extent(length=44, max_tokens=most))
+        assert turn.text == text.decode(words[:most])
+        assert turn.finish_reason == turn.to_json()["finish_reason"] == ("length" if most < len(words) else "stop")
+    layout = to_ids(layout_of([("cat", (0.0, 0.0, 0.5, 0.5))]), text, wording)
+    for most in (1, 44, 10**9):
+        turn = converse(
+            Scripted(model, [[*layout, text[EXP]]]), [user("draw a cat")], 0, Extent(length=44, max_tokens=most)
+        )
+        assert len(turn.images) == 1 and not turn.text and turn.finish_reason == "stop" and turn.plan is not None
+
+
+def test_words_go_on_in_another_canvas_if_the_maximum_allows_it(model: Model) -> None:
+    text = model.parts.text
+    first = (text.encode("a red apple and ") * 20)[:8]
+    second = text.encode("two dogs")
+    scripted = Scripted(model, [first, second])
+    turn = converse(scripted, [user("hello")], 0, Extent(length=8, max_tokens=10**9))
+    assert turn.text == text.decode([*first, *second]) and turn.finish_reason == "stop"
+    grown = scripted.seen[1]
+    assert len(grown.ids) == len(scripted.seen[0].ids) + 8 and int(grown.masked.sum()) == 8
+    cut = converse(Scripted(model, [first]), [user("hello")], 0, Extent(length=8))
+    assert cut.text == text.decode(first) and cut.finish_reason == "length"
+
+
+def test_words_end_before_a_stop_string_and_so_does_the_turn(model: Model) -> None:
+    text = model.parts.text
+    extent = Extent(length=44, stop=("big",))
+    for end in ([text[EOT]], [text[EXP]]):
+        scripted = Scripted(model, [[*text.encode("a red apple, a big cat"), *end]])
+        turn = converse(scripted, [user("hello")], 0, extent)
+        assert (turn.parts, turn.finish_reason) == (("a red apple, a ",), "stop") and len(scripted.seen) == 1
+
+
+def test_a_turn_says_that_a_picture_or_words_were_left_out(model: Model) -> None:
+    text = model.parts.text
+    turn = converse(Scripted(model, [[text[EXP]]] * 9), [user("draw for ever")], 0)
+    assert turn.finish_reason == "length" and len(turn.images) == 4
+    words = [*text.encode("two dogs"), text[EXP]]
+    extent = Extent(length=44, max_tokens=len(words))
+    turn = converse(Scripted(model, [words]), [user("describe, then draw")], 0, extent)
+    assert turn.finish_reason == "length" and len(turn.images) == 1 and turn.text == "two dogs"
+    turn = converse(Scripted(model, [words, []]), [user("describe, then draw")], 0)
+    assert turn.finish_reason == "stop" and len(turn.images) == 1
+
+
+def test_the_shipped_model_draws_the_same_at_every_maximum(model: Model) -> None:
+    turns = [model.converse([user("draw a red apple")], seed=3, max_tokens=most) for most in (None, 1, 44, 10**9)]
+    assert all(turn.finish_reason == "stop" and len(turn.images) == 1 for turn in turns)
+    assert all(np.array_equal(np.asarray(turn.images[0]), np.asarray(turns[0].images[0])) for turn in turns)
 
 
 def test_the_shipped_model_converses_and_goes_on(model: Model) -> None:

@@ -139,10 +139,41 @@ def test_too_small_a_room_is_told_before_any_work(tiny: Model, writer: Model) ->
     assert type(writer.ask(picture(), "what?", form=form, max_tokens=least).value["a"]) is bool
     assert tiny.ask(picture(), "what?", form=form, max_tokens=1).value["a"] in (True, False)
     many = {f"k{i}": {"type": "boolean", "description": "x " * 30} for i in range(200)}
-    with pytest.raises(ValueError, match="the model's context of 4096; shorten the prompt or lower max_tokens"):
+    with pytest.raises(ValueError, match="the model's context of 4096; shorten the prompt"):
         tiny.ask(picture(), "what?", form=of_schema({"type": "object", "properties": many}))
     with pytest.raises(ValueError, match="longer than 400 tokens"):
         tiny.ask(picture(), "what?", form=of_schema({"type": "boolean", "description": "x " * 500}))
+
+
+def test_a_larger_maximum_changes_no_value_and_costs_nothing(tiny: Model, writer: Model) -> None:
+    """A smaller one neither, as long as it is enough; otherwise the value is decoded again in as many tokens."""
+    properties = {"a": {"enum": ["red", "sea green"]}, "b": {"type": "integer", "minimum": 10, "maximum": 2000}}
+    form = of_schema({"type": "object", "properties": properties})
+    for model in (tiny, writer):
+        usual = model.ask(picture(), "what?", form=form, trace=True)
+        slots = form.slots(model.parts.text, model.parts.wording)
+        least, same = max(slot.grammar.least for slot in slots), []
+        for most in (least, least + 3, least + 9, 60, 100, 1024, 32000, 10**9):
+            said = model.ask(picture(), "what?", form=form, max_tokens=most, trace=True)
+            same.append((said.value, said.trace, said.finish_reason) == (usual.value, usual.trace, "stop"))
+        assert same == sorted(same) and same[-4:] == [True] * 4, same
+        short = model.ask(picture(), "what?", form=form, max_tokens=least)
+        assert valid(short.value, {"type": "object", "properties": properties}) and short.finish_reason == "stop"
+
+
+def test_a_value_that_is_longer_than_the_maximum_is_decoded_again(tiny: Model) -> None:
+    form = of_regex("(a|bc){12}|a{3}")
+    usual = tiny.ask(picture(), "what?", form=form)
+    (slot,) = form.slots(tiny.parts.text, tiny.parts.wording)
+    assert slot.grammar.least < 4
+    short = tiny.ask(picture(), "what?", form=form, max_tokens=slot.grammar.least)
+    assert re.fullmatch("(a|bc){12}|a{3}", short.text)
+    assert len(tiny.parts.text.encode(short.text)) <= len(tiny.parts.text.encode(usual.text))
+
+
+def test_an_answer_in_a_format_cannot_be_cut_at_a_stop_string(tiny: Model) -> None:
+    with pytest.raises(ValueError, match="stop cannot cut an answer in a format; leave out stop, or the format"):
+        tiny.ask(picture(), "what?", form=of_regex("[a-z]+"), stop=["a"])
 
 
 def test_answers_in_a_form_are_batch_invariant_in_the_engine(tiny: Model, writer: Model) -> None:
@@ -175,6 +206,9 @@ def test_a_text_model_answers_in_a_form(tmp_path: Path) -> None:
     assert said.value["n"] in (1, 2, 3) and json.loads(said.text) == said.value
     with pytest.raises(ValueError, match="needs at least"):
         model.ask("how many?", form=of_schema(schema), max_tokens=2)  # type: ignore[call-arg]
+    usual = model.ask("how many?", form=of_schema(schema))  # type: ignore[call-arg]
+    for most in (64, 1024, 10**9):
+        assert model.ask("how many?", form=of_schema(schema), max_tokens=most).text == usual.text  # type: ignore[call-arg]
 
 
 @pytest.mark.weights

@@ -229,7 +229,7 @@ def test_every_command_runs(
 
 
 def test_an_answer_is_as_long_as_asked(model: Model, picture: Image.Image) -> None:
-    assert len(model.ask(picture, "what?", max_tokens=5, trace=True).trace) <= 5
+    assert len(model.ask(picture, "what?", length=5, trace=True).trace) <= 5
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
         model.ask(picture, "what?", max_tokens=0)
 

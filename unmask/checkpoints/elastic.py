@@ -6,7 +6,7 @@ Public idea: ``tensors_needed(checkpoint, needs)`` lists them from the safetenso
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,11 +133,15 @@ def tensors_needed(checkpoint: Checkpoint, needs: frozenset[str]) -> Iterator[tu
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Source of a model's weights, and how and where they are held."""
+    """Source of a model's weights, and how and where they are held.
+
+    ``on_bytes``: called while they are read, with the bytes read and the bytes to read.
+    """
 
     checkpoint: Checkpoint
     device: str = "cpu"
     storage: WeightStorage = field(default_factory=WeightStorage)
+    on_bytes: Callable[[int, int], None] = field(default=lambda done, of: None, compare=False, repr=False)
 
     def place_of(self, name: str) -> str:
         """The device that holds a parameter."""

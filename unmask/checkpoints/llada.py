@@ -7,13 +7,14 @@ models differ only in their weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import fit, names, plain, read_json, refuse_unsupported, trunk
-from unmask.checkpoints.stream import CheckpointError, tensors_of
+from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
@@ -32,7 +33,6 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "layer_norm_type": ("rms",),
     "rope": (True,),
     "scale_logits": (False, None),
-    "weight_tying": (False, None),
 }
 
 
@@ -55,6 +55,19 @@ def read_config(raw: Json) -> ElasticConfig:
         raise CheckpointError(f"config.json lacks {error}; is this a LLaDA folder?") from error
 
 
+def _names(raw: Json, config: ElasticConfig, found: Mapping[str, Stored]) -> dict[str, str]:
+    """The name map of the family; where the head is tied, it is read from the embedding.
+
+    ``weight_tying`` is the family's own field. Where it is not set, a missing head counts as tied too, as transformers has it, unless both
+    fields deny that.
+    """
+    mapping, head = names(config), "text_head.weight"
+    denied = raw.get("weight_tying") is False and raw.get("tie_word_embeddings") is False
+    if raw.get("weight_tying") or (mapping[head] not in found and not denied):
+        mapping[head] = mapping["embed.weight"]
+    return mapping
+
+
 def survey_llada(folder: Path) -> Checkpoint:
     """Contents of a folder in LLaDA's layout; no weights are read. CheckpointError if something does not fit."""
     raw = read_json(folder / "config.json")
@@ -63,5 +76,8 @@ def survey_llada(folder: Path) -> Checkpoint:
     with torch.device("meta"):
         net = Elastic(config, mask_id=0)
     mask_id = raw.get("mask_token_id", _MASK_ID)
-    stored = fit(net, found, names(config), folder)
+    mapping = _names(raw, config, found)
+    if mapping["text_head.weight"] != names(config)["text_head.weight"]:
+        found.pop(names(config)["text_head.weight"], None)  # a copy of the embedding
+    stored = fit(net, found, mapping, folder)
     return Checkpoint(place=folder, config=config, vq_config=VQConfig(), mask_id=mask_id, net=stored, vq={})

@@ -6,9 +6,12 @@ The modules change only after everything has been read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from unmask.checkpoints.budget import refuse_if_too_large
+from unmask.checkpoints.device import refuse_dtypes
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, branch_of, tensors_needed
 from unmask.checkpoints.quantise import offload_hooks
 from unmask.checkpoints.stream import Stored, read
@@ -20,13 +23,23 @@ def load(weights: Weights, net: Elastic, vq: VQ, needs: frozenset[str]) -> None:
     """Load missing weights. CheckpointError, also for too little memory; both modules are then unchanged."""
     modules: dict[str, nn.Module] = {"net": net, "vq": vq}
     wanted = [w for w in tensors_needed(weights.checkpoint, needs) if _rows_here(modules[w[0]], w[1]) < w[3]]
+    refuse_dtypes(weights.device, {weights.dtype_of(module, stored) for module, _, stored, _ in wanted})
     refuse_if_too_large(weights, wanted)
-    made = [(module, name, _read(weights, module, name, stored, rows)) for module, name, stored, rows in wanted]
-    for module, name, value in made:
+    for module, name, value in list(_read_all(weights, wanted)):
         leaf, attribute = _leaf(modules[module], name)
         setattr(leaf, attribute, nn.Parameter(value, requires_grad=type(value) is Tensor))
         if branch_of(name) in weights.storage.offload:
             offload_hooks(leaf)
+
+
+def _read_all(weights: Weights, wanted: list[tuple[str, str, Stored, int]]) -> Iterator[tuple[str, str, Tensor]]:
+    """(module, name, value) of every weight, counted in bytes of the files."""
+    sizes = [stored.nbytes * rows // stored.shape[0] for _, _, stored, rows in wanted]
+    done, of = 0, sum(sizes)
+    for size, (module, name, stored, rows) in zip(sizes, wanted, strict=True):
+        yield module, name, _read(weights, module, name, stored, rows)
+        done += size
+        weights.on_bytes(done, of)
 
 
 def load_everything(checkpoint: Checkpoint) -> tuple[Elastic, VQ]:

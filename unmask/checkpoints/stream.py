@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+OTHER_WEIGHTS = ("*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # a pickle can run code, so it is never read
 PIECE = 4 * 2**20  # bytes per read; small, because the allocator may leave gaps of this size between tensors
 _FEED_FORWARD = re.compile(r"^(blocks\.\d+\.(?:und|gen))\.((?:gate|up|down)\.weight)$")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -75,6 +76,14 @@ def files_of(folder: Path, name: str) -> list[Path]:
     return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*-of-*.safetensors")])
 
 
+def other_weights(folder: Path) -> str:
+    """What a folder holds instead of safetensors, as the end of an error; "" if there is nothing of the kind."""
+    found = sorted(p.name for kind in OTHER_WEIGHTS for p in folder.glob(kind))
+    return (
+        f"it holds {found[0]}, but unmask reads safetensors only; convert the weights to safetensors" if found else ""
+    )
+
+
 def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
     """All tensors of ``name.safetensors``, of the files in its index, or of its shards. CheckpointError if a file is missing."""
     index = folder / f"{name}.safetensors.index.json"
@@ -82,7 +91,9 @@ def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
         return _indexed(folder, index)
     files = files_of(folder, name)
     if not files:
-        raise CheckpointError(f"no {name}*.safetensors in {folder}; is this a model folder?")
+        raise CheckpointError(
+            f"no {name}*.safetensors in {folder}; {other_weights(folder) or 'is this a model folder?'}"
+        )
     if "-of-" in files[0].name:
         wanted = int(files[0].name.rsplit("-of-", 1)[1].split(".")[0])
         if len(files) != wanted:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import json
 import os
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,27 +15,29 @@ import click
 
 from unmask.cli.options import (
     Storage,
-    check_device,
     device_option,
     download_option,
+    found_device,
     json_option,
+    model_option,
     storage_options,
     threads_option,
     use_threads,
 )
-from unmask.cli.output import news, print_json
+from unmask.cli.output import STDOUT, news, print_json, print_line
+from unmask.cli.progress import opening
+from unmask.evaluation.progress import Lines
 
 if TYPE_CHECKING:
     from unmask.pipeline.model import Model
     from unmask.pipeline.text_model import TextModel
+    from unmask.serving.batch import BatchPlan, Share
 
 
 @click.command()
-@click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--model", default="mini", show_default=True, help="A shipped model, a model folder, or owner/name on the hub."
-)
+@click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False, allow_dash=True))
+@model_option
 @click.option(
     "--live",
     type=click.IntRange(1, 256),
@@ -60,28 +67,70 @@ def batch(
     """Run a file of requests, one per line.
 
     Results go to OUT/results-RANK.jsonl, pictures to OUT/pictures. Run it again to resume. Under torchrun, every process takes a share of
-    the lines. Exit code 1 if any line failed.
+    the lines. Exit code 1 if any line failed. - as REQUESTS reads stdin; - as OUT prints the results, with pictures as data URLs.
 
     \b
     Examples:
       unmask batch requests.jsonl answers
       unmask batch requests.jsonl answers --retry-failed
+      cat requests.jsonl | unmask batch - -
       torchrun --nproc-per-node 2 -m unmask.cli.main batch requests.jsonl answers
     """
-    from unmask.evaluation.progress import Lines
-    from unmask.serving.batch import Share, needs, plan, run_batch
+    from unmask.serving.batch import Share, needs, run_batch
 
+    if out == STDOUT and as_json:
+        raise click.UsageError("- as OUT prints one JSON object per line; leave out --json")
     share = Share(rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1))
-    work = plan(manifest, out, share, retry=retry)
-    opened = _opened(model, device, threads, storage, download, needs(work)) if work.todo else None
-    with Lines() as lines:
-        done = run_batch(opened, work, live=live, on_progress=lambda done, of: lines("batch", done, of))
+    with tempfile.TemporaryDirectory() as scratch:
+        work = _plan(manifest, Path(scratch) / "out" if out == STDOUT else out, Path(scratch), share, retry)
+        printed = _Printed(results=work.results) if out == STDOUT else None
+        place = found_device(device)
+        if place == "cuda" and share.world > 1:
+            place = f"cuda:{_number('LOCAL_RANK', 0)}"
+        opened = _opened(model, place, threads, storage, download, needs(work)) if work.todo else None
+        with Lines() as lines:
+
+            def progress(done: int, of: int) -> None:
+                lines("batch", done, of)
+                if printed:
+                    printed.more()
+
+            done = run_batch(opened, work, live=live, on_progress=progress)
     if as_json:
         print_json({"done": done.done, "passed": done.passed, "failed": done.failed, "results": str(work.results)})
-    else:
+    elif out != STDOUT:
         click.echo(work.results)
     news(f"{done.done} done, {done.passed} done before, {done.failed} failed")
     return int(done.failed > 0)
+
+
+def _plan(manifest: Path, out: Path, scratch: Path, share: Share, retry: bool) -> BatchPlan:
+    """The plan of a manifest; one on stdin is copied to a file first, and its pictures are relative to the working folder."""
+    from unmask.serving.batch import plan
+
+    if manifest != STDOUT:
+        return plan(manifest, out, share, retry=retry)
+    copy = scratch / "stdin.jsonl"
+    copy.write_bytes(sys.stdin.buffer.read())
+    return dataclasses.replace(plan(copy, out, share, retry=retry), folder=Path())
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Printed:
+    """Prints the lines of a results file as they are written; pictures as data URLs in place of their files."""
+
+    results: Path
+    _bytes: int = 0
+
+    def more(self) -> None:
+        whole = self.results.read_bytes() if self.results.exists() else b""
+        for raw in whole[self._bytes :].splitlines():
+            record = json.loads(raw)
+            if (result := record.get("result")) and "file" in result:
+                png = (self.results.parent / result.pop("file")).read_bytes()
+                result["image"] = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+            print_line(record)
+        self._bytes = len(whole)
 
 
 def _opened(
@@ -90,8 +139,9 @@ def _opened(
     import unmask
 
     use_threads(threads)
-    check_device(device)
-    return unmask.load(model, device=device, needs=needs, storage=storage.value(), download=download)
+    return unmask.load(
+        model, device=device, needs=needs, storage=storage.value(), download=download, on_bytes=opening(model)
+    )
 
 
 def _number(name: str, otherwise: int) -> int:

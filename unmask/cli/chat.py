@@ -16,7 +16,9 @@ from unmask.cli.options import (
     max_tokens_option,
     model_options,
     steps_option,
+    stop_option,
     temperature_option,
+    top_p_option,
 )
 from unmask.cli.output import news, warn
 from unmask.tokens.pictures import ImageError, read_image, save_image
@@ -41,6 +43,8 @@ _HELP = """/image FILE  attach a picture to your next message
 @steps_option
 @guidance_option
 @temperature_option
+@top_p_option
+@stop_option
 @model_options
 def chat(
     run: Run,
@@ -49,11 +53,13 @@ def chat(
     steps: int | None,
     guidance: float | None,
     temperature: float | None,
+    top_p: float | None,
+    stop: tuple[str, ...],
 ) -> None:
     """Chat with a model in words and pictures.
 
     Reads one message per line. Prints words; saves pictures and prints their paths. Lines that start with / are commands: /help.
-    --max-tokens and --temperature apply to words, --steps and --guidance to pictures.
+    --max-tokens, --temperature, --top-p and --stop apply to words, --steps and --guidance to pictures (of a text model: to words).
 
     \b
     Examples:
@@ -67,7 +73,7 @@ def chat(
         raise click.UsageError(
             "chat takes no -o: words and pictures use different samplers; use --steps, --guidance or --temperature"
         )
-    model, messages, shown, saved = run.open("converse"), [], [], 0
+    model, messages, shown, saved = run.open_any("converse"), [], [], 0
     if sys.stdin.isatty():
         news("Type a message, or /help.")
     for line in sys.stdin:
@@ -85,9 +91,11 @@ def chat(
                     [*messages, asked],
                     seed=run.seed + len(messages) // 2,
                     max_tokens=max_tokens,
+                    stop=stop,
                     steps=steps,
                     guidance_scale=guidance,
                     temperature=temperature,
+                    top_p=top_p,
                 )
             except ValueError as error:  # the conversation so far is kept
                 news(f"error: {error}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import click
 from PIL import Image
 
+from unmask.cli.delivery import deliver, refuse_clashes
+from unmask.cli.inputs import expand, pictures_and_text, read_picture, read_pictures, read_text
 from unmask.cli.options import (
     Command,
     OrderedHelp,
@@ -22,11 +22,10 @@ from unmask.cli.options import (
     steps_option,
     temperature_option,
 )
-from unmask.cli.output import news, numbered, print_json, warn
-from unmask.tokens.pictures import TRACES, WRITABLE, read_image, save_image, save_trace
+from unmask.cli.output import print_json, warn
+from unmask.tokens.pictures import TRACES, WRITABLE
 
 if TYPE_CHECKING:
-    from unmask.tasks.results import Drawing
     from unmask.tokens.layouts import Layout
 
 _GAP = "[mask]"
@@ -109,7 +108,12 @@ def _conditions(command: Command) -> Command:
 @steps_option
 @guidance_option
 @temperature_option
-@path_option("--out", tuple(WRITABLE), "Output file; several pictures are numbered.", "drawing.png")
+@path_option(
+    "--out",
+    tuple(WRITABLE),
+    "Output file, which is replaced; several pictures are numbered; - is stdout.",
+    "drawing.png",
+)
 @_trace
 @_conditions
 @_plan_or_not
@@ -138,8 +142,8 @@ def generate(
 ) -> None:
     """Generate pictures from a prompt.
 
-    Prints the path of every picture. With --attempts N it is the first attempt that the model's own critique accepts, otherwise the one
-    with the highest acceptance score.
+    PROMPT is a text in quotes, or - to read it from stdin. Prints the path of every picture. With --attempts N it is the first attempt
+    that the model's own critique accepts, otherwise the one with the highest acceptance score.
 
     \b
     Examples:
@@ -155,7 +159,8 @@ def generate(
     """
     if plan and boxes:
         raise click.UsageError("--boxes and --plan both give a layout; leave out one of them")
-    _apart(out, trace, thoughts)
+    refuse_clashes(run, out, count, trace, thoughts)
+    prompt = read_text(prompt, "prompt")
     layout = _layout(boxes) if boxes else plan
     model = run.open("reflect" if (attempts or 1) > 1 else "plan" if plan else "generate")
     drawn = model.generate(
@@ -171,17 +176,21 @@ def generate(
         trace=trace is not None,
         settings=run.settings,
     )
-    _deliver(drawn, out, trace, run, thoughts)
+    deliver([("", drawing) for drawing in drawn], count, out, trace, run, thoughts)
 
 
 @click.command(cls=OrderedHelp, first=("out", "count", "steps", "guidance", "seed", "model"))
-@click.argument("image", type=click.Path(path_type=Path))
-@click.argument("instruction")
+@click.argument("words", metavar="IMAGE... INSTRUCTION", nargs=-1, required=True)
 @_count
 @steps_option
 @guidance_option
 @temperature_option
-@path_option("--out", tuple(WRITABLE), "Output file; several pictures are numbered.", "edited.png")
+@path_option(
+    "--out",
+    tuple(WRITABLE),
+    "Output file, which is replaced; several pictures are numbered; - is stdout.",
+    "edited.png",
+)
 @_trace
 @_plan
 @_attempts
@@ -189,8 +198,7 @@ def generate(
 @model_options
 def edit(
     run: Run,
-    image: Path,
-    instruction: str,
+    words: tuple[str, ...],
     count: int,
     steps: int | None,
     guidance: float | None,
@@ -201,10 +209,10 @@ def edit(
     attempts: int,
     thoughts: Path | None,
 ) -> None:
-    """Edit a picture by an instruction.
+    """Edit pictures by an instruction.
 
-    Prints the path of every picture. With --attempts N it is the first attempt that the model's own critique accepts, otherwise the one
-    with the highest acceptance score.
+    IMAGE is a file, a pattern such as '*.png', or - for stdin. Prints the path of every picture. With --attempts N it is the first
+    attempt that the model's own critique accepts, otherwise the one with the highest acceptance score.
 
     \b
     Examples:
@@ -213,13 +221,18 @@ def edit(
       unmask edit apple.png "remove the cat" -n 2 --seed 3 --trace gone.gif
       unmask edit apple.png "make the background sand" --plan --thoughts plan.png
       unmask edit apple.png "remove the cat" --attempts 4 --thoughts attempts.png
+      unmask edit *.png "make the background sand" --out sand/edited.png
     """
-    _apart(out, trace, thoughts)
-    picture = read_image(image)
+    names, instruction = pictures_and_text(words, "instruction", "unmask edit")
+    if not names:
+        raise ValueError(f'the picture is missing; for example: unmask edit dog.png "{instruction}"')
+    instruction = read_text(instruction, "instruction")
+    refuse_clashes(run, out, count * len(names), trace, thoughts)
+    pictures = read_pictures(names)
     model = run.open("edit-reflect" if attempts > 1 else "edit-plan" if plan else "edit")
-    drawn = model.edit(
-        picture,
-        instruction,
+    change = functools.partial(
+        model.edit,
+        instruction=instruction,
         n=count,
         steps=steps,
         guidance_scale=guidance,
@@ -230,7 +243,8 @@ def edit(
         trace=trace is not None,
         settings=run.settings,
     )
-    _deliver(drawn, out, trace, run, thoughts)
+    drawn = ((name if len(names) > 1 else "", drawing) for name, picture in pictures for drawing in change(picture))
+    deliver(drawn, count * len(names), out, trace, run, thoughts)
 
 
 @click.command(cls=OrderedHelp, first=("region", "out", "steps", "guidance", "seed", "model"))
@@ -241,7 +255,7 @@ def edit(
 @click.option("--region", type=click.Path(path_type=Path), help="Mask picture: white where TARGET is filled.")
 @click.option("--box", metavar="X1,Y1,X2,Y2", help="Fill this box, in pixels of TARGET.")
 @click.option("--prompt", default="", help="Description of the whole picture.")
-@path_option("--out", tuple(WRITABLE), "Output file.", "filled.png")
+@path_option("--out", tuple(WRITABLE), "Output file, which is replaced; - is stdout.", "filled.png")
 @_trace
 @model_options
 def infill(
@@ -258,7 +272,7 @@ def infill(
 ) -> None:
     """Fill a region of a picture, or the gaps in a text.
 
-    TARGET is a picture file, or a text in which every [mask] is a gap. A picture needs --region or --box.
+    TARGET is a picture file, or a text in which every [mask] is a gap. A picture needs --region or --box. - reads TARGET from stdin.
 
     \b
     Examples:
@@ -266,6 +280,8 @@ def infill(
       unmask infill apple.png --box 0,0,64,64 --prompt "a red apple left of a cat"
       unmask infill apple.png --region painted.png --out filled.png
     """
+    if region is None and box is None:
+        target = read_text(target, "text")
     if _GAP in target:
         if region or box:
             raise click.UsageError(f"a text with {_GAP} takes no --region and no --box")
@@ -282,9 +298,9 @@ def infill(
         return
     if (region is None) == (box is None):
         raise click.UsageError(f"a picture needs either --region or --box; a text needs at least one {_GAP}")
-    _apart(out, trace)
-    picture = read_image(target)
-    painted = read_image(region) if region else _box_region(box or "", picture.size)
+    refuse_clashes(run, out, 1, trace)
+    picture = read_picture(*expand([target]))
+    painted = read_picture(region) if region else _box_region(box or "", picture.size)
     drawn = run.open("infill").infill(
         picture,
         region=painted,
@@ -296,7 +312,7 @@ def infill(
         temperature=temperature,
         settings=run.settings,
     )
-    _deliver([drawn], out, trace, run)
+    deliver([("", drawn)], 1, out, trace, run)
 
 
 def _box_region(text: str, size: tuple[int, int]) -> Image.Image:
@@ -330,29 +346,3 @@ def _layout(text: str) -> Layout:
         raise click.UsageError(
             f"--boxes {text!r} is not a layout; write 'red apple: 0,0,0.5,0.5; cat: 0.5,0.5,1,1' or give a .json file"
         ) from error
-
-
-def _apart(out: Path, trace: Path | None, thoughts: Path | None = None) -> None:
-    named = [(flag, path) for flag, path in (("--out", out), ("--trace", trace), ("--thoughts", thoughts)) if path]
-    for (flag, path), (other, same) in itertools.combinations(named, 2):
-        if path == same:
-            raise click.UsageError(f"{flag} and {other} are both {path}")
-
-
-def _deliver(drawn: Sequence[Drawing], out: Path, trace: Path | None, run: Run, thoughts: Path | None = None) -> None:
-    """Save pictures, traces and thoughts, and print their paths."""
-    records = []
-    warn([line for drawing in drawn for line in drawing.warnings])
-    for i, drawing in enumerate(drawn):
-        saved = save_image(drawing.image, numbered(out, i, len(drawn)))
-        if trace is not None:
-            news(f"trace: {save_trace(drawing.trace, numbered(trace, i, len(drawn)))}")
-        if thoughts is not None:
-            from unmask.cli.thoughts import sheet_of
-
-            news(f"thoughts: {save_image(sheet_of(drawing), numbered(thoughts, i, len(drawn)))}")
-        records.append({**drawing.to_json(), "file": str(saved)})
-        if not run.json:
-            click.echo(saved)
-    if run.json:
-        print_json(records)

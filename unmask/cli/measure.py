@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
+from unmask.cli import completion
 from unmask.cli.options import (
     Storage,
-    check_device,
     device_option,
+    found_device,
     named_sampler,
     sampler_option,
     seed_option,
@@ -22,7 +23,8 @@ from unmask.cli.options import (
     threads_option,
     use_threads,
 )
-from unmask.cli.output import news, save_text
+from unmask.cli.output import news, print_json, save_text
+from unmask.cli.progress import opening
 from unmask.cli.suites import SUITES, EvalOptions, check
 from unmask.data.world.vocabulary import LEVELS
 
@@ -30,7 +32,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
 
 
 @click.command()
-@click.argument("model", default="mini")
+@click.argument("model", default="mini", shell_complete=completion.models)
 @click.option("--suite", type=click.Choice(list(SUITES)), default="world", show_default=True, help="Benchmark to run.")
 @click.option(
     "--level", type=click.Choice(sorted(LEVELS)), default="grid", show_default=True, help="world: difficulty."
@@ -70,7 +72,9 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @click.option(
     "--real", type=click.Path(path_type=Path), help="With --clip: Fréchet distance to the pictures in this folder."
 )
-@click.option("--json", "into", type=click.Path(path_type=Path), help="Also write the results to this file.")
+@click.option(
+    "--json", "into", type=click.Path(path_type=Path), help="Also write the results to this file; - is stdout."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures, verdicts and an HTML report.")
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", default=32, show_default=True, help="Batch size.")
 @seed_option
@@ -109,19 +113,22 @@ def evaluate(
     change, options["settings"] = named_sampler(sampler, options["settings"])
     check(context, suite, options["settings"])
     use_threads(threads)
-    check_device(options["device"])
+    options["device"] = found_device(options["device"])
     parts = tuple(p.strip() for p in only.split(",") if p.strip())
     measured = SUITES[suite].open(EvalOptions(only=parts, **options))
     import unmask
     from unmask.pipeline.text_model import TextModel
 
-    opened = unmask.load(model, device=options["device"], storage=storage.value())
+    opened = unmask.load(model, device=options["device"], storage=storage.value(), on_bytes=opening(model))
     opened = opened.with_sampler(change) if change else opened
     if isinstance(opened, TextModel):
         raise ValueError(
             f"{model} is a text model, and the suites need pictures; for its likelihood use unmask.evaluation.likelihood"
         )
     report = measured(opened)
+    if into == Path("-"):
+        print_json(report.to_json())
+        return
     if into is not None:
         news(f"results: {save_text(into, json.dumps(report.to_json(), indent=2))}")
     if options["out"] is not None:

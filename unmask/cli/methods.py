@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import textwrap
 
 import click
 
+from unmask.cli import completion
 from unmask.cli.output import print_json, table
 from unmask.pipeline.catalogue import MethodEntry, NamedSampler, samplers
 from unmask.pipeline.catalogue import methods as found_methods
@@ -23,7 +25,7 @@ This page is written by `unmask methods --markdown`.
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.methods)
 @click.option("--markdown", is_flag=True, help="Print the page docs/methods.md.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def methods(name: str | None, markdown: bool, as_json: bool) -> None:
@@ -39,7 +41,9 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> None:
     """
     known = found_methods()
     if name is not None and name not in known:
-        raise ValueError(f"there is no method {name!r}; the methods are {', '.join(known)}")
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"the methods are {', '.join(known)}"
+        raise ValueError(f"there is no method {name!r}; {hint}")
     chosen = [known[name]] if name else list(known.values())
     if as_json:
         print_json([_record(entry) for entry in chosen] if name is None else _record(chosen[0]))

@@ -6,12 +6,18 @@ Public idea: a command decorated with ``model_options`` receives a ``Run``, whic
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from unmask.cli import completion
+from unmask.cli.output import STDOUT, refuse_unwritable
+from unmask.cli.progress import opening, watched
 
 if TYPE_CHECKING:
     from unmask.checkpoints.elastic import WeightStorage
@@ -64,6 +70,14 @@ class Run:
     storage: Storage
     download: bool
     sampler: Callable[[Sampler], Sampler] | None
+    quiet: bool
+
+    def reads_pictures(self) -> bool | None:
+        """Whether the model answers questions about pictures, from its config.json alone; None where that does not say."""
+        from unmask.pipeline.loading import Format, format_in, recipe_in, resolve
+
+        folder = resolve(self.model, download=self.download)
+        return None if recipe_in(folder) else format_in(folder) is not Format.LLADA
 
     def open(self, task: str) -> Model:
         """The model, with the parts that a task needs loaded. UsageError for a text model."""
@@ -75,20 +89,42 @@ class Run:
         return model
 
     def open_any(self, task: str) -> Model | TextModel:
-        """As ``open``, for tasks that text models have, too."""
+        """As ``open``, for tasks that text models have, too. The settings are checked before any weights are read."""
         import unmask
         from unmask.pipeline.loading import needs_of
+        from unmask.pipeline.model import Model
 
         use_threads(self.threads)
-        check_device(self.device)
         model = unmask.load(
             self.model,
             device=self.device,
-            needs=needs_of(task),
+            needs=(),
             storage=self.storage.value(),
             download=self.download,
+            on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
         )
-        return model.with_sampler(self.sampler) if self.sampler else model
+        model = model.with_sampler(self.sampler) if self.sampler else model
+        if isinstance(model, Model):
+            _refuse_settings(model, task, self.settings)
+            model.parts.require(needs_of(task))
+        shown = not self.quiet and (sys.stderr.isatty() or not self.json)
+        return watched(model, lines=not self.json) if shown else model
+
+
+def _refuse_settings(model: Model, task: str, settings: Sequence[str]) -> None:
+    """ValueError for a setting that the sampler of the task does not have."""
+    from unmask.recipe import override
+
+    presets = {"edit": model.presets.edit, "ask": model.presets.ask, "infill-text": model.presets.fill}
+    if settings and task == "ground":
+        override(model.presets.ground(model.parts, 1), settings)
+    elif settings:
+        override(
+            presets.get(task.partition("-")[0] if task.startswith("edit") else task, model.presets.generate)(
+                model.parts
+            ),
+            settings,
+        )
 
 
 def model_options(command: Command) -> Command:
@@ -105,8 +141,9 @@ def model_options(command: Command) -> Command:
         storage: Storage,
         download: bool,
         sampler: str | None,
+        quiet: bool,
         **own: object,
-    ) -> None:
+    ) -> object:
         change, settings = named_sampler(sampler, settings)
         run = Run(
             model=model,
@@ -118,16 +155,12 @@ def model_options(command: Command) -> Command:
             storage=storage,
             download=download,
             sampler=change,
+            quiet=quiet,
         )
-        command(run, **own)
+        return command(run, **own)
 
     options = (
-        click.option(
-            "--model",
-            default="mini",
-            show_default=True,
-            help="A shipped model, a model folder, or owner/name on the hub.",
-        ),
+        model_option,
         seed_option,
         sampler_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
@@ -136,6 +169,7 @@ def model_options(command: Command) -> Command:
         threads_option,
         storage_options,
         download_option,
+        quiet_option,
     )
     for option in reversed(options):
         wrapped = option(wrapped)
@@ -186,6 +220,14 @@ class OrderedHelp(click.Command):
             formatter.write_dl(list(records.values()))
 
 
+model_option = click.option(
+    "--model",
+    default="mini",
+    show_default=True,
+    shell_complete=completion.models,
+    help="A shipped model, a model folder, or owner/name on the hub.",
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr.")
 steps_option = click.option(
     "--steps", type=click.IntRange(min=1), metavar="N", help="Unmasking steps.  [default: the model's preset]"
 )
@@ -202,11 +244,19 @@ max_tokens_option = click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Length of the answer in tokens.  [default: the model's preset]",
+    help="Maximum number of tokens in the answer.  [default: the model's preset]",
 )
+top_p_option = click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="P",
+    help="Sample from the most probable tokens that have this probability together.  [default: 1, all tokens]",
+)
+stop_option = click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; repeatable.")
 sampler_option = click.option(
     "--sampler",
     metavar="NAME",
+    shell_complete=completion.samplers,
     help="Sample with this method; -o NAME=VALUE sets its arguments. `unmask methods` lists them.",
 )
 download_option = click.option("--download", is_flag=True, help="Download a hub model that is not in the local cache.")
@@ -218,7 +268,13 @@ seed_option = click.option(
     show_default=True,
     help="Random seed; the same seed gives the same result.",
 )
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=completion.devices,
+    help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps …",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 
@@ -238,16 +294,28 @@ def _look_like_settings(context: click.Context, option: click.Parameter, values:
 def path_option(
     flag: str, endings: tuple[str, ...], text: str, default: str | None = None
 ) -> Callable[[Command], Command]:
-    """An output file; its extension is checked before any work starts."""
+    """An output file; its extension and its folder are checked before any work starts. A folder gets the default name.
 
-    def check(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-        if value is not None and value.suffix.lower() not in endings:
-            raise click.BadParameter(f"{str(value)!r} must end in {' or '.join(endings)}", context, option)
+    ``-`` is stdout, for options that take pictures.
+    """
+
+    def check(context: click.Context, option: click.Parameter, given: str | None) -> Path | None:
+        if given is None or (given == str(STDOUT) and flag == "--out"):
+            return None if given is None else STDOUT
+        value = Path(given)
+        if default and (value.is_dir() or given.endswith(("/", os.sep))):
+            value = value / default
+        if value.suffix.lower() not in endings:
+            such = value.with_suffix(endings[0]) if value.name else endings[0]
+            raise click.BadParameter(
+                f"{given!r} must end in {' or '.join(endings)}, for example {such}", context, option
+            )
+        refuse_unwritable(value)
         return value
 
     return click.option(
         flag,
-        type=click.Path(path_type=Path),
+        type=click.Path(),
         default=default,
         show_default=default is not None,
         callback=check,
@@ -267,23 +335,16 @@ def named_sampler(
     return change, tuple(rest)
 
 
+def found_device(device: str) -> str:
+    """The device that --device names, with ``auto`` resolved. DeviceUnavailable (a ValueError) for one that is not here."""
+    from unmask.checkpoints.device import find_device
+
+    return find_device(device)
+
+
 def use_threads(threads: int | None) -> None:
     """Limit torch's threads, if a number is given."""
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def check_device(device: str) -> None:
-    """ValueError for a device that does not exist."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"{device!r} is not a device; use cpu, cuda, cuda:1 …") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device was found; use --device cpu")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unmask.cli import completion
 from unmask.cli.options import Storage, download_option, json_option, storage_options
-from unmask.cli.output import print_json, table
+from unmask.cli.output import news, print_json, table
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
@@ -22,13 +23,19 @@ _SHARD = re.compile(r"(?P<family>.+)-\d+-of-\d+\.safetensors")
 
 
 def stored(place: Path) -> list[Stored]:
-    """All tensors of a file, or of the safetensors files of a folder. ValueError for missing or damaged files."""
-    from unmask.checkpoints.stream import read_header, tensors_of
+    """All tensors of a file, or of the model in a folder. ValueError for missing or damaged files and for models of other families."""
+    from unmask.checkpoints.families import not_part_of_model, refuse_foreign
+    from unmask.checkpoints.stream import OTHER_WEIGHTS, read_header, tensors_of
 
     if place.is_file():
+        if any(place.match(kind) for kind in OTHER_WEIGHTS):
+            refuse_foreign(place)
         return read_header(place)
+    refuse_foreign(place)
     names = {_family(path) for path in place.glob("*.safetensors")}
-    found = [tensor for name in sorted(names) for tensor in tensors_of(place, name).values()]
+    if others := set(not_part_of_model(place, names)):
+        news(f"not part of the model and not counted: {', '.join(f'{name}.safetensors' for name in sorted(others))}")
+    found = [tensor for name in sorted(names - others) for tensor in tensors_of(place, name).values()]
     if not found:
         raise ValueError(f"no safetensors file in {place}; give a model folder")
     return found
@@ -60,11 +67,17 @@ def grouped(tensors: list[Stored], depth: int) -> Iterator[Json]:
 
 
 @click.command()
-@click.argument("model", default="mini")
+@click.argument("model", default="mini", shell_complete=completion.models)
 @click.option("--depth", type=click.IntRange(1, 8), default=2, show_default=True, help="Name components per part.")
 @click.option("--task", help="Memory for this task: generate, edit, infill, infill-text, ask, ground or all.")
 @click.option("--budget", metavar="SIZE", help="Propose options that fit this much memory, such as 24GiB.")
-@click.option("--device", default="cpu", show_default=True, help="Target device; it need not exist here.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=completion.devices,
+    help="Target device; it need not exist here.",
+)
 @storage_options
 @download_option
 @json_option
@@ -90,6 +103,9 @@ def inspect(
       unmask inspect lavida_o --task generate
       unmask inspect lavida_o --task ask --budget 12GiB --device cuda
     """
+    from unmask.checkpoints.device import AUTO, find_device, parse_device
+
+    device = find_device(device) if parse_device(device)[0] == AUTO else device
     if task or budget:
         _plan(_spec(model, download), model, task or "all", budget, device, storage, as_json)
         return

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unmask.cli import completion
 from unmask.cli.options import (
     Storage,
-    check_device,
     device_option,
     download_option,
+    found_device,
     storage_options,
     threads_option,
     use_threads,
 )
+from unmask.cli.progress import opening
 
 if TYPE_CHECKING:
     from unmask.json_types import Json
@@ -35,7 +37,7 @@ _COUNT = click.IntRange(min=1)
 
 
 @click.command()
-@click.argument("model", default="mini")
+@click.argument("model", default="mini", shell_complete=completion.models)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="Port; 0: any free one."
@@ -110,7 +112,7 @@ def serve(
     from unmask.serving.server import Server, listen
 
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
-    check_device(device)
+    device = found_device(device)
     known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
     edge: Json = {"keys": known, "origins": origins, "most_bytes": max_body * 2**20}
     if not replicas:
@@ -144,7 +146,7 @@ def _service(model: str, device: str, storage: Storage, download: bool, live: in
     from unmask.serving.engine import Limits
     from unmask.serving.service import Service
 
-    opened = unmask.load(model, device=device, storage=storage.value(), download=download)
+    opened = unmask.load(model, device=device, storage=storage.value(), download=download, on_bytes=opening(model))
     name = Path(model).name if Path(model).exists() else model
     return Service(opened, name=name, limits=Limits(running=live, queued=waiting))
 

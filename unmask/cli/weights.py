@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from unmask.cli.options import DTYPES, check_device, device_option, json_option, threads_option, use_threads
+from unmask.cli.options import DTYPES, device_option, found_device, json_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
 
 
@@ -68,7 +68,7 @@ def verify(folder: Path, tolerance: float, dtype: str | None, as_json: bool, dev
       unmask verify tests/golden/lavida_o_tiny --dtype bfloat16 --tolerance 0.1 --json
     """
     use_threads(threads)
-    check_device(device)
+    device = found_device(device)
     import torch
 
     from unmask.evaluation.verify import verify as differences

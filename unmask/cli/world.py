@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli.options import json_option, path_option
-from unmask.cli.output import news, print_json
+from unmask.cli.output import STDOUT, news, print_json, refuse_stdout, write_picture
 from unmask.data.world.scenes import SPLITS
 from unmask.data.world.vocabulary import LEVELS
 from unmask.tokens.pictures import WRITABLE
@@ -41,7 +41,7 @@ def world() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the scenes.")
 @click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first scene.")
 @click.option("-n", "count", type=click.IntRange(1, 400), default=12, show_default=True, help="Number of scenes.")
-@path_option("--out", tuple(WRITABLE), "Output file.", "world.png")
+@path_option("--out", tuple(WRITABLE), "Output file, which is replaced; - is stdout.", "world.png")
 @json_option
 def show(level: str, split: str, seed: int, first: int, count: int, out: Path, as_json: bool) -> None:
     """Save a sheet of scenes: picture with boxes, caption, question and answer, edit.
@@ -55,16 +55,16 @@ def show(level: str, split: str, seed: int, first: int, count: int, out: Path, a
       unmask world show --json | head -40
     """
     from unmask.cli.sheet import Row, sheet
-    from unmask.tokens.pictures import save_image
 
+    refuse_stdout(out, count=1, as_json=as_json)
     scenes = [_described(level, split, seed, index) for index in range(first, first + count)]
     cells = tuple(_cell(t) for t in scenes)
     title = f"{level} · {split} · seed {seed} · scenes {first} to {first + count - 1}"
-    saved = save_image(sheet([Row(cells=cells, columns=4, title=title)]), out)
+    saved = write_picture(sheet([Row(cells=cells, columns=4, title=title)]), out)
     if as_json:
         news(f"sheet: {saved}")
         print_json([{k: v for k, v in t.items() if k != "scene"} for t in scenes])
-    else:
+    elif saved != STDOUT:
         click.echo(saved)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from unmask.checkpoints.device import find_device
 from unmask.data.published import FormatError
 from unmask.evaluation.evaluate import Figures
 from unmask.evaluation.metrics import clip_score, frechet
@@ -63,7 +64,7 @@ def pictures_in(folder: Path) -> tuple[Path, ...]:
     return found
 
 
-def read_clip(folder: Path, device: str = "cpu") -> ClipFolder:
+def read_clip(folder: Path, device: str = "auto") -> ClipFolder:
     """A CLIP model as transformers saves it: config.json, model.safetensors, tokenizer.json. FormatError where one is missing."""
     names = ("config.json", "model.safetensors", "tokenizer.json")
     missing = [name for name in names if not (folder / name).is_file()]
@@ -74,7 +75,9 @@ def read_clip(folder: Path, device: str = "cpu") -> ClipFolder:
     from transformers import CLIPModel
 
     model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-    return ClipFolder(model=model.to(device).eval(), tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")))
+    return ClipFolder(
+        model=model.to(find_device(device)).eval(), tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json"))
+    )
 
 
 T = TypeVar("T")

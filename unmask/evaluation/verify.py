@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unmask.checkpoints.device import find_device
 from unmask.checkpoints.lavida_o import load_lavida_o
 from unmask.checkpoints.store import CheckpointError, read_tensors
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
+from unmask.models.exact import double
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import Sampler
@@ -58,7 +60,7 @@ class Difference:
 
 
 def verify(
-    folder: Path, *, tolerance: float = 1e-4, dtype: torch.dtype | None = None, device: str = "cpu"
+    folder: Path, *, tolerance: float = 1e-4, dtype: torch.dtype | None = None, device: str = "auto"
 ) -> list[Difference]:
     """Every measured array of ``folder`` compared with ours, sorted by name.
 
@@ -67,6 +69,7 @@ def verify(
     """
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"the tolerance must be at least 0 and finite, got {tolerance}; 1e-4 is usual for float32")
+    device = find_device(device)
     net, vq = load_lavida_o(folder)
     net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
     arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
@@ -88,7 +91,7 @@ def compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Differe
             f"{name} is {tuple(got.shape)}, and measured {tuple(wanted.shape)}; do they belong together?"
         )
     exact = not wanted.is_floating_point()
-    apart = (got.double() - wanted.double()).abs().nan_to_num(nan=math.inf)
+    apart = (double(got) - double(wanted)).abs().nan_to_num(nan=math.inf)
     return Difference(
         name=name,
         shape=tuple(wanted.shape),

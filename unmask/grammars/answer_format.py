@@ -11,16 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from unmask.grammars.automaton import MOST_STATES, Alternation, Expression, literal
 from unmask.grammars.grammar import Grammar, grammar_of
+from unmask.grammars.numbers import integers
 from unmask.grammars.references import expanded
 from unmask.grammars.regex import parse_regex
-from unmask.grammars.schema import Leaf, Schema, alternatives, bounds, characters, choices, integers, json_texts, leaves
+from unmask.grammars.schema import Leaf, Schema, bounds, characters, choices, flattened, json_texts, leaves
 from unmask.json_types import Json
 from unmask.tokens.prompts import Wording
 from unmask.tokens.text import Text
+
+_MOST_DIGITS = 4000  # Python converts 4,300 at most
+_MOST_VALUES = 200  # of one answer that is asked for value by value: each takes its own automaton and its own row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,12 @@ class AnswerFormat:
         schema = expanded(json.loads(self.schema))
         if not wording.field_by_field:
             return [Slot(grammar=grammar_of(json_texts(schema), text, self.most_states), kind="json")]
-        return [_spoken(leaf, text, wording, self.most_states) for leaf in leaves(schema)]
+        found = list(islice(leaves(schema), _MOST_VALUES + 1))
+        if len(found) > _MOST_VALUES:
+            raise ValueError(
+                f"the schema has more than {_MOST_VALUES} values, and this model answers each of them by itself; ask for fewer"
+            )
+        return [_spoken(leaf, text, wording, self.most_states) for leaf in found]
 
     def value(self, read: list[tuple[tuple[str, ...], object]]) -> object:
         """The whole value, from the path and value of every slot in order."""
@@ -95,15 +105,28 @@ class Slot:
 
 
 def of_schema(schema: object) -> AnswerFormat:
-    """A JSON schema, as a value or as JSON text. ValueError names what is not supported and its path."""
+    """A JSON schema, as a value or as JSON text (bytes: in UTF-8). ValueError names what is not supported and its path."""
     try:
-        found = json.loads(schema) if isinstance(schema, str) else schema
-        json_texts(expanded(found))
-        return AnswerFormat(schema=json.dumps(found))
+        found = json.loads(schema, parse_int=_integer) if isinstance(schema, str | bytes) else schema
+        written = json.dumps(found)
+        json_texts(expanded(json.loads(written)))
+        return AnswerFormat(schema=written)
     except json.JSONDecodeError as error:
         raise ValueError(f'the schema is not JSON: {error}; an example is {{"type": "integer"}}') from error
+    except UnicodeDecodeError as error:
+        raise ValueError("the schema is not text in UTF-8; save it as UTF-8") from error
+    except TypeError as error:
+        raise ValueError(
+            f"the schema is not JSON: {error}; for a class of pydantic give Class.model_json_schema()"
+        ) from error
     except RecursionError as error:
         raise ValueError("the schema is nested too deeply; make it flatter") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"the schema has a number of {len(digits)} digits; use at most {_MOST_DIGITS}")
+    return int(digits)
 
 
 def of_regex(pattern: str) -> AnswerFormat:
@@ -133,7 +156,7 @@ def of_response_format(given: Mapping[str, Any]) -> AnswerFormat | None:
 
 def _spoken(leaf: Leaf, text: Text, wording: Wording, most_states: int) -> Slot:
     """A value for a model that answers in words: from a list of words, an integer in digits, or free text; other values as JSON."""
-    options = _options(leaf.schema, leaf.place)
+    options = flattened(leaf.schema, leaf.place)
     rest = [(schema, place) for schema, place in options if not _listed(schema)]
     types = {schema["type"] for schema, _ in rest}
     if types <= {"integer"} or types == {"string"}:
@@ -152,12 +175,6 @@ def _spoken(leaf: Leaf, text: Text, wording: Wording, most_states: int) -> Slot:
         wordings=tuple(wordings.items()),
         longest=max((len(text.encode(words)) for words in wordings), default=0),
     )
-
-
-def _options(schema: Schema, place: str) -> list[tuple[Schema, str]]:
-    """The alternatives of a schema, those inside them included; a schema without alternatives is the only one."""
-    inside = alternatives(schema, place)
-    return inside if inside == [(schema, place)] else [option for one in inside for option in _options(*one)]
 
 
 def _wordings(options: list[tuple[Schema, str]], text: Text, wording: Wording) -> Json:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 MOST_STATES = 20_000  # far more than any answer format written by hand needs
 _MOST_WORK = 20_000_000  # comparisons in the subset construction: a few seconds
+_MOST_MEMBERS = 2_000_000  # states in all subsets of the subset construction: about 100 MB
+_MOST_PARTS = 200_000  # parts of an expression, repeats counted as often as they are written out: part of a second
 _LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)  # not characters, and not encodable in UTF-8
 
@@ -103,6 +105,7 @@ class _Net:
     """A nondeterministic automaton. ``free[s]``: states reached without reading · ``steps[s]``: (first byte, last byte, next state)."""
 
     def __init__(self) -> None:
+        self.parts = 0
         self.free: list[list[int]] = []
         self.steps: list[list[tuple[int, int, int]]] = []
 
@@ -117,6 +120,9 @@ class _Net:
 
     def add(self, expression: Expression, begin: int) -> int:
         """Adds states that read ``expression`` from ``begin`` on; returns the state behind it."""
+        self.parts += 1
+        if self.parts > _MOST_PARTS:  # a repeat of an empty part adds no states
+            raise TooLarge("the automaton takes too long to build; use fewer repeats or alternatives")
         if isinstance(expression, CharClass):
             return self._chars(expression, begin)
         if isinstance(expression, Concat):
@@ -198,14 +204,15 @@ def _paths(low: bytes, high: bytes) -> list[list[tuple[int, int]]]:
 def _determined(net: _Net, end: int) -> tuple[list[list[tuple[int, int, int]]], list[bool]]:
     """Subset construction: the steps (first byte, last byte, next state) of every state, and whether it accepts."""
     first = net.closure([0])
-    number, order, work = {first: 0}, [first], 0
+    number, order, work, members = {first: 0}, [first], 0, 0
     steps: list[list[tuple[int, int, int]]] = []
     for here in order:
         out = [step for state in here for step in net.steps[state]]
         edges = sorted({low for low, _, _ in out} | {high + 1 for _, high, _ in out})
         own = []
         work += len(out) * len(edges)
-        if work > _MOST_WORK:
+        members += len(here)
+        if work > _MOST_WORK or members > _MOST_MEMBERS:
             raise TooLarge("the automaton takes too long to build; use shorter lengths or fewer alternatives")
         for low, after in zip(edges, edges[1:], strict=False):
             reached = [to for first_, last, to in out if first_ <= low <= last]

@@ -169,6 +169,20 @@ class _Parser:
         )
 
 
+def lengths(expression: Expression) -> tuple[int, int | None]:
+    """Characters of the shortest and of the longest text; None: there is no longest."""
+    if isinstance(expression, CharClass):
+        return 1, 1
+    if isinstance(expression, Repeat):
+        least, most = lengths(expression.part)
+        longest = 0 if most == 0 else None if most is None or expression.most is None else most * expression.most
+        return least * expression.least, longest
+    inside = [lengths(part) for part in expression.parts]
+    shortest, longest_ = [least for least, _ in inside], [most for _, most in inside if most is not None]
+    endless, join = len(longest_) < len(inside), sum if isinstance(expression, Concat) else max
+    return (sum if isinstance(expression, Concat) else min)(shortest), None if endless else join(longest_)
+
+
 def json_escaped(expression: Expression) -> Expression:
     """The same texts as the content of a JSON string. Control characters without a short escape (``\\n``, ``\\t`` …) are left out."""
     if isinstance(expression, CharClass):

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from unmask.methods.card import Card
+from unmask.models.exact import double
 from unmask.protocols import TokenSampler
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
@@ -82,8 +83,8 @@ class EntropyBound:
         if proposal.entropy is None:
             raise ValueError("the proposal has no entropies; use the token sampler WithEntropy(token_sampler=…)")
         order_BL = torch.where(block, proposal.score, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        entropy_BL = torch.where(block, proposal.entropy, 0.0).double().gather(1, order_BL)
-        fits_BL = entropy_BL.cumsum(1) - entropy_BL.cummax(1).values <= self.gamma
+        entropy_BL = double(torch.where(block, proposal.entropy, 0.0).gather(1, order_BL))
+        fits_BL = (entropy_BL.cumsum(1) - entropy_BL.cummax(1).values <= self.gamma).to(block.device)
         most_B = (fits_BL.long().cumprod(1).bool() & block.gather(1, order_BL)).sum(1).clamp(min=1)
         return move(first(proposal.score, block, torch.minimum(counts, most_B)))
 

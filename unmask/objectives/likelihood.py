@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.models.exact import double
 from unmask.protocols import Denoiser, Guidance
 from unmask.rng import generator
 from unmask.sequence import Batch, Sequence, collate
@@ -135,9 +136,10 @@ def _log_probability(model: Denoiser, batch: Batch, guidance: Guidance | None) -
         progress = Progress(number=zero_B, of=zero_B + 1, length=batch.ids.shape[1])
         views = [model(view, predict=batch.masked) for view in guidance.views(batch, progress)]
         prediction = guidance.merge(batch, views, progress)
-    total_B = torch.zeros(batch.rows, dtype=torch.float64, device=batch.device)
+    total_B = double(torch.zeros(batch.rows, device=batch.device))
     for kind, scored in sorted(prediction.scored.items()):
         ids_N1 = batch.ids.flatten()[scored.at][:, None]
-        log_p_N = prediction.logits(kind).double().log_softmax(1).gather(1, ids_N1)[:, 0]
-        total_B = total_B.index_add(0, scored.at // batch.ids.shape[1], log_p_N)
+        log_p_NV = double(prediction.logits(kind)).log_softmax(1)
+        log_p_N = log_p_NV.gather(1, ids_N1.to(log_p_NV.device))[:, 0]
+        total_B = total_B.index_add(0, (scored.at // batch.ids.shape[1]).to(total_B.device), log_p_N)
     return total_B

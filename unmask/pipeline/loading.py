@@ -9,8 +9,10 @@ config.json may have a block ``released`` with the fields of the released config
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib import import_module
@@ -22,11 +24,12 @@ import torch
 from torch import nn
 
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
+from unmask.checkpoints.families import refuse_foreign, unread_adapter
 from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
 from unmask.checkpoints.store import compare
-from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
+from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
@@ -78,17 +81,31 @@ class ModelSpec:
 
 
 def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
-    """The folder of a shipped model, the given folder, or that of ``owner/name`` in the hub's cache. CheckpointError if there is none."""
+    """The folder of a shipped model, the given folder, or that of ``owner/name`` in the hub's cache.
+
+    CheckpointError if there is none, and for models of other families. Warns of a LoRA adapter beside the model, which is not applied.
+    """
     name, shipped = str(name), Path(str(files("unmask") / "assets"))
     for folder in (Path(name), shipped / name):
         if (folder / "config.json").exists():
-            return folder
+            return _ours(folder)
     if not Path(name).exists() and is_hub_name(name):
-        return fetch(name, download=download)
+        return _ours(fetch(name, download=download))
+    if name and Path(name).exists():
+        refuse_foreign(Path(name))
+        what = other_weights(Path(name)) or "is this a folder of unmask, LaViDa-O or LLaDA?"
+        raise CheckpointError(f"{name} has no config.json; {what}")
     known = sorted(p.parent.name for p in shipped.glob("*/config.json"))
-    raise CheckpointError(
-        f"no model is called {name!r}; use a shipped one ({', '.join(known)}), a folder with a config.json, or owner/name on the hub"
-    )
+    near = difflib.get_close_matches(name.strip().lower(), known, 1)
+    hint = f"did you mean {near[0]!r}? Or use" if near else f"use a shipped one ({', '.join(known)}),"
+    raise CheckpointError(f"no model is called {name!r}; {hint} a folder with a config.json, or owner/name on the hub")
+
+
+def _ours(folder: Path) -> Path:
+    refuse_foreign(folder)
+    if adapter := unread_adapter(folder):
+        warnings.warn(f"{folder} holds a LoRA adapter ({adapter}), which is not applied to the model", stacklevel=3)
+    return folder
 
 
 def format_of(raw: object) -> Format:
@@ -110,6 +127,7 @@ def format_in(folder: Path) -> Format:
 
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a folder, from config.json and the safetensors headers. CheckpointError says what does not fit."""
+    refuse_foreign(folder)
     found = format_in(folder)
     if found is Format.LLADA:
         return ModelSpec(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
@@ -240,7 +258,7 @@ def open_by_recipe(folder: Path, name: str, device: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name != module:
             raise
         raise CheckpointError(
-            f"{folder / 'config.json'} names the recipe {name!r}, which does not exist; `unmask train --list` shows the recipes"
+            f"{folder / 'config.json'} names the recipe {name!r}, which does not exist; `unmask train` lists the recipes"
         ) from error
     if (opened := make().open) is None:
         raise CheckpointError(

@@ -5,21 +5,16 @@ Results are batch-invariant: picture i of a call has the seed ``seed + i`` and i
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.catalogue import for_network
 from unmask.pipeline.drawing import as_asked, best_of, draw, layouts_of
-from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
-from unmask.pipeline.text_model import TextModel, load_text
-from unmask.protocols import Task
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
@@ -31,54 +26,25 @@ from unmask.tasks import (
     infill,
     planning,
     reflecting,
-    released,
     revising,
     understand,
 )
+from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn
+from unmask.tasks.lengths import Extent
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Attempt, Box, Drawing, Grounding, describe
-from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide
+from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide
 from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
-from unmask.tokens.prompts import RELEASED, Conditions
+from unmask.tokens.prompts import Conditions
 from unmask.tokens.sources import Picture
 from unmask.tokens.views import to_pixels
 
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
-
-
-def load(
-    name: str | os.PathLike[str] = "mini",
-    *,
-    device: str = "cpu",
-    needs: Iterable[str] | None = None,
-    storage: WeightStorage | None = None,
-    download: bool = False,
-) -> Model | TextModel:
-    """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
-
-    A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors, or has the released layout of LaViDa-O, or that of
-    LLaDA, which gives a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of unmask/recipes).
-    ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything.
-    ``storage``: dtype, quantisation and CPU offload · ``download``: download ``owner/name`` if it is not in the local cache.
-    """
-    folder = resolve(name, download=download)
-    if recipe := recipe_in(folder):
-        if storage not in (None, WeightStorage()):
-            raise ValueError(
-                f"{folder} is opened by the recipe {recipe}, which takes no other weight storage; leave it out"
-            )
-        return open_by_recipe(folder, recipe, device)
-    if format_in(folder) is Format.LLADA:
-        return load_text(folder, device=device, storage=storage)
-    found = read_spec(folder)
-    parts = open_parts(found, Weights(checkpoint=found.checkpoint, device=device, storage=storage or WeightStorage()))
-    parts.require(EVERYTHING if needs is None else frozenset(needs))
-    return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
 
 
 class Model:
@@ -100,9 +66,10 @@ class Model:
         """
         return Model(self.parts, self.presets.with_sampler(for_network(change, self.parts.net)), executor=self.executor)
 
+    @checked
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
         n: int = 1,
         seed: int = 0,
@@ -116,13 +83,21 @@ class Model:
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> list[Drawing]:
-        """``n`` pictures of a prompt.
+        """``n`` pictures of a prompt, or of each of several prompts in their order; picture j of every prompt has the seed ``seed + j``.
 
         ``plan``: generate a layout first (True), do not (False), or use this one · ``attempts``: best-of-N: generate up to this many
         pictures until the model's own critique accepts one; all of them are in ``Drawing.attempts`` · None for both: ``presets.plans`` and
         ``presets.attempts``, with one attempt if there is a trace · ``steps``, ``guidance_scale``, ``temperature``: of the
         sampler (``tasks.sampler_options``) · ``settings``: any other field of it by path, for example ``["schedule.shift=3"]``.
         """
+        if not isinstance(prompt, str):
+            alike = partial(
+                self.generate, n=n, seed=seed, conditions=conditions, plan=plan, attempts=attempts, trace=trace
+            )
+            more = partial(
+                alike, steps=steps, guidance_scale=guidance_scale, temperature=temperature, settings=settings
+            )
+            return [drawing for one in _several(prompt, self._prompt) for drawing in more(one, sampler=sampler)]
         text, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
@@ -138,6 +113,7 @@ class Model:
         tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout) for layout in plans]
         return draw(self, tasks, seeds, chosen, prompt, trace, warnings)
 
+    @checked
     def edit(
         self,
         image: Picture,
@@ -178,6 +154,7 @@ class Model:
         task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout)
         return draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
 
+    @checked
     def infill(
         self,
         image: Picture,
@@ -201,6 +178,7 @@ class Model:
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         return draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))[0]
 
+    @checked
     def ask(
         self,
         image: Picture,
@@ -209,29 +187,40 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         max_tokens: int | None = None,
+        length: int | None = None,
+        stop: Sequence[str] = (),
         form: AnswerFormat | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
         """Answer a question about a picture.
 
-        ``max_tokens``: length of the answer, of which an early end of turn leaves the rest unused (default: the model's preset) ·
-        ``form``: a JSON schema or a regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
+        ``max_tokens``: most tokens of the answer, which ends earlier at the model's end of turn; the model's context bounds it (None:
+        ``length``) · ``length``: masked tokens that are decoded at a time (None: the model's preset); the answer depends on it, but not on
+        ``max_tokens`` (``tasks.lengths``) · ``stop``: the text ends before the first of these strings · ``form``: a JSON schema or a
+        regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        canvas = self.presets.answer if length is None else length
+        extent = Extent(length=canvas, max_tokens=max_tokens, stop=tuple(stop))
         views, text = self.parts.image_views(read_image(image)), self._prompt(question)
-        chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature)
+        chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
         if form is not None:
-            made = form.slots(self.parts.text, self.parts.wording)
-            slots = tuple(replace(slot, question=self._prompt(slot.question, empty=True)) for slot in made)
-            task = forms.fill_in(slots, views, text, form, max_tokens, self.presets)
-            return forms.formed(self._answer(task, forms.bound(chosen, slots), question, seed, trace), form, chosen)
-        task = understand.Ask(pixels=views, question=text, length=max_tokens or self.presets.answer)
-        return self._answer(task, chosen, question, seed, trace)
+            wanted = form.slots(self.parts.text, self.parts.wording)
+            slots = tuple(replace(slot, question=self._prompt(slot.question, empty=True)) for slot in wanted)
+            request = forms.Request(slots=slots, form=form, extent=extent, context=self.presets.context)
+            self.parts.require(forms.Fill.needs)
+            made = forms.fill(self, views, text, chosen, request, seed=seed, trace=trace)
+        else:
+            task = understand.Ask(pixels=views, question=text, length=extent.length)
+            self.parts.require(task.needs)
+            given = {"context": self.presets.context, "question": question, "seed": seed, "trace": trace}
+            made = answer_within(self, task.build(self.parts), chosen, extent, **given)
+        return replace(made, warnings=self.parts.warnings(question))
 
+    @checked
     def describe(
         self,
         image: Picture,
@@ -239,24 +228,31 @@ class Model:
         seed: int = 0,
         trace: bool = False,
         max_tokens: int | None = None,
+        length: int | None = None,
+        stop: Sequence[str] = (),
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """A caption of a picture."""
+        """A caption of a picture. The options are those of ``ask``."""
         return self.ask(
             image,
             self.parts.wording.describe,
             seed=seed,
             trace=trace,
-            max_tokens=self.presets.caption if max_tokens is None else max_tokens,
+            max_tokens=max_tokens,
+            length=self.presets.caption if length is None else length,
+            stop=stop,
             steps=steps,
             guidance_scale=guidance_scale,
             temperature=temperature,
+            top_p=top_p,
             settings=settings,
         )
 
+    @checked
     def infill_text(
         self,
         target: str,
@@ -271,12 +267,17 @@ class Model:
         """A caption with every ``[mask]`` replaced by one token."""
         task = understand.FillText(target=self._prompt(target))
         chosen = with_options(self.presets.fill(self.parts), settings, steps, guidance_scale, temperature)
-        return self._answer(task, chosen, target, seed, trace)
+        self.parts.require(task.needs)
+        built = task.build(self.parts)
+        check_context(built, self.presets.context)
+        made = answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
+        return replace(made, warnings=self.parts.warnings(target.replace(understand.GAP, " ")))
 
+    @checked
     def ground(
         self,
         image: Picture,
-        phrases: Sequence[str],
+        phrases: str | Sequence[str],
         *,
         steps: int | None = None,
         seed: int = 0,
@@ -305,26 +306,30 @@ class Model:
             seed=seed,
             seconds=done.seconds,
             settings=describe(chosen),
+            image=picture,
             warnings=self.parts.warnings("\n".join(given)),
         )
 
+    @checked
     def converse(
         self,
         messages: Sequence[Message],
         *,
         seed: int = 0,
         max_tokens: int | None = None,
+        stop: Sequence[str] = (),
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
     ) -> Turn:
         """The next turn of a conversation in words and pictures; append ``turn.message()`` to continue.
 
-        ``max_tokens``, ``temperature``: of the words · ``steps``, ``guidance_scale``: of the pictures.
+        ``max_tokens``, ``stop``, ``temperature``, ``top_p``: of the words, as in ``ask`` (the layout of a picture does not count as words)
+        · ``steps``, ``guidance_scale``: of the pictures.
         """
         conversing.check(messages)
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        extent = Extent(length=self.presets.turn, max_tokens=max_tokens, stop=tuple(stop))
         said = [replace(message, text=self._prompt(message.text, empty=True)) for message in messages]
         self.parts.require(conversing.NEEDS)
         began, preset = time.perf_counter(), self.presets
@@ -332,10 +337,9 @@ class Model:
             preset,
             generate=lambda parts: with_options(preset.generate(parts), (), steps, guidance_scale),
             edit=lambda parts: with_options(preset.edit(parts), (), steps, guidance_scale),
-            turn_words=lambda parts: with_options(preset.turn_words(parts), (), temperature=temperature),
-            turn=max_tokens or preset.turn,
+            turn_words=lambda parts: with_options(preset.turn_words(parts), (), temperature=temperature, top_p=top_p),
         )
-        turn = conversing.converse(Model(self.parts, presets, executor=self.executor), said, seed)
+        turn = conversing.converse(Model(self.parts, presets, executor=self.executor), said, seed, extent)
         settings = {"words": describe(presets.turn_words(self.parts))}
         warnings, seconds = self.parts.warnings(messages[-1].text), time.perf_counter() - began
         return replace(turn, seconds=seconds, settings=settings, warnings=warnings)
@@ -347,14 +351,8 @@ class Model:
         if self.executor:
             return self.executor.run(sequences, seeds, sampler, on_step)
         began = time.perf_counter()
-        done = decide(
-            self.parts.net,
-            self.parts.features.known(sequences, self.parts.net, self.device),
-            seeds,
-            sampler,
-            device=self.device,
-            on_step=on_step,
-        )
+        known = self.parts.features.known(sequences, self.parts.net, self.device)
+        done = decide(self.parts.net, known, seeds, sampler, device=self.device, on_step=on_step)
         return replace(done, seconds=time.perf_counter() - began)  # includes encoding the pictures
 
     def emit(self, row: int, event: Layout | Attempt) -> None:
@@ -365,17 +363,6 @@ class Model:
     def _no_trace(self, trace: bool) -> None:
         if trace:
             raise ValueError("trace works with one attempt only; leave out trace or attempts")
-
-    def _answer(self, task: Task[Parts, str], sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
-        self.parts.require(task.needs)
-        built, most = task.build(self.parts), self.presets.context
-        if len(built.ids) > most:
-            raise ValueError(
-                f"prompt and answer have {len(built.ids)} tokens, more than the model's context of {most}; "
-                "shorten the prompt or lower max_tokens"
-            )
-        made = answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
-        return replace(made, warnings=self.parts.warnings(question.replace(understand.GAP, " ")))
 
     def _prompt(self, text: str, *, empty: bool = False) -> str:
         if len(text) > 20 * LONGEST_PROMPT or len(self.parts.text.encode(text)) > LONGEST_PROMPT:
@@ -389,3 +376,9 @@ def _count(n: int) -> int:
     if not 1 <= n <= 256:
         raise ValueError(f"n must be 1 to 256, got {n}")
     return n
+
+
+def _several(prompts: Sequence[str], check: Callable[[str], str]) -> list[str]:
+    if not prompts:
+        raise ValueError("the list of prompts is empty; give at least one")
+    return [check(prompt) for prompt in prompts]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import torch
 
+from unmask.checkpoints.device import AUTO, find_device
 from unmask.checkpoints.elastic import Weights, WeightStorage
 from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
@@ -22,13 +23,16 @@ from unmask.checkpoints.loading import load
 from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
-from unmask.protocols import Denoiser, Task
+from unmask.protocols import Denoiser
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
-from unmask.tasks.forms import bound, filled, formed
+from unmask.tasks.arguments import checked
+from unmask.tasks.conversing import Message, Turn, check, check_each
+from unmask.tasks.forms import Request, answer_formed, filled
+from unmask.tasks.lengths import Extent
 from unmask.tasks.results import Answer, answered
-from unmask.tasks.running import Decoded, Executor, OnStep, answer, decide, device_of
+from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide, device_of
 from unmask.tasks.sampler_options import with_options
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
@@ -36,6 +40,8 @@ from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import BOS, EOS, EOT, MASK, TEXT_CONTROL, Text
 
 _NEEDS = frozenset({"und", "text_head"})
+LENGTH = 128  # tokens of the published chat
+_ROLES = ("system", "user", "assistant")
 _PICTURES = ("generate", "edit", "ground", "infill", "describe")
 
 
@@ -53,16 +59,21 @@ class TextParts:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A question in LLaDA's chat template, which is Llama 3's (spec 2.1); the answer has ``length`` tokens."""
+    """A question in LLaDA's chat template, which is Llama 3's (spec 2.1); the answer has ``length`` tokens. ``messages``: those before
+    the question.
+    """
 
     question: str
     length: int
+    messages: tuple[Message, ...] = ()
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         text, b = tokens.text, tokens.builder()
-        asked = (*b.header("user"), self.question.strip(), text[EOT])
-        b.say("prompt", text[BOS], *asked, *b.header("assistant"))
+        said: list[str | int] = [text[BOS]]
+        for message in (*self.messages, Message(role="user", text=self.question)):
+            said += [*b.header(message.role), message.text.strip(), text[EOT]]
+        b.say("prompt", *said, *b.header("assistant"))
         return b.write("answer", self.length).build(self.question)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
@@ -73,15 +84,13 @@ class Reply:
 class FormedReply:
     """A ``Reply`` whose answer is constrained to a format of one slot."""
 
-    question: str
-    length: int
+    reply: Reply
     form: AnswerFormat
     slots: tuple[Slot, ...]
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
-        self.slots[0].check(self.length)
-        return Reply(question=self.question, length=self.length).build(tokens)
+        return self.reply.build(tokens)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return filled(self.form, self.slots, sequence)
@@ -125,10 +134,17 @@ class FillGaps:
         return tokens.text.decode(sequence.ids.tolist())
 
 
-def load_text(folder: Path, *, device: str = "cpu", storage: WeightStorage | None = None) -> TextModel:
+def load_text(
+    folder: Path,
+    *,
+    device: str | torch.device = AUTO,
+    storage: WeightStorage | None = None,
+    on_bytes: Callable[[int, int], None] = lambda done, of: None,
+) -> TextModel:
     """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
+    checkpoint, place = survey_llada(folder), find_device(device)
+    weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    weights = Weights(checkpoint=survey_llada(folder), device=device, storage=storage or WeightStorage())
     net, vq = weights.checkpoint.modules()
     if text.size > net.config.vocab_size:  # the embedding may have spare rows
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
@@ -164,53 +180,113 @@ class TextModel:
     def device(self) -> torch.device:
         return device_of(self.parts.net)
 
+    @checked
     def ask(
         self,
         question: str,
         *,
-        max_tokens: int = 128,
+        messages: Items[Message] = (),
+        max_tokens: int | None = None,
+        length: int | None = None,
+        stop: Items[str] = (),
         seed: int = 0,
         trace: bool = False,
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
         form: AnswerFormat | None = None,
     ) -> Answer:
-        """Answer a question in at most ``max_tokens`` tokens, with the chat template and the published settings of Instruct.
+        """Answer a question with the chat template and the published settings of Instruct.
 
-        ``form``: a JSON schema or a regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value ·
-        ``steps``: of every block.
+        ``messages``: what was said before the question, by the system, the user and the assistant · ``max_tokens``: most tokens of the
+        answer, which ends earlier at the model's end of turn; the model's context bounds it (None: ``length``) · ``length``: masked tokens
+        that are decoded at a time, in blocks of 32; the answer depends on it, but not on ``max_tokens`` (``tasks.lengths``) · ``stop``:
+        the text ends before the first of these strings · ``form``: a JSON schema or a regex that the answer matches
+        (``grammars.answer_format``); ``Answer.value`` is its parsed value · ``steps``: of every block.
         """
+        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
+        _check_texts(messages)
         text = self.parts.text
-        end = (text[EOT], text[EOS])
-        preset = llada_instruct(null_id=text[MASK], drop=PROMPT, end=end, block=min(32, max(1, max_tokens)))
-        chosen = sampler or self.change(preset)
-        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
+        preset = llada_instruct(
+            null_id=text[MASK], drop=PROMPT, end=(text[EOT], text[EOS]), block=min(32, extent.length)
+        )
+        chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
+        reply = Reply(question=_given(question), length=extent.length, messages=tuple(messages))
         if form is not None:
-            return self._formed(question, max_tokens, form, chosen, seed, trace)
-        return self._answer(Reply(question=question, length=max_tokens), chosen, question, seed, trace)
+            return self._formed(reply, form, chosen, extent, seed, trace)
+        return self._written(reply, chosen, extent, question, seed, trace)
 
+    @checked
+    def converse(
+        self,
+        messages: Items[Message],
+        *,
+        seed: int = 0,
+        max_tokens: int | None = None,
+        stop: Items[str] = (),
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ) -> Turn:
+        """The next turn of a conversation; append ``turn.message()`` to continue. The options are those of ``ask``.
+
+        ``messages``: of the system, the user and the assistant; the last one is from the user. ValueError for a conversation that is
+        longer than the model's context.
+        """
+        check(messages, _ROLES)
+        _check_texts(messages)
+        said = self.ask(
+            messages[-1].text,
+            messages=messages[:-1],
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        return Turn(
+            parts=(said.text,) if said.text else (),
+            seed=seed,
+            seconds=said.seconds,
+            settings={"words": said.settings},
+            finish_reason=said.finish_reason,
+        )
+
+    @checked
     def complete(
         self,
         prompt: str,
         *,
-        max_tokens: int = 128,
+        max_tokens: int | None = None,
+        length: int | None = None,
+        stop: Items[str] = (),
         seed: int = 0,
         trace: bool = False,
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
         settings: Items[str] = (),
         sampler: Sampler | None = None,
     ) -> Answer:
-        """Continue a text by ``max_tokens`` tokens, without a template, with the published settings of Base."""
-        preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, max_tokens))
-        chosen = sampler or self.change(preset)
-        chosen = with_options(chosen, settings, steps, guidance_scale, temperature)
-        return self._answer(Continue(prompt=prompt, length=max_tokens), chosen, prompt, seed, trace)
+        """Continue a text, without a template, with the published settings of Base. The options are those of ``ask``; a canvas of
+        ``length`` tokens is one block.
+        """
+        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
+        text = self.parts.text
+        end = (text[EOT], text[EOS])
+        preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)
+        chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
+        task = Continue(prompt=_given(prompt), length=extent.length)
+        return self._written(task, chosen, extent, prompt, seed, trace)
 
+    @checked
     def infill_text(
         self,
         target: str,
@@ -225,7 +301,10 @@ class TextModel:
         """A text with every ``[mask]`` replaced by one token, most confident first."""
         preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
         chosen = with_options(self.change(preset), settings, steps, guidance_scale, temperature)
-        return self._answer(FillGaps(target=target), chosen, target, seed, trace)
+        task = FillGaps(target=_given(target))
+        built = task.build(self.parts)
+        check_context(built, self.parts.context)
+        return answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
 
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
@@ -236,21 +315,31 @@ class TextModel:
         return decide(self.parts.net, sequences, seeds, sampler, device=self.device, on_step=on_step)
 
     def _formed(
-        self, question: str, length: int, form: AnswerFormat, sampler: Sampler, seed: int, trace: bool
+        self, reply: Reply, form: AnswerFormat, sampler: Sampler, extent: Extent, seed: int, trace: bool
     ) -> Answer:
         slots = tuple(form.slots(self.parts.text, RELEASED))
-        task = FormedReply(question=question, length=length, form=form, slots=slots)
-        return formed(self._answer(task, bound(sampler, slots), question, seed, trace), form, sampler)
 
-    def _answer(self, task: Task[TextParts, str], sampler: Sampler, question: str, seed: int, trace: bool) -> Answer:
-        if not question.strip():
-            raise ValueError("the text is empty; give a question or a text")
-        if (length := getattr(task, "length", 1)) < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {length}")
-        built = task.build(self.parts)
-        if len(built.ids) > self.parts.context:
-            raise ValueError(
-                f"prompt and answer have {len(built.ids)} tokens, more than the model's context of {self.parts.context}; "
-                "shorten the prompt or lower max_tokens"
-            )
-        return answer(self, task, built, sampler, question=question, seed=seed, trace=trace)
+        def task(lengths: tuple[int, ...]) -> FormedReply:
+            return FormedReply(reply=replace(reply, length=lengths[0]), form=form, slots=slots)
+
+        request = Request(slots=slots, form=form, extent=extent, context=self.parts.context)
+        return answer_formed(self, task, sampler, request, question=reply.question, seed=seed, trace=trace)
+
+    def _written(
+        self, task: Reply | Continue, sampler: Sampler, extent: Extent, question: str, seed: int, trace: bool
+    ) -> Answer:
+        given = {"context": self.parts.context, "question": question, "seed": seed, "trace": trace}
+        return answer_within(self, task.build(self.parts), sampler, extent, **given)
+
+
+def _given(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is empty; give a question or a text")
+    return text
+
+
+def _check_texts(messages: Items[Message]) -> None:
+    check_each(messages, _ROLES)
+    for number, message in enumerate(messages, 1):
+        if message.images:
+            raise ValueError(f"message {number} has pictures, and this is a text model; leave them out")

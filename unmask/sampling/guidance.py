@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.models.exact import double
 from unmask.sequence import Batch
 from unmask.step import Prediction, Progress
 
@@ -103,7 +104,7 @@ class EditGuidance:
 def _acting(interval: Interval, progress: Progress) -> Tensor:
     """Rows whose step lies in the interval, [B] bool."""
     number_B = progress.number + 1
-    first_B, last_B = ((edge * progress.of.double()).long() for edge in interval)
+    first_B, last_B = ((edge * double(progress.of)).long().to(number_B.device) for edge in interval)
     return (first_B <= number_B) & (number_B <= last_B)
 
 

@@ -115,13 +115,16 @@ def lavida_o_ground(*, low: int, high: int, steps: int = 1) -> Sampler:
     )
 
 
-def llada_base(*, null_id: int, drop: Container[str], length: int = 1024, scale: float = 0.0) -> Sampler:
+def llada_base(
+    *, null_id: int, drop: Container[str], end: tuple[int, ...] = (), length: int = 1024, scale: float = 0.0
+) -> Sampler:
     """LLaDA-8B Base: the whole answer is one block, one token a step, the surest first (published: 1,024 tokens, guidance 0).
 
-    ``scale``: text guidance, (1 + scale) c - scale u, where u sees the mask embedding instead of the prompt.
+    ``scale``: text guidance, (1 + scale) c - scale u, where u sees the mask embedding instead of the prompt · ``end``: ids that end a
+    text, which changes nothing before it; none to unmask every token, as published.
     """
     guidance = ClassifierFree(scale=scale, drop=drop, null_id=null_id)
-    return replace(llada_text(block=length), guidance=guidance)
+    return replace(llada_text(block=length, end=end), guidance=guidance)
 
 
 def llada_instruct(

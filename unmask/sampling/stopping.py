@@ -8,6 +8,7 @@ Shapes: B rows · L tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,34 @@ class EndOfTurn:
             ids = torch.where(closed_BL, end_id_B1, ids)
             filled_BL |= closed_BL
         return batch.replace(ids=ids, masked=batch.masked & ~filled_BL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Until:
+    """``stopping``, and a text span is finished once ``enough`` accepts its ids before the first masked one: the masked rest gets ``fill``.
+
+    Not for selections that mask or redraw tokens again: those ids would not be final.
+    """
+
+    enough: Callable[[Sequence[int]], bool]
+    fill: int
+    stopping: EarlyStopping = Never()
+
+    def __call__(self, batch: Batch) -> Batch:
+        batch = self.stopping(batch)
+        live_BL = still_masked(batch)
+        filled_BL = torch.zeros_like(live_BL)
+        for row, table in enumerate(batch.span_table):
+            for span in table:
+                if not span.writable or span.kind != Kind.TEXT:
+                    continue
+                part = slice(span.start, span.stop)
+                first = int(torch.cat([batch.masked[row, part], batch.masked.new_ones(1)]).long().argmax())
+                if first < len(span) and self.enough(batch.ids[row, part][:first].tolist()):
+                    filled_BL[row, part] = live_BL[row, part]
+        if not bool(filled_BL.any()):
+            return batch
+        return batch.replace(ids=batch.ids.masked_fill(filled_BL, self.fill), masked=batch.masked & ~filled_BL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.models.exact import double
 from unmask.protocols import TokenSampler
 from unmask.rng import rows
 from unmask.sampling.spans import wished
@@ -62,13 +63,20 @@ class Greedy:
 
 @dataclass(frozen=True, kw_only=True)
 class Categorical:
-    """A sample of softmax(logits / temperature), by the Gumbel-max rule in float32. Temperature 0 is greedy."""
+    """A sample of softmax(logits / temperature), by the Gumbel-max rule in float32. Temperature 0 is greedy.
+
+    ``top_p``: sample from the nucleus of the prediction alone (see ``nucleus``); 1 is off. The score stays that of the whole prediction.
+    """
 
     temperature: Temperature = 1.0
     score: Score = LogProbability()
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_mass("top_p", self.top_p)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        pick = _gumbel_max(batch, at(self.temperature, progress), torch.float32)
+        pick = _gumbel_max(batch, at(self.temperature, progress), torch.float32, self.top_p)
         return _propose(batch, prediction, progress, pick, self.score)
 
 
@@ -77,14 +85,18 @@ class GumbelText:
     """argmax(exp(logits) / (-ln u)^temperature) in float64 (LLaDA; spec 4.1).
 
     The same distribution as ``Categorical``; the wider noise reaches the far tail of a six-figure vocabulary, which float32
-    cuts off (Zheng et al. 2024, arXiv 2409.02908).
+    cuts off (Zheng et al. 2024, arXiv 2409.02908). ``top_p``: as of ``Categorical``.
     """
 
     temperature: Temperature = 0.0
     score: Score = LogProbability()
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_mass("top_p", self.top_p)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        pick = _gumbel_max(batch, at(self.temperature, progress), torch.float64)
+        pick = _gumbel_max(batch, at(self.temperature, progress), torch.float64, self.top_p)
         return _propose(batch, prediction, progress, pick, self.score)
 
 
@@ -114,26 +126,34 @@ class OnlyIds:
 
 @dataclass(frozen=True, kw_only=True)
 class TopP:
-    """``draw`` from the smallest set of ids whose probabilities reach ``mass`` (nucleus sampling, Holtzman et al. 2020)."""
+    """A token sampler restricted to the nucleus of each prediction; its score, too, is that of the nucleus."""
 
     mass: float
     token_sampler: TokenSampler
 
     def __post_init__(self) -> None:
-        if not 0 < self.mass <= 1:
-            raise ValueError(f"mass {self.mass} is no share of probability; wanted 0 < mass <= 1")
+        _check_mass("mass", self.mass)
 
     def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
         return wished(self.token_sampler, batch, block, counts)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        kept = {k: self._cut(scored.logits) for k, scored in prediction.scored.items() if scored.logits is not None}
+        kept = {
+            k: nucleus(scored.logits, self.mass) for k, scored in prediction.scored.items() if scored.logits is not None
+        }
         return self.token_sampler(batch, prediction.with_logits(kept), progress)
 
-    def _cut(self, logits_NV: Tensor) -> Tensor:
-        p_NV, id_NV = logits_NV.float().softmax(1).sort(dim=1, descending=True, stable=True)
-        beyond_NV = p_NV.cumsum(1) - p_NV >= self.mass  # what stands before an id already reaches the mass
-        return logits_NV.masked_fill(torch.zeros_like(beyond_NV).scatter(1, id_NV, beyond_NV), -torch.inf)
+
+def nucleus(logits_NV: Tensor, mass: float) -> Tensor:
+    """The logits, -inf outside the smallest set of ids whose probabilities reach ``mass`` (Holtzman et al. 2020, section 3.1).
+
+    ``mass`` 1 keeps every logit as it is.
+    """
+    if mass == 1:
+        return logits_NV
+    p_NV, id_NV = logits_NV.float().softmax(1).sort(dim=1, descending=True, stable=True)
+    beyond_NV = p_NV.cumsum(1) - p_NV >= mass  # what stands before an id already reaches the mass
+    return logits_NV.masked_fill(torch.zeros_like(beyond_NV).scatter(1, id_NV, beyond_NV), -torch.inf)
 
 
 def gumbel(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -142,16 +162,25 @@ def gumbel(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtyp
     return u.log_().neg_().log_().neg_()
 
 
-def _gumbel_max(batch: Batch, temperature_B: Tensor, dtype: torch.dtype) -> Pick:
-    generators = rows(batch, "draw")
+def _check_mass(name: str, mass: float) -> None:
+    if not 0 < mass <= 1:
+        raise ValueError(f"{name} {mass} is no share of probability; it must be above 0 and at most 1")
+
+
+def _gumbel_max(batch: Batch, temperature_B: Tensor, dtype: torch.dtype, top_p: float) -> Pick:
+    greedy = not bool((temperature_B > 0).any())
+    generators = [] if greedy else rows(batch, "draw")
 
     def pick(logits_NV: Tensor, row_N: Tensor) -> Tensor:
-        if not bool((temperature_B > 0).any()):
+        if greedy:
             return logits_NV.argmax(1)
+        logits_NV = nucleus(logits_NV, top_p)
         counts = torch.bincount(row_N, minlength=batch.rows).tolist()
         noise = [gumbel(g, (n, logits_NV.shape[1]), dtype) for g, n in zip(generators, counts, strict=True) if n]
-        noise_NV = torch.cat(noise).to(logits_NV.device) if noise else logits_NV.new_zeros(logits_NV.shape)
-        return (logits_NV.to(dtype) + temperature_B[row_N][:, None] * noise_NV).argmax(1)
+        wide_NV = double(logits_NV) if dtype == torch.float64 else logits_NV.to(dtype)
+        noise_NV = torch.cat(noise).to(wide_NV.device) if noise else wide_NV.new_zeros(wide_NV.shape)
+        temperature_N1 = temperature_B[row_N][:, None].to(wide_NV.device)
+        return (wide_NV + temperature_N1 * noise_NV).argmax(1).to(logits_NV.device)
 
     return pick
 

@@ -1,39 +1,43 @@
-"""Response bodies as plain JSON values. Public idea: one function per kind of result; ``Reply`` for a chat."""
+"""Response bodies as plain JSON values. Public idea: one function per kind of result (``replies`` has those of chats)."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.sampling.sampler import Sampler
 from unmask.serving.calls import settable
-from unmask.serving.schema import ENDPOINTS
+from unmask.serving.schema import Draw, Edit, Fields, Ground, Infill
+from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Served, Service
-from unmask.serving.streams import Event, encoded
-from unmask.tasks.conversing import Turn
+from unmask.serving.streams import Event
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Answer, Drawing, Grounding
+from unmask.tasks.results import Answer, Grounding
 from unmask.tokens.sources import readable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Counts = tuple[int, int, bool]
+ENDPOINTS: dict[str, type[Fields]] = {
+    **{"generate": Draw, "edit": Edit, "ground": Ground, "infill": Infill, "chat": Chat, "ask": Chat}
+}
 
 
 def model_card(service: Service, created: int) -> Event:
-    """An entry of OpenAI's model list: with its tasks, the side of its images in pixels (0: no images), the image formats that it reads."""
+    """An entry of OpenAI's model list, with what the model does: its tasks, the side of its images in pixels (0: no images), the image
+    formats that the server reads for it, and its vocabulary.
+    """
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
         tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
-    own = {"tasks": tasks, "side": side, "reads": readable() if side else []}
+    vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
+    words = vocabulary.to_json() if vocabulary else None
+    own = {"tasks": tasks, "side": side, "reads": readable() if side else [], "vocabulary": words}
     return {"id": service.name, "object": "model", "created": created, "owned_by": "unmask", "unmask": own}
 
 
@@ -41,7 +45,7 @@ def fields(model: Served) -> dict[str, Event]:
     """JSON schemas of the request bodies by task; ``default`` and ``x-unmask-settings`` come from this model's samplers."""
     found: dict[str, Event] = {}
     samplers = _samplers(model)
-    for name, body in {**ENDPOINTS, "ask": ENDPOINTS["chat"]}.items():
+    for name, body in ENDPOINTS.items():
         schema = body.model_json_schema()
         if sampler := samplers.get(name):
             known = list(_settings(sampler))
@@ -51,6 +55,8 @@ def fields(model: Served) -> dict[str, Event]:
                     schema["properties"][short]["default"] = defaults[long]
             schema["x-unmask-settings"] = known
         found[name] = schema
+    if isinstance(model, Model):
+        found["generate"]["properties"]["plan"]["default"] = model.presets.plans
     return found
 
 
@@ -81,34 +87,14 @@ def parts_to_draw(model: Served) -> Parts:
     return model.parts
 
 
-def picture(drawn: Drawing, file: str) -> Event:
-    """An entry of ``data``: the image file and its metadata."""
-    rounds = [{**r.to_json(), "b64_json": encoded(r.image, file)} for r in drawn.attempts]
-    metadata = {
-        "seed": drawn.seed,
-        "seconds": round(drawn.seconds, 4),
-        "plan": drawn.plan.to_json() if drawn.plan else None,
-        "rounds": rounds,
-        "settings": drawn.settings,
-    }
-    return {"b64_json": encoded(drawn.image, file), "unmask": metadata}
+def filled(answer: Answer, more: Sequence[str] = ()) -> Event:
+    """``more``: warnings about the request's fields."""
+    metadata = {"seed": answer.seed, "seconds": round(answer.seconds, 4), "settings": answer.settings}
+    return {"text": answer.text, **metadata, "warnings": [*answer.warnings, *more]}
 
 
-def completed(drawn: Drawing, kind: str, number: int, file: str) -> Event:
-    """The event that ends an image."""
-    whole = picture(drawn, file)
-    size = f"{drawn.image.width}x{drawn.image.height}"
-    about = {"created_at": int(time.time()), "output_format": file, "size": size, "quality": "auto"}
-    own = {"picture": number, **whole["unmask"]}
-    return {"type": f"{kind}.completed", "b64_json": whole["b64_json"], "background": "opaque", **about, "unmask": own}
-
-
-def filled(answer: Answer) -> Event:
-    return {"text": answer.text, "seed": answer.seed, "seconds": round(answer.seconds, 4), "settings": answer.settings}
-
-
-def grounded(found: Grounding) -> Event:
-    """Boxes as fractions of the image."""
+def grounded(found: Grounding, more: Sequence[str] = ()) -> Event:
+    """Boxes as fractions of the image. ``more``: warnings about the request's fields."""
     width, height = found.image_size
     size = (width, height, width, height)
     boxes = [
@@ -116,63 +102,5 @@ def grounded(found: Grounding) -> Event:
         for b in found.boxes
     ]
     metadata = {"seed": found.seed, "seconds": round(found.seconds, 4), "settings": found.settings}
-    return {"boxes": boxes, "width": width, "height": height, **metadata}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """A chat answer. ``unread``: number of messages that an answer about an image did not read."""
-
-    model: str
-    name: str
-    unread: int = 0
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def greeting(self) -> Event:
-        return {"delta": {"role": "assistant", "content": ""}}
-
-    def whole(self, found: Answer | Turn, counts: Counts) -> Event:
-        message = {"role": "assistant", "content": found.text, "refusal": None, "unmask": _pictures_of(found)}
-        choice = {"index": 0, "message": message, "finish_reason": _reason(counts), "logprobs": None}
-        own = {"usage": _usage(counts), "unmask": self._metadata(found)}
-        return {**self._head("chat.completion"), "choices": [choice], **own}
-
-    def chunk(self, event: Event) -> Event:
-        """An event as an OpenAI chunk; fields other than ``delta`` and ``finish_reason`` are placed beside ``choices``."""
-        choice = {"index": 0, "delta": event["delta"], "finish_reason": event.get("finish_reason"), "logprobs": None}
-        more = {k: v for k, v in event.items() if k not in ("delta", "finish_reason")}
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **more}
-
-    def end(self, found: Answer | Turn, counts: Counts) -> Event:
-        own = {**self._metadata(found), **_pictures_of(found)}
-        return {"delta": {}, "finish_reason": _reason(counts), "usage": _usage(counts), "unmask": own}
-
-    def _head(self, kind: str) -> Event:
-        return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
-
-    def _metadata(self, found: Answer | Turn) -> Event:
-        unread = found.unread if isinstance(found, Turn) else self.unread
-        return {
-            "seed": found.seed,
-            "seconds": round(found.seconds, 4),
-            "settings": found.settings,
-            "unread": unread,
-        }
-
-
-def _pictures_of(found: Answer | Turn) -> Event:
-    """The images of a turn. A layout exists only if the turn has exactly one image."""
-    if not isinstance(found, Turn):
-        return {"images": []}
-    plan = found.plan.to_json() if found.plan else None
-    return {"images": [{"b64_json": encoded(image, "png"), "plan": plan} for image in found.images]}
-
-
-def _reason(counts: Counts) -> str:
-    return "length" if counts[2] else "stop"
-
-
-def _usage(counts: Counts) -> Event:
-    given, written, _ = counts
-    return {"prompt_tokens": given, "completion_tokens": written, "total_tokens": given + written}
+    warnings = [*found.warnings, *more]
+    return {"boxes": boxes, "width": width, "height": height, **metadata, "warnings": warnings}

@@ -7,6 +7,7 @@ disconnects, the calls are cancelled.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import secrets
 import time
@@ -22,16 +23,21 @@ from starlette.middleware.cors import CORSMiddleware
 
 from unmask import __version__
 from unmask.json_types import Json
-from unmask.serving import answers, calls
+from unmask.serving import answers, calls, chat
+from unmask.serving.chat_events import ChatEvents
 from unmask.serving.counting import RequestCounters, render_prometheus
+from unmask.serving.delivery import Delivery
 from unmask.serving.edge import LOG, Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
 from unmask.serving.errors import NoSuchModel, error_response
 from unmask.serving.page_routes import add_page_routes
-from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
+from unmask.serving.picture_urls import Link, PictureUrls, add_picture_route, data_url
+from unmask.serving.replies import Reply
+from unmask.serving.schema import Draw, Edit, Fields, Ground, Infill
+from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Call, Service, Started
-from unmask.serving.streams import Channel, ChatEvents, Event, PictureEvents, Wire, opened, sse, streamed
-from unmask.tasks.conversing import Turn
+from unmask.serving.streams import Channel, Event, PictureEvents, Wire, opened, sse, streamed
+from unmask.serving.unknown_fields import ignored_warning
 from unmask.tasks.results import Answer, Drawing
 
 T = TypeVar("T")
@@ -40,10 +46,15 @@ _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def application(
-    service: Service, *, keys: Sequence[str] = (), origins: Sequence[str] = (), most_bytes: int = MOST_BYTES
+    service: Service,
+    *,
+    keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    most_bytes: int = MOST_BYTES,
+    urls: PictureUrls | None = None,
 ) -> FastAPI:
     """The application. ``keys``: accepted API keys for /v1; none: no key is needed · ``origins``: allowed origins of cross-site requests ·
-    ``most_bytes``: limit of a request body.
+    ``most_bytes``: limit of a request body · ``urls``: keeps pictures that are returned as URLs; None: they become data: URLs.
     """
     app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None)
     counters = RequestCounters()
@@ -61,7 +72,7 @@ def application(
     for kind in (RequestValidationError, HTTPException, ValueError, RuntimeError, OSError):
         app.add_exception_handler(kind, _failed)  # Edge handles all other exceptions
     _add_metadata_routes(app, service, counters)
-    _add_image_routes(app, service)
+    _add_image_routes(app, service, urls)
     _add_text_routes(app, service)
     add_page_routes(app, service)
     return app
@@ -102,33 +113,39 @@ def _add_metadata_routes(app: FastAPI, service: Service, counters: RequestCounte
         return Response(render_prometheus(counters, service), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_image_routes(app: FastAPI, service: Service) -> None:
+def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) -> None:
+    if urls:
+        add_picture_route(app, urls)
+
+    def linked(request: Request) -> Link:
+        return urls.linked(request) if urls else data_url
+
     @app.post("/v1/images/generations")
     async def generations(body: Draw, request: Request) -> Response:
         """Generate images from a prompt."""
-        return await _pictures(service, request, body, "image_generation", lambda seed: calls.drawing(body, seed))
+        ask = lambda seed: calls.drawing(body, seed)  # noqa: E731
+        return await _pictures(service, request, body, "image_generation", ask, linked(request))
 
     @app.post("/v1/images/edits", openapi_extra=edit_schema())
     async def edits(request: Request) -> Response:
         """Edit an image by an instruction, or inpaint the region of a mask."""
         form = await edit_form(request)
         body = Edit.model_validate(form.fields)
-        image, mask = form.image, form.mask
-        return await _pictures(
-            service, request, body, "image_edit", lambda seed: calls.editing(body, image, mask, seed)
-        )
+        ask = lambda seed: calls.editing(body, form.image, form.mask, seed)  # noqa: E731
+        return await _pictures(service, request, body, "image_edit", ask, linked(request))
 
     @app.post("/v1/infill")
     async def infill(body: Infill, request: Request) -> Response:
         """Inpaint a region of an image, or fill in the masked tokens of a text."""
         if body.text is None:
-            return await _pictures(service, request, body, "image_edit", lambda seed: calls.infilling(body, seed))
+            ask = lambda seed: calls.infilling(body, seed)  # noqa: E731
+            return await _pictures(service, request, body, "image_edit", ask, linked(request))
         _check_name(service, body.model)
         seed = _seed(body)
         started = service.start([Call(ask=calls.infilling(body, seed), priority=body.priority)])
         (filled,) = await _settled(request, started)
         assert isinstance(filled, Answer)  # an image was handled above
-        return _json(answers.filled(filled))
+        return _json(answers.filled(filled, ignored_warning(body.ignored)))
 
 
 def _add_text_routes(app: FastAPI, service: Service) -> None:
@@ -138,30 +155,12 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         _check_name(service, body.model)
         call = Call(ask=calls.grounding(body, _seed(body)), priority=body.priority)
         (found,) = await _settled(request, service.start([call]))
-        return _json(answers.grounded(found))
+        return _json(answers.grounded(found, ignored_warning(body.ignored)))
 
     @app.post("/v1/chat/completions")
-    async def chat(body: Chat, request: Request) -> Response:
+    async def chat_completions(body: Chat, request: Request) -> Response:
         """Generate the next turn of a conversation, with text and images."""
-        _check_name(service, body.model)
-        seed = _seed(body)
-        reply = answers.Reply(model=service.name, name=f"chatcmpl-{secrets.token_hex(12)}", unread=calls.unread(body))
-        channel = Channel()
-        text, traced = service.model.parts.text, body.stream and body.trace
-        events = ChatEvents(channel.put, text, stream=body.stream, trace=traced, formed=body.formed)
-        call = Call(ask=calls.chatting(body, seed), listener=events, priority=body.priority)
-        started = service.start([call])
-        if not body.stream:
-            (found,) = await _settled(request, started)
-            return _json(reply.whole(found, events.counts))
-
-        def ended(found: Answer | Turn) -> None:
-            events.say(found.text)
-            channel.put(reply.end(found, events.counts))
-
-        _announce(started, [ended], channel)
-        wire = Wire(frame=lambda event: sse(reply.chunk(event)))
-        return await _stream(request, started, channel, wire, [reply.greeting])
+        return await _chat(service, request, body)
 
 
 async def _pictures(
@@ -170,39 +169,63 @@ async def _pictures(
     body: Draw | Edit | Infill,
     kind: str,
     ask: Callable[[int], Callable[[Any], Any]],
+    link: Link,
 ) -> Response:
     """Start ``n`` calls; image i uses ``seed + i``. ``body`` has the fields of Fields and Streamed."""
     _check_name(service, body.model)
     parts, seed, channel = answers.parts_to_draw(service.model), _seed(body), Channel()
-    listeners = [
-        PictureEvents(
-            channel.put,
-            parts,
-            kind=kind,
-            picture=i,
-            partial=body.partial_images if body.stream else 0,
-            trace=body.trace and body.stream,
-            file=body.output_format,
-        )
-        for i in range(body.n)
-    ]
+    delivery = Delivery.of(body, parts, link, body.ignored)
+    follow = {"kind": kind, "partial": body.partial_images, "trace": body.trace, "delivery": delivery}
     followed = body.stream and (body.trace or body.partial_images)
     started = service.start(
         [
-            Call(ask=ask(seed + i), listener=listener if followed else None, priority=body.priority)
-            for i, listener in enumerate(listeners)
+            Call(
+                ask=ask(seed + i),
+                listener=PictureEvents(channel.put, parts, picture=i, **follow) if followed else None,
+                priority=body.priority,
+            )
+            for i in range(body.n)
         ]
     )
     if not body.stream:
         drawn = await _settled(request, started)
-        data = await asyncio.to_thread(lambda: [answers.picture(d, body.output_format) for d in drawn])
-        return _json({"created": int(time.time()), "data": data})
+        return _json(await asyncio.to_thread(delivery.answer, drawn, [one.job.usage for one in started]))
 
     def ended(number: int) -> Callable[[Drawing], None]:
-        return lambda drawn: channel.put(answers.completed(drawn, kind, number, body.output_format))
+        return lambda drawn: channel.put(delivery.completed(drawn, kind, number, started[number].job.usage))
 
     _announce(started, [ended(i) for i in range(body.n)], channel)
     return await _stream(request, started, channel, Wire(frame=lambda event: sse(event, event["type"])))
+
+
+async def _chat(service: Service, request: Request, body: Chat) -> Response:
+    """Start ``n`` calls; answer i uses ``seed + i``."""
+    _check_name(service, body.model)
+    seed, channel, model = _seed(body), Channel(), service.model
+    reply = Reply(
+        model=service.name,
+        name=f"chatcmpl-{secrets.token_hex(12)}",
+        unread=chat.unread(model, body),
+        warnings=chat.warnings(model, body),
+        markdown=body.image_output == "markdown",
+        counted=body.counted,
+    )
+    follow = {"trace": body.stream and body.trace, "extent": chat.extent(model, body)}
+    events = [ChatEvents(channel.put, model.parts.text, index=i, **follow) for i in range(body.n)]
+    started = service.start(
+        [
+            Call(ask=chat.chatting(body, seed + i), listener=listener, priority=body.priority)
+            for i, listener in enumerate(events)
+        ]
+    )
+    if not body.stream:
+        found = await _settled(request, started)
+        return _json(await asyncio.to_thread(lambda: reply.whole(found, [one.count for one in events])))
+    _announce(started, [functools.partial(reply.finish, events=one) for one in events], channel)
+    wire = Wire(
+        frame=lambda event: sse(reply.chunk(event)), closing=lambda: reply.closing([one.count for one in events])
+    )
+    return await _stream(request, started, channel, wire, reply.greetings(body.n))
 
 
 def _announce(started: Sequence[Started[T]], ended: Sequence[Callable[[T], None]], channel: Channel) -> None:
@@ -282,8 +305,8 @@ def _json(value: object, status: int = 200, headers: dict[str, str] | None = Non
 
 
 def _check_name(service: Service, name: str | None) -> None:
-    if name is not None and name != service.name:
-        raise NoSuchModel(f"unknown model {name[:100]!r}; this server serves {service.name!r}")
+    if name not in (None, "", "auto", service.name):
+        raise NoSuchModel(f"unknown model {str(name)[:100]!r}; this server serves {service.name!r}")
 
 
 def _seed(body: Fields) -> int:

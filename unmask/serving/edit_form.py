@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from unmask.json_types import Json
+from unmask.serving.data_urls import read_data_url
 from unmask.serving.schema import Edit
 
-_FILES = ("image", "image[]", "mask")
+_MOST_FILES = 32  # more than any client sends, so that each is counted in the error
+_INDEX = re.compile(r"\[\d{0,3}\]$", re.ASCII)  # image[] or image[0]
+_ABSENT = ("", "null")
 _LISTS = ("settings", "boxes")
 
 
@@ -25,38 +29,45 @@ class EditForm:
 
 
 async def edit_form(request: Request) -> EditForm:
-    """Read a form. ValueError for a missing or second image and for invalid JSON lists."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    """Read a form. ValueError for a missing or second image, for unknown files and for invalid JSON lists."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ValueError("an edit must be sent as multipart/form-data with the image in the file field image")
-    files: dict[str, bytes] = {}
+    files: dict[str, list[bytes]] = {"image": [], "mask": []}
     fields: Json = {}
-    async with request.form(max_files=8, max_fields=200, max_part_size=2**20) as form:
+    async with request.form(max_files=_MOST_FILES, max_fields=200, max_part_size=2**20) as form:
         for name, value in form.multi_items():
-            if name in _FILES:
-                kind = name.removesuffix("[]")
-                if kind in files:
-                    raise ValueError(f"{kind}: only one file is allowed; send one")
-                files[kind] = await value.read() if isinstance(value, UploadFile) else value.encode()
+            kind = _INDEX.sub("", name)
+            if kind in files:
+                data = await value.read() if isinstance(value, UploadFile) else _text_file(kind, value)
+                files[kind] += [data] if data else []
             elif isinstance(value, UploadFile):
                 raise ValueError(f"unknown file field {name[:50]!r}; the file fields are image and mask")
             else:
                 _add(fields, name.removesuffix("[]"), value)
-    if "image" not in files:
+    for kind, sent in files.items():
+        if len(sent) > 1:
+            raise ValueError(f"{kind}: {len(sent)} files were sent, and only one file is allowed; send one")
+    if not files["image"]:
         raise ValueError("image: the form contains no image; send one in the file field image")
-    return EditForm(image=files["image"], mask=files.get("mask"), fields=fields)
+    return EditForm(image=files["image"][0], mask=files["mask"][0] if files["mask"] else None, fields=fields)
+
+
+def _text_file(name: str, value: str) -> bytes:
+    """The file in a field that was sent as text, as a data: URL."""
+    return b"" if value in _ABSENT else read_data_url(value, name)
 
 
 def _add(fields: Json, name: str, value: str) -> None:
-    """``settings`` and ``boxes`` may be repeated or given as one JSON list."""
-    if name not in _LISTS:
-        fields[name] = value
-    elif value.lstrip().startswith("["):
+    """``settings`` and ``boxes`` may be repeated or given as one JSON list. Other fields than the prompt are absent if empty or null."""
+    if name in _LISTS and value.lstrip().startswith("["):
         try:
             fields[name] = [*fields.get(name, []), *json.loads(value)]
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}: invalid JSON list; send a JSON list, or repeat the field") from error
-    else:
-        fields[name] = [*fields.get(name, []), value]
+    elif (kind := name.partition("[")[0]) != name:  # boxes[][phrase], as some clients write nested values
+        raise ValueError(f"{kind}: the form field {name[:50]!r} cannot be read; send {kind} as one JSON list")
+    elif name == "prompt" or value not in _ABSENT:
+        fields[name] = [*fields.get(name, []), value] if name in _LISTS else value
 
 
 def edit_schema() -> Json:

@@ -17,6 +17,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Cancelled, Handle, Request
+from unmask.serving.usage import Usage
 from unmask.tasks.results import Attempt
 from unmask.tasks.running import Decoded, OnStep, StepEvent
 from unmask.tokens.layouts import Layout
@@ -37,11 +38,15 @@ class Listener(Protocol):
 
 
 class Job:
-    """The executor of one call. ``priority``: as of ``Request`` · ``cancel`` may be called in any thread, at any time."""
+    """The executor of one call. ``priority``: as of ``Request`` · ``cancel`` may be called in any thread, at any time.
+
+    ``usage``: tokens of all its runs so far.
+    """
 
     def __init__(self, engine: Engine, *, priority: int = 0, listener: Listener | None = None) -> None:
         self.engine, self.priority, self.listener = engine, priority, listener
         self.cancelled = False
+        self.usage = Usage()
         self._lock = threading.Lock()
         self._handles: list[Handle] = []  # of the current run
 
@@ -85,6 +90,7 @@ class Job:
                 raise Cancelled("the request was cancelled")
             handle = self.engine.submit(request, row=row)
             self._handles.append(handle)
+            self.usage += Usage.of(request.sequence)
         return handle
 
     def _follow(self, handle: Handle, on_step: OnStep | None) -> None:

@@ -1,6 +1,6 @@
 """A file of requests, one per line. Public idea: ``read(path) -> [Line]``, where a line is a job or an error message.
 
-Jobs have the arguments of the model's methods, by the same names. Images are file paths relative to the manifest.
+Jobs have the arguments of the model's methods, by the same names. Images are file paths relative to the manifest, or data: URLs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from unmask.json_types import Json
 from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
+from unmask.serving.data_urls import read_data_url
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
 
@@ -36,6 +37,12 @@ class _Job(BaseModel):
     seed: int = 0
     settings: tuple[str, ...] = ()
     sampler: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: object) -> object:
+        """A field with the value null counts as absent."""
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
 class _PlacedObject(BaseModel):
@@ -78,7 +85,7 @@ class Edit(_Job):
         return needs_of("edit-plan" if self.plan else "edit")
 
     def ask(self, model: Model, folder: Path) -> Drawing:
-        picture = folder / self.image
+        picture = _picture(folder, self.image)
         return model.edit(picture, self.prompt, seed=self.seed, plan=self.plan, settings=self.settings)[0]
 
 
@@ -105,7 +112,7 @@ class Ask(_Job):
             return model.ask(self.prompt, **more)
         if self.image is None:
             raise ValueError("a question needs an image; set image")
-        return model.ask(folder / self.image, self.prompt, **more)
+        return model.ask(_picture(folder, self.image), self.prompt, **more)
 
     def _answer_format(self) -> AnswerFormat | None:
         if self.form is not None and self.regex is not None:
@@ -126,7 +133,7 @@ class Ground(_Job):
         return needs_of("ground")
 
     def ask(self, model: Model, folder: Path) -> Grounding:
-        picture = folder / self.image
+        picture = _picture(folder, self.image)
         return model.ground(
             picture, self.phrases, steps=self.steps if self.steps > 1 else None, seed=self.seed, settings=self.settings
         )
@@ -154,8 +161,13 @@ class Infill(_Job):
     def ask(self, model: Model, folder: Path) -> Drawing | Answer:
         if self.text is not None:
             return model.infill_text(self.text, seed=self.seed, settings=self.settings)
-        picture, region = folder / (self.image or ""), folder / (self.mask or "")
+        picture, region = _picture(folder, self.image or ""), _picture(folder, self.mask or "")
         return model.infill(picture, region, prompt=self.prompt, seed=self.seed, settings=self.settings)
+
+
+def _picture(folder: Path, text: str) -> Path | bytes:
+    """A path relative to the manifest, or the bytes of a data: URL."""
+    return read_data_url(text, "image") if text.lstrip()[:5].lower() == "data:" else folder / text
 
 
 Result = Drawing | Answer | Grounding

@@ -1,31 +1,41 @@
 """Request bodies of the HTTP API: every field with its meaning and bounds.
 
-Public idea: a body is validated as one of ``Draw``, ``Edit``, ``Ground``, ``Infill``, ``Chat``. Unknown fields are rejected by name, so a
-misspelt field is not silently ignored; fields of OpenAI's API that have no meaning here (``IGNORED``) are accepted and dropped.
+Public idea: a body is validated as one of ``Draw``, ``Edit``, ``Ground``, ``Infill``, or as ``schema_chat.Chat``. A field with the value
+null counts as absent. Fields of OpenAI's API that have no meaning here (``IGNORED``) are accepted and dropped. Other unknown fields are
+dropped too, and ``ignored`` names them; one that resembles a known field is rejected as misspelt.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from unmask.json_types import Json
+from unmask.serving.unknown_fields import Policy, sort_fields
 
 MOST_WORDS = 8000  # characters per text; the model's own limit, in tokens, is lower
 MOST_PICTURES = 10  # per request
-MOST_FORM = 20_000  # characters of an answer format; nested schemas are traversed repeatedly
 MOST_SEED = 2**53 - 1  # the largest integer that every JSON parser represents exactly
 IGNORED = frozenset(
     {
         *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"),
-        *("quality", "style", "background", "moderation", "output_compression", "input_fidelity"),
         *("temperature", "top_p", "frequency_penalty", "presence_penalty", "stop", "stream_options", "verbosity"),
         *("reasoning_effort", "parallel_tool_calls", "prompt_cache_retention"),
     }
 )
+# auto, or a square of 1 to 4096 pixels; the group is the side, which occurs twice
+_SIZE = re.compile(r"^(auto|([1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6])[xX]\2)$")
 Text = Annotated[str, Field(max_length=MOST_WORDS)]
 Pixels = Annotated[int, Field(ge=0, le=100_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -38,8 +48,25 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Fields(Strict):
+def optional_may_be_null(schema: Json) -> None:
+    """Say in the JSON schema that every optional field may be null."""
+    for name, field in schema.get("properties", {}).items():
+        choices = field.get("anyOf", [])
+        if name not in schema.get("required", []) and not any(c.get("type") == "null" for c in choices):
+            about = {k: field.pop(k) for k in ("title", "description", "default") if k in field}
+            inside = choices or [dict(field)]
+            field.clear()
+            field.update({"anyOf": [*inside, {"type": "null"}], **about})
+
+
+_REQUEST = ConfigDict(extra="ignore", allow_inf_nan=False, json_schema_extra=optional_may_be_null)
+
+
+class Fields(BaseModel):
     """Fields of every request."""
+
+    model_config = _REQUEST
+    _ignored: tuple[str, ...] = PrivateAttr(())
 
     model: str | None = Field(None, max_length=500, description="Name of the served model, as listed by /v1/models.")
     seed: int | None = Field(
@@ -65,18 +92,25 @@ class Fields(Strict):
         description="Scheduling priority. Each level doubles the share of compute and moves the request forward in the queue.",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _known(cls, data: Any) -> Any:
+    def _known(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
-            return data
-        kept = {k: v for k, v in data.items() if k in cls.model_fields or k not in IGNORED}
-        for name in kept:
-            if name not in cls.model_fields:
-                near = difflib.get_close_matches(str(name)[:50], list(cls.model_fields), 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(cls.model_fields)}"
-                raise ValueError(f"there is no field {str(name)[:50]!r}{hint}")
-        return kept
+            return handler(data)
+        kept, ignored = sort_fields(data, cls.policy())
+        body = handler(kept)
+        body._ignored = ignored
+        return body
+
+    @classmethod
+    def policy(cls) -> Policy:
+        """What becomes of fields that are not in the schema."""
+        return Policy(known=cls.model_fields, harmless=IGNORED - set(cls.model_fields))
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of unknown fields that the request contained."""
+        return self._ignored
 
 
 class Sampled(Fields):
@@ -103,20 +137,60 @@ class Sampled(Fields):
         return [*self.paced, *self.settings]
 
 
-class Streamed(Strict):
+def _square(size: str) -> str:
+    if _SIZE.fullmatch(size):
+        return size
+    example = "use auto, or a square such as 512x512, up to 4096x4096"
+    if re.fullmatch(r"[0-9]{1,9}[xX][0-9]{1,9}", size):
+        width, height = (int(v) for v in size.lower().split("x"))
+        wrong = "this server generates square images" if width != height else "the side must be 1 to 4096"
+        raise ValueError(f"{size} is not possible, because {wrong}; {example}")
+    raise ValueError(f"{size[:30]!r} is not a size; {example}")
+
+
+def _opaque(background: object) -> object:
+    if background == "transparent":
+        raise ValueError("this model generates no transparent images; use opaque or auto")
+    return background
+
+
+class Streamed(BaseModel):
     """Fields that control how images are returned."""
 
+    model_config = _REQUEST
+
     n: int = Field(1, ge=1, le=MOST_PICTURES, description="Number of images. Image i uses seed + i.")
-    size: str = Field(
-        "auto", max_length=20, description="auto, or the model's image size (see /v1/models), such as 128x128."
+    size: Annotated[str, AfterValidator(_square)] = Field(
+        "auto",
+        json_schema_extra={"pattern": _SIZE.pattern},
+        description="Size of the images: auto for the model's own, or any square up to 4096x4096, to which they are resized.",
     )
-    response_format: Literal["b64_json"] | None = Field(
-        None, description="Images are returned as base64; URLs are not supported."
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="url: the server keeps the image for an hour and returns its URL. Default: base64."
     )
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="File format of the images.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of jpeg and webp files, 100 is best. Default: 90."
+    )
+    background: Annotated[Literal["auto", "opaque"], BeforeValidator(_opaque)] = Field(
+        "auto", description="Only opaque images are generated."
+    )
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = Field(
+        "auto", description="Accepted for OpenAI's clients; has no effect, which a warning says."
+    )
+    style: Literal["vivid", "natural"] | None = Field(None, description="As quality.")
+    input_fidelity: Literal["low", "high"] | None = Field(None, description="As quality.")
+    moderation: Literal["auto", "low"] | None = Field(
+        None, description="Accepted for OpenAI's clients; nothing is moderated."
+    )
     stream: bool = Field(False, description="Stream the answer as server-sent events.")
     partial_images: int = Field(0, ge=0, le=3, description="With stream: number of evenly spaced previews per image.")
     trace: bool = Field(False, description="With stream: also send every sampling step as unmask.* events.")
+
+    @property
+    def side(self) -> int | None:
+        """The side of the images in pixels; None for the model's own."""
+        return None if self.size == "auto" else int(self.size.lower().partition("x")[0])
 
 
 class BoxOf(Strict):
@@ -128,18 +202,23 @@ class BoxOf(Strict):
     )
 
 
-class Planned(Strict):
+class Planned(BaseModel):
     """Planning before and reflection after generation."""
 
-    plan: bool = Field(False, description="Plan a layout of boxes first.")
+    model_config = _REQUEST
+
+    plan: bool | None = Field(
+        None, description="Plan a layout of boxes first. Default: the model's preset; false for edits."
+    )
     boxes: list[BoxOf] | None = Field(
         None, min_length=1, max_length=32, description="Use this layout instead of planning one; excludes plan."
     )
-    reflect: int = Field(
-        1,
+    reflect: int | None = Field(
+        None,
         ge=1,
         le=16,
-        description="Maximum number of attempts. Stops at the first image that the model's own critique accepts.",
+        description="Maximum number of attempts. Stops at the first image that the model's own critique accepts. "
+        "Default: the model's preset; 1 for edits and with plan or boxes.",
     )
 
     @model_validator(mode="after")
@@ -176,7 +255,7 @@ class Edit(Sampled, Streamed, Planned):
 class Infill(Sampled, Streamed):
     """An image with a region to inpaint, or a text with masked tokens to fill in."""
 
-    image: str | None = Field(None, description="The image as a data: URL.")
+    image: str | None = Field(None, description="The image as a data: URL in base64: data:image/png;base64,...")
     mask: str | None = Field(
         None,
         description="The mask as a data: URL, with the image's size. White (or transparent) pixels are regenerated.",
@@ -196,99 +275,8 @@ class Infill(Sampled, Streamed):
 class Ground(Fields):
     """Bounding boxes for phrases in an image."""
 
-    image: str = Field(description="The image as a data: URL.")
+    image: str = Field(description="The image as a data: URL in base64: data:image/png;base64,...")
     phrases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
         min_length=1, max_length=64, description="Phrases to locate; each gets one box."
     )
     steps: int = Field(1, ge=1, le=4, description="Number of steps in which the four coordinates are unmasked.")
-
-
-class ImageUrl(BaseModel):
-    """An image in a message."""
-
-    model_config = ConfigDict(extra="ignore")
-    url: str = Field(description="The image as a data: URL; the server does not fetch URLs.")
-
-
-class ContentPart(BaseModel):
-    """A part of a message."""
-
-    model_config = ConfigDict(extra="ignore")
-    type: Literal["text", "image_url"] = Field(description="Text or an image.")
-    text: Text = Field("", description="The text.")
-    image_url: ImageUrl | None = Field(None, description="The image.")
-
-    @model_validator(mode="after")
-    def _whole(self) -> ContentPart:
-        if self.type == "image_url" and self.image_url is None:
-            raise ValueError("a part of type image_url needs the field image_url")
-        return self
-
-
-class ChatMessage(BaseModel):
-    """A message of the conversation."""
-
-    model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant"] = Field(
-        description="Author of the message. system and developer messages are ignored, because the model has a fixed system prompt."
-    )
-    content: Text | list[ContentPart] | None = Field(None, description="Text, or a list of text and image parts.")
-
-    @property
-    def words(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content if part.type == "text")
-        return self.content or ""
-
-    @property
-    def pictures(self) -> list[str]:
-        parts = self.content if isinstance(self.content, list) else []
-        return [part.image_url.url for part in parts if part.image_url]
-
-
-class Chat(Sampled):
-    """A conversation. With an image, the last message is a question about it; otherwise the next turn is generated."""
-
-    messages: list[ChatMessage] = Field(
-        min_length=1, max_length=256, description="The messages so far; the last one is from the user."
-    )
-    n: Literal[1] = Field(1, description="Number of answers; only 1 is supported.")
-    draw: bool | None = Field(
-        None,
-        description="true: the turn may contain images. false: answer about an image. Default: false if there is an image, else true.",
-    )
-    max_tokens: int | None = Field(
-        None, ge=1, le=1024, description="Maximum number of tokens in the answer. Default: the model's preset."
-    )
-    max_completion_tokens: int | None = Field(None, ge=1, le=1024, description="Newer name of max_tokens.")
-    response_format: Json | None = Field(
-        None,
-        description='Format of the answer: {"type": "json_schema", "json_schema": {"schema": …}} or {"type": "regex", "regex": …}.',
-    )
-    stream: bool = Field(False, description="Stream the answer in chunks; content holds final tokens only.")
-    trace: bool = Field(
-        False,
-        description="With stream: also send drafts; the field unmask of a chunk holds all tokens after each step.",
-    )
-
-    @property
-    def longest(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-    @field_validator("response_format")
-    @classmethod
-    def _not_huge(cls, value: Json | None) -> Json | None:
-        try:
-            if value is not None and len(json.dumps(value)) > MOST_FORM:
-                raise ValueError(f"the schema has more than {MOST_FORM:,} characters; make it shorter")
-        except RecursionError as error:
-            raise ValueError("the schema is nested too deeply; make it flatter") from error
-        return value
-
-    @property
-    def formed(self) -> bool:
-        """Whether the answer has a required format."""
-        return self.response_format is not None and self.response_format.get("type") != "text"
-
-
-ENDPOINTS: dict[str, type[Fields]] = {"generate": Draw, "edit": Edit, "ground": Ground, "infill": Infill, "chat": Chat}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import uvicorn
 
 from unmask.serving.api import MOST_BYTES, application
+from unmask.serving.picture_urls import PictureUrls
 from unmask.serving.service import Service
 
 _START = 30.0  # seconds
@@ -32,7 +33,7 @@ class Server:
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self.service, self.listener = service, listener
-        app = application(service, keys=keys, origins=origins, most_bytes=most_bytes)
+        app = application(service, keys=keys, origins=origins, most_bytes=most_bytes, urls=PictureUrls())
         config = uvicorn.Config(
             app,
             log_config=None,

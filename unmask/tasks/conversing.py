@@ -8,7 +8,7 @@ in place, inside the sequence. In the last case the text continues after the pic
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -18,15 +18,18 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_codes
+from unmask.tasks.lengths import Extent, Words, leading, read_words, written
+from unmask.tasks.notebook import turn_html
 from unmask.tasks.parts import Parts
+from unmask.tasks.results import FinishReason
 from unmask.tasks.running import ThinkingRunner
 from unmask.tokens.layouts import Layout, from_ids
-from unmask.tokens.text import EOT, EXP
+from unmask.tokens.text import EOS, EOT, EXP
 from unmask.tokens.turns import Said, announced, conversation, opened, resumed
 
 NEEDS = frozenset({"und", "gen", "text_head", "vision", "vq.encoder", "vq.decoder"})
 MAX_PICTURES = 4  # per turn
-_ROLES = ("user", "assistant")
+ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +46,15 @@ class Turn:
     """The model's next turn. ``parts``: words and pictures in order.
 
     ``plan``: the layout of its picture, if any · ``unread``: how many of the oldest messages did not fit into the context ·
-    ``warnings``: about the last message, one line each.
+    ``warnings``: about the last message, one line each · ``finish_reason``: "length" if the words were cut off or a picture was left
+    out, otherwise "stop".
     """
 
     parts: tuple[str | Image.Image, ...]
     seed: int
     plan: Layout | None = None
     unread: int = 0
+    finish_reason: FinishReason = "stop"
     seconds: float = 0.0
     settings: Json = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -66,54 +71,78 @@ class Turn:
         """The turn as a message, to continue the conversation."""
         return Message(role="assistant", text=self.text, images=self.images)
 
+    def _repr_html_(self) -> str:
+        return turn_html(self.parts)
+
     def to_json(self) -> Json:
         """Plain values; pictures are null in ``parts``."""
         parts = [part if isinstance(part, str) else None for part in self.parts]
         plan = self.plan.to_json() if self.plan else None
-        made = {"seed": self.seed, "seconds": self.seconds, "warnings": list(self.warnings)}
-        return {"parts": parts, "plan": plan, "unread": self.unread, **made}
+        made = {"finish_reason": self.finish_reason, "seed": self.seed, "seconds": self.seconds}
+        return {"parts": parts, "plan": plan, "unread": self.unread, **made, "warnings": list(self.warnings)}
 
 
-def check(messages: Items[Message]) -> None:
-    """ValueError unless the messages are a conversation that ends with a message of the user."""
+def check(messages: Items[Message], roles: Items[str] = ROLES) -> None:
+    """ValueError unless the messages are a conversation of these roles that ends with a message of the user."""
     if not messages or messages[-1].role != "user":
         raise ValueError("the last message must have the role user; append one")
+    check_each(messages, roles)
+
+
+def check_each(messages: Items[Message], roles: Items[str]) -> None:
+    """ValueError for a message of another role, and for one of the user without text."""
     for number, message in enumerate(messages, 1):
-        if message.role not in _ROLES:
-            raise ValueError(f"message {number} has the role {message.role!r}; use {' or '.join(_ROLES)}")
+        if message.role not in roles:
+            raise ValueError(f"message {number} has the role {message.role!r}; use {' or '.join(roles)}")
+        if not isinstance(message.text, str):
+            raise TypeError(f"the text of message {number} must be a text, got {message.text!r}")
+        if isinstance(message.images, str | Image.Image) or not all(isinstance(i, Image.Image) for i in message.images):
+            raise TypeError(
+                f"the images of message {number} must be a tuple of images; read files with read_image(path)"
+            )
         if message.role == "user" and not message.text.strip():
             raise ValueError(f"message {number} has no text; add some")
 
 
-def converse(model: ThinkingRunner, messages: Items[Message], seed: int) -> Turn:
-    """The next turn of messages that pass ``check``. Needs the parts ``NEEDS``, already loaded."""
-    parts, text = model.parts, model.parts.text
-    sequence, unread = _request(model, messages)
-    done: list[str | Image.Image] = []
-    budget = model.presets.turn  # tokens left for the text of this turn
+def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent: Extent | None = None) -> Turn:
+    """The next turn of messages that pass ``check``. Needs the parts ``NEEDS``, already loaded.
+
+    ``extent``: of the words; None: one canvas of the preset length. A maximum below a canvas saves no steps, because only the whole text
+    shows whether it is the layout of a picture.
+    """
+    parts, text, done = model.parts, model.parts.text, list[str | Image.Image]()
+    extent = extent or Extent(length=model.presets.turn)
+    sequence, unread = _request(model, messages, extent.length)
+    used = 0  # tokens of the words so far
+    reason: FinishReason = "length"
     for number in range(MAX_PICTURES + 1):
-        written = _run(model, sequence, key(seed, "words", number), model.presets.turn_words(parts))
-        at = announced(written, text)
-        words, layout = _words(written, at, parts)
-        if at is None or number == MAX_PICTURES:
-            done += [words] if words else []
-            break
+        left = replace(extent, max_tokens=extent.limit - used)
+        row = _write(model, sequence, key(seed, "words", number), left)
+        at = announced(row, text)
+        layout = from_ids(leading(row), text, parts.wording)
         # An edit of the background has no box: its layout is the reason alone.
-        if layout.objects or _changes(messages, layout, parts):
+        if at is not None and number < MAX_PICTURES and (layout.objects or _changes(messages, layout, parts)):
             model.emit(0, layout)
-            done += [_planned(model, messages, layout, seed)]
-            return Turn(parts=tuple(done), seed=seed, plan=layout, unread=unread)
-        drawing = opened(written, at, parts.grid, parts.fold, text)
-        drawn = _run(model, drawing, key(seed, "picture", number), model.presets.generate(parts))
-        done += [*([words] if words else []), parts.decode(picture_codes(drawn, "image")[None])[0]]
-        budget -= at - written.spans[-1].start + 1
-        if budget < 1:
+            picture = _planned(model, messages, layout, seed)
+            return Turn(parts=(*done, picture), seed=seed, plan=layout, unread=unread)
+        words = _words(row, at, parts, left)
+        done += [words.text] if words.text else []
+        if at is None or words.cut:
+            reason = words.finish_reason
             break
-        sequence = resumed(drawn, budget, text)
-    return Turn(parts=tuple(done), seed=seed, unread=unread)
+        if number == MAX_PICTURES:
+            break
+        drawing = opened(row, at, parts.grid, parts.fold, text)
+        drawn = _run(model, drawing, key(seed, "picture", number), model.presets.generate(parts))
+        done += [parts.decode(picture_codes(drawn, "image")[None])[0]]
+        used += at - row.spans[-1].start + 1
+        if used >= extent.limit:
+            break
+        sequence = resumed(drawn, extent.length - used % extent.length, text)
+    return Turn(parts=tuple(done), seed=seed, unread=unread, finish_reason=reason)
 
 
-def _request(model: ThinkingRunner, messages: Items[Message]) -> tuple[Sequence, int]:
+def _request(model: ThinkingRunner, messages: Items[Message], length: int) -> tuple[Sequence, int]:
     """The sequence of the next turn, and how many of the oldest messages were dropped because they do not fit."""
     parts, presets = model.parts, model.presets
     for unread in range(len(messages)):
@@ -123,7 +152,7 @@ def _request(model: ThinkingRunner, messages: Items[Message]) -> tuple[Sequence,
         many = sum(len(m.images) for m in kept) > 1
         read = parts.overview if many else parts.image_views
         said = [Said(role=m.role, text=m.text, pictures=tuple(read(i) for i in m.images)) for m in kept]
-        sequence = conversation(parts.builder(), said, presets.turn)
+        sequence = conversation(parts.builder(), said, length)
         if len(sequence.ids) <= presets.context:
             return sequence, len(messages) - 1 if parts.wording.one_turn else unread
     raise ValueError(f"the last message exceeds the context of {presets.context} tokens; shorten it")
@@ -133,14 +162,21 @@ def _run(model: ThinkingRunner, sequence: Sequence, seed: int, sampler: Sampler)
     return model.run([sequence], [seed], sampler).rows[0]
 
 
-def _words(written: Sequence, at: int | None, parts: Parts) -> tuple[str, Layout]:
-    """The last text span up to the picture: as words, and parsed as a layout."""
-    span = written.spans[-1]
-    ids = written.ids[span.start : span.stop if at is None else at].tolist()
-    if at is None:
-        ends = (parts.text[EOT], parts.text[EXP])
-        ids = ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
-    return parts.text.decode(ids), from_ids(ids, parts.text, parts.wording)
+def _write(model: ThinkingRunner, sequence: Sequence, seed: int, extent: Extent) -> Sequence:
+    """Words up to an end of turn, an announced picture, or ``extent``."""
+    parts, presets = model.parts, model.presets
+
+    def run(sequence: Sequence, seed: int, sampler: Sampler) -> Sequence:
+        return _run(model, sequence, seed, sampler)
+
+    sampler, ends = presets.turn_words(parts), (EOT, EOS, EXP)
+    return written(run, sequence, seed, sampler, extent, text=parts.text, context=presets.context, ends=ends)
+
+
+def _words(row: Sequence, at: int | None, parts: Parts, extent: Extent) -> Words:
+    """The words of the last span, up to the picture that is announced at token ``at``."""
+    ids = leading(row)
+    return read_words(ids if at is None else [*ids[: at - row.spans[-1].start], parts.text[EOT]], parts.text, extent)
 
 
 def _planned(model: ThinkingRunner, messages: Items[Message], layout: Layout, seed: int) -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,11 +16,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from unmask.grammars.answer_format import AnswerFormat, Slot
+from unmask.protocols import Task
 from unmask.sampling.constrain import Constrained
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
-from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.lengths import Extent
+from unmask.tasks.parts import Parts
 from unmask.tasks.results import Answer, describe
+from unmask.tasks.running import Followed, Runner, Worded, check_context, follow
 from unmask.tokens.build import asking, looking
 from unmask.tokens.views import ImageViews
 
@@ -52,23 +56,85 @@ class Fill:
         return filled(self.form, self.slots, sequence)
 
 
-def fill_in(
-    slots: tuple[Slot, ...],
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """An answer in a format. ``extent``: of every slot · ``context``: longest sequence in tokens."""
+
+    slots: tuple[Slot, ...]
+    form: AnswerFormat
+    extent: Extent
+    context: int
+
+    def __post_init__(self) -> None:
+        if self.extent.stop:
+            raise ValueError("stop cannot cut an answer in a format; leave out stop, or the format")
+        for slot, length in zip(self.slots, self.lengths, strict=True):
+            slot.check(min(length, self.extent.max_tokens or length))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of every slot, whatever ``max_tokens`` is: its value depends on them."""
+        return tuple(slot.default_length(self.extent.length) for slot in self.slots)
+
+
+def fill(
+    model: Runner[Parts],
     pixels: Tensor | ImageViews,
     question: str,
-    form: AnswerFormat,
-    length: int | None,
-    presets: Presets,
-) -> Fill:
-    """The task with ``length`` tokens for every slot; None: the slot's default length. ValueError if ``length`` is too short for a slot."""
-    lengths = tuple(slot.default_length(presets.answer) if length is None else length for slot in slots)
-    return Fill(pixels=pixels, question=question, form=form, slots=slots, lengths=lengths)
+    sampler: Sampler,
+    request: Request,
+    *,
+    seed: int,
+    trace: bool,
+) -> Answer:
+    """The answer to a question about a picture in a format."""
+
+    def task(lengths: tuple[int, ...]) -> Fill:
+        return Fill(pixels=pixels, question=question, form=request.form, slots=request.slots, lengths=lengths)
+
+    return answer_formed(model, task, sampler, request, question=question, seed=seed, trace=trace)
 
 
-def formed(answer: Answer, form: AnswerFormat, sampler: Sampler) -> Answer:
-    """The answer with its parsed value, and with the sampler and the format in its settings, as JSON."""
-    settings = {**describe(sampler), "form": form.to_json()}
-    return dataclasses.replace(answer, value=answer.text if form.regex else json.loads(answer.text), settings=settings)
+def answer_formed(
+    model: Runner[Worded],
+    task: Callable[[tuple[int, ...]], Task[Worded, str]],
+    sampler: Sampler,
+    request: Request,
+    *,
+    question: str,
+    seed: int,
+    trace: bool,
+) -> Answer:
+    """The answer of ``task(lengths)``, with its value, and with the sampler and the format in its settings.
+
+    A value with more tokens than ``max_tokens`` is decoded again in so many, since a value that is cut off would not have the format.
+    """
+    most, lengths, runs = request.extent.max_tokens, request.lengths, list[Followed]()
+    while True:
+        built = task(lengths).build(model.parts)
+        check_context(built, request.context)
+        runs.append(follow(model, built, seed, bound(sampler, request.slots), trace=trace))
+        used = [_used(runs[-1].row, number, slot) for number, slot in enumerate(request.slots)]
+        if most is None or max(used) <= most:
+            break
+        lengths = tuple(min(n, most) if u > most else n for n, u in zip(lengths, used, strict=True))
+    said, form = task(lengths).read(runs[-1].row, model.parts), request.form
+    return Answer(
+        text=said,
+        question=question,
+        seed=seed,
+        seconds=sum(done.seconds for done in runs),
+        settings={**describe(sampler), "form": form.to_json()},
+        trace=tuple(film for done in runs for film in done.trace),
+        value=said if form.regex else json.loads(said),
+    )
+
+
+def _used(sequence: Sequence, number: int, slot: Slot) -> int:
+    """Tokens of a slot's text, without the end of turn."""
+    span = sequence.span(named(number))
+    ids = sequence.ids[span.start : span.stop].tolist()
+    return ids.index(slot.grammar.end) if slot.grammar.end in ids else len(ids)
 
 
 def named(number: int) -> str:

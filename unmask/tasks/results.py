@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from PIL import Image
 from torch import nn
@@ -11,8 +12,11 @@ from torch import nn
 from unmask.json_types import Json
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.notebook import boxes_html, exchange_html, to_png
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,9 @@ class Attempt:
     accepted: bool
     approval: float
     seed: int
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self.image)
 
     def to_json(self) -> Json:
         plan = self.plan.to_json() if self.plan else None
@@ -53,6 +60,9 @@ class Drawing:
     attempts: tuple[Attempt, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def _repr_png_(self) -> bytes:
+        return to_png(self.image)
+
     def to_json(self) -> Json:
         """Plain values without the pictures; plan and attempts only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
@@ -65,7 +75,8 @@ class Drawing:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer ·
-    ``warnings``: about the question, one line each.
+    ``warnings``: about the question, one line each · ``finish_reason``: "length" if ``max_tokens`` or the model's context cut the text
+    off, otherwise "stop".
     """
 
     text: str
@@ -76,12 +87,17 @@ class Answer:
     trace: tuple[str, ...] = ()
     value: object = None
     warnings: tuple[str, ...] = ()
+    finish_reason: FinishReason = "stop"
+
+    def _repr_html_(self) -> str:
+        return exchange_html(self.question, self.text)
 
     def to_json(self) -> Json:
         """``value`` is present for constrained answers only, where it may be null."""
         return {
             "question": self.question,
             "text": self.text,
+            "finish_reason": self.finish_reason,
             **({"value": self.value} if "form" in self.settings else {}),
             "seed": self.seed,
             "seconds": self.seconds,
@@ -108,7 +124,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Grounding:
-    """One box per phrase, in the given order. ``warnings``: about the phrases, one line each."""
+    """One box per phrase, in the given order. ``warnings``: about the phrases, one line each · ``image``: the picture, for notebooks."""
 
     boxes: tuple[Box, ...]
     image_size: tuple[int, int]
@@ -116,6 +132,10 @@ class Grounding:
     seconds: float
     settings: Json = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    image: Image.Image | None = field(default=None, compare=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        return boxes_html(self.image, [(b.phrase, b.corners) for b in self.boxes])
 
     def to_json(self) -> Json:
         boxes = [{"phrase": b.phrase, "box": list(b.corners)} for b in self.boxes]
@@ -130,10 +150,10 @@ def answered(sequence: Sequence, text: Text) -> str:
     return text.decode(ids)
 
 
-def so_far(sequence: Sequence, text: Text) -> str:
-    """The answers so far, masked tokens as ``_``."""
+def so_far(sequence: Sequence, text: Text, most: int | None = None) -> str:
+    """The answers so far, their first ``most`` tokens (None: all), masked tokens as ``_``."""
     answers = [span for span in sequence.spans if span.name.partition(" ")[0] == "answer"]
-    tokens = [i for span in answers for i in range(span.start, span.stop)]
+    tokens = [i for span in answers for i in range(span.start, span.stop)][:most]
     shown = ("_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]) for i in tokens)
     return "".join(shown).strip()
 

@@ -17,6 +17,7 @@ from torch import nn
 from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Sequence, collate, sequence_at
+from unmask.tasks.lengths import Extent, leading, read_words, until_enough, written
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Attempt, describe, so_far
 from unmask.tokens.layouts import Layout
@@ -145,6 +146,36 @@ def perform(
     return [task.read(row, model.parts) for task, row in zip(tasks, done.rows, strict=True)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """One finished sequence, the seconds that it took, and the text after every step if it was traced."""
+
+    row: Sequence
+    seconds: float
+    trace: tuple[str, ...]
+
+
+def follow(
+    model: Runner[Worded], sequence: Sequence, seed: int, sampler: Sampler, *, trace: bool, most: int | None = None
+) -> Followed:
+    """Run one sequence. ``trace``: record its text after every step, the first ``most`` tokens of its answer (None: all)."""
+    steps: list[str] = []
+
+    def record(event: StepEvent) -> None:
+        steps.append(so_far(event.sequence, model.parts.text, most))
+
+    done = model.run([sequence], [seed], sampler, record if trace else None)
+    return Followed(row=done.rows[0], seconds=done.seconds, trace=tuple(steps))
+
+
+def check_context(sequence: Sequence, context: int) -> None:
+    """ValueError for a sequence with more tokens than the model's context."""
+    if len(sequence.ids) > context:
+        raise ValueError(
+            f"prompt and answer have {len(sequence.ids)} tokens, more than the model's context of {context}; shorten the prompt"
+        )
+
+
 def answer(
     model: Runner[Worded],
     task: Task[Worded, str],
@@ -155,18 +186,46 @@ def answer(
     seed: int,
     trace: bool,
 ) -> Answer:
-    """Run a text task whose sequence is ``built``, and read its answer. ``trace``: also the text after every step."""
-    steps: list[str] = []
-
-    def record(event: StepEvent) -> None:
-        steps.append(so_far(event.sequence, model.parts.text))
-
-    done = model.run([built], [seed], sampler, record if trace else None)
+    """Run a text task of fixed length whose sequence is ``built``, and read its answer. ``trace``: also the text after every step."""
+    done = follow(model, built, seed, sampler, trace=trace)
     return Answer(
-        text=task.read(done.rows[0], model.parts),
+        text=task.read(done.row, model.parts),
         question=question,
         seed=seed,
         seconds=done.seconds,
         settings=describe(sampler),
-        trace=tuple(steps),
+        trace=done.trace,
+    )
+
+
+def answer_within(
+    model: Runner[Worded],
+    built: Sequence,
+    sampler: Sampler,
+    extent: Extent,
+    *,
+    context: int,
+    question: str,
+    seed: int,
+    trace: bool,
+) -> Answer:
+    """The answer whose canvas is the last span of ``built``, as long as ``extent`` allows. ``context``: longest sequence in tokens."""
+    text, runs = model.parts.text, list[Followed]()
+
+    def run(sequence: Sequence, seed: int, sampler: Sampler) -> Sequence:
+        if extent.stop or extent.limit < len(sequence.spans[-1]):
+            sampler = until_enough(sampler, text, extent)
+        runs.append(follow(model, sequence, seed, sampler, trace=trace, most=extent.limit))
+        return runs[-1].row
+
+    row = written(run, built, seed, sampler, extent, text=text, context=context)
+    words = read_words(leading(row), text, extent)
+    return Answer(
+        text=words.text,
+        question=question,
+        seed=seed,
+        seconds=sum(done.seconds for done in runs),
+        settings=describe(sampler),
+        trace=tuple(film for done in runs for film in done.trace),
+        finish_reason=words.finish_reason,
     )

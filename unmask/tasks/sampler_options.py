@@ -1,7 +1,7 @@
-"""Sampler options by the names that other libraries use: steps, guidance scale, temperature.
+"""Sampler options by the names that other libraries use: steps, guidance scale, temperature, top-p.
 
-Public idea: ``with_options(sampler, settings, steps, guidance_scale, temperature) -> Sampler``. ``OPTIONS`` is the table of which field
-of a sampler each option sets. Every other field is a setting by its path, for example ``"schedule.shift=3"``.
+Public idea: ``with_options(sampler, settings, steps, guidance_scale, temperature, top_p) -> Sampler``. ``OPTIONS`` is the table of which
+field of a sampler each option sets. Every other field is a setting by its path, for example ``"schedule.shift=3"``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,27 @@ D = TypeVar("D", bound="DataclassInstance")
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """``flag``: its name at the command line · ``paths``: the fields it may set; the first that the sampler has is taken."""
+    """``flag``: its name at the command line · ``paths``: the fields it may set; the first that the sampler has is taken ·
+    ``lowest``, ``highest``: bounds of its value; ``above``: the lowest value itself is out of bounds.
+    """
 
     flag: str
     paths: tuple[str, ...]
     lowest: float
+    highest: float = math.inf
+    above: bool = False
+
+    def bounds(self) -> str:
+        """The permitted values, as an error message has them."""
+        if math.isinf(self.lowest):
+            return "a finite number"
+        if math.isinf(self.highest):
+            return f"at least {self.lowest}"
+        return f"{'above' if self.above else 'at least'} {self.lowest} and at most {self.highest}"
+
+    def allows(self, value: float) -> bool:
+        inside = self.lowest <= value <= self.highest
+        return math.isfinite(value) and inside and not (self.above and value == self.lowest)
 
 
 OPTIONS = {
@@ -38,6 +54,13 @@ OPTIONS = {
         paths=("token_sampler.temperature", "token_sampler.token_sampler.temperature"),
         lowest=0,
     ),
+    "top_p": Option(
+        flag="--top-p",
+        paths=("token_sampler.top_p", "token_sampler.token_sampler.top_p"),
+        lowest=0,
+        highest=1,
+        above=True,
+    ),
 }
 
 
@@ -47,14 +70,15 @@ def with_options(
     steps: int | None = None,
     guidance_scale: float | None = None,
     temperature: float | None = None,
+    top_p: float | None = None,
 ) -> Sampler:
     """The sampler with these options (None: as it is) and settings.
 
     ``steps``: of the unmasking schedule; where the sampler decodes in blocks, per block · ``guidance_scale``: 0 turns guidance off ·
-    ``temperature``: 0 is greedy. ValueError where the sampler has no such field, for a value out of range, and where an option and a
-    setting change the same field.
+    ``temperature``: 0 is greedy · ``top_p``: sample from the smallest set of tokens with this probability; 1 is all of them. ValueError
+    where the sampler has no such field, for a value out of range, and where an option and a setting change the same field.
     """
-    given = {"steps": steps, "guidance_scale": guidance_scale, "temperature": temperature}
+    given = {"steps": steps, "guidance_scale": guidance_scale, "temperature": temperature, "top_p": top_p}
     for name, value in given.items():
         if value is not None:
             sampler = _with(sampler, name, value, settings)
@@ -63,12 +87,11 @@ def with_options(
 
 def _with(sampler: Sampler, name: str, value: float, settings: Sequence[str]) -> Sampler:
     option = OPTIONS[name]
-    if not (math.isfinite(value) and value >= option.lowest):
-        at_least = "a finite number" if math.isinf(option.lowest) else f"at least {option.lowest}"
-        raise ValueError(f"{name} ({option.flag}) must be {at_least}, got {value}")
     for setting in settings:
         if setting.partition("=")[0].strip() in option.paths:
             raise ValueError(f"{option.flag} {value} and -o {setting} change the same field; give one of them")
+    if not option.allows(value):
+        raise ValueError(f"{name} ({option.flag}) must be {option.bounds()}, got {value}")
     for path in option.paths:
         if _has(sampler, path.split(".")):
             return _replace(sampler, path.split("."), value)

@@ -13,7 +13,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed
 from unmask.sampling.selection import Confident
 from unmask.sampling.stopping import EndOfTurn
-from unmask.sampling.token_sampler import Greedy
+from unmask.sampling.token_sampler import Greedy, GumbelText
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import answered
@@ -70,7 +70,7 @@ def sampler(tokens: Parts, *, block: int = 32) -> Sampler:
     """Low-confidence remasking (LLaDA): greedy, one token per step, blocks from left to right, early stopping at the end of turn."""
     return Sampler(
         schedule=Fixed(each=1),
-        token_sampler=Greedy(),
+        token_sampler=GumbelText(temperature=0.0),
         selection=Confident(),
         blocks=Blocks(length=block),
         stopping=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS])),

@@ -6,8 +6,9 @@ Public idea: ``Text.load(path)``. ``encode`` treats user input as plain text, so
 
 from __future__ import annotations
 
+import codecs
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -128,6 +129,18 @@ class Text:
             if i not in self._names:
                 kept.append(i)
         return self.tokenizer.decode(kept).strip()
+
+    def decode_begun(self, ids: Sequence[int]) -> str:
+        """``decode`` of ids that other ids would follow, without an incomplete character at the end."""
+        said = self.decode(ids)
+        if not said.endswith("\ufffd") or not isinstance(self.tokenizer.decoder, decoders.ByteLevel):
+            return said
+        reader = codecs.getincrementaldecoder("utf-8")("replace")
+        spoken = [
+            piece for i in ids if i < len(self.pieces) and (piece := self.pieces[i])
+        ]  # a model may have spare ids
+        reader.decode(b"".join(spoken[-4:]))  # a character has at most four bytes
+        return said[:-1] if reader.getstate()[0] else said
 
     def show(self, ids: Iterable[int]) -> str:
         """Ids -> text with the names of control tokens, for logs and golden tests."""

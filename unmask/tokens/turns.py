@@ -89,6 +89,14 @@ def resumed(drawn: Sequence, length: int, text: Text) -> Sequence:
     return _with(drawn, ids, masked, (*closed, more))
 
 
+def extended(sequence: Sequence, more: int, text: Text) -> Sequence:
+    """The sequence with ``more`` masked tokens at the end of its last span; a negative number takes away as many."""
+    last, length = sequence.spans[-1], len(sequence.ids) + more
+    ids = torch.cat([sequence.ids, torch.full((max(0, more),), text[MASK])])[:length]
+    masked = torch.cat([sequence.masked, torch.ones(max(0, more), dtype=torch.bool)])[:length]
+    return _with(sequence, ids, masked, (*sequence.spans[:-1], replace(last, stop=length)))
+
+
 def _until(span: Span, at: int) -> Span:
     return replace(span, stop=min(span.stop, at))
 

@@ -7,17 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.checkpoints.device import DeviceUnavailable, available
 from unmask.sequence import Batch
-
-
-class DeviceUnavailable(ValueError):
-    """The device that a recipe names is not in this machine; the message lists those that are."""
-
-
-def available() -> list[str]:
-    """The devices of this machine, best first: ``["cuda:0", "cuda:1", "mps", "cpu"]`` at most."""
-    found = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def choose(name: str, *, local_rank: int = 0, world: int = 1) -> torch.device:

@@ -11,11 +11,13 @@ import { TaskPanel } from "./panel.js";
 import { Words } from "./words.js";
 
 export function chatPanel(fields, services) {
+  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   const task = {
     name: "chat", verb: "Send", title: "Chat", label: "Message", picture: true,
     intro: "Chat with text and images: ask for an image, ask about it, then ask for a change.",
     empty: "", work, taken,
-    handled: ["steps", "guidance", "settings", "max_tokens"], // a turn with text and images uses its own samplers
+    // a turn with images uses its own samplers
+    without: draws ? ["n", "image_output", "steps", "guidance", "settings", "max_tokens", "temperature", "top_p"] : ["n", "image_output"],
   };
   const panel = new TaskPanel(task, fields.chat, services);
   const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
@@ -23,7 +25,6 @@ export function chatPanel(fields, services) {
   const thread = h("div", { class: "thread" }, start, log), below = () => (thread.scrollTop = thread.scrollHeight);
   const attached = h("div", { class: "attached", hidden: true });
   const newChat = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
-  const draws = (services.model.unmask?.tasks || []).includes("generate"); // a text model takes no image options
   let said = [];
   panel.extra.prepend(newChat);
   panel.element.classList.add("talk");
@@ -85,7 +86,7 @@ export function chatPanel(fields, services) {
 
   /** The answer while it is decoded: text, then possibly an image, with all steps. */
   function live(item) {
-    const words = new Words(), notes = new Notes(), canvas = new Canvas("Image in the answer");
+    const words = new Words(), notes = new Notes(panel.vocabulary, task.name), canvas = new Canvas("Image in the answer");
     const frame = h("div", { class: "frame", hidden: true }, canvas.element);
     const replay = new Replay((entry) => {
       if (entry.words) words.tokens(entry.words.tokens);

@@ -10,7 +10,7 @@ import { blobOf } from "./pictures.js";
 import { TaskPanel } from "./panel.js";
 
 const LABELS = { change: "Instruction", region: "Prompt for the whole image" };
-const REGION_PLACEHOLDER = "a blue bus and a dog";
+const REGION_PLACEHOLDER = "a bicycle and a dog";
 
 export function editPanel(fields, services) {
   const task = {

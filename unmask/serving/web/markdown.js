@@ -4,7 +4,8 @@ import { h } from "./dom.js";
 
 const ITEM = /^(\s*)([-*+]|\d+[.)])\s+/;
 const BREAKS = /^(#{1,6}\s|```|\||>|\s*([-*+]|\d+[.)])\s)/; // starts a block, so it ends a paragraph
-const INLINE = /`([^`]+)`|!\[([^\]]*)\]\(([^)\s]+)\)|\[([^\]]+)\]\(([^)\s]+)\)|\*\*(.+?)\*\*|\*([^*\s][^*]*)\*/;
+const URL = /\(((?:[^()\s]|\([^()\s]*\))+)\)/.source; // with parentheses in pairs
+const INLINE = new RegExp(String.raw`\`([^\`]+)\`|!\[([^\]]*)\]${URL}|\[([^\]]+)\]${URL}|\*\*(.+?)\*\*(?!\*)|\*([^*\s][^*]*)\*`);
 
 /** The elements of a document. ``address(url)``: where a link leads, or null to show its text only · ``picture(url)``: the same for an image. */
 export function markdown(text, { address, picture }) {
@@ -58,7 +59,7 @@ function table(lines, at, inside) {
 function list(lines, at, inside) {
   const ordered = /^\s*\d/.test(lines[at]), items = [];
   let end = at;
-  for (; end < lines.length && lines[end].trim() && !/^(#{1,6}\s|```|\|)/.test(lines[end]); end++) {
+  for (; end < lines.length && lines[end].trim() && !/^(#{1,6}\s|```|\||>)/.test(lines[end]); end++) {
     if (ITEM.test(lines[end])) items.push(lines[end].replace(ITEM, ""));
     else items[items.length - 1] += ` ${lines[end].trim()}`;
   }

@@ -9,7 +9,7 @@ const LONGEST = 1024; // pixels; larger images are scaled down before they are s
 const FORMATS = { PNG: [], JPEG: [".jpg"], WEBP: [".webp"], GIF: [], BMP: [".bmp"], TIFF: [".tif", ".tiff"], AVIF: [".avif"], HEIC: [".heic", ".heif"] };
 const NAMES = { WEBP: "WebP" };
 
-const EXAMPLE_IMAGES = ["apples", "street", "animals"];
+const EXAMPLE_IMAGES = ["street", "cups", "animals"];
 
 export const exampleUrl = (name) => `web/example-${name}.png`;
 

@@ -2,21 +2,28 @@
 
 import { fresh, h } from "./dom.js";
 
-const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown first; the others are under More settings
+const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown first
+const MORE = ["max_tokens", "temperature", "top_p", "guidance", "sampler", "luminance", "contrast", "score"]; // under More settings
+// Other fields of the API are for programs, or are filled in by the page.
+const ABOUT = { // in place of the API's descriptions
+  seed: "Empty: a new random seed for each run.",
+  plan: "Lay out the objects as boxes first.",
+  reflect: "Maximum number. The model critiques each image and stops when it accepts one. Empty: the model's preset.",
+  n: "Number of images, each with a seed of its own.",
+};
 const SHORT = { "schedule.steps": "steps", "guidance.scale": "guidance" }; // settings that have a field of their own
 
-/** ``handled``: fields that the page fills in by other means. ``values()`` leaves out empty fields. */
+/** ``without``: fields that the task does not have ("settings": those of the sampler). ``values()`` leaves out empty fields. */
 export class Settings {
-  constructor(schema, handled) {
+  constructor(schema, without = []) {
     this.fields = new Map();
-    const rank = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
-    const names = Object.keys(schema?.properties || {}).filter((name) => !handled.includes(name)).sort((a, b) => rank(a) - rank(b));
+    const names = [...FIRST, ...MORE].filter((name) => name in (schema?.properties || {}) && !without.includes(name));
     const shown = [], more = [];
     for (const name of names) {
       const row = this.row(name, title(name), plain(schema.properties[name], schema));
       if (row) (FIRST.includes(name) ? shown : more).push(row);
     }
-    this.parts = handled.includes("settings") ? [] : (schema?.["x-unmask-settings"] || []).filter(({ name }) => !(SHORT[name] in (schema.properties || {})));
+    this.parts = without.includes("settings") ? [] : (schema?.["x-unmask-settings"] || []).filter(({ name }) => !(SHORT[name] in (schema.properties || {})));
     more.push(...this.parts.map((part) => this.row(part.name, part.name, part)));
     this.element = h("div", { class: "settings" }, shown, more.length ? h("details", {}, h("summary", {}, "More settings"), more) : null);
   }
@@ -29,7 +36,7 @@ export class Settings {
     made.input.name = name;
     made.input.setAttribute("aria-describedby", said);
     this.fields.set(name, made);
-    const about = name === "seed" ? "Empty: a new random seed for each run." : (field.description || "").replaceAll("`", "");
+    const about = ABOUT[name] || (field.description || "").replaceAll("`", "");
     const label = h("div", {}, h("label", { htmlFor: id }, shown), h("small", { id: said }, about));
     return h("div", { class: made.wide ? "setting wide" : "setting" }, label, made.input);
   }

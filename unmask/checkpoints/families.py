@@ -1,0 +1,186 @@
+"""Folders that unmask does not run: models of other families, and files that are not a model in safetensors.
+
+``refuse_foreign(folder)`` is a CheckpointError that says what a folder or file is. Families are told by ``architectures`` and
+``model_type`` of config.json, because several call themselves ``llada``: LLaDA-MoE by its experts, Lumina-DiMOO by its class or by rows for
+image codes in the embedding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
+from unmask.json_types import Json
+
+RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5) and its own models"
+_LLADA_ROWS, _IMAGE_CODES = 126_464, 8_192
+_LARGEST = 16 * 2**20  # bytes of a config.json; real ones have a few thousand
+
+# Part of a class or model_type, in lower case and without "_", "-" and "." -> name. The first that fits counts.
+_NAMES = {
+    "mmada": "MMaDA",
+    "multimodalgeneration": "Lumina-DiMOO",
+    "lumina": "Lumina",
+    "llada2": "LLaDA2",
+    "lladamoe": "LLaDA-MoE",
+    "llavalladaformaskeddiffusion": "LaViDa",
+    "llavadream": "LaViDa",
+    "lavida": "LaViDa",
+    "llavallada": "LLaDA-V",
+    "lladav": "LLaDA-V",
+    "dreamvl": "Dream-VL",
+    "dream": "Dream",
+    "dimple": "Dimple",
+    "llavaonevision": "LLaVA-OneVision",
+    "llavanext": "LLaVA-NeXT",
+    "llava": "LLaVA",
+    "sdar": "SDAR",
+    "bd3lm": "BD3-LM",
+    "mdlm": "MDLM",
+    "showo": "Show-o",
+    "unidisc": "UniDisc",
+    "janus": "Janus",
+    "bagel": "BAGEL",
+    "qwen25vl": "Qwen2.5-VL",
+    "qwen25omni": "Qwen2.5-Omni",
+    "qwen2vl": "Qwen2-VL",
+    "qwen3vl": "Qwen3-VL",
+    "qwen3": "Qwen3",
+    "qwen2": "Qwen2 or Qwen2.5",
+    "qwen": "Qwen",
+    "deepseek": "DeepSeek",
+    "llama4": "Llama 4",
+    "mllama": "Llama 3.2 Vision",
+    "llama": "Llama",
+    "mixtral": "Mixtral",
+    "mistral": "Mistral",
+    "gemma": "Gemma",
+    "phi3": "Phi-3",
+    "gpt2": "GPT-2",
+    "roberta": "RoBERTa",
+    "bert": "BERT",
+    "siglip": "SigLIP",
+    "clip": "CLIP",
+    "stablediffusionxl": "Stable Diffusion XL",
+    "stablediffusion3": "Stable Diffusion 3",
+    "stablediffusion": "Stable Diffusion",
+    "flux": "FLUX",
+    "pixart": "PixArt",
+    "amused": "aMUSEd",
+    "meissonic": "Meissonic",
+}
+
+
+def refuse_foreign(place: Path) -> None:
+    """CheckpointError for a file, a model of another family, an adapter, and weights that are not in safetensors; else nothing."""
+    if place.is_file():
+        raise CheckpointError(_single_file(place))
+    if (place / "config.json").exists():
+        refuse_family(place, _json(place / "config.json"))
+    elif (place / "model_index.json").exists():
+        kind = _json(place / "model_index.json").get("_class_name", "")
+        raise CheckpointError(_not_ours(place, _named(str(kind)) or "a pipeline of diffusers", f"diffusers, {kind!r}"))
+    elif (place / "adapter_config.json").exists():
+        base = _json(place / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        raise CheckpointError(
+            f"{place} holds a LoRA adapter (adapter_config.json) and no model; unmask does not apply it, so give the folder of {base}"
+        )
+    elif (place / "adapter.json").exists():
+        raise CheckpointError(
+            f"{place} holds a LoRA adapter of unmask (adapter.json) and no model; "
+            "open the model it was trained on, then insert it with unmask.checkpoints.adapters.load_adapter"
+        )
+
+
+def refuse_family(folder: Path, raw: Json) -> None:
+    """CheckpointError for a config.json of another family; nothing for ours and for one that names no family."""
+    if _ours(raw):
+        return
+    if isinstance(part := raw.get("_class_name"), str):
+        raise CheckpointError(
+            _not_ours(folder, _named(part) or "a part of a diffusers pipeline", f"diffusers, {part!r}")
+        )
+    kind, classes = raw.get("model_type"), ", ".join(_classes(raw))
+    if not (isinstance(kind, str) and kind) and not classes:
+        return  # reading it says what is wrong
+    told = f"model_type {kind!r}" if isinstance(kind, str) and kind else f"architectures {classes!r}"
+    raise CheckpointError(_not_ours(folder, family_of(raw), told))
+
+
+def family_of(raw: Json) -> str:
+    """The name of a family as its makers write it; for one that is not known, its class or model_type."""
+    kind, classes = str(raw.get("model_type") or ""), _classes(raw)
+    if kind == "llada" and any("experts" in field for field in raw):
+        return "LLaDA-MoE"
+    if kind == "llada" and _has_image_codes(raw):
+        return "Lumina-DiMOO"
+    if kind == "llada" and not any(_named(name) for name in classes):
+        return "LLaDA in another layout"
+    return next((name for word in (*classes, kind) if (name := _named(word))), kind or classes[0])
+
+
+def unread_adapter(folder: Path) -> str:
+    """The name of the file of a LoRA adapter that lies beside a model and is not applied; "" if there is none."""
+    return next((name for name in ("adapter_config.json", "adapter.json") if (folder / name).exists()), "")
+
+
+def _ours(raw: Json) -> bool:
+    if raw.get("dual_tower") or ("model" in raw and "vq" in raw) or raw.get("recipe"):
+        return True
+    other = [name for name in _classes(raw) if _named(name)]
+    renamed = "hidden_size" in raw and "d_model" not in raw
+    return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw))
+
+
+def _has_image_codes(raw: Json) -> bool:
+    rows = [raw.get(field) for field in ("vocab_size", "embedding_size")]
+    return any(isinstance(n, int) and n >= _LLADA_ROWS + _IMAGE_CODES for n in rows)
+
+
+def _classes(raw: Json) -> list[str]:
+    names = raw.get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _named(word: str) -> str:
+    plain = "".join(c for c in word.lower() if c not in "_-. ")
+    return next((name for part, name in _NAMES.items() if part in plain), "")
+
+
+def _not_ours(place: Path, name: str, told: str) -> str:
+    return f"{place}: this is a checkpoint of {name} ({told}), which unmask does not run yet; it runs {RUNS}"
+
+
+def _single_file(path: Path) -> str:
+    if path.suffix in (".gguf", ".safetensors"):
+        what = "a GGUF file" if path.suffix == ".gguf" else "a single file of weights"
+        hint = (
+            "get the model in safetensors"
+            if path.suffix == ".gguf"
+            else "give its folder, which needs a config.json too"
+        )
+        return f"{path} is {what}, not a model folder; {hint}"
+    if any(path.match(kind) for kind in OTHER_WEIGHTS):
+        return f"{path} is a pickle, which can run code, and unmask reads safetensors only; convert the weights to safetensors"
+    return f"{path} is a file, not a model folder; give its folder"
+
+
+def _json(path: Path) -> Json:
+    """A JSON object; {} for anything else, which reading it properly reports."""
+    try:
+        found = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() and path.stat().st_size < _LARGEST else {}
+        )
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def not_part_of_model(folder: Path, names: set[str]) -> Iterator[str]:
+    """The names among files of weights (without their endings) that do not belong to the model: measurements, adapters and others."""
+    own = names & {"model", "vq"}
+    for name in sorted(names - own):
+        if name in ("expected", "adapter", "adapter_model") or (own and (folder / "config.json").exists()):
+            yield name

@@ -1,0 +1,48 @@
+"""Results as notebooks show them. Public idea: ``to_png`` for ``_repr_png_``, the rest for ``_repr_html_``. Texts are escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+from unmask.tokens.pictures import PixelBox, draw_boxes
+
+
+def to_png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def exchange_html(question: str, answer: str) -> str:
+    """A question and its answer."""
+    return f"<p><em>{_lines(question)}</em></p><p>{_lines(answer)}</p>"
+
+
+def boxes_html(image: Image.Image | None, boxes: Sequence[tuple[str, PixelBox]]) -> str:
+    """A table of phrases and boxes, below the picture with the boxes drawn in if there is one."""
+    rows = "".join(
+        f"<tr><td>{html.escape(phrase)}</td>{''.join(f'<td>{v:.1f}</td>' for v in box)}</tr>" for phrase, box in boxes
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("phrase", "x1", "y1", "x2", "y2"))
+    shown = _img(draw_boxes(image, boxes)) if image is not None else ""
+    return f"{shown}<table><tr>{head}</tr>{rows}</table>"
+
+
+def turn_html(parts: Sequence[str | Image.Image]) -> str:
+    """Words and pictures in their order."""
+    return "".join(f"<p>{_lines(part)}</p>" if isinstance(part, str) else _img(part) for part in parts)
+
+
+def _img(image: Image.Image) -> str:
+    data = base64.b64encode(to_png(image)).decode()
+    return f'<img src="data:image/png;base64,{data}" width="{image.width}" height="{image.height}">'
+
+
+def _lines(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
