@@ -48,7 +48,9 @@ def boxes(browser: Browser, url: str) -> bytes:
 
 def telephone(browser: Browser, url: str) -> bytes:
     """A small screen, dark theme."""
-    with visit(browser, f"{url}/#draw?prompt=two+red+apples&reflect=1&seed=10", (375, 812), dark=True, scale=1.5) as page:
+    with visit(
+        browser, f"{url}/#draw?prompt=two+red+apples&reflect=1&seed=10", (375, 812), dark=True, scale=1.5
+    ) as page:
         back(run(page, "draw"), 7)
         page.evaluate("scrollTo(0, 210)")
         return page.screenshot()

@@ -16,7 +16,8 @@ export function chatPanel(fields, services) {
     name: "chat", verb: "Send", title: "Chat", label: "Message", picture: true,
     intro: "Chat with text and images: ask for an image, ask about it, then ask for a change.",
     empty: "", work, taken,
-    without: draws ? ["n", "steps", "guidance", "settings", "max_tokens", "temperature", "top_p"] : ["n"], // a turn with images uses its own samplers
+    // a turn with images uses its own samplers
+    without: draws ? ["n", "image_output", "steps", "guidance", "settings", "max_tokens", "temperature", "top_p"] : ["n", "image_output"],
   };
   const panel = new TaskPanel(task, fields.chat, services);
   const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
