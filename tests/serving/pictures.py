@@ -65,7 +65,9 @@ def attempts(browser: Browser, url: str, model: Any) -> bytes:
         expect(draw.locator(".card")).to_have_count(2)
         expect(draw.locator(".card img")).to_have_count(2)
         stage = draw.locator(".stage")
-        stage.evaluate("stage => (stage.style.alignSelf = 'start')")  # as high as its content, not as the settings beside it
+        stage.evaluate(
+            "stage => (stage.style.alignSelf = 'start')"
+        )  # as high as its content, not as the settings beside it
         return stage.screenshot()
 
 
