@@ -33,7 +33,6 @@ def mini() -> Iterator[Server]:
 OPTIONAL = (
     *(
         "model",
-        "seed",
         "settings",
         "sampler",
         "priority",
