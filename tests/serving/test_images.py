@@ -241,6 +241,23 @@ def test_events_have_the_fields_of_openai(server: Server) -> None:
     assert edited.type == "image_edit.completed"
 
 
+def test_previews_are_at_most_as_many_as_asked_for_with_several_attempts(server: Server) -> None:
+    sent = {"prompt": "a dog", **FEW, "steps": 6, "stream": True, "reflect": 3, "partial_images": 2}
+    blocks = plain(server).post(GENERATE, json=sent).text.strip().split("\n\n")
+    events = [json.loads(block.partition("data: ")[2]) for block in blocks[:-1]]
+    assert [e.get("partial_image_index") for e in events] == [0, 1, None]
+    assert len(events[-1]["unmask"]["rounds"]) > 1, "choose a seed whose first attempt is not accepted"
+
+
+def test_unknown_fields_are_named_in_a_warning(server: Server) -> None:
+    warnings = draw(server, negative_prompt="a cat")["data"][0]["unmask"]["warnings"]
+    assert warnings == ["unknown fields were ignored: negative_prompt"]
+    ground = {"image": data_url(PICTURE), "phrases": ["a dog"], "colour": 1}
+    assert plain(server).post(GROUND, json=ground).json()["warnings"] == ["unknown fields were ignored: colour"]
+    filled = plain(server).post(INFILL, json={"text": "a dog [mask]", "colour": 1}).json()
+    assert filled["warnings"] == ["unknown fields were ignored: colour"]
+
+
 def test_answers_fit_the_types_of_the_openai_client(server: Server) -> None:
     for more in ({}, {"response_format": "url"}, {"n": 2}):
         found = client(server).images.generate(model="tiny", prompt="a dog", extra_body=FEW, **more)
@@ -308,6 +325,9 @@ def test_broken_pictures_name_their_field(server: Server) -> None:
     )
     assert "no image" in refused(plain(server).post(EDIT, data=sent, files={"mask": FILE}), "image")
     assert "no image" in refused(plain(server).post(EDIT, data=sent, files={"image": ("", b"")}), "image")
+    other = ("mask.png", png(Image.new("L", (9, 8), 255)))
+    message = refused(plain(server).post(EDIT, data=sent, files={"image": FILE, "mask": other}), "mask")
+    assert "9 x 8 pixels and the image 60 x 40; give both the same size" in message
     body = {"image": data_url(PICTURE), "mask": "data:image/png;base64,bm90aGluZw=="}
     assert "not a supported image" in refused(plain(server).post(INFILL, json=body), "mask")
 
