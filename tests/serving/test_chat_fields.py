@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no tokens": ({"max_tokens": 0}, "max_tokens"),
     "many stops": ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
     "misspelt": ({"temprature": 1}, "temprature"),
-    "an empty stop": ({"stop": ""}, "stop.0"),
+    "an empty stop": ({"stop": ""}, "stop"),
     "stop with a format": ({"stop": "a", "response_format": {"type": "regex", "regex": "a+"}}, "stop"),
     "another output": ({"image_output": "url"}, "image_output"),
 }  # fmt: skip
