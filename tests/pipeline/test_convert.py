@@ -42,6 +42,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = to_released("mini", out)
     assert {str(p.relative_to(out)) for p in written} == {
         "README.md",
+        "vocabulary.json",
         "config.json",
         "model.safetensors",
         "tokenizer.json",

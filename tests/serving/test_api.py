@@ -51,7 +51,7 @@ def test_the_model_is_listed(server: Server) -> None:
 
 def test_images_equal_those_of_the_model_for_any_n(server: Server) -> None:
     found = client(server).images.generate(model="tiny", prompt="a dog", n=2, extra_body={**FEW, "seed": 4})
-    alone = tiny().generate("a dog", n=2, seed=4, plan=False, settings=["schedule.steps=3"])
+    alone = tiny().generate("a dog", n=2, seed=4, settings=["schedule.steps=3"])
     assert [d.unmask["seed"] for d in found.data] == [4, 5]
     assert all(same(opened(d.b64_json), a.image) for d, a in zip(found.data, alone, strict=True))
     assert found.data[0].unmask["settings"]["schedule"] == {"part": "Cosine", "steps": 3}
@@ -86,7 +86,7 @@ def test_luminance_contrast_and_score_conditions(server: Server) -> None:
         '{"score": 6.7}': Conditions(score=6.7),
         '{"crop": [0, 7]}': Conditions(top=0, left=7),
     }.items():
-        alone = tiny().generate("a dog", seed=2, plan=False, conditions=own, settings=["schedule.steps=3"])[0]
+        alone = tiny().generate("a dog", seed=2, conditions=own, settings=["schedule.steps=3"])[0]
         assert same(draw(**json.loads(asked_for)), alone.image) and not same(draw(), alone.image)
     always = Model(replace(tiny().parts, quirks=replace(tiny().parts.quirks, conditions=Conditions(score=7.11))))
     with serving(always) as other:
@@ -95,7 +95,7 @@ def test_luminance_contrast_and_score_conditions(server: Server) -> None:
         both = Conditions(score=7.11, luminance=0.6)
         assert same(
             opened(told),
-            always.generate("a dog", seed=2, plan=False, conditions=both, settings=["schedule.steps=3"])[0].image,
+            always.generate("a dog", seed=2, conditions=both, settings=["schedule.steps=3"])[0].image,
         )
 
 
@@ -209,7 +209,8 @@ def test_a_streamed_answer_is_only_ever_added_to(server: Server, picture: Image.
     traced = stream(trace=True)
     steps = [c.unmask for c in traced if "tokens" in (getattr(c, "unmask", None) or {})]
     assert steps[0]["step"] == 0 and not any(t["committed"] for t in steps[0]["tokens"])
-    assert len(steps[0]["tokens"]) == 12 and all(t["committed"] for t in steps[-1]["tokens"])
+    assert len(steps[0]["tokens"]) == tiny().presets.answer  # the canvas, which grows up to max_tokens
+    assert all(t["committed"] for t in steps[-1]["tokens"])
     assert "".join(c.choices[0].delta.content or "" for c in traced) == said
 
 
@@ -219,7 +220,7 @@ def test_streamed_pictures(server: Server) -> None:
     kinds = [e.type.rpartition(".")[2] for e in plain_events]
     assert kinds == ["partial_image", "partial_image", "completed"]
     assert [e.partial_image_index for e in plain_events[:2]] == [0, 1]
-    alone = tiny().generate("a dog", seed=4, plan=False, settings=["schedule.steps=5"])[0].image
+    alone = tiny().generate("a dog", seed=4, settings=["schedule.steps=5"])[0].image
     assert same(opened(plain_events[-1].b64_json), alone)
     assert opened(plain_events[0].b64_json).size == (128, 128)
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from unmask.serving import schema
+from unmask.serving import schema, schema_chat
+from unmask.serving.answers import ENDPOINTS
 from unmask.serving.counting import _MEANING, PATHS
 
 from ..pages import ROOT, environment, python
@@ -30,7 +31,7 @@ ADDRESS = "http://127.0.0.1:8000"
 
 def table(name: str) -> str:
     """The fields of a body as Markdown."""
-    body = getattr(schema, name)
+    body = getattr(schema_chat if hasattr(schema_chat, name) else schema, name)
     whole = body.model_json_schema()
     rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for field, said in whole["properties"].items():
@@ -120,12 +121,8 @@ def test_the_tables_are_those_of_the_schema() -> None:
     page = API.read_text()
     assert rendered(page) == page, "wanted? python -m tests.serving.test_docs writes them anew"
     shown = set(re.findall("<!-- fields of (\\w+) -->", page))
-    assert {b.__name__ for b in schema.ENDPOINTS.values()} | {
-        "BoxOf",
-        "ChatMessage",
-        "ContentPart",
-        "ImageUrl",
-    } == shown
+    parts = {"BoxOf", "ChatMessage", "ContentPart", "ImageUrl", "StreamOptions"}
+    assert {body.__name__ for body in ENDPOINTS.values()} | parts == shown
 
 
 def test_the_pictures_are_there_and_small() -> None:
@@ -157,7 +154,7 @@ def test_the_scripts_that_the_page_names_take_what_it_gives_them() -> None:
 def test_every_endpoint_figure_and_ignored_field_is_described() -> None:
     api, operate = API.read_text(), OPERATE.read_text()
     assert all(f"`{path}`" in api for path in PATHS - {"/"})
-    assert all(f"`{name}`" in api for name in schema.IGNORED)
+    assert all(f"`{name}`" in api for name in schema_chat.HARMLESS | set(schema_chat.UNSUPPORTED))
     assert all(f"unmask_engine_{name}" in operate for name in _MEANING)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import httpx2
 import numpy as np
 import openai
 import pytest
@@ -17,8 +16,6 @@ import torch
 from PIL import Image
 
 from unmask.pipeline.model import Model
-from unmask.serving.api import application
-from unmask.serving.picture_urls import PictureUrls
 from unmask.serving.server import Server
 from unmask.tokens.vocabulary import Vocabulary
 
@@ -117,79 +114,6 @@ def test_the_pixels_of_all_images_are_bounded(server: Server) -> None:
     assert [opened(entry["b64_json"]).size for entry in found["data"]] == [(512, 512)] * 10
 
 
-# -- URLs -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_url_gives_the_same_file_without_a_key() -> None:
-    with serving(tiny(), keys=["secret"]) as server:
-        for file in ("png", "jpeg", "webp"):
-            options = {"model": "tiny", "prompt": "a dog", "output_format": file, "extra_body": FEW}
-            given = client(server, "secret").images.generate(**options, n=2, response_format="url").data
-            inline = client(server, "secret").images.generate(**options, n=2).data
-            assert len({entry.url for entry in given}) == 2
-            for entry, other in zip(given, inline, strict=True):
-                assert entry.url.startswith(f"{server.url}/files/") and entry.b64_json is None and other.url is None
-                fetched = httpx2.get(entry.url)
-                assert fetched.headers["content-type"] == f"image/{file}"
-                assert fetched.content == base64.b64decode(other.b64_json)
-                assert httpx2.head(entry.url).headers["content-length"] == str(len(fetched.content))
-        assert plain(server).get("/files/nothing.png").status_code == 404
-        assert "request it again" in plain(server).get("/files/nothing.png").json()["error"]["message"]
-
-
-def test_the_url_has_the_address_that_the_client_used(server: Server) -> None:
-    def url(**headers: str) -> str:
-        sent = {"prompt": "a dog", **FEW, "response_format": "url"}
-        return plain(server).post(GENERATE, json=sent, headers=headers).json()["data"][0]["url"]
-
-    assert url().startswith(server.url + "/files/")
-    assert url(host="localhost:9").startswith("http://localhost:9/files/")
-    behind = {"x-forwarded-proto": "https", "x-forwarded-host": "pictures.example", "x-forwarded-prefix": "/draw/"}
-    assert url(**behind).startswith("https://pictures.example/draw/files/")
-    for odd in ({"x-forwarded-host": "a/b"}, {"x-forwarded-prefix": "/<script>"}, {"x-forwarded-proto": "javascript"}):
-        assert url(**odd).startswith("data:image/png;base64,")
-
-
-def test_without_a_place_for_files_a_url_is_a_data_url() -> None:
-    """Several copies behind one address do not share their memory."""
-    from fastapi.testclient import TestClient
-
-    from unmask.serving.service import Service
-
-    service = Service(tiny(), name="tiny")
-    try:
-        with TestClient(application(service)) as copy:
-            sent = {"prompt": "a dog", **FEW, "response_format": "url"}
-            url = copy.post(GENERATE, json=sent).json()["data"][0]["url"]
-            assert url.startswith("data:image/png;base64,")
-            assert np.array_equal(np.asarray(opened(url.partition(",")[2])), np.asarray(usual()))
-    finally:
-        service.close()
-
-
-def test_a_streamed_picture_has_its_base64_and_a_url(server: Server) -> None:
-    (done,) = client(server).images.generate(
-        model="tiny", prompt="a dog", response_format="url", stream=True, extra_body=FEW
-    )
-    assert httpx2.get(done.url).content == base64.b64decode(done.b64_json)
-
-
-def test_kept_files_expire_and_are_bounded_by_number_and_bytes() -> None:
-    now = [0.0]
-    urls = PictureUrls(seconds=60, most_files=3, most_bytes=100, clock=lambda: now[0])
-    first = urls.keep(b"a" * 10, "png")
-    now[0] = 59.0
-    second = urls.keep(b"b" * 10, "webp")
-    assert urls.find(first) == (b"a" * 10, "png") and urls.find(second) == (b"b" * 10, "webp")
-    now[0] = 61.0
-    assert urls.find(first) is None and urls.find(second)
-    names = [urls.keep(b"c", "png") for _ in range(3)]
-    assert urls.find(second) is None and all(urls.find(name) for name in names)
-    large = urls.keep(b"d" * 99, "png")
-    assert [bool(urls.find(name)) for name in (*names, large)] == [False, False, True, True]
-    assert urls.find("") is None and urls.find("../x") is None
-
-
 # -- formats and fields -----------------------------------------------------------------------------------------------
 
 
@@ -282,13 +206,15 @@ def test_empty_and_null_form_fields_are_absent(server: Server, absent: str) -> N
 
 
 def test_usage_counts_the_tokens_of_all_runs(server: Server) -> None:
-    found = client(server).images.generate(model="tiny", prompt="a dog", n=3, extra_body=FEW)
-    usage, one = found.usage, client(server).images.generate(model="tiny", prompt="a dog", extra_body=FEW).usage
+    plainly = {**FEW, "plan": False}
+    found = client(server).images.generate(model="tiny", prompt="a dog", n=3, extra_body=plainly)
+    usage, one = found.usage, client(server).images.generate(model="tiny", prompt="a dog", extra_body=plainly).usage
     assert one.output_tokens == 64 and one.output_tokens_details.image_tokens == 64  # 8 x 8 codes
     assert one.input_tokens_details.image_tokens == 0 < one.input_tokens_details.text_tokens == one.input_tokens
     assert one.total_tokens == one.input_tokens + one.output_tokens
     assert (usage.output_tokens, usage.input_tokens) == (3 * 64, 3 * one.input_tokens)
-    longer = client(server).images.generate(model="tiny", prompt="a dog and a red cat", extra_body=FEW).usage
+    assert one.output_tokens_details.text_tokens == 0
+    longer = client(server).images.generate(model="tiny", prompt="a dog and a red cat", extra_body=plainly).usage
     assert longer.input_tokens > one.input_tokens
     edited = client(server).images.edit(model="tiny", image=FILE, prompt="red", extra_body={**FEW, "n": 1}).usage
     assert edited.input_tokens_details.image_tokens > 0 and edited.output_tokens == 64
@@ -313,6 +239,23 @@ def test_events_have_the_fields_of_openai(server: Server) -> None:
     (edited,) = client(server).images.edit(**options, image=FILE, stream=True)
     type(edited).model_validate_json(edited.model_dump_json())
     assert edited.type == "image_edit.completed"
+
+
+def test_previews_are_at_most_as_many_as_asked_for_with_several_attempts(server: Server) -> None:
+    sent = {"prompt": "a dog", **FEW, "steps": 6, "stream": True, "reflect": 3, "partial_images": 2}
+    blocks = plain(server).post(GENERATE, json=sent).text.strip().split("\n\n")
+    events = [json.loads(block.partition("data: ")[2]) for block in blocks[:-1]]
+    assert [e.get("partial_image_index") for e in events] == [0, 1, None]
+    assert len(events[-1]["unmask"]["rounds"]) > 1, "choose a seed whose first attempt is not accepted"
+
+
+def test_unknown_fields_are_named_in_a_warning(server: Server) -> None:
+    warnings = draw(server, negative_prompt="a cat")["data"][0]["unmask"]["warnings"]
+    assert warnings == ["unknown fields were ignored: negative_prompt"]
+    ground = {"image": data_url(PICTURE), "phrases": ["a dog"], "colour": 1}
+    assert plain(server).post(GROUND, json=ground).json()["warnings"] == ["unknown fields were ignored: colour"]
+    filled = plain(server).post(INFILL, json={"text": "a dog [mask]", "colour": 1}).json()
+    assert filled["warnings"] == ["unknown fields were ignored: colour"]
 
 
 def test_answers_fit_the_types_of_the_openai_client(server: Server) -> None:
@@ -382,6 +325,9 @@ def test_broken_pictures_name_their_field(server: Server) -> None:
     )
     assert "no image" in refused(plain(server).post(EDIT, data=sent, files={"mask": FILE}), "image")
     assert "no image" in refused(plain(server).post(EDIT, data=sent, files={"image": ("", b"")}), "image")
+    other = ("mask.png", png(Image.new("L", (9, 8), 255)))
+    message = refused(plain(server).post(EDIT, data=sent, files={"image": FILE, "mask": other}), "mask")
+    assert "9 x 8 pixels and the image 60 x 40; give both the same size" in message
     body = {"image": data_url(PICTURE), "mask": "data:image/png;base64,bm90aGluZw=="}
     assert "not a supported image" in refused(plain(server).post(INFILL, json=body), "mask")
 

@@ -65,7 +65,7 @@ def test_an_example_sends_its_prompt_and_image_alone(visits: Callable[..., Visit
                 expect(place.locator(".hint")).to_be_hidden()
             with page.expect_request(f"**/v1/{path}") as request:
                 page.keyboard.press("Control+Enter")
-            expect(place.locator(".error")).to_be_visible()
+            expect(place.locator(".primary")).to_be_enabled()
             sent = request.value
             if tab == "Edit":
                 names = set(re.findall(r'name="(\w+)"', (sent.post_data_buffer or b"").decode("latin-1")))

@@ -71,8 +71,9 @@ def put(value: torch.Tensor) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda f: (f / "config.json").unlink(), "error: no model is called '"),
-        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}'), "has no field 'model'\nhint: is this"),
+        (lambda f: (f / "config.json").unlink(), " has no config.json\nhint: is this a folder of"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}'),
+         "this is a checkpoint of Llama (model_type 'llama'), which unmask does not run yet\nhint: it runs"),
         (shorten, "model.safetensors is damaged, incomplete or not a safetensors file"),
         (point_elsewhere, "names 1 of 1 files that are missing"),
         (put(torch.ones(63)), "transformer.ln_f.weight is (63,), wanted (64,)"),

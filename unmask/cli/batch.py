@@ -123,7 +123,7 @@ class _Printed:
     _bytes: int = 0
 
     def more(self) -> None:
-        whole = self.results.read_bytes()
+        whole = self.results.read_bytes() if self.results.exists() else b""
         for raw in whole[self._bytes :].splitlines():
             record = json.loads(raw)
             if (result := record.get("result")) and "file" in result:

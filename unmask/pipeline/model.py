@@ -1,4 +1,4 @@
-"""The user's model. Public idea: ``m = unmask.load("mini"); m.generate("two red apples left of a cat")``.
+"""The user's model. Public idea: ``m = unmask.load("mini"); m.generate("a dog left of a cat")``.
 
 Results are batch-invariant: picture i of a call has the seed ``seed + i`` and its own random numbers.
 """
@@ -351,14 +351,8 @@ class Model:
         if self.executor:
             return self.executor.run(sequences, seeds, sampler, on_step)
         began = time.perf_counter()
-        done = decide(
-            self.parts.net,
-            self.parts.features.known(sequences, self.parts.net, self.device),
-            seeds,
-            sampler,
-            device=self.device,
-            on_step=on_step,
-        )
+        known = self.parts.features.known(sequences, self.parts.net, self.device)
+        done = decide(self.parts.net, known, seeds, sampler, device=self.device, on_step=on_step)
         return replace(done, seconds=time.perf_counter() - began)  # includes encoding the pictures
 
     def emit(self, row: int, event: Layout | Attempt) -> None:

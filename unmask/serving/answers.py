@@ -1,23 +1,20 @@
-"""Response bodies as plain JSON values. Public idea: one function per kind of result; ``Reply`` for a chat."""
+"""Response bodies as plain JSON values. Public idea: one function per kind of result (``replies`` has those of chats)."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.sampling.sampler import Sampler
 from unmask.serving.calls import settable
-from unmask.serving.delivery import encoded
-from unmask.serving.schema import ENDPOINTS
+from unmask.serving.schema import Draw, Edit, Fields, Ground, Infill
+from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Served, Service
 from unmask.serving.streams import Event
-from unmask.tasks.conversing import Turn
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import Answer, Grounding
 from unmask.tokens.sources import readable
@@ -25,7 +22,9 @@ from unmask.tokens.sources import readable
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Counts = tuple[int, int, bool]
+ENDPOINTS: dict[str, type[Fields]] = {
+    **{"generate": Draw, "edit": Edit, "ground": Ground, "infill": Infill, "chat": Chat, "ask": Chat}
+}
 
 
 def model_card(service: Service, created: int) -> Event:
@@ -46,7 +45,7 @@ def fields(model: Served) -> dict[str, Event]:
     """JSON schemas of the request bodies by task; ``default`` and ``x-unmask-settings`` come from this model's samplers."""
     found: dict[str, Event] = {}
     samplers = _samplers(model)
-    for name, body in {**ENDPOINTS, "ask": ENDPOINTS["chat"]}.items():
+    for name, body in ENDPOINTS.items():
         schema = body.model_json_schema()
         if sampler := samplers.get(name):
             known = list(_settings(sampler))
@@ -56,6 +55,8 @@ def fields(model: Served) -> dict[str, Event]:
                     schema["properties"][short]["default"] = defaults[long]
             schema["x-unmask-settings"] = known
         found[name] = schema
+    if isinstance(model, Model):
+        found["generate"]["properties"]["plan"]["default"] = model.presets.plans
     return found
 
 
@@ -103,62 +104,3 @@ def grounded(found: Grounding, more: Sequence[str] = ()) -> Event:
     metadata = {"seed": found.seed, "seconds": round(found.seconds, 4), "settings": found.settings}
     warnings = [*found.warnings, *more]
     return {"boxes": boxes, "width": width, "height": height, **metadata, "warnings": warnings}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """A chat answer. ``unread``: number of messages that an answer about an image did not read."""
-
-    model: str
-    name: str
-    unread: int = 0
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def greeting(self) -> Event:
-        return {"delta": {"role": "assistant", "content": ""}}
-
-    def whole(self, found: Answer | Turn, counts: Counts) -> Event:
-        message = {"role": "assistant", "content": found.text, "refusal": None, "unmask": _pictures_of(found)}
-        choice = {"index": 0, "message": message, "finish_reason": _reason(counts), "logprobs": None}
-        own = {"usage": _usage(counts), "unmask": self._metadata(found)}
-        return {**self._head("chat.completion"), "choices": [choice], **own}
-
-    def chunk(self, event: Event) -> Event:
-        """An event as an OpenAI chunk; fields other than ``delta`` and ``finish_reason`` are placed beside ``choices``."""
-        choice = {"index": 0, "delta": event["delta"], "finish_reason": event.get("finish_reason"), "logprobs": None}
-        more = {k: v for k, v in event.items() if k not in ("delta", "finish_reason")}
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **more}
-
-    def end(self, found: Answer | Turn, counts: Counts) -> Event:
-        own = {**self._metadata(found), **_pictures_of(found)}
-        return {"delta": {}, "finish_reason": _reason(counts), "usage": _usage(counts), "unmask": own}
-
-    def _head(self, kind: str) -> Event:
-        return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
-
-    def _metadata(self, found: Answer | Turn) -> Event:
-        unread = found.unread if isinstance(found, Turn) else self.unread
-        return {
-            "seed": found.seed,
-            "seconds": round(found.seconds, 4),
-            "settings": found.settings,
-            "unread": unread,
-        }
-
-
-def _pictures_of(found: Answer | Turn) -> Event:
-    """The images of a turn. A layout exists only if the turn has exactly one image."""
-    if not isinstance(found, Turn):
-        return {"images": []}
-    plan = found.plan.to_json() if found.plan else None
-    return {"images": [{"b64_json": encoded(image, "png"), "plan": plan} for image in found.images]}
-
-
-def _reason(counts: Counts) -> str:
-    return "length" if counts[2] else "stop"
-
-
-def _usage(counts: Counts) -> Event:
-    given, written, _ = counts
-    return {"prompt_tokens": given, "completion_tokens": written, "total_tokens": given + written}

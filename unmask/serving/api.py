@@ -7,6 +7,7 @@ disconnects, the calls are cancelled.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import secrets
 import time
@@ -22,7 +23,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from unmask import __version__
 from unmask.json_types import Json
-from unmask.serving import answers, calls
+from unmask.serving import answers, calls, chat
+from unmask.serving.chat_events import ChatEvents
 from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.delivery import Delivery
 from unmask.serving.edge import LOG, Edge, Guard
@@ -30,10 +32,12 @@ from unmask.serving.edit_form import edit_form, edit_schema
 from unmask.serving.errors import NoSuchModel, error_response
 from unmask.serving.page_routes import add_page_routes
 from unmask.serving.picture_urls import Link, PictureUrls, add_picture_route, data_url
-from unmask.serving.schema import Chat, Draw, Edit, Fields, Ground, Infill
+from unmask.serving.replies import Reply
+from unmask.serving.schema import Draw, Edit, Fields, Ground, Infill
+from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Call, Service, Started
-from unmask.serving.streams import Channel, ChatEvents, Event, PictureEvents, Wire, opened, sse, streamed
-from unmask.tasks.conversing import Turn
+from unmask.serving.streams import Channel, Event, PictureEvents, Wire, opened, sse, streamed
+from unmask.serving.unknown_fields import ignored_warning
 from unmask.tasks.results import Answer, Drawing
 
 T = TypeVar("T")
@@ -141,7 +145,7 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
         started = service.start([Call(ask=calls.infilling(body, seed), priority=body.priority)])
         (filled,) = await _settled(request, started)
         assert isinstance(filled, Answer)  # an image was handled above
-        return _json(answers.filled(filled))
+        return _json(answers.filled(filled, ignored_warning(body.ignored)))
 
 
 def _add_text_routes(app: FastAPI, service: Service) -> None:
@@ -151,30 +155,12 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         _check_name(service, body.model)
         call = Call(ask=calls.grounding(body, _seed(body)), priority=body.priority)
         (found,) = await _settled(request, service.start([call]))
-        return _json(answers.grounded(found))
+        return _json(answers.grounded(found, ignored_warning(body.ignored)))
 
     @app.post("/v1/chat/completions")
-    async def chat(body: Chat, request: Request) -> Response:
+    async def chat_completions(body: Chat, request: Request) -> Response:
         """Generate the next turn of a conversation, with text and images."""
-        _check_name(service, body.model)
-        seed = _seed(body)
-        reply = answers.Reply(model=service.name, name=f"chatcmpl-{secrets.token_hex(12)}", unread=calls.unread(body))
-        channel = Channel()
-        text, traced = service.model.parts.text, body.stream and body.trace
-        events = ChatEvents(channel.put, text, stream=body.stream, trace=traced, formed=body.formed)
-        call = Call(ask=calls.chatting(body, seed), listener=events, priority=body.priority)
-        started = service.start([call])
-        if not body.stream:
-            (found,) = await _settled(request, started)
-            return _json(reply.whole(found, events.counts))
-
-        def ended(found: Answer | Turn) -> None:
-            events.say(found.text)
-            channel.put(reply.end(found, events.counts))
-
-        _announce(started, [ended], channel)
-        wire = Wire(frame=lambda event: sse(reply.chunk(event)))
-        return await _stream(request, started, channel, wire, [reply.greeting])
+        return await _chat(service, request, body)
 
 
 async def _pictures(
@@ -188,7 +174,7 @@ async def _pictures(
     """Start ``n`` calls; image i uses ``seed + i``. ``body`` has the fields of Fields and Streamed."""
     _check_name(service, body.model)
     parts, seed, channel = answers.parts_to_draw(service.model), _seed(body), Channel()
-    delivery = Delivery.of(body, parts, link)
+    delivery = Delivery.of(body, parts, link, body.ignored)
     follow = {"kind": kind, "partial": body.partial_images, "trace": body.trace, "delivery": delivery}
     followed = body.stream and (body.trace or body.partial_images)
     started = service.start(
@@ -210,6 +196,36 @@ async def _pictures(
 
     _announce(started, [ended(i) for i in range(body.n)], channel)
     return await _stream(request, started, channel, Wire(frame=lambda event: sse(event, event["type"])))
+
+
+async def _chat(service: Service, request: Request, body: Chat) -> Response:
+    """Start ``n`` calls; answer i uses ``seed + i``."""
+    _check_name(service, body.model)
+    seed, channel, model = _seed(body), Channel(), service.model
+    reply = Reply(
+        model=service.name,
+        name=f"chatcmpl-{secrets.token_hex(12)}",
+        unread=chat.unread(model, body),
+        warnings=chat.warnings(model, body),
+        markdown=body.image_output == "markdown",
+        counted=body.counted,
+    )
+    follow = {"trace": body.stream and body.trace, "extent": chat.extent(model, body)}
+    events = [ChatEvents(channel.put, model.parts.text, index=i, **follow) for i in range(body.n)]
+    started = service.start(
+        [
+            Call(ask=chat.chatting(body, seed + i), listener=listener, priority=body.priority)
+            for i, listener in enumerate(events)
+        ]
+    )
+    if not body.stream:
+        found = await _settled(request, started)
+        return _json(await asyncio.to_thread(lambda: reply.whole(found, [one.count for one in events])))
+    _announce(started, [functools.partial(reply.finish, events=one) for one in events], channel)
+    wire = Wire(
+        frame=lambda event: sse(reply.chunk(event)), closing=lambda: reply.closing([one.count for one in events])
+    )
+    return await _stream(request, started, channel, wire, reply.greetings(body.n))
 
 
 def _announce(started: Sequence[Started[T]], ended: Sequence[Callable[[T], None]], channel: Channel) -> None:

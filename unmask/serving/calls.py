@@ -1,4 +1,5 @@
-"""API requests as calls of the model. Public idea: ``drawing(body, seed)(model) -> Drawing``; one such function per task.
+"""API requests as calls of the model. Public idea: ``drawing(body, seed)(model) -> Drawing``; one such function per task (``chat`` has
+that of conversations).
 
 Building a call is cheap: images are decoded and texts are checked in the thread that runs the call.
 """
@@ -8,38 +9,28 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from unmask.grammars.answer_format import AnswerFormat, of_response_format
 from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
-from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Fixed
 from unmask.serving.data_urls import picture_of, read_data_url
-from unmask.serving.schema import Chat, Draw, Edit, Ground, Infill, Planned
-from unmask.tasks.conversing import Message, Turn
+from unmask.serving.schema import Draw, Edit, Ground, Infill, Planned
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
 from unmask.tokens.pictures import ImageError, read_image, read_region
-from unmask.tokens.prompts import RELEASED, Wording
-from unmask.tokens.text import Text
 
 T = TypeVar("T")
 
 # Sampler fields that hold token ids and positions of the model; a wrong value would index out of range. Clients cannot set them.
 _FIXED = frozenset({"null_id", "ids", "low", "high", "drop", "keep", "order", "interval"})
 _TRUTHS = ("true", "false", "yes", "no")
-# Limits of an answer format. Compiling it blocks other calls, and every step runs over all states: .{1,1000} has 16,000 states and took
-# minutes on one core.
-_MOST_STATES, _MOST_WORK = 4000, 500_000
 _MOST = 10_000  # largest absolute value of a setting; larger ones overflow
 
 
-def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
+def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
     """A call whose field ``sampler`` changes the presets of the model; the settings left over are fields of the changed sampler."""
 
     @functools.wraps(make)
@@ -56,7 +47,7 @@ def _by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callab
     return made
 
 
-@_by_sampler
+@by_sampler
 def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
         _image_model(model)
@@ -68,7 +59,7 @@ def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
     return ask
 
 
-@_by_sampler
+@by_sampler
 def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable[[Model], Drawing]:
     """An edit by instruction or, with a mask, inpainting."""
 
@@ -80,16 +71,16 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
         except ImageError as error:
             raise ValueError(f"image: {error}") from error
         if mask is None:
-            plan = _plan(model, body)
-            return model.edit(picture, body.prompt, seed=seed, plan=plan, attempts=body.reflect, settings=settings)[0]
-        if body.plan or body.boxes or body.reflect > 1:
+            options = {"plan": _plan(model, body) or False, "attempts": body.reflect or 1}
+            return model.edit(picture, body.prompt, seed=seed, settings=settings, **options)[0]
+        if body.plan or body.boxes or (body.reflect or 1) > 1:
             raise ValueError("plan, boxes and reflect do not apply to inpainting; leave them out, or leave out mask")
-        return model.infill(picture, _region(mask), prompt=body.prompt, seed=seed, settings=settings)
+        return model.infill(picture, _region(mask, picture), prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
 
-@_by_sampler
+@by_sampler
 def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing | Answer]:
     """A Drawing for an image, an Answer for a text."""
 
@@ -99,13 +90,13 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
             return model.infill_text(body.text, seed=seed, settings=settings)
         draws = _image_model(model)
         image = picture_of(body.image or "", "image")
-        mask = _region(read_data_url(body.mask or "", "mask"))
+        mask = _region(read_data_url(body.mask or "", "mask"), image)
         return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
 
-@_by_sampler
+@by_sampler
 def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     def ask(model: Model) -> Grounding:
         image = picture_of(body.image, "image")
@@ -118,50 +109,6 @@ def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
         )
 
     return ask
-
-
-@_by_sampler
-def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Turn]:
-    """An Answer to a question about an image, or a Turn of text and images."""
-
-    def ask(model: Model | TextModel) -> Answer | Turn:
-        settings, said = checked(body.settings), body.messages
-        last = said[-1]
-        if last.role != "user" or not last.words.strip():
-            raise ValueError(
-                "the last message must be from the user and contain text; add a message with the role user"
-            )
-        pictures = [url for message in said for url in message.pictures]
-        if isinstance(model, TextModel):
-            if pictures or body.draw:
-                raise ValueError("this is a text model, which takes and generates no images; send text only")
-            length, more = body.longest or 128, checked(body.overrides)
-            form, _ = _form(body, model.parts.text, RELEASED, length)
-            return model.ask(last.words, seed=seed, max_tokens=length, form=form, settings=more)
-        if pictures and not body.draw:
-            image, usual = picture_of(pictures[-1], "messages"), model.presets.answer
-            form, lengths = _form(body, model.parts.text, model.parts.wording, usual)
-            paced = [*_paced(body, model.presets.ask(model.parts), lengths), *settings]
-            return model.ask(image, last.words, seed=seed, max_tokens=body.longest, form=form, settings=paced)
-        if body.formed:
-            raise ValueError(
-                "response_format: only answers to questions about an image have a format; add an image and leave out draw, or leave it out"
-            )
-        if body.draw is False:
-            raise ValueError(
-                "draw is false, but the messages contain no image to answer about; add one, or leave out draw"
-            )
-        if body.overrides:
-            raise ValueError("a turn of text and images uses its own samplers; leave out steps, guidance and settings")
-        return model.converse(_messages(body), seed=seed)
-
-    return ask
-
-
-def unread(body: Chat) -> int:
-    """Number of messages that an answer about an image does not read: all but the last one and the one with the image."""
-    shown = max((i for i, m in enumerate(body.messages) if m.pictures), default=len(body.messages) - 1)
-    return len({*range(len(body.messages))} - {shown, len(body.messages) - 1})
 
 
 def settable(path: str) -> bool:
@@ -184,60 +131,25 @@ def checked(settings: Sequence[str]) -> list[str]:
     return list(settings)
 
 
-def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[AnswerFormat | None, list[int]]:
-    """The required format and the number of tokens of each of its values; without a format, those of the answer.
-
-    ``usual``: the default number of tokens. ValueError for an invalid format and for one that is too expensive.
-    """
-    if not body.formed:
-        return None, [body.longest or usual]
-    try:
-        form = replace(of_response_format(body.response_format or {}) or AnswerFormat(), most_states=_MOST_STATES)
-        slots = form.slots(text, wording)
-        lengths = [body.longest or slot.default_length(usual) for slot in slots]
-        if sum(len(slot.grammar.to) * length for slot, length in zip(slots, lengths, strict=True)) > _MOST_WORK:
-            raise ValueError("the format is too complex; use shorter lengths or fewer tokens")
-        return form, lengths
-    except ValueError as error:
-        raise ValueError(f"response_format: {error}") from error
-
-
-def _paced(body: Chat, sampler: Sampler, lengths: Sequence[int]) -> list[str]:
-    """``steps`` and ``guidance`` as settings of a text sampler, whose schedule may be given in tokens per step.
-
-    ``lengths``: tokens of the answer, or of each value of a format. Values are decoded one after the other, each in at least one step.
-    """
-    if isinstance(sampler.schedule, Fixed) and body.steps is not None:
-        return [f"schedule.each={-(-max(lengths) // max(1, body.steps // len(lengths)))}", *body.guided]
-    return body.paced
-
-
-def _messages(body: Chat) -> list[Message]:
-    spoken = [m for m in body.messages if m.role in ("user", "assistant")]
-    return [
-        Message(
-            role=m.role,
-            text=m.words,
-            images=tuple(picture_of(url, "messages") for url in m.pictures),
-        )
-        for m in spoken
-    ]
-
-
-def _plan(model: Model, body: Planned) -> bool | Layout:
+def _plan(model: Model, body: Planned) -> bool | Layout | None:
+    """The plan of a request; None for the model's preset."""
     if not body.boxes:
-        return bool(body.plan)
+        return body.plan
     layout = layout_of([(b.phrase, b.box) for b in body.boxes])
     model.emit(0, layout)
     return layout
 
 
-def _region(data: bytes) -> Image.Image:
-    """The region of a mask file. ValueError names the field mask."""
+def _region(data: bytes, picture: Image.Image) -> Image.Image:
+    """The region of a mask file for a picture. ValueError names the field mask."""
     try:
-        return read_region(data)
+        region = read_region(data)
     except ImageError as error:
         raise ValueError(f"mask: {error}") from error
+    if region.size != picture.size:
+        (w, h), (width, height) = region.size, picture.size
+        raise ValueError(f"mask: it has {w} x {h} pixels and the image {width} x {height}; give both the same size")
+    return region
 
 
 def _image_model(model: Model | TextModel) -> Model:

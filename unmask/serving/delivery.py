@@ -19,6 +19,7 @@ from PIL import Image
 from unmask.json_types import Json
 from unmask.serving.picture_urls import Link
 from unmask.serving.schema import Streamed
+from unmask.serving.unknown_fields import ignored_warning
 from unmask.serving.usage import Usage
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import Drawing
@@ -45,8 +46,8 @@ class Delivery:
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, body: Streamed, parts: Parts, link: Link) -> Delivery:
-        """ValueError for more pixels in all than ``MOST_PIXELS``."""
+    def of(cls, body: Streamed, parts: Parts, link: Link, ignored: Sequence[str] = ()) -> Delivery:
+        """``ignored``: names of unknown fields. ValueError for more pixels in all than ``MOST_PIXELS``."""
         side = body.side or parts.side
         if body.n * side**2 > max(MOST_PIXELS, body.n * parts.side**2):
             most = math.isqrt(MOST_PIXELS // body.n)
@@ -59,7 +60,7 @@ class Delivery:
             file=body.output_format,
             compression=_COMPRESSION if body.output_compression is None else body.output_compression,
             link=link if body.response_format == "url" else None,
-            warnings=tuple(_warnings(body, parts.side, side)),
+            warnings=(*_warnings(body, parts.side, side), *ignored_warning(ignored)),
         )
 
     @property
@@ -142,8 +143,8 @@ def _warnings(body: Streamed, drawn: int, side: int) -> list[str]:
 
 
 def file_of(image: Image.Image, file: str, compression: int = _COMPRESSION, *, effort: int = 6) -> bytes:
-    """A picture as a png, jpeg or webp file. ``compression``: quality of jpeg and webp, 0 to 100 · ``effort``: png compression, 0 to 9;
-    6 takes 10 s for noise of 4096 x 4096 pixels, 1 takes 1.
+    """A picture as a png, jpeg or webp file. ``compression``: quality of jpeg and webp, 0 to 100 · ``effort``: of png's compression, 0 to 9
+    (for noise of 4096 x 4096 pixels, 6 takes 10 s and 1 takes 2).
     """
     buffer = io.BytesIO()
     options = {"compress_level": effort} if file == "png" else {"quality": max(1, compression)}

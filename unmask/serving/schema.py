@@ -1,23 +1,31 @@
 """Request bodies of the HTTP API: every field with its meaning and bounds.
 
-Public idea: a body is validated as one of ``Draw``, ``Edit``, ``Ground``, ``Infill``, ``Chat``. Unknown fields are rejected by name, so a
-misspelt field is not silently ignored; fields of OpenAI's API that have no meaning here (``IGNORED``) are accepted and dropped.
+Public idea: a body is validated as one of ``Draw``, ``Edit``, ``Ground``, ``Infill``, or as ``schema_chat.Chat``. A field with the value
+null counts as absent. Fields of OpenAI's API that have no meaning here (``IGNORED``) are accepted and dropped. Other unknown fields are
+dropped too, and ``ignored`` names them; one that resembles a known field is rejected as misspelt.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from unmask.json_types import Json
+from unmask.serving.unknown_fields import Policy, sort_fields
 
 MOST_WORDS = 8000  # characters per text; the model's own limit, in tokens, is lower
 MOST_PICTURES = 10  # per request
-MOST_FORM = 20_000  # characters of an answer format; nested schemas are traversed repeatedly
 MOST_SEED = 2**53 - 1  # the largest integer that every JSON parser represents exactly
 IGNORED = frozenset(
     {
@@ -40,8 +48,25 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Fields(Strict):
+def optional_may_be_null(schema: Json) -> None:
+    """Say in the JSON schema that every optional field may be null."""
+    for name, field in schema.get("properties", {}).items():
+        choices = field.get("anyOf", [])
+        if name not in schema.get("required", []) and not any(c.get("type") == "null" for c in choices):
+            about = {k: field.pop(k) for k in ("title", "description", "default") if k in field}
+            inside = choices or [dict(field)]
+            field.clear()
+            field.update({"anyOf": [*inside, {"type": "null"}], **about})
+
+
+_REQUEST = ConfigDict(extra="ignore", allow_inf_nan=False, json_schema_extra=optional_may_be_null)
+
+
+class Fields(BaseModel):
     """Fields of every request."""
+
+    model_config = _REQUEST
+    _ignored: tuple[str, ...] = PrivateAttr(())
 
     model: str | None = Field(None, max_length=500, description="Name of the served model, as listed by /v1/models.")
     seed: int | None = Field(
@@ -67,18 +92,25 @@ class Fields(Strict):
         description="Scheduling priority. Each level doubles the share of compute and moves the request forward in the queue.",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _known(cls, data: Any) -> Any:
+    def _known(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
-            return data
-        kept = {k: v for k, v in data.items() if k in cls.model_fields or k not in IGNORED}
-        for name in kept:
-            if name not in cls.model_fields:
-                near = difflib.get_close_matches(str(name)[:50], list(cls.model_fields), 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(cls.model_fields)}"
-                raise ValueError(f"there is no field {str(name)[:50]!r}{hint}")
-        return kept
+            return handler(data)
+        kept, ignored = sort_fields(data, cls.policy())
+        body = handler(kept)
+        body._ignored = ignored
+        return body
+
+    @classmethod
+    def policy(cls) -> Policy:
+        """What becomes of fields that are not in the schema."""
+        return Policy(known=cls.model_fields, harmless=IGNORED - set(cls.model_fields))
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of unknown fields that the request contained."""
+        return self._ignored
 
 
 class Sampled(Fields):
@@ -122,8 +154,10 @@ def _opaque(background: object) -> object:
     return background
 
 
-class Streamed(Strict):
+class Streamed(BaseModel):
     """Fields that control how images are returned."""
+
+    model_config = _REQUEST
 
     n: int = Field(1, ge=1, le=MOST_PICTURES, description="Number of images. Image i uses seed + i.")
     size: Annotated[str, AfterValidator(_square)] = Field(
@@ -168,18 +202,23 @@ class BoxOf(Strict):
     )
 
 
-class Planned(Strict):
+class Planned(BaseModel):
     """Planning before and reflection after generation."""
 
-    plan: bool | None = Field(None, description="Plan a layout of boxes first. Default: the model's preset.")
+    model_config = _REQUEST
+
+    plan: bool | None = Field(
+        None, description="Plan a layout of boxes first. Default: the model's preset; false for edits."
+    )
     boxes: list[BoxOf] | None = Field(
         None, min_length=1, max_length=32, description="Use this layout instead of planning one; excludes plan."
     )
-    reflect: int = Field(
-        1,
+    reflect: int | None = Field(
+        None,
         ge=1,
         le=16,
-        description="Maximum number of attempts. Stops at the first image that the model's own critique accepts.",
+        description="Maximum number of attempts. Stops at the first image that the model's own critique accepts. "
+        "Default: the model's preset; 1 for edits and with plan or boxes.",
     )
 
     @model_validator(mode="after")
@@ -241,94 +280,3 @@ class Ground(Fields):
         min_length=1, max_length=64, description="Phrases to locate; each gets one box."
     )
     steps: int = Field(1, ge=1, le=4, description="Number of steps in which the four coordinates are unmasked.")
-
-
-class ImageUrl(BaseModel):
-    """An image in a message."""
-
-    model_config = ConfigDict(extra="ignore")
-    url: str = Field(description="The image as a data: URL; the server does not fetch URLs.")
-
-
-class ContentPart(BaseModel):
-    """A part of a message."""
-
-    model_config = ConfigDict(extra="ignore")
-    type: Literal["text", "image_url"] = Field(description="Text or an image.")
-    text: Text = Field("", description="The text.")
-    image_url: ImageUrl | None = Field(None, description="The image.")
-
-    @model_validator(mode="after")
-    def _whole(self) -> ContentPart:
-        if self.type == "image_url" and self.image_url is None:
-            raise ValueError("a part of type image_url needs the field image_url")
-        return self
-
-
-class ChatMessage(BaseModel):
-    """A message of the conversation."""
-
-    model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant"] = Field(
-        description="Author of the message. system and developer messages are ignored, because the model has a fixed system prompt."
-    )
-    content: Text | list[ContentPart] | None = Field(None, description="Text, or a list of text and image parts.")
-
-    @property
-    def words(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content if part.type == "text")
-        return self.content or ""
-
-    @property
-    def pictures(self) -> list[str]:
-        parts = self.content if isinstance(self.content, list) else []
-        return [part.image_url.url for part in parts if part.image_url]
-
-
-class Chat(Sampled):
-    """A conversation. With an image, the last message is a question about it; otherwise the next turn is generated."""
-
-    messages: list[ChatMessage] = Field(
-        min_length=1, max_length=256, description="The messages so far; the last one is from the user."
-    )
-    n: Literal[1] = Field(1, description="Number of answers; only 1 is supported.")
-    draw: bool | None = Field(
-        None,
-        description="true: the turn may contain images. false: answer about an image. Default: false if there is an image, else true.",
-    )
-    max_tokens: int | None = Field(
-        None, ge=1, le=1024, description="Maximum number of tokens in the answer. Default: the model's preset."
-    )
-    max_completion_tokens: int | None = Field(None, ge=1, le=1024, description="Newer name of max_tokens.")
-    response_format: Json | None = Field(
-        None,
-        description='Format of the answer: {"type": "json_schema", "json_schema": {"schema": …}} or {"type": "regex", "regex": …}.',
-    )
-    stream: bool = Field(False, description="Stream the answer in chunks; content holds final tokens only.")
-    trace: bool = Field(
-        False,
-        description="With stream: also send drafts; the field unmask of a chunk holds all tokens after each step.",
-    )
-
-    @property
-    def longest(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-    @field_validator("response_format")
-    @classmethod
-    def _not_huge(cls, value: Json | None) -> Json | None:
-        try:
-            if value is not None and len(json.dumps(value)) > MOST_FORM:
-                raise ValueError(f"the schema has more than {MOST_FORM:,} characters; make it shorter")
-        except RecursionError as error:
-            raise ValueError("the schema is nested too deeply; make it flatter") from error
-        return value
-
-    @property
-    def formed(self) -> bool:
-        """Whether the answer has a required format."""
-        return self.response_format is not None and self.response_format.get("type") != "text"
-
-
-ENDPOINTS: dict[str, type[Fields]] = {"generate": Draw, "edit": Edit, "ground": Ground, "infill": Infill, "chat": Chat}

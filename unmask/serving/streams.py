@@ -1,5 +1,5 @@
-"""Server-sent events. Public idea: a ``Channel`` from worker threads to the one reader of a stream, and two listeners that turn the steps
-of a job into events: ``PictureEvents`` and ``ChatEvents``.
+"""Server-sent events. Public idea: a ``Channel`` from worker threads to the one reader of a stream, and listeners that turn the steps of a
+job into events: ``PictureEvents``, and ``chat_events.ChatEvents``.
 
 A masked token, or one that may still change, is a *draft*; any other is *committed*. Clients of OpenAI's API get what that API has:
 previews of pictures, and text, of which only the committed beginning is sent.
@@ -22,7 +22,7 @@ from unmask.tasks.parts import Parts
 from unmask.tasks.results import Attempt
 from unmask.tasks.running import StepEvent
 from unmask.tokens.layouts import Layout
-from unmask.tokens.text import EOS, EOT, Text
+from unmask.tokens.text import Text
 
 Event = Json
 Emit = Callable[[Event], None]
@@ -48,7 +48,7 @@ class Channel:
 
 class PictureEvents:
     """Events of one picture of a request. ``kind``: image_generation or image_edit · ``picture``: its number · ``partial``: number of
-    previews · ``trace``: whether every step is sent · ``delivery``: size and format of the previews.
+    previews, of all attempts together · ``trace``: whether every step is sent · ``delivery``: size and format of the previews.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PictureEvents:
             self._emit("queued", position=position)
 
     def on_step(self, event: StepEvent, behind: bool) -> None:
-        stage = _stage(event.sequence)
+        stage = stage_of(event.sequence)
         if event.number == 0:
             self._enter(stage)
         if stage == "draw":
@@ -85,7 +85,7 @@ class PictureEvents:
     def _enter(self, stage: str) -> None:
         """A plan or a picture after a critique begins the next round."""
         if stage in ("plan", "draw") and self.judged:
-            self.round, self.judged, self.sent = self.round + 1, False, 0
+            self.round, self.judged = self.round + 1, False
         self.judged = self.judged or stage == "critique"
 
     def _canvas(self, event: StepEvent, behind: bool) -> None:
@@ -122,62 +122,12 @@ class PictureEvents:
         self.emit({"type": f"unmask.{what}", "picture": self.picture, **fields})
 
 
-class ChatEvents:
-    """The text so far, as OpenAI's chunks. ``stream``: whether the committed beginning is sent step by step · ``formed``: the answer is
-    structured output, which is assembled and sent at the end, so it is never cut off.
-    """
-
-    def __init__(self, emit: Emit, text: Text, *, stream: bool, trace: bool, formed: bool = False) -> None:
-        self.emit, self.text, self.stream, self.trace = emit, text, stream, trace
-        self.formed = formed
-        self.sent = ""
-        self.last: Tokens | None = None
-
-    def on_queued(self, position: int) -> None:
-        if self.trace:
-            self.emit({"delta": {}, "unmask": {"position": position}})
-
-    def on_step(self, event: StepEvent, behind: bool) -> None:
-        if _stage(event.sequence) == "draw":
-            if self.trace:
-                _, masked = picture_so_far(event.sequence, "image")
-                flat = "".join("01"[v] for v in masked.flatten().int().tolist())
-                grid = {"grid": list(masked.shape), "masked": flat}
-                self.emit({"delta": {}, "unmask": {"step": event.number, "of": event.of, **grid}})
-            return
-        self.last = event.sequence
-        if self.trace:
-            tokens = tokens_of(event.sequence, self.text)
-            self.emit({"delta": {}, "unmask": {"step": event.number, "of": event.of, "tokens": tokens}})
-        if self.stream and not self.formed:
-            self.say(_committed(event.sequence, self.text))
-
-    def on_event(self, event: Layout | Attempt) -> None:
-        if self.trace and isinstance(event, Layout):
-            self.emit({"delta": {}, "unmask": {"plan": event.to_json()}})
-
-    def say(self, whole: str) -> None:
-        """Send the part of a text that has not been sent yet."""
-        if whole.startswith(self.sent) and len(whole) > len(self.sent):
-            self.emit({"delta": {"content": whole[len(self.sent) :]}})
-            self.sent = whole
-
-    @property
-    def counts(self) -> tuple[int, int, bool]:
-        """Tokens of the prompt, tokens of the answer, and whether the answer used up its max tokens."""
-        if self.last is None:
-            return 0, 0, False
-        written = [self.last.ids[s.start : s.stop].tolist() for s in _open_spans(self.last)]
-        ends, budget = (self.text[EOT], self.text[EOS]), sum(map(len, written))
-        used = sum(next((k for k, i in enumerate(ids) if i in ends), len(ids)) for ids in written)
-        return len(self.last.ids) - budget, used, used == budget and not self.formed
-
-
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """How events become bytes: ``frame`` encodes one; ``last`` ends the stream."""
+    """How events become bytes: ``frame`` encodes one · ``closing``: events after all calls have ended · ``last`` ends the stream."""
 
     frame: Callable[[Event], bytes]
+    closing: Callable[[], Sequence[Event]] = tuple
     last: bytes = b"data: [DONE]\n\n"
 
 
@@ -233,6 +183,8 @@ async def streamed(
                 return
             else:
                 yield wire.frame(event)
+        for event in wire.closing():
+            yield wire.frame(event)
         yield wire.last
     finally:
         gone.cancel()
@@ -247,26 +199,15 @@ def tokens_of(sequence: Tokens, text: Text) -> list[Event]:
             "text": "_" if bool(sequence.masked[i]) else text.show([int(sequence.ids[i])]),
             "committed": not bool(sequence.masked[i]),
         }
-        for span in _open_spans(sequence)
+        for span in open_spans(sequence)
         for i in range(span.start, span.stop)
     ]
 
 
-def _open_spans(sequence: Tokens) -> list[Span]:
+def open_spans(sequence: Tokens) -> list[Span]:
     return [s for s in sequence.spans if s.writable and s.kind == Kind.TEXT]
 
 
-def _stage(sequence: Tokens) -> str:
+def stage_of(sequence: Tokens) -> str:
     names = {span.name for span in sequence.spans if span.writable}
     return "draw" if "image" in names else "plan" if "plan" in names else "critique"
-
-
-def _committed(sequence: Tokens, text: Text) -> str:
-    """The text before the first masked token, without an incomplete character at its end."""
-    ids: list[int] = []
-    for span in _open_spans(sequence):
-        for i in range(span.start, span.stop):
-            if bool(sequence.masked[i]):
-                return text.decode(ids).rstrip("\ufffd")
-            ids.append(int(sequence.ids[i]))
-    return text.decode(ids).rstrip("\ufffd")

@@ -1,0 +1,225 @@
+"""Chat requests as calls of the model. Public idea: ``chatting(body, seed)(model) -> Answer | Turn``.
+
+A text model answers the last message. A model with images answers a question about an image, or generates the next turn of the
+conversation, in text and images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from unmask.grammars.answer_format import AnswerFormat, of_response_format
+from unmask.pipeline.model import Model
+from unmask.pipeline.text_model import LENGTH, TextModel
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedule import Fixed
+from unmask.sampling.token_sampler import Greedy, GumbelText
+from unmask.serving.calls import by_sampler, checked
+from unmask.serving.data_urls import picture_of
+from unmask.serving.schema_chat import Chat, ChatMessage
+from unmask.serving.unknown_fields import ignored_warning
+from unmask.tasks.conversing import Message, Turn
+from unmask.tasks.lengths import Extent
+from unmask.tasks.parts import Parts
+from unmask.tasks.results import Answer
+from unmask.tokens.prompts import RELEASED, Wording
+from unmask.tokens.text import Text
+
+# Limits of an answer format. Compiling it blocks other calls, and every step runs over all states: .{1,1000} has 16,000 states and took
+# minutes on one core.
+_MOST_STATES, _MOST_WORK = 4000, 500_000
+_LEAST_TOP_P = 1e-6  # stands for 0: the most probable token alone
+
+
+@by_sampler
+def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Turn]:
+    """An Answer to a question, or a Turn of text and images."""
+
+    def ask(model: Model | TextModel) -> Answer | Turn:
+        last = body.messages[-1]
+        if last.role != "user" or not last.words.strip():
+            raise ValueError(
+                "messages: the last message must be from the user and contain text; add a message with the role user"
+            )
+        if isinstance(model, TextModel):
+            return _reply(model, body, seed)
+        _check_pictures(model, body)
+        tempered = _tempered(model, body)
+        return _turn(tempered, body, seed) if _converses(model, body) else _about_picture(tempered, body, seed)
+
+    return ask
+
+
+def warnings(model: Model | TextModel, body: Chat) -> tuple[str, ...]:
+    """What of a request had no effect."""
+    found = list(ignored_warning(body.ignored))
+    if isinstance(model, Model):
+        if any(m.role in ("system", "developer") and m.words.strip() for m in body.messages):
+            found.append("system messages were not read: the model has a fixed system prompt")
+        if unread := _unread_pictures(model, body):
+            found.append(f"earlier images were not read ({unread}): the model reads one image per answer, the last one")
+    if body.top_p is not None and body.top_p < 1 and not body.temperature:
+        found.append("top_p has no effect without a temperature above 0")
+    return tuple(found)
+
+
+def unread(model: Model | TextModel, body: Chat) -> int:
+    """Number of messages that an answer about an image does not read: all but the last one and the one with the image. A text model reads
+    all of them.
+    """
+    if isinstance(model, TextModel):
+        return 0
+    shown = max((i for i, m in enumerate(body.messages) if m.pictures), default=len(body.messages) - 1)
+    return len({*range(len(body.messages))} - {shown, len(body.messages) - 1})
+
+
+def extent(model: Model | TextModel, body: Chat) -> Extent | None:
+    """The limits of an answer that is text from its first token on. None for structured output, for a turn that may contain images, and with
+    a method's sampler, which may mask or change tokens again.
+    """
+    if body.formed or body.sampler or (isinstance(model, Model) and _converses(model, body)):
+        return None
+    return Extent(length=_usual(model), max_tokens=body.longest, stop=tuple(body.stop))
+
+
+def _usual(model: Model | TextModel) -> int:
+    return model.presets.answer if isinstance(model, Model) else LENGTH
+
+
+def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
+    if body.pictures or body.draw or "image" in (body.modalities or ()):
+        raise ValueError("messages: this is a text model, which takes and generates no images; send text only")
+    *before, last = _messages(body.messages)
+    form, _ = _form(body, model.parts.text, RELEASED, LENGTH)
+    return model.ask(
+        last.text,
+        messages=before,
+        seed=seed,
+        max_tokens=body.longest,
+        stop=body.stop,
+        form=form,
+        temperature=body.temperature,
+        top_p=_top_p(body),
+        settings=checked(body.overrides),
+    )
+
+
+def _about_picture(model: Model, body: Chat, seed: int) -> Answer:
+    if not body.pictures:
+        raise ValueError(
+            "draw: it is false, but the messages contain no image to answer about; add one, or leave out draw"
+        )
+    image = picture_of(body.pictures[-1], "messages")
+    form, lengths = _form(body, model.parts.text, model.parts.wording, model.presets.answer)
+    paced = _paced(body, model.presets.ask(model.parts), lengths)
+    return model.ask(
+        image,
+        body.messages[-1].words,
+        seed=seed,
+        max_tokens=body.longest,
+        stop=body.stop,
+        form=form,
+        settings=[*paced, *checked(body.settings)],
+    )
+
+
+def _turn(model: Model, body: Chat, seed: int) -> Turn:
+    if body.formed:
+        raise ValueError(
+            "response_format: only answers to questions about one image have a format; add an image and leave out draw, or leave it out"
+        )
+    if body.overrides:
+        raise ValueError("a turn of text and images uses its own samplers; leave out steps, guidance and settings")
+    said = [message for message in _messages(body.messages) if message.role != "system"]
+    return model.converse(said, seed=seed, max_tokens=body.longest, stop=body.stop)
+
+
+def _tempered(model: Model, body: Chat) -> Model:
+    """The model with the temperature and the top_p of a request in its text samplers. Temperature 0 leaves greedy samplers as they are."""
+    if not body.temperature:
+        return model
+    chosen = GumbelText(temperature=body.temperature, top_p=_top_p(body) or 1.0)
+
+    def change(make: Callable[[Parts], Sampler]) -> Callable[[Parts], Sampler]:
+        return lambda parts: _with(make(parts), chosen)
+
+    presets = replace(model.presets, ask=change(model.presets.ask), turn_words=change(model.presets.turn_words))
+    return Model(model.parts, presets, executor=model.executor)
+
+
+def _with(sampler: Sampler, chosen: GumbelText) -> Sampler:
+    if not isinstance(sampler.token_sampler, Greedy | GumbelText):
+        kind = type(sampler.token_sampler).__name__
+        raise ValueError(
+            f"temperature: the sampler of this request draws its tokens by {kind}; leave out temperature or sampler"
+        )
+    return replace(sampler, token_sampler=chosen)
+
+
+def _top_p(body: Chat) -> float | None:
+    return None if body.top_p is None else max(body.top_p, _LEAST_TOP_P)
+
+
+def _converses(model: Model, body: Chat) -> bool:
+    """Whether the answer is a turn of the whole conversation, which alone reads several images."""
+    return body.draws or (len(body.pictures) > 1 and not model.parts.wording.one_turn)
+
+
+def _check_pictures(model: Model, body: Chat) -> None:
+    """ValueError for several images in the message whose image would be read, where the model reads one."""
+    read = next((m for m in reversed(body.messages) if m.pictures), None)
+    if read and len(read.pictures) > 1 and model.parts.wording.one_turn:
+        raise ValueError(
+            f"messages: this model reads one image per answer, and a message has {len(read.pictures)}; send one image per message"
+        )
+
+
+def _unread_pictures(model: Model, body: Chat) -> int:
+    """Number of the user's images that are not read, for a model that reads one image. A drawing is new, so it needs none."""
+    wording, given = model.parts.wording, [url for m in body.messages if m.role == "user" for url in m.pictures]
+    if not given or not wording.one_turn or body.messages[-1].words.startswith(wording.drawing_words):
+        return 0
+    return len(given) - (given[-1:] == body.pictures[-1:])
+
+
+def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The messages as the model reads them; a developer message is a system message."""
+    return [
+        Message(
+            role="system" if m.role == "developer" else m.role,
+            text=m.words,
+            images=tuple(picture_of(url, "messages") for url in m.pictures),
+        )
+        for m in messages
+    ]
+
+
+def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[AnswerFormat | None, list[int]]:
+    """The required format and the number of tokens of each of its values; without a format, those of the answer.
+
+    ``usual``: the default number of tokens. ValueError for an invalid format and for one that is too expensive.
+    """
+    if not body.formed:
+        return None, [usual]
+    if body.stop:
+        raise ValueError("stop: it cannot cut an answer that has a format; leave out stop or response_format")
+    try:
+        form = replace(of_response_format(body.response_format or {}) or AnswerFormat(), most_states=_MOST_STATES)
+        slots = form.slots(text, wording)
+        lengths = [slot.default_length(usual) for slot in slots]
+        if sum(len(slot.grammar.to) * length for slot, length in zip(slots, lengths, strict=True)) > _MOST_WORK:
+            raise ValueError("the format is too complex; use shorter lengths or fewer tokens")
+        return form, lengths
+    except ValueError as error:
+        raise ValueError(f"response_format: {error}") from error
+
+
+def _paced(body: Chat, sampler: Sampler, lengths: Sequence[int]) -> list[str]:
+    """``steps`` and ``guidance`` as settings of a text sampler, whose schedule may be given in tokens per step.
+
+    ``lengths``: tokens of the answer, or of each value of a format. Values are decoded one after the other, each in at least one step.
+    """
+    if isinstance(sampler.schedule, Fixed) and body.steps is not None:
+        return [f"schedule.each={-(-max(lengths) // max(1, body.steps // len(lengths)))}", *body.guided]
+    return body.paced
