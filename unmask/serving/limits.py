@@ -132,7 +132,8 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     properties["sampler"] = {**properties["sampler"], "enum": sorted(known)}
     body["allOf"] = [_ONE_IF_LARGE]
     # No anyOf with required: a validator that cannot read files would not know which of them holds.
-    inpainted = {"plan": {"const": False}, "boxes": False, "reflect": {"const": 1}}
+    painting = {s["name"]: s["type"] for s in settings_of(model, "generate")}
+    inpainted = {"settings": _settings(painting), "plan": {"const": False}, "boxes": False, "reflect": {"const": 1}}
     body["dependentSchemas"] = {"sampler": {"properties": {"settings": False}}, "mask": {"properties": inpainted}}
     body |= {"if": {"properties": {"prompt": {"pattern": NONBLANK}}}, "else": {"required": ["mask"]}}
     body["additionalProperties"] = False

@@ -9,7 +9,11 @@ from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.serving.service import Served
 
-NONBLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # not str.isspace
+# A character that is neither white space nor invisible (categories Cc, Cf, Z), which models read as no text.
+NONBLANK = (
+    r"[^\x00-\x20\x7f-\xa0\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u1680\u180e\u2000-\u200f"
+    r"\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]"
+)
 PICTURE: Json = {"type": "string", "format": "image-data-url", "pattern": "^[dD][aA][tT][aA]:"}
 NULL: Json = {"type": "null"}
 _TEXT: Json = {"type": "string", "pattern": NONBLANK, "maxLength": 8000}
