@@ -51,6 +51,8 @@ def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Tu
 def warnings(model: Model | TextModel, body: Chat) -> tuple[str, ...]:
     """What of a request had no effect."""
     found = list(ignored_warning(body.ignored))
+    if body.after:
+        found.append(f"messages after the last one of the user were not read: {body.after}")
     if isinstance(model, Model):
         if any(m.role in ("system", "developer") and m.words.strip() for m in body.messages):
             found.append("system messages were not read: the model has a fixed system prompt")
