@@ -59,5 +59,7 @@ def test_the_extras_of_messages_and_pages_exist() -> None:
     assert named and named <= set(EXTRAS), named - set(EXTRAS)
 
 
-def test_the_readme_says_how_to_install_for_a_cpu() -> None:
-    assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in (ROOT / "README.md").read_text()
+def test_the_readme_installs_the_torch_that_the_package_takes() -> None:
+    """Without the bounds, `pip install .` would replace a newer CPU build by the CUDA build of an older version."""
+    (torch,) = (r for r in PROJECT["dependencies"] if _name(r) == "torch")
+    assert f'pip install "{torch}" --index-url https://download.pytorch.org/whl/cpu' in (ROOT / "README.md").read_text()
