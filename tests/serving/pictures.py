@@ -29,7 +29,7 @@ expect.set_options(timeout=PATIENCE)
 
 def drawing(browser: Browser, url: str) -> bytes:
     """A generation halfway, with its plan."""
-    with visit(browser, f"{url}/#draw?prompt=two+yellow+cups&plan=true&seed=11", (1280, 860)) as page:
+    with visit(browser, f"{url}/#draw?prompt=two+yellow+cups&reflect=1&seed=11", (1280, 860)) as page:
         back(run(page, "draw"), 8)
         return page.screenshot()
 
@@ -48,7 +48,9 @@ def boxes(browser: Browser, url: str) -> bytes:
 
 def telephone(browser: Browser, url: str) -> bytes:
     """A small screen, dark theme."""
-    with visit(browser, f"{url}/#draw?prompt=three+dogs&seed=10", (375, 812), dark=True, scale=1.5) as page:
+    with visit(
+        browser, f"{url}/#draw?prompt=two+red+apples&reflect=1&seed=10", (375, 812), dark=True, scale=1.5
+    ) as page:
         back(run(page, "draw"), 7)
         page.evaluate("scrollTo(0, 210)")
         return page.screenshot()

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -89,6 +90,20 @@ def test_a_drawing_is_the_same_plain_and_streamed(mini: Server, words: str, seed
     assert message["content"] == streamed["content"]
     assert message.get("images", []) == streamed["images"]
     assert len(message["unmask"]["images"]) == 1 and message["unmask"]["images"][0]["plan"]["things"]
+
+
+def test_a_drawing_does_not_depend_on_other_requests(mini: Server) -> None:
+    question = asked(DOT, "what colour is the apple?")
+    alone = {seed: answered(mini, DRAW, seed=seed)["choices"] for seed in range(3)}
+    with ThreadPoolExecutor(9) as pool:
+        plain_ones = {seed: pool.submit(answered, mini, DRAW, seed=seed) for seed in alone}
+        streams = {seed: pool.submit(chunks, mini, DRAW, seed=seed) for seed in alone}
+        others = [pool.submit(answered, mini, question, seed=seed) for seed in alone]
+    assert {other.result()["choices"][0]["message"]["content"] for other in others} == {"red"}
+    for seed, (choice,) in alone.items():
+        assert plain_ones[seed].result()["choices"] == [choice]
+        message = joined(streams[seed].result())
+        assert message["images"] == choice["message"]["images"] and message["content"] == choice["message"]["content"]
 
 
 def test_the_image_is_in_the_message(mini: Server) -> None:
@@ -218,6 +233,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no tokens": ({"max_tokens": 0}, "max_tokens"),
     "many stops": ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
     "misspelt": ({"temprature": 1}, "temprature"),
+    "an empty stop": ({"stop": ""}, "stop.0"),
     "stop with a format": ({"stop": "a", "response_format": {"type": "regex", "regex": "a+"}}, "stop"),
     "another output": ({"image_output": "url"}, "image_output"),
 }  # fmt: skip
@@ -337,6 +353,13 @@ def test_an_answer_ends_before_a_stop(server: Server) -> None:
             (choice,) = answered(server, messages, **given)["choices"]
             assert choice["message"]["content"] == whole[:first] and choice["finish_reason"] == "stop"
             assert joined(chunks(server, messages, **given))["content"] == whole[:first]
+
+
+def test_a_sampler_that_masks_tokens_again_streams_what_it_answers(server: Server) -> None:
+    for seed in range(4):
+        given = {"seed": seed, "sampler": "remdm", "max_tokens": 12}
+        (choice,) = answered(server, asked(DOT, "what is this?"), **given)["choices"]
+        assert joined(chunks(server, asked(DOT, "what is this?"), **given))["content"] == choice["message"]["content"]
 
 
 def test_temperature_and_top_p_of_an_answer(server: Server) -> None:

@@ -49,10 +49,10 @@ _HELP = """Unified multimodal masked diffusion: generate, answer, find and edit 
 
 \b
 Examples:
-  unmask generate "two red apples left of a cat" --out apples.png
-  unmask ask apples.png "how many apples are there?"
-  unmask ground apples.png "the cat" --out boxes.png
-  unmask edit apples.png "make the cat blue" --out edited.png
+  unmask generate "a red apple left of a cat" --out apple.png
+  unmask ask apple.png "what is left of the cat?"
+  unmask ground apple.png "the cat" --out boxes.png
+  unmask edit apple.png "make the cat blue" --out edited.png
 """
 
 
@@ -137,7 +137,7 @@ def _usage_message(error: click.UsageError, given: Sequence[str]) -> tuple[str, 
     said, place = _line(error.format_message()), error.ctx.command_path if error.ctx else "unmask"
     example = _example(error.ctx.command) if error.ctx else ""
     if isinstance(error, click.exceptions.NoSuchCommand):
-        return said, _instead_of(error.command_name)
+        return said, _instead_of(error.command_name) if place == "unmask" else f"see `{place} --help`"
     dashed = next((word for word in given if word.startswith("-") and " " in word), "")
     if isinstance(error, click.NoSuchOption) and dashed.startswith(error.option_name):
         return said, f'put -- before a text that starts with a dash: {place} -- "{dashed}"'

@@ -28,7 +28,9 @@ ENDPOINTS: dict[str, type[Fields]] = {
 
 
 def model_card(service: Service, created: int) -> Event:
-    """An entry of OpenAI's model list. ``side``: of its images in pixels, or 0 · ``reads``: image formats · ``vocabulary``: its words."""
+    """An entry of OpenAI's model list, with what the model does: its tasks, the side of its images in pixels (0: no images), the image
+    formats that the server reads for it, and its vocabulary.
+    """
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
@@ -53,7 +55,16 @@ def fields(model: Served) -> dict[str, Event]:
                     schema["properties"][short]["default"] = defaults[long]
             schema["x-unmask-settings"] = known
         found[name] = schema
+    if isinstance(model, Model):
+        found["generate"]["properties"]["plan"]["default"] = model.presets.plans
     return found
+
+
+def settings_of(model: Served, task: str) -> list[Json]:
+    """The settings of a preset of an image model; of a text model none."""
+    if not isinstance(model, Model):
+        return []
+    return list(_settings(getattr(model.presets, task)(model.parts)))
 
 
 def _samplers(model: Served) -> dict[str, Sampler]:

@@ -75,8 +75,10 @@ def unread(model: Model | TextModel, body: Chat) -> int:
 
 
 def extent(model: Model | TextModel, body: Chat) -> Extent | None:
-    """The limits of an answer that is text from its first token on. None for structured output, and for a turn that may contain images."""
-    if body.formed or (isinstance(model, Model) and _converses(model, body)):
+    """The limits of an answer that is text from its first token on. None for structured output, for a turn that may contain images, and with
+    a method's sampler, which may mask or change tokens again.
+    """
+    if body.formed or body.sampler or (isinstance(model, Model) and _converses(model, body)):
         return None
     return Extent(length=_usual(model), max_tokens=body.longest, stop=tuple(body.stop))
 

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 
 from unmask.json_types import Json
@@ -31,7 +31,7 @@ class EditForm:
 async def edit_form(request: Request) -> EditForm:
     """Read a form. ValueError for a missing or second image, for unknown files and for invalid JSON lists."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise ValueError("an edit must be sent as multipart/form-data with the image in the file field image")
+        raise HTTPException(415, "an edit must be sent as multipart/form-data with the image in the file field image")
     files: dict[str, list[bytes]] = {"image": [], "mask": []}
     fields: Json = {}
     async with request.form(max_files=_MOST_FILES, max_fields=200, max_part_size=2**20) as form:

@@ -48,7 +48,7 @@ class Channel:
 
 class PictureEvents:
     """Events of one picture of a request. ``kind``: image_generation or image_edit · ``picture``: its number · ``partial``: number of
-    previews · ``trace``: whether every step is sent · ``delivery``: size and format of the previews.
+    previews, of all attempts together · ``trace``: whether every step is sent · ``delivery``: size and format of the previews.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class PictureEvents:
     def _enter(self, stage: str) -> None:
         """A plan or a picture after a critique begins the next round."""
         if stage in ("plan", "draw") and self.judged:
-            self.round, self.judged, self.sent = self.round + 1, False, 0
+            self.round, self.judged = self.round + 1, False
         self.judged = self.judged or stage == "critique"
 
     def _canvas(self, event: StepEvent, behind: bool) -> None:

@@ -16,7 +16,8 @@ export function chatPanel(fields, services) {
     name: "chat", verb: "Send", title: "Chat", label: "Message", picture: true,
     intro: "Chat with text and images: ask for an image, ask about it, then ask for a change.",
     empty: "", work, taken,
-    without: draws ? ["n", "steps", "guidance", "settings", "max_tokens", "temperature", "top_p"] : ["n"], // a turn with images uses its own samplers
+    // a turn with images uses its own samplers
+    without: draws ? ["n", "image_output", "steps", "guidance", "settings", "max_tokens", "temperature", "top_p"] : ["n", "image_output"],
   };
   const panel = new TaskPanel(task, fields.chat, services);
   const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
@@ -85,7 +86,7 @@ export function chatPanel(fields, services) {
 
   /** The answer while it is decoded: text, then possibly an image, with all steps. */
   function live(item) {
-    const words = new Words(), notes = new Notes(), canvas = new Canvas("Image in the answer");
+    const words = new Words(), notes = new Notes(panel.vocabulary, task.name), canvas = new Canvas("Image in the answer");
     const frame = h("div", { class: "frame", hidden: true }, canvas.element);
     const replay = new Replay((entry) => {
       if (entry.words) words.tokens(entry.words.tokens);

@@ -7,10 +7,9 @@ import { TaskPanel } from "./panel.js";
 export function askPanel(fields, services) {
   const task = {
     name: "ask", verb: "Ask", title: "Ask", label: "Question", picture: true,
-    without: ["n"],
+    without: ["n", "image_output"],
     intro: "Ask a question about an image. Draft tokens are underlined until they are final.",
     empty: "Add an image.",
-    handled: ["n", "image_output"],
     work,
   };
   const panel = new TaskPanel(task, fields.ask, services);
