@@ -75,8 +75,8 @@ def unread(model: Model | TextModel, body: Chat) -> int:
 
 
 def extent(model: Model | TextModel, body: Chat) -> Extent | None:
-    """The limits of an answer that is text from its first token on. None for structured output, for a turn that may contain images, and with
-    a method's sampler, which may mask or change tokens again.
+    """The limits of an answer that is text from its first token on. None for structured output, for a turn that may contain images, and
+    with a method's sampler, which may mask or change tokens again.
     """
     if body.formed or body.sampler or (isinstance(model, Model) and _converses(model, body)):
         return None
