@@ -13,6 +13,7 @@ from unmask.data.row_errors import RowError
 from unmask.data.rows import PicturesIn, Row
 from unmask.data.samples import Broken, ByteSource, DataError, FileBytes
 
+_NOT_ROWS = ("codes.json", "features.json", "dataset_info.json", "dataset_infos.json", "config.json")  # beside data, no data
 _NO_CAPTIONS = ("readme", "license", "licence", "notice", "requirements")  # texts that belong to no picture
 
 
@@ -66,7 +67,7 @@ def _grouped(folder: Path) -> dict[str, dict[str, str]]:
         for file in sorted(files):
             stem, _, last = file.rpartition(".")
             ending = last.lower()
-            if not stem or file.startswith(".") or not known_ending(ending):
+            if not stem or file.startswith(".") or file in _NOT_ROWS or not known_ending(ending):
                 continue
             if ending not in PICTURES and stem.lower().startswith(_NO_CAPTIONS):
                 continue

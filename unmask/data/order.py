@@ -6,7 +6,9 @@ not depend on the number of processes or workers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -117,3 +119,24 @@ class Order:
             stream = np.random.Generator(np.random.PCG64([self.seed % 2**63, key[0] + 1, key[1]]))
             self._kept[key] = stream.permutation(values)
         return self._kept[key]
+
+
+def open_mixture(words: Sequence[str], opener: Callable[[str], Data]) -> Mixture:
+    """``PATH`` or ``PATH=WEIGHT`` of every data set, opened with ``opener``. DataError for a weight that is no number.
+
+    A file whose name contains ``=`` is taken as it is if it exists.
+    """
+    parts = []
+    for word in words:
+        path, separator, text = word.rpartition("=")
+        if not separator or Path(word).exists():
+            parts.append(Part(name=word, data=opener(word)))
+            continue
+        try:
+            weight = float(text)
+        except ValueError:
+            raise DataError(
+                f"the weight in {word!r} is {text!r}, not a number; write PATH=WEIGHT, such as {path}=2"
+            ) from None
+        parts.append(Part(name=path, data=opener(path), weight=weight))
+    return Mixture(parts=tuple(parts))
