@@ -85,6 +85,8 @@ class ImageRef:
             found = self.source.read()
         except OSError as error:
             raise ImageError(f"{self.name}: {(error.strerror or str(error)).lower()}; check the path") from error
+        except ValueError as error:  # a name that no file can have
+            raise ImageError(f"{ascii(self.name)} is not a file name; check the path") from error
         if not found:
             raise ImageError(f"{self.name} is empty; save it again")
         return found

@@ -87,5 +87,7 @@ class Looking:
     def __call__(self, inputs: Tensor) -> Tensor:
         """[B, V, 3, S, S] -> [B, R, D], every picture alone, as ``tasks.features`` encodes it."""
         vision = self.parts.net.vision
-        device = next(vision.parameters()).device if vision is not None else inputs.device  # other parts may be on the meta device
+        device = (
+            next(vision.parameters()).device if vision is not None else inputs.device
+        )  # other parts may be on the meta device
         return torch.stack([self.parts.net.features(views.to(device)) for views in inputs])
