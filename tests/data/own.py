@@ -9,6 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from unmask.data.opening import Data
+from unmask.data.samples import Broken, Sample, opened, task_of
+
 
 def picture(colour: str = "red", size: tuple[int, int] = (60, 40)) -> Image.Image:
     return Image.new("RGB", size, colour)
@@ -41,3 +44,19 @@ LLAVA = {
         {"from": "gpt", "value": "Yes."},
     ],
 }
+
+
+def good_samples(data: Data) -> list[Sample]:
+    """All samples; none is broken, keys and tasks are those that the data give without reading a sample, and all pictures open."""
+    found = [data[i] for i in range(len(data))]
+    good = [s for s in found if not isinstance(s, Broken)]
+    assert good == found
+    assert [data.task(i) for i in range(len(data))] == [task_of(s) for s in good]
+    assert [data.key(i) for i in range(len(data))] == [s.key for s in good]
+    assert not [s for s in map(opened, good) if isinstance(s, Broken)]
+    return good
+
+
+def reasons(data: Data) -> dict[str, str]:
+    """{key: reason} of the broken rows."""
+    return {s.key: s.reason for s in (data[i] for i in range(len(data))) if isinstance(s, Broken)}

@@ -14,7 +14,6 @@ from unmask.cli.batch import number_in_environment
 from unmask.cli.options import (
     Command,
     device_option,
-    download_option,
     found_device,
     json_option,
     model_option,
@@ -47,9 +46,8 @@ class DataOptions:
     units: str | None
     most_text: int
     part: str
-    download_data: bool
 
-    def open(self, words: tuple[str, ...]) -> Mixture:
+    def open(self, words: tuple[str, ...], *, download: bool) -> Mixture:
         """The data sets of ``PATH[=WEIGHT]`` words. DataError as of ``open_data`` and ``open_mixture``."""
         from unmask.data.opening import open_data
         from unmask.data.order import open_mixture
@@ -63,7 +61,7 @@ class DataOptions:
                 units=RowBoxes(self.units) if self.units else None,
                 most_text=self.most_text,
                 part=self.part,
-                download=self.download_data,
+                download=download,
             ),
         )
 
@@ -72,12 +70,8 @@ def data_options(command: Command) -> Command:
     """Add the options of ``DataOptions``, passed together as ``options``."""
 
     @functools.wraps(command)
-    def wrapped(
-        pictures: Path | None, units: str | None, most_text: int, part: str, download_data: bool, **own: object
-    ) -> object:
-        options = DataOptions(
-            pictures=pictures, units=units, most_text=most_text, part=part, download_data=download_data
-        )
+    def wrapped(pictures: Path | None, units: str | None, most_text: int, part: str, **own: object) -> object:
+        options = DataOptions(pictures=pictures, units=units, most_text=most_text, part=part)
         return command(options=options, **own)
 
     options = (
@@ -106,7 +100,6 @@ def data_options(command: Command) -> Command:
             show_default=True,
             help="Published split of a Hugging Face dataset or of RefCOCO.",
         ),
-        click.option("--download-data", is_flag=True, help="Download a Hugging Face dataset by its name."),
     )
     for option in reversed(options):
         wrapped = option(wrapped)
@@ -126,6 +119,9 @@ workers_option = click.option(
     type=click.IntRange(1, 256),
     metavar="N",
     help="Threads that read pictures.  [default: one per core]",
+)
+hub_option = click.option(
+    "--download", is_flag=True, help="Download a model or data set of the hub that is not in the local cache."
 )
 
 
@@ -148,6 +144,7 @@ def data() -> None:
 @workers_option
 @data_options
 @json_option
+@hub_option
 @quiet_option
 def check(
     options: DataOptions,
@@ -157,6 +154,7 @@ def check(
     allow: float,
     workers: int | None,
     as_json: bool,
+    download: bool,
     quiet: bool,
 ) -> int:
     """Read data and report what is in it: tasks, sizes, texts, duplicates, broken rows.
@@ -173,7 +171,7 @@ def check(
     from unmask.cli.sheet import sheet as sheet_of
     from unmask.data import checking
 
-    found = options.open(paths)
+    found = options.open(paths, download=download)
     bar = Bar(what="checking", words=_rows, lines=not as_json)
     report = checking.check(
         found, limit=limit, workers=workers or os.cpu_count() or 1, on_progress=silent if quiet else bar
@@ -250,7 +248,9 @@ def _shown(report: Report) -> list[Row]:
 @model_option
 @click.option("--side", type=click.IntRange(min=8), metavar="N", help="Pixels per side.  [default: the model's]")
 @click.option("--crop", is_flag=True, help="Crop the middle square of a picture; without it, pictures are padded.")
-@click.option("--features", is_flag=True, help="Encode for the vision tower, too, for training with frozen vision.")
+@click.option(
+    "--features", is_flag=True, help="Also encode all pictures with the vision tower, for training with frozen vision."
+)
 @click.option(
     "--batch", type=click.IntRange(1, 1024), metavar="N", default=16, show_default=True, help="Pictures at a time."
 )
@@ -260,7 +260,7 @@ def _shown(report: Report) -> list[Row]:
 @json_option
 @device_option
 @threads_option
-@download_option
+@hub_option
 @quiet_option
 def encode(
     options: DataOptions,
@@ -281,27 +281,28 @@ def encode(
 ) -> None:
     """Encode the pictures of PATH into shards in OUT, with a model's image tokenizer.
 
-    Run it again to resume: pictures that are encoded already are skipped. Under torchrun, every process takes a share of the pictures.
-    OUT can be used with the same tokenizer weights only. Prints OUT.
+    Codes are made of the pictures that a model learns to draw: those of captions, edits and interleaved conversations. Run it again to
+    resume: pictures that are encoded already are skipped. Under torchrun, every process takes a share of the rows. OUT can be used with
+    the same tokenizer weights only. Prints OUT.
 
     \b
     Examples:
       unmask data encode pets/ pets-codes
-      unmask data encode 'shards/*.tar' codes --model lavida-o --side 512 --crop --device cuda
+      unmask data encode 'shards/*.tar' codes --model jacklishufan/LaViDa-O-v1.0 --side 512 --crop
       torchrun --nproc-per-node 2 -m unmask.cli.main data encode pets/ pets-codes
     """
     from unmask.data.codes import Shards, encode
     from unmask.data.samples import Broken, BrokenRows
 
     rank, world = number_in_environment("RANK", 0), number_in_environment("WORLD_SIZE", 1)
-    refs, broken = _pictures(options.open((path,)), rank, world)
-    counted = BrokenRows(total=max(1, len(refs) + len(broken)), most=allow)
+    drawn, looked_at, broken = _pictures(options.open((path,), download=download), rank, world)
+    counted = BrokenRows(total=max(1, len(drawn) + len(looked_at) + len(broken)), most=allow)
     kinds = _encodings(_opened(model, device, rank, threads, download), side, crop, features)
     record: Json = {"folder": str(out)}
     for kind in kinds:
         bar = Bar(what=f"encoding {kind.name}", words=_rows, lines=not as_json)
         made = encode(
-            refs,
+            drawn if kind.name == "codes" else [*drawn, *looked_at],
             Shards(out, kind.made_by(), name=kind.name, rank=rank),
             kind.prepare,
             kind,
@@ -315,7 +316,7 @@ def encode(
             f"{kind.name}: {made.new} encoded, {made.known} encoded before, {len(made.broken)} pictures cannot be read"
         )
     for reason in broken:
-        counted.rows.setdefault(reason, Broken(key=reason, reason=reason))
+        counted.rows.setdefault((reason, reason), Broken(key=reason, reason=reason))
     if counted.share > allow:
         counted.refuse()
     if as_json:
@@ -324,19 +325,22 @@ def encode(
         click.echo(out)
 
 
-def _pictures(found: Mixture, rank: int, world: int) -> tuple[list[ImageRef], tuple[str, ...]]:
-    """The pictures of this process's rows, and the reasons of broken rows."""
-    from unmask.data.samples import Broken, pictures_of
+def _pictures(found: Mixture, rank: int, world: int) -> tuple[list[ImageRef], list[ImageRef], tuple[str, ...]]:
+    """Of this process's rows the pictures of tasks that draw, those of tasks that only read pictures, and the reasons of broken rows."""
+    from unmask.data.samples import Broken, Caption, EditPair, Interleaved, pictures_of
 
-    refs: list[ImageRef] = []
+    drawn: list[ImageRef] = []
+    looked_at: list[ImageRef] = []
     broken = []
     for i in range(rank, len(found), world):
         sample = found[i]
         if isinstance(sample, Broken):
             broken.append(sample.reason)
+        elif isinstance(sample, Caption | EditPair | Interleaved):
+            drawn += pictures_of(sample)
         else:
-            refs += pictures_of(sample)
-    return refs, tuple(broken)
+            looked_at += pictures_of(sample)
+    return drawn, looked_at, tuple(broken)
 
 
 def _opened(model: str, device: str, rank: int, threads: int | None, download: bool) -> Parts:

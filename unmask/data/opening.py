@@ -136,6 +136,8 @@ def open_data(
 
 def _rows(place: str, pictures: Path | None, part: str, download: bool) -> Rows:
     path = Path(place)
+    if pictures is not None and not pictures.is_dir():
+        raise DataError(f"there is no folder {pictures}; check the folder of the pictures")
     if path.is_dir():
         return _in_folder(path, pictures, part)
     if path.is_file():
@@ -185,8 +187,6 @@ def _in_files(paths: Sequence[Path], pictures: Path | None, part: str) -> Rows:
         raise DataError(f"the files have several kinds ({', '.join(sorted(endings))}); give one kind at a time")
     (ending,) = endings
     folder = pictures or paths[0].parent
-    if pictures is not None and not pictures.is_dir():
-        raise DataError(f"there is no folder {pictures}; check the folder of the pictures")
     if ending == ".tar":
         return TarRows(paths)
     if ending == ".parquet":

@@ -15,7 +15,7 @@ import numpy as np
 from unmask.data.opening import Data
 from unmask.data.samples import Broken, DataError, Sample
 
-_BLOCK = 1000  # samples in which every set has its share
+_BLOCK = 1000  # samples in which every set has its share; more for more than 99 sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Order:
 
     def __call__(self, n: int) -> tuple[int, int]:
         """``n``: number of the sample in the run, from 0."""
-        block, at = divmod(n, _BLOCK)
+        block, at = divmod(n, self._block())
         counts = self._counts()
         places = self._shuffled((-1, block), np.repeat(np.arange(len(counts)), counts))
         chosen = int(places[at])
@@ -105,11 +105,16 @@ class Order:
 
     def _counts(self) -> list[int]:
         """Samples of each set in a block: rounded so that they sum to the block and no set has none."""
-        exact = np.array(self.weights) / sum(self.weights) * _BLOCK
+        block = self._block()
+        exact = np.array(self.weights) / sum(self.weights) * block
         counts = np.maximum(np.floor(exact), 1).astype(int)
-        while (missing := _BLOCK - int(counts.sum())) != 0:
-            counts[int(np.argmax((exact - counts) * np.sign(missing)))] += int(np.sign(missing))
+        while (missing := block - int(counts.sum())) != 0:
+            lacking = (exact - counts) * np.sign(missing)
+            counts[int(np.argmax(np.where((counts > 1) | (missing > 0), lacking, -np.inf)))] += int(np.sign(missing))
         return counts.tolist()
+
+    def _block(self) -> int:
+        return _BLOCK * (1 + len(self.sizes) // 100)
 
     def _shuffled(self, key: tuple[int, int], values: np.ndarray) -> np.ndarray:
         """The values in the random order of ``key``, kept for the next samples."""
