@@ -31,6 +31,7 @@ _ONE_IF_LARGE = {  # delivery.MOST_PIXELS bounds the pixels of all images of a r
 }
 _FILES = "image/png, image/jpeg, image/webp"
 _SHARE = "(1|0[.][0-9]{0,5}[1-9])"  # above 0, at most 1
+_OF_TEXT_MODELS, _OF_IMAGE_MODELS = ("/v1/completions",), ("/v1/images/generations", "/v1/images/edits", "/v1/ground")
 _BODIES: dict[type[Fields], str] = {
     Draw: "generate",
     Ground: "ground",
@@ -41,7 +42,7 @@ _BODIES: dict[type[Fields], str] = {
 
 
 def limited(found: Json, model: Served) -> None:
-    """Add the limits of the served model to the request bodies of a document."""
+    """Add the limits of the served model to the request bodies of a document, and leave out what the model cannot do at all."""
     schemas: Json = found["components"]["schemas"]
     known = samplers()
     for kind, task in _BODIES.items():
@@ -63,6 +64,9 @@ def limited(found: Json, model: Served) -> None:
     _image_or_text(schemas["Infill"], model, known.values())
     _continued(schemas["Complete"], model.parts.text.size)
     _form(found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"], model, known)
+    useless = _OF_TEXT_MODELS if isinstance(model, Model) else _OF_IMAGE_MODELS
+    for path in useless:
+        del found["paths"][path]
 
 
 def _other_fields(body: Json, kind: type[Fields]) -> None:
