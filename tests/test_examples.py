@@ -64,7 +64,17 @@ class Reader:
         said, task, *given = words
         seed = int(given[given.index("--seed") + 1]) if "--seed" in given else 0
         self.monkeypatch.setattr("sys.stdin", io.StringIO(said))
-        code = main([task, *given, "--seed", str(seed + self.offset), *([] if "--json" in given else ["--json"])])
+        code = main(
+            [
+                task,
+                *given,
+                "--threads",
+                "1",
+                "--seed",
+                str(seed + self.offset),
+                *([] if "--json" in given else ["--json"]),
+            ]
+        )
         out, err = self.capsys.readouterr()
         assert not code, err
         wrong = ["it warns"] if "warning:" in err else []
