@@ -3,8 +3,9 @@
     python bench/serving_fuzz.py --requests 5000 --threads 2 --record
     python bench/serving_fuzz.py --requests 100 --only pictures,numbers
 
-Half of the requests are made by schemathesis from the server's /openapi.json, valid and invalid ones (none without the package). The others
-are broken pictures and decompression bombs, texts of control tokens, extreme numbers, settings without a result, and malformed HTTP.
+Half of the requests are made by schemathesis from the server's /openapi.json, valid and invalid ones (none without the package), and each
+answer must be one that the document describes. The others are broken pictures and decompression bombs, texts of control tokens, extreme
+numbers, settings without a result, and malformed HTTP.
 Answers of 503 and 429 are counted separately, because load causes them. Exits with 1 if the server fails in any of these ways.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import contract
 from clients import ask, connect
 from oddities import KINDS, Raw
 from rich.progress import Progress
@@ -92,32 +94,32 @@ class Seen:
             wrong = judged(raw, status, body)
         except Exception as error:
             status, body, wrong = 0, b"", f"no answer: {error!r}"
+        what = raw.stream or raw.data
+        told = f"{wrong}: {raw.method} {raw.path} {what[:300]!r} -> {body[:300]!r}" if wrong else ""
+        self.note(kind, status, told)
+
+    def note(self, kind: str, status: int, complaint: str) -> None:
         self.statuses[str(status)] += 1
-        if wrong:
-            what = raw.stream or raw.data
-            self.complaints.append(f"{kind}: {wrong}: {raw.method} {raw.path} {what[:300]!r} -> {body[:300]!r}")
+        if complaint:
+            self.complaints.append(f"{kind}: {complaint}")
 
 
 def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None], seed: int) -> int:
-    """Send requests made from /openapi.json, half of them valid. Returns their number; 0 without schemathesis."""
+    """Send requests made from /openapi.json, half of them valid, and hold every answer against the document with all checks of
+    schemathesis. Returns their number; 0 without schemathesis.
+    """
     try:
-        import schemathesis
         from hypothesis import HealthCheck, Phase, given
         from hypothesis import seed as seeded
         from hypothesis import settings as how
-        from schemathesis.core.result import Ok
+        from schemathesis import GenerationMode
     except ImportError:
         return 0
-    operations = [
-        found.ok()
-        for found in schemathesis.openapi.from_url(f"{server.url}/openapi.json").get_all_operations()
-        if isinstance(found, Ok)
-    ]
-    modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+    operations = contract.operations(f"{server.url}/openapi.json")
     posts = sum(
         operation.method.lower() == "post" for operation in operations
     )  # the others have almost nothing to vary
-    each = max(1, number // (posts * len(modes)))
+    each = max(1, number // (posts * 2))
     sent = 0
     quiet = how(
         max_examples=each,
@@ -127,7 +129,7 @@ def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None],
         suppress_health_check=list(HealthCheck),
     )
     for operation in operations:
-        for mode in modes:
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
 
             @seeded(seed)
             @quiet
@@ -135,7 +137,8 @@ def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None],
             def one(case: Any) -> None:
                 nonlocal sent
                 sent += 1
-                seen.of(server.url, "schema", _short(case))
+                status, complaint = contract.complaint(server.url, case)
+                seen.note("schema", status, complaint)
                 tick()
 
             try:
@@ -144,27 +147,6 @@ def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None],
                 if type(error).__module__.partition(".")[0] not in ("hypothesis", "schemathesis"):
                     raise
     return sent
-
-
-def _short(case: Any) -> Raw:
-    """A case as bytes, with few pictures, attempts and steps, so that it is answered soon."""
-    if isinstance(case.body, dict):
-        for name, most in (("n", 2), ("reflect", 2), ("steps", 4)):
-            if isinstance(case.body.get(name), int) and case.body[name] > most:
-                case.body[name] = most
-    import requests
-
-    fields = case.as_transport_kwargs(base_url="http://a")
-    ready = requests.Request(**{k: v for k, v in fields.items() if k in _SENT}).prepare()
-    data = ready.body or b""
-    path = ready.path_url
-    heads = {k: v for k, v in ready.headers.items() if k.lower() != "content-length"}
-    return Raw(
-        method=str(ready.method), path=path, data=data if isinstance(data, bytes) else data.encode(), headers=heads
-    )
-
-
-_SENT = {"method", "url", "headers", "files", "data", "json", "params", "auth", "cookies"}
 
 
 def main() -> None:

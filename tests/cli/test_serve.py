@@ -55,11 +55,16 @@ def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "Server", server)
     monkeypatch.setattr(serve, "_run", lambda *given: made.update(run=given))
     monkeypatch.setenv(serve.KEY, "from-outside")
-    options = "mine --host 127.0.0.2 --port 0 --api-key a --api-key b --cors https://x --max-waiting 3 --max-live 2"
+    options = "mine --host 127.0.0.2 --port 0 --api-key a --api-key b --cors https://x --host-name box --max-waiting 3 --max-live 2"
     assert main(["serve", *options.split(), "--max-body", "5", "--drain-seconds", "7", "--dtype", "bfloat16"]) == 0
     assert made == {
         **{"model": "mine", "live": 2, "waiting": 3, "download": False, "dtype": "bfloat16", "given": "service"},
-        **{"host": "127.0.0.2", "keys": ["a", "b", "from-outside"], "origins": ("https://x",)},
+        **{
+            "host": "127.0.0.2",
+            "keys": ["a", "b", "from-outside"],
+            "origins": ("https://x",),
+            "names": ("127.0.0.2", "box"),
+        },
         **{"most_bytes": 5 * 2**20, "run": ("server", 7.0, False)},
     }
 

@@ -326,3 +326,27 @@ def test_the_commands_refuse_what_a_text_model_cannot(
         assert main(words) == 2, words
         out, err = capsys.readouterr()
         assert said in err and len(err.splitlines()) == 2 and not out, err
+
+
+def test_token_ids_are_continued_as_their_text(model: TextModel) -> None:
+    said = model.complete("why is the sky", max_tokens=8, seed=1)
+    ids = tuple(model.parts.text.encode("why is the sky"))
+    assert model.complete(ids, max_tokens=8, seed=1).text == said.text and said.question == "why is the sky"
+    for wrong, words in (
+        ((), "no tokens"),
+        ((-1,), "-1 is not in the vocabulary"),
+        ((10**6,), "not in the vocabulary"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.complete(wrong)
+
+
+def test_a_text_is_written_between_a_prompt_and_a_suffix(model: TextModel) -> None:
+    whole = Continue(prompt="why is", length=6, suffix=" blue?").build(model.parts)
+    given, masked, after = (whole.ids[s.start : s.stop].tolist() for s in whole.spans)
+    assert (given, after) == (model.parts.text.encode("why is"), model.parts.text.encode(" blue?"))
+    assert len(masked) == 6 and [s.writable for s in whole.spans] == [False, True, False]
+    one, other = (model.complete("why is", suffix=s, max_tokens=6, seed=2) for s in (" blue?", " the sky the sky"))
+    assert one.text != other.text and one.finish_reason == "length"
+    with pytest.raises(ValueError, match="more than the model's context"):
+        model.complete("why is", suffix=" blue?", max_tokens=300)

@@ -101,7 +101,6 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "contrast too high": (GENERATE, {"prompt": "a", "contrast": 0.6}, "contrast"),
     "negative crop": (GENERATE, {"prompt": "a", "crop": [0, -1]}, "crop.1"),
     "box outside": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0, 0, 2, 1]}]}, "boxes.0.box.2"),
-    "box reversed": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0.5, 0, 0.2, 1]}]}, "x1 < x2"),
     "plan and boxes": (GENERATE, {"prompt": "a", "plan": True, "boxes": [{"phrase": "a", "box": [0, 0, 1, 1]}]}, "is itself a plan"),
     "priority": (GENERATE, {"prompt": "a", "priority": 9}, "priority"),
     "no messages": (CHAT, {"messages": []}, "messages"),
@@ -146,7 +145,7 @@ def test_invalid_images(server: Server, file: bytes) -> None:
 
 def test_invalid_forms(server: Server) -> None:
     edits, file = "/v1/images/edits", ("a.png", png(DOT))
-    assert "multipart" in refused(plain(server).post(edits, json={"prompt": "a"}))["message"]
+    assert "multipart" in refused(plain(server).post(edits, json={"prompt": "a"}), 415)["message"]
     assert "no image" in refused(plain(server).post(edits, data={"prompt": "a"}, files={"mask": file}))["message"]
     two = [("image[]", file), ("image[]", file)]
     assert "only one file" in refused(plain(server).post(edits, data={"prompt": "a"}, files=two))["message"]
@@ -208,19 +207,6 @@ def test_other_sites_may_ask_only_if_they_are_named() -> None:
         assert told.status_code == 401 and told.headers[allowed] == "https://mine.example"  # so that a page can read it
         other = plain(server).get("/v1/models", headers={**asks, "origin": "https://other.example"})
         assert allowed not in other.headers
-
-
-def test_a_form_on_another_site_makes_nothing_work() -> None:
-    """A browser sends forms anywhere without asking first; it does say where they come from."""
-    body = {"data": {"prompt": "a"}, "files": {"image": ("a.png", b"no picture", "image/png")}}
-    foreign = {"origin": "https://other.example", "sec-fetch-site": "cross-site"}
-    with serving(tiny(), origins=["https://mine.example"]) as server:
-        ask = lambda **headers: plain(server).post("/v1/images/edits", headers=headers, **body)  # noqa: E731
-        assert refused(ask(**foreign), 403)["code"] == "other_site"
-        refused(ask(**{**foreign, "origin": "https://mine.example"}), 400)  # let in; that is no picture
-        refused(ask(**{**foreign, "sec-fetch-site": "same-origin"}), 400)
-        refused(ask(), 400)
-        assert plain(server).get("/v1/models", headers=foreign).status_code == 200
 
 
 def test_a_model_that_fails_is_told_without_details() -> None:

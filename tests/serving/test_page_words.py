@@ -263,7 +263,8 @@ def test_every_document_opens_and_its_links_lead_somewhere(page: Page, server: S
         )
         assert broken == [], place
         left = page.locator("#text").evaluate(
-            "text => { const copy = text.cloneNode(true); copy.querySelectorAll('code').forEach(c => c.remove()); return copy.textContent; }"
+            "text => { const copy = text.cloneNode(true); copy.querySelectorAll('code').forEach(c => c.remove());"
+            " return copy.textContent; }"
         )
         assert "](" not in left and "**" not in left, place
 

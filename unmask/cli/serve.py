@@ -53,6 +53,13 @@ _COUNT = click.IntRange(min=1)
     "--cors", "origins", metavar="ORIGIN", multiple=True, help="Allow requests from pages of this origin; repeatable."
 )
 @click.option(
+    "--host-name",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Host name under which clients reach the server; repeatable. Addresses and localhost are always allowed.",
+)
+@click.option(
     "--max-waiting", type=_COUNT, metavar="N", default=128, show_default=True, help="Requests that may be queued."
 )
 @click.option(
@@ -79,6 +86,7 @@ def serve(
     port: int,
     keys: tuple[str, ...],
     origins: tuple[str, ...],
+    names: tuple[str, ...],
     max_waiting: int,
     max_live: int,
     max_body: int,
@@ -114,7 +122,7 @@ def serve(
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
     device = found_device(device)
     known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
-    edge: Json = {"keys": known, "origins": origins, "most_bytes": max_body * 2**20}
+    edge: Json = {"keys": known, "origins": origins, "names": (host, *names), "most_bytes": max_body * 2**20}
     if not replicas:
         use_threads(threads)
         service = _service(model, device, storage, download, max_live, max_waiting)

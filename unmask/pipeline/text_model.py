@@ -10,17 +10,10 @@ import re
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import torch
 
-from unmask.checkpoints.device import AUTO, find_device
-from unmask.checkpoints.elastic import Weights, WeightStorage
-from unmask.checkpoints.lavida_o import read_json
-from unmask.checkpoints.llada import survey_llada
-from unmask.checkpoints.loading import load
-from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
 from unmask.protocols import Denoiser
@@ -30,18 +23,30 @@ from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
 from unmask.tasks.forms import Request, answer_formed, filled
-from unmask.tasks.lengths import Extent
-from unmask.tasks.results import Answer, answered
-from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide, device_of
+from unmask.tasks.lengths import Extent, read_words
+from unmask.tasks.results import Answer, answered, describe
+from unmask.tasks.running import (
+    Decoded,
+    Executor,
+    OnStep,
+    answer,
+    answer_within,
+    check_context,
+    decide,
+    device_of,
+    follow,
+)
 from unmask.tasks.sampler_options import with_options
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import BOS, EOS, EOT, MASK, TEXT_CONTROL, Text
+from unmask.tokens.text import BOS, EOS, EOT, MASK, Text
 
 _NEEDS = frozenset({"und", "text_head"})
 LENGTH = 128  # tokens of the published chat
 _ROLES = ("system", "user", "assistant")
+Prompt = str | tuple[int, ...]
+"""A text, or its token ids."""
 _PICTURES = ("generate", "edit", "ground", "infill", "describe")
 
 
@@ -98,14 +103,17 @@ class FormedReply:
 
 @dataclass(frozen=True, kw_only=True)
 class Continue:
-    """A text to continue without a template, for Base models."""
+    """A text, or its token ids, to continue without a template, for Base models. ``suffix``: text after the continuation."""
 
-    prompt: str
+    prompt: Prompt
     length: int
+    suffix: str = ""
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
-        return tokens.builder().say("prompt", self.prompt).write("answer", self.length).build(self.prompt)
+        given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        b = tokens.builder().say("prompt", *given).write("answer", self.length)
+        return (b.say("given", self.suffix) if self.suffix else b).build(as_text(self.prompt, tokens.text))
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return answered(sequence, tokens.text)
@@ -132,27 +140,6 @@ class FillGaps:
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return tokens.text.decode(sequence.ids.tolist())
-
-
-def load_text(
-    folder: Path,
-    *,
-    device: str | torch.device = AUTO,
-    storage: WeightStorage | None = None,
-    on_bytes: Callable[[int, int], None] = lambda done, of: None,
-) -> TextModel:
-    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
-    checkpoint, place = survey_llada(folder), find_device(device)
-    weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
-    text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    net, vq = weights.checkpoint.modules()
-    if text.size > net.config.vocab_size:  # the embedding may have spare rows
-        raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
-    if text[MASK] != net.mask_id:
-        raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
-    context = int(read_json(folder / "config.json").get("max_sequence_length", 4096))
-    load(weights, net, vq, _NEEDS)
-    return TextModel(TextParts(text=text, net=net, context=context))
 
 
 class TextModel:
@@ -261,8 +248,9 @@ class TextModel:
     @checked
     def complete(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
+        suffix: str = "",
         max_tokens: int | None = None,
         length: int | None = None,
         stop: Items[str] = (),
@@ -277,14 +265,21 @@ class TextModel:
     ) -> Answer:
         """Continue a text, without a template, with the published settings of Base. The options are those of ``ask``; a canvas of
         ``length`` tokens is one block.
+
+        ``prompt``: a text or its token ids · ``suffix``: text after the continuation, which then has one canvas of ``max_tokens`` tokens.
         """
+        if suffix:
+            length = max_tokens if length is None else length
         extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         text = self.parts.text
         end = (text[EOT], text[EOS])
         preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)
         chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
-        task = Continue(prompt=_given(prompt), length=extent.length)
-        return self._written(task, chosen, extent, prompt, seed, trace)
+        question = self._checked(prompt)
+        task = Continue(prompt=prompt, length=extent.length, suffix=suffix)
+        if not suffix:
+            return self._written(task, chosen, extent, question, seed, trace)
+        return self._inserted(task, chosen, extent, question, seed, trace)
 
     @checked
     def infill_text(
@@ -325,11 +320,46 @@ class TextModel:
         request = Request(slots=slots, form=form, extent=extent, context=self.parts.context)
         return answer_formed(self, task, sampler, request, question=reply.question, seed=seed, trace=trace)
 
+    def _inserted(
+        self, task: Continue, sampler: Sampler, extent: Extent, question: str, seed: int, trace: bool
+    ) -> Answer:
+        built = task.build(self.parts)
+        check_context(built, self.parts.context)
+        done = follow(self, built, seed, sampler, trace=trace)
+        (span,) = (s for s in built.spans if s.name == "answer")
+        words = read_words(done.row.ids[span.start : span.stop].tolist(), self.parts.text, extent)
+        return Answer(
+            text=words.text,
+            question=question,
+            seed=seed,
+            seconds=done.seconds,
+            settings=describe(sampler),
+            trace=done.trace,
+            finish_reason=words.finish_reason,
+        )
+
+    def _checked(self, prompt: Prompt) -> str:
+        """A prompt as text. ValueError for an empty one and for ids that are not in the vocabulary."""
+        if isinstance(prompt, str):
+            return _given(prompt)
+        if wrong := [i for i in prompt if not 0 <= i < self.parts.text.size]:
+            raise ValueError(
+                f"token id {wrong[0]} is not in the vocabulary of {self.parts.text.size} ids; check the tokenizer"
+            )
+        if not prompt:
+            raise ValueError("the prompt has no tokens; give at least one")
+        return as_text(prompt, self.parts.text)
+
     def _written(
         self, task: Reply | Continue, sampler: Sampler, extent: Extent, question: str, seed: int, trace: bool
     ) -> Answer:
         given = {"context": self.parts.context, "question": question, "seed": seed, "trace": trace}
         return answer_within(self, task.build(self.parts), sampler, extent, **given)
+
+
+def as_text(prompt: Prompt, text: Text) -> str:
+    """A prompt as text, control tokens left out."""
+    return prompt if isinstance(prompt, str) else text.raw(prompt)
 
 
 def _given(text: str) -> str:

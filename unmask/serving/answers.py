@@ -60,6 +60,13 @@ def fields(model: Served) -> dict[str, Event]:
     return found
 
 
+def settings_of(model: Served, task: str) -> list[Json]:
+    """The settings of a preset of an image model; of a text model none."""
+    if not isinstance(model, Model):
+        return []
+    return list(_settings(getattr(model.presets, task)(model.parts)))
+
+
 def _samplers(model: Served) -> dict[str, Sampler]:
     if not isinstance(model, Model):
         return {}

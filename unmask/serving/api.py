@@ -23,13 +23,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from unmask import __version__
 from unmask.json_types import Json
-from unmask.serving import answers, calls, chat
+from unmask.serving import answers, calls, chat, contract
 from unmask.serving.chat_events import ChatEvents
+from unmask.serving.completions import Complete, CompletionEvents, Completions, completing, text_only
+from unmask.serving.contract import answers as responding
 from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.delivery import Delivery
+from unmask.serving.document import add_document_route
 from unmask.serving.edge import LOG, Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
-from unmask.serving.errors import NoSuchModel, error_response
+from unmask.serving.errors import NoSuchModel, error_response, wrong_content_type
 from unmask.serving.page_routes import add_page_routes
 from unmask.serving.picture_urls import Link, PictureUrls, add_picture_route, data_url
 from unmask.serving.replies import Reply
@@ -50,15 +53,17 @@ def application(
     *,
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
+    names: Sequence[str] = (),
     most_bytes: int = MOST_BYTES,
     urls: PictureUrls | None = None,
 ) -> FastAPI:
     """The application. ``keys``: accepted API keys for /v1; none: no key is needed · ``origins``: allowed origins of cross-site requests ·
-    ``most_bytes``: limit of a request body · ``urls``: keeps pictures that are returned as URLs; None: they become data: URLs.
+    ``names``: host names of this server besides localhost and addresses · ``most_bytes``: limit of a request body · ``urls``: keeps
+    pictures that are returned as URLs; None: they become data: URLs.
     """
-    app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     counters = RequestCounters()
-    app.add_middleware(Guard, keys=keys, origins=origins, most_bytes=most_bytes)
+    app.add_middleware(Guard, keys=keys, origins=origins, names=names, most_bytes=most_bytes)
     if origins:
         allowed = ["authorization", "content-type", "x-request-id"]
         app.add_middleware(
@@ -75,39 +80,40 @@ def application(
     _add_image_routes(app, service, urls)
     _add_text_routes(app, service)
     add_page_routes(app, service)
+    add_document_route(app, service, keyed=bool(keys))
     return app
 
 
 def _add_metadata_routes(app: FastAPI, service: Service, counters: RequestCounters) -> None:
     began = int(time.time())
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", **responding(contract.ModelList))
     async def models() -> Response:
         """List the served model."""
         return _json({"object": "list", "data": [answers.model_card(service, began)]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", **responding(contract.ModelCard))
     async def model(name: str) -> Response:
         """The served model by name."""
         _check_name(service, name)
         return _json(answers.model_card(service, began))
 
-    @app.get("/v1/fields")
+    @app.get("/v1/fields", **responding(contract.FieldSchemas))
     async def fields() -> Response:
         """JSON schemas of the request bodies, with the model's presets as defaults."""
         return _json(answers.fields(service.model))
 
-    @app.get("/healthz")
+    @app.get("/healthz", **responding(contract.Status))
     async def healthy() -> Response:
         """Liveness check."""
         return _json({"status": "ok"})
 
-    @app.get("/readyz")
+    @app.get("/readyz", **contract.readiness())
     async def ready() -> Response:
         """Readiness check: 503 while the server shuts down."""
         return _json({"status": "ready" if service.ready else "draining"}, 200 if service.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", **contract.plain_text())
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(render_prometheus(counters, service), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -120,13 +126,13 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
     def linked(request: Request) -> Link:
         return urls.linked(request) if urls else data_url
 
-    @app.post("/v1/images/generations")
+    @app.post("/v1/images/generations", **responding(contract.Pictures))
     async def generations(body: Draw, request: Request) -> Response:
         """Generate images from a prompt."""
         ask = lambda seed: calls.drawing(body, seed)  # noqa: E731
         return await _pictures(service, request, body, "image_generation", ask, linked(request))
 
-    @app.post("/v1/images/edits", openapi_extra=edit_schema())
+    @app.post("/v1/images/edits", openapi_extra=edit_schema(), **responding(contract.Pictures))
     async def edits(request: Request) -> Response:
         """Edit an image by an instruction, or inpaint the region of a mask."""
         form = await edit_form(request)
@@ -134,7 +140,7 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
         ask = lambda seed: calls.editing(body, form.image, form.mask, seed)  # noqa: E731
         return await _pictures(service, request, body, "image_edit", ask, linked(request))
 
-    @app.post("/v1/infill")
+    @app.post("/v1/infill", **responding(contract.Pictures, contract.Filled))
     async def infill(body: Infill, request: Request) -> Response:
         """Inpaint a region of an image, or fill in the masked tokens of a text."""
         if body.text is None:
@@ -149,7 +155,7 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
 
 
 def _add_text_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/ground")
+    @app.post("/v1/ground", **responding(contract.Grounded))
     async def ground(body: Ground, request: Request) -> Response:
         """Locate phrases in an image."""
         _check_name(service, body.model)
@@ -157,10 +163,15 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         (found,) = await _settled(request, service.start([call]))
         return _json(answers.grounded(found, ignored_warning(body.ignored)))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", **responding(contract.ChatAnswer))
     async def chat_completions(body: Chat, request: Request) -> Response:
         """Generate the next turn of a conversation, with text and images."""
         return await _chat(service, request, body)
+
+    @app.post("/v1/completions", **responding(contract.CompletionAnswer))
+    async def completions(body: Complete, request: Request) -> Response:
+        """Continue a text without a chat template, for text models."""
+        return await _completions(service, request, body)
 
 
 async def _pictures(
@@ -226,6 +237,27 @@ async def _chat(service: Service, request: Request, body: Chat) -> Response:
         frame=lambda event: sse(reply.chunk(event)), closing=lambda: reply.closing([one.count for one in events])
     )
     return await _stream(request, started, channel, wire, reply.greetings(body.n))
+
+
+async def _completions(service: Service, request: Request, body: Complete) -> Response:
+    """Start ``n`` calls for each prompt; continuation i of a prompt uses ``seed + i``."""
+    _check_name(service, body.model)
+    model, seed, channel = text_only(service.model), _seed(body), Channel()
+    reply = Completions.of(body, model, model_name=service.name, name=f"cmpl-{secrets.token_hex(12)}")
+    events = [CompletionEvents(channel.put, model.parts.text, body, index=i) for i in range(len(reply.echoes))]
+    asked = [(prompt, seed + i) for prompt in body.prompts for i in range(body.n)]
+    started = service.start(
+        [
+            Call(ask=completing(body, prompt, one_seed), listener=listener, priority=body.priority)
+            for (prompt, one_seed), listener in zip(asked, events, strict=True)
+        ]
+    )
+    if not body.stream:
+        found = await _settled(request, started)
+        return _json(reply.whole(events, found))
+    _announce(started, [one.end for one in events], channel)
+    wire = Wire(frame=lambda event: sse(reply.chunk(event)), closing=lambda: reply.closing(events))
+    return await _stream(request, started, channel, wire, reply.greetings())
 
 
 def _announce(started: Sequence[Started[T]], ended: Sequence[Callable[[T], None]], channel: Channel) -> None:
@@ -294,6 +326,11 @@ def _stream_error(error: BaseException) -> Json:
 
 async def _failed(request: Request, error: Exception) -> Response:
     found = error_response(error)
+    sent = request.headers.get("content-type", "")
+    if (
+        isinstance(error, RequestValidationError) and isinstance(error.body, bytes) and error.body
+    ):  # it was not read as JSON
+        found = wrong_content_type(sent)
     if found.server_fault:
         LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.request_id}})
     return _json(found.body, found.status, found.headers)

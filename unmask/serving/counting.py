@@ -16,7 +16,7 @@ EDGES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)  # 
 PATHS = frozenset(
     {
         *("/v1/models", "/v1/fields", "/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"),
-        *("/v1/ground", "/v1/infill", "/healthz", "/readyz", "/metrics", "/"),
+        *("/v1/completions", "/v1/ground", "/v1/infill", "/healthz", "/readyz", "/metrics", "/"),
     }
 )
 _EXPORTED = {"queued": "waiting", "running": "live"}  # names that dashboards read already

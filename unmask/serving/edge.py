@@ -1,4 +1,4 @@
-"""Middleware of every request: request id, access log, size limit, API key.
+"""Middleware of every request: request id, access log, size limit, API key, and the sites that may send requests.
 
 Public idea: ``Edge`` is outermost, ``Guard`` is inside it. Both are plain ASGI, so streams and disconnects pass through unchanged.
 """
@@ -6,6 +6,7 @@ Public idea: ``Edge`` is outermost, ``Guard`` is inside it. Both are plain ASGI,
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,8 +28,14 @@ LOG = logging.getLogger("unmask.serving")
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
+_PORTS = {"http": 80, "https": 443}
+
+
 class Edge:
-    """Assigns a request id (or keeps the client's ``x-request-id``), counts and logs the request, and handles uncaught exceptions."""
+    """Assigns a request id (or keeps the client's ``x-request-id``), counts and logs the request, and handles uncaught exceptions.
+
+    HEAD is answered as GET without the body, as HTTP requires for every path that takes GET.
+    """
 
     def __init__(self, app: ASGIApp, *, counters: RequestCounters) -> None:
         self.app, self.counters = app, counters
@@ -46,10 +54,13 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = name
+            elif scope["method"] == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self.app(scope, receive, answer)
+            await self.app(inner, receive, answer)
         except Exception as error:
             LOG.exception("a request failed", extra={"fields": {"id": name}})
             if not status:
@@ -64,22 +75,27 @@ class Edge:
 class Guard:
     """Checks the API key, if the server has keys, and limits the body to ``most_bytes``, regardless of its headers.
 
-    The whole body is read before the request is handled. Only paths below /v1 need a key. Cross-site requests are rejected unless their
-    origin is in ``origins``: CORS alone would only hide the answer, after the model has run.
+    The whole body is read before the request is handled. Only paths below /v1 need a key. Two kinds of requests are rejected, because CORS
+    alone would only hide the answer after the model has run:
+
+    - a request of a web page from another origin, unless that is in ``origins``;
+    - a request to a host name that is not in ``names``: the name of an attacker's page may lead to this server (DNS rebinding), and its
+      requests then have the server's own origin. Addresses and localhost are always allowed.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], origins: Sequence[str], most_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Sequence[str], origins: Sequence[str], names: Sequence[str], most_bytes: int
+    ) -> None:
         self.app, self.keys, self.most_bytes = app, [key.encode() for key in keys], most_bytes
-        self.origins = frozenset(origins)
+        self.origins, self.names = frozenset(origins), frozenset(name.lower().rstrip(".") for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if self._cross_site(scope, headers):
-            message = "cross-site requests are not allowed; start the server with --cors ORIGIN"
-            await refuse(ErrorResponse(status=403, message=message, code="other_site"), send)
+        if forbidden := self._forbidden(scope["method"], headers):
+            await refuse(forbidden, send)
             return
         if self.keys and scope["path"].startswith("/v1") and not self._has_key(headers):
             message = "missing or invalid API key; send the header Authorization: Bearer KEY"
@@ -101,10 +117,31 @@ class Guard:
 
         await self.app(scope, again, send)
 
-    def _cross_site(self, scope: Scope, headers: Headers) -> bool:
-        """Whether a browser marks a POST as cross-site and its origin is not allowed."""
-        allowed = {"*", headers.get("origin")} & self.origins
-        return scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site" and not allowed
+    def _forbidden(self, method: str, headers: Headers) -> ErrorResponse | None:
+        """403 for a request to a foreign host name or from another origin."""
+        host, origin = headers.get("host"), headers.get("origin")
+        if host is not None and not self._known_host(host):
+            message = f"this server is not known as {host[:100]!r}; start it with --host-name NAME, or use its address"
+            return ErrorResponse(status=403, message=message, code="other_host")
+        if {"*", origin} & self.origins:
+            return None
+        other = headers.get("sec-fetch-site") in ("cross-site", "same-site") and method == "POST"
+        if origin is None and not other or origin is not None and _same_origin(origin, host or ""):
+            return None
+        message = f"requests from pages of {(origin or 'other sites')[:100]} are not allowed; start the server with --cors ORIGIN"
+        return ErrorResponse(status=403, message=message, code="other_site")
+
+    def _known_host(self, host: str) -> bool:
+        """Whether the Host header has an address, localhost, or one of the server's names."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:  # malformed
+            return False
+        try:
+            ipaddress.ip_address(name)
+            return True
+        except ValueError:
+            return name == "localhost" or name.endswith(".localhost") or name in self.names
 
     def _has_key(self, headers: Headers) -> bool:
         kind, _, key = headers.get("authorization", "").partition(" ")
@@ -128,6 +165,17 @@ class Guard:
             if not message.get("more_body", False):
                 break
         return b"".join(pieces)
+
+
+def _same_origin(origin: str, host: str) -> bool:
+    """Whether a page's origin is that of the server, which a client reaches as ``host``."""
+    try:
+        page, server = urlsplit(origin), urlsplit(f"//{host}")
+        usual = _PORTS.get(page.scheme)
+        ports = (page.port or usual, server.port or usual)
+    except ValueError:  # malformed
+        return False
+    return usual is not None and page.hostname == server.hostname and ports[0] == ports[1]
 
 
 async def refuse(found: ErrorResponse, send: Send) -> None:

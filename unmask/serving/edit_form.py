@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 
 from unmask.json_types import Json
@@ -31,7 +31,7 @@ class EditForm:
 async def edit_form(request: Request) -> EditForm:
     """Read a form. ValueError for a missing or second image, for unknown files and for invalid JSON lists."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise ValueError("an edit must be sent as multipart/form-data with the image in the file field image")
+        raise HTTPException(415, "an edit must be sent as multipart/form-data with the image in the file field image")
     files: dict[str, list[bytes]] = {"image": [], "mask": []}
     fields: Json = {}
     async with request.form(max_files=_MOST_FILES, max_fields=200, max_part_size=2**20) as form:
@@ -67,7 +67,15 @@ def _add(fields: Json, name: str, value: str) -> None:
     elif (kind := name.partition("[")[0]) != name:  # boxes[][phrase], as some clients write nested values
         raise ValueError(f"{kind}: the form field {name[:50]!r} cannot be read; send {kind} as one JSON list")
     elif name == "prompt" or value not in _ABSENT:
-        fields[name] = [*fields.get(name, []), value] if name in _LISTS else value
+        fields[name] = [*fields.get(name, []), _item(name, value)] if name in _LISTS else value
+
+
+def _item(name: str, value: str) -> object:
+    """An item of a list; a box is a JSON object."""
+    try:
+        return json.loads(value) if name == "boxes" else value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: invalid JSON; send a JSON list, or each box as a JSON object") from error
 
 
 def edit_schema() -> Json:

@@ -1,10 +1,11 @@
-"""Exceptions as OpenAI-style error responses. Public idea: ``error_response(error) -> ErrorResponse``: status, body and retry delay."""
+"""Exceptions as OpenAI-style error responses. Public idea: ``error_response(error) -> ErrorResponse``: status, body and headers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -12,26 +13,66 @@ from starlette.exceptions import HTTPException
 
 from unmask.json_types import Json
 from unmask.sampling.sampler import NothingUnmasked
+from unmask.serving.invalid import invalid
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, QueueFull
 from unmask.serving.service import Draining
 
 _MOST = 500  # characters of a message
-_KINDS = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    401: "invalid_api_key",
+    413: "too_large",
+    415: "unsupported_media_type",
+}
+_SUBJECTS = (  # how messages of the model begin, and the field that they are about
+    ("the prompt", "prompt"),
+    ("no [mask]", "text"),
+    ("there is no sampler", "sampler"),
+    ("the sampler", "settings"),
+    *((start, "settings") for start in ("setting ", "a schedule ", "a step ", "a block ", "corrections ", "a shift ")),
+    *((start, "boxes") for start in ("the layout", "the box of", "a box ")),
+    ("ground needs", "phrases"),
+    ("the region", "mask"),
+)
 
 
 class NoSuchModel(ValueError):
     """The requested model is not the served one."""
 
 
+class FieldError(ValueError):
+    """A value of the field ``param`` that the model cannot use."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@contextmanager
+def about(param: str) -> Iterator[None]:
+    """A ValueError inside becomes a FieldError of the field ``param``, unless it names a field already."""
+    try:
+        yield
+    except (FieldError, NoSuchModel, NothingUnmasked):
+        raise
+    except ValueError as error:
+        if not _ours(error):
+            raise
+        raise FieldError(str(error), _named(str(error)) or param) from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class ErrorResponse:
-    """``server_fault``: the server is at fault; the exception is logged with its traceback · ``retry_after``: seconds."""
+    """``server_fault``: the exception is logged with its traceback · ``retry_after``: seconds · ``allow``: methods of the path (405)."""
 
     status: int
     message: str
     code: str
     param: str | None = None
     retry_after: float | None = None
+    allow: str | None = None
     server_fault: bool = False
 
     @property
@@ -41,7 +82,8 @@ class ErrorResponse:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"retry-after": str(math.ceil(self.retry_after))} if self.retry_after is not None else {}
+        retry = {"retry-after": str(math.ceil(self.retry_after))} if self.retry_after is not None else {}
+        return retry | ({"allow": self.allow} if self.allow else {})
 
 
 def error_response(error: BaseException) -> ErrorResponse:
@@ -61,43 +103,77 @@ def error_response(error: BaseException) -> ErrorResponse:
         case Cancelled() | ConnectionAbortedError():
             return ErrorResponse(status=499, message="the request was cancelled", code="cancelled")
         case ForwardFailed():
-            return ErrorResponse(status=500, message=text, code="model_failed", server_fault=True)
+            reason = "ran out of memory" if "out of memory" in text.lower() else "failed"
+            message = f"the model {reason} on this request; see the server's log"
+            return ErrorResponse(status=500, message=message, code="model_failed", server_fault=True)
         case NoSuchModel():
             return ErrorResponse(status=404, message=text, code="model_not_found", param="model")
         case HTTPException():
-            return ErrorResponse(
-                status=error.status_code, message=str(error.detail)[:_MOST], code=_code(error.status_code)
-            )
+            return _http(error)
         case NothingUnmasked():  # only unusual settings cause this
             message = f"settings: sampling makes no progress with these ({text}); change them"
             return ErrorResponse(status=400, message=message, code="invalid_value", param="settings")
+        case FieldError():
+            return ErrorResponse(status=400, message=text, code="invalid_value", param=error.param)
         case ValueError():
-            named, colon, _ = text.partition(": ")
-            param = named if colon and named.isidentifier() else None
-            return ErrorResponse(status=400, message=text, code="invalid_value", param=param)
+            return _value(error, text)
     return ErrorResponse(
         status=500, message="internal server error; see the server's log", code="internal", server_fault=True
     )
 
 
+def wrong_content_type(got: str) -> ErrorResponse:
+    """415 for a body that is not sent as JSON."""
+    sent = f"got {got[:80]}" if got else "got none"
+    message = f"the content type must be application/json, {sent}; send the header content-type: application/json"
+    return ErrorResponse(status=415, message=message, code=_CODES[415])
+
+
 def _invalid(error: RequestValidationError | ValidationError) -> ErrorResponse:
-    """The first validation error and its location."""
     found = error.errors()
-    first: Any = found[0] if found else {"loc": (), "msg": "invalid request", "type": ""}
-    place = ".".join(str(part)[:50] for part in first["loc"] if part != "body")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        return ErrorResponse(
-            status=400, message=f"the body is not valid JSON ({message} at {place})", code="invalid_json"
-        )
-    if not place and first["type"] in ("model_attributes_type", "model_type", "missing"):
-        message = "the body must be a JSON object; send one, with the header content-type: application/json"
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    whole = f"{place}: {message}{more}" if place else message + more
-    return ErrorResponse(status=400, message=whole[:_MOST], code="invalid_value", param=place or None)
+    if found and found[0]["type"] == "json_invalid":
+        reason, at = (found[0].get("ctx") or {}).get("error", "malformed"), found[0]["loc"][-1]
+        message = f"the body is not valid JSON: {reason} at character {at}; check quotes, commas and brackets"
+        return ErrorResponse(status=400, message=message[:_MOST], code="invalid_json")
+    told = invalid(found, getattr(error, "body", None))
+    return ErrorResponse(status=400, message=told.message[:_MOST], code="invalid_value", param=told.param)
 
 
-def _code(status: int) -> str:
-    return {404: "not_found", 405: "method_not_allowed", 401: "invalid_api_key", 413: "too_large"}.get(
-        status, "invalid_request"
-    )
+def _http(error: HTTPException) -> ErrorResponse:
+    status, allow = error.status_code, (error.headers or {}).get("Allow")
+    if status == 404 and error.detail == "Not Found":
+        message = "there is no such path; /openapi.json lists the paths of this server"
+    elif status == 405:
+        message = f"this path does not take that method; it takes {allow}"
+    elif status == 400 and "parsing the body" in str(
+        error.detail
+    ):  # invalid UTF-8, or numbers or nesting beyond the parser's limits
+        message = "the body is not valid JSON in UTF-8, or is nested too deeply; send a JSON object"
+        return ErrorResponse(status=status, message=message, code="invalid_json")
+    else:
+        message = str(error.detail)[:_MOST]
+    return ErrorResponse(status=status, message=message, code=_CODES.get(status, "invalid_request"), allow=allow)
+
+
+def _value(error: ValueError, text: str) -> ErrorResponse:
+    """400 for a ValueError of this package. The text of any other library is logged, not sent."""
+    if not _ours(error):
+        message = "a value of the request cannot be used; check its fields against /openapi.json"
+        return ErrorResponse(status=400, message=message, code="invalid_value", server_fault=True)
+    return ErrorResponse(status=400, message=text, code="invalid_value", param=_named(text))
+
+
+def _named(text: str) -> str | None:
+    """The field that a message is about, as in ``size: ...``."""
+    named, colon, _ = text.partition(": ")
+    if colon and all(part.isidentifier() or part.isdecimal() for part in named.split(".")):
+        return named
+    return next((field for start, field in _SUBJECTS if text.startswith(start)), None)
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether this package raised an exception."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    return frame is None or frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]

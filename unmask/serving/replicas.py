@@ -54,10 +54,11 @@ class Replicas:
         *,
         keys: Sequence[str] = (),
         origins: Sequence[str] = (),
+        names: Sequence[str] = (),
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self.open_, self.listener, self.copies = open_, listener, copies
-        self.keys, self.origins, self.most_bytes = tuple(keys), tuple(origins), most_bytes
+        self.keys, self.origins, self.names, self.most_bytes = tuple(keys), tuple(origins), tuple(names), most_bytes
         self.host, self.port = listener.getsockname()[:2]
         self._closing = threading.Lock()
         self._open = False
@@ -121,13 +122,14 @@ class Replicas:
         return {"address": "local", "num_cpus": cores, "include_dashboard": False}
 
     def _deployment(self, serve: Any) -> Any:
-        open_, keys, origins, most_bytes = self.open_, self.keys, self.origins, self.most_bytes
+        open_ = self.open_
+        edge: Json = {"keys": self.keys, "origins": self.origins, "names": self.names, "most_bytes": self.most_bytes}
 
         def built() -> ASGIApp:
             from unmask.serving.edge import log_to
 
             log_to()
-            return _without_request_id(application(open_(), keys=keys, origins=origins, most_bytes=most_bytes))
+            return _without_request_id(application(open_(), **edge))
 
         made = serve.deployment(serve.ingress(built)()).options(
             name="model",

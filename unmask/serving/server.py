@@ -30,10 +30,11 @@ class Server:
         *,
         keys: Sequence[str] = (),
         origins: Sequence[str] = (),
+        names: Sequence[str] = (),
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self.service, self.listener = service, listener
-        app = application(service, keys=keys, origins=origins, most_bytes=most_bytes, urls=PictureUrls())
+        app = application(service, keys=keys, origins=origins, names=names, most_bytes=most_bytes, urls=PictureUrls())
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -130,6 +130,10 @@ class Text:
                 kept.append(i)
         return self.tokenizer.decode(kept).strip()
 
+    def raw(self, ids: Iterable[int]) -> str:
+        """Ids -> text without control tokens, with the white space at both ends: a continuation may begin with a space."""
+        return self.tokenizer.decode([i for i in ids if i not in self._names])
+
     def decode_begun(self, ids: Sequence[int]) -> str:
         """``decode`` of ids that other ids would follow, without an incomplete character at the end."""
         said = self.decode(ids)
