@@ -1,8 +1,8 @@
 """Python clients of OpenAI's API against a server: openai, LangChain and LiteLLM. One line of JSON for every client and task.
 
-    python bench/client_python.py http://127.0.0.1:8000 picture.png "what colour is the car?"
+    python bench/client_python.py http://127.0.0.1:8000 picture.png "what colour is the car?" [CLIENT]
 
-Clients that are not installed are left out. ``bench/real_clients.py`` runs this script.
+Without CLIENT, all that are installed are tried. ``bench/real_clients.py`` runs this script.
 """
 
 from __future__ import annotations
@@ -140,9 +140,9 @@ CLIENTS = {
 
 
 def main() -> None:
-    url, file, question = sys.argv[1:]
+    url, file, question, *only = sys.argv[1:]
     for client, (module, tasks) in CLIENTS.items():
-        if not importlib.util.find_spec(module):
+        if (only and client not in only) or not importlib.util.find_spec(module):
             continue
         for task, run in tasks(url, Path(file).read_bytes(), question).items():
             try:

@@ -58,13 +58,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="a Python that has the Python clients")
     parser.add_argument("--modules", help="a folder with node_modules; without it, no JavaScript client is tried")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="Python clients to try; without it, all that are installed"
+    )
     parser.add_argument("--url", help="a server; without it, one of mini is started")
     options = parser.parse_args()
     with served() if not options.url else _given(options.url) as url:
         given = [url, str(PICTURE), QUESTION]
-        rows = [
-            {**row, "language": "Python"} for row in rows_of([options.python, str(HERE / "client_python.py"), *given])
-        ]
+        python = [options.python, str(HERE / "client_python.py"), *given, *options.only]
+        rows = [{**row, "language": "Python"} for row in rows_of(python)]
         if options.modules:
             node = ["node", str(HERE / "client_node.mjs"), *given, str(Path(options.modules).resolve())]
             rows += [{**row, "language": "JavaScript"} for row in rows_of(node)]

@@ -21,7 +21,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.part
 
 # Downward only; rooms on one row do not know each other. The six files of row 0 are one room.
 ROWS: dict[str, int] = {
-    "__main__": 11,
+    "__main__": 11,  # python -m unmask
     "cli": 10,
     "serving": 9,  # below the commands, one of which starts it (docs/notes/0007-through.md)
     "recipes": 8,

@@ -25,7 +25,6 @@ READ_OTHERWISE = {
     ("evaluation/cards.py", "ReportCard", "right"),  # the template evaluation/report.html
     ("evaluation/cards.py", "ReportCard", "note"),  # the template evaluation/report.html
     ("evaluation/history.py", "Line", "unit"),  # written to bench/history.jsonl with asdict
-    ("data/dpg.py", "Question", "category"),  # column of the released file, for callers of read_dpg
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
     ("recipes/judge.py", "Accuracy", "scenes"),  # what the function ``accuracy`` returns to whoever trains a judge
     ("recipes/judge.py", "Accuracy", "right"),  # what the function ``accuracy`` returns to whoever trains a judge

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,25 +123,58 @@ def override(value: T, settings: Iterable[str]) -> T:
         path, separator, text = setting.partition("=")
         if not separator:
             raise ValueError(f"setting {setting!r} must look like name=value, for example training.steps=100")
+        _refuse_unknown(value, path.strip())
         value = _replace(value, path.strip().split("."), text.strip(), path.strip())
     return value
 
 
-def _replace(value: object, path: list[str], text: str, whole: str) -> Any:
-    """Fields of a dataclass are reached by name, and so are the entries of a tuple of (name, value, ...) or of evaluations."""
+def _refuse_unknown(root: object, whole: str) -> None:
+    """ValueError for a path that is not there, with the nearest one that is: ``schedule.steps`` for ``steps``."""
+    value = root
+    for name in whole.split("."):
+        below = _below(value)
+        if name not in below:
+            kind = type(value).__name__
+            what = f"{kind} has no field {name!r}" if below else f"there is nothing below {kind}"
+            raise ValueError(f"setting {whole!r}: {what}; {_nearest(root, whole, name, below)}")
+        value = below[name]
+
+
+def _nearest(root: object, whole: str, wrong: str, below: Iterable[str]) -> str:
+    """A hint: a field of the part that a path names, else a path that ends in the same name, else one that looks like it."""
+    paths = list(_paths(root))
+    last = whole.rpartition(".")[2]
+    near = difflib.get_close_matches(wrong, below, 1) if "." in whole else []
+    near = near or [p for p in paths if p.rpartition(".")[2] == last][:3]
+    near = near or difflib.get_close_matches(last, below, 1)
+    if not near and (words := difflib.get_close_matches(last, {p.rpartition(".")[2] for p in paths}, 1)):
+        near = [p for p in paths if p.rpartition(".")[2] == words[0]][:3]
+    near = near or difflib.get_close_matches(whole, paths, 1)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(below or paths)}"
+
+
+def _paths(value: object, above: str = "") -> Iterator[str]:
+    """Every path to a value that a setting can change."""
+    for name, inner in _below(value).items():
+        if _below(inner):
+            yield from _paths(inner, f"{above}{name}.")
+        elif inner is None or isinstance(inner, bool | int | float | str | tuple):
+            yield f"{above}{name}"
+
+
+def _below(value: object) -> dict[str, Any]:
+    """The fields of a dataclass by name, or the entries of a tuple of (name, value, ...) or of evaluations; empty for anything else."""
     if _named(value):
-        known = {entry[0]: entry[1] for entry in value}
-    elif _evals(value):
-        known = {entry.name: entry for entry in value}
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    else:
-        raise ValueError(f"setting {whole!r}: there is nothing below {type(value).__name__}")
-    if path[0] not in known:
-        near = difflib.get_close_matches(path[0], known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-        raise ValueError(f"setting {whole!r}: {type(value).__name__} has no field {path[0]!r}{hint}")
-    old = known[path[0]]
+        return {entry[0]: entry[1] for entry in value}
+    if _evals(value):
+        return {entry.name: entry for entry in value}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {}
+
+
+def _replace(value: object, path: list[str], text: str, whole: str) -> Any:
+    old = _below(value)[path[0]]
     new = _replace(old, path[1:], text, whole) if len(path) > 1 else _parse(text, old, whole)
     if _evals(value):
         return tuple(new if entry.name == path[0] else entry for entry in value)
@@ -168,12 +202,17 @@ def _parse(text: str, old: object, whole: str) -> object:
     if isinstance(old, tuple) and not _named(old):
         items = [t for t in text.strip("()[]").split(",") if t.strip()]
         return tuple(_parse(t.strip(), old[0] if old else "", whole) for t in items)
-    for kind in (int, float):
+    for kind, words in ((int, "a whole number"), (float, "a number")):
         if isinstance(old, kind):
             try:
-                return kind(text)
+                new = kind(text)
             except ValueError:
-                raise ValueError(f"setting {whole}={text!r}: wanted a number like {old}") from None
+                raise ValueError(f"setting {whole}={text!r}: wanted {words} like {old}") from None
+            if math.isnan(new):
+                raise ValueError(f"setting {whole}={text!r}: wanted {words} like {old}")
+            return new
     if old is None or isinstance(old, str):
         return text
-    raise ValueError(f"setting {whole!r} cannot be changed from the command line; it is a {type(old).__name__}")
+    below = list(_paths(old, f"{whole}."))
+    hint = f"set a field of it: {', '.join(below[:5])}" if below else "it has no fields that text can set"
+    raise ValueError(f"setting {whole!r} cannot be changed from the command line, it is a {type(old).__name__}; {hint}")

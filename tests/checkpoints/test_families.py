@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "lavida_o_tiny"
 HIDDEN = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
 
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
-    "dream": ({"model_type": "Dream", "architectures": ["DreamModel"], **HIDDEN}, "Dream (model_type 'Dream'"),
+    "dream": ({"model_type": "Dream", "architectures": ["DreamModel"], **HIDDEN}, "Dream (model_type 'Dream'), which unmask does"),
     "llada2": ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "LLaDA2 (model_type 'llada2_moe'"),
     "mmada": ({"model_type": "mmada", "architectures": ["MMadaModelLM"], "d_model": 64}, "MMaDA (model_type 'mmada'"),
     "mmada that names no class": ({"model_type": "mmada", "d_model": 64, "n_heads": 4}, "MMaDA (model_type 'mmada')"),

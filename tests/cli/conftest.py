@@ -22,3 +22,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (60, 40), "red").save("in.png")
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a small model may take long enough for a line of progress; tests compare stderr word for word."""
+    monkeypatch.setattr("unmask.cli.progress.LINE_AFTER", 3600.0)

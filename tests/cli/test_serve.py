@@ -90,7 +90,8 @@ def test_the_options_reach_every_replica(monkeypatch: pytest.MonkeyPatch, capsys
     assert made["keys"] == ["a"] and made["most_bytes"] == 5 * 2**20 and made["run"] == ("replicas", 7.0, False)
     opened = made["open"]()
     assert opened[:2] == ("mine", "cpu") and opened[-2:] == (2, 3) and made["threads"] == 5
-    assert "its own GPU" in told(["--port", "0", "--replicas", "2", "--device", "cpu:0"], capsys)
+    monkeypatch.setattr(serve, "found_device", lambda device: device)
+    assert "its own GPU" in told(["--port", "0", "--replicas", "2", "--device", "cuda:0"], capsys)
 
 
 def test_a_signal_that_another_thread_is_given_stops_it_too() -> None:

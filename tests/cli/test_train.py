@@ -6,13 +6,18 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from unmask.cli.main import main
+from unmask.cli.train import recipes
 from unmask.training.losses import Update
 from unmask.training.meters import Meters
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -87,8 +92,88 @@ def test_a_run_that_saved_nothing_says_so(
 
     monkeypatch.setattr("unmask.training.parallel.launch", interrupted)
     assert main(("train", "mini.tower", "--out", "run", "--processes", "2")) == 130
-    command = "unmask train mini.tower --out run --resume --processes 2"
-    assert f"nothing was saved; start again with: {command}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "nothing was saved in run" in told and "--resume" not in told
+
+
+def test_the_command_that_continues_has_all_options(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is run as it stands, and the processes get the same settings."""
+    started: list[list[str]] = []
+
+    def interrupted(count: int, argv: list[str]) -> int:
+        started.append(argv)
+        raise KeyboardInterrupt
+
+    assert main(("train", "mini.tower", "--out", "it's a run", "-o", "training.steps=1")) == 0
+    monkeypatch.setattr("unmask.training.parallel.launch", interrupted)
+    words = (
+        "train",
+        "mini.tower",
+        "--out",
+        "it's a run",
+        "--resume",
+        "-o",
+        "training.steps=9",
+        "-o",
+        "optim.lr = 3e-4",
+    )
+    more = ("--seed", "0", "--device", "cpu", "--processes", "2", "--threads", "1", "--json")
+    told = []
+    given = (*words, *more)
+    for _ in range(2):
+        capsys.readouterr()
+        assert main(given) == 130
+        told.append(capsys.readouterr().err)
+        command = shlex.split(told[-1].partition("saved at step 1; continue with: unmask ")[2].splitlines()[0])
+        given = tuple(command)
+    settings = ["seed=0", "training.steps=9", "optim.lr = 3e-4", "training.device=cpu"]
+    assert [w for w in command if "=" in w] == settings and command[command.index("--out") + 1] == "it's a run"
+    assert command[-5:] == ["--processes", "2", "--threads", "1", "--json"]
+    assert told[0] == told[1] and started[0] == started[1] and [w for w in started[0] if "=" in w] == settings
+
+
+def test_a_run_that_is_interrupted_before_its_first_step_keeps_the_old_state(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("train", "mini.tower", "--out", "run", "-o", "training.steps=1")
+    run(capsys, *words)
+    before = Path("run/state.safetensors").read_bytes()
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmask.cli.train.find", interrupted)
+    assert main((*words, "--resume")) == 130
+    assert "saved at step 1; continue with: unmask train mini.tower" in capsys.readouterr().err
+    assert Path("run/state.safetensors").read_bytes() == before
+
+
+def test_resume_says_where_it_begins(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", "mini.tower", "--out", "run", "--resume", "-o", "training.steps=1")
+    assert "no saved state in run; the run begins anew at step 0" in run(capsys, *words)[1]
+    assert "anew" not in run(capsys, *words)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_process_continues_bit_for_bit(number: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A real process and a real signal, at its first line of progress, long before the first report and checkpoint."""
+    words = ["train", "mini.tower", "--out", "run", "-o", "training.steps=3", "-o", "source.batch=2"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "unmask.cli.main", *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    assert child.stderr is not None
+    assert child.stderr.readline().startswith("step 1/3 ")
+    child.send_signal(number)
+    told = child.stderr.read()
+    assert child.wait(120) == 130, told
+    command = told.partition("continue with: unmask ")[2].splitlines()[0]
+    assert not Path("run/model.safetensors").exists() and "saved at step " in told
+    assert main(shlex.split(command)) == 0
+    assert main([word if word != "run" else "whole" for word in words]) == 0
+    assert Path("run/state.safetensors").read_bytes() == Path("whole/state.safetensors").read_bytes()
+    assert Path("run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
 
 
 def test_train_takes_a_device(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,4 +182,6 @@ def test_train_takes_a_device(here: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_train_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "mini.stage2 " in run(capsys, "train", "--list")[0]
+    listed = run(capsys, "train", "--list")[0]
+    assert "mini.stage2 " in listed and run(capsys, "train")[0] == listed
+    assert len(listed.splitlines()) == 2 + len(recipes()) and all(recipes().values())

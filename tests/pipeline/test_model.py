@@ -117,7 +117,7 @@ def test_bad_requests_are_refused_with_a_hint(model: Model, picture: Image.Image
         model.generate("a dog", n=0)
     with pytest.raises(ValueError, match="did you mean"):
         model.generate("a dog", settings=["schedule.step=3"])
-    with pytest.raises(ValueError, match="wanted a number"):
+    with pytest.raises(ValueError, match="wanted a whole number"):
         model.generate("a dog", settings=["schedule.steps=many"])
     with pytest.raises(ValueError, match="steps must be 1 to 4"):
         model.ground(picture, ["a dog"], steps=9)

@@ -29,7 +29,7 @@ expect.set_options(timeout=PATIENCE)
 
 def drawing(browser: Browser, url: str) -> bytes:
     """A generation halfway, with its plan."""
-    with visit(browser, f"{url}/#draw?prompt=two+yellow+cups&plan=true&seed=11", (1280, 860)) as page:
+    with visit(browser, f"{url}/#draw?prompt=two+yellow+cups&reflect=1&seed=11", (1280, 860)) as page:
         back(run(page, "draw"), 8)
         return page.screenshot()
 
@@ -48,7 +48,9 @@ def boxes(browser: Browser, url: str) -> bytes:
 
 def telephone(browser: Browser, url: str) -> bytes:
     """A small screen, dark theme."""
-    with visit(browser, f"{url}/#draw?prompt=three+dogs&seed=10", (375, 812), dark=True, scale=1.5) as page:
+    with visit(
+        browser, f"{url}/#draw?prompt=two+red+apples&reflect=1&seed=10", (375, 812), dark=True, scale=1.5
+    ) as page:
         back(run(page, "draw"), 7)
         page.evaluate("scrollTo(0, 210)")
         return page.screenshot()
@@ -62,7 +64,11 @@ def attempts(browser: Browser, url: str, model: Any) -> bytes:
         draw = run(page, "draw")
         expect(draw.locator(".card")).to_have_count(2)
         expect(draw.locator(".card img")).to_have_count(2)
-        return draw.locator(".stage").screenshot()
+        stage = draw.locator(".stage")
+        stage.evaluate(
+            "stage => (stage.style.alignSelf = 'start')"
+        )  # as high as its content, not as the settings beside it
+        return stage.screenshot()
 
 
 def rejected_once(model: Any) -> tuple[str, int]:

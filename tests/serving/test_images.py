@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ import numpy as np
 import openai
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from unmask.pipeline.model import Model
 from unmask.serving.server import Server
+from unmask.tokens.pictures import read_image
 from unmask.tokens.vocabulary import Vocabulary
 
+from ..tokens.profiles import DISPLAY_P3, rgb
 from .served import client, data_url, opened, plain, png, serving, tiny
 
 torch.set_num_threads(1)
@@ -325,6 +328,9 @@ def test_broken_pictures_name_their_field(server: Server) -> None:
     )
     assert "no image" in refused(plain(server).post(EDIT, data=sent, files={"mask": FILE}), "image")
     assert "no image" in refused(plain(server).post(EDIT, data=sent, files={"image": ("", b"")}), "image")
+    other = ("mask.png", png(Image.new("L", (9, 8), 255)))
+    message = refused(plain(server).post(EDIT, data=sent, files={"image": FILE, "mask": other}), "mask")
+    assert "9 x 8 pixels and the image 60 x 40; give both the same size" in message
     body = {"image": data_url(PICTURE), "mask": "data:image/png;base64,bm90aGluZw=="}
     assert "not a supported image" in refused(plain(server).post(INFILL, json=body), "mask")
 
@@ -337,6 +343,37 @@ def test_nested_form_fields_are_refused_not_ignored(server: Server) -> None:
         model="tiny", image=FILE, prompt="red", extra_body={**FEW, "boxes": json.dumps(boxes)}
     )
     assert done.data[0].unmask["plan"]["things"] == boxes
+
+
+def in_other_files() -> dict[str, bytes]:
+    """The picture as other programs write it: with a colour profile, turned by a camera, as AVIF and HEIC."""
+    exif, streams = Image.Exif(), {name: io.BytesIO() for name in ("profile", "camera", "AVIF", "HEIC")}
+    exif[0x0112] = 6
+    PICTURE.save(streams["profile"], "PNG", icc_profile=rgb(DISPLAY_P3))
+    PICTURE.save(streams["camera"], "JPEG", exif=exif)
+    if features.check("avif"):
+        PICTURE.save(streams["AVIF"], "AVIF")
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").from_pillow(PICTURE).save(streams["HEIC"])
+    return {name: stream.getvalue() for name, stream in streams.items() if stream.tell()}
+
+
+@pytest.mark.parametrize("name", in_other_files())
+def test_every_endpoint_reads_what_python_reads(server: Server, name: str) -> None:
+    data = in_other_files()[name]
+    url = f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
+    found = plain(server).post(GROUND, json={"image": url, "phrases": ["a dog"], "seed": 1}).json()
+    alone = tiny().ground(read_image(data), ["a dog"], seed=1)
+    width, height = alone.image_size
+    sides = (width, height, width, height)
+    assert (found["width"], found["height"]) == (width, height) == ((40, 60) if name == "camera" else (60, 40))
+    wanted = [v / side for v, side in zip(alone.boxes[0].corners, sides, strict=True)]
+    assert found["boxes"][0]["box"] == pytest.approx(wanted, abs=1e-5)
+    edited = plain(server).post(EDIT, data={"prompt": "red", "steps": "2", "seed": "4"}, files={"image": ("a", data)})
+    drawn = tiny().edit(data, "red", seed=4, settings=["schedule.steps=2"])[0].image
+    assert np.array_equal(np.asarray(opened(edited.json()["data"][0]["b64_json"])), np.asarray(drawn))
+    infill = {"image": url, "mask": data_url(Image.new("L", (width, height), 255)), **FEW}
+    assert plain(server).post(INFILL, json=infill).status_code == 200
 
 
 DATA_URLS = {

@@ -23,8 +23,9 @@ from unmask.data.world.scenes import SceneObject, relation
 from unmask.evaluation.judge import Found, Seen, load_judge
 from unmask.evaluation.scoring import Want, Wanted, iou, position, strict
 from unmask.pipeline.model import Model
-from unmask.serving import calls
-from unmask.serving.schema import Chat, Draw, Edit, Ground
+from unmask.serving import calls, chat
+from unmask.serving.schema import Draw, Edit, Ground
+from unmask.serving.schema_chat import Chat
 from unmask.tasks.conversing import Message
 
 pytestmark = pytest.mark.weights
@@ -145,7 +146,7 @@ def test_answers(model: Model, one: dict[str, Any]) -> None:
     ]
     body = Chat.model_validate({"messages": [{"role": "user", "content": parts}]})
     right = ASK[one["prompt"]](scene(one["image"]))
-    assert right and [calls.chatting(body, seed)(model).text for seed in SEEDS] == [right] * len(SEEDS)
+    assert right and [chat.chatting(body, seed)(model).text for seed in SEEDS] == [right] * len(SEEDS)
 
 
 @by_prompt("ground")

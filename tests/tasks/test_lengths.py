@@ -19,6 +19,7 @@ from unmask.sequence import Batch, Kind
 from unmask.serving.engine import Engine
 from unmask.serving.jobs import Job
 from unmask.step import Prediction, Reuse
+from unmask.tasks.conversing import Message
 from unmask.tasks.lengths import Extent, read_words, words_so_far
 from unmask.tasks.results import Answer
 from unmask.tasks.running import Decoded, OnStep, decide
@@ -266,13 +267,28 @@ def test_the_text_ends_before_the_first_stop_string(kind: str, llada: TextModel,
         answer, forwards = model.counted(max_tokens=HUGE, temperature=1.0, seed=3, stop=[stop, "never said"])
         assert answer.text == whole.text.partition(stop)[0] and answer.finish_reason == "stop"
         assert forwards <= cost
-        assert answer.text == model.ask(max_tokens=HUGE, temperature=1.0, seed=3, stop=stop).text  # one string
-    assert model.counted(max_tokens=HUGE, temperature=1.0, seed=3, stop=whole.text[:2])[1] < cost
+    assert model.counted(max_tokens=HUGE, temperature=1.0, seed=3, stop=[whole.text[:2]])[1] < cost
     later, sooner = whole.text[places[-1] : places[-1] + 2], whole.text[places[0] : places[0] + 2]
     both = model.ask(max_tokens=HUGE, temperature=1.0, seed=3, stop=[later, sooner])
     assert both.text == min((whole.text.partition(s)[0] for s in (later, sooner)), key=len)
     unsaid = model.ask(max_tokens=HUGE, temperature=1.0, seed=3, stop=["never said"])
     assert (unsaid.text, unsaid.finish_reason) == (whole.text, "stop")
+
+
+def test_a_single_stop_string_is_not_taken_for_its_letters(llada: TextModel, models: dict[str, Model]) -> None:
+    messages = [Message(role="user", text="why?")]
+    for call in (
+        lambda: llada.ask("why?", stop="END"),
+        lambda: llada.complete("why?", stop="END"),
+        lambda: llada.converse(messages, stop="END"),
+        lambda: models["tiny"].ask(picture(), "why?", stop="END"),
+        lambda: models["tiny"].describe(picture(), stop="END"),
+        lambda: models["tiny"].converse(messages, stop="END"),
+    ):
+        with pytest.raises(
+            TypeError, match=r"stop must be a list of texts, got 'END' .*give a list, for example \['END'\]"
+        ):
+            call()
 
 
 def test_a_stop_string_behind_the_maximum_does_not_count(llada: TextModel) -> None:

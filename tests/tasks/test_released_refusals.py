@@ -72,7 +72,8 @@ def put(value: torch.Tensor) -> Callable[[Path], None]:
     ("spoil", "said"),
     [
         (lambda f: (f / "config.json").unlink(), " has no config.json\nhint: is this a folder of"),
-        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}'), "this is a checkpoint of Llama (model_type 'llama'), which unmask does not run yet\nhint: it runs"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}'),
+         "this is a checkpoint of Llama (model_type 'llama'), which unmask does not run yet\nhint: it runs"),
         (shorten, "model.safetensors is damaged, incomplete or not a safetensors file"),
         (point_elsewhere, "names 1 of 1 files that are missing"),
         (put(torch.ones(63)), "transformer.ln_f.weight is (63,), wanted (64,)"),

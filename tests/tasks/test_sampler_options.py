@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
+from unmask.data.world.render import render
+from unmask.data.world.scenes import sample
+from unmask.pipeline.model import Model
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Cosine, Fixed
 from unmask.sampling.selection import Confident
 from unmask.sampling.temperature import Linear
 from unmask.sampling.token_sampler import Categorical, Greedy, OnlyIds
+from unmask.tasks.conversing import Message
 from unmask.tasks.sampler_options import OPTIONS, with_options
 
 SAMPLER = Sampler(
@@ -33,6 +38,21 @@ def test_each_option_sets_its_field_and_nothing_else() -> None:
         == SAMPLER
     )
     assert with_options(SAMPLER) is SAMPLER
+
+
+def test_the_shipped_model_samples_its_answers_on_request(model: Model) -> None:
+    """Greedy without a temperature; with one, by seed; in a nucleus of one token, greedy again."""
+    image = Image.fromarray(render(sample("grid", "validation", 0, 1), 128))
+    greedy = model.ask(image, "what is this?")
+    assert model.ask(image, "what is this?", seed=9).text == greedy.text
+    hot = [model.ask(image, "what is this?", seed=seed, temperature=4.0) for seed in (0, 0, 1, 2)]
+    assert hot[0].text == hot[1].text and len({answer.text for answer in hot}) > 1
+    narrow = [model.ask(image, "what is this?", seed=s, temperature=4.0, top_p=1e-6) for s in (0, 1)]
+    assert {answer.text for answer in narrow} == {greedy.text}
+    whole = model.ask(image, "what is this?", seed=1, temperature=4.0, top_p=1.0)
+    assert whole.text == hot[2].text and whole.settings == hot[2].settings
+    turn = model.converse([Message(role="user", text="hello")], seed=1, temperature=2.0, top_p=0.5)
+    assert turn.settings["words"]["token_sampler"]["top_p"] == 0.5
 
 
 def test_a_temperature_is_found_below_a_restriction_and_replaces_a_schedule() -> None:

@@ -64,6 +64,61 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert not isinstance(error.value, Stopped) and saved_step(tmp_path) is None
 
 
+def test_ctrl_c_while_a_state_is_written_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(recipe(), tmp_path, stop_after=3)
+    before = (tmp_path / STATE).read_bytes()
+
+    def interrupted(tensors: object, path: str, metadata: object) -> None:
+        Path(path).write_bytes(b"half a state")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmask.training.train.save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(), tmp_path)
+    assert (tmp_path / STATE).read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", STATE]
+
+
+LEFT = (
+    ".tmpAb12Cd",
+    STATE + ".part",
+    "model-00001-of-00002.safetensors.part",
+    "metrics.jsonl.part",
+    "config.json.part",
+)
+KEPT = (".tmp", ".tmpdir12345", "notes.part", "model.safetensors", "sub/.tmpAb12Cd", "sub/state.safetensors.part")
+
+
+def test_what_a_killed_run_left_half_written_is_deleted_at_the_next_start(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(recipe(), folder, stop_after=3)
+    (folder / "sub").mkdir()
+    (tmp_path / ".tmpAb12Cd").touch()  # of another run
+    for name in (*LEFT, *KEPT):
+        (folder / name).write_bytes(b"x")
+    done, whole = train(recipe(), folder), train(recipe(), tmp_path / "whole")
+    assert not [name for name in LEFT if (folder / name).exists()]
+    assert all((folder / name).exists() for name in KEPT) and (tmp_path / ".tmpAb12Cd").exists()
+    assert all(torch.equal(p, q) for p, q in zip(done.parameters(), whole.parameters(), strict=True))
+
+
+def test_the_first_step_prints_a_line_and_no_row(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(recipe(log_every=4), tmp_path)
+    told = [text.split()[1] for text in capfd.readouterr().err.splitlines()]
+    assert told == ["1/8", "4/8", "8/8"]
+    assert [row["step"] for row in line.rows(tmp_path)] == [4, 8]
+
+
+def test_a_run_is_never_silent_for_long(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unmask.training.meters.QUIET", -1.0)  # as if every step took longer
+    train(recipe(log_every=4), tmp_path)
+    lines = capfd.readouterr().err.splitlines()
+    assert [text.split()[1] for text in lines] == [f"{n}/8" for n in range(1, 9)]
+    assert all("square" in text for text in lines)
+
+
 def test_a_second_sigterm_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(signalled(signal.SIGTERM, 2, times=2), tmp_path)

@@ -106,7 +106,7 @@ def refuse_family(folder: Path, raw: Json) -> None:
     if not (isinstance(kind, str) and kind) and not classes:
         return  # reading it says what is wrong
     told = f"model_type {kind!r}" if isinstance(kind, str) and kind else f"architectures {classes!r}"
-    raise CheckpointError(_not_ours(folder, family_of(raw), f"{told}, {classes}" if classes not in told else told))
+    raise CheckpointError(_not_ours(folder, family_of(raw), told))
 
 
 def family_of(raw: Json) -> str:

@@ -46,12 +46,14 @@ class Example:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Output folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default="demo", show_default=True, help="Output folder."
+)
 @model_options
 def demo(run: Run, out: Path) -> None:
     """Show everything a model can do on one sheet.
 
-    Six pictures from the model's own layouts, a question with its answer, boxes, an edit, and one picture after each step. Prints what
+    Six pictures, a question with its answer, boxes, an edit, and one picture after each step. Prints what
     the sheet shows. The prompts are fixed; --seed changes the pictures and the test scene.
 
     \b
@@ -63,7 +65,7 @@ def demo(run: Run, out: Path) -> None:
     model = run.open("all")
     news(f"model {run.model} loaded in {time.perf_counter() - began:.1f} s")
     drawn = [
-        model.generate(prompt, seed=run.seed, plan=True, trace=i == _TRACED, settings=run.settings)[0]
+        model.generate(prompt, seed=run.seed, trace=i == _TRACED, settings=run.settings)[0]
         for i, prompt in enumerate(PROMPTS)
     ]
     news(f"{len(drawn)} pictures generated")

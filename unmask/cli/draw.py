@@ -153,6 +153,7 @@ def generate(
       unmask generate "a clock" --steps 8 --guidance 2 --json
       unmask generate "a clock" --luminance 0.6 --contrast 0.05
       unmask generate "a dog above a car" --plan --thoughts plan.png
+      unmask generate "a blue bus" --no-plan
       unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"
       unmask generate "a red apple left of a blue cup" --plan --attempts 8 --thoughts attempts.png
     """
@@ -215,16 +216,17 @@ def edit(
 
     \b
     Examples:
-      unmask edit apples.png "make the apple blue"
-      unmask edit apples.png "add a cat at the top left" --out cat.png
-      unmask edit apples.png "remove the cat" -n 2 --seed 3 --trace gone.gif
-      unmask edit apples.png "move the cat to the top left" --plan --thoughts plan.png
-      unmask edit apples.png "remove the cat" --attempts 4 --thoughts attempts.png
-      unmask edit *.png "make the background blue" --out blue/edited.png
+      unmask edit apple.png "make the apple green"
+      unmask edit apple.png "make the cat blue" --out blue.png
+      unmask edit apple.png "remove the cat" -n 2 --seed 3 --trace gone.gif
+      unmask edit apple.png "make the background sand" --plan --thoughts plan.png
+      unmask edit apple.png "remove the cat" --attempts 4 --thoughts attempts.png
+      unmask edit *.png "make the background sand" --out sand/edited.png
     """
     names, instruction = pictures_and_text(words, "instruction", "unmask edit")
     if not names:
         raise ValueError(f'the picture is missing; for example: unmask edit dog.png "{instruction}"')
+    instruction = read_text(instruction, "instruction")
     refuse_clashes(run, out, count * len(names), trace, thoughts)
     pictures = read_pictures(names)
     model = run.open("edit-reflect" if attempts > 1 else "edit-plan" if plan else "edit")
@@ -274,9 +276,9 @@ def infill(
 
     \b
     Examples:
-      unmask infill "a [mask] apple left of a [mask]"
-      unmask infill apples.png --box 0,0,64,64 --prompt "a cat and two red apples"
-      unmask infill apples.png --region painted.png --out filled.png
+      unmask infill "a [mask] apple left of a cat"
+      unmask infill apple.png --box 0,0,64,64 --prompt "a red apple left of a cat"
+      unmask infill apple.png --region painted.png --out filled.png
     """
     if region is None and box is None:
         target = read_text(target, "text")

@@ -19,6 +19,7 @@ from PIL import Image
 from unmask.tokens.pictures import ImageError, read_image
 
 STDIN = "-"
+_TEXTS = {"question": "what is it?", "instruction": "make the apple blue"}  # for hints
 _ENDINGS = {
     ".png",
     ".jpg",
@@ -39,7 +40,9 @@ _ENDINGS = {
 
 
 def read_text(word: str, what: str) -> str:
-    """The word itself, or all of stdin for ``-``. UsageError where stdin has no text."""
+    """The word itself, or all of stdin for ``-``. ValueError for an empty text, UsageError where stdin has none."""
+    if not word.strip():
+        raise ValueError(f'the {what} is empty; give one, for example "{_TEXTS.get(what, "a red apple")}"')
     if word != STDIN:
         return word
     if sys.stdin is None:
@@ -144,14 +147,15 @@ def expand(words: Sequence[str]) -> list[str]:
             raise ValueError(f"no file matches {word!r}; check the pattern and the folder")
     if found.count(STDIN) > 1:
         raise ValueError("- reads one picture from stdin; give it once")
-    for word in found:
+    missing = [word for word in found if word != STDIN and not os.path.exists(word)]
+    if len(missing) > 1:
+        raise ImageError(f"there are no files {', '.join(missing[:5])}; check the paths")
+    for word in missing:
         _refuse_missing(word)
     return found
 
 
 def _refuse_missing(word: str) -> None:
-    if word == STDIN or os.path.exists(word):
-        return
     folder, name = os.path.split(word)
     try:
         near = difflib.get_close_matches(name, os.listdir(folder or "."), 1, 0.7)

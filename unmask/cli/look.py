@@ -83,9 +83,9 @@ def ask(
 
     \b
     Examples:
-      unmask ask apples.png "how many apples are there?"
-      unmask ask apples.png "what is left of the cat?" --json
-      unmask ask apples.png "what colour is the apple?" --schema '{"enum": ["red", "green"]}'
+      unmask ask apple.png "how many apples are there?"
+      unmask ask apple.png "what is left of the cat?" --json
+      unmask ask apple.png "what colour is the apple?" --schema '{"enum": ["red", "green"]}'
       unmask ask *.png "what colour is the apple?"
       unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct --max-tokens 64 --temperature 0.5
       unmask ask "The sky is" --plain --max-tokens 32 --model LLaDA-8B-Base
@@ -173,9 +173,9 @@ def ground(run: Run, words: tuple[str, ...], steps: int | None, out: Path | None
 
     \b
     Examples:
-      unmask ground apples.png "the cat"
-      unmask ground apples.png "the red apple" "the cat" --out boxes.png
-      unmask ground apples.png "the cat" --steps 4 --json
+      unmask ground apple.png "the cat"
+      unmask ground apple.png "the red apple" "the cat" --out boxes.png
+      unmask ground apple.png "the cat" --steps 4 --json
       unmask ground *.png "the cat"
     """
     names, phrases = pictures_and_phrases(words, "unmask ground")

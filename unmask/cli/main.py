@@ -23,9 +23,9 @@ from unmask.cli.completion import completion_option, words_to_complete
 # name -> (module with a click command of this name, first line of its help)
 TABLE: dict[str, tuple[str, str]] = {
     "generate": ("unmask.cli.draw", "Generate pictures from a prompt."),
-    "ask": ("unmask.cli.look", "Answer a question about a picture."),
-    "ground": ("unmask.cli.look", "Find objects in a picture and draw boxes around them."),
-    "edit": ("unmask.cli.draw", "Edit a picture by an instruction."),
+    "ask": ("unmask.cli.look", "Answer a question about pictures."),
+    "ground": ("unmask.cli.look", "Find objects in pictures and draw boxes around them."),
+    "edit": ("unmask.cli.draw", "Edit pictures by an instruction."),
     "chat": ("unmask.cli.chat", "Chat with a model in words and pictures."),
     "infill": ("unmask.cli.draw", "Fill a region of a picture, or the gaps in a text."),
     "batch": ("unmask.cli.batch", "Run a file of requests, one per line."),
@@ -49,10 +49,10 @@ _HELP = """Unified multimodal masked diffusion: generate, answer, find and edit 
 
 \b
 Examples:
-  unmask generate "two red apples left of a cat" --out apples.png
-  unmask ask apples.png "how many apples are there?"
-  unmask ground apples.png "the cat" --out boxes.png
-  unmask edit apples.png "make the cat blue" --out edited.png
+  unmask generate "a red apple left of a cat" --out apple.png
+  unmask ask apple.png "what is left of the cat?"
+  unmask ground apple.png "the cat" --out boxes.png
+  unmask edit apple.png "make the cat blue" --out edited.png
 """
 
 
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        message = _message(error, next((f"unmask {a}" for a in given if a in TABLE), "unmask"))
+        message = _message(error, given)
         if message is None or loud:
             raise
         print(f"error: {message[0]}\nhint: {message[1]}", file=sys.stderr)
@@ -112,10 +112,11 @@ def _without_traceback(given: list[str]) -> list[str]:
     return [word for i, word in enumerate(given) if word != "--traceback" or i > end]
 
 
-def _message(error: Exception, command: str) -> tuple[str, str] | None:
+def _message(error: Exception, given: Sequence[str]) -> tuple[str, str] | None:
     """(error, hint), one line each; None for a bug in unmask, which shows its traceback."""
+    command = next((f"unmask {a}" for a in given if a in TABLE), "unmask")
     if isinstance(error, click.UsageError):
-        return _usage_message(error)
+        return _usage_message(error, given)
     if isinstance(error, click.ClickException):
         return _split(error.format_message(), f"see `{command} --help`")
     if isinstance(error, ModuleNotFoundError) and not (error.name or "unmask").startswith("unmask"):
@@ -131,14 +132,15 @@ def _message(error: Exception, command: str) -> tuple[str, str] | None:
     return None
 
 
-def _usage_message(error: click.UsageError) -> tuple[str, str]:
+def _usage_message(error: click.UsageError, given: Sequence[str]) -> tuple[str, str]:
     """The hint for a word that has no quotes, or that starts with a dash; otherwise an example of the command."""
     said, place = _line(error.format_message()), error.ctx.command_path if error.ctx else "unmask"
     example = _example(error.ctx.command) if error.ctx else ""
     if isinstance(error, click.exceptions.NoSuchCommand):
-        return said, _instead_of(error.command_name)
-    if isinstance(error, click.NoSuchOption) and not error.possibilities and " " in error.option_name:
-        return said, f"put -- before a text that starts with a dash: {place} -- {error.option_name!r}"
+        return said, _instead_of(error.command_name) if place == "unmask" else f"see `{place} --help`"
+    dashed = next((word for word in given if word.startswith("-") and " " in word), "")
+    if isinstance(error, click.NoSuchOption) and dashed.startswith(error.option_name):
+        return said, f'put -- before a text that starts with a dash: {place} -- "{dashed}"'
     if said.startswith("Got unexpected extra argument"):
         return said, f"put a text with spaces in quotes, for example: {example or place}"
     if isinstance(error, click.MissingParameter) and example:
@@ -158,7 +160,8 @@ def _instead_of(name: str) -> str:
         return f'name a command first, for example: unmask ask {shlex.quote(name)} "what is it?"'
     if " " in name:
         return f'name a command first, for example: unmask generate "{name}"'
-    return "see `unmask --help`"
+    near = [known for known in TABLE if name and known.startswith(name.lower())]
+    return f"did you mean {' or '.join(near)}?" if near else "see `unmask --help`"
 
 
 def _file_message(error: OSError) -> tuple[str, str]:

@@ -103,10 +103,10 @@ def inspect(
       unmask inspect lavida_o --task generate
       unmask inspect lavida_o --task ask --budget 12GiB --device cuda
     """
-    if task or budget:
-        from unmask.checkpoints.device import AUTO, find_device, parse_device
+    from unmask.checkpoints.device import AUTO, find_device, parse_device
 
-        device = find_device(device) if parse_device(device)[0] == AUTO else device
+    device = find_device(device) if parse_device(device)[0] == AUTO else device
+    if task or budget:
         _plan(_spec(model, download), model, task or "all", budget, device, storage, as_json)
         return
     place = next((p for p in (Path(model), _SHIPPED / model) if _holds_weights(p)), None)

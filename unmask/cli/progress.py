@@ -1,6 +1,6 @@
 """Progress of a command on stderr. Public idea: ``Bar("opening mini", nbytes)``, called with what is done and what there is to do.
 
-On a terminal a bar that disappears when it is done; elsewhere a plain line every ten seconds. What takes under a second shows nothing.
+On a terminal a bar that disappears when it is done; elsewhere a plain line every half minute, from the tenth second on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unmask.tokens.layouts import Layout
 
 
-BAR_AFTER, LINE_AFTER, LINE_EVERY = 0.5, 5.0, 10.0  # seconds
+BAR_AFTER, LINE_AFTER, LINE_EVERY = 0.5, 10.0, 30.0  # seconds
 
 
 def steps(done: int, of: int) -> str:
@@ -46,7 +46,7 @@ class Bar:
     what: str
     words: Callable[[int, int], str]
     lines: bool = True
-    _began: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=lambda: time.monotonic())
     _wrote: float | None = None
     _shown: Progress | None = None
 
@@ -111,7 +111,7 @@ class _Watched:
     def run(
         self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, on_step: OnStep | None = None
     ) -> Decoded:
-        bar = Bar(what="decoding", words=steps, lines=self.lines)
+        bar = Bar(what="unmasking", words=steps, lines=self.lines)
         rows: dict[int, tuple[int, int]] = {}
 
         def step(event: StepEvent) -> None:

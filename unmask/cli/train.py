@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 import shlex
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -27,12 +28,13 @@ _STOPPED = 130  # exit code of a process that the user stopped
 
 
 def recipes(folder: Path = _RECIPES) -> dict[str, str]:
-    """``file.function`` -> first line of its docstring, for every function that returns a ``Recipe``. Imports no recipe."""
+    """``file.function`` -> first paragraph of its docstring on one line, for every function that returns a ``Recipe``. Imports none."""
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "Recipe":
-                found[f"{path.stem}.{node.name}"] = (ast.get_docstring(node) or "").partition("\n")[0]
+                paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
+                found[f"{path.stem}.{node.name}"] = textwrap.shorten(paragraph, 110, placeholder=" …")
     return found
 
 
@@ -43,7 +45,7 @@ def find(name: str, settings: Sequence[str] = ()) -> Recipe:
     """
     known = recipes()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.5)
+        near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
         raise ValueError(f"there is no recipe {name!r}; {hint}")
     module, function = name.split(".")
@@ -71,20 +73,24 @@ def _number(key: str, text: str, kind: type[int] | type[float]) -> float:
 
 def _list(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted:
-        click.echo(table(("recipe", "what it trains"), list(recipes().items())))
+        _show_recipes()
         context.exit()
+
+
+def _show_recipes() -> None:
+    click.echo(table(("recipe", "what it trains"), list(recipes().items())))
 
 
 _HELP = """Train with a recipe, or resume a run.
 
-RECIPE is file.function of unmask/recipes. The folder of the run receives metrics.jsonl, the state from which
---resume continues bit for bit, and at the end the weights. Prints the folder.
+RECIPE is file.function of unmask/recipes; without one, the recipes are listed. The folder of the run receives
+metrics.jsonl, the state from which --resume continues bit for bit, and at the end the weights. Prints the folder.
 
 Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once.
 
 \b
 Examples:
-  unmask train --list
+  unmask train
   unmask train mini.stage2 --out runs/stage2
   unmask train mini.stage2 --out runs/stage2 --resume
   unmask train mini.stage2 --device cuda --seed 1
@@ -94,8 +100,10 @@ Examples:
 
 
 @click.command(help=_HELP)
-@click.argument("recipe", shell_complete=completion.recipes)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]")
+@click.argument("recipe", required=False, shell_complete=completion.recipes)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.  [default: runs/RECIPE]"
+)
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; start one where there is none.")
 @click.option("--seed", type=int, help="Seed of the recipe: of its first weights, its data and its noise.")
 @setting_option("Set a field of the recipe or an argument of its function; repeatable.")
@@ -111,7 +119,7 @@ Examples:
 @json_option
 @threads_option
 def train(
-    recipe: str,
+    recipe: str | None,
     out: Path | None,
     resume: bool,
     seed: int | None,
@@ -122,22 +130,28 @@ def train(
     threads: int | None,
 ) -> None:
     """Check the folder, build the recipe, train, and print where the result is."""
+    if recipe is None:
+        _show_recipes()
+        return
     folder = out or Path("runs") / recipe
     if not resume and any((folder / name).exists() for name in _LEFT_BY_RUNS):
         raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
     chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
     chosen += [f"training.device={device}"] if device is not None else []
-    run = find(recipe, chosen)
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     try:
+        run = find(recipe, chosen)
+        if resume and "RANK" not in os.environ:  # processes of a run get --resume always
+            _say_if_anew(folder)
         if processes > 1:
             _train_in(processes, words)
-        elif not _train_here(run, folder, threads, resume):
+        elif not _train_here(run, folder, threads):
             return
     except KeyboardInterrupt:
         if "RANK" not in os.environ:  # else the process that started this one says it
             more = ["--processes", str(processes)] if processes > 1 else []
-            news(_how_to_continue(folder, [*words, *more]))
+            more += ["--threads", str(threads)] if threads is not None else []
+            news(_how_to_continue(folder, [*words, *more, *(["--json"] if as_json else [])]))
         raise
     if as_json:
         print_json({"recipe": run.name, "folder": str(folder), "steps": run.training.steps})
@@ -145,26 +159,31 @@ def train(
         click.echo(folder)
 
 
-def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
-    """What is saved of a stopped run, and the command that continues it."""
+def _say_if_anew(folder: Path) -> None:
+    """Tell a user who wrote --resume that there is nothing to continue."""
     from unmask.training.train import saved_step
 
-    step = saved_step(folder)
-    what = "nothing was saved; start again with" if step is None else f"saved at step {step}; continue with"
-    return f"{what}: unmask train {shlex.join(words)}"
+    if saved_step(folder) is None:
+        news(f"no saved state in {folder}; the run begins anew at step 0")
 
 
-def _train_here(run: Recipe, folder: Path, threads: int | None, resume: bool) -> bool:
+def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
+    """What is saved of a stopped run, and the command that continues it; where nothing is saved, only that."""
+    from unmask.training.train import saved_step
+
+    if (step := saved_step(folder)) is None:
+        return f"nothing was saved in {folder}"
+    return f"saved at step {step}; continue with: unmask train {shlex.join(words)}"
+
+
+def _train_here(run: Recipe, folder: Path, threads: int | None) -> bool:
     """Train in this process. Returns whether it is alone and so prints the result."""
     use_threads(threads)
     from unmask.training.parallel import join
     from unmask.training.stopping import Stopped
-    from unmask.training.train import saved_step
     from unmask.training.train import train as train_by
 
     place = join(run.training.device)  # alone, unless ``_train_in`` or torchrun started this process
-    if resume and place.rank == 0 and saved_step(folder) is None:
-        news(f"no saved state in {folder}; starting at step 0")
     try:
         train_by(run, folder, place=place)
     except Stopped:

@@ -12,6 +12,7 @@ from typing import Any
 
 ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "format")
+    + ("unevaluatedProperties", "unevaluatedItems")  # an answer has only what the schema names
     + ("$schema", "$id", "$comment", "$defs", "definitions")
 )
 _LEAST = ("minimum", "exclusiveMinimum", "minLength", "minItems")

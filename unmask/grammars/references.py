@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from unmask.grammars.merging import merged
+from unmask.grammars.merging import ANNOTATIONS, merged
 
 MAX_DEPTH = 32  # schemas inside schemas
 _MAX_CHAIN = 100  # references that lead to references
@@ -37,7 +37,8 @@ class _Expansion:
         self._limit(schema, place, active, depth)
         if not isinstance(schema, Mapping):
             return schema  # the translation says what is wrong with it
-        own = {key: value for key, value in schema.items() if value is not None or key in _MAY_BE_NULL}
+        own = {key: value for key, value in schema.items() if _counts(key, value)}
+        nullable = own.pop("nullable", False) is True  # the form of OpenAPI 3.0
         parts = []
         if "$ref" in own:
             target, inside = self._target(own.pop("$ref"), place, active)
@@ -47,16 +48,20 @@ class _Expansion:
         for union in ("anyOf", "oneOf"):
             if isinstance(own.get(union), list) and len(own[union]) == 1:
                 parts += self._each(own.pop(union), f"{place}.{union}", active, depth)
-        return (
-            merged([*parts, self._own(own, place, active, depth)], place)
-            if parts
-            else self._own(own, place, active, depth)
-        )
+        whole = merged([*parts, self._own(own, place, active, depth)], place)
+        return _or_null(whole) if nullable and isinstance(whole, Mapping) else whole
 
     def _own(self, schema: dict[str, Any], place: str, active: tuple[str, ...], depth: int) -> dict[str, Any]:
         """A schema without references of its own: those of the schemas inside it are expanded."""
         if isinstance(schema.get("type"), list) and len(schema["type"]) == 1:
             schema["type"] = schema["type"][0]
+        if not {"type", "enum", "const", "anyOf", "oneOf"} & set(
+            schema
+        ):  # any type is allowed, so take the one that is described
+            described = (
+                "object" if "properties" in schema else "array" if {"items", "prefixItems"} & set(schema) else None
+            )
+            schema |= {"type": described} if described else {}
         if isinstance(schema.get("items"), list):  # the form before 2020-12
             schema["prefixItems"] = schema.pop("items")
             if "additionalItems" in schema:
@@ -132,3 +137,17 @@ class _Expansion:
             if isinstance(definitions, Mapping) and definitions:
                 return f"{key} has {', '.join(map(str, list(definitions)[:10]))}"
         return "it has no $defs"
+
+
+def _counts(key: object, value: object) -> bool:
+    """Whether a keyword is there: null counts as absent, as do extensions (``x-…``) and a ``uniqueItems`` that asks for nothing."""
+    return (
+        (value is not None or key in _MAY_BE_NULL)
+        and not str(key).startswith("x-")
+        and (key, value) != ("uniqueItems", False)
+    )
+
+
+def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    notes = {key: value for key, value in schema.items() if key in ANNOTATIONS}
+    return {"anyOf": [schema, {"type": "null"}], **notes}

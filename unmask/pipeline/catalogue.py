@@ -118,8 +118,14 @@ def find_sampler(name: str, settings: Sequence[str] = ()) -> tuple[SamplerChange
         elif "." in key:
             rest.append(setting)
         else:
-            has = f"its arguments are {', '.join(entry.arguments)}" if entry.arguments else "it has no arguments"
-            raise ValueError(f"the sampler {name!r} has no argument {key!r}; {has}")
+            has = f"its arguments are {', '.join(entry.arguments)}" if entry.arguments else "it has none"
+            near = difflib.get_close_matches(key, entry.arguments, 1)
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"{has}; a field of the sampler has a dot, as schedule.steps has"
+            )
+            raise ValueError(f"the sampler {name!r} has no argument {key!r}; {hint}")
     function = getattr(import_module(entry.module), name)
     return SamplerChange(function=function, arguments=own, takes_net=entry.takes_net), rest
 

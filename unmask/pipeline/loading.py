@@ -258,7 +258,7 @@ def open_by_recipe(folder: Path, name: str, device: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name != module:
             raise
         raise CheckpointError(
-            f"{folder / 'config.json'} names the recipe {name!r}, which does not exist; `unmask train --list` shows the recipes"
+            f"{folder / 'config.json'} names the recipe {name!r}, which does not exist; `unmask train` lists the recipes"
         ) from error
     if (opened := make().open) is None:
         raise CheckpointError(

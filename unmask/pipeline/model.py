@@ -1,4 +1,4 @@
-"""The user's model. Public idea: ``m = unmask.load("mini"); m.generate("two red apples left of a cat")``.
+"""The user's model. Public idea: ``m = unmask.load("mini"); m.generate("a dog left of a cat")``.
 
 Results are batch-invariant: picture i of a call has the seed ``seed + i`` and its own random numbers.
 """
@@ -31,7 +31,7 @@ from unmask.tasks import (
 )
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn
-from unmask.tasks.lengths import Extent, stops
+from unmask.tasks.lengths import Extent
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
@@ -204,7 +204,7 @@ class Model:
         regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
         """
         canvas = self.presets.answer if length is None else length
-        extent = Extent(length=canvas, max_tokens=max_tokens, stop=stops(stop))
+        extent = Extent(length=canvas, max_tokens=max_tokens, stop=tuple(stop))
         views, text = self.parts.image_views(read_image(image)), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
         if form is not None:
@@ -329,7 +329,7 @@ class Model:
         · ``steps``, ``guidance_scale``: of the pictures.
         """
         conversing.check(messages)
-        extent = Extent(length=self.presets.turn, max_tokens=max_tokens, stop=stops(stop))
+        extent = Extent(length=self.presets.turn, max_tokens=max_tokens, stop=tuple(stop))
         said = [replace(message, text=self._prompt(message.text, empty=True)) for message in messages]
         self.parts.require(conversing.NEEDS)
         began, preset = time.perf_counter(), self.presets

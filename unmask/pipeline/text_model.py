@@ -10,17 +10,10 @@ import re
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import torch
 
-from unmask.checkpoints.device import AUTO, find_device
-from unmask.checkpoints.elastic import Weights, WeightStorage
-from unmask.checkpoints.lavida_o import read_json
-from unmask.checkpoints.llada import survey_llada
-from unmask.checkpoints.loading import load
-from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
 from unmask.protocols import Denoiser
@@ -30,7 +23,7 @@ from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
 from unmask.tasks.forms import Request, answer_formed, filled
-from unmask.tasks.lengths import Extent, read_words, stops
+from unmask.tasks.lengths import Extent, read_words
 from unmask.tasks.results import Answer, answered, describe
 from unmask.tasks.running import (
     Decoded,
@@ -47,7 +40,7 @@ from unmask.tasks.sampler_options import with_options
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import BOS, EOS, EOT, MASK, TEXT_CONTROL, Text
+from unmask.tokens.text import BOS, EOS, EOT, MASK, Text
 
 _NEEDS = frozenset({"und", "text_head"})
 LENGTH = 128  # tokens of the published chat
@@ -149,27 +142,6 @@ class FillGaps:
         return tokens.text.decode(sequence.ids.tolist())
 
 
-def load_text(
-    folder: Path,
-    *,
-    device: str | torch.device = AUTO,
-    storage: WeightStorage | None = None,
-    on_bytes: Callable[[int, int], None] = lambda done, of: None,
-) -> TextModel:
-    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
-    checkpoint, place = survey_llada(folder), find_device(device)
-    weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
-    text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    net, vq = weights.checkpoint.modules()
-    if text.size > net.config.vocab_size:  # the embedding may have spare rows
-        raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
-    if text[MASK] != net.mask_id:
-        raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
-    context = int(read_json(folder / "config.json").get("max_sequence_length", 4096))
-    load(weights, net, vq, _NEEDS)
-    return TextModel(TextParts(text=text, net=net, context=context))
-
-
 class TextModel:
     """A loaded text model. Every method checks its input first and raises ValueError. ``executor``: as in ``Model``."""
 
@@ -222,7 +194,7 @@ class TextModel:
         the text ends before the first of these strings · ``form``: a JSON schema or a regex that the answer matches
         (``grammars.answer_format``); ``Answer.value`` is its parsed value · ``steps``: of every block.
         """
-        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=stops(stop))
+        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         _check_texts(messages)
         text = self.parts.text
         preset = llada_instruct(
@@ -234,6 +206,7 @@ class TextModel:
             return self._formed(reply, form, chosen, extent, seed, trace)
         return self._written(reply, chosen, extent, question, seed, trace)
 
+    @checked
     def converse(
         self,
         messages: Items[Message],
@@ -297,7 +270,7 @@ class TextModel:
         """
         if suffix:
             length = max_tokens if length is None else length
-        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=stops(stop))
+        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         text = self.parts.text
         end = (text[EOT], text[EOS])
         preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)

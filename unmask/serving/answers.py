@@ -55,6 +55,8 @@ def fields(model: Served) -> dict[str, Event]:
                     schema["properties"][short]["default"] = defaults[long]
             schema["x-unmask-settings"] = known
         found[name] = schema
+    if isinstance(model, Model):
+        found["generate"]["properties"]["plan"]["default"] = model.presets.plans
     return found
 
 

@@ -75,7 +75,7 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
             return model.edit(picture, body.prompt, seed=seed, settings=settings, **options)[0]
         if body.plan or body.boxes or (body.reflect or 1) > 1:
             raise ValueError("plan, boxes and reflect do not apply to inpainting; leave them out, or leave out mask")
-        return model.infill(picture, _region(mask), prompt=body.prompt, seed=seed, settings=settings)
+        return model.infill(picture, _region(mask, picture), prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
@@ -90,7 +90,7 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
             return model.infill_text(body.text, seed=seed, settings=settings)
         draws = _image_model(model)
         image = picture_of(body.image or "", "image")
-        mask = _region(read_data_url(body.mask or "", "mask"))
+        mask = _region(read_data_url(body.mask or "", "mask"), image)
         return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
@@ -140,12 +140,16 @@ def _plan(model: Model, body: Planned) -> bool | Layout | None:
     return layout
 
 
-def _region(data: bytes) -> Image.Image:
-    """The region of a mask file. ValueError names the field mask."""
+def _region(data: bytes, picture: Image.Image) -> Image.Image:
+    """The region of a mask file for a picture. ValueError names the field mask."""
     try:
-        return read_region(data)
+        region = read_region(data)
     except ImageError as error:
         raise ValueError(f"mask: {error}") from error
+    if region.size != picture.size:
+        (w, h), (width, height) = region.size, picture.size
+        raise ValueError(f"mask: it has {w} x {h} pixels and the image {width} x {height}; give both the same size")
+    return region
 
 
 def _image_model(model: Model | TextModel) -> Model:

@@ -190,7 +190,7 @@ class Chat(Sampled):
         le=1,
         description="Sample from the most probable tokens whose probabilities sum to top_p. Default: 1, all tokens.",
     )
-    stop: list[Annotated[str, Field(max_length=200)]] = Field(
+    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         [], max_length=MOST_STOPS, description="The answer ends before the first of these texts."
     )
     response_format: Json | None = Field(

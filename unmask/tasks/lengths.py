@@ -49,11 +49,6 @@ class Extent:
         return self.length if self.max_tokens is None else self.max_tokens
 
 
-def stops(given: str | Items[str]) -> tuple[str, ...]:
-    """Stop strings as a tuple; a single string is one of them."""
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Words:
     """What the ids of an answer say. ``tokens``: how many of them, without the end of turn · ``finish_reason``: "length" if the text was

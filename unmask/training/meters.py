@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+QUIET = 10.0  # seconds without a line, after which the next step prints one
+
+
 def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
     """Measured floating-point operations a second of a large square matrix product: the best of five."""
     device = torch.device(device)
@@ -46,6 +49,7 @@ class Meters:
     def __init__(self, folder: Path, steps: int, start: int) -> None:
         self.path = folder / "metrics.jsonl"
         _forget(self.path, start)
+        self.printed = -float("inf")  # when the last line was printed
         self.sums: dict[str, list[float]] = {}
         self.since = time.perf_counter()
         self.tokens = 0
@@ -80,6 +84,18 @@ class Meters:
         else:
             print(f"step {step}/{self.steps} {line}", file=sys.stderr, flush=True)
 
+    def progress(self, step: int) -> None:
+        """Show that a step is done, without a row: move the bar, or print a line after the first step and then every 10 seconds."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+        elif time.perf_counter() - self.printed > QUIET:
+            self._print(step, {name: total / count for name, (total, count) in self.sums.items()})
+
+    def _print(self, step: int, values: Mapping[str, float]) -> None:
+        line = " ".join(f"{k} {v:.3g}" for k, v in values.items() if k not in ("step", "updates", "seconds"))
+        print(f"step {step}/{self.steps} {line}", file=sys.stderr, flush=True)
+        self.printed = time.perf_counter()
+
     def _write(self, row: Mapping[str, float]) -> None:
         with self.path.open("a") as f:
             f.write(json.dumps(row) + "\n")
@@ -91,11 +107,11 @@ class Meters:
         row["tokens_per_s"] = round(self.tokens / (now - self.since), 1)
         row["seconds"] = round(now - self.since, 2)
         self._write(row)
-        line = " ".join(f"{k} {v:.3g}" for k, v in row.items() if k not in ("step", "updates", "seconds"))
         if self.bar:
+            line = " ".join(f"{k} {v:.3g}" for k, v in row.items() if k not in ("step", "updates", "seconds"))
             self.bar.update(self.task, completed=step, line=line)
         else:
-            print(f"step {step}/{self.steps} {line}", file=sys.stderr, flush=True)
+            self._print(step, row)
         self.sums, self.tokens, self.since = {}, 0, now
         return row
 
@@ -123,5 +139,7 @@ class Silent:
 
     def report(self, step: int, **more: float) -> dict[str, float]:
         return {}
+
+    def progress(self, step: int) -> None: ...
 
     def close(self) -> None: ...

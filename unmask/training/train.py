@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from unmask.training.probe import flops, unchanged
 from unmask.training.stopping import Stopped, stop_after_step
 
 STATE = "state.safetensors"
+_LEFTOVER = re.compile(r"\.tmp[A-Za-z0-9]{6}|.+\.(safetensors|jsonl?)\.part")
 
 
 def train(recipe: Recipe, folder: Path, *, stop_after: int | None = None, place: Place = Place()) -> nn.Module:
@@ -39,6 +41,8 @@ def train(recipe: Recipe, folder: Path, *, stop_after: int | None = None, place:
     the current step is finished and saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if place.rank == 0:
+        remove_leftovers(folder)
     settings = recipe.training
     device = choose(settings.device, local_rank=place.local_rank, world=place.world)
     if device.type == "cuda":
@@ -75,6 +79,8 @@ def _run(learner: Learner, start: int, last: int, dtype: torch.dtype, meters: Me
             done = stopping or end == last
             if done or _due(settings.log_every, first, end):
                 meters.report(end, updates=learner.updates, peak=round(work / max(seconds, 1e-6) / peak, 3))
+            else:
+                meters.progress(end)
             if place.rank == 0:
                 evals = [e for e in recipe.evals if end == settings.steps or _due(e.every, first, end)]
                 evaluate(evals, learner.module, learner.masters, learner.device, end, meters)
@@ -131,9 +137,18 @@ def save(recipe: Recipe, masters: Masters, folder: Path, step: int, updates: int
     try:
         save_file({n: t.cpu() for n, t in masters.state().items()}, str(part), metadata={"unmask": json.dumps(meta)})
         os.replace(part, folder / STATE)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:  # a second Ctrl-C too
         part.unlink(missing_ok=True)
+        if not isinstance(error, OSError | SafetensorError):
+            raise
         raise OSError(f"could not save the checkpoint in {folder}: {error}; the previous one is intact") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed run left half written in its own folder: files ``.tmp…`` of the safetensors library and ``….part`` of ours."""
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def saved_step(folder: Path) -> int | None:

@@ -86,7 +86,7 @@ export function chatPanel(fields, services) {
 
   /** The answer while it is decoded: text, then possibly an image, with all steps. */
   function live(item) {
-    const words = new Words(), notes = new Notes(), canvas = new Canvas("Image in the answer");
+    const words = new Words(), notes = new Notes(panel.vocabulary, task.name), canvas = new Canvas("Image in the answer");
     const frame = h("div", { class: "frame", hidden: true }, canvas.element);
     const replay = new Replay((entry) => {
       if (entry.words) words.tokens(entry.words.tokens);

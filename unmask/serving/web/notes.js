@@ -2,9 +2,15 @@
 
 import { h } from "./dom.js";
 
-/** The warnings of an answer as one quiet line, announced to screen readers. */
+/** The name of the disclosure of the model's words. */
+export const question = (task) => (["ask", "ground"].includes(task) ? "What does it know?" : "What can it draw?");
+
+/** The warnings of an answer as one quiet line, announced to screen readers. ``vocabulary``, ``task``: a warning that repeats what the
+ *  disclosure of the model's words says refers to it instead. */
 export class Notes {
-  constructor() {
+  constructor(vocabulary, task) {
+    this.known = vocabulary ? `; ${vocabulary.about.replace(/\.$/, "")}` : null;
+    this.see = `. See “${question(task)}”`;
     this.element = h("p", { class: "note", role: "status" });
     this.clear();
   }
@@ -16,15 +22,15 @@ export class Notes {
 
   /** Add the warnings of an answer; several images of a run repeat them. */
   add(warnings) {
-    for (const warning of warnings || []) this.lines.add(warning);
+    for (const warning of warnings || []) this.lines.add(this.known ? warning.replace(this.known, () => this.see) : warning);
     this.element.replaceChildren([...this.lines].join(" · "));
   }
 }
 
 /** A disclosure of the model's words, or null for a model without a vocabulary. ``vocabulary``: as in /v1/models. */
-export function knownWords(vocabulary, question) {
+export function knownWords(vocabulary, task) {
   if (!vocabulary) return null;
   const rows = Object.entries(vocabulary.groups || {}).flatMap(([group, words]) => [h("dt", {}, group), h("dd", {}, words.join(", "))]);
   const about = rows.length ? vocabulary.about.replace(/ \([^()]*,[^()]*\)/g, "") : vocabulary.about; // its lists are in the groups
-  return h("details", { class: "known" }, h("summary", {}, question), h("p", {}, about), h("dl", {}, rows));
+  return h("details", { class: "known" }, h("summary", {}, question(task)), h("p", {}, about), h("dl", {}, rows));
 }

@@ -21,7 +21,7 @@ export class TaskPanel {
     this.job = new Job({ verb: task.verb, work: (signal, report) => task.work(signal, report), services });
     this.settings = new Settings(schema, task.without);
     this.words = new Words();
-    this.notes = new Notes();
+    this.notes = new Notes(this.vocabulary, task.name);
     this.makeStage();
     this.makeForm();
     const title = h("h1", { id: fresh("title") }, task.title);
@@ -32,13 +32,17 @@ export class TaskPanel {
     this.empty();
   }
 
+  get vocabulary() {
+    return this.services.model.unmask?.vocabulary;
+  }
+
   makeForm() {
     const { task } = this, id = fresh("prompt"), examples = EXAMPLES[task.name];
     this.prompt = h("textarea", { id, rows: task.lines ? 3 : 2, placeholder: examples[0].prompt, maxlength: 4000, onkeydown: (event) => {
       if (event.key === "Enter" && !task.lines && !event.shiftKey && !event.isComposing) event.preventDefault(), this.form.requestSubmit();
     } });
     const chips = examples.map((one) => h("button", { type: "button", class: "chip", onclick: () => this.useExample(one) }, one.prompt.replaceAll("\n", ", ")));
-    this.extra = h("div", { class: "extra" }, knownWords(this.services.model.unmask?.vocabulary, ["ask", "ground"].includes(task.name) ? "What does it know?" : "What can it draw?"));
+    this.extra = h("div", { class: "extra" }, knownWords(this.vocabulary, task.name));
     this.label = h("label", { htmlFor: id, class: "kicker" }, task.label);
     this.ask = h("div", { class: "ask" }, this.label, this.prompt, this.notes.element, h("div", { class: "chips", role: "group", "aria-label": "Examples" }, chips), this.extra, this.job.buttons, this.job.element, this.words.element);
   }

@@ -5,6 +5,12 @@ import { fresh, h } from "./dom.js";
 const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown first
 const MORE = ["max_tokens", "temperature", "top_p", "guidance", "sampler", "luminance", "contrast", "score"]; // under More settings
 // Other fields of the API are for programs, or are filled in by the page.
+const ABOUT = { // in place of the API's descriptions
+  seed: "Empty: a new random seed for each run.",
+  plan: "Lay out the objects as boxes first.",
+  reflect: "Maximum number. The model critiques each image and stops when it accepts one. Empty: the model's preset.",
+  n: "Number of images, each with a seed of its own.",
+};
 const SHORT = { "schedule.steps": "steps", "guidance.scale": "guidance" }; // settings that have a field of their own
 
 /** ``without``: fields that the task does not have ("settings": those of the sampler). ``values()`` leaves out empty fields. */
@@ -30,7 +36,7 @@ export class Settings {
     made.input.name = name;
     made.input.setAttribute("aria-describedby", said);
     this.fields.set(name, made);
-    const about = name === "seed" ? "Empty: a new random seed for each run." : (field.description || "").replaceAll("`", "");
+    const about = ABOUT[name] || (field.description || "").replaceAll("`", "");
     const label = h("div", {}, h("label", { htmlFor: id }, shown), h("small", { id: said }, about));
     return h("div", { class: made.wide ? "setting wide" : "setting" }, label, made.input);
   }
