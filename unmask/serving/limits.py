@@ -23,7 +23,7 @@ _NUMBERS = {  # JSON numbers that every field of a kind takes
     "number": r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,6})?",
     "boolean": "(true|false)",
 }
-_ONE_IF_LARGE = {  # delivery.MOST_PIXELS bounds the pixels of all images of a request
+_ONE_IF_LARGE: Json = {  # delivery.MOST_PIXELS bounds the pixels of all images of a request
     "anyOf": [
         {"properties": {"n": {"const": 1}}},
         {"properties": {"size": {"pattern": r"^(auto|([1-9][0-9]{0,2})[xX]\2)$"}}},
@@ -139,7 +139,7 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     own = {s["name"]: s["type"] for s in fields(model)["edit"].get("x-unmask-settings", [])}
     properties["settings"] |= {"maxItems": 32, **_settings(own)}
     properties["sampler"] = {"enum": ["", *sorted(known)], "description": properties["sampler"].get("description", "")}
-    body["allOf"] = [_ONE_IF_LARGE]
+    body.pop("allOf", None)
     # No anyOf with required: a validator that cannot read files would not know which of them holds.
     painting = {s["name"]: s["type"] for s in settings_of(model, "generate")}
     inpainted = {
@@ -148,7 +148,11 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
         "boxes": False,
         "reflect": {"enum": [1, ""]},
     }
-    body["dependentSchemas"] = {"sampler": {"properties": {"settings": False}}, "mask": {"properties": inpainted}}
+    body["dependentSchemas"] = {
+        "n": {"properties": {"size": _ONE_IF_LARGE["anyOf"][1]["properties"]["size"]}},
+        "sampler": {"properties": {"settings": False}},
+        "mask": {"properties": inpainted},
+    }
     body |= {"if": {"properties": {"prompt": {"pattern": NONBLANK}}}, "else": {"required": ["mask"]}}
     body["additionalProperties"] = False
     content["encoding"] = {name: {"contentType": _FILES} for name in ("image", "mask")}
