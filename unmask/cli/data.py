@@ -303,7 +303,7 @@ def encode(
         bar = Bar(what=f"encoding {kind.name}", words=_rows, lines=not as_json)
         made = encode(
             drawn if kind.name == "codes" else [*drawn, *looked_at],
-            Shards(out, kind.made_by(), name=kind.name, rank=rank),
+            Shards(out, kind.made_by(), name=kind.name),
             kind.prepare,
             kind,
             batch=batch,

@@ -64,14 +64,15 @@ class MadeBy:
 
 
 class Shards:
-    """Tensors in ``folder/name-RANK-NUMBER.safetensors``, by the fingerprint of their picture.
+    """Tensors in ``folder/name-HASH.safetensors``, by the fingerprint of their picture.
 
-    ``CodesMismatch`` if the folder holds tensors that something other than ``made_by`` made. Files are written whole or not at all; a
-    process that is killed loses the tensors since its last shard.
+    Files are named by the hash of the fingerprints in them, so that several processes can write into one folder, and are written whole or
+    not at all: a process that is killed loses the tensors since its last shard. ``CodesMismatch`` if the folder holds tensors that something
+    other than ``made_by`` made.
     """
 
-    def __init__(self, folder: Path, made_by: MadeBy, *, name: str = "codes", rank: int = 0) -> None:
-        self.folder, self.name, self.rank = folder, name, rank
+    def __init__(self, folder: Path, made_by: MadeBy, *, name: str = "codes") -> None:
+        self.folder, self.name = folder, name
         self.places: dict[str, Path] = {}
         self._opened: dict[Path, safe_open] = {}
         self._new: dict[str, Tensor] = {}
@@ -84,6 +85,9 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_opened": {}}  # open files do not go to other processes
 
     def __contains__(self, fingerprint: str) -> bool:
         return fingerprint in self.places or fingerprint in self._new
@@ -111,8 +115,8 @@ class Shards:
         if not self._new:
             return
         write_whole(self.folder / f"{self.name}.json", lambda part: part.write_text(self._about, encoding="utf-8"))
-        number = len(list(self.folder.glob(f"{self.name}-{self.rank:03d}-*.safetensors")))
-        path = self.folder / f"{self.name}-{self.rank:03d}-{number:05d}.safetensors"
+        whole = hashlib.sha256("".join(sorted(self._new)).encode()).hexdigest()[:16]
+        path = self.folder / f"{self.name}-{whole}.safetensors"
         new = self._new
         write_whole(path, lambda part: _save(new, part))
         self.places.update(dict.fromkeys(new, path))

@@ -163,7 +163,7 @@ def hub(name: str, part: str) -> TableRows:
             found = datasets.load_dataset(owned, subset or None, split=part)
         except Exception as error:
             raise DataError(
-                f"the dataset {name} cannot be loaded ({_reason(error)}); check its name, subset and split"
+                f"the dataset {name} cannot be loaded ({_reason(error)}); check its name, subset, split, and the connection"
             ) from error
     return TableRows(found, owned, Path())
 
