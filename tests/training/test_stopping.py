@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from unmask.step import Loss
 from unmask.training.parallel import Place, launch
+from unmask.training.saving import STATE, saved_step
 from unmask.training.stopping import Stopped, stop_after_step
-from unmask.training.train import STATE, saved_step, train
+from unmask.training.train import train
 
 from . import line
 from .line import recipe
@@ -72,7 +73,7 @@ def test_ctrl_c_while_a_state_is_written_keeps_the_old_one(tmp_path: Path, monke
         Path(path).write_bytes(b"half a state")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unmask.training.train.save_file", interrupted)
+    monkeypatch.setattr("unmask.training.saving.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(recipe(), tmp_path)
     assert (tmp_path / STATE).read_bytes() == before

@@ -42,8 +42,8 @@ SPANS = (
 class Numbers:
     """Random rows, a pure function of the batch number. At batch ``stop_at`` it waits; ``signal_at`` sends SIGTERM."""
 
-    stop_at: int | None = None
-    signal_at: int | None = None
+    stop_at: int | None = dataclasses.field(default=None, compare=False)
+    signal_at: int | None = dataclasses.field(default=None, compare=False)
 
     def __call__(self, step: int) -> Batch:
         if step == self.stop_at:

@@ -114,6 +114,7 @@ Examples:
 @click.option(
     "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Data-parallel processes to start."
 )
+@click.option("--allow-changes", is_flag=True, help="Continue a run although settings of its recipe have changed.")
 @json_option
 @threads_option
 def train(
@@ -124,6 +125,7 @@ def train(
     settings: tuple[str, ...],
     device: str | None,
     processes: int,
+    allow_changes: bool,
     as_json: bool,
     threads: int | None,
 ) -> None:
@@ -137,13 +139,14 @@ def train(
     chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
     chosen += [f"training.device={device}"] if device is not None else []
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
+    words += ["--allow-changes"] if allow_changes else []
     try:
         run = find(recipe, chosen)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
             _say_if_anew(folder)
         if processes > 1:
             _train_in(processes, words)
-        elif not _train_here(run, folder, threads):
+        elif not _train_here(run, folder, threads, allow_changes):
             return
     except KeyboardInterrupt:
         if "RANK" not in os.environ:  # else the process that started this one says it
@@ -159,7 +162,7 @@ def train(
 
 def _say_if_anew(folder: Path) -> None:
     """Tell a user who wrote --resume that there is nothing to continue."""
-    from unmask.training.train import saved_step
+    from unmask.training.saving import saved_step
 
     if saved_step(folder) is None:
         news(f"no saved state in {folder}; the run begins anew at step 0")
@@ -167,14 +170,14 @@ def _say_if_anew(folder: Path) -> None:
 
 def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
     """What is saved of a stopped run, and the command that continues it; where nothing is saved, only that."""
-    from unmask.training.train import saved_step
+    from unmask.training.saving import saved_step
 
     if (step := saved_step(folder)) is None:
         return f"nothing was saved in {folder}"
     return f"saved at step {step}; continue with: unmask train {shlex.join(words)}"
 
 
-def _train_here(run: Recipe, folder: Path, threads: int | None) -> bool:
+def _train_here(run: Recipe, folder: Path, threads: int | None, allow_changes: bool) -> bool:
     """Train in this process. Returns whether it is alone and so prints the result."""
     use_threads(threads)
     from unmask.training.parallel import join
@@ -183,7 +186,7 @@ def _train_here(run: Recipe, folder: Path, threads: int | None) -> bool:
 
     place = join(run.training.device)  # alone, unless ``_train_in`` or torchrun started this process
     try:
-        train_by(run, folder, place=place)
+        train_by(run, folder, place=place, allow_changes=allow_changes)
     except Stopped:
         place.leave()  # all processes stop after the same step
         raise

@@ -6,6 +6,7 @@ the objective yields of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from unmask.recipe import Recipe
 from unmask.rng import generator
 from unmask.step import Loss
 from unmask.training.device import move
-from unmask.training.optim import Masters, rate
+from unmask.training.optim import Masters, NotFinite, rate
 from unmask.training.parallel import Place
 
 
@@ -43,21 +44,34 @@ def weight(loss: Loss) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """One update: ``terms`` and ``tokens`` of the loss of each source batch in it, and the gradient norm before clipping."""
+    """One update: ``terms`` and ``tokens`` of the loss of each source batch in it, and the gradient norm before clipping.
+
+    ``skipped``: why the weights were left as they are; None for an update that was made.
+    """
 
     terms: list[dict[str, Tensor]]
     tokens: int
     norm: float
+    skipped: str | None = None
 
 
 class Learner:
-    """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included."""
+    """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included;
+    ``skipped``: how many were skipped in a row.
+    """
 
     def __init__(
-        self, recipe: Recipe, module: nn.Module, masters: Masters, place: Place, device: torch.device, updates: int
+        self,
+        recipe: Recipe,
+        module: nn.Module,
+        masters: Masters,
+        place: Place,
+        device: torch.device,
+        updates: int,
+        skipped: int = 0,
     ) -> None:
         self.recipe, self.module, self.masters = recipe, module, masters
-        self.place, self.device, self.updates = place, device, updates
+        self.place, self.device, self.updates, self.skipped = place, device, updates, skipped
 
     def learn(self, first: int, end: int) -> Iterator[Update]:
         """Updates from the source batches of steps ``first..end``: the k-th from the k-th loss of each of them.
@@ -78,9 +92,27 @@ class Learner:
                 tokens += sum(loss.counts.values())
             if not terms:
                 return
-            norm = self.masters.step(lr, self.updates, self.place.mean_)
+            try:
+                norm = self.masters.step(lr, self.updates, self.place.mean_)
+            except NotFinite as error:
+                yield Update(terms=terms, tokens=tokens, norm=math.nan, skipped=self._skip(error, terms))
+                continue
             self.updates += 1
+            self.skipped = 0
             yield Update(terms=terms, tokens=tokens, norm=norm)
+
+    def _skip(self, error: NotFinite, terms: list[dict[str, Tensor]]) -> str:
+        """Count a skipped update and say why. NotFinite where too many were skipped in a row."""
+        self.skipped += 1
+        bad = sorted({name for found in terms for name, value in found.items() if not math.isfinite(float(value))})
+        why = f"{error} (loss {', '.join(bad)} is not finite either)" if bad else str(error)
+        most = self.recipe.training.max_skipped
+        if self.skipped > most:
+            raise NotFinite(
+                f"{why} at update {self.updates}, after {most} skipped in a row; the last checkpoint is intact: "
+                "check the data, or continue from it with a smaller optim.lr and --allow-changes"
+            ) from error
+        return f"{why}; update {self.updates} is skipped, {self.skipped} of at most {most} in a row"
 
     def _losses(self, number: int) -> Iterator[Loss]:
         """Losses of one source batch, computed as they are asked for: one batch's graph is in memory at a time."""
