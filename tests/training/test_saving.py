@@ -283,7 +283,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> No
     made = recipe(straight, save_every=1)
     train(made, tmp_path, stop_after=3)
     before = (tmp_path / STATE).read_bytes()
-    steep = dataclasses.replace(made, optim=Optim(lr=3e38))
+    steep = dataclasses.replace(made, optim=Optim(lr=3e38, warmup=1))
     with pytest.raises(NotFinite, match="master.weight is not finite at step 4, so it is not saved; continue from"):
         train(steep, tmp_path, allow_changes=True)
     assert (tmp_path / STATE).read_bytes() == before
