@@ -72,7 +72,9 @@ def main() -> None:
     sizes = [f"--{n}={getattr(given, n)}" for n in ("vocabulary", "tokens", "width", "threads")]
     lines = []
     for way in ("whole", "chunks"):
-        run = subprocess.run([sys.executable, __file__, "--way", way, *sizes], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, __file__, "--way", way, *sizes], capture_output=True, text=True, check=True
+        )
         found = json.loads(run.stdout)
         used = (found["peak"] - found["before"]) / 2**20
         print(f"{way}: {used:.0f} MiB more than before the step, {found['seconds']:.1f} s, loss {found['loss']:.5f}")

@@ -52,11 +52,12 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long, where and how often. A step is one source batch of every process.
+    """How long, where and how often. A step is one source batch.
 
-    ``accumulate``: source batches per update of the weights · ``device``: cpu, cuda, cuda:1, mps, or auto for the best one there is ·
-    ``bf16``: compute in bfloat16 with float32 master weights · ``log_every``, ``save_every``: in steps · ``keep``: checkpoints to keep,
-    the last one included · ``max_skipped``: updates in a row that may be skipped because their gradient is not finite.
+    ``accumulate``: source batches per update of the weights, which the processes of a run share · ``device``: cpu, cuda, cuda:1, mps, or
+    auto for the best one there is · ``bf16``: compute in bfloat16 with float32 master weights · ``log_every``, ``save_every``: in steps ·
+    ``keep``: checkpoints to keep, the last one included · ``max_skipped``: updates in a row that may be skipped because their gradient is
+    not finite.
     """
 
     steps: int = 1000

@@ -117,21 +117,26 @@ class Masters:
             m.grad = gradient if m.grad is None else m.grad.add_(gradient)
         self.weight += weight
 
-    def step(self, lr: float, number: int, mean: Callable[[Sequence[Tensor]], None] = lambda gradients: None) -> float:
+    def step(
+        self,
+        lr: float,
+        number: int,
+        combine: Callable[[Sequence[Tensor], float], float] = lambda gradients, weight: weight,
+    ) -> float:
         """Update ``number`` from the gathered gradients, or else from the module's; returns their norm before clipping.
 
-        ``mean`` averages the gradients with those of other processes, in place. NotFinite for a norm that is not finite: the gradients
-        are dropped, and weights, moments and averages are as before.
+        ``combine(gradients, weight)`` adds those of other processes, in place, and returns the sum of the weights. NotFinite for a norm
+        that is not finite: the gradients are dropped, and weights, moments and averages are as before.
         """
-        if not self.weight:
+        if not self.weight and any(p.grad is not None for p in self.params):
             self.gather()
         for m in self.master:
             m.grad = torch.zeros_like(m) if m.grad is None else m.grad
         gradients = [m.grad for m in self.master if m.grad is not None]
-        if self.weight != 1:
-            torch._foreach_div_(gradients, self.weight)
+        weight = combine(gradients, self.weight)
+        if weight not in (0, 1):
+            torch._foreach_div_(gradients, weight)
         self.weight = 0.0
-        mean(gradients)
         total = nn.utils.get_total_norm(gradients)
         norm = float(total)
         if not math.isfinite(norm):

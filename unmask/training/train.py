@@ -20,7 +20,7 @@ from unmask.training.fingerprint import settings as settings_of
 from unmask.training.losses import Learner
 from unmask.training.meters import Meters, Silent, matmul_peak
 from unmask.training.optim import Masters, move_module
-from unmask.training.parallel import Place
+from unmask.training.parallel import Place, refuse_idle
 from unmask.training.probe import flops, unchanged
 from unmask.training.saving import Saved, lock, remove_leftovers, resume, save
 from unmask.training.stopping import Stopped, stop_after_step
@@ -52,6 +52,7 @@ def _train(recipe: Recipe, folder: Path, stop_after: int | None, place: Place, a
     device = choose(settings.device, local_rank=place.local_rank, world=place.world)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    refuse_idle(settings.accumulate, place.world)
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
     module = recipe.model()
     if recipe.adapt:
@@ -82,7 +83,8 @@ def _run(learner: Learner, start: int, last: int, dtype: torch.dtype, meters: Me
             began = time.perf_counter()
             for update in learner.learn(first, end):
                 meters.add(update)
-            seconds += 0.05 * ((time.perf_counter() - began) / (end - first) - seconds)
+            own = max(1, len(place.share(first, end)))
+            seconds += 0.05 * ((time.perf_counter() - began) / own - seconds)
             stopping = place.any(signalled())
             done = stopping or end == last
             if done or _due(settings.log_every, first, end):
@@ -116,9 +118,8 @@ def _due(every: int, before: int, after: int) -> bool:
 
 
 def _flops_per_step(learner: Learner, step: int) -> int:
-    number = learner.place.batch_number(step)
-    batch = move(learner.recipe.source(number), learner.device)
-    return flops(learner.recipe, learner.module, batch, number, learner.device)
+    batch = move(learner.recipe.source(step), learner.device)
+    return flops(learner.recipe, learner.module, batch, step, learner.device)
 
 
 def evaluate(
