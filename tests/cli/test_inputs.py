@@ -108,6 +108,9 @@ def test_batch_reads_stdin_and_prints_its_results(
     assert told["a"]["ok"] and told["b"]["ok"], told
     assert told["b"]["result"]["image"].startswith("data:image/png;base64,") and "file" not in told["b"]["result"]
     assert os.listdir(here) == ["in.png"]
+    _stdin(monkeypatch, b'{"id": "c", "task": "ask", "prompt": "a"}')
+    assert main(["batch", "-", "-", "--model", str(folder)]) == 1
+    assert b"1 failed; line 1: " in capfdbinary.readouterr().err
 
 
 def test_quiet_says_nothing_but_the_result(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +159,12 @@ MISTAKES = [
     ("generate x --out - --json", "both write to stdout", "see"),
     ("edit in.png a.png x --out -", "writes one picture to stdout", "see"),
     ("ground in.png a.png x --out -", "writes one picture to stdout", "see"),
+    ("demo --out in.png", "'in.png' is a file", "see"),
+    ("chat --out in.png", "'in.png' is a file", "see"),
+    ("evaluate --out in.png", "'in.png' is a file", "see"),
+    ("train mini.tower --out in.png", "'in.png' is a file", "see"),
+    ("train mini", "there is no recipe 'mini'", "did you mean 'mini."),
+    ("world shwo", "Did you mean 'show'?", "see `unmask world --help`"),
     ("batch - - --json", "leave out --json", "see"),
     ("generate x --out letter.txt/a.png", "is not a folder", "choose another place"),
     ("generate x --out x", "'x' must end in .png", "see"),

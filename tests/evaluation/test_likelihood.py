@@ -12,7 +12,8 @@ from torch import Tensor
 from unmask.evaluation.likelihood import choose, likelihood
 from unmask.models.fake import FakeDenoiser
 from unmask.objectives.likelihood import Bound, bound, difference, estimates, masks
-from unmask.pipeline.text_model import TextModel, load_text
+from unmask.pipeline.opening import load_text
+from unmask.pipeline.text_model import TextModel
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.step import Prediction, Reuse

@@ -45,14 +45,14 @@ class Visit:
     complaints: list[str] = field(default_factory=list)
     expected: str = ""
 
-    def page(self, fragment: str = "") -> Page:
+    def page(self, fragment: str = "", *, tab: str = "Draw") -> Page:
         page = self.context.new_page()
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
         page.goto(f"{self.url}/{fragment}")
-        expect(page.get_by_role("tab", name="Draw")).to_be_visible()
+        expect(page.get_by_role("tab", name=tab)).to_be_visible()
         return page
 
 

@@ -64,7 +64,11 @@ def attempts(browser: Browser, url: str, model: Any) -> bytes:
         draw = run(page, "draw")
         expect(draw.locator(".card")).to_have_count(2)
         expect(draw.locator(".card img")).to_have_count(2)
-        return draw.locator(".stage").screenshot()
+        stage = draw.locator(".stage")
+        stage.evaluate(
+            "stage => (stage.style.alignSelf = 'start')"
+        )  # as high as its content, not as the settings beside it
+        return stage.screenshot()
 
 
 def rejected_once(model: Any) -> tuple[str, int]:

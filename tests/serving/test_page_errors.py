@@ -44,9 +44,7 @@ def test_two_tabs_at_once_get_their_own_results(visits: Callable[..., Visit], se
         ask(panel(page, "Draw"), "a red car left of a blue cat", seed=seed, steps=8)
     for seed, page in both.items():
         done(page.locator("#panel-draw"))
-        alone = model.generate("a red car left of a blue cat", seed=seed, plan=False, settings=["schedule.steps=8"])[
-            0
-        ].image
+        alone = model.generate("a red car left of a blue cat", seed=seed, settings=["schedule.steps=8"])[0].image
         assert same(picture(page.locator("#panel-draw").get_by_role("link", name="Download")), alone)
 
 

@@ -85,7 +85,7 @@ def test_documents(server: Server) -> None:
         assert plain(server).get(f"/docs/{one['name']}").text == (folder / one["name"]).read_text()
     leads = plain(server).get("/docs")
     assert leads.status_code == 307 and leads.headers["location"] == "web/read.html#docs"
-    for path in ("/docs/../pyproject.toml", "/docs/%2e%2e/pyproject.toml", "/docs/none.md"):
+    for path in ("/docs/../pyproject.toml", "/docs/%2e%2e/pyproject.toml", "/docs/missing/page"):
         assert plain(server).get(path).status_code == 404
 
 

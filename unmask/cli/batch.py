@@ -96,12 +96,22 @@ def batch(
                     printed.more()
 
             done = run_batch(opened, work, live=live, on_progress=progress)
+        first = f"; {_first_error(work.results)}" if done.failed else ""
     if as_json:
         print_json({"done": done.done, "passed": done.passed, "failed": done.failed, "results": str(work.results)})
     elif out != STDOUT:
         click.echo(work.results)
-    news(f"{done.done} done, {done.passed} done before, {done.failed} failed")
+    news(f"{done.done} done, {done.passed} done before, {done.failed} failed{first}")
     return int(done.failed > 0)
+
+
+def _first_error(results: Path) -> str:
+    """The first failed line of a results file, for the terminal."""
+    for raw in results.read_text(encoding="utf-8").splitlines():
+        record = json.loads(raw)
+        if not record["ok"]:
+            return f"line {record['line']}: {' '.join(record['error'].split())[:200]}"
+    return "see the results of the other processes"
 
 
 def _plan(manifest: Path, out: Path, scratch: Path, share: Share, retry: bool) -> BatchPlan:

@@ -46,7 +46,9 @@ class Example:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Output folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default="demo", show_default=True, help="Output folder."
+)
 @model_options
 def demo(run: Run, out: Path) -> None:
     """Show everything a model can do on one sheet.

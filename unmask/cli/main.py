@@ -137,7 +137,7 @@ def _usage_message(error: click.UsageError, given: Sequence[str]) -> tuple[str, 
     said, place = _line(error.format_message()), error.ctx.command_path if error.ctx else "unmask"
     example = _example(error.ctx.command) if error.ctx else ""
     if isinstance(error, click.exceptions.NoSuchCommand):
-        return said, _instead_of(error.command_name)
+        return said, _instead_of(error.command_name) if place == "unmask" else f"see `{place} --help`"
     dashed = next((word for word in given if word.startswith("-") and " " in word), "")
     if isinstance(error, click.NoSuchOption) and dashed.startswith(error.option_name):
         return said, f'put -- before a text that starts with a dash: {place} -- "{dashed}"'

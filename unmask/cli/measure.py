@@ -75,7 +75,9 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @click.option(
     "--json", "into", type=click.Path(path_type=Path), help="Also write the results to this file; - is stdout."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures, verdicts and an HTML report.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for pictures, verdicts and an HTML report."
+)
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", default=32, show_default=True, help="Batch size.")
 @seed_option
 @device_option

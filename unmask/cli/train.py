@@ -45,7 +45,7 @@ def find(name: str, settings: Sequence[str] = ()) -> Recipe:
     """
     known = recipes()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.5)
+        near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
         raise ValueError(f"there is no recipe {name!r}; {hint}")
     module, function = name.split(".")
@@ -103,7 +103,9 @@ Examples:
 
 @click.command(help=_HELP)
 @click.argument("recipe", required=False, shell_complete=completion.recipes)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.  [default: runs/RECIPE]"
+)
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; start one where there is none.")
 @click.option("--seed", type=int, help="Seed of the recipe: of its first weights, its data and its noise.")
 @setting_option("Set a field of the recipe or an argument of its function; repeatable.")

@@ -12,7 +12,7 @@ from unmask.cli.output import news, print_json, table
 
 @click.command()
 @click.argument("source")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--to", "layout", type=click.Choice(["released", "own"]), required=True, help="The layout of OUT.")
 @click.option(
     "--like",

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
 from unmask.checkpoints.device import AUTO, find_device
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
+from unmask.checkpoints.lavida_o import read_json
+from unmask.checkpoints.llada import survey_llada
+from unmask.checkpoints.loading import load as load_weights
+from unmask.checkpoints.stream import CheckpointError
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.model import Model
-from unmask.pipeline.text_model import TextModel, load_text
+from unmask.pipeline.text_model import Reply, TextModel, TextParts
 from unmask.tasks import released
 from unmask.tasks.arguments import checked
 from unmask.tasks.own import OWN
 from unmask.tokens.prompts import RELEASED
+from unmask.tokens.text import MASK, TEXT_CONTROL, Text
 
 
 def _silent(done: int, of: int) -> None:
@@ -57,3 +63,24 @@ def load(
     parts = open_parts(found, weights)
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
+
+
+def load_text(
+    folder: Path,
+    *,
+    device: str | torch.device = AUTO,
+    storage: WeightStorage | None = None,
+    on_bytes: Callable[[int, int], None] = _silent,
+) -> TextModel:
+    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
+    checkpoint, place = survey_llada(folder), find_device(device)
+    weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
+    text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
+    net, vq = weights.checkpoint.modules()
+    if text.size > net.config.vocab_size:  # the embedding may have spare rows
+        raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
+    if text[MASK] != net.mask_id:
+        raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
+    context = int(read_json(folder / "config.json").get("max_sequence_length", 4096))
+    load_weights(weights, net, vq, Reply.needs)
+    return TextModel(TextParts(text=text, net=net, context=context))

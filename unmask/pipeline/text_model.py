@@ -10,17 +10,10 @@ import re
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import torch
 
-from unmask.checkpoints.device import AUTO, find_device
-from unmask.checkpoints.elastic import Weights, WeightStorage
-from unmask.checkpoints.lavida_o import read_json
-from unmask.checkpoints.llada import survey_llada
-from unmask.checkpoints.loading import load
-from unmask.checkpoints.stream import CheckpointError
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
 from unmask.protocols import Denoiser
@@ -47,7 +40,7 @@ from unmask.tasks.sampler_options import with_options
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import BOS, EOS, EOT, MASK, TEXT_CONTROL, Text
+from unmask.tokens.text import BOS, EOS, EOT, MASK, Text
 
 _NEEDS = frozenset({"und", "text_head"})
 LENGTH = 128  # tokens of the published chat
@@ -120,7 +113,7 @@ class Continue:
     def build(self, tokens: TextParts) -> Sequence:
         given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         b = tokens.builder().say("prompt", *given).write("answer", self.length)
-        return (b.say("given", self.suffix) if self.suffix else b).build(as_text(self.prompt, tokens.text))
+        return (b.say("given", self.suffix) if self.suffix else b).build(tokens.text.as_text(self.prompt))
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return answered(sequence, tokens.text)
@@ -147,27 +140,6 @@ class FillGaps:
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return tokens.text.decode(sequence.ids.tolist())
-
-
-def load_text(
-    folder: Path,
-    *,
-    device: str | torch.device = AUTO,
-    storage: WeightStorage | None = None,
-    on_bytes: Callable[[int, int], None] = lambda done, of: None,
-) -> TextModel:
-    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
-    checkpoint, place = survey_llada(folder), find_device(device)
-    weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
-    text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
-    net, vq = weights.checkpoint.modules()
-    if text.size > net.config.vocab_size:  # the embedding may have spare rows
-        raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
-    if text[MASK] != net.mask_id:
-        raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
-    context = int(read_json(folder / "config.json").get("max_sequence_length", 4096))
-    load(weights, net, vq, _NEEDS)
-    return TextModel(TextParts(text=text, net=net, context=context))
 
 
 class TextModel:
@@ -376,18 +348,13 @@ class TextModel:
             )
         if not prompt:
             raise ValueError("the prompt has no tokens; give at least one")
-        return as_text(prompt, self.parts.text)
+        return self.parts.text.as_text(prompt)
 
     def _written(
         self, task: Reply | Continue, sampler: Sampler, extent: Extent, question: str, seed: int, trace: bool
     ) -> Answer:
         given = {"context": self.parts.context, "question": question, "seed": seed, "trace": trace}
         return answer_within(self, task.build(self.parts), sampler, extent, **given)
-
-
-def as_text(prompt: Prompt, text: Text) -> str:
-    """A prompt as text, control tokens left out."""
-    return prompt if isinstance(prompt, str) else text.raw(prompt)
 
 
 def _given(text: str) -> str:

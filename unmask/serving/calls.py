@@ -135,7 +135,7 @@ def _plan(model: Model, body: Planned) -> bool | Layout | None:
     """The plan of a request; None for the model's preset."""
     if not body.boxes:
         return body.plan
-    layout = layout_of([(b.phrase, b.box) for b in body.boxes])
+    layout = layout_of([(b.phrase, b.corners) for b in body.boxes])
     model.emit(0, layout)
     return layout
 

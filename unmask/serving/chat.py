@@ -14,14 +14,12 @@ from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import LENGTH, TextModel
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed
-from unmask.sampling.token_sampler import Greedy, GumbelText
 from unmask.serving.calls import by_sampler, checked
 from unmask.serving.data_urls import picture_of
 from unmask.serving.schema_chat import Chat, ChatMessage
 from unmask.serving.unknown_fields import ignored_warning
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.lengths import Extent
-from unmask.tasks.parts import Parts
 from unmask.tasks.results import Answer
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
@@ -45,8 +43,7 @@ def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Tu
         if isinstance(model, TextModel):
             return _reply(model, body, seed)
         _check_pictures(model, body)
-        tempered = _tempered(model, body)
-        return _turn(tempered, body, seed) if _converses(model, body) else _about_picture(tempered, body, seed)
+        return _turn(model, body, seed) if _converses(model, body) else _about_picture(model, body, seed)
 
     return ask
 
@@ -54,6 +51,8 @@ def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Tu
 def warnings(model: Model | TextModel, body: Chat) -> tuple[str, ...]:
     """What of a request had no effect."""
     found = list(ignored_warning(body.ignored))
+    if body.after:
+        found.append(f"messages after the last one of the user were not read: {body.after}")
     if isinstance(model, Model):
         if any(m.role in ("system", "developer") and m.words.strip() for m in body.messages):
             found.append("system messages were not read: the model has a fixed system prompt")
@@ -120,6 +119,8 @@ def _about_picture(model: Model, body: Chat, seed: int) -> Answer:
         max_tokens=body.longest,
         stop=body.stop,
         form=form,
+        temperature=body.temperature,
+        top_p=_top_p(body),
         settings=[*paced, *checked(body.settings)],
     )
 
@@ -132,29 +133,8 @@ def _turn(model: Model, body: Chat, seed: int) -> Turn:
     if body.overrides:
         raise ValueError("a turn of text and images uses its own samplers; leave out steps, guidance and settings")
     said = [message for message in _messages(body.messages) if message.role != "system"]
-    return model.converse(said, seed=seed, max_tokens=body.longest, stop=body.stop)
-
-
-def _tempered(model: Model, body: Chat) -> Model:
-    """The model with the temperature and the top_p of a request in its text samplers. Temperature 0 leaves greedy samplers as they are."""
-    if not body.temperature:
-        return model
-    chosen = GumbelText(temperature=body.temperature, top_p=_top_p(body) or 1.0)
-
-    def change(make: Callable[[Parts], Sampler]) -> Callable[[Parts], Sampler]:
-        return lambda parts: _with(make(parts), chosen)
-
-    presets = replace(model.presets, ask=change(model.presets.ask), turn_words=change(model.presets.turn_words))
-    return Model(model.parts, presets, executor=model.executor)
-
-
-def _with(sampler: Sampler, chosen: GumbelText) -> Sampler:
-    if not isinstance(sampler.token_sampler, Greedy | GumbelText):
-        kind = type(sampler.token_sampler).__name__
-        raise ValueError(
-            f"temperature: the sampler of this request draws its tokens by {kind}; leave out temperature or sampler"
-        )
-    return replace(sampler, token_sampler=chosen)
+    words = {"max_tokens": body.longest, "stop": body.stop, "temperature": body.temperature, "top_p": _top_p(body)}
+    return model.converse(said, seed=seed, **words)
 
 
 def _top_p(body: Chat) -> float | None:

@@ -142,7 +142,7 @@ class Spoken(Open):
 
 
 class ChatChoice(Open):
-    """The only choice of a chat answer."""
+    """An answer."""
 
     index: int
     message: Spoken
@@ -156,7 +156,7 @@ class ChatAnswer(Open):
     object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[ChatChoice] = Field(min_length=1, max_length=1)
+    choices: list[ChatChoice] = Field(min_length=1)
     usage: Usage
     unmask: Json
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from unmask.json_types import Json
 from unmask.serving.picture_urls import Link
-from unmask.serving.schema import Streamed
+from unmask.serving.schema import Planned, Streamed
 from unmask.serving.unknown_fields import ignored_warning
 from unmask.serving.usage import Usage
 from unmask.tasks.parts import Parts
@@ -129,6 +129,9 @@ class Delivery:
 
 def _warnings(body: Streamed, drawn: int, side: int) -> list[str]:
     found = []
+    changed = [b.phrase for b in (body.boxes or ()) if b.corners != b.box] if isinstance(body, Planned) else []
+    if changed:
+        found.append(f"boxes: wanted x1 < x2 and y1 < y2, so the corners of {len(changed)} boxes were changed")
     if side != drawn:
         found.append(f"size: drawn at {drawn}x{drawn}, the size of this model, and resized to {side}x{side}")
     if body.quality not in ("auto", "standard"):

@@ -67,7 +67,15 @@ def _add(fields: Json, name: str, value: str) -> None:
     elif (kind := name.partition("[")[0]) != name:  # boxes[][phrase], as some clients write nested values
         raise ValueError(f"{kind}: the form field {name[:50]!r} cannot be read; send {kind} as one JSON list")
     elif name == "prompt" or value not in _ABSENT:
-        fields[name] = [*fields.get(name, []), value] if name in _LISTS else value
+        fields[name] = [*fields.get(name, []), _item(name, value)] if name in _LISTS else value
+
+
+def _item(name: str, value: str) -> object:
+    """An item of a list; a box is a JSON object."""
+    try:
+        return json.loads(value) if name == "boxes" else value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: invalid JSON; send a JSON list, or each box as a JSON object") from error
 
 
 def edit_schema() -> Json:

@@ -7,8 +7,11 @@ dropped too, and ``ignored`` names them; one that resembles a known field is rej
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -22,10 +25,12 @@ from pydantic import (
 )
 
 from unmask.json_types import Json
-from unmask.serving.unknown_fields import Policy, sort_fields
+from unmask.serving.unknown_fields import Policy, check_kinds, sort_fields
+from unmask.tokens.text import BINS
 
 MOST_WORDS = 8000  # characters per text; the model's own limit, in tokens, is lower
 MOST_PICTURES = 10  # per request
+_STEP = 1 / BINS  # between two coordinates of a box
 MOST_SEED = 2**53 - 1  # the largest integer that every JSON parser represents exactly
 IGNORED = frozenset(
     {
@@ -60,6 +65,19 @@ def optional_may_be_null(schema: Json) -> None:
 
 
 _REQUEST = ConfigDict(extra="ignore", allow_inf_nan=False, json_schema_extra=optional_may_be_null)
+
+
+@functools.cache
+def kinds_of(body: type[BaseModel]) -> dict[str, frozenset[type]]:
+    """The types that each field of a body takes, where it is not an object."""
+    return {name: frozenset(_flat(field.annotation)) for name, field in body.model_fields.items()}
+
+
+def _flat(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type):
+        yield annotation
+    for inner in get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ():
+        yield from _flat(inner)
 
 
 class Fields(BaseModel):
@@ -98,6 +116,7 @@ class Fields(BaseModel):
         if not isinstance(data, dict):
             return handler(data)
         kept, ignored = sort_fields(data, cls.policy())
+        check_kinds(kept, kinds_of(cls))
         body = handler(kept)
         body._ignored = ignored
         return body
@@ -193,6 +212,12 @@ class Streamed(BaseModel):
         return None if self.size == "auto" else int(self.size.lower().partition("x")[0])
 
 
+def _apart(a: float, b: float) -> tuple[float, float]:
+    """Two coordinates in order, at least one step apart."""
+    low, high = min(a, b), max(a, b)
+    return (low, high) if high - low >= _STEP else (min(low, 1 - _STEP), min(low, 1 - _STEP) + _STEP)
+
+
 class BoxOf(Strict):
     """An object and its bounding box."""
 
@@ -200,6 +225,13 @@ class BoxOf(Strict):
     box: tuple[Fraction, Fraction, Fraction, Fraction] = Field(
         description="x1, y1, x2, y2 as fractions of the image; the origin is the top left corner."
     )
+
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        """The box with its corners in order, and at least one step of a coordinate wide and high."""
+        x1, y1, x2, y2 = self.box
+        (left, right), (top, bottom) = _apart(x1, x2), _apart(y1, y2)
+        return left, top, right, bottom
 
 
 class Planned(BaseModel):

@@ -10,11 +10,11 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from unmask.json_types import Json
-from unmask.serving.schema import IGNORED, MOST_PICTURES, Sampled, Text, optional_may_be_null
-from unmask.serving.unknown_fields import Policy, Unsupported, refuse_field
+from unmask.serving.schema import IGNORED, MOST_PICTURES, Sampled, Text, kinds_of, optional_may_be_null
+from unmask.serving.unknown_fields import Policy, Unsupported, check_kinds, refuse_field
 
 MOST_FORM = 20_000  # characters of an answer format; nested schemas are traversed repeatedly
 MOST_STOPS = 4  # as in OpenAI's API
@@ -59,7 +59,11 @@ class Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, data: Any) -> Any:
-        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        kept = {k: v for k, v in data.items() if v is not None}
+        check_kinds(kept, kinds_of(cls))
+        return kept
 
 
 class ImageUrl(Part):
@@ -199,6 +203,21 @@ class Chat(Sampled):
         False,
         description="With stream: also send drafts; the field unmask of a chunk holds all tokens after each step.",
     )
+
+    _after: int = PrivateAttr(0)
+
+    @model_validator(mode="after")
+    def _to_the_last_of_the_user(self) -> Self:
+        """Drop the messages after the last one of the user, which some clients add."""
+        last = max((i for i, m in enumerate(self.messages) if m.role == "user"), default=len(self.messages) - 1)
+        self._after = len(self.messages) - 1 - last
+        self.messages = self.messages[: last + 1]
+        return self
+
+    @property
+    def after(self) -> int:
+        """Number of messages after the last one of the user; they are not read."""
+        return self._after
 
     @classmethod
     def policy(cls) -> Policy:

@@ -55,6 +55,25 @@ def sort_fields(data: Mapping[str, Any], policy: Policy) -> tuple[Json, tuple[st
     return kept, tuple(ignored)
 
 
+def check_kinds(data: Mapping[str, Any], kinds: Mapping[str, frozenset[type]]) -> None:
+    """ValidationError for a boolean where a number belongs, and the reverse: a validator that also reads forms takes one for the other.
+
+    ``kinds``: the types that each field takes.
+    """
+    for name, value in data.items():
+        taken = kinds.get(name, frozenset())
+        if isinstance(value, bool) and bool not in taken and taken & {int, float}:
+            wanted = "a number" if float in taken else "an integer"
+            raise refuse_field(name, value, f"must be {wanted}, got {str(value).lower()}")
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and bool in taken
+            and not taken & {int, float}
+        ):
+            raise refuse_field(name, value, f"must be true or false, got {value}")
+
+
 def ignored_warning(names: Collection[str]) -> tuple[str, ...]:
     """The warning for fields that were ignored; none without any."""
     shown = ", ".join(ascii(name)[1:-1] for name in list(names)[:8])
@@ -70,7 +89,7 @@ def refuse_field(name: str, value: object, message: str) -> ValidationError:
 
 
 def _check_neutral(name: str, value: object, known: Unsupported) -> None:
-    if value not in known.neutral:
+    if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known.neutral):
         raise refuse_field(name, value, f"not supported: {known.reason}; {known.hint}")
 
 

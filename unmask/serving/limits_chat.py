@@ -1,0 +1,147 @@
+"""What a chat request may hold beyond the types of its fields, in JSON Schema. Public idea: ``limited_chat(body, sampled, model)``.
+
+A request is one of three: without images (a turn of the conversation), a question about an image, or a turn after an image.
+"""
+
+from __future__ import annotations
+
+from unmask.json_types import Json
+from unmask.pipeline.model import Model
+from unmask.serving.service import Served
+
+# A character that is neither white space nor invisible (categories Cc, Cf, Z), which models read as no text.
+NONBLANK = (
+    r"[^\x00-\x20\x7f-\xa0\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u1680\u180e\u2000-\u200f"
+    r"\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]"
+)
+PICTURE: Json = {"type": "string", "format": "image-data-url", "pattern": "^[dD][aA][tT][aA]:"}
+NULL: Json = {"type": "null"}
+_TEXT: Json = {"type": "string", "pattern": NONBLANK, "maxLength": 8000}
+_TEXT_PART: Json = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": _TEXT, "image_url": NULL},
+    "required": ["type", "text"],
+}
+_IMAGE_URL: Json = {"type": "object", "properties": {"url": PICTURE}, "required": ["url"]}
+_IMAGE_PART: Json = {
+    "type": "object",
+    "properties": {"type": {"const": "image_url"}, "image_url": {"anyOf": [_IMAGE_URL, PICTURE]}, "text": NULL},
+    "required": ["type", "image_url"],
+}
+_WORDS: Json = {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TEXT_PART}]}
+_ONE_IMAGE: Json = {
+    "anyOf": [
+        {"type": "array", "prefixItems": first, "items": _TEXT_PART, "minItems": 2}
+        for first in ([_IMAGE_PART, _TEXT_PART], [_TEXT_PART, _IMAGE_PART])
+    ]
+}
+_LEAF: Json = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"const": "boolean"}},
+            "required": ["type"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {
+                "enum": {
+                    "type": "array",
+                    "items": {"type": "string", "pattern": "^[a-z]{1,12}$"},
+                    "minItems": 1,
+                    "maxItems": 20,
+                    "uniqueItems": True,
+                }
+            },
+            "required": ["enum"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_FORMATS: Json = {
+    "description": "The simplest formats; docs/structured.md lists all schemas and regular expressions that are supported.",
+    "anyOf": [
+        NULL,
+        {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string"},
+                        "schema": {
+                            "type": "object",
+                            "properties": {
+                                "type": {"const": "object"},
+                                "properties": {
+                                    "type": "object",
+                                    "propertyNames": {"pattern": "^[a-z]{1,12}$"},
+                                    "additionalProperties": _LEAF,
+                                    "minProperties": 1,
+                                    "maxProperties": 8,
+                                },
+                            },
+                            "required": ["type", "properties"],
+                            "additionalProperties": False,
+                        },
+                    },
+                    "required": ["schema"],
+                },
+            },
+            "required": ["type", "json_schema"],
+        },
+    ],
+}
+_PLAIN: Json = {"anyOf": [*_FORMATS["anyOf"][:2]]}
+_NO_SETTINGS: Json = {"type": "array", "maxItems": 0}
+_TURN = {"steps": NULL, "guidance": NULL, "settings": _NO_SETTINGS, "response_format": _PLAIN, "sampler": NULL}
+_WITHOUT_IMAGE = {"anyOf": [NULL, {"type": "array", "items": {"const": "text"}, "maxItems": 8}]}
+
+
+def limited_chat(body: Json, sampled: Json, model: Served) -> None:
+    """Complete the schema of a chat request. ``sampled``: the samplers and settings of an answer about an image."""
+    properties = body["properties"]
+    texts = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 200}, "maxItems": 4}
+    properties["stop"] = {**properties["stop"], "anyOf": [texts["items"], texts, NULL]}
+    other = _message(["system", "developer", "assistant"], _WORDS)
+    question, shown = _message(["user"], _WORDS), _message(["user"], _ONE_IMAGE)
+    spoken = {"type": "array", "items": {"anyOf": [other, question]}, "contains": question, "maxItems": 256}
+    pictured = {"type": "array", "items": {"anyOf": [other, question, shown]}, "contains": shown, "maxItems": 256}
+    if not isinstance(model, Model):
+        answer = {"draw": _boolean(False), "modalities": _WITHOUT_IMAGE, "messages": spoken}
+        body["allOf"] = [_either({**_TURN, "response_format": _FORMATS, **answer, "guidance": {}})]
+        return
+    turn = {**_TURN, "messages": spoken, "draw": _boolean(True)}
+    about = {"messages": pictured, "draw": _boolean(False), "response_format": _FORMATS}
+    drawn = {**_TURN, "messages": pictured, "draw": {"const": True}}
+    not_drawn = {
+        "anyOf": [
+            {"properties": {"draw": {"const": False}}, "required": ["draw"]},
+            {"properties": {"modalities": _WITHOUT_IMAGE}},
+        ]
+    }
+    asked = {"allOf": [{"properties": about}, not_drawn, sampled, {"anyOf": _stopped()}]}
+    body["allOf"] = [{"anyOf": [{"properties": turn}, asked, {"properties": drawn, "required": ["draw"]}]}]
+
+
+def _either(properties: Json) -> Json:
+    return {"allOf": [{"properties": properties}, {"anyOf": _stopped()}]}
+
+
+def _stopped() -> list[Json]:
+    """An answer in a format has no stop texts, and one of a named sampler no temperature."""
+    free = {"properties": {"response_format": _PLAIN, "sampler": NULL}}
+    formed = {"properties": {"stop": {"anyOf": [NULL, _NO_SETTINGS]}, "temperature": NULL}}
+    return [free, formed]
+
+
+def _boolean(value: bool) -> Json:
+    return {"enum": [value, None]}
+
+
+def _message(roles: list[str], content: Json) -> Json:
+    properties = {"role": {"type": "string", "enum": roles}, "content": content, "images": NULL}
+    return {"type": "object", "properties": properties, "required": ["role", "content"]}
