@@ -85,7 +85,8 @@ def refuse_foreign(place: Path) -> None:
     elif (place / "adapter_config.json").exists():
         base = _json(place / "adapter_config.json").get("base_model_name_or_path") or "MODEL"
         raise CheckpointError(
-            f"{place} holds a LoRA adapter (adapter_config.json) and no model; use the adapter with its base model: --model {base} --lora {place}"
+            f"{place} holds a LoRA adapter (adapter_config.json) and no model; "
+            f"use the adapter with its base model: --model {base} --lora {place}"
         )
 
 

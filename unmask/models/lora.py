@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.rng import generator
@@ -67,7 +68,10 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor, width: int) -> Tensor:
         """What is added to the first ``width`` outputs for an input [..., I]."""
-        return x @ self.down.T @ self.up[:width].T * self.scale
+        rank = len(self.down)
+        # A product with one column takes another kernel, which rounds by the number of rows (docs/notes/0005-engine.md).
+        down = self.down if rank > 1 else F.pad(self.down, (0, 0, 0, 1))
+        return (x @ down.T)[..., :rank] @ self.up[:width].T * self.scale
 
     @property
     def product(self) -> Product:
