@@ -276,7 +276,7 @@ def wires(chance: random.Random, model: Model) -> Iterator[Raw]:
 
 
 def _lines(chance: random.Random, path: str) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n".encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n".encode()
     return chance.choice(
         [
             chance.randbytes(200),

@@ -87,7 +87,7 @@ def _read(taken: socket.socket, pieces: int, until: float) -> None:
 def _killed(url: str, job: Job, seconds: float) -> None:
     """The same, from a process that is then killed."""
     data, kind = wire(job)
-    head = f"POST {job.path} HTTP/1.1\r\nhost: a\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n\r\n"
+    head = f"POST {job.path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n\r\n"
     with subprocess.Popen(
         [sys.executable, "-S", "-c", _ALONE, url.rpartition(":")[2]], stdin=subprocess.PIPE
     ) as client:

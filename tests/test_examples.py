@@ -43,7 +43,7 @@ def runs(lines: list[str]) -> list[list[str]]:
     for line in lines:
         said, _, call = line.rpartition(" | ")
         words = shlex.split(call)
-        if words[1] not in TASKS or words[-1] == "--help" or "--model" in words:
+        if words[1] not in TASKS or words[-1] == "--help" or "--model" in words or "*.png" in words:
             continue
         if words[1] == "chat" and not said:
             continue
@@ -158,6 +158,8 @@ def reader(
 
 @pytest.mark.parametrize("page", [p for p in PAGES if runs(commands(p.read_text()))], ids=lambda p: p.stem)
 def test_the_examples_of_a_page(page: Path, reader: Reader) -> None:
+    for name, block in re.findall(r"`(\w+\.json)`:\n+```json\n(.*?)```", page.read_text(), re.S):
+        Path(name).write_text(block)
     assert [*faults(commands(page.read_text()), reader)] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 import unmask
 from unmask.checkpoints.stream import CheckpointError
 from unmask.pipeline.model import Model
+from unmask.pipeline.text_model import TextModel
 from unmask.tasks.conversing import Message
 
 PICTURE = Image.new("RGB", (40, 30), "red")
@@ -155,3 +157,11 @@ def test_results_show_themselves_in_a_notebook(model: Model) -> None:
     assert "<script>" not in shown and "&lt;script&gt;" in shown and shown.count("data:image/png;base64,") == 1
     turn: Any = model.converse([Message(role="user", text="draw a cat")])
     assert turn._repr_html_().count("data:image/png;base64,") == len(turn.images)
+
+
+@pytest.mark.parametrize("kind", [Model, TextModel])
+def test_every_method_for_users_checks_its_arguments(kind: type) -> None:
+    inner = {"run", "emit", "with_sampler"}  # called by this package, or with a function
+    methods = {n: f for n, f in vars(kind).items() if inspect.isfunction(f) and n[0] != "_" and n not in inner}
+    assert len(methods) > 2
+    assert not [name for name, method in methods.items() if not hasattr(method, "__wrapped__")]

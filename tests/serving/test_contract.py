@@ -52,7 +52,6 @@ def test_every_operation_describes_its_answers_and_errors(document: dict[str, An
         INFILL,
         GROUND,
         CHAT,
-        COMPLETE,
         "/v1/models",
         "/v1/fields",
         "/healthz",
@@ -77,7 +76,7 @@ def test_every_operation_describes_its_answers_and_errors(document: dict[str, An
         assert all(kind["schema"] != {} for kind in content.values())
         assert ("get" in document["paths"][path]) == ("head" in document["paths"][path])
     assert set(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
-    for path in (DRAW, EDIT, INFILL, CHAT, COMPLETE):
+    for path in (DRAW, EDIT, INFILL, CHAT):
         assert "text/event-stream" in document["paths"][path]["post"]["responses"]["200"]["content"]
 
 
@@ -156,6 +155,9 @@ def test_events_have_the_described_shape(server: Server) -> None:
 
 def test_continuations_have_the_described_shape(tmp_path: Path) -> None:
     with serving(unmask.load(make(tmp_path / "llada"))) as served:
+        paths = plain(served).get("/openapi.json").json()["paths"]
+        assert {COMPLETE, CHAT, INFILL} <= set(paths) and not {DRAW, EDIT, GROUND} & set(paths)
+        assert "text/event-stream" in paths[COMPLETE]["post"]["responses"]["200"]["content"]
         body = {"prompt": "why", "max_tokens": 3}
         shaped(contract.CompletionAnswer, plain(served).post(COMPLETE, json=body).json())
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}

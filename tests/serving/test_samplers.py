@@ -39,7 +39,7 @@ def remasked(eta: float) -> Model:
 
 
 def test_a_picture_over_http(server: Server) -> None:
-    sent: dict[str, Any] = {"prompt": "a dog", "seed": 2, "steps": 5}
+    sent: dict[str, Any] = {"prompt": "a dog", "seed": 2, "steps": 5, "plan": False}
 
     def draw(**more: Any) -> Image.Image:
         reply = plain(server).post("/v1/images/generations", json={**sent, **more})
@@ -83,7 +83,8 @@ def test_what_does_not_exist_is_a_user_error(server: Server, more: dict[str, Any
 
 
 def test_a_file_of_requests(tmp_path: Path) -> None:
-    line = {"id": "a", "task": "generate", "prompt": "a dog", "seed": 2, "settings": ["schedule.steps=5", "eta=0.7"]}
+    line: dict[str, Any] = {"id": "a", "task": "generate", "prompt": "a dog", "seed": 2, "plan": False}
+    line["settings"] = ["schedule.steps=5", "eta=0.7"]
     lines = [{**line, "sampler": "remdm"}, {**line, "id": "b", "sampler": "remmd"}]
     manifest = tmp_path / "in.jsonl"
     manifest.write_text("\n".join(map(json.dumps, lines)))

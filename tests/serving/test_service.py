@@ -58,7 +58,7 @@ def test_a_client_that_leaves_frees_its_place(stream: bool, caplog: pytest.LogCa
     with serving(model) as server:
         gate.open.clear()
         body = json.dumps({**SLOW, "n": 2, "stream": stream, "trace": stream}).encode()
-        head = f"POST {GENERATE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST {GENERATE} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         with socket.create_connection(server.listener.getsockname()) as leaving:
             leaving.sendall(head.encode() + body)
             until(lambda: (now := server.service.engine.metrics()).running + now.queued == 2)

@@ -276,7 +276,7 @@ def infill(
 
     \b
     Examples:
-      unmask infill "a [mask] apple left of a [mask]"
+      unmask infill "a [mask] apple left of a cat"
       unmask infill apple.png --box 0,0,64,64 --prompt "a red apple left of a cat"
       unmask infill apple.png --region painted.png --out filled.png
     """

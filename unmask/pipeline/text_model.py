@@ -113,7 +113,7 @@ class Continue:
     def build(self, tokens: TextParts) -> Sequence:
         given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         b = tokens.builder().say("prompt", *given).write("answer", self.length)
-        return (b.say("given", self.suffix) if self.suffix else b).build(as_text(self.prompt, tokens.text))
+        return (b.say("given", self.suffix) if self.suffix else b).build(tokens.text.as_text(self.prompt))
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return answered(sequence, tokens.text)
@@ -348,18 +348,13 @@ class TextModel:
             )
         if not prompt:
             raise ValueError("the prompt has no tokens; give at least one")
-        return as_text(prompt, self.parts.text)
+        return self.parts.text.as_text(prompt)
 
     def _written(
         self, task: Reply | Continue, sampler: Sampler, extent: Extent, question: str, seed: int, trace: bool
     ) -> Answer:
         given = {"context": self.parts.context, "question": question, "seed": seed, "trace": trace}
         return answer_within(self, task.build(self.parts), sampler, extent, **given)
-
-
-def as_text(prompt: Prompt, text: Text) -> str:
-    """A prompt as text, control tokens left out."""
-    return prompt if isinstance(prompt, str) else text.raw(prompt)
 
 
 def _given(text: str) -> str:

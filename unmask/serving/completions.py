@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from unmask.pipeline.text_model import Prompt, TextModel, as_text
+from unmask.pipeline.text_model import Prompt, TextModel
 from unmask.sequence import Sequence as Tokens
 from unmask.serving.calls import by_sampler, checked
 from unmask.serving.errors import about
@@ -196,7 +196,7 @@ class Completions:
 
     @classmethod
     def of(cls, body: Complete, model: TextModel, *, model_name: str, name: str) -> Completions:
-        given = [as_text(prompt, model.parts.text) if body.echo else "" for prompt in body.prompts]
+        given = [model.parts.text.as_text(prompt) if body.echo else "" for prompt in body.prompts]
         echoes = [echo for echo in given for _ in range(body.n)]
         told = ignored_warning(body.ignored)
         return cls(model=model_name, name=name, echoes=echoes, n=body.n, warnings=told, counted=body.counted)

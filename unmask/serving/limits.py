@@ -23,13 +23,15 @@ _NUMBERS = {  # JSON numbers that every field of a kind takes
     "number": r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,6})?",
     "boolean": "(true|false)",
 }
-_ONE_IF_LARGE = {  # delivery.MOST_PIXELS bounds the pixels of all images of a request
+_ONE_IF_LARGE: Json = {  # delivery.MOST_PIXELS bounds the pixels of all images of a request
     "anyOf": [
         {"properties": {"n": {"const": 1}}},
         {"properties": {"size": {"pattern": r"^(auto|([1-9][0-9]{0,2})[xX]\2)$"}}},
     ]
 }
 _FILES = "image/png, image/jpeg, image/webp"
+_SHARE = "(1|0[.][0-9]{0,5}[1-9])"  # above 0, at most 1
+_OF_TEXT_MODELS, _OF_IMAGE_MODELS = ("/v1/completions",), ("/v1/images/generations", "/v1/images/edits", "/v1/ground")
 _BODIES: dict[type[Fields], str] = {
     Draw: "generate",
     Ground: "ground",
@@ -40,7 +42,10 @@ _BODIES: dict[type[Fields], str] = {
 
 
 def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
-    """Add the limits of the served model to the request bodies of a document. ``adapters``: names that a request may choose."""
+    """Add the limits of the served model to the request bodies of a document, and leave out what the model cannot do at all.
+
+    ``adapters``: names that a request may choose.
+    """
     schemas: Json = found["components"]["schemas"]
     known = samplers()
     for kind, task in _BODIES.items():
@@ -61,13 +66,16 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
     schemas["Ground"]["properties"]["image"] |= PICTURE
     schemas["Ground"]["properties"]["phrases"]["items"]["pattern"] = NONBLANK
     _image_or_text(schemas["Infill"], model, known.values())
-    _continued(schemas["Complete"])
+    _continued(schemas["Complete"], model.parts.text.size)
     form = found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
     _form(form, model, known)
     if adapters:
         form["schema"]["properties"]["unmask[lora]"] |= {"enum": list(adapters)}
     else:
         del form["schema"]["properties"]["unmask[lora]"]
+    useless = _OF_TEXT_MODELS if isinstance(model, Model) else _OF_IMAGE_MODELS
+    for path in useless:
+        del found["paths"][path]
 
 
 def _other_fields(body: Json, kind: type[Fields]) -> None:
@@ -105,7 +113,8 @@ _KIND = {bool: "boolean", int: "integer", float: "number"}
 
 def _settings(kinds: dict[str, str]) -> Json:
     """A list of settings with numbers as values; an empty list where there are none."""
-    choices = [rf"{name.replace('.', '[.]')}={_NUMBERS[kind]}" for name, kind in kinds.items()]
+    numbers = {name: _SHARE if name.endswith("top_p") else _NUMBERS[kind] for name, kind in kinds.items()}
+    choices = [rf"{name.replace('.', '[.]')}={number}" for name, number in numbers.items()]
     items: Json = {"type": "string", "pattern": f"^({'|'.join(choices)})$"}
     return {"type": "array", "items": items} if choices else {"type": "array", "maxItems": 0}
 
@@ -139,26 +148,40 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
         choices = [choice for choice in field.get("anyOf", []) if choice != NULL]
         if len(choices) == 1:
             properties[name] = {**choices[0], **{k: v for k, v in field.items() if k not in ("anyOf", "default")}}
+    for field in properties.values():
+        if "enum" in field:
+            field["enum"] = [*field["enum"], ""]  # an empty field is absent
     own = {s["name"]: s["type"] for s in fields(model)["edit"].get("x-unmask-settings", [])}
     properties["settings"] |= {"maxItems": 32, **_settings(own)}
-    properties["sampler"] = {**properties["sampler"], "enum": sorted(known)}
-    body["allOf"] = [_ONE_IF_LARGE]
+    properties["sampler"] = {"enum": ["", *sorted(known)], "description": properties["sampler"].get("description", "")}
+    body.pop("allOf", None)
     # No anyOf with required: a validator that cannot read files would not know which of them holds.
     painting = {s["name"]: s["type"] for s in settings_of(model, "generate")}
-    inpainted = {"settings": _settings(painting), "plan": {"const": False}, "boxes": False, "reflect": {"const": 1}}
-    body["dependentSchemas"] = {"sampler": {"properties": {"settings": False}}, "mask": {"properties": inpainted}}
+    inpainted = {
+        "settings": _settings(painting),
+        "plan": {"enum": [False, ""]},
+        "boxes": False,
+        "reflect": {"enum": [1, ""]},
+    }
+    body["dependentSchemas"] = {
+        "n": {"properties": {"size": _ONE_IF_LARGE["anyOf"][1]["properties"]["size"]}},
+        "sampler": {"properties": {"settings": False}},
+        "mask": {"properties": inpainted},
+    }
     body |= {"if": {"properties": {"prompt": {"pattern": NONBLANK}}}, "else": {"required": ["mask"]}}
     body["additionalProperties"] = False
     content["encoding"] = {name: {"contentType": _FILES} for name in ("image", "mask")}
 
 
-def _continued(body: Json) -> None:
-    """Prompts with text, and few stop texts."""
+def _continued(body: Json, size: int) -> None:
+    """Prompts with text, or with ids of a vocabulary of ``size`` tokens, and few stop texts."""
     properties = body["properties"]
     texts = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 200}, "maxItems": 16}
     properties["stop"] = {**properties["stop"], "anyOf": [texts["items"], texts, NULL]}
     one, ids, several = properties["prompt"]["anyOf"]
-    one["pattern"] = NONBLANK
-    for choice in several["items"]["anyOf"]:
-        if choice.get("type") == "string":
+    for choice in (one, ids, *several["items"]["anyOf"]):
+        if choice["type"] == "string":
             choice["pattern"] = NONBLANK
+        else:
+            choice["items"]["maximum"] = size - 1
+            choice["items"].pop("exclusiveMaximum", None)

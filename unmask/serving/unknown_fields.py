@@ -89,7 +89,7 @@ def refuse_field(name: str, value: object, message: str) -> ValidationError:
 
 
 def _check_neutral(name: str, value: object, known: Unsupported) -> None:
-    if value not in known.neutral:
+    if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known.neutral):
         raise refuse_field(name, value, f"not supported: {known.reason}; {known.hint}")
 
 

@@ -130,6 +130,10 @@ class Text:
                 kept.append(i)
         return self.tokenizer.decode(kept).strip()
 
+    def as_text(self, prompt: str | Iterable[int]) -> str:
+        """A prompt, given as text or as ids, as text."""
+        return prompt if isinstance(prompt, str) else self.raw(prompt)
+
     def raw(self, ids: Iterable[int]) -> str:
         """Ids -> text without control tokens, with the white space at both ends: a continuation may begin with a space."""
         return self.tokenizer.decode([i for i in ids if i not in self._names])
