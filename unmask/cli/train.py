@@ -18,6 +18,7 @@ import click
 from unmask.cli import completion
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
+from unmask.cli.tuning import tuning_options
 
 if TYPE_CHECKING:
     from unmask.recipe import Recipe
@@ -38,12 +39,14 @@ def recipes(folder: Path = _RECIPES) -> dict[str, str]:
     return found
 
 
-def find(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe called ``name``. A setting that names an argument of its function is passed there; the others override fields.
+def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) -> Recipe:
+    """The recipe called ``name``; ``finetune`` stands for ``finetune.finetune``. A setting that names an argument of its function is passed
+    there; the others override fields. ``folder``: of the run, for functions that have this argument.
 
     ValueError for an unknown name (with the known ones) or a setting that does not fit.
     """
     known = recipes()
+    name = f"{name}.{name}" if f"{name}.{name}" in known else name
     if name not in known:
         near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
@@ -51,6 +54,8 @@ def find(name: str, settings: Sequence[str] = ()) -> Recipe:
     module, function = name.split(".")
     make = getattr(import_module(f"unmask.recipes.{module}"), function)
     own, rest = {}, []
+    if folder is not None and "folder" in inspect.signature(make).parameters:
+        own["folder"] = str(folder)
     for key, separator, text in (s.partition("=") for s in settings):
         argument = inspect.signature(make).parameters.get(key.strip())
         if argument is None:
@@ -98,6 +103,7 @@ Examples:
   unmask train mini.stage2 --processes 2 -o training.accumulate=4
   torchrun --nproc-per-node 4 -m unmask.cli.main train mini.stage2 -o training.accumulate=4
   unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
+  unmask train finetune --model mini --data pets/ --out runs/pets --lora 16
 """
 
 
@@ -123,6 +129,7 @@ Examples:
     help="Processes to start by torchrun. They share the training.accumulate batches of each update.",
 )
 @click.option("--allow-changes", is_flag=True, help="Continue a run although settings of its recipe have changed.")
+@tuning_options
 @json_option
 @threads_option
 def train(
@@ -149,7 +156,7 @@ def train(
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
     try:
-        run = find(recipe, chosen)
+        run = find(recipe, chosen, folder)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
             _say_if_anew(folder)
         if processes > 1:

@@ -67,8 +67,8 @@ class Shards:
     """Tensors in ``folder/name-HASH.safetensors``, by the fingerprint of their picture.
 
     Files are named by the hash of the fingerprints in them, so that several processes can write into one folder, and are written whole or
-    not at all: a process that is killed loses the tensors since its last shard. ``CodesMismatch`` if the folder holds tensors that something
-    other than ``made_by`` made.
+    not at all: a process that is killed loses the tensors since its last shard. ``CodesMismatch`` if the folder holds tensors that
+    something other than ``made_by`` made.
     """
 
     def __init__(self, folder: Path, made_by: MadeBy, *, name: str = "codes") -> None:
