@@ -19,6 +19,7 @@ from unmask.cli.options import (
     download_option,
     found_device,
     json_option,
+    lora_option,
     model_option,
     storage_options,
     threads_option,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False, allow_dash=True))
 @model_option
+@lora_option
 @click.option(
     "--live",
     type=click.IntRange(1, 256),
@@ -56,6 +58,7 @@ def batch(
     manifest: Path,
     out: Path,
     model: str,
+    lora: tuple[str, ...],
     live: int,
     retry: bool,
     as_json: bool,
@@ -87,7 +90,7 @@ def batch(
         place = found_device(device)
         if place == "cuda" and share.world > 1:
             place = f"cuda:{number_in_environment('LOCAL_RANK', 0)}"
-        opened = _opened(model, place, threads, storage, download, needs(work)) if work.todo else None
+        opened = _opened(model, lora, place, threads, storage, download, needs(work)) if work.todo else None
         with Lines() as lines:
 
             def progress(done: int, of: int) -> None:
@@ -144,13 +147,25 @@ class _Printed:
 
 
 def _opened(
-    model: str, device: str, threads: int | None, storage: Storage, download: bool, needs: frozenset[str]
+    model: str,
+    lora: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    storage: Storage,
+    download: bool,
+    needs: frozenset[str],
 ) -> Model | TextModel:
     import unmask
 
     use_threads(threads)
     return unmask.load(
-        model, device=device, needs=needs, storage=storage.value(), download=download, on_bytes=opening(model)
+        model,
+        device=device,
+        needs=needs,
+        storage=storage.value(),
+        lora=lora,
+        download=download,
+        on_bytes=opening(model),
     )
 
 

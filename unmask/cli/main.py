@@ -37,6 +37,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "bench": ("unmask.cli.measure", "Run a benchmark script of the source tree."),
     "inspect": ("unmask.cli.parts", "List a model's parts, parameters and bytes."),
     "convert": ("unmask.cli.weights", "Convert a model to the released layout, or back."),
+    "merge": ("unmask.cli.weights", "Write a model with LoRA adapters merged into its weights."),
     "verify": ("unmask.cli.weights", "Recompute measured values and report the differences."),
     "world": ("unmask.cli.world", "Show the synthetic world that models are trained on."),
     "demo": ("unmask.cli.demo", "Show everything a model can do on one sheet."),
