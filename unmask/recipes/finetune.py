@@ -114,9 +114,7 @@ def _formats(start: Start, data: Data, folder: Path | None) -> tuple[Format, ...
     parts = start.parts
     name = hashlib.sha256(repr((start.name, parts.side, parts.paper)).encode()).hexdigest()[:16]
     codes = KeptCodes(encode=parts.encode, name=name, path=folder / "codes.sqlite" if folder else None)
-    boxes, presets = _boxes(data), start.presets
-    length = presets.plan_length if presets.plans or boxes else 0
-    return formats_of(parts, codes, plan_length=length, boxes=_Looked(boxes=boxes))
+    return formats_of(parts, codes, start.presets, _Looked(boxes=_boxes(data)))
 
 
 @dataclass(frozen=True, kw_only=True)
