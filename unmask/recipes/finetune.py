@@ -241,7 +241,7 @@ def _evals(
     seed: int,
 ) -> tuple[Eval, ...]:
     """The loss of the validation rows, and sheets of pictures where captions are trained and the run has a folder."""
-    found = []
+    found = [Eval(name="data", every=50, run=lambda module, step: {"broken_rows": len(source.broken.rows)})]
     if checking is not None:
         rows = OwnData(data=checking, formats=source.used, seed=seed, most_broken=1.0)
         if any(checking.task(i) in {f.task for f in source.used} for i in range(len(checking))):
