@@ -142,9 +142,9 @@ def mixed(each: int, steps: int = STEPS) -> list[Job]:
         region = {**drawn, "image": url, "mask": data_url(_half(128))}
         draw, chat = "/v1/images/generations", "/v1/chat/completions"
         jobs += [
-            Job(kind="draw", path=draw, body=drawn),
+            Job(kind="draw", path=draw, body={**drawn, "plan": False}),
             Job(kind="plan", path=draw, body={**drawn, "plan": True}),
-            Job(kind="draw_streamed", path=draw, body={**drawn, "stream": True, "partial_images": 2}),
+            Job(kind="draw_streamed", path=draw, body={**drawn, "plan": False, "stream": True, "partial_images": 2}),
             Job(kind="plan_traced", path=draw, body={**drawn, "plan": True, "stream": True, "trace": True}),
             Job(kind="edit", path="/v1/images/edits", body=edit, form=True),
             Job(kind="region", path="/v1/infill", body=region),

@@ -153,7 +153,9 @@ def arriving(url: str, jobs: list[Job], rate: float, seconds: float) -> list[Out
 
 def starting(given: argparse.Namespace) -> tuple[list[Line], list[str]]:
     """Seconds from the command until the server listens, and until a client has the first step of a picture."""
-    job = Job(kind="", path="/v1/images/generations", body={"prompt": PROMPT, "stream": True, "trace": True})
+    job = Job(
+        kind="", path="/v1/images/generations", body={"prompt": PROMPT, "plan": False, "stream": True, "trace": True}
+    )
     until_first, until_url = [], []
     for _ in range(given.repeats):
         with Hosted(given.model, threads=given.threads) as server:

@@ -52,7 +52,6 @@ def test_every_operation_describes_its_answers_and_errors(document: dict[str, An
         INFILL,
         GROUND,
         CHAT,
-        COMPLETE,
         "/v1/models",
         "/v1/fields",
         "/healthz",

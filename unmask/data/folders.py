@@ -9,10 +9,17 @@ import os
 from pathlib import Path
 
 from unmask.data.beside import FIELDS, PICTURES, fields_of, known_ending, task_in
-from unmask.data.row_errors import RowError
+from unmask.data.row_errors import RowError, printable
 from unmask.data.rows import PicturesIn, Row
 from unmask.data.samples import Broken, ByteSource, DataError, FileBytes
 
+_NOT_ROWS = (
+    "codes.json",
+    "features.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "config.json",
+)  # beside data, no data
 _NO_CAPTIONS = ("readme", "license", "licence", "notice", "requirements")  # texts that belong to no picture
 
 
@@ -38,7 +45,7 @@ class FolderRows:
         return len(self.keys)
 
     def key(self, i: int) -> str:
-        return self.keys[i]
+        return printable(self.keys[i])
 
     def task(self, i: int) -> str | None:
         return task_in(self._sources(i), self.keys[i])
@@ -48,9 +55,9 @@ class FolderRows:
         try:
             fields = fields_of(self._sources(i), os.path.basename(name))
         except RowError as error:
-            return Broken(key=name, reason=f"{name}: {error}")
+            return Broken(key=self.key(i), reason=printable(f"{name}: {error}"))
         here = (self.folder / name).parent
-        return Row(key=name, place=name, fields=fields, find=PicturesIn(folder=here))
+        return Row(key=self.key(i), place=name, fields=fields, find=PicturesIn(folder=here, spare=self.folder))
 
     def _sources(self, i: int) -> dict[str, ByteSource]:
         name = self.keys[i]
@@ -66,7 +73,7 @@ def _grouped(folder: Path) -> dict[str, dict[str, str]]:
         for file in sorted(files):
             stem, _, last = file.rpartition(".")
             ending = last.lower()
-            if not stem or file.startswith(".") or not known_ending(ending):
+            if not stem or file.startswith(".") or file in _NOT_ROWS or not known_ending(ending):
                 continue
             if ending not in PICTURES and stem.lower().startswith(_NO_CAPTIONS):
                 continue

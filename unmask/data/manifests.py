@@ -1,6 +1,6 @@
 """Manifests: JSON Lines, a JSON list (as LLaVA's), and RefCOCO's refs with ``instances.json`` beside it.
 
-Public idea: ``LineRows(path, folder)`` indexes the lines and parses one when it is read; ``ListRows`` holds a parsed list.
+Public idea: ``LineRows(path, find)`` indexes the lines and parses one when it is read; ``ListRows`` holds a parsed list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from unmask.data.published import FormatError
 from unmask.data.refcoco import Expression, read_refcoco
-from unmask.data.row_errors import RowError, shown
+from unmask.data.row_errors import RowError, printable, shown
 from unmask.data.rows import PicturesIn, Row, key_in
 from unmask.data.samples import Broken, DataError
 from unmask.json_types import Json
@@ -26,8 +26,8 @@ MOST_LIST = 4 * 2**30  # bytes of a JSON list, which is read as a whole; twice t
 class LineRows:
     """One JSON object per line; blank lines are skipped. Opening reads the file once for its line ends. DataError if it is empty."""
 
-    def __init__(self, path: Path, folder: Path) -> None:
-        self.path, self.find = path, PicturesIn(folder=folder)
+    def __init__(self, path: Path, find: PicturesIn) -> None:
+        self.path, self.find = path, find
         self.starts, self.stops, self.numbers = _lines(path)
         if not len(self.starts):
             raise DataError(f"{path} is empty; write one JSON object per line")
@@ -50,7 +50,7 @@ class LineRows:
         try:
             fields = self._fields(i)
         except RowError as error:
-            return Broken(key=self._otherwise(i), reason=f"{place}: {error}")
+            return Broken(key=self._otherwise(i), reason=printable(f"{place}: {error}"))
         return Row(key=key_in(fields, self._otherwise(i)), place=place, fields=fields, find=self.find)
 
     def _otherwise(self, i: int) -> str:
@@ -74,8 +74,8 @@ class LineRows:
 class ListRows:
     """A list of objects that is in memory. ``name``: of its file."""
 
-    def __init__(self, rows: Sequence[object], name: str, folder: Path) -> None:
-        self.rows, self.name, self.find = rows, name, PicturesIn(folder=folder)
+    def __init__(self, rows: Sequence[object], name: str, find: PicturesIn) -> None:
+        self.rows, self.name, self.find = rows, name, find
         if not rows:
             raise DataError(f"{name} is an empty list; write one JSON object per row")
 
@@ -95,14 +95,14 @@ class ListRows:
         try:
             fields = _object(self.rows[i])
         except RowError as error:
-            return Broken(key=self._otherwise(i), reason=f"{place}: {error}")
+            return Broken(key=self._otherwise(i), reason=printable(f"{place}: {error}"))
         return Row(key=self.key(i), place=place, fields=fields, find=self.find)
 
     def _otherwise(self, i: int) -> str:
         return f"{self.name}:{i}"
 
 
-def json_rows(path: Path, folder: Path, part: str) -> LineRows | ListRows:
+def json_rows(path: Path, find: PicturesIn, part: str) -> LineRows | ListRows:
     """The rows of a .json file: a list, JSON Lines under this name, or RefCOCO's refs. DataError for anything else."""
     if (size := path.stat().st_size) > MOST_LIST:
         raise DataError(
@@ -112,17 +112,17 @@ def json_rows(path: Path, folder: Path, part: str) -> LineRows | ListRows:
         found = json.loads(path.read_bytes())
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:
-            return LineRows(path, folder)
+    except (json.JSONDecodeError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and error.lineno > 1:
+            return LineRows(path, find)
         raise DataError(f"{path} is not valid JSON ({error}); write a list of objects, or JSON Lines") from error
     if isinstance(found, dict) and "conversations" in found or isinstance(found, dict) and "image" in found:
         found = [found]
     if not isinstance(found, list):
         raise DataError(f"{path} holds {shown(found)}, not a list of objects; write a list, or JSON Lines")
     if is_refcoco(found):
-        return ListRows(_refcoco(path, part), path.name, folder)
-    return ListRows(found, path.name, folder)
+        return ListRows(_refcoco(path, part), path.name, find)
+    return ListRows(found, path.name, find)
 
 
 def is_refcoco(rows: Sequence[object]) -> bool:

@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from unmask.data.folders import FolderRows
-from unmask.data.manifests import LineRows, ListRows, json_rows
+from unmask.data.manifests import LineRows, json_rows
 from unmask.data.regions import RowBoxes
-from unmask.data.rows import IMAGE, MOST_TEXT, Row
+from unmask.data.rows import MOST_TEXT, PicturesIn, Row
 from unmask.data.samples import Broken, DataError, Sample
 from unmask.data.tables import hub, parquet, saved
 from unmask.data.tars import TarRows
@@ -136,6 +136,8 @@ def open_data(
 
 def _rows(place: str, pictures: Path | None, part: str, download: bool) -> Rows:
     path = Path(place)
+    if pictures is not None and not pictures.is_dir():
+        raise DataError(f"there is no folder {pictures}; check the folder of the pictures")
     if path.is_dir():
         return _in_folder(path, pictures, part)
     if path.is_file():
@@ -185,31 +187,16 @@ def _in_files(paths: Sequence[Path], pictures: Path | None, part: str) -> Rows:
         raise DataError(f"the files have several kinds ({', '.join(sorted(endings))}); give one kind at a time")
     (ending,) = endings
     folder = pictures or paths[0].parent
-    if pictures is not None and not pictures.is_dir():
-        raise DataError(f"there is no folder {pictures}; check the folder of the pictures")
     if ending == ".tar":
         return TarRows(paths)
     if ending == ".parquet":
         return parquet(paths, folder)
     if len(paths) > 1:
         raise DataError(f"{len(paths)} {ending} files match; give one, or several with their weights")
+    find = PicturesIn(folder=folder, spare=None if pictures else folder / "images")
     if ending in (".jsonl", ".ndjson"):
-        found: LineRows | ListRows = LineRows(paths[0], folder)
-    elif ending == ".json":
-        found = json_rows(paths[0], folder, part)
-    else:
-        compressed = " (decompress it first)" if ending in (".gz", ".zip", ".zst", ".tgz", ".xz", ".bz2") else ""
-        raise DataError(f"{paths[0]} is not one of the known containers{compressed}; they are {_CONTAINERS}")
-    return found if pictures else _with_pictures(found, paths[0].parent)
-
-
-def _with_pictures(rows: LineRows | ListRows, folder: Path) -> LineRows | ListRows:
-    """The same rows with pictures in ``folder/images``, if the first picture is there and not in ``folder``."""
-    from unmask.data.rows import PicturesIn
-
-    row = rows.row(0)
-    name = row.first(IMAGE) if isinstance(row, Row) else None
-    inner = folder / "images"
-    if isinstance(name, str) and not (folder / name).exists() and (inner / name).is_file():
-        rows.find = PicturesIn(folder=inner)
-    return rows
+        return LineRows(paths[0], find)
+    if ending == ".json":
+        return json_rows(paths[0], find, part)
+    compressed = " (decompress it first)" if ending in (".gz", ".zip", ".zst", ".tgz", ".xz", ".bz2") else ""
+    raise DataError(f"{paths[0]} is not one of the known containers{compressed}; they are {_CONTAINERS}")

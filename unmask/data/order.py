@@ -6,14 +6,16 @@ not depend on the number of processes or workers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from unmask.data.opening import Data
 from unmask.data.samples import Broken, DataError, Sample
 
-_BLOCK = 1000  # samples in which every set has its share
+_BLOCK = 1000  # samples in which every set has its share; more for more than 99 sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ class Order:
 
     def __call__(self, n: int) -> tuple[int, int]:
         """``n``: number of the sample in the run, from 0."""
-        block, at = divmod(n, _BLOCK)
+        block, at = divmod(n, self._block())
         counts = self._counts()
         places = self._shuffled((-1, block), np.repeat(np.arange(len(counts)), counts))
         chosen = int(places[at])
@@ -103,11 +105,16 @@ class Order:
 
     def _counts(self) -> list[int]:
         """Samples of each set in a block: rounded so that they sum to the block and no set has none."""
-        exact = np.array(self.weights) / sum(self.weights) * _BLOCK
+        block = self._block()
+        exact = np.array(self.weights) / sum(self.weights) * block
         counts = np.maximum(np.floor(exact), 1).astype(int)
-        while (missing := _BLOCK - int(counts.sum())) != 0:
-            counts[int(np.argmax((exact - counts) * np.sign(missing)))] += int(np.sign(missing))
+        while (missing := block - int(counts.sum())) != 0:
+            lacking = (exact - counts) * np.sign(missing)
+            counts[int(np.argmax(np.where((counts > 1) | (missing > 0), lacking, -np.inf)))] += int(np.sign(missing))
         return counts.tolist()
+
+    def _block(self) -> int:
+        return _BLOCK * (1 + len(self.sizes) // 100)
 
     def _shuffled(self, key: tuple[int, int], values: np.ndarray) -> np.ndarray:
         """The values in the random order of ``key``, kept for the next samples."""
@@ -117,3 +124,24 @@ class Order:
             stream = np.random.Generator(np.random.PCG64([self.seed % 2**63, key[0] + 1, key[1]]))
             self._kept[key] = stream.permutation(values)
         return self._kept[key]
+
+
+def open_mixture(words: Sequence[str], opener: Callable[[str], Data]) -> Mixture:
+    """``PATH`` or ``PATH=WEIGHT`` of every data set, opened with ``opener``. DataError for a weight that is no number.
+
+    A file whose name contains ``=`` is taken as it is if it exists.
+    """
+    parts = []
+    for word in words:
+        path, separator, text = word.rpartition("=")
+        if not separator or Path(word).exists():
+            parts.append(Part(name=word, data=opener(word)))
+            continue
+        try:
+            weight = float(text)
+        except ValueError:
+            raise DataError(
+                f"the weight in {word!r} is {text!r}, not a number; write PATH=WEIGHT, such as {path}=2"
+            ) from None
+        parts.append(Part(name=path, data=opener(path), weight=weight))
+    return Mixture(parts=tuple(parts))

@@ -35,7 +35,7 @@ def box_units_of(fields: Json) -> RowBoxes | None:
     if given is None:
         return None
     known = {unit.value: unit for unit in RowBoxes}
-    if given not in known:
+    if not isinstance(given, str) or given not in known:
         raise RowError(f"box_units is {shown(given)}; it is one of {', '.join(known)}")
     return known[given]
 
@@ -81,24 +81,18 @@ def _pairs(fields: Json) -> list[tuple[str, FractionBox]]:
             raise RowError(f"'boxes' is {shown(many)}, not a list")
         if many and all(isinstance(one, dict) for one in many):
             return [pair for one in many for pair in _pairs(one)]
-        phrases = _phrases(fields)
-        if len(phrases) != len(many):
-            raise RowError(f"there are {len(many)} boxes and {len(phrases)} phrases; each box needs one")
-        return [(phrase, _corners(box)) for phrase, box in zip(phrases, many, strict=True)]
+        return [(phrase, _corners(box)) for phrase, box in zip(_matching(fields, many), many, strict=True)]
     if fields.get("box") is not None:
         return [(phrase, _corners(fields["box"])) for phrase in _phrases(fields)]
     found = fields.get("bbox")
     if isinstance(found, list) and found and isinstance(found[0], list):
-        return [
-            pair
-            for phrase, box in zip(_matching(fields, found), found, strict=True)
-            for pair in [(phrase, _from_size(box))]
-        ]
+        return [(phrase, _from_size(box)) for phrase, box in zip(_matching(fields, found), found, strict=True)]
     return [(phrase, _from_size(found)) for phrase in _phrases(fields)]
 
 
 def _matching(fields: Json, boxes: Sequence[object]) -> list[str]:
-    phrases = _phrases(fields)
+    """One phrase for each box."""
+    phrases = _phrases(fields) if boxes else []
     if len(phrases) != len(boxes):
         raise RowError(f"there are {len(boxes)} boxes and {len(phrases)} phrases; each box needs one")
     return phrases

@@ -12,3 +12,8 @@ class RowError(ValueError):
 def shown(value: object) -> str:
     """A value, shortened for a reason; bytes by their number."""
     return f"{len(value):,} bytes" if isinstance(value, bytes) else short(value)
+
+
+def printable(text: str) -> str:
+    """A name or reason on one line that can be printed: bytes of file names that are not UTF-8, and lone surrogates, are escaped."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())

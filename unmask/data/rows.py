@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from unmask.data.regions import RowBoxes, box_units_of, phrases_of
-from unmask.data.row_errors import RowError, shown
+from unmask.data.row_errors import RowError, printable, shown
 from unmask.data.samples import (
     TASKS,
     Boxes,
@@ -53,9 +53,13 @@ class PictureFinder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesIn:
-    """Pictures by path, relative to ``folder``. Absolute paths are allowed if they lie in it. RowError for any other value."""
+    """Pictures by path, relative to ``folder``, or to ``spare`` if it is not there. Absolute paths must lie in the folder.
+
+    RowError for any other value.
+    """
 
     folder: Path
+    spare: Path | None = None
 
     def __call__(self, value: object) -> ImageRef:
         if isinstance(value, ImageRef):
@@ -74,16 +78,21 @@ class PicturesIn:
             raise RowError(
                 f"the picture {shown(value)} is a web address; download it first, for example with img2dataset"
             )
-        return ImageRef(name=value, source=FileBytes(path=self._inside(value)))
+        path = _inside(self.folder, value)
+        if self.spare and not os.path.isabs(value) and not os.path.isfile(path):
+            other = _inside(self.spare, value)
+            path = other if os.path.isfile(other) else path
+        return ImageRef(name=value, source=FileBytes(path=path))
 
-    def _inside(self, name: str) -> Path:
-        if "\0" in name:
-            raise RowError(f"the path {shown(name)} contains a NUL character")
-        root = os.path.abspath(self.folder)
-        path = os.path.normpath(os.path.join(root, name))
-        if os.path.commonpath([root, path]) != root:
-            raise RowError(f"the path {shown(name)} leads out of {self.folder}; name the folder of the pictures")
-        return Path(path)
+
+def _inside(folder: Path, name: str) -> Path:
+    if "\0" in name:
+        raise RowError(f"the path {shown(name)} contains a NUL character")
+    root = os.path.abspath(folder)
+    path = os.path.normpath(os.path.join(root, name))
+    if os.path.commonpath([root, path]) != root:
+        raise RowError(f"the path {shown(name)} leads out of {folder}; name the folder of the pictures")
+    return Path(path)
 
 
 def held(content: bytes, name: str) -> ImageRef:
@@ -118,12 +127,10 @@ class Row:
         """The sample, or why there is none. Pictures are not opened, except for the size of one whose boxes are in pixels."""
         try:
             made = _MAKERS[_task_of(self.fields)](self, units)
-            length = sum(map(len, texts_of(made)))
-            if length > most_text:
-                raise RowError(f"the text has {length:,} characters, more than {most_text:,}")
+            _refuse_texts("".join(texts_of(made)), most_text)
             return made
         except (RowError, ImageError) as error:
-            return Broken(key=self.key, reason=f"{self.place}: {error}")
+            return Broken(key=self.key, reason=printable(f"{self.place}: {str(error).partition('; check')[0]}"))
 
     # -- fields ---------------------------------------------------------------------------------------------------
 
@@ -151,10 +158,19 @@ class Row:
         return self.find(found)
 
 
+def _refuse_texts(text: str, most: int) -> None:
+    if len(text) > most:
+        raise RowError(f"the text has {len(text):,} characters, more than {most:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"the text contains {ascii(text[error.start])}, half of a character") from error
+
+
 def key_in(fields: Json, otherwise: str) -> str:
     """The row's own key, or one made of its place."""
     found = next((fields[n] for n in KEYS if isinstance(fields.get(n), str | int) and str(fields[n]).strip()), None)
-    return otherwise if found is None or isinstance(found, bool) else str(found)
+    return otherwise if found is None or isinstance(found, bool) else printable(str(found))
 
 
 def _has(fields: Json, name: str) -> bool:
@@ -171,10 +187,11 @@ def tasks_in(fields: Json) -> list[str]:
     boxes, talk = any_of(BOXES), any_of(TALK)
     if any_of(IMAGE) and any_of(TEXT):
         found.add("caption")
-    if talk:
+    asked = (
+        _has(fields, "question") and any_of(("answer", "answers")) and not boxes
+    )  # RefCOCO's boxes have a question, too
+    if talk or asked:
         found.add(talk_task(fields))
-    elif _has(fields, "question") and (_has(fields, "answer") or _has(fields, "answers")) and not boxes:
-        found.add("chat")
     if boxes:
         found.add("boxes")
     if any_of(SOURCE) and any_of(TARGET) and any_of(INSTRUCTION):
@@ -187,9 +204,9 @@ def tasks_in(fields: Json) -> list[str]:
 def _task_of(fields: Json) -> str:
     """RowError for an unknown task, for fields of no task, and for fields of several."""
     if (given := fields.get("task")) is not None:
-        if given not in TASKS:
+        if not isinstance(given, str) or given not in TASKS:
             raise RowError(f"unknown task {shown(given)}; the tasks are {', '.join(TASKS)}")
-        return str(given)
+        return given
     found = tasks_in(fields)
     if len(found) > 1:
         raise RowError(f"the fields belong to {' and '.join(found)}; name one in the field 'task'")

@@ -85,6 +85,8 @@ class ImageRef:
             found = self.source.read()
         except OSError as error:
             raise ImageError(f"{self.name}: {(error.strerror or str(error)).lower()}; check the path") from error
+        except ValueError as error:  # a name that no file can have
+            raise ImageError(f"{ascii(self.name)} is not a file name; check the path") from error
         if not found:
             raise ImageError(f"{self.name} is empty; save it again")
         return found
@@ -261,11 +263,12 @@ class BrokenRows:
 
     total: int
     most: float = 0.05
-    rows: dict[str, Broken] = field(default_factory=dict)
+    rows: dict[tuple[str, str], Broken] = field(default_factory=dict)
 
     def add(self, broken: Broken) -> None:
         """Count a broken row. DataError as soon as there are too many, with the first three and the share."""
-        self.rows.setdefault(broken.key, broken)
+        # Keys of several data sets may be equal, and several rows may name the same broken picture.
+        self.rows.setdefault((broken.key, broken.reason), broken)
         if len(self.rows) > self.most * self.total:
             self.refuse()
 
@@ -276,7 +279,7 @@ class BrokenRows:
 
     def refuse(self) -> None:
         """Raise the DataError of ``add``."""
-        first = ", ".join(f"{b.reason}" for b in list(self.rows.values())[:3])
+        first = ", ".join(b.reason for b in list(self.rows.values())[:3])
         raise DataError(
             f"{len(self.rows)} of {self.total} rows are broken ({self.share:.1%}, at most {self.most:.1%} may be): {first}; "
             "run `unmask data check` for the whole list, or allow a larger share"

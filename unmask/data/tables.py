@@ -23,7 +23,7 @@ def need(package: str, what: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != package:
+        if (error.name or "").partition(".")[0] != package.partition(".")[0]:
             raise
         raise PackageMissing(f"{what} needs the package {package!r}; pip install 'unmask[data]'") from error
 
@@ -119,12 +119,22 @@ def parquet(paths: Sequence[Path], folder: Path) -> TableRows:
     """Parquet files, one after the other. DataError if one is damaged or their columns differ."""
     datasets = need("datasets", "a Parquet file")
     name = paths[0].name if len(paths) == 1 else paths[0].parent.name
+    if not sum(_rows_of(path) for path in paths):
+        raise DataError(f"{name} has no rows; give another file")
     with _quiet(datasets):
         try:
             found = datasets.Dataset.from_parquet([str(p) for p in paths])
         except Exception as error:
-            raise DataError(f"{paths[0]} cannot be read as Parquet ({_reason(error)}); write it again") from error
+            raise DataError(f"{name} cannot be read as Parquet ({_reason(error)}); write it again") from error
     return TableRows(found, name, folder)
+
+
+def _rows_of(path: Path) -> int:
+    """From the end of the file. DataError if it is damaged."""
+    try:
+        return need("pyarrow.parquet", "a Parquet file").read_metadata(path).num_rows
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise DataError(f"{path} cannot be read as Parquet ({_reason(error)}); write it again") from error
 
 
 def saved(folder: Path, part: str) -> TableRows:
@@ -153,7 +163,7 @@ def hub(name: str, part: str) -> TableRows:
             found = datasets.load_dataset(owned, subset or None, split=part)
         except Exception as error:
             raise DataError(
-                f"the dataset {name} cannot be loaded ({_reason(error)}); check its name, subset and split"
+                f"the dataset {name} cannot be loaded ({_reason(error)}); check its name, subset, split, and the connection"
             ) from error
     return TableRows(found, owned, Path())
 

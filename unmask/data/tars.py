@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from unmask.data.beside import fields_of, known_ending, task_in
-from unmask.data.row_errors import RowError
+from unmask.data.row_errors import RowError, printable
 from unmask.data.rows import PicturesIn, Row, safe_name
 from unmask.data.samples import Broken, ByteSource, DataError, FilePart
 from unmask.tokens.pictures import write_whole
@@ -52,7 +52,7 @@ class TarRows:
 
     def key(self, i: int) -> str:
         shard, name = self._at(i)
-        return f"{shard.index.path.stem}/{name}"
+        return printable(f"{shard.index.path.stem}/{name}")
 
     def task(self, i: int) -> str | None:
         shard, name = self._at(i)
@@ -67,7 +67,7 @@ class TarRows:
         try:
             fields = fields_of(shard.members(name), name)
         except RowError as error:
-            return Broken(key=self.key(i), reason=f"{place}: {error}")
+            return Broken(key=self.key(i), reason=printable(f"{place}: {error}"))
         return Row(key=self.key(i), place=place, fields=fields, find=PicturesIn(folder=shard.index.path.parent))
 
     def _at(self, i: int) -> tuple[_Shard, str]:
@@ -139,10 +139,11 @@ def _read(path: Path) -> TarIndex:
         raise DataError(
             f"{path} is compressed, so that its rows cannot be read in any order; run {_COMPRESSED[head]} first"
         )
-    names, starts, sizes = [], [], []
+    names, starts, sizes, end = [], [], [], 0
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
+                end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
                 if member.isdir():
                     continue
                 names.append(member.name)
@@ -150,4 +151,6 @@ def _read(path: Path) -> TarIndex:
                 sizes.append(member.size if member.isreg() and not member.issparse() else -1)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(f"{path} is not a complete tar ({error}); download or write it again") from error
+    if path.stat().st_size < end + 512:  # tarfile does not miss the empty block at the end
+        raise DataError(f"{path} is not a complete tar (it has no end); download or write it again")
     return TarIndex(path=path, names=tuple(names), starts=np.array(starts, np.int64), sizes=np.array(sizes, np.int64))

@@ -115,9 +115,15 @@ def limited_chat(body: Json, sampled: Json, model: Served) -> None:
         body["allOf"] = [_either({**_TURN, "response_format": _FORMATS, **answer, "guidance": {}})]
         return
     turn = {**_TURN, "messages": spoken, "draw": _boolean(True)}
-    about = {"messages": pictured, "draw": _boolean(False), "modalities": _WITHOUT_IMAGE, "response_format": _FORMATS}
+    about = {"messages": pictured, "draw": _boolean(False), "response_format": _FORMATS}
     drawn = {**_TURN, "messages": pictured, "draw": {"const": True}}
-    asked = {"allOf": [{"properties": about}, sampled, {"anyOf": _stopped()}]}
+    not_drawn = {
+        "anyOf": [
+            {"properties": {"draw": {"const": False}}, "required": ["draw"]},
+            {"properties": {"modalities": _WITHOUT_IMAGE}},
+        ]
+    }
+    asked = {"allOf": [{"properties": about}, not_drawn, sampled, {"anyOf": _stopped()}]}
     body["allOf"] = [{"anyOf": [{"properties": turn}, asked, {"properties": drawn, "required": ["draw"]}]}]
 
 
