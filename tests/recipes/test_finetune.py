@@ -29,6 +29,7 @@ from unmask.tokens.layouts import Layout, Placed
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_llada
 import tiny_model
+from tasks.released_folder import make_folder
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,30 @@ def test_rows_have_the_format_of_requests(tiny: Path, pets: Path) -> None:
     assert [int(i) - first for i in made["ground"].ids[where.start : where.stop]] == [320, 512, 704, 1024]
 
 
+def test_rows_of_a_released_model_have_the_format_of_its_requests(pets: Path, tmp_path: Path) -> None:
+    """Their text, token by token; a row of ours may name its spans otherwise."""
+    base = make_folder(tmp_path / "base")
+    parts, source = unmask.load(base).parts, finetune(str(base), str(pets), holdout=0).source.sources[0]
+    made = {f.name: f.row(source.data[i], Random(0)) for f in source.used for i in _rows_of(source, f.task)}
+    images = [Image.open(pets.parent / f"{i}.png") for i in range(3)]
+    views = [parts.image_views(image) for image in images]
+    requests = {
+        "describe": Ask(pixels=views[2], question=parts.wording.describe, length=_answer(made["describe"])),
+        "chat": Ask(pixels=views[1], question="what is this?", length=_answer(made["chat"])),
+        "ground": Ground(pixels=views[2], phrases=("toad",)),
+        "edit": Edit(pixels=parts.preprocess(images[0])[0], look=views[0], instruction="make the frog green"),
+        "critique": reflecting.Critique(pixels=views[1], caption="a red frog", length=_answer(made["critique"])),
+    }
+    assert made.keys() == {*requests, "draw"}, "no layouts that the byte tokens of this model have no room for"
+    for name, task in requests.items():
+        asked, row = task.build(parts), made[name]
+        assert isinstance(row, Sequence), (name, row)
+        assert torch.equal(row.ids[~asked.masked], asked.ids[~asked.masked]), name
+        assert torch.equal(row.pixels, asked.pixels) and torch.equal(row.feature, asked.feature), name
+    said = parts.text.show(made["draw"].ids[: made["draw"].span("image").start].tolist())
+    assert "ORIGINAL WIDTH : 96; ORIGINAL HEIGHT : 128; TOP : 0; LEFT : 0; SCORE : 7.110" in said
+
+
 def _rows_of(source: OwnData, task: str) -> list[int]:
     return [i for i in range(len(source.data)) if source.data.task(i) == task]
 
@@ -195,6 +220,15 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
     run(capsys, *words, "--out", str(tmp_path / "parts"), "--steps", "3", "--resume")
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_released_model_stays_in_its_layout(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, out = make_folder(tmp_path / "base"), tmp_path / "run"
+    run(capsys, "--model", str(base), "--data", str(pets), "--out", str(out), "--steps", "1", "--only", "codes")
+    before, after = weights(base), weights(out)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("code_") for name in changed)
+    assert json.loads((out / "config.json").read_text()) == json.loads((base / "config.json").read_text())
 
 
 def test_a_text_model_learns_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

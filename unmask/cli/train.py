@@ -29,30 +29,32 @@ _STOPPED = 130  # exit code of a process that the user stopped
 
 
 def recipes(folder: Path = _RECIPES) -> dict[str, str]:
-    """``file.function`` -> first paragraph of its docstring on one line, for every function that returns a ``Recipe``. Imports none."""
+    """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every function that returns a
+    ``Recipe``. Imports none.
+    """
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "Recipe":
                 paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
-                found[f"{path.stem}.{node.name}"] = textwrap.shorten(paragraph, 110, placeholder=" …")
+                name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
+                found[name] = textwrap.shorten(paragraph, 110, placeholder=" …")
     return found
 
 
 def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) -> Recipe:
-    """The recipe called ``name``; ``finetune`` stands for ``finetune.finetune``. A setting that names an argument of its function is passed
-    there; the others override fields. ``folder``: of the run, for functions that have this argument.
+    """The recipe called ``name``. A setting that names an argument of its function is passed there; the others override fields.
+    ``folder``: of the run, for functions that have this argument.
 
     ValueError for an unknown name (with the known ones) or a setting that does not fit.
     """
     known = recipes()
-    name = f"{name}.{name}" if f"{name}.{name}" in known else name
     if name not in known:
         near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
         raise ValueError(f"there is no recipe {name!r}; {hint}")
-    module, function = name.split(".")
-    make = getattr(import_module(f"unmask.recipes.{module}"), function)
+    module, _, function = name.partition(".")
+    make = getattr(import_module(f"unmask.recipes.{module}"), function or module)
     own, rest = {}, []
     if folder is not None and "folder" in inspect.signature(make).parameters:
         own["folder"] = str(folder)
@@ -88,7 +90,7 @@ def _show_recipes() -> None:
 
 _HELP = """Train with a recipe, or resume a run.
 
-RECIPE is file.function of unmask/recipes; without one, the recipes are listed. The folder of the run receives
+RECIPE is file.function of unmask/recipes, or finetune; without one, the recipes are listed. The folder of the run receives
 metrics.jsonl, the state from which --resume continues bit for bit, and at the end the weights. Prints the folder.
 
 Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once. The result does not depend on

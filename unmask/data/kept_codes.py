@@ -1,4 +1,4 @@
-"""Image codes that are computed once and kept, in memory and in a file. Public idea: ``KeptCodes(encode, name, path)``.
+"""Image codes that are computed once and kept, in memory and in a file. Public idea: ``KeptCodes(encode, made_by)``.
 
 The file is an SQLite database, so that several processes can use it and a killed one leaves it whole.
 """
@@ -14,28 +14,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unmask.data.codes import MadeBy, Shards
+
+_MOST = 20_000  # pictures in memory
 _TABLE = "create table if not exists codes (key text primary key, rows integer, ids blob)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeptCodes:
-    """``encode``: pixels [3, H, W] -> codes [h, w] · ``name``: of the tokenizer; other names share no codes ·
-    ``path``: the file; None: memory only.
+    """``encode``: pixels [3, H, W] -> codes [h, w] · ``made_by``: what the codes depend on; other ones share none · ``shards``: codes that
+    ``unmask data encode`` has made, which are looked up first · ``path``: the file; None: memory only.
     """
 
     encode: Callable[[Tensor], Tensor]
-    name: str
+    made_by: MadeBy
+    shards: Shards | None = None
     path: Path | None = None
     known: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, picture: str, pixels: Callable[[], Tensor]) -> Tensor:
         """Codes [h, w] of the picture with this fingerprint. ``pixels`` is called only if they are not known."""
-        key = f"{self.name}/{picture}"
+        if self.shards is not None and (made := self.shards.get(picture)) is not None:
+            return made
+        key = f"{picture} {self.made_by.weights} {self.made_by.side} {self.made_by.square}"
         if key not in self.known:
             found = self._read(key)
             if found is None:
                 found = self.encode(pixels()).cpu().numpy().astype(np.int32)
                 self._write(key, found)
+            if len(self.known) >= _MOST:
+                self.known.clear()
             self.known[key] = found
         return torch.from_numpy(self.known[key].astype(np.int64))
 

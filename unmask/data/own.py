@@ -24,13 +24,14 @@ _REPLACED = 2**40  # sample numbers of replacements start here, far beyond those
 class Format:
     """Samples of ``task`` as training rows called ``name``. ``row(sample, rng)``: a sequence with its true ids, or why there is none.
 
-    ``share``: rows per batch relative to the other formats.
+    ``share``: rows per batch relative to the other formats · ``suits(sample)``: whether a sample is used at all; None: all of the task.
     """
 
     name: str
     task: str
     row: Callable[[Sample, Random], Sequence | Broken]
     share: float = 1.0
+    suits: Callable[[Sample], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ class OwnData:
     @cached_property
     def used(self) -> tuple[Format, ...]:
         """The formats that the data has samples for."""
-        found = tuple(f for f in self.formats if f.task in self._rows)
+        found = tuple(f for f in self.formats if self._rows.get(f.name))
         if not found:
-            has = ", ".join(sorted(self._rows)) or "no usable rows"
+            has = ", ".join(sorted(self._by_task)) or "no usable rows"
             wants = ", ".join(dict.fromkeys(f.task for f in self.formats)) or "nothing"
             raise DataError(f"{self.data.name} has {has}, but this model trains {wants}; check the data")
         return found
@@ -77,7 +78,7 @@ class OwnData:
         """The first ``most`` samples of every format in the order of the data, for validation. Broken rows are left out."""
         found = {}
         for f in self.used:
-            rows = [self._row(f, i, Random(f"every/{f.name}/{i}")) for i in self._rows[f.task][:most]]
+            rows = [self._row(f, i, Random(f"every/{f.name}/{i}")) for i in self._rows[f.name][:most]]
             if kept := [row for row in rows if isinstance(row, Sequence)]:
                 found[f.name] = collate(kept, range(len(kept)))
         return found
@@ -89,7 +90,7 @@ class OwnData:
         """Sample ``number`` of a run, or the first usable one of its replacements."""
         for again in range(_MOST_TRIES):
             place = number if again == 0 else _REPLACED + number * _MOST_TRIES + again
-            index = self._rows[format.task][self._orders[format.name](place)[1]]
+            index = self._rows[format.name][self._orders[format.name](place)[1]]
             row = self._row(format, index, Random(f"own/{self.seed}/{format.name}/{number}"))
             if isinstance(row, Sequence):
                 return row
@@ -105,7 +106,17 @@ class OwnData:
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
-        """The numbers of the rows of every task. A row that is visibly broken counts now."""
+        """The numbers of the rows of every format."""
+        return {f.name: [i for i in self._by_task.get(f.task, ()) if self._suits(f, i)] for f in self.formats}
+
+    def _suits(self, format: Format, index: int) -> bool:
+        """Broken rows count as suitable here: they are replaced when they come up."""
+        sample = self.data[index] if format.suits else None
+        return format.suits is None or isinstance(sample, Broken) or (sample is not None and format.suits(sample))
+
+    @cached_property
+    def _by_task(self) -> dict[str, list[int]]:
+        """The numbers of the rows of every task. A row without a task counts as broken now."""
         found: dict[str, list[int]] = {}
         for i in range(len(self.data)):
             task = self.data.task(i)
@@ -118,6 +129,6 @@ class OwnData:
     @cached_property
     def _orders(self) -> dict[str, Order]:
         return {
-            f.name: Order(sizes=(len(self._rows[f.task]),), weights=(1.0,), seed=self.seed + place)
+            f.name: Order(sizes=(len(self._rows[f.name]),), weights=(1.0,), seed=self.seed + place)
             for place, f in enumerate(self.used)
         }

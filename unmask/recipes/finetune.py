@@ -8,7 +8,6 @@ model folder afterwards. docs/finetune.md shows an example.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,12 @@ from random import Random
 from unmask.checkpoints.elastic import Checkpoint, part_of
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Cosine, OftenAll
+from unmask.data.codes import Shards
 from unmask.data.kept_codes import KeptCodes
 from unmask.data.opening import Data, holdout, open_data
 from unmask.data.own import Format, OwnData
 from unmask.data.samples import Boxes, Broken, Caption, Chat, DataError, Sample, texts_of
+from unmask.data.squares import Pad
 from unmask.models.lora import LoRA
 from unmask.objectives.masked import Dropout, Masked, Together
 from unmask.pipeline.text_model import chatting
@@ -30,6 +31,7 @@ from unmask.recipes.starting import Start, start_of
 from unmask.recipes.watching import Sheet, ValidationLoss
 from unmask.sequence import Batch, Kind, Sequence
 from unmask.tasks.conversing import Message
+from unmask.tasks.encoding import Coding
 from unmask.tasks.examples import formats_of, padded_answer
 from unmask.tokens.boxes import FractionBox
 
@@ -52,6 +54,7 @@ def finetune(
     replay: str = "auto",
     replay_share: float = 0.5,
     holdout: float = 0.1,
+    codes: str = "",
     seed: int = 0,
     folder: str = "",
 ) -> Recipe:
@@ -60,12 +63,12 @@ def finetune(
     ``alpha``: LoRA's scale times its rank, twice the rank by default · ``only``: train these parts of the network only, ``freeze``: do not
     train these, separated by commas: und, gen, out, embed, norm, codes, text_head, vision · ``replay``: world: mix in scenes of mini's
     world, none, or auto (world for mini) · ``replay_share``: their batch size relative to mini's training · ``holdout``: share of the rows
-    for validation · ``folder``: of the run, for image codes and sample sheets.
+    for validation · ``codes``: folder that ``unmask data encode`` has filled · ``folder``: of the run, for image codes and sample sheets.
     """
     start = start_of(model)
     place = _own_folder(folder, start)
     training, checking = _split(data, holdout)
-    formats = _formats(start, training, place)
+    formats = _formats(start, training, place, codes)
     source = OwnData(data=training, formats=formats, seed=seed, batch=batch)
     replayed = _replay(replay, replay_share, start)
     objectives = {f.name: _objective(f.name, start) for f in source.used}
@@ -108,15 +111,15 @@ def _split(data: str, share: float) -> tuple[Data, Data | None]:
     return (training, checking if len(checking) else None) if len(training) else (whole, None)
 
 
-def _formats(start: Start, data: Data, folder: Path | None) -> tuple[Format, ...]:
+def _formats(start: Start, data: Data, folder: Path | None, codes: str) -> tuple[Format, ...]:
     if start.writes_only:
         return (Format(name="chat", task="chat", row=_Chatting(start=start)),)
     parts = start.parts
-    name = hashlib.sha256(repr((start.name, parts.side, parts.paper)).encode()).hexdigest()[:16]
-    codes = KeptCodes(encode=parts.encode, name=name, path=folder / "codes.sqlite" if folder else None)
-    boxes, presets = _boxes(data), start.presets
-    length = presets.plan_length if presets.plans or boxes else 0
-    return formats_of(parts, codes, plan_length=length, boxes=_Looked(boxes=boxes))
+    made_by = Coding(parts=parts, square=Pad(paper=parts.paper), side=parts.side).made_by()
+    shards = Shards(Path(codes), made_by) if codes else None
+    path = folder / "codes.sqlite" if folder else None
+    kept = KeptCodes(encode=parts.encode, made_by=made_by, shards=shards, path=path)
+    return formats_of(parts, kept, start.presets, _Looked(boxes=_boxes(data)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +246,7 @@ def _evals(
     seed: int,
 ) -> tuple[Eval, ...]:
     """The loss of the validation rows, and sheets of pictures where captions are trained and the run has a folder."""
-    found = []
+    found = [Eval(name="data", every=50, run=lambda module, step: {"broken_rows": len(source.broken.rows)})]
     if checking is not None:
         rows = OwnData(data=checking, formats=source.used, seed=seed, most_broken=1.0)
         if any(checking.task(i) in {f.task for f in source.used} for i in range(len(checking))):

@@ -76,7 +76,7 @@ class Start:
         """Write the model, with adapters merged, and the adapters alone into its folder ``adapter``. ``texts``: of its training."""
         adapted = any(True for _ in adapters(module))
         if adapted:
-            save_adapter(module, folder / ADAPTER)
+            save_adapter(module, folder / ADAPTER, base=self.name)
             merge(module)
         try:
             export_like(self.spec, module.state_dict(), folder)

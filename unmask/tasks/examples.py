@@ -19,7 +19,7 @@ from unmask.data.own import Format
 from unmask.data.samples import Boxes, Broken, Caption, Chat, Critique, EditPair, ImageRef, Sample
 from unmask.data.sources import luminance_stats
 from unmask.sequence import Sequence
-from unmask.tasks.parts import Parts
+from unmask.tasks.parts import Parts, Presets
 from unmask.tokens.boxes import FractionBox
 from unmask.tokens.build import PlanIds, asking, drawing, editing, grounding, looking, plan_ids, planning
 from unmask.tokens.layouts import Layout, Placed, to_ids
@@ -36,20 +36,20 @@ Phrases = Callable[[Caption], Items[tuple[str, FractionBox]]]
 _BLOCK = 32  # tokens: published samplers write answers in blocks of so many
 
 
-def formats_of(
-    parts: Parts, codes: KeptCodes, *, plan_length: int = 0, boxes: Phrases = lambda sample: ()
-) -> tuple[Format, ...]:
-    """The formats of a model that draws: "draw" and "describe" of captions, "chat", "ground", "edit" and "critique".
+def formats_of(parts: Parts, codes: KeptCodes, presets: Presets, boxes: Phrases) -> tuple[Format, ...]:
+    """The formats of a model that draws: "draw" and "describe" of captions, layouts ("plan") and pictures of them ("draw_planned"), "chat",
+    "ground", "edit" and "critique".
 
-    ``plan_length``: tokens of a layout, to learn layouts ("plan") and pictures of them ("draw_planned") too; 0: no layouts · ``boxes``: the
-    objects of a caption's picture; where there are none, the layout is the caption over the whole picture. A model without a vision tower
-    learns "draw" and layouts only.
+    ``boxes``: the objects of a caption's picture, from which its layout is made. A model that draws from layouts by default (``presets``)
+    learns one for every caption: without boxes it is the caption over the whole picture. A model without a vision tower learns to draw
+    only.
     """
-    made = Examples(parts=parts, codes=codes, plan_length=plan_length, boxes=boxes)
-    drawn = [Format(name="draw", task="caption", row=_safe(made.draw), share=2.0)]
-    if plan_length:
-        drawn.append(Format(name="draw_planned", task="caption", row=_safe(made.draw_planned), share=2.0))
-        drawn.append(Format(name="plan", task="caption", row=_safe(made.plan)))
+    made = Examples(parts=parts, codes=codes, boxes=boxes, plan_length=presets.plan_length, always_plans=presets.plans)
+    drawn = [
+        Format(name="draw", task="caption", row=_safe(made.draw), share=2.0),
+        Format(name="draw_planned", task="caption", row=_safe(made.draw_planned), share=2.0, suits=made.plans),
+        Format(name="plan", task="caption", row=_safe(made.plan), suits=made.plans),
+    ]
     if parts.net.config.vision is None:
         return tuple(drawn)
     return (
@@ -70,8 +70,9 @@ class Examples:
 
     parts: Parts
     codes: KeptCodes
-    plan_length: int = 0
-    boxes: Phrases = lambda sample: ()
+    boxes: Phrases
+    plan_length: int
+    always_plans: bool
 
     def draw(self, sample: Caption, rng: Random) -> Sequence:
         return self._drawn(sample, None)
@@ -88,21 +89,32 @@ class Examples:
         codes, conditions = self._codes(sample.image, image), self._conditions(image)
         return drawing(self.parts.builder(), text, codes, fold=self.parts.fold, conditions=conditions, plan=plan)
 
+    def plans(self, sample: Sample) -> bool:
+        """Whether a caption's picture has a layout to learn. A model that draws without layouts by default learns only those of boxes."""
+        assert isinstance(sample, Caption)
+        return (self.always_plans or bool(self.boxes(sample))) and bool(self._fitting(self._phrases(sample)))
+
     def _layout(self, sample: Caption) -> list[int]:
         """Ids of the layout of a picture, with as many of its objects as fit into a plan."""
-        text, wording = self.parts.text, self.parts.wording
-        found = self.boxes(sample)
-        if found:
-            size = sample.image.size()
-            placed = [Placed(phrase=wording.read(phrase), box=_padded(box, size)) for phrase, box in found]
-        else:
-            words = text.decode(text.encode(wording.read(sample.text))[: self.plan_length // 2])
-            placed = [Placed(phrase=words, box=(0.0, 0.0, 1.0, 1.0))]
+        phrases, size = self._phrases(sample), sample.image.size()
+        return self._fitting([(phrase, _padded(box, size)) for phrase, box in phrases])
+
+    def _phrases(self, sample: Caption) -> list[tuple[str, FractionBox]]:
+        """The objects of a caption's picture; without boxes the beginning of the caption over the whole picture."""
+        text, read = self.parts.text, self.parts.wording.read
+        if found := self.boxes(sample):
+            return [(read(phrase), box) for phrase, box in found]
+        return [(text.decode(text.encode(read(sample.text))[: self.plan_length // 2]), (0.0, 0.0, 1.0, 1.0))]
+
+    def _fitting(self, phrases: list[tuple[str, FractionBox]]) -> list[int]:
+        """Ids of a layout of the first objects that fit into a plan; none if not even one does."""
+        wording = self.parts.wording
+        placed = tuple(Placed(phrase=phrase, box=box) for phrase, box in phrases)
         for count in range(len(placed), 0, -1):
-            ids = to_ids(Layout(objects=tuple(placed[:count]), reason=wording.plan_reason), text, wording)
+            ids = to_ids(Layout(objects=placed[:count], reason=wording.plan_reason), self.parts.text, wording)
             if len(ids) + 2 <= self.plan_length:
                 return ids
-        raise ValueError(f"the phrase {placed[0].phrase[:40]!r} is too long for a layout")
+        return []
 
     def describe(self, sample: Caption, rng: Random) -> Sequence:
         b = looking(self.parts.builder(), self.parts.image_views(sample.image.open()))
