@@ -314,7 +314,7 @@ def test_a_folder_may_have_a_scale(tmp_path: Path) -> None:
     assert adapter_place(tmp_path / "with:2") == (tmp_path / "with:2", 1.0)
     assert adapter_place(f"{tmp_path}/with:2:-0.5") == (tmp_path / "with:2", -0.5)
     assert adapter_place("somewhere") == (Path("somewhere"), 1.0)
-    with pytest.raises(ValueError, match="is not FOLDER or FOLDER:scale"):
+    with pytest.raises(ValueError, match="is neither a folder nor FOLDER:SCALE with a number"):
         adapter_place("somewhere:much")
     with pytest.raises(ValueError, match="must be a finite number, got nan"):
         adapter_place("somewhere:nan")

@@ -82,7 +82,9 @@ def adapter_place(text: str | os.PathLike[str]) -> tuple[Path, float]:
     try:
         scale = float(number)
     except ValueError:
-        raise ValueError(f"the adapter {whole!r} is not FOLDER or FOLDER:scale; the folder does not exist") from None
+        raise ValueError(
+            f"the adapter {whole!r} is neither a folder nor FOLDER:SCALE with a number; use for example {folder}:0.5"
+        ) from None
     if not math.isfinite(scale):
         raise ValueError(
             f"the scale of the adapter {folder} must be a finite number, got {number}; use for example 0.5"
