@@ -39,6 +39,17 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
+class Headless(Protocol):
+    """A model that can leave its heads to the caller: ``hidden_states`` is its forward pass, with ``Scored.hidden`` and ``Scored.head``
+    instead of logits. An objective then needs no logits of all tokens at once.
+    """
+
+    def hidden_states(
+        self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None
+    ) -> Prediction: ...
+
+
+@runtime_checkable
 class Corruption(Protocol):
     """The forward process. ``times`` draws a time for every token, [B, L]; ``corrupt`` masks or replaces tokens of a clean batch at those
     times, or at [B] times given, and sets ``masked``, ``time``, ``weight`` and, where the objective scores other tokens, ``target``.

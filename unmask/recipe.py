@@ -52,10 +52,13 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long, where and how often. A step is one source batch of every process.
+    """How long, where and how often. A step is one source batch.
 
-    ``accumulate``: source batches per update of the weights · ``device``: cpu, cuda, cuda:1, mps, or auto for the best one there is ·
-    ``bf16``: compute in bfloat16 with float32 master weights · ``log_every``, ``save_every``: in steps.
+    ``accumulate``: source batches per update of the weights, which the processes of a run share · ``device``: cpu, cuda, cuda:1, mps, or
+    auto for the best one there is · ``bf16``: compute in bfloat16 with float32 master weights · ``log_every``, ``save_every``: in steps ·
+    ``keep``: checkpoints to keep, the last one included · ``max_skipped``: updates in a row that may be skipped because their gradient is
+    not finite · ``recompute``: keep only the inputs of the layers and compute their activations again in the backward pass (activation
+    checkpointing) · ``compile``: run the layers through ``torch.compile``.
     """
 
     steps: int = 1000
@@ -65,11 +68,22 @@ class Training:
     bf16: bool = True
     log_every: int = 20
     save_every: int = 200
+    keep: int = 1
+    max_skipped: int = 3
+    recompute: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (
+            ("steps", 1),
+            ("accumulate", 1),
+            ("log_every", 1),
+            ("save_every", 1),
+            ("keep", 1),
+            ("max_skipped", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"training.{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ Letters: B rows, L tokens, N tokens scored, V vocabulary, D width, C channels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -94,14 +94,27 @@ class Query:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last layer of a model: hidden states [N, D] -> logits [N, V]. ``size``: V."""
+
+    layer: Callable[[Tensor], Tensor]
+    size: int
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.layer(hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """Tokens of one kind. ``at [N]``: flat token numbers (row * L + token) in rising order · ``logits [N, V]``, None for a kind without a
-    vocabulary · ``hidden [N, D]``: what the head read, None where the model does not say.
+    vocabulary · ``hidden [N, D]``: what the head read, None where the model does not say · ``head``: what makes logits of ``hidden``,
+    where the model left that to the caller (``protocols.Headless``).
     """
 
     at: Tensor
     logits: Tensor | None = None
     hidden: Tensor | None = None
+    head: Head | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

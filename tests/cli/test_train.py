@@ -91,7 +91,7 @@ def test_a_run_that_saved_nothing_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unmask.training.parallel.launch", interrupted)
-    assert main(("train", "mini.tower", "--out", "run", "--processes", "2")) == 130
+    assert main(("train", "mini.tower", "--out", "run", "--processes", "2", "-o", "training.accumulate=2")) == 130
     told = capsys.readouterr().err
     assert "nothing was saved in run" in told and "--resume" not in told
 
@@ -106,7 +106,8 @@ def test_the_command_that_continues_has_all_options(
         started.append(argv)
         raise KeyboardInterrupt
 
-    assert main(("train", "mini.tower", "--out", "it's a run", "-o", "training.steps=1")) == 0
+    first = ("train", "mini.tower", "--out", "it's a run", "-o", "training.steps=1", "-o", "training.accumulate=2")
+    assert main(first) == 0
     monkeypatch.setattr("unmask.training.parallel.launch", interrupted)
     words = (
         "train",
@@ -118,6 +119,8 @@ def test_the_command_that_continues_has_all_options(
         "training.steps=9",
         "-o",
         "optim.lr = 3e-4",
+        "-o",
+        "training.accumulate=2",
     )
     more = ("--seed", "0", "--device", "cpu", "--processes", "2", "--threads", "1", "--json")
     told = []
@@ -128,7 +131,7 @@ def test_the_command_that_continues_has_all_options(
         told.append(capsys.readouterr().err)
         command = shlex.split(told[-1].partition("saved at step 1; continue with: unmask ")[2].splitlines()[0])
         given = tuple(command)
-    settings = ["seed=0", "training.steps=9", "optim.lr = 3e-4", "training.device=cpu"]
+    settings = ["seed=0", "training.steps=9", "optim.lr = 3e-4", "training.accumulate=2", "training.device=cpu"]
     assert [w for w in command if "=" in w] == settings and command[command.index("--out") + 1] == "it's a run"
     assert command[-5:] == ["--processes", "2", "--threads", "1", "--json"]
     assert told[0] == told[1] and started[0] == started[1] and [w for w in started[0] if "=" in w] == settings
@@ -185,3 +188,75 @@ def test_train_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     listed = run(capsys, "train", "--list")[0]
     assert "mini.stage2 " in listed and run(capsys, "train")[0] == listed
     assert len(listed.splitlines()) == 2 + len(recipes()) and all(recipes().values())
+
+
+def test_settings_that_changed_are_named_and_can_be_allowed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", "mini.tower", "--out", "run", "-o", "source.batch=2", "-o", "training.steps=2")
+    run(capsys, *words[:-1], "training.steps=1")
+    other = (*words, "--resume", "-o", "optim.lr=0.5", "-o", "source.batch=3")
+    told = mistake(capsys, *other)
+    assert "source.batch was 2, is 3" in told and "optim.lr was 0.0015, is 0.5" in told and "--allow-changes" in told
+    assert "continues with other settings: " in run(capsys, *other, "--allow-changes")[1]
+
+
+PAIR = (
+    "train",
+    "mini.tower",
+    "--out",
+    "run",
+    "-o",
+    "source.batch=2",
+    "-o",
+    "training.accumulate=2",
+    "--processes",
+    "2",
+)
+
+
+def started(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "unmask.cli.main", *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_processes_are_stopped_as_one(number: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Saved first, told once, and continued by a single process."""
+    child = started(*PAIR, "-o", "training.steps=400", "-o", "training.log_every=400")
+    assert child.stderr is not None
+    assert child.stderr.readline().startswith("step 2/400 ")
+    child.send_signal(number)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 130 and not out, err
+    told = [text for text in err.splitlines() if text and not text.startswith("step ")]
+    assert told[0].startswith("finishing this step, then saving") and told[2:] == ["stopped"], err
+    command = shlex.split(told[1].partition("continue with: unmask ")[2])
+    assert command[-2:] == ["--processes", "2"]
+    step = int(told[1].split()[3].rstrip(";"))
+    steps = f"training.steps={step + 2}"
+    assert main([*(word if word != "training.steps=400" else steps for word in command[:-2])]) == 0
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["step"] == step + 2
+
+
+def test_an_error_of_all_processes_is_told_once(here: Path) -> None:
+    Path("run").mkdir()
+    Path("run/state.safetensors").write_bytes(b"garbage")
+    child = started(*PAIR, "--resume")
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 2 and not out
+    assert [text for text in err.splitlines() if text.startswith(("error", "hint"))] == err.splitlines()[-2:]
+    assert "is damaged" in err and err.count("error: ") == 1
+
+
+def test_processes_that_would_have_no_batch_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = mistake(capsys, "train", "mini.tower", "--processes", "2")
+    assert "2 processes cannot share" in told and "-o training.accumulate=2" in told and not Path("runs").exists()
+
+
+def test_log_without_its_package_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    told = mistake(capsys, "train", "mini.tower", "--out", "run", "--log", "tensorboard", "-o", "training.steps=1")
+    assert "the package 'tensorboard' is not installed" in told
+    assert "'csv' is not 'tensorboard'" in mistake(capsys, "train", "mini.tower", "--log", "csv")

@@ -34,7 +34,8 @@ from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.training.optim import Masters
-from unmask.training.train import STATE, train
+from unmask.training.saving import STATE
+from unmask.training.train import train
 
 PARTS = ("und", "gen", "out", "codes", "vision", "text_head")
 QUERIES = LoRA(where=lambda name: name.endswith((".q", ".v")), rank=3, alpha=6.0)

@@ -17,7 +17,8 @@ from unmask.step import Loss
 from unmask.training.device import DeviceUnavailable, available, choose, move
 from unmask.training.meters import matmul_peak
 from unmask.training.parallel import backend
-from unmask.training.train import STATE, train
+from unmask.training.saving import STATE
+from unmask.training.train import train
 
 from .line import rows
 from .tiny import Numbers, recipe

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unmask.recipe import Eval, Recipe, override
-from unmask.training.train import STATE, train
+from unmask.training.saving import STATE
+from unmask.training.train import train
 
 from .line import recipe, rows
 

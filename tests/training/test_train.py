@@ -20,13 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.checkpoints.store import load_module
-from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, override
-from unmask.rng import generator
-from unmask.sequence import Batch
-from unmask.step import Loss
-from unmask.training.parallel import Place, launch
-from unmask.training.train import STATE, train
+from unmask.training.saving import STATE
+from unmask.training.train import train
 
 from .tiny import Numbers, model, recipe
 
@@ -151,66 +147,6 @@ def test_it_learns(tmp_path: Path) -> None:
     assert rows(tmp_path)[-1]["code"] < 0.7 * rows(tmp_path)[0]["code"]
 
 
-# -- several processes ------------------------------------------------------------------------------------------------
-
-
-def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
-    """Both end with the same weights: those of one process that sees both batches at every step."""
-    assert launch(2, [PROGRAM, str(tmp_path)]) == 0
-    first, second = (load_file(tmp_path / f"rank{i}.safetensors") for i in range(2))
-    equal(first, second)
-
-    def both(step: int) -> list[tuple[int, Batch]]:
-        return [(n, Numbers()(n)) for n in (2 * step, 2 * step + 1)]
-
-    base = recipe()
-    assert isinstance(base.objective, Masked)
-
-    def objective(module: nn.Module, batches: list[tuple[int, Batch]], rng: torch.Generator) -> Loss:
-        totals = [base.objective(module, b, generator("objective", 0, n)).total for n, b in batches]
-        return Loss(total=torch.stack(totals).mean(), terms={}, counts={})
-
-    alone = train(dataclasses.replace(base, source=both, objective=objective), tmp_path / "alone")
-    for name, value in alone.state_dict().items():
-        torch.testing.assert_close(first[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    assert [r["step"] for r in rows(tmp_path)] == [2, 4, 6, 8, 10, 12]  # one of them writes
-    # Neither Adam nor clipping minds a factor, so only the norm tells the mean from the sum.
-    wanted = [r["grad"] for r in rows(tmp_path / "alone")]
-    assert [r["grad"] for r in rows(tmp_path)] == pytest.approx(wanted, rel=1e-3)
-
-
-def test_batches_are_shared_out() -> None:
-    taken = [Place(rank=r, world=3).batch_number(s) for s in range(4) for r in range(3)]
-    assert taken == list(range(12))
-    assert [Place().batch_number(s) for s in range(4)] == [0, 1, 2, 3]
-
-
-def test_alone_nothing_is_averaged() -> None:
-    values = [torch.tensor([1.0, 2.0])]
-    Place().mean_(values)
-    assert values[0].tolist() == [1.0, 2.0]
-
-
-# Process 0 waits until it is terminated and notes it; process 1 fails as soon as process 0 waits.
-FAILING = """
-import os, pathlib, signal, sys, time
-waiting, ended = (pathlib.Path(sys.argv[1]) / name for name in ("waiting", "ended"))
-if os.environ["RANK"] == "1":
-    while not waiting.exists():
-        time.sleep(0.01)
-    sys.exit(3)
-signal.signal(signal.SIGTERM, lambda *_: (ended.touch(), sys.exit(0)))
-waiting.touch()
-while True:
-    signal.pause()
-"""
-
-
-def test_one_failure_ends_them_all(tmp_path: Path) -> None:
-    assert launch(2, ["-c", FAILING, str(tmp_path)]) == 3
-    assert (tmp_path / "ended").exists()
-
-
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
@@ -225,7 +161,7 @@ def test_a_failing_save_keeps_the_previous_checkpoint(
         Path(path).write_bytes(b"half a file")
         raise error
 
-    monkeypatch.setattr("unmask.training.train.save_file", half)
+    monkeypatch.setattr("unmask.training.saving.save_file", half)
     with pytest.raises(OSError, match="could not save the checkpoint .*; the previous one is intact"):
         train(recipe(), tmp_path)
     assert (tmp_path / STATE).read_bytes() == before
@@ -273,16 +209,3 @@ def test_a_checkpoint_of_another_shape_is_named(tmp_path: Path) -> None:
 def test_nothing_to_train(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leaves nothing to train"):
         train(dataclasses.replace(recipe(), trainable=lambda name: False), tmp_path)
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    train(recipe(), tmp_path, stop_after=4)
-    before = (tmp_path / STATE).read_bytes()
-
-    def broken(module: nn.Module, batch: Batch, rng: torch.Generator) -> Loss:
-        total = next(module.parameters()).sum() * math.nan
-        return Loss(total=total, terms={"text": total}, counts={"text": 1})
-
-    with pytest.raises(FloatingPointError, match="not finite at update 4"):
-        train(dataclasses.replace(recipe(), objective=broken), tmp_path)
-    assert (tmp_path / STATE).read_bytes() == before

@@ -1,6 +1,6 @@
 """A recipe of a second or two, and a program that runs it: what test_train.py starts, kills and runs twice over.
 
-python tiny.py FOLDER [--bf16] [--stop-at STEP] [--signal-at STEP]
+python tiny.py FOLDER [--bf16] [--accumulate N] [--stop-at STEP] [--signal-at STEP]
 
 --stop-at waits in that step, to be killed; --signal-at sends SIGTERM to the process that takes that batch.
 """
@@ -42,8 +42,8 @@ SPANS = (
 class Numbers:
     """Random rows, a pure function of the batch number. At batch ``stop_at`` it waits; ``signal_at`` sends SIGTERM."""
 
-    stop_at: int | None = None
-    signal_at: int | None = None
+    stop_at: int | None = dataclasses.field(default=None, compare=False)
+    signal_at: int | None = dataclasses.field(default=None, compare=False)
 
     def __call__(self, step: int) -> Batch:
         if step == self.stop_at:
@@ -66,7 +66,9 @@ def model() -> nn.Module:
     return made
 
 
-def recipe(*, bf16: bool = False, stop_at: int | None = None, signal_at: int | None = None) -> Recipe:
+def recipe(
+    *, bf16: bool = False, accumulate: int = 1, stop_at: int | None = None, signal_at: int | None = None
+) -> Recipe:
     """All but the code table is trained."""
     return Recipe(
         name="tiny",
@@ -74,7 +76,7 @@ def recipe(*, bf16: bool = False, stop_at: int | None = None, signal_at: int | N
         source=Numbers(stop_at=stop_at, signal_at=signal_at),
         objective=Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.3),)),
         optim=Optim(lr=3e-3, warmup=4, decay_from=0.5, ema=0.9),
-        training=Training(steps=STEPS, bf16=bf16, log_every=2, save_every=4),
+        training=Training(steps=STEPS, bf16=bf16, accumulate=accumulate, log_every=2, save_every=4),
         trainable=lambda name: not name.startswith("code_embedding.table"),
         export=lambda module, folder: None if save_module(module, folder) else None,
     )
@@ -84,12 +86,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("--signal-at", type=int)
     given = parser.parse_args()
     torch.set_num_threads(1)
     place = join()
-    made = recipe(bf16=given.bf16, stop_at=given.stop_at, signal_at=given.signal_at)
+    made = recipe(bf16=given.bf16, accumulate=given.accumulate, stop_at=given.stop_at, signal_at=given.signal_at)
     try:
         done = train(made, given.folder, place=place)
     except Stopped:

@@ -83,13 +83,13 @@ def batch(
 
     if out == STDOUT and as_json:
         raise click.UsageError("- as OUT prints one JSON object per line; leave out --json")
-    share = Share(rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1))
+    share = Share(rank=number_in_environment("RANK", 0), world=number_in_environment("WORLD_SIZE", 1))
     with tempfile.TemporaryDirectory() as scratch:
         work = _plan(manifest, Path(scratch) / "out" if out == STDOUT else out, Path(scratch), share, retry)
         printed = _Printed(results=work.results) if out == STDOUT else None
         place = found_device(device)
         if place == "cuda" and share.world > 1:
-            place = f"cuda:{_number('LOCAL_RANK', 0)}"
+            place = f"cuda:{number_in_environment('LOCAL_RANK', 0)}"
         opened = _opened(model, lora, place, threads, storage, download, needs(work)) if work.todo else None
         with Lines() as lines:
 
@@ -169,7 +169,7 @@ def _opened(
     )
 
 
-def _number(name: str, otherwise: int) -> int:
+def number_in_environment(name: str, otherwise: int) -> int:
     """An environment variable that torchrun sets for this process."""
     text = os.environ.get(name, str(otherwise))
     if not text.isdecimal():

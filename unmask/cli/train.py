@@ -18,6 +18,7 @@ import click
 from unmask.cli import completion
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
+from unmask.cli.tuning import tuning_options
 
 if TYPE_CHECKING:
     from unmask.recipe import Recipe
@@ -28,18 +29,22 @@ _STOPPED = 130  # exit code of a process that the user stopped
 
 
 def recipes(folder: Path = _RECIPES) -> dict[str, str]:
-    """``file.function`` -> first paragraph of its docstring on one line, for every function that returns a ``Recipe``. Imports none."""
+    """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every function that returns a
+    ``Recipe``. Imports none.
+    """
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "Recipe":
                 paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
-                found[f"{path.stem}.{node.name}"] = textwrap.shorten(paragraph, 110, placeholder=" …")
+                name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
+                found[name] = textwrap.shorten(paragraph, 110, placeholder=" …")
     return found
 
 
-def find(name: str, settings: Sequence[str] = ()) -> Recipe:
+def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) -> Recipe:
     """The recipe called ``name``. A setting that names an argument of its function is passed there; the others override fields.
+    ``folder``: of the run, for functions that have this argument.
 
     ValueError for an unknown name (with the known ones) or a setting that does not fit.
     """
@@ -48,9 +53,11 @@ def find(name: str, settings: Sequence[str] = ()) -> Recipe:
         near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
         raise ValueError(f"there is no recipe {name!r}; {hint}")
-    module, function = name.split(".")
-    make = getattr(import_module(f"unmask.recipes.{module}"), function)
+    module, _, function = name.partition(".")
+    make = getattr(import_module(f"unmask.recipes.{module}"), function or module)
     own, rest = {}, []
+    if folder is not None and "folder" in inspect.signature(make).parameters:
+        own["folder"] = str(folder)
     for key, separator, text in (s.partition("=") for s in settings):
         argument = inspect.signature(make).parameters.get(key.strip())
         if argument is None:
@@ -83,10 +90,11 @@ def _show_recipes() -> None:
 
 _HELP = """Train with a recipe, or resume a run.
 
-RECIPE is file.function of unmask/recipes; without one, the recipes are listed. The folder of the run receives
+RECIPE is file.function of unmask/recipes, or finetune; without one, the recipes are listed. The folder of the run receives
 metrics.jsonl, the state from which --resume continues bit for bit, and at the end the weights. Prints the folder.
 
-Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once.
+Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once. The result does not depend on
+the number of processes, and a run continues on another number of them.
 
 \b
 Examples:
@@ -95,7 +103,9 @@ Examples:
   unmask train mini.stage2 --out runs/stage2 --resume
   unmask train mini.stage2 --device cuda --seed 1
   unmask train mini.stage2 --processes 2 -o training.accumulate=4
+  torchrun --nproc-per-node 4 -m unmask.cli.main train mini.stage2 -o training.accumulate=4
   unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
+  unmask train finetune --model mini --data pets/ --out runs/pets --lora 16
 """
 
 
@@ -114,8 +124,17 @@ Examples:
     help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps.  [default: the recipe's, auto]",
 )
 @click.option(
-    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Data-parallel processes to start."
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes to start by torchrun. They share the training.accumulate batches of each update.",
 )
+@click.option(
+    "--log", type=click.Choice(["tensorboard"]), help="Write the metrics as TensorBoard events too, to OUT/tensorboard."
+)
+@click.option("--allow-changes", is_flag=True, help="Continue a run although settings of its recipe have changed.")
+@tuning_options
 @json_option
 @threads_option
 def train(
@@ -126,6 +145,8 @@ def train(
     settings: tuple[str, ...],
     device: str | None,
     processes: int,
+    log: str | None,
+    allow_changes: bool,
     as_json: bool,
     threads: int | None,
 ) -> None:
@@ -134,24 +155,28 @@ def train(
         _show_recipes()
         return
     folder = out or Path("runs") / recipe
-    if not resume and any((folder / name).exists() for name in _LEFT_BY_RUNS):
+    if not resume and os.environ.get("RANK", "0") == "0" and any((folder / name).exists() for name in _LEFT_BY_RUNS):
         raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
     chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
     chosen += [f"training.device={device}"] if device is not None else []
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
+    words += ["--allow-changes"] if allow_changes else []
+    words += ["--log", log] if log else []
     try:
-        run = find(recipe, chosen)
+        run = find(recipe, chosen, folder)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
             _say_if_anew(folder)
         if processes > 1:
-            _train_in(processes, words)
-        elif not _train_here(run, folder, threads):
+            more = ["--threads", str(threads)] if threads is not None else []
+            _train_in(processes, run.training.accumulate, [*words, *more])
+        elif not _train_here(run, folder, threads, allow_changes, log):
             return
     except KeyboardInterrupt:
-        if "RANK" not in os.environ:  # else the process that started this one says it
-            more = ["--processes", str(processes)] if processes > 1 else []
-            more += ["--threads", str(threads)] if threads is not None else []
-            news(_how_to_continue(folder, [*words, *more, *(["--json"] if as_json else [])]))
+        if _silent():
+            raise click.exceptions.Exit(_STOPPED) from None
+        more = ["--processes", str(processes)] if processes > 1 else []
+        more += ["--threads", str(threads)] if threads is not None else []
+        news(_how_to_continue(folder, [*words, *more, *(["--json"] if as_json else [])]))
         raise
     if as_json:
         print_json({"recipe": run.name, "folder": str(folder), "steps": run.training.steps})
@@ -159,9 +184,18 @@ def train(
         click.echo(folder)
 
 
+def _silent() -> bool:
+    """Whether another process tells the user how the run ended: the one that started this one, or the first under torchrun."""
+    if "RANK" not in os.environ:
+        return False
+    from unmask.training.parallel import launched
+
+    return launched() or os.environ["RANK"] != "0"
+
+
 def _say_if_anew(folder: Path) -> None:
     """Tell a user who wrote --resume that there is nothing to continue."""
-    from unmask.training.train import saved_step
+    from unmask.training.saving import saved_step
 
     if saved_step(folder) is None:
         news(f"no saved state in {folder}; the run begins anew at step 0")
@@ -169,34 +203,39 @@ def _say_if_anew(folder: Path) -> None:
 
 def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
     """What is saved of a stopped run, and the command that continues it; where nothing is saved, only that."""
-    from unmask.training.train import saved_step
+    from unmask.training.saving import saved_step
 
     if (step := saved_step(folder)) is None:
         return f"nothing was saved in {folder}"
     return f"saved at step {step}; continue with: unmask train {shlex.join(words)}"
 
 
-def _train_here(run: Recipe, folder: Path, threads: int | None) -> bool:
+def _train_here(run: Recipe, folder: Path, threads: int | None, allow_changes: bool, log: str | None) -> bool:
     """Train in this process. Returns whether it is alone and so prints the result."""
     use_threads(threads)
-    from unmask.training.parallel import join
+    from unmask.training.parallel import join, launched
     from unmask.training.stopping import Stopped
+    from unmask.training.tensorboard import TensorBoard
     from unmask.training.train import train as train_by
 
     place = join(run.training.device)  # alone, unless ``_train_in`` or torchrun started this process
     try:
-        train_by(run, folder, place=place)
+        train_by(run, folder, place=place, allow_changes=allow_changes, logs=[TensorBoard] if log else [])
     except Stopped:
         place.leave()  # all processes stop after the same step
         raise
+    except Exception as error:
+        place.let_others_speak(error)
+        raise
     place.leave()
-    return place.world == 1
+    return place.world == 1 or (place.rank == 0 and not launched())
 
 
-def _train_in(processes: int, words: list[str]) -> None:
+def _train_in(processes: int, accumulate: int, words: list[str]) -> None:
     """Start the processes and wait. They get --resume, because the first may write to the folder before another checks it."""
-    from unmask.training.parallel import launch
+    from unmask.training.parallel import launch, refuse_idle
 
+    refuse_idle(accumulate, processes)
     code = launch(processes, ["-m", "unmask.cli.main", "train", *words])
     if code == _STOPPED:
         raise KeyboardInterrupt

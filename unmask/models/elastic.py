@@ -8,6 +8,8 @@ Shapes: B rows · L tokens · U understanding positions · C code positions · T
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,11 @@ from unmask.models.sizes import ElasticConfig
 from unmask.models.streams import Squares, Stream, attend, flat_tokens, squares_of, stream
 from unmask.models.vision import Vision, VisionLayer
 from unmask.sequence import Batch, Branch, Kind
-from unmask.step import Prediction, Reuse, Scored, State
+from unmask.step import Head, Prediction, Reuse, Scored, State
+
+_Score = Callable[
+    [Tensor, Tensor, int, Head], Scored
+]  # (token numbers [N], padded hidden states, how many count, head)
 
 
 class Elastic(nn.Module):
@@ -41,6 +47,13 @@ class Elastic(nn.Module):
 
     def forward(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
         """Logits of the tokens in ``predict [B, L]`` (default: the masked ones). ``batch.time`` is not read: this model has no clock."""
+        return self._predict(batch, predict, reuse, _with_logits)
+
+    def hidden_states(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
+        """The forward pass without the heads, which ``Scored.head`` are. For objectives that make few logits at a time."""
+        return self._predict(batch, predict, reuse, _without_logits)
+
+    def _predict(self, batch: Batch, predict: Tensor | None, reuse: Reuse | None, score: _Score) -> Prediction:
         predict = batch.masked if predict is None else predict
         # 1. Two streams of positions, one for each branch.
         und = stream(batch.leader & batch.valid & (batch.branch == Branch.UND), reuse)
@@ -58,9 +71,9 @@ class Elastic(nn.Module):
         wants_text = self._wants_text(batch, predict)
         u_BUD, g_BCE = self._run(self._geometry(batch, und, gen), u_BUD, g_BCE, wants_text, memory)
         # 4. The heads, over the tokens to score alone.
-        scored = {Kind.TEXT: self._read_text(batch, predict, und, u_BUD)}
+        scored = {Kind.TEXT: self._read_text(batch, predict, und, u_BUD, score)}
         if gen is not None and squares is not None and g_BCE is not None:
-            scored[Kind.CODE] = self._read_codes(batch, predict, gen, squares, g_BCE)
+            scored[Kind.CODE] = self._read_codes(batch, predict, gen, squares, g_BCE, score)
         return Prediction(scored=scored, state=_next_state(reuse, memory))
 
     def _wants_text(self, batch: Batch, predict: Tensor) -> bool:
@@ -139,7 +152,9 @@ class Elastic(nn.Module):
             gen=attend(batch, [gen], grouped) if gen else None,
         )
 
-    def _read_text(self, batch: Batch, predict: Tensor, und: Stream | None, u_BUD: Tensor | None) -> Scored:
+    def _read_text(
+        self, batch: Batch, predict: Tensor, und: Stream | None, u_BUD: Tensor | None, score: _Score
+    ) -> Scored:
         if u_BUD is None or und is None:
             weight, config = self.embed.weight, self.config
             none, hidden = weight.new_zeros(0, config.vocab_size), weight.new_zeros(0, config.width)
@@ -147,16 +162,26 @@ class Elastic(nn.Module):
         wanted = (predict & (batch.kind == Kind.TEXT)).gather(1, und.index) & und.valid
         h_ND, rows = _rows_of_16(u_BUD[wanted])
         h_ND = self.norm(h_ND)
-        return Scored(at=flat_tokens(und.index, batch)[wanted], logits=self.text_head(h_ND)[:rows], hidden=h_ND[:rows])
+        head = Head(layer=self.text_head, size=self.config.vocab_size)
+        return score(flat_tokens(und.index, batch)[wanted], h_ND, rows, head)
 
-    def _read_codes(self, batch: Batch, predict: Tensor, gen: Stream, squares: Squares, g_BCE: Tensor) -> Scored:
+    def _read_codes(
+        self, batch: Batch, predict: Tensor, gen: Stream, squares: Squares, g_BCE: Tensor, score: _Score
+    ) -> Scored:
         # The final norm runs over the full width, of which a generation position fills only the first channels (spec 1.4).
         h = rms_norm(g_BCE, self.norm.weight[: g_BCE.shape[-1]], self.config.norm_eps, width=self.config.width)
         wanted = (predict & (batch.kind == Kind.CODE)).gather(1, squares.index) & squares.valid
         h_NE, rows = _rows_of_16(squares.codes_of(h, self.code_head.unfolded, wanted))
-        return Scored(
-            at=flat_tokens(squares.index, batch)[wanted], logits=self.code_head(h_NE)[:rows], hidden=h_NE[:rows]
-        )
+        head = Head(layer=self.code_head, size=self.config.codes)
+        return score(flat_tokens(squares.index, batch)[wanted], h_NE, rows, head)
+
+
+def _with_logits(at_N: Tensor, h_ND: Tensor, rows: int, head: Head) -> Scored:
+    return Scored(at=at_N, logits=head(h_ND)[:rows], hidden=h_ND[:rows])
+
+
+def _without_logits(at_N: Tensor, h_ND: Tensor, rows: int, head: Head) -> Scored:
+    return Scored(at=at_N, hidden=h_ND[:rows], head=head)
 
 
 def _rows_of_16(x_ND: Tensor) -> tuple[Tensor, int]:

@@ -6,6 +6,7 @@ the objective yields of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from unmask.recipe import Recipe
 from unmask.rng import generator
 from unmask.step import Loss
 from unmask.training.device import move
-from unmask.training.optim import Masters, rate
+from unmask.training.optim import Masters, NotFinite, rate
 from unmask.training.parallel import Place
 
 
@@ -36,6 +37,10 @@ def losses(made: Loss | Iterable[Loss]) -> Iterator[Loss]:
         yield loss
 
 
+def _on_cpu(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in terms.items()}
+
+
 def weight(loss: Loss) -> int:
     """Weight of a batch among several that share an update: its counted tokens, or 1 where the objective counts none."""
     return sum(loss.counts.values()) if loss.counts else 1
@@ -43,44 +48,80 @@ def weight(loss: Loss) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """One update: ``terms`` and ``tokens`` of the loss of each source batch in it, and the gradient norm before clipping."""
+    """One update: ``terms`` and ``tokens`` of the loss of each source batch in it, and the gradient norm before clipping.
+
+    ``skipped``: why the weights were left as they are; None for an update that was made.
+    """
 
     terms: list[dict[str, Tensor]]
     tokens: int
     norm: float
+    skipped: str | None = None
 
 
 class Learner:
-    """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included."""
+    """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included;
+    ``skipped``: how many were skipped in a row.
+    """
 
     def __init__(
-        self, recipe: Recipe, module: nn.Module, masters: Masters, place: Place, device: torch.device, updates: int
+        self,
+        recipe: Recipe,
+        module: nn.Module,
+        masters: Masters,
+        place: Place,
+        device: torch.device,
+        updates: int,
+        skipped: int = 0,
     ) -> None:
         self.recipe, self.module, self.masters = recipe, module, masters
-        self.place, self.device, self.updates = place, device, updates
+        self.place, self.device, self.updates, self.skipped = place, device, updates, skipped
 
     def learn(self, first: int, end: int) -> Iterator[Update]:
-        """Updates from the source batches of steps ``first..end``: the k-th from the k-th loss of each of them.
+        """Updates from the source batches ``first..end``: the k-th from the k-th loss of each of them.
 
         The gradients of several batches are averaged with the number of tokens in ``Loss.counts`` as weights. Where the loss is
         a mean over those tokens, the result is the gradient of the mean over all tokens of all batches, as if they were one
         large batch. A sum of several means (text and codes) keeps that property where their shares of the tokens are the same in
-        every batch. A loss without counts has weight 1. Between processes the mean is plain; each must yield equally many losses.
+        every batch. A loss without counts has weight 1. The processes share the batches; the update is the same for any number of
+        processes up to rounding, and its terms are those of all batches.
         """
-        streams = [self._losses(self.place.batch_number(step)) for step in range(first, end)]
+        streams = {number: self._losses(number) for number in self.place.share(first, end)}
         lr = rate(self.recipe.optim, end - 1, self.recipe.training.steps)
         while True:
-            terms, tokens = [], 0
-            for loss in (found for stream in streams if (found := next(stream, None)) is not None):
+            made: list[tuple[int, dict[str, Tensor], int]] = []
+            for number, stream in streams.items():
+                if (loss := next(stream, None)) is None:
+                    continue
                 loss.total.backward()
-                self.masters.gather(weight(loss) if len(streams) > 1 else 1)
-                terms.append({name: value.detach() for name, value in loss.terms.items()})
-                tokens += sum(loss.counts.values())
-            if not terms:
+                self.masters.gather(weight(loss) if end - first > 1 else 1)
+                terms = {name: value.detach() for name, value in loss.terms.items()}
+                made.append((number, terms if self.place.world == 1 else _on_cpu(terms), sum(loss.counts.values())))
+            made = sorted(self.place.gather(made), key=lambda entry: entry[0])
+            if not made:
                 return
-            norm = self.masters.step(lr, self.updates, self.place.mean_)
+            terms, tokens = [found for _, found, _ in made], sum(count for *_, count in made)
+            try:
+                norm = self.masters.step(lr, self.updates, self.place.sum_)
+            except NotFinite as error:
+                yield Update(terms=terms, tokens=tokens, norm=math.nan, skipped=self._skip(error, terms))
+                continue
             self.updates += 1
+            self.skipped = 0
             yield Update(terms=terms, tokens=tokens, norm=norm)
+
+    def _skip(self, error: NotFinite, terms: list[dict[str, Tensor]]) -> str:
+        """Count a skipped update and say why. NotFinite where too many were skipped in a row."""
+        self.skipped += 1
+        bad = sorted({name for found in terms for name, value in found.items() if not math.isfinite(float(value))})
+        why = f"{error} (loss {', '.join(bad)} is not finite either)" if bad else str(error)
+        most = self.recipe.training.max_skipped
+        if self.skipped > most:
+            raise NotFinite(
+                f"{why} at update {self.updates}, after {most} skipped in a row; the last checkpoint is intact: "
+                "check the data, or continue from it with a smaller optim.lr and --allow-changes"
+            ) from error
+        return f"{why}; update {self.updates} is skipped, {self.skipped} of at most {most} in a row"
 
     def _losses(self, number: int) -> Iterator[Loss]:
         """Losses of one source batch, computed as they are asked for: one batch's graph is in memory at a time."""

@@ -6,9 +6,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -39,20 +40,29 @@ def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float
     return 2 * n**3 / best
 
 
+class Log(Protocol):
+    """Takes every row of metrics.jsonl."""
+
+    def write(self, row: Mapping[str, float], /) -> None: ...
+    def close(self) -> None: ...
+
+
 class Meters:
     """Means since the last report, by name; ``report`` writes one JSON line and prints it, or moves the bar on a terminal.
 
     Rows of ``metrics.jsonl``: ``step`` (source batches so far), ``updates``, the mean of each loss term, ``grad`` (norm before clipping),
-    ``peak`` (share of the device's peak speed), ``tokens_per_s``, ``seconds`` since the last row; evaluations have rows of their own.
+    ``peak`` (share of the device's peak speed), ``tokens_per_s``, ``seconds`` since the last row, and ``skipped`` updates where there are
+    any; evaluations have rows of their own.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, steps: int, start: int, logs: Sequence[Log] = ()) -> None:
+        self.path, self.logs = folder / "metrics.jsonl", logs
         _forget(self.path, start)
         self.printed = -float("inf")  # when the last line was printed
         self.sums: dict[str, list[float]] = {}
-        self.since = time.perf_counter()
-        self.tokens = 0
+        self.since = self.began = time.perf_counter()
+        self.start = start
+        self.tokens = self.skipped = 0
         self.steps = steps
         self.bar: Progress | None = None
         if sys.stderr.isatty():
@@ -67,7 +77,11 @@ class Meters:
             self.task = self.bar.add_task("train", total=steps, completed=start, line="")
 
     def add(self, update: Update) -> None:
-        """Count the losses of an update into the next report."""
+        """Count the losses of an update into the next report. A skipped update is counted as ``skipped`` and printed with its reason."""
+        if update.skipped is not None:
+            self.skipped += 1
+            self._say(f"warning: {update.skipped}")
+            return
         self.tokens += update.tokens
         for terms in (*update.terms, {"grad": update.norm}):
             for name, value in terms.items():
@@ -78,11 +92,14 @@ class Meters:
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write one row of an evaluation."""
         self._write({"step": step, **values})
-        line = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+        self._say(f"step {step}/{self.steps} " + " ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def _say(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
         if self.bar:
-            self.bar.console.print(f"step {step} {line}")
+            self.bar.console.print(text, markup=False, highlight=False)
         else:
-            print(f"step {step}/{self.steps} {line}", file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def progress(self, step: int) -> None:
         """Show that a step is done, without a row: move the bar, or print a line after the first step and then every 10 seconds."""
@@ -93,17 +110,25 @@ class Meters:
 
     def _print(self, step: int, values: Mapping[str, float]) -> None:
         line = " ".join(f"{k} {v:.3g}" for k, v in values.items() if k not in ("step", "updates", "seconds"))
-        print(f"step {step}/{self.steps} {line}", file=sys.stderr, flush=True)
+        print(f"step {step}/{self.steps} {line} left {self._left(step)}", file=sys.stderr, flush=True)
         self.printed = time.perf_counter()
+
+    def _left(self, step: int) -> str:
+        """Time to the last step at the mean speed so far, as h:mm:ss."""
+        seconds = (time.perf_counter() - self.began) / max(step - self.start, 1) * (self.steps - step)
+        return str(timedelta(seconds=round(seconds)))
 
     def _write(self, row: Mapping[str, float]) -> None:
         with self.path.open("a") as f:
             f.write(json.dumps(row) + "\n")
+        for log in self.logs:
+            log.write(row)
 
     def report(self, step: int, **more: float) -> dict[str, float]:
         """Write the means since the last call; returns the row."""
         now = time.perf_counter()
         row = {"step": step, **{n: round(s / c, 5) for n, (s, c) in self.sums.items()}, **more}
+        row |= {"skipped": self.skipped} if self.skipped else {}
         row["tokens_per_s"] = round(self.tokens / (now - self.since), 1)
         row["seconds"] = round(now - self.since, 2)
         self._write(row)
@@ -112,22 +137,34 @@ class Meters:
             self.bar.update(self.task, completed=step, line=line)
         else:
             self._print(step, row)
-        self.sums, self.tokens, self.since = {}, 0, now
+        self.sums, self.tokens, self.skipped, self.since = {}, 0, 0, now
         return row
 
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
+        for log in self.logs:
+            log.close()
 
 
 def _forget(path: Path, start: int) -> None:
-    """Drop rows of steps after the last checkpoint, left by a killed run: they will be written again."""
-    rows = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start]
+    """Drop rows of steps after the last checkpoint, left by a killed run: they will be written again. ValueError for a damaged row."""
+    rows = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    kept = [row for number, row in enumerate(rows, 1) if row.endswith("\n") and _step(row, path, number) <= start]
     if len(kept) < len(rows):
         part = path.with_name(path.name + ".part")
         part.write_text("".join(kept))
         os.replace(part, path)
+
+
+def _step(row: str, path: Path, number: int) -> float:
+    try:
+        step = json.loads(row)["step"]
+        return step + 0  # a number
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"line {number} of {path} is no row with a step: {row.strip()[:60]!r}; delete the line to continue"
+        ) from None
 
 
 class Silent:

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 
 from unmask.recipe import Optim
 
+_ENTRIES = ("master", "average", "exp_avg", "exp_avg_sq", "step")  # of each trained parameter, in a checkpoint
+
+
+class NotFinite(ValueError):
+    """A gradient, weight or moment that is infinite or not a number."""
+
 
 def rate(optim: Optim, step: int, steps: int) -> float:
     """Learning rate at a step: linear warm-up, constant until ``decay_from``, then cosine down to ``floor * lr``."""
@@ -38,6 +44,19 @@ def move_module(module: nn.Module, device: torch.device | str | None, dtype: tor
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._NormBase):
             part.to(dtype=dtype)
+
+
+def _entry(state: dict[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """An entry of a checkpoint. ValueError where it is missing or of another shape or type."""
+    tensor = state.get(name)
+    if tensor is not None and tensor.shape == shape and tensor.dtype == dtype:
+        return tensor
+    found = "missing" if tensor is None else f"{_form(tensor.shape, tensor.dtype)}, not {_form(shape, dtype)}"
+    raise ValueError(f"the checkpoint does not fit this recipe: {name} is {found}; choose another --out")
+
+
+def _form(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
 
 
 class Masters:
@@ -98,23 +117,33 @@ class Masters:
             m.grad = gradient if m.grad is None else m.grad.add_(gradient)
         self.weight += weight
 
-    def step(self, lr: float, number: int, mean: Callable[[Sequence[Tensor]], None] = lambda gradients: None) -> float:
+    def step(
+        self,
+        lr: float,
+        number: int,
+        combine: Callable[[Sequence[Tensor], float], float] = lambda gradients, weight: weight,
+    ) -> float:
         """Update ``number`` from the gathered gradients, or else from the module's; returns their norm before clipping.
 
-        ``mean`` averages the gradients with those of other processes, in place. FloatingPointError for a norm that is not finite.
+        ``combine(gradients, weight)`` adds those of other processes, in place, and returns the sum of the weights. NotFinite for a norm
+        that is not finite: the gradients are dropped, and weights, moments and averages are as before.
         """
-        if not self.weight:
+        if not self.weight and any(p.grad is not None for p in self.params):
             self.gather()
         for m in self.master:
             m.grad = torch.zeros_like(m) if m.grad is None else m.grad
         gradients = [m.grad for m in self.master if m.grad is not None]
-        if self.weight != 1:
-            torch._foreach_div_(gradients, self.weight)
+        weight = combine(gradients, self.weight)
+        if weight not in (0, 1):
+            torch._foreach_div_(gradients, weight)
         self.weight = 0.0
-        mean(gradients)
-        norm = float(nn.utils.clip_grad_norm_(self.master, self.optim.clip))
+        total = nn.utils.get_total_norm(gradients)
+        norm = float(total)
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at update {number}; the last checkpoint is intact")
+            bad = [n for n, g in zip(self.names, gradients, strict=True) if not bool(g.isfinite().all())]
+            self.adam.zero_grad(set_to_none=True)
+            raise NotFinite(f"the gradient of {bad[0]} is not finite" if bad else "the gradient's norm is not finite")
+        nn.utils.clip_grads_with_norm_(self.master, self.optim.clip, total)
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
@@ -148,26 +177,26 @@ class Masters:
         return out | {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``, from any device. ValueError names an entry that is missing or has another shape."""
+        """The inverse of ``state``, from any device. ValueError names an entry that is missing, unknown or of another shape or type."""
         for i, name in enumerate(self.names):
             parts = {}
-            for key in ("master", "average", "exp_avg", "exp_avg_sq", "step"):
-                tensor = state.get(f"{key}.{name}")
-                if tensor is None or (key != "step" and tensor.shape != self.master[i].shape):
-                    raise ValueError(
-                        f"the checkpoint does not fit this recipe: {key}.{name} is missing or has another shape"
-                    )
+            for key in _ENTRIES:
+                shape = torch.Size() if key == "step" else self.master[i].shape
+                tensor = _entry(state, f"{key}.{name}", shape, torch.float32)
                 parts[key] = tensor.to(self.master[i].device, copy=True)
             self.master[i].data.copy_(parts["master"])
             self.average[i].copy_(parts["average"])
             self.adam.state[self.master[i]] = {k: parts[k] for k in ("step", "exp_avg", "exp_avg_sq")}
         for name, buffer in self.buffers.items():
-            tensor = state.get(f"buffer.{name}")
-            if tensor is None or tensor.shape != buffer.shape:
-                raise ValueError(
-                    f"the checkpoint does not fit this recipe: buffer.{name} is missing or has another shape"
-                )
+            tensor = _entry(state, f"buffer.{name}", buffer.shape, buffer.dtype)
             buffer.copy_(tensor)
+        known = {f"{key}.{name}" for name in self.names for key in _ENTRIES} | {
+            f"buffer.{name}" for name in self.buffers
+        }
+        if unknown := sorted(state.keys() - known):
+            raise ValueError(
+                f"the checkpoint does not fit this recipe, which trains nothing like {unknown[0]}; choose another --out"
+            )
         self.sync()
 
     def averaged(self) -> dict[str, Tensor]:

@@ -1,29 +1,40 @@
-"""Data parallelism: each process takes its own batches, gradients are averaged, and all make the same update.
+"""Data parallelism: the processes of a run share the source batches of each update, sum their gradients, and make the same update.
 
-Public idea: ``join()`` returns the place of this process (from torchrun's environment), ``launch(count, argv)`` starts the processes.
-It is also the reliable way to use several CPU cores, with one thread per process: two OpenMP threads in one process can
+Public idea: ``join()`` returns the place of this process (from torchrun's environment), ``launch(count, argv)`` starts the processes by
+torchrun. What a run learns does not depend on the number of processes: an update always has ``training.accumulate`` source batches.
+Several processes are also the reliable way to use several CPU cores, with one thread each: two OpenMP threads in one process can
 deadlock in a convolution (docs/log.md).
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import re
 import signal
-import socket
-import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from unmask.training.device import choose
+
+T = TypeVar("T")
+_OWN_RUNS = "unmask-"  # how the ids of runs begin that ``launch`` starts
+_FROM_ANOTHER = re.compile(
+    r"[Cc]onnection (closed|reset)|gloo|NCCL|Broken pipe"
+)  # what a collective raises when a process is gone
+_WAIT_FOR_FIRST, _WAIT_FOR_CAUSE = 5.0, 20.0  # seconds
+_PATIENCE = 3600  # seconds in which the processes may finish their step and save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +45,31 @@ class Place:
     world: int = 1
     local_rank: int = 0
 
-    def batch_number(self, step: int) -> int:
-        """Number of the source batch that this process takes at a step."""
-        return step * self.world + self.rank
+    def share(self, first: int, end: int) -> range:
+        """Numbers of the source batches among ``first..end`` that this process takes."""
+        return range(first + self.rank, end, self.world)
 
-    def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Average tensors over the processes, in place, as one flat buffer."""
+    def sum_(self, tensors: Sequence[Tensor], weight: float) -> float:
+        """Sum tensors over the processes, in place, as one flat buffer; returns the sum of the weights."""
         if self.world == 1:
-            return
-        flat = torch.cat([t.flatten() for t in tensors])
+            return weight
+        flat = torch.cat([*(t.flatten() for t in tensors), tensors[0].new_tensor([weight])])
         if flat.device.type == "mps":
             flat = flat.cpu()  # gloo does not support mps
         dist.all_reduce(flat)
-        flat /= self.world
         offset = 0
         for t in tensors:
             t.copy_(flat[offset : offset + t.numel()].view_as(t))
             offset += t.numel()
+        return float(flat[-1])
+
+    def gather(self, values: list[T]) -> list[T]:
+        """The values of all processes, in all processes."""
+        if self.world == 1:
+            return values
+        found: list[list[T]] = [[]] * self.world
+        dist.all_gather_object(found, values)
+        return [value for part in found for value in part]
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process; all get the same answer, so that they stop after the same step."""
@@ -60,6 +79,14 @@ class Place:
         flags = torch.tensor([float(flag)], device=device)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags.item())
+
+    def let_others_speak(self, error: Exception) -> None:
+        """Wait before an error is printed that other processes may print too, or that only follows from the end of another one: torchrun
+        ends all processes when the first has ended. The first process waits for nobody with an error of its own.
+        """
+        follows = isinstance(error, RuntimeError) and bool(_FROM_ANOTHER.search(str(error)))
+        if self.world > 1 and (follows or self.rank > 0):
+            time.sleep(_WAIT_FOR_CAUSE if follows else _WAIT_FOR_FIRST)
 
     def leave(self) -> None:
         """Leave the group when all processes have come this far. Garbage that refers to it would make gloo abort at exit."""
@@ -93,64 +120,93 @@ def backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def launch(count: int, argv: Sequence[str]) -> int:
-    """Run ``python argv`` in ``count`` processes of one thread each. The first failure ends all. Returns the exit code.
-
-    Ctrl-C and SIGTERM reach the processes as SIGTERM; KeyboardInterrupt is raised when all have ended. A second one kills them.
-    """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, *argv], env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+def refuse_idle(accumulate: int, world: int) -> None:
+    """ValueError where an update has fewer source batches than there are processes to share them."""
+    if world > accumulate:
+        raise ValueError(
+            f"{world} processes cannot share an update of training.accumulate={accumulate} source batches; "
+            f"use {'one process' if accumulate == 1 else f'at most {accumulate} processes'}, "
+            f"or -o training.accumulate={world} for updates from {world} batches"
         )
-        for rank in range(count)
-    ]
-    with _sigterm_is_ctrl_c():
+
+
+def launched() -> bool:
+    """Whether ``launch`` started this process. The one that called it then tells the user how a run ended."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(_OWN_RUNS)
+
+
+def launch(count: int, argv: Sequence[str]) -> int:
+    """Run ``python argv`` in ``count`` processes of one thread each, by torchrun. The first failure ends all. Returns the exit code.
+
+    Ctrl-C and SIGTERM reach the processes; KeyboardInterrupt is raised when all have ended. A second Ctrl-C ends them at once.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    place = ["--nnodes=1", f"--nproc-per-node={count}", "--max-restarts=0", "--monitor-interval=0.2"]
+    place += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--rdzv-id={_OWN_RUNS}{os.getpid()}"]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun sets it with a warning
+    given = torchrun.parse_args([*place, "--local-addr=127.0.0.1", "--no-python", sys.executable, *argv])
+    with _patient(), _quiet_log(), _signals_restored():
         try:
-            return _wait(workers)
+            torchrun.run(given)
+        except ChildFailedError as error:
+            return _exit_code(error.get_first_failure()[1].exitcode)
         except KeyboardInterrupt:
-            try:
-                _end(workers)
-            except KeyboardInterrupt:
-                for worker in workers:
-                    worker.kill()
             raise
+        except Exception as error:
+            if type(error).__name__ != "SignalException":  # torch has no public name for it
+                raise
+            raise KeyboardInterrupt from None
+    return 0
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
-    code, left = 0, list(workers)
-    while left:
-        for worker in list(left):
-            try:
-                result = worker.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                continue
-            left.remove(worker)
-            if result and not code:
-                code = result
-                for other in left:
-                    other.terminate()
-    return code
-
-
-def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        worker.wait()
+def _exit_code(code: int) -> int:
+    """As a shell gives it: 128 + the number of the signal that ended a process."""
+    return 128 - code if code < 0 else code
 
 
 @contextmanager
-def _sigterm_is_ctrl_c() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt too, where Python lets a signal be handled: in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _patient() -> Iterator[None]:
+    """torchrun kills processes that have not ended some time after a signal: give them enough to finish a step and to save."""
+    name = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = before or str(_PATIENCE)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if before is None:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """torchrun logs signals and failures at length; the processes have already said what there is to say."""
+    import torch.distributed.launcher.api  # its loggers are made by then
+
+    assert torch.distributed.launcher.api
+    loggers = [logging.getLogger(n) for n in logging.root.manager.loggerDict if n.startswith("torch.distributed.")]
+    before = [(logger, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """torchrun handles signals and does not give them back. Until it does, SIGTERM is KeyboardInterrupt, as Ctrl-C is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

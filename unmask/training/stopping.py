@@ -18,14 +18,15 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stop_after_step(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM only set a flag, which the given function reads; a second Ctrl-C raises KeyboardInterrupt.
+    """Inside, Ctrl-C and SIGTERM only set a flag, which the given function reads. A second Ctrl-C raises KeyboardInterrupt, and so does
+    SIGTERM after Ctrl-C, which is how torchrun passes on a second Ctrl-C. A second SIGTERM does nothing: schedulers may send several.
 
     Outside the main thread, where Python delivers no signals, nothing changes. ``quiet``: print nothing.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
+        if received and signal.SIGINT in (number, received[0]):
             raise KeyboardInterrupt
         if not received and not quiet:
             os.write(2, _SAID)  # print is not safe here: the signal may have interrupted one

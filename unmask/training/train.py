@@ -5,76 +5,110 @@ Nothing about data or randomness is saved, because both are functions of (seed, 
 
 from __future__ import annotations
 
-import json
-import os
-import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from unmask.recipe import Eval, Recipe
 from unmask.training.device import choose, move
+from unmask.training.fingerprint import settings as settings_of
+from unmask.training.layers import prepared
 from unmask.training.losses import Learner
-from unmask.training.meters import Meters, Silent, matmul_peak
+from unmask.training.meters import Log, Meters, Silent, matmul_peak
 from unmask.training.optim import Masters, move_module
-from unmask.training.parallel import Place
+from unmask.training.parallel import Place, refuse_idle
 from unmask.training.probe import flops, unchanged
+from unmask.training.saving import Saved, lock, remove_leftovers, resume, save
 from unmask.training.stopping import Stopped, stop_after_step
 
-STATE = "state.safetensors"
-_LEFTOVER = re.compile(r"\.tmp[A-Za-z0-9]{6}|.+\.(safetensors|jsonl?)\.part")
 
-
-def train(recipe: Recipe, folder: Path, *, stop_after: int | None = None, place: Place = Place()) -> nn.Module:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    stop_after: int | None = None,
+    place: Place = Place(),
+    allow_changes: bool = False,
+    logs: Sequence[Callable[[Path, int], Log]] = (),
+) -> nn.Module:
     """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged
     weights, in float32 on the CPU.
 
     Writes metrics.jsonl, state.safetensors (atomically, every ``save_every`` steps and at the end) and, at the end, what
-    the recipe exports. ``place``: this process among several that train together.
+    the recipe exports. ``place``: this process among several that train together · ``allow_changes``: continue although settings
+    of the recipe differ from those that the folder's run has had so far · ``logs``: made with the folder and the step at which the run
+    continues, they take every row too (``tensorboard.TensorBoard``).
 
-    ValueError where the folder holds a run that does not fit the recipe. Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when
-    the current step is finished and saved.
+    RunInUse where another process trains in the folder. ValueError where the folder holds a run that does not fit the recipe.
+    NotFinite after too many gradients in a row that are not finite. Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the
+    current step is finished and saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder) if place.rank == 0 else nullcontext():
+        return _train(recipe, folder, stop_after, place, allow_changes, logs)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    stop_after: int | None,
+    place: Place,
+    allow_changes: bool,
+    logs: Sequence[Callable[[Path, int], Log]],
+) -> nn.Module:
     if place.rank == 0:
         remove_leftovers(folder)
     settings = recipe.training
     device = choose(settings.device, local_rank=place.local_rank, world=place.world)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    refuse_idle(settings.accumulate, place.world)
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
     module = recipe.model()
     if recipe.adapt:
         recipe.adapt(module)
     masters = Masters(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
-    start, updates = resume(recipe, masters, folder)
+    saved, changed = resume(recipe, masters, folder, allow_changes=allow_changes)
+    if changed and place.rank == 0:
+        print(f"this run continues with other settings: {', '.join(changed)}", file=sys.stderr)
     masters.sync()
-    last = settings.steps if stop_after is None else min(settings.steps, start + stop_after)
-    meters = Meters(folder, settings.steps, start) if place.rank == 0 else Silent()
-    try:
-        if start < last:
-            _run(Learner(recipe, module, masters, place, device, updates), start, last, dtype, meters, folder)
-    finally:
-        meters.close()
+    last = settings.steps if stop_after is None else min(settings.steps, saved.step + stop_after)
+    learner = Learner(recipe, module, masters, place, device, saved.updates, saved.skipped)
+    if saved.step < last:
+        opened = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
+        meters = Meters(folder, settings.steps, saved.step, opened) if place.rank == 0 else Silent()
+        try:
+            with prepared(module, recompute=settings.recompute, compile=False):
+                work = _flops_per_step(learner, saved.step)  # before anything compiles: under the counter nothing would
+            with prepared(module, recompute=settings.recompute, compile=settings.compile):
+                _run(learner, saved.step, last, work, matmul_peak(dtype, device), meters, folder)
+        finally:
+            meters.close()
     return finish(recipe, module, masters, folder if place.rank == 0 else None)
 
 
-def _run(learner: Learner, start: int, last: int, dtype: torch.dtype, meters: Meters | Silent, folder: Path) -> None:
-    """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save."""
+def _run(
+    learner: Learner, start: int, last: int, work: int, peak: float, meters: Meters | Silent, folder: Path
+) -> None:
+    """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save.
+
+    ``work``: floating-point operations of a source batch · ``peak``: the most that the device does in a second.
+    """
     recipe, settings, place = learner.recipe, learner.recipe.training, learner.place
-    peak, work, seconds = matmul_peak(dtype, learner.device), _flops_per_step(learner, start), 0.0
+    seconds = 0.0
     with stop_after_step(quiet=place.rank > 0) as signalled:
         for first in range(start, last, settings.accumulate):
             end = min(first + settings.accumulate, last)
             began = time.perf_counter()
             for update in learner.learn(first, end):
                 meters.add(update)
-            seconds += 0.05 * ((time.perf_counter() - began) / (end - first) - seconds)
+            own = max(1, len(place.share(first, end)))
+            seconds += 0.05 * ((time.perf_counter() - began) / own - seconds)
             stopping = place.any(signalled())
             done = stopping or end == last
             if done or _due(settings.log_every, first, end):
@@ -85,9 +119,21 @@ def _run(learner: Learner, start: int, last: int, dtype: torch.dtype, meters: Me
                 evals = [e for e in recipe.evals if end == settings.steps or _due(e.every, first, end)]
                 evaluate(evals, learner.module, learner.masters, learner.device, end, meters)
                 if done or _due(settings.save_every, first, end):
-                    save(recipe, learner.masters, folder, end, learner.updates)
+                    save(recipe, learner.masters, folder, _saved(learner, end))
             if stopping and end < last:
                 raise Stopped(f"stopped after step {end}, which is saved in {folder}")
+
+
+def _saved(learner: Learner, step: int) -> Saved:
+    recipe = learner.recipe
+    return Saved(
+        recipe=recipe.name,
+        seed=recipe.training.seed,
+        step=step,
+        updates=learner.updates,
+        skipped=learner.skipped,
+        settings=settings_of(recipe),
+    )
 
 
 def _due(every: int, before: int, after: int) -> bool:
@@ -96,9 +142,8 @@ def _due(every: int, before: int, after: int) -> bool:
 
 
 def _flops_per_step(learner: Learner, step: int) -> int:
-    number = learner.place.batch_number(step)
-    batch = move(learner.recipe.source(number), learner.device)
-    return flops(learner.recipe, learner.module, batch, number, learner.device)
+    batch = move(learner.recipe.source(step), learner.device)
+    return flops(learner.recipe, learner.module, batch, step, learner.device)
 
 
 def evaluate(
@@ -128,52 +173,3 @@ def finish(recipe: Recipe, module: nn.Module, masters: Masters, folder: Path | N
     if recipe.export and folder:
         recipe.export(module, folder)
     return module
-
-
-def save(recipe: Recipe, masters: Masters, folder: Path, step: int, updates: int) -> None:
-    """Write the state to a second file, then rename it: a crash or a full disk leaves the previous checkpoint intact."""
-    part = folder / (STATE + ".part")
-    meta = {"recipe": recipe.name, "step": str(step), "updates": str(updates), "seed": str(recipe.training.seed)}
-    try:
-        save_file({n: t.cpu() for n, t in masters.state().items()}, str(part), metadata={"unmask": json.dumps(meta)})
-        os.replace(part, folder / STATE)
-    except BaseException as error:  # a second Ctrl-C too
-        part.unlink(missing_ok=True)
-        if not isinstance(error, OSError | SafetensorError):
-            raise
-        raise OSError(f"could not save the checkpoint in {folder}: {error}; the previous one is intact") from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed run left half written in its own folder: files ``.tmp…`` of the safetensors library and ``….part`` of ours."""
-    for path in folder.iterdir():
-        if _LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink(missing_ok=True)
-
-
-def saved_step(folder: Path) -> int | None:
-    """The step at which a folder's run continues; None where it holds no readable state."""
-    try:
-        with safe_open(str(folder / STATE), "pt") as f:
-            return int(json.loads((f.metadata() or {})["unmask"])["step"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-
-
-def resume(recipe: Recipe, masters: Masters, folder: Path) -> tuple[int, int]:
-    """Load the folder's state if there is one; returns the step to continue from and the updates made so far."""
-    path = folder / STATE
-    if not path.exists():
-        return 0, 0
-    try:
-        with safe_open(str(path), "pt") as f:
-            meta = json.loads((f.metadata() or {}).get("unmask", "{}"))
-            state = {name: f.get_tensor(name) for name in f.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}; delete it to start again") from error
-    if meta.get("recipe") != recipe.name or meta.get("seed") != str(recipe.training.seed):
-        raise ValueError(
-            f"{folder} holds a run of {meta.get('recipe')!r} (seed {meta.get('seed')}), not of {recipe.name!r}"
-        )
-    masters.load(state)
-    return int(meta["step"]), int(meta.get("updates", meta["step"]))

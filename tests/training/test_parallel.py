@@ -1,0 +1,142 @@
+"""Several processes: the same updates as one, whatever their number; torchrun starts them, and the first failure ends all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unmask.training import parallel
+from unmask.training.parallel import Place, launch, launched, refuse_idle
+from unmask.training.saving import STATE, saved_step
+from unmask.training.train import train
+
+from .tiny import recipe
+
+torch.set_num_threads(1)
+PROGRAM = str(Path(__file__).with_name("tiny.py"))
+FOUR = ("--accumulate", "4")
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """The rows without what the clock decides."""
+    rows = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s", "peak")} for row in rows]
+
+
+def close(a: Path, b: Path) -> None:
+    """Loss curves to 1e-5, weights to what float32 leaves of them after a few updates by Adam."""
+    ours, theirs = curve(a), curve(b)
+    assert [r["step"] for r in ours] == [r["step"] for r in theirs] == [4, 8, 12]
+    for one, other in zip(ours, theirs, strict=True):
+        # Rows are rounded to five digits, so equal values may differ by one of the last.
+        assert one == pytest.approx(other, rel=1e-5, abs=2.1e-5)
+    one, other = load_file(a / STATE), load_file(b / STATE)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        if name.startswith("master."):
+            torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process that makes three updates of four source batches."""
+    folder = tmp_path_factory.mktemp("alone")
+    patch = pytest.MonkeyPatch()
+    patch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)
+    train(recipe(accumulate=4), folder)
+    patch.undo()
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_any_number_of_processes_makes_the_same_updates(count: int, alone: Path, tmp_path: Path) -> None:
+    """Three processes do not share four batches equally."""
+    assert launch(count, [PROGRAM, str(tmp_path), *FOUR]) == 0
+    close(tmp_path, alone)
+    first, *others = (load_file(tmp_path / f"rank{i}.safetensors") for i in range(count))
+    for other in others:
+        assert all(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_a_run_continues_on_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
+    """Stopped in the first update of two processes; one process makes the second, four the third."""
+    assert launch(2, [PROGRAM, str(tmp_path), *FOUR, "--signal-at", "1"]) == 130
+    assert saved_step(tmp_path) == 4
+    train(recipe(accumulate=4), tmp_path, stop_after=4)
+    assert launch(4, [PROGRAM, str(tmp_path), *FOUR]) == 0
+    close(tmp_path, alone)
+
+
+def test_on_the_same_number_of_processes_a_run_continues_bit_for_bit(tmp_path: Path) -> None:
+    assert launch(2, [PROGRAM, str(tmp_path / "whole"), *FOUR]) == 0
+    assert launch(2, [PROGRAM, str(tmp_path / "stopped"), *FOUR, "--signal-at", "6"]) == 130
+    assert saved_step(tmp_path / "stopped") == 8
+    assert launch(2, [PROGRAM, str(tmp_path / "stopped"), *FOUR]) == 0
+    assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
+    one, other = (load_file(tmp_path / name / STATE) for name in ("whole", "stopped"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_every_batch_has_one_process() -> None:
+    for world in (1, 2, 3, 4):
+        shares = [list(Place(rank=r, world=world).share(8, 12)) for r in range(world)]
+        assert sorted(n for share in shares for n in share) == [8, 9, 10, 11]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert list(Place().share(5, 6)) == [5]
+
+
+def test_idle_processes_are_refused() -> None:
+    refuse_idle(4, 4)
+    with pytest.raises(ValueError, match="2 processes cannot share .*accumulate=1 .*; use one process, or -o training"):
+        refuse_idle(1, 2)
+    with pytest.raises(ValueError, match="at most 2 processes, or -o training.accumulate=3"):
+        refuse_idle(2, 3)
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    values = [torch.tensor([1.0, 2.0])]
+    assert Place().sum_(values, 7) == 7 and values[0].tolist() == [1.0, 2.0]
+    assert Place().gather([1, 2]) == [1, 2] and not launched()
+
+
+# Process 0 waits until it is terminated and notes it; process 1 fails as soon as process 0 waits.
+FAILING = """
+import os, pathlib, signal, sys, time
+waiting, ended = (pathlib.Path(sys.argv[1]) / name for name in ("waiting", "ended"))
+if os.environ["RANK"] == "1":
+    while not waiting.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "killed" else sys.exit(3)
+signal.signal(signal.SIGTERM, lambda *_: (ended.touch(), sys.exit(0)))
+waiting.touch()
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit", 3), ("killed", 128 + signal.SIGKILL)])
+def test_one_failure_ends_them_all(how: str, code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    assert launch(2, ["-c", FAILING, str(tmp_path), how]) == code
+    assert (tmp_path / "ended").exists()
+    assert before == {number: signal.getsignal(number) for number in before}
+    assert capfd.readouterr().err == "" and "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in os.environ
+
+
+def test_an_error_that_follows_from_another_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(parallel.time, "sleep", slept.append)
+    own, gone = ValueError("no such folder"), RuntimeError("Connection closed by peer [127.0.0.1]:1")
+    for place, error in ((Place(), own), (Place(), gone), (Place(world=2), own)):
+        place.let_others_speak(error)
+    assert slept == []
+    Place(rank=1, world=2).let_others_speak(own)
+    Place(rank=0, world=2).let_others_speak(gone)
+    assert 0 < slept[0] < slept[1]
