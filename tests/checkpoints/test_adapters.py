@@ -291,6 +291,8 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the folder does not exist"):
         read_adapter(tmp_path / "nothing")
     folder = write(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=f"has no adapter_config.json; use {folder}"):
+        read_adapter(tmp_path)
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match="damaged, incomplete or not a safetensors file"):
         read_adapter(folder)

@@ -144,7 +144,11 @@ def read_adapter(folder: Path | str) -> AdapterFile:
     path = folder / CONFIG
     if not path.exists():
         what = "it holds a model" if (folder / "config.json").exists() else "is this the folder of a LoRA adapter?"
-        raise CheckpointError(f"{folder} has no {CONFIG}; {what if folder.is_dir() else 'the folder does not exist'}")
+        inside = next(
+            (p.parent for p in sorted(folder.glob(f"*/{CONFIG}"))), None
+        )  # as unmask train finetune writes it
+        hint = f"use {inside}" if inside else what if folder.is_dir() else "the folder does not exist"
+        raise CheckpointError(f"{folder} has no {CONFIG}; {hint}")
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("it is too large")

@@ -118,7 +118,7 @@ def serve(
       unmask serve mini --port 0 --open
       unmask serve runs/mine --host 0.0.0.0 --api-key secret --max-waiting 64
       unmask serve mini --replicas 2
-      unmask serve mini --lora pets=runs/pets --lora style=runs/style:0.5
+      unmask serve mini --lora pets=runs/pets/adapter --lora style=style:0.5
     """
     for package in ("fastapi", "uvicorn", "python_multipart"):
         if not find_spec(package):
