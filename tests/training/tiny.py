@@ -1,6 +1,6 @@
 """A recipe of a second or two, and a program that runs it: what test_train.py starts, kills and runs twice over.
 
-python tiny.py FOLDER [--bf16] [--accumulate N] [--stop-at STEP] [--signal-at STEP]
+python tiny.py FOLDER [--bf16] [--accumulate N] [--shard] [--stop-at STEP] [--signal-at STEP]
 
 --stop-at waits in that step, to be killed; --signal-at sends SIGTERM to the process that takes that batch.
 """
@@ -67,7 +67,12 @@ def model() -> nn.Module:
 
 
 def recipe(
-    *, bf16: bool = False, accumulate: int = 1, stop_at: int | None = None, signal_at: int | None = None
+    *,
+    bf16: bool = False,
+    accumulate: int = 1,
+    shard: bool = False,
+    stop_at: int | None = None,
+    signal_at: int | None = None,
 ) -> Recipe:
     """All but the code table is trained."""
     return Recipe(
@@ -76,7 +81,7 @@ def recipe(
         source=Numbers(stop_at=stop_at, signal_at=signal_at),
         objective=Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.3),)),
         optim=Optim(lr=3e-3, warmup=4, decay_from=0.5, ema=0.9),
-        training=Training(steps=STEPS, bf16=bf16, accumulate=accumulate, log_every=2, save_every=4),
+        training=Training(steps=STEPS, bf16=bf16, accumulate=accumulate, shard=shard, log_every=2, save_every=4),
         trainable=lambda name: not name.startswith("code_embedding.table"),
         export=lambda module, folder: None if save_module(module, folder) else None,
     )
@@ -87,12 +92,19 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--shard", action="store_true")
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("--signal-at", type=int)
     given = parser.parse_args()
     torch.set_num_threads(1)
     place = join()
-    made = recipe(bf16=given.bf16, accumulate=given.accumulate, stop_at=given.stop_at, signal_at=given.signal_at)
+    made = recipe(
+        bf16=given.bf16,
+        accumulate=given.accumulate,
+        shard=given.shard,
+        stop_at=given.stop_at,
+        signal_at=given.signal_at,
+    )
     try:
         done = train(made, given.folder, place=place)
     except Stopped:
