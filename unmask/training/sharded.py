@@ -67,10 +67,10 @@ class Sharded:
         )  # an objective uses the heads after the forward pass
         if hasattr(module, "hidden_states"):  # protocols.Headless
             register_fsdp_forward_method(module, "hidden_states")
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.set_gradient_divide_factor(1.0)  # sums: the weights of the batches make the mean
-                part.set_force_sum_reduction_for_comms(True)
+        self.units = [part for part in module.modules() if isinstance(part, FSDPModule)]
+        for unit in self.units:
+            unit.set_gradient_divide_factor(1.0)  # sums: the weights of the batches make the mean
+            unit.set_force_sum_reduction_for_comms(True)
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.names, self.master = [n for n, _ in named], [p for _, p in named]
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
@@ -126,12 +126,19 @@ class Sharded:
         for p, kept in zip(self.master, self.kept, strict=False):
             _local(p).copy_(kept)
         self.kept = []
+        self._forget_gathered()
 
     def show_average(self) -> None:
         """Show the weights to evaluate; ``sync`` brings the masters back."""
         self.kept = [_local(p).clone() for p in self.master]
         for p, average in zip(self.master, self._shipped(), strict=True):
             _local(p).copy_(_local(average))
+        self._forget_gathered()
+
+    def _forget_gathered(self) -> None:
+        """Weights that were gathered for a forward pass, and kept for the heads, are those of before."""
+        for unit in self.units:
+            unit.reshard()
 
     def _shipped(self) -> list[Tensor]:
         return self.average if self.optim.ema else list(self.master)
