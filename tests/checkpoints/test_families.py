@@ -100,9 +100,6 @@ def test_ours_are_not_refused(tmp_path: Path) -> None:
     [
         ({"model_index.json": '{"_class_name": "StableDiffusionXLPipeline"}'}, "checkpoint of Stable Diffusion XL (diffusers"),
         ({"model_index.json": '{"_class_name": "OtherPipeline"}'}, "checkpoint of a pipeline of diffusers (diffusers, 'Other"),
-        ({"adapter_config.json": '{"base_model_name_or_path": "owner/base"}'}, "a LoRA adapter (adapter_config.json) and no model"),
-        ({"adapter_config.json": "[]"}, "give the folder of its base model"),
-        ({"adapter.json": '{"scales": {}}'}, "a LoRA adapter of unmask (adapter.json) and no model"),
         ({"model-q4.gguf": "GGUF"}, "it holds model-q4.gguf, but unmask reads safetensors only"),
         ({"pytorch_model.bin": "PK"}, "it holds pytorch_model.bin, but unmask reads safetensors only"),
         ({"pytorch_model.bin": "PK", "config.json": json.dumps(CONFIG)}, "it holds pytorch_model.bin, but unmask reads"),
@@ -122,6 +119,20 @@ def test_what_is_not_a_model_is_named(
 
 
 @pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"base_model_name_or_path": "owner/base"}', "use the adapter with its base model: --model owner/base --lora"),
+        ("[]", "use the adapter with its base model: --model MODEL --lora"),
+    ],
+)
+def test_an_adapter_is_not_a_model(config: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "adapter_config.json").write_text(config)
+    for words in (["ask", "hi", "--model", str(tmp_path)], ["inspect", str(tmp_path), "--task", "all"]):
+        told = two_lines(capsys, *words)
+        assert said in told and "holds a LoRA adapter (adapter_config.json) and no model" in told
+
+
+@pytest.mark.parametrize(
     ("name", "said"),
     [
         ("model.safetensors", "is a single file of weights, not a model folder"),
@@ -135,12 +146,11 @@ def test_a_file_is_not_a_folder(name: str, said: str, tmp_path: Path, capsys: py
     assert said in two_lines(capsys, "ask", "hi", "--model", str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter.json"])
-def test_an_adapter_beside_a_model_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_beside_a_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make(tmp_path / "llada")
-    (folder / name).write_text("{}")
+    (folder / "adapter_config.json").write_text("{}")
     save_file({"a": torch.zeros(1000)}, str(folder / "adapter_model.safetensors"))
-    with pytest.warns(UserWarning, match=f"holds a LoRA adapter \\({name}\\), which is not applied"):
+    with pytest.warns(UserWarning, match="holds a LoRA adapter beside the model, which is applied only with lora="):
         unmask.load(folder)
     assert main(["inspect", str(folder)]) == 0
     out, err = capsys.readouterr()

@@ -1,10 +1,9 @@
-"""LoRA: the first forward is the base's, merging is undone exactly, and only the adapter is trained, kept and saved."""
+"""LoRA: the first forward is the base's, merging is undone exactly, and only the adapter is trained and kept."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.checkpoints.adapters import load_adapter, save_adapter
-from unmask.checkpoints.stream import CheckpointError
+from unmask.checkpoints.quantise import RoundToNearest, restored
 from unmask.models.elastic import Elastic, init
-from unmask.models.lora import LoRA, adapter_tensors, adapters, insert_tensors, merge, unmerge
+from unmask.models.lora import (
+    LoRA,
+    Product,
+    adapter_tensors,
+    adapters,
+    add_products,
+    in_branches,
+    merge,
+    merged,
+    sharing,
+    unmerge,
+)
 from unmask.models.sizes import SIZES
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, Training
@@ -27,6 +37,7 @@ from unmask.training.optim import Masters
 from unmask.training.saving import STATE
 from unmask.training.train import train
 
+PARTS = ("und", "gen", "out", "codes", "vision", "text_head")
 QUERIES = LoRA(where=lambda name: name.endswith((".q", ".v")), rank=3, alpha=6.0)
 CONFIG = dataclasses.replace(SIZES["tiny"], vision=None, vocab_size=40)
 SPANS = (
@@ -172,42 +183,74 @@ def test_a_copy_has_adapters_of_its_own() -> None:
     assert torch.equal(logits(made), logits(model())) and not torch.equal(logits(other), logits(made))
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- several, and copies ----------------------------------------------------------------------------------------------
 
 
-def test_only_the_adapter_is_saved_and_it_loads_into_a_bare_model(tmp_path: Path) -> None:
-    made = adapted()
-    stir(made)
-    save_adapter(made, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
-    stored = load_file(tmp_path / "adapter.safetensors")
-    assert set(stored) == set(adapter_tensors(made))
-    for fresh in (model(), adapted()):
-        load_adapter(fresh, tmp_path)
-        assert torch.equal(logits(fresh), logits(made))
+def products(seed: int, rank: int) -> dict[str, Product]:
+    rng, found = generator("products", seed), {}
+    for name, layer in model().named_modules():
+        if isinstance(layer, nn.Linear) and QUERIES.where(name):
+            down = torch.randn(rank, layer.in_features, generator=rng)
+            found[name] = Product(down=down, up=torch.randn(layer.out_features, rank, generator=rng) * 0.1, scale=0.3)
+    return found
 
 
-def test_an_adapter_of_another_model_changes_nothing(tmp_path: Path) -> None:
-    made = adapted()
-    save_adapter(made, tmp_path)
-    other = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(CheckpointError, match="the model or the file lacks it; was it made for this model"):
-        load_adapter(other, tmp_path)
-    assert not list(adapters(other))
-    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    good = {"0.lora.down": torch.zeros(2, 4), "0.lora.up": torch.zeros(4, 2)}
-    bad = {"1.lora.down": torch.zeros(2, 5), "1.lora.up": torch.zeros(4, 2)}
-    with pytest.raises(ValueError, match="the adapter of 1 is .* which does not fit"):
-        insert_tensors(layers, good | bad, {"0": 1.0, "1": 1.0})
-    assert not list(adapters(layers))
+def test_the_products_of_several_adapters_add_up() -> None:
+    made, by_hand = model(), model()
+    for added in (products(1, 2), products(2, 5)):
+        add_products(made, added)
+        for name, product in added.items():
+            layer = by_hand.get_submodule(name)
+            layer.weight.data = merged(layer.weight.data, product)
+    assert {len(adapter.down) for _, _, adapter in adapters(made)} == {7}
+    torch.testing.assert_close(logits(made), logits(by_hand), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits(made), logits(model()), atol=1e-2)
+    merge(made)
+    with pytest.raises(ValueError, match="has an adapter that is merged; unmerge it first"):
+        add_products(made, products(3, 2))
 
 
-def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="adapter.json is missing or damaged"):
-        load_adapter(model(), tmp_path)
-    (tmp_path / "adapter.json").write_text(json.dumps({}))
-    with pytest.raises(CheckpointError, match="missing or damaged.*; was the adapter saved by save_adapter"):
-        load_adapter(model(), tmp_path)
+def test_a_sharing_copy_holds_the_same_weights_and_its_own_adapters() -> None:
+    base = model()
+    copied = sharing(base)
+    assert all(p is q for p, q in zip(base.parameters(), copied.parameters(), strict=True))
+    add_products(copied, products(1, 2))
+    assert not list(adapters(base)) and torch.equal(logits(base), logits(model()))
+    assert not torch.equal(logits(copied), logits(base))
+    again = sharing(copied)
+    add_products(again, products(2, 2))
+    assert {len(adapter.down) for _, _, adapter in adapters(copied)} == {2}
+
+
+def test_layers_are_chosen_by_branch() -> None:
+    made = Elastic(SIZES["tiny"], mask_id=1)
+    linear = {name for name, part in made.named_modules() if isinstance(part, nn.Linear)}
+    chosen = {branch: set(filter(in_branches(branch), linear)) for branch in PARTS}
+    assert all(chosen.values()) and set.union(*chosen.values()) == linear
+    assert sum(map(len, chosen.values())) == len(linear)
+    assert set(filter(in_branches("und", "gen"), linear)) == chosen["und"] | chosen["gen"]
+    assert "blocks.0.gen.mlp.up" in chosen["gen"] and "blocks.0.out" in chosen["out"]
+    with pytest.raises(ValueError, match="no part of the network is called 'text'; choose from und, gen, out, codes"):
+        in_branches("und", "text")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights_take_adapters_and_are_not_merged(bits: int) -> None:
+    pytest.importorskip("torchao")
+    layer = nn.Sequential(nn.Linear(64, 48, bias=False))
+    layer[0].weight = nn.Parameter(RoundToNearest(bits=bits)(layer[0].weight.detach(), None), requires_grad=False)
+    x = torch.randn(5, 64, generator=generator("x"))
+    base = layer(x).detach()
+    LoRA(where=lambda name: name == "0", rank=4)(layer)
+    torch.testing.assert_close(layer(x), base, atol=0, rtol=0)
+    stir(layer)
+    (_, inner, adapter), _ = next(adapters(layer)), layer(x).sum().backward()
+    torch.testing.assert_close(
+        layer(x), F.linear(x, merged(restored(inner.weight), adapter.product)), atol=1e-3, rtol=1e-3
+    )
+    assert adapter.up.grad is not None and inner.weight.grad is None
+    with pytest.raises(ValueError, match="0 has quantised weights, which cannot be merged"):
+        merge(layer)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def run(recipe: str, out: str, steps: int, *more: str) -> list[int]:
 
 
 def test_every_recipe_is_tried() -> None:
-    assert set(SMALL) == set(recipes())
+    assert {*SMALL, "finetune"} == set(recipes())  # which has tests of its own
 
 
 def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +123,8 @@ def test_a_recipe_beside_the_chain_runs_and_resumes(
     assert run(recipe, "run", 3, "--resume") == [1, 2, 3]
     written = {p.name for p in Path("run").glob("*.safetensors")}
     assert "state.safetensors" in written and len(written) > 1  # and what it exports
+
+
+def test_a_stage_starts_from_a_shipped_model() -> None:
+    module, shipped = mini.stage3(start="mini").model(), unmask.load("mini").parts.net
+    assert all(torch.equal(weight, shipped.state_dict()[name]) for name, weight in module.state_dict().items())

@@ -8,9 +8,11 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.models.elastic import Elastic
+from unmask.models.lora import LoRA, adapters, sharing
+from unmask.rng import generator
 from unmask.serving.requests import Cancelled, Handle
 
 from .tiny import POOL, alone, engine, net, request, spied
@@ -24,13 +26,26 @@ def model() -> Elastic:
 
 
 @functools.cache
-def reference(index: int, seed: int) -> tuple[Tensor, list[Tensor]]:
-    return alone(model(), *POOL[index], seed)
+def adapted(rank: int) -> Elastic:
+    """The model with an adapter of every linear layer; 0: without one."""
+    if not rank:
+        return model()
+    made = sharing(model())
+    LoRA(where=lambda name: True, rank=rank)(made)
+    rng = generator("adapter", rank)
+    for _, _, adapter in adapters(made):
+        nn.init.normal_(adapter.up, 0, 0.1, generator=rng)
+    return made
 
 
-def check(handle: Handle, seen: list[Tensor], index: int) -> None:
+@functools.cache
+def reference(index: int, seed: int, rank: int = 0) -> tuple[Tensor, list[Tensor]]:
+    return alone(adapted(rank), *POOL[index], seed)
+
+
+def check(handle: Handle, seen: list[Tensor], index: int, rank: int = 0) -> None:
     """The ids, and every prediction on the way, are those of the reference."""
-    ids, wanted = reference(index, handle.request.seed)
+    ids, wanted = reference(index, handle.request.seed, rank)
     result = handle.result(0)
     assert torch.equal(result.ids, ids) and not result.masked.any()
     assert len(seen) == len(wanted) and all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
@@ -68,6 +83,31 @@ def test_any_order_of_arrivals_gives_the_bits_of_a_batch_of_one(case: int) -> No
             except Cancelled:
                 continue
         check(handle, seen, index)
+
+
+@pytest.mark.parametrize("case", range(16))
+def test_requests_with_different_adapters_do_not_affect_each_other(case: int) -> None:
+    rng = random.Random(case)
+    served = engine(model(), running=8, queued=99, rows=16)
+    taken: list[tuple[Handle, list[Tensor], int, int]] = []
+    ranks = rng.sample([0, 1, 3, 8, 16, 20], 3)
+    for _ in range(10):
+        index, rank = rng.randrange(len(POOL)), rng.choice(ranks)
+        spy, seen = spied(POOL[index][1])
+        made = dataclasses.replace(request(POOL[index][0], spy, seed=rng.randrange(3)), net=adapted(rank))
+        taken.append((served.submit(made), seen, index, rank))
+    served.drain()
+    for handle, seen, index, rank in taken:
+        check(handle, seen, index, rank)
+    metrics = served.metrics()
+    assert metrics.rows > metrics.forwards
+
+
+def test_adapters_change_the_predictions() -> None:
+    """Otherwise the test above would prove little; the pictures of both are in one cache."""
+    for index in (4, 7):
+        base, *others = (reference(index, 0, rank)[1] for rank in (0, 3, 16))
+        assert not any(torch.equal(base[-1], other[-1]) for other in others)
 
 
 def test_requests_do_share_forwards() -> None:

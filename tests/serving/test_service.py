@@ -139,7 +139,7 @@ def test_the_queue_position_is_streamed() -> None:
 
 def test_metrics_are_what_prometheus_reads() -> None:
     with serving(tiny()) as server:
-        plain(server).post(GENERATE, json={"prompt": "a", "steps": 2})
+        plain(server).post(GENERATE, json={"prompt": "a", "steps": 2, "plan": False})
         for number in range(3):
             plain(server).get(f"/nowhere/{number}")
         text = plain(server).get("/metrics").text

@@ -83,14 +83,10 @@ def refuse_foreign(place: Path) -> None:
         kind = _json(place / "model_index.json").get("_class_name", "")
         raise CheckpointError(_not_ours(place, _named(str(kind)) or "a pipeline of diffusers", f"diffusers, {kind!r}"))
     elif (place / "adapter_config.json").exists():
-        base = _json(place / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        base = _json(place / "adapter_config.json").get("base_model_name_or_path") or "MODEL"
         raise CheckpointError(
-            f"{place} holds a LoRA adapter (adapter_config.json) and no model; unmask does not apply it, so give the folder of {base}"
-        )
-    elif (place / "adapter.json").exists():
-        raise CheckpointError(
-            f"{place} holds a LoRA adapter of unmask (adapter.json) and no model; "
-            "open the model it was trained on, then insert it with unmask.checkpoints.adapters.load_adapter"
+            f"{place} holds a LoRA adapter (adapter_config.json) and no model; "
+            f"use the adapter with its base model: --model {base} --lora {place}"
         )
 
 
@@ -119,11 +115,6 @@ def family_of(raw: Json) -> str:
     if kind == "llada" and not any(_named(name) for name in classes):
         return "LLaDA in another layout"
     return next((name for word in (*classes, kind) if (name := _named(word))), kind or classes[0])
-
-
-def unread_adapter(folder: Path) -> str:
-    """The name of the file of a LoRA adapter that lies beside a model and is not applied; "" if there is none."""
-    return next((name for name in ("adapter_config.json", "adapter.json") if (folder / name).exists()), "")
 
 
 def _ours(raw: Json) -> bool:
@@ -182,5 +173,5 @@ def not_part_of_model(folder: Path, names: set[str]) -> Iterator[str]:
     """The names among files of weights (without their endings) that do not belong to the model: measurements, adapters and others."""
     own = names & {"model", "vq"}
     for name in sorted(names - own):
-        if name in ("expected", "adapter", "adapter_model") or (own and (folder / "config.json").exists()):
+        if name in ("expected", "adapter_model") or (own and (folder / "config.json").exists()):
             yield name

@@ -36,10 +36,12 @@ def save_tensors(
     name: str = "model",
     dtype: torch.dtype | None = None,
     shard: int = 15 * 2**20,
+    metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write tensors in shards of at most ``shard`` bytes (a larger tensor gets its own file). Returns the paths in order.
 
-    Files are replaced only after all are written, so a full disk neither destroys the old weights nor mixes old and new.
+    Files are replaced only after all are written, so a full disk neither destroys the old weights nor mixes old and new. ``metadata``: text
+    for the header of every file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
@@ -60,7 +62,7 @@ def save_tensors(
     beside = [path.with_name(path.name + ".part") for path in paths]
     try:
         for part, path in zip(parts, beside, strict=True):
-            save_file(part, str(path))
+            save_file(part, str(path), **({"metadata": dict(metadata)} if metadata else {}))
             path.chmod(0o644)  # the library creates files that only their owner can read
     except (OSError, SafetensorError) as error:
         for path in beside:

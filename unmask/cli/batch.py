@@ -19,6 +19,7 @@ from unmask.cli.options import (
     download_option,
     found_device,
     json_option,
+    lora_option,
     model_option,
     storage_options,
     threads_option,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False, allow_dash=True))
 @model_option
+@lora_option
 @click.option(
     "--live",
     type=click.IntRange(1, 256),
@@ -56,6 +58,7 @@ def batch(
     manifest: Path,
     out: Path,
     model: str,
+    lora: tuple[str, ...],
     live: int,
     retry: bool,
     as_json: bool,
@@ -80,14 +83,14 @@ def batch(
 
     if out == STDOUT and as_json:
         raise click.UsageError("- as OUT prints one JSON object per line; leave out --json")
-    share = Share(rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1))
+    share = Share(rank=number_in_environment("RANK", 0), world=number_in_environment("WORLD_SIZE", 1))
     with tempfile.TemporaryDirectory() as scratch:
         work = _plan(manifest, Path(scratch) / "out" if out == STDOUT else out, Path(scratch), share, retry)
         printed = _Printed(results=work.results) if out == STDOUT else None
         place = found_device(device)
         if place == "cuda" and share.world > 1:
-            place = f"cuda:{_number('LOCAL_RANK', 0)}"
-        opened = _opened(model, place, threads, storage, download, needs(work)) if work.todo else None
+            place = f"cuda:{number_in_environment('LOCAL_RANK', 0)}"
+        opened = _opened(model, lora, place, threads, storage, download, needs(work)) if work.todo else None
         with Lines() as lines:
 
             def progress(done: int, of: int) -> None:
@@ -144,17 +147,29 @@ class _Printed:
 
 
 def _opened(
-    model: str, device: str, threads: int | None, storage: Storage, download: bool, needs: frozenset[str]
+    model: str,
+    lora: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    storage: Storage,
+    download: bool,
+    needs: frozenset[str],
 ) -> Model | TextModel:
     import unmask
 
     use_threads(threads)
     return unmask.load(
-        model, device=device, needs=needs, storage=storage.value(), download=download, on_bytes=opening(model)
+        model,
+        device=device,
+        needs=needs,
+        storage=storage.value(),
+        lora=lora,
+        download=download,
+        on_bytes=opening(model),
     )
 
 
-def _number(name: str, otherwise: int) -> int:
+def number_in_environment(name: str, otherwise: int) -> int:
     """An environment variable that torchrun sets for this process."""
     text = os.environ.get(name, str(otherwise))
     if not text.isdecimal():

@@ -15,6 +15,7 @@ from unmask.cli.options import (
     Storage,
     device_option,
     found_device,
+    lora_option,
     named_sampler,
     sampler_option,
     seed_option,
@@ -83,6 +84,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @device_option
 @threads_option
 @storage_options
+@lora_option
 @click.pass_context
 def evaluate(
     context: click.Context,
@@ -93,6 +95,7 @@ def evaluate(
     only: str,
     threads: int | None,
     storage: Storage,
+    lora: tuple[str, ...],
     sampler: str | None,
     **options: Any,
 ) -> None:
@@ -121,7 +124,7 @@ def evaluate(
     import unmask
     from unmask.pipeline.text_model import TextModel
 
-    opened = unmask.load(model, device=options["device"], storage=storage.value(), on_bytes=opening(model))
+    opened = unmask.load(model, device=options["device"], storage=storage.value(), lora=lora, on_bytes=opening(model))
     opened = opened.with_sampler(change) if change else opened
     if isinstance(opened, TextModel):
         raise ValueError(

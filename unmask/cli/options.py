@@ -59,7 +59,7 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Which model, on which device, with which seed and sampler settings, and whether to print JSON."""
+    """Which model with which adapters, on which device, with which seed and sampler settings, and whether to print JSON."""
 
     model: str
     device: str
@@ -71,6 +71,7 @@ class Run:
     download: bool
     sampler: Callable[[Sampler], Sampler] | None
     quiet: bool
+    lora: tuple[str, ...] = ()
 
     def reads_pictures(self) -> bool | None:
         """Whether the model answers questions about pictures, from its config.json alone; None where that does not say."""
@@ -100,6 +101,7 @@ class Run:
             device=self.device,
             needs=(),
             storage=self.storage.value(),
+            lora=self.lora,
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
         )
@@ -142,6 +144,7 @@ def model_options(command: Command) -> Command:
         download: bool,
         sampler: str | None,
         quiet: bool,
+        lora: tuple[str, ...],
         **own: object,
     ) -> object:
         change, settings = named_sampler(sampler, settings)
@@ -156,11 +159,13 @@ def model_options(command: Command) -> Command:
             download=download,
             sampler=change,
             quiet=quiet,
+            lora=lora,
         )
         return command(run, **own)
 
     options = (
         model_option,
+        lora_option,
         seed_option,
         sampler_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
@@ -226,6 +231,12 @@ model_option = click.option(
     show_default=True,
     shell_complete=completion.models,
     help="A shipped model, a model folder, or owner/name on the hub.",
+)
+lora_option = click.option(
+    "--lora",
+    metavar="FOLDER[:SCALE]",
+    multiple=True,
+    help="Apply the LoRA adapter in this folder; repeatable, several add up.",
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr.")
 steps_option = click.option(

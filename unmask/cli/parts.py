@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,13 +94,14 @@ def inspect(
 ) -> None:
     """List a model's parts, parameters and bytes.
 
-    MODEL is a shipped model, a folder or file of weights or of a training run, owner/name on the hub, or a named size
+    MODEL is a shipped model, a folder or file of weights, of a training run or of a LoRA adapter, owner/name on the hub, or a named size
     (its weights are not allocated). With --task or --budget: the memory that a task needs, without loading anything.
 
     \b
     Examples:
       unmask inspect mini
       unmask inspect runs/stage2/state.safetensors --depth 1
+      unmask inspect runs/pets
       unmask inspect lavida_o --task generate
       unmask inspect lavida_o --task ask --budget 12GiB --device cuda
     """
@@ -109,6 +111,9 @@ def inspect(
     if task or budget:
         _plan(_spec(model, download), model, task or "all", budget, device, storage, as_json)
         return
+    if _is_adapter(Path(model)):
+        _show_adapter(Path(model), depth, as_json)
+        return
     place = next((p for p in (Path(model), _SHIPPED / model) if _holds_weights(p)), None)
     tensors = stored(place) if place else _named(model, download)
     rows = list(grouped(tensors, depth))
@@ -116,6 +121,32 @@ def inspect(
     if as_json:
         print_json({"model": model, "parts": rows, **whole})
         return
+    total = {"file": "total", "part": "", "dtype": "", "tensors": len(tensors), **whole}
+    click.echo(table(list(total), [list(row.values()) for row in [*rows, total]]))
+
+
+def _is_adapter(place: Path) -> bool:
+    from unmask.checkpoints.adapters import holds_adapter
+
+    return holds_adapter(place)
+
+
+def _show_adapter(folder: Path, depth: int, as_json: bool) -> None:
+    """The base, ranks and scales of a LoRA adapter, and its parts. Their names are those of the layers that it adapts."""
+    from unmask.checkpoints.adapters import read_adapter
+
+    found = read_adapter(folder)
+    tensors = [replace(t, name=f"{name}.weight") for name, pair in found.layers.items() for t in pair[:2]]
+    rows = list(grouped(tensors, depth))
+    whole = {"parameters": sum(t.numbers for t in tensors), "bytes": sum(t.nbytes for t in tensors)}
+    about = {"base": found.base or None, "layers": len(found.layers), "ranks": found.ranks, "scales": found.scales}
+    if as_json:
+        print_json({"model": str(folder), "adapter": about, "parts": rows, **whole})
+        return
+    ranks, scales = (", ".join(f"{n:g}" for n in numbers) for numbers in (found.ranks, found.scales))
+    click.echo(
+        f"LoRA adapter of {found.base or 'an unnamed model'}: {len(found.layers)} layers, rank {ranks}, scale {scales}\n"
+    )
     total = {"file": "total", "part": "", "dtype": "", "tensors": len(tensors), **whole}
     click.echo(table(list(total), [list(row.values()) for row in [*rows, total]]))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import webbrowser
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,6 +77,12 @@ _COUNT = click.IntRange(min=1)
     help="Grace period after SIGTERM.",
 )
 @click.option("--replicas", type=_COUNT, metavar="N", help="Copies of the model, one process each.")
+@click.option(
+    "--lora",
+    metavar="[NAME=]FOLDER[:SCALE]",
+    multiple=True,
+    help="Load a LoRA adapter; repeatable. With NAME=, for requests that name it as unmask.lora; otherwise for all requests.",
+)
 @click.option("--open", "show", is_flag=True, help="Open the web page in a browser.")
 @device_option
 @threads_option
@@ -92,6 +100,7 @@ def serve(
     max_body: int,
     drain_seconds: float,
     replicas: int | None,
+    lora: tuple[str, ...],
     show: bool,
     device: str,
     threads: int | None,
@@ -109,6 +118,7 @@ def serve(
       unmask serve mini --port 0 --open
       unmask serve runs/mine --host 0.0.0.0 --api-key secret --max-waiting 64
       unmask serve mini --replicas 2
+      unmask serve mini --lora pets=runs/pets --lora style=runs/style:0.5
     """
     for package in ("fastapi", "uvicorn", "python_multipart"):
         if not find_spec(package):
@@ -120,12 +130,12 @@ def serve(
     from unmask.serving.server import Server, listen
 
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
-    device = found_device(device)
+    device, adapters = found_device(device), _named_adapters(lora)
     known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
     edge: Json = {"keys": known, "origins": origins, "names": (host, *names), "most_bytes": max_body * 2**20}
     if not replicas:
         use_threads(threads)
-        service = _service(model, device, storage, download, max_live, max_waiting)
+        service = _service(model, device, storage, adapters, download, max_live, max_waiting)
         _run(Server(service, listener, **edge), drain_seconds, show)
         return
     from unmask.serving.replicas import Copies, Replicas
@@ -137,26 +147,73 @@ def serve(
     )
     share = threads or max(1, (os.cpu_count() or 1) // replicas)
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    open_ = partial(_replica, share, where, device, storage, download, max_live, max_waiting)
+    open_ = partial(_replica, share, where, device, storage, adapters, download, max_live, max_waiting)
     _run(Replicas(open_, listener, copies, **edge), drain_seconds, show)
 
 
 def _replica(
-    threads: int, model: str, device: str, storage: Storage, download: bool, live: int, waiting: int
+    threads: int,
+    model: str,
+    device: str,
+    storage: Storage,
+    adapters: Mapping[str, list[str]],
+    download: bool,
+    live: int,
+    waiting: int,
 ) -> Service:
     """The service of one replica, in its own process."""
     use_threads(threads)
-    return _service(model, device, storage, download, live, waiting)
+    return _service(model, device, storage, adapters, download, live, waiting)
 
 
-def _service(model: str, device: str, storage: Storage, download: bool, live: int, waiting: int) -> Service:
+def _named_adapters(lora: Sequence[str]) -> dict[str, list[str]]:
+    """--lora as places by name, those without a name under "". Their folders are made absolute, for other processes.
+
+    ValueError for a name that is given twice or is not made of letters, digits and ``-_.``.
+    """
+    from unmask.checkpoints.adapters import adapter_place
+
+    found: dict[str, list[str]] = {"": []}
+    for text in lora:
+        name, equals, place = text.partition("=")
+        if not equals or Path(text).exists():
+            name, place = "", text
+        elif not re.fullmatch(r"[\w.-]{1,100}", name):
+            raise ValueError(
+                f"--lora: the name {name[:100]!r} is not made of letters, digits and -_.; give NAME=FOLDER"
+            )
+        elif name in found:
+            raise ValueError(f"--lora: two adapters are called {name!r}; give each its own name")
+        folder, scale = adapter_place(place)
+        found.setdefault(name, []).append(f"{folder.absolute()}:{scale!r}")
+    return found
+
+
+def _service(
+    model: str,
+    device: str,
+    storage: Storage,
+    adapters: Mapping[str, list[str]],
+    download: bool,
+    live: int,
+    waiting: int,
+) -> Service:
     import unmask
+    from unmask.pipeline.adapting import with_adapters
     from unmask.serving.engine import Limits
     from unmask.serving.service import Service
 
-    opened = unmask.load(model, device=device, storage=storage.value(), download=download, on_bytes=opening(model))
+    opened = unmask.load(
+        model,
+        device=device,
+        storage=storage.value(),
+        lora=adapters[""],
+        download=download,
+        on_bytes=opening(model),
+    )
+    adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model
-    return Service(opened, name=name, limits=Limits(running=live, queued=waiting))
+    return Service(opened, name=name, limits=Limits(running=live, queued=waiting), adapted=adapted)
 
 
 def _run(server: Server | Replicas, drain_seconds: float, show: bool) -> None:

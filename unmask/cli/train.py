@@ -18,6 +18,7 @@ import click
 from unmask.cli import completion
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
+from unmask.cli.tuning import tuning_options
 
 if TYPE_CHECKING:
     from unmask.recipe import Recipe
@@ -28,18 +29,22 @@ _STOPPED = 130  # exit code of a process that the user stopped
 
 
 def recipes(folder: Path = _RECIPES) -> dict[str, str]:
-    """``file.function`` -> first paragraph of its docstring on one line, for every function that returns a ``Recipe``. Imports none."""
+    """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every function that returns a
+    ``Recipe``. Imports none.
+    """
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "Recipe":
                 paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
-                found[f"{path.stem}.{node.name}"] = textwrap.shorten(paragraph, 110, placeholder=" …")
+                name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
+                found[name] = textwrap.shorten(paragraph, 110, placeholder=" …")
     return found
 
 
-def find(name: str, settings: Sequence[str] = ()) -> Recipe:
+def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) -> Recipe:
     """The recipe called ``name``. A setting that names an argument of its function is passed there; the others override fields.
+    ``folder``: of the run, for functions that have this argument.
 
     ValueError for an unknown name (with the known ones) or a setting that does not fit.
     """
@@ -48,9 +53,11 @@ def find(name: str, settings: Sequence[str] = ()) -> Recipe:
         near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
         raise ValueError(f"there is no recipe {name!r}; {hint}")
-    module, function = name.split(".")
-    make = getattr(import_module(f"unmask.recipes.{module}"), function)
+    module, _, function = name.partition(".")
+    make = getattr(import_module(f"unmask.recipes.{module}"), function or module)
     own, rest = {}, []
+    if folder is not None and "folder" in inspect.signature(make).parameters:
+        own["folder"] = str(folder)
     for key, separator, text in (s.partition("=") for s in settings):
         argument = inspect.signature(make).parameters.get(key.strip())
         if argument is None:
@@ -83,7 +90,7 @@ def _show_recipes() -> None:
 
 _HELP = """Train with a recipe, or resume a run.
 
-RECIPE is file.function of unmask/recipes; without one, the recipes are listed. The folder of the run receives
+RECIPE is file.function of unmask/recipes, or finetune; without one, the recipes are listed. The folder of the run receives
 metrics.jsonl, the state from which --resume continues bit for bit, and at the end the weights. Prints the folder.
 
 Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once. The result does not depend on
@@ -98,6 +105,7 @@ Examples:
   unmask train mini.stage2 --processes 2 -o training.accumulate=4
   torchrun --nproc-per-node 4 -m unmask.cli.main train mini.stage2 -o training.accumulate=4
   unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
+  unmask train finetune --model mini --data pets/ --out runs/pets --lora 16
 """
 
 
@@ -126,6 +134,7 @@ Examples:
     "--log", type=click.Choice(["tensorboard"]), help="Write the metrics as TensorBoard events too, to OUT/tensorboard."
 )
 @click.option("--allow-changes", is_flag=True, help="Continue a run although settings of its recipe have changed.")
+@tuning_options
 @json_option
 @threads_option
 def train(
@@ -154,7 +163,7 @@ def train(
     words += ["--allow-changes"] if allow_changes else []
     words += ["--log", log] if log else []
     try:
-        run = find(recipe, chosen)
+        run = find(recipe, chosen, folder)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
             _say_if_anew(folder)
         if processes > 1:

@@ -1,4 +1,6 @@
-"""Commands on checkpoints: convert (between the two layouts on disk) and verify (recompute measured values)."""
+"""Commands on checkpoints: convert (between the two layouts on disk), merge (LoRA adapters into the weights), verify (recompute measured
+values).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from unmask.cli.options import DTYPES, device_option, found_device, json_option, threads_option, use_threads
+from unmask.cli.options import (
+    DTYPES,
+    device_option,
+    download_option,
+    found_device,
+    json_option,
+    threads_option,
+    use_threads,
+)
 from unmask.cli.output import news, print_json, table
 
 
@@ -44,6 +54,40 @@ def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool
     files = {str(p.relative_to(out)): p.stat().st_size for p in written}
     if as_json:
         print_json({"source": source, "out": str(out), "layout": layout, "files": files})
+        return
+    news(f"{len(files)} files, {sum(files.values()):,} bytes")
+    click.echo(out)
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--lora",
+    metavar="FOLDER[:SCALE]",
+    multiple=True,
+    required=True,
+    help="The adapter to merge; repeatable, several add up.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The new folder.")
+@download_option
+@json_option
+def merge(model: str, lora: tuple[str, ...], out: Path, download: bool, as_json: bool) -> None:
+    """Write a model with LoRA adapters merged into its weights.
+
+    MODEL is a shipped model, a folder, or owner/name on the hub. OUT has its layout and data type, and is written completely or not at
+    all. Only the adapted weights change; each is rounded once. To quantise a merged model, open OUT with --quantise.
+
+    \b
+    Examples:
+      unmask merge mini --lora runs/pets --out mini-pets
+      unmask merge mini --lora runs/pets:0.5 --lora runs/style --out mini-both
+    """
+    from unmask.pipeline.adapting import merge as write_merged
+
+    written = write_merged(model, lora, out, download=download)
+    files = {str(p.relative_to(out)): p.stat().st_size for p in written}
+    if as_json:
+        print_json({"source": model, "lora": list(lora), "out": str(out), "files": files})
         return
     news(f"{len(files)} files, {sum(files.values()):,} bytes")
     click.echo(out)

@@ -1,39 +1,81 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): a trainable low-rank product beside frozen linear layers.
 
-Public idea: ``LoRA(rank=8, where=lambda name: name.endswith((".q", ".v")))(model)`` adapts a model in place and freezes its other
-weights. A layer keeps its class, its name and its weight; the product is added by a forward hook, so it reaches every layer
-that is called as a module. ``merge`` folds the products into the weights, ``unmerge`` restores the weights bit for bit.
+Public idea: ``LoRA(rank=16, where=in_branches("und", "gen"))(model)`` adapts a model in place and freezes its other weights. A layer keeps
+its class, its name and its weight; the product is added by a forward hook, so it reaches every layer that is called as a module, also one
+with quantised weights. ``merge`` folds the products into the weights, ``unmerge`` restores the weights bit for bit. ``add_products``
+inserts products that were saved (``checkpoints.adapters``); those of several adapters add up. ``sharing`` copies a model without its
+weights.
 
 Shapes: I input width · O output width · R rank.
 """
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.rng import generator
 
+M = TypeVar("M", bound=nn.Module)
 _CHILD = "lora"
+_BRANCHES = {
+    "und": r"blocks\.\d+\.und\..+",
+    "gen": r"blocks\.\d+\.gen\..+",
+    "out": r"blocks\.\d+\.out",
+    "codes": r"code_(embedding|head)\..+",
+    "vision": r"vision\..+",
+    "text_head": r"text_head",
+}
+
+
+def in_branches(*branches: str) -> Callable[[str], bool]:
+    """Whether a layer, by its name in ``Elastic``, is in one of some parts of the network, for ``LoRA(where=...)``.
+
+    ``und``, ``gen``: the layers of a branch · ``out``: the attention output projections, which both branches share · ``codes``: embedding
+    and head of image codes · ``vision``: the vision tower and its projection · ``text_head``. ValueError for other names.
+    """
+    for branch in branches:
+        if branch not in _BRANCHES:
+            raise ValueError(f"no part of the network is called {branch!r}; choose from {', '.join(_BRANCHES)}")
+    patterns = [re.compile(_BRANCHES[branch]) for branch in branches]
+    return lambda name: any(pattern.fullmatch(name) for pattern in patterns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """What is added to a layer's weight: ``scale * up @ down``, with ``down [R, I]`` and ``up [O, R]``."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
 
 
 class Adapter(nn.Module):
-    """``down [R, I]`` and ``up [O, R]`` of one layer. ``scale``: factor of their product."""
+    """The product of one layer, trainable."""
 
-    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
+    def __init__(self, product: Product) -> None:
         super().__init__()
-        like = {"dtype": layer.weight.dtype, "device": layer.weight.device}
-        self.down = nn.Parameter(torch.zeros(rank, layer.in_features, **like))
-        self.up = nn.Parameter(torch.zeros(layer.out_features, rank, **like))
-        self.scale = scale
+        self.down, self.up = nn.Parameter(product.down), nn.Parameter(product.up)
+        self.scale = product.scale
         self.original: Tensor | None = None  # the layer's weight while the product is merged into it
 
     def forward(self, x: Tensor, width: int) -> Tensor:
         """What is added to the first ``width`` outputs for an input [..., I]."""
-        return x @ self.down.T @ self.up[:width].T * self.scale
+        rank = len(self.down)
+        # A product with one column takes another kernel, which rounds by the number of rows (docs/notes/0005-engine.md).
+        down = self.down if rank > 1 else F.pad(self.down, (0, 0, 0, 1))
+        return (x @ down.T)[..., :rank] @ self.up[:width].T * self.scale
+
+    @property
+    def product(self) -> Product:
+        return Product(down=self.down.detach(), up=self.up.detach(), scale=self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +107,19 @@ class LoRA:
             raise ValueError(f"LoRA's `where` selects none of {len(linear)} linear layers; their names are like {some}")
         model.requires_grad_(False)
         for name, layer in chosen:
-            adapter = insert(layer, self.rank, self.alpha / self.rank, name)
-            with torch.no_grad():
-                bound = layer.in_features**-0.5
-                start = torch.empty(adapter.down.shape).uniform_(
-                    -bound, bound, generator=generator("lora", self.seed, name)
-                )
-                adapter.down.copy_(start)
+            like, bound = {"dtype": layer.weight.dtype, "device": layer.weight.device}, layer.in_features**-0.5
+            down = torch.empty(self.rank, layer.in_features)
+            down.uniform_(-bound, bound, generator=generator("lora", self.seed, name))
+            up = torch.zeros(layer.out_features, self.rank, **like)
+            _insert(layer, Product(down=down.to(**like), up=up, scale=self.alpha / self.rank), name)
 
 
-def insert(layer: nn.Linear, rank: int, scale: float, name: str) -> Adapter:
-    """Give a layer an adapter, all zero. ValueError where it has one; ``name`` is the layer's, for the message."""
+def _insert(layer: nn.Linear, product: Product, name: str) -> None:
+    """Give a layer an adapter. ValueError where it has one; ``name`` is the layer's, for the message."""
     if hasattr(layer, _CHILD):
         raise ValueError(f"{name} already has an adapter; merge it first, or load the base weights anew")
-    adapter = Adapter(layer, rank, scale)
-    layer.add_module(_CHILD, adapter)
+    layer.add_module(_CHILD, Adapter(product))
     layer.register_forward_hook(_add)
-    return adapter
 
 
 def _add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -101,12 +139,26 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, nn.Linear, Adapter]]:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Add every product to its layer's weight, rounded once. The original weights are kept for ``unmerge``."""
-    for _, layer, adapter in adapters(model):
+    """Add every product to its layer's weight, rounded once. The original weights are kept for ``unmerge``.
+
+    ValueError where a weight is quantised.
+    """
+    for name, layer, adapter in adapters(model):
         if adapter.original is None:
-            product = adapter.up.float() @ adapter.down.float() * adapter.scale
+            if type(layer.weight) not in (Tensor, nn.Parameter):
+                raise ValueError(f"{name} has quantised weights, which cannot be merged; merge into the original ones")
+            added = merged(layer.weight, adapter.product)
             adapter.original = layer.weight.data
-            layer.weight.data = (layer.weight.float() + product[: len(layer.weight)]).to(layer.weight.dtype)
+            layer.weight.data = added
+
+
+def merged(weight: Tensor, *products: Product) -> Tensor:
+    """A weight [O, I], or its first rows, with products added in float32 and rounded once."""
+    total = weight.float()
+    for product in products:
+        up, down = (factor.to(weight.device).float() for factor in (product.up[: len(weight)], product.down))
+        total = total + up @ down * product.scale
+    return total.to(weight.dtype)
 
 
 @torch.no_grad()
@@ -130,26 +182,26 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def insert_tensors(model: nn.Module, tensors: Mapping[str, Tensor], scales: Mapping[str, float]) -> None:
-    """The inverse of ``adapter_tensors``, on a model with or without its adapters. ``scales``: by the layer's name.
+def add_products(model: nn.Module, products: Mapping[str, Product]) -> None:
+    """Add products by the names of their layers, on top of those that the layers have. Each has the dtype and device to compute in."""
+    for name, product in products.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        if isinstance(old := getattr(layer, _CHILD, None), Adapter):
+            if old.original is not None:
+                raise ValueError(f"{name} has an adapter that is merged; unmerge it first")
+            setattr(layer, _CHILD, Adapter(_sum(old.product, product)))
+        else:
+            _insert(layer, product, name)
 
-    ValueError names a layer that is missing or does not fit; nothing is changed then.
-    """
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    own = {name: adapter for name, _, adapter in adapters(model)}
-    found = {}
-    for name in scales:
-        down, up = (tensors.get(f"{name}.{_CHILD}.{part}") for part in ("down", "up"))
-        layer = layers.get(name)
-        if layer is None or down is None or up is None:
-            raise ValueError(f"the adapter has {name}, but the model or the file lacks it; was it made for this model?")
-        wanted = (layer.out_features, down.shape[0]), (down.shape[0], layer.in_features)
-        if (tuple(up.shape), tuple(down.shape)) != wanted or (name in own and own[name].down.shape != down.shape):
-            raise ValueError(f"the adapter of {name} is {tuple(up.shape)} by {tuple(down.shape)}, which does not fit")
-        found[name] = layer, down, up
-    for name, (layer, down, up) in found.items():
-        adapter = own.get(name) or insert(layer, down.shape[0], scales[name], name)
-        adapter.scale = scales[name]
-        with torch.no_grad():
-            adapter.down.copy_(down)
-            adapter.up.copy_(up)
+
+def _sum(one: Product, other: Product) -> Product:
+    """Both products as one, of the sum of their ranks."""
+    up = torch.cat([one.up * one.scale, (other.up * other.scale).to(one.up)], dim=1)
+    return Product(down=torch.cat([one.down, other.down.to(one.down)]), up=up, scale=1.0)
+
+
+def sharing(model: M) -> M:
+    """A copy with modules of its own and the weights of ``model``: adapters that are inserted into it do not change ``model``."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)

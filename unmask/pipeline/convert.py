@@ -66,7 +66,7 @@ def to_released(source: str | os.PathLike[str], out: Path, *, like: str | os.Pat
     """
     content = _read_own(source, like)
     mapping = names(content.checkpoint.config)
-    with _whole(out) as folder:
+    with whole(out) as folder:
         weights = {f"model.{mapping[key]}": tensor for key, tensor in _read(content.checkpoint.net).items()}
         written = save_tensors(weights, folder, shard=_shard(weights, _SHARD))
         if len(written) > 1:
@@ -86,7 +86,7 @@ def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
     """
     content = _read_released(Path(source))
     checkpoint = content.checkpoint
-    with _whole(out) as folder:
+    with whole(out) as folder:
         for name, stored in (("model", checkpoint.net), ("vq", checkpoint.vq)):
             weights = _read(stored)
             save_tensors(weights, folder, name=name, shard=_shard(weights, _SMALL_SHARD))
@@ -218,7 +218,7 @@ def _vq_fields(config: VQConfig) -> Json:
 
 
 @contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def whole(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``out`` on success and is removed on failure."""
     if out.exists():
         raise ValueError(f"{out} exists already; give a new folder")

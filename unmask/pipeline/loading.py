@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
-from unmask.checkpoints.families import refuse_foreign, unread_adapter
+from unmask.checkpoints.families import refuse_foreign
 from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
@@ -83,7 +83,7 @@ class ModelSpec:
 def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
     """The folder of a shipped model, the given folder, or that of ``owner/name`` in the hub's cache.
 
-    CheckpointError if there is none, and for models of other families. Warns of a LoRA adapter beside the model, which is not applied.
+    CheckpointError if there is none, and for models of other families. Warns of a LoRA adapter beside the model.
     """
     name, shipped = str(name), Path(str(files("unmask") / "assets"))
     for folder in (Path(name), shipped / name):
@@ -103,8 +103,10 @@ def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
 
 def _ours(folder: Path) -> Path:
     refuse_foreign(folder)
-    if adapter := unread_adapter(folder):
-        warnings.warn(f"{folder} holds a LoRA adapter ({adapter}), which is not applied to the model", stacklevel=3)
+    if (folder / "adapter_config.json").exists():
+        warnings.warn(
+            f"{folder} holds a LoRA adapter beside the model, which is applied only with lora={folder}", stacklevel=3
+        )
     return folder
 
 

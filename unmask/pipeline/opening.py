@@ -14,6 +14,7 @@ from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load as load_weights
 from unmask.checkpoints.stream import CheckpointError
+from unmask.pipeline.adapting import Adapters, add_adapters, each_of
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
@@ -35,6 +36,7 @@ def load(
     device: str | torch.device = AUTO,
     needs: Iterable[str] | None = None,
     storage: WeightStorage | None = None,
+    lora: Adapters = (),
     download: bool = False,
     on_bytes: Callable[[int, int], None] = _silent,
 ) -> Model | TextModel:
@@ -44,7 +46,8 @@ def load(
     LLaDA, which gives a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of unmask/recipes).
     ``device``: auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 … or mps; DeviceUnavailable (a ValueError) for one that is not here ·
     ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything ·
-    ``storage``: dtype, quantisation and CPU offload · ``download``: download ``owner/name`` if it is not in the local cache ·
+    ``storage``: dtype, quantisation and CPU offload · ``lora``: LoRA adapters that are applied, ``FOLDER`` or ``FOLDER:scale``, one or
+    several, which add up · ``download``: download ``owner/name`` if it is not in the local cache ·
     ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read.
     """
     place, folder = find_device(device), resolve(name, download=download)
@@ -53,14 +56,17 @@ def load(
             raise ValueError(
                 f"{folder} is opened by the recipe {recipe}, which takes no other weight storage; leave it out"
             )
+        if each_of(lora):
+            raise ValueError(f"{folder} is opened by the recipe {recipe}, which takes no adapters; leave out lora")
         return open_by_recipe(folder, recipe, place)
     if format_in(folder) is Format.LLADA:
-        return load_text(folder, device=place, storage=storage, on_bytes=on_bytes)
+        return load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
     found = read_spec(folder)
     weights = Weights(
         checkpoint=found.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes
     )  # fmt: skip
     parts = open_parts(found, weights)
+    add_adapters(parts.net, lora, weights=weights, called=str(name))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
 
@@ -70,9 +76,14 @@ def load_text(
     *,
     device: str | torch.device = AUTO,
     storage: WeightStorage | None = None,
+    lora: Adapters = (),
+    called: str = "",
     on_bytes: Callable[[int, int], None] = _silent,
 ) -> TextModel:
-    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match."""
+    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match.
+
+    ``called``: the name that it was opened by; the other arguments are those of ``load``.
+    """
     checkpoint, place = survey_llada(folder), find_device(device)
     weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
     text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
@@ -81,6 +92,7 @@ def load_text(
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
     if text[MASK] != net.mask_id:
         raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
+    add_adapters(net, lora, weights=weights, called=called)
     context = int(read_json(folder / "config.json").get("max_sequence_length", 4096))
     load_weights(weights, net, vq, Reply.needs)
     return TextModel(TextParts(text=text, net=net, context=context))

@@ -62,6 +62,15 @@ class TextParts:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
 
 
+def chatting(b: Builder, messages: Items[Message], answer: list[int] | int) -> Sequence:
+    """Messages, the last one from the user, and the answer: its ids, or the number of masked tokens."""
+    said: list[str | int] = [b.text[BOS]]
+    for message in messages:
+        said += [*b.header(message.role), message.text.strip(), b.text[EOT]]
+    b.say("prompt", *said, *b.header("assistant"))
+    return b.write("answer", answer).build(messages[-1].text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     """A question in LLaDA's chat template, which is Llama 3's (spec 2.1); the answer has ``length`` tokens. ``messages``: those before
@@ -74,12 +83,7 @@ class Reply:
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
-        text, b = tokens.text, tokens.builder()
-        said: list[str | int] = [text[BOS]]
-        for message in (*self.messages, Message(role="user", text=self.question)):
-            said += [*b.header(message.role), message.text.strip(), text[EOT]]
-        b.say("prompt", *said, *b.header("assistant"))
-        return b.write("answer", self.length).build(self.question)
+        return chatting(tokens.builder(), (*self.messages, Message(role="user", text=self.question)), self.length)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return answered(sequence, tokens.text)

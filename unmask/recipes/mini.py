@@ -48,6 +48,7 @@ from unmask.models.vision import Vision
 from unmask.objectives.align import Aligned
 from unmask.objectives.cells import Cells, LabelledVision
 from unmask.objectives.masked import Dropout, Masked, Together
+from unmask.pipeline.loading import resolve
 from unmask.protocols import Source
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.mini_vq import CONFIG, IMAGES, dictionary
@@ -148,12 +149,14 @@ def _export(module: nn.Module, folder: Path) -> None:
 
 
 def _start(seed: int, start: str, vision: str, images: int = IMAGES) -> Callable[[], Elastic]:
-    """The weights of the run ``start``; without it keyed random weights, code embeddings from the codebook, and the tower of ``vision``."""
+    """The weights of the run or shipped model ``start``; without it keyed random weights, with code embeddings from the codebook and the
+    tower of ``vision``.
+    """
 
     def model() -> Elastic:
         made = Elastic(SIZE, mask_id=text()[MASK])
         if start:
-            return load_module(made, Path(start))
+            return load_module(made, Path(start) if "/" in start or Path(start).is_dir() else resolve(start))
         init(made, generator("mini", seed))
         init_codes(made.code_embedding, made.code_head, dictionary(0, images)[0].codebook, generator("codes", seed))
         if vision and made.vision is not None:

@@ -29,7 +29,7 @@ ENDPOINTS: dict[str, type[Fields]] = {
 
 def model_card(service: Service, created: int) -> Event:
     """An entry of OpenAI's model list, with what the model does: its tasks, the side of its images in pixels (0: no images), the image
-    formats that the server reads for it, and its vocabulary.
+    formats that the server reads for it, its vocabulary, and the names of the adapters that a request may choose.
     """
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
@@ -38,6 +38,7 @@ def model_card(service: Service, created: int) -> Event:
     vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
     words = vocabulary.to_json() if vocabulary else None
     own = {"tasks": tasks, "side": side, "reads": readable() if side else [], "vocabulary": words}
+    own["adapters"] = list(service.adapted)
     return {"id": service.name, "object": "model", "created": created, "owned_by": "unmask", "unmask": own}
 
 

@@ -148,7 +148,7 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
             return await _pictures(service, request, body, "image_edit", ask, linked(request))
         _check_name(service, body.model)
         seed = _seed(body)
-        started = service.start([Call(ask=calls.infilling(body, seed), priority=body.priority)])
+        started = service.start([Call(ask=calls.infilling(body, seed), priority=body.priority, lora=body.lora)])
         (filled,) = await _settled(request, started)
         assert isinstance(filled, Answer)  # an image was handled above
         return _json(answers.filled(filled, ignored_warning(body.ignored)))
@@ -159,7 +159,7 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
     async def ground(body: Ground, request: Request) -> Response:
         """Locate phrases in an image."""
         _check_name(service, body.model)
-        call = Call(ask=calls.grounding(body, _seed(body)), priority=body.priority)
+        call = Call(ask=calls.grounding(body, _seed(body)), priority=body.priority, lora=body.lora)
         (found,) = await _settled(request, service.start([call]))
         return _json(answers.grounded(found, ignored_warning(body.ignored)))
 
@@ -194,6 +194,7 @@ async def _pictures(
                 ask=ask(seed + i),
                 listener=PictureEvents(channel.put, parts, picture=i, **follow) if followed else None,
                 priority=body.priority,
+                lora=body.lora,
             )
             for i in range(body.n)
         ]
@@ -225,7 +226,7 @@ async def _chat(service: Service, request: Request, body: Chat) -> Response:
     events = [ChatEvents(channel.put, model.parts.text, index=i, **follow) for i in range(body.n)]
     started = service.start(
         [
-            Call(ask=chat.chatting(body, seed + i), listener=listener, priority=body.priority)
+            Call(ask=chat.chatting(body, seed + i), listener=listener, priority=body.priority, lora=body.lora)
             for i, listener in enumerate(events)
         ]
     )
@@ -248,7 +249,7 @@ async def _completions(service: Service, request: Request, body: Complete) -> Re
     asked = [(prompt, seed + i) for prompt in body.prompts for i in range(body.n)]
     started = service.start(
         [
-            Call(ask=completing(body, prompt, one_seed), listener=listener, priority=body.priority)
+            Call(ask=completing(body, prompt, one_seed), listener=listener, priority=body.priority, lora=body.lora)
             for (prompt, one_seed), listener in zip(asked, events, strict=True)
         ]
     )

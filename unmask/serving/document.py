@@ -69,7 +69,7 @@ def document(app: FastAPI, service: Service, *, keyed: bool) -> Json:
             _complete(operation, below=below, posted=method == "post", named="{name}" in path, keyed=keyed)
             if method == "get":
                 methods["head"] = _head(operation)
-    limited(found, service.model)
+    limited(found, service.model, list(service.adapted))
     return found
 
 

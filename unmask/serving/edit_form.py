@@ -64,10 +64,19 @@ def _add(fields: Json, name: str, value: str) -> None:
             fields[name] = [*fields.get(name, []), *json.loads(value)]
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}: invalid JSON list; send a JSON list, or repeat the field") from error
+    elif name in ("unmask", "unmask[lora]"):
+        fields["unmask"] = _options(value) if name == "unmask" else {"lora": value}
     elif (kind := name.partition("[")[0]) != name:  # boxes[][phrase], as some clients write nested values
         raise ValueError(f"{kind}: the form field {name[:50]!r} cannot be read; send {kind} as one JSON list")
     elif name == "prompt" or value not in _ABSENT:
         fields[name] = [*fields.get(name, []), _item(name, value)] if name in _LISTS else value
+
+
+def _options(value: str) -> object:
+    try:
+        return json.loads(value) if value not in _ABSENT else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError("unmask: invalid JSON; send a JSON object, or the field unmask[lora]") from error
 
 
 def _item(name: str, value: str) -> object:
@@ -84,6 +93,8 @@ def edit_schema() -> Json:
     shared = schema.pop("$defs", {})
     box = shared.get("BoxOf", {"type": "object"})
     schema["properties"]["boxes"] = {"type": "array", "items": box, "maxItems": 32}
+    del schema["properties"]["unmask"]
+    schema["properties"]["unmask[lora]"] = shared["OwnOptions"]["properties"]["lora"]
     file = {"type": "string", "format": "binary"}
     schema["properties"] = {"image": file, "mask": file, **schema["properties"]}
     schema["required"] = ["image", *schema.get("required", [])]

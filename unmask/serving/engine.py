@@ -5,7 +5,8 @@ Public idea: ``with Engine(net) as engine: engine.submit(Request(sequence=.., sa
 An autoregressive server adds one token to every row at each tick. Here every request has its own sampler, and one step unmasks any number
 of tokens, anywhere, from one to three guidance views. So the engine knows nothing of tokens. A running request is a ``SamplingRun``: the
 sampler's loop, stopped where it needs the model. A tick joins the queries of several runs into one forward and gives each its share of
-the prediction. Which runs: ``serving/scheduler.py``. Which queries can be joined, and how: ``serving/batching.py``.
+the prediction. Which runs: ``serving/scheduler.py``; those of different adapters share no forward. Which queries can be joined, and how:
+``serving/batching.py``.
 
 Results are batch-invariant: random numbers are keyed by seed and step of the request, and the forward gives every row the bits that it has
 in a batch of its own (docs/notes/0005-engine.md says where this was measured).
@@ -18,26 +19,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
-from unmask.protocols import Denoiser
 from unmask.sampling.sampler import NothingUnmasked, SamplingRun
 from unmask.sequence import Sequence, collate, sequence_at
 from unmask.serving.batching import ShapedQuery, join, part_of, shares
 from unmask.serving.metrics import Meter, Metrics
-from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request
+from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request, Served
 from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
 from unmask.step import Prediction
-from unmask.tasks.features import Features, VisionEncoder
+from unmask.tasks.features import Features
 from unmask.tasks.running import StepEvent
 
 CPU = torch.device("cpu")
-
-
-class Served(Denoiser, VisionEncoder, Protocol):
-    """A network that is served: any denoiser. ``features`` is called for requests with pictures only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +56,12 @@ class Limits:
 
 @dataclass(kw_only=True, eq=False)
 class _Running:
-    """A request that has left the queue. ``since``: when its last step was taken · ``left``: steps that its sampler still plans."""
+    """A request that has left the queue. ``net``: its network · ``since``: when its last step was taken · ``left``: steps that its sampler
+    still plans.
+    """
 
     handle: Handle
+    net: Served
     since: float
     left: int = 1
     run: SamplingRun = field(init=False)
@@ -73,10 +71,12 @@ class _Running:
     def number(self) -> int:
         return self.handle.number
 
-    def begin(self, net: Served, cache: Features, device: torch.device) -> None:
+    def begin(self, cache: Features, device: torch.device) -> None:
         """Encode the pictures, or find them in the cache, and start the sampler."""
         request = self.handle.request
-        batch = collate(cache.known([request.sequence], net, device), [request.seed]).replace(clean=None).to(device)
+        batch = (
+            collate(cache.known([request.sequence], self.net, device), [request.seed]).replace(clean=None).to(device)
+        )
         with _sampler_errors():
             self.run = request.sampler.start(batch)
 
@@ -102,7 +102,7 @@ class _Running:
         if self.run.query is None:
             raise ValueError(f"request {self.number} is finished and has no next step")
         self.part = part = part_of(self.run.query, multiple)
-        return NextStep(group=part.shape, rows=part.rows, length=part.und, positions=part.positions)
+        return NextStep(group=(part.shape, id(self.net)), rows=part.rows, length=part.und, positions=part.positions)
 
 
 class Engine:
@@ -240,7 +240,7 @@ class Engine:
         # 2. Queued requests enter while there are places, and their samplers start. That needs no forward, apart from new pictures.
         while job := self._admit():
             with self._failing_alone(job):
-                job.begin(self.net, self.features, self.device)
+                job.begin(self.features, self.device)
                 self._plan(job)
         if not self._running:
             return False
@@ -257,17 +257,20 @@ class Engine:
             if not self._queued or len(self._running) >= self.limits.running:
                 return None
             handle = self._queued.pop(0)
-            job = self._running[handle.number] = _Running(handle=handle, since=self.clock())
+            net = handle.request.net or self.net
+            job = self._running[handle.number] = _Running(handle=handle, net=net, since=self.clock())
         self.scheduler.enter(handle.number, handle.request.priority)
         return job
 
     def _step(self, jobs: list[_Running]) -> None:
-        """One step of each. If the model fails on several requests, each gets a forward of its own, so that only the faulty one fails."""
+        """One step of each; they have the same network. If the model fails on several requests, each gets a forward of its own, so that
+        only the faulty one fails.
+        """
         parts = [job.part for job in jobs]
         try:
             # 4. Join all queries, with all their guidance views, into one batch, and run the model once.
             query = join(parts)
-            prediction = self.net(query.batch, predict=query.predict, reuse=query.reuse)
+            prediction = jobs[0].net(query.batch, predict=query.predict, reuse=query.reuse)
             # 5. Split the prediction, with tokens numbered as in each request's own query.
             predictions = shares(prediction, parts, query)
         except Exception as error:

@@ -16,7 +16,7 @@ from typing import Protocol
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.serving.engine import Engine
-from unmask.serving.requests import Cancelled, Handle, Request
+from unmask.serving.requests import Cancelled, Handle, Request, Served
 from unmask.serving.usage import Usage
 from unmask.tasks.results import Attempt
 from unmask.tasks.running import Decoded, OnStep, StepEvent
@@ -38,13 +38,15 @@ class Listener(Protocol):
 
 
 class Job:
-    """The executor of one call. ``priority``: as of ``Request`` · ``cancel`` may be called in any thread, at any time.
+    """The executor of one call. ``priority``, ``net``: as of ``Request`` · ``cancel`` may be called in any thread, at any time.
 
     ``usage``: tokens of all its runs so far.
     """
 
-    def __init__(self, engine: Engine, *, priority: int = 0, listener: Listener | None = None) -> None:
-        self.engine, self.priority, self.listener = engine, priority, listener
+    def __init__(
+        self, engine: Engine, *, priority: int = 0, net: Served | None = None, listener: Listener | None = None
+    ) -> None:
+        self.engine, self.priority, self.net, self.listener = engine, priority, net, listener
         self.cancelled = False
         self.usage = Usage()
         self._lock = threading.Lock()
@@ -66,7 +68,7 @@ class Job:
         try:
             handles = []
             for row, (sequence, seed) in enumerate(zip(sequences, seeds, strict=True)):
-                request = Request(sequence=sequence, sampler=sampler, seed=seed, priority=self.priority)
+                request = Request(sequence=sequence, sampler=sampler, seed=seed, priority=self.priority, net=self.net)
                 handles.append(self._submit(request, row if followed else None))
             if followed:
                 for handle in handles:

@@ -6,7 +6,7 @@ settings and samplers of this model, and fields of OpenAI's API that are accepte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from unmask.json_types import Json
 from unmask.pipeline.catalogue import NamedSampler, samplers
@@ -41,13 +41,17 @@ _BODIES: dict[type[Fields], str] = {
 }
 
 
-def limited(found: Json, model: Served) -> None:
-    """Add the limits of the served model to the request bodies of a document, and leave out what the model cannot do at all."""
+def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
+    """Add the limits of the served model to the request bodies of a document, and leave out what the model cannot do at all.
+
+    ``adapters``: names that a request may choose.
+    """
     schemas: Json = found["components"]["schemas"]
     known = samplers()
     for kind, task in _BODIES.items():
         body = schemas[kind.__name__]
         _other_fields(body, kind)
+        body["properties"]["unmask"] |= _options(adapters)
         own = fields(model).get(task, {}).get("x-unmask-settings", [])
         sampled = _sampled(own, known.values())
         if kind is Chat:
@@ -63,7 +67,12 @@ def limited(found: Json, model: Served) -> None:
     schemas["Ground"]["properties"]["phrases"]["items"]["pattern"] = NONBLANK
     _image_or_text(schemas["Infill"], model, known.values())
     _continued(schemas["Complete"], model.parts.text.size)
-    _form(found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"], model, known)
+    form = found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    _form(form, model, known)
+    if adapters:
+        form["schema"]["properties"]["unmask[lora]"] |= {"enum": list(adapters)}
+    else:
+        del form["schema"]["properties"]["unmask[lora]"]
     useless = _OF_TEXT_MODELS if isinstance(model, Model) else _OF_IMAGE_MODELS
     for path in useless:
         del found["paths"][path]
@@ -79,6 +88,12 @@ def _other_fields(body: Json, kind: type[Fields]) -> None:
     for name, known in policy.unsupported.items():
         properties.setdefault(name, {"enum": [*known.neutral, None], "description": f"Not supported: {known.reason}."})
     body["additionalProperties"] = False
+
+
+def _options(adapters: Sequence[str]) -> Json:
+    """The object ``unmask``, which may name one of the adapters."""
+    lora = {"enum": [*adapters, None]}
+    return {"anyOf": [{"type": "object", "properties": {"lora": lora}, "additionalProperties": False}, NULL]}
 
 
 def _sampled(own: Iterable[Json], known: Iterable[NamedSampler]) -> Json:

@@ -6,10 +6,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Protocol
 
+from unmask.protocols import Denoiser
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.features import VisionEncoder
 from unmask.tasks.running import StepEvent
+
+
+class Served(Denoiser, VisionEncoder, Protocol):
+    """A network that is served: any denoiser. ``features`` is called for requests with pictures only."""
 
 
 class QueueFull(RuntimeError):
@@ -37,13 +44,15 @@ class Request:
     """One sequence to unmask. The result depends on ``sequence``, ``sampler`` and ``seed`` alone.
 
     Load the parts of the model that the sequence needs before submitting it · ``priority``: -8 to 8, 0 by default; each level
-    doubles the share of the device and passes some places of the queue.
+    doubles the share of the device and passes some places of the queue · ``net``: the network, with the weights of the engine's own and
+    adapters beside them; None: the engine's own.
     """
 
     sequence: Sequence
     sampler: Sampler
     seed: int = 0
     priority: int = 0
+    net: Served | None = None
 
     def __post_init__(self) -> None:
         if not -8 <= self.priority <= 8:

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from unmask.json_types import Json
-from unmask.serving.unknown_fields import Policy, check_kinds, sort_fields
+from unmask.serving.unknown_fields import Policy, check_kinds, refuse_field, sort_fields
 from unmask.tokens.text import BINS
 
 MOST_WORDS = 8000  # characters per text; the model's own limit, in tokens, is lower
@@ -80,6 +80,16 @@ def _flat(annotation: Any) -> Iterator[type]:
         yield from _flat(inner)
 
 
+class OwnOptions(Strict):
+    """Options of this server that OpenAI's API does not have."""
+
+    lora: str | None = Field(
+        None,
+        max_length=100,
+        description="Name of a LoRA adapter, as /v1/models lists them under unmask.adapters. Default: the model without an adapter.",
+    )
+
+
 class Fields(BaseModel):
     """Fields of every request."""
 
@@ -110,11 +120,15 @@ class Fields(BaseModel):
         description="Scheduling priority. Each level doubles the share of compute and moves the request forward in the queue.",
     )
 
+    unmask: OwnOptions | None = Field(None, description='Further options, such as {"lora": "NAME"}.')
+
     @model_validator(mode="wrap")
     @classmethod
     def _known(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
             return handler(data)
+        if data.get("lora") is not None:
+            raise refuse_field("lora", None, 'an adapter is chosen in the object unmask; send "unmask": {"lora": NAME}')
         kept, ignored = sort_fields(data, cls.policy())
         check_kinds(kept, kinds_of(cls))
         body = handler(kept)
@@ -125,6 +139,11 @@ class Fields(BaseModel):
     def policy(cls) -> Policy:
         """What becomes of fields that are not in the schema."""
         return Policy(known=cls.model_fields, harmless=IGNORED - set(cls.model_fields))
+
+    @property
+    def lora(self) -> str | None:
+        """The name of the adapter to use."""
+        return self.unmask.lora if self.unmask else None
 
     @property
     def ignored(self) -> tuple[str, ...]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
-from unmask.serving import engine
+from unmask.serving import requests
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.jobs import Job, Listener
 from unmask.serving.requests import Closed, QueueFull
@@ -33,11 +33,14 @@ class Draining(Closed):
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
-    """``ask``: the call of a model · ``listener``: follows its steps · ``priority``: as of an engine's request."""
+    """``ask``: the call of a model · ``listener``: follows its steps · ``priority``: as of an engine's request · ``lora``: the name of the
+    adapter of the model; None: the model alone.
+    """
 
     ask: Callable[[Any], T]
     listener: Listener | None = None
     priority: int = 0
+    lora: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +52,14 @@ class Started(Generic[T]):
 
 
 class Service:
-    """``name``: what clients call the model · ``limits``: at most ``running + queued`` calls at the same time. All methods are safe in any
-    thread.
+    """``name``: what clients call the model · ``limits``: at most ``running + queued`` calls at the same time · ``adapted``: the model with
+    each of the adapters that calls may name (``pipeline.adapting.with_adapters``). All methods are safe in any thread.
     """
 
-    def __init__(self, model: Served, *, name: str, limits: Limits = Limits()) -> None:
-        self.model, self.name, self.limits = model, name, limits
+    def __init__(
+        self, model: Served, *, name: str, limits: Limits = Limits(), adapted: Mapping[str, Served] | None = None
+    ) -> None:
+        self.model, self.name, self.limits, self.adapted = model, name, limits, dict(adapted or {})
         self.places = limits.running + limits.queued
         self.refused = self.restarts = 0
         self.draining = False
@@ -64,7 +69,12 @@ class Service:
         self._threads = ThreadPoolExecutor(self.places, thread_name_prefix="call")
 
     def start(self, calls: Sequence[Call[T]]) -> list[Started[T]]:
-        """Start all calls or none. Raises QueueFull, Draining, or ValueError for more calls than the server takes at all."""
+        """Start all calls or none. Raises QueueFull, Draining, or ValueError for more calls than the server takes at all and for an adapter
+        that it does not have.
+        """
+        if unknown := [call.lora for call in calls if call.lora is not None and call.lora not in self.adapted]:
+            known = f"the adapters are {', '.join(self.adapted)}" if self.adapted else "this server has none"
+            raise ValueError(f"unmask.lora: no adapter is called {unknown[0][:100]!r}; {known}")
         if len(calls) > self.places:
             raise ValueError(f"{len(calls)} at once are more than the {self.places} this server takes; ask for fewer")
         with self._changed:
@@ -104,13 +114,13 @@ class Service:
         self._threads.shutdown()
 
     def _begin(self, engine: Engine, call: Call[T]) -> Started[T]:
-        job = Job(engine, priority=call.priority, listener=call.listener)
-        future = self._threads.submit(self._answer, job, call.ask)
+        model = self.model if call.lora is None else self.adapted[call.lora]
+        job = Job(engine, priority=call.priority, net=_net(model), listener=call.listener)
+        future = self._threads.submit(self._answer, job, model, call.ask)
         future.add_done_callback(self._ended)
         return Started(job=job, future=future)
 
-    def _answer(self, job: Job, ask: Callable[[Any], T]) -> T:
-        model = self.model
+    def _answer(self, job: Job, model: Served, ask: Callable[[Any], T]) -> T:
         if isinstance(model, Model):
             # One cache of picture features: what the engine has encoded is not encoded again.
             return ask(Model(replace(model.parts, features=job.engine.features), model.presets, executor=job))
@@ -124,11 +134,14 @@ class Service:
     def _open(self) -> Engine:
         # The service limits the calls; an admitted call can always go on to its next run.
         limits = replace(self.limits, queued=self.places * _ROWS)
-        net = cast("engine.Served", self.model.parts.net)  # a text model has no features, and no request with pictures
-        return Engine(net, device=self.model.device, limits=limits, clock=time.monotonic).start()
+        return Engine(_net(self.model), device=self.model.device, limits=limits, clock=time.monotonic).start()
 
     def _working(self) -> Engine:
         if self._engine.broken and not self.draining:
             self._engine = self._open()
             self.restarts += 1
         return self._engine
+
+
+def _net(model: Served) -> requests.Served:
+    return cast("requests.Served", model.parts.net)  # a text model has no features, and no request with pictures

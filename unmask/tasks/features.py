@@ -26,7 +26,7 @@ class VisionEncoder(Protocol):
 
 
 class Features:
-    """A least-recently-used cache. ``hits``, ``misses``: counters · ``bytes``: current size.
+    """A least-recently-used cache, by network and picture. ``hits``, ``misses``: counters · ``bytes``: current size.
 
     Valid for fixed weights; ``clear`` it when they change. Every picture is encoded alone, with all its views, so its features are
     batch-invariant. Thread-safe.
@@ -35,7 +35,7 @@ class Features:
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
         self.hits = self.misses = self.bytes = 0
-        self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, bytes], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
     def clear(self) -> None:
@@ -50,13 +50,14 @@ class Features:
 
     @torch.no_grad()
     def _known_of(self, sequence: Sequence, net: VisionEncoder, device: torch.device) -> Sequence:
-        found = [self(v, lambda v=v: net.features(v.to(device))) for v in _views(sequence)]
+        found = [self(v, lambda v=v: net.features(v.to(device)), net=net) for v in _views(sequence)]
         if not found:
             return sequence
         return replace(sequence, pixels=None, features=torch.cat(found) if len(found) > 1 else found[0])
 
-    def __call__(self, pixels: Tensor, look: Callable[[], Tensor]) -> Tensor:
-        key = _fingerprint(pixels)
+    def __call__(self, pixels: Tensor, look: Callable[[], Tensor], *, net: object = None) -> Tensor:
+        """The features of a picture; ``look`` computes them. ``net``: whose they are, where several networks share a cache."""
+        key = id(net), _fingerprint(pixels)
         with self._lock:
             if key in self._rows:
                 self.hits += 1

@@ -1,6 +1,6 @@
 """Conversations: messages of text and images; in an answer an image replaces the token that announces it.
 
-Public idea: ``conversation(b, messages, length)`` builds the sequence for the next turn (spec 2.1); ``announced`` finds ``[exp]`` in the
+Public idea: ``conversation(b, messages, answer)`` builds the sequence for the next turn (spec 2.1); ``announced`` finds ``[exp]`` in the
 output, ``opened`` puts a masked image in its place and ``resumed`` appends masked text after the image (spec 4.9).
 """
 
@@ -27,8 +27,8 @@ class Said:
     pictures: tuple[Tensor | ImageViews, ...] = ()
 
 
-def conversation(b: Builder, messages: Items[Said], length: int) -> Sequence:
-    """Messages, the last one from the user, and ``length`` masked tokens for the next turn: the span "answer".
+def conversation(b: Builder, messages: Items[Said], answer: list[int] | int) -> Sequence:
+    """Messages, the last one from the user, and the next turn in the span "answer": its ids, or the number of masked tokens.
 
     With a wording of ``one_turn`` only the last message and the last image are used, and no earlier image if a new drawing is requested:
     these models would take such a request for an edit of the image.
@@ -37,7 +37,7 @@ def conversation(b: Builder, messages: Items[Said], length: int) -> Sequence:
         new = messages[-1].text.startswith(b.wording.drawing_words)
         shown = [picture for message in (messages[-1:] if new else messages) for picture in message.pictures][-1:]
         looking(b, shown[0] if shown else None)
-        return asking(b, messages[-1].text, length, segment=b.first_segment).build(messages[-1].text)
+        return asking(b, messages[-1].text, answer, segment=b.first_segment).build(messages[-1].text)
     b.say("prompt", *b.opening())
     for number, message in enumerate(messages):
         if number:
@@ -46,7 +46,7 @@ def conversation(b: Builder, messages: Items[Said], length: int) -> Sequence:
             b.look("look", picture)
         b.say("prompt", (b.wording.after_image if message.pictures else "") + message.text.rstrip(), b.text[EOT])
     b.say("assistant", *b.header("assistant"))
-    return b.write("answer", length).build(messages[-1].text)
+    return b.write("answer", answer).build(messages[-1].text)
 
 
 def announced(sequence: Sequence, text: Text) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from unmask.json_types import Json
@@ -76,6 +76,19 @@ class Vocabulary:
         problems = [f"{self.name} does not know {_listed(unknown)}"] if unknown else []
         problems += ["nothing to draw was found in the prompt"] if nothing else []
         return ("; ".join([*problems, f"{self.name} {self.draws}"]),)
+
+    def unknown(self, text: str) -> tuple[str, ...]:
+        """The words of a text that are not in the vocabulary, each once, in order."""
+        found = _parse(text, self._known, self._most_words)
+        return tuple(dict.fromkeys(word for word, known in found if not known))
+
+    def extended(self, name: str, words: tuple[str, ...]) -> Vocabulary:
+        """The vocabulary of a model called ``name`` that has learned ``words`` too, any of which may name an object."""
+        if not words:
+            return replace(self, name=name)
+        objects = (*self.groups["objects"], *words)
+        draws = f"{self.draws}, and what it was fine-tuned on ({_listed(list(words))})"
+        return replace(self, name=name, draws=draws, groups={**self.groups, "objects": objects})
 
     @cached_property
     def _known(self) -> frozenset[str]:

@@ -1,0 +1,49 @@
+"""The options of ``unmask train finetune``, which stand for arguments of its recipe. Public idea: the decorator ``tuning_options``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def tuning_options(command: Command) -> Command:
+    """Give a command the options, and add them to its ``settings``, before those of ``-o``."""
+
+    @functools.wraps(command)
+    def wrapped(
+        settings: tuple[str, ...],
+        model: str | None,
+        data: str | None,
+        lora: int | None,
+        only: str | None,
+        freeze: str | None,
+        replay: str | None,
+        steps: int | None,
+        **own: Any,
+    ) -> object:
+        arguments = {"model": model, "data": data, "lora": lora, "only": only, "freeze": freeze, "replay": replay}
+        given = {**arguments, "training.steps": steps}
+        short = tuple(f"{name}={value}" for name, value in given.items() if value is not None)
+        return command(settings=(*short, *settings), **own)
+
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+_OPTIONS = (
+    click.option("--model", metavar="NAME", help="finetune: the model to start from.  [default: mini]"),
+    click.option("--data", metavar="PATH", help="finetune: a folder or file of your samples (docs/data.md)."),
+    click.option(
+        "--lora", type=click.IntRange(min=1), metavar="RANK", help="finetune: train adapters of this rank only."
+    ),
+    click.option("--only", metavar="PARTS", help="finetune: train these parts only, such as gen or und,text_head."),
+    click.option("--freeze", metavar="PARTS", help="finetune: do not train these parts, such as vision."),
+    click.option("--replay", metavar="NAME", help="finetune: mix in what the model knows: auto, world or none."),
+    click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the run.  [default: the recipe's]"),
+)

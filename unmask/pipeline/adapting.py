@@ -1,0 +1,121 @@
+"""Models with LoRA adapters. Public idea: ``with_adapters(model, ["runs/pets:0.8"])``: the same model with adapters, and the same weights
+in memory; ``merge(source, lora, out)`` writes a model folder with the adapters folded into the weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from unmask.checkpoints.adapters import CONFIG, adapter_place, layers_in, load_adapter, read_adapter, refuse_other_base
+from unmask.checkpoints.elastic import EVERYTHING, Weights
+from unmask.checkpoints.families import not_part_of_model
+from unmask.checkpoints.stream import CheckpointError, Stored, read
+from unmask.models.elastic import Elastic
+from unmask.models.lora import Product, merged, sharing
+from unmask.pipeline.convert import whole
+from unmask.pipeline.loading import read_spec, recipe_in, resolve
+from unmask.pipeline.model import Model
+from unmask.pipeline.text_model import TextModel
+
+Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""``FOLDER`` or ``FOLDER:scale``, or several, which add up."""
+
+
+def each_of(lora: Adapters) -> list[str | os.PathLike[str]]:
+    """One or several adapters as a list."""
+    return [lora] if isinstance(lora, str | os.PathLike) else list(lora)
+
+
+def add_adapters(net: Elastic, lora: Adapters, *, weights: Weights | None, called: str) -> None:
+    """Add adapters to a network in place, as ``load_adapter`` does."""
+    for one in each_of(lora):
+        load_adapter(net, *adapter_place(one), weights=weights, called=called)
+
+
+def with_adapters(model: Model | TextModel, lora: Adapters, *, called: str = "") -> Model | TextModel:
+    """A model with adapters, which shares its weights with ``model``; ``model`` does not change. ``called``: the name of ``model``.
+
+    Loads all parts of ``model`` first. CheckpointError as ``load_adapter``.
+    """
+    if isinstance(model, Model):
+        model.parts.require(EVERYTHING)
+        net = sharing(model.parts.net)
+        add_adapters(net, lora, weights=None, called=called)
+        # What the cache of picture features holds was computed without the adapters.
+        parts = replace(
+            model.parts, net=net, weights=None, features=type(model.parts.features)(model.parts.features.most_bytes)
+        )
+        return Model(parts, model.presets, executor=model.executor)
+    if not isinstance(net := model.parts.net, Elastic):
+        raise ValueError(f"a {type(net).__name__} takes no adapters; open a model of unmask, LaViDa-O or LLaDA")
+    net = sharing(net)
+    add_adapters(net, lora, weights=None, called=called)
+    return TextModel(replace(model.parts, net=net), executor=model.executor, change=model.change)
+
+
+def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download: bool = False) -> list[Path]:
+    """A copy of a model folder with adapters folded into the weights, in the layout and dtype of the source. Returns the files written.
+
+    Each weight is computed in float32 and rounded once; all other tensors keep every bit. One file of weights is in memory at a time.
+    CheckpointError if an adapter does not fit the model, ValueError if ``out`` exists.
+    """
+    home = resolve(source, download=download)
+    if recipe := recipe_in(home):
+        raise ValueError(f"{home} is opened by the recipe {recipe}, which takes no adapters; merge into another model")
+    places = [adapter_place(one) for one in each_of(lora)]
+    if not places:
+        raise ValueError("no adapter to merge; give at least one")
+    checkpoint = read_spec(home).checkpoint
+    net, _ = checkpoint.modules()
+    changes: dict[tuple[str, str], list[Product]] = {}  # by file and name in the file
+    for folder, scale in places:
+        found = read_adapter(folder)
+        fitting = layers_in(net, found)
+        refuse_other_base(net, found, Weights(checkpoint=checkpoint), str(source))
+        for name, (down, up, own) in fitting.items():
+            stored = checkpoint.net[f"{name}.weight"]
+            _refuse_tied(name, stored, checkpoint.net["embed.weight"])
+            product = Product(down=read(down), up=read(up), scale=own * scale)
+            changes.setdefault((stored.path.name, stored.name), []).append(product)
+    with whole(out) as part:
+        _copy(home, part, changes)
+    return sorted(p for p in out.rglob("*") if p.is_file())
+
+
+def _refuse_tied(name: str, stored: Stored, embedding: Stored) -> None:
+    if (stored.path, stored.name) == (embedding.path, embedding.name):
+        raise CheckpointError(
+            f"{name} is tied to the embedding, so an adapter of it cannot be merged; use --lora instead"
+        )
+
+
+def _copy(home: Path, part: Path, changes: dict[tuple[str, str], list[Product]]) -> None:
+    """Copy a model folder; files with changed tensors are written anew, files that are not part of the model are left out."""
+    others = {f"{name}.safetensors" for name in not_part_of_model(home, {p.stem for p in home.glob("*.safetensors")})}
+    changed = {file for file, _ in changes}
+    for path in sorted(p for p in home.rglob("*") if p.is_file()):
+        target = part / path.relative_to(home)
+        if path.parent == home and (path.name in others or path.name == CONFIG):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent != home or path.name not in changed:
+            shutil.copyfile(path, target)
+            continue
+        with safe_open(str(path), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata()
+        for (name_of_file, name), products in changes.items():
+            if name_of_file == path.name:
+                tensors[name] = merged(tensors[name], *products)
+        try:
+            save_file(tensors, str(target), metadata)
+        except SafetensorError as error:
+            raise OSError(f"could not write {path.name}: {error}; nothing was written") from error
+        target.chmod(0o644)

@@ -1,0 +1,47 @@
+"""Write trained weights as a model folder with everything else of the model that they started from.
+
+Public idea: ``export_like(spec, state, folder)``; ``unmask.load(folder)`` opens the result. Layout and dtypes are those of the first model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from unmask.checkpoints.lavida_o import names, read_json
+from unmask.checkpoints.store import save_tensors
+from unmask.checkpoints.stream import FLOATS, files_of
+from unmask.pipeline.loading import Format, ModelSpec
+
+_BESIDE = ("config.json", "tokenizer*.json", "special_tokens_map.json", "generation_config.json", "chat_template*")
+_SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes, as of ``convert``
+
+
+def export_like(spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a model that is ``spec`` but for its network's weights, ``state`` by our parameter names. OSError where it cannot."""
+    checkpoint, source = spec.checkpoint, spec.checkpoint.place
+    folder.mkdir(parents=True, exist_ok=True)
+    own = spec.format is Format.OWN
+    called = {key: key for key in state} if own else {k: f"model.{v}" for k, v in names(checkpoint.config).items()}
+    weights = {
+        called[key]: tensor.to(FLOATS.get(checkpoint.net[key].dtype, tensor.dtype))
+        for key, tensor in state.items()
+        if key in checkpoint.net
+    }
+    size = sum(tensor.nbytes for tensor in weights.values())
+    save_tensors(weights, folder, shard=_SMALL_SHARD if size < _SMALL else _SHARD)
+    for pattern in _BESIDE:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    if own:
+        for path in files_of(source, "vq"):
+            shutil.copyfile(path, folder / path.name)
+    elif (source / "vqvae").is_dir():
+        shutil.copytree(source / "vqvae", folder / "vqvae", dirs_exist_ok=True)
+    if spec.format is Format.LLADA:  # embedding and head have been trained apart
+        untied = read_json(folder / "config.json") | {"weight_tying": False, "tie_word_embeddings": False}
+        (folder / "config.json").write_text(json.dumps(untied, indent=1) + "\n", encoding="utf-8")

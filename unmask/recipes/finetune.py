@@ -1,0 +1,271 @@
+"""Fine-tuning of any model that ``unmask.load`` opens on a user's own data.
+
+    unmask train finetune --model mini --data pets/ --out runs/pets --lora 16
+
+Public idea: ``finetune(model, data) -> Recipe``. Rows have the format of the model's requests (``tasks.examples``). The run's folder is a
+model folder afterwards. docs/finetune.md shows an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from unmask.checkpoints.elastic import Checkpoint, part_of
+from unmask.corruption.absorbing import Absorbing
+from unmask.corruption.schedules import Cosine, OftenAll
+from unmask.data.codes import Shards
+from unmask.data.kept_codes import KeptCodes
+from unmask.data.opening import Data, holdout, open_data
+from unmask.data.own import Format, OwnData
+from unmask.data.samples import Boxes, Broken, Caption, Chat, DataError, Sample, texts_of
+from unmask.data.squares import Pad
+from unmask.models.lora import LoRA
+from unmask.objectives.masked import Dropout, Masked, Together
+from unmask.pipeline.text_model import chatting
+from unmask.recipe import Eval, Optim, Recipe, Training
+from unmask.recipes.replay import Replay, knows_the_world, world_replay
+from unmask.recipes.starting import Start, start_of
+from unmask.recipes.watching import Sheet, ValidationLoss
+from unmask.sequence import Batch, Kind, Sequence
+from unmask.tasks.conversing import Message
+from unmask.tasks.encoding import Coding
+from unmask.tasks.examples import formats_of, padded_answer
+from unmask.tokens.boxes import FractionBox
+
+PARTS = ("und", "gen", "out", "embed", "norm", "codes", "text_head", "vision")  # of ``checkpoints.elastic.part_of``
+REPLAYS = ("auto", "world", "none")
+_LARGE = 1024  # width of the network from which the learning rates of large models apply
+_PICTURES = 8  # on a sample sheet
+_PROMPT = Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1)
+_SOURCE = Dropout(spans=frozenset({"source"}), rate=0.15)
+
+
+def finetune(
+    model: str = "mini",
+    data: str = "",
+    lora: int = 0,
+    alpha: float = 0.0,
+    batch: int = 16,
+    only: str = "",
+    freeze: str = "",
+    replay: str = "auto",
+    replay_share: float = 0.5,
+    holdout: float = 0.1,
+    codes: str = "",
+    seed: int = 0,
+    folder: str = "",
+) -> Recipe:
+    """Fine-tune ``model`` on your own pictures and texts (``data``), with LoRA of rank ``lora`` or all weights.
+
+    ``alpha``: LoRA's scale times its rank, twice the rank by default · ``only``: train these parts of the network only, ``freeze``: do not
+    train these, separated by commas: und, gen, out, embed, norm, codes, text_head, vision · ``replay``: world: mix in scenes of mini's
+    world, none, or auto (world for mini) · ``replay_share``: their batch size relative to mini's training · ``holdout``: share of the rows
+    for validation · ``codes``: folder that ``unmask data encode`` has filled · ``folder``: of the run, for image codes and sample sheets.
+    """
+    start = start_of(model)
+    place = _own_folder(folder, start)
+    training, checking = _split(data, holdout)
+    formats = _formats(start, training, place, codes)
+    source = OwnData(data=training, formats=formats, seed=seed, batch=batch)
+    replayed = _replay(replay, replay_share, start)
+    objectives = {f.name: _objective(f.name, start) for f in source.used}
+    known = objectives | (replayed.objectives if replayed else {})
+    return Recipe(
+        name=f"finetune of {start.name}",
+        model=start.network,
+        adapt=_adapter(start.spec.checkpoint, lora, alpha, only, freeze, seed),
+        source=Merged(sources=(source, *([replayed] if replayed else []))),
+        objective=Together(objectives=tuple((name, objective, 1.0) for name, objective in known.items())),
+        optim=_optim(start, lora),
+        training=Training(steps=500, seed=seed, save_every=100, log_every=10),
+        trainable=_trainable(start.spec.checkpoint, only, freeze, lora),
+        evals=_evals(start, source, checking, objectives, place, seed),
+        export=lambda module, folder: start.export(module, folder, _texts(training)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """The batches of several sources in one step."""
+
+    sources: tuple[Callable[[int], Mapping[str, Batch]], ...]
+
+    def __call__(self, step: int) -> dict[str, Batch]:
+        return {name: batch for source in self.sources for name, batch in source(step).items()}
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def _split(data: str, share: float) -> tuple[Data, Data | None]:
+    """Training and validation rows; no validation where the share of a small data set has no row."""
+    if not data:
+        raise DataError("fine-tuning needs data; give a folder or a file with --data, for example --data pets/")
+    whole, (most, rest) = open_data(data), holdout(share)
+    if not len(whole):
+        raise DataError(f"{data} has no rows; see docs/data.md for what may be in it")
+    training, checking = whole.split(most), whole.split(rest)
+    return (training, checking if len(checking) else None) if len(training) else (whole, None)
+
+
+def _formats(start: Start, data: Data, folder: Path | None, codes: str) -> tuple[Format, ...]:
+    if start.writes_only:
+        return (Format(name="chat", task="chat", row=_Chatting(start=start)),)
+    parts = start.parts
+    made_by = Coding(parts=parts, square=Pad(paper=parts.paper), side=parts.side).made_by()
+    shards = Shards(Path(codes), made_by) if codes else None
+    path = folder / "codes.sqlite" if folder else None
+    kept = KeptCodes(encode=parts.encode, made_by=made_by, shards=shards, path=path)
+    return formats_of(parts, kept, start.presets, _Looked(boxes=_boxes(data)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Looked:
+    """The boxes of a caption's picture, by the picture's name."""
+
+    boxes: Mapping[str, tuple[tuple[str, FractionBox], ...]]
+
+    def __call__(self, sample: Caption) -> tuple[tuple[str, FractionBox], ...]:
+        return self.boxes.get(sample.image.name, ())
+
+
+def _boxes(data: Data) -> dict[str, tuple[tuple[str, FractionBox], ...]]:
+    rows = (data[i] for i in range(len(data)) if data.task(i) == "boxes")
+    return {row.image.name: row.phrases for row in rows if isinstance(row, Boxes)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chatting:
+    """Rows of a text model: an answer of the conversation, drawn at random, after the messages before it."""
+
+    start: Start
+
+    def __call__(self, sample: Sample, rng: Random) -> Sequence | Broken:
+        assert isinstance(sample, Chat)
+        if sample.images:
+            return Broken(key=sample.key, reason=f"{sample.key} has pictures, which a text model cannot read")
+        pairs = [i for i, t in enumerate(sample.turns) if i and t.role == "assistant"]
+        if not pairs:
+            return Broken(key=sample.key, reason=f"{sample.key} has no answer of the assistant")
+        at, parts = rng.choice(pairs), self.start.text_parts
+        messages = [Message(role=t.role, text=t.text) for t in sample.turns[:at]]
+        row = chatting(parts.builder(), messages, padded_answer(parts.text, sample.turns[at].text, rng, short=False))
+        if len(row.ids) > parts.context:
+            reason = f"{sample.key} has {len(row.ids)} tokens, more than the model's {parts.context}"
+            return Broken(key=sample.key, reason=reason)
+        return row
+
+
+def _texts(data: Data) -> list[str]:
+    return [
+        text for row in (data[i] for i in range(len(data))) if not isinstance(row, Broken) for text in texts_of(row)
+    ]
+
+
+def _replay(name: str, share: float, start: Start) -> Replay | None:
+    if name not in REPLAYS:
+        raise ValueError(f"replay {name!r} is unknown; choose from {', '.join(REPLAYS)}")
+    if not 0 < share <= 4:
+        raise ValueError(f"replay_share is {share}; give a number above 0 and at most 4")
+    known = not start.writes_only and knows_the_world(start.parts)
+    if name == "world" and not known:
+        raise ValueError(f"replay world needs mini or a model that was fine-tuned from it, not {start.name}; use none")
+    return world_replay(start.parts, share=share) if known and name != "none" else None
+
+
+# -- what is trained, and how -----------------------------------------------------------------------------------------
+
+
+def _objective(name: str, start: Start) -> Masked:
+    """The masked-diffusion loss of a format, with the dropouts of guidance (spec 3.1, 4.5)."""
+    if name.startswith("draw"):
+        return Masked(dropouts=(_PROMPT,))
+    if name == "edit":
+        return Masked(dropouts=(_PROMPT, _SOURCE))
+    if name != "plan" and not start.writes_only and start.parts.wording.one_turn:
+        # mini writes short answers at once, so it often sees all of an answer masked.
+        return Masked(corruption=Absorbing(policies={Kind.TEXT: OftenAll(policy=Cosine(), all=0.4)}))
+    return Masked()
+
+
+def _optim(start: Start, lora: int) -> Optim:
+    """Learning rates found on mini (docs/log.md); large models use the rates that are usual for them."""
+    large = start.spec.checkpoint.config.width >= _LARGE
+    lr = (2e-4 if lora else 1e-5) if large else (3e-3 if lora else 3e-4)
+    return Optim(lr=lr, warmup=20, decay_from=0.5, floor=0.05, ema=0.99)
+
+
+def _chosen(only: str, freeze: str) -> frozenset[str]:
+    """The names of the parts to train. ValueError for others."""
+    first, without = ([n.strip() for n in names.split(",") if n.strip()] for names in (only, freeze))
+    for name in (*first, *without):
+        if name not in PARTS:
+            raise ValueError(f"no part of the network is called {name!r}; choose from {', '.join(PARTS)}")
+    if not (chosen := frozenset(first or PARTS) - frozenset(without)):
+        raise ValueError(f"--only {only} and --freeze {freeze} leave nothing to train; remove one")
+    return chosen
+
+
+def _trainable(checkpoint: Checkpoint, only: str, freeze: str, lora: int) -> Callable[[str], bool]:
+    """The parameters of the chosen parts; with adapters, all that these left trainable."""
+    chosen = _chosen(only, freeze)
+    if lora:
+        return lambda name: True
+    return lambda name: part_of(name, checkpoint.config).partition(".")[0] in chosen
+
+
+def _adapter(checkpoint: Checkpoint, lora: int, alpha: float, only: str, freeze: str, seed: int) -> LoRA | None:
+    """Adapters of the transformer's linear layers in the chosen parts; None for rank 0."""
+    config, chosen = checkpoint.config, _chosen(only, freeze) & {"und", "gen", "out"}
+    most = max(config.width, config.gen_width)
+    if not 0 <= lora <= most:
+        raise ValueError(f"the rank of LoRA is {lora}; give 1 to {most}, the model's width, or 0 to train all weights")
+    if not lora:
+        return None
+    if not chosen:
+        raise ValueError("LoRA adapts und, gen and out, of which --only and --freeze leave none; train without --lora")
+
+    def where(name: str) -> bool:
+        return part_of(f"{name}.weight", config).partition(".")[0] in chosen
+
+    return LoRA(where=where, rank=lora, alpha=alpha or 2.0 * lora, seed=seed)
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+def _evals(
+    start: Start,
+    source: OwnData,
+    checking: Data | None,
+    objectives: Mapping[str, Masked],
+    folder: Path | None,
+    seed: int,
+) -> tuple[Eval, ...]:
+    """The loss of the validation rows, and sheets of pictures where captions are trained and the run has a folder."""
+    found = [Eval(name="data", every=50, run=lambda module, step: {"broken_rows": len(source.broken.rows)})]
+    if checking is not None:
+        rows = OwnData(data=checking, formats=source.used, seed=seed, most_broken=1.0)
+        if any(checking.task(i) in {f.task for f in source.used} for i in range(len(checking))):
+            found.append(
+                Eval(name="validation", every=50, run=ValidationLoss(source=rows, objectives=objectives, seed=seed))
+            )
+    samples = (source.data[i] for i in range(len(source.data)))
+    prompts = list(dict.fromkeys(s.text for s in samples if isinstance(s, Caption)))[:_PICTURES]
+    if folder is not None and prompts and not start.writes_only:
+        sheet = Sheet(parts=start.parts, presets=start.presets, prompts=tuple(prompts), folder=folder)
+        found.append(Eval(name="samples", every=250, run=sheet))
+    return tuple(found)
+
+
+def _own_folder(folder: str, start: Start) -> Path | None:
+    """The folder of the run. ValueError for one that holds a model of somebody else."""
+    if not folder:
+        return None
+    place = Path(folder)
+    if (place / "config.json").exists() and not (place / "state.safetensors").exists():
+        raise ValueError(f"{place} holds a model that is no run; choose another --out, so that it is not overwritten")
+    return place

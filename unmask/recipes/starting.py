@@ -1,0 +1,102 @@
+"""The model that a fine-tuning run starts from, and the folder that it ends in.
+
+Public idea: ``start_of("mini") -> Start``; ``start.network()`` is a fresh copy of its network in float32, ``start.export(module, folder)``
+writes what it has become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from unmask.checkpoints.adapters import save_adapter
+from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
+from unmask.checkpoints.lavida_o import read_json
+from unmask.checkpoints.loading import load
+from unmask.models.elastic import Elastic
+from unmask.models.lora import adapters, merge, unmerge
+from unmask.pipeline.exporting import export_like
+from unmask.pipeline.loading import Format, ModelSpec, open_parts, read_spec, resolve
+from unmask.pipeline.text_model import TextParts
+from unmask.tasks import released
+from unmask.tasks.own import OWN
+from unmask.tasks.parts import Parts, Presets
+from unmask.tokens.prompts import RELEASED
+from unmask.tokens.text import TEXT_CONTROL, Text
+from unmask.tokens.vocabulary import FILE
+
+ADAPTER = "adapter"  # folder of a run's adapter, inside the model folder
+_MOST_WORDS = 200  # new words that a vocabulary takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A model by ``name`` and its ``spec``. Weights are read when they are needed."""
+
+    name: str
+    spec: ModelSpec
+
+    @property
+    def writes_only(self) -> bool:
+        """Whether it is a text model."""
+        return self.spec.format is Format.LLADA
+
+    @property
+    def presets(self) -> Presets:
+        return released.PRESETS if self.spec.wording == RELEASED else OWN
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Tokenizers, wording and pictures of a model that draws, with the image tokenizer's weights. The network has none."""
+        parts = open_parts(self.spec, Weights(checkpoint=self.spec.checkpoint))
+        parts.require(frozenset({"vq.encoder", "vq.decoder"}))
+        return parts
+
+    @cached_property
+    def text_parts(self) -> TextParts:
+        """As ``parts``, of a text model."""
+        text = Text.load(self.spec.checkpoint.place / "tokenizer.json", TEXT_CONTROL)
+        context = int(read_json(self.spec.checkpoint.place / "config.json").get("max_sequence_length", 4096))
+        return TextParts(text=text, net=self.spec.checkpoint.modules()[0], context=context)
+
+    def network(self) -> Elastic:
+        """A new network with the model's weights, in float32 on the CPU."""
+        net, vq = self.spec.checkpoint.modules()
+        storage = WeightStorage(dtype=torch.float32)
+        load(Weights(checkpoint=self.spec.checkpoint, storage=storage), net, vq, EVERYTHING)
+        net.mask_id = self.spec.checkpoint.mask_id if self.writes_only else self.parts.mask_id
+        return net
+
+    def export(self, module: nn.Module, folder: Path, texts: Iterable[str]) -> None:
+        """Write the model, with adapters merged, and the adapters alone into its folder ``adapter``. ``texts``: of its training."""
+        adapted = any(True for _ in adapters(module))
+        if adapted:
+            save_adapter(module, folder / ADAPTER, base=self.name)
+            merge(module)
+        try:
+            export_like(self.spec, module.state_dict(), folder)
+        finally:
+            if adapted:
+                unmerge(module)
+        self._write_vocabulary(folder, texts)
+
+    def _write_vocabulary(self, folder: Path, texts: Iterable[str]) -> None:
+        """The vocabulary with the new words; none where they are too many to list, so that no prompt warns."""
+        if self.writes_only or self.parts.vocabulary is None:
+            return
+        known, read = self.parts.vocabulary, self.parts.wording.read
+        found = dict.fromkeys(word for text in texts for word in known.unknown(read(text)))
+        if len(found) > _MOST_WORDS:
+            (folder / FILE).unlink(missing_ok=True)
+            return
+        (folder / FILE).write_text(known.extended(folder.name or self.name, tuple(found)).text(), encoding="utf-8")
+
+
+def start_of(name: str) -> Start:
+    """A model by name, folder or hub id, from its configuration and safetensors headers. CheckpointError as of ``unmask.load``."""
+    return Start(name=name, spec=read_spec(resolve(name)))

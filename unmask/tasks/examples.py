@@ -1,0 +1,223 @@
+"""A user's samples as training rows, built by the functions that build the requests of every task (``tokens.build``, ``tokens.turns``).
+
+Public idea: ``formats_of(parts, codes)`` -> a ``Format`` for each thing that a model learns from captions, chats, boxes, edits and
+critiques. A picture that is not square is padded, as a request pads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from random import Random
+
+from PIL import Image
+from torch import Tensor
+
+from unmask.data.kept_codes import KeptCodes
+from unmask.data.own import Format
+from unmask.data.samples import Boxes, Broken, Caption, Chat, Critique, EditPair, ImageRef, Sample
+from unmask.data.sources import luminance_stats
+from unmask.sequence import Sequence
+from unmask.tasks.parts import Parts, Presets
+from unmask.tokens.boxes import FractionBox
+from unmask.tokens.build import PlanIds, asking, drawing, editing, grounding, looking, plan_ids, planning
+from unmask.tokens.layouts import Layout, Placed, to_ids
+from unmask.tokens.pictures import Placement
+from unmask.tokens.prompts import Conditions
+from unmask.tokens.sources import ImageError
+from unmask.tokens.text import EOT, Text
+from unmask.tokens.turns import Said as Turn
+from unmask.tokens.turns import conversation
+
+LONGEST = 400  # tokens of a caption, question or instruction; requests may have as many
+_MOST_PHRASES = 8  # of one row
+Phrases = Callable[[Caption], Items[tuple[str, FractionBox]]]
+_BLOCK = 32  # tokens: published samplers write answers in blocks of so many
+
+
+def formats_of(parts: Parts, codes: KeptCodes, presets: Presets, boxes: Phrases) -> tuple[Format, ...]:
+    """The formats of a model that draws: "draw" and "describe" of captions, layouts ("plan") and pictures of them ("draw_planned"), "chat",
+    "ground", "edit" and "critique".
+
+    ``boxes``: the objects of a caption's picture, from which its layout is made. A model that draws from layouts by default (``presets``)
+    learns one for every caption: without boxes it is the caption over the whole picture. A model without a vision tower learns to draw
+    only.
+    """
+    made = Examples(parts=parts, codes=codes, boxes=boxes, plan_length=presets.plan_length, always_plans=presets.plans)
+    drawn = [
+        Format(name="draw", task="caption", row=_safe(made.draw), share=2.0),
+        Format(name="draw_planned", task="caption", row=_safe(made.draw_planned), share=2.0, suits=made.plans),
+        Format(name="plan", task="caption", row=_safe(made.plan), suits=made.plans),
+    ]
+    if parts.net.config.vision is None:
+        return tuple(drawn)
+    return (
+        *drawn,
+        Format(name="describe", task="caption", row=_safe(made.describe)),
+        Format(name="chat", task="chat", row=_safe(made.chat)),
+        Format(name="ground", task="boxes", row=_safe(made.ground)),
+        Format(name="edit", task="edit", row=_safe(made.edit), share=2.0),
+        Format(name="critique", task="critique", row=_safe(made.critique)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """A row for each kind of sample. ``codes``: of the pictures that are generated or edited. ImageError for a picture that cannot be
+    read, ValueError for a text that is too long.
+    """
+
+    parts: Parts
+    codes: KeptCodes
+    boxes: Phrases
+    plan_length: int
+    always_plans: bool
+
+    def draw(self, sample: Caption, rng: Random) -> Sequence:
+        return self._drawn(sample, None)
+
+    def draw_planned(self, sample: Caption, rng: Random) -> Sequence:
+        return self._drawn(sample, PlanIds(ids=tuple(self._layout(sample))))
+
+    def plan(self, sample: Caption, rng: Random) -> Sequence:
+        ids = plan_ids(self.parts.text, self._layout(sample), self.plan_length)
+        return planning(self.parts.builder(), self._short("caption", sample.text), ids)
+
+    def _drawn(self, sample: Caption, plan: PlanIds | None) -> Sequence:
+        image, text = sample.image.open(), self._short("caption", sample.text)
+        codes, conditions = self._codes(sample.image, image), self._conditions(image)
+        return drawing(self.parts.builder(), text, codes, fold=self.parts.fold, conditions=conditions, plan=plan)
+
+    def plans(self, sample: Sample) -> bool:
+        """Whether a caption's picture has a layout to learn. A model that draws without layouts by default learns only those of boxes."""
+        assert isinstance(sample, Caption)
+        return (self.always_plans or bool(self.boxes(sample))) and bool(self._fitting(self._phrases(sample)))
+
+    def _layout(self, sample: Caption) -> list[int]:
+        """Ids of the layout of a picture, with as many of its objects as fit into a plan."""
+        phrases, size = self._phrases(sample), sample.image.size()
+        return self._fitting([(phrase, _padded(box, size)) for phrase, box in phrases])
+
+    def _phrases(self, sample: Caption) -> list[tuple[str, FractionBox]]:
+        """The objects of a caption's picture; without boxes the beginning of the caption over the whole picture."""
+        text, read = self.parts.text, self.parts.wording.read
+        if found := self.boxes(sample):
+            return [(read(phrase), box) for phrase, box in found]
+        return [(text.decode(text.encode(read(sample.text))[: self.plan_length // 2]), (0.0, 0.0, 1.0, 1.0))]
+
+    def _fitting(self, phrases: list[tuple[str, FractionBox]]) -> list[int]:
+        """Ids of a layout of the first objects that fit into a plan; none if not even one does."""
+        wording = self.parts.wording
+        placed = tuple(Placed(phrase=phrase, box=box) for phrase, box in phrases)
+        for count in range(len(placed), 0, -1):
+            ids = to_ids(Layout(objects=placed[:count], reason=wording.plan_reason), self.parts.text, wording)
+            if len(ids) + 2 <= self.plan_length:
+                return ids
+        return []
+
+    def describe(self, sample: Caption, rng: Random) -> Sequence:
+        b = looking(self.parts.builder(), self.parts.image_views(sample.image.open()))
+        answer = self._answer(self._short("caption", sample.text), rng)
+        return asking(b, b.wording.describe, answer, segment=b.first_segment).build()
+
+    def chat(self, sample: Chat, rng: Random) -> Sequence:
+        """A model of one turn learns all answers, each in its own segment; others learn one of them after the turns before it."""
+        views = [self.parts.image_views(ref.open()) for ref in sample.images[:1]]
+        if len(sample.images) > 1:
+            views = [self.parts.overview(ref.open()) for ref in sample.images]
+        b, turns = self.parts.builder(), sample.turns
+        if turns and turns[0].role == "system":
+            if not b.wording.one_turn:
+                b.wording = replace(b.wording, system=turns[0].text)
+            turns = turns[1:]
+        pairs = [i for i in range(1, len(turns)) if turns[i].role == "assistant" and turns[i - 1].role == "user"]
+        if not pairs:
+            raise ValueError("no answer of the assistant follows a question")
+        if b.wording.one_turn:
+            looking(b, views[-1] if views else None)
+            for segment, at in enumerate(pairs[:_MOST_PHRASES], b.first_segment):
+                question = self._short("question", self.parts.wording.read(turns[at - 1].text))
+                asking(b, question, self._answer(turns[at].text, rng), segment=segment)
+            return b.build()
+        at = rng.choice(pairs)
+        messages = [
+            Turn(role=t.role, text=t.text, pictures=() if i else tuple(views)) for i, t in enumerate(turns[:at])
+        ]
+        for message in messages:
+            self._short("message", message.text)
+        return conversation(b, messages, self._answer(turns[at].text, rng))
+
+    def ground(self, sample: Boxes, rng: Random) -> Sequence:
+        """Several phrases, each in its own segment; one where all tokens of the model attend to each other."""
+        image = sample.image.open()
+        b = self.parts.builder()
+        looking(b.say("prompt", "'") if b.quirks.stray_apostrophe else b, self.parts.image_views(image))
+        phrases = rng.sample(sample.phrases, min(len(sample.phrases), 1 if b.quirks.one_segment else _MOST_PHRASES))
+        for segment, (phrase, box) in enumerate(phrases, b.first_segment):
+            read = self._short("phrase", self.parts.wording.read(phrase))
+            grounding(b, read, _padded(box, image.size), segment=segment)
+        return b.build()
+
+    def edit(self, sample: EditPair, rng: Random) -> Sequence:
+        source, target = sample.source.open(), sample.target.open()
+        text = self._short("instruction", sample.instruction)
+        codes = self._codes(sample.source, source), self._codes(sample.target, target)
+        views = self.parts.image_views(source)
+        return editing(self.parts.builder(), views, codes[0], text, codes[1], fold=self.parts.fold)
+
+    def critique(self, sample: Critique, rng: Random) -> Sequence:
+        b = looking(self.parts.builder(), self.parts.image_views(sample.image.open()))
+        asked = b.wording.critique.format(caption=self._short("prompt", sample.prompt))
+        return asking(b, asked, self._answer(sample.verdict, rng), segment=b.first_segment).build()
+
+    def _codes(self, ref: ImageRef, image: Image.Image) -> Tensor:
+        return self.codes(ref.fingerprint(), lambda: self.parts.preprocess(image)[0])
+
+    def _conditions(self, image: Image.Image) -> Conditions | None:
+        """What the model's prompts state of a picture: its own size and luminance; None for a model whose prompts state nothing."""
+        usual = self.parts.quirks.conditions
+        if usual is None:
+            return None
+        found = luminance_stats(self.parts.preprocess(image)[0])
+        measured = replace(found, width=image.width, height=image.height)
+        names = ("width", "height", "luminance", "contrast")
+        return replace(usual, **{n: getattr(measured, n) for n in names if getattr(usual, n) is not None})
+
+    def _short(self, what: str, text: str) -> str:
+        """The text as the model reads it. ValueError if it is longer than requests may be."""
+        read = self.parts.wording.read(text) if what in ("caption", "instruction", "prompt") else text
+        if (count := len(self.parts.text.encode(read))) > LONGEST:
+            raise ValueError(f"the {what} has {count} tokens, more than {LONGEST}")
+        return read
+
+    def _answer(self, answer: str, rng: Random) -> list[int]:
+        return padded_answer(self.parts.text, answer, rng, short=self.parts.wording.one_turn)
+
+
+def padded_answer(text: Text, answer: str, rng: Random, *, short: bool) -> list[int]:
+    """An answer and its end of turn. ``short``: followed by up to two more, as models that write an answer at once learn it; otherwise the
+    last block is filled up with them.
+    """
+    ids = text.encode(answer.strip())
+    if short:
+        return ids + [text[EOT]] * rng.randint(1, 3)
+    return ids + [text[EOT]] * (_BLOCK - len(ids) % _BLOCK)
+
+
+def _padded(box: FractionBox, size: tuple[int, int]) -> FractionBox:
+    """A box in fractions of the picture as fractions of the square that it is padded to."""
+    (wide, high), (x1, y1, x2, y2) = size, box
+    return Placement(width=wide, height=high).to_fractions((x1 * wide, y1 * high, x2 * wide, y2 * high))
+
+
+def _safe(make: Callable[..., Sequence]) -> Callable[[Sample, Random], Sequence | Broken]:
+    """``make``, with a ``Broken`` instead of its errors."""
+
+    def row(sample: Sample, rng: Random) -> Sequence | Broken:
+        try:
+            return make(sample, rng)
+        except (ImageError, ValueError) as error:
+            return Broken(key=sample.key, reason=f"{sample.key}: {str(error).partition('; ')[0]}")
+
+    return row
