@@ -156,6 +156,16 @@ def test_batches_are_a_function_of_seed_and_step(tiny: Path, pets: Path) -> None
     assert {n: b.ids.tolist() for n, b in later.items()} != {n: b.ids.tolist() for n, b in other(7).items()}
 
 
+def test_sets_are_drawn_by_their_weights(tiny: Path, pets: Path) -> None:
+    """Of 40 captions, 30 come from the set of weight 3. Commas separate the sets."""
+    other = pets.parent / "other.jsonl"
+    other.write_text(json.dumps({"id": "one", "image": "0.png", "caption": "a newt"}) + "\n")
+    source = finetune(str(tiny), f"{pets}=1,{other}=3", holdout=0, batch=80).source.sources[0]
+    text, size = unmask.load(tiny).parts.text, source.sizes["describe"]
+    said = [text.show(source(step)["describe"].ids[row].tolist()) for step in range(40 // size) for row in range(size)]
+    assert abs(sum("newt" in words for words in said) / len(said) - 0.75) < 0.15
+
+
 def test_codes_are_kept_in_the_folder_of_the_run(tiny: Path, pets: Path, tmp_path: Path) -> None:
     first = finetune(str(tiny), str(pets), folder=str(tmp_path)).source
     batch, parts = first(0)["edit"], first.sources[0]
