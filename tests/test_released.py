@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import unmask
+from unmask.checkpoints.adapters import save_adapter
 from unmask.checkpoints.budget import Proposal, proposals
 from unmask.checkpoints.elastic import Weights
+from unmask.models.lora import LoRA, in_branches, sharing
 from unmask.pipeline.loading import needs_of, spec_of_size
 
 from .pages import ROOT, commands, follow, python, run
@@ -21,18 +24,21 @@ PAGE = (ROOT / "docs" / "released.md").read_text()
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has: a clone's tests/, and two downloaded folders."""
+    """What a reader has: a clone's tests/, two downloaded folders, and an adapter."""
     place = tmp_path_factory.mktemp("reader")
     (place / "tests").symlink_to(ROOT / "tests")
     make(place / "LLaDA-8B-Instruct")
     make(place / "LLaDA-8B-Base", seed=1)
+    net = sharing(unmask.load("mini", device="cpu").parts.net)
+    LoRA(rank=4, where=in_branches("und", "gen"))(net)
+    save_adapter(net, place / "pets", base="mini")
     return place
 
 
 def test_commands_run_in_order(here: Path) -> None:
     told = {command: follow(command, here) for command in commands(PAGE)}
     assert len(told) >= 13
-    for name in ("verify", "convert", "ask", "infill", "inspect"):
+    for name in ("verify", "convert", "merge", "ask", "infill", "inspect"):
         assert any(f"unmask {name} " in command for command in told), name
     figures = next(json.loads(out) for command, out in told.items() if "--json" in command)
     assert figures["ok"] and len(figures["arrays"]) == 11

@@ -57,7 +57,8 @@ class Training:
     ``accumulate``: source batches per update of the weights, which the processes of a run share · ``device``: cpu, cuda, cuda:1, mps, or
     auto for the best one there is · ``bf16``: compute in bfloat16 with float32 master weights · ``log_every``, ``save_every``: in steps ·
     ``keep``: checkpoints to keep, the last one included · ``max_skipped``: updates in a row that may be skipped because their gradient is
-    not finite.
+    not finite · ``recompute``: keep only the inputs of the layers and compute their activations again in the backward pass (activation
+    checkpointing) · ``compile``: run the layers through ``torch.compile``.
     """
 
     steps: int = 1000
@@ -69,6 +70,8 @@ class Training:
     save_every: int = 200
     keep: int = 1
     max_skipped: int = 3
+    recompute: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -250,3 +250,13 @@ def test_an_error_of_all_processes_is_told_once(here: Path) -> None:
 def test_processes_that_would_have_no_batch_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = mistake(capsys, "train", "mini.tower", "--processes", "2")
     assert "2 processes cannot share" in told and "-o training.accumulate=2" in told and not Path("runs").exists()
+
+
+def test_log_without_its_package_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    told = mistake(capsys, "train", "mini.tower", "--out", "run", "--log", "tensorboard", "-o", "training.steps=1")
+    assert "the package 'tensorboard' is not installed" in told
+    assert "'csv' is not 'tensorboard'" in mistake(capsys, "train", "mini.tower", "--log", "csv")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from unmask.data.opening import Data, open_data
 from unmask.data.regions import RowBoxes
+from unmask.data.rows import PicturesIn, Row, key_in
 from unmask.data.samples import (
     Boxes,
     Broken,
@@ -291,6 +293,36 @@ def test_pictures_that_cannot_be_opened(tmp_path: Path, content: bytes | None, s
     assert isinstance(sample, Caption)  # opening is lazy
     found = opened(sample)
     assert isinstance(found, Broken) and found.key == "one" and said in found.reason
+
+
+NAMES = """image images text caption captions source target instruction task boxes bbox box phrase phrases sentences conversations
+messages turns question answer answers verdict prompt box_units id from value role content type path bytes image_url url""".split()
+WORDS = ["a.png", "", "x", "caption", "chat", "interleaved", "boxes", "edit", "user", "gpt", "assistant", "<image>", "text", "image",
+         "pixels", "<image>\nhi", "system", "\ud800", "a\0"]  # fmt: skip
+NUMBERS = [0, 1, -1, 0.5, 5, float("nan"), float("inf"), True, None, 10**400, 1e308]
+
+
+def anything(rng: Random, depth: int = 0) -> Any:
+    kind = rng.random()
+    if kind < 0.6 or depth > 3:
+        return rng.choice(WORDS if kind < 0.45 else NUMBERS)
+    if kind < 0.8:
+        return [anything(rng, depth + 1) for _ in range(rng.choice([0, 1, 2, 4]))]
+    return {rng.choice(NAMES): anything(rng, depth + 1) for _ in range(rng.choice([0, 1, 2, 3, 5]))}
+
+
+def test_no_row_raises_whatever_is_in_it(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    rng, find = Random(0), PicturesIn(folder=tmp_path)
+    for _ in range(20_000):
+        fields = {rng.choice(NAMES): anything(rng) for _ in range(rng.choice([1, 2, 3, 4, 6]))}
+        row = Row(key=key_in(fields, "key"), place="place", fields=fields, find=find)
+        task, sample = row.task(), row.sample()
+        if isinstance(sample, Broken):
+            assert sample.reason.encode() and "\n" not in sample.reason
+        else:
+            opened(sample)
+            assert task == task_of(sample) or fields.get("task")
 
 
 def test_too_many_broken_rows_are_an_error() -> None:

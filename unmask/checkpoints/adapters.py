@@ -90,12 +90,12 @@ def adapter_place(text: str | os.PathLike[str]) -> tuple[Path, float]:
     return Path(folder), scale
 
 
-def save_adapter(model: nn.Module, folder: Path, *, base: str = "") -> None:
+def save_adapter(model: nn.Module, folder: Path | str, *, base: str = "") -> None:
     """Write the adapters of a model, without its other weights. ``base``: name or folder of the model they were trained on.
 
     ValueError where the model has no adapters.
     """
-    products = {name: adapter.product for name, _, adapter in adapters(model)}
+    folder, products = Path(folder), {name: adapter.product for name, _, adapter in adapters(model)}
     if not products:
         raise ValueError("the model has no adapters to save; call LoRA(...)(model) first")
     tensors = {}
@@ -133,11 +133,12 @@ def _config(products: Mapping[str, Product], base: str) -> Json:
     }
 
 
-def read_adapter(folder: Path) -> AdapterFile:
+def read_adapter(folder: Path | str) -> AdapterFile:
     """An adapter's configuration and the safetensors headers; no weights are read.
 
     CheckpointError for missing and damaged files, and for features of peft that would change the result and are not supported.
     """
+    folder = Path(folder)
     path = folder / CONFIG
     if not path.exists():
         what = "it holds a model" if (folder / "config.json").exists() else "is this the folder of a LoRA adapter?"
@@ -212,7 +213,7 @@ def _of_layer(path: Path, raw: Json, patterns: str, default: str, name: str) -> 
 
 
 def load_adapter(
-    model: nn.Module, folder: Path, scale: float = 1.0, *, weights: Weights | None = None, called: str = ""
+    model: nn.Module, folder: Path | str, scale: float = 1.0, *, weights: Weights | None = None, called: str = ""
 ) -> None:
     """Add a saved adapter to a model, in place and on top of others that it has.
 

@@ -130,6 +130,9 @@ Examples:
     show_default=True,
     help="Processes to start by torchrun. They share the training.accumulate batches of each update.",
 )
+@click.option(
+    "--log", type=click.Choice(["tensorboard"]), help="Write the metrics as TensorBoard events too, to OUT/tensorboard."
+)
 @click.option("--allow-changes", is_flag=True, help="Continue a run although settings of its recipe have changed.")
 @tuning_options
 @json_option
@@ -142,6 +145,7 @@ def train(
     settings: tuple[str, ...],
     device: str | None,
     processes: int,
+    log: str | None,
     allow_changes: bool,
     as_json: bool,
     threads: int | None,
@@ -157,6 +161,7 @@ def train(
     chosen += [f"training.device={device}"] if device is not None else []
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
+    words += ["--log", log] if log else []
     try:
         run = find(recipe, chosen, folder)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
@@ -164,7 +169,7 @@ def train(
         if processes > 1:
             more = ["--threads", str(threads)] if threads is not None else []
             _train_in(processes, run.training.accumulate, [*words, *more])
-        elif not _train_here(run, folder, threads, allow_changes):
+        elif not _train_here(run, folder, threads, allow_changes, log):
             return
     except KeyboardInterrupt:
         if _silent():
@@ -205,16 +210,17 @@ def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
     return f"saved at step {step}; continue with: unmask train {shlex.join(words)}"
 
 
-def _train_here(run: Recipe, folder: Path, threads: int | None, allow_changes: bool) -> bool:
+def _train_here(run: Recipe, folder: Path, threads: int | None, allow_changes: bool, log: str | None) -> bool:
     """Train in this process. Returns whether it is alone and so prints the result."""
     use_threads(threads)
     from unmask.training.parallel import join, launched
     from unmask.training.stopping import Stopped
+    from unmask.training.tensorboard import TensorBoard
     from unmask.training.train import train as train_by
 
     place = join(run.training.device)  # alone, unless ``_train_in`` or torchrun started this process
     try:
-        train_by(run, folder, place=place, allow_changes=allow_changes)
+        train_by(run, folder, place=place, allow_changes=allow_changes, logs=[TensorBoard] if log else [])
     except Stopped:
         place.leave()  # all processes stop after the same step
         raise

@@ -6,9 +6,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -39,6 +40,13 @@ def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float
     return 2 * n**3 / best
 
 
+class Log(Protocol):
+    """Takes every row of metrics.jsonl."""
+
+    def write(self, row: Mapping[str, float], /) -> None: ...
+    def close(self) -> None: ...
+
+
 class Meters:
     """Means since the last report, by name; ``report`` writes one JSON line and prints it, or moves the bar on a terminal.
 
@@ -47,12 +55,13 @@ class Meters:
     any; evaluations have rows of their own.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, steps: int, start: int, logs: Sequence[Log] = ()) -> None:
+        self.path, self.logs = folder / "metrics.jsonl", logs
         _forget(self.path, start)
         self.printed = -float("inf")  # when the last line was printed
         self.sums: dict[str, list[float]] = {}
-        self.since = time.perf_counter()
+        self.since = self.began = time.perf_counter()
+        self.start = start
         self.tokens = self.skipped = 0
         self.steps = steps
         self.bar: Progress | None = None
@@ -101,12 +110,19 @@ class Meters:
 
     def _print(self, step: int, values: Mapping[str, float]) -> None:
         line = " ".join(f"{k} {v:.3g}" for k, v in values.items() if k not in ("step", "updates", "seconds"))
-        print(f"step {step}/{self.steps} {line}", file=sys.stderr, flush=True)
+        print(f"step {step}/{self.steps} {line} left {self._left(step)}", file=sys.stderr, flush=True)
         self.printed = time.perf_counter()
+
+    def _left(self, step: int) -> str:
+        """Time to the last step at the mean speed so far, as h:mm:ss."""
+        seconds = (time.perf_counter() - self.began) / max(step - self.start, 1) * (self.steps - step)
+        return str(timedelta(seconds=round(seconds)))
 
     def _write(self, row: Mapping[str, float]) -> None:
         with self.path.open("a") as f:
             f.write(json.dumps(row) + "\n")
+        for log in self.logs:
+            log.write(row)
 
     def report(self, step: int, **more: float) -> dict[str, float]:
         """Write the means since the last call; returns the row."""
@@ -127,6 +143,8 @@ class Meters:
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
+        for log in self.logs:
+            log.close()
 
 
 def _forget(path: Path, start: int) -> None:

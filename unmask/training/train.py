@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from torch import nn
 from unmask.recipe import Eval, Recipe
 from unmask.training.device import choose, move
 from unmask.training.fingerprint import settings as settings_of
+from unmask.training.layers import prepared
 from unmask.training.losses import Learner
-from unmask.training.meters import Meters, Silent, matmul_peak
+from unmask.training.meters import Log, Meters, Silent, matmul_peak
 from unmask.training.optim import Masters, move_module
 from unmask.training.parallel import Place, refuse_idle
 from unmask.training.probe import flops, unchanged
@@ -27,14 +28,21 @@ from unmask.training.stopping import Stopped, stop_after_step
 
 
 def train(
-    recipe: Recipe, folder: Path, *, stop_after: int | None = None, place: Place = Place(), allow_changes: bool = False
+    recipe: Recipe,
+    folder: Path,
+    *,
+    stop_after: int | None = None,
+    place: Place = Place(),
+    allow_changes: bool = False,
+    logs: Sequence[Callable[[Path, int], Log]] = (),
 ) -> nn.Module:
     """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged
     weights, in float32 on the CPU.
 
     Writes metrics.jsonl, state.safetensors (atomically, every ``save_every`` steps and at the end) and, at the end, what
     the recipe exports. ``place``: this process among several that train together · ``allow_changes``: continue although settings
-    of the recipe differ from those that the folder's run has had so far.
+    of the recipe differ from those that the folder's run has had so far · ``logs``: made with the folder and the step at which the run
+    continues, they take every row too (``tensorboard.TensorBoard``).
 
     RunInUse where another process trains in the folder. ValueError where the folder holds a run that does not fit the recipe.
     NotFinite after too many gradients in a row that are not finite. Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the
@@ -42,10 +50,17 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder) if place.rank == 0 else nullcontext():
-        return _train(recipe, folder, stop_after, place, allow_changes)
+        return _train(recipe, folder, stop_after, place, allow_changes, logs)
 
 
-def _train(recipe: Recipe, folder: Path, stop_after: int | None, place: Place, allow_changes: bool) -> nn.Module:
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    stop_after: int | None,
+    place: Place,
+    allow_changes: bool,
+    logs: Sequence[Callable[[Path, int], Log]],
+) -> nn.Module:
     if place.rank == 0:
         remove_leftovers(folder)
     settings = recipe.training
@@ -63,20 +78,29 @@ def _train(recipe: Recipe, folder: Path, stop_after: int | None, place: Place, a
         print(f"this run continues with other settings: {', '.join(changed)}", file=sys.stderr)
     masters.sync()
     last = settings.steps if stop_after is None else min(settings.steps, saved.step + stop_after)
-    meters = Meters(folder, settings.steps, saved.step) if place.rank == 0 else Silent()
     learner = Learner(recipe, module, masters, place, device, saved.updates, saved.skipped)
-    try:
-        if saved.step < last:
-            _run(learner, saved.step, last, dtype, meters, folder)
-    finally:
-        meters.close()
+    if saved.step < last:
+        opened = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
+        meters = Meters(folder, settings.steps, saved.step, opened) if place.rank == 0 else Silent()
+        try:
+            with prepared(module, recompute=settings.recompute, compile=False):
+                work = _flops_per_step(learner, saved.step)  # before anything compiles: under the counter nothing would
+            with prepared(module, recompute=settings.recompute, compile=settings.compile):
+                _run(learner, saved.step, last, work, matmul_peak(dtype, device), meters, folder)
+        finally:
+            meters.close()
     return finish(recipe, module, masters, folder if place.rank == 0 else None)
 
 
-def _run(learner: Learner, start: int, last: int, dtype: torch.dtype, meters: Meters | Silent, folder: Path) -> None:
-    """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save."""
+def _run(
+    learner: Learner, start: int, last: int, work: int, peak: float, meters: Meters | Silent, folder: Path
+) -> None:
+    """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save.
+
+    ``work``: floating-point operations of a source batch · ``peak``: the most that the device does in a second.
+    """
     recipe, settings, place = learner.recipe, learner.recipe.training, learner.place
-    peak, work, seconds = matmul_peak(dtype, learner.device), _flops_per_step(learner, start), 0.0
+    seconds = 0.0
     with stop_after_step(quiet=place.rank > 0) as signalled:
         for first in range(start, last, settings.accumulate):
             end = min(first + settings.accumulate, last)
