@@ -25,6 +25,7 @@ from unmask.tasks.ground import Ground
 from unmask.tasks.planning import PlanImage
 from unmask.tasks.understand import Ask
 from unmask.tokens.layouts import Layout, Placed
+from unmask.tokens.turns import Said, announced, conversation, opened
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_llada
@@ -51,6 +52,13 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"image": "2.png", "boxes": [{"phrase": "toad", "box": [0.25, 0.5, 0.75, 1.0]}]},
         {"source": "0.png", "target": "1.png", "instruction": "make the frog green"},
         {"image": "1.png", "prompt": "a red frog", "verdict": "it is green"},
+        {
+            "images": ["0.png"],
+            "messages": [
+                {"role": "user", "content": "draw a frog"},
+                {"role": "assistant", "content": "here it is <image>"},
+            ],
+        },
     )
     numbered = ({"id": f"pet {i}", **row} for i, row in enumerate(rows))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered))
@@ -99,7 +107,7 @@ def test_rows_have_the_format_of_requests(tiny: Path, pets: Path) -> None:
             pixels=parts.image_views(images[1]), caption="a red frog", length=_answer(made["critique"])
         ),
     }
-    assert made.keys() == requests.keys()
+    assert made.keys() == requests.keys() | {"announce", "illustrate"}
     for name, task in requests.items():
         asked, row = task.build(parts), made[name]
         assert isinstance(row, Sequence), (name, row)
@@ -117,6 +125,25 @@ def test_rows_have_the_format_of_requests(tiny: Path, pets: Path) -> None:
     assert [int(i) - first for i in made["ground"].ids[where.start : where.stop]] == [320, 512, 704, 1024]
 
 
+@pytest.mark.parametrize("base", ["tiny", "released"])
+def test_rows_of_turns_with_pictures_are_those_of_a_conversation(
+    base: str, tiny: Path, pets: Path, tmp_path: Path
+) -> None:
+    """The words as the next turn of a conversation, then the picture where ``converse`` puts it."""
+    place = tiny if base == "tiny" else make_folder(tmp_path / "base")
+    model, source = unmask.load(place), finetune(str(place), str(pets), holdout=0).source.sources[0]
+    parts, row = model.parts, {f.name: f.row(source.data[6], Random(0)) for f in source.used if f.task == "interleaved"}
+    assert isinstance(words := row["announce"], Sequence) and isinstance(drawn := row["illustrate"], Sequence)
+    asked = conversation(parts.builder(), [Said(role="user", text="draw a frog")], _answer(words))
+    assert words.spans == asked.spans and torch.equal(words.ids[~asked.masked], asked.ids[~asked.masked])
+    at = announced(words, parts.text)
+    assert at is not None and parts.text.decode(words.ids[words.span("answer").start : at].tolist()) == "here it is"
+    shown = opened(words, at, parts.grid, parts.fold, parts.text)
+    assert drawn.spans == shown.spans and torch.equal(drawn.ids[~shown.masked], shown.ids[~shown.masked])
+    wanted = parts.encode(parts.preprocess(Image.open(pets.parent / "0.png"))[0]).flatten()
+    assert torch.equal(drawn.ids[shown.masked], wanted) and not drawn.masked.any()
+
+
 def test_rows_of_a_released_model_have_the_format_of_its_requests(pets: Path, tmp_path: Path) -> None:
     """Their text, token by token; a row of ours may name its spans otherwise."""
     base = make_folder(tmp_path / "base")
@@ -131,7 +158,9 @@ def test_rows_of_a_released_model_have_the_format_of_its_requests(pets: Path, tm
         "edit": Edit(pixels=parts.preprocess(images[0])[0], look=views[0], instruction="make the frog green"),
         "critique": reflecting.Critique(pixels=views[1], caption="a red frog", length=_answer(made["critique"])),
     }
-    assert made.keys() == {*requests, "draw"}, "no layouts that the byte tokens of this model have no room for"
+    assert made.keys() == {*requests, "draw", "announce", "illustrate"}, (
+        "no layouts that the byte tokens of this model have no room for"
+    )
     for name, task in requests.items():
         asked, row = task.build(parts), made[name]
         assert isinstance(row, Sequence), (name, row)
@@ -154,6 +183,16 @@ def test_batches_are_a_function_of_seed_and_step(tiny: Path, pets: Path) -> None
     later = source(7)
     assert {n: b.ids.tolist() for n, b in later.items()} == {n: b.ids.tolist() for n, b in again(7).items()}
     assert {n: b.ids.tolist() for n, b in later.items()} != {n: b.ids.tolist() for n, b in other(7).items()}
+
+
+def test_sets_are_drawn_by_their_weights(tiny: Path, pets: Path) -> None:
+    """Of 40 captions, 30 come from the set of weight 3. Commas separate the sets."""
+    other = pets.parent / "other.jsonl"
+    other.write_text(json.dumps({"id": "one", "image": "0.png", "caption": "a newt"}) + "\n")
+    source = finetune(str(tiny), f"{pets}=1,{other}=3", holdout=0, batch=80).source.sources[0]
+    text, size = unmask.load(tiny).parts.text, source.sizes["describe"]
+    said = [text.show(source(step)["describe"].ids[row].tolist()) for step in range(40 // size) for row in range(size)]
+    assert abs(sum("newt" in words for words in said) / len(said) - 0.75) < 0.15
 
 
 def test_codes_are_kept_in_the_folder_of_the_run(tiny: Path, pets: Path, tmp_path: Path) -> None:

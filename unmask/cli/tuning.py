@@ -18,7 +18,7 @@ def tuning_options(command: Command) -> Command:
     def wrapped(
         settings: tuple[str, ...],
         model: str | None,
-        data: str | None,
+        data: tuple[str, ...],
         lora: int | None,
         only: str | None,
         freeze: str | None,
@@ -26,7 +26,14 @@ def tuning_options(command: Command) -> Command:
         steps: int | None,
         **own: Any,
     ) -> object:
-        arguments = {"model": model, "data": data, "lora": lora, "only": only, "freeze": freeze, "replay": replay}
+        arguments = {
+            "model": model,
+            "data": ",".join(data) or None,
+            "lora": lora,
+            "only": only,
+            "freeze": freeze,
+            "replay": replay,
+        }
         given = {**arguments, "training.steps": steps}
         short = tuple(f"{name}={value}" for name, value in given.items() if value is not None)
         return command(settings=(*short, *settings), **own)
@@ -38,7 +45,12 @@ def tuning_options(command: Command) -> Command:
 
 _OPTIONS = (
     click.option("--model", metavar="NAME", help="finetune: the model to start from.  [default: mini]"),
-    click.option("--data", metavar="PATH", help="finetune: a folder or file of your samples (docs/data.md)."),
+    click.option(
+        "--data",
+        metavar="PATH[=WEIGHT]",
+        multiple=True,
+        help="finetune: a folder or file of your samples (docs/data.md); repeatable.",
+    ),
     click.option(
         "--lora", type=click.IntRange(min=1), metavar="RANK", help="finetune: train adapters of this rank only."
     ),

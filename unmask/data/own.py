@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
 
-from unmask.data.opening import Data
-from unmask.data.order import Order
+from unmask.data.order import Mixture, Order
 from unmask.data.samples import Broken, BrokenRows, DataError, Sample
 from unmask.sequence import Batch, Sequence, collate
 
@@ -36,14 +35,15 @@ class Format:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnData:
-    """{format: batch} of every format that the data has samples for. Each format shuffles its samples anew in every epoch.
+    """{format: batch} of every format that the data has samples for. Each format draws from the sets of the mixture by their weights, and
+    shuffles the samples of each set anew in every epoch.
 
     ``batch``: rows of a step, divided among the formats by their shares, at least one each · ``most_broken``: largest share of broken
     rows. A broken row is replaced by another of the same task and counted in ``broken``; DataError if there are too many, or if the
     data has no sample for any format.
     """
 
-    data: Data
+    data: Mixture
     formats: tuple[Format, ...]
     seed: int
     batch: int = 16
@@ -60,9 +60,9 @@ class OwnData:
         """The formats that the data has samples for."""
         found = tuple(f for f in self.formats if self._rows.get(f.name))
         if not found:
-            has = ", ".join(sorted(self._by_task)) or "no usable rows"
+            has = ", ".join(sorted({task for task in self._tasks if task})) or "no usable rows"
             wants = ", ".join(dict.fromkeys(f.task for f in self.formats)) or "nothing"
-            raise DataError(f"{self.data.name} has {has}, but this model trains {wants}; check the data")
+            raise DataError(f"{self._name} has {has}, but this model trains {wants}; check the data")
         return found
 
     @cached_property
@@ -78,7 +78,7 @@ class OwnData:
         """The first ``most`` samples of every format in the order of the data, for validation. Broken rows are left out."""
         found = {}
         for f in self.used:
-            rows = [self._row(f, i, Random(f"every/{f.name}/{i}")) for i in self._rows[f.name][:most]]
+            rows = [self._row(f, i, Random(f"every/{f.name}/{i}")) for i in sum(self._rows[f.name], [])[:most]]
             if kept := [row for row in rows if isinstance(row, Sequence)]:
                 found[f.name] = collate(kept, range(len(kept)))
         return found
@@ -90,7 +90,8 @@ class OwnData:
         """Sample ``number`` of a run, or the first usable one of its replacements."""
         for again in range(_MOST_TRIES):
             place = number if again == 0 else _REPLACED + number * _MOST_TRIES + again
-            index = self._rows[format.name][self._orders[format.name](place)[1]]
+            part, index = self._orders[format.name](place)
+            index = self._rows[format.name][part][index]
             row = self._row(format, index, Random(f"own/{self.seed}/{format.name}/{number}"))
             if isinstance(row, Sequence):
                 return row
@@ -104,10 +105,27 @@ class OwnData:
             self.broken.add(row)
         return row
 
+    @property
+    def _name(self) -> str:
+        return ", ".join(part.name for part in self.data.parts)
+
     @cached_property
-    def _rows(self) -> dict[str, list[int]]:
-        """The numbers of the rows of every format."""
-        return {f.name: [i for i in self._by_task.get(f.task, ()) if self._suits(f, i)] for f in self.formats}
+    def _rows(self) -> dict[str, list[list[int]]]:
+        """The numbers of the rows of every format, by set; sets without any are left out."""
+        return {name: [rows for _, rows in sets] for name, sets in self._sets.items()}
+
+    @cached_property
+    def _sets(self) -> dict[str, list[tuple[float, list[int]]]]:
+        """(weight, rows) of every set that has rows of a format, by format. A set without a weight counts by its number of rows."""
+        found: dict[str, list[tuple[float, list[int]]]] = {}
+        first = 0
+        for part in self.data.parts:
+            numbers = range(first, first + len(part.data))
+            first = numbers.stop
+            for f in self.formats:
+                if rows := [i for i in numbers if self._tasks[i] == f.task and self._suits(f, i)]:
+                    found.setdefault(f.name, []).append((len(rows) if part.weight is None else part.weight, rows))
+        return found
 
     def _suits(self, format: Format, index: int) -> bool:
         """Broken rows count as suitable here: they are replaced when they come up."""
@@ -115,20 +133,22 @@ class OwnData:
         return format.suits is None or isinstance(sample, Broken) or (sample is not None and format.suits(sample))
 
     @cached_property
-    def _by_task(self) -> dict[str, list[int]]:
-        """The numbers of the rows of every task. A row without a task counts as broken now."""
-        found: dict[str, list[int]] = {}
-        for i in range(len(self.data)):
-            task = self.data.task(i)
-            if task is not None:
-                found.setdefault(task, []).append(i)
-            elif isinstance(row := self.data[i], Broken):
+    def _tasks(self) -> list[str | None]:
+        """The task of every row. A row without a task counts as broken now."""
+        found = [self.data.task(i) for i in range(len(self.data))]
+        for i in (i for i, task in enumerate(found) if task is None):
+            if isinstance(row := self.data[i], Broken):
                 self.broken.add(row)
         return found
 
     @cached_property
     def _orders(self) -> dict[str, Order]:
+        sets = {f.name: self._sets[f.name] for f in self.used}
         return {
-            f.name: Order(sizes=(len(self._rows[f.name]),), weights=(1.0,), seed=self.seed + place)
-            for place, f in enumerate(self.used)
+            name: Order(
+                sizes=tuple(len(rows) for _, rows in found),
+                weights=tuple(weight for weight, _ in found),
+                seed=self.seed + place,
+            )
+            for place, (name, found) in enumerate(sets.items())
         }

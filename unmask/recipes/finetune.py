@@ -9,7 +9,7 @@ model folder afterwards. docs/finetune.md shows an example.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -18,7 +18,8 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Cosine, OftenAll
 from unmask.data.codes import Shards
 from unmask.data.kept_codes import KeptCodes
-from unmask.data.opening import Data, holdout, open_data
+from unmask.data.opening import holdout, open_data
+from unmask.data.order import Mixture, open_mixture
 from unmask.data.own import Format, OwnData
 from unmask.data.samples import Boxes, Broken, Caption, Chat, DataError, Sample, texts_of
 from unmask.data.squares import Pad
@@ -60,10 +61,11 @@ def finetune(
 ) -> Recipe:
     """Fine-tune ``model`` on your own pictures and texts (``data``), with LoRA of rank ``lora`` or all weights.
 
-    ``alpha``: LoRA's scale times its rank, twice the rank by default · ``only``: train these parts of the network only, ``freeze``: do not
-    train these, separated by commas: und, gen, out, embed, norm, codes, text_head, vision · ``replay``: world: mix in scenes of mini's
-    world, none, or auto (world for mini) · ``replay_share``: their batch size relative to mini's training · ``holdout``: share of the rows
-    for validation · ``codes``: folder that ``unmask data encode`` has filled · ``folder``: of the run, for image codes and sample sheets.
+    ``data``: a folder or file (docs/data.md), or several as PATH or PATH=WEIGHT, separated by commas · ``alpha``: LoRA's scale times its
+    rank; 0: twice the rank · ``only``: train these parts of the network only, ``freeze``: do not train these, separated by commas: und,
+    gen, out, embed, norm, codes, text_head, vision · ``replay``: world: mix in scenes of mini's world, none, or auto (world for mini) ·
+    ``replay_share``: their batch size relative to mini's training · ``holdout``: share of the rows for validation · ``codes``: folder that
+    ``unmask data encode`` has filled · ``folder``: of the run, for image codes and sample sheets.
     """
     start = start_of(model)
     place = _own_folder(folder, start)
@@ -100,18 +102,22 @@ class Merged:
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def _split(data: str, share: float) -> tuple[Data, Data | None]:
-    """Training and validation rows; no validation where the share of a small data set has no row."""
+def _split(data: str, share: float) -> tuple[Mixture, Mixture | None]:
+    """Training and validation rows of every set. A set that is so small that no row is left for training has no validation rows."""
     if not data:
         raise DataError("fine-tuning needs data; give a folder or a file with --data, for example --data pets/")
-    whole, (most, rest) = open_data(data), holdout(share)
-    if not len(whole):
-        raise DataError(f"{data} has no rows; see docs/data.md for what may be in it")
-    training, checking = whole.split(most), whole.split(rest)
-    return (training, checking if len(checking) else None) if len(training) else (whole, None)
+    most, rest = holdout(share)
+    whole = open_mixture([data] if Path(data).exists() else data.split(","), open_data)
+    if empty := next((part.name for part in whole.parts if not len(part.data)), None):
+        raise DataError(f"{empty} has no rows; see docs/data.md for what may be in it")
+    training = [(part, part.data.split(most)) for part in whole.parts]
+    checking = [replace(part, data=part.data.split(rest)) for part, kept in training if len(kept)]
+    held = tuple(part for part in checking if len(part.data))
+    parts = tuple(replace(part, data=kept) if len(kept) else part for part, kept in training)
+    return Mixture(parts=parts), Mixture(parts=held) if held else None
 
 
-def _formats(start: Start, data: Data, folder: Path | None, codes: str) -> tuple[Format, ...]:
+def _formats(start: Start, data: Mixture, folder: Path | None, codes: str) -> tuple[Format, ...]:
     if start.writes_only:
         return (Format(name="chat", task="chat", row=_Chatting(start=start)),)
     parts = start.parts
@@ -132,7 +138,7 @@ class _Looked:
         return self.boxes.get(sample.image.name, ())
 
 
-def _boxes(data: Data) -> dict[str, tuple[tuple[str, FractionBox], ...]]:
+def _boxes(data: Mixture) -> dict[str, tuple[tuple[str, FractionBox], ...]]:
     rows = (data[i] for i in range(len(data)) if data.task(i) == "boxes")
     return {row.image.name: row.phrases for row in rows if isinstance(row, Boxes)}
 
@@ -159,7 +165,7 @@ class _Chatting:
         return row
 
 
-def _texts(data: Data) -> list[str]:
+def _texts(data: Mixture) -> list[str]:
     return [
         text for row in (data[i] for i in range(len(data))) if not isinstance(row, Broken) for text in texts_of(row)
     ]
@@ -240,7 +246,7 @@ def _adapter(checkpoint: Checkpoint, lora: int, alpha: float, only: str, freeze:
 def _evals(
     start: Start,
     source: OwnData,
-    checking: Data | None,
+    checking: Mixture | None,
     objectives: Mapping[str, Masked],
     folder: Path | None,
     seed: int,

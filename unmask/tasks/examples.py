@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from PIL import Image
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from unmask.data.kept_codes import KeptCodes
 from unmask.data.own import Format
-from unmask.data.samples import Boxes, Broken, Caption, Chat, Critique, EditPair, ImageRef, Sample
+from unmask.data.samples import Boxes, Broken, Caption, Chat, Critique, EditPair, ImageRef, Interleaved, Sample
 from unmask.data.sources import luminance_stats
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
@@ -26,9 +27,9 @@ from unmask.tokens.layouts import Layout, Placed, to_ids
 from unmask.tokens.pictures import Placement
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.sources import ImageError
-from unmask.tokens.text import EOT, Text
+from unmask.tokens.text import EOT, EXP, Text
 from unmask.tokens.turns import Said as Turn
-from unmask.tokens.turns import conversation
+from unmask.tokens.turns import announced, conversation, opened
 
 LONGEST = 400  # tokens of a caption, question or instruction; requests may have as many
 _MOST_PHRASES = 8  # of one row
@@ -38,27 +39,37 @@ _BLOCK = 32  # tokens: published samplers write answers in blocks of so many
 
 def formats_of(parts: Parts, codes: KeptCodes, presets: Presets, boxes: Phrases) -> tuple[Format, ...]:
     """The formats of a model that draws: "draw" and "describe" of captions, layouts ("plan") and pictures of them ("draw_planned"), "chat",
-    "ground", "edit" and "critique".
+    "ground", "edit", "critique", and of turns of text and pictures the words ("announce") and the picture after them ("illustrate").
 
     ``boxes``: the objects of a caption's picture, from which its layout is made. A model that draws from layouts by default (``presets``)
     learns one for every caption: without boxes it is the caption over the whole picture. A model without a vision tower learns to draw
     only.
     """
-    made = Examples(parts=parts, codes=codes, boxes=boxes, plan_length=presets.plan_length, always_plans=presets.plans)
+    made = Examples(
+        parts=parts,
+        codes=codes,
+        boxes=boxes,
+        plan_length=presets.plan_length,
+        always_plans=presets.plans,
+        turn=presets.turn,
+    )
+    safe = partial(_safe, context=presets.context)
     drawn = [
-        Format(name="draw", task="caption", row=_safe(made.draw), share=2.0),
-        Format(name="draw_planned", task="caption", row=_safe(made.draw_planned), share=2.0, suits=made.plans),
-        Format(name="plan", task="caption", row=_safe(made.plan), suits=made.plans),
+        Format(name="draw", task="caption", row=safe(made.draw), share=2.0),
+        Format(name="draw_planned", task="caption", row=safe(made.draw_planned), share=2.0, suits=made.plans),
+        Format(name="plan", task="caption", row=safe(made.plan), suits=made.plans),
     ]
     if parts.net.config.vision is None:
         return tuple(drawn)
     return (
         *drawn,
-        Format(name="describe", task="caption", row=_safe(made.describe)),
-        Format(name="chat", task="chat", row=_safe(made.chat)),
-        Format(name="ground", task="boxes", row=_safe(made.ground)),
-        Format(name="edit", task="edit", row=_safe(made.edit), share=2.0),
-        Format(name="critique", task="critique", row=_safe(made.critique)),
+        Format(name="describe", task="caption", row=safe(made.describe)),
+        Format(name="chat", task="chat", row=safe(made.chat)),
+        Format(name="ground", task="boxes", row=safe(made.ground)),
+        Format(name="edit", task="edit", row=safe(made.edit), share=2.0),
+        Format(name="critique", task="critique", row=safe(made.critique)),
+        Format(name="announce", task="interleaved", row=safe(made.announce)),
+        Format(name="illustrate", task="interleaved", row=safe(made.illustrate), suits=made.illustrates),
     )
 
 
@@ -73,6 +84,7 @@ class Examples:
     boxes: Phrases
     plan_length: int
     always_plans: bool
+    turn: int
 
     def draw(self, sample: Caption, rng: Random) -> Sequence:
         return self._drawn(sample, None)
@@ -137,15 +149,13 @@ class Examples:
         if b.wording.one_turn:
             looking(b, views[-1] if views else None)
             for segment, at in enumerate(pairs[:_MOST_PHRASES], b.first_segment):
-                question = self._short("question", self.parts.wording.read(turns[at - 1].text))
+                question = self.parts.wording.read(turns[at - 1].text)
                 asking(b, question, self._answer(turns[at].text, rng), segment=segment)
             return b.build()
         at = rng.choice(pairs)
         messages = [
             Turn(role=t.role, text=t.text, pictures=() if i else tuple(views)) for i, t in enumerate(turns[:at])
         ]
-        for message in messages:
-            self._short("message", message.text)
         return conversation(b, messages, self._answer(turns[at].text, rng))
 
     def ground(self, sample: Boxes, rng: Random) -> Sequence:
@@ -171,6 +181,49 @@ class Examples:
         asked = b.wording.critique.format(caption=self._short("prompt", sample.prompt))
         return asking(b, asked, self._answer(sample.verdict, rng), segment=b.first_segment).build()
 
+    def announce(self, sample: Interleaved, rng: Random) -> Sequence:
+        """The first answer: its words up to a picture, and the token that announces one."""
+        messages, words, picture = self._first_answer(sample)
+        ids = self.parts.text.encode(words) + ([self.parts.text[EXP]] if picture else [])
+        room = self.turn if self.parts.wording.one_turn else _BLOCK
+        end = [self.parts.text[EOT]] * (room - len(ids) % room)
+        return conversation(self.parts.builder(), messages, ids + end)
+
+    def illustrate(self, sample: Interleaved, rng: Random) -> Sequence:
+        """The picture in place of the token that announces it."""
+        picture = self._first_answer(sample)[2]
+        assert picture is not None
+        row, parts = self.announce(sample, rng), self.parts
+        at = announced(row, parts.text)
+        assert at is not None
+        row = opened(row, at, parts.grid, parts.fold, parts.text)
+        codes, ids = self._codes(picture, picture.open()).flatten(), row.ids.clone()
+        ids[at : at + len(codes)] = codes
+        return replace(row, ids=ids, masked=row.masked & False)
+
+    def illustrates(self, sample: Sample) -> bool:
+        """Whether the first answer has a picture. A sample without an answer counts, so that its fault is named."""
+        assert isinstance(sample, Interleaved)
+        answer = next((turn for turn in sample.turns if turn.role == "assistant"), None)
+        return answer is None or any(isinstance(part, ImageRef) for part in answer.parts)
+
+    def _first_answer(self, sample: Interleaved) -> tuple[list[Turn], str, ImageRef | None]:
+        """The messages before the first answer, its words up to its first picture, and that picture."""
+        at = next((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), 0)
+        before = [turn for turn in sample.turns[:at] if turn.role == "user"]
+        if not before:
+            raise ValueError("no answer of the assistant follows a message of the user")
+        many = sum(isinstance(part, ImageRef) for turn in before for part in turn.parts) > 1
+        view = self.parts.overview if many else self.parts.image_views
+        messages = []
+        for turn in before:
+            views = tuple(view(part.open()) for part in turn.parts if isinstance(part, ImageRef))
+            messages.append(Turn(role="user", text=self.parts.wording.read(_words(turn.parts)), pictures=views))
+        parts = sample.turns[at].parts
+        first = next((i for i, part in enumerate(parts) if isinstance(part, ImageRef)), len(parts))
+        picture = parts[first] if first < len(parts) else None
+        return messages, _words(parts[:first]), picture if isinstance(picture, ImageRef) else None
+
     def _codes(self, ref: ImageRef, image: Image.Image) -> Tensor:
         return self.codes(ref.fingerprint(), lambda: self.parts.preprocess(image)[0])
 
@@ -195,6 +248,10 @@ class Examples:
         return padded_answer(self.parts.text, answer, rng, short=self.parts.wording.one_turn)
 
 
+def _words(parts: Items[str | ImageRef]) -> str:
+    return " ".join(part.strip() for part in parts if isinstance(part, str) and part.strip())
+
+
 def padded_answer(text: Text, answer: str, rng: Random, *, short: bool) -> list[int]:
     """An answer and its end of turn. ``short``: followed by up to two more, as models that write an answer at once learn it; otherwise the
     last block is filled up with them.
@@ -211,13 +268,16 @@ def _padded(box: FractionBox, size: tuple[int, int]) -> FractionBox:
     return Placement(width=wide, height=high).to_fractions((x1 * wide, y1 * high, x2 * wide, y2 * high))
 
 
-def _safe(make: Callable[..., Sequence]) -> Callable[[Sample, Random], Sequence | Broken]:
-    """``make``, with a ``Broken`` instead of its errors."""
+def _safe(make: Callable[..., Sequence], context: int) -> Callable[[Sample, Random], Sequence | Broken]:
+    """``make``, with a ``Broken`` instead of its errors and of rows of more than ``context`` tokens."""
 
     def row(sample: Sample, rng: Random) -> Sequence | Broken:
         try:
-            return make(sample, rng)
+            made = make(sample, rng)
+            if len(made.ids) > context:
+                raise ValueError(f"the row has {len(made.ids)} tokens, more than the model's {context}")
         except (ImageError, ValueError) as error:
             return Broken(key=sample.key, reason=f"{sample.key}: {str(error).partition('; ')[0]}")
+        return made
 
     return row
