@@ -74,7 +74,7 @@ def pictures(folder: Path, count: int = 60) -> Path:
 def tuned(data: Path, folder: Path, steps: int) -> float:
     """Train. Returns CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_SELF)
-    recipe = finetune("mini", str(data), lora=16, batch=32, replay_share=0.34, folder=str(folder))
+    recipe = finetune("mini", str(data), lora=16, folder=str(folder))
     train(override(recipe, [f"training.steps={steps}", f"evals.samples.every={steps}"]), folder)
     after = resource.getrusage(resource.RUSAGE_SELF)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
