@@ -99,11 +99,11 @@ def _options(adapters: Sequence[str]) -> Json:
 def _sampled(own: Iterable[Json], known: Iterable[NamedSampler]) -> Json:
     """The preset of the model with its settings, or a named sampler with its arguments."""
     choices: list[Json] = [
-        {"properties": {"sampler": NULL, "settings": _settings({s["name"]: s["type"] for s in own})}}
+        {"properties": {"sampler": NULL, "settings": _or_null(_settings({s["name"]: s["type"] for s in own}))}}
     ]
     for sampler in known:
         kinds = {name: _KIND[type(value)] for name, value in sampler.arguments.items()}
-        named = {"sampler": {"const": sampler.name}, "settings": _settings(kinds)}
+        named = {"sampler": {"const": sampler.name}, "settings": _or_null(_settings(kinds))}
         choices.append({"properties": named, "required": ["sampler"]})
     return {"anyOf": choices}
 
@@ -117,6 +117,11 @@ def _settings(kinds: dict[str, str]) -> Json:
     choices = [rf"{name.replace('.', '[.]')}={number}" for name, number in numbers.items()]
     items: Json = {"type": "string", "pattern": f"^({'|'.join(choices)})$"}
     return {"type": "array", "items": items} if choices else {"type": "array", "maxItems": 0}
+
+
+def _or_null(schema: Json) -> Json:
+    """A JSON field that is null counts as absent."""
+    return {"anyOf": [schema, NULL]}
 
 
 def _either_plan_or_boxes(body: Json) -> None:
