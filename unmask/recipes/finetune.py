@@ -203,7 +203,7 @@ def _objective(name: str, start: Start) -> Masked:
 def _optim(start: Start, lora: int) -> Optim:
     """Learning rates found on mini (docs/log.md); large models use the rates that are usual for them."""
     large = start.spec.checkpoint.config.width >= _LARGE
-    lr = (2e-4 if lora else 1e-5) if large else (3e-3 if lora else 3e-4)
+    lr = (2e-4 if lora else 1e-5) if large else (2e-3 if lora else 3e-4)
     return Optim(lr=lr, warmup=20, decay_from=0.5, floor=0.05, ema=0.99)
 
 
