@@ -34,6 +34,7 @@ def _imported() -> set[str]:
             elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in (
                 "import_module",
                 "find_spec",
+                "need",
             ):
                 found |= {str(a.value) for a in node.args if isinstance(a, ast.Constant)}
     return found

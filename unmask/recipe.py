@@ -58,7 +58,8 @@ class Training:
     auto for the best one there is · ``bf16``: compute in bfloat16 with float32 master weights · ``log_every``, ``save_every``: in steps ·
     ``keep``: checkpoints to keep, the last one included · ``max_skipped``: updates in a row that may be skipped because their gradient is
     not finite · ``recompute``: keep only the inputs of the layers and compute their activations again in the backward pass (activation
-    checkpointing) · ``compile``: run the layers through ``torch.compile``.
+    checkpointing) · ``compile``: run the layers through ``torch.compile`` · ``shard``: divide weights, gradients
+    and moments among the processes (FSDP2).
     """
 
     steps: int = 1000
@@ -72,6 +73,7 @@ class Training:
     max_skipped: int = 3
     recompute: bool = False
     compile: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -291,6 +291,8 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the folder does not exist"):
         read_adapter(tmp_path / "nothing")
     folder = write(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=f"has no adapter_config.json; use {folder}"):
+        read_adapter(tmp_path)
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match="damaged, incomplete or not a safetensors file"):
         read_adapter(folder)
@@ -314,7 +316,7 @@ def test_a_folder_may_have_a_scale(tmp_path: Path) -> None:
     assert adapter_place(tmp_path / "with:2") == (tmp_path / "with:2", 1.0)
     assert adapter_place(f"{tmp_path}/with:2:-0.5") == (tmp_path / "with:2", -0.5)
     assert adapter_place("somewhere") == (Path("somewhere"), 1.0)
-    with pytest.raises(ValueError, match="is not FOLDER or FOLDER:scale"):
+    with pytest.raises(ValueError, match="is neither a folder nor FOLDER:SCALE with a number"):
         adapter_place("somewhere:much")
     with pytest.raises(ValueError, match="must be a finite number, got nan"):
         adapter_place("somewhere:nan")

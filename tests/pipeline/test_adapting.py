@@ -214,7 +214,7 @@ def test_an_adapter_of_another_model_is_refused_before_weights_are_read(
     [
         ("nowhere", "nowhere has no adapter_config.json; the folder does not exist"),
         ("nowhere:0.5", "nowhere has no adapter_config.json; the folder does not exist"),
-        ("nowhere:half", "is not FOLDER or FOLDER:scale"),
+        ("nowhere:half", "is neither a folder nor FOLDER:SCALE with a number"),
         (str(GOLDEN), "has no adapter_config.json; it holds a model"),
         (["nowhere:inf"], "must be a finite number, got inf"),
     ],

@@ -200,7 +200,8 @@ def test_serve_loads_adapters_by_name_and_for_all(folders: dict[str, Path], monk
     [
         (["a b=x"], "the name 'a b' is not made of letters, digits"),
         (["a=x", "a=y"], "two adapters are called 'a'"),
-        (["a=x:much"], "is not FOLDER or FOLDER:scale"),
+        (["a=nowhere"], "nowhere has no adapter_config.json; the folder does not exist"),
+        (["a=x:much"], "is neither a folder nor FOLDER:SCALE with a number"),
     ],
 )
 def test_serve_refuses_names_before_the_model_is_loaded(lora: list[str], says: str) -> None:

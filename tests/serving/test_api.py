@@ -263,7 +263,10 @@ def test_a_text_model_chats_and_fills_gaps(tmp_path: Path) -> None:
     model = unmask.load(llada(tmp_path / "llada"))
     with serving(model, name="text") as server:
         (card,) = client(server).models.list().data
-        assert card.unmask == {"tasks": ["chat", "infill-text"], "side": 0, "reads": [], "vocabulary": None}
+        assert card.unmask == {
+            **{"tasks": ["chat", "infill-text"], "side": 0, "reads": [], "vocabulary": None},
+            "adapters": [],
+        }
         said = [{"role": "user", "content": "hello"}]
         reply = client(server).chat.completions.create(model="text", messages=said, max_tokens=4, seed=1)
         assert reply.choices[0].message.content == model.ask("hello", max_tokens=4, seed=1).text

@@ -64,7 +64,7 @@ def test_without_a_place_for_files_a_url_is_a_data_url() -> None:
 
     service = Service(tiny(), name="tiny")
     try:
-        with TestClient(application(service)) as copy:
+        with TestClient(application(service), base_url="http://127.0.0.1") as copy:
             sent = {"prompt": "a dog", **FEW, "response_format": "url"}
             url = copy.post(GENERATE, json=sent).json()["data"][0]["url"]
             assert url.startswith("data:image/png;base64,")

@@ -93,7 +93,7 @@ def test_how_often_is_a_setting(tmp_path: Path) -> None:
     made = override(with_evals(Eval(name="a", every=2, run=bias)), ["evals.a.every=4"])
     train(made, tmp_path)
     assert [step for step, _ in values(tmp_path, "a.bias")] == [4, 8]
-    with pytest.raises(ValueError, match="no field 'b'; .*known: a"):
+    with pytest.raises(ValueError, match="no field 'b'; did you mean 'evals.a.every'"):
         override(made, ["evals.b.every=4"])
     with pytest.raises(ValueError, match="evals.a.every must be at least 1, got 0"):
         override(made, ["evals.a.every=0"])

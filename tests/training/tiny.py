@@ -1,6 +1,6 @@
 """A recipe of a second or two, and a program that runs it: what test_train.py starts, kills and runs twice over.
 
-python tiny.py FOLDER [--bf16] [--accumulate N] [--stop-at STEP] [--signal-at STEP]
+python tiny.py FOLDER [--bf16] [--accumulate N] [--shard] [--evaluate] [--stop-at STEP] [--signal-at STEP]
 
 --stop-at waits in that step, to be killed; --signal-at sends SIGTERM to the process that takes that batch.
 """
@@ -22,7 +22,7 @@ from unmask.checkpoints.store import save_module
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.objectives.masked import Dropout, Masked
-from unmask.recipe import Optim, Recipe, Training
+from unmask.recipe import Eval, Optim, Recipe, Training
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.training.parallel import join
@@ -66,8 +66,21 @@ def model() -> nn.Module:
     return made
 
 
+def scores(module: nn.Module, step: int) -> dict[str, float]:
+    """The mean square of all logits of one batch."""
+    batch = Numbers()(99)
+    found = module(batch.replace(masked=batch.writable)).scored
+    return {str(kind): float(s.logits.float().square().mean()) for kind, s in found.items()}
+
+
 def recipe(
-    *, bf16: bool = False, accumulate: int = 1, stop_at: int | None = None, signal_at: int | None = None
+    *,
+    bf16: bool = False,
+    accumulate: int = 1,
+    shard: bool = False,
+    evaluate: bool = False,
+    stop_at: int | None = None,
+    signal_at: int | None = None,
 ) -> Recipe:
     """All but the code table is trained."""
     return Recipe(
@@ -76,8 +89,9 @@ def recipe(
         source=Numbers(stop_at=stop_at, signal_at=signal_at),
         objective=Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.3),)),
         optim=Optim(lr=3e-3, warmup=4, decay_from=0.5, ema=0.9),
-        training=Training(steps=STEPS, bf16=bf16, accumulate=accumulate, log_every=2, save_every=4),
+        training=Training(steps=STEPS, bf16=bf16, accumulate=accumulate, shard=shard, log_every=2, save_every=4),
         trainable=lambda name: not name.startswith("code_embedding.table"),
+        evals=(Eval(name="scores", every=4, run=scores),) if evaluate else (),
         export=lambda module, folder: None if save_module(module, folder) else None,
     )
 
@@ -87,12 +101,21 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--shard", action="store_true")
+    parser.add_argument("--evaluate", action="store_true")
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("--signal-at", type=int)
     given = parser.parse_args()
     torch.set_num_threads(1)
     place = join()
-    made = recipe(bf16=given.bf16, accumulate=given.accumulate, stop_at=given.stop_at, signal_at=given.signal_at)
+    made = recipe(
+        bf16=given.bf16,
+        accumulate=given.accumulate,
+        shard=given.shard,
+        evaluate=given.evaluate,
+        stop_at=given.stop_at,
+        signal_at=given.signal_at,
+    )
     try:
         done = train(made, given.folder, place=place)
     except Stopped:

@@ -82,7 +82,9 @@ def adapter_place(text: str | os.PathLike[str]) -> tuple[Path, float]:
     try:
         scale = float(number)
     except ValueError:
-        raise ValueError(f"the adapter {whole!r} is not FOLDER or FOLDER:scale; the folder does not exist") from None
+        raise ValueError(
+            f"the adapter {whole!r} is neither a folder nor FOLDER:SCALE with a number; use for example {folder}:0.5"
+        ) from None
     if not math.isfinite(scale):
         raise ValueError(
             f"the scale of the adapter {folder} must be a finite number, got {number}; use for example 0.5"
@@ -142,7 +144,11 @@ def read_adapter(folder: Path | str) -> AdapterFile:
     path = folder / CONFIG
     if not path.exists():
         what = "it holds a model" if (folder / "config.json").exists() else "is this the folder of a LoRA adapter?"
-        raise CheckpointError(f"{folder} has no {CONFIG}; {what if folder.is_dir() else 'the folder does not exist'}")
+        inside = next(
+            (p.parent for p in sorted(folder.glob(f"*/{CONFIG}"))), None
+        )  # as unmask train finetune writes it
+        hint = f"use {inside}" if inside else what if folder.is_dir() else "the folder does not exist"
+        raise CheckpointError(f"{folder} has no {CONFIG}; {hint}")
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("it is too large")

@@ -101,7 +101,7 @@ def inspect(
     Examples:
       unmask inspect mini
       unmask inspect runs/stage2/state.safetensors --depth 1
-      unmask inspect runs/pets
+      unmask inspect runs/pets/adapter
       unmask inspect lavida_o --task generate
       unmask inspect lavida_o --task ask --budget 12GiB --device cuda
     """

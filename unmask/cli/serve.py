@@ -118,7 +118,7 @@ def serve(
       unmask serve mini --port 0 --open
       unmask serve runs/mine --host 0.0.0.0 --api-key secret --max-waiting 64
       unmask serve mini --replicas 2
-      unmask serve mini --lora pets=runs/pets --lora style=runs/style:0.5
+      unmask serve mini --lora pets=runs/pets/adapter --lora style=style:0.5
     """
     for package in ("fastapi", "uvicorn", "python_multipart"):
         if not find_spec(package):
@@ -169,9 +169,9 @@ def _replica(
 def _named_adapters(lora: Sequence[str]) -> dict[str, list[str]]:
     """--lora as places by name, those without a name under "". Their folders are made absolute, for other processes.
 
-    ValueError for a name that is given twice or is not made of letters, digits and ``-_.``.
+    ValueError for a name that is given twice or is not made of letters, digits and ``-_.``, and for a folder without a valid adapter.
     """
-    from unmask.checkpoints.adapters import adapter_place
+    from unmask.checkpoints.adapters import adapter_place, read_adapter
 
     found: dict[str, list[str]] = {"": []}
     for text in lora:
@@ -186,6 +186,8 @@ def _named_adapters(lora: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"--lora: two adapters are called {name!r}; give each its own name")
         folder, scale = adapter_place(place)
         found.setdefault(name, []).append(f"{folder.absolute()}:{scale!r}")
+    for place in (place for places in found.values() for place in places):
+        read_adapter(adapter_place(place)[0])
     return found
 
 

@@ -79,8 +79,8 @@ def merge(model: str, lora: tuple[str, ...], out: Path, download: bool, as_json:
 
     \b
     Examples:
-      unmask merge mini --lora runs/pets --out mini-pets
-      unmask merge mini --lora runs/pets:0.5 --lora runs/style --out mini-both
+      unmask merge mini --lora runs/pets/adapter --out mini-pets
+      unmask merge mini --lora runs/pets/adapter:0.5 --lora style --out mini-both
     """
     from unmask.pipeline.adapting import merge as write_merged
 

@@ -15,7 +15,8 @@ from unmask.recipe import Recipe
 
 # They may change from one part of a run to the next: they decide how long, where and how it is reported, not what a step learns.
 _FREE = {
-    f"training.{name}" for name in ("device", "log_every", "save_every", "keep", "max_skipped", "recompute", "compile")
+    f"training.{name}"
+    for name in ("device", "log_every", "save_every", "keep", "max_skipped", "recompute", "compile", "shard")
 }
 _MOST = 64  # entries of one collection that are listed; of more, a digest
 

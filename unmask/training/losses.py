@@ -19,6 +19,7 @@ from unmask.step import Loss
 from unmask.training.device import move
 from unmask.training.optim import Masters, NotFinite, rate
 from unmask.training.parallel import Place
+from unmask.training.sharded import Sharded, agree
 
 
 def losses(made: Loss | Iterable[Loss]) -> Iterator[Loss]:
@@ -68,7 +69,7 @@ class Learner:
         self,
         recipe: Recipe,
         module: nn.Module,
-        masters: Masters,
+        masters: Masters | Sharded,
         place: Place,
         device: torch.device,
         updates: int,
@@ -93,8 +94,7 @@ class Learner:
             for number, stream in streams.items():
                 if (loss := next(stream, None)) is None:
                     continue
-                loss.total.backward()
-                self.masters.gather(weight(loss) if end - first > 1 else 1)
+                self.masters.backward(loss.total, weight(loss) if end - first > 1 else 1)
                 terms = {name: value.detach() for name, value in loss.terms.items()}
                 made.append((number, terms if self.place.world == 1 else _on_cpu(terms), sum(loss.counts.values())))
             made = sorted(self.place.gather(made), key=lambda entry: entry[0])
@@ -126,5 +126,7 @@ class Learner:
     def _losses(self, number: int) -> Iterator[Loss]:
         """Losses of one source batch, computed as they are asked for: one batch's graph is in memory at a time."""
         batch = move(self.recipe.source(number), self.device)
+        if isinstance(self.masters, Sharded):
+            agree(batch)
         rng = generator("objective", self.recipe.training.seed, number)
         yield from losses(self.recipe.objective(self.module, batch, rng))

@@ -6,14 +6,14 @@ Public idea: ``Masters`` owns everything that a checkpoint stores; the module ho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from unmask.recipe import Optim
 
-_ENTRIES = ("master", "average", "exp_avg", "exp_avg_sq", "step")  # of each trained parameter, in a checkpoint
+ENTRIES = ("master", "average", "exp_avg", "exp_avg_sq", "step")  # of each trained parameter, in a checkpoint
 
 
 class NotFinite(ValueError):
@@ -46,13 +46,27 @@ def move_module(module: nn.Module, device: torch.device | str | None, dtype: tor
             part.to(dtype=dtype)
 
 
-def _entry(state: dict[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def entry(state: dict[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
     """An entry of a checkpoint. ValueError where it is missing or of another shape or type."""
     tensor = state.get(name)
     if tensor is not None and tensor.shape == shape and tensor.dtype == dtype:
         return tensor
     found = "missing" if tensor is None else f"{_form(tensor.shape, tensor.dtype)}, not {_form(shape, dtype)}"
     raise ValueError(f"the checkpoint does not fit this recipe: {name} is {found}; choose another --out")
+
+
+def refuse_unknown(state: Iterable[str], names: Iterable[str], buffers: Iterable[str]) -> None:
+    """ValueError for a checkpoint with entries of parameters or buffers that are not trained."""
+    known = {f"{key}.{name}" for name in names for key in ENTRIES} | {f"buffer.{name}" for name in buffers}
+    if unknown := sorted(set(state) - known):
+        raise ValueError(
+            f"the checkpoint does not fit this recipe, which trains nothing like {unknown[0]}; choose another --out"
+        )
+
+
+def weight_of_average(optim: Optim, number: int) -> float:
+    """How far the average moves towards the weights at an update: fast at first, or the first weights would dominate a short run."""
+    return 1 - min(optim.ema, (1 + number) / (10 + number))
 
 
 def _form(shape: torch.Size, dtype: torch.dtype) -> str:
@@ -117,6 +131,11 @@ class Masters:
             m.grad = gradient if m.grad is None else m.grad.add_(gradient)
         self.weight += weight
 
+    def backward(self, total: Tensor, weight: float) -> None:
+        """Compute the gradient of a loss and gather it with this weight."""
+        total.backward()
+        self.gather(weight)
+
     def step(
         self,
         lr: float,
@@ -149,9 +168,7 @@ class Masters:
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         if self.optim.ema:
-            # Follows the weights quickly at first; otherwise the first weights would dominate the average of a short run.
-            weight = 1 - min(self.optim.ema, (1 + number) / (10 + number))
-            torch._foreach_lerp_(self.average, self.master, weight)
+            torch._foreach_lerp_(self.average, self.master, weight_of_average(self.optim, number))
         self.sync()
         return norm
 
@@ -180,23 +197,17 @@ class Masters:
         """The inverse of ``state``, from any device. ValueError names an entry that is missing, unknown or of another shape or type."""
         for i, name in enumerate(self.names):
             parts = {}
-            for key in _ENTRIES:
+            for key in ENTRIES:
                 shape = torch.Size() if key == "step" else self.master[i].shape
-                tensor = _entry(state, f"{key}.{name}", shape, torch.float32)
+                tensor = entry(state, f"{key}.{name}", shape, torch.float32)
                 parts[key] = tensor.to(self.master[i].device, copy=True)
             self.master[i].data.copy_(parts["master"])
             self.average[i].copy_(parts["average"])
             self.adam.state[self.master[i]] = {k: parts[k] for k in ("step", "exp_avg", "exp_avg_sq")}
         for name, buffer in self.buffers.items():
-            tensor = _entry(state, f"buffer.{name}", buffer.shape, buffer.dtype)
+            tensor = entry(state, f"buffer.{name}", buffer.shape, buffer.dtype)
             buffer.copy_(tensor)
-        known = {f"{key}.{name}" for name in self.names for key in _ENTRIES} | {
-            f"buffer.{name}" for name in self.buffers
-        }
-        if unknown := sorted(state.keys() - known):
-            raise ValueError(
-                f"the checkpoint does not fit this recipe, which trains nothing like {unknown[0]}; choose another --out"
-            )
+        refuse_unknown(state, self.names, self.buffers)
         self.sync()
 
     def averaged(self) -> dict[str, Tensor]:

@@ -120,8 +120,13 @@ def backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def refuse_idle(accumulate: int, world: int) -> None:
-    """ValueError where an update has fewer source batches than there are processes to share them."""
+def refuse_idle(accumulate: int, world: int, *, equal: bool = False) -> None:
+    """ValueError where an update has fewer source batches than there are processes to share them, or cannot be shared equally."""
+    if equal and accumulate % world:
+        raise ValueError(
+            f"training.shard needs equal shares, and {world} processes cannot share training.accumulate={accumulate} equally; "
+            f"use -o training.accumulate={-(-accumulate // world) * world}"
+        )
     if world > accumulate:
         raise ValueError(
             f"{world} processes cannot share an update of training.accumulate={accumulate} source batches; "

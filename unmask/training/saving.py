@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from unmask.recipe import Recipe
 from unmask.training.fingerprint import differences, settings
 from unmask.training.optim import Masters, NotFinite
+from unmask.training.sharded import Sharded
 
 STATE = "state.safetensors"
 _EARLIER = re.compile(r"state-(\d+)\.safetensors")
@@ -69,12 +70,12 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(held)
 
 
-def save(recipe: Recipe, masters: Masters, folder: Path, saved: Saved) -> None:
+def save(recipe: Recipe, state: dict[str, torch.Tensor], folder: Path, saved: Saved) -> None:
     """Write the state to a second file, then rename it: a crash or a full disk leaves the previous checkpoint intact.
 
     NotFinite for weights or moments that are not finite: they do not replace a good checkpoint. OSError for a full disk.
     """
-    state = {name: tensor.detach().cpu() for name, tensor in masters.state().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in state.items()}
     if (broken := _not_finite(state)) is not None:
         raise NotFinite(
             f"{broken} is not finite at step {saved.step}, so it is not saved; continue from the last checkpoint in {folder} "
@@ -183,7 +184,9 @@ def saved_step(folder: Path) -> int | None:
         return None
 
 
-def resume(recipe: Recipe, masters: Masters, folder: Path, *, allow_changes: bool = False) -> tuple[Saved, list[str]]:
+def resume(
+    recipe: Recipe, masters: Masters | Sharded, folder: Path, *, allow_changes: bool = False
+) -> tuple[Saved, list[str]]:
     """Load the folder's state if there is one; returns where to continue and the settings that differ, in words.
 
     ValueError for a state that is damaged, of another recipe or seed, beyond the last step, or (unless ``allow_changes``) of a run with

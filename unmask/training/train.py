@@ -5,6 +5,7 @@ Nothing about data or randomness is saved, because both are functions of (seed, 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unmask.recipe import Eval, Recipe
 from unmask.training.device import choose, move
@@ -24,6 +25,7 @@ from unmask.training.optim import Masters, move_module
 from unmask.training.parallel import Place, refuse_idle
 from unmask.training.probe import flops, unchanged
 from unmask.training.saving import Saved, lock, remove_leftovers, resume, save
+from unmask.training.sharded import Sharded
 from unmask.training.stopping import Stopped, stop_after_step
 
 
@@ -72,7 +74,11 @@ def _train(
     module = recipe.model()
     if recipe.adapt:
         recipe.adapt(module)
-    masters = Masters(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
+    if settings.shard and place.world > 1:
+        refuse_idle(math.gcd(settings.accumulate, settings.steps), place.world, equal=True)
+        masters = Sharded(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
+    else:
+        masters = Masters(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
     saved, changed = resume(recipe, masters, folder, allow_changes=allow_changes)
     if changed and place.rank == 0:
         print(f"this run continues with other settings: {', '.join(changed)}", file=sys.stderr)
@@ -89,7 +95,16 @@ def _train(
                 _run(learner, saved.step, last, work, matmul_peak(dtype, device), meters, folder)
         finally:
             meters.close()
-    return finish(recipe, module, masters, folder if place.rank == 0 else None)
+    if isinstance(masters, Sharded):
+        averaged, buffers = masters.averaged(), masters.buffers
+        module = recipe.model()
+        if recipe.adapt:
+            recipe.adapt(module)
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name]) if name in buffers else None
+    else:
+        averaged = masters.averaged()
+    return finish(recipe, module, averaged, folder if place.rank == 0 else None)
 
 
 def _run(
@@ -115,11 +130,14 @@ def _run(
                 meters.report(end, updates=learner.updates, peak=round(work / max(seconds, 1e-6) / peak, 3))
             else:
                 meters.progress(end)
-            if place.rank == 0:
+            together = isinstance(learner.masters, Sharded)  # then no process has the whole model
+            if place.rank == 0 or together:
                 evals = [e for e in recipe.evals if end == settings.steps or _due(e.every, first, end)]
                 evaluate(evals, learner.module, learner.masters, learner.device, end, meters)
                 if done or _due(settings.save_every, first, end):
-                    save(recipe, learner.masters, folder, _saved(learner, end))
+                    state = learner.masters.state()
+                    if place.rank == 0:
+                        save(recipe, state, folder, _saved(learner, end))
             if stopping and end < last:
                 raise Stopped(f"stopped after step {end}, which is saved in {folder}")
 
@@ -147,7 +165,12 @@ def _flops_per_step(learner: Learner, step: int) -> int:
 
 
 def evaluate(
-    evals: Sequence[Eval], module: nn.Module, masters: Masters, device: torch.device, step: int, meters: Meters | Silent
+    evals: Sequence[Eval],
+    module: nn.Module,
+    masters: Masters | Sharded,
+    device: torch.device,
+    step: int,
+    meters: Meters | Silent,
 ) -> None:
     """Record the evaluations of a step. They see the averaged weights, and training goes on as if they had not been."""
     if not evals:
@@ -162,11 +185,10 @@ def evaluate(
             masters.sync()
 
 
-def finish(recipe: Recipe, module: nn.Module, masters: Masters, folder: Path | None) -> nn.Module:
+def finish(recipe: Recipe, module: nn.Module, averaged: dict[str, Tensor], folder: Path | None) -> nn.Module:
     """Averaged weights in float32 on the CPU, as ``recipe.model`` made them; exported if the recipe exports."""
     move_module(module, "cpu", torch.float32)
     with torch.no_grad():
-        averaged = masters.averaged()
         for name, p in module.named_parameters():
             p.copy_(averaged[name])
     module.eval()
