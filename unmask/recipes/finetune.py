@@ -64,15 +64,16 @@ def finetune(
     ``data``: a folder or file (docs/data.md), or several as PATH or PATH=WEIGHT, separated by commas · ``alpha``: LoRA's scale times its
     rank; 0: twice the rank · ``only``: train these parts of the network only, ``freeze``: do not train these, separated by commas: und,
     gen, out, embed, norm, codes, text_head, vision · ``replay``: world: mix in scenes of mini's world, none, or auto (world for mini) ·
-    ``replay_share``: their batch size relative to mini's training · ``holdout``: share of the rows for validation · ``codes``: folder that
-    ``unmask data encode`` has filled · ``folder``: of the run, for image codes and sample sheets.
+    ``replay_share``: rows that draw such a scene relative to ``batch``, and the batch of other tasks relative to mini's training ·
+    ``holdout``: share of the rows for validation · ``codes``: folder that ``unmask data encode`` has filled · ``folder``: of the run, for
+    image codes and sample sheets.
     """
     start = start_of(model)
     place = _own_folder(folder, start)
     training, checking = _split(data, holdout)
     formats = _formats(start, training, place, codes)
     source = OwnData(data=training, formats=formats, seed=seed, batch=batch)
-    replayed = _replay(replay, replay_share, start)
+    replayed = _replay(replay, replay_share, batch, start)
     objectives = {f.name: _objective(f.name, start) for f in source.used}
     known = objectives | (replayed.objectives if replayed else {})
     return Recipe(
@@ -171,7 +172,7 @@ def _texts(data: Mixture) -> list[str]:
     ]
 
 
-def _replay(name: str, share: float, start: Start) -> Replay | None:
+def _replay(name: str, share: float, batch: int, start: Start) -> Replay | None:
     if name not in REPLAYS:
         raise ValueError(f"replay {name!r} is unknown; choose from {', '.join(REPLAYS)}")
     if not 0 < share <= 4:
@@ -179,7 +180,9 @@ def _replay(name: str, share: float, start: Start) -> Replay | None:
     known = not start.writes_only and knows_the_world(start.parts)
     if name == "world" and not known:
         raise ValueError(f"replay world needs mini or a model that was fine-tuned from it, not {start.name}; use none")
-    return world_replay(start.parts, share=share) if known and name != "none" else None
+    return (
+        world_replay(start.parts, rows=max(1, round(batch * share)), share=share) if known and name != "none" else None
+    )
 
 
 # -- what is trained, and how -----------------------------------------------------------------------------------------
@@ -200,7 +203,7 @@ def _objective(name: str, start: Start) -> Masked:
 def _optim(start: Start, lora: int) -> Optim:
     """Learning rates found on mini (docs/log.md); large models use the rates that are usual for them."""
     large = start.spec.checkpoint.config.width >= _LARGE
-    lr = (2e-4 if lora else 1e-5) if large else (3e-3 if lora else 3e-4)
+    lr = (2e-4 if lora else 1e-5) if large else (2e-3 if lora else 3e-4)
     return Optim(lr=lr, warmup=20, decay_from=0.5, floor=0.05, ema=0.99)
 
 
