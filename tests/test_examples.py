@@ -43,7 +43,7 @@ def runs(lines: list[str]) -> list[list[str]]:
     for line in lines:
         said, _, call = line.rpartition(" | ")
         words = shlex.split(call)
-        if words[1] not in TASKS or words[-1] == "--help" or "--model" in words or "*.png" in words:
+        if words[1] not in TASKS or words[-1] == "--help" or {"--model", "--lora", "*.png"} & set(words):
             continue
         if words[1] == "chat" and not said:
             continue
