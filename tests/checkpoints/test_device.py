@@ -8,11 +8,7 @@ import torch
 from unmask.checkpoints.device import DeviceUnavailable, find_device, refuse_dtypes
 from unmask.models.exact import double
 
-
-def _machine(monkeypatch: pytest.MonkeyPatch, *, cards: int = 0, mps: bool = False) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: cards > 0)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+from ..machines import machine
 
 
 @pytest.mark.parametrize(
@@ -34,7 +30,7 @@ def _machine(monkeypatch: pytest.MonkeyPatch, *, cards: int = 0, mps: bool = Fal
 def test_devices_are_found_by_name(
     name: str, cards: int, mps: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _machine(monkeypatch, cards=cards, mps=mps)
+    machine(monkeypatch, cards=cards, mps=mps)
     assert find_device(name) == wanted
 
 
@@ -42,13 +38,13 @@ def test_devices_are_found_by_name(
     "name", ["mps", "cuda", "cuda:0", "cuda:7", "cpu:1", "mps:1", "xpu", "meta", "tpu", "", "auto:1"]
 )
 def test_devices_that_are_not_here_are_refused_with_those_that_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _machine(monkeypatch)
+    machine(monkeypatch)
     with pytest.raises(DeviceUnavailable, match=r"; use auto or cpu$"):
         find_device(name)
 
 
 def test_a_card_beyond_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    _machine(monkeypatch, cards=2)
+    machine(monkeypatch, cards=2)
     with pytest.raises(
         DeviceUnavailable, match=r"'cuda:2' is not available here.*; use auto or cuda:0 or cuda:1 or cpu$"
     ):

@@ -20,16 +20,11 @@ from unmask.training.parallel import backend
 from unmask.training.saving import STATE
 from unmask.training.train import train
 
+from ..machines import machine
 from .line import rows
 from .tiny import Numbers, recipe
 
 ACCELERATORS = [name for name in available() if name != "cpu"]
-
-
-def machine(monkeypatch: pytest.MonkeyPatch, *, cards: int = 0, mps: bool = False) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: cards > 0)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
 
 
 @pytest.mark.parametrize(

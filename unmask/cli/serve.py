@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,23 +147,15 @@ def serve(
     )
     share = threads or max(1, (os.cpu_count() or 1) // replicas)
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    open_ = partial(_replica, share, where, device, storage, adapters, download, max_live, max_waiting)
+    service = partial(_service, where, device, storage, adapters, download, max_live, max_waiting)
+    open_ = partial(_replica, share, service)
     _run(Replicas(open_, listener, copies, **edge), drain_seconds, show)
 
 
-def _replica(
-    threads: int,
-    model: str,
-    device: str,
-    storage: Storage,
-    adapters: Mapping[str, list[str]],
-    download: bool,
-    live: int,
-    waiting: int,
-) -> Service:
+def _replica(threads: int, service: Callable[[], Service]) -> Service:
     """The service of one replica, in its own process."""
     use_threads(threads)
-    return _service(model, device, storage, adapters, download, live, waiting)
+    return service()
 
 
 def _named_adapters(lora: Sequence[str]) -> dict[str, list[str]]:

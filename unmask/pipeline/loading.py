@@ -45,7 +45,8 @@ from unmask.tasks import (
     revising,
     understand,
 )
-from unmask.tasks.parts import Parts
+from unmask.tasks.own import OWN
+from unmask.tasks.parts import Parts, Presets
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vocabulary import FILE, Vocabulary
@@ -78,6 +79,11 @@ class ModelSpec:
     side: int
     fold: int
     released: Json = field(default_factory=dict)
+
+    @property
+    def presets(self) -> Presets:
+        """The samplers of a model that draws: those of the released models, or of our own."""
+        return released.PRESETS if self.wording == RELEASED else OWN
 
 
 def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:

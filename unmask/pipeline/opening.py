@@ -18,10 +18,7 @@ from unmask.pipeline.adapting import Adapters, add_adapters, each_of
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
-from unmask.tasks import released
 from unmask.tasks.arguments import checked
-from unmask.tasks.own import OWN
-from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import MASK, TEXT_CONTROL, Text
 
 
@@ -68,7 +65,7 @@ def load(
     parts = open_parts(found, weights)
     add_adapters(parts.net, lora, weights=weights, called=str(name))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
-    return Model(parts, presets=released.PRESETS if found.wording == RELEASED else OWN)
+    return Model(parts, presets=found.presets)
 
 
 def load_text(

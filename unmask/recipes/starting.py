@@ -23,10 +23,7 @@ from unmask.models.lora import adapters, merge, unmerge
 from unmask.pipeline.exporting import export_like
 from unmask.pipeline.loading import Format, ModelSpec, open_parts, read_spec, resolve
 from unmask.pipeline.text_model import TextParts
-from unmask.tasks import released
-from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
-from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import TEXT_CONTROL, Text
 from unmask.tokens.vocabulary import FILE
 
@@ -48,7 +45,7 @@ class Start:
 
     @property
     def presets(self) -> Presets:
-        return released.PRESETS if self.spec.wording == RELEASED else OWN
+        return self.spec.presets
 
     @cached_property
     def parts(self) -> Parts:

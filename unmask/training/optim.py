@@ -73,6 +73,28 @@ def _form(shape: torch.Size, dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
 
 
+def freeze_others(module: nn.Module, trainable: Callable[[str], bool]) -> None:
+    """Freeze the parameters that ``trainable`` leaves out; what an adapter has frozen stays frozen. ValueError where none is left."""
+    for name, p in module.named_parameters():
+        p.requires_grad_(p.requires_grad and trainable(name))
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("the recipe leaves nothing to train: no parameter passes its `adapt` and `trainable`")
+
+
+def adam(optim: Optim, weights: Sequence[Tensor], *, fused: bool) -> torch.optim.AdamW:
+    """AdamW over float32 weights. ``fused``: one kernel for all; shards take the loop over lists instead."""
+    betas, decay = (optim.beta1, optim.beta2), optim.weight_decay
+    return torch.optim.AdamW(
+        weights,
+        lr=optim.lr,
+        betas=betas,
+        eps=1e-8,
+        weight_decay=decay,
+        fused=fused or None,
+        foreach=None if fused else True,
+    )
+
+
 class Masters:
     """float32 master weights, Adam moments and averages of a module's trainable parameters."""
 
@@ -91,11 +113,8 @@ class Masters:
         ``trainable``: parameter name -> whether it trains; one that the module has frozen stays frozen. ValueError where none is left.
         """
         self.optim, self.weight = optim, 0.0
-        for name, p in module.named_parameters():
-            p.requires_grad_(p.requires_grad and trainable(name))  # what an adapter has frozen stays frozen
+        freeze_others(module, trainable)
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-        if not named:
-            raise ValueError("the recipe leaves nothing to train: no parameter passes its `adapt` and `trainable`")
         self.names = [n for n, _ in named]
         # Frozen weights are returned as they were given; where ``dtype`` does not round them, the module's own serve.
         frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
@@ -107,14 +126,7 @@ class Masters:
         self.params = [p for p in module.parameters() if p.requires_grad]
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if n in frozen} | kept
         self.average = [m.clone() for m in self.master]
-        self.adam = torch.optim.AdamW(
-            self.master,
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            eps=1e-8,
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
+        self.adam = adam(optim, self.master, fused=True)
 
     def sync(self) -> None:
         """Copy the masters into the module."""

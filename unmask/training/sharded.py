@@ -19,11 +19,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.recipe import Optim
 from unmask.training.layers import layers
-from unmask.training.optim import ENTRIES, NotFinite, entry, refuse_unknown, weight_of_average
+from unmask.training.optim import ENTRIES, NotFinite, adam, entry, freeze_others, refuse_unknown, weight_of_average
 
 
 def agree(batch: object) -> None:
-    """ValueError where the processes hold batches of different tasks: one would wait for ever for layers that another does not run."""
+    """ValueError where the processes hold batches of different tasks: a process would deadlock at a layer that another does not run."""
     tasks = sorted(map(str, batch)) if isinstance(batch, Mapping) else []
     found: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(found, tasks)
@@ -54,10 +54,7 @@ class Sharded:
         warnings.filterwarnings(
             "ignore", "FSDP2-wrapped module .* returned a view tensor"
         )  # nothing here works in place
-        for name, p in module.named_parameters():
-            p.requires_grad_(p.requires_grad and trainable(name))
-        if not any(p.requires_grad for p in module.parameters()):
-            raise ValueError("the recipe leaves nothing to train: no parameter passes its `adapt` and `trainable`")
+        freeze_others(module, trainable)
         module.to(device)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for layer in layers(module):
@@ -78,14 +75,7 @@ class Sharded:
         self.buffers = {n: b for n, b in module.named_buffers() if n in stored}
         self.average = [p.detach().clone() for p in self.master]
         self.kept: list[Tensor] = []
-        self.adam = torch.optim.AdamW(
-            self.master,
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            eps=1e-8,
-            weight_decay=optim.weight_decay,
-            foreach=True,
-        )
+        self.adam = adam(optim, self.master, fused=False)
 
     def backward(self, total: Tensor, weight: float) -> None:
         """Add the gradient of a loss, times ``weight``, to the sum that the next ``step`` divides by the sum of weights."""
