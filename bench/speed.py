@@ -30,7 +30,7 @@ from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample
 from unmask.evaluation.history import Line, append
 from unmask.evaluation.world_geneval import CATEGORIES, prompts
-from unmask.models.attention import Attention, fused, plain
+from unmask.models.attention import FITTING, Attention, blocked, fused, plain
 from unmask.models.elastic import Elastic
 from unmask.pipeline.model import Model
 from unmask.recipe import Recipe
@@ -49,6 +49,7 @@ PROMPT, QUESTION, PHRASE, INSTRUCTION = (
     "make the cat blue",
 )
 GROUPS = ("latency", "thinking", "throughput", "twins", "training")
+ATTENTIONS: dict[str, Attention] = {"fitting": FITTING, "plain": plain, "blocked": blocked, "fused": fused}
 Work = Callable[[], object]
 
 
@@ -252,7 +253,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of the network  [default: as the model opens]"
     )
-    parser.add_argument("--attention", choices=["plain", "fused"], default="plain", help="of latency and throughput")
+    parser.add_argument("--attention", choices=list(ATTENTIONS), default="fitting", help="of latency and throughput")
     return parser
 
 
@@ -262,7 +263,7 @@ def opened(given: argparse.Namespace) -> Model:
     model = unmask.load(given.model, device=given.device, storage=storage)
     if not isinstance(model, Model):
         raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
-    model.parts.net.attention = {"plain": plain, "fused": fused}[given.attention]
+    model.parts.net.attention = ATTENTIONS[given.attention]
     return model
 
 

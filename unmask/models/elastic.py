@@ -146,14 +146,16 @@ class Elastic(nn.Module):
     def _embed_gen(self, batch: Batch, layout: Layout) -> Tensor | None:
         if layout.gen is None:
             return None
-        codes, squares = batch.ids.masked_fill(batch.masked, self.config.mask_code).flatten(), layout.squares
-        token = layout.gen.token if squares is None else squares.codes
-        codes, pad = codes[token], layout.gen.pad
+        squares = layout.squares
+        token, pad = (layout.gen.token, layout.gen.pad) if squares is None else (squares.token, squares.pad)
+        codes = batch.ids.masked_fill(batch.masked, self.config.mask_code).flatten().index_select(0, token)
         if pad is not None:
-            codes = codes.masked_fill(pad if squares is None else pad[:, None], self.config.mask_code)
-        return self.code_embedding.positions(
-            codes, folded=squares is not None, alone=None if squares is None else squares.alone
-        )
+            codes = codes.masked_fill(pad, self.config.mask_code)
+        if squares is None:
+            return self.code_embedding(codes[None])[0]
+        return self.code_embedding(
+            codes[None], squares.places[None], None if squares.alone is None else squares.alone[None]
+        )[0]
 
     def _run(
         self,
