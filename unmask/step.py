@@ -44,6 +44,8 @@ class State:
         some = [s for s in states if s is not None]
         if not some:
             return None
+        if len(states) == 1 and some[0].held.shape == (rows[0], length):
+            return some[0]
         held = [
             some[0].held.new_zeros(n, length) if s is None else F.pad(s.held, (0, length - s.held.shape[1]))
             for s, n in zip(states, rows, strict=True)
