@@ -17,6 +17,7 @@ from unmask.checkpoints.quantise import Quantiser
 from unmask.checkpoints.stream import FLOATS, Stored
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
+from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQ, VQConfig
 
 EVERYTHING = frozenset({"und", "gen", "text_head", "vision", "vq.encoder", "vq.decoder"})
@@ -65,7 +66,7 @@ class Checkpoint:
 
     def modules(self) -> tuple[Elastic, VQ]:
         """Network and image tokenizer on the meta device, without memory."""
-        with torch.device("meta"):
+        with unfilled():
             return Elastic(self.config, mask_id=self.mask_id).eval(), VQ(self.vq_config).eval()
 
 

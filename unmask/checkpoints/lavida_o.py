@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from unmask.checkpoints.elastic import Checkpoint
@@ -22,6 +21,7 @@ from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig, VisionConfig
+from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQ, VQConfig
 
 OWN_BLOCK = "unmask"  # in config.json and vqvae/config.json: fields that the released layout lacks
@@ -225,7 +225,7 @@ def survey_lavida_o(folder: Path) -> Checkpoint:
     vq_own = {key.removeprefix("vqvae."): found.pop(key) for key in list(found) if key.startswith("vqvae.")}
     config, vq_config = read_config(raw, found), _vq_config(read_json(folder / "vqvae" / "config.json"))
     vq_found = vq_own or tensors_of(folder / "vqvae", "diffusion_pytorch_model")
-    with torch.device("meta"):
+    with unfilled():
         net, vq = Elastic(config, mask_id=0), VQ(vq_config)
     return Checkpoint(
         place=folder,

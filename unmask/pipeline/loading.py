@@ -33,6 +33,7 @@ from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, te
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
+from unmask.models.unfilled import unfilled
 from unmask.tasks import (
     conversing,
     edit,
@@ -149,7 +150,7 @@ def _spec_of_own(folder: Path) -> ModelSpec:
     config, kept = read_config(folder), read_json(folder / "config.json").get(RELEASED_BLOCK, {})
     tokenizer = folder / "tokenizer.json"  # may be missing after a conversion from the released layout
     mask_id = int(kept["mask_token_id"]) if kept and not tokenizer.exists() else Text.load(tokenizer)[MASK]
-    with torch.device("meta"):
+    with unfilled():
         net, vq = Elastic(config["model"], mask_id=0), VQ(config["vq"])
     checkpoint = Checkpoint(
         place=folder,
@@ -234,7 +235,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 def spec_of_size(name: str) -> ModelSpec:
     """The spec of a named size: the network in bfloat16, the released image tokenizer in float32; no files exist."""
     config, vq_config = SIZES[name], VQConfig()
-    with torch.device("meta"):
+    with unfilled():
         net, vq = Elastic(config, mask_id=0), VQ(vq_config)
     checkpoint = Checkpoint(
         place=Path(name),
