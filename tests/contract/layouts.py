@@ -130,7 +130,7 @@ def computed_rows(model: Elastic) -> tuple[list[int], list[Any]]:
     counts: list[int] = []
     block: Any = model.blocks[0]
     hooks = [
-        branch.q.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[0] * args[0].shape[1]))
+        branch.q.register_forward_pre_hook(lambda _, args: counts.append(args[0].numel() // args[0].shape[-1]))
         for branch in (block.und, block.gen)
     ]
     return counts, hooks

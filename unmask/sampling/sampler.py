@@ -239,7 +239,7 @@ class SamplingRun:
 
 def _ordered(before: Batch, after: Batch) -> Batch:
     """``after`` with the order of the tokens that a prior or early stopping unmasked, where unmasking sets it."""
-    if after is before:
+    if after is before or not before.stamps:
         return after
     new_BL = before.masked & ~after.masked & (before.order == ON_UNMASK)
     return after.replace(order=torch.where(new_BL, after.clock[:, None], after.order))
