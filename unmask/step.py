@@ -178,7 +178,6 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
         score=score,
         masked=(batch.masked & ~move.unmask) | move.remask,
         order=torch.where(stamped, batch.clock[:, None] + 1, batch.order),
-        segment=batch.segment.masked_fill(stamped, 0),
         clock=batch.clock + live,
     )
 
