@@ -202,8 +202,8 @@ def test_text_of_later_orders_is_left_out_until_its_turn(part: Any) -> None:
         assert (
             lengths == [9] * 4 + [13] * 4 + [17] * 4
         )  # of each canvas a block of three tokens and one of a single token
-    else:
-        assert set(lengths) == {17}
+    if isinstance(part, cache.NoCache | cache.CroppedCache | cache.BlockCache):
+        assert set(lengths) == {17}, "these compute everything at the first step of a block"
 
 
 def test_a_change_of_a_held_token_is_named() -> None:
