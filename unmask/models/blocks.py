@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention
+from unmask.models.gradients import normed, worthwhile
 from unmask.models.memory import LayerMemory
 from unmask.models.rope import rotate
 from unmask.models.sizes import ElasticConfig
@@ -25,6 +26,8 @@ Heads = tuple[Tensor, Tensor, Tensor]  # q [B, H, T, K], k and v [B, H, S, K]
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) -> Tensor:
     """Root-mean-square norm, statistics in float32. ``width``: divide by this many channels (those not stored are zero)."""
+    if worthwhile(x):
+        return normed(x, weight, eps, width or x.shape[-1])
     y = x.float()
     scale = torch.rsqrt(y.square().sum(-1, keepdim=True) / (width or x.shape[-1]) + eps)
     return (y * scale).to(x.dtype) * weight

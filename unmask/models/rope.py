@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unmask.models.gradients import rotated, worthwhile
+
 
 def rope_table(position_BT: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [B, 1, T, K], of the inverse frequencies theta^(-2i/K)."""
@@ -19,6 +21,8 @@ def rope_table(position_BT: Tensor, head_width: int, theta: float) -> tuple[Tens
 
 def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate queries or keys; computed in float32 and cast back."""
+    if worthwhile(x_BHTK):
+        return rotated(x_BHTK, table)
     cos, sin = table
     x = x_BHTK.float()
     a, b = x.chunk(2, dim=-1)
