@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._dynamo  # optimisers import it, and it wants to see torch as it is
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -25,6 +26,7 @@ READS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__c
 READS |= {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"}
 # Functions that take a number from the CPU as a tensor without dimensions, next to tensors of the card.
 WITH_NUMBERS = {"where", "masked_fill", "masked_fill_", "copy_", "clamp", "fill_", "lerp", "lerp_", "full_like"}
+WITH_NUMBERS |= {"_foreach_mul_"}  # clipping asks C++ for the device of the gradients, which knows the CPU alone
 _ARITHMETIC = "add sub mul div truediv floordiv pow mod remainder true_divide floor_divide maximum minimum".split()
 _ARITHMETIC += "eq ne lt le gt ge and or xor".split()
 for _name in _ARITHMETIC:
@@ -89,6 +91,8 @@ class Card(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
         if name in ("pin_memory", "record_stream"):
             return args[0]
+        if name in ("_has_compatible_shallow_copy_type", "is_same_size", "_parse_to"):
+            return func(*args, **kwargs)
         return self._call(func, name, args, kwargs)
 
     def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -119,12 +123,12 @@ class Card(TorchFunctionMode):
             return on_card(args[0])
         others = [t for t in given if not on_card(t) and t.device.type != "meta"]
         if name in ("__getitem__", "__setitem__", "index_put_", "index_put"):
+            indices = {id(t) for t in _tensors(args[1:2])}  # may be on the CPU
+            if not indices and name == "__setitem__":
+                return on_card(args[0])  # a copy into a slice
             if not on_card(args[0]):
                 raise Mixed(f"{name}: indices on {CARD} for a tensor on the CPU")
-            indices = {id(t) for t in _tensors(args[1:2])}  # may be on the CPU
             others = [t for t in others if id(t) not in indices]
-            if not any(_tensors(args[1:2])):
-                return True  # a copy into a slice
         numbers = name in WITH_NUMBERS or name in ("__setitem__", "index_put_")
         if bad := [t for t in others if t.dim() or not numbers]:
             raise Mixed(
