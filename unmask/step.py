@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.sequence import ON_UNMASK, Batch
+from unmask.sequence import ON_UNMASK, SHARED, Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +213,19 @@ class Progress:
     def of_row(self, index: int) -> Progress:
         """The progress of one row alone."""
         return Progress(number=self.number[index : index + 1], of=self.of[index : index + 1], length=self.length)
+
+
+def widened(batch: Batch, length: int) -> Batch:
+    """Rows of ``length`` tokens; the added ones are not valid."""
+    missing = length - batch.ids.shape[1]
+    if not missing:
+        return batch
+    tensors = {
+        f.name: F.pad(t, (0, 0, 0, missing) if t.dim() == 3 else (0, missing))
+        for f in dataclasses.fields(batch)
+        if f.name not in SHARED and isinstance(t := getattr(batch, f.name), Tensor) and t.dim() > 1
+    }
+    return batch.replace(**tensors)
 
 
 @dataclass(frozen=True, kw_only=True)

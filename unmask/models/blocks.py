@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention
+from unmask.models.gradients import normed, worthwhile
 from unmask.models.layout import Group
 from unmask.models.memory import LayerMemory
 from unmask.models.rope import rotate
@@ -35,6 +36,8 @@ class Heads:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) -> Tensor:
     """Root-mean-square norm, statistics in float32. ``width``: divide by this many channels (those not stored are zero)."""
+    if worthwhile(x):
+        return normed(x, weight, eps, width or x.shape[-1])
     y = x.float()
     scale = torch.rsqrt(y.square().sum(-1, keepdim=True) / (width or x.shape[-1]) + eps)
     return (y * scale).to(x.dtype) * weight
