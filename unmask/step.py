@@ -44,6 +44,8 @@ class State:
         some = [s for s in states if s is not None]
         if not some:
             return None
+        if len(states) == 1 and some[0].held.shape == (rows[0], length):
+            return some[0]
         held = [
             some[0].held.new_zeros(n, length) if s is None else F.pad(s.held, (0, length - s.held.shape[1]))
             for s, n in zip(states, rows, strict=True)
@@ -176,7 +178,6 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
         score=score,
         masked=(batch.masked & ~move.unmask) | move.remask,
         order=torch.where(stamped, batch.clock[:, None] + 1, batch.order),
-        segment=batch.segment.masked_fill(stamped, 0),
         clock=batch.clock + live,
     )
 

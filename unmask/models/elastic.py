@@ -18,6 +18,7 @@ from unmask.models.attention import Attention, plain
 from unmask.models.blocks import ElasticBlock, Geometry, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
 from unmask.models.memory import Memory, Slots
+from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
 from unmask.models.rope import rope_table
 from unmask.models.sizes import ElasticConfig
 from unmask.models.streams import Squares, Stream, attend, flat_tokens, squares_of, stream
@@ -44,6 +45,8 @@ class Elastic(nn.Module):
             self.code_embedding = CodeEmbedding(config)
             self.code_head = CodeHead(config)
         self.vision = Vision(config.vision, config.width) if config.vision else None
+        if config.text_registers or config.code_registers:
+            self.registers = Registers(config)
 
     def forward(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
         """Logits of the tokens in ``predict [B, L]`` (default: the masked ones). ``batch.time`` is not read: this model has no clock."""
@@ -55,6 +58,9 @@ class Elastic(nn.Module):
 
     def _predict(self, batch: Batch, predict: Tensor | None, reuse: Reuse | None, score: _Score) -> Prediction:
         predict = batch.masked if predict is None else predict
+        length = batch.ids.shape[1]
+        if self.has_registers:
+            batch, predict, reuse = with_registers(batch, predict, reuse, self.config)
         # 1. Two streams of positions, one for each branch.
         und = stream(batch.leader & batch.valid & (batch.branch == Branch.UND), reuse)
         gen = stream(batch.leader & batch.valid & (batch.branch == Branch.GEN), reuse)
@@ -65,20 +71,26 @@ class Elastic(nn.Module):
         squares = squares_of(batch, gen, reuse) if gen is not None else None
         # 2. Embed them: text and picture features, and codes, four to a position where they are folded.
         u_BUD = self._embed_und(batch, und)
-        g_BCE = self._embed_gen(batch, squares)
+        g_BCE = self._embed_gen(batch, gen, squares)
         # 3. The layers. Positions that are not computed lend their keys and values.
         memory = _memory(reuse, und, gen)
         wants_text = self._wants_text(batch, predict)
         u_BUD, g_BCE = self._run(self._geometry(batch, und, gen), u_BUD, g_BCE, wants_text, memory)
         # 4. The heads, over the tokens to score alone.
-        scored = {Kind.TEXT: self._read_text(batch, predict, und, u_BUD, score)}
+        scored = {Kind.TEXT: self._read_text(batch, predict, und, u_BUD, score, length)}
         if gen is not None and squares is not None and g_BCE is not None:
-            scored[Kind.CODE] = self._read_codes(batch, predict, gen, squares, g_BCE, score)
-        return Prediction(scored=scored, state=_next_state(reuse, memory))
+            scored[Kind.CODE] = self._read_codes(batch, predict, squares, g_BCE, score, length)
+        return Prediction(scored=scored, state=_next_state(reuse, memory, length))
+
+    @property
+    def has_registers(self) -> bool:
+        """Whether masked tokens may be left out, with registers in their place (Sparse-LaViDa)."""
+        return bool(self.config.text_registers or self.config.code_registers)
 
     def _wants_text(self, batch: Batch, predict: Tensor) -> bool:
         """Whether any text is to be scored. ValueError for a token of a kind that this network does not read."""
         read = (batch.kind == Kind.TEXT) | (batch.kind == Kind.FEATURE) | (batch.branch == Branch.GEN)
+        read = read | (batch.kind == REGISTER)
         strange = batch.valid & batch.leader & ~batch.masked & ~read
         wants_text, has_strange = torch.stack([(predict & (batch.kind == Kind.TEXT)).any(), strange.any()]).tolist()
         if has_strange:
@@ -107,7 +119,7 @@ class Elastic(nn.Module):
         if features is not None and bool(read.any()):
             rows = features[batch.feature.gather(1, und.index)]
             x = torch.where(read[..., None], rows.to(x.dtype), x)
-        return x
+        return placed(x, batch, und.index, self.registers.text) if self.has_registers else x
 
     def _all_features(self, batch: Batch) -> Tensor | None:
         found = [] if batch.pixels is None else [self.features(batch.pixels)]
@@ -115,12 +127,13 @@ class Elastic(nn.Module):
             found.append(batch.features)
         return torch.cat(found) if len(found) > 1 else found[0] if found else None
 
-    def _embed_gen(self, batch: Batch, squares: Squares | None) -> Tensor | None:
-        if squares is None:
+    def _embed_gen(self, batch: Batch, gen: Stream | None, squares: Squares | None) -> Tensor | None:
+        if gen is None or squares is None:
             return None
         codes = batch.ids.masked_fill(batch.masked, self.config.mask_code).gather(1, squares.index)
         codes = codes.masked_fill(~squares.valid, self.config.mask_code)
-        return self.code_embedding(codes, squares.square, squares.alone)
+        x = self.code_embedding(codes, squares.square, squares.alone)
+        return placed(x, batch, gen.index, self.registers.code) if self.has_registers else x
 
     def _run(
         self,
@@ -153,7 +166,7 @@ class Elastic(nn.Module):
         )
 
     def _read_text(
-        self, batch: Batch, predict: Tensor, und: Stream | None, u_BUD: Tensor | None, score: _Score
+        self, batch: Batch, predict: Tensor, und: Stream | None, u_BUD: Tensor | None, score: _Score, length: int
     ) -> Scored:
         if u_BUD is None or und is None:
             weight, config = self.embed.weight, self.config
@@ -163,17 +176,17 @@ class Elastic(nn.Module):
         h_ND, rows = _rows_of_16(u_BUD[wanted])
         h_ND = self.norm(h_ND)
         head = Head(layer=self.text_head, size=self.config.vocab_size)
-        return score(flat_tokens(und.index, batch)[wanted], h_ND, rows, head)
+        return score(flat_tokens(und.index, length)[wanted], h_ND, rows, head)
 
     def _read_codes(
-        self, batch: Batch, predict: Tensor, gen: Stream, squares: Squares, g_BCE: Tensor, score: _Score
+        self, batch: Batch, predict: Tensor, squares: Squares, g_BCE: Tensor, score: _Score, length: int
     ) -> Scored:
         # The final norm runs over the full width, of which a generation position fills only the first channels (spec 1.4).
         h = rms_norm(g_BCE, self.norm.weight[: g_BCE.shape[-1]], self.config.norm_eps, width=self.config.width)
         wanted = (predict & (batch.kind == Kind.CODE)).gather(1, squares.index) & squares.valid
         h_NE, rows = _rows_of_16(squares.codes_of(h, self.code_head.unfolded, wanted))
         head = Head(layer=self.code_head, size=self.config.codes)
-        return score(flat_tokens(squares.index, batch)[wanted], h_NE, rows, head)
+        return score(flat_tokens(squares.index, length)[wanted], h_NE, rows, head)
 
 
 def _with_logits(at_N: Tensor, h_ND: Tensor, rows: int, head: Head) -> Scored:
@@ -204,11 +217,11 @@ def _memory(reuse: Reuse | None, und: Stream | None, gen: Stream | None) -> Memo
     return Memory(state=reuse.state, slots=slots)
 
 
-def _next_state(reuse: Reuse | None, memory: Memory | None) -> State | None:
+def _next_state(reuse: Reuse | None, memory: Memory | None, length: int) -> State | None:
     if reuse is None or memory is None:
         return None
     held = torch.zeros_like(reuse.keep) if reuse.state is None else reuse.state.held & ~reuse.compute
-    return State(held=held | reuse.keep, tensors=memory.tensors)
+    return State(held=without_registers(held | reuse.keep, length), tensors=memory.tensors)
 
 
 def init(model: nn.Module, generator: torch.Generator) -> None:

@@ -139,6 +139,6 @@ def squares_of(batch: Batch, gen: Stream, reuse: Reuse | None) -> Squares:
     )
 
 
-def flat_tokens(index_BC: Tensor, batch: Batch) -> Tensor:
-    """Flat token numbers (row * L + token) of packed token numbers."""
-    return index_BC + torch.arange(batch.rows, device=index_BC.device)[:, None] * batch.ids.shape[1]
+def flat_tokens(index_BC: Tensor, length: int) -> Tensor:
+    """Flat token numbers (row * length + token) of packed token numbers."""
+    return index_BC + torch.arange(len(index_BC), device=index_BC.device)[:, None] * length

@@ -210,11 +210,8 @@ class SamplingRun:
                 raise NothingUnmasked(
                     f"{type(self.sampler.selection).__name__} masks tokens again, so it must say when a block ends: give it extra_steps"
                 )
-            # Their order and segment are those of masked tokens again.
-            written = written.replace(
-                order=torch.where(move.remask, self.first.order, written.order),
-                segment=torch.where(move.remask, self.first.segment, written.segment),
-            )
+            # Their order is that of masked tokens again.
+            written = written.replace(order=torch.where(move.remask, self.first.order, written.order))
         return written
 
     def _check(self, move: Move, proposal: Proposal, todo: Todo) -> None:
@@ -241,13 +238,11 @@ class SamplingRun:
 
 
 def _ordered(before: Batch, after: Batch) -> Batch:
-    """``after`` with the order and segment of the tokens that a prior or early stopping unmasked, where unmasking sets them."""
+    """``after`` with the order of the tokens that a prior or early stopping unmasked, where unmasking sets it."""
     if after is before:
         return after
     new_BL = before.masked & ~after.masked & (before.order == ON_UNMASK)
-    return after.replace(
-        order=torch.where(new_BL, after.clock[:, None], after.order), segment=after.segment.masked_fill(new_BL, 0)
-    )
+    return after.replace(order=torch.where(new_BL, after.clock[:, None], after.order))
 
 
 def _same_kinds(views: list[Batch], predict: Tensor) -> None:
