@@ -7,7 +7,7 @@ the objective yields of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,7 @@ class Update:
 
 class Learner:
     """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included;
-    ``skipped``: how many were skipped in a row.
+    ``skipped``: how many were skipped in a row · ``rate_at``: step -> learning rate (None: that of the recipe's settings).
     """
 
     def __init__(
@@ -74,7 +74,10 @@ class Learner:
         device: torch.device,
         updates: int,
         skipped: int = 0,
+        rate_at: Callable[[int], float] | None = None,
     ) -> None:
+        steps = recipe.training.steps
+        self.rate_at = rate_at or (lambda step: rate(recipe.optim, step, steps))
         self.recipe, self.module, self.masters = recipe, module, masters
         self.place, self.device, self.updates, self.skipped = place, device, updates, skipped
 
@@ -88,7 +91,7 @@ class Learner:
         processes up to rounding, and its terms are those of all batches.
         """
         streams = {number: self._losses(number) for number in self.place.share(first, end)}
-        lr = rate(self.recipe.optim, end - 1, self.recipe.training.steps)
+        lr = self.rate_at(end - 1)
         while True:
             made: list[tuple[int, dict[str, Tensor], int]] = []
             for number, stream in streams.items():
