@@ -31,14 +31,14 @@ _LEFT_BY_RUNS = ("state.safetensors", "metrics.jsonl", "chain.json")
 _STOPPED = 130  # exit code of a process that the user stopped
 
 
-def recipes(folder: Path = _RECIPES) -> dict[str, str]:
+def recipes(folder: Path = _RECIPES, kinds: Sequence[str] = _KINDS) -> dict[str, str]:
     """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every function that returns a
-    ``Recipe`` or a ``Chain`` of them. Imports none.
+    ``Recipe`` or a ``Chain`` of them (``kinds``). Imports none.
     """
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id in _KINDS:
+            if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id in kinds:
                 paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
                 name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
                 found[name] = textwrap.shorten(paragraph, 110, placeholder=" …")
@@ -180,20 +180,21 @@ def train(
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
     words += ["--log", log] if log else []
-    made, rest = look_up(recipe, chosen, folder)
-    from unmask.recipe import Recipe, override
+    if recipe in recipes(kinds=("Chain",)):
+        made, rest = look_up(recipe, chosen, folder)
+        from unmask.recipe import Recipe
 
-    if not isinstance(made, Recipe):
-        time = [f"--{name}={value:g}" for name, value in (("minutes", minutes), ("hours", hours)) if value]
-        seconds = 60 * (minutes or 0) + 3600 * (hours or 0)
-        own = {"processes": processes, "threads": threads, "log": log}
-        train_chain(made, folder, seconds=seconds, settings=rest, words=[*words, *time], **own)
+        assert not isinstance(made, Recipe)
+        time = {name: value for name, value in (("minutes", minutes), ("hours", hours)) if value}
+        words += [word for name, value in time.items() for word in (f"--{name}", f"{value:g}")]
+        own = {"seconds": 60 * (minutes or 0) + 3600 * (hours or 0), "processes": processes, "threads": threads}
+        train_chain(made, folder, settings=rest, words=words, log=log, **own)
         _show_result({"recipe": made.name, "folder": str(folder)}, as_json)
         return
     if minutes or hours:
         raise ValueError(f"{recipe} is trained for steps, not for a time; use -o training.steps=N")
-    run = override(made, rest)
     try:
+        run = find(recipe, chosen, folder)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
             _say_if_anew(folder)
         if processes > 1:
