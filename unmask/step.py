@@ -164,7 +164,6 @@ class Move:
 def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
     """The batch after a move: unmask and redraw with the proposal, remask; the clock of the rows in ``live [B]`` advances."""
     new = move.unmask | move.redraw
-    stamped = move.unmask & (batch.order == ON_UNMASK)
     values = batch.values
     if proposal.values is not None:  # a request of masked tokens alone has no values before its first step
         before = torch.zeros_like(proposal.values) if values is None else values
@@ -177,9 +176,17 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
         values=values,
         score=score,
         masked=(batch.masked & ~move.unmask) | move.remask,
-        order=torch.where(stamped, batch.clock[:, None] + 1, batch.order),
         clock=batch.clock + live,
+        **_stamped(batch, move.unmask),
     )
+
+
+def _stamped(batch: Batch, unmasked_BL: Tensor) -> dict[str, Tensor]:
+    """The order after tokens were unmasked, where unmasking sets any."""
+    if not batch.stamps:
+        return {}
+    stamped_BL = unmasked_BL & (batch.order == ON_UNMASK)
+    return {"order": torch.where(stamped_BL, batch.clock[:, None] + 1, batch.order)}
 
 
 @dataclass(frozen=True, kw_only=True)

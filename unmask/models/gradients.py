@@ -50,7 +50,7 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         half = x.shape[-1] // 2
-        cos, sin = cos[..., half:], sin[..., half:]  # the halves of a table differ in their sign at most
+        cos, sin = cos[..., half:], sin[..., half:]  # both halves of a table are the same, but for the sign of the sine
         ctx.save_for_backward(cos, sin)
         return _turn(x, cos, sin, torch.sub, torch.add)
 

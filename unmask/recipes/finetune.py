@@ -40,6 +40,7 @@ PARTS = ("und", "gen", "out", "embed", "norm", "codes", "text_head", "vision")  
 REPLAYS = ("auto", "world", "none")
 _LARGE = 1024  # width of the network from which the learning rates of large models apply
 _PICTURES = 8  # on a sample sheet
+_EXAMPLES = 3  # source batches that memory is planned from
 _PROMPT = Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1)
 _SOURCE = Dropout(spans=frozenset({"source"}), rate=0.15)
 
@@ -76,16 +77,19 @@ def finetune(
     replayed = _replay(replay, replay_share, batch, start)
     objectives = {f.name: _objective(f.name, start) for f in source.used}
     known = objectives | (replayed.objectives if replayed else {})
+    merged = Merged(sources=(source, *([replayed] if replayed else [])))
     return Recipe(
         name=f"finetune of {start.name}",
         model=start.network,
         adapt=_adapter(start.spec.checkpoint, lora, alpha, only, freeze, seed),
-        source=Merged(sources=(source, *([replayed] if replayed else []))),
+        source=merged,
         objective=Together(objectives=tuple((name, objective, 1.0) for name, objective in known.items())),
         optim=_optim(start, lora),
         training=Training(steps=500, seed=seed, save_every=100, log_every=10),
         trainable=_trainable(start.spec.checkpoint, only, freeze, lora),
         evals=_evals(start, source, checking, objectives, place, seed),
+        outline=lambda: start.spec.checkpoint.modules()[0],
+        examples=lambda: tuple(merged(step) for step in range(_EXAMPLES)),
         export=lambda module, folder: start.export(module, folder, _texts(training)),
     )
 

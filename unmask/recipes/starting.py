@@ -80,9 +80,9 @@ class Start:
         finally:
             if adapted:
                 unmerge(module)
-        self._write_vocabulary(folder, texts)
+        self.write_vocabulary(folder, texts)
 
-    def _write_vocabulary(self, folder: Path, texts: Iterable[str]) -> None:
+    def write_vocabulary(self, folder: Path, texts: Iterable[str]) -> None:
         """The vocabulary with the new words; none where they are too many to list, so that no prompt warns."""
         if self.writes_only or self.parts.vocabulary is None:
             return

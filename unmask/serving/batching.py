@@ -77,6 +77,8 @@ def join(parts: Items[ShapedQuery]) -> Query:
         predict=torch.cat([_wide(part.query.predict, length) for part in parts]),
         reuse=_joined(parts, length),
     )
+    if query.reuse is None:
+        return query  # a network packs the positions of each row by itself
     missing = max(part.und for part in parts) - int(_most(query, Branch.UND))
     return _filled(query, missing) if missing > 0 else query
 

@@ -147,7 +147,29 @@ def drawing(
     attempts: Items[FailedAttempt] = (),
 ) -> Sequence:
     """Text to image. Spans: "prompt", for each earlier attempt "look", "plan" if there is one, "image"."""
-    said = (*b.opening(), _worded(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions))
+    _requested(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions, attempts)
+    return _answered(b, codes, fold, plan).build(caption)
+
+
+def planning(
+    b: Builder,
+    caption: str,
+    plan: list[int] | int,
+    *,
+    conditions: Conditions | None = None,
+    attempts: Items[FailedAttempt] = (),
+) -> Sequence:
+    """Text to layout. The span "plan" holds its ids, or masked tokens. Earlier attempts as of ``drawing``."""
+    _requested(b, b.wording.plan, caption, conditions, attempts)
+    b.say("assistant", *b.header("assistant"))
+    return b.reply("plan", plan).build(caption)
+
+
+def _requested(
+    b: Builder, template: str, caption: str, conditions: Conditions | None, attempts: Items[FailedAttempt]
+) -> None:
+    """The user's turn: the request in the words of ``template``, then earlier attempts with their critiques."""
+    said = (*b.opening(), _worded(b, template, caption, conditions))
     before, after = b.wording.attempt.split("{look}")
     for number, attempt in enumerate(attempts, 1):
         between = b.wording.between_attempts if number > 1 else b.wording.feedback
@@ -156,14 +178,6 @@ def drawing(
         b.look("look", attempt.picture)
         said = (after.format(number=number, critique=attempt.critique),)
     b.say("prompt", *said, b.text[EOT])
-    return _answered(b, codes, fold, plan).build(caption)
-
-
-def planning(b: Builder, caption: str, plan: list[int] | int, *, conditions: Conditions | None = None) -> Sequence:
-    """Text to layout. The span "plan" holds its ids, or masked tokens."""
-    b.say("prompt", *b.opening(), _worded(b, b.wording.plan, caption, conditions), b.text[EOT])
-    b.say("assistant", *b.header("assistant"))
-    return b.reply("plan", plan).build(caption)
 
 
 def planning_edit(b: Builder, picture: Tensor | ImageViews, instruction: str, plan: list[int] | int) -> Sequence:
