@@ -107,6 +107,7 @@ Examples:
   torchrun --nproc-per-node 4 -m unmask.cli.main train mini.stage2 -o training.accumulate=4
   unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
   unmask train finetune --model mini --data pets/ --out runs/pets --lora 16
+  unmask train lavida_o.stage3 --model mini --data pets/ --steps 20 -o training.accumulate=1
 """
 
 
