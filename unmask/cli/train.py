@@ -119,6 +119,7 @@ Examples:
   unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
   unmask train finetune --model mini --data pets/ --out runs/pets --lora 16
   unmask train small.all --out runs/small --device cuda --minutes 13
+  unmask train lavida_o.stage3 --model mini --data pets/ --steps 20 -o training.accumulate=1
 """
 
 
