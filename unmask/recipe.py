@@ -28,7 +28,8 @@ class Optim:
     """AdamW with a linear warm-up, a constant learning rate, and a cosine decay to a floor.
 
     ``warmup``: in steps · ``decay_from``: fraction of the run at which the decay starts · ``floor``: final rate as a fraction of ``lr`` ·
-    ``clip``: largest gradient norm · ``ema``: decay of the averaged weights per update (0: no average).
+    ``clip``: largest gradient norm · ``ema``: decay of the averaged weights per update (0: no average) · ``bits``: of Adam's moments,
+    32, or 8 by torchao.
     """
 
     lr: float = 1e-3
@@ -40,6 +41,7 @@ class Optim:
     floor: float = 0.1
     clip: float = 1.0
     ema: float = 0.999
+    bits: int = 32
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip"):
@@ -48,6 +50,8 @@ class Optim:
         for name in ("beta1", "beta2", "ema", "floor", "decay_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must be in 0..1, got {getattr(self, name)}")
+        if self.bits not in (8, 32):
+            raise ValueError(f"optim.bits must be 32 or 8, got {self.bits}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class Training:
     ``keep``: checkpoints to keep, the last one included · ``max_skipped``: updates in a row that may be skipped because their gradient is
     not finite · ``recompute``: keep only the inputs of the layers and compute their activations again in the backward pass (activation
     checkpointing) · ``compile``: run the layers through ``torch.compile`` · ``shard``: divide weights, gradients
-    and moments among the processes (FSDP2).
+    and moments among the processes (FSDP2) · ``float8``: multiply in float8 in the layers (Hopper GPUs, torchao).
     """
 
     steps: int = 1000
@@ -74,6 +78,7 @@ class Training:
     recompute: bool = False
     compile: bool = False
     shard: bool = False
+    float8: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from unmask.recipe import Recipe
 from unmask.training import saving
 from unmask.training import train as trainer
-from unmask.training.saving import STATE, saved_step
+from unmask.training.states import STATE, saved_step
 from unmask.training.train import train
 
 if __package__:

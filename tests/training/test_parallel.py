@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from unmask.training import parallel, sharded
 from unmask.training.parallel import Place, launch, launched, refuse_idle
-from unmask.training.saving import STATE, saved_step
+from unmask.training.states import saved_step
 from unmask.training.train import train
 
 from .tiny import recipe
+from .whole import state_of
 
 torch.set_num_threads(1)
 PROGRAM = str(Path(__file__).with_name("tiny.py"))
@@ -37,7 +38,7 @@ def close(a: Path, b: Path) -> None:
     for one, other in zip(ours, theirs, strict=True):
         # Rows are rounded to five digits, so equal values may differ by one of the last.
         assert one == pytest.approx(other, rel=1e-5, abs=2.1e-5)
-    one, other = load_file(a / STATE), load_file(b / STATE)
+    one, other = state_of(a), state_of(b)
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         if name.startswith("master."):
@@ -71,7 +72,7 @@ def test_on_the_same_number_of_processes_a_run_continues_bit_for_bit(tmp_path: P
     assert saved_step(tmp_path / "stopped") == 8
     assert launch(2, [PROGRAM, str(tmp_path / "stopped"), *FOUR]) == 0
     assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
-    one, other = (load_file(tmp_path / name / STATE) for name in ("whole", "stopped"))
+    one, other = (state_of(tmp_path / name) for name in ("whole", "stopped"))
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
@@ -110,7 +111,7 @@ def test_shards_continue_bit_for_bit(tmp_path: Path) -> None:
     assert launch(2, [PROGRAM, str(tmp_path / "stopped"), *words, "--signal-at", "6"]) == 130
     assert launch(2, [PROGRAM, str(tmp_path / "stopped"), *words]) == 0
     assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
-    one, other = (load_file(tmp_path / name / STATE) for name in ("whole", "stopped"))
+    one, other = (state_of(tmp_path / name) for name in ("whole", "stopped"))
     assert all(torch.equal(one[k], other[k]) for k in one) and {t.dtype for t in one.values()} == {torch.float32}
 
 
@@ -148,8 +149,7 @@ def test_processes_with_shards_must_have_the_same_tasks(monkeypatch: pytest.Monk
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    values = [torch.tensor([1.0, 2.0])]
-    assert Place().sum_(values, 7) == 7 and values[0].tolist() == [1.0, 2.0]
+    assert Place().sum_(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     assert Place().gather([1, 2]) == [1, 2] and not launched()
 
 

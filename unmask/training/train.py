@@ -20,12 +20,14 @@ from unmask.training.device import choose, move
 from unmask.training.fingerprint import settings as settings_of
 from unmask.training.layers import prepared
 from unmask.training.losses import Learner
+from unmask.training.low_bits import refuse_without_float8, to_float8
 from unmask.training.meters import Log, Meters, Silent, matmul_peak
 from unmask.training.optim import Masters, move_module
 from unmask.training.parallel import Place, refuse_idle
 from unmask.training.probe import flops, unchanged
-from unmask.training.saving import Saved, lock, remove_leftovers, resume, save
+from unmask.training.saving import Saver, lock, opened, refuse_apart, refuse_broken, resume
 from unmask.training.sharded import Sharded
+from unmask.training.states import Saved, remove_leftovers
 from unmask.training.stopping import Stopped, stop_after_step
 
 
@@ -41,8 +43,8 @@ def train(
     """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged
     weights, in float32 on the CPU.
 
-    Writes metrics.jsonl, state.safetensors (atomically, every ``save_every`` steps and at the end) and, at the end, what
-    the recipe exports. ``place``: this process among several that train together · ``allow_changes``: continue although settings
+    Writes metrics.jsonl, a state (atomically, every ``save_every`` steps and at the end; ``saving``) and, at the end, what the recipe
+    exports. ``place``: this process among several that train together · ``allow_changes``: continue although settings
     of the recipe differ from those that the folder's run has had so far · ``logs``: made with the folder and the step at which the run
     continues, they take every row too (``tensorboard.TensorBoard``).
 
@@ -74,28 +76,33 @@ def _train(
     module = recipe.model()
     if recipe.adapt:
         recipe.adapt(module)
+    if settings.float8:
+        refuse_without_float8(device)
+        to_float8(module)
     if settings.shard and place.world > 1:
         refuse_idle(math.gcd(settings.accumulate, settings.steps), place.world, equal=True)
         masters = Sharded(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
     else:
         masters = Masters(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
     saved, changed = resume(recipe, masters, folder, allow_changes=allow_changes)
+    refuse_apart(saved.step, folder, place)
     if changed and place.rank == 0:
         print(f"this run continues with other settings: {', '.join(changed)}", file=sys.stderr)
     masters.sync()
     last = settings.steps if stop_after is None else min(settings.steps, saved.step + stop_after)
     learner = Learner(recipe, module, masters, place, device, saved.updates, saved.skipped)
     if saved.step < last:
-        opened = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
-        meters = Meters(folder, settings.steps, saved.step, opened) if place.rank == 0 else Silent()
+        own_logs = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
+        meters = Meters(folder, settings.steps, saved.step, own_logs) if place.rank == 0 else Silent()
         try:
             with prepared(module, recompute=settings.recompute, compile=False):
                 work = _flops_per_step(learner, saved.step)  # before anything compiles: under the counter nothing would
             with prepared(module, recompute=settings.recompute, compile=settings.compile):
-                _run(learner, saved.step, last, work, matmul_peak(dtype, device), meters, folder)
+                with opened(folder, place, settings.keep) as saver:
+                    _run(learner, saved.step, last, work / matmul_peak(dtype, device), meters, folder, saver)
         finally:
             meters.close()
-    if isinstance(masters, Sharded):
+    if isinstance(masters, Sharded) or settings.float8:  # what is returned has the layers of the recipe
         averaged, buffers = masters.averaged(), masters.buffers
         module = recipe.model()
         if recipe.adapt:
@@ -108,11 +115,11 @@ def _train(
 
 
 def _run(
-    learner: Learner, start: int, last: int, work: int, peak: float, meters: Meters | Silent, folder: Path
+    learner: Learner, start: int, last: int, fastest: float, meters: Meters | Silent, folder: Path, saver: Saver
 ) -> None:
     """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save.
 
-    ``work``: floating-point operations of a source batch · ``peak``: the most that the device does in a second.
+    ``fastest``: seconds that a source batch would take at the device's peak speed.
     """
     recipe, settings, place = learner.recipe, learner.recipe.training, learner.place
     seconds = 0.0
@@ -124,27 +131,28 @@ def _run(
                 meters.add(update)
             own = max(1, len(place.share(first, end)))
             seconds += 0.05 * ((time.perf_counter() - began) / own - seconds)
-            stopping = place.any(signalled())
+            stopping, failed = place.any(signalled() or place.abandoned(), saver.failed())
+            if failed:
+                saver.wait()
+                raise OSError(f"another process could not save the checkpoint in {folder}; the previous one is intact")
             done = stopping or end == last
             if done or _due(settings.log_every, first, end):
-                meters.report(end, updates=learner.updates, peak=round(work / max(seconds, 1e-6) / peak, 3))
+                meters.report(end, updates=learner.updates, peak=round(fastest / max(seconds, 1e-6), 3))
             else:
                 meters.progress(end)
-            together = isinstance(learner.masters, Sharded)  # then no process has the whole model
-            if place.rank == 0 or together:
+            if place.rank == 0 or isinstance(learner.masters, Sharded):  # of shards, no process has the whole model
                 evals = [e for e in recipe.evals if end == settings.steps or _due(e.every, first, end)]
                 evaluate(evals, learner.module, learner.masters, learner.device, end, meters)
-                if done or _due(settings.save_every, first, end):
-                    state = learner.masters.state()
-                    if place.rank == 0:
-                        save(recipe, state, folder, _saved(learner, end))
+            if done or _due(settings.save_every, first, end):
+                _save(learner, end, folder, saver)
             if stopping and end < last:
+                saver.wait()
                 raise Stopped(f"stopped after step {end}, which is saved in {folder}")
 
 
-def _saved(learner: Learner, step: int) -> Saved:
+def _save(learner: Learner, step: int, folder: Path, saver: Saver) -> None:
     recipe = learner.recipe
-    return Saved(
+    saved = Saved(
         recipe=recipe.name,
         seed=recipe.training.seed,
         step=step,
@@ -152,6 +160,9 @@ def _saved(learner: Learner, step: int) -> Saved:
         skipped=learner.skipped,
         settings=settings_of(recipe),
     )
+    state = learner.masters.state()
+    refuse_broken(state, saved, folder, learner.place)
+    saver.save(state, saved)
 
 
 def _due(every: int, before: int, after: int) -> bool:
