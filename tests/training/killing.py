@@ -111,10 +111,14 @@ def processes(folder: Path) -> list[int]:
 
 def kill(folder: Path, plan: str, kind: str, rng: random.Random) -> tuple[str, int, float]:
     """Start the run and kill it; returns how it ended, the steps it lost, and the seconds in which all processes were gone."""
-    before, early = saved_step(folder) or 0, rng.random() < 0.2
+    before, rows, early = saved_step(folder) or 0, steps_of(folder), rng.random() < 0.2
     launcher = start(folder, plan, 10**6, die=kind == "saving")
     deadline = time.monotonic() + 300
-    while not early and max(steps_of(folder), default=0) <= before and launcher.poll() is None:
+    while (
+        not early
+        and launcher.poll() is None
+        and (steps_of(folder) == rows or max(steps_of(folder), default=0) <= before)
+    ):
         assert time.monotonic() < deadline, "the run does not move"
         time.sleep(0.1)
     if kind == "saving":

@@ -56,7 +56,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_makes_the_same_updates(count: int, alone: Path, tmp_path: Path) -> None:
     """Three processes do not share four batches equally."""
     assert launch(count, [PROGRAM, str(tmp_path), *FOUR]) == 0
@@ -64,6 +64,24 @@ def test_any_number_of_processes_makes_the_same_updates(count: int, alone: Path,
     first, *others = (load_file(tmp_path / f"rank{i}.safetensors") for i in range(count))
     for other in others:
         assert all(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_processes_without_a_batch_or_a_loss_take_part(tmp_path: Path) -> None:
+    """Three processes share updates of 5, 5 and 2 batches, each of which has no loss, one or two."""
+    train(recipe(accumulate=5, in_twos=True), tmp_path / "alone")
+    assert launch(3, [PROGRAM, str(tmp_path / "three"), "--accumulate", "5", "--uneven"]) == 0
+    close(tmp_path / "three", tmp_path / "alone")
+    assert curve(tmp_path / "alone")[-1]["updates"] > 3
+
+
+def test_gradients_in_bfloat16_are_summed_in_float32(tmp_path: Path) -> None:
+    """After one update of four batches; sums in bfloat16 would differ by a thousandth."""
+    train(recipe(accumulate=4, bf16=True), tmp_path / "alone", stop_after=4)
+    assert launch(2, [PROGRAM, str(tmp_path / "two"), *FOUR, "--bf16", "--signal-at", "1"]) == 130
+    one, other = state_of(tmp_path / "alone"), state_of(tmp_path / "two")
+    for name, moment in one.items():
+        if name.startswith("exp_avg."):
+            torch.testing.assert_close(moment, other[name], atol=1e-8, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_on_the_same_number_of_processes_a_run_continues_bit_for_bit(tmp_path: Path) -> None:
@@ -100,6 +118,13 @@ def test_a_run_continues_sharded_or_not_on_another_number_of_processes(
     assert launch(2, [PROGRAM, str(tmp_path), *FOUR, *before, "--signal-at", "1"]) == 130
     assert saved_step(tmp_path) == 4
     assert launch(4, [PROGRAM, str(tmp_path), *FOUR, *after]) == 0
+    close(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_four_shards_make_the_same_updates(alone: Path, tmp_path: Path) -> None:
+    """Some weights have fewer rows than there are processes."""
+    assert launch(4, [PROGRAM, str(tmp_path), *FOUR, "--shard"]) == 0
     close(tmp_path, alone)
 
 

@@ -84,11 +84,10 @@ class Place:
         """Wait before an error is printed that other processes may print too, or that only follows from the end of another one: torchrun
         ends all processes when the first has ended. The first process waits for nobody with an error of its own.
         """
-        follows = isinstance(error, RuntimeError) and bool(_FROM_ANOTHER.search(str(error)))
-        if self.world > 1 and (follows or self.rank > 0):
+        if self.world > 1 and (follows(error) or self.rank > 0):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun knows the cause: nothing is left to say
-            time.sleep(_WAIT_FOR_CAUSE if follows else _WAIT_FOR_FIRST)
+            time.sleep(_WAIT_FOR_CAUSE if follows(error) else _WAIT_FOR_FIRST)
 
     def leave(self) -> None:
         """Leave the group when all processes have come this far. Garbage that refers to it would make gloo abort at exit."""
@@ -96,6 +95,11 @@ class Place:
             dist.barrier()
             gc.collect()
             dist.destroy_process_group()
+
+
+def follows(error: Exception) -> bool:
+    """Whether an error only follows from the end of another process."""
+    return isinstance(error, RuntimeError) and bool(_FROM_ANOTHER.search(str(error)))
 
 
 def join(device: str = "cpu") -> Place:

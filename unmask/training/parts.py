@@ -100,8 +100,7 @@ def own_part(state: Mapping[str, Tensor], place: Place) -> dict[str, Tensor]:
     own, load = {}, [0] * place.world
     for name, tensor in state.items():
         if isinstance(tensor, DTensor):
-            if tensor.to_local().numel():
-                own[name] = tensor
+            own[name] = tensor
             continue
         rank = 0 if name.startswith("buffer.") else load.index(min(load))
         load[rank] += tensor.numel()

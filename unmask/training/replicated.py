@@ -24,6 +24,8 @@ class _Next(nn.Module):
         super().__init__()
         self.module = module
         self.found: Loss | None = None
+        like = next(p for p in module.parameters() if p.requires_grad)
+        self.unused = nn.Parameter(like.new_zeros(1))  # DDP warns in every process where all parameters are used
 
     def forward(self, stream: Iterator[Loss]) -> Tensor:
         """The total of the loss; where the stream has ended, a zero that depends on a parameter, so that there is a backward pass."""
@@ -48,7 +50,6 @@ class Replicated:
             )  # torch 2.11 has no other name for it
             self.ddp = DistributedDataParallel(_Next(module), find_unused_parameters=True, broadcast_buffers=False)
         self.ddp.register_comm_hook(self, _start_sum)
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # another batch may need it
 
     def take(self, stream: Iterator[Loss], last: bool, weigh: Callable[[Loss], float]) -> Loss | None:
         """Gather the gradient of a stream's next loss, times what ``weigh`` says; None where it has ended. ``last``: of this process in
@@ -72,8 +73,9 @@ class Replicated:
         """Give the masters the sums, which hold what this process gathered before."""
         for parameters, gradients in self.summed:
             for p, gradient in zip(parameters, gradients, strict=True):
-                self.masters.master[self.number[p]].grad = gradient
                 p.grad = None
+                if p in self.number:
+                    self.masters.master[self.number[p]].grad = gradient
         self.summed = []
         self.masters.weight += weight
 
@@ -90,7 +92,7 @@ def _start_sum(own: Replicated, bucket: dist.GradBucket) -> torch.futures.Future
         for g in bucket.gradients()
     ]
     for p, piece in zip(bucket.parameters(), pieces, strict=True):
-        if (before := own.masters.master[own.number[p]].grad) is not None:
+        if p in own.number and (before := own.masters.master[own.number[p]].grad) is not None:
             piece.add_(before)
     own.summed.append((bucket.parameters(), pieces))
     return dist.all_reduce(whole, async_op=True).get_future().then(lambda done: given)
