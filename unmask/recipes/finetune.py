@@ -35,6 +35,7 @@ from unmask.tasks.conversing import Message
 from unmask.tasks.encoding import Coding
 from unmask.tasks.examples import formats_of, padded_answer
 from unmask.tokens.boxes import FractionBox
+from unmask.training.states import newest
 
 PARTS = ("und", "gen", "out", "embed", "norm", "codes", "text_head", "vision")  # of ``checkpoints.elastic.part_of``
 REPLAYS = ("auto", "world", "none")
@@ -279,6 +280,6 @@ def _own_folder(folder: str, start: Start) -> Path | None:
     if not folder:
         return None
     place = Path(folder)
-    if (place / "config.json").exists() and not (place / "state.safetensors").exists():
+    if (place / "config.json").exists() and newest(place) is None:
         raise ValueError(f"{place} holds a model that is no run; choose another --out, so that it is not overwritten")
     return place
