@@ -20,6 +20,7 @@ from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
 from unmask.models.layout import Layout, Packing, lay_out
+from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
 from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
 from unmask.models.sizes import ElasticConfig
@@ -44,7 +45,7 @@ class Elastic(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.text_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.text_head = Linear(config.width, config.vocab_size, bias=False)
         if config.gen_width:
             self.code_embedding = CodeEmbedding(config)
             self.code_head = CodeHead(config)

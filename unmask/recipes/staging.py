@@ -157,6 +157,17 @@ def staged(stage: Stage, given: Given) -> Recipe[Elastic, dict[str, Batch]]:
     )
 
 
+def _is_size(name: str) -> bool:
+    """Whether a name is a size's and not a model's. ``mini`` is both."""
+    if name not in SIZES:
+        return False
+    try:
+        resolve(name)
+    except CheckpointError:
+        return True
+    return False
+
+
 def _holds_a_model(folder: Path) -> bool:
     return (folder / "config.json").exists() and not (folder / "state.safetensors").exists()
 
@@ -183,7 +194,7 @@ class Run:
     def start(self) -> Start:
         """The model that the stage starts from. CheckpointError where there is none, ValueError where it lacks a branch."""
         name = self.given.model or self.stage.start
-        if name in SIZES and not Path(name).exists():
+        if _is_size(name):
             raise CheckpointError(
                 f"{name} is a size without weights, which can be inspected only; give a model's folder"
             )
@@ -202,7 +213,7 @@ class Run:
     def planned(self) -> ModelSpec:
         """The spec of that model; where the default is not there, the published size."""
         name = self.given.model or self.stage.start
-        if name in SIZES and not Path(name).exists():
+        if _is_size(name):
             return spec_of_size(name)
         try:
             return read_spec(resolve(name))

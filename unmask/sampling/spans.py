@@ -58,7 +58,12 @@ def still_masked(batch: Batch) -> Tensor:
 
 def wished(part: object, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
     """The tokens that a part wants scored (``Predicting``), [B, L]; None where it has no wish."""
-    return part.predict(batch, block, counts) if isinstance(part, Predicting) else None
+    return part.predict(batch, block, counts) if _predicts(type(part)) else None  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _predicts(kind: type) -> bool:
+    return issubclass(kind, Predicting)
 
 
 def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,7 +79,7 @@ class Update:
 class Learner:
     """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included;
     ``skipped``: how many were skipped in a row · ``size``: of all batches so far (``size``) · ``waited``: seconds that the source
-    took for them.
+    took for them · ``rate_at``: step -> learning rate (None: that of the recipe's settings).
     """
 
     def __init__(
@@ -91,10 +91,13 @@ class Learner:
         device: torch.device,
         updates: int,
         skipped: int = 0,
+        rate_at: Callable[[int], float] | None = None,
     ) -> None:
         if isinstance(masters, Sharded) and isinstance(recipe.objective, Together):
             # Which rows share a forward pass depends on the batch, but sharded processes must run the same passes.
             recipe = replace(recipe, objective=replace(recipe.objective, joined=False))
+        steps = recipe.training.steps
+        self.rate_at = rate_at or (lambda step: rate(recipe.optim, step, steps))
         self.recipe, self.module, self.masters = recipe, module, masters
         self.place, self.device, self.updates, self.skipped = place, device, updates, skipped
         self.size, self.waited = 0, 0.0
@@ -109,7 +112,7 @@ class Learner:
         processes up to rounding, and its terms are those of all batches.
         """
         streams = {number: self._losses(number) for number in self.place.share(first, end)}
-        lr = rate(self.recipe.optim, end - 1, self.recipe.training.steps)
+        lr = self.rate_at(end - 1)
         while True:
             made: list[tuple[int, dict[str, Tensor], int]] = []
             for number, stream in streams.items():
