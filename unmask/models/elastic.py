@@ -116,7 +116,8 @@ class Elastic(nn.Module):
         x = self.embed(ids)
         features = self._all_features(batch)
         read = kind == Kind.FEATURE
-        if features is not None and bool(read.any()):
+        # In training also where all of them were dropped: processes that share weights need the same gradients, if only zeros.
+        if features is not None and (torch.is_grad_enabled() or bool(read.any())):
             rows = features[batch.feature.gather(1, und.index)]
             x = torch.where(read[..., None], rows.to(x.dtype), x)
         return placed(x, batch, und.index, self.registers.text) if self.has_registers else x
