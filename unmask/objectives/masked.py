@@ -82,6 +82,12 @@ class MaskedModel(Denoiser, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
+class Scores(Protocol):
+    """An objective with one loss for a batch."""
+
+    def __call__(self, model: MaskedModel, batch: Batch, rng: torch.Generator, /) -> Loss: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Masked:
     """Cross-entropy of the tokens that a corruption masks (or marks in ``Batch.target``).
@@ -96,15 +102,19 @@ class Masked:
     complementary: bool = False
 
     def __call__(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Loss:
-        # 1. Guidance dropout: drop the condition of some rows.
-        for dropout in self.dropouts:
-            clean = dropout(clean, model.mask_id, rng)
-        # 2. The forward process draws times and masks tokens (eq. 1 of LLaDA).
-        noisy = self.corruption.corrupt(clean, self.corruption.times(clean, rng), rng)
-        # 3. Weighted cross-entropy of the predictions for masked tokens (eq. 3).
+        noisy = self.noisy(model, clean, rng)
+        # Weighted cross-entropy of the predictions for masked tokens (eq. 3 of LLaDA).
         if not self.complementary:
             return self.of(model, noisy)
         return self.of(model, noisy, _complement(noisy))
+
+    def noisy(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Batch:
+        """The batch with masked tokens. Guidance dropout drops the condition of some rows, then the forward process draws times and masks
+        tokens (eq. 1 of LLaDA).
+        """
+        for dropout in self.dropouts:
+            clean = dropout(clean, model.mask_id, rng)
+        return self.corruption.corrupt(clean, self.corruption.times(clean, rng), rng)
 
     def of(self, model: MaskedModel, *views: Batch) -> Loss:
         """The loss of batches with given masks, computed as if their rows formed one batch.
@@ -157,7 +167,7 @@ def _scorable(batch: Batch) -> Tensor:
 class Together:
     """Several tasks in one step: {name: batch} -> the weighted sum of their losses; terms are named ``task.term``."""
 
-    objectives: tuple[tuple[str, Masked, float], ...]
+    objectives: tuple[tuple[str, Scores, float], ...]
 
     def __call__(self, model: MaskedModel, batches: dict[str, Batch], rng: torch.Generator) -> Loss:
         total, terms, counts = None, {}, {}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from unmask.models.lora import is_quantised
 from unmask.recipe import Optim
 
 ENTRIES = ("master", "average", "exp_avg", "exp_avg_sq", "step")  # of each trained parameter, in a checkpoint
@@ -29,7 +30,9 @@ def rate(optim: Optim, step: int, steps: int) -> float:
 
 
 def _rounds(weight: Tensor, dtype: torch.dtype | None) -> bool:
-    """Whether a cast to ``dtype`` changes any value."""
+    """Whether a cast to ``dtype`` changes any value. Quantised weights only take another type to compute in."""
+    if is_quantised(weight):
+        return False
     return dtype is not None and weight.is_floating_point() and not torch.equal(weight, weight.to(dtype).to(weight))
 
 
