@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _LEFT_BY_RUNS = ("state.safetensors", "metrics.jsonl")
+_LENGTH = {"training.steps": "steps"}  # goes to functions with this argument, on which their other settings depend
 _STOPPED = 130  # exit code of a process that the user stopped
 
 
@@ -59,12 +60,12 @@ def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) ->
     if folder is not None and "folder" in inspect.signature(make).parameters:
         own["folder"] = str(folder)
     for key, separator, text in (s.partition("=") for s in settings):
-        argument = inspect.signature(make).parameters.get(key.strip())
+        argument = inspect.signature(make).parameters.get(_LENGTH.get(key.strip(), key.strip()))
         if argument is None:
             rest.append(f"{key}{separator}{text}")
         else:
             kind = type(argument.default)
-            own[key.strip()] = _number(key, text, kind) if kind in (int, float) else text.strip()
+            own[argument.name] = _number(key, text, kind) if kind in (int, float) else text.strip()
     from unmask.recipe import override
 
     return override(make(**own), rest)

@@ -55,18 +55,23 @@ class CodeEmbedding(nn.Module):
         self.out_norm = RMSNorm(width, _EPS)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, codes_BT: Tensor, square_BC4: Tensor | None = None, alone_BC: Tensor | None = None) -> Tensor:
-        """[B, C, E]. ``square``: the places among the codes of each position's four; None where every code has its own position.
+    def forward(self, codes_BT: Tensor, square_BC4: Tensor | None = None) -> Tensor:
+        """[B, C, E]. ``square``: the places among the codes of each position's four; None where every code has its own position."""
+        if square_BC4 is None:
+            return self.positions(codes_BT)
+        return self.positions(codes_BT.gather(1, square_BC4.flatten(1)).view_as(square_BC4), folded=True)
 
-        ``alone [B, C]``: positions of one code (their place stands four times in ``square``); None where there are none.
+    def positions(self, codes: Tensor, *, folded: bool = False, alone: Tensor | None = None) -> Tensor:
+        """[.., E] of positions of one code, [..], or of four (``folded``), [.., 4].
+
+        ``alone [..]``: positions of one code among those of four, which name it four times.
         """
-        e_BTE = self.mix(self.table_norm(self.table(codes_BT)))
-        if square_BC4 is not None:
-            folded = self.fold(_taken(self.fold_norm(e_BTE), square_BC4))
-            if alone_BC is not None:
-                folded = torch.where(alone_BC[..., None], _taken(e_BTE, square_BC4[..., :1])[..., 0, :], folded)
-            e_BTE = folded
-        return self.out(self.out_norm(e_BTE))
+        e = self.mix(self.table_norm(self.table(codes)))
+        if folded:
+            own, e = e, self.fold(self.fold_norm(e))
+            if alone is not None:
+                e = torch.where(alone[..., None], own[..., 0, :], e)
+        return self.out(self.out_norm(e))
 
 
 class CodeHead(nn.Module):
@@ -89,13 +94,6 @@ class CodeHead(nn.Module):
 
     def forward(self, h_NE: Tensor) -> Tensor:
         return self.classify(self.mix_norm(self.mix(self.inner(self.in_norm(h_NE)))))
-
-
-def _taken(e_BTE: Tensor, square_BCk: Tensor) -> Tensor:
-    """The vectors of the codes at the places ``square``, [B, C, k, E]. Whole rows are copied: a gather by element took longer."""
-    rows, tokens, width = e_BTE.shape
-    flat = square_BCk + torch.arange(rows, device=e_BTE.device).view(-1, 1, 1) * tokens
-    return e_BTE.reshape(-1, width).index_select(0, flat.flatten()).view(*square_BCk.shape, width)
 
 
 def init_codes(embedding: CodeEmbedding, head: CodeHead, codebook_VD: Tensor, generator: torch.Generator) -> None:

@@ -44,6 +44,7 @@ FITS = ("pad", "crop", "middle")
 QUANTISED = ("", "int8", "int4")
 _LARGE = 1024  # width of the network from which the learning rates of large models apply
 _PICTURES = 8  # on a sample sheet
+_EXAMPLES = 3  # source batches that memory is planned from
 _PROMPT = Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1)
 _SOURCE = Dropout(spans=frozenset({"source"}), rate=0.15)
 
@@ -92,16 +93,19 @@ def finetune(
         replayed = _world(replay, rows, replay_share, start)
     if replayed and _weight(distill):
         replayed = distilled(replayed, Before(network=start.network), distill)
+    merged = Merged(sources=(source, *([replayed] if replayed else [])))
     return Recipe(
         name=f"finetune of {start.name}",
         model=_network(start, quantise, lora),
         adapt=_adapter(start.spec.checkpoint, lora, alpha, only, freeze, seed),
-        source=Merged(sources=(source, *([replayed] if replayed else []))),
+        source=merged,
         objective=_together(objectives, replayed),
         optim=_optim(start, lora),
         training=Training(steps=500, seed=seed, save_every=100, log_every=10),
         trainable=_trainable(start.spec.checkpoint, only, freeze, lora),
         evals=_evals(start, source, checking, objectives, place, seed),
+        outline=lambda: start.spec.checkpoint.modules()[0],
+        examples=lambda: tuple(merged(step) for step in range(_EXAMPLES)),
         export=lambda module, folder: start.export(module, folder, _texts(training)),
     )
 

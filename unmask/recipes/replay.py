@@ -57,7 +57,8 @@ def world_replay(parts: Parts, *, rows: int, share: float) -> Replay:
     encode = CachedEncoder(parts.codec.encode)
     assert isinstance(recipe.source, Joint) and isinstance(recipe.objective, Together)
     weights = {name: weight for name, _, weight in recipe.objective.objectives}
-    objectives = {f"replay_{name}": (objective, 1.0) for name, objective, _ in recipe.objective.objectives}
+    tasks = recipe.objective.objectives
+    objectives = {f"replay_{name}": (objective, 1.0) for name, objective, _ in tasks}
     drawing, others = list[tuple[str, Any, float]](), list[tuple[str, Any, float]]()
     for name, source, every in recipe.source.parts:
         if name in _DRAWING:

@@ -90,7 +90,7 @@ class Start:
                 export_like(self.spec, module.state_dict(), folder)
             finally:
                 unmerge(module)
-        self._write_vocabulary(folder, texts)
+        self.write_vocabulary(folder, texts)
 
     def _export_merged(self, folder: Path) -> None:
         """The model with the adapters of the folder, one file of weights in memory at a time."""
@@ -101,7 +101,7 @@ class Start:
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
-    def _write_vocabulary(self, folder: Path, texts: Iterable[str]) -> None:
+    def write_vocabulary(self, folder: Path, texts: Iterable[str]) -> None:
         """The vocabulary with the new words; none where they are too many to list, so that no prompt warns."""
         if self.writes_only or self.parts.vocabulary is None:
             return

@@ -75,23 +75,23 @@ def formats_of(
         always_plans=presets.plans,
         turn=presets.turn,
     )
-    safe = partial(_safe, context=presets.context)
+    guarded = partial(safe, context=presets.context)
     drawn = [
-        Format(name="draw", task="caption", row=safe(made.draw), share=2.0),
-        Format(name="draw_planned", task="caption", row=safe(made.draw_planned), share=2.0, suits=made.plans),
-        Format(name="plan", task="caption", row=safe(made.plan), suits=made.plans),
+        Format(name="draw", task="caption", row=guarded(made.draw), share=2.0),
+        Format(name="draw_planned", task="caption", row=guarded(made.draw_planned), share=2.0, suits=made.plans),
+        Format(name="plan", task="caption", row=guarded(made.plan), suits=made.plans),
     ]
     if parts.net.config.vision is None:
         return tuple(drawn)
     return (
         *drawn,
-        Format(name="describe", task="caption", row=safe(made.describe)),
-        Format(name="chat", task="chat", row=safe(made.chat)),
-        Format(name="ground", task="boxes", row=safe(made.ground)),
-        Format(name="edit", task="edit", row=safe(made.edit), share=2.0),
-        Format(name="critique", task="critique", row=safe(made.critique)),
-        Format(name="announce", task="interleaved", row=safe(made.announce)),
-        Format(name="illustrate", task="interleaved", row=safe(made.illustrate), suits=made.illustrates),
+        Format(name="describe", task="caption", row=guarded(made.describe)),
+        Format(name="chat", task="chat", row=guarded(made.chat)),
+        Format(name="ground", task="boxes", row=guarded(made.ground)),
+        Format(name="edit", task="edit", row=guarded(made.edit), share=2.0),
+        Format(name="critique", task="critique", row=guarded(made.critique)),
+        Format(name="announce", task="interleaved", row=guarded(made.announce)),
+        Format(name="illustrate", task="interleaved", row=guarded(made.illustrate), suits=made.illustrates),
     )
 
 
@@ -323,7 +323,7 @@ def _padded(box: FractionBox, size: tuple[int, int]) -> FractionBox:
     return Placement(width=wide, height=high).to_fractions((x1 * wide, y1 * high, x2 * wide, y2 * high))
 
 
-def _safe(make: Callable[..., Sequence], context: int) -> Callable[[Sample, Random], Sequence | Broken]:
+def safe(make: Callable[..., Sequence], context: int) -> Callable[[Sample, Random], Sequence | Broken]:
     """``make``, with a ``Broken`` instead of its errors and of rows of more than ``context`` tokens."""
 
     def row(sample: Sample, rng: Random) -> Sequence | Broken:

@@ -84,11 +84,16 @@ def freeze_others(module: nn.Module, trainable: Callable[[str], bool]) -> None:
         raise ValueError("the recipe leaves nothing to train: no parameter passes its `adapt` and `trainable`")
 
 
-def adam(optim: Optim, weights: Sequence[Tensor], *, fused: bool) -> torch.optim.AdamW:
-    """AdamW over float32 weights. ``fused``: one kernel for all; shards take the loop over lists instead."""
+def adam(optim: Optim, names: Sequence[str], weights: Sequence[Tensor], *, fused: bool) -> torch.optim.AdamW:
+    """AdamW over float32 weights, one group for each factor of the learning rate. ``names``: of the weights · ``fused``: one kernel for
+    all; shards take the loop over lists instead.
+    """
     betas, decay = (optim.beta1, optim.beta2), optim.weight_decay
+    groups: dict[float, list[Tensor]] = {}
+    for name, weight in zip(names, weights, strict=True):
+        groups.setdefault(optim.factor(name), []).append(weight)
     return torch.optim.AdamW(
-        weights,
+        [{"params": members, "factor": factor} for factor, members in groups.items()],
         lr=optim.lr,
         betas=betas,
         eps=1e-8,
@@ -129,7 +134,7 @@ class Masters:
         self.params = [p for p in module.parameters() if p.requires_grad]
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if n in frozen} | kept
         self.average = [m.clone() for m in self.master]
-        self.adam = adam(optim, self.master, fused=True)
+        self.adam = adam(optim, self.names, self.master, fused=True)
 
     def sync(self) -> None:
         """Copy the masters into the module."""
@@ -179,7 +184,7 @@ class Masters:
             raise NotFinite(f"the gradient of {bad[0]} is not finite" if bad else "the gradient's norm is not finite")
         nn.utils.clip_grads_with_norm_(self.master, self.optim.clip, total)
         for group in self.adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         if self.optim.ema:

@@ -75,7 +75,7 @@ class Sharded:
         self.buffers = {n: b for n, b in module.named_buffers() if n in stored}
         self.average = [p.detach().clone() for p in self.master]
         self.kept: list[Tensor] = []
-        self.adam = adam(optim, self.master, fused=False)
+        self.adam = adam(optim, self.names, self.master, fused=False)
 
     def backward(self, total: Tensor, weight: float) -> None:
         """Add the gradient of a loss, times ``weight``, to the sum that the next ``step`` divides by the sum of weights."""
@@ -103,7 +103,7 @@ class Sharded:
         if (factor := self.optim.clip / (norm + 1e-6)) < 1:
             torch._foreach_mul_([_local(g) for g in gradients], factor)
         for group in self.adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         if self.optim.ema:

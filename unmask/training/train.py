@@ -20,7 +20,7 @@ from unmask.recipe import Eval, Recipe
 from unmask.training.device import choose, move
 from unmask.training.fingerprint import settings as settings_of
 from unmask.training.layers import prepared
-from unmask.training.losses import Learner
+from unmask.training.losses import Learner, size
 from unmask.training.meters import Log, Meters, Silent, matmul_peak
 from unmask.training.optim import Masters, move_module
 from unmask.training.parallel import Place, refuse_idle
@@ -91,7 +91,7 @@ def _train(
         meters = Meters(folder, settings.steps, saved.step, opened) if place.rank == 0 else Silent()
         try:
             with prepared(module, recompute=settings.recompute, compile=False):
-                work = _flops_per_step(learner, saved.step)  # before anything compiles: under the counter nothing would
+                work = _flops(learner, saved.step)  # before anything compiles: under the counter nothing would
             with prepared(module, recompute=settings.recompute, compile=settings.compile):
                 _run(learner, saved.step, last, work, matmul_peak(dtype, device), meters, folder)
         finally:
@@ -109,26 +109,27 @@ def _train(
 
 
 def _run(
-    learner: Learner, start: int, last: int, work: int, peak: float, meters: Meters | Silent, folder: Path
+    learner: Learner, start: int, last: int, work: float, peak: float, meters: Meters | Silent, folder: Path
 ) -> None:
     """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save.
 
-    ``work``: floating-point operations of a source batch · ``peak``: the most that the device does in a second.
+    ``work``: floating-point operations for each unit of a batch's size · ``peak``: the most that the device does in a second.
     """
     recipe, settings, place = learner.recipe, learner.recipe.training, learner.place
-    seconds = 0.0
+    seconds, reported = 0.0, 0  # since the last report, without the source; ``learner.size`` at it
     with stop_after_step(quiet=place.rank > 0) as signalled:
         for first in range(start, last, settings.accumulate):
             end = min(first + settings.accumulate, last)
-            began = time.perf_counter()
+            began, waited = time.perf_counter(), learner.waited
             for update in learner.learn(first, end):
                 meters.add(update)
-            own = max(1, len(place.share(first, end)))
-            seconds += 0.05 * ((time.perf_counter() - began) / own - seconds)
+            seconds += time.perf_counter() - began - (learner.waited - waited)
             stopping = place.any(signalled())
             done = stopping or end == last
             if done or _due(settings.log_every, first, end):
-                meters.report(end, updates=learner.updates, peak=round(work / max(seconds, 1e-6) / peak, 3))
+                share = work * (learner.size - reported) / max(seconds, 1e-6) / peak
+                meters.report(end, updates=learner.updates, peak=round(share, 3))
+                seconds, reported = 0.0, learner.size
             else:
                 meters.progress(end)
             together = isinstance(learner.masters, Sharded)  # then no process has the whole model
@@ -160,9 +161,11 @@ def _due(every: int, before: int, after: int) -> bool:
     return after // every > before // every
 
 
-def _flops_per_step(learner: Learner, step: int) -> int:
-    batch = move(learner.recipe.source(step), learner.device)
-    return flops(learner.recipe, learner.module, batch, step, learner.device)
+def _flops(learner: Learner, step: int) -> float:
+    """Operations for each unit of a batch's size, counted in the batch of a step."""
+    made = learner.recipe.source(step)
+    counted = flops(learner.recipe, learner.module, move(made, learner.device), step, learner.device)
+    return counted / max(size(made), 1)
 
 
 def evaluate(
