@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from unmask.models.lora import is_quantised
 from unmask.recipe import Optim
 
 
@@ -28,7 +29,9 @@ def rate(optim: Optim, step: int, steps: int) -> float:
 
 
 def _rounds(weight: Tensor, dtype: torch.dtype | None) -> bool:
-    """Whether a cast to ``dtype`` changes any value."""
+    """Whether a cast to ``dtype`` changes any value. Quantised weights only take another type to compute in."""
+    if is_quantised(weight):
+        return False
     return dtype is not None and weight.is_floating_point() and not torch.equal(weight, weight.to(dtype).to(weight))
 
 

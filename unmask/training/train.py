@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from unmask.models.lora import is_quantised
 from unmask.recipe import Eval, Recipe
 from unmask.training.clock import Clock
 from unmask.training.device import choose, move
@@ -232,7 +233,8 @@ def finish(recipe: Recipe, module: nn.Module, averaged: dict[str, Tensor], folde
     move_module(module, "cpu", torch.float32)
     with torch.no_grad():
         for name, p in module.named_parameters():
-            p.copy_(averaged[name])
+            if not is_quantised(p):  # the module's own: they are never trained
+                p.copy_(averaged[name])
     module.eval()
     if recipe.export and folder:
         recipe.export(module, folder)
