@@ -75,8 +75,9 @@ def to_float8(module: nn.Module, *, emulate: bool = False) -> None:
 
 
 def _fits(part: nn.Module) -> bool:
-    plain = type(part) in (nn.Linear, Linear) and not any(True for _ in part.children())
-    return plain and not part.in_features % _TILE and not part.out_features % _TILE
+    if not isinstance(part, nn.Linear) or type(part) not in (nn.Linear, Linear) or any(True for _ in part.children()):
+        return False
+    return not part.in_features % _TILE and not part.out_features % _TILE
 
 
 def refuse_without_float8(device: torch.device) -> None:
