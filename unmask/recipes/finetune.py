@@ -92,7 +92,7 @@ def finetune(
         replayed: Replay | None = _own_replay(OwnData(data=known, formats=formats, seed=seed + 1, batch=rows), start)
     else:
         replayed = _world(replay, rows, replay_share, start)
-    if replayed and _weight(distill):
+    if _weight(distill) and replayed:
         replayed = distilled(replayed, Before(network=start.network), distill)
     merged = Merged(sources=(source, *([replayed] if replayed else [])))
     return Recipe(
