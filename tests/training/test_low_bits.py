@@ -143,3 +143,28 @@ def test_a_run_in_float8_learns_and_returns_its_own_layers(tmp_path: Path, monke
 def test_a_model_without_layers_for_float8_is_named() -> None:
     with pytest.raises(ValueError, match="training.float8 works on linear layers .*, and Linear has none"):
         to_float8(nn.Linear(16, 16), emulate=True)
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capability 9.0")
+def test_float8_on_a_gpu(tmp_path: Path) -> None:
+    for setting in ("true", "false"):
+        made = override(recipe(bf16=True), [f"training.float8={setting}", "training.device=cuda"])
+        train(made, tmp_path / setting)
+    ours, theirs = ([row["code"] for row in line.rows(tmp_path / setting)] for setting in ("true", "false"))
+    assert ours != theirs and ours == pytest.approx(theirs, rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_moments_in_8_bits_on_a_gpu(tmp_path: Path) -> None:
+    """There torchao compiles its step."""
+    for bits in (8, 32):
+        train(override(wide(bits), ["training.device=cuda"]), tmp_path / str(bits))
+    full, small = ([row["square"] for row in line.rows(tmp_path / bits)] for bits in ("32", "8"))
+    assert small != full and small == pytest.approx(full, rel=0.03)

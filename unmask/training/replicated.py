@@ -66,7 +66,12 @@ class Replicated:
         if last:
             self._keep(weight)
         elif loss is not None:
+            used = [p for p in self.masters.params if p.grad is not None]
             self.masters.gather(weight)
+            for (
+                p
+            ) in used:  # DDP has noted their use, and expects a gradient at the end even if no later batch uses them
+                p.grad = torch.zeros_like(p)
         return loss
 
     def _keep(self, weight: float) -> None:
