@@ -49,7 +49,8 @@ class Published:
     """``cache``: keep the keys and values of a prompt that does not read the answer."""
 
     def __init__(self, net: Elastic, *, cache: bool = True) -> None:
-        self.net, self.cache, self.prompt = net, cache, None
+        self.net, self.cache = net, cache
+        self.prompt: Prompt | None = None
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:

@@ -14,6 +14,7 @@ import torch
 from unmask.recipe import override
 from unmask.sequence import Batch, stack
 from unmask.training.losses import size
+from unmask.training.optim import freeze_others
 from unmask.training.probe import flops
 from unmask.training.train import train
 
@@ -42,6 +43,7 @@ def test_it_is_right_from_the_first_row_and_leaves_the_source_out(
         return given.objective(*given_)
 
     module, device = given.model(), torch.device("cpu")
+    freeze_others(module, given.trainable)
     work = flops(given, module, batch(0), 0, device)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: PEAK)
