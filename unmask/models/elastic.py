@@ -111,7 +111,7 @@ class Elastic(nn.Module):
             gen_flops=2 * c.gen_width * (4 * c.width + 3 * c.gen_mlp),
             width=c.width,
             group_flops=GROUP_FLOPS["cpu" if device == "cpu" else "other"],
-            unpadded_from=fitting.unpadded_from(self.embed.weight.dtype, device) if fitting else NEVER,
+            unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
             together=learns,
             head_width=c.width // c.heads,
             theta=c.rope_theta,
