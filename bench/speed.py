@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -32,6 +34,8 @@ from unmask.evaluation.history import Line, append
 from unmask.evaluation.world_geneval import CATEGORIES, prompts
 from unmask.models.attention import Attention, fused, plain
 from unmask.models.elastic import Elastic
+from unmask.objectives import joining
+from unmask.objectives.masked import Together
 from unmask.pipeline.model import Model
 from unmask.recipe import Recipe
 from unmask.rng import generator
@@ -189,29 +193,46 @@ def same(a: Tensor, b: Tensor) -> None:
 
 
 def training(effort: Effort) -> list[Line]:
-    """Steps of ``mini.stage3`` from fresh weights, update included, data apart; both precisions, both attentions."""
+    """Steps of ``mini.stage3`` from fresh weights, update included, data apart. Twins: a pass for each task, the other type, the other
+    attention. ``unpadded``: the share of the peak if padded positions count as no work.
+    """
     from unmask.recipes import mini
 
     recipe = mini.stage3(vision="", start="")
+    assert isinstance(recipe.objective, Together)
+    alone = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, joined=False))
     recipe.source(1)  # the first batch also pays for the dictionary of squares
     began = time.perf_counter()
     batch = recipe.source(2)
     data = time.perf_counter() - began
-    works = [
-        stepper(recipe, batch, dtype, attention)
-        for dtype, attention in ((torch.bfloat16, plain), (torch.float32, plain), (torch.bfloat16, fused))
+    ways: list[tuple[Recipe, torch.dtype, Attention]] = [
+        (recipe, torch.bfloat16, plain),
+        (alone, torch.bfloat16, plain),
+        (recipe, torch.float32, plain),
+        (recipe, torch.bfloat16, fused),
     ]
-    with FlopCounterMode(display=False) as counter:
-        tokens = works[0]()
-    bf16, fp32, sdpa = timed(list(works), effort)
+    works = [stepper(given, batch, dtype, attention) for given, dtype, attention in ways]
+    tokens, flops = works[0](), counted(works[0])
+    with mock.patch.object(joining, "OVERHEAD", 0), mock.patch.object(joining, "ROUND", 1):
+        necessary = counted(works[0])
+    bf16, apart, fp32, sdpa = timed(list(works), effort)
     peak = matmul_peak(torch.bfloat16)
-    share = counter.get_total_flops() / bf16 / peak
+    more = {"peak_flops_per_s": peak, "unpadded": necessary / bf16 / peak, "tflop": flops / 1e12}
+    before = {"slow_s": apart, "slow_peak": counted(works[1]) / apart / peak}
     return [
         Line(name="speed.train.tokens", value=tokens / bf16, unit="1/s", more={"step_s": bf16, "data_s": data}),
-        Line(name="speed.train.peak", value=share, unit="share", more={"peak_flops_per_s": peak}),
+        Line(name="speed.train.peak", value=flops / bf16 / peak, unit="share", more=more),
+        Line(name="speed.twin.train_apart_over_joined", value=apart / bf16, unit="ratio", more=before),
         Line(name="speed.twin.train_fp32_over_bf16", value=fp32 / bf16, unit="ratio", more={"slow_s": fp32}),
         Line(name="speed.twin.train_fused_over_plain", value=sdpa / bf16, unit="ratio", more={"slow_s": sdpa}),
     ]
+
+
+def counted(work: Callable[[], object]) -> int:
+    """Floating-point operations of a piece of work."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def stepper(recipe: Recipe, batch: object, dtype: torch.dtype, attention: Attention) -> Callable[[], int]:

@@ -102,7 +102,13 @@ GUIDANCES = [
     EDIT,
     dataclasses.replace(EDIT, scale=0.0),
 ]
-BLOCKS = [blocks.Whole(), blocks.Blocks(length=3), blocks.SpanBySpan()]
+BLOCKS = [
+    blocks.Whole(),
+    blocks.Blocks(length=3),
+    blocks.SpanBySpan(),
+    blocks.ByOrder(),
+    blocks.ByOrder(blocks=blocks.Blocks(length=3)),
+]
 STOPPINGS = [
     stopping.Never(),
     stopping.EndOfTurn(ids=(END, 7)),

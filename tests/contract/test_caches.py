@@ -186,6 +186,26 @@ def test_more_steps_than_planned_are_cached() -> None:
     assert len(counts) > 3 and counts[:3] == [26, 26, 6]
 
 
+@pytest.mark.parametrize("part", ALL_CACHES, ids=name_of)
+def test_text_of_later_orders_is_left_out_until_its_turn(part: Any) -> None:
+    """Tokens behind all that is read are no part of a query, and make no difference."""
+    rows = [row(spans(prompt(n), answer(m, order=1, order_step=4)), seed=n) for n, m in ((5, 12), (9, 7))]
+    plain = sampler_for("block-causal", blocks=blocks.ByOrder(blocks=blocks.Blocks(length=3)))
+    sampler = dataclasses.replace(plain, cache=part)
+    assert_batch_invariant(sampler, rows, MODEL)
+    run, lengths = sampler.start(collate(rows[:1], [0])), []
+    while run.query is not None:
+        lengths.append(run.query.batch.ids.shape[1])
+        run.advance(MODEL(run.query.batch, predict=run.query.predict, reuse=run.query.reuse))
+    if isinstance(part, cache.PrefixCache):
+        assert_equal_runs(plain, sampler, rows)
+        assert (
+            lengths == [9] * 4 + [13] * 4 + [17] * 4
+        )  # of each canvas a block of three tokens and one of a single token
+    if isinstance(part, cache.NoCache | cache.CroppedCache | cache.BlockCache):
+        assert set(lengths) == {17}, "these compute everything at the first step of a block"
+
+
 def test_a_change_of_a_held_token_is_named() -> None:
     redraws = sampler_for("prefix-LM", token_sampler=SeesAll(), selection=Redrawing(), schedule=schedule.Fixed(each=1))
     rows = [row(spans(prompt(3), answer(6, order=1)), seed=1)]

@@ -77,7 +77,7 @@ def test_a_step_computes_what_was_unmasked_and_what_it_unmasks(net: Elastic) -> 
     counts: list[tuple[int, int]] = []
     block: Any = net.blocks[0]
     hooks = [
-        branch.q.register_forward_pre_hook(lambda _, args, b=b: counts.append((b, args[0].shape[0] * args[0].shape[1])))
+        branch.q.register_forward_pre_hook(lambda _, args, b=b: counts.append((b, args[0].shape[:-1].numel())))
         for b, branch in (("und", block.und), ("gen", block.gen))
     ]
     sampler = dataclasses.replace(IMAGE, guidance=guidance.NoGuidance())

@@ -16,6 +16,7 @@ import unmask
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
 from unmask.grammars.answer_format import of_schema
+from unmask.methods.remdm import remdm
 from unmask.pipeline.model import Model
 from unmask.sampling.cache import NoCache, PrefixCache
 from unmask.sampling.sampler import Sampler
@@ -28,6 +29,7 @@ from unmask.tasks import reflecting, revising
 from unmask.tasks.conversing import Message
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate
+from unmask.tasks.lengths import Extent, leading, read_words
 from unmask.tasks.parts import to_image
 from unmask.tasks.planning import PlanEdit, PlanImage
 from unmask.tasks.reflecting import Critique
@@ -36,6 +38,7 @@ from unmask.tasks.understand import Ask
 from unmask.tokens.turns import Said, conversation, extended, opened, resumed
 
 from .released_folder import make_folder
+from .test_lengths import Ending
 
 torch.set_num_threads(1)
 
@@ -153,18 +156,48 @@ def test_an_answer_computes_its_prompt_once(model: Model, picture: Image.Image) 
 
 
 @torch.no_grad()
-def test_a_second_canvas_adds_to_the_prompt(model: Model, picture: Image.Image) -> None:
-    """Once a canvas is full it is computed once more, with its own tokens final, and then lent like the prompt."""
-    parts = model.parts
-    sampler = replace(model.presets.ask(parts), stopping=Never())
-    first = Ask(pixels=parts.image_views(picture), question="what is it?", length=8).build(parts)
-    done = model.run([first], [0], sampler).rows[0]
-    run = sampler.start(collate(parts.features.known([extended(done, 8, parts.text)], parts.net, model.device), [0]))
-    counts = []
-    while (query := run.query) is not None:
-        counts.append(int((query.reuse.compute if query.reuse else query.batch.valid).sum()))
-        run.advance(parts.net(query.batch, predict=query.predict, reuse=query.reuse))
-    assert counts == [len(first.ids) + 8, *[8] * 7]
+def test_canvases_are_decoded_in_one_run(model: Model, picture: Image.Image) -> None:
+    """What is finished is computed once more and then lent like the prompt; the text is that of a run for each canvas."""
+    parts, sampler = model.parts, model.presets.ask(model.parts)
+    rows: list[int] = []
+    counts, hook = computed(model)
+    done = Model(parts, model.presets, executor=Counting(model, rows)).ask(picture, "what?", length=8, max_tokens=20)
+    hook.remove()
+    built = Ask(pixels=parts.image_views(picture), question="what?", length=8).build(parts)
+    wanted = [len(built.ids), *[8] * 7, *[16, *[8] * 7] * 2]
+    assert rows == [1] and counts == wanted[: len(counts)] and len(counts) >= 20
+    for canvas in range(3):
+        built = model.run([built if not canvas else extended(built, 8, parts.text)], [0], sampler).rows[0]
+    assert done.text == read_words(leading(built), parts.text, Extent(length=8, max_tokens=20)).text
+
+
+def test_a_canvas_behind_the_end_of_turn_is_not_computed(model: Model, picture: Image.Image) -> None:
+    parts, net = model.parts, Ending(model.parts.net, model.parts.text, 11)
+    counts, hook = computed(model)
+    executor = Direct(model, net)
+    done = Model(parts, model.presets, executor=executor).ask(picture, "what?", length=8, max_tokens=2000)
+    hook.remove()
+    built = Ask(pixels=parts.image_views(picture), question="what?", length=8).build(parts)
+    assert done.finish_reason == "stop" and counts[0] == len(built.ids)
+    assert max(counts[1:]) == 16 and len(counts) <= 16
+    stopless = model.with_sampler(lambda sampler: replace(sampler, stopping=Never()))
+    again = Model(parts, stopless.presets, executor=executor).ask(picture, "what?", length=8, max_tokens=2000)
+    assert again.text == done.text, "an end of turn ends the text, whatever the sampler does"
+
+
+def test_samplers_that_mask_again_decode_canvas_by_canvas(model: Model, picture: Image.Image) -> None:
+    rows: list[int] = []
+    changed = model.with_sampler(remdm)
+    counted = Model(model.parts, changed.presets, executor=Counting(changed, rows))
+    done = counted.ask(picture, "what?", length=6, max_tokens=12)
+    assert rows == [1, 1] and done.finish_reason == "length"
+
+
+def computed(model: Model) -> tuple[list[int], Any]:
+    """How many understanding positions enter the first layer at every forward, and the hook that notes it."""
+    counts: list[int] = []
+    layer: Any = model.parts.net.blocks[0]
+    return counts, layer.und.q.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[1]))
 
 
 # -- our own models: the context, in segment 0, reads no question ------------------------------------------------------
@@ -207,7 +240,7 @@ class Direct:
     """An executor that decodes with a network of its own, as a model without an executor does."""
 
     model: Model
-    net: Watched
+    net: Any
 
     def run(self, sequences: Any, seeds: Any, sampler: Sampler, on_step: OnStep | None = None) -> Decoded:
         known = self.model.parts.features.known(sequences, self.model.parts.net, self.model.device)

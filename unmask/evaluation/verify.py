@@ -187,7 +187,7 @@ class Reference:
             for hook in hooks:
                 hook.remove()
         und, gen = seen  # heads are padded to more rows than there are tokens
-        und, gen = und[: int((~is_gen).sum())], gen.flatten(0, 1)[: int(is_gen.sum())]
+        und, gen = und[: int((~is_gen).sum())], gen[: int(is_gen.sum())]
         # The released model carries one stream, in which the upper channels of a generation position are zero (spec 1.3).
         hidden = und.new_zeros(*ids.shape, und.shape[-1])
         hidden[~is_gen] = und

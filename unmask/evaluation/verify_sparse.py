@@ -308,7 +308,7 @@ def _influence(net: Elastic, batch: Batch, whole: Batch) -> Tensor:
         for place, position in enumerate(places.tolist()):
             after = _hidden(net, batch, (branch, place))
             for own, a, b in zip((und, gen), after, before, strict=True):
-                out[own, position] = (a != b).any(-1)[0]
+                out[own, position] = (a != b).any(-1)
     return out
 
 
@@ -319,15 +319,16 @@ def _hidden(net: Elastic, batch: Batch, changed: tuple[int, int] | None) -> tupl
     def change(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if changed is None:
             return given
-        x = given[changed[0]].clone()
-        x[:, changed[1]] += 1.0
+        x = given[changed[0]].detach().clone()
+        x[changed[1]] += 1.0
         return tuple(x if i == changed[0] else other for i, other in enumerate(given))
 
     keep: Callable[..., None] = lambda _, given, out: found.append(out)  # noqa: E731
     hooks = [net.blocks[0].register_forward_pre_hook(change), net.blocks[-1].register_forward_hook(keep)]
     try:
-        net(batch, predict=batch.valid)
+        with torch.enable_grad():  # without gradients the last layer leaves out what no head reads, such as registers
+            net(batch, predict=batch.valid)
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0]
+    return tuple(stream.detach() for stream in found[0])

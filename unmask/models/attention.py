@@ -1,16 +1,21 @@
-"""Attention, twice: ``plain`` (matmul, softmax, matmul) and ``fused`` (torch SDPA). Both are exact and equal.
+"""Attention, written three ways that are equal up to rounding, and the choice between them.
 
-``plain`` is what trains on a CPU, where the fused backward was measured 3 to 4 times slower at these lengths; ``fused`` is for
-long sequences and GPUs. Shapes: B rows · H heads · T queries · S keys · K head width.
+``plain``: matmul, softmax, matmul · ``blocked``: the same for a block of queries at a time, so that scores stay in the cache ·
+``fused``: torch SDPA. ``Fitting`` chooses by what was measured (docs/notes/0020-packed.md).
+
+Shapes: B rows · H heads · T queries · S keys · K head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NEVER = 2**62
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -23,9 +28,62 @@ def plain(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | 
     return score_BHTS.softmax(-1) @ v_BHSK
 
 
+def blocked(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
+    """As ``plain``, ``BLOCK`` queries of one row at a time."""
+    rows = []
+    for b in range(len(q_BHTK)):
+        row, parts = slice(b, b + 1), []
+        for start in range(0, q_BHTK.shape[2], BLOCK):
+            some = slice(start, start + BLOCK)
+            attend = None if attend_B1TS is None else attend_B1TS[row, :, some]
+            parts.append(plain(q_BHTK[row, :, some], k_BHSK[row], v_BHSK[row], attend))
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+BLOCK = 256  # queries; 128 to 512 were equally fast
+
+
 def fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
     """As ``plain``, through scaled_dot_product_attention."""
     bias = None
     if attend_B1TS is not None:
         bias = q_BHTK.new_zeros(attend_B1TS.shape).masked_fill(~attend_B1TS, -1e4)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """The fastest of the three for a number of keys, a type and a device. Another device or CPU: measure, and give other bounds.
+
+    On a CPU, ``fused`` serves float32 from ``fused_from`` keys on and ``blocked`` serves the half types from ``blocked_from`` keys on;
+    below, and where gradients are wanted (backward of ``fused`` was measured 3 to 4 times slower there), it is ``plain``. On other
+    devices it is ``fused``.
+    """
+
+    fused_from: int = 512
+    blocked_from: int = 512
+
+    def __call__(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
+        learns = torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BHSK.requires_grad)
+        chosen = self.choose(k_BHSK.shape[2], q_BHTK.dtype, q_BHTK.device.type, learns=learns)
+        return chosen(q_BHTK, k_BHSK, v_BHSK, attend_B1TS)
+
+    def choose(self, keys: int, dtype: torch.dtype, device: str, *, learns: bool) -> Attention:
+        """``keys``: that a query reads · ``device``: its type, such as "cpu" · ``learns``: whether gradients are wanted."""
+        if device != "cpu":
+            return fused
+        if learns:
+            return plain
+        if dtype == torch.float32:
+            return fused if keys >= self.fused_from else plain
+        return blocked if keys >= self.blocked_from else plain
+
+    def unpadded_from(self, dtype: torch.dtype, device: str) -> int:
+        """Fewest keys from which a row's attention could be another in a padded batch, or round differently there."""
+        if device != "cpu":
+            return NEVER
+        return self.fused_from if dtype == torch.float32 else self.blocked_from
+
+
+FITTING = Fitting()

@@ -30,11 +30,11 @@ class Registers(nn.Module):
         self.code = nn.Parameter(torch.empty(config.register_rows, config.gen_width))
 
 
-def placed(x_BTW: Tensor, batch: Batch, index_BT: Tensor, rows: Tensor) -> Tensor:
-    """``x`` with the vector of each register among the tokens ``index``; ``rows [n, W]``: the vectors of its branch."""
-    is_register = batch.kind.gather(1, index_BT) == REGISTER
-    vector = rows[batch.ids.gather(1, index_BT).masked_fill(~is_register, 0) % len(rows)]
-    return torch.where(is_register[..., None], vector.to(x_BTW.dtype), x_BTW)
+def placed(x_NW: Tensor, batch: Batch, token_N: Tensor, rows: Tensor) -> Tensor:
+    """``x`` with the vector of each register among the tokens ``token`` (flat numbers); ``rows [n, W]``: the vectors of its branch."""
+    is_register = batch.kind.flatten()[token_N] == REGISTER
+    vector = rows[batch.ids.flatten()[token_N].masked_fill(~is_register, 0) % len(rows)]
+    return torch.where(is_register[:, None], vector.to(x_NW.dtype), x_NW)
 
 
 def with_registers(

@@ -46,7 +46,8 @@ def world_replay(parts: Parts, *, rows: int, share: float) -> Replay:
     encode = CachedEncoder(parts.codec.encode)
     assert isinstance(recipe.source, Joint) and isinstance(recipe.objective, Together)
     weights = {name: weight for name, _, weight in recipe.objective.objectives}
-    objectives = {f"replay_{name}": objective for name, objective, _ in recipe.objective.objectives}
+    tasks = recipe.objective.objectives
+    objectives = {f"replay_{name}": objective for name, objective, _ in tasks if isinstance(objective, Masked)}
     drawing, others = list[tuple[str, Any, float]](), list[tuple[str, Any, float]]()
     for name, source, every in recipe.source.parts:
         if name in _DRAWING:

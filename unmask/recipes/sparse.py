@@ -21,7 +21,7 @@ from unmask.checkpoints.store import load_module, save_module
 from unmask.corruption.step_causal import StepCausalMasking
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
-from unmask.objectives.masked import Masked, Together
+from unmask.objectives.masked import Masked, Scores, Together
 from unmask.pipeline.loading import read_config, resolve, write_config
 from unmask.recipe import Optim, Recipe
 from unmask.recipes import mini as dense
@@ -34,7 +34,8 @@ def mini(start: str = "mini", seed: int = 6, steps: int = 2000, blocks: int = 4,
     base = dense.stage3(vision="", start=start, seed=seed, images=images)
     assert isinstance(base.objective, Together)
 
-    def step_causal(objective: Masked) -> Masked:
+    def step_causal(objective: Scores) -> Masked:
+        assert isinstance(objective, Masked)
         corruption = StepCausalMasking(
             corruption=objective.corruption, clean_blocks=blocks, text_groups=blocks, code_groups=blocks
         )

@@ -8,7 +8,6 @@ Shapes: V views (rows of one query) · L tokens · U understanding positions · 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -16,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.sequence import SHARED, Batch, Branch, Kind, stack
-from unmask.step import Prediction, Query, Reuse, Scored, State
+from unmask.sequence import Batch, Branch, Kind, stack
+from unmask.step import Prediction, Query, Reuse, Scored, State, widened
 
 _ASIDE = 2**31 - 1  # a segment that nothing else has, so nothing reads it
 
@@ -78,6 +77,8 @@ def join(parts: Items[ShapedQuery]) -> Query:
         predict=torch.cat([_wide(part.query.predict, length) for part in parts]),
         reuse=_joined(parts, length),
     )
+    if query.reuse is None:
+        return query  # a network packs the positions of each row by itself
     missing = max(part.und for part in parts) - int(_most(query, Branch.UND))
     return _filled(query, missing) if missing > 0 else query
 
@@ -143,16 +144,8 @@ def _wide(x: Tensor, length: int) -> Tensor:
 
 def _widened(batch: Batch, length: int, first_feature: int) -> Batch:
     """Rows of ``length`` tokens, the added ones not valid; features counted from ``first_feature``."""
-    missing = length - batch.ids.shape[1]
-    if not missing and not first_feature:
-        return batch
-    tensors = {
-        f.name: F.pad(t, (0, 0, 0, missing) if t.dim() == 3 else (0, missing))
-        for f in dataclasses.fields(batch)
-        if f.name not in SHARED and isinstance(t := getattr(batch, f.name), Tensor) and t.dim() > 1
-    }
-    wide = batch.replace(**tensors)
-    return wide.replace(feature=wide.feature + first_feature)
+    wide = widened(batch, length)
+    return wide.replace(feature=wide.feature + first_feature) if first_feature else wide
 
 
 def _filled(query: Query, missing: int) -> Query:
