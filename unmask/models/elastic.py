@@ -146,12 +146,12 @@ class Elastic(nn.Module):
         if reads.other is not None:
             ids = ids.masked_fill(reads.other, self.mask_id)
         x = self.embed(ids)
-        learns = torch.is_grad_enabled()
-        if (reads.feature is not None or learns) and (features := self._all_features(batch)) is not None:
-            if reads.feature is not None:
-                x = torch.where(reads.feature[:, None], features[reads.row].to(x.dtype), x)
-            else:  # all were dropped; processes that share weights need the same gradients, if only zeros
-                x = x + 0 * features.sum().to(x.dtype)
+        feature_N = reads.feature
+        if feature_N is None and batch.pixels is not None and torch.is_grad_enabled():
+            # All pictures were dropped. Processes that share weights need the same gradients, if only zeros.
+            feature_N = torch.zeros_like(ids, dtype=torch.bool)
+        if feature_N is not None and (features := self._all_features(batch)) is not None:
+            x = torch.where(feature_N[:, None], features[reads.row].to(x.dtype), x)
         return placed(x, batch, layout.und.token, self.registers.text) if self.has_registers else x
 
     def _all_features(self, batch: Batch) -> Tensor | None:

@@ -232,8 +232,6 @@ class Run:
         load(Weights(checkpoint=checkpoint, storage=WeightStorage(dtype=torch.float32)), net, vq, self.stage.needs)
         pruned(net, self.stage.needs)
         net.mask_id = self.start.parts.mask_id
-        if torch.cuda.is_available():
-            net.attention = fused
         if self.given.gen == "und":
             grow(net, checkpoint, self.start.parts.vq.quantize.embedding.weight, generator("grow", self.given.seed))
         return net
