@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.checkpoints.stream import CheckpointError
+from unmask.models.unfilled import unfilled
 
 GROUP = 32  # columns that share a scale in 4 bits
 
@@ -106,7 +107,7 @@ def _by_torchao(weight: Tensor, bits: int) -> Tensor:
     from torchao.quantization.granularity import PerGroup
     from torchao.quantization.quantize_.workflows import Int4PackingFormat
 
-    with torch.device("meta"):
+    with unfilled():
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bits == 8:

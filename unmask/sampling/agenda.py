@@ -70,7 +70,9 @@ class Agenda:
     def __init__(self, parts: Parts, batch: Batch, open_BL: Tensor) -> None:
         self.parts, self.open = parts, open_BL
         self.rows = [_Row(all_correcting=not masked) for masked in still_masked(batch).any(1).tolist()]
-        self.bound = parts.stopping.bound if isinstance(parts.stopping, Correcting) else 0
+        self.correcting = parts.stopping if isinstance(parts.stopping, Correcting) else None
+        self.selection = parts.selection if isinstance(parts.selection, Bounded) else None
+        self.bound = self.correcting.bound if self.correcting else 0
         self.block = parts.blocks(batch, self._progress(batch))
         totals = (
             block[live].unique(return_counts=True)[1].tolist()
@@ -132,8 +134,8 @@ class Agenda:
 
     def _more(self, batch: Batch, finished: list[bool]) -> Tensor | None:
         """Finished rows that take a correcting step, [B]; None where there are none."""
-        stopping = self.parts.stopping
-        if not isinstance(stopping, Correcting):
+        stopping = self.correcting
+        if stopping is None:
             return None
         extra_B = torch.tensor([row.extra for row in self.rows], device=batch.device)
         idle_B = torch.tensor(finished, device=batch.device) & self.open.any(1)
@@ -161,5 +163,4 @@ class Agenda:
         return self._extra_steps(1, 1) is not None
 
     def _extra_steps(self, tokens: int, planned: int) -> int | None:
-        selection = self.parts.selection
-        return selection.extra_steps(tokens, planned) if isinstance(selection, Bounded) else None
+        return self.selection.extra_steps(tokens, planned) if self.selection else None

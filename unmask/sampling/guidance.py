@@ -130,7 +130,8 @@ def _merge(
         c_NV, *others = (p.logits(kind).float() for p in predictions)
         guided_NV = blend(c_NV, *others)
         acts_N1 = acting_B[progress.row(scored.at)][:, None]
-        merged[kind] = torch.where(acts_N1 & guided_NV.isfinite(), guided_NV, c_NV)
+        finite_NV = guided_NV.abs() < torch.inf  # not so for NaN
+        merged[kind] = torch.where(acts_N1 & finite_NV, guided_NV, c_NV)
     return first.with_logits(merged)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -39,9 +40,9 @@ def move(value: Any, device: torch.device) -> Any:
     Anything else is returned as it is.
     """
     if isinstance(value, Batch):
-        return value if value.device == device else value.to(device)
+        return value if value.device == device else _batch_on(value, device)
     if isinstance(value, Tensor):
-        return value.to(device)
+        return _tensor_on(value, device)
     if isinstance(value, dict):
         return {key: move(part, device) for key, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -49,3 +50,13 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(move(part, device) for part in value)
     return value
+
+
+def _batch_on(batch: Batch, device: torch.device) -> Batch:
+    fields = ((f.name, getattr(batch, f.name)) for f in dataclasses.fields(batch))
+    return batch.replace(**{name: _tensor_on(part, device) for name, part in fields if isinstance(part, Tensor)})
+
+
+def _tensor_on(tensor: Tensor, device: torch.device) -> Tensor:
+    """From page-locked memory (``data.ahead``) the copy runs beside the computation; torch keeps the memory until it is done."""
+    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.is_pinned())

@@ -7,14 +7,17 @@ the objective yields of a batch.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from unmask.objectives.masked import Together
 from unmask.recipe import Recipe
 from unmask.rng import generator
+from unmask.sequence import Batch
 from unmask.step import Loss
 from unmask.training.device import move
 from unmask.training.optim import Masters, NotFinite, rate
@@ -48,6 +51,19 @@ def weight(loss: Loss) -> int:
     return sum(loss.counts.values()) if loss.counts else 1
 
 
+def size(batch: object) -> int:
+    """Positions of every ``Batch`` in what a source returned, elements of every other tensor. The work of a source's batches is about
+    proportional to it.
+    """
+    if isinstance(batch, Batch):
+        return int((batch.leader & batch.valid).sum())
+    if isinstance(batch, Tensor):
+        return batch.numel()
+    if isinstance(batch, dict):
+        return sum(size(part) for part in batch.values())
+    return sum(size(part) for part in batch) if isinstance(batch, tuple | list) else 0
+
+
 def _one(loss: Loss) -> int:
     return 1
 
@@ -67,7 +83,8 @@ class Update:
 
 class Learner:
     """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included;
-    ``skipped``: how many were skipped in a row.
+    ``skipped``: how many were skipped in a row · ``size``: of all batches so far (``size``) · ``waited``: seconds that the source
+    took for them · ``rate_at``: step -> learning rate (None: that of the recipe's settings).
     """
 
     def __init__(
@@ -79,9 +96,16 @@ class Learner:
         device: torch.device,
         updates: int,
         skipped: int = 0,
+        rate_at: Callable[[int], float] | None = None,
     ) -> None:
+        if isinstance(masters, Sharded) and isinstance(recipe.objective, Together):
+            # Which rows share a forward pass depends on the batch, but sharded processes must run the same passes.
+            recipe = replace(recipe, objective=replace(recipe.objective, joined=False))
+        steps = recipe.training.steps
+        self.rate_at = rate_at or (lambda step: rate(recipe.optim, step, steps))
         self.recipe, self.module, self.masters = recipe, module, masters
         self.place, self.device, self.updates, self.skipped = place, device, updates, skipped
+        self.size, self.waited = 0, 0.0
         self.replicated = None
         if place.world > 1 and isinstance(masters, Masters):
             self.replicated = Replicated(module, masters)
@@ -97,7 +121,7 @@ class Learner:
         processes up to rounding, and its terms are those of all batches.
         """
         streams = {number: self._losses(number) for number in self.place.share(first, end)}
-        lr = rate(self.recipe.optim, end - 1, self.recipe.training.steps)
+        lr = self.rate_at(end - 1)
         weigh = weight if end - first > 1 else _one
         self.ended = set()
         while len(self.ended) < len(streams) or self.place.world > 1:
@@ -158,7 +182,11 @@ class Learner:
 
     def _losses(self, number: int) -> Iterator[Loss]:
         """Losses of one source batch, computed as they are asked for: one batch's graph is in memory at a time."""
-        batch = move(self.recipe.source(number), self.device)
+        began = time.perf_counter()
+        made = self.recipe.source(number)
+        self.waited += time.perf_counter() - began
+        self.size += size(made)
+        batch = move(made, self.device)
         if isinstance(self.masters, Sharded):
             agree(batch)
         rng = generator("objective", self.recipe.training.seed, number)

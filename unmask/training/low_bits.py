@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unmask.checkpoints.quantise import quiet_torchao
+from unmask.models.linear import Linear
 from unmask.recipe import Optim
 from unmask.training.layers import layers
 
@@ -21,9 +22,10 @@ _LEAST = 4096  # a smaller tensor keeps 32 bits (Dettmers et al. 2021, arXiv:211
 _TILE = 16  # both sides of a matrix in float8 must be multiples of this
 
 
-def adam8(optim: Optim, weights: Sequence[Tensor]) -> Any:
-    """torchao's ``AdamW8bit`` over float32 weights, with zero moments: codes of 8 bits and a float32 scale per 256 values. Tensors
-    of fewer than 4096 values, or of no multiple of 256, keep float32 moments. ValueError without torchao.
+def adam8(optim: Optim, groups: Sequence[dict[str, Any]]) -> Any:
+    """torchao's ``AdamW8bit`` over groups of float32 weights, with zero moments: codes of 8 bits and a float32 scale per 256 values.
+
+    Tensors of fewer than 4096 values, or of no multiple of 256, keep float32 moments. ValueError without torchao.
     """
     try:
         with quiet_torchao():
@@ -32,14 +34,14 @@ def adam8(optim: Optim, weights: Sequence[Tensor]) -> Any:
     except ImportError as error:
         raise ValueError("optim.bits=8 needs the package torchao; pip install 'unmask[quant]'") from error
     made = AdamW8bit(
-        list(weights),
+        list(groups),
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=1e-8,
         weight_decay=optim.weight_decay,
         block_size=_BLOCK,
     )
-    for weight in weights:
+    for weight in [weight for group in groups for weight in group["params"]]:
         zeros = {"step": torch.tensor(0.0)}
         for key, signed in (("exp_avg", True), ("exp_avg_sq", False)):
             if weight.numel() < _LEAST or weight.numel() % _BLOCK:
@@ -73,8 +75,9 @@ def to_float8(module: nn.Module, *, emulate: bool = False) -> None:
 
 
 def _fits(part: nn.Module) -> bool:
-    plain = type(part) is nn.Linear and not any(True for _ in part.children())
-    return plain and not part.in_features % _TILE and not part.out_features % _TILE
+    if not isinstance(part, nn.Linear) or type(part) not in (nn.Linear, Linear) or any(True for _ in part.children()):
+        return False
+    return not part.in_features % _TILE and not part.out_features % _TILE
 
 
 def refuse_without_float8(device: torch.device) -> None:

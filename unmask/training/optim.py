@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from unmask.models.lora import is_quantised
 from unmask.recipe import Optim
 
 
@@ -28,7 +29,9 @@ def rate(optim: Optim, step: int, steps: int) -> float:
 
 
 def _rounds(weight: Tensor, dtype: torch.dtype | None) -> bool:
-    """Whether a cast to ``dtype`` changes any value."""
+    """Whether a cast to ``dtype`` changes any value. Quantised weights only take another type to compute in."""
+    if is_quantised(weight):
+        return False
     return dtype is not None and weight.is_floating_point() and not torch.equal(weight, weight.to(dtype).to(weight))
 
 
@@ -75,15 +78,21 @@ def freeze_others(module: nn.Module, trainable: Callable[[str], bool]) -> None:
         raise ValueError("the recipe leaves nothing to train: no parameter passes its `adapt` and `trainable`")
 
 
-def adam(optim: Optim, weights: Sequence[Tensor], *, fused: bool) -> torch.optim.Optimizer:
-    """AdamW over float32 weights. ``fused``: one kernel for all; shards take the loop over lists instead."""
+def adam(optim: Optim, names: Sequence[str], weights: Sequence[Tensor], *, fused: bool) -> torch.optim.Optimizer:
+    """AdamW over float32 weights, one group for each factor of the learning rate. ``names``: of the weights · ``fused``: one kernel for
+    all; shards take the loop over lists instead.
+    """
+    betas, decay = (optim.beta1, optim.beta2), optim.weight_decay
+    by_factor: dict[float, list[Tensor]] = {}
+    for name, weight in zip(names, weights, strict=True):
+        by_factor.setdefault(optim.factor(name), []).append(weight)
+    groups = [{"params": members, "factor": factor} for factor, members in by_factor.items()]
     if optim.bits == 8:
         from unmask.training.low_bits import adam8
 
-        return adam8(optim, weights)
-    betas, decay = (optim.beta1, optim.beta2), optim.weight_decay
+        return adam8(optim, groups)
     return torch.optim.AdamW(
-        weights,
+        groups,
         lr=optim.lr,
         betas=betas,
         eps=1e-8,
@@ -94,10 +103,11 @@ def adam(optim: Optim, weights: Sequence[Tensor], *, fused: bool) -> torch.optim
 
 
 def update(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """One step at this learning rate."""
+    """One step at this learning rate, times the factor of each group."""
     in_tensor = isinstance(optimizer.param_groups[0]["lr"], Tensor)  # torchao's 8 bits
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"].fill_(lr) if in_tensor else lr
+        wanted = lr * group["factor"]
+        group["lr"] = torch.full_like(group["lr"], wanted) if in_tensor else wanted
     on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
     with (
         torch.compiler.set_stance("force_eager") if in_tensor and on_cpu else nullcontext()
@@ -136,7 +146,7 @@ class Masters:
         self.params = [p for p in module.parameters() if p.requires_grad]
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if n in frozen} | kept
         self.average = [m.clone() for m in self.master]
-        self.adam = adam(optim, self.master, fused=True)
+        self.adam = adam(optim, self.names, self.master, fused=True)
 
     def sync(self) -> None:
         """Copy the masters into the module."""

@@ -77,7 +77,7 @@ class Sharded:
         self.buffers = {n: b for n, b in module.named_buffers() if n in stored}
         self.average = [p.detach().clone() for p in self.master]
         self.kept: list[Tensor] = []
-        self.adam = adam(optim, self.master, fused=False)
+        self.adam = adam(optim, self.names, self.master, fused=False)
 
     def backward(self, total: Tensor, weight: float) -> None:
         """Add the gradient of a loss, times ``weight``, to the sum that the next ``step`` divides by the sum of weights."""

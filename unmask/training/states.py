@@ -17,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 STATE = "state.safetensors"
+CHAIN = "chain.json"  # of a chain of recipes (``chain``)
 INDEX = "run.json"  # in a folder of parts
 PART = ".part"  # ends the name of what is not complete
 _NAMED = re.compile(r"state-(\d+)(\.safetensors)?")
@@ -39,7 +40,7 @@ class Saved:
 
 def holds_run(folder: Path) -> bool:
     """Whether a run has saved a state or written metrics here; damaged ones count."""
-    return (folder / STATE).exists() or (folder / "metrics.jsonl").exists() or bool(_named(folder))
+    return any((folder / name).exists() for name in (STATE, CHAIN, "metrics.jsonl")) or bool(_named(folder))
 
 
 def newest(folder: Path) -> Path | None:
