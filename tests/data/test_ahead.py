@@ -104,6 +104,15 @@ def test_equal_spans_travel_once() -> None:
     assert shared == Made()(0)["a"].batch.span_table
 
 
+def test_files_lie_in_memory_where_there_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_MEMORY", tmp_path)
+    for enough, wanted in ((0, tmp_path), (2**60, None)):
+        monkeypatch.setattr(ahead, "_ENOUGH", enough)
+        assert ahead.scratch() == wanted
+    monkeypatch.setattr(ahead, "_MEMORY", tmp_path / "none")
+    assert ahead.scratch() is None
+
+
 def test_one_core_is_left_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead.os, "sched_getaffinity", lambda pid: range(16), raising=False)
     assert spare_cores() == 15 and spare_cores(most=4) == 4

@@ -28,7 +28,7 @@ from unmask.step import Prediction
 
 torch.set_num_threads(1)
 CONFIG = dataclasses.replace(SIZES["mini"], vision=None)
-LONG = Fitting(fused_from=64, blocked_from=64)  # so that rows of these tests are long and short ones
+LONG = Fitting(fused_from=64, blocked_from=CONFIG.heads * 64**2)  # so that rows of these tests are long and short ones
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_every_attention_equals_plain(attention: Attention, dtype: torch.dtype, 
 
 
 def test_the_choice_of_attention() -> None:
-    fitting = Fitting(fused_from=100, blocked_from=200)
+    fitting = Fitting(fused_from=100, blocked_from=2 * 200**2)
     choices = {
         ("cpu", torch.float32, 99, False): plain,
         ("cpu", torch.float32, 100, False): fused,
@@ -150,7 +150,7 @@ def test_the_choice_of_attention() -> None:
         ("cuda", torch.bfloat16, 10, True): fused,
     }
     for (device, dtype, keys, learns), wanted in choices.items():
-        assert fitting.choose(keys, dtype, device, learns=learns) is wanted
+        assert fitting.choose(2, keys, dtype, device, learns=learns) is wanted
 
 
 def test_gradients_take_plain_attention() -> None:

@@ -129,8 +129,7 @@ def test_an_answer_computes_its_prompt_once(model: Model, picture: Image.Image) 
     prompt = len(cached.ids) - 6
     assert cached.ids.equal(whole.ids)
     for name, preset, length in (("ask", presets.ask, 6), ("plan", presets.plan, 6), ("critique", presets.critique, 6)):
-        counts: list[int] = []
-        hook = parts.net.blocks[0].und.q.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[1]))  # noqa: B023
+        counts, hook = computed(model)
         runs = [
             replace(preset(parts), stopping=Never(), cache=c).start(collate([cached], [0]))
             for c in (PrefixCache(), NoCache())
@@ -197,7 +196,7 @@ def computed(model: Model) -> tuple[list[int], Any]:
     """How many understanding positions enter the first layer at every forward, and the hook that notes it."""
     counts: list[int] = []
     layer: Any = model.parts.net.blocks[0]
-    return counts, layer.und.q.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[1]))
+    return counts, layer.und.q.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[:-1].numel()))
 
 
 # -- our own models: the context, in segment 0, reads no question ------------------------------------------------------

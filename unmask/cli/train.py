@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _KINDS = ("Recipe", "Chain")  # what functions of recipes return
-_LEFT_BY_RUNS = ("state.safetensors", "metrics.jsonl", "chain.json")
 _LENGTH = {"training.steps": "steps"}  # goes to functions with this argument, on which their other settings depend
 _STOPPED = 130  # exit code of a process that the user stopped
 
@@ -175,7 +174,9 @@ def train(
         _show_recipes()
         return
     folder = out or Path("runs") / recipe
-    if not resume and os.environ.get("RANK", "0") == "0" and any((folder / name).exists() for name in _LEFT_BY_RUNS):
+    from unmask.training.states import holds_run
+
+    if not resume and os.environ.get("RANK", "0") == "0" and holds_run(folder):
         raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
     chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
     chosen += [f"training.device={device}"] if device is not None else []
@@ -232,7 +233,7 @@ def _silent() -> bool:
 
 def _say_if_anew(folder: Path) -> None:
     """Tell a user who wrote --resume that there is nothing to continue."""
-    from unmask.training.saving import saved_step
+    from unmask.training.states import saved_step
 
     if saved_step(folder) is None:
         news(f"no saved state in {folder}; the run begins anew at step 0")
@@ -240,7 +241,7 @@ def _say_if_anew(folder: Path) -> None:
 
 def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
     """What is saved of a stopped run, and the command that continues it; where nothing is saved, only that."""
-    from unmask.training.saving import saved_step
+    from unmask.training.states import saved_step
 
     if (step := saved_step(folder)) is None:
         return f"nothing was saved in {folder}"

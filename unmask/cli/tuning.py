@@ -23,6 +23,7 @@ def tuning_options(command: Command) -> Command:
         only: str | None,
         freeze: str | None,
         replay: str | None,
+        fit: str | None,
         steps: int | None,
         **own: Any,
     ) -> object:
@@ -33,6 +34,7 @@ def tuning_options(command: Command) -> Command:
             "only": only,
             "freeze": freeze,
             "replay": replay,
+            "fit": fit,
         }
         given = {**arguments, "training.steps": steps}
         short = tuple(f"{name}={value}" for name, value in given.items() if value is not None)
@@ -61,5 +63,6 @@ _OPTIONS = (
     click.option("--only", metavar="PARTS", help="finetune: train these parts only, such as gen or und,text_head."),
     click.option("--freeze", metavar="PARTS", help="finetune: do not train these parts, such as vision."),
     click.option("--replay", metavar="NAME", help="finetune: mix in what the model knows: auto, world or none."),
+    click.option("--fit", metavar="HOW", help="finetune: make pictures of captions square: pad, crop or middle."),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the run.  [default: the recipe's]"),
 )

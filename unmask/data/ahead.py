@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import tempfile
 import threading
@@ -30,6 +31,7 @@ from unmask.sequence import Batch, Span
 
 B = TypeVar("B")
 _ALIGN = 64  # bytes
+_MEMORY, _ENOUGH = Path("/dev/shm"), 16 * 2**30  # a file system in memory, and the free bytes from which on it is used
 _MORE = 2  # batches that are ready or in work beyond one per worker
 
 
@@ -42,6 +44,11 @@ class Ahead(Generic[B]):
 
     def __call__(self, step: int) -> B:
         return _pool(self.workers).take(self.source, step) if self.workers else self.source(step)
+
+
+def scratch() -> Path | None:
+    """Where files that live for seconds are made: in memory if there is enough of it, else (None) where Python puts temporary files."""
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ENOUGH else None
 
 
 def spare_cores(most: int = 32) -> int:
@@ -65,7 +72,7 @@ class _Pool:
 
     def __init__(self, workers: int) -> None:
         self.most = workers + _MORE
-        self.folder = tempfile.TemporaryDirectory(prefix="unmask-batches-")
+        self.folder = tempfile.TemporaryDirectory(prefix="unmask-batches-", dir=scratch())
         spawned = multiprocessing.get_context("spawn")  # a fork after CUDA or threads have started may hang
         self.processes = ProcessPoolExecutor(workers, mp_context=spawned, initializer=_begin)
         self.readers = ThreadPoolExecutor(2)

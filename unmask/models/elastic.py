@@ -111,7 +111,7 @@ class Elastic(nn.Module):
             gen_flops=2 * c.gen_width * (4 * c.width + 3 * c.gen_mlp),
             width=c.width,
             group_flops=GROUP_FLOPS["cpu" if device == "cpu" else "other"],
-            unpadded_from=fitting.unpadded_from(self.embed.weight.dtype, device) if fitting else NEVER,
+            unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
             together=learns,
             head_width=c.width // c.heads,
             theta=c.rope_theta,
@@ -146,8 +146,12 @@ class Elastic(nn.Module):
         if reads.other is not None:
             ids = ids.masked_fill(reads.other, self.mask_id)
         x = self.embed(ids)
-        if reads.feature is not None and (features := self._all_features(batch)) is not None:
-            x = torch.where(reads.feature[:, None], features[reads.row].to(x.dtype), x)
+        feature_N = reads.feature
+        if feature_N is None and batch.pixels is not None and torch.is_grad_enabled():
+            # All pictures were dropped. Processes that share weights need the same gradients, if only zeros.
+            feature_N = torch.zeros_like(ids, dtype=torch.bool)
+        if feature_N is not None and (features := self._all_features(batch)) is not None:
+            x = torch.where(feature_N[:, None], features[reads.row].to(x.dtype), x)
         return placed(x, batch, layout.und.token, self.registers.text) if self.has_registers else x
 
     def _all_features(self, batch: Batch) -> Tensor | None:

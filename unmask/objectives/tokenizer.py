@@ -97,11 +97,11 @@ class Taught:
         return self.distilled(model, (pixels, teacher.codes(pixels, self.side), squares, teacher.latents(some_ND)), rng)
 
     def _some(self, every_ND: Tensor, rng: torch.Generator) -> Tensor:
-        colours_N = every_ND.unflatten(1, (3, -1)).std(-1).sum(1)
-        busy = (colours_N > 0).nonzero().flatten()
-        half = self.squares // 2
-        drawn = [torch.randint(n, (half,), generator=rng).to(busy.device) for n in (len(every_ND), max(1, len(busy)))]
-        return every_ND[torch.cat([drawn[0], busy[drawn[1]] if len(busy) else drawn[0]])]
+        """Without reading anything back from the device: random numbers decide, those of squares of more than one colour are higher."""
+        half = min(self.squares // 2, len(every_ND))
+        anywhere, busy = (torch.rand(len(every_ND), generator=rng).to(every_ND.device) for _ in range(2))
+        busy = busy + (every_ND.unflatten(1, (3, -1)).std(-1).sum(1) > 0)
+        return every_ND[torch.cat([anywhere.topk(half).indices, busy.topk(half).indices])]
 
 
 def kmeans(points_ND: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.checkpoints.store import load_module, read_tensors, save_module
-from unmask.data.ahead import Ahead, spare_cores, stop_workers
+from unmask.data.ahead import Ahead, scratch, spare_cores, stop_workers
 from unmask.data.deferred import Deferred, References, Rendered
 from unmask.data.mixture import Joint
 from unmask.data.sources import LABELS, Labelled
@@ -79,7 +79,7 @@ def by_device(q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None) -> Tensor:
 @lru_cache(maxsize=1)
 def _sprites() -> tuple[tempfile.TemporaryDirectory[str], SpriteFile | None]:
     """The sprites of this process and its workers, in a folder that is deleted at the end."""
-    folder = tempfile.TemporaryDirectory(prefix="unmask-sprites-")
+    folder = tempfile.TemporaryDirectory(prefix="unmask-sprites-", dir=scratch())
     return folder, SpriteFile.create(Path(folder.name))
 
 

@@ -30,14 +30,14 @@ def report(folder: Path, device: str, seconds: float, items: int) -> None:
     model = unmask.load(folder, device=device)
     assert isinstance(model, Model)
     rows: list[str] = []
-    for part in _PARTS:
-        for level in ("free", "grid"):
-            if time.monotonic() >= ends:
-                print(f"no time left to measure {part.name} on level {level}", file=sys.stderr)
-                continue
-            plan = EvalPlan(level=level, n=items, batch=items)
-            figures = measure(model, part, plan, Record()).figures
-            rows.append(json.dumps({"level": level, "part": part.name, "n": items, "figures": figures}))
+    todo = [(part, level) for part in _PARTS for level in ("free", "grid")]
+    for number, (part, level) in enumerate(todo):
+        if time.monotonic() >= ends:
+            print(f"no time left for {len(todo) - number} of {len(todo)} measurements", file=sys.stderr)
+            break
+        plan = EvalPlan(level=level, n=items, batch=items)
+        figures = measure(model, part, plan, Record()).figures
+        rows.append(json.dumps({"level": level, "part": part.name, "n": items, "figures": figures}))
     beside = folder / (FILE + ".part")
     beside.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     os.replace(beside, folder / FILE)

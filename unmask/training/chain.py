@@ -23,10 +23,10 @@ from unmask.recipe import Recipe
 from unmask.training.clock import Clock
 from unmask.training.device import choose
 from unmask.training.meters import Log
-from unmask.training.saving import lock, remove_leftovers
+from unmask.training.saving import lock
+from unmask.training.states import CHAIN as FILE
+from unmask.training.states import remove_leftovers
 from unmask.training.train import train
-
-FILE = "chain.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,27 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.checkpoints.device import DeviceUnavailable, available
+from unmask.checkpoints.device import DeviceUnavailable, available, find_device, parse_device
 from unmask.sequence import Batch
 
 
 def choose(name: str, *, local_rank: int = 0, world: int = 1) -> torch.device:
-    """The device called ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` is the best one there is.
+    """The device called ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto``: as in ``checkpoints.device.find_device``.
 
     ``local_rank``: number of this process on this machine. Of several processes each gets its own card under ``cuda`` and
     ``auto``. DeviceUnavailable for a device that is not there, or for one card that several processes would share.
     """
-    found = available()
-    wanted = found[0].partition(":")[0] if name == "auto" else name
-    if wanted == "cuda":
-        wanted = f"cuda:{local_rank}"
-    elif wanted.startswith("cuda:") and world > 1:
+    found = find_device(name)
+    kind, index = parse_device(found)
+    if kind != "cuda":
+        return torch.device(kind)
+    if index is not None and world > 1:
         raise DeviceUnavailable(
             f"{world} processes cannot share {name}; use --device cuda, which gives each its own card"
         )
-    if wanted not in found:
-        raise DeviceUnavailable(f"training.device is {name!r}, but {wanted} is not available; use {' or '.join(found)}")
-    return torch.device(wanted)
+    if index is None and local_rank and f"cuda:{local_rank}" not in available():
+        raise DeviceUnavailable(
+            f"process {local_rank + 1} of this machine has no card of its own, there are {torch.cuda.device_count()}; "
+            "use that many processes, or --device cpu"
+        )
+    return torch.device("cuda", local_rank if index is None else index)
 
 
 def move(value: Any, device: torch.device) -> Any:
