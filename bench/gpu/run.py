@@ -221,6 +221,8 @@ def parts(device: str, quick: bool, rows: Path, work: Path) -> list[Part]:
     released = [python, f"{here}/released.py", *to, *little]
     training = [python, f"{here}/training.py", *to, *little]
     small = [python, "-m", "unmask", "train", "small.all", "--out", str(work / "small"), "--device", device]
+    tiny = ("times=0.05", "narrow=4", "workers=0", "texts=300", "images=40", "items=2") if quick else ()
+    small += [word for setting in tiny for word in ("-o", setting)]
     return [
         Part(name="tests", most=100, argv=[*pytest, "--continue-on-collection-errors", *chosen]),
         Part(name="speed float32", most=45, argv=[*speed, *float32]),
