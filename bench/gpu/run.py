@@ -101,7 +101,7 @@ class Session:
         return self.work / "logs" / f"{part.name.split()[0]}.log"
 
     def _started(self, part: Part, most: float, log: Path) -> int:
-        argv = [a.replace("{minutes}", f"{max(0.05, (most - GRACE) / 60):.2f}") for a in part.argv]
+        argv = [a.replace("{minutes}", f"{max(0.05, (0.95 * most - GRACE) / 60):.2f}") for a in part.argv]
         with log.open("a") as f:
             f.write(f"== {part.name}: {' '.join(argv)}\n")
             f.flush()
