@@ -49,7 +49,7 @@ class Span:
 
     Who reads whom: a key is read if its ``segment`` is 0 or the query's, and its order is at most the query's. ``order``: of the first
     token · ``order_step``: 0 gives all tokens this order, n adds one every n tokens (1 is causal, n block-causal). ``ON_UNMASK``: tokens
-    get the order clock + 1 and segment 0 when they are unmasked (Sparse-LaViDa, arXiv 2512.14008).
+    get the order clock + 1 when they are unmasked, so that none of them reads a masked token (``sampling/step_causal.py``).
     ``positions_of``: an earlier span whose positions this one shares · ``position_offset``: added to all its positions.
     """
 
@@ -249,7 +249,7 @@ def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
         table[:, b, :n] = _layout(sequence.spans)
     kind, branch, writable, position, leader, segment, order, stride = table
     given = (order == ON_UNMASK) & ~masked  # unmasked before the first step
-    order, segment = order.masked_fill(given, 0), segment.masked_fill(given, 0)
+    order = order.masked_fill(given, 0)
     pixels = [s.pixels for s in sequences if s.pixels is not None]
     features = [s.features for s in sequences if s.features is not None]
     return Batch(

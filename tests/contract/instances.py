@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import absorbing, collapsing, schedules
+from unmask.corruption import step_causal as masking
 from unmask.grammars.automaton import compile_automaton
 from unmask.grammars.grammar import Grammar
 from unmask.grammars.regex import parse_regex
@@ -35,6 +36,7 @@ from unmask.sampling import (
     prior,
     schedule,
     selection,
+    step_causal,
     stopping,
     temperature,
     token_sampler,
@@ -62,6 +64,7 @@ SCHEDULES = [
     schedule.Fixed(each=2),
     schedule.Shift(steps=5, shift=3.0),
     schedule.Cosine(steps=6),
+    step_causal.ByPosition(schedule=schedule.Cosine(steps=6), codes=1),
 ]
 TOKEN_SAMPLERS = [
     token_sampler.Greedy(),
@@ -99,7 +102,13 @@ GUIDANCES = [
     EDIT,
     dataclasses.replace(EDIT, scale=0.0),
 ]
-BLOCKS = [blocks.Whole(), blocks.Blocks(length=3), blocks.SpanBySpan()]
+BLOCKS = [
+    blocks.Whole(),
+    blocks.Blocks(length=3),
+    blocks.SpanBySpan(),
+    blocks.ByOrder(),
+    blocks.ByOrder(blocks=blocks.Blocks(length=3)),
+]
 STOPPINGS = [
     stopping.Never(),
     stopping.EndOfTurn(ids=(END, 7)),
@@ -107,7 +116,7 @@ STOPPINGS = [
     stopping.Until(enough=two_or_more, fill=END),
     stopping.Until(enough=two_or_more, fill=END, stopping=stopping.EndOfTurn(ids=(END, 7))),
 ]
-PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES})]
+PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES}), step_causal.StepCausal()]
 CACHES = [
     cache.NoCache(),
     cache.PrefixCache(),
@@ -115,6 +124,7 @@ CACHES = [
     cache.BlockCache(),
     cache.BlockCache(refresh=1),
     cache.BlockCache(refresh=2),
+    step_causal.SparseCache(),
 ]
 POLICIES = [schedules.Uniform(), schedules.Cosine(), schedules.OftenAll(policy=schedules.Uniform(), all=0.3)]
 CORRUPTIONS = [absorbing.Absorbing(policies={Kind.TEXT: p}, otherwise=POLICIES[0]) for p in POLICIES]
@@ -231,7 +241,8 @@ ALL_BLOCKS = BLOCKS + method_parts("blocks")
 ALL_STOPPINGS = STOPPINGS + method_parts("stopping")
 ALL_PRIORS = PRIORS + method_parts("prior")
 ALL_CACHES = CACHES + method_parts("cache")
-ALL_CORRUPTIONS = [*CORRUPTIONS, COLLAPSING, *method_parts("Corruption")]
+STEP_CAUSAL = masking.StepCausalMasking(corruption=UNIFORM, clean_blocks=2, text_groups=2, code_groups=2)
+ALL_CORRUPTIONS = [*CORRUPTIONS, COLLAPSING, STEP_CAUSAL, *method_parts("Corruption")]
 ALL_OBJECTIVES = OBJECTIVES + method_parts("Objective")
 
 BASE = Sampler(

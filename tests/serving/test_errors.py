@@ -73,7 +73,10 @@ def test_invalid_bodies(server: Server, body: bytes) -> None:
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "empty prompt": (GENERATE, {"prompt": ""}, "prompt"),
-    "blank prompt": (GENERATE, {"prompt": "  "}, "the prompt is empty"),
+    "blank prompt": (GENERATE, {"prompt": "  "}, "prompt: it is empty"),
+    "invisible phrase": (GROUND, {"image": data_url(DOT), "phrases": ["a", "\u200b"]}, "phrases.1: it is empty"),
+    "text for a number": (GENERATE, {"prompt": "a", "steps": "8"}, "steps: must be an integer, got \"8\""),
+    "text for a switch": (GENERATE, {"prompt": "a", "stream": "true"}, "stream: must be true or false, got \"true\""),
     "long prompt": (GENERATE, {"prompt": "dog " * 1999}, "longer than 400 tokens"),
     "wrong type": (GENERATE, {"prompt": 7}, "prompt"),
     "too many": (GENERATE, {"prompt": "a", "n": 11}, "n: "),

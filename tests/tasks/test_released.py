@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model, describe
 from unmask.sequence import Kind, Sequence, collate
 from unmask.step import Progress
+from unmask.tasks.conversing import Message
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate
 from unmask.tasks.ground import Ground
@@ -60,7 +62,7 @@ def wire(sequence: Sequence, model: Model) -> str:
     for span in sequence.spans:
         ids = sequence.ids[span.start : span.stop].tolist()
         out += model.parts.text.show(ids) if span.kind == Kind.TEXT else f"[{span.name} {len(span)}]"
-    assert {span.segment for span in sequence.spans} == {0}, "everything reads everything"
+    assert {span.segment for span in sequence.spans} == {0}
     return out
 
 
@@ -102,14 +104,63 @@ def test_questions_are_asked_as_published(model: Model, picture: Image.Image) ->
     assert wire(sequence, model) == f"{HEAD}[look {SQUARE}] what is it?<|eot_id|>{ASSISTANT}{MASK * 3}"
 
 
+def test_a_system_message_takes_the_place_of_the_published_one(model: Model) -> None:
+    """As in training: the first turns of the system are the system message; later ones stand where they were said."""
+    built: list[Sequence] = []
+
+    class Watched:
+        def run(self, sequences: Any, *given: Any) -> Any:
+            built.extend(sequences)
+            return model.run(sequences, *given)
+
+        def emit(self, row: int, event: Any) -> None:
+            """Nothing listens."""
+
+    def said(*messages: tuple[str, str]) -> str:
+        built.clear()
+        watched = Model(model.parts, model.presets, executor=Watched())  # type: ignore[arg-type]
+        watched.converse([Message(role=role, text=text) for role, text in messages], max_tokens=1)
+        return wire(built[0], model).partition(MASK)[0]
+
+    usual, own = said(("user", "hello")), said(("system", " be brief "), ("system", "be kind"), ("user", "hello"))
+    assert usual == f"{HEAD}hello<|eot_id|>{ASSISTANT}"
+    brief = "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nbe brief\n\nbe kind<|eot_id|>"
+    user = "<|start_header_id|>user<|end_header_id|>\n\n"
+    assert own == f"{brief}{user}hello<|eot_id|>{ASSISTANT}"
+    later = said(("user", "hello"), ("assistant", "hi"), ("system", "be brief"), ("user", "why?"))
+    system = "<|start_header_id|>system<|end_header_id|>\n\nbe brief<|eot_id|>"
+    assert later == f"{HEAD}hello<|eot_id|>{ASSISTANT}hi<|eot_id|>{system}{user}why?<|eot_id|>{ASSISTANT}"
+    assert said(("system", " "), ("user", "hello")) == usual
+    with pytest.raises(ValueError, match="the system message and the last message exceed the context"):
+        said(("system", "be brief " * 5000), ("user", "hello"))
+
+
 def test_boxes_are_asked_for_as_published(model: Model, picture: Image.Image) -> None:
     """A stray apostrophe comes first, so nothing is dropped; no header trails."""
     sequence = Ground(pixels=model.parts.image_views(picture), phrases=("the cat",)).build(model.parts)
     words = "\n Please locate the cat in this image. Give bounding boxes in LOC format.<|eot_id|>"
     box = f"<LOC_BEGIN>{MASK * 4}<LOC_END><|eot_id|>"
     assert wire(sequence, model) == f"'{HEAD}[look {SQUARE}]{words}{ASSISTANT}{box}"
-    with pytest.raises(ValueError, match="one phrase per sequence, got 2"):
-        Ground(pixels=model.parts.image_views(picture), phrases=("a", "b")).build(model.parts)
+    assert {span.order for span in sequence.spans} == {0}, "one pass, in which everything reads everything"
+
+
+def test_boxes_of_several_phrases_are_asked_for_as_published(model: Model, picture: Image.Image) -> None:
+    """One prompt, as of the demo; the newline after the picture is the token that is dropped. Phrases are plain text."""
+    task = Ground(pixels=model.parts.image_views(picture), phrases=("the cat", "a </box_p> dog"))
+    sequence = task.build(model.parts)
+    words = " Please describe this image with dense localized caption. Give bounding boxes in LOC format.<|eot_id|>"
+    boxes = ", ".join(f"<box_p> {p} </box_p><LOC_BEGIN>[box]<LOC_END>" for p in ("the cat", "a </box_p> dog")).replace(
+        "[box]", MASK * 4
+    )
+    said = (
+        f"{HEAD}[look {SQUARE}]{words}{ASSISTANT}There are following objects in the scene. {boxes}<|eot_id|>{ASSISTANT}"
+    )
+    assert wire(sequence, model) == said and {span.order for span in sequence.spans} == {0}
+    text = model.parts.text
+    assert [int((sequence.ids == text[name]).sum()) for name in ("<box_p>", "</box_p>", "<LOC_BEGIN>")] == [2, 2, 2]
+    bins = torch.arange(8) + text.first_location
+    done = replace(sequence, ids=sequence.ids.masked_scatter(sequence.masked, bins))
+    assert [round(1024 * x) for box in task.read(done, model.parts) for x in box] == list(range(8))
 
 
 def test_every_quirk_can_be_switched_off(model: Model, picture: Image.Image) -> None:
@@ -232,11 +283,6 @@ def test_an_answer_is_as_long_as_asked(model: Model, picture: Image.Image) -> No
     assert len(model.ask(picture, "what?", length=5, trace=True).trace) <= 5
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
         model.ask(picture, "what?", max_tokens=0)
-
-
-def test_boxes_have_no_company(model: Model, picture: Image.Image) -> None:
-    both = model.ground(picture, ["the cat", "a long red bus on the left"]).boxes
-    assert model.ground(picture, ["the cat"]).boxes[0] == both[0]
 
 
 def test_coordinates_alone_unless_wanted(folder: Path, picture: Image.Image) -> None:

@@ -117,6 +117,7 @@ def rows_needed(name: str, rows: int, config: ElasticConfig, needs: frozenset[st
         "embed": {"und", "und.joint"},
         "norm": {"und", "und.joint", "gen"},
         "codes": {"gen"},
+        "registers": {"und", "und.joint", "gen"},
         "vq.codes": {"vq.encoder", "vq.decoder"},
     }.get(part, {part})
     return rows if users & needs else 0

@@ -28,6 +28,10 @@ class Asked:
     row: Tensor
     read: Tensor | None = None
 
+    def of_length(self, length: int, tokens: int) -> Asked:
+        """The same in rows of ``tokens`` tokens, where they had ``length`` with others behind them."""
+        return dataclasses.replace(self, at=self.at // length * tokens + self.at % length)
+
     def alone(self, x_ND: Tensor | None) -> Asked:
         """The same with nothing read but what is asked for, where ``x`` has more positions than that.
 

@@ -22,6 +22,7 @@ from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
 from unmask.models.layout import Layout, Packing, lay_out
 from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
+from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
 from unmask.models.sizes import ElasticConfig
 from unmask.models.vision import Vision, VisionLayer
 from unmask.sequence import Batch, Branch, Kind
@@ -49,6 +50,8 @@ class Elastic(nn.Module):
             self.code_embedding = CodeEmbedding(config)
             self.code_head = CodeHead(config)
         self.vision = Vision(config.vision, config.width) if config.vision else None
+        if config.text_registers or config.code_registers:
+            self.registers = Registers(config)
 
     def forward(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
         """Logits of the tokens in ``predict [B, L]`` (default: the masked ones). ``batch.time`` is not read: this model has no clock."""
@@ -60,6 +63,9 @@ class Elastic(nn.Module):
 
     def _predict(self, batch: Batch, predict: Tensor | None, reuse: Reuse | None, score: _Score) -> Prediction:
         predict = batch.masked if predict is None else predict
+        length = batch.ids.shape[1]
+        if self.has_registers:
+            batch, predict, reuse = with_registers(batch, predict, reuse, self.config)
         # 1. The positions of both branches, packed, and which rows are attended together.
         layout = self._layout(batch, reuse)
         if layout.gen is not None and not self.config.gen_width:
@@ -73,6 +79,8 @@ class Elastic(nn.Module):
         memory = _memory(reuse, layout)
         text = asked(predict, layout.und)
         codes = asked(predict, layout.gen, folded=layout.squares is not None)
+        if self.has_registers:
+            text, codes = (tokens.of_length(batch.ids.shape[1], length) for tokens in (text, codes))
         if not torch.is_grad_enabled():  # gradients sum over all positions, in an order that would change
             text, codes = text.alone(u_ND), codes.alone(g_NE)
         u_ND, g_NE = self._run(layout, u_ND, g_NE, text, codes, memory)
@@ -80,7 +88,12 @@ class Elastic(nn.Module):
         scored = {Kind.TEXT: self._read_text(text, u_ND, score)}
         if g_NE is not None:
             scored[Kind.CODE] = self._read_codes(layout, codes, g_NE, score)
-        return Prediction(scored=scored, state=_next_state(reuse, memory))
+        return Prediction(scored=scored, state=_next_state(reuse, memory, length))
+
+    @property
+    def has_registers(self) -> bool:
+        """Whether masked tokens may be left out, with registers in their place (Sparse-LaViDa)."""
+        return bool(self.config.text_registers or self.config.code_registers)
 
     def _layout(self, batch: Batch, reuse: Reuse | None) -> Layout:
         """Made once for all steps of a run, which change none of the fields that it depends on."""
@@ -109,7 +122,7 @@ class Elastic(nn.Module):
 
         def unread() -> Tensor | None:
             read = (batch.kind == Kind.TEXT) | (batch.kind == Kind.FEATURE) | (batch.branch == Branch.GEN)
-            strange = batch.valid & batch.leader & ~read
+            strange = batch.valid & batch.leader & ~read & (batch.kind != REGISTER)
             return strange if bool(strange.any()) else None
 
         strange = derived("unread", unread, batch.kind, batch.branch, batch.valid, batch.leader)
@@ -133,9 +146,13 @@ class Elastic(nn.Module):
         if reads.other is not None:
             ids = ids.masked_fill(reads.other, self.mask_id)
         x = self.embed(ids)
-        if reads.feature is not None and (features := self._all_features(batch)) is not None:
-            x = torch.where(reads.feature[:, None], features[reads.row].to(x.dtype), x)
-        return x
+        feature_N = reads.feature
+        if feature_N is None and batch.pixels is not None and torch.is_grad_enabled():
+            # All pictures were dropped. Processes that share weights need the same gradients, if only zeros.
+            feature_N = torch.zeros_like(ids, dtype=torch.bool)
+        if feature_N is not None and (features := self._all_features(batch)) is not None:
+            x = torch.where(feature_N[:, None], features[reads.row].to(x.dtype), x)
+        return placed(x, batch, layout.und.token, self.registers.text) if self.has_registers else x
 
     def _all_features(self, batch: Batch) -> Tensor | None:
         found = [] if batch.pixels is None else [self.features(batch.pixels)]
@@ -151,11 +168,9 @@ class Elastic(nn.Module):
         codes = batch.ids.masked_fill(batch.masked, self.config.mask_code).flatten().index_select(0, token)
         if pad is not None:
             codes = codes.masked_fill(pad, self.config.mask_code)
-        if squares is None:
-            return self.code_embedding(codes[None])[0]
-        return self.code_embedding(
-            codes[None], squares.places[None], None if squares.alone is None else squares.alone[None]
-        )[0]
+        alone = None if squares is None or squares.alone is None else squares.alone[None]
+        x = self.code_embedding(codes[None], None if squares is None else squares.places[None], alone)[0]
+        return placed(x, batch, layout.gen.token, self.registers.code) if self.has_registers else x
 
     def _run(
         self,
@@ -226,11 +241,11 @@ def _memory(reuse: Reuse | None, layout: Layout) -> Memory | None:
     return Memory(state=reuse.state, slots=slots)
 
 
-def _next_state(reuse: Reuse | None, memory: Memory | None) -> State | None:
+def _next_state(reuse: Reuse | None, memory: Memory | None, length: int) -> State | None:
     if reuse is None or memory is None:
         return None
     held = torch.zeros_like(reuse.keep) if reuse.state is None else reuse.state.held & ~reuse.compute
-    return State(held=held | reuse.keep, tensors=memory.tensors)
+    return State(held=without_registers(held | reuse.keep, length), tensors=memory.tensors)
 
 
 def init(model: nn.Module, generator: torch.Generator) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unmask.models.gradients import rotated, worthwhile
+
 Table = tuple[Tensor, Tensor]
 
 
@@ -22,6 +24,8 @@ def rope_table(position_BT: Tensor, head_width: int, theta: float) -> Table:
 
 def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
     """Rotate queries or keys; computed in float32 and cast back."""
+    if worthwhile(x_BHTK):
+        return rotated(x_BHTK, table)
     cos, sin = table
     x = x_BHTK.float()
     a, b = x.chunk(2, dim=-1)

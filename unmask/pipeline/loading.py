@@ -49,6 +49,7 @@ from unmask.tasks import (
 )
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.step_causal import step_causal
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vocabulary import FILE, Vocabulary
@@ -85,7 +86,9 @@ class ModelSpec:
     @property
     def presets(self) -> Presets:
         """The samplers of a model that draws: those of the released models, or of our own."""
-        return released.PRESETS if self.wording == RELEASED else OWN
+        dense = released.PRESETS if self.wording == RELEASED else OWN
+        config = self.checkpoint.config
+        return step_causal(dense) if config.text_registers or config.code_registers else dense
 
 
 def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:

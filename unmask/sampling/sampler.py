@@ -31,6 +31,7 @@ from unmask.protocols import (
 from unmask.sampling.agenda import Agenda, Todo
 from unmask.sampling.blocks import Whole
 from unmask.sampling.cache import NoCache
+from unmask.sampling.cropping import cropped, restored
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.prior import AllMasked
 from unmask.sampling.spans import still_masked, whole_positions, wished
@@ -122,6 +123,7 @@ class SamplingRun:
         if todo is None or self.query is None:
             raise ValueError("the run is finished; there is nothing left to unmask")
         # 4. The views become one prediction.
+        prediction = restored(prediction, self.query, batch.ids.shape[1])
         views = _split(prediction, self.query.batch.rows // batch.rows, batch)
         self._keep(views, todo.progress)
         merged = parts.guidance.merge(batch, views, todo.progress)
@@ -152,7 +154,7 @@ class SamplingRun:
             _same_kinds(views, predict)
         reuse = self._reuse(views, predict, todo)
         batch = stack(views) if len(views) > 1 else views[0]
-        return Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse)
+        return cropped(Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse))
 
     def _reuse(self, views: list[Batch], predict: Tensor, todo: Todo) -> Reuse | None:
         states = [self.states[i] if i < len(self.states) else None for i in range(len(views))]
@@ -210,11 +212,8 @@ class SamplingRun:
                 raise NothingUnmasked(
                     f"{type(self.sampler.selection).__name__} masks tokens again, so it must say when a block ends: give it extra_steps"
                 )
-            # Their order and segment are those of masked tokens again.
-            written = written.replace(
-                order=torch.where(move.remask, self.first.order, written.order),
-                segment=torch.where(move.remask, self.first.segment, written.segment),
-            )
+            # Their order is that of masked tokens again.
+            written = written.replace(order=torch.where(move.remask, self.first.order, written.order))
         return written
 
     def _check(self, move: Move, proposal: Proposal, todo: Todo) -> bool:
@@ -243,13 +242,11 @@ class SamplingRun:
 
 
 def _ordered(before: Batch, after: Batch) -> Batch:
-    """``after`` with the order and segment of the tokens that a prior or early stopping unmasked, where unmasking sets them."""
+    """``after`` with the order of the tokens that a prior or early stopping unmasked, where unmasking sets it."""
     if after is before or not before.stamps:
         return after
     new_BL = before.masked & ~after.masked & (before.order == ON_UNMASK)
-    return after.replace(
-        order=torch.where(new_BL, after.clock[:, None], after.order), segment=after.segment.masked_fill(new_BL, 0)
-    )
+    return after.replace(order=torch.where(new_BL, after.clock[:, None], after.order))
 
 
 def _same_kinds(views: list[Batch], predict: Tensor) -> None:

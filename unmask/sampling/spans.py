@@ -70,6 +70,8 @@ def _predicts(kind: type) -> bool:
 
 def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:
     """``chosen [B, L]`` with every token whose position has a chosen one: a position is computed as a whole or not at all."""
+    if not _has_folded(batch.span_table):
+        return chosen
     first_BL = _first_of_position(batch.span_table, batch.ids.shape[1]).to(batch.device)
     any_BL = torch.zeros_like(chosen, dtype=torch.long).scatter_reduce(1, first_BL, chosen.long(), "amax")
     return any_BL.gather(1, first_BL).bool()
@@ -77,7 +79,15 @@ def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:
 
 def of_position(batch: Batch, x: Tensor) -> Tensor:
     """``x [B, L]`` with each token's value that of the first token on its position, which is what attention reads."""
+    if not _has_folded(batch.span_table):
+        return x
     return x.gather(1, _first_of_position(batch.span_table, batch.ids.shape[1]).to(batch.device))
+
+
+@functools.lru_cache(maxsize=64)
+def _has_folded(span_table: tuple[tuple[Span, ...], ...]) -> bool:
+    """Whether any position holds several tokens."""
+    return any(span.fold > 1 for table in span_table for span in table)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,6 @@ Shapes: V views (rows of one query) · L tokens · U understanding positions · 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -16,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.sequence import SHARED, Batch, Branch, Kind, stack
-from unmask.step import Prediction, Query, Reuse, Scored, State
+from unmask.sequence import Batch, Branch, Kind, stack
+from unmask.step import Prediction, Query, Reuse, Scored, State, widened
 
 _ASIDE = 2**31 - 1  # a segment that nothing else has, so nothing reads it
 
@@ -26,13 +25,11 @@ _ASIDE = 2**31 - 1  # a segment that nothing else has, so nothing reads it
 class Shape:
     """What queries must have in common to share a forward.
 
-    ``codes``: code positions of a row · ``text``: whether text is scored (if not, the understanding branch ends early) · ``reuse``: whether
-    some positions are not computed.
+    ``codes``: code positions of a row · ``text``: whether text is scored (if not, the understanding branch ends early).
     """
 
     codes: int
     text: bool
-    reuse: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,7 @@ def part_of(query: Query, multiple: int) -> ShapedQuery:
     text = (query.predict & (batch.kind == Kind.TEXT)).any()
     counts = torch.stack([_most(query, Branch.UND), _most(query, Branch.GEN), text.long()])
     und, codes, wants_text = counts.tolist()
-    shape = Shape(codes=codes, text=bool(wants_text), reuse=query.reuse is not None)
+    shape = Shape(codes=codes, text=bool(wants_text))
     return ShapedQuery(query=query, shape=shape, und=-(-und // multiple) * multiple)
 
 
@@ -78,7 +75,7 @@ def join(parts: Items[ShapedQuery]) -> Query:
     query = Query(
         batch=batch,
         predict=torch.cat([_wide(part.query.predict, length) for part in parts]),
-        reuse=_joined([part.query.reuse for part in parts], [part.rows for part in parts], length),
+        reuse=_joined(parts, length),
     )
     if query.reuse is None:
         return query  # a network packs the positions of each row by itself
@@ -100,8 +97,9 @@ def shares(prediction: Prediction, parts: Items[ShapedQuery], joined: Query) -> 
             kind: _cut(whole, cuts[kind][i], cuts[kind][i + 1], rows[i], length, part)
             for kind, whole in prediction.scored.items()
         }
-        state = prediction.state and prediction.state.rows(rows[i], rows[i + 1])
-        if state is not None:
+        state = None
+        if prediction.state is not None and part.query.reuse is not None:
+            state = prediction.state.rows(rows[i], rows[i + 1])
             state = State(held=state.held[:, : part.query.predict.shape[1]], tensors=state.tensors)
         found.append(Prediction(scored=scored, state=state))
     return found
@@ -116,15 +114,21 @@ def _cut(whole: Scored, first: int, last: int, first_row: int, length: int, part
     )
 
 
-def _joined(reuses: Items[Reuse | None], rows: Items[int], length: int) -> Reuse | None:
-    some = [reuse for reuse in reuses if reuse is not None]
-    if not some:
+def _joined(parts: Items[ShapedQuery], length: int) -> Reuse | None:
+    """What the rows of all need not compute again; a part without reuse computes everything and keeps nothing."""
+    given = [part.query.reuse for part in parts]
+    if all(reuse is None for reuse in given):
         return None
+    reuses = [r or _everything(part.query.batch) for r, part in zip(given, parts, strict=True)]
     return Reuse(
-        compute=torch.cat([_wide(reuse.compute, length) for reuse in some]),
-        keep=torch.cat([_wide(reuse.keep, length) for reuse in some]),
-        state=State.stack([reuse.state for reuse in some], rows, length),
+        compute=torch.cat([_wide(reuse.compute, length) for reuse in reuses]),
+        keep=torch.cat([_wide(reuse.keep, length) for reuse in reuses]),
+        state=State.stack([reuse.state for reuse in reuses], [part.rows for part in parts], length),
     )
+
+
+def _everything(batch: Batch) -> Reuse:
+    return Reuse(compute=batch.valid, keep=torch.zeros_like(batch.valid))
 
 
 def _most(query: Query, branch: int) -> Tensor:
@@ -140,16 +144,8 @@ def _wide(x: Tensor, length: int) -> Tensor:
 
 def _widened(batch: Batch, length: int, first_feature: int) -> Batch:
     """Rows of ``length`` tokens, the added ones not valid; features counted from ``first_feature``."""
-    missing = length - batch.ids.shape[1]
-    if not missing and not first_feature:
-        return batch
-    tensors = {
-        f.name: F.pad(t, (0, 0, 0, missing) if t.dim() == 3 else (0, missing))
-        for f in dataclasses.fields(batch)
-        if f.name not in SHARED and isinstance(t := getattr(batch, f.name), Tensor) and t.dim() > 1
-    }
-    wide = batch.replace(**tensors)
-    return wide.replace(feature=wide.feature + first_feature)
+    wide = widened(batch, length)
+    return wide.replace(feature=wide.feature + first_feature) if first_feature else wide
 
 
 def _filled(query: Query, missing: int) -> Query:
