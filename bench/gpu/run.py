@@ -101,7 +101,7 @@ class Session:
         return self.work / "logs" / f"{part.name.split()[0]}.log"
 
     def _started(self, part: Part, most: float, log: Path) -> int:
-        argv = [a.replace("{minutes}", f"{max(0.05, (most - GRACE) / 60):.2f}") for a in part.argv]
+        argv = [a.replace("{minutes}", f"{max(0.05, (0.95 * most - GRACE) / 60):.2f}") for a in part.argv]
         with log.open("a") as f:
             f.write(f"== {part.name}: {' '.join(argv)}\n")
             f.flush()
@@ -221,6 +221,8 @@ def parts(device: str, quick: bool, rows: Path, work: Path) -> list[Part]:
     released = [python, f"{here}/released.py", *to, *little]
     training = [python, f"{here}/training.py", *to, *little]
     small = [python, "-m", "unmask", "train", "small.all", "--out", str(work / "small"), "--device", device]
+    tiny = ("times=0.05", "narrow=4", "workers=0", "texts=300", "images=40", "items=2") if quick else ()
+    small += [word for setting in tiny for word in ("-o", setting)]
     return [
         Part(name="tests", most=100, argv=[*pytest, "--continue-on-collection-errors", *chosen]),
         Part(name="speed float32", most=45, argv=[*speed, *float32]),

@@ -82,6 +82,8 @@ def test_settings_change_the_plan(capsys: pytest.CaptureFixture[str], tiny: Path
     full = record(capsys, "lavida_o.stage2", "-o", f"model={tiny}", "-o", "batch=8", "-o", "training.bf16=false")
     assert [way["way"] for way in half["ways"]] == ["one process", "one process, recomputed"] and half["rows"] == 8
     assert full["ways"][0]["weights"] == 2 * half["ways"][0]["weights"]
+    bits = record(capsys, "lavida_o.stage2", "-o", f"model={tiny}", "-o", "optim.bits=8")
+    assert bits["ways"][0]["optimiser"] == 10 * bits["trained"] and half["ways"][0]["optimiser"] == 16 * bits["trained"]
     assert half["batches"][0][0]["codes"] == 64, "8 x 8 codes of a picture of 128 pixels"
 
 

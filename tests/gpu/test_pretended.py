@@ -175,7 +175,9 @@ def test_training(settings: list[str], tmp_path: Path, card: Card, monkeypatch: 
     train(override(made, [*steps, "training.device=cuda"]), tmp_path / "cuda", stop_after=2)
     got = train(override(made, [*steps, "training.device=cuda"]), tmp_path / "cuda")
     for (name, a), (_, b) in zip(here.named_parameters(), got.named_parameters(), strict=True):
-        assert not on_card(b) and torch.allclose(a, b, atol=1e-6), name
+        assert not on_card(b) and torch.allclose(a, b, atol=2e-2 if settings else 1e-5), (
+            name
+        )  # a card has other attention
 
 
 def test_likelihood(card: Card) -> None:

@@ -45,6 +45,19 @@ def test_every_part(tmp_path: Path) -> None:
     assert all({"name", "value", "unit", "machine", "commit"} <= set(row) for row in rows)
 
 
+@pytest.mark.slow
+def test_training_for_the_time_that_is_left(tmp_path: Path) -> None:
+    """``small`` in a tiny setting; a second call continues from the shards of the first."""
+    for _ in range(2):
+        run(tmp_path, "1.2", str(tmp_path), "--device", "cpu", "--quick", "--only", "small")
+        names = {p.name for p in tmp_path.iterdir()}
+        assert {"small.tar.0", "parts.jsonl", "table.txt", "logs.tar.gz"} <= names and len(names) <= 8
+        assert all(p.stat().st_size < 16 * 2**20 for p in tmp_path.iterdir())
+    again = tmp_path.parent / "again"
+    subprocess.run([sys.executable, "bench/gpu/pack.py", str(tmp_path), str(again)], cwd=ROOT, check=True)
+    assert any(again.rglob("*.safetensors"))
+
+
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     ran = run(tmp_path, "1", str(tmp_path), "--device", "cpu", "--only", "speed,middle")
     assert ran.returncode == 2 and "no part middle" in ran.stderr and "released" in ran.stderr

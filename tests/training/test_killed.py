@@ -75,7 +75,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
 def test_processes_killed_one_by_one_or_all(tmp_path: Path) -> None:
-    """The short form of ``python tests/training/killing.py FOLDER --plan 2,2s``."""
+    """The short form of ``python tests/training/killing.py FOLDER``."""
     words = [sys.executable, str(Path(__file__).with_name("killing.py")), str(tmp_path / "run"), "--kills", "4"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -181,10 +181,14 @@ def _mixed(
     parts, asking = group.parts, tuple(name for name in names if heads[name].q is not None)
     if not asking:
         return {}
-    pieces = [*(parts[name].of(heads[name].q) for name in asking), *(parts[name].of(heads[name].k) for name in names)]  # type: ignore[arg-type]
-    turned = rotate(torch.cat(pieces, dim=2), group.rope(asking + names))
+    asked = [parts[name].of(heads[name].q) for name in asking]  # type: ignore[arg-type]
+    read = [parts[name].of(heads[name].k) for name in names]
     queries = sum(parts[name].length for name in asking)
-    q, k = turned[:, :, :queries], turned[:, :, queries:]
+    if worthwhile(read[0]):  # their gradients would be copied once more
+        q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
+    else:
+        turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
+        q, k = turned[:, :, :queries], turned[:, :, queries:]
     v = _one([parts[name].of(heads[name].v) for name in names])
     if memory is not None:
         sizes = [parts[name].length for name in names]
@@ -194,12 +198,8 @@ def _mixed(
         )
     attend = group.masks["joint" if len(names) == 2 else names[0]]
     mixed_GTHK = attention(q, k, v, None if attend is None else attend[:, :, :queries]).transpose(1, 2)
-    found, start = {}, 0
-    for name in asking:
-        length = parts[name].length
-        found[name] = mixed_GTHK[:, start : start + length].flatten(2).flatten(0, 1)
-        start += length
-    return found
+    each = mixed_GTHK.split([parts[name].length for name in asking], dim=1)
+    return {name: own_GTHK.flatten(2).flatten(0, 1) for name, own_GTHK in zip(asking, each, strict=True)}
 
 
 def _one(parts: Sequence[Tensor]) -> Tensor:

@@ -59,7 +59,8 @@ class Part:
     def of(self, x_NHK: Tensor) -> Tensor:
         """[G, H, length, K]."""
         count = self.rows * self.length
-        return x_NHK[self.start : self.start + count].unflatten(0, (self.rows, self.length)).transpose(1, 2)
+        own = x_NHK if count == len(x_NHK) else x_NHK[self.start : self.start + count]
+        return own.unflatten(0, (self.rows, self.length)).transpose(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

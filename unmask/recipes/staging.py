@@ -45,6 +45,7 @@ from unmask.tasks.parts import Parts
 from unmask.tasks.stage_rows import StageRows
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import EXP
+from unmask.training.states import newest
 
 SIZE = "lavida_o"  # what is planned where the first model of a stage is not there
 _GIVEN = frozenset(
@@ -168,7 +169,7 @@ def _is_size(name: str) -> bool:
 
 
 def _holds_a_model(folder: Path) -> bool:
-    return (folder / "config.json").exists() and not (folder / "state.safetensors").exists()
+    return (folder / "config.json").exists() and newest(folder) is None
 
 
 def _no_data(step: int) -> dict[str, Batch]:

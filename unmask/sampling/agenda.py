@@ -84,11 +84,9 @@ class Agenda:
     def next(self, batch: Batch) -> Todo | None:
         """What to do now, or None where every row is finished. A finished row gets count 0 and no block."""
         live_BL = still_masked(batch)
-        current_B = self.block.masked_fill(~live_BL, _NONE).amin(1)
-        if self._ask_again(batch, current_B.tolist()):
-            current_B = self.block.masked_fill(~live_BL, _NONE).amin(1)
-        here_BL = live_BL & (self.block == current_B[:, None])
-        states = torch.stack([current_B, here_BL.sum(1)], dim=1).tolist()
+        here_BL, current_B, states = self._where(live_BL)
+        if self._ask_again(batch, [now for now, _ in states]):
+            here_BL, current_B, states = self._where(live_BL)
         more_B = self._more(batch, [left == 0 for _, left in states])
         if more_B is None and not any(left for _, left in states):
             return None
@@ -107,6 +105,12 @@ class Agenda:
             time=torch.tensor(share, device=device)[:, None].expand_as(batch.ids),
             progress=self._progress(batch),
         )
+
+    def _where(self, live_BL: Tensor) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """Masked tokens of each row's lowest block, that block, and both as numbers: (block, how many are left)."""
+        current_B = self.block.masked_fill(~live_BL, _NONE).amin(1)
+        here_BL = live_BL & (self.block == current_B[:, None])
+        return here_BL, current_B, torch.stack([current_B, here_BL.sum(1)], dim=1).tolist()
 
     def _time(self, row: _Row, left: int) -> float:
         """Time of a row's step: the masked share of its block; where every step corrects, the share of steps that are left."""

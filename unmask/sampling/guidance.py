@@ -137,7 +137,7 @@ def _merge(
 
 def _check_same(kind: int, at_N: Tensor, view: Prediction, number: int) -> None:
     found_N = view.scored[kind].at if kind in view.scored else at_N[:0]
-    if not torch.equal(at_N, found_N):
+    if len(at_N) != len(found_N) or (len(at_N) and not torch.equal(at_N, found_N)):
         raise ViewsDiffer(
             f"of kind {kind}, guidance view {number} scored {len(found_N)} tokens and view 0 scored {len(at_N)}, or not the same ones; "
             "predict no token that a view drops"

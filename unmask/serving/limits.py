@@ -78,15 +78,12 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
 
 
 def _other_fields(body: Json, kind: type[Fields]) -> None:
-    """Fields that are accepted and ignored, and those that are accepted with values that ask for nothing. Others are not part of the API,
-    though most of them are ignored.
-    """
+    """Fields that are accepted and ignored, and those that are accepted with values that ask for nothing. Others are ignored too."""
     policy, properties = kind.policy(), body["properties"]
     for name in sorted(set(policy.harmless) - set(properties)):
         properties[name] = {"description": f"Accepted and ignored; {name} of OpenAI's API has no meaning here."}
     for name, known in policy.unsupported.items():
         properties.setdefault(name, {"enum": [*known.neutral, None], "description": f"Not supported: {known.reason}."})
-    body["additionalProperties"] = False
 
 
 def _options(adapters: Sequence[str]) -> Json:
@@ -99,9 +96,14 @@ def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = 
     """The preset of the model with its settings, or a named sampler with its arguments. ``absent``: values that count as no value."""
     settings = {s["name"]: s["type"] for s in own}
     choices: list[Json] = [{"properties": {"sampler": absent, "settings": _or(absent, _settings(settings))}}]
+    alike: dict[
+        tuple[tuple[str, str], ...], list[str]
+    ] = {}  # names by their arguments: fewer choices are easier to read
     for sampler in known:
-        kinds = {name: _KIND[type(value)] for name, value in sampler.arguments.items()}
-        named = {"sampler": {"const": sampler.name}, "settings": _or(absent, _settings(kinds))}
+        kinds = tuple((name, _KIND[type(value)]) for name, value in sampler.arguments.items())
+        alike.setdefault(kinds, []).append(sampler.name)
+    for kinds, names in alike.items():
+        named = {"sampler": {"enum": names}, "settings": _or(absent, _settings(dict(kinds)))}
         choices.append({"properties": named, "required": ["sampler"]})
     return {"anyOf": choices}
 

@@ -94,7 +94,6 @@ _FORMATS: Json = {
 _PLAIN: Json = {"anyOf": [*_FORMATS["anyOf"][:2]]}
 _NO_SETTINGS: Json = {"type": ["array", "null"], "maxItems": 0}
 _TURN = {"steps": NULL, "guidance": NULL, "response_format": _PLAIN}
-_WITH_IMAGE = {"type": "array", "contains": {"const": "image"}}
 _WITHOUT_IMAGE = {"anyOf": [NULL, {"type": "array", "items": {"const": "text"}, "maxItems": 8}]}
 
 
@@ -117,13 +116,15 @@ def limited_chat(body: Json, sampled: Json, turned: Json, model: Served, *, guid
     turn = {**_TURN, "messages": spoken, "draw": _boolean(True)}
     about = {"messages": pictured, "draw": _boolean(False), "response_format": _FORMATS}
     about |= {} if guided else {"guidance": NULL}
-    drawing = {
-        "anyOf": [
-            {"properties": {"draw": {"const": True}}, "required": ["draw"]},
-            {"properties": {"draw": NULL, "modalities": _WITH_IMAGE}, "required": ["modalities"]},
-        ]
+    by_draw = {"properties": {**_TURN, "messages": pictured, "draw": {"const": True}}, "required": ["draw"]}
+    # With a named sampler as well; that is left out, for fewer choices.
+    by_modality = {
+        "properties": {
+            **{**_TURN, "messages": pictured, "sampler": NULL, "settings": _NO_SETTINGS},
+            **{"draw": NULL, "modalities": {"type": "array", "contains": {"const": "image"}}},
+        },
+        "required": ["modalities"],
     }
-    drawn = {"allOf": [{"properties": {**_TURN, "messages": pictured}}, drawing, turned]}
     not_drawn = {
         "anyOf": [
             {"properties": {"draw": {"const": False}}, "required": ["draw"]},
@@ -131,13 +132,14 @@ def limited_chat(body: Json, sampled: Json, turned: Json, model: Served, *, guid
         ]
     }
     asked = {"allOf": [{"properties": about}, not_drawn, sampled, {"anyOf": _stopped()}]}
-    body["allOf"] = [{"anyOf": [{"allOf": [{"properties": turn}, turned]}, asked, drawn]}]
+    turns = [{"allOf": [one, turned]} for one in ({"properties": turn}, by_draw)]
+    body["allOf"] = [{"anyOf": [*turns, by_modality, asked]}]
 
 
 def _stopped() -> list[Json]:
-    """An answer in a format has no stop texts and no temperature."""
+    """An answer in a format has no stop texts and no temperature. That it may have a named sampler is left out, for fewer choices."""
     free = {"properties": {"response_format": _PLAIN}}
-    formed = {"properties": {"stop": _NO_SETTINGS, "temperature": NULL}}
+    formed = {"properties": {"stop": _NO_SETTINGS, "temperature": NULL, "sampler": NULL}}
     return [free, formed]
 
 
