@@ -96,12 +96,13 @@ class Elastic(nn.Module):
         return bool(self.config.text_registers or self.config.code_registers)
 
     def _layout(self, batch: Batch, reuse: Reuse | None) -> Layout:
-        """Made once for all steps of a run, which change none of the fields that it depends on."""
+        """Made once for all steps of a run that compute the same positions: they change none of the fields that it depends on."""
         packing = self._packing(batch.device.type)
-        if reuse is not None:
-            return lay_out(batch, reuse, packing)
-        fixed = (batch.valid, batch.leader, batch.branch, batch.kind, batch.stride, batch.position, batch.feature)
-        return derived(("layout", packing), lambda: lay_out(batch, None, packing), batch.segment, batch.order, *fixed)
+        tensors = [batch.segment, batch.order, batch.valid, batch.leader, batch.branch, batch.kind, batch.stride]
+        tensors += [batch.position, batch.feature]
+        if reuse is not None:  # first, so that what is remembered goes with them
+            tensors = [reuse.compute, *([] if reuse.state is None else [reuse.state.held]), *tensors]
+        return derived(("layout", packing, len(tensors)), lambda: lay_out(batch, reuse, packing), *tensors)
 
     def _packing(self, device: str) -> Packing:
         c, learns = self.config, torch.is_grad_enabled()

@@ -31,7 +31,7 @@ from unmask.protocols import (
 from unmask.sampling.agenda import Agenda, Todo
 from unmask.sampling.blocks import Whole
 from unmask.sampling.cache import NoCache
-from unmask.sampling.cropping import cropped, restored
+from unmask.sampling.cropping import cropped, restored, settled
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.prior import AllMasked
 from unmask.sampling.spans import still_masked, whole_positions, wished
@@ -109,6 +109,7 @@ class SamplingRun:
         self.states: list[State | None] = []  # of each guidance view
         self.number = 0
         self.todo: Todo | None = None
+        self.query: Query | None = None
         self.query = self._next()
 
     @property
@@ -154,7 +155,8 @@ class SamplingRun:
             _same_kinds(views, predict)
         reuse = self._reuse(views, predict, todo)
         batch = stack(views) if len(views) > 1 else views[0]
-        return cropped(Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse))
+        query = Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse)
+        return settled(cropped(query), self.query)
 
     def _reuse(self, views: list[Batch], predict: Tensor, todo: Todo) -> Reuse | None:
         states = [self.states[i] if i < len(self.states) else None for i in range(len(views))]
