@@ -43,8 +43,10 @@ def hooks() -> None:
     def before_call(context: Any, case: Any, kwargs: Any) -> None:
         # An invalid request is sent as it is: a lower number could make it valid.
         if isinstance(case.body, dict) and case.meta is not None and case.meta.generation.mode.is_positive:
-            if (body := small(case.body)) != case.body:  # schemathesis looks at a body that was set as if it was new
-                case.body = body
+            body = small(case.body)
+            case.body.clear()  # in place: a body that is set is validated again, and one with files never is valid
+            case.body.update(body)
+            case._sync_validated_hashes()
 
 
 def small(body: dict[str, Any]) -> dict[str, Any]:

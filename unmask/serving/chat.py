@@ -47,6 +47,8 @@ def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Tu
             if isinstance(model, TextModel):
                 return _reply(model, body, seed)
             _check_pictures(model, body)
+            if body.sampler is not None and body.pictures and body.draw is None and body.draws:
+                raise ValueError("sampler: answers and turns use it differently; set draw to true for a turn")
             return _turn(model, body, seed) if _converses(model, body) else _about_picture(model, body, seed)
 
     return ask

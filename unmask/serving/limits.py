@@ -24,7 +24,7 @@ _NUMBERS = {  # JSON numbers that every field of a kind takes
     "number": r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,6})?",
     "boolean": "(true|false)",
 }
-_ABSENT: Json = {"enum": list(ABSENT)}  # in a form
+_ABSENT: Json = {"enum": [*ABSENT, None]}  # in a form; null is sent as one of the others, or not at all
 # What a form may say for true and false, as pydantic reads it.
 _TRUE, _FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
 _FILES = "image/png, image/jpeg, image/webp"

@@ -117,7 +117,6 @@ def limited_chat(body: Json, sampled: Json, turned: Json, model: Served, *, guid
     about = {"messages": pictured, "draw": _boolean(False), "response_format": _FORMATS}
     about |= {} if guided else {"guidance": NULL}
     by_draw = {"properties": {**_TURN, "messages": pictured, "draw": {"const": True}}, "required": ["draw"]}
-    # With a named sampler as well; that is left out, for fewer choices.
     by_modality = {
         "properties": {
             **{**_TURN, "messages": pictured, "sampler": NULL, "settings": _NO_SETTINGS},
