@@ -82,6 +82,7 @@ def opened(folder: Path, bits: int) -> Elastic:
     weights = Weights(checkpoint=survey_lavida_o(folder), storage=WeightStorage(dtype=torch.float32, quantise=quantise))
     net, vq = weights.checkpoint.modules()
     load(weights, net, vq, EVERYTHING - {"vision", "vq.encoder", "vq.decoder"})
+    net.mask_id = net.config.vocab_size - 1  # the released one is beyond this vocabulary
     return net
 
 

@@ -62,7 +62,11 @@ _OPTIONS = (
     ),
     click.option("--only", metavar="PARTS", help="finetune: train these parts only, such as gen or und,text_head."),
     click.option("--freeze", metavar="PARTS", help="finetune: do not train these parts, such as vision."),
-    click.option("--replay", metavar="NAME", help="finetune: mix in what the model knows: auto, world or none."),
+    click.option(
+        "--replay",
+        metavar="NAME",
+        help="finetune: keep what the model knows: auto, world, none, or a folder or file of samples.",
+    ),
     click.option("--fit", metavar="HOW", help="finetune: make pictures of captions square: pad, crop or middle."),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the run.  [default: the recipe's]"),
 )

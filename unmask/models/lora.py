@@ -16,7 +16,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -112,8 +113,29 @@ class LoRA:
             like, bound = {"dtype": layer.weight.dtype, "device": layer.weight.device}, layer.in_features**-0.5
             down = torch.empty(self.rank, layer.in_features)
             down.uniform_(-bound, bound, generator=generator("lora", self.seed, name))
+            if is_quantised(layer.weight) and type(layer) is nn.Linear:
+                layer.forward = partial(_quantised, layer)  # type: ignore[method-assign]
             up = torch.zeros(layer.out_features, self.rank, **like)
             _insert(layer, Product(down=down.to(**like), up=up, scale=self.alpha / self.rank), name)
+
+
+class _Frozen(torch.autograd.Function):
+    """A linear layer whose weight gets no gradient. It keeps the weight as it is for the backward pass, where autograd would keep a copy in
+    floats of a quantised one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.weight = weight
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad @ ctx.weight.dequantize().to(grad.dtype), None, None
+
+
+def _quantised(layer: nn.Linear, x: Tensor) -> Tensor:
+    return _Frozen.apply(x, layer.weight, layer.bias)  # type: ignore[no-any-return]
 
 
 def _insert(layer: nn.Linear, product: Product, name: str) -> None:
