@@ -6,6 +6,7 @@ without an instance fails ``test_parts.py``; the instances of a method stand on 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -26,7 +27,7 @@ from unmask.grammars.regex import parse_regex
 from unmask.models.elastic import Elastic, init
 from unmask.models.fake import FakeDenoiser
 from unmask.models.sizes import SIZES
-from unmask.objectives import align, cells, masked, tokenizer
+from unmask.objectives import align, cells, distillation, encoded, masked, tokenizer
 from unmask.rng import generator
 from unmask.sampling import (
     blocks,
@@ -140,18 +141,25 @@ OBJECTIVES = [
     masked.Masked(corruption=COLLAPSING),
 ]
 # Objectives over batches of their own kind, with tests in tests/objectives and tests/recipes.
+TOGETHER = masked.Together(objectives=(("text", OBJECTIVES[0], 1.0),))
+SQUARES = tokenizer.Squares(mean=torch.zeros(12), basis=torch.eye(12)[:, :2], codebook=torch.eye(2))
 OTHER_OBJECTIVES = [
-    masked.Together(objectives=(("text", OBJECTIVES[0], 1.0),)),
+    TOGETHER,
     align.Aligned(words=(("shape", ((4,), (5, 6))),), codes=(("cell", 3),)),
     cells.Cells(),
     tokenizer.Distilled(),
-    tokenizer.Squares(mean=torch.zeros(12), basis=torch.eye(12)[:, :2], codebook=torch.eye(2)),
+    distillation.Distillation(masked=OBJECTIVES[0], teacher=contextlib.nullcontext),
+    encoded.Encoded(objective=TOGETHER, tokenizer=lambda pictures: pictures[:, :1, :1, 0].long()),  # type: ignore[arg-type]
+    encoded.FromBytes(objective=cells.Cells()),
+    tokenizer.Taught(teacher=SQUARES, squares=2),
+    SQUARES,
 ]
 NOT_PARTS = {
     "Agenda",
     "Card",
     "SpanLayout",
     "Bound",
+    "Group",
     "Masks",
     "SamplingRun",
     "Sampler",
