@@ -1,8 +1,8 @@
 """Requests made by schemathesis from /openapi.json, and answers held against it.
 
 Public idea: ``complaint(url, case) -> (status, text)`` with every check of schemathesis; "" if the answer is one that the document
-describes. Files are the only values that JSON Schema cannot describe: ``known_pictures`` tells schemathesis what an image is.
-schemathesis.toml loads this file, so that ``st run`` knows it as well.
+describes. JSON Schema cannot say what an image is, or how many tokens a text has: ``hooks`` gives schemathesis images, and cuts what would
+be too long or take minutes. schemathesis.toml loads this file, so that ``st run`` has the hooks as well.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from PIL import Image
 
 FORMAT = "image-data-url"
 _SHORT = (("n", 2), ("reflect", 2), ("steps", 4), ("max_tokens", 16), ("max_completion_tokens", 16))
+_TEXTS, _MOST_TEXT = ("prompt", "text", "content", "phrase", "phrases", "suffix"), 40  # characters
+_MOST_BOXES = 3  # a layout has at most 512 tokens, and a character at most 4
 
 
 def picture(file: str = "PNG") -> bytes:
@@ -26,8 +28,8 @@ def picture(file: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def known_pictures() -> None:
-    """Register image files with schemathesis."""
+def hooks() -> None:
+    """Register image files with schemathesis, and ``small`` for each request before it is sent."""
     import schemathesis
     from hypothesis import strategies as st
 
@@ -37,27 +39,53 @@ def known_pictures() -> None:
     for kind, data in files.items():
         schemathesis.openapi.media_type(kind, st.just(data))
 
+    @schemathesis.hook
+    def before_call(context: Any, case: Any, kwargs: Any) -> None:
+        # An invalid request is sent as it is: a lower number could make it valid.
+        if isinstance(case.body, dict) and case.meta is not None and case.meta.generation.mode.is_positive:
+            body = small(case.body)
+            case.body.clear()  # in place: a body that is set is validated again, and one with files never is valid
+            case.body.update(body)
+            case._sync_validated_hashes()
+
+
+def small(body: dict[str, Any]) -> dict[str, Any]:
+    """A valid body with few pictures, attempts and steps, and with short texts."""
+    found = {name: _cut(value) if name in _TEXTS else _cut_inside(value) for name, value in body.items()}
+    for name, most in _SHORT:
+        value = found.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > most:
+            found[name] = most
+    if isinstance(found.get("boxes"), list):
+        found["boxes"] = found["boxes"][:_MOST_BOXES]
+    return found
+
+
+def _cut(value: Any) -> Any:
+    """Texts without their end, unless that makes them empty."""
+    if isinstance(value, str):
+        short = value[:_MOST_TEXT]
+        return short if short.strip() and ("[mask]" in short or "[mask]" not in value) else value
+    return [_cut(one) for one in value] if isinstance(value, list) else _cut_inside(value)
+
+
+def _cut_inside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _cut(one) if name in _TEXTS else _cut_inside(one) for name, one in value.items()}
+    return [_cut_inside(one) for one in value] if isinstance(value, list) else value
+
 
 def operations(url: str) -> list[Any]:
     """The operations of a document."""
     import schemathesis
     from schemathesis.core.result import Ok
 
-    known_pictures()
+    hooks()
     return [found.ok() for found in schemathesis.openapi.from_url(url).get_all_operations() if isinstance(found, Ok)]
 
 
 def complaint(url: str, case: Any) -> tuple[int, str]:
-    """Send a case, and give its status and what is wrong with its answer.
-
-    A valid case gets few pictures, attempts and steps, so that it is answered soon. An invalid one is sent as it is: a lower number could
-    make it valid.
-    """
-    if isinstance(case.body, dict) and case.meta.generation.mode.is_positive:
-        for name, most in _SHORT:
-            value = case.body.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > most:
-                case.body[name] = most
+    """Send a case, and give its status and what is wrong with its answer."""
     try:
         response = case.call(base_url=url, timeout=300)
     except Exception as error:
@@ -77,4 +105,4 @@ def _about(case: Any) -> str:
 
 
 if __name__ != "contract":  # loaded by schemathesis
-    known_pictures()
+    hooks()

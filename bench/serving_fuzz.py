@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,7 @@ class Seen:
         self.statuses[str(status)] += 1
         if complaint:
             self.complaints.append(f"{kind}: {complaint}")
+            print(self.complaints[-1], file=sys.stderr, flush=True)  # a run takes half an hour
 
 
 def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None], seed: int) -> int:
@@ -143,9 +145,11 @@ def by_schema(server: Hosted, number: int, seen: Seen, tick: Callable[[], None],
 
             try:
                 one()
-            except Exception as error:  # a schema that accepts everything has no invalid examples
+            except Exception as error:
                 if type(error).__module__.partition(".")[0] not in ("hypothesis", "schemathesis"):
                     raise
+                if mode is GenerationMode.POSITIVE:  # a schema that accepts everything has no invalid examples
+                    seen.note("schema", 0, f"no request could be made for {operation.label}: {str(error)[:500]}")
     return sent
 
 

@@ -179,10 +179,9 @@ class Batch:
 
     def drop_tokens(self, gone: Tensor, null_id: int) -> Batch:
         """As ``drop``, for the tokens marked in ``gone [B, L]``."""
+        given = {"kind": (self.kind, Kind.TEXT), "branch": (self.branch, Branch.UND), "feature": (self.feature, 0)}
         changed = {
-            name: derived(("drop", name), partial(t.masked_fill, gone, value), t, gone)
-            for name, value in (("kind", Kind.TEXT), ("branch", Branch.UND), ("feature", 0))
-            if isinstance(t := getattr(self, name), Tensor)
+            n: derived(("drop", n), partial(t.masked_fill, gone, value), t, gone) for n, (t, value) in given.items()
         }
         return self.replace(ids=self.ids.masked_fill(gone, null_id), **changed)
 
@@ -217,13 +216,16 @@ def stack(views: Items[Batch]) -> Batch:
     Values are zero where a batch has none; ValueError where only some batches have another field.
     """
     views = _all_with_values(views)
-    tensors = {}
+    fixed, changing = dict[str, list[Tensor]](), dict[str, list[Tensor]]()
     for name in (f.name for f in dataclasses.fields(Batch) if f.name not in SHARED):
         some = [t for view in views if isinstance(t := getattr(view, name), Tensor)]
         if len(some) not in (0, len(views)):
             raise ValueError(f"only {len(some)} of {len(views)} batches have {name!r}; stack batches that all have it")
         if some:
-            tensors[name] = torch.cat(some) if name in CHANGING else derived("stack", partial(torch.cat, some), *some)
+            (changing if name in CHANGING else fixed)[name] = some
+    parts = [t for some in fixed.values() for t in some]
+    tensors = derived(("stack", *fixed), lambda: {name: torch.cat(some) for name, some in fixed.items()}, *parts)
+    tensors = tensors | {name: torch.cat(some) for name, some in changing.items()}
     return views[0].replace(**tensors, span_table=tuple(t for v in views for t in v.span_table))
 
 

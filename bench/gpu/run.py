@@ -85,28 +85,26 @@ class Session:
         room = self.left - CLOSING - (self.seconds / 4 if reserve else 0)
         most = room if part.rest else min(part.most, room)
         log = self.log(part)
-        with log.open("a") as f:
-            f.write(f"== {part.name}: {' '.join(part.argv)}\n")
         if most < LEAST:
             code = NO_TIME
-            log.open("a").write("no time left\n")
+            log.write_text("no time left\n")
         else:
             print(f"== {part.name} ({most:.0f} s at most)", flush=True)
             code = self._started(part, most, log)
         if code:
             print("\n".join(log.read_text(errors="replace").splitlines()[-12:]), flush=True)
         row = {"part": part.name, "exit": code, "seconds": round(time.monotonic() - began)}
-        with (self.out / "parts.jsonl").open("a") as f:
-            f.write(json.dumps(row) + "\n")
-        self.publish(part.folder)
+        self.publish(part.folder, row)
         return code
 
     def log(self, part: Part) -> Path:
         return self.work / "logs" / f"{part.name.split()[0]}.log"
 
     def _started(self, part: Part, most: float, log: Path) -> int:
-        argv = [a.replace("{minutes}", f"{max(0.05, (most - GRACE) / 60):.2f}") for a in part.argv]
+        argv = [a.replace("{minutes}", f"{max(0.05, (0.95 * most - GRACE) / 60):.2f}") for a in part.argv]
         with log.open("a") as f:
+            f.write(f"== {part.name}: {' '.join(argv)}\n")
+            f.flush()
             try:
                 process = subprocess.Popen(argv, stdout=f, stderr=f, cwd=ROOT, start_new_session=True)
             except OSError as error:
@@ -125,9 +123,12 @@ class Session:
             return 128 + self.stopped if self.stopped else NO_TIME
         return 128 - code if code < 0 else code
 
-    def publish(self, folder: Path | None = None) -> None:
-        """Bring OUT up to date. A disk that is full, or a folder that changes meanwhile, stops nothing."""
+    def publish(self, folder: Path | None = None, ended: dict[str, str | int] | None = None) -> None:
+        """Bring OUT up to date, with a row for a part that has ``ended``. A disk that is full stops nothing."""
         try:
+            if ended:
+                with (self.out / "parts.jsonl").open("a") as f:
+                    f.write(json.dumps(ended) + "\n")
             staging = self.work / "staging"
             _whole_lines(self.out / "rows.jsonl", staging)
             replaced(self.out / "logs.tar.gz", _logs(self.work / "logs"), staging)
@@ -220,6 +221,8 @@ def parts(device: str, quick: bool, rows: Path, work: Path) -> list[Part]:
     released = [python, f"{here}/released.py", *to, *little]
     training = [python, f"{here}/training.py", *to, *little]
     small = [python, "-m", "unmask", "train", "small.all", "--out", str(work / "small"), "--device", device]
+    tiny = ("times=0.05", "narrow=4", "workers=0", "texts=300", "images=40", "items=2") if quick else ()
+    small += [word for setting in tiny for word in ("-o", setting)]
     return [
         Part(name="tests", most=100, argv=[*pytest, "--continue-on-collection-errors", *chosen]),
         Part(name="speed float32", most=45, argv=[*speed, *float32]),

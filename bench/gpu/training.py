@@ -161,22 +161,23 @@ def large(name: str, size: Size, given: argparse.Namespace) -> Iterator[Line]:
 
 
 @functools.lru_cache(maxsize=1)
-def stage3(times: int) -> Any:
-    """``mini.stage3`` from fresh weights and one of its batches with ``times`` as many rows."""
+def stage3(times: int, tasks: frozenset[str]) -> Any:
+    """``mini.stage3`` from fresh weights and one of its batches with ``times`` as many rows. ``tasks``: which; none means all."""
     from unmask.recipes import mini
 
     recipe = mini.stage3(vision="", start="", images=400)
     assert isinstance(recipe.source, Joint)
-    parts: list[Any] = [(n, dataclasses.replace(s, batch=s.batch * times), e) for n, s, e in recipe.source.parts]  # type: ignore[bad-argument-type, missing-attribute]
+    chosen = [part for part in recipe.source.parts if not tasks or part[0] in tasks]
+    parts: list[Any] = [(n, dataclasses.replace(s, batch=s.batch * times), e) for n, s, e in chosen]  # type: ignore[bad-argument-type, missing-attribute]
     return recipe, Joint(parts=tuple(parts))(1)
 
 
 def mini(times: int, given: argparse.Namespace) -> Iterator[Line]:
     """The embedded model's last stage, which is many small tasks."""
-    recipe, batch = stage3(times)
+    recipe, batch = stage3(times, frozenset({"plan", "look"} if given.quick else ()))
     assert isinstance(recipe.objective, Together)
     for name, joined in (("joined", True), ("apart", False)):
-        module = recipe.model()
+        module = network(SIZES["mini"], given.device) if given.quick else recipe.model()
         module.attention = fused
         objective = dataclasses.replace(recipe.objective, joined=joined)
         work = stepper(module, objective, batch, given.device, recipe.trainable)

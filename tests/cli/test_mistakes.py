@@ -33,7 +33,10 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("generat x", "Did you mean 'generate'"),
+        ("generat x", "No such command 'generat'.\nhint: did you mean generate?"),
+        ("gen x", "No such command 'gen'.\nhint: did you mean generate?"),
+        ("world sho", "No such command 'sho'.\nhint: did you mean show?"),
+        ("nothing x", "No such command 'nothing'.\nhint: see `unmask --help`"),
         ("--nonsense", "--nonsense"),
         ("generate", "PROMPT"),
         ("generate x --nonsense", "--nonsense"),

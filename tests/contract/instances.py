@@ -120,6 +120,7 @@ PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE:
 CACHES = [
     cache.NoCache(),
     cache.PrefixCache(),
+    cache.PrefixCache(least=60),
     cache.CroppedCache(),
     cache.BlockCache(),
     cache.BlockCache(refresh=1),

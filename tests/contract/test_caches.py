@@ -197,13 +197,40 @@ def test_text_of_later_orders_is_left_out_until_its_turn(part: Any) -> None:
     while run.query is not None:
         lengths.append(run.query.batch.ids.shape[1])
         run.advance(MODEL(run.query.batch, predict=run.query.predict, reuse=run.query.reuse))
-    if isinstance(part, cache.PrefixCache):
+    if part == cache.PrefixCache():
         assert_equal_runs(plain, sampler, rows)
         assert (
             lengths == [9] * 4 + [13] * 4 + [17] * 4
         )  # of each canvas a block of three tokens and one of a single token
     if isinstance(part, cache.NoCache | cache.CroppedCache | cache.BlockCache):
         assert set(lengths) == {17}, "these compute everything at the first step of a block"
+
+
+def test_masks_that_stay_equal_are_the_same_tensors() -> None:
+    """So what a network makes of them is made once (``unmask.derived``), in a run alone and in runs that share forwards."""
+    sampler = sampler_for("prefix-LM", schedule=schedule.Fixed(each=1), cache=cache.PrefixCache())
+    rows = [row(spans(prompt(n), answer(6, order=1, order_step=6)), seed=n) for n in (9, 8)]
+    runs, masks = [sampler.start(collate([one], [0])) for one in rows], []
+    for _ in range(5):
+        parts = [part_of(r.query, 4) for r in runs if r.query is not None]
+        query = join(parts)
+        assert query.reuse is not None
+        own = runs[0].query.reuse if runs[0].query else None
+        assert own is not None
+        masks.append(
+            (
+                own.compute,
+                own.state and own.state.held,
+                query.reuse.compute,
+                query.reuse.state and query.reuse.state.held,
+            )
+        )
+        with torch.no_grad():
+            prediction = MODEL(query.batch, predict=query.predict, reuse=query.reuse)
+        for r, share in zip(runs, shares(prediction, parts, query), strict=True):
+            r.advance(share)
+    assert all(a is b for a, b in zip(masks[1], masks[2], strict=True)) and masks[0][0] is not masks[1][0]
+    assert all(a is b for a, b in zip(masks[2], masks[4], strict=True))
 
 
 def test_a_change_of_a_held_token_is_named() -> None:

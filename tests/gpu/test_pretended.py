@@ -157,11 +157,10 @@ def test_the_server(card: Card, picture: Image.Image) -> None:
     assert served[0].size == (128, 128) and served[1]
 
 
-@pytest.mark.parametrize(
-    "settings", [[], ["training.bf16=true"], ["training.recompute=true"], ["training.accumulate=2"]]
-)
-def test_training(settings: list[str], tmp_path: Path, card: Card) -> None:
-    """Steps, saving, and going on, with a mixture of tasks in shared passes."""
+@pytest.mark.parametrize("settings", [[], ["training.bf16=true", "training.accumulate=2"]])
+def test_training(settings: list[str], tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps, saving, and going on, with a mixture of tasks in shared passes; without recomputation, which runs below Python."""
+    monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: 1e9)  # a large product on a card
     given = recipe()
 
     class Both:
@@ -176,7 +175,9 @@ def test_training(settings: list[str], tmp_path: Path, card: Card) -> None:
     train(override(made, [*steps, "training.device=cuda"]), tmp_path / "cuda", stop_after=2)
     got = train(override(made, [*steps, "training.device=cuda"]), tmp_path / "cuda")
     for (name, a), (_, b) in zip(here.named_parameters(), got.named_parameters(), strict=True):
-        assert not on_card(b) and torch.allclose(a, b, atol=1e-6), name
+        assert not on_card(b) and torch.allclose(a, b, atol=2e-2 if settings else 1e-5), (
+            name
+        )  # a card has other attention
 
 
 def test_likelihood(card: Card) -> None:

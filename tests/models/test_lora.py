@@ -35,7 +35,7 @@ from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.training.optim import Masters
-from unmask.training.saving import STATE
+from unmask.training.states import STATE
 from unmask.training.train import train
 
 PARTS = ("und", "gen", "out", "codes", "vision", "text_head")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -150,6 +150,14 @@ def test_wrong_arguments_of_load_are_named(given: tuple[Any, ...], named: dict[s
 def test_results_show_themselves_in_a_notebook(model: Model) -> None:
     drawing: Any = model.generate("a cat", settings=FEW)[0]
     assert drawing._repr_png_().startswith(b"\x89PNG")
+    for drawn in (
+        model.generate("a cat", n=2, settings=FEW),
+        model.generate(["a cat", "a dog"], settings=FEW),
+        model.generate("a cat", n=2, attempts=2, settings=FEW),
+        model.edit(PICTURE, "make it red", n=2, settings=FEW),
+    ):
+        shown = cast(Any, drawn)._repr_html_()
+        assert isinstance(drawn, list) and shown.count("data:image/png;base64,") == len(drawn) == 2
     answer: Any = model.ask(PICTURE, "what is <b>it</b>?")
     assert "&lt;b&gt;it" in answer._repr_html_() and answer.text in answer._repr_html_()
     found: Any = model.ground(PICTURE, ["<script>", "the cat"])

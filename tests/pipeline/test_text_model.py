@@ -348,5 +348,10 @@ def test_a_text_is_written_between_a_prompt_and_a_suffix(model: TextModel) -> No
     assert len(masked) == 6 and [s.writable for s in whole.spans] == [False, True, False]
     one, other = (model.complete("why is", suffix=s, max_tokens=6, seed=2) for s in (" blue?", " the sky the sky"))
     assert one.text != other.text and one.finish_reason == "length"
+    given = sum(len(model.parts.text.encode(words)) for words in ("why is", " blue?"))
+    room = model.parts.context - given
+    assert room < 300
+    fitting = model.complete("why is", suffix=" blue?", max_tokens=room, steps=4)
+    assert model.complete("why is", suffix=" blue?", max_tokens=10**20, steps=4).text == fitting.text
     with pytest.raises(ValueError, match="more than the model's context"):
-        model.complete("why is", suffix=" blue?", max_tokens=300)
+        model.complete("why is", suffix=" blue?" * 200, max_tokens=300)

@@ -18,6 +18,7 @@ from unmask.corruption.collapsing import Collapsing
 from unmask.corruption.schedules import Cosine, Uniform
 from unmask.data.samples import DataError
 from unmask.data.squares import Crop
+from unmask.objectives.masked import Dropout, Masked
 from unmask.pipeline.loading import read_spec
 from unmask.recipe import Recipe, override
 from unmask.recipes.lavida_o import STAGES
@@ -38,7 +39,7 @@ NAMES = [stage.name for stage in STAGES]
 QUICK = ("batch=4", "training.accumulate=1", "optim.lr=0.01", "training.log_every=1", "training.bf16=false")
 DRAWN = ("draw", "draw_planned", "draw_open", "plan", "retry", "retry_planned", "retry_open", "retry_plan")
 EDITED = ("edit", "edit_planned", "edit_open", "edit_plan")
-LOOKED = ("chat", "describe", "ground", "critique")
+LOOKED = ("chat", "talk", "describe", "ground", "critique")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,7 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"image": "0.png", "caption": "a photo of a frog"},
         {"image": "2.png", "caption": "a toad on a sand background"},
         {"image": "1.png", "conversations": turns},
+        {"messages": [{"role": "user", "content": "what is green?"}, {"role": "assistant", "content": "a frog"}]},
         {"image": "2.png", "boxes": [{"phrase": "toad", "box": [0.25, 0.5, 0.75, 1.0]}]},
         {"image": "1.png", "boxes": [{"phrase": "frog", "box": [0.25, 0.5, 0.75, 1.0]}]},
         {"source": "0.png", "target": "1.png", "instruction": "replace the frog by a green one"},
@@ -202,6 +204,38 @@ def test_stages_follow_each_other(tiny: Path, pets: Path, tmp_path: Path, monkey
     assert read_spec(tmp_path / "runs" / "lavida_o.stage3").side == 128
 
 
+def test_processes_that_share_weights_train_the_same_model(
+    tiny: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes with FSDP2, the default of every stage, against one; the losses of 24 updates over many kinds of rows."""
+    settings = ("batch=2", "training.accumulate=2", "alike=2", "optim.lr=0.003", "training.bf16=false", "holdout=0")
+    settings += ("training.log_every=2",)
+    words = ("--data", str(pets), "--model", str(tiny), "--steps", "48", *(w for s in settings for w in ("-o", s)))
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        assert main(("train", "lavida_o.stage3", *words, "--out", str(out), "--processes", str(count))) == 0
+    one, two = (
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("1", "2")
+    )
+    losses = [
+        ({k: row[k] for k in row if k.endswith((".text", ".code"))}, other) for row, other in zip(one, two, strict=True)
+    ]
+    worst = max(abs(loss - other[name]) for row, other in losses for name, loss in row.items())
+    assert sum(len(row) for row, _ in losses) >= 24 and worst <= 2e-5, worst
+    source = recipe("lavida_o.stage3", tiny, pets, *settings, "training.steps=48").source
+    assert len({source.group(step).name for step in range(48)}) >= 8
+
+
+def test_dropped_pictures_still_have_gradients(tiny: Path, pets: Path) -> None:
+    """Zeros: a process whose rows lost their pictures to guidance dropout exchanges the same gradients as the others."""
+    made = recipe("lavida_o.stage3", tiny, pets)
+    net, batch = made.model(), made.source.data.rows("critique", 0, 1)
+    dropped = Dropout(spans=frozenset({"look"}), rate=1.0)
+    Masked(dropouts=(dropped,))(net, batch, torch.Generator().manual_seed(0)).total.backward()
+    found = {n: p.grad for n, p in net.named_parameters() if n.startswith("vision.") and "post_norm" not in n}
+    assert found and all(g is not None and not bool(g.any()) for g in found.values())
+
+
 def test_a_released_model_is_trained_in_its_layout(pets: Path, tmp_path: Path) -> None:
     base = make_folder(tmp_path / "base")
     train(recipe("lavida_o.stage2", base, pets, "training.steps=1", *QUICK), tmp_path / "run")
@@ -218,7 +252,8 @@ def test_stage_3_has_every_kind_of_row(tiny: Path, pets: Path) -> None:
     source = recipe("lavida_o.stage3", tiny, pets, "batch=4").source
     groups = {g.name: g for g in source.groups}
     assert groups.keys() == {*DRAWN, *EDITED, *LOOKED}
-    assert groups["draw"].weight == 580 and groups["chat"].weight == groups["describe"].weight == 200
+    assert groups["draw"].weight == 580 and groups["describe"].weight == 200
+    assert groups["chat"].weight == groups["talk"].weight == 100, "as many rows of both"
     assert sum(g.weight for g in groups.values()) == 2300
     assert groups["draw"].rows == 4 and groups["chat"].rows == groups["retry"].rows == 2
     used = {f.name: f for f in source.data.used}
@@ -286,7 +321,7 @@ def test_the_single_process_of_text_and_picture_is_an_option(tiny: Path, pets: P
     names = {g.name: g.weight for g in made.source.groups}
     assert names["draw_unified"] == 220 and not {"plan", "draw_planned", "draw_open"} & names.keys()
     objectives = {name: objective for name, objective, _ in made.objective.objectives}
-    assert isinstance(objectives["draw_unified"].corruption, Collapsing)
+    assert isinstance(objectives["draw_unified"].corruption, Collapsing) and not made.training.shard
     form = next(f for f in made.source.data.used if f.name == "draw_unified")
     rows = [form.row(made.source.data.data[1], Random(seed)) for seed in range(40)]
     collapsed = sum(not any(s.kind == Kind.CODE for s in row.spans) for row in rows)

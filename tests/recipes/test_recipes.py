@@ -18,7 +18,7 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.data.drawn import Drawn, save_drawn
 from unmask.data.sources import pixels_of
 from unmask.data.world.scenes import sample
-from unmask.recipes import mini, sparse
+from unmask.recipes import lavida_o, mini, sparse
 
 torch.set_num_threads(1)
 
@@ -63,7 +63,8 @@ def run(recipe: str, out: str, steps: int, *more: str) -> list[int]:
 
 
 def test_every_recipe_is_tried() -> None:
-    assert {*SMALL, "finetune"} == set(recipes())  # which has tests of its own
+    stages = {stage.name for stage in lavida_o.STAGES}
+    assert {*SMALL, *stages, "finetune", "small.all"} == set(recipes())  # the last ones have tests of their own
 
 
 def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

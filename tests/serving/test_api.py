@@ -155,7 +155,7 @@ def test_an_edit_with_plan_critique_and_attempts(server: Server, picture: Image.
     files = {"image": file, "mask": ("m.png", png(Image.new("L", picture.size, 255)))}
     for thinking in ({"plan": "true"}, {"reflect": "2"}):
         refused = plain(server).post("/v1/images/edits", data={**form, **thinking}, files=files)
-        assert refused.status_code == 400 and "do not apply to inpainting" in refused.json()["error"]["message"]
+        assert refused.status_code == 400 and "does not apply to inpainting" in refused.json()["error"]["message"]
 
 
 def test_questions_boxes_and_gaps(server: Server, picture: Image.Image) -> None:

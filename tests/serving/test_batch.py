@@ -27,6 +27,7 @@ from unmask.serving.batch import Share, Summary, needs, plan, run_batch
 from unmask.serving.manifest import DuplicateIds, read
 
 from ..pages import ROOT, environment
+from ..tiny_llada import make as llada
 from ..tiny_model import make
 from .served import data_url
 
@@ -139,6 +140,22 @@ def test_pictures_may_be_data_urls_and_null_is_absent(model: Model, here: Path) 
     assert "invalid base64" in records(here / "broken")[0]["error"]
 
 
+def test_options_of_an_answer(model: Model, here: Path, tmp_path: Path) -> None:
+    """The same for a question about an image and for a text model: the arguments of ``ask`` by the same names."""
+    line = {"task": "ask", "prompt": "what?", "image": "in.png", "max_tokens": 12, "seed": 3}
+    hot = {"temperature": 1.5, "top_p": 0.9}
+    whole = model.ask(here / "in.png", "what?", max_tokens=12, seed=3, **hot).text
+    texts = unmask.load(llada(tmp_path / "llada"))
+    said = texts.ask("what?", max_tokens=12, seed=3, **hot).text
+    for asked, image, text in ((model, "in.png", whole), (texts, None, said)):
+        jobs = {"hot": {}, "stopped": {"stop": text[1:3]}, "listed": {"stop": ["never", text[1:3]]}}
+        manifest = write(here, *({**line, **hot, "id": id_, "image": image, **more} for id_, more in jobs.items()))
+        out = here / type(asked).__name__
+        assert run(asked, manifest, out).failed == 0, records(out)
+        cut = text[: text.find(text[1:3])]
+        assert {i: found["text"] for i, found in results(out).items()} == {"hot": text, "stopped": cut, "listed": cut}
+
+
 BAD: list[tuple[Any, str]] = [
     ("{nonsense", "invalid JSON"),
     ('"text"', "valid dictionary"),
@@ -155,6 +172,12 @@ BAD: list[tuple[Any, str]] = [
         "exclude each other",
     ),
     ({"id": "form", "task": "ask", "image": "in.png", "prompt": "x", "schema": {"type": "any"}}, "schema.type"),
+    ({"id": "top_p", "task": "ask", "image": "in.png", "prompt": "x", "top_p": 2}, "top_p"),
+    ({"id": "no stop", "task": "ask", "image": "in.png", "prompt": "x", "stop": ""}, "stop"),
+    (
+        {"id": "cut", "task": "ask", "image": "in.png", "prompt": "x", "stop": "a", "schema": COLOUR},
+        "stop cannot cut an answer in a format",
+    ),
     ({"id": "setting", "task": "generate", "prompt": "x", "settings": ["schedule.stepz=3"]}, "did you mean"),
 ]
 

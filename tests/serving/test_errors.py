@@ -73,7 +73,10 @@ def test_invalid_bodies(server: Server, body: bytes) -> None:
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "empty prompt": (GENERATE, {"prompt": ""}, "prompt"),
-    "blank prompt": (GENERATE, {"prompt": "  "}, "the prompt is empty"),
+    "blank prompt": (GENERATE, {"prompt": "  "}, "prompt: it is empty"),
+    "invisible phrase": (GROUND, {"image": data_url(DOT), "phrases": ["a", "\u200b"]}, "phrases.1: it is empty"),
+    "text for a number": (GENERATE, {"prompt": "a", "steps": "8"}, "steps: must be an integer, got \"8\""),
+    "text for a switch": (GENERATE, {"prompt": "a", "trace": "true"}, "trace: must be true or false"),
     "long prompt": (GENERATE, {"prompt": "dog " * 1999}, "longer than 400 tokens"),
     "wrong type": (GENERATE, {"prompt": 7}, "prompt"),
     "too many": (GENERATE, {"prompt": "a", "n": 11}, "n: "),
@@ -101,7 +104,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "contrast too high": (GENERATE, {"prompt": "a", "contrast": 0.6}, "contrast"),
     "negative crop": (GENERATE, {"prompt": "a", "crop": [0, -1]}, "crop.1"),
     "box outside": (GENERATE, {"prompt": "a", "boxes": [{"phrase": "a", "box": [0, 0, 2, 1]}]}, "boxes.0.box.2"),
-    "plan and boxes": (GENERATE, {"prompt": "a", "plan": True, "boxes": [{"phrase": "a", "box": [0, 0, 1, 1]}]}, "is itself a plan"),
+    "plan and boxes": (GENERATE, {"prompt": "a", "plan": True, "boxes": [{"phrase": "a", "box": [0, 0, 1, 1]}]}, "plan themselves"),
     "priority": (GENERATE, {"prompt": "a", "priority": 9}, "priority"),
     "no messages": (CHAT, {"messages": []}, "messages"),
     "assistant last": (CHAT, {"messages": [{"role": "assistant", "content": "hi"}]}, "must be from the user"),

@@ -235,7 +235,7 @@ def test_changed_bodies_are_answered_or_refused_in_plain_words(server: Server, p
     with plain(server) as browser:
         for _ in range(150):
             sent = changed(chance, WHOLE[path])
-            if isinstance(sent.get("max_tokens"), int):  # a model with random weights writes up to its context
+            if isinstance(sent.get("max_tokens"), int | float):  # a model with random weights writes up to its context
                 sent["max_tokens"] = min(sent["max_tokens"], 8)
             body = json.dumps(sent).encode()
             answer = browser.post(path, content=body, headers=JSON)

@@ -129,8 +129,7 @@ def test_an_answer_computes_its_prompt_once(model: Model, picture: Image.Image) 
     prompt = len(cached.ids) - 6
     assert cached.ids.equal(whole.ids)
     for name, preset, length in (("ask", presets.ask, 6), ("plan", presets.plan, 6), ("critique", presets.critique, 6)):
-        counts: list[int] = []
-        hook = parts.net.blocks[0].und.q.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[1]))  # noqa: B023
+        counts, hook = computed(model)
         runs = [
             replace(preset(parts), stopping=Never(), cache=c).start(collate([cached], [0]))
             for c in (PrefixCache(), NoCache())
@@ -197,7 +196,7 @@ def computed(model: Model) -> tuple[list[int], Any]:
     """How many understanding positions enter the first layer at every forward, and the hook that notes it."""
     counts: list[int] = []
     layer: Any = model.parts.net.blocks[0]
-    return counts, layer.und.q.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[1]))
+    return counts, layer.und.q.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[:-1].numel()))
 
 
 # -- our own models: the context, in segment 0, reads no question ------------------------------------------------------
@@ -251,7 +250,8 @@ class Direct:
 
 
 def watched(model: Model, task: str, image: Image.Image, cached: bool) -> tuple[object, Watched]:
-    changed = model if cached else model.with_sampler(lambda sampler: replace(sampler, cache=NoCache()))
+    cache = PrefixCache() if cached else NoCache()
+    changed = model.with_sampler(lambda sampler: replace(sampler, cache=cache))
     net = Watched(model.parts.net, [], [])
     return TASKS[task](Model(model.parts, changed.presets, executor=Direct(model, net)), image), net
 
@@ -265,6 +265,15 @@ def test_no_bit_of_an_answer_depends_on_the_cache(mini: Model, scene: Image.Imag
     assert cached.counts[0] <= plain.counts[0]
     if task != "plan":  # the prompt of a layout before a picture reads the layout, in training too
         assert max(cached.counts[1:]) < min(plain.counts), "the context is computed once"
+
+
+def test_a_preset_caches_where_it_saves_time(mini: Model, scene: Image.Image) -> None:
+    """A caption is, four tokens of an answer about a small picture are not."""
+    for task, cached in (("describe", True), ("ask", False)):
+        net = Watched(mini.parts.net, [], [])
+        said = TASKS[task](Model(mini.parts, mini.presets, executor=Direct(mini, net)), scene)
+        assert said == watched(mini, task, scene, cached=False)[0]
+        assert (max(net.counts[1:]) < net.counts[0]) == cached
 
 
 def test_served_answers_use_the_cache_and_have_every_bit(mini: Model, scene: Image.Image) -> None:

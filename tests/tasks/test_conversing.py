@@ -174,13 +174,23 @@ def test_the_shipped_model_converses_and_goes_on(model: Model) -> None:
         ([], "must have the role user"),
         ([Message(role="assistant", text="hello")], "must have the role user"),
         ([user(" ")], "has no text"),
-        ([Message(role="system", text="x"), user("x")], "the role 'system'"),
+        ([Message(role="tool", text="x"), user("x")], "the role 'tool'; use system or user or assistant"),
+        ([Message(role="system", text="x", images=(PICTURE,)), user("x")], "a system message with images"),
+        ([Message(role="system", text="x")], "must have the role user"),
         ([user("x " * 5000)], "longer than"),
     ],
 )
 def test_what_is_no_conversation_is_refused(model: Model, messages: list[Message], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         model.converse(messages)
+
+
+def test_a_model_of_one_turn_says_that_it_does_not_read_system_messages(model: Model) -> None:
+    alone = model.converse([user("what is this?", PICTURE)], seed=1)
+    long = Message(role="system", text="be brief " * 5000)
+    told = model.converse([long, user("what is this?", PICTURE)], seed=1)
+    assert told.parts == alone.parts and alone.warnings == ()
+    assert told.warnings == ("system messages were not read: this model reads the last message only",)
 
 
 def test_control_tokens_in_words_stay_words(model: Model) -> None:

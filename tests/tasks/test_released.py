@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model, describe
 from unmask.sequence import Kind, Sequence, collate
 from unmask.step import Progress
+from unmask.tasks.conversing import Message
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate
 from unmask.tasks.ground import Ground
@@ -100,6 +102,37 @@ def test_questions_are_asked_as_published(model: Model, picture: Image.Image) ->
     """The newline after the picture is the token that is dropped."""
     sequence = Ask(pixels=model.parts.image_views(picture), question="what is it?", length=3).build(model.parts)
     assert wire(sequence, model) == f"{HEAD}[look {SQUARE}] what is it?<|eot_id|>{ASSISTANT}{MASK * 3}"
+
+
+def test_a_system_message_takes_the_place_of_the_published_one(model: Model) -> None:
+    """As in training: the first turns of the system are the system message; later ones stand where they were said."""
+    built: list[Sequence] = []
+
+    class Watched:
+        def run(self, sequences: Any, *given: Any) -> Any:
+            built.extend(sequences)
+            return model.run(sequences, *given)
+
+        def emit(self, row: int, event: Any) -> None:
+            """Nothing listens."""
+
+    def said(*messages: tuple[str, str]) -> str:
+        built.clear()
+        watched = Model(model.parts, model.presets, executor=Watched())  # type: ignore[arg-type]
+        watched.converse([Message(role=role, text=text) for role, text in messages], max_tokens=1)
+        return wire(built[0], model).partition(MASK)[0]
+
+    usual, own = said(("user", "hello")), said(("system", " be brief "), ("system", "be kind"), ("user", "hello"))
+    assert usual == f"{HEAD}hello<|eot_id|>{ASSISTANT}"
+    brief = "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nbe brief\n\nbe kind<|eot_id|>"
+    user = "<|start_header_id|>user<|end_header_id|>\n\n"
+    assert own == f"{brief}{user}hello<|eot_id|>{ASSISTANT}"
+    later = said(("user", "hello"), ("assistant", "hi"), ("system", "be brief"), ("user", "why?"))
+    system = "<|start_header_id|>system<|end_header_id|>\n\nbe brief<|eot_id|>"
+    assert later == f"{HEAD}hello<|eot_id|>{ASSISTANT}hi<|eot_id|>{system}{user}why?<|eot_id|>{ASSISTANT}"
+    assert said(("system", " "), ("user", "hello")) == usual
+    with pytest.raises(ValueError, match="the system message and the last message exceed the context"):
+        said(("system", "be brief " * 5000), ("user", "hello"))
 
 
 def test_boxes_are_asked_for_as_published(model: Model, picture: Image.Image) -> None:

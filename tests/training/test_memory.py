@@ -138,12 +138,12 @@ def test_a_sharded_step_is_planned_too(recompute: bool, tmp_path: Path) -> None:
                 masters.backward(MASKED(net, batch, generator("noise")).total, 3)
 
         compute()
-        masters.step(1e-3, 0, lambda tensors, weight: weight)
+        masters.step(1e-3, 0, lambda summed: summed)
         compute()
         shards = [t.to_local() if hasattr(t, "to_local") else t for t in held(net, masters, batch)]
         with Peak(*shards) as measured:
             compute()
-            masters.step(1e-3, 1, lambda tensors, weight: weight)
+            masters.step(1e-3, 1, lambda summed: summed)
     finally:
         dist.destroy_process_group()
     plan = Plan(net=net, steps=((load_of(batch),),), size=2)

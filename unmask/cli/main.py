@@ -139,7 +139,7 @@ def _usage_message(error: click.UsageError, given: Sequence[str]) -> tuple[str, 
     said, place = _line(error.format_message()), error.ctx.command_path if error.ctx else "unmask"
     example = _example(error.ctx.command) if error.ctx else ""
     if isinstance(error, click.exceptions.NoSuchCommand):
-        return said, _instead_of(error.command_name) if place == "unmask" else f"see `{place} --help`"
+        return _line(error.message), _instead_of(error, place)
     dashed = next((word for word in given if word.startswith("-") and " " in word), "")
     if isinstance(error, click.NoSuchOption) and dashed.startswith(error.option_name):
         return said, f'put -- before a text that starts with a dash: {place} -- "{dashed}"'
@@ -156,14 +156,16 @@ def _example(command: click.Command) -> str:
     return after.strip().partition("\n")[0]
 
 
-def _instead_of(name: str) -> str:
-    """What somebody may have wanted who typed ``unmask dog.png`` or ``unmask "a red apple"``."""
-    if os.path.isfile(name):
+def _instead_of(error: click.exceptions.NoSuchCommand, place: str) -> str:
+    """What somebody may have wanted who typed ``unmask dog.png``, ``unmask "a red apple"``, ``unmask gen`` or ``unmask generat``."""
+    name = error.command_name
+    if place == "unmask" and os.path.isfile(name):
         return f'name a command first, for example: unmask ask {shlex.quote(name)} "what is it?"'
-    if " " in name:
+    if place == "unmask" and " " in name:
         return f'name a command first, for example: unmask generate "{name}"'
-    near = [known for known in TABLE if name and known.startswith(name.lower())]
-    return f"did you mean {' or '.join(near)}?" if near else "see `unmask --help`"
+    begun = [known for known in TABLE if name and known.startswith(name.lower())] if place == "unmask" else []
+    near = begun or error.possibilities or []
+    return f"did you mean {' or '.join(near)}?" if near else f"see `{place} --help`"
 
 
 def _file_message(error: OSError) -> tuple[str, str]:

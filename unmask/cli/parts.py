@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from unmask.cli import completion
 from unmask.cli.options import Storage, download_option, json_option, setting_option, storage_options
 from unmask.cli.output import news, print_json, table
 from unmask.cli.planning import is_recipe, show_plan
+from unmask.cli.train import recipes
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
@@ -198,7 +200,9 @@ def _spec(model: str, download: bool) -> ModelSpec:
         return spec_of_size(model)
     known = Path(model).exists() or (_SHIPPED / model).exists() or is_hub_name(model)
     if not known:
-        raise ValueError(f"no file, folder, shipped model or size is called {model!r}; sizes: {', '.join(SIZES)}")
+        near = difflib.get_close_matches(model, [*SIZES, *recipes()], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"sizes: {', '.join(SIZES)}"
+        raise ValueError(f"no file, folder, shipped model, size or recipe is called {model!r}; {hint}")
     return read_spec(resolve(model, download=download))
 
 

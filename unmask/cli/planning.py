@@ -65,7 +65,8 @@ def _plan(recipe: Recipe, world: int) -> Plan:
     freeze_others(net, recipe.trainable)
     steps = tuple(loads for example in recipe.examples() if (loads := loads_of(example)))
     several = recipe.training.accumulate > world
-    return Plan(net=net, steps=steps, size=2 if recipe.training.bf16 else 4, several=several)
+    moments = 2 if recipe.optim.bits == 8 else 8
+    return Plan(net=net, steps=steps, size=2 if recipe.training.bf16 else 4, several=several, moments=moments)
 
 
 _SHOWN = 3  # batches of a step that are described

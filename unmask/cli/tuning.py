@@ -1,4 +1,4 @@
-"""The options of ``unmask train finetune``, which stand for arguments of its recipe. Public idea: the decorator ``tuning_options``."""
+"""The options of ``unmask train`` that stand for arguments of recipes on own data. Public idea: the decorator ``tuning_options``."""
 
 from __future__ import annotations
 
@@ -46,12 +46,16 @@ def tuning_options(command: Command) -> Command:
 
 
 _OPTIONS = (
-    click.option("--model", metavar="NAME", help="finetune: the model to start from.  [default: mini]"),
+    click.option(
+        "--model",
+        metavar="NAME",
+        help="finetune, lavida_o: the model to start from.  [default: mini; a stage: what the one before it wrote]",
+    ),
     click.option(
         "--data",
         metavar="PATH[=WEIGHT]",
         multiple=True,
-        help="finetune: a folder or file of your samples (docs/data.md); repeatable.",
+        help="finetune, lavida_o: a folder or file of your samples (docs/data.md); repeatable.",
     ),
     click.option(
         "--lora", type=click.IntRange(min=1), metavar="RANK", help="finetune: train adapters of this rank only."

@@ -1,13 +1,14 @@
 """Attention, written three ways that are equal up to rounding, and the choice between them.
 
 ``plain``: matmul, softmax, matmul · ``blocked``: the same for a block of queries at a time, so that scores stay in the cache ·
-``fused``: torch SDPA. ``Fitting`` chooses by what was measured (docs/notes/0020-packed.md).
+``fused``: torch SDPA. ``Fitting`` chooses by what was measured (docs/notes/0013-packed.md).
 
 Shapes: B rows · H heads · T queries · S keys · K head width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def blocked(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor 
     return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
-BLOCK = 256  # queries; 128 to 512 were equally fast
+BLOCK = 256  # queries; 64 and 128 were slower
 
 
 def fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
@@ -56,34 +57,33 @@ def fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | 
 class Fitting:
     """The fastest of the three for a number of keys, a type and a device. Another device or CPU: measure, and give other bounds.
 
-    On a CPU, ``fused`` serves float32 from ``fused_from`` keys on and ``blocked`` serves the half types from ``blocked_from`` keys on;
-    below, and where gradients are wanted (backward of ``fused`` was measured 3 to 4 times slower there), it is ``plain``. On other
-    devices it is ``fused``.
+    On a CPU, ``fused`` serves float32 from ``fused_from`` keys on, and ``blocked`` serves the half types where a row has ``blocked_from``
+    scores (heads * keys * keys); below, and where gradients are wanted (backward of ``fused`` was measured 3 to 4 times slower there),
+    it is ``plain``. On other devices it is ``fused``. Only a row's own keys count, so other rows never change its attention.
     """
 
-    fused_from: int = 512
-    blocked_from: int = 512
+    fused_from: int = 192
+    blocked_from: int = 2**23
 
     def __call__(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
         learns = torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BHSK.requires_grad)
-        chosen = self.choose(k_BHSK.shape[2], q_BHTK.dtype, q_BHTK.device.type, learns=learns)
+        _, heads, keys, _ = k_BHSK.shape
+        chosen = self.choose(heads, keys, q_BHTK.dtype, q_BHTK.device.type, learns=learns)
         return chosen(q_BHTK, k_BHSK, v_BHSK, attend_B1TS)
 
-    def choose(self, keys: int, dtype: torch.dtype, device: str, *, learns: bool) -> Attention:
+    def choose(self, heads: int, keys: int, dtype: torch.dtype, device: str, *, learns: bool) -> Attention:
         """``keys``: that a query reads · ``device``: its type, such as "cpu" · ``learns``: whether gradients are wanted."""
         if device != "cpu":
             return fused
-        if learns:
+        if learns or keys < self.unpadded_from(heads, dtype, device):
             return plain
-        if dtype == torch.float32:
-            return fused if keys >= self.fused_from else plain
-        return blocked if keys >= self.blocked_from else plain
+        return fused if dtype == torch.float32 else blocked
 
-    def unpadded_from(self, dtype: torch.dtype, device: str) -> int:
+    def unpadded_from(self, heads: int, dtype: torch.dtype, device: str) -> int:
         """Fewest keys from which a row's attention could be another in a padded batch, or round differently there."""
         if device != "cpu":
             return NEVER
-        return self.fused_from if dtype == torch.float32 else self.blocked_from
+        return self.fused_from if dtype == torch.float32 else math.ceil(math.sqrt(self.blocked_from / heads))
 
 
 FITTING = Fitting()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from unmask.models.attention import Attention
 from unmask.models.gradients import normed, worthwhile
 from unmask.models.layout import Group
+from unmask.models.linear import Linear, linear, onednn, packed, served_by_onednn, side_by_side
 from unmask.models.memory import LayerMemory
 from unmask.models.rope import rotate
 from unmask.models.sizes import ElasticConfig
@@ -38,8 +39,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
     """Root-mean-square norm, statistics in float32. ``width``: divide by this many channels (those not stored are zero)."""
     if worthwhile(x):
         return normed(x, weight, eps, width or x.shape[-1])
+    if width is None and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)  # the same bits in one kernel
     y = x.float()
-    scale = torch.rsqrt(y.square().sum(-1, keepdim=True) / (width or x.shape[-1]) + eps)
+    scale = y.square().sum(-1, keepdim=True).div_(width or x.shape[-1]).add_(eps).rsqrt_()
     return (y * scale).to(x.dtype) * weight
 
 
@@ -58,22 +61,25 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, inner, bias=False)
-        self.up = nn.Linear(width, inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.gate = Linear(width, inner, bias=False)
+        self.up = Linear(width, inner, bias=False)
+        self.down = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = side_by_side(x, (self.gate, self.up))
+        return self.down(F.silu(gate) * up)
 
 
-class SharedOut(nn.Linear):
+class SharedOut(Linear):
     """The attention output projection of both branches: a stream of width w takes its first w rows (spec 1.4).
 
     A module of its own, so that hooks, adapters and calibration reach it like any linear layer.
     """
 
     def forward(self, x: Tensor, width: int) -> Tensor:  # type: ignore[override]
-        return F.linear(x, self.weight[:width])
+        if self.packs and served_by_onednn(x, self.weight) and (kept := packed([self], width)) is not None:
+            return onednn(x, kept)
+        return linear(x, self.weight[:width])
 
 
 class Branch(nn.Module):
@@ -82,20 +88,17 @@ class Branch(nn.Module):
     def __init__(self, width: int, inner: int, mlp: int, eps: float) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(width, eps)
-        self.q = nn.Linear(width, inner, bias=False)
-        self.k = nn.Linear(width, inner, bias=False)
-        self.v = nn.Linear(width, inner, bias=False)
+        self.q = Linear(width, inner, bias=False)
+        self.k = Linear(width, inner, bias=False)
+        self.v = Linear(width, inner, bias=False)
         self.mlp_norm = RMSNorm(width, eps)
         self.mlp: nn.Module = SwiGLU(width, mlp)
 
     def heads(self, x_NW: Tensor, heads: int, *, queries: bool = True) -> Heads:
         x = self.attn_norm(x_NW)
-        q, k, v = (
-            None if p is None else p(x).unflatten(-1, (heads, -1))
-            for p in (self.q if queries else None, self.k, self.v)
-        )
-        assert k is not None and v is not None
-        return Heads(q=q, k=k, v=v)
+        layers = (self.q, self.k, self.v) if queries else (self.k, self.v)
+        *q, k, v = (y.unflatten(-1, (heads, -1)) for y in side_by_side(x, layers))
+        return Heads(q=q[0] if q else None, k=k, v=v)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +181,14 @@ def _mixed(
     parts, asking = group.parts, tuple(name for name in names if heads[name].q is not None)
     if not asking:
         return {}
-    pieces = [*(parts[name].of(heads[name].q) for name in asking), *(parts[name].of(heads[name].k) for name in names)]  # type: ignore[arg-type]
-    turned = rotate(torch.cat(pieces, dim=2), group.rope(asking + names))
+    asked = [parts[name].of(heads[name].q) for name in asking]  # type: ignore[arg-type]
+    read = [parts[name].of(heads[name].k) for name in names]
     queries = sum(parts[name].length for name in asking)
-    q, k = turned[:, :, :queries], turned[:, :, queries:]
+    if worthwhile(read[0]):  # their gradients would be copied once more
+        q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
+    else:
+        turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
+        q, k = turned[:, :, :queries], turned[:, :, queries:]
     v = _one([parts[name].of(heads[name].v) for name in names])
     if memory is not None:
         sizes = [parts[name].length for name in names]
@@ -191,12 +198,8 @@ def _mixed(
         )
     attend = group.masks["joint" if len(names) == 2 else names[0]]
     mixed_GTHK = attention(q, k, v, None if attend is None else attend[:, :, :queries]).transpose(1, 2)
-    found, start = {}, 0
-    for name in asking:
-        length = parts[name].length
-        found[name] = mixed_GTHK[:, start : start + length].flatten(2).flatten(0, 1)
-        start += length
-    return found
+    each = mixed_GTHK.split([parts[name].length for name in asking], dim=1)
+    return {name: own_GTHK.flatten(2).flatten(0, 1) for name, own_GTHK in zip(asking, each, strict=True)}
 
 
 def _one(parts: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.models.blocks import RMSNorm
+from unmask.models.linear import Linear, linear
 from unmask.models.sizes import ElasticConfig
 
 _EPS = 1e-6
@@ -26,7 +27,7 @@ class Fold(nn.Module):
 
     def forward(self, square: Tensor) -> Tensor:
         width = square.shape[-1]
-        return square.flatten(-2) @ self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width).T
+        return linear(square.flatten(-2), self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width))
 
 
 class Unfold(nn.Module):
@@ -38,7 +39,8 @@ class Unfold(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         width = h.shape[-1]
-        return (h @ self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width)).unflatten(-1, (4, width))
+        matrix = self.weight.permute(2, 3, 1, 0).reshape(4 * width, width)
+        return linear(h, matrix).unflatten(-1, (4, width))
 
 
 class CodeEmbedding(nn.Module):
@@ -49,29 +51,24 @@ class CodeEmbedding(nn.Module):
         width = config.gen_width
         self.table = nn.Embedding(config.code_rows, width)
         self.table_norm = RMSNorm(width, _EPS)
-        self.mix = nn.Linear(width, width, bias=False)
+        self.mix = Linear(width, width, bias=False)
         self.fold_norm = RMSNorm(width, _EPS)
         self.fold = Fold(width)
         self.out_norm = RMSNorm(width, _EPS)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
-    def forward(self, codes_BT: Tensor, square_BC4: Tensor | None = None) -> Tensor:
-        """[B, C, E]. ``square``: the places among the codes of each position's four; None where every code has its own position."""
-        if square_BC4 is None:
-            return self.positions(codes_BT)
-        return self.positions(codes_BT.gather(1, square_BC4.flatten(1)).view_as(square_BC4), folded=True)
+    def forward(self, codes_BT: Tensor, square_BC4: Tensor | None = None, alone_BC: Tensor | None = None) -> Tensor:
+        """[B, C, E]. ``square``: the places among the codes of each position's four; None where every code has its own position.
 
-    def positions(self, codes: Tensor, *, folded: bool = False, alone: Tensor | None = None) -> Tensor:
-        """[.., E] of positions of one code, [..], or of four (``folded``), [.., 4].
-
-        ``alone [..]``: positions of one code among those of four, which name it four times.
+        ``alone [B, C]``: positions of one code (their place stands four times in ``square``); None where there are none.
         """
-        e = self.mix(self.table_norm(self.table(codes)))
-        if folded:
-            own, e = e, self.fold(self.fold_norm(e))
-            if alone is not None:
-                e = torch.where(alone[..., None], own[..., 0, :], e)
-        return self.out(self.out_norm(e))
+        e_BTE = self.mix(self.table_norm(self.table(codes_BT)))
+        if square_BC4 is not None:
+            folded = self.fold(_taken(self.fold_norm(e_BTE), square_BC4))
+            if alone_BC is not None:
+                folded = torch.where(alone_BC[..., None], _taken(e_BTE, square_BC4[..., :1])[..., 0, :], folded)
+            e_BTE = folded
+        return self.out(self.out_norm(e_BTE))
 
 
 class CodeHead(nn.Module):
@@ -83,10 +80,10 @@ class CodeHead(nn.Module):
         self.unfold_norm = RMSNorm(width, _EPS)
         self.unfold = Unfold(width)
         self.in_norm = RMSNorm(width, _EPS)
-        self.inner = nn.Linear(width, width, bias=False)
-        self.mix = nn.Linear(width, width, bias=False)
+        self.inner = Linear(width, width, bias=False)
+        self.mix = Linear(width, width, bias=False)
         self.mix_norm = RMSNorm(width, _EPS)
-        self.classify = nn.Linear(width, config.codes, bias=False)
+        self.classify = Linear(width, config.codes, bias=False)
 
     def unfolded(self, h: Tensor) -> Tensor:
         """Folded positions [.., E] -> one vector a code [.., 4, E]."""
@@ -94,6 +91,13 @@ class CodeHead(nn.Module):
 
     def forward(self, h_NE: Tensor) -> Tensor:
         return self.classify(self.mix_norm(self.mix(self.inner(self.in_norm(h_NE)))))
+
+
+def _taken(e_BTE: Tensor, square_BCk: Tensor) -> Tensor:
+    """The vectors of the codes at the places ``square``, [B, C, k, E]. Whole rows are copied: a gather by element took longer."""
+    rows, tokens, width = e_BTE.shape
+    flat = square_BCk if rows == 1 else square_BCk + torch.arange(rows, device=e_BTE.device).view(-1, 1, 1) * tokens
+    return e_BTE.reshape(-1, width).index_select(0, flat.flatten()).view(*square_BCk.shape, width)
 
 
 def init_codes(embedding: CodeEmbedding, head: CodeHead, codebook_VD: Tensor, generator: torch.Generator) -> None:

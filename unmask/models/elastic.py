@@ -20,6 +20,7 @@ from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
 from unmask.models.layout import Layout, Packing, lay_out
+from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
 from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
 from unmask.models.sizes import ElasticConfig
@@ -44,7 +45,7 @@ class Elastic(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.text_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.text_head = Linear(config.width, config.vocab_size, bias=False)
         if config.gen_width:
             self.code_embedding = CodeEmbedding(config)
             self.code_head = CodeHead(config)
@@ -95,12 +96,13 @@ class Elastic(nn.Module):
         return bool(self.config.text_registers or self.config.code_registers)
 
     def _layout(self, batch: Batch, reuse: Reuse | None) -> Layout:
-        """Made once for all steps of a run, which change none of the fields that it depends on."""
+        """Made once for all steps of a run that compute the same positions: they change none of the fields that it depends on."""
         packing = self._packing(batch.device.type)
-        if reuse is not None:
-            return lay_out(batch, reuse, packing)
-        fixed = (batch.valid, batch.leader, batch.branch, batch.kind, batch.stride, batch.position, batch.feature)
-        return derived(("layout", packing), lambda: lay_out(batch, None, packing), batch.segment, batch.order, *fixed)
+        tensors = [batch.segment, batch.order, batch.valid, batch.leader, batch.branch, batch.kind, batch.stride]
+        tensors += [batch.position, batch.feature]
+        if reuse is not None:  # first, so that what is remembered goes with them
+            tensors = [reuse.compute, *([] if reuse.state is None else [reuse.state.held]), *tensors]
+        return derived(("layout", packing, len(tensors)), lambda: lay_out(batch, reuse, packing), *tensors)
 
     def _packing(self, device: str) -> Packing:
         c, learns = self.config, torch.is_grad_enabled()
@@ -110,7 +112,7 @@ class Elastic(nn.Module):
             gen_flops=2 * c.gen_width * (4 * c.width + 3 * c.gen_mlp),
             width=c.width,
             group_flops=GROUP_FLOPS["cpu" if device == "cpu" else "other"],
-            unpadded_from=fitting.unpadded_from(self.embed.weight.dtype, device) if fitting else NEVER,
+            unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
             together=learns,
             head_width=c.width // c.heads,
             theta=c.rope_theta,
@@ -145,8 +147,12 @@ class Elastic(nn.Module):
         if reads.other is not None:
             ids = ids.masked_fill(reads.other, self.mask_id)
         x = self.embed(ids)
-        if reads.feature is not None and (features := self._all_features(batch)) is not None:
-            x = torch.where(reads.feature[:, None], features[reads.row].to(x.dtype), x)
+        feature_N = reads.feature
+        if feature_N is None and batch.pixels is not None and torch.is_grad_enabled():
+            # All pictures were dropped. Processes that share weights need the same gradients, if only zeros.
+            feature_N = torch.zeros_like(ids, dtype=torch.bool)
+        if feature_N is not None and (features := self._all_features(batch)) is not None:
+            x = torch.where(feature_N[:, None], features[reads.row].to(x.dtype), x)
         return placed(x, batch, layout.und.token, self.registers.text) if self.has_registers else x
 
     def _all_features(self, batch: Batch) -> Tensor | None:
@@ -158,13 +164,13 @@ class Elastic(nn.Module):
     def _embed_gen(self, batch: Batch, layout: Layout) -> Tensor | None:
         if layout.gen is None:
             return None
-        codes, squares = batch.ids.masked_fill(batch.masked, self.config.mask_code).flatten(), layout.squares
-        token = layout.gen.token if squares is None else squares.codes
-        codes, pad = codes[token], layout.gen.pad
+        squares = layout.squares
+        token, pad = (layout.gen.token, layout.gen.pad) if squares is None else (squares.token, squares.pad)
+        codes = batch.ids.masked_fill(batch.masked, self.config.mask_code).flatten().index_select(0, token)
         if pad is not None:
-            codes = codes.masked_fill(pad if squares is None else pad[:, None], self.config.mask_code)
-        alone = None if squares is None else squares.alone
-        x = self.code_embedding.positions(codes, folded=squares is not None, alone=alone)
+            codes = codes.masked_fill(pad, self.config.mask_code)
+        alone = None if squares is None or squares.alone is None else squares.alone[None]
+        x = self.code_embedding(codes[None], None if squares is None else squares.places[None], alone)[0]
         return placed(x, batch, layout.gen.token, self.registers.code) if self.has_registers else x
 
     def _run(

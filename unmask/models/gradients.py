@@ -52,18 +52,20 @@ class _Rotated(torch.autograd.Function):
         half = x.shape[-1] // 2
         cos, sin = cos[..., half:], sin[..., half:]  # both halves of a table are the same, but for the sign of the sine
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, torch.sub, torch.add)
+        ctx.like = torch.empty_like(x, device="meta").stride()  # as ``x`` where it is dense
+        # Contiguous, as attention wants it; the gradient lies as ``x`` does, as the linear layer before wants it.
+        return _turn(x, cos, sin, torch.sub, torch.add, x.new_empty(x.shape))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[bad-override]
         (grad,), (cos, sin) = grad_outputs, ctx.saved_tensors
-        return _turn(grad, cos, sin, torch.add, torch.sub), None, None
+        found = grad.new_empty_strided(grad.shape, ctx.like)
+        return _turn(grad, cos, sin, torch.add, torch.sub, found), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, first: Any, second: Any) -> Tensor:
-    """(a cos -+ b sin, b cos +- a sin) of the halves a and b, computed in float32 and cast back."""
-    found = torch.empty_like(x)
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, first: Any, second: Any, found: Tensor) -> Tensor:
+    """(a cos -+ b sin, b cos +- a sin) of the halves a and b, computed in float32 and cast to the type of ``found``."""
     (a, b), (into_a, into_b) = x.float().chunk(2, dim=-1), found.chunk(2, dim=-1)
     first(a * cos, b * sin, out=into_a)
     second(b * cos, a * sin, out=into_b)

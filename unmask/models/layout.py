@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unmask.models.rope import Table, rope_table
-from unmask.models.streams import Stream, attend, stream
+from unmask.models.streams import Stream, attend, pack, stream
 from unmask.sequence import Batch, Branch, Kind
 from unmask.step import Reuse
 
@@ -59,7 +59,8 @@ class Part:
     def of(self, x_NHK: Tensor) -> Tensor:
         """[G, H, length, K]."""
         count = self.rows * self.length
-        return x_NHK[self.start : self.start + count].unflatten(0, (self.rows, self.length)).transpose(1, 2)
+        own = x_NHK if count == len(x_NHK) else x_NHK[self.start : self.start + count]
+        return own.unflatten(0, (self.rows, self.length)).transpose(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +110,15 @@ class Reads:
 @dataclass(frozen=True, kw_only=True)
 class Squares:
     """``codes [N, 4]``: flat numbers of the four codes of each position, row by row; a position of one code names it four times and is
-    marked in ``alone [N]`` (None where there are none).
+    marked in ``alone [N]`` (None where there are none) · ``token [M]``: flat numbers of all codes in their order, in which gradients are
+    summed; ``pad [M]``: those that only fill up a row, None where there are none · ``places [N, 4]``: of ``codes`` in ``token``.
     """
 
     codes: Tensor
     alone: Tensor | None
+    token: Tensor
+    pad: Tensor | None
+    places: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,7 @@ def lay_out(batch: Batch, reuse: Reuse | None, packing: Packing) -> Layout:
         groups.append(_group(batch, some, own, starts, grouped, packing))
         starts = {name: start + (own[name].index.numel() if name in own else 0) for name, start in starts.items()}
     und, gen = (_packed(batch, rows, parts, name) for name in ("und", "gen"))
-    squares = _squares(batch, gen) if gen is not None else None
+    squares = _squares(batch, gen, reuse, packing.together) if gen is not None else None
     return Layout(
         groups=tuple(groups),
         und=_scored(batch, und, None, reuse, Kind.TEXT, Branch.UND),
@@ -242,7 +247,7 @@ def _scored(
     return Packed(token=token_N, pad=None if full else ~valid_N, scorable=scorable_BL, place=place)
 
 
-def _squares(batch: Batch, flat: _Flat) -> Squares | None:
+def _squares(batch: Batch, flat: _Flat, reuse: Reuse | None, together: bool) -> Squares | None:
     token_N, valid_N = flat
     stride_N = batch.stride.flatten()[token_N].masked_fill(~valid_N, 0)
     folded_N = stride_N > 0
@@ -251,7 +256,23 @@ def _squares(batch: Batch, flat: _Flat) -> Squares | None:
     corner = torch.stack([torch.zeros_like(stride_N), torch.ones_like(stride_N), stride_N, stride_N + 1], dim=-1)
     codes = token_N[:, None] + torch.where(folded_N[:, None], corner, 0)
     alone_N = ~folded_N & valid_N
-    return Squares(codes=codes, alone=alone_N if bool(alone_N.any()) else None)
+    chosen_BL = batch.valid & (batch.branch == Branch.GEN)
+    if reuse is not None:
+        chosen_BL = chosen_BL & reuse.compute
+    token, real = chosen_BL.flatten().nonzero()[:, 0], None
+    if together and (found := pack(chosen_BL)) is not None:  # padded like the rows
+        token = (found[0] + torch.arange(batch.rows, device=token.device)[:, None] * batch.ids.shape[1]).flatten()
+        real = found[1].flatten()
+    number = torch.arange(len(token), device=token.device)
+    places = torch.zeros(batch.valid.numel(), dtype=torch.long, device=token.device)
+    places[token if real is None else token[real]] = number if real is None else number[real]
+    return Squares(
+        codes=codes,
+        alone=alone_N if bool(alone_N.any()) else None,
+        token=token,
+        pad=None if real is None or bool(real.all()) else ~real,
+        places=places[codes],
+    )
 
 
 def _reads(batch: Batch, flat: _Flat | None) -> Reads:

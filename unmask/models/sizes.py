@@ -115,6 +115,20 @@ SIZES: dict[str, ElasticConfig] = {
         code_rows=4098,
         vision=VisionConfig(image=128, patch=16, width=128, layers=3, heads=4, mlp=512),
     ),
+    "small": ElasticConfig(
+        vocab_size=1792,
+        width=256,
+        heads=4,
+        layers=10,
+        mlp=640,
+        gen_width=192,
+        gen_mlp=768,
+        joint_layers=7,
+        rope_theta=2000.0,
+        codes=4096,
+        code_rows=4098,
+        vision=VisionConfig(image=256, patch=16, width=192, layers=4, heads=4, mlp=768),
+    ),
     "lavida_o": ElasticConfig(),
     "llada_8b": ElasticConfig(
         vocab_size=126464, gen_width=0, gen_mlp=0, joint_layers=32, codes=0, code_rows=0, vision=None

@@ -15,7 +15,7 @@ from unmask.tasks.infill import Infill
 from unmask.tasks.parts import Presets
 from unmask.tasks.planning import PlanImage
 from unmask.tasks.reflecting import Thinking
-from unmask.tasks.results import Attempt, Drawing, describe
+from unmask.tasks.results import Attempt, Drawing, Drawings, describe
 from unmask.tasks.running import StepEvent, ThinkingRunner
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
@@ -31,7 +31,7 @@ def draw(
     prompt: str,
     trace: bool,
     warnings: tuple[str, ...] = (),
-) -> list[Drawing]:
+) -> Drawings:
     """One picture per task and seed, all in one batch. A task that occurs several times is built once.
 
     ``prompt``: as the user wrote it, for the results · ``trace``: keep the picture after every step.
@@ -46,7 +46,7 @@ def draw(
 
     done = model.run(built, seeds, sampler, record if trace else None)
     settings = describe(sampler)
-    return [
+    return Drawings(
         Drawing(
             image=task.read(row, model.parts),
             prompt=prompt,
@@ -58,7 +58,7 @@ def draw(
             warnings=warnings,
         )
         for task, row, seed, film in zip(tasks, done.rows, seeds, frames, strict=True)
-    ]
+    )
 
 
 def as_asked(presets: Presets, plan: bool | Layout | None, attempts: int | None, trace: bool) -> Thinking:
@@ -90,12 +90,12 @@ def best_of(
     sampler: Sampler,
     think: Callable[[], list[list[Attempt]]],
     warnings: tuple[str, ...] = (),
-) -> list[Drawing]:
+) -> Drawings:
     """The best attempt for every seed. ``think``: makes the attempts, one list per seed."""
     began = time.perf_counter()
     found = think()
     seconds, settings = (time.perf_counter() - began) / len(seeds), describe(sampler)
-    return [
+    return Drawings(
         Drawing(
             image=best.image,
             prompt=prompt,
@@ -107,4 +107,4 @@ def best_of(
             warnings=warnings,
         )
         for seed, attempts, best in zip(seeds, found, map(reflecting.best, found), strict=True)
-    ]
+    )

@@ -32,6 +32,7 @@ from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
+from unmask.models.linear import pack
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
 from unmask.models.unfilled import unfilled
 from unmask.tasks import (
@@ -206,6 +207,7 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
             )
     net, vq = found.checkpoint.modules()
     net.mask_id = text[MASK]
+    pack(net)
     parts = Parts(
         text=text,
         net=net,

@@ -35,7 +35,7 @@ from unmask.tasks.lengths import Extent
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
-from unmask.tasks.results import Answer, Attempt, Box, Drawing, Grounding, describe
+from unmask.tasks.results import Answer, Attempt, Box, Drawing, Drawings, Grounding, describe
 from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide
 from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
@@ -82,7 +82,7 @@ class Model:
         temperature: float | None = None,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
-    ) -> list[Drawing]:
+    ) -> Drawings:
         """``n`` pictures of a prompt, or of each of several prompts in their order; picture j of every prompt has the seed ``seed + j``.
 
         ``plan``: generate a layout first (True), do not (False), or use this one · ``attempts``: best-of-N: generate up to this many
@@ -97,7 +97,8 @@ class Model:
             more = partial(
                 alike, steps=steps, guidance_scale=guidance_scale, temperature=temperature, settings=settings
             )
-            return [drawing for one in _several(prompt, self._prompt) for drawing in more(one, sampler=sampler)]
+            each = [more(one, sampler=sampler) for one in _several(prompt, self._prompt)]
+            return Drawings(drawing for drawn in each for drawing in drawn)
         text, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
@@ -129,7 +130,7 @@ class Model:
         temperature: float | None = None,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
-    ) -> list[Drawing]:
+    ) -> Drawings:
         """``n`` versions of a picture, changed as the instruction says, in the model's own (square) size.
 
         ``plan``: predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times
@@ -330,12 +331,16 @@ class Model:
     ) -> Turn:
         """The next turn of a conversation in words and pictures; append ``turn.message()`` to continue.
 
+        ``messages``: of the system, the user and the assistant; a system message at the beginning takes the place of the model's own ·
         ``max_tokens``, ``stop``, ``temperature``, ``top_p``: of the words, as in ``ask`` (the layout of a picture does not count as words)
         · ``steps``, ``guidance_scale``: of the pictures.
         """
         conversing.check(messages)
         extent = Extent(length=self.presets.turn, max_tokens=max_tokens, stop=tuple(stop))
-        said = [replace(message, text=self._prompt(message.text, empty=True)) for message in messages]
+        said = [
+            message if message.role == "system" else replace(message, text=self._prompt(message.text, empty=True))
+            for message in messages
+        ]
         self.parts.require(conversing.NEEDS)
         began, preset = time.perf_counter(), self.presets
         presets = replace(
@@ -346,8 +351,8 @@ class Model:
         )
         turn = conversing.converse(Model(self.parts, presets, executor=self.executor), said, seed, extent)
         settings = {"words": describe(presets.turn_words(self.parts))}
-        warnings, seconds = self.parts.warnings(messages[-1].text), time.perf_counter() - began
-        return replace(turn, seconds=seconds, settings=settings, warnings=warnings)
+        warnings = (*self.parts.warnings(messages[-1].text), *conversing.warnings(messages, self.parts))
+        return replace(turn, seconds=time.perf_counter() - began, settings=settings, warnings=warnings)
 
     def run(
         self, sequences: Sequence[Tokens], seeds: Sequence[int], sampler: Sampler, on_step: OnStep | None = None

@@ -270,16 +270,20 @@ class TextModel:
         """Continue a text, without a template, with the published settings of Base. The options are those of ``ask``; a canvas of
         ``length`` tokens is one block.
 
-        ``prompt``: a text or its token ids · ``suffix``: text after the continuation, which then has one canvas of ``max_tokens`` tokens.
+        ``prompt``: a text or its token ids · ``suffix``: text after the continuation, which then has one canvas of ``max_tokens`` tokens,
+        or of as many as fit into the context.
         """
+        question = self._checked(prompt)
         if suffix:
-            length = max_tokens if length is None else length
+            wanted = length or max_tokens or LENGTH
+            length = max(
+                1, min(wanted, self.parts.context - self._tokens(Continue(prompt=prompt, length=0, suffix=suffix)))
+            )
         extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         text = self.parts.text
         end = (text[EOT], text[EOS])
         preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)
         chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
-        question = self._checked(prompt)
         task = Continue(prompt=prompt, length=extent.length, suffix=suffix)
         if not suffix:
             return self._written(task, chosen, extent, question, seed, trace)
@@ -341,6 +345,10 @@ class TextModel:
             trace=done.trace,
             finish_reason=words.finish_reason,
         )
+
+    def _tokens(self, task: Continue) -> int:
+        """Tokens of a sequence."""
+        return len(task.build(self.parts).ids)
 
     def _checked(self, prompt: Prompt) -> str:
         """A prompt as text. ValueError for an empty one and for ids that are not in the vocabulary."""

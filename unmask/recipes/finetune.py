@@ -37,6 +37,7 @@ from unmask.tasks.conversing import Message
 from unmask.tasks.encoding import Coding
 from unmask.tasks.examples import Cropping, formats_of, padded_answer
 from unmask.tokens.boxes import FractionBox
+from unmask.training.states import newest
 
 PARTS = ("und", "gen", "out", "embed", "norm", "codes", "text_head", "vision")  # of ``checkpoints.elastic.part_of``
 REPLAYS = ("auto", "world", "none")
@@ -91,7 +92,7 @@ def finetune(
         replayed: Replay | None = _own_replay(OwnData(data=known, formats=formats, seed=seed + 1, batch=rows), start)
     else:
         replayed = _world(replay, rows, replay_share, start)
-    if replayed and _weight(distill):
+    if _weight(distill) and replayed:
         replayed = distilled(replayed, Before(network=start.network), distill)
     merged = Merged(sources=(source, *([replayed] if replayed else [])))
     return Recipe(
@@ -348,6 +349,6 @@ def _own_folder(folder: str, start: Start) -> Path | None:
     if not folder:
         return None
     place = Path(folder)
-    if (place / "config.json").exists() and not (place / "state.safetensors").exists():
+    if (place / "config.json").exists() and newest(place) is None:
         raise ValueError(f"{place} holds a model that is no run; choose another --out, so that it is not overwritten")
     return place

@@ -51,7 +51,7 @@ STAGE1 = Stage(
     trained=lambda name: True,
     mixes=(
         Mix(names=("ground",), weight=3.0, last=1.0),
-        Mix(names=("chat", "describe"), weight=1.0, last=3.0),
+        Mix(names=("chat", "talk", "describe"), weight=1.0, last=3.0),
     ),
     rate=5e-6,
     tower=2e-6,
@@ -98,7 +98,7 @@ STAGE3 = Stage(
     mixes=(
         Mix(names=("draw",), weight=580.0),
         Mix(names=("edit",), weight=450.0),
-        Mix(names=("chat", "describe"), weight=400.0, half=True),
+        Mix(names=("chat", "talk", "describe"), weight=400.0, half=True),
         Mix(names=("ground",), weight=100.0, half=True),
         Mix(names=("draw_planned",), weight=160.0),
         Mix(names=("draw_open",), weight=40.0),
@@ -131,11 +131,11 @@ def stage1(
 ) -> Recipe:
     """Stage 1: grounding and understanding, with the understanding branch, the text head and the vision part.
 
-    Rows: boxes (``ground``), conversations (``chat``), captions (``describe``). Batches of boxes to others are 3 to 1 at first and 1 to 3
-    at the end; that the ratio changes linearly is chosen here. ``model``: the model to start from, "" for the released one; ``data``:
-    PATH or PATH=WEIGHT, separated by commas · ``batch``: rows of a source batch · ``steps``: source batches of the run; 0: the paper's
-    updates · ``alike``: source batches in a row of one kind of row, a multiple of the processes that share weights · ``holdout``: share
-    of the rows for validation · ``folder``: of the run.
+    Rows: boxes (``ground``), conversations (``chat``, without pictures ``talk``), captions (``describe``). Batches of boxes to others are
+    3 to 1 at first and 1 to 3 at the end; that the ratio changes linearly is chosen here. ``model``: the model to start from, "" for the
+    released one; ``data``: PATH or PATH=WEIGHT, separated by commas · ``batch``: rows of a source batch · ``steps``: source batches of
+    the run; 0: the paper's updates · ``alike``: source batches in a row of one kind of row, a multiple of the processes that share
+    weights · ``holdout``: share of the rows for validation · ``folder``: of the run.
     """
     given = _given(model, data, batch, steps, alike, holdout, seed, folder)
     return staged(STAGE1, given)
@@ -217,7 +217,7 @@ def stage3(
     ``edit_plan``, ``edit_planned``), with critiques of the same text further attempts (``retry`` and its layouts). A source batch has one
     kind of row, by the released weights; kinds without data are left out. ``t_exp``: 0 for the released three kinds of rows, or the
     time at which a picture collapses into its announcement in the paper's single process of text and picture; the paper does not give
-    its value. The other arguments are those of ``stage1`` and ``stage2_256``.
+    its value. That process does not run with weights in shards. The other arguments are those of ``stage1`` and ``stage2_256``.
     """
     given = _given(model, data, batch, steps, alike, holdout, seed, folder, codes=codes, t_exp=t_exp)
     return staged(STAGE3, given)

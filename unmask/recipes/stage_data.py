@@ -13,7 +13,7 @@ from unmask.corruption.collapsing import Collapsing
 from unmask.data.opening import holdout, open_data
 from unmask.data.order import Mixture, open_mixture
 from unmask.data.own import Format
-from unmask.data.samples import Boxes, Broken, Critique, DataError, texts_of
+from unmask.data.samples import Boxes, Broken, Critique, DataError, Sample, pictures_of, texts_of
 from unmask.tasks.examples import safe
 from unmask.tasks.stage_rows import Objects, StageRows
 
@@ -39,6 +39,21 @@ def stage_formats(rows: StageRows, context: int, unified: Collapsing | None) -> 
         return drawn
     row = guarded(rows.unified(unified.share()))
     return (*drawn, Format(name="draw_unified", task="caption", row=row, suits=layout))
+
+
+def apart(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+    """The formats of fine-tuning, with conversations without pictures as "talk": processes that share weights must all use the vision
+    part in a step, or none.
+    """
+    chat = next((f for f in formats if f.name == "chat"), None)
+    if chat is None:
+        return formats
+    talk = replace(chat, name="talk", suits=lambda sample: not pictures_of(sample))
+    return (*(replace(f, suits=_shows) if f is chat else f for f in formats), talk)
+
+
+def _shows(sample: Sample) -> bool:
+    return bool(pictures_of(sample))
 
 
 def split(data: str, share: float) -> tuple[Mixture, Mixture | None]:

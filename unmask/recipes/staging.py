@@ -5,7 +5,7 @@ Public idea: ``staged(stage, Given(...)) -> Recipe``. Without data the recipe ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from unmask.objectives.masked import Dropout, Masked, Together
 from unmask.pipeline.exporting import export_like
 from unmask.pipeline.loading import ModelSpec, read_spec, resolve, spec_of_size
 from unmask.recipe import Eval, Optim, Recipe, Training
-from unmask.recipes.stage_data import all_texts, attempts_of, boxes_of, split, stage_formats
+from unmask.recipes.stage_data import all_texts, apart, attempts_of, boxes_of, split, stage_formats
 from unmask.recipes.starting import Start, start_of
 from unmask.recipes.watching import ValidationLoss
 from unmask.rng import generator
@@ -45,6 +45,7 @@ from unmask.tasks.parts import Parts
 from unmask.tasks.stage_rows import StageRows
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import EXP
+from unmask.training.states import newest
 
 SIZE = "lavida_o"  # what is planned where the first model of a stage is not there
 _GIVEN = frozenset(
@@ -62,9 +63,8 @@ _DROPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Groups of the formats ``names``, which share ``weight`` (``last`` at the end of the run; None: the same) by their data.
-
-    ``half``: of half as many rows.
+    """Groups of the formats ``names``, which share ``weight`` (``last`` at the end of the run; None: the same) · ``half``: of half as
+    many rows.
     """
 
     names: tuple[str, ...]
@@ -147,7 +147,7 @@ def staged(stage: Stage, given: Given) -> Recipe[Elastic, dict[str, Batch]]:
             log_every=10 * stage.accumulate,
             save_every=250 * stage.accumulate,
             recompute=True,
-            shard=True,
+            shard=not given.t_exp,  # rows with a picture and rows with its announcement use other weights
         ),
         trainable=stage.trained,
         evals=run.evals if given.data else (),
@@ -157,8 +157,19 @@ def staged(stage: Stage, given: Given) -> Recipe[Elastic, dict[str, Batch]]:
     )
 
 
+def _is_size(name: str) -> bool:
+    """Whether a name is a size's and not a model's. ``mini`` is both."""
+    if name not in SIZES:
+        return False
+    try:
+        resolve(name)
+    except CheckpointError:
+        return True
+    return False
+
+
 def _holds_a_model(folder: Path) -> bool:
-    return (folder / "config.json").exists() and not (folder / "state.safetensors").exists()
+    return (folder / "config.json").exists() and newest(folder) is None
 
 
 def _no_data(step: int) -> dict[str, Batch]:
@@ -183,7 +194,7 @@ class Run:
     def start(self) -> Start:
         """The model that the stage starts from. CheckpointError where there is none, ValueError where it lacks a branch."""
         name = self.given.model or self.stage.start
-        if name in SIZES and not Path(name).exists():
+        if _is_size(name):
             raise CheckpointError(
                 f"{name} is a size without weights, which can be inspected only; give a model's folder"
             )
@@ -202,7 +213,7 @@ class Run:
     def planned(self) -> ModelSpec:
         """The spec of that model; where the default is not there, the published size."""
         name = self.given.model or self.stage.start
-        if name in SIZES and not Path(name).exists():
+        if _is_size(name):
             return spec_of_size(name)
         try:
             return read_spec(resolve(name))
@@ -222,8 +233,6 @@ class Run:
         load(Weights(checkpoint=checkpoint, storage=WeightStorage(dtype=torch.float32)), net, vq, self.stage.needs)
         pruned(net, self.stage.needs)
         net.mask_id = self.start.parts.mask_id
-        if torch.cuda.is_available():
-            net.attention = fused
         if self.given.gen == "und":
             grow(net, checkpoint, self.start.parts.vq.quantize.embedding.weight, generator("grow", self.given.seed))
         return net
@@ -271,24 +280,29 @@ class Run:
 
     @cached_property
     def source(self) -> Groups:
-        used = {f.name for f in self.rows.used}
+        shares = {f.name: (f.task, self.rows.weight(f.name)) for f in self.rows.used}
         return Groups(
             data=self.rows,
-            groups=tuple(g for g in self.groups(used)),
+            groups=tuple(self.groups(shares)),
             seed=self.given.seed,
             steps=self.steps,
             alike=self.given.alike,
         )
 
-    def groups(self, used: set[str]) -> list[Group]:
-        """The groups of the stage among the formats ``used``. Formats of one mix share its weight."""
+    def groups(self, shares: Mapping[str, tuple[str, float]]) -> list[Group]:
+        """The groups of the stage. ``shares``: (task, weight) of every format that there are samples for. The tasks of a mix share its
+        weight equally, and the formats of a task by their weights.
+        """
         found = []
         for mix in self.mixes:
-            names = [name for name in mix.names if name in used]
+            names = [name for name in mix.names if name in shares]
             rows = max(1, self.given.batch // 2) if mix.half else self.given.batch
             for name in names:
-                last = None if mix.last is None else mix.last / len(names)
-                found.append(Group(name=name, weight=mix.weight / len(names), last=last, rows=rows))
+                task, weight = shares[name]
+                whole = sum(shares[n][1] for n in names if shares[n][0] == task)
+                share = weight / whole / len({shares[n][0] for n in names})
+                last = None if mix.last is None else mix.last * share
+                found.append(Group(name=name, weight=mix.weight * share, last=last, rows=rows))
         return found
 
     @property
@@ -308,7 +322,7 @@ class Run:
         made_by = Coding(parts=parts, square=Pad(paper=parts.paper), side=parts.side).made_by()
         path = Path(self.given.folder) / "codes.sqlite" if self.given.folder else None
         kept = KeptCodes(encode=parts.encode, made_by=made_by, path=path)
-        known = formats_of(parts, kept, presets, lambda sample: boxes.get(sample.image.name, ()))
+        known = apart(formats_of(parts, kept, presets, lambda sample: boxes.get(sample.image.name, ())))
         crop = Crop(middle=bool(self.given.codes))
         coding = Coding(parts=parts, square=crop, side=parts.side).made_by()
         rows = StageRows(
@@ -369,5 +383,5 @@ class Run:
             vision=config.vision if "vision" in self.stage.needs else None,
             tiled=spec.wording == RELEASED,
         )
-        every = {name for mix in self.mixes for name in mix.names}
+        every = {name: (name, 1.0) for mix in self.mixes for name in mix.names}
         return tuple({g.name: collate([nominal(g.name, geometry)] * g.rows, range(g.rows))} for g in self.groups(every))

@@ -43,7 +43,15 @@ class PrefixCache:
     everything is computed without a cache.
 
     Not exact for a network that reads ``Batch.time``: the time changes at every step, and with it what was kept. Use ``NoCache`` there.
+
+    ``least``: a run with fewer tokens times steps to come is computed without a cache, which costs less for a small model.
     """
+
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise ValueError(f"least counts tokens times steps, got {self.least}; 1 is always to cache")
 
     @property
     def exact(self) -> bool:
@@ -51,7 +59,7 @@ class PrefixCache:
 
     def plan(self, batch: Batch, block: Tensor, predict: Tensor, held: Tensor, progress: Progress) -> CachePlan | None:
         segments = _segments(batch.span_table)
-        if segments is None or not _pays(batch, block, held, progress):
+        if segments is None or not _pays(batch, block, held, progress, self.least):
             return None
         # A position of four codes has the order and segment of its first: a masked code changes what is read there.
         order_BL, segment_BL = of_position(batch, batch.order), of_position(batch, batch.segment)
@@ -106,10 +114,13 @@ class BlockCache:
         return CachePlan(compute=compute_BL, keep=compute_BL & ~block)
 
 
-def _pays(batch: Batch, block: Tensor, held: Tensor, progress: Progress) -> bool:
-    """Whether something is held, or a later step may read what this one computes."""
-    again_B = (progress.number + 1 < progress.of) | (progress.number > 0)
-    return bool((held | (still_masked(batch) & ~block) | again_B[:, None]).any())
+def _pays(batch: Batch, block: Tensor, held: Tensor, progress: Progress, least: int) -> bool:
+    """Whether something is held, or ``least`` tokens times steps are to come. More steps than planned may be as many as masked tokens."""
+    masked_BL = still_masked(batch)
+    more_B = torch.where(progress.number > 0, (masked_BL & block).sum(1), 0)
+    more_B = torch.where(progress.number + 1 < progress.of, progress.of - progress.number - 1, more_B)
+    more_B = more_B + (masked_BL & ~block).sum(1)
+    return bool((held.any(1) | (batch.valid.sum(1) * more_B >= least)).any())
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,6 +1,7 @@
 """A query without the tokens at the end of its rows that nobody reads yet: masked text of later orders costs nothing until its turn.
 
-Public idea: ``cropped(query)``, and ``restored(prediction, query, length)``, which numbers tokens as in rows of ``length`` again.
+Public idea: ``cropped(query)``, and ``restored(prediction, query, length)``, which numbers tokens as in rows of ``length`` again;
+``settled(query, last)`` has the same tensors as the last query where they are equal.
 
 Shapes: B rows · L tokens.
 """
@@ -9,11 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.sequence import SHARED, Span
+from unmask.derived import derived
+from unmask.sequence import CHANGING, SHARED, Span
 from unmask.step import Prediction, Query, Reuse, Scored, State
 
 
@@ -25,7 +29,7 @@ def cropped(query: Query) -> Query:
     held_BL = reuse.compute if reuse.state is None else reuse.compute | reuse.state.held
     length = int(held_BL.any(0).nonzero().max()) + 1
     tensors = {
-        f.name: t[:, :length]
+        f.name: t[:, :length] if f.name in CHANGING else derived(("front", length), partial(_front, t, length), t)
         for f in dataclasses.fields(batch)
         if f.name not in SHARED and isinstance(t := getattr(batch, f.name), Tensor) and t.dim() > 1
     }
@@ -50,6 +54,21 @@ def restored(prediction: Prediction, query: Query, length: int) -> Prediction:
     if state is not None:
         state = State(held=F.pad(state.held, (0, length - short)), tensors=state.tensors)
     return Prediction(scored=scored, state=state)
+
+
+def settled(query: Query, last: Query | None) -> Query:
+    """The query with the masks of the last one where they are equal: what a network makes of them is then made once (``derived``)."""
+    now, before = query.reuse, last.reuse if last else None
+    if now is None or before is None or now.state is None or before.state is None:
+        return query
+    if not torch.equal(now.compute, before.compute) or not torch.equal(now.state.held, before.state.held):
+        return query
+    state = State(held=before.state.held, tensors=now.state.tensors)
+    return dataclasses.replace(query, reuse=Reuse(compute=before.compute, keep=now.keep, state=state))
+
+
+def _front(t_BL: Tensor, length: int) -> Tensor:
+    return t_BL[:, :length].clone()  # a view would keep the whole tensor, and so what is remembered of it
 
 
 @functools.lru_cache(maxsize=64)

@@ -31,7 +31,7 @@ from unmask.protocols import (
 from unmask.sampling.agenda import Agenda, Todo
 from unmask.sampling.blocks import Whole
 from unmask.sampling.cache import NoCache
-from unmask.sampling.cropping import cropped, restored
+from unmask.sampling.cropping import cropped, restored, settled
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.prior import AllMasked
 from unmask.sampling.spans import still_masked, whole_positions, wished
@@ -109,6 +109,7 @@ class SamplingRun:
         self.states: list[State | None] = []  # of each guidance view
         self.number = 0
         self.todo: Todo | None = None
+        self.query: Query | None = None
         self.query = self._next()
 
     @property
@@ -154,7 +155,8 @@ class SamplingRun:
             _same_kinds(views, predict)
         reuse = self._reuse(views, predict, todo)
         batch = stack(views) if len(views) > 1 else views[0]
-        return cropped(Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse))
+        query = Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse)
+        return settled(cropped(query), self.query)
 
     def _reuse(self, views: list[Batch], predict: Tensor, todo: Todo) -> Reuse | None:
         states = [self.states[i] if i < len(self.states) else None for i in range(len(views))]
@@ -198,7 +200,7 @@ class SamplingRun:
         batch, region_BL = self.batch, todo.region
         open_BL = self.open & region_BL.any(1, keepdim=True)
         move = Move(unmask=move.unmask & open_BL, remask=move.remask & region_BL, redraw=move.redraw & open_BL)
-        self._check(move, proposal, todo)
+        remasks = self._check(move, proposal, todo)
         written = apply(batch, move, proposal, region_BL.any(1))
         if self.agenda.bounded:
             late_B = todo.must_unmask & (still_masked(written) & region_BL).any(1)
@@ -207,7 +209,7 @@ class SamplingRun:
                     f"a block of rows {late_B.nonzero().flatten().tolist()} has masked tokens left after its last step; "
                     f"{type(self.sampler.selection).__name__} must end within its bound (see extra_steps)"
                 )
-        if bool(move.remask.any()):
+        if remasks:
             if not self.agenda.bounded:
                 raise NothingUnmasked(
                     f"{type(self.sampler.selection).__name__} masks tokens again, so it must say when a block ends: give it extra_steps"
@@ -216,10 +218,12 @@ class SamplingRun:
             written = written.replace(order=torch.where(move.remask, self.first.order, written.order))
         return written
 
-    def _check(self, move: Move, proposal: Proposal, todo: Todo) -> None:
-        """Raise the named error of a move that breaks the contract."""
+    def _check(self, move: Move, proposal: Proposal, todo: Todo) -> bool:
+        """Raise the named error of a move that breaks the contract. Whether the move masks any token again."""
         unscored_BL = (move.unmask | move.redraw) & (proposal.score == -torch.inf)
-        if bool(unscored_BL.any()):
+        idle_B = todo.must_unmask & ~(move.unmask & todo.block).any(1)
+        unscored, idle, remasks = torch.stack([unscored_BL.any(), idle_B.any(), move.remask.any()]).tolist()
+        if unscored:
             row, token = unscored_BL.nonzero()[0].tolist()
             raise NothingPredicted(
                 f"row {row}, token {token} (kind {int(self.batch.kind[row, token])}) was selected, but the model did not score it; "
@@ -232,11 +236,11 @@ class SamplingRun:
                     f"row, token {changed_BL.nonzero()[0].tolist()} was changed, but {type(self.sampler.cache).__name__} holds it; "
                     "use a selection that leaves finished blocks alone, or cache=NoCache()"
                 )
-        idle_B = todo.must_unmask & ~(move.unmask & todo.block).any(1)
-        if bool(idle_B.any()):
+        if idle:
             raise NothingUnmasked(
                 f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a selection must take one, or end within its bound"
             )
+        return remasks
 
 
 def _ordered(before: Batch, after: Batch) -> Batch:
@@ -265,6 +269,10 @@ def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]
     tokens, rows = batch.ids.numel(), batch.rows
     parts: list[dict[int, Scored]] = [{} for _ in range(views)]
     for kind, scored in prediction.scored.items():
+        if not scored.at.numel():
+            for part in parts:
+                part[kind] = scored
+            continue
         edges = torch.searchsorted(scored.at, torch.arange(1, views, device=scored.at.device) * tokens).tolist()
         cuts = [(None,) * views if t is None else t.tensor_split(edges) for t in (scored.logits, scored.hidden)]
         for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(edges), *cuts, strict=True)):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.derived import derived
 from unmask.protocols import Predicting
 from unmask.sequence import Batch, Span
 
@@ -31,8 +32,9 @@ class SpanLayout:
 
 def writable_spans(batch: Batch) -> SpanLayout:
     layout = _lay_out(batch.span_table, batch.ids.shape[1])
-    tensors = (t.to(batch.device) for t in (layout.span, layout.offset, layout.size))
-    span_BL, offset_BL, size_BL = tensors
+    tensors = (layout.span, layout.offset, layout.size)
+    device = batch.device
+    span_BL, offset_BL, size_BL = derived(("to", device), lambda: [t.to(device) for t in tensors], *tensors)
     return SpanLayout(span=span_BL, offset=offset_BL, size=size_BL, most=layout.most)
 
 
@@ -58,7 +60,12 @@ def still_masked(batch: Batch) -> Tensor:
 
 def wished(part: object, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
     """The tokens that a part wants scored (``Predicting``), [B, L]; None where it has no wish."""
-    return part.predict(batch, block, counts) if isinstance(part, Predicting) else None
+    return part.predict(batch, block, counts) if _predicts(type(part)) else None  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _predicts(kind: type) -> bool:
+    return issubclass(kind, Predicting)
 
 
 def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.derived import derived
 from unmask.sequence import Batch, Branch, Kind, stack
 from unmask.step import Prediction, Query, Reuse, Scored, State, widened
-
-_ASIDE = 2**31 - 1  # a segment that nothing else has, so nothing reads it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +71,11 @@ def join(parts: Items[ShapedQuery]) -> Query:
             first += len(own)
     rows = [_widened(p.query.batch, length, begins.get(id(p.query.batch.features), 0)) for p in parts]
     batch = stack(rows).replace(features=torch.cat(list(features.values())) if features else None)
-    query = Query(
+    return Query(
         batch=batch,
         predict=torch.cat([_wide(part.query.predict, length) for part in parts]),
         reuse=_joined(parts, length),
     )
-    if query.reuse is None:
-        return query  # a network packs the positions of each row by itself
-    missing = max(part.und for part in parts) - int(_most(query, Branch.UND))
-    return _filled(query, missing) if missing > 0 else query
 
 
 def shares(prediction: Prediction, parts: Items[ShapedQuery], joined: Query) -> list[Prediction]:
@@ -120,10 +115,17 @@ def _joined(parts: Items[ShapedQuery], length: int) -> Reuse | None:
     if all(reuse is None for reuse in given):
         return None
     reuses = [r or _everything(part.query.batch) for r, part in zip(given, parts, strict=True)]
+    computes, states = [reuse.compute for reuse in reuses], [reuse.state for reuse in reuses]
+    state = State.stack(states, [part.rows for part in parts], length)
+    if state is not None and all(
+        s is not None for s in states
+    ):  # the same tensors as in the last tick, if nothing has changed
+        held = derived(("held", length), lambda: state.held, *(s.held for s in states if s))
+        state = State(held=held, tensors=state.tensors)
     return Reuse(
-        compute=torch.cat([_wide(reuse.compute, length) for reuse in reuses]),
+        compute=derived(("compute", length), lambda: torch.cat([_wide(own, length) for own in computes]), *computes),
         keep=torch.cat([_wide(reuse.keep, length) for reuse in reuses]),
-        state=State.stack([reuse.state for reuse in reuses], [part.rows for part in parts], length),
+        state=state,
     )
 
 
@@ -146,21 +148,3 @@ def _widened(batch: Batch, length: int, first_feature: int) -> Batch:
     """Rows of ``length`` tokens, the added ones not valid; features counted from ``first_feature``."""
     wide = widened(batch, length)
     return wide.replace(feature=wide.feature + first_feature) if first_feature else wide
-
-
-def _filled(query: Query, missing: int) -> Query:
-    """``missing`` more understanding positions in every row, in a segment of their own: computed, and never read."""
-    own = query.batch.ids.shape[1]
-    wide = _widened(query.batch, own + missing, 0)
-    added = torch.arange(own + missing, device=wide.device) >= own
-    batch = wide.replace(
-        valid=wide.valid | added,
-        leader=wide.leader | added,
-        segment=wide.segment.masked_fill(added, _ASIDE),
-    )
-    reuse = query.reuse
-    if reuse is not None:
-        compute = _wide(reuse.compute, own + missing) | added
-        state = State.stack([reuse.state], [batch.rows], own + missing)
-        reuse = Reuse(compute=compute, keep=_wide(reuse.keep, own + missing), state=state)
-    return Query(batch=batch, predict=_wide(query.predict, own + missing), reuse=reuse)

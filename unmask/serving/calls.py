@@ -17,6 +17,7 @@ from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.serving.data_urls import picture_of, read_data_url
+from unmask.serving.errors import about
 from unmask.serving.schema import Draw, Edit, Ground, Infill, Planned
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
@@ -73,8 +74,8 @@ def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable
         if mask is None:
             options = {"plan": _plan(model, body) or False, "attempts": body.reflect or 1}
             return model.edit(picture, body.prompt, seed=seed, settings=settings, **options)[0]
-        if body.plan or body.boxes or (body.reflect or 1) > 1:
-            raise ValueError("plan, boxes and reflect do not apply to inpainting; leave them out, or leave out mask")
+        if wrong := "plan" if body.plan else "boxes" if body.boxes else "reflect" if (body.reflect or 1) > 1 else "":
+            raise ValueError(f"{wrong}: it does not apply to inpainting; leave it out, or leave out mask")
         return model.infill(picture, _region(mask, picture), prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
@@ -87,7 +88,11 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
     def ask(model: Model | TextModel) -> Drawing | Answer:
         settings = checked(body.overrides)
         if body.text is not None:
-            return model.infill_text(body.text, seed=seed, settings=settings)
+            if body.steps is not None or body.guidance is not None:
+                name = "guidance" if body.steps is None else "steps"
+                raise ValueError(f"{name}: it does not apply to a text; leave it out")
+            with about("text", instead_of=("prompt",)):
+                return model.infill_text(body.text, seed=seed, settings=settings)
         draws = _image_model(model)
         image = picture_of(body.image or "", "image")
         mask = _region(read_data_url(body.mask or "", "mask"), image)
@@ -100,13 +105,9 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
 def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
     def ask(model: Model) -> Grounding:
         image = picture_of(body.image, "image")
-        return model.ground(
-            image,
-            body.phrases,
-            steps=body.steps if body.steps > 1 else None,
-            seed=seed,
-            settings=checked(body.settings),
-        )
+        settings, steps = checked(body.settings), body.steps if body.steps > 1 else None
+        with about("phrases", instead_of=("prompt",)):
+            return model.ground(image, body.phrases, steps=steps, seed=seed, settings=settings)
 
     return ask
 

@@ -12,10 +12,13 @@ from dataclasses import replace
 from unmask.grammars.answer_format import AnswerFormat, of_response_format
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import LENGTH, TextModel
+from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed
 from unmask.serving.calls import by_sampler, checked
 from unmask.serving.data_urls import picture_of
+from unmask.serving.errors import about
+from unmask.serving.schema import visible
 from unmask.serving.schema_chat import Chat, ChatMessage
 from unmask.serving.unknown_fields import ignored_warning
 from unmask.tasks.conversing import Message, Turn
@@ -36,14 +39,17 @@ def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Tu
 
     def ask(model: Model | TextModel) -> Answer | Turn:
         last = body.messages[-1]
-        if last.role != "user" or not last.words.strip():
+        if last.role != "user" or not visible(last.words):
             raise ValueError(
                 "messages: the last message must be from the user and contain text; add a message with the role user"
             )
-        if isinstance(model, TextModel):
-            return _reply(model, body, seed)
-        _check_pictures(model, body)
-        return _turn(model, body, seed) if _converses(model, body) else _about_picture(model, body, seed)
+        with about("messages", instead_of=("prompt", "text", "image")):
+            if isinstance(model, TextModel):
+                return _reply(model, body, seed)
+            _check_pictures(model, body)
+            if body.sampler is not None and body.pictures and body.draw is None and body.draws:
+                raise ValueError("sampler: answers and turns use it differently; set draw to true for a turn")
+            return _turn(model, body, seed) if _converses(model, body) else _about_picture(model, body, seed)
 
     return ask
 
@@ -54,8 +60,10 @@ def warnings(model: Model | TextModel, body: Chat) -> tuple[str, ...]:
     if body.after:
         found.append(f"messages after the last one of the user were not read: {body.after}")
     if isinstance(model, Model):
-        if any(m.role in ("system", "developer") and m.words.strip() for m in body.messages):
-            found.append("system messages were not read: the model has a fixed system prompt")
+        if not _converses(model, body) and any(
+            m.role in ("system", "developer") and m.words.strip() for m in body.messages
+        ):
+            found.append("system messages were not read: the model has a fixed prompt for questions about one image")
         if unread := _unread_pictures(model, body):
             found.append(f"earlier images were not read ({unread}): the model reads one image per answer, the last one")
     if body.top_p is not None and body.top_p < 1 and not body.temperature:
@@ -111,7 +119,10 @@ def _about_picture(model: Model, body: Chat, seed: int) -> Answer:
         )
     image = picture_of(body.pictures[-1], "messages")
     form, lengths = _form(body, model.parts.text, model.parts.wording, model.presets.answer)
-    paced = _paced(body, model.presets.ask(model.parts), lengths)
+    sampler = model.presets.ask(model.parts)
+    if body.guidance is not None and isinstance(sampler.guidance, NoGuidance):
+        raise ValueError("guidance: this model answers questions without guidance; leave it out")
+    paced = _paced(body, sampler, lengths)
     return model.ask(
         image,
         body.messages[-1].words,
@@ -131,10 +142,12 @@ def _turn(model: Model, body: Chat, seed: int) -> Turn:
             "response_format: only answers to questions about one image have a format; add an image and leave out draw, or leave it out"
         )
     if body.overrides:
-        raise ValueError("a turn of text and images uses its own samplers; leave out steps, guidance and settings")
-    said = [message for message in _messages(body.messages) if message.role != "system"]
+        given = "settings" if body.settings else "steps" if body.steps is not None else "guidance"
+        raise ValueError(
+            f"{given}: a turn of text and images uses its own samplers; leave out steps, guidance and settings"
+        )
     words = {"max_tokens": body.longest, "stop": body.stop, "temperature": body.temperature, "top_p": _top_p(body)}
-    return model.converse(said, seed=seed, **words)
+    return model.converse(_messages(body.messages), seed=seed, **words)
 
 
 def _top_p(body: Chat) -> float | None:

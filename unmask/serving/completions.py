@@ -18,8 +18,8 @@ from unmask.pipeline.text_model import Prompt, TextModel
 from unmask.sequence import Sequence as Tokens
 from unmask.serving.calls import by_sampler, checked
 from unmask.serving.errors import about
-from unmask.serving.schema import IGNORED, Sampled
-from unmask.serving.schema_chat import MOST_STOPS, UNSUPPORTED, StreamOptions
+from unmask.serving.schema import IGNORED, Sampled, Visible
+from unmask.serving.schema_chat import MOST_STOPS, UNSUPPORTED, StreamOptions, TokenCount
 from unmask.serving.streams import Emit, Event, open_spans
 from unmask.serving.unknown_fields import Policy, Unsupported, ignored_warning
 from unmask.tasks.results import Answer
@@ -37,7 +37,7 @@ _REFUSED = {
     "logprobs": Unsupported(reason=_LIKELIHOOD, hint="use unmask.evaluation.likelihood in Python"),
     "best_of": UNSUPPORTED["best_of"],
 }
-_Words = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
+_Words = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS), Visible]
 _Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Tokens = Annotated[list[_Token], Field(min_length=1, max_length=MOST_CHARACTERS)]
 
@@ -51,8 +51,8 @@ class Complete(Sampled):
     suffix: str = Field(
         "", max_length=MOST_CHARACTERS, description="Text after the continuation, which then has max_tokens tokens."
     )
-    max_tokens: int = Field(
-        16, ge=1, description="Maximum number of tokens of a continuation; the model's context bounds it."
+    max_tokens: TokenCount = Field(
+        16, description="Maximum number of tokens of a continuation; the model's context bounds it."
     )
     n: int = Field(1, ge=1, le=16, description="Number of continuations of each prompt. Number i uses seed + i.")
     echo: bool = Field(False, description="Put the prompt before the continuation.")

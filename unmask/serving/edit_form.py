@@ -15,7 +15,7 @@ from unmask.serving.schema import Edit
 
 _MOST_FILES = 32  # more than any client sends, so that each is counted in the error
 _INDEX = re.compile(r"\[\d{0,3}\]$", re.ASCII)  # image[] or image[0]
-_ABSENT = ("", "null")
+ABSENT = ("", "null")  # a field with such a text counts as absent
 _LISTS = ("settings", "boxes")
 
 
@@ -54,7 +54,7 @@ async def edit_form(request: Request) -> EditForm:
 
 def _text_file(name: str, value: str) -> bytes:
     """The file in a field that was sent as text, as a data: URL."""
-    return b"" if value in _ABSENT else read_data_url(value, name)
+    return b"" if value in ABSENT else read_data_url(value, name)
 
 
 def _add(fields: Json, name: str, value: str) -> None:
@@ -65,16 +65,16 @@ def _add(fields: Json, name: str, value: str) -> None:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}: invalid JSON list; send a JSON list, or repeat the field") from error
     elif name in ("unmask", "unmask[lora]"):
-        fields["unmask"] = _options(value) if name == "unmask" else {"lora": value}
+        fields["unmask"] = _options(value) if name == "unmask" else {"lora": None if value in ABSENT else value}
     elif (kind := name.partition("[")[0]) != name:  # boxes[][phrase], as some clients write nested values
         raise ValueError(f"{kind}: the form field {name[:50]!r} cannot be read; send {kind} as one JSON list")
-    elif name == "prompt" or value not in _ABSENT:
+    elif name == "prompt" or value not in ABSENT:
         fields[name] = [*fields.get(name, []), _item(name, value)] if name in _LISTS else value
 
 
 def _options(value: str) -> object:
     try:
-        return json.loads(value) if value not in _ABSENT else None
+        return json.loads(value) if value not in ABSENT else None
     except (ValueError, RecursionError) as error:
         raise ValueError("unmask: invalid JSON; send a JSON object, or the field unmask[lora]") from error
 
@@ -91,8 +91,8 @@ def edit_schema() -> Json:
     """The OpenAPI schema of the request body; the form is parsed without FastAPI."""
     schema = Edit.model_json_schema()
     shared = schema.pop("$defs", {})
-    box = shared.get("BoxOf", {"type": "object"})
-    schema["properties"]["boxes"] = {"type": "array", "items": box, "maxItems": 32}
+    box = {"$ref": "#/components/schemas/BoxOf"}
+    schema["properties"]["boxes"] |= {"anyOf": [{"type": "array", "items": box, "maxItems": 32}, {"type": "null"}]}
     del schema["properties"]["unmask"]
     schema["properties"]["unmask[lora]"] = shared["OwnOptions"]["properties"]["lora"]
     file = {"type": "string", "format": "binary"}

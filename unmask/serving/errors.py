@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -51,8 +51,8 @@ class FieldError(ValueError):
 
 
 @contextmanager
-def about(param: str) -> Iterator[None]:
-    """A ValueError inside becomes a FieldError of the field ``param``, unless it names a field already."""
+def about(param: str, *, instead_of: Collection[str] = ()) -> Iterator[None]:
+    """A ValueError inside becomes a FieldError of the field ``param``, unless it names a field already that is not in ``instead_of``."""
     try:
         yield
     except (FieldError, NoSuchModel, NothingUnmasked):
@@ -60,7 +60,8 @@ def about(param: str) -> Iterator[None]:
     except ValueError as error:
         if not _ours(error):
             raise
-        raise FieldError(str(error), _named(str(error)) or param) from error
+        named = _named(str(error))
+        raise FieldError(str(error), param if named is None or named in instead_of else named) from error
 
 
 @dataclass(frozen=True, kw_only=True)

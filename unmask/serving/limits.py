@@ -13,8 +13,9 @@ from unmask.pipeline.catalogue import NamedSampler, samplers
 from unmask.pipeline.model import Model
 from unmask.serving.answers import fields, settings_of
 from unmask.serving.completions import Complete
-from unmask.serving.limits_chat import NONBLANK, NULL, PICTURE, limited_chat
-from unmask.serving.schema import Draw, Fields, Ground, Infill
+from unmask.serving.edit_form import ABSENT
+from unmask.serving.limits_chat import NULL, PICTURE, limited_chat
+from unmask.serving.schema import NONBLANK, Draw, Fields, Ground, Infill
 from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Served
 
@@ -23,12 +24,9 @@ _NUMBERS = {  # JSON numbers that every field of a kind takes
     "number": r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,6})?",
     "boolean": "(true|false)",
 }
-_ONE_IF_LARGE: Json = {  # delivery.MOST_PIXELS bounds the pixels of all images of a request
-    "anyOf": [
-        {"properties": {"n": {"const": 1}}},
-        {"properties": {"size": {"pattern": r"^(auto|([1-9][0-9]{0,2})[xX]\2)$"}}},
-    ]
-}
+_ABSENT: Json = {"enum": [*ABSENT, None]}  # in a form; null is sent as one of the others, or not at all
+# What a form may say for true and false, as pydantic reads it.
+_TRUE, _FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
 _FILES = "image/png, image/jpeg, image/webp"
 _SHARE = "(1|0[.][0-9]{0,5}[1-9])"  # above 0, at most 1
 _OF_TEXT_MODELS, _OF_IMAGE_MODELS = ("/v1/completions",), ("/v1/images/generations", "/v1/images/edits", "/v1/ground")
@@ -55,12 +53,13 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
         own = fields(model).get(task, {}).get("x-unmask-settings", [])
         sampled = _sampled(own, known.values())
         if kind is Chat:
-            limited_chat(body, sampled, model)
+            guided = any(s["name"] == "guidance.scale" for s in own)
+            limited_chat(body, sampled, _sampled((), known.values()), model, guided=guided)
         elif kind is not Infill:
             body.setdefault("allOf", []).append(sampled)
     for name in ("Draw", "Infill"):
-        schemas[name].setdefault("allOf", []).append(_ONE_IF_LARGE)
-    _either_plan_or_boxes(schemas["Draw"])
+        schemas[name].setdefault("allOf", []).append(_one_if_large(NULL))
+    schemas["Draw"].setdefault("allOf", []).append(_plan_or_boxes(NULL, {"const": False}))
     schemas["Draw"]["properties"]["prompt"]["pattern"] = NONBLANK
     schemas["BoxOf"]["properties"]["phrase"]["pattern"] = NONBLANK
     schemas["Ground"]["properties"]["image"] |= PICTURE
@@ -70,7 +69,7 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
     form = found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
     _form(form, model, known)
     if adapters:
-        form["schema"]["properties"]["unmask[lora]"] |= {"enum": list(adapters)}
+        form["schema"]["properties"]["unmask[lora]"] |= {"enum": [*adapters, *ABSENT]}
     else:
         del form["schema"]["properties"]["unmask[lora]"]
     useless = _OF_TEXT_MODELS if isinstance(model, Model) else _OF_IMAGE_MODELS
@@ -79,15 +78,12 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
 
 
 def _other_fields(body: Json, kind: type[Fields]) -> None:
-    """Fields that are accepted and ignored, and those that are accepted with values that ask for nothing. Others are not part of the API,
-    though most of them are ignored.
-    """
+    """Fields that are accepted and ignored, and those that are accepted with values that ask for nothing. Others are ignored too."""
     policy, properties = kind.policy(), body["properties"]
     for name in sorted(set(policy.harmless) - set(properties)):
         properties[name] = {"description": f"Accepted and ignored; {name} of OpenAI's API has no meaning here."}
     for name, known in policy.unsupported.items():
         properties.setdefault(name, {"enum": [*known.neutral, None], "description": f"Not supported: {known.reason}."})
-    body["additionalProperties"] = False
 
 
 def _options(adapters: Sequence[str]) -> Json:
@@ -96,14 +92,18 @@ def _options(adapters: Sequence[str]) -> Json:
     return {"anyOf": [{"type": "object", "properties": {"lora": lora}, "additionalProperties": False}, NULL]}
 
 
-def _sampled(own: Iterable[Json], known: Iterable[NamedSampler]) -> Json:
-    """The preset of the model with its settings, or a named sampler with its arguments."""
-    choices: list[Json] = [
-        {"properties": {"sampler": NULL, "settings": _or_null(_settings({s["name"]: s["type"] for s in own}))}}
-    ]
+def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = NULL) -> Json:
+    """The preset of the model with its settings, or a named sampler with its arguments. ``absent``: values that count as no value."""
+    settings = {s["name"]: s["type"] for s in own}
+    choices: list[Json] = [{"properties": {"sampler": absent, "settings": _or(absent, _settings(settings))}}]
+    alike: dict[
+        tuple[tuple[str, str], ...], list[str]
+    ] = {}  # names by their arguments: fewer choices are easier to read
     for sampler in known:
-        kinds = {name: _KIND[type(value)] for name, value in sampler.arguments.items()}
-        named = {"sampler": {"const": sampler.name}, "settings": _or_null(_settings(kinds))}
+        kinds = tuple((name, _KIND[type(value)]) for name, value in sampler.arguments.items())
+        alike.setdefault(kinds, []).append(sampler.name)
+    for kinds, names in alike.items():
+        named = {"sampler": {"enum": names}, "settings": _or(absent, _settings(dict(kinds)))}
         choices.append({"properties": named, "required": ["sampler"]})
     return {"anyOf": choices}
 
@@ -119,15 +119,20 @@ def _settings(kinds: dict[str, str]) -> Json:
     return {"type": "array", "items": items} if choices else {"type": "array", "maxItems": 0}
 
 
-def _or_null(schema: Json) -> Json:
-    """A JSON field that is null counts as absent."""
-    return {"anyOf": [schema, NULL]}
+def _or(absent: Json, schema: Json) -> Json:
+    return {"anyOf": [schema, absent]}
 
 
-def _either_plan_or_boxes(body: Json) -> None:
-    free = {"properties": {"boxes": NULL}}
-    given = {"properties": {"boxes": {"type": "array"}, "plan": {"enum": [False, None]}}, "required": ["boxes"]}
-    body.setdefault("allOf", []).append({"anyOf": [free, given]})
+def _one_if_large(absent: Json) -> Json:
+    """``delivery.MOST_PIXELS`` bounds the pixels of all images of a request."""
+    one = {"properties": {"n": _or(absent, {"const": 1})}}
+    small = {"type": "string", "pattern": r"^(auto|([1-9][0-9]{0,2})[xX]\2)$"}
+    return {"anyOf": [one, {"properties": {"size": _or(absent, small)}}]}
+
+
+def _plan_or_boxes(absent: Json, false: Json) -> Json:
+    no_boxes = {"properties": {"boxes": _or(absent, {"type": "array", "maxItems": 0})}}
+    return {"anyOf": [no_boxes, {"properties": {"plan": _or(absent, false)}}]}
 
 
 def _image_or_text(body: Json, model: Served, known: Iterable[NamedSampler]) -> None:
@@ -146,36 +151,41 @@ def _image_or_text(body: Json, model: Served, known: Iterable[NamedSampler]) -> 
 
 
 def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
-    """The form of an edit. A form cannot hold null, and a mask excludes plan, boxes and reflect."""
+    """The form of an edit. A mask excludes plan, boxes and reflect, and its settings are those of a generation."""
     body: Json = content["schema"]
     properties = body["properties"]
     for name, field in properties.items():
-        choices = [choice for choice in field.get("anyOf", []) if choice != NULL]
-        if len(choices) == 1:
-            properties[name] = {**choices[0], **{k: v for k, v in field.items() if k not in ("anyOf", "default")}}
-    for field in properties.values():
-        if "enum" in field:
-            field["enum"] = [*field["enum"], ""]  # an empty field is absent
-    own = {s["name"]: s["type"] for s in fields(model)["edit"].get("x-unmask-settings", [])}
-    properties["settings"] |= {"maxItems": 32, **_settings(own)}
-    properties["sampler"] = {"enum": ["", *sorted(known)], "description": properties["sampler"].get("description", "")}
-    body.pop("allOf", None)
+        if name not in ("image", "mask", "prompt"):
+            properties[name] = _of_form(field)
+    own = fields(model)["edit"].get("x-unmask-settings", [])
+    false = _or({"const": False}, {"type": "string", "pattern": _any_case(_FALSE)})
+    inpainted: Json = {
+        "plan": _or(_ABSENT, false),
+        "boxes": _or(_ABSENT, {"type": "array", "maxItems": 0}),
+        "reflect": _or(_ABSENT, {"const": 1}),
+    }
+    painted = _sampled(settings_of(model, "generate"), known.values(), _ABSENT)
+    body["allOf"] = [_sampled(own, known.values(), _ABSENT), _one_if_large(_ABSENT), _plan_or_boxes(_ABSENT, false)]
     # No anyOf with required: a validator that cannot read files would not know which of them holds.
-    painting = {s["name"]: s["type"] for s in settings_of(model, "generate")}
-    inpainted = {
-        "settings": _settings(painting),
-        "plan": {"enum": [False, ""]},
-        "boxes": False,
-        "reflect": {"enum": [1, ""]},
-    }
-    body["dependentSchemas"] = {
-        "n": {"properties": {"size": _ONE_IF_LARGE["anyOf"][1]["properties"]["size"]}},
-        "sampler": {"properties": {"settings": False}},
-        "mask": {"properties": inpainted},
-    }
+    body["dependentSchemas"] = {"mask": {"properties": inpainted, "allOf": [painted]}}
     body |= {"if": {"properties": {"prompt": {"pattern": NONBLANK}}}, "else": {"required": ["mask"]}}
     body["additionalProperties"] = False
     content["encoding"] = {name: {"contentType": _FILES} for name in ("image", "mask")}
+
+
+def _of_form(field: Json) -> Json:
+    """A field as a form has it: without null, absent if it is empty, and with the words for true and false."""
+    about = {name: field[name] for name in ("title", "description") if name in field}
+    inside = field.get("anyOf") or [{k: v for k, v in field.items() if k not in (*about, "default")}]
+    choices = [choice for choice in inside if choice != NULL]
+    words = [{"type": "string", "pattern": _any_case((*_TRUE, *_FALSE))}] if {"type": "boolean"} in choices else []
+    return {"anyOf": [*choices, *words, _ABSENT], **about}
+
+
+def _any_case(words: Iterable[str]) -> str:
+    """A pattern of words in any letter case."""
+    letters = ("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in word) for word in words)
+    return f"^({'|'.join(letters)})$"
 
 
 def _continued(body: Json, size: int) -> None:

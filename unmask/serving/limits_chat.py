@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from unmask.json_types import Json
 from unmask.pipeline.model import Model
+from unmask.serving.schema import NONBLANK
 from unmask.serving.service import Served
 
-# A character that is neither white space nor invisible (categories Cc, Cf, Z), which models read as no text.
-NONBLANK = (
-    r"[^\x00-\x20\x7f-\xa0\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u1680\u180e\u2000-\u200f"
-    r"\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]"
-)
 PICTURE: Json = {"type": "string", "format": "image-data-url", "pattern": "^[dD][aA][tT][aA]:"}
 NULL: Json = {"type": "null"}
 _TEXT: Json = {"type": "string", "pattern": NONBLANK, "maxLength": 8000}
@@ -96,13 +92,15 @@ _FORMATS: Json = {
     ],
 }
 _PLAIN: Json = {"anyOf": [*_FORMATS["anyOf"][:2]]}
-_NO_SETTINGS: Json = {"type": "array", "maxItems": 0}
-_TURN = {"steps": NULL, "guidance": NULL, "settings": _NO_SETTINGS, "response_format": _PLAIN, "sampler": NULL}
+_NO_SETTINGS: Json = {"type": ["array", "null"], "maxItems": 0}
+_TURN = {"steps": NULL, "guidance": NULL, "response_format": _PLAIN}
 _WITHOUT_IMAGE = {"anyOf": [NULL, {"type": "array", "items": {"const": "text"}, "maxItems": 8}]}
 
 
-def limited_chat(body: Json, sampled: Json, model: Served) -> None:
-    """Complete the schema of a chat request. ``sampled``: the samplers and settings of an answer about an image."""
+def limited_chat(body: Json, sampled: Json, turned: Json, model: Served, *, guided: bool) -> None:
+    """Complete the schema of a chat request. ``sampled``, ``turned``: the samplers and settings of an answer about an image and of a turn ·
+    ``guided``: whether guidance applies to such an answer.
+    """
     properties = body["properties"]
     texts = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 200}, "maxItems": 4}
     properties["stop"] = {**properties["stop"], "anyOf": [texts["items"], texts, NULL]}
@@ -112,11 +110,20 @@ def limited_chat(body: Json, sampled: Json, model: Served) -> None:
     pictured = {"type": "array", "items": {"anyOf": [other, question, shown]}, "contains": shown, "maxItems": 256}
     if not isinstance(model, Model):
         answer = {"draw": _boolean(False), "modalities": _WITHOUT_IMAGE, "messages": spoken}
-        body["allOf"] = [_either({**_TURN, "response_format": _FORMATS, **answer, "guidance": {}})]
+        stopped = {"anyOf": _stopped()}
+        body["allOf"] = [{"properties": {"response_format": _FORMATS, **answer}}, stopped, turned]
         return
     turn = {**_TURN, "messages": spoken, "draw": _boolean(True)}
     about = {"messages": pictured, "draw": _boolean(False), "response_format": _FORMATS}
-    drawn = {**_TURN, "messages": pictured, "draw": {"const": True}}
+    about |= {} if guided else {"guidance": NULL}
+    by_draw = {"properties": {**_TURN, "messages": pictured, "draw": {"const": True}}, "required": ["draw"]}
+    by_modality = {
+        "properties": {
+            **{**_TURN, "messages": pictured, "sampler": NULL, "settings": _NO_SETTINGS},
+            **{"draw": NULL, "modalities": {"type": "array", "contains": {"const": "image"}}},
+        },
+        "required": ["modalities"],
+    }
     not_drawn = {
         "anyOf": [
             {"properties": {"draw": {"const": False}}, "required": ["draw"]},
@@ -124,17 +131,14 @@ def limited_chat(body: Json, sampled: Json, model: Served) -> None:
         ]
     }
     asked = {"allOf": [{"properties": about}, not_drawn, sampled, {"anyOf": _stopped()}]}
-    body["allOf"] = [{"anyOf": [{"properties": turn}, asked, {"properties": drawn, "required": ["draw"]}]}]
-
-
-def _either(properties: Json) -> Json:
-    return {"allOf": [{"properties": properties}, {"anyOf": _stopped()}]}
+    turns = [{"allOf": [one, turned]} for one in ({"properties": turn}, by_draw)]
+    body["allOf"] = [{"anyOf": [*turns, by_modality, asked]}]
 
 
 def _stopped() -> list[Json]:
-    """An answer in a format has no stop texts, and one of a named sampler no temperature."""
-    free = {"properties": {"response_format": _PLAIN, "sampler": NULL}}
-    formed = {"properties": {"stop": {"anyOf": [NULL, _NO_SETTINGS]}, "temperature": NULL}}
+    """An answer in a format has no stop texts and no temperature. That it may have a named sampler is left out, for fewer choices."""
+    free = {"properties": {"response_format": _PLAIN}}
+    formed = {"properties": {"stop": _NO_SETTINGS, "temperature": NULL, "sampler": NULL}}
     return [free, formed]
 
 

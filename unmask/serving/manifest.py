@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from unmask.grammars.answer_format import AnswerFormat, of_regex, of_schema
 from unmask.json_types import Json
@@ -90,14 +90,22 @@ class Edit(_Job):
 
 
 class Ask(_Job):
-    """``image``: omitted for a text model · ``schema`` or ``regex``: the format of the answer."""
+    """``image``: omitted for a text model · ``schema`` or ``regex``: the format of the answer · the others as in ``Model.ask``."""
 
     task: Literal["ask"]
     prompt: str
     image: str | None = None
     max_tokens: int | None = Field(None, ge=1)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
     form: Json | None = Field(None, alias="schema")
     regex: str | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @property
     def needs(self) -> frozenset[str]:
@@ -105,7 +113,8 @@ class Ask(_Job):
 
     def ask(self, model: Model | TextModel, folder: Path) -> Answer:
         more: Json = {"form": self._answer_format(), "seed": self.seed, "settings": self.settings}
-        more |= {"max_tokens": self.max_tokens} if self.max_tokens else {}
+        more |= {"max_tokens": self.max_tokens, "stop": self.stop}
+        more |= {"temperature": self.temperature, "top_p": self.top_p}
         if isinstance(model, TextModel):
             if self.image is not None:
                 raise ValueError("this is a text model without image input; omit image")

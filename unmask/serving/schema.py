@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from unmask.json_types import Json
-from unmask.serving.unknown_fields import Policy, check_kinds, refuse_field, sort_fields
+from unmask.serving.unknown_fields import Policy, check_kinds, refuse_field, refuse_text, sort_fields
 from unmask.tokens.text import BINS
 
 MOST_WORDS = 8000  # characters per text; the model's own limit, in tokens, is lower
@@ -41,9 +41,32 @@ IGNORED = frozenset(
 )
 # auto, or a square of 1 to 4096 pixels; the group is the side, which occurs twice
 _SIZE = re.compile(r"^(auto|([1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6])[xX]\2)$")
+# A character that is neither white space nor invisible (categories Cc, Cf, Z), which models read as no text. JSON Schema has no escape for
+# characters above U+FFFF, so they are in the pattern as themselves.
+NONBLANK = (
+    r"[^\x00-\x20\x7f-\xa0\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u1680\u180e\u2000-\u200f"
+    r"\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
+)
+_VISIBLE = re.compile(NONBLANK)
+
+
+def visible(text: str) -> bool:
+    """Whether a text has a character that models read."""
+    return bool(_VISIBLE.search(text))
+
+
+def _must_be_visible(text: str) -> str:
+    if not visible(text):
+        raise ValueError('it is empty, without a visible character; write something, for example "a red apple"')
+    return text
+
+
+Visible = AfterValidator(_must_be_visible)
 Text = Annotated[str, Field(max_length=MOST_WORDS)]
-Pixels = Annotated[int, Field(ge=0, le=100_000)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Number = BeforeValidator(refuse_text)
+Pixels = Annotated[int, Field(ge=0, le=100_000), Number]
+Fraction = Annotated[float, Field(ge=0, le=1), Number]
 Setting = Annotated[str, Field(max_length=200, pattern=r"^[^=]+=")]
 
 
@@ -94,6 +117,7 @@ class Fields(BaseModel):
     """Fields of every request."""
 
     model_config = _REQUEST
+    as_texts: ClassVar[bool] = False  # a form, whose numbers are texts
     _ignored: tuple[str, ...] = PrivateAttr(())
 
     model: str | None = Field(None, max_length=500, description="Name of the served model, as listed by /v1/models.")
@@ -130,7 +154,7 @@ class Fields(BaseModel):
         if data.get("lora") is not None:
             raise refuse_field("lora", None, 'an adapter is chosen in the object unmask; send "unmask": {"lora": NAME}')
         kept, ignored = sort_fields(data, cls.policy())
-        check_kinds(kept, kinds_of(cls))
+        check_kinds(kept, kinds_of(cls), as_texts=cls.as_texts)
         body = handler(kept)
         body._ignored = ignored
         return body
@@ -240,7 +264,7 @@ def _apart(a: float, b: float) -> tuple[float, float]:
 class BoxOf(Strict):
     """An object and its bounding box."""
 
-    phrase: str = Field(min_length=1, max_length=200, description="The object in the box.")
+    phrase: Annotated[str, Visible] = Field(min_length=1, max_length=200, description="The object in the box.")
     box: tuple[Fraction, Fraction, Fraction, Fraction] = Field(
         description="x1, y1, x2, y2 as fractions of the image; the origin is the top left corner."
     )
@@ -275,14 +299,14 @@ class Planned(BaseModel):
     @model_validator(mode="after")
     def _one_plan(self) -> Planned:
         if self.plan and self.boxes:
-            raise ValueError("boxes is itself a plan; set plan or boxes, not both")
+            raise refuse_field("boxes", None, "they are a plan themselves; send plan or boxes, not both")
         return self
 
 
 class Draw(Sampled, Streamed, Planned):
     """Images from a prompt."""
 
-    prompt: Text = Field(min_length=1, description="Description of the image.")
+    prompt: Annotated[Text, Visible] = Field(min_length=1, description="Description of the image.")
     luminance: float | None = Field(
         None, ge=0, le=1, description="Luminance condition: mean luminance, 0 is black, 1 is white."
     )
@@ -300,6 +324,8 @@ class Draw(Sampled, Streamed, Planned):
 class Edit(Sampled, Streamed, Planned):
     """An image edited by an instruction or, with a mask, inpainted. Sent as multipart/form-data with the images as files."""
 
+    as_texts: ClassVar[bool] = True
+
     prompt: Text = Field(description="The edit instruction. With a mask: description of the whole image; may be empty.")
 
 
@@ -316,10 +342,13 @@ class Infill(Sampled, Streamed):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Infill:
-        if self.text is not None and (self.image or self.mask):
-            raise ValueError("send text, or image and mask, not both")
-        if self.text is None and not (self.image and self.mask):
-            raise ValueError("image and mask are required together; or send a text that contains [mask]")
+        if self.text is not None and not (self.image is None and self.mask is None):
+            raise refuse_field("text", None, "a text has no image and no mask; send text, or image and mask, not both")
+        if self.text is None and (self.image is None or self.mask is None):
+            missing = "image" if self.image is None else "mask"
+            raise refuse_field(
+                missing, None, "image and mask are required together; send both, or a text that contains [mask]"
+            )
         return self
 
 
@@ -327,7 +356,7 @@ class Ground(Fields):
     """Bounding boxes for phrases in an image."""
 
     image: str = Field(description="The image as a data: URL in base64: data:image/png;base64,...")
-    phrases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
+    phrases: list[Annotated[str, Field(min_length=1, max_length=500), Visible]] = Field(
         min_length=1, max_length=64, description="Phrases to locate; each gets one box."
     )
     steps: int = Field(1, ge=1, le=4, description="Number of steps in which the four coordinates are unmasked.")

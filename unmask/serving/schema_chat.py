@@ -10,7 +10,7 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from unmask.json_types import Json
 from unmask.serving.schema import IGNORED, MOST_PICTURES, Sampled, Text, kinds_of, optional_may_be_null
@@ -48,6 +48,15 @@ UNSUPPORTED = {
     "grammar": Unsupported(reason=_FORMAT, hint=_USE_FORMAT),
 }
 _IMAGE_IN_MARKDOWN = re.compile(r"!\[[^\]]*\]\(\s*(data:[^\s)]+)\s*\)", re.IGNORECASE)
+
+
+def _as_integer(value: object) -> object:
+    """A huge number without a fraction as an integer, which the validator takes in any size."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+TokenCount = Annotated[int, Field(ge=1), BeforeValidator(_as_integer)]
+"""A number of tokens."""
 _LENIENT = ConfigDict(extra="ignore", allow_inf_nan=False, json_schema_extra=optional_may_be_null)
 
 
@@ -175,12 +184,11 @@ class Chat(Sampled):
     modalities: list[Literal["text", "image"]] | None = Field(
         None, max_length=8, description='With "image", draw is true unless it is set.'
     )
-    max_tokens: int | None = Field(
+    max_tokens: TokenCount | None = Field(
         None,
-        ge=1,
         description="Maximum number of tokens in the answer; values above the model's limit count as the limit.",
     )
-    max_completion_tokens: int | None = Field(None, ge=1, description="Newer name of max_tokens.")
+    max_completion_tokens: TokenCount | None = Field(None, description="Newer name of max_tokens.")
     temperature: float | None = Field(
         None, ge=0, le=2, description="Temperature of the text. 0 is greedy. Default: the model's preset."
     )

@@ -8,6 +8,7 @@ and named in the answer's warnings. ``null`` counts as absent.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,15 +56,18 @@ def sort_fields(data: Mapping[str, Any], policy: Policy) -> tuple[Json, tuple[st
     return kept, tuple(ignored)
 
 
-def check_kinds(data: Mapping[str, Any], kinds: Mapping[str, frozenset[type]]) -> None:
-    """ValidationError for a boolean where a number belongs, and the reverse: a validator that also reads forms takes one for the other.
+def check_kinds(data: Mapping[str, Any], kinds: Mapping[str, frozenset[type]], *, as_texts: bool = False) -> None:
+    """ValidationError for a boolean where a number belongs, the reverse, and a text for either: a validator that also reads forms takes one
+    for the other.
 
-    ``kinds``: the types that each field takes.
+    ``kinds``: the types that each field takes · ``as_texts``: texts may stand for numbers and booleans, as in a form.
     """
     for name, value in data.items():
         taken = kinds.get(name, frozenset())
+        wanted = "a number" if float in taken else "an integer" if int in taken else "true or false"
+        if isinstance(value, str) and not as_texts and str not in taken and taken & {bool, int, float}:
+            raise refuse_field(name, value, f"must be {wanted}, got {json.dumps(value[:_MOST_NAME])}")
         if isinstance(value, bool) and bool not in taken and taken & {int, float}:
-            wanted = "a number" if float in taken else "an integer"
             raise refuse_field(name, value, f"must be {wanted}, got {str(value).lower()}")
         if (
             isinstance(value, int | float)
@@ -71,7 +75,14 @@ def check_kinds(data: Mapping[str, Any], kinds: Mapping[str, frozenset[type]]) -
             and bool in taken
             and not taken & {int, float}
         ):
-            raise refuse_field(name, value, f"must be true or false, got {value}")
+            raise refuse_field(name, value, f"must be {wanted}, got {value}")
+
+
+def refuse_text(value: object) -> object:
+    """ValueError for a text or a boolean in place of a number."""
+    if isinstance(value, str | bool):
+        raise ValueError(f"must be a number, got {json.dumps(value)[:_MOST_NAME]}")
+    return value
 
 
 def ignored_warning(names: Collection[str]) -> tuple[str, ...]:

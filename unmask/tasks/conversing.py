@@ -29,12 +29,13 @@ from unmask.tokens.turns import Said, announced, conversation, opened, resumed
 
 NEEDS = frozenset({"und", "gen", "text_head", "vision", "vq.encoder", "vq.decoder"})
 MAX_PICTURES = 4  # per turn
-ROLES = ("user", "assistant")
+ROLES = ("system", "user", "assistant")
+_NOT_READ = "system messages were not read: this model reads the last message only"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One message. ``role``: user or assistant · ``images`` come before ``text``."""
+    """One message. ``role``: system, user or assistant · ``images`` come before ``text``; a system message has none."""
 
     role: str
     text: str = ""
@@ -90,7 +91,7 @@ def check(messages: Items[Message], roles: Items[str] = ROLES) -> None:
 
 
 def check_each(messages: Items[Message], roles: Items[str]) -> None:
-    """ValueError for a message of another role, and for one of the user without text."""
+    """ValueError for a message of another role, for one of the user without text, and for one of the system with images."""
     for number, message in enumerate(messages, 1):
         if message.role not in roles:
             raise ValueError(f"message {number} has the role {message.role!r}; use {' or '.join(roles)}")
@@ -100,8 +101,16 @@ def check_each(messages: Items[Message], roles: Items[str]) -> None:
             raise TypeError(
                 f"the images of message {number} must be a tuple of images; read files with read_image(path)"
             )
+        if message.role == "system" and message.images:
+            raise ValueError(f"message {number} is a system message with images; move them to a message of the user")
         if message.role == "user" and not message.text.strip():
             raise ValueError(f"message {number} has no text; add some")
+
+
+def warnings(messages: Items[Message], parts: Parts) -> tuple[str, ...]:
+    """What the model does not read of a conversation, one line each."""
+    unread = parts.wording.one_turn and any(m.role == "system" and m.text.strip() for m in messages)
+    return (_NOT_READ,) if unread else ()
 
 
 def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent: Extent | None = None) -> Turn:
@@ -144,19 +153,29 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
 
 
 def _request(model: ThinkingRunner, messages: Items[Message], length: int) -> tuple[Sequence, int]:
-    """The sequence of the next turn, and how many of the oldest messages were dropped because they do not fit."""
+    """The sequence of the next turn, and how many of the oldest messages were dropped because they do not fit.
+
+    System messages at the beginning take the place of the wording's own and are never dropped.
+    """
     parts, presets = model.parts, model.presets
-    for unread in range(len(messages)):
-        kept = messages[unread:]
+    first = next(i for i, message in enumerate(messages) if message.role != "system")
+    wording, said_first = parts.wording, [m.text.strip() for m in messages[:first] if m.text.strip()]
+    if said_first and not wording.one_turn:
+        wording = replace(wording, system="\n\n".join(said_first))
+    for start in range(first, len(messages)):
+        kept = messages[start:]
         if kept[0].role != "user":
             continue
         many = sum(len(m.images) for m in kept) > 1
         read = parts.overview if many else parts.image_views
         said = [Said(role=m.role, text=m.text, pictures=tuple(read(i) for i in m.images)) for m in kept]
-        sequence = conversation(parts.builder(), said, length)
+        sequence = conversation(replace(parts.builder(), wording=wording), said, length)
         if len(sequence.ids) <= presets.context:
-            return sequence, len(messages) - 1 if parts.wording.one_turn else unread
-    raise ValueError(f"the last message exceeds the context of {presets.context} tokens; shorten it")
+            return sequence, len(messages) - 1 if parts.wording.one_turn else start - first
+    both = (
+        "the system message and the last message exceed" if wording is not parts.wording else "the last message exceeds"
+    )
+    raise ValueError(f"{both} the context of {presets.context} tokens; shorten it")
 
 
 def _run(model: ThinkingRunner, sequence: Sequence, seed: int, sampler: Sampler) -> Sequence:

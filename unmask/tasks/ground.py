@@ -52,4 +52,4 @@ class Ground:
 def sampler(tokens: Parts, steps: int = 1) -> Sampler:
     """``steps`` 1 to 4 for the four coordinates of a box, most confident first; coordinate tokens only."""
     first = tokens.text.first_location
-    return replace(lavida_o_ground(low=first, high=first + BINS + 1, steps=steps), cache=PrefixCache())
+    return replace(lavida_o_ground(low=first, high=first + BINS + 1, steps=steps), cache=PrefixCache(least=256))

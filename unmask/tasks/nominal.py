@@ -40,6 +40,7 @@ _ROWS = {
     "plan": (PROMPT, 0, False, PLAN, False),
     "describe": (QUESTION, 1, False, ANSWER, False),
     "chat": (QUESTION, 1, False, ANSWER, False),
+    "talk": (QUESTION, 0, False, ANSWER, False),
     "ground": (QUESTION, 1, False, 4, False),
     "edit": (PROMPT, 1, True, 0, True),
     "edit_planned": (PROMPT + PLAN, 1, True, 0, True),

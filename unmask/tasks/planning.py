@@ -68,7 +68,7 @@ def sampler(tokens: Parts, *, temperature: float = 0.5) -> Sampler:
         selection=Confident(),
         blocks=Blocks(length=8),
         stopping=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP])),
-        cache=PrefixCache(),
+        cache=PrefixCache(least=256),
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from unmask.json_types import Json
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
-from unmask.tasks.notebook import boxes_html, exchange_html, to_png
+from unmask.tasks.notebook import boxes_html, exchange_html, to_png, turn_html
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -70,6 +70,13 @@ class Drawing:
         thinking |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
         fields = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thinking}
         return {**fields, "settings": self.settings, "warnings": list(self.warnings)}
+
+
+class Drawings(list[Drawing]):
+    """The pictures of one call: a list, which notebooks show as pictures."""
+
+    def _repr_html_(self) -> str:
+        return turn_html([drawing.image for drawing in self])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def sampler(tokens: Parts, *, block: int = 32) -> Sampler:
         selection=Confident(),
         blocks=Blocks(length=block),
         stopping=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS])),
-        cache=PrefixCache(),
+        cache=PrefixCache(least=256),
     )
 
 

@@ -20,7 +20,7 @@ from unmask.tokens.views import ImageViews
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """A message: ``role`` is user or assistant; images precede the text."""
+    """A message: ``role`` is system, user or assistant; images precede the text."""
 
     role: str
     text: str

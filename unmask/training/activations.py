@@ -4,12 +4,13 @@ Public idea: ``loads_of(batch)`` says what the network computes for a batch, ``p
 and ``peak(pieces, gradients)`` the most bytes at a time in the backward pass.
 
 In bytes, of n positions in a layer of width w, with heads of D channels together and an MLP of m channels, where s is the size of a
-number of the computation (bfloat16: 2) and a norm keeps a float32 copy of its input:
+number of the computation (bfloat16: 2):
 
-    trained branch   n (2 (4 + 2 s) w + s (3 D + 4 m))   both norms and their outputs; q, k, v; gate, silu(gate), up and the product
-    frozen branch    n (2 * 4 w + s (3 D + 3 m))         a frozen matrix does not need its input
-    output matrix    n s D                               where it is trained
-    attention        s H T S + T S                       softmax of T queries over S keys in H heads, and the mask; fused: s T S
+    trained branch   n s (4 w + 4 D + 4 m)   both norms before and after their weights; q, turned and scaled, k, v; gate, silu(gate), up
+                                             and their product
+    frozen branch    n s (2 w + 4 D + 3 m)   a frozen matrix does not need its input
+    output matrix    n s D                   where it is trained
+    attention        s H T S + T S           softmax of T queries over S keys in H heads, and the mask; fused: s T S
 
 A layer whose activations are recomputed keeps its input, n s w, and makes the rest again when its turn comes. At most
 ``cross_entropy.LARGEST`` logits exist at a time.
@@ -141,12 +142,24 @@ def pieces(net: Elastic, trained: Trained, loads: Sequence[Load], *, size: int, 
         piece
         for load in loads
         for piece in (
+            _tables(net, load),
             *_tower(net, trained, load, size, recompute),
             *_inputs(net, trained, load, size),
             *_layers(net, trained, load, size, recompute),
             *_heads(net, load, size),
         )
     ]
+
+
+def _tables(net: Elastic, load: Load) -> Piece:
+    """Rotary tables in float32: of the positions of each branch, and of the queries and keys of every set of branches that attend."""
+    und, gen, config = load.und, load.gen, net.config
+    sets = und + gen
+    if und and gen:
+        sets += 2 * (und + gen) + 2 * gen + (2 * und if load.text else und + 2 * gen)
+    else:
+        sets += 2 * (und + gen)
+    return Piece(units=(), kept=8 * load.rows * sets * config.width // config.heads)
 
 
 def _layers(net: Elastic, trained: Trained, load: Load, size: int, recompute: bool) -> list[Piece]:
@@ -188,9 +201,7 @@ def _piece(units: tuple[str, ...], given: int, inside: int, passing: int, recomp
 
 def _branch(width: int, inner: int, mlp: int, size: int, learns: bool) -> int:
     """Bytes of a position in a branch of a layer, as in the docstring of this file."""
-    if learns:
-        return 2 * (4 + 2 * size) * width + size * (3 * inner + 4 * mlp)
-    return 2 * 4 * width + size * (3 * inner + 3 * mlp)
+    return size * ((4 * width + 4 * inner + 4 * mlp) if learns else (2 * width + 4 * inner + 3 * mlp))
 
 
 def _tower(net: Elastic, trained: Trained, load: Load, size: int, recompute: bool) -> list[Piece]:
@@ -215,8 +226,8 @@ def _inputs(net: Elastic, trained: Trained, load: Load, size: int) -> list[Piece
         found.append(Piece(units=("vision",), kept=_projector(config.vision, load, config.width, size)))
     found.append(Piece(units=("embed",), kept=2 * load.rows * load.und * size * config.width))
     if load.gen and trained.codes:
-        norm, width = (4 + 2 * size) * config.gen_width, config.gen_width
-        kept = load.rows * (load.codes * 2 * norm + load.gen * (norm + 4 * size * width))
+        norm = 2 * size * config.gen_width
+        kept = load.rows * (load.codes * 2 * norm + load.gen * 2 * norm)
         found.append(Piece(units=("code_embedding",), kept=kept))
     return found
 
@@ -224,9 +235,9 @@ def _inputs(net: Elastic, trained: Trained, load: Load, size: int) -> list[Piece
 def _heads(net: Elastic, load: Load, size: int) -> list[Piece]:
     config, found = net.config, []
     if load.text:
-        found.append(_head("text_head", load.text, (4 + 2 * size) * config.width, config.vocab_size, size))
+        found.append(_head("text_head", load.text, 2 * size * config.width, config.vocab_size, size))
     if load.code:
-        norm = (4 + 2 * size) * config.gen_width
+        norm = 2 * size * config.gen_width
         found.append(Piece(units=("code_head",), kept=load.rows * load.gen * norm))
         inside = 2 * norm + size * config.gen_width
         found.append(_head("code_head", load.code, inside, config.codes, size))

@@ -11,7 +11,8 @@ under DDP, holds
     4 T     the sum of gradients of earlier source batches of the update, if there are any
             activations, and the gradients that are made while they are taken down (``training.activations``)
 
-and, when no activations are left, 4 T for the gradients and as much again for their exchange. Under FSDP2, W processes share these: 4 P / W
+and, when no activations are left, 4 T for the gradients. DDP has as much again for their sum over the processes, and s T each for its
+buckets and for the gradients of earlier batches. Under FSDP2, W processes share these: 4 P / W
 for the weights, which are the masters, 12 T / W and 4 T / W. Beside them each has the weights that belong to no layer and two layers at
 a time, in s bytes, and the gradients of one layer before they are shared out.
 
@@ -91,13 +92,14 @@ class Usage:
 class Plan:
     """A run to be planned. ``net``: with ``requires_grad`` as it trains; it may be on the meta device · ``steps``: loads of the source
     batches that a step may have · ``size``: bytes of a number of the computation · ``several``: whether a process computes several
-    source batches an update.
+    source batches an update · ``moments``: bytes of both moments of a parameter.
     """
 
     net: Elastic
     steps: tuple[tuple[Load, ...], ...]
     size: int
     several: bool = True
+    moments: int = 8
 
     @property
     def rows(self) -> int:
@@ -133,11 +135,11 @@ class Plan:
             added = (4 + self.size) * trained + 8 * largest if self.several else 0  # to the sum, one by one
             return Usage(
                 weights=self.size * whole,
-                optimiser=16 * trained,
-                summed=4 * trained if self.several else 0,
+                optimiser=(8 + self.moments) * trained,
+                summed=((4 if self.several else 0) + (self.size if way.world > 1 else 0)) * trained,
                 activations=activations,
                 backward=peak(found, {unit: self.size * n for unit, (_, n) in units.items()}),
-                exchange=max(added, (8 if way.world > 1 else 4) * trained),
+                exchange=max(added, (8 + 2 * self.size if way.world > 1 else 4) * trained),
             )
         return self._sharded(way.world, found, activations, units)
 
@@ -151,7 +153,7 @@ class Plan:
         made = {u: 4 * n // world if _in_layer(u) else self.size * n for u, (_, n) in units.items()}
         return Usage(
             weights=4 * whole // world + self.size * (root + 2 * largest),
-            optimiser=12 * trained // world,
+            optimiser=(4 + self.moments) * trained // world,
             summed=4 * trained // world if self.several else 0,
             activations=activations,
             backward=peak(found, made) + (self.size + 4) * largest_trained,

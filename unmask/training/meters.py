@@ -89,6 +89,12 @@ class Meters:
                 entry[0] += float(value)
                 entry[1] += 1
 
+    def expect(self, steps: int) -> None:
+        """Another number of steps than was thought: a run by the clock."""
+        self.steps = steps
+        if self.bar:
+            self.bar.update(self.task, total=steps)
+
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write one row of an evaluation."""
         self._write({"step": step, **values})
@@ -171,6 +177,8 @@ class Silent:
     """Meters of a process of rank above 0: they report nothing."""
 
     def add(self, update: Update) -> None: ...
+
+    def expect(self, steps: int) -> None: ...
 
     def record(self, step: int, values: dict[str, float]) -> None: ...
 

@@ -1,0 +1,273 @@
+"""/openapi.json promises what the server takes, no more and no less, at the extreme values of every field."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+import unmask
+from unmask.pipeline.catalogue import samplers
+from unmask.pipeline.model import Model
+from unmask.pipeline.text_model import TextModel
+from unmask.serving.api import application
+from unmask.serving.engine import Limits
+from unmask.serving.service import Service
+
+from ..tiny_llada import make
+from .extremes import extremes
+from .json_schema import fits
+from .served import Gate, asked, data_url, png, tiny
+
+torch.set_num_threads(1)
+DRAW, EDIT, INFILL, GROUND = "/v1/images/generations", "/v1/images/edits", "/v1/infill", "/v1/ground"
+CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
+IMAGE, MASK = data_url(Image.new("RGB", (8, 8), "red")), data_url(Image.new("L", (8, 8), 255))
+FILES = {"image": ("a.png", png(Image.new("RGB", (8, 8), "red")), "image/png")}
+MASKED = {**FILES, "mask": ("m.png", png(Image.new("L", (8, 8), 255)), "image/png")}
+PART = {"type": "image_url", "image_url": {"url": IMAGE}}
+STRINGS = (
+    *(
+        "auto",
+        "1x1",
+        "64X64",
+        "999x999",
+        "1000x1000",
+        "2000x2000",
+        "4096x4096",
+        "4097x4097",
+        "64x65",
+        IMAGE,
+        "data:,x",
+        "http://x",
+    ),
+    *("a [mask]", "x" * 201, "dog " * 3),
+)
+QUESTION = asked(Image.new("RGB", (8, 8), "red"), "what is this?")
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "prompt": (DRAW, {"prompt": "a dog"}),
+    "boxes": (DRAW, {"prompt": "a dog", "boxes": [{"phrase": "a dog", "box": [0, 0, 1, 1]}]}),
+    "a sampler": (DRAW, {"prompt": "a dog", "sampler": "remdm"}),
+    "several": (DRAW, {"prompt": "a dog", "n": 2}),
+    "inpainting": (INFILL, {"image": IMAGE, "mask": MASK}),
+    "gaps": (INFILL, {"text": "a [mask] dog"}),
+    "phrases": (GROUND, {"image": IMAGE, "phrases": ["a dog"]}),
+    "a turn": (CHAT, {"messages": [{"role": "user", "content": "a dog"}]}),
+    "a question": (CHAT, {"messages": QUESTION}),
+    "a question, not drawn": (CHAT, {"messages": QUESTION, "draw": False}),
+    "a question, sampled": (CHAT, {"messages": QUESTION, "sampler": "fast_dllm"}),
+    "a drawing of an image": (CHAT, {"messages": QUESTION, "draw": True}),
+    "a drawing by modality": (CHAT, {"messages": QUESTION, "modalities": ["image"]}),
+}
+TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a prompt": (COMPLETE, {"prompt": "why", "max_tokens": 4}),
+    "a chat": (CHAT, {"messages": [{"role": "user", "content": "why"}]}),
+    "gaps in a text": (INFILL, {"text": "a [mask] dog"}),
+}
+# Limits that JSON Schema cannot express (docs/api.md names them).
+INEXPRESSIBLE = ("is longer than", "the region is empty", "more than 512; use fewer objects")
+# Fields of which the document says less than the server takes (docs/api.md names them).
+NARROWER = ("response_format", "settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documented:
+    """A server whose network fails at the first forward, so that an accepted request costs nothing, and its document."""
+
+    ask: TestClient
+    document: Any
+
+    def schema(self, path: str) -> Any:
+        body = self.document["paths"][path]["post"]["requestBody"]["content"]
+        schema = next(iter(body.values()))["schema"]
+        return self.document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+    def disagreements(self, path: str, bodies: Iterator[dict[str, Any]]) -> list[str]:
+        """Requests that the document allows and the server refuses, or the reverse."""
+        found, schema = [], self.schema(path)
+        for body in bodies:
+            answer = self.ask.post(path, json=body)
+            found += _disagreement(body, fits(body, schema, self.document), answer)
+        return found
+
+    def disagreements_of_forms(self, forms: Iterator[dict[str, list[str]]], files: Any) -> list[str]:
+        """The same of edits, which are sent as forms."""
+        found, schema = [], self.schema(EDIT)
+        for form in forms:
+            answer = self.ask.post(EDIT, data=form, files=files)
+            body = dict.fromkeys(files, "") | {name: self.read(name, texts) for name, texts in form.items()}
+            found += _disagreement(body, fits(body, schema, self.document), answer)
+        return found
+
+    def read(self, name: str, texts: list[str]) -> Any:
+        """The value of a form field: the first reading of its texts that its schema allows."""
+        read = [[text, _parsed(text)] for text in texts]
+        readings = [*(read[0] if len(read) == 1 else ()), *([one[i] for one in read] for i in range(2))]
+        schema = self.schema(EDIT)["properties"][name]
+        return next((value for value in readings if fits(value, schema, self.document)), readings[0])
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _disagreement(body: Any, promised: bool, answer: Any) -> list[str]:
+    """What is wrong with an answer; nothing if it is the one that the document promises. A 404 says that the model has another name."""
+    assert answer.status_code in (200, 400, 404, 500), answer.text
+    if answer.status_code == 500:
+        assert answer.json()["error"]["code"] == "model_failed", (body, answer.text)
+    taken = answer.status_code in (200, 500)
+    narrow = any(name in body for name in NARROWER) or ("n" in body and "size" in body)
+    free = answer.status_code == 404 or any(words in answer.text for words in INEXPRESSIBLE)
+    if free or promised == taken or (taken and narrow):
+        return []
+    return [f"promised {promised}: {json.dumps(body)[:600]} -> {answer.status_code} {answer.text[:200]}"]
+
+
+@contextmanager
+def failing(model: Model | TextModel) -> Iterator[Documented]:
+    """The document of a model whose network fails at every forward."""
+    gate = Gate(model.parts.net)
+    gate.fault = RuntimeError("no forward is needed")
+    if isinstance(model, TextModel):
+        broken: Model | TextModel = TextModel(replace(model.parts, net=gate))  # type: ignore[arg-type]
+    else:
+        broken = Model(replace(model.parts, net=gate, weights=None), model.presets)  # type: ignore[arg-type]
+    logging.disable(logging.CRITICAL)  # a traceback for every request
+    service = Service(broken, name="tiny", limits=Limits(running=64, queued=64))
+    try:
+        with TestClient(application(service), base_url="http://127.0.0.1") as ask:
+            yield Documented(ask=ask, document=ask.get("/openapi.json").json())
+    finally:
+        service.close()
+        logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def documented() -> Iterator[Documented]:
+    with failing(tiny()) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Documented]:
+    with failing(unmask.load(make(tmp_path_factory.mktemp("llada") / "model"))) as found:
+        yield found
+
+
+def values(documented: Documented, path: str, base: dict[str, Any]) -> dict[str, list[Any]]:
+    """The extreme values of every field of a body."""
+    schema = documented.schema(path)
+    found = {}
+    for name, field in schema["properties"].items():
+        free = not set(field) - {"title", "description"}  # accepted and ignored
+        words = STRINGS if '"string"' in json.dumps(field) else ()
+        found[name] = [None, {"a": 1}] if free else [*extremes(field, documented.document), *words]
+    return found
+
+
+ALONE = ("prompt", "boxes", "inpainting", "gaps", "phrases", "a turn", "a question", "a drawing of an image")
+SAMPLED = ("prompt", "gaps", "phrases", "a turn", "a question")
+
+
+def by_samplers(documented: Documented, path: str, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every sampler with and without what it may not have: steps, guidance, a temperature, its own settings and those of others."""
+    known = samplers()
+    own = [setting["name"] for setting in documented.ask.get("/v1/fields").json()["generate"]["x-unmask-settings"]]
+    arguments = sorted({name for sampler in known.values() for name in sampler.arguments})
+    options: list[dict[str, Any]] = [
+        {},
+        {"steps": 2},
+        {"guidance": 1},
+        {"temperature": 1},
+        {"stop": "a"},
+        {"reflect": 2},
+    ]
+    options += [{"settings": [f"{name}={value}"]} for name in (*own, *arguments) for value in (0, 1, 0.5)]
+    properties = documented.schema(path)["properties"]
+    options = [more for more in options if set(more) <= set(properties)]
+    for name in (None, "nothing", *known):
+        yield from ({**base, "sampler": name, **more} for more in options)
+
+
+def singly(documented: Documented, path: str, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, several in values(documented, path, base).items():
+        yield {k: v for k, v in base.items() if k != name}
+        yield from ({**base, name: value} for value in several)
+
+
+def together(documented: Documented, path: str, base: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
+    """Bodies of several fields, most of which are valid alone."""
+    rng, schema = random.Random(path), documented.schema(path)
+    valid = {
+        name: [value for value in several if fits({**base, name: value}, schema, documented.document)]
+        for name, several in values(documented, path, base).items()
+    }
+    names = [name for name, several in valid.items() if several]
+    for _ in range(number):
+        chosen = rng.sample(names, min(len(names), rng.randint(2, 6)))
+        yield {**base, **{name: rng.choice(valid[name]) for name in chosen}}
+
+
+def forms(documented: Documented, prompt: str) -> Iterator[dict[str, list[str]]]:
+    """Forms with one field at an extreme value, and some with several."""
+    several = {}
+    for name, found in values(documented, EDIT, {}).items():
+        if name not in FILES and name not in MASKED:
+            texts = [_texts(value) for value in found]
+            several[name] = [list(one) for one in dict.fromkeys(map(tuple, texts)) if one]
+    for name, found in several.items():
+        yield from ({"prompt": [prompt], name: texts} for texts in found)
+    rng, schema = random.Random(prompt), documented.schema(EDIT)["properties"]
+    valid = {
+        name: [texts for texts in found if fits(documented.read(name, texts), schema[name], documented.document)]
+        for name, found in several.items()
+    }
+    for _ in range(100):
+        chosen = rng.sample(list(valid), rng.randint(2, 6))
+        yield {"prompt": [prompt], **{name: rng.choice(valid[name]) for name in chosen}}
+
+
+def _texts(value: Any) -> list[str]:
+    """A value as the texts of a form field."""
+    return [one if isinstance(one, str) else json.dumps(one) for one in (value if isinstance(value, list) else [value])]
+
+
+@pytest.mark.parametrize("files", [FILES, MASKED], ids=["an edit", "inpainting"])
+def test_every_field_of_a_form_is_described_exactly(documented: Documented, files: Any) -> None:
+    assert documented.disagreements_of_forms(forms(documented, "a dog"), files) == []
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_every_field_is_described_exactly(documented: Documented, name: str) -> None:
+    path, base = BODIES[name]
+    assert documented.disagreements(path, singly(documented, path, base)) == []
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_what_a_sampler_takes_is_described(documented: Documented, name: str) -> None:
+    path, base = BODIES[name]
+    assert documented.disagreements(path, by_samplers(documented, path, base)) == []
+
+
+@pytest.mark.parametrize("path, base", BODIES.values(), ids=BODIES)
+def test_fields_together_are_described_exactly(documented: Documented, path: str, base: dict[str, Any]) -> None:
+    assert documented.disagreements(path, together(documented, path, base, 30)) == []
+
+
+@pytest.mark.parametrize("path, base", TEXTS.values(), ids=TEXTS)
+def test_every_field_of_a_text_model_is_described_exactly(text: Documented, path: str, base: dict[str, Any]) -> None:
+    assert text.disagreements(path, singly(text, path, base)) == []
+    assert text.disagreements(path, together(text, path, base, 30)) == []
