@@ -27,13 +27,15 @@ from unmask.training.optim import move_module
 _SEED = 77  # of the replayed scenes
 # Tasks that draw from a text, and how often each comes; the stage itself had few rows of them, after stages that only drew.
 _DRAWING = {"draw": 0.35, "draw_counted": 0.2, "draw_planned": 0.35, "draw_asked": 0.1}
+_LAYOUTS = {"plan": 0.6, "plan_related": 0.4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """{"replay_TASK": batch} of several tasks in every step, and the objective and weight of each.
 
-    Pictures come with every step, because a model that draws one new thing at every step draws it everywhere otherwise (docs/log.md).
+    Pictures and layouts come with every step, because a model that draws one new thing at every step draws it everywhere otherwise
+    (docs/log.md).
     """
 
     sources: tuple[Callable[[int], Mapping[str, Batch]], ...]
@@ -49,9 +51,9 @@ def knows_the_world(parts: Parts) -> bool:
 
 
 def world_replay(parts: Parts, *, rows: int, share: float) -> Replay:
-    """All tasks of ``mini``'s last stage over scenes of the world: in every step one that draws and another one, each chosen at random by
-    weight. ``rows``: batch of the tasks that draw from a text · ``share``: batch of
-    the others relative to that stage, whose weights they have.
+    """All tasks of ``mini``'s last stage over scenes of the world: in every step one that draws, one that plans and another one, each
+    chosen at random by weight. ``rows``: batch of the tasks that draw or plan from a text · ``share``: batch of the others relative to
+    that stage, whose weights they have.
     """
     recipe = mini.stage3()
     encode = CachedEncoder(parts.codec.encode)
@@ -59,14 +61,17 @@ def world_replay(parts: Parts, *, rows: int, share: float) -> Replay:
     weights = {name: weight for name, _, weight in recipe.objective.objectives}
     tasks = recipe.objective.objectives
     objectives = {f"replay_{name}": (objective, 1.0) for name, objective, _ in tasks}
-    drawing, others = list[tuple[str, Any, float]](), list[tuple[str, Any, float]]()
+    drawing, planning, others = (list[tuple[str, Any, float]]() for _ in range(3))
     for name, source, every in recipe.source.parts:
         if name in _DRAWING:
             drawing.append((f"replay_{name}", _changed(source, encode, lambda stage: rows), _DRAWING[name]))
+        elif name in _LAYOUTS:
+            planning.append((f"replay_{name}", _changed(source, encode, lambda stage: rows), _LAYOUTS[name]))
         else:
             smaller = _changed(source, encode, lambda stage: max(1, round(stage * share)))
             others.append((f"replay_{name}", smaller, weights[name] / every))
-    sources = (Weighted(parts=tuple(drawing), seed=_SEED), Weighted(parts=tuple(others), seed=_SEED + 1))
+    kinds = (drawing, others, planning)
+    sources = tuple(Weighted(parts=tuple(parts), seed=_SEED + i) for i, parts in enumerate(kinds))
     return Replay(sources=sources, objectives=objectives)
 
 
