@@ -16,8 +16,8 @@ from PIL import Image
 
 FORMAT = "image-data-url"
 _SHORT = (("n", 2), ("reflect", 2), ("steps", 4), ("max_tokens", 16), ("max_completion_tokens", 16))
-_TEXTS, _MOST_TEXT = ("prompt", "text", "content", "phrase", "phrases", "suffix"), 40  # characters
-_MOST_BOXES = 3  # a layout has at most 512 tokens, and a character at most 4
+_TEXTS, _MOST_TEXT = ("prompt", "text", "content", "phrase", "phrases", "suffix"), 20  # characters
+_MOST_BOXES, _MOST_PARTS = 3, 4  # a layout has at most 512 tokens, a prompt 400, and a character at most 4
 
 
 def picture(file: str = "PNG") -> bytes:
@@ -85,7 +85,7 @@ def _cut(value: Any) -> Any:
     if isinstance(value, str):
         short = value[:_MOST_TEXT]
         return short if short.strip() and ("[mask]" in short or "[mask]" not in value) else value
-    return [_cut(one) for one in value] if isinstance(value, list) else _cut_inside(value)
+    return [_cut(one) for one in value[:_MOST_PARTS]] if isinstance(value, list) else _cut_inside(value)
 
 
 def _cut_inside(value: Any) -> Any:
