@@ -144,6 +144,7 @@ MESSAGES: dict[str, tuple[list[Any], str, str]] = {
     "a number": ([{"role": "user", "content": 7}], "messages.0.content", "text or a list"),
     "no role": ([{"content": "hi"}], "messages.0.role", "role"),
     "an image of the system": ([{"role": "system", "content": [PART]}, *DRAW], "messages.0.content", "system"),
+    "a part without its text": ([{"role": "user", "content": [{"type": "text"}, PART]}], "messages.0.content.0", "text"),
     "a part without its image": ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0", "image_url"),
     "two images": ([{"role": "user", "content": [PART, PART, {"type": "text", "text": "what?"}]}], "messages", "has 2"),
     "a remote image": (

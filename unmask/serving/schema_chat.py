@@ -104,6 +104,8 @@ class ContentPart(Part):
     def _whole(self) -> Self:
         if self.type == "image_url" and self.image_url is None:
             raise ValueError("a part of type image_url needs the field image_url; add it")
+        if self.type == "text" and "text" not in self.model_fields_set:
+            raise ValueError("a part of type text needs the field text; add it")
         return self
 
 
