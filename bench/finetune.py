@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="for the pictures and the run")
     parser.add_argument("--run", type=Path, help="measure this finished run instead of training")
-    parser.add_argument("--steps", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=340)
     parser.add_argument("--prompts", type=int, default=240, help="of world-GenEval")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="argument or field of the recipe"
