@@ -249,7 +249,8 @@ def test_mini_replays_its_world_as_a_part_of_every_step(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a photo of a skateboard")
     recipe = finetune("mini", str(tmp_path), lora=2)
     names = [name for step in range(3) for name in recipe.source(step) if name.startswith("replay_")]
-    assert len(names) == 6 and sum(name.startswith("replay_draw") for name in names) == 3
+    assert len(names) == 9 and sum(name.startswith("replay_draw") for name in names) == 3
+    assert sum(name.startswith("replay_plan") for name in names) == 3  # layouts are learned at every step, too
     assert {name for name, _, _ in recipe.objective.objectives} >= set(names)
     plain = finetune("mini", str(tmp_path), lora=2, replay="none")
     assert not any(name.startswith("replay_") for name in plain.source(0))

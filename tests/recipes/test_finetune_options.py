@@ -36,7 +36,9 @@ def test_replayed_rows_keep_the_predictions_of_the_model_before(tmp_path: Path) 
     recipe.adapt(net)
     batch = {name: one for name, one in recipe.source(0).items() if name.startswith("replay_")}
     same, other = (r.objective(net, batch, generator("noise")) for r in (recipe, trained))
-    assert float(same.total.detach()) == 0 and set(same.terms) <= set(other.terms) and float(other.total.detach()) > 0
+    # The teacher has no gradients, and may get another kernel for its products.
+    assert float(same.total.detach()) == pytest.approx(0, abs=1e-6) and float(other.total.detach()) > 0
+    assert set(same.terms) <= set(other.terms)
     with torch.no_grad():
         for p in net.parameters():
             if p.requires_grad:
