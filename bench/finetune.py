@@ -1,17 +1,20 @@
 """Fine-tuning on 60 pictures of a thing that ``mini`` does not know: is it drawn afterwards, and what is forgotten?
 
-    python bench/finetune.py --folder /tmp/boards
+    python bench/finetune.py --folder /tmp/boards --record
 
 The thing is a skateboard, the only class of the level ``free`` outside ``mini``'s 24 that ``mini``'s image tokenizer reproduces (16 of 16
 reconstructions are recognised by the independent judge; it is not trained here). Each picture has one skateboard in its own colours, on
-``mini``'s lattice and backgrounds, with a caption and a box. Every figure is appended to bench/history.jsonl with its 95 % interval.
+``mini``'s lattice and backgrounds, with a caption and a box. Every figure has its 95 % interval; ``change`` is the difference of the shares
+of right world-GenEval prompts, after minus before, over the same prompts and seeds (paired). --record appends to bench/history.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -71,18 +74,25 @@ def pictures(folder: Path, count: int = 60) -> Path:
     return path
 
 
-def tuned(data: Path, folder: Path, steps: int) -> float:
-    """Train. Returns CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    recipe = finetune("mini", str(data), lora=16, folder=str(folder))
-    train(override(recipe, [f"training.steps={steps}", f"evals.samples.every={steps}"]), folder)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def tuned(data: Path, folder: Path, steps: int, settings: list[str]) -> Line:
+    """Train, or go on with the run in the folder. CPU and elapsed seconds of this process, and ``settings`` of the recipe."""
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    values = [setting for setting in settings if "." in setting.partition("=")[0]]
+    given = dict(setting.split("=", 1) for setting in settings if setting not in values)
+    known = inspect.signature(finetune).parameters
+    arguments = {name: type(known[name].default)(value) for name, value in given.items()}
+    recipe = finetune("mini", str(data), lora=16, folder=str(folder), **arguments)
+    train(override(recipe, [f"training.steps={steps}", f"evals.samples.every={steps}", *values]), folder)
+    after, elapsed = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter() - began
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{steps} steps: {seconds:.0f} CPU seconds, {elapsed:.0f} s elapsed", flush=True)
+    more = {"steps": steps, "settings": " ".join(settings), "elapsed": round(elapsed)}
+    return Line(name="finetune.cpu_seconds", value=round(seconds), unit="s", more=more)
 
 
-def drawn(model: Model, plan: bool | None) -> tuple[list[bool], list[Image.Image]]:
+def drawn(model: Model, plan: bool | None, count: int = len(PROMPTS)) -> tuple[list[bool], list[Image.Image]]:
     """For each prompt whether the judge finds the thing, and the picture of one attempt."""
-    made = [model.generate(p, seed=i, plan=plan, attempts=1)[0].image for i, p in enumerate(PROMPTS)]
+    made = [model.generate(p, seed=i, plan=plan, attempts=1)[0].image for i, p in enumerate(PROMPTS[:count])]
     seen = load_judge().look(np.stack([np.asarray(image) for image in made]))
     return [any(found.name == NEW for found in one.objects) for one in seen], made
 
@@ -103,37 +113,82 @@ def share(name: str, right: list[bool]) -> Line:
     )
 
 
+def change(name: str, before: list[bool], after: list[bool]) -> Line:
+    """The paired difference of two shares, with its 95 % interval by the normal approximation."""
+    n, gained, lost = len(before), sum(after) - sum(map(min, before, after)), sum(before) - sum(map(min, before, after))
+    value = (gained - lost) / n
+    half = 1.96 * ((gained + lost) / n - value**2) ** 0.5 / n**0.5
+    print(f"{name}: {100 * value:+.1f} points [{100 * (value - half):+.1f}, {100 * (value + half):+.1f}]", flush=True)
+    more = {"low": value - half, "high": value + half, "n": n, "gained": gained, "lost": lost}
+    return Line(name=name, value=value, unit="share", more=more)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="for the pictures and the run")
     parser.add_argument("--run", type=Path, help="measure this finished run instead of training")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=340)
     parser.add_argument("--prompts", type=int, default=240, help="of world-GenEval")
-    parser.add_argument("--history", type=Path, default=ROOT / "bench" / "history.jsonl")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="argument or field of the recipe"
+    )
+    parser.add_argument("--record", action="store_true", help="append to bench/history.jsonl")
+    parser.add_argument("--before", type=Path, help="file with the results of mini, which is written if it is absent")
     parser.add_argument("--picture", type=Path, help="sheet of before and after")
     args = parser.parse_args()
     if not args.run and not args.folder:
         parser.error("give --folder or --run")
     run, lines = args.run or args.folder / "run", list[Line]()
     if not args.run:
-        seconds = tuned(pictures(args.folder / "pictures"), run, args.steps)
-        lines.append(Line(name="finetune.cpu_seconds", value=seconds, unit="s", more={"steps": args.steps}))
-    models: dict[str, Model] = {"before": unmask.load("mini"), "after": unmask.load(run)}  # type: ignore[dict-item]
-    ways: dict[str, Callable[[Model], list[bool]]] = {
-        "geneval_plain": lambda model: geneval(model, args.prompts, False),
-        "geneval_planned": lambda model: geneval(model, args.prompts, True),
-        f"{NEW}_plain": lambda model: drawn(model, False)[0],
-    }
-    rows = []
-    for when, model in models.items():
-        right, made = drawn(model, None)
-        lines.append(share(f"finetune.{when}.{NEW}", right))
-        cells = [Cell(picture=image, lines=(words,)) for image, words in zip(made[:8], PROMPTS, strict=False)]
-        rows.append(Row(title=f"{when}: {sum(right)} of {len(right)}", cells=tuple(cells), columns=8))
-        lines += [share(f"finetune.{when}.{name}", way(model)) for name, way in ways.items()]
+        lines.append(tuned(pictures(args.folder / "pictures"), run, args.steps, args.set))
+    lines += measured(run, args.prompts, args.before)
     if args.picture:
-        sheet(rows).save(args.picture)
-    append(args.history, lines)
+        shown(run, args.picture)
+    if args.record:
+        append(ROOT / "bench" / "history.jsonl", lines)
+
+
+def found_in(model: Model, prompts: int) -> dict[str, list[bool]]:
+    """Every list of right and wrong pictures of one model, by figure."""
+    ways: dict[str, Callable[[], list[bool]]] = {
+        NEW: lambda: drawn(model, None)[0],
+        "geneval_plain": lambda: geneval(model, prompts, False),
+        "geneval_planned": lambda: geneval(model, prompts, True),
+        f"{NEW}_plain": lambda: drawn(model, False)[0],
+    }
+    found = {}
+    for name, way in ways.items():
+        found[name] = way()
+        print(f"{name}: {sum(found[name])} of {len(found[name])}", flush=True)
+    return found
+
+
+def measured(run: Path, prompts: int, kept: Path | None) -> list[Line]:
+    """Every figure of ``mini`` and of the run, and the differences. ``kept``: file with those of ``mini``, written if it is absent."""
+    if kept and kept.exists():
+        before = json.loads(kept.read_text())
+    else:
+        before = found_in(unmask.load("mini"), prompts)  # type: ignore[arg-type]
+        if kept:
+            kept.write_text(json.dumps(before))
+    after = found_in(unmask.load(run), prompts)  # type: ignore[arg-type]
+    lines = [
+        share(f"finetune.{when}.{name}", right)
+        for when, found in (("before", before), ("after", after))
+        for name, right in found.items()
+    ]
+    names = ("geneval_plain", "geneval_planned")
+    return [*lines, *(change(f"finetune.change.{name}", before[name], after[name]) for name in names)]
+
+
+def shown(run: Path, path: Path) -> None:
+    """A sheet of the first prompts, before and after."""
+    rows = []
+    for when, model in (("before", unmask.load("mini")), ("after", unmask.load(run))):
+        made = drawn(model, None, 8)[1]  # type: ignore[arg-type]
+        cells = [Cell(picture=image, lines=(words,)) for image, words in zip(made, PROMPTS, strict=False)]
+        rows.append(Row(title=when, cells=tuple(cells), columns=8))
+    sheet(rows).save(path)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
     python bench/speed.py --model mini --threads 2
     python bench/speed.py --model mini --device cuda --dtype bfloat16
+    unmask bench speed --only paired --json speed.json --plot speed.svg     beside the published amount of work
+    unmask bench speed --only paired --model mid --steps 2                  random weights in the released proportions
 
 Medians of several repeats after warm-ups (the first calls of a shape cost seconds of just-in-time work); twins take
 turns, so that a busy machine harms both alike. Every figure is appended to bench/history.jsonl.
@@ -11,35 +13,44 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import unmask
-from unmask.checkpoints.elastic import WeightStorage
-from unmask.data.sources import pixels_of
-from unmask.data.world.render import render
-from unmask.data.world.scenes import Scene, sample
-from unmask.evaluation.history import Line, append
-from unmask.evaluation.world_geneval import CATEGORIES, prompts
-from unmask.models.attention import Attention, fused, plain
-from unmask.models.elastic import Elastic
-from unmask.pipeline.model import Model
-from unmask.recipe import Recipe
-from unmask.rng import generator
-from unmask.sequence import Batch, Kind, collate
-from unmask.tasks import generate, reflecting, understand
-from unmask.training.losses import losses
-from unmask.training.meters import matmul_peak
-from unmask.training.optim import Masters
+sys.path.insert(0, str(Path(__file__).parent))
+import paired  # noqa: E402
+
+import unmask  # noqa: E402
+from unmask.checkpoints.elastic import WeightStorage  # noqa: E402
+from unmask.data.sources import pixels_of  # noqa: E402
+from unmask.data.world.render import render  # noqa: E402
+from unmask.data.world.scenes import Scene, sample  # noqa: E402
+from unmask.evaluation.history import Line, append, cpu  # noqa: E402
+from unmask.evaluation.world_geneval import CATEGORIES, prompts  # noqa: E402
+from unmask.models.attention import FITTING, Attention, blocked, fused, plain  # noqa: E402
+from unmask.models.elastic import Elastic  # noqa: E402
+from unmask.objectives import joining  # noqa: E402
+from unmask.objectives.masked import Together  # noqa: E402
+from unmask.pipeline.model import Model  # noqa: E402
+from unmask.recipe import Recipe  # noqa: E402
+from unmask.rng import generator  # noqa: E402
+from unmask.sequence import Batch, Kind, collate  # noqa: E402
+from unmask.tasks import generate, reflecting, understand  # noqa: E402
+from unmask.training.losses import losses  # noqa: E402
+from unmask.training.meters import matmul_peak  # noqa: E402
+from unmask.training.optim import Masters  # noqa: E402
 
 HISTORY = Path(__file__).with_name("history.jsonl")
 PROMPT, QUESTION, PHRASE, INSTRUCTION = (
@@ -48,7 +59,8 @@ PROMPT, QUESTION, PHRASE, INSTRUCTION = (
     "the cat",
     "make the cat blue",
 )
-GROUPS = ("latency", "thinking", "throughput", "twins", "training")
+GROUPS = ("latency", "thinking", "throughput", "twins", "training", "paired")
+ATTENTIONS: dict[str, Attention] = {"fitting": FITTING, "plain": plain, "blocked": blocked, "fused": fused}
 Work = Callable[[], object]
 
 
@@ -189,29 +201,46 @@ def same(a: Tensor, b: Tensor) -> None:
 
 
 def training(effort: Effort) -> list[Line]:
-    """Steps of ``mini.stage3`` from fresh weights, update included, data apart; both precisions, both attentions."""
+    """Steps of ``mini.stage3`` from fresh weights, update included, data apart. Twins: a pass for each task, the other type, the other
+    attention. ``unpadded``: the share of the peak if padded positions count as no work.
+    """
     from unmask.recipes import mini
 
     recipe = mini.stage3(vision="", start="")
+    assert isinstance(recipe.objective, Together)
+    alone = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, joined=False))
     recipe.source(1)  # the first batch also pays for the dictionary of squares
     began = time.perf_counter()
     batch = recipe.source(2)
     data = time.perf_counter() - began
-    works = [
-        stepper(recipe, batch, dtype, attention)
-        for dtype, attention in ((torch.bfloat16, plain), (torch.float32, plain), (torch.bfloat16, fused))
+    ways: list[tuple[Recipe, torch.dtype, Attention]] = [
+        (recipe, torch.bfloat16, plain),
+        (alone, torch.bfloat16, plain),
+        (recipe, torch.float32, plain),
+        (recipe, torch.bfloat16, fused),
     ]
-    with FlopCounterMode(display=False) as counter:
-        tokens = works[0]()
-    bf16, fp32, sdpa = timed(list(works), effort)
+    works = [stepper(given, batch, dtype, attention) for given, dtype, attention in ways]
+    tokens, flops = works[0](), counted(works[0])
+    with mock.patch.object(joining, "OVERHEAD", 0), mock.patch.object(joining, "ROUND", 1):
+        necessary = counted(works[0])
+    bf16, apart, fp32, sdpa = timed(list(works), effort)
     peak = matmul_peak(torch.bfloat16)
-    share = counter.get_total_flops() / bf16 / peak
+    more = {"peak_flops_per_s": peak, "unpadded": necessary / bf16 / peak, "tflop": flops / 1e12}
+    before = {"slow_s": apart, "slow_peak": counted(works[1]) / apart / peak}
     return [
         Line(name="speed.train.tokens", value=tokens / bf16, unit="1/s", more={"step_s": bf16, "data_s": data}),
-        Line(name="speed.train.peak", value=share, unit="share", more={"peak_flops_per_s": peak}),
+        Line(name="speed.train.peak", value=flops / bf16 / peak, unit="share", more=more),
+        Line(name="speed.twin.train_apart_over_joined", value=apart / bf16, unit="ratio", more=before),
         Line(name="speed.twin.train_fp32_over_bf16", value=fp32 / bf16, unit="ratio", more={"slow_s": fp32}),
         Line(name="speed.twin.train_fused_over_plain", value=sdpa / bf16, unit="ratio", more={"slow_s": sdpa}),
     ]
+
+
+def counted(work: Callable[[], object]) -> int:
+    """Floating-point operations of a piece of work."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def stepper(recipe: Recipe, batch: object, dtype: torch.dtype, attention: Attention) -> Callable[[], int]:
@@ -240,7 +269,7 @@ def show(lines: list[Line]) -> None:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--model", default="mini", help="name of a shipped model, or a folder")
+    parser.add_argument("--model", default="mini", help="name of a shipped model, a folder, or mid: random weights")
     parser.add_argument("--threads", type=int, help="processor threads to use")
     parser.add_argument("--repeats", type=int, default=9, help="calls that each median is over")
     parser.add_argument("--warm", type=int, default=2, help="calls before them that do not count")
@@ -252,18 +281,41 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of the network  [default: as the model opens]"
     )
-    parser.add_argument("--attention", choices=["plain", "fused"], default="plain", help="of latency and throughput")
+    parser.add_argument("--steps", type=int, help="paired: of each run  [default: all]")
+    parser.add_argument("--json", type=Path, help="paired: also write the figures to this file")
+    parser.add_argument("--plot", type=Path, help="paired: also draw the seconds, as an SVG picture")
+    parser.add_argument("--attention", choices=list(ATTENTIONS), default="fitting", help="of latency and throughput")
     return parser
 
 
 def opened(given: argparse.Namespace) -> Model:
     """The model that is measured, on its device. ValueError for a text model."""
+    if given.model == "mid":
+        sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+        from released import MID, made
+
+        return made(given.device, MID, quick=False)
     storage = WeightStorage(dtype=getattr(torch, given.dtype) if given.dtype else None)
     model = unmask.load(given.model, device=given.device, storage=storage)
     if not isinstance(model, Model):
         raise ValueError(f"{given.model} is a text model, and this measures drawing and looking; give it another model")
-    model.parts.net.attention = {"plain": plain, "fused": fused}[given.attention]
+    model.parts.net.attention = ATTENTIONS[given.attention]
     return model
+
+
+def beside_published(model: Model, given: argparse.Namespace) -> list[Line]:
+    """The group ``paired``, with its table, JSON and picture."""
+    model.parts.net.attention = FITTING
+    lines = paired.paired(model, repeats=given.repeats, warm=given.warm, steps=given.steps)
+    where = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else cpu()
+    title = f"{given.model}, {where}, {torch.get_num_threads()} threads, {str(model.parts.net.embed.weight.dtype)[6:]}"
+    print(title, paired.table(lines), sep="\n")
+    if given.json:
+        rows = [{"name": line.name, "value": line.value, "unit": line.unit, **(line.more or {})} for line in lines]
+        given.json.write_text(json.dumps({"where": title, "figures": rows}, indent=2) + "\n")
+    if given.plot:
+        given.plot.write_text(paired.plot(lines, title))
+    return lines
 
 
 def main() -> None:
@@ -284,6 +336,7 @@ def main() -> None:
         "throughput": lambda: throughput(model, effort),
         "twins": lambda: twins(model, effort),
         "training": lambda: training(effort),
+        "paired": lambda: beside_published(model, given),
     }
     for name in given.only.split(","):
         lines = groups[name]()

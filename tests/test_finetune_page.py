@@ -15,10 +15,11 @@ PAGE = (ROOT / "docs" / "finetune.md").read_text()
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     write_data(tmp_path)
     asked = commands(PAGE)
-    assert len(asked) == 3 and sum("--steps 400" in command for command in asked) == 2
-    told = [follow(command.replace("--steps 400", "--steps 1"), tmp_path) for command in asked]
+    assert len(asked) == 4 and sum("--steps 340" in command for command in asked) == 3
+    told = [follow(command.replace("--steps 340", "--steps 1"), tmp_path) for command in asked]
     assert told[0] == "runs/pets\n" and (tmp_path / "rex.png").exists()
-    assert (tmp_path / "runs" / "pets" / "adapter").is_dir() and told[2] == "runs/mixed\n"
+    assert (tmp_path / "runs" / "pets" / "adapter").is_dir()
+    assert told[2] == "runs/kept\n" and told[3] == "runs/mixed\n"
 
 
 def test_the_page_names_all_parts() -> None:

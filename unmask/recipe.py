@@ -28,7 +28,9 @@ class Optim:
     """AdamW with a linear warm-up, a constant learning rate, and a cosine decay to a floor.
 
     ``warmup``: in steps · ``decay_from``: fraction of the run at which the decay starts · ``floor``: final rate as a fraction of ``lr`` ·
-    ``clip``: largest gradient norm · ``ema``: decay of the averaged weights per update (0: no average).
+    ``clip``: largest gradient norm · ``ema``: decay of the averaged weights per update (0: no average) · ``bits``: of Adam's moments,
+    32, or 8 by torchao · ``rates``: (name, rate, start of parameter names) of parameters that have another rate than ``lr``, with the same
+    schedule.
     """
 
     lr: float = 1e-3
@@ -40,6 +42,8 @@ class Optim:
     floor: float = 0.1
     clip: float = 1.0
     ema: float = 0.999
+    bits: int = 32
+    rates: tuple[tuple[str, float, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip"):
@@ -48,6 +52,15 @@ class Optim:
         for name in ("beta1", "beta2", "ema", "floor", "decay_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must be in 0..1, got {getattr(self, name)}")
+        if self.bits not in (8, 32):
+            raise ValueError(f"optim.bits must be 32 or 8, got {self.bits}")
+        for name, rate, _ in self.rates:
+            if not rate > 0:
+                raise ValueError(f"optim.rates.{name} must be above 0, got {rate}")
+
+    def factor(self, parameter: str) -> float:
+        """The rate of a parameter, by its name, as a multiple of ``lr``."""
+        return next((rate / self.lr for _, rate, start in self.rates if parameter.startswith(start)), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +72,7 @@ class Training:
     ``keep``: checkpoints to keep, the last one included · ``max_skipped``: updates in a row that may be skipped because their gradient is
     not finite · ``recompute``: keep only the inputs of the layers and compute their activations again in the backward pass (activation
     checkpointing) · ``compile``: run the layers through ``torch.compile`` · ``shard``: divide weights, gradients
-    and moments among the processes (FSDP2).
+    and moments among the processes (FSDP2) · ``float8``: multiply in float8 in the layers (Hopper GPUs, torchao).
     """
 
     steps: int = 1000
@@ -74,6 +87,7 @@ class Training:
     recompute: bool = False
     compile: bool = False
     shard: bool = False
+    float8: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -111,8 +125,10 @@ class Recipe(Generic[ModelT, BatchT]):
     model() -> nn.Module on the CPU in float32, with its first weights · adapt(module): insert adapters and freeze the rest, in place
     (``models.lora.LoRA``) · source(step) -> batch · objective(model, batch, rng) -> Loss, or several that are yielded, one update each ·
     trainable(parameter name) -> bool: which parameters train, of those that ``adapt`` left trainable · evals: measurements during
-    the run · export(module, folder): write what is shipped · open(folder, device): the model of such a folder, with the methods of
-    ``pipeline.model.Model`` that it supports; ``unmask.load`` calls it where config.json has ``"recipe": "file.function"``.
+    the run · outline(): the module on the meta device, without weights, and examples(): the source batches that a step may have, with any
+    values, both to plan memory (``training.memory``) · export(module, folder): write what is shipped · open(folder, device): the model of
+    such a folder, with the methods of ``pipeline.model.Model`` that it supports; ``unmask.load`` calls it where config.json has
+    ``"recipe": "file.function"``.
     """
 
     name: str
@@ -124,6 +140,8 @@ class Recipe(Generic[ModelT, BatchT]):
     adapt: Callable[[ModelT], None] | None = None
     trainable: Callable[[str], bool] = lambda name: True
     evals: tuple[Eval[ModelT], ...] = ()
+    outline: Callable[[], ModelT] | None = None
+    examples: Callable[[], tuple[BatchT, ...]] | None = None
     export: Callable[[ModelT, Path], None] | None = None
     open: Callable[[Path, str], object] | None = None
 

@@ -9,6 +9,7 @@ import hashlib
 
 import torch
 
+from unmask.derived import derived
 from unmask.sequence import Batch
 
 
@@ -25,5 +26,5 @@ def generator(*parts: object) -> torch.Generator:
 
 def rows(batch: Batch, purpose: str) -> list[torch.Generator]:
     """One generator for each row, keyed by the row's seed and clock and the purpose."""
-    pairs = zip(batch.seed.tolist(), batch.clock.tolist(), strict=True)
+    pairs = derived("keys", torch.stack([batch.seed, batch.clock], dim=1).tolist, batch.seed, batch.clock)
     return [generator(seed, clock, purpose) for seed, clock in pairs]

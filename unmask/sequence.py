@@ -13,10 +13,13 @@ import dataclasses
 import functools
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from unmask.derived import derived
 
 ON_UNMASK = 2**30  # an order that is set when the token is unmasked
 
@@ -46,7 +49,7 @@ class Span:
 
     Who reads whom: a key is read if its ``segment`` is 0 or the query's, and its order is at most the query's. ``order``: of the first
     token · ``order_step``: 0 gives all tokens this order, n adds one every n tokens (1 is causal, n block-causal). ``ON_UNMASK``: tokens
-    get the order clock + 1 and segment 0 when they are unmasked (Sparse-LaViDa, arXiv 2512.14008).
+    get the order clock + 1 when they are unmasked, so that none of them reads a masked token (``sampling/step_causal.py``).
     ``positions_of``: an earlier span whose positions this one shares · ``position_offset``: added to all its positions.
     """
 
@@ -150,6 +153,11 @@ class Batch:
     def device(self) -> torch.device:
         return self.ids.device
 
+    @property
+    def stamps(self) -> bool:
+        """Whether any token's order is set when it is unmasked."""
+        return derived("stamps", lambda: bool((self.order == ON_UNMASK).any()), self.order)
+
     def replace(self, **changes: object) -> Batch:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
@@ -166,16 +174,16 @@ class Batch:
         ``keep``: the names are those to be kept instead. Writable tokens are never dropped.
         """
         gone = _given_spans(self.span_table, frozenset(spans), keep, self.ids.shape[1])
-        return self.drop_tokens(gone.to(self.device), null_id)
+        there = derived(("to", self.device), lambda: gone.to(self.device), gone)
+        return self.drop_tokens(there, null_id)
 
     def drop_tokens(self, gone: Tensor, null_id: int) -> Batch:
         """As ``drop``, for the tokens marked in ``gone [B, L]``."""
-        return self.replace(
-            ids=self.ids.masked_fill(gone, null_id),
-            kind=self.kind.masked_fill(gone, Kind.TEXT),
-            branch=self.branch.masked_fill(gone, Branch.UND),
-            feature=self.feature.masked_fill(gone, 0),
-        )
+        given = {"kind": (self.kind, Kind.TEXT), "branch": (self.branch, Branch.UND), "feature": (self.feature, 0)}
+        changed = {
+            n: derived(("drop", n), partial(t.masked_fill, gone, value), t, gone) for n, (t, value) in given.items()
+        }
+        return self.replace(ids=self.ids.masked_fill(gone, null_id), **changed)
 
     def row(self, index: int) -> Batch:
         """One row alone, with the same padding; pixels and features stay whole, since rows address them by number."""
@@ -188,6 +196,7 @@ class Batch:
 
 
 SHARED = ("pixels", "features")  # fields of a batch that its rows address by number
+CHANGING = ("ids", "values", "masked", "clock", "time", "region", "score")  # fields that every step of a run changes
 
 
 @functools.lru_cache(maxsize=64)
@@ -207,13 +216,16 @@ def stack(views: Items[Batch]) -> Batch:
     Values are zero where a batch has none; ValueError where only some batches have another field.
     """
     views = _all_with_values(views)
-    tensors = {}
+    fixed, changing = dict[str, list[Tensor]](), dict[str, list[Tensor]]()
     for name in (f.name for f in dataclasses.fields(Batch) if f.name not in SHARED):
         some = [t for view in views if isinstance(t := getattr(view, name), Tensor)]
         if len(some) not in (0, len(views)):
             raise ValueError(f"only {len(some)} of {len(views)} batches have {name!r}; stack batches that all have it")
         if some:
-            tensors[name] = torch.cat(some)
+            (changing if name in CHANGING else fixed)[name] = some
+    parts = [t for some in fixed.values() for t in some]
+    tensors = derived(("stack", *fixed), lambda: {name: torch.cat(some) for name, some in fixed.items()}, *parts)
+    tensors = tensors | {name: torch.cat(some) for name, some in changing.items()}
     return views[0].replace(**tensors, span_table=tuple(t for v in views for t in v.span_table))
 
 
@@ -237,7 +249,7 @@ def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
         table[:, b, :n] = _layout(sequence.spans)
     kind, branch, writable, position, leader, segment, order, stride = table
     given = (order == ON_UNMASK) & ~masked  # unmasked before the first step
-    order, segment = order.masked_fill(given, 0), segment.masked_fill(given, 0)
+    order = order.masked_fill(given, 0)
     pixels = [s.pixels for s in sequences if s.pixels is not None]
     features = [s.features for s in sequences if s.features is not None]
     return Batch(

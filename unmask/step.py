@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.sequence import ON_UNMASK, Batch
+from unmask.sequence import ON_UNMASK, SHARED, Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class State:
         some = [s for s in states if s is not None]
         if not some:
             return None
+        if len(states) == 1 and some[0].held.shape == (rows[0], length):
+            return some[0]
         held = [
             some[0].held.new_zeros(n, length) if s is None else F.pad(s.held, (0, length - s.held.shape[1]))
             for s, n in zip(states, rows, strict=True)
@@ -162,7 +164,6 @@ class Move:
 def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
     """The batch after a move: unmask and redraw with the proposal, remask; the clock of the rows in ``live [B]`` advances."""
     new = move.unmask | move.redraw
-    stamped = move.unmask & (batch.order == ON_UNMASK)
     values = batch.values
     if proposal.values is not None:  # a request of masked tokens alone has no values before its first step
         before = torch.zeros_like(proposal.values) if values is None else values
@@ -175,10 +176,17 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
         values=values,
         score=score,
         masked=(batch.masked & ~move.unmask) | move.remask,
-        order=torch.where(stamped, batch.clock[:, None] + 1, batch.order),
-        segment=batch.segment.masked_fill(stamped, 0),
         clock=batch.clock + live,
+        **_stamped(batch, move.unmask),
     )
+
+
+def _stamped(batch: Batch, unmasked_BL: Tensor) -> dict[str, Tensor]:
+    """The order after tokens were unmasked, where unmasking sets any."""
+    if not batch.stamps:
+        return {}
+    stamped_BL = unmasked_BL & (batch.order == ON_UNMASK)
+    return {"order": torch.where(stamped_BL, batch.clock[:, None] + 1, batch.order)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +213,19 @@ class Progress:
     def of_row(self, index: int) -> Progress:
         """The progress of one row alone."""
         return Progress(number=self.number[index : index + 1], of=self.of[index : index + 1], length=self.length)
+
+
+def widened(batch: Batch, length: int) -> Batch:
+    """Rows of ``length`` tokens; the added ones are not valid."""
+    missing = length - batch.ids.shape[1]
+    if not missing:
+        return batch
+    tensors = {
+        f.name: F.pad(t, (0, 0, 0, missing) if t.dim() == 3 else (0, missing))
+        for f in dataclasses.fields(batch)
+        if f.name not in SHARED and isinstance(t := getattr(batch, f.name), Tensor) and t.dim() > 1
+    }
+    return batch.replace(**tensors)
 
 
 @dataclass(frozen=True, kw_only=True)

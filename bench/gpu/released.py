@@ -1,10 +1,10 @@
-"""The released size on one GPU: random weights made there in bfloat16, no file read. Seconds, FLOPs, memory.
+"""The released layout on one GPU: random weights made there in bfloat16, no file read. Seconds, FLOPs, memory.
 
-    python bench/gpu/released.py --device cuda --history rows.jsonl
-    python bench/gpu/released.py --device cpu --quick          a small network, as a rehearsal
+    python bench/gpu/released.py --device cuda --history rows.jsonl     10.4 B parameters, or a middle size with --size mid
+    python bench/gpu/released.py --device cpu --quick                   a small network, as a rehearsal
 
-What the text says is of no matter to the time: the tokenizer is that of ``mini``, whose ids are a part of the released vocabulary.
-Each measurement is on its own; where one fails, the others go on, and the exit code is 1.
+The tokenizer is that of ``mini``, whose ids are a part of the released vocabulary: the time does not depend on what the text says.
+If one measurement fails, the others go on, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -23,11 +23,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import HISTORY, settle, show  # noqa: E402
 
+from unmask.checkpoints.quantise import RoundToNearest  # noqa: E402
 from unmask.data.world.render import render  # noqa: E402
 from unmask.data.world.scenes import sample  # noqa: E402
 from unmask.evaluation.history import Line, append  # noqa: E402
@@ -36,12 +38,13 @@ from unmask.models.elastic import Elastic, init  # noqa: E402
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig  # noqa: E402
 from unmask.pipeline.model import Model  # noqa: E402
 from unmask.sampling.sampler import Sampler, SamplingRun  # noqa: E402
-from unmask.sequence import Batch, collate  # noqa: E402
+from unmask.sequence import Batch, collate, stack  # noqa: E402
 from unmask.tasks import edit, generate, released, understand  # noqa: E402
 from unmask.tasks.parts import Parts  # noqa: E402
 from unmask.tokens.prompts import RELEASED  # noqa: E402
 from unmask.tokens.text import MASK, Text  # noqa: E402
 from unmask.tokens.vq import VQ, VQConfig  # noqa: E402
+from unmask.training.layers import prepared  # noqa: E402
 
 SMALL = ElasticConfig(
     width=128,
@@ -52,6 +55,17 @@ SMALL = ElasticConfig(
     gen_mlp=128,
     joint_layers=2,
     vision=VisionConfig(image=56, width=32, layers=1, heads=2, mlp=64),
+)
+MID = dataclasses.replace(  # the released proportions at a quarter of the widths and half the layers
+    SIZES["lavida_o"],
+    width=1024,
+    heads=8,
+    layers=16,
+    mlp=3072,
+    gen_width=512,
+    gen_mlp=2048,
+    joint_layers=9,
+    vision=VisionConfig(width=288, layers=6, heads=4, mlp=1076),
 )
 SMALL_VQ = VQConfig(
     block_out_channels=(8, 8, 8, 8, 8),
@@ -66,12 +80,15 @@ PROMPT = "two red apples on a wooden table beside a sleeping cat, in the morning
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """The model and what one measurement needs beside it. ``peak``: measured bfloat16 FLOPs a second of a matrix product."""
+    """The model and what one measurement needs beside it. ``peak``: measured bfloat16 FLOPs a second of a matrix product · ``name``: how
+    the rows begin.
+    """
 
     model: Model
     device: str
     quick: bool
     peak: float
+    name: str
 
     @property
     def picture(self) -> Image.Image:
@@ -104,9 +121,8 @@ def bandwidth(device: str, nbytes: int) -> float:
     return 10 * 2 * nbytes / (time.perf_counter() - began)
 
 
-def made(device: str, quick: bool) -> Model:
+def made(device: str, config: ElasticConfig, quick: bool) -> Model:
     """A model in the released layout with random weights, made where it works."""
-    config = SMALL if quick else SIZES["lavida_o"]
     text = Text.load(Path(str(files("unmask") / "assets" / "mini" / "tokenizer.json")))
     with torch.device("meta"):
         net = Elastic(config, mask_id=text[MASK]).to(torch.bfloat16)
@@ -184,7 +200,7 @@ def steps(bench: Bench, task: str, *, most: int | None = None) -> list[Line]:
         more |= {"steps": len(seconds), "of": run.step.of, "tokens": int(batch.valid.sum())}
         if bench.device != "cpu":
             more["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        prefix = f"gpu.released.{task}.{name}"
+        prefix = f"{bench.name}.{task}.{name}"
         lines += [
             Line(name=f"{prefix}.step", value=step, unit="s", more=more),
             Line(name=f"{prefix}.run", value=sum(seconds), unit="s", more={"steps": len(seconds)}),
@@ -209,7 +225,7 @@ def forward_alone(bench: Bench, task: str) -> list[Line]:
             settle()
             seconds.append(time.perf_counter() - began)
         best = statistics.median(seconds[1:])
-        lines.append(Line(name=f"gpu.released.{task}.{name}.forward", value=best, unit="s"))
+        lines.append(Line(name=f"{bench.name}.{task}.{name}.forward", value=best, unit="s"))
     return lines
 
 
@@ -225,17 +241,15 @@ def kernels(bench: Bench, task: str) -> list[Line]:
     drive(bench.model, batch, sampler, 2)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         drive(bench.model, batch, sampler, 3)
-    found = [e for e in seen.key_averages() if str(e.device_type).endswith("CUDA")]
-    found.sort(key=lambda e: -e.self_device_time_total)
+    events = (e for e in seen.key_averages() if str(e.device_type).endswith("CUDA"))
+    found = sorted(events, key=lambda e: -e.self_device_time_total)
     busy = sum(e.self_device_time_total for e in found) / 1e6
-    for event in found[:25]:
-        print(
-            f"    {event.self_device_time_total / 3e3:9.3f} ms/step {event.count / 3:7.1f} calls/step  {event.key[:110]}"
-        )
+    for e in found[:25]:
+        print(f"    {e.self_device_time_total / 3e3:9.3f} ms/step {e.count / 3:7.1f} calls/step  {e.key[:110]}")
     plain_steps, _ = drive(bench.model, batch, sampler, 3)
     launches = sum(e.count for e in found) / 3
     more = {"gpu_s": busy / 3, "step_s": sum(plain_steps) / 3, "kernels": launches}
-    return [Line(name=f"gpu.released.{task}.busy", value=busy / sum(plain_steps), unit="share", more=more)]
+    return [Line(name=f"{bench.name}.{task}.busy", value=busy / sum(plain_steps), unit="share", more=more)]
 
 
 @torch.no_grad()
@@ -257,7 +271,7 @@ def tokenizer(bench: Bench) -> list[Line]:
             settle()
             seconds.append(time.perf_counter() - began)
         middle = statistics.median(seconds[1:])
-        lines.append(Line(name=f"gpu.released.vq.{name}", value=middle, unit="s", more={"first_s": seconds[0]}))
+        lines.append(Line(name=f"{bench.name}.vq.{name}", value=middle, unit="s", more={"first_s": seconds[0]}))
     return lines
 
 
@@ -269,39 +283,87 @@ def whole(bench: Bench) -> list[Line]:
     began = time.perf_counter()
     drawn = bench.model.generate(PROMPT, plan=False, settings=few)[0]
     settle()
-    side = {"pixels": drawn.image.width}
-    return [Line(name="gpu.released.generate", value=time.perf_counter() - began, unit="s", more=side)]
+    seconds = time.perf_counter() - began
+    return [Line(name=f"{bench.name}.generate", value=seconds, unit="s", more={"pixels": drawn.image.width})]
 
 
-def wide(bench: Bench) -> list[Line]:
-    """Several drawings in one batch, first steps: pictures a second if all 64 steps took as long."""
+def boxes(bench: Bench) -> list[Line]:
+    """Four phrases on one picture through the Python API, whose features are known after the first call."""
+    phrases, seconds = ["the cat", "a red apple", "the table", "the morning sun"], []
     bench.model.parts.net.attention = fused
-    batch, sampler = batch_for(bench, "draw")
-    built = generate.Generate(prompt=PROMPT).build(bench.model.parts)
+    for _ in range(3):
+        settle()
+        began = time.perf_counter()
+        bench.model.ground(bench.picture, phrases)
+        settle()
+        seconds.append(time.perf_counter() - began)
+    more = {"first_s": seconds[0], "phrases": len(phrases)}
+    return [Line(name=f"{bench.name}.boxes", value=statistics.median(seconds[1:]), unit="s", more=more)]
+
+
+def wide(bench: Bench, task: str, rows: Sequence[int]) -> list[Line]:
+    """Several requests in one batch, first steps: requests a second if all steps took as long."""
+    one, sampler = batch_for(bench, task)
     lines = []
-    for rows in (1, 2) if bench.quick else (4, 16):
-        batch = collate([built] * rows, range(rows)).to(bench.device)
+    for count in (1, 2) if bench.quick else rows:
+        batch, bench.model.parts.net.attention = stack([one] * count), fused
         drive(bench.model, batch, sampler, 1)
         seconds, run = drive(bench.model, batch, sampler, 3)
-        rate = rows / (statistics.median(seconds) * run.step.of)
+        rate = count / (statistics.median(seconds) * run.step.of)
         more = {"step_s": statistics.median(seconds)}
-        lines.append(Line(name=f"gpu.released.batch{rows}.draw", value=rate, unit="1/s", more=more))
+        lines.append(Line(name=f"{bench.name}.batch{count}.{task}", value=rate, unit="1/s", more=more))
     return lines
+
+
+def ways(bench: Bench, tasks: Sequence[str], way: str) -> list[Line]:
+    """The median of a few steps as the network is now, beside nothing else."""
+    bench.model.parts.net.attention = fused
+    lines = []
+    for task in tasks:
+        batch, sampler = batch_for(bench, task)
+        drive(bench.model, batch, sampler, 2)
+        seconds, _ = drive(bench.model, batch, sampler, 4)
+        lines.append(Line(name=f"{bench.name}.{task}.{way}.step", value=statistics.median(seconds), unit="s"))
+    return lines
+
+
+def compiled(bench: Bench) -> list[Line]:
+    """Steps with layers that went through ``torch.compile``. On a CPU the compiler takes minutes."""
+    if bench.device == "cpu":
+        return []
+    with torch.no_grad(), prepared(bench.model.parts.net, recompute=False, compile=True):
+        return ways(bench, ["draw"], "compiled")
+
+
+def quantised(bench: Bench, bits: int) -> list[Line]:
+    """Steps with the weights of both branches in few bits; the weights come back afterwards."""
+    blocks = bench.model.parts.net.blocks
+    inside = [m for b in blocks for n, m in b.named_modules() if isinstance(m, nn.Linear) and n != "out"]
+    kept, least = [m.weight for m in inside], RoundToNearest(bits=bits)
+    try:
+        for module in inside:
+            module.weight = nn.Parameter(least(module.weight.detach(), None), requires_grad=False)
+        return ways(bench, ["draw", "answer"], least.label)
+    finally:
+        for module, weight in zip(inside, kept, strict=True):
+            module.weight = weight
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:0 or cpu")
+    parser.add_argument("--size", choices=["lavida_o", "mid"], default="lavida_o", help="of the network")
     parser.add_argument("--quick", action="store_true", help="a small network and few steps, to rehearse the script")
     parser.add_argument("--history", type=Path, default=HISTORY, help="file to append to")
     given = parser.parse_args()
     began = time.perf_counter()
-    model = made(given.device, given.quick)
+    model = made(given.device, SMALL if given.quick else MID if given.size == "mid" else SIZES["lavida_o"], given.quick)
     peak = matmul_peak(given.device, 256 if given.quick else 8192)
-    bench = Bench(model=model, device=given.device, quick=given.quick, peak=peak)
+    name = "gpu.released" if given.size == "lavida_o" else "gpu.mid"
+    bench = Bench(model=model, device=given.device, quick=given.quick, peak=peak, name=name)
     settle()
-    parameters = sum(p.numel() for p in model.parts.net.parameters())
-    print(f"{parameters / 1e9:.2f} B parameters after {time.perf_counter() - began:.1f} s", flush=True)
+    billions = sum(p.numel() for p in model.parts.net.parameters()) / 1e9
+    print(f"{billions:.2f} B parameters after {time.perf_counter() - began:.1f} s", flush=True)
     most = 3 if given.quick else None
     jobs: dict[str, Callable[[], list[Line]]] = {
         "ceilings": lambda: ceilings(bench),
@@ -311,8 +373,16 @@ def main() -> int:
         "kernels": lambda: [*kernels(bench, "draw"), *kernels(bench, "answer")],
         "edit": lambda: steps(bench, "edit", most=most or 6),
         "tokenizer": lambda: tokenizer(bench),
+        "boxes": lambda: boxes(bench),
         "whole": lambda: whole(bench),
-        "wide": lambda: wide(bench),
+        "wide": lambda: [
+            *wide(bench, "draw", (1, 2, 4, 8)),
+            *wide(bench, "answer", (4, 8)),
+            *wide(bench, "edit", (2,)),
+        ],
+        "int8": lambda: quantised(bench, 8),
+        "int4": lambda: quantised(bench, 4),
+        "compiled": lambda: compiled(bench),  # last: it may take all that is left
     }
     failed = []
     for name, job in jobs.items():
@@ -324,8 +394,7 @@ def main() -> int:
             traceback.print_exc()
             failed.append(name)
         print(f"-- {name}: {time.perf_counter() - began:.1f} s", flush=True)
-    if failed:
-        print(f"failed: {', '.join(failed)}")
+    print(f"failed: {', '.join(failed) or 'none'}")
     return int(bool(failed))
 
 

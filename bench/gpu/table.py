@@ -1,6 +1,6 @@
 """The table that ``run.sh`` ends with: each part with its exit code, then every figure, what was compared side by side.
 
-python bench/gpu/table.py runs/gpu
+Public idea: ``table(out, logs) -> str``; as a program, ``python bench/gpu/table.py runs/gpu``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ MOST = 60  # characters of what stands beside a figure
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a file; a line that is being written is no row yet."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
 
 
 def variant(row: dict[str, Any]) -> str:
@@ -46,23 +47,28 @@ def side_by_side(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    out = Path(sys.argv[1])
+def table(out: Path, logs: Path) -> str:
+    """``out``: with rows.jsonl and parts.jsonl · ``logs``: with tests.log, and left_out.log, where the shards have not all files."""
     rows, parts = read(out / "rows.jsonl"), read(out / "parts.jsonl")
     cards = sorted({row["machine"].get("accelerator", row["machine"]["cpu"]) for row in rows})
-    print(f"\n{', '.join(cards)}; torch {rows[0]['machine']['torch'] if rows else '?'}")
-    for part in parts:
-        print(f"{part['part']:26} exit {part['exit']:<4d}{part['seconds']:5d} s")
-    for name in ("tests",):
-        log = out / f"{name}.log"
-        said = log.read_text().splitlines() if log.exists() else []
-        print(*[line[:150] for line in said if line.startswith(("FAILED", "ERROR"))], *said[-1:], sep="\n")
+    lines = ["", f"{', '.join(cards)}; torch {rows[0]['machine']['torch'] if rows else '?'}"]
+    lines += [f"{part['part']:26} exit {part['exit']:<4d}{part['seconds']:5d} s" for part in parts]
+    said, left_out = (_lines(logs / f"{name}.log") for name in ("tests", "left_out"))
+    lines += [line[:150] for line in said if line.startswith(("FAILED", "ERROR"))] + said[-1:]
+    lines += [f"not in the shards: {', '.join(left_out)[:150]}"] if left_out else []
     compared = [r for r in rows if r["name"].startswith(("speed.latency", "speed.batch"))]
-    print(*side_by_side(compared), sep="\n")
-    for row in rows:
-        if row not in compared:
-            print(f"{row['name']:42}{row['value']:11.4g} {row['unit']:10}{beside(row)}".rstrip())
+    lines += side_by_side(compared)
+    lines += [
+        f"{row['name']:42}{row['value']:11.4g} {row['unit']:10}{beside(row)}".rstrip()
+        for row in rows
+        if row not in compared
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":
-    main()
+    print(table(Path(sys.argv[1]), Path(sys.argv[1])), end="")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Fetches torchao (int8 and int4 weights) as a wheel for Linux on x86-64 into bench/gpu/wheels, which git ignores, for a machine without
-# network. Other packages that such a machine lacks are given as arguments, each with its own needs:
+# Fetches wheels for Linux on x86-64 into bench/gpu/wheels, which git ignores, for a machine without network: torchao (int8 and int4 weights).
+# `--all` adds what the package and its tests import, for a machine that has Python and torch alone (about 45 MiB); other arguments are
+# packages, each with its own needs:
 #     bash bench/gpu/wheels.sh 'pydantic>=2.10,<3'
 # PYTHON: whose pip fetches · PYTHON_VERSION: for which Python (3.12).
 set -euo pipefail
@@ -13,5 +14,11 @@ fetch() {
     --python-version "${PYTHON_VERSION:-3.12}" "${platforms[@]}" "$@"
 }
 fetch --no-deps 'torchao>=0.18,<0.20' # without torch
+if [ "${1:-}" = --all ]; then
+  shift
+  fetch 'click>=8.5,<9' 'jinja2>=3.1,<4' 'numpy>=1.26,<3' 'pillow>=10.3,<14' 'pydantic>=2.10,<3' 'rich>=13.8,<16' 'safetensors>=0.6,<1' \
+    'pytest>=8' 'pytest-timeout>=2.3'
+  fetch --no-deps 'tokenizers>=0.22,<0.24' # without huggingface_hub, which its `from_pretrained` alone needs
+fi
 if [ $# -gt 0 ]; then fetch "$@"; fi
 du -sh wheels

@@ -181,7 +181,7 @@ def filled(form: Reference, net: Elastic, vq: VQ) -> Streams:
 
 def read(form: Reference, net: Elastic, vq: VQ) -> Streams:
     """The fixture has no vision tower: what questions and boxes see is compared in tests/tasks/test_released.py."""
-    return form.texts(net)
+    return {"texts": form.texts(net), "answers": form.answers(net, vq)}
 
 
 OF_THE_FIXTURE = {"generate": drawn, "edit": edited, "infill": filled, "infill-text": read, "ask": read, "ground": read}

@@ -164,7 +164,7 @@ MISTAKES = [
     ("evaluate --out in.png", "'in.png' is a file", "see"),
     ("train mini.tower --out in.png", "'in.png' is a file", "see"),
     ("train mini", "there is no recipe 'mini'", "did you mean 'mini."),
-    ("world shwo", "Did you mean 'show'?", "see `unmask world --help`"),
+    ("world shwo", "No such command 'shwo'", "did you mean show?"),
     ("batch - - --json", "leave out --json", "see"),
     ("generate x --out letter.txt/a.png", "is not a folder", "choose another place"),
     ("generate x --out x", "'x' must end in .png", "see"),

@@ -82,7 +82,7 @@ def _mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         ("train mini.stage3 -o t_exp=2", "between 0 and 1"),
         ("evaluate --suite moon", "'moon'"),
         ("evaluate --level moon", "'moon'"),
-        ("inspect nosuch", "tiny, mini, lavida_o"),
+        ("inspect nosuch", "tiny, mini, small, lavida_o"),
         ("inspect letter.txt", "not a safetensors file"),
         ("bench nosuch", "bench"),
         ("world show --level moon", "'moon'"),

@@ -50,7 +50,7 @@ def test_the_package_runs_as_a_module() -> None:
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
-        (["generat"], "Did you mean 'generate'?", "did you mean"),
+        (["generat"], "No such command 'generat'.", "did you mean generate?"),
         (["gen"], "No such command 'gen'", "did you mean generate?"),
         (["generate", "x", "--step", "3"], "--steps", "see `unmask generate --help`"),
         (["generate", "x", "--stepz=3"], "'--steps'", "see"),

@@ -6,6 +6,7 @@ without an instance fails ``test_parts.py``; the instances of a method stand on 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import absorbing, collapsing, schedules
+from unmask.corruption import step_causal as masking
 from unmask.grammars.automaton import compile_automaton
 from unmask.grammars.grammar import Grammar
 from unmask.grammars.regex import parse_regex
 from unmask.models.elastic import Elastic, init
 from unmask.models.fake import FakeDenoiser
 from unmask.models.sizes import SIZES
-from unmask.objectives import align, cells, masked, tokenizer
+from unmask.objectives import align, cells, distillation, encoded, masked, tokenizer
 from unmask.rng import generator
 from unmask.sampling import (
     blocks,
@@ -35,6 +37,7 @@ from unmask.sampling import (
     prior,
     schedule,
     selection,
+    step_causal,
     stopping,
     temperature,
     token_sampler,
@@ -62,6 +65,7 @@ SCHEDULES = [
     schedule.Fixed(each=2),
     schedule.Shift(steps=5, shift=3.0),
     schedule.Cosine(steps=6),
+    step_causal.ByPosition(schedule=schedule.Cosine(steps=6), codes=1),
 ]
 TOKEN_SAMPLERS = [
     token_sampler.Greedy(),
@@ -99,7 +103,13 @@ GUIDANCES = [
     EDIT,
     dataclasses.replace(EDIT, scale=0.0),
 ]
-BLOCKS = [blocks.Whole(), blocks.Blocks(length=3), blocks.SpanBySpan()]
+BLOCKS = [
+    blocks.Whole(),
+    blocks.Blocks(length=3),
+    blocks.SpanBySpan(),
+    blocks.ByOrder(),
+    blocks.ByOrder(blocks=blocks.Blocks(length=3)),
+]
 STOPPINGS = [
     stopping.Never(),
     stopping.EndOfTurn(ids=(END, 7)),
@@ -107,14 +117,16 @@ STOPPINGS = [
     stopping.Until(enough=two_or_more, fill=END),
     stopping.Until(enough=two_or_more, fill=END, stopping=stopping.EndOfTurn(ids=(END, 7))),
 ]
-PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES})]
+PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES}), step_causal.StepCausal()]
 CACHES = [
     cache.NoCache(),
     cache.PrefixCache(),
+    cache.PrefixCache(least=60),
     cache.CroppedCache(),
     cache.BlockCache(),
     cache.BlockCache(refresh=1),
     cache.BlockCache(refresh=2),
+    step_causal.SparseCache(),
 ]
 POLICIES = [schedules.Uniform(), schedules.Cosine(), schedules.OftenAll(policy=schedules.Uniform(), all=0.3)]
 CORRUPTIONS = [absorbing.Absorbing(policies={Kind.TEXT: p}, otherwise=POLICIES[0]) for p in POLICIES]
@@ -129,18 +141,25 @@ OBJECTIVES = [
     masked.Masked(corruption=COLLAPSING),
 ]
 # Objectives over batches of their own kind, with tests in tests/objectives and tests/recipes.
+TOGETHER = masked.Together(objectives=(("text", OBJECTIVES[0], 1.0),))
+SQUARES = tokenizer.Squares(mean=torch.zeros(12), basis=torch.eye(12)[:, :2], codebook=torch.eye(2))
 OTHER_OBJECTIVES = [
-    masked.Together(objectives=(("text", OBJECTIVES[0], 1.0),)),
+    TOGETHER,
     align.Aligned(words=(("shape", ((4,), (5, 6))),), codes=(("cell", 3),)),
     cells.Cells(),
     tokenizer.Distilled(),
-    tokenizer.Squares(mean=torch.zeros(12), basis=torch.eye(12)[:, :2], codebook=torch.eye(2)),
+    distillation.Distillation(masked=OBJECTIVES[0], teacher=contextlib.nullcontext),
+    encoded.Encoded(objective=TOGETHER, tokenizer=lambda pictures: pictures[:, :1, :1, 0].long()),  # type: ignore[arg-type]
+    encoded.FromBytes(objective=cells.Cells()),
+    tokenizer.Taught(teacher=SQUARES, squares=2),
+    SQUARES,
 ]
 NOT_PARTS = {
     "Agenda",
     "Card",
     "SpanLayout",
     "Bound",
+    "Group",
     "Masks",
     "SamplingRun",
     "Sampler",
@@ -231,7 +250,8 @@ ALL_BLOCKS = BLOCKS + method_parts("blocks")
 ALL_STOPPINGS = STOPPINGS + method_parts("stopping")
 ALL_PRIORS = PRIORS + method_parts("prior")
 ALL_CACHES = CACHES + method_parts("cache")
-ALL_CORRUPTIONS = [*CORRUPTIONS, COLLAPSING, *method_parts("Corruption")]
+STEP_CAUSAL = masking.StepCausalMasking(corruption=UNIFORM, clean_blocks=2, text_groups=2, code_groups=2)
+ALL_CORRUPTIONS = [*CORRUPTIONS, COLLAPSING, STEP_CAUSAL, *method_parts("Corruption")]
 ALL_OBJECTIVES = OBJECTIVES + method_parts("Objective")
 
 BASE = Sampler(

@@ -10,7 +10,7 @@ import torch
 
 from unmask.sampling import blocks, cache, guidance, schedule, selection
 from unmask.sampling.sampler import CachedTokenChanged, Sampler
-from unmask.sequence import Batch, Sequence, collate
+from unmask.sequence import Batch, Sequence, Span, collate
 from unmask.serving.batching import join, part_of, shares
 
 from .doubles import CorrectingSteps, Everything, Redrawing, Remasking, SeesAll
@@ -25,6 +25,7 @@ from .layouts import (
     computed_rows,
     image,
     prompt,
+    question,
     requests,
     sampler_for,
     spans,
@@ -125,14 +126,128 @@ def test_finished_blocks_join_the_prefix() -> None:
     assert counts == [14, 4, 8, 4, 8, 4]  # a finished block is computed once more, clean, with the next one
 
 
+def test_a_question_is_computed_only_while_it_is_answered() -> None:
+    """Two questions about one prompt, answered one after the other: the prompt once, then the question at hand."""
+    rows = [row(spans(prompt(20), *question(3, 1), *question(4, 2)), seed=1)]
+    plain = sampler_for("segments", schedule=schedule.Fixed(each=1), blocks=blocks.SpanBySpan())
+    sampler = dataclasses.replace(plain, cache=cache.PrefixCache())
+    assert_equal_runs(plain, sampler, rows)
+    counts, hooks = computed_rows(MODEL)
+    try:
+        sampler.sample(MODEL, collate(rows, [0]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert counts == [20 + 8] + 4 * [5] + [10] + 5 * [
+        6
+    ]  # a question is held as the prompt is: its answer has a higher order
+
+
+def test_questions_in_one_step_share_what_is_before_them() -> None:
+    """A step that scores all of them computes all of them, with the prompt once."""
+    rows = [row(spans(prompt(20), *question(3, 1), *question(4, 2)), seed=1)]
+    sampler = sampler_for("segments", schedule=schedule.Fixed(each=6), cache=cache.PrefixCache())
+    counts, hooks = computed_rows(MODEL)
+    try:
+        sampler.sample(MODEL, collate(rows, [0]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert counts == [20 + 8 + 10, 5 + 6]
+
+
+@pytest.mark.parametrize(
+    ("table", "steps"), [(spans(prompt(6), answer(4)), 4), (spans(prompt(6), answer(4, order=1)), 1)]
+)
+def test_nothing_is_kept_where_nothing_could_be_lent(table: list[Span], steps: int) -> None:
+    """Everything reads everything; or one step is all there is."""
+    sampler = sampler_for("prefix-LM", schedule=schedule.Equal(steps=steps), cache=cache.PrefixCache())
+    run = sampler.start(collate([row(table, seed=1)], [0]))
+    while run.query is not None:
+        assert run.query.reuse is None
+        run.advance(MODEL(run.query.batch, predict=run.query.predict))
+    assert run.number == steps and not run.states
+
+
+def test_more_steps_than_planned_are_cached() -> None:
+    """A threshold plans one step and takes as many as it needs."""
+    sampler = sampler_for(
+        "prefix-LM",
+        schedule=schedule.Equal(steps=1),
+        selection=selection.Threshold(value=0.99),
+        cache=cache.PrefixCache(),
+    )
+    counts, hooks = computed_rows(MODEL)
+    try:
+        sampler.sample(MODEL, collate([row(spans(prompt(20), answer(6, order=1)), seed=1)], [0]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(counts) > 3 and counts[:3] == [26, 26, 6]
+
+
+@pytest.mark.parametrize("part", ALL_CACHES, ids=name_of)
+def test_text_of_later_orders_is_left_out_until_its_turn(part: Any) -> None:
+    """Tokens behind all that is read are no part of a query, and make no difference."""
+    rows = [row(spans(prompt(n), answer(m, order=1, order_step=4)), seed=n) for n, m in ((5, 12), (9, 7))]
+    plain = sampler_for("block-causal", blocks=blocks.ByOrder(blocks=blocks.Blocks(length=3)))
+    sampler = dataclasses.replace(plain, cache=part)
+    assert_batch_invariant(sampler, rows, MODEL)
+    run, lengths = sampler.start(collate(rows[:1], [0])), []
+    while run.query is not None:
+        lengths.append(run.query.batch.ids.shape[1])
+        run.advance(MODEL(run.query.batch, predict=run.query.predict, reuse=run.query.reuse))
+    if part == cache.PrefixCache():
+        assert_equal_runs(plain, sampler, rows)
+        assert (
+            lengths == [9] * 4 + [13] * 4 + [17] * 4
+        )  # of each canvas a block of three tokens and one of a single token
+    if isinstance(part, cache.NoCache | cache.CroppedCache | cache.BlockCache):
+        assert set(lengths) == {17}, "these compute everything at the first step of a block"
+
+
+def test_masks_that_stay_equal_are_the_same_tensors() -> None:
+    """So what a network makes of them is made once (``unmask.derived``), in a run alone and in runs that share forwards."""
+    sampler = sampler_for("prefix-LM", schedule=schedule.Fixed(each=1), cache=cache.PrefixCache())
+    rows = [row(spans(prompt(n), answer(6, order=1, order_step=6)), seed=n) for n in (9, 8)]
+    runs, masks = [sampler.start(collate([one], [0])) for one in rows], []
+    for _ in range(5):
+        parts = [part_of(r.query, 4) for r in runs if r.query is not None]
+        query = join(parts)
+        assert query.reuse is not None
+        own = runs[0].query.reuse if runs[0].query else None
+        assert own is not None
+        masks.append(
+            (
+                own.compute,
+                own.state and own.state.held,
+                query.reuse.compute,
+                query.reuse.state and query.reuse.state.held,
+            )
+        )
+        with torch.no_grad():
+            prediction = MODEL(query.batch, predict=query.predict, reuse=query.reuse)
+        for r, share in zip(runs, shares(prediction, parts, query), strict=True):
+            r.advance(share)
+    assert all(a is b for a, b in zip(masks[1], masks[2], strict=True)) and masks[0][0] is not masks[1][0]
+    assert all(a is b for a, b in zip(masks[2], masks[4], strict=True))
+
+
 def test_a_change_of_a_held_token_is_named() -> None:
-    rows = [row(spans(prompt(3), answer(6, order=1)), seed=1)]
     redraws = sampler_for("prefix-LM", token_sampler=SeesAll(), selection=Redrawing(), schedule=schedule.Fixed(each=1))
+    rows = [row(spans(prompt(3), answer(6, order=1)), seed=1)]
     with pytest.raises(CachedTokenChanged, match="Everything holds it"):
         dataclasses.replace(redraws, cache=Everything()).sample(MODEL, collate(rows, [0]))
-    causal = dataclasses.replace(redraws, cache=cache.PrefixCache())
+    remasks = dataclasses.replace(sampler_for("causal", selection=Remasking()), cache=cache.PrefixCache())
     with pytest.raises(CachedTokenChanged, match="PrefixCache holds it"):
-        causal.sample(MODEL, collate([row(spans(prompt(3), answer(6, order=1, order_step=1)), seed=1)], [0]))
+        remasks.sample(MODEL, collate([row(spans(prompt(3), answer(6, order=1, order_step=1)), seed=1)], [0]))
+
+
+def test_tokens_that_are_scored_again_are_not_held() -> None:
+    """They may be redrawn: a causal answer of which every token is scored at every step."""
+    rows = [row(spans(prompt(n), answer(6, order=n, order_step=1)), seed=n) for n in (3, 5)]
+    plain = sampler_for("prefix-LM", token_sampler=SeesAll(), selection=Redrawing(), schedule=schedule.Fixed(each=1))
+    assert_equal_runs(plain, dataclasses.replace(plain, cache=cache.PrefixCache()), rows)
 
 
 def test_remasking_inside_the_block_agrees_with_a_prefix_cache() -> None:
@@ -140,15 +255,14 @@ def test_remasking_inside_the_block_agrees_with_a_prefix_cache() -> None:
     assert_equal_runs(plain, dataclasses.replace(plain, cache=cache.PrefixCache()), requests("prefix-LM"))
 
 
-def test_corrections_of_a_held_token_are_named() -> None:
-    """After the last unmasking a prefix cache holds everything; corrections then need no cache, or one that refreshes."""
+def test_corrections_agree_with_an_exact_cache() -> None:
+    """Correcting steps score unmasked tokens, which a prefix cache therefore does not hold."""
     sampler = sampler_for(
         "prefix-LM", token_sampler=SeesAll(), selection=Redrawing(rate=2), stopping=CorrectingSteps(steps=2, bound=2)
     )
     rows = requests("prefix-LM")
-    with pytest.raises(CachedTokenChanged):
-        dataclasses.replace(sampler, cache=cache.PrefixCache()).sample(MODEL, collate(rows, range(3)))
-    assert_equal_runs(sampler, dataclasses.replace(sampler, cache=cache.BlockCache(refresh=1)), rows)
+    for part in (cache.PrefixCache(), cache.BlockCache(refresh=1)):
+        assert_equal_runs(sampler, dataclasses.replace(sampler, cache=part), rows)
 
 
 @pytest.mark.parametrize("layout", CODES_ONLY)
@@ -207,6 +321,19 @@ def test_runs_that_share_forwards_equal_runs_alone(layout: str, part: Any) -> No
     alone = [s.sample(MODEL, collate([one], [30 + n])) for n, (s, one) in enumerate(zip(samplers, rows, strict=True))]
     for one, other in zip(joined(samplers, rows), alone, strict=True):
         assert torch.equal(one.ids, other.ids) and torch.equal(one.clock, other.clock)
+
+
+def test_a_run_without_reuse_joins_one_with() -> None:
+    """One step or many: both compute, the first keeps nothing."""
+    quick = sampler_for("prefix-LM", schedule=schedule.Equal(steps=1), cache=cache.PrefixCache())
+    samplers = [quick, dataclasses.replace(quick, schedule=schedule.Fixed(each=2))]
+    rows = [row(spans(prompt(n), answer(6, order=1)), seed=n) for n in (9, 8)]
+    runs = [s.start(collate([one], [30 + n])) for n, (s, one) in enumerate(zip(samplers, rows, strict=True))]
+    parts = [part_of(r.query, 8) for r in runs if r.query is not None]
+    assert [part.query.reuse is None for part in parts] == [True, False] and parts[0].shape == parts[1].shape
+    alone = [s.sample(MODEL, collate([one], [30 + n])) for n, (s, one) in enumerate(zip(samplers, rows, strict=True))]
+    for one, other in zip(joined(samplers, rows), alone, strict=True):
+        assert torch.equal(one.ids, other.ids)
 
 
 def test_a_run_of_codes_joins_one_that_had_text_before() -> None:

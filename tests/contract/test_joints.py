@@ -109,7 +109,7 @@ def test_given_and_filled_tokens_of_a_span_with_orders_set_on_unmasking_are_read
     sequence = dataclasses.replace(sequence, masked=torch.tensor([False, False, True, False, True, True]))
     batch = collate([sequence], [0])
     assert batch.order[0].tolist() == [0, 0, ON_UNMASK, 0, ON_UNMASK, ON_UNMASK]
-    assert batch.segment[0].tolist() == [0, 0, 1, 0, 1, 1]
+    assert batch.segment[0].tolist() == [0, 0, 1, 1, 1, 1]
 
     def fills(b: Batch) -> Batch:
         """Fills the last token as soon as another one is unmasked."""
@@ -118,7 +118,7 @@ def test_given_and_filled_tokens_of_a_span_with_orders_set_on_unmasking_are_read
 
     sampler = Sampler(schedule=Fixed(each=1), token_sampler=Categorical(), selection=Confident(), stopping=fills)
     done = sampler.sample(FakeDenoiser(), batch)
-    assert not done.masked.any() and int(done.order.max()) <= 2 and not done.segment.any()
+    assert not done.masked.any() and int(done.order.max()) <= 2 and torch.equal(done.segment, batch.segment)
     assert int(done.order[0, 5]) == 1  # filled at the first step
 
 

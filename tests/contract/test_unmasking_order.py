@@ -65,7 +65,7 @@ def test_order_is_set_when_a_token_is_unmasked() -> None:
         n = len(one.ids)
         opened = one.masked
         assert sorted(result.order[b, :n][opened].tolist()) == list(range(1, int(opened.sum()) + 1))
-        assert (result.segment[b, :n] == 0).all() and (result.order[b, :n][~opened] == 0).all()
+        assert (result.segment[b, :n] == opened).all() and (result.order[b, :n][~opened] == 0).all()
 
 
 def test_unmasked_tokens_never_read_masked_ones() -> None:
@@ -107,4 +107,4 @@ def test_what_early_stopping_fills_gets_its_order_too() -> None:
     )
     result = sampler.sample(MODEL, collate([one], [0]))
     assert result.clock.tolist() == [1] and not result.masked.any()
-    assert result.order[0, 4:].tolist() == [1] * 8 and (result.segment == 0).all()
+    assert result.order[0, 4:].tolist() == [1] * 8 and result.segment[0].tolist() == [0] * 4 + [1] * 8

@@ -40,6 +40,32 @@ def test_speed(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {"speed.batch16.draw", "speed.twin.understanding_to_the_end"} <= found.keys() and min(found.values()) > 0
 
 
+def test_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = tmp_path / "history.jsonl"
+    monkeypatch.syspath_prepend(str(BENCH))
+    small = (
+        "--width",
+        "128",
+        "--layers",
+        "1",
+        "--lengths",
+        "4",
+        "8",
+        "--canvas",
+        "4",
+        "--phrases",
+        "1",
+        "2",
+        "--steps",
+        "1",
+    )
+    ran("text.py", monkeypatch, *small, "--repeats", "1", "--warm", "0", "--record", "--history", str(history))
+    found = lines(history)
+    assert {f"text.mini.{task}" for task in ("answer", "boxes4", "plan", "critique", "turn")} <= found.keys()
+    released = {"answer4", "answer8", "canvases8", "boxes1", "boxes2"}
+    assert {f"text.released.{name}" for name in released} <= found.keys() and min(found.values()) > 0
+
+
 def test_an_unknown_group_is_misuse(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as stopped:
         ran("speed.py", monkeypatch, "--model", str(model_folder), "--only", "latencies")

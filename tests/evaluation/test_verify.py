@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from unmask.checkpoints.store import CheckpointError
 from unmask.cli.main import main
 from unmask.evaluation.verify import INPUTS, compare, verify
+from unmask.tokens.quirks import ReleasedQuirks
 
 torch.set_num_threads(1)
 FIXTURE = Path(__file__).parents[1] / "golden" / "lavida_o_tiny"
@@ -49,6 +51,13 @@ def test_another_weight_fails_where_it_is_used(folder: Path, capsys: pytest.Capt
     failed = {a["name"] for a in told["arrays"] if not a["ok"]}
     assert not told["ok"] and {"t2i.code_logits", "edit.code_logits"} <= failed
     assert not failed & {"und.logits", "prefix.logits", "t2i.hidden", "vq.codes", "vq.decoded"}
+
+
+def test_prefix_logits_are_those_of_the_published_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: they came from a function beside the task, which computed something else."""
+    whole = replace(ReleasedQuirks(), prefix_lm=False)
+    monkeypatch.setattr("unmask.tasks.released.ReleasedQuirks", lambda: whole)
+    assert [d.name for d in verify(FIXTURE) if not d.ok] == ["prefix.logits"]
 
 
 @pytest.mark.parametrize("name", ["und.logits", "t2i.hidden", "t2i.text_logits", "sample.codes", "vq.decoded"])

@@ -27,6 +27,7 @@ from unmask.models.lora import (
     merged,
     sharing,
     unmerge,
+    without_adapters,
 )
 from unmask.models.sizes import SIZES
 from unmask.objectives.masked import Masked
@@ -34,7 +35,7 @@ from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.training.optim import Masters
-from unmask.training.saving import STATE
+from unmask.training.states import STATE
 from unmask.training.train import train
 
 PARTS = ("und", "gen", "out", "codes", "vision", "text_head")
@@ -251,6 +252,23 @@ def test_quantised_weights_take_adapters_and_are_not_merged(bits: int) -> None:
     assert adapter.up.grad is not None and inner.weight.grad is None
     with pytest.raises(ValueError, match="0 has quantised weights, which cannot be merged"):
         merge(layer)
+
+
+def test_without_adapters_is_the_base_and_only_for_the_context() -> None:
+    net, base = adapted(), model()
+    stir(net)
+    with_them = logits(net)
+    with without_adapters(net) as bare:
+        assert bare is net
+        torch.testing.assert_close(logits(bare), logits(base), atol=0, rtol=0)
+    torch.testing.assert_close(logits(net), with_them, atol=0, rtol=0)
+    assert not torch.equal(with_them, logits(base))
+    with pytest.raises(KeyError), without_adapters(net):
+        raise KeyError
+    torch.testing.assert_close(logits(net), with_them, atol=0, rtol=0)
+    merge(net)
+    with pytest.raises(ValueError, match="has an adapter that is merged; unmerge it first"), without_adapters(net):
+        pass
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

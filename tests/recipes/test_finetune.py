@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import sys
 from pathlib import Path
 from random import Random
 
@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 import unmask
-from unmask.cli.main import main
 from unmask.data.own import OwnData
 from unmask.data.samples import DataError
 from unmask.pipeline.model import Model
@@ -27,61 +26,9 @@ from unmask.tasks.understand import Ask
 from unmask.tokens.layouts import Layout, Placed
 from unmask.tokens.turns import Said, announced, conversation, opened
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import tiny_llada
-import tiny_model
-from tasks.released_folder import make_folder
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of every task that a model that draws learns; two captions, one of a picture with boxes."""
-    folder = tmp_path_factory.mktemp("pets")
-    for i, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (96, 128) if i == 2 else (128, 128), colour).save(folder / f"{i}.png")
-    turns = [{"from": "human", "value": "<image>\nwhat is this?"}, {"from": "gpt", "value": "a frog"}]
-    rows = (
-        {"image": "0.png", "caption": "a photo of a frog"},
-        {"image": "2.png", "caption": "a toad on a sand background"},
-        {"image": "1.png", "conversations": turns},
-        {"image": "2.png", "boxes": [{"phrase": "toad", "box": [0.25, 0.5, 0.75, 1.0]}]},
-        {"source": "0.png", "target": "1.png", "instruction": "make the frog green"},
-        {"image": "1.png", "prompt": "a red frog", "verdict": "it is green"},
-        {
-            "images": ["0.png"],
-            "messages": [
-                {"role": "user", "content": "draw a frog"},
-                {"role": "assistant", "content": "here it is <image>"},
-            ],
-        },
-    )
-    numbered = ({"id": f"pet {i}", **row} for i, row in enumerate(rows))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered))
-    return folder / "rows.jsonl"
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> None:
-    code = main(("train", "finetune", *words))
-    _, err = capsys.readouterr()
-    assert code == 0, err
-
-
-def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    code = main(("train", "finetune", *words))
-    out, err = capsys.readouterr()
-    assert code == 2 and not out and "Traceback" not in err, (code, out, err)
-    return err
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    model = unmask.load(folder)
-    return dict(model.parts.net.state_dict())
-
+from .. import tiny_llada
+from ..tasks.released_folder import make_folder
+from .tuned import mistake, run, weights
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
@@ -135,7 +82,9 @@ def test_rows_of_turns_with_pictures_are_those_of_a_conversation(
     parts, row = model.parts, {f.name: f.row(source.data[6], Random(0)) for f in source.used if f.task == "interleaved"}
     assert isinstance(words := row["announce"], Sequence) and isinstance(drawn := row["illustrate"], Sequence)
     asked = conversation(parts.builder(), [Said(role="user", text="draw a frog")], _answer(words))
-    assert words.spans == asked.spans and torch.equal(words.ids[~asked.masked], asked.ids[~asked.masked])
+    # The released models were trained with a prompt that reads the answer, and answer with one that does not (spec 4.1).
+    read_both_ways = tuple(dataclasses.replace(span, order=0, order_step=0) for span in asked.spans)
+    assert words.spans == read_both_ways and torch.equal(words.ids[~asked.masked], asked.ids[~asked.masked])
     at = announced(words, parts.text)
     assert at is not None and parts.text.decode(words.ids[words.span("answer").start : at].tolist()) == "here it is"
     shown = opened(words, at, parts.grid, parts.fold, parts.text)
@@ -321,6 +270,10 @@ def test_mini_replays_its_world_as_a_part_of_every_step(tmp_path: Path) -> None:
         (("--lora", "2", "--only", "vision"), "LoRA adapts und, gen and out"),
         (("--replay", "world"), "replay world needs mini"),
         (("--replay", "dreams"), "choose from auto, world, none"),
+        (("--fit", "stretch"), "choose from pad, crop, middle"),
+        (("-o", "distill=-1"), "give a weight from 0 to 100"),
+        (("-o", "quantise=int8"), "weights in int8 cannot be trained"),
+        (("-o", "quantise=int3", "--lora", "2"), "choose from int8, int4"),
         (("-o", "batch=0"), "at least 1 row"),
         (("-o", "holdout=1"), "validation share"),
         (("--steps", "0"), "0 is not in the range"),

@@ -18,7 +18,7 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.data.drawn import Drawn, save_drawn
 from unmask.data.sources import pixels_of
 from unmask.data.world.scenes import sample
-from unmask.recipes import mini
+from unmask.recipes import lavida_o, mini, sparse
 
 torch.set_num_threads(1)
 
@@ -50,6 +50,7 @@ SMALL = {
     "mini.stage3": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
     "mini.tower": ("source.batch=4",),
     "mini_vq.vq": ("images=400", "source.batch=1"),
+    "sparse.mini": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
 }
 CHAIN = re.findall(r"unmask train (\S+) +--out (\S+)", mini.__doc__ or "")
 
@@ -62,7 +63,8 @@ def run(recipe: str, out: str, steps: int, *more: str) -> list[int]:
 
 
 def test_every_recipe_is_tried() -> None:
-    assert {*SMALL, "finetune"} == set(recipes())  # which has tests of its own
+    stages = {stage.name for stage in lavida_o.STAGES}
+    assert {*SMALL, *stages, "finetune", "small.all"} == set(recipes())  # the last ones have tests of their own
 
 
 def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +125,29 @@ def test_a_recipe_beside_the_chain_runs_and_resumes(
     assert run(recipe, "run", 3, "--resume") == [1, 2, 3]
     written = {p.name for p in Path("run").glob("*.safetensors")}
     assert "state.safetensors" in written and len(written) > 1  # and what it exports
+
+
+def test_a_step_causal_run_becomes_a_model_for_every_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("sparse.mini", "run", 2)
+    sparse.ship("run", "model")
+    model = unmask.load("model")
+    assert model.parts.net.config.code_registers == sparse.REGISTERS
+    picture, again = (model.generate("a red apple", seed=1, attempts=1)[0] for _ in range(2))
+    assert np.array_equal(picture.image, again.image) and "SparseCache" in str(picture.settings)
+    assert model.edit(picture.image, "remove the apple", seed=1)[0].image.size == (128, 128)
+    assert model.ask(picture.image, "what is this?").text
+    assert len(model.ground(picture.image, ["the apple", "the cat"]).boxes) == 2
+
+
+def test_registers_start_as_masked_tokens() -> None:
+    """So that the untrained model reads what it read in their place."""
+    net = sparse.with_registers("mini")
+    assert torch.equal(net.registers.text[0], net.embed.weight[net.mask_id])
+    codes, square = torch.full((1, 64), net.config.mask_code), torch.arange(4)[None, None]
+    assert torch.equal(net.registers.code, net.code_embedding(codes, square)[0])
+    shipped = unmask.load("mini").parts.net.state_dict()
+    assert all(torch.equal(net.state_dict()[name], weight) for name, weight in shipped.items())
 
 
 def test_a_stage_starts_from_a_shipped_model() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.rng import generator
-from unmask.sampling import blocks, guidance, presets, schedule, selection, stopping, temperature, token_sampler
+from unmask.sampling import blocks, cache, guidance, presets, schedule, selection, stopping, temperature, token_sampler
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.serving.engine import Engine, Limits
@@ -87,6 +87,13 @@ def asking(tokens: int = 4, *, seed: int = 0) -> Sequence:
     return sequence(*seen, ("question", TEXT, 3 + seed, 1), ("answer", TEXT, tokens, 1), seed=seed)
 
 
+def canvases(tokens: int = 12, *, given: int = 30, seed: int = 0) -> Sequence:
+    """A prompt that does not read its answer, whose canvases of four tokens do not read later ones."""
+    made = text(tokens, given=given, seed=seed)
+    spans = (made.spans[0], dataclasses.replace(made.spans[1], order=1, order_step=4))
+    return dataclasses.replace(made, spans=spans)
+
+
 ONE_BY_ONE = Sampler(
     schedule=schedule.Fixed(each=1), token_sampler=token_sampler.Categorical(), selection=selection.Confident()
 )
@@ -122,6 +129,17 @@ POOL: list[tuple[Sequence, Sampler]] = [
     ),
     (editing(seed=1), dataclasses.replace(DRAW, guidance=BOTH)),
     (editing(seed=2), dataclasses.replace(DRAW, guidance=BOTH, schedule=schedule.Fixed(each=17))),
+    (asking(4, seed=3), dataclasses.replace(BLOCKS, cache=cache.PrefixCache())),
+    (asking(6, seed=4), dataclasses.replace(ONE_BY_ONE, cache=cache.PrefixCache())),
+    (asking(3, seed=5), dataclasses.replace(FAST, cache=cache.PrefixCache(), guidance=HALF)),
+    (
+        canvases(12, given=24, seed=6),
+        dataclasses.replace(ONE_BY_ONE, cache=cache.PrefixCache(), blocks=blocks.ByOrder()),
+    ),
+    (
+        canvases(8, given=21, seed=7),
+        dataclasses.replace(FAST, cache=cache.PrefixCache(), blocks=blocks.ByOrder()),
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ from unmask.step import Loss
 from unmask.training.device import DeviceUnavailable, available, choose, move
 from unmask.training.meters import matmul_peak
 from unmask.training.parallel import backend
-from unmask.training.saving import STATE
+from unmask.training.states import STATE
 from unmask.training.train import train
 
 from ..machines import machine
@@ -47,21 +47,21 @@ def test_a_device_is_chosen_by_name(
 
 
 @pytest.mark.parametrize(
-    ("name", "cards", "mps", "says"),
+    ("name", "cards", "mps", "says", "hint"),
     [
-        ("cuda", 0, True, "cuda:0 is not available; use mps or cpu"),
-        ("cuda:2", 2, False, "cuda:2 is not available; use cuda:0 or cuda:1 or cpu"),
-        ("mps", 0, False, "mps is not available; use cpu"),
-        ("gpu", 0, False, "'gpu', but gpu is not available; use cpu"),
+        ("cuda", 0, True, "the device 'cuda' is not available here", "use auto or mps or cpu"),
+        ("cuda:2", 2, False, "the device 'cuda:2' is not available here", "use auto or cuda:0 or cuda:1 or cpu"),
+        ("mps", 0, False, "the device 'mps' is not available here", "use auto or cpu"),
+        ("gpu", 0, False, "'gpu' is not a device that unmask runs on", "use auto or cpu"),
     ],
 )
 def test_an_unavailable_device_is_named_with_those_that_are_there(
-    name: str, cards: int, mps: bool, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, cards: int, mps: bool, says: str, hint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     machine(monkeypatch, cards=cards, mps=mps)
     with pytest.raises(DeviceUnavailable) as error:
         train(override(recipe(), [f"training.device={name}"]), tmp_path)
-    assert says in str(error.value)
+    assert says in str(error.value) and str(error.value).endswith(f"; {hint}")
 
 
 def test_each_process_of_a_machine_gets_its_own_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +69,14 @@ def test_each_process_of_a_machine_gets_its_own_card(monkeypatch: pytest.MonkeyP
     assert [choose(name, local_rank=1, world=2) for name in ("cuda", "auto")] == [torch.device("cuda:1")] * 2
     with pytest.raises(DeviceUnavailable, match="2 processes cannot share cuda:1; use --device cuda"):
         choose("cuda:1", local_rank=0, world=2)
-    with pytest.raises(DeviceUnavailable, match="cuda:2 is not available"):
+    with pytest.raises(
+        DeviceUnavailable, match="process 3 of this machine has no card of its own, there are 2; use that"
+    ):
         choose("cuda", local_rank=2, world=3)
 
 
 def test_gradients_travel_by_what_the_device_knows() -> None:
-    assert [backend(torch.device(d)) for d in ("cuda:1", "mps", "cpu")] == ["nccl", "gloo", "gloo"]
+    assert [backend(torch.device(d)) for d in ("cuda:1", "mps", "cpu")] == ["cpu:gloo,cuda:nccl", "gloo", "gloo"]
 
 
 class Pair(NamedTuple):

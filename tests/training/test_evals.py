@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unmask.recipe import Eval, Recipe, override
-from unmask.training.saving import STATE
+from unmask.training.states import STATE
 from unmask.training.train import train
 
 from .line import recipe, rows

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from unmask.recipe import Recipe
 from unmask.training import saving
 from unmask.training import train as trainer
-from unmask.training.saving import STATE, saved_step
+from unmask.training.states import STATE, saved_step
 from unmask.training.train import train
 
 if __package__:
@@ -70,6 +70,17 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert all(torch.equal(one[k], other[k]) for k in one)
     numbers = [r["step"] for r in rows(tmp_path / "killed")]
     assert numbers == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
+def test_processes_killed_one_by_one_or_all(tmp_path: Path) -> None:
+    """The short form of ``python tests/training/killing.py FOLDER``."""
+    words = [sys.executable, str(Path(__file__).with_name("killing.py")), str(tmp_path / "run"), "--kills", "4"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["equal"] and found["lost"] <= 2 * 16 and sum(found["kills"].values()) == 4
 
 
 def main(folder: Path) -> None:

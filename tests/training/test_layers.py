@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unmask.recipe import Recipe, override
 from unmask.training.layers import layers, prepared
-from unmask.training.saving import STATE
+from unmask.training.states import STATE
 from unmask.training.train import train
 
 from . import line, tiny

@@ -19,7 +19,8 @@ from unmask.recipe import Optim, Recipe, override
 from unmask.step import Loss
 from unmask.training.fingerprint import settings
 from unmask.training.optim import NotFinite
-from unmask.training.saving import STATE, RunInUse, lock, saved_step
+from unmask.training.saving import RunInUse, lock
+from unmask.training.states import STATE, saved_step
 from unmask.training.train import train
 
 from . import line

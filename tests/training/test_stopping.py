@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from unmask.step import Loss
 from unmask.training.parallel import Place, launch
-from unmask.training.saving import STATE, saved_step
+from unmask.training.states import STATE, saved_step
 from unmask.training.stopping import Stopped, stop_after_step
 from unmask.training.train import train
 
@@ -133,6 +134,20 @@ def test_sigterm_after_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
+def test_who_was_told_to_end_does_not_wait_for_processes_that_are_gone() -> None:
+    """torchrun sends SIGTERM when a process was killed; the step of the others cannot be finished, and there is nothing to add."""
+    program = (
+        "import signal, sys\nfrom unmask.training.stopping import stop_after_step\n"
+        "with stop_after_step(): signal.raise_signal(signal.SIGTERM); raise RuntimeError(sys.argv[1])"
+    )
+    ends = [
+        subprocess.run([sys.executable, "-c", program, text], capture_output=True)
+        for text in ("Connection closed", "bug")
+    ]
+    assert [end.returncode for end in ends] == [-signal.SIGTERM, 1]
+    assert b"Traceback" not in ends[0].stderr and b"bug" in ends[1].stderr
+
+
 def test_outside_the_main_thread_signals_are_left_alone() -> None:
     before, seen = signal.getsignal(signal.SIGINT), []
 
@@ -155,7 +170,12 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
 
 
 def test_alone_nobody_else_is_asked() -> None:
-    assert Place().any(True) and not Place().any(False)
+    assert Place().any(True, False) == [True, False]
+
+
+def test_processes_know_whether_their_launcher_is_there() -> None:
+    assert not Place().abandoned() and not Place(launcher=os.getppid()).abandoned()
+    assert Place(launcher=os.getpid()).abandoned()
 
 
 def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:

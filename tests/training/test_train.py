@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from unmask.checkpoints.store import load_module
 from unmask.recipe import Optim, override
-from unmask.training.saving import STATE
+from unmask.training.states import STATE
 from unmask.training.train import train
 
 from .tiny import Numbers, model, recipe

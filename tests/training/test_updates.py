@@ -15,7 +15,7 @@ from unmask.rng import generator
 from unmask.step import Loss
 from unmask.training.losses import losses, weight
 from unmask.training.optim import Masters, rate
-from unmask.training.saving import STATE
+from unmask.training.states import STATE
 from unmask.training.train import train
 
 from . import line

@@ -1,8 +1,8 @@
 """A recipe of a second or two, and a program that runs it: what test_train.py starts, kills and runs twice over.
 
-python tiny.py FOLDER [--bf16] [--accumulate N] [--shard] [--evaluate] [--stop-at STEP] [--signal-at STEP]
+python tiny.py FOLDER [--bf16] [--accumulate N] [--shard] [--evaluate] [--uneven] [--stop-at STEP] [--signal-at STEP]
 
---stop-at waits in that step, to be killed; --signal-at sends SIGTERM to the process that takes that batch.
+--stop-at waits in that step, to be killed; --signal-at sends SIGTERM to the process that takes that batch; --uneven: ``uneven``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from unmask.objectives.masked import Dropout, Masked
 from unmask.recipe import Eval, Optim, Recipe, Training
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.step import Loss
 from unmask.training.parallel import join
 from unmask.training.stopping import Stopped
 from unmask.training.train import train
@@ -73,12 +75,26 @@ def scores(module: nn.Module, step: int) -> dict[str, float]:
     return {str(kind): float(s.logits.float().square().mean()) for kind, s in found.items()}
 
 
+MASKED = Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.3),))
+
+
+def uneven(module: nn.Module, batch: Batch, rng: torch.Generator) -> Iterator[Loss]:
+    """No loss, one or two of a batch; the second is of the text alone, so the parameters of the codes have no part in it."""
+    count = int(batch.ids.sum()) % 3
+    for _ in range(min(count, 1)):
+        yield MASKED(module, batch, rng)
+    for _ in range(count - 1):
+        text = batch.replace(writable=batch.writable & (batch.kind == Kind.TEXT))
+        yield MASKED(module, text, rng)
+
+
 def recipe(
     *,
     bf16: bool = False,
     accumulate: int = 1,
     shard: bool = False,
     evaluate: bool = False,
+    in_twos: bool = False,
     stop_at: int | None = None,
     signal_at: int | None = None,
 ) -> Recipe:
@@ -87,7 +103,7 @@ def recipe(
         name="tiny",
         model=model,
         source=Numbers(stop_at=stop_at, signal_at=signal_at),
-        objective=Masked(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.3),)),
+        objective=uneven if in_twos else MASKED,
         optim=Optim(lr=3e-3, warmup=4, decay_from=0.5, ema=0.9),
         training=Training(steps=STEPS, bf16=bf16, accumulate=accumulate, shard=shard, log_every=2, save_every=4),
         trainable=lambda name: not name.startswith("code_embedding.table"),
@@ -103,6 +119,7 @@ if __name__ == "__main__":
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--shard", action="store_true")
     parser.add_argument("--evaluate", action="store_true")
+    parser.add_argument("--uneven", action="store_true")
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("--signal-at", type=int)
     given = parser.parse_args()
@@ -113,6 +130,7 @@ if __name__ == "__main__":
         accumulate=given.accumulate,
         shard=given.shard,
         evaluate=given.evaluate,
+        in_twos=given.uneven,
         stop_at=given.stop_at,
         signal_at=given.signal_at,
     )

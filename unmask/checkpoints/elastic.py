@@ -17,6 +17,7 @@ from unmask.checkpoints.quantise import Quantiser
 from unmask.checkpoints.stream import FLOATS, Stored
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
+from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQ, VQConfig
 
 EVERYTHING = frozenset({"und", "gen", "text_head", "vision", "vq.encoder", "vq.decoder"})
@@ -65,7 +66,7 @@ class Checkpoint:
 
     def modules(self) -> tuple[Elastic, VQ]:
         """Network and image tokenizer on the meta device, without memory."""
-        with torch.device("meta"):
+        with unfilled():
             return Elastic(self.config, mask_id=self.mask_id).eval(), VQ(self.vq_config).eval()
 
 
@@ -116,6 +117,7 @@ def rows_needed(name: str, rows: int, config: ElasticConfig, needs: frozenset[st
         "embed": {"und", "und.joint"},
         "norm": {"und", "und.joint", "gen"},
         "codes": {"gen"},
+        "registers": {"und", "und.joint", "gen"},
         "vq.codes": {"vq.encoder", "vq.decoder"},
     }.get(part, {part})
     return rows if users & needs else 0

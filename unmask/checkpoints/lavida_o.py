@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from unmask.checkpoints.elastic import Checkpoint
@@ -22,6 +21,7 @@ from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig, VisionConfig
+from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQ, VQConfig
 
 OWN_BLOCK = "unmask"  # in config.json and vqvae/config.json: fields that the released layout lacks
@@ -51,6 +51,8 @@ _CODES = {
     "code_head.mix_norm": "gen_predictor.1",
     "code_head.classify": "gen_predictor.2",
 }
+# Ours: the names in a release of Sparse-LaViDa are not known.
+_REGISTERS = {"registers.text": "register_tokens.weight", "registers.code": "register_tokens_vision.weight"}
 _TOWER = "vision_tower.vision_tower.vision_model"
 _VISION_LAYER = {
     "norm1": "layer_norm1",
@@ -103,6 +105,8 @@ def names(config: ElasticConfig) -> dict[str, str]:
                 out[f"{ours}.gen.{a}.weight"] = f"{theirs}.{b}_vision.weight"
     if config.gen_width:
         out |= {f"{a}.weight": f"{b}.weight" for a, b in _CODES.items()}
+    if config.text_registers or config.code_registers:
+        out |= _REGISTERS
     return out | (_vision_names(config.vision) if config.vision else {})
 
 
@@ -167,6 +171,7 @@ def read_config(raw: Json, tensors: Mapping[str, Stored]) -> ElasticConfig:
             codes=tensors["gen_predictor.2.weight"].shape[0],
             code_rows=tensors["gen_embedding.0.weight"].shape[0],
             vision=_vision(raw),
+            **_registers(raw, tensors),
         )
     except KeyError as error:
         raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this another model?") from error
@@ -188,6 +193,28 @@ def _vision(raw: Json) -> VisionConfig | None:
         raise CheckpointError(f"config.json: invalid unmask.vision: {error}; use the fields of VisionConfig") from error
 
 
+def _registers(raw: Json, tensors: Mapping[str, Stored]) -> Json:
+    """The register fields of ElasticConfig for a step-causal checkpoint (Sparse-LaViDa); none for a dense one.
+
+    CheckpointError for what cannot be read: our names are our own, and a position embedding of the source codes was never seen.
+    """
+    if not raw.get("block_causal"):
+        return {}
+    missing = [name for name in _REGISTERS.values() if name not in tensors]
+    if missing or raw.get("gen_enc_add_pos_emb"):
+        why = f"it lacks {', '.join(missing)}" if missing else "gen_enc_add_pos_emb is true"
+        raise CheckpointError(
+            f"config.json says block_causal, as Sparse-LaViDa does, but {why}; the tensor names of the released checkpoints are not known, "
+            "and unmask opens those that its own recipe sparse.finetune made"
+        )
+    text, code = (int(n) for n in str(raw.get("num_register_tokens", "64,64")).split(","))
+    return {
+        "text_registers": text,
+        "code_registers": code,
+        "register_rows": tensors[_REGISTERS["registers.text"]].shape[0],
+    }
+
+
 def survey_lavida_o(folder: Path) -> Checkpoint:
     """Contents of a folder in the released layout; no weights are read. CheckpointError if something does not fit.
 
@@ -198,7 +225,7 @@ def survey_lavida_o(folder: Path) -> Checkpoint:
     vq_own = {key.removeprefix("vqvae."): found.pop(key) for key in list(found) if key.startswith("vqvae.")}
     config, vq_config = read_config(raw, found), _vq_config(read_json(folder / "vqvae" / "config.json"))
     vq_found = vq_own or tensors_of(folder / "vqvae", "diffusion_pytorch_model")
-    with torch.device("meta"):
+    with unfilled():
         net, vq = Elastic(config, mask_id=0), VQ(vq_config)
     return Checkpoint(
         place=folder,

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import fit, names, plain, read_json, refuse_unsupported, trunk
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
+from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQConfig
 
 _MASK_ID = 126336
@@ -73,7 +72,7 @@ def survey_llada(folder: Path) -> Checkpoint:
     raw = read_json(folder / "config.json")
     config = read_config(raw)
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
-    with torch.device("meta"):
+    with unfilled():
         net = Elastic(config, mask_id=0)
     mask_id = raw.get("mask_token_id", _MASK_ID)
     mapping = _names(raw, config, found)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from unmask.checkpoints.stream import CheckpointError
+from unmask.models.unfilled import unfilled
 
 GROUP = 32  # columns that share a scale in 4 bits
+
+
+@contextmanager
+def quiet_torchao() -> Iterator[None]:
+    """When torchao is imported it warns about CUDA libraries that a CPU build cannot load; inside, it does not."""
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 class Quantiser(Protocol):
@@ -60,19 +77,13 @@ class RoundToNearest:
             )
         if self.bits == 4 and weight.is_cuda and weight.dtype != torch.bfloat16:
             raise CheckpointError(f"int4 on a GPU needs bfloat16, got {str(weight.dtype)[6:]}; add --dtype bfloat16")
-        loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-        before = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)  # it warns about CUDA libraries that a CPU build cannot load
         try:
-            return _by_torchao(weight, self.bits)
+            with quiet_torchao():
+                return _by_torchao(weight, self.bits)
         except ImportError as error:
             raise CheckpointError(
                 "int8 and int4 weights need the package torchao; pip install 'unmask[quant]'"
             ) from error
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
 
     def nbytes(self, rows: int, columns: int, dtype: torch.dtype, device: str) -> int:
         """int8: one byte per value and a float32 scale per row. int4 on a GPU: half a byte and a bfloat16 scale and zero point per group,
@@ -96,7 +107,7 @@ def _by_torchao(weight: Tensor, bits: int) -> Tensor:
     from torchao.quantization.granularity import PerGroup
     from torchao.quantization.quantize_.workflows import Int4PackingFormat
 
-    with torch.device("meta"):
+    with unfilled():
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bits == 8:

@@ -76,16 +76,19 @@ def save_tensors(
     return paths
 
 
-def load_module(module: M, folder: Path, *, name: str = "model", skip: tuple[str, ...] = ()) -> M:
+def load_module(
+    module: M, folder: Path, *, name: str = "model", skip: tuple[str, ...] = (), extra: tuple[str, ...] = ()
+) -> M:
     """Load a module from the files of ``folder``, in the module's own dtype.
 
-    ``skip``: prefixes of parameters to ignore, for parts that were not built. CheckpointError if something does not fit; the module is
+    ``skip``: prefixes of stored parameters to ignore, for parts that were not built · ``extra``: prefixes of parameters that the files may
+    lack, and that stay as they are. CheckpointError if something does not fit; the module is
     then unchanged.
     """
-    own = module.state_dict()
     found = {k: stored for k, stored in tensors_of(folder, name).items() if not skip or not k.startswith(skip)}
+    own = {k: v for k, v in module.state_dict().items() if k in found or not extra or not k.startswith(extra)}
     compare(own, found).refuse(folder, unexpected=True)
-    module.load_state_dict({k: read(stored, dtype=own[k].dtype) for k, stored in found.items()})
+    module.load_state_dict({k: read(stored, dtype=own[k].dtype) for k, stored in found.items()}, strict=not extra)
     return module
 
 

@@ -163,9 +163,14 @@ def _form(schema: str | None, regex: str | None) -> AnswerFormat | None:
     metavar="N",
     help="Steps for the four coordinates of a box, 1 to 4.  [default: 1]",
 )
+@click.option(
+    "--separately",
+    is_flag=True,
+    help="One prompt per phrase. Changes the boxes of released models, whose phrases otherwise attend to each other.",
+)
 @path_option("--out", tuple(WRITABLE), "Save the picture with the boxes drawn in.")
 @model_options
-def ground(run: Run, words: tuple[str, ...], steps: int | None, out: Path | None) -> None:
+def ground(run: Run, words: tuple[str, ...], steps: int | None, separately: bool, out: Path | None) -> None:
     """Find objects in pictures and draw boxes around them.
 
     Prints one line per phrase: x1, y1, x2, y2 in pixels of the picture, and the phrase; of several pictures the file comes first, and
@@ -183,7 +188,7 @@ def ground(run: Run, words: tuple[str, ...], steps: int | None, out: Path | None
     pictures = read_pictures(names)
     model = run.open("ground")
     for i, (name, picture) in enumerate(pictures):
-        found = model.ground(picture, phrases, steps=steps, seed=run.seed, settings=run.settings)
+        found = model.ground(picture, phrases, separately=separately, steps=steps, seed=run.seed, settings=run.settings)
         warn(found.warnings if i == 0 else ())
         saved = None
         if out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli import completion
-from unmask.cli.options import Storage, download_option, json_option, storage_options
+from unmask.cli.options import Storage, download_option, json_option, setting_option, storage_options
 from unmask.cli.output import news, print_json, table
+from unmask.cli.planning import is_recipe, show_plan
+from unmask.cli.train import recipes
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored
@@ -79,6 +82,9 @@ def grouped(tensors: list[Stored], depth: int) -> Iterator[Json]:
     shell_complete=completion.devices,
     help="Target device; it need not exist here.",
 )
+@click.option("--world", type=click.IntRange(1, 65_536), metavar="N", help="RECIPE: processes.  [default: 1]")
+@click.option("--data", metavar="PATH[=WEIGHT]", multiple=True, help="RECIPE: your samples, which finetune needs.")
+@setting_option("RECIPE: set a field of it or an argument of its function; repeatable.")
 @storage_options
 @download_option
 @json_option
@@ -88,14 +94,19 @@ def inspect(
     task: str | None,
     budget: str | None,
     device: str,
+    world: int | None,
+    data: tuple[str, ...],
+    settings: tuple[str, ...],
     storage: Storage,
     download: bool,
     as_json: bool,
 ) -> None:
-    """List a model's parts, parameters and bytes.
+    """List a model's parts, parameters and bytes, or the memory that training needs.
 
     MODEL is a shipped model, a folder or file of weights, of a training run or of a LoRA adapter, owner/name on the hub, or a named size
     (its weights are not allocated). With --task or --budget: the memory that a task needs, without loading anything.
+
+    The name of a training recipe instead of MODEL: the memory of one process at the peak of a step, and with --budget what fits.
 
     \b
     Examples:
@@ -104,7 +115,13 @@ def inspect(
       unmask inspect runs/pets/adapter
       unmask inspect lavida_o --task generate
       unmask inspect lavida_o --task ask --budget 12GiB --device cuda
+      unmask inspect lavida_o.stage2 --world 64 --budget 80GiB
+      unmask inspect mini.stage3 --json
     """
+    if _plans_training(model, world, data, settings, task, storage):
+        given = (*((f"data={','.join(data)}",) if data else ()), *settings)
+        show_plan(model, given, world or 1, budget, as_json)
+        return
     from unmask.checkpoints.device import AUTO, find_device, parse_device
 
     device = find_device(device) if parse_device(device)[0] == AUTO else device
@@ -123,6 +140,18 @@ def inspect(
         return
     total = {"file": "total", "part": "", "dtype": "", "tensors": len(tensors), **whole}
     click.echo(table(list(total), [list(row.values()) for row in [*rows, total]]))
+
+
+def _plans_training(
+    model: str, world: int | None, data: tuple[str, ...], settings: tuple[str, ...], task: str | None, storage: Storage
+) -> bool:
+    """Whether MODEL is a recipe. UsageError for options of the other kind."""
+    recipe = not Path(model).exists() and not (_SHIPPED / model).exists() and is_recipe(model)
+    if recipe and (task or storage.dtype or storage.quantise or storage.offload):
+        raise click.UsageError(f"{model} is a recipe; --task, --dtype, --quantise and --offload are for models")
+    if not recipe and (world or data or settings):
+        raise click.UsageError("--world, --data and -o are for recipes, such as lavida_o.stage2")
+    return recipe
 
 
 def _is_adapter(place: Path) -> bool:
@@ -171,7 +200,9 @@ def _spec(model: str, download: bool) -> ModelSpec:
         return spec_of_size(model)
     known = Path(model).exists() or (_SHIPPED / model).exists() or is_hub_name(model)
     if not known:
-        raise ValueError(f"no file, folder, shipped model or size is called {model!r}; sizes: {', '.join(SIZES)}")
+        near = difflib.get_close_matches(model, [*SIZES, *recipes()], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"sizes: {', '.join(SIZES)}"
+        raise ValueError(f"no file, folder, shipped model, size or recipe is called {model!r}; {hint}")
     return read_spec(resolve(model, download=download))
 
 

@@ -16,26 +16,29 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli import completion
+from unmask.cli.chains import train_chain
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
 from unmask.cli.tuning import tuning_options
 
 if TYPE_CHECKING:
     from unmask.recipe import Recipe
+    from unmask.training.chain import Chain
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
-_LEFT_BY_RUNS = ("state.safetensors", "metrics.jsonl")
+_KINDS = ("Recipe", "Chain")  # what functions of recipes return
+_LENGTH = {"training.steps": "steps"}  # goes to functions with this argument, on which their other settings depend
 _STOPPED = 130  # exit code of a process that the user stopped
 
 
-def recipes(folder: Path = _RECIPES) -> dict[str, str]:
+def recipes(folder: Path = _RECIPES, kinds: Sequence[str] = _KINDS) -> dict[str, str]:
     """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every function that returns a
-    ``Recipe``. Imports none.
+    ``Recipe`` or a ``Chain`` of them (``kinds``). Imports none.
     """
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "Recipe":
+            if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id in kinds:
                 paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
                 name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
                 found[name] = textwrap.shorten(paragraph, 110, placeholder=" …")
@@ -43,8 +46,18 @@ def recipes(folder: Path = _RECIPES) -> dict[str, str]:
 
 
 def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) -> Recipe:
-    """The recipe called ``name``. A setting that names an argument of its function is passed there; the others override fields.
-    ``folder``: of the run, for functions that have this argument.
+    """The recipe called ``name``, as ``look_up``. ValueError for a chain too: it has no settings of its own."""
+    made, rest = look_up(name, settings, folder)
+    from unmask.recipe import Recipe, override
+
+    if not isinstance(made, Recipe):
+        raise ValueError(f"{name} is a chain of recipes, not one; run it with `unmask train {name} --minutes M`")
+    return override(made, rest)
+
+
+def look_up(name: str, settings: Sequence[str], folder: Path | None) -> tuple[Recipe | Chain, list[str]]:
+    """The recipe or chain called ``name``. A setting that names an argument of its function is passed there; the others, which override
+    fields, are returned. ``folder``: of the run, for functions that have this argument.
 
     ValueError for an unknown name (with the known ones) or a setting that does not fit.
     """
@@ -59,15 +72,13 @@ def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) ->
     if folder is not None and "folder" in inspect.signature(make).parameters:
         own["folder"] = str(folder)
     for key, separator, text in (s.partition("=") for s in settings):
-        argument = inspect.signature(make).parameters.get(key.strip())
+        argument = inspect.signature(make).parameters.get(_LENGTH.get(key.strip(), key.strip()))
         if argument is None:
             rest.append(f"{key}{separator}{text}")
         else:
             kind = type(argument.default)
-            own[key.strip()] = _number(key, text, kind) if kind in (int, float) else text.strip()
-    from unmask.recipe import override
-
-    return override(make(**own), rest)
+            own[argument.name] = _number(key, text, kind) if kind in (int, float) else text.strip()
+    return make(**own), rest
 
 
 def _number(key: str, text: str, kind: type[int] | type[float]) -> float:
@@ -106,6 +117,8 @@ Examples:
   torchrun --nproc-per-node 4 -m unmask.cli.main train mini.stage2 -o training.accumulate=4
   unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
   unmask train finetune --model mini --data pets/ --out runs/pets --lora 16
+  unmask train small.all --out runs/small --device cuda --minutes 13
+  unmask train lavida_o.stage3 --model mini --data pets/ --steps 20 -o training.accumulate=1
 """
 
 
@@ -134,6 +147,10 @@ Examples:
     "--log", type=click.Choice(["tensorboard"]), help="Write the metrics as TensorBoard events too, to OUT/tensorboard."
 )
 @click.option("--allow-changes", is_flag=True, help="Continue a run although settings of its recipe have changed.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), help="small.all: train for so long, all stages together."
+)
+@click.option("--hours", type=click.FloatRange(0, min_open=True), help="small.all: the same in hours.")
 @tuning_options
 @json_option
 @threads_option
@@ -147,6 +164,8 @@ def train(
     processes: int,
     log: str | None,
     allow_changes: bool,
+    minutes: float | None,
+    hours: float | None,
     as_json: bool,
     threads: int | None,
 ) -> None:
@@ -155,13 +174,28 @@ def train(
         _show_recipes()
         return
     folder = out or Path("runs") / recipe
-    if not resume and os.environ.get("RANK", "0") == "0" and any((folder / name).exists() for name in _LEFT_BY_RUNS):
+    from unmask.training.states import holds_run
+
+    if not resume and os.environ.get("RANK", "0") == "0" and holds_run(folder):
         raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
     chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
     chosen += [f"training.device={device}"] if device is not None else []
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
     words += ["--log", log] if log else []
+    if recipe in recipes(kinds=("Chain",)):
+        made, rest = look_up(recipe, chosen, folder)
+        from unmask.recipe import Recipe
+
+        assert not isinstance(made, Recipe)
+        time = {name: value for name, value in (("minutes", minutes), ("hours", hours)) if value}
+        words += [word for name, value in time.items() for word in (f"--{name}", f"{value:g}")]
+        own = {"seconds": 60 * (minutes or 0) + 3600 * (hours or 0), "processes": processes, "threads": threads}
+        train_chain(made, folder, settings=rest, words=words, log=log, **own)
+        _show_result({"recipe": made.name, "folder": str(folder)}, as_json)
+        return
+    if minutes or hours:
+        raise ValueError(f"{recipe} is trained for steps, not for a time; use -o training.steps=N")
     try:
         run = find(recipe, chosen, folder)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
@@ -178,10 +212,14 @@ def train(
         more += ["--threads", str(threads)] if threads is not None else []
         news(_how_to_continue(folder, [*words, *more, *(["--json"] if as_json else [])]))
         raise
+    _show_result({"recipe": run.name, "folder": str(folder), "steps": run.training.steps}, as_json)
+
+
+def _show_result(about: dict[str, object], as_json: bool) -> None:
     if as_json:
-        print_json({"recipe": run.name, "folder": str(folder), "steps": run.training.steps})
+        print_json(about)
     else:
-        click.echo(folder)
+        click.echo(about["folder"])
 
 
 def _silent() -> bool:
@@ -195,7 +233,7 @@ def _silent() -> bool:
 
 def _say_if_anew(folder: Path) -> None:
     """Tell a user who wrote --resume that there is nothing to continue."""
-    from unmask.training.saving import saved_step
+    from unmask.training.states import saved_step
 
     if saved_step(folder) is None:
         news(f"no saved state in {folder}; the run begins anew at step 0")
@@ -203,7 +241,7 @@ def _say_if_anew(folder: Path) -> None:
 
 def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
     """What is saved of a stopped run, and the command that continues it; where nothing is saved, only that."""
-    from unmask.training.saving import saved_step
+    from unmask.training.states import saved_step
 
     if (step := saved_step(folder)) is None:
         return f"nothing was saved in {folder}"

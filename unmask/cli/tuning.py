@@ -1,4 +1,4 @@
-"""The options of ``unmask train finetune``, which stand for arguments of its recipe. Public idea: the decorator ``tuning_options``."""
+"""The options of ``unmask train`` that stand for arguments of recipes on own data. Public idea: the decorator ``tuning_options``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def tuning_options(command: Command) -> Command:
         only: str | None,
         freeze: str | None,
         replay: str | None,
+        fit: str | None,
         steps: int | None,
         **own: Any,
     ) -> object:
@@ -33,6 +34,7 @@ def tuning_options(command: Command) -> Command:
             "only": only,
             "freeze": freeze,
             "replay": replay,
+            "fit": fit,
         }
         given = {**arguments, "training.steps": steps}
         short = tuple(f"{name}={value}" for name, value in given.items() if value is not None)
@@ -44,18 +46,27 @@ def tuning_options(command: Command) -> Command:
 
 
 _OPTIONS = (
-    click.option("--model", metavar="NAME", help="finetune: the model to start from.  [default: mini]"),
+    click.option(
+        "--model",
+        metavar="NAME",
+        help="finetune, lavida_o: the model to start from.  [default: mini; a stage: what the one before it wrote]",
+    ),
     click.option(
         "--data",
         metavar="PATH[=WEIGHT]",
         multiple=True,
-        help="finetune: a folder or file of your samples (docs/data.md); repeatable.",
+        help="finetune, lavida_o: a folder or file of your samples (docs/data.md); repeatable.",
     ),
     click.option(
         "--lora", type=click.IntRange(min=1), metavar="RANK", help="finetune: train adapters of this rank only."
     ),
     click.option("--only", metavar="PARTS", help="finetune: train these parts only, such as gen or und,text_head."),
     click.option("--freeze", metavar="PARTS", help="finetune: do not train these parts, such as vision."),
-    click.option("--replay", metavar="NAME", help="finetune: mix in what the model knows: auto, world or none."),
+    click.option(
+        "--replay",
+        metavar="NAME",
+        help="finetune: keep what the model knows: auto, world, none, or a folder or file of samples.",
+    ),
+    click.option("--fit", metavar="HOW", help="finetune: make pictures of captions square: pad, crop or middle."),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the run.  [default: the recipe's]"),
 )

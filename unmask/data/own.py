@@ -74,6 +74,14 @@ class OwnData:
     def __call__(self, step: int) -> dict[str, Batch]:
         return {f.name: self._batch(f, step * self.sizes[f.name], self.sizes[f.name]) for f in self.used}
 
+    def rows(self, name: str, first: int, size: int) -> Batch:
+        """Rows ``first`` to ``first + size - 1`` of a run, of the format ``name`` alone."""
+        return self._batch(next(f for f in self.used if f.name == name), first, size)
+
+    def weight(self, name: str) -> float:
+        """The weights of the sets that have samples for the format ``name``; of a set without a weight, its number of such samples."""
+        return sum(weight for weight, _ in self._sets.get(name, ()))
+
     def every(self, most: int = 64) -> dict[str, Batch]:
         """The first ``most`` samples of every format in the order of the data, for validation. Broken rows are left out."""
         found = {}

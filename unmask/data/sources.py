@@ -1,7 +1,7 @@
 """Training batches from the world: image generation, visual questions and grounding, edits, captions.
 
 Each source is a value; batch number ``step`` is a pure function of (seed, step). ``encode`` maps pixels [B, 3, H, W] in 0..1 to image
-codes [B, h, w].
+codes [B, h, w]; ``rendered`` renders the scenes of a batch.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from unmask.tokens.prompts import Conditions
 from unmask.tokens.text import EOT, Text
 
 Encode = Callable[[Tensor], Tensor]
+Rendering = Callable[[list[Scene], int], Tensor]  # (scenes, side) -> pixels [B, 3, side, side], as of ``pixels_of``
 Levels = tuple[tuple[str, float], ...]  # (name, weight)
 
 
@@ -62,8 +63,10 @@ def pixels_of(scenes: list[Scene], side: int) -> Tensor:
 
 
 def luminance_stats(pixels_3HW: Tensor) -> Conditions:
-    """Luminance and contrast of an image in 0..1: mean and standard deviation of its Rec. 709 luminance (spec 2.4)."""
+    """Luminance and contrast of an image in 0..1 (or uint8): mean and standard deviation of its Rec. 709 luminance (spec 2.4)."""
     weights = torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]
+    if pixels_3HW.dtype == torch.uint8:
+        pixels_3HW = pixels_3HW.float() / 255
     luminance = (pixels_3HW * weights).sum(0).clamp(max=1)  # rounding can exceed 1 for white
     return Conditions(luminance=float(luminance.mean()), contrast=min(0.5, float(luminance.std(correction=0))))
 
@@ -128,11 +131,12 @@ class Drawings:
     conditions: float = 0.0
     longest: int = 18
     plan: Planned | None = None
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"drawings/{self.seed}/{step}")
         scenes = list(scenes_of_batch(self.levels, self.seed, step, self.batch, rng, self.draft))
-        pixels = pixels_of(scenes, self.side)
+        pixels = self.rendered(scenes, self.side)
         codes = self.encode(pixels)
         rows = []
         for i, scene in enumerate(scenes):
@@ -162,11 +166,12 @@ class VisualQuestions:
     levels: Levels = (("grid", 0.85), ("free", 0.15))
     draft: Draft = Draft()
     answer_length: int = 0
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"looks/{self.seed}/{step}")
         scenes = list(scenes_of_batch(self.levels, self.seed + 1, step, self.batch, rng, self.draft))
-        pixels = pixels_of(scenes, self.side)
+        pixels = self.rendered(scenes, self.side)
         rows = [self._row(scene, pixels[i], rng) for i, scene in enumerate(scenes)]
         return collate(rows, range(self.batch))
 
@@ -214,11 +219,12 @@ class Edits:
     levels: Levels = (("grid", 1.0),)
     kinds: tuple[str, ...] = EDIT_KINDS
     plan: Planned | None = None
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edits/{self.seed}/{step}")
         pairs = edits_of(self.levels, self.seed + 2, step, self.batch, rng, self.kinds)
-        before, after = (pixels_of([getattr(p, n) for p in pairs], self.side) for n in ("source", "target"))
+        before, after = (self.rendered([getattr(p, n) for p in pairs], self.side) for n in ("source", "target"))
         source, target = self.encode(before), self.encode(after)
         rows = []
         for i, pair in enumerate(pairs):
@@ -256,12 +262,13 @@ class Labelled:
     cells: int = 4
     levels: Levels = (("grid", 0.75), ("free", 0.25))
     draft: Draft = Draft(counts=((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)), alike=0.1)
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = Random(f"labelled/{self.seed}/{step}")
         scenes = list(scenes_of_batch(self.levels, self.seed + 4, step, self.batch, rng, self.draft))
         labels = torch.stack([cell_labels(s, self.cells) for s in scenes])
-        return pixels_of(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
+        return self.rendered(scenes, self.side), {k: labels[..., i] for i, k in enumerate(LABELS)}
 
 
 # name -> number of classes: class and colour of the object in a cell (0: none), part of the object, size; and the index of the

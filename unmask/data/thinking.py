@@ -17,6 +17,7 @@ from unmask.data.sources import (
     Encode,
     Levels,
     Planned,
+    Rendering,
     answer_ids,
     edits_of,
     pixels_of,
@@ -84,11 +85,12 @@ class EditPlans:
     side: int = 128
     levels: Levels = (("grid", 1.0),)
     kinds: tuple[str, ...] = EDIT_KINDS
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit plans/{self.seed}/{step}")
         pairs = edits_of(self.levels, self.seed + 6, step, self.batch, rng, self.kinds)
-        pixels = pixels_of([p.source for p in pairs], self.side)
+        pixels = self.rendered([p.source for p in pairs], self.side)
         rows = []
         for i, pair in enumerate(pairs):
             b = Builder(text=self.text, look_tokens=self.look_tokens)
@@ -121,11 +123,12 @@ class Critiques:
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
     related: float = 0.0
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"critiques/{self.seed}/{step}")
         scenes = list(scenes_of_batch(self.levels, self.seed + 7, step, self.batch, rng, self.draft))
-        pixels = pixels_of(scenes, self.side)
+        pixels = self.rendered(scenes, self.side)
         rows = []
         for i, scene in enumerate(scenes):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), pixels[i])
@@ -150,13 +153,14 @@ class EditCritiques:
     length: int = 16
     levels: Levels = (("grid", 1.0),)
     kinds: tuple[str, ...] = EDIT_KINDS
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit critiques/{self.seed}/{step}")
         pairs = edits_of(self.levels, self.seed + 15, step, self.batch, rng, self.kinds)
         shown = [critiques.edited_pairs(pair, rng) for pair in pairs]
-        before = pixels_of([pair.source for pair in pairs], self.side)
-        after = pixels_of([scene for scene, _ in shown], self.side)
+        before = self.rendered([pair.source for pair in pairs], self.side)
+        after = self.rendered([scene for scene, _ in shown], self.side)
         rows = []
         for i, (_, instructions) in enumerate(shown):
             b = looking(Builder(text=self.text, look_tokens=self.look_tokens), before[i], after[i])
@@ -180,6 +184,7 @@ class Retries:
     plan: Planned | None = None
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"retries/{self.seed}/{step}")
@@ -190,7 +195,7 @@ class Retries:
             caption, negatives = critiques.make_negatives(scene, rng, rng.randint(1, self.most))
             if negatives:
                 tasks.append((scene, caption, negatives))
-        codes = self.encode(pixels_of([scene for scene, *_ in tasks], self.side))
+        codes = self.encode(self.rendered([scene for scene, *_ in tasks], self.side))
         rows = [self._row(scene, said, wrong, codes[i], rng) for i, (scene, said, wrong) in enumerate(tasks)]
         return collate(rows, range(self.batch))
 
@@ -198,7 +203,7 @@ class Retries:
         self, scene: Scene, caption: str, negatives: list[critiques.Negative], codes: Tensor, rng: Random
     ) -> Sequence:
         b = Builder(text=self.text, look_tokens=self.look_tokens)
-        pixels = pixels_of([s.scene for s in negatives], self.side)
+        pixels = self.rendered([s.scene for s in negatives], self.side)
         attempts = [FailedAttempt(picture=p, critique=s.critique) for p, s in zip(pixels, negatives, strict=True)]
         plan = self.plan(scene_layout(scene, caption, b.wording, rng), b, rng) if self.plan else None
         return drawing(b, caption, codes, fold=self.fold, plan=plan, attempts=attempts)
@@ -225,11 +230,12 @@ class Illustrations:
     levels: Levels = (("grid", 1.0),)
     draft: Draft = Draft()
     longest: int = 18
+    rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"illustrations/{self.seed}/{step}")
         scenes = list(scenes_of_batch(self.levels, self.seed + 9, step, self.batch, rng, self.draft))
-        pixels = pixels_of(scenes, self.side)
+        pixels = self.rendered(scenes, self.side)
         codes, collapsed = self.encode(pixels), self.unified.share() if self.unified else 0.0
         rows = []
         for i, scene in enumerate(scenes):

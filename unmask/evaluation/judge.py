@@ -135,7 +135,8 @@ class Judge(nn.Module):
         """The detected contents of each image.
 
         ``images``: uint8 [N, S, S, 3], or a list of [S, S, 3]; S at most ``config.side`` (smaller images are padded with
-        the colour of their border, so that objects keep their size in pixels). Raises ValueError for anything else.
+        the colour of their border, so that objects keep their size in pixels) or a multiple of it (squares of pixels are averaged).
+        Raises ValueError for anything else.
         """
         seen: list[Seen] = []
         for batch_B3HW, side in self._batches(images):
@@ -167,8 +168,13 @@ def _framed(images: np.ndarray | Sequence[np.ndarray], side: int) -> tuple[np.nd
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1] != batch.shape[2] or batch.shape[3] != 3:
         raise ValueError(f"expected uint8 pictures [N, S, S, 3], got {batch.dtype} {list(batch.shape)}")
     came = batch.shape[1]
+    if came > side and came % side:
+        raise ValueError(
+            f"expected pictures of at most {side} pixels per side or a multiple of {side}, got {came}; resize them first"
+        )
     if came > side:
-        raise ValueError(f"expected pictures of at most {side} pixels per side, got {came}; resize them first")
+        batch = batch.reshape(len(batch), side, came // side, side, came // side, 3).mean((2, 4))
+        return (batch + 0.5).astype(np.uint8), side
     if came == side:
         return batch, came
     rim = np.concatenate([batch[:, 0], batch[:, -1], batch[:, :, 0], batch[:, :, -1]], axis=1)

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from unmask.checkpoints.device import find_device
 from unmask.checkpoints.lavida_o import load_lavida_o
 from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.evaluation.verify_sparse import SPARSE_INPUTS, SparseReference
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.exact import double
@@ -28,6 +30,11 @@ from unmask.sampling.schedule import Shift
 from unmask.sampling.selection import InOrder
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
+from unmask.tasks.parts import Parts
+from unmask.tasks.released import PRESETS, published
+from unmask.tasks.understand import Ask
+from unmask.tokens.prompts import RELEASED
+from unmask.tokens.text import CONTROL, Text
 from unmask.tokens.vq import VQ
 
 Arrays = dict[str, Tensor]
@@ -35,6 +42,7 @@ INPUTS = frozenset(
     {"und.ids", "t2i.ids", "t2i.is_gen", "t2i.codes", "edit.ids", "edit.is_source", "edit.is_target", "vq.image"}
     | {"edit.source_codes", "edit.target_codes", "sample.null_prefix"}
 )
+_WORD = "word"
 _SHIFT, _GUIDANCE, _SEED = 5.0, 4.0, 42  # of ``sample.codes``
 
 
@@ -73,11 +81,25 @@ def verify(
     net, vq = load_lavida_o(folder)
     net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
     arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
+    if net.has_registers:
+        return _verify_sparse(net, arrays, folder, tolerance)
     reference = Reference(arrays=arrays, mask_id=net.mask_id, mask_code=net.config.mask_code)
     # By default cuDNN rounds the inputs of float32 convolutions to TF32: decoded pixels were 3e-3 off on an H200.
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
         ours = reference.reproduce(net, vq)
-    if wrong := sorted(set(ours) ^ (set(arrays) - INPUTS)):
+    return _compared(ours, arrays, INPUTS, folder, tolerance)
+
+
+def _verify_sparse(net: Elastic, arrays: Arrays, folder: Path, tolerance: float) -> list[Difference]:
+    if missing := sorted(SPARSE_INPUTS - set(arrays)):
+        raise CheckpointError(f"expected.safetensors lacks {', '.join(missing)}; is it complete?")
+    side = math.isqrt(len(arrays["train.codes"]))
+    reference = SparseReference(arrays=arrays, mask_id=net.mask_id, side=side)
+    return _compared(reference.reproduce(net), reference.comparable(), SPARSE_INPUTS, folder, tolerance)
+
+
+def _compared(ours: Arrays, arrays: Arrays, inputs: frozenset[str], folder: Path, tolerance: float) -> list[Difference]:
+    if wrong := sorted(set(ours) ^ (set(arrays) - inputs)):
         missing, unknown = [n for n in wrong if n in ours], [n for n in wrong if n not in ours]
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise CheckpointError(f"{folder / 'expected.safetensors'} {' and '.join(said)}; was it made for this version?")
@@ -117,24 +139,38 @@ class Reference:
         if missing := sorted(INPUTS - set(self.arrays)):
             raise CheckpointError(f"expected.safetensors lacks {', '.join(missing)}; is it complete?")
         return {
-            **self.texts(net),
+            "und.logits": self.texts(net),
+            "prefix.logits": self.answers(net, vq),
             **self.drawings(net),
             "edit.code_logits": self.edits(net, self.editing()),
             **self.sampled(net),
             **self.tokenized(vq),
         }
 
-    def texts(self, net: Elastic) -> Arrays:
-        """Text with bidirectional attention, and behind a cached prefix, which does not attend to what follows."""
+    def texts(self, net: Elastic) -> Tensor:
+        """Text logits where every token attends to every other, [B, L, V]."""
         ids = self.arrays["und.ids"]
-        whole = self._batch([self._row(("text", row)) for row in ids])
+        batch = self._batch([self._row(("text", row)) for row in ids])
+        return net(batch, predict=batch.valid).logits(Kind.TEXT).unflatten(0, ids.shape)
+
+    def answers(self, net: Elastic, vq: VQ) -> Tensor:
+        """Logits of the last tokens of ``und.ids`` as an answer behind a cached prompt, [B, answer, V]: those of the second step of the
+        published task and sampler, at which no token of the prompt is computed.
+        """
+        ids, parts = self.arrays["und.ids"], _published(net, vq)
         tail = self.arrays["prefix.logits"].shape[1] if "prefix.logits" in self.arrays else ids.shape[1] // 2
-        split = self._batch([self._row(("prefix", r[:-tail]), ("rest", r[-tail:]), segments=(0, 1)) for r in ids])
-        rest = net(split, predict=split.segment == 1).logits(Kind.TEXT)
-        return {
-            "und.logits": net(whole, predict=whole.valid).logits(Kind.TEXT).unflatten(0, ids.shape),
-            "prefix.logits": rest.unflatten(0, (len(ids), tail)),
-        }
+        built = [_question(parts, len(row) - tail, tail) for row in ids]
+        rows = [
+            replace(one, ids=torch.where(one.masked, one.ids, row.cpu())) for one, row in zip(built, ids, strict=True)
+        ]
+        first = self._batch(rows)
+        run = PRESETS.ask(parts).start(first)
+        if run.query is not None:
+            run.advance(net(run.query.batch, predict=run.query.predict, reuse=run.query.reuse))
+        if run.query is None:
+            raise CheckpointError(f"prefix.logits has {tail} tokens; an answer needs at least two")
+        given = run.query.batch.replace(ids=ids, masked=torch.zeros_like(first.masked))
+        return net(given, predict=first.masked, reuse=run.query.reuse).logits(Kind.TEXT).unflatten(0, (len(ids), tail))
 
     def drawings(self, net: Elastic) -> Arrays:
         """Text and masked codes: embeddings, inputs of the heads, and the logits of both heads."""
@@ -151,7 +187,7 @@ class Reference:
             for hook in hooks:
                 hook.remove()
         und, gen = seen  # heads are padded to more rows than there are tokens
-        und, gen = und[: int((~is_gen).sum())], gen.flatten(0, 1)[: int(is_gen.sum())]
+        und, gen = und[: int((~is_gen).sum())], gen[: int(is_gen.sum())]
         # The released model carries one stream, in which the upper channels of a generation position are zero (spec 1.3).
         hidden = und.new_zeros(*ids.shape, und.shape[-1])
         hidden[~is_gen] = und
@@ -237,18 +273,13 @@ class Reference:
             ("prompt", ids[:first]), ("assistant", ids[first:start]), ("image", image), ("end", ids[stop:])
         )
 
-    def _row(self, *parts: tuple[str, Tensor], segments: tuple[int, ...] = ()) -> Sequence:
+    def _row(self, *parts: tuple[str, Tensor]) -> Sequence:
         """Spans of text ids, or (by their names) of codes, of which the mask code is masked."""
         spans: list[Span] = []
         masked = []
-        for i, (name, values) in enumerate(parts):
+        for name, values in parts:
             start = spans[-1].stop if spans else 0
-            place = {
-                "name": name,
-                "start": start,
-                "stop": start + len(values),
-                "segment": segments[i] if segments else 0,
-            }
+            place = {"name": name, "start": start, "stop": start + len(values)}
             if name in ("source", "image"):
                 spans.append(Span(kind=Kind.CODE, grid=self.grid, fold=2, **place))
                 masked.append(values == self.mask_code)
@@ -260,6 +291,29 @@ class Reference:
 
     def _batch(self, rows: list[Sequence]) -> Batch:
         return collate(rows, [0] * len(rows)).to(self.arrays["t2i.ids"].device)
+
+
+def _published(net: Elastic, vq: VQ) -> Parts:
+    """The parts of a released model whose tokenizer has one token a word, with ids that the network does not have."""
+    first = net.config.vocab_size
+    vocabulary = {name: first + i for i, name in enumerate((_WORD, *CONTROL))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_WORD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    wording = replace(RELEASED, system="", newlines="", after_image="")  # the measured prompt is short
+    parts = Parts(text=Text(tokenizer), net=net, vq=vq, wording=wording, side=0, fold=2)
+    return published(parts, {})
+
+
+def _question(parts: Parts, prompt: int, answer: int) -> Sequence:
+    """The sequence of a question whose prompt has ``prompt`` tokens, with ``answer`` masked tokens. CheckpointError for a short prompt."""
+
+    def asked(words: int) -> Sequence:
+        return Ask(pixels=None, question=" ".join([_WORD] * words), length=answer).build(parts)
+
+    words = prompt + answer - len(asked(0).ids)
+    if words < 1:
+        raise CheckpointError(f"the prompt of prefix.logits has {prompt} tokens; a question needs {prompt - words + 1}")
+    return asked(words)
 
 
 def _stretch(chosen_L: Tensor) -> tuple[int, int]:

@@ -1,16 +1,22 @@
-"""Attention, twice: ``plain`` (matmul, softmax, matmul) and ``fused`` (torch SDPA). Both are exact and equal.
+"""Attention, written three ways that are equal up to rounding, and the choice between them.
 
-``plain`` is what trains on a CPU, where the fused backward was measured 3 to 4 times slower at these lengths; ``fused`` is for
-long sequences and GPUs. Shapes: B rows · H heads · T queries · S keys · K head width.
+``plain``: matmul, softmax, matmul · ``blocked``: the same for a block of queries at a time, so that scores stay in the cache ·
+``fused``: torch SDPA. ``Fitting`` chooses by what was measured (docs/notes/0013-packed.md).
+
+Shapes: B rows · H heads · T queries · S keys · K head width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NEVER = 2**62
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -23,9 +29,61 @@ def plain(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | 
     return score_BHTS.softmax(-1) @ v_BHSK
 
 
+def blocked(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
+    """As ``plain``, ``BLOCK`` queries of one row at a time."""
+    rows = []
+    for b in range(len(q_BHTK)):
+        row, parts = slice(b, b + 1), []
+        for start in range(0, q_BHTK.shape[2], BLOCK):
+            some = slice(start, start + BLOCK)
+            attend = None if attend_B1TS is None else attend_B1TS[row, :, some]
+            parts.append(plain(q_BHTK[row, :, some], k_BHSK[row], v_BHSK[row], attend))
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+BLOCK = 256  # queries; 64 and 128 were slower
+
+
 def fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
     """As ``plain``, through scaled_dot_product_attention."""
     bias = None
     if attend_B1TS is not None:
         bias = q_BHTK.new_zeros(attend_B1TS.shape).masked_fill(~attend_B1TS, -1e4)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """The fastest of the three for a number of keys, a type and a device. Another device or CPU: measure, and give other bounds.
+
+    On a CPU, ``fused`` serves float32 from ``fused_from`` keys on, and ``blocked`` serves the half types where a row has ``blocked_from``
+    scores (heads * keys * keys); below, and where gradients are wanted (backward of ``fused`` was measured 3 to 4 times slower there),
+    it is ``plain``. On other devices it is ``fused``. Only a row's own keys count, so other rows never change its attention.
+    """
+
+    fused_from: int = 192
+    blocked_from: int = 2**23
+
+    def __call__(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
+        learns = torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BHSK.requires_grad)
+        _, heads, keys, _ = k_BHSK.shape
+        chosen = self.choose(heads, keys, q_BHTK.dtype, q_BHTK.device.type, learns=learns)
+        return chosen(q_BHTK, k_BHSK, v_BHSK, attend_B1TS)
+
+    def choose(self, heads: int, keys: int, dtype: torch.dtype, device: str, *, learns: bool) -> Attention:
+        """``keys``: that a query reads · ``device``: its type, such as "cpu" · ``learns``: whether gradients are wanted."""
+        if device != "cpu":
+            return fused
+        if learns or keys < self.unpadded_from(heads, dtype, device):
+            return plain
+        return fused if dtype == torch.float32 else blocked
+
+    def unpadded_from(self, heads: int, dtype: torch.dtype, device: str) -> int:
+        """Fewest keys from which a row's attention could be another in a padded batch, or round differently there."""
+        if device != "cpu":
+            return NEVER
+        return self.fused_from if dtype == torch.float32 else math.ceil(math.sqrt(self.blocked_from / heads))
+
+
+FITTING = Fitting()

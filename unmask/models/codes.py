@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.models.blocks import RMSNorm
+from unmask.models.linear import Linear, linear
 from unmask.models.sizes import ElasticConfig
 
 _EPS = 1e-6
@@ -26,7 +27,7 @@ class Fold(nn.Module):
 
     def forward(self, square: Tensor) -> Tensor:
         width = square.shape[-1]
-        return square.flatten(-2) @ self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width).T
+        return linear(square.flatten(-2), self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width))
 
 
 class Unfold(nn.Module):
@@ -38,7 +39,8 @@ class Unfold(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         width = h.shape[-1]
-        return (h @ self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width)).unflatten(-1, (4, width))
+        matrix = self.weight.permute(2, 3, 1, 0).reshape(4 * width, width)
+        return linear(h, matrix).unflatten(-1, (4, width))
 
 
 class CodeEmbedding(nn.Module):
@@ -49,11 +51,11 @@ class CodeEmbedding(nn.Module):
         width = config.gen_width
         self.table = nn.Embedding(config.code_rows, width)
         self.table_norm = RMSNorm(width, _EPS)
-        self.mix = nn.Linear(width, width, bias=False)
+        self.mix = Linear(width, width, bias=False)
         self.fold_norm = RMSNorm(width, _EPS)
         self.fold = Fold(width)
         self.out_norm = RMSNorm(width, _EPS)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def forward(self, codes_BT: Tensor, square_BC4: Tensor | None = None, alone_BC: Tensor | None = None) -> Tensor:
         """[B, C, E]. ``square``: the places among the codes of each position's four; None where every code has its own position.
@@ -78,10 +80,10 @@ class CodeHead(nn.Module):
         self.unfold_norm = RMSNorm(width, _EPS)
         self.unfold = Unfold(width)
         self.in_norm = RMSNorm(width, _EPS)
-        self.inner = nn.Linear(width, width, bias=False)
-        self.mix = nn.Linear(width, width, bias=False)
+        self.inner = Linear(width, width, bias=False)
+        self.mix = Linear(width, width, bias=False)
         self.mix_norm = RMSNorm(width, _EPS)
-        self.classify = nn.Linear(width, config.codes, bias=False)
+        self.classify = Linear(width, config.codes, bias=False)
 
     def unfolded(self, h: Tensor) -> Tensor:
         """Folded positions [.., E] -> one vector a code [.., 4, E]."""
@@ -94,7 +96,7 @@ class CodeHead(nn.Module):
 def _taken(e_BTE: Tensor, square_BCk: Tensor) -> Tensor:
     """The vectors of the codes at the places ``square``, [B, C, k, E]. Whole rows are copied: a gather by element took longer."""
     rows, tokens, width = e_BTE.shape
-    flat = square_BCk + torch.arange(rows, device=e_BTE.device).view(-1, 1, 1) * tokens
+    flat = square_BCk if rows == 1 else square_BCk + torch.arange(rows, device=e_BTE.device).view(-1, 1, 1) * tokens
     return e_BTE.reshape(-1, width).index_select(0, flat.flatten()).view(*square_BCk.shape, width)
 
 

@@ -3,7 +3,7 @@
 Public idea: ``Elastic(config)(batch) -> Prediction``. Work follows need: each branch runs over its own positions, only tokens to
 score reach a head, and where no text is scored the understanding branch ends with the last joint layer.
 
-Shapes: B rows · L tokens · U understanding positions · C code positions · T code tokens · D width · E generation width · N tokens scored.
+Shapes: B rows · L tokens · D width · E generation width · N packed positions of a branch, or tokens scored.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.models.attention import Attention, plain
-from unmask.models.blocks import ElasticBlock, Geometry, RMSNorm, SwiGLU, rms_norm
+from unmask.derived import derived
+from unmask.models.asked import Asked, asked
+from unmask.models.attention import FITTING, NEVER, Attention, Fitting
+from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
+from unmask.models.layout import Layout, Packing, lay_out
+from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
-from unmask.models.rope import rope_table
+from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
 from unmask.models.sizes import ElasticConfig
-from unmask.models.streams import Squares, Stream, attend, flat_tokens, squares_of, stream
 from unmask.models.vision import Vision, VisionLayer
 from unmask.sequence import Batch, Branch, Kind
 from unmask.step import Head, Prediction, Reuse, Scored, State
+
+# What a CPU computes, and a GPU, in the time that one more group of rows takes to launch in a layer.
+GROUP_FLOPS = {"cpu": 5e6, "other": 2e10}
 
 _Score = Callable[
     [Tensor, Tensor, int, Head], Scored
@@ -33,17 +39,19 @@ _Score = Callable[
 class Elastic(nn.Module):
     """The model. ``mask_id``: the text id of a masked token, whose embedding is also the null embedding."""
 
-    def __init__(self, config: ElasticConfig, *, mask_id: int, attention: Attention = plain) -> None:
+    def __init__(self, config: ElasticConfig, *, mask_id: int, attention: Attention = FITTING) -> None:
         super().__init__()
         self.config, self.mask_id, self.attention = config, mask_id, attention
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.text_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.text_head = Linear(config.width, config.vocab_size, bias=False)
         if config.gen_width:
             self.code_embedding = CodeEmbedding(config)
             self.code_head = CodeHead(config)
         self.vision = Vision(config.vision, config.width) if config.vision else None
+        if config.text_registers or config.code_registers:
+            self.registers = Registers(config)
 
     def forward(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
         """Logits of the tokens in ``predict [B, L]`` (default: the masked ones). ``batch.time`` is not read: this model has no clock."""
@@ -55,36 +63,73 @@ class Elastic(nn.Module):
 
     def _predict(self, batch: Batch, predict: Tensor | None, reuse: Reuse | None, score: _Score) -> Prediction:
         predict = batch.masked if predict is None else predict
-        # 1. Two streams of positions, one for each branch.
-        und = stream(batch.leader & batch.valid & (batch.branch == Branch.UND), reuse)
-        gen = stream(batch.leader & batch.valid & (batch.branch == Branch.GEN), reuse)
-        if gen is not None and not self.config.gen_width:
+        length = batch.ids.shape[1]
+        if self.has_registers:
+            batch, predict, reuse = with_registers(batch, predict, reuse, self.config)
+        # 1. The positions of both branches, packed, and which rows are attended together.
+        layout = self._layout(batch, reuse)
+        if layout.gen is not None and not self.config.gen_width:
             raise ValueError(
                 "the batch has image codes, but this is a text model without a generation branch; give it text"
             )
-        squares = squares_of(batch, gen, reuse) if gen is not None else None
+        self._refuse_strange(batch)
         # 2. Embed them: text and picture features, and codes, four to a position where they are folded.
-        u_BUD = self._embed_und(batch, und)
-        g_BCE = self._embed_gen(batch, squares)
+        u_ND, g_NE = self._embed_und(batch, layout), self._embed_gen(batch, layout)
         # 3. The layers. Positions that are not computed lend their keys and values.
-        memory = _memory(reuse, und, gen)
-        wants_text = self._wants_text(batch, predict)
-        u_BUD, g_BCE = self._run(self._geometry(batch, und, gen), u_BUD, g_BCE, wants_text, memory)
+        memory = _memory(reuse, layout)
+        text = asked(predict, layout.und)
+        codes = asked(predict, layout.gen, folded=layout.squares is not None)
+        if self.has_registers:
+            text, codes = (tokens.of_length(batch.ids.shape[1], length) for tokens in (text, codes))
+        if not torch.is_grad_enabled():  # gradients sum over all positions, in an order that would change
+            text, codes = text.alone(u_ND), codes.alone(g_NE)
+        u_ND, g_NE = self._run(layout, u_ND, g_NE, text, codes, memory)
         # 4. The heads, over the tokens to score alone.
-        scored = {Kind.TEXT: self._read_text(batch, predict, und, u_BUD, score)}
-        if gen is not None and squares is not None and g_BCE is not None:
-            scored[Kind.CODE] = self._read_codes(batch, predict, gen, squares, g_BCE, score)
-        return Prediction(scored=scored, state=_next_state(reuse, memory))
+        scored = {Kind.TEXT: self._read_text(text, u_ND, score)}
+        if g_NE is not None:
+            scored[Kind.CODE] = self._read_codes(layout, codes, g_NE, score)
+        return Prediction(scored=scored, state=_next_state(reuse, memory, length))
 
-    def _wants_text(self, batch: Batch, predict: Tensor) -> bool:
-        """Whether any text is to be scored. ValueError for a token of a kind that this network does not read."""
-        read = (batch.kind == Kind.TEXT) | (batch.kind == Kind.FEATURE) | (batch.branch == Branch.GEN)
-        strange = batch.valid & batch.leader & ~batch.masked & ~read
-        wants_text, has_strange = torch.stack([(predict & (batch.kind == Kind.TEXT)).any(), strange.any()]).tolist()
-        if has_strange:
-            kind = int(batch.kind[strange][0])
+    @property
+    def has_registers(self) -> bool:
+        """Whether masked tokens may be left out, with registers in their place (Sparse-LaViDa)."""
+        return bool(self.config.text_registers or self.config.code_registers)
+
+    def _layout(self, batch: Batch, reuse: Reuse | None) -> Layout:
+        """Made once for all steps of a run that compute the same positions: they change none of the fields that it depends on."""
+        packing = self._packing(batch.device.type)
+        tensors = [batch.segment, batch.order, batch.valid, batch.leader, batch.branch, batch.kind, batch.stride]
+        tensors += [batch.position, batch.feature]
+        if reuse is not None:  # first, so that what is remembered goes with them
+            tensors = [reuse.compute, *([] if reuse.state is None else [reuse.state.held]), *tensors]
+        return derived(("layout", packing, len(tensors)), lambda: lay_out(batch, reuse, packing), *tensors)
+
+    def _packing(self, device: str) -> Packing:
+        c, learns = self.config, torch.is_grad_enabled()
+        fitting = self.attention if isinstance(self.attention, Fitting) else None
+        return Packing(
+            und_flops=2 * c.width * (4 * c.width + 3 * c.mlp),
+            gen_flops=2 * c.gen_width * (4 * c.width + 3 * c.gen_mlp),
+            width=c.width,
+            group_flops=GROUP_FLOPS["cpu" if device == "cpu" else "other"],
+            unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
+            together=learns,
+            head_width=c.width // c.heads,
+            theta=c.rope_theta,
+        )
+
+    def _refuse_strange(self, batch: Batch) -> None:
+        """ValueError for a token of a kind that this network does not read."""
+
+        def unread() -> Tensor | None:
+            read = (batch.kind == Kind.TEXT) | (batch.kind == Kind.FEATURE) | (batch.branch == Branch.GEN)
+            strange = batch.valid & batch.leader & ~read & (batch.kind != REGISTER)
+            return strange if bool(strange.any()) else None
+
+        strange = derived("unread", unread, batch.kind, batch.branch, batch.valid, batch.leader)
+        if strange is not None and bool((strange & ~batch.masked).any()):
+            kind = int(batch.kind[strange & ~batch.masked][0])
             raise ValueError(f"this network reads text, features and codes; the batch has tokens of kind {kind}")
-        return wants_text
 
     def features(self, pixels: Tensor) -> Tensor:
         """Pictures [I, 3, H, W] -> rows of features [R, D], which ``Batch.feature`` numbers."""
@@ -94,20 +139,21 @@ class Elastic(nn.Module):
             )
         return self.vision(pixels).flatten(0, 1)
 
-    def _embed_und(self, batch: Batch, und: Stream | None) -> Tensor | None:
-        if und is None:
+    def _embed_und(self, batch: Batch, layout: Layout) -> Tensor | None:
+        if layout.und is None:
             return None
-        masked = batch.masked.gather(1, und.index)
-        kind = batch.kind.gather(1, und.index)
-        ids = batch.ids.gather(1, und.index).masked_fill(masked, self.mask_id)
-        ids = ids.masked_fill(kind != Kind.TEXT, self.mask_id)
+        reads = layout.reads
+        ids = batch.ids.masked_fill(batch.masked, self.mask_id).flatten().index_select(0, layout.und.token)
+        if reads.other is not None:
+            ids = ids.masked_fill(reads.other, self.mask_id)
         x = self.embed(ids)
-        features = self._all_features(batch)
-        read = kind == Kind.FEATURE
-        if features is not None and bool(read.any()):
-            rows = features[batch.feature.gather(1, und.index)]
-            x = torch.where(read[..., None], rows.to(x.dtype), x)
-        return x
+        feature_N = reads.feature
+        if feature_N is None and batch.pixels is not None and torch.is_grad_enabled():
+            # All pictures were dropped. Processes that share weights need the same gradients, if only zeros.
+            feature_N = torch.zeros_like(ids, dtype=torch.bool)
+        if feature_N is not None and (features := self._all_features(batch)) is not None:
+            x = torch.where(feature_N[:, None], features[reads.row].to(x.dtype), x)
+        return placed(x, batch, layout.und.token, self.registers.text) if self.has_registers else x
 
     def _all_features(self, batch: Batch) -> Tensor | None:
         found = [] if batch.pixels is None else [self.features(batch.pixels)]
@@ -115,65 +161,59 @@ class Elastic(nn.Module):
             found.append(batch.features)
         return torch.cat(found) if len(found) > 1 else found[0] if found else None
 
-    def _embed_gen(self, batch: Batch, squares: Squares | None) -> Tensor | None:
-        if squares is None:
+    def _embed_gen(self, batch: Batch, layout: Layout) -> Tensor | None:
+        if layout.gen is None:
             return None
-        codes = batch.ids.masked_fill(batch.masked, self.config.mask_code).gather(1, squares.index)
-        codes = codes.masked_fill(~squares.valid, self.config.mask_code)
-        return self.code_embedding(codes, squares.square, squares.alone)
+        squares = layout.squares
+        token, pad = (layout.gen.token, layout.gen.pad) if squares is None else (squares.token, squares.pad)
+        codes = batch.ids.masked_fill(batch.masked, self.config.mask_code).flatten().index_select(0, token)
+        if pad is not None:
+            codes = codes.masked_fill(pad, self.config.mask_code)
+        alone = None if squares is None or squares.alone is None else squares.alone[None]
+        x = self.code_embedding(codes[None], None if squares is None else squares.places[None], alone)[0]
+        return placed(x, batch, layout.gen.token, self.registers.code) if self.has_registers else x
 
     def _run(
         self,
-        geometry: Geometry,
-        u_BUD: Tensor | None,
-        g_BCE: Tensor | None,
-        wants_text: bool,
+        layout: Layout,
+        u_ND: Tensor | None,
+        g_NE: Tensor | None,
+        text: Asked,
+        codes: Asked,
         memory: Memory | None,
     ) -> tuple[Tensor | None, Tensor | None]:
         last = self.config.joint_layers - 1
         for i, block in enumerate(self.blocks):
-            ends = not wants_text and i >= last
+            ends = not len(text.at) and i >= last
             layer = memory.layer(i) if memory else None
-            u_BUD, g_BCE = block(u_BUD, g_BCE, geometry, self.attention, last_und=ends, memory=layer)
-            if u_BUD is None and g_BCE is None:
+            read = Read(und=text.read, gen=codes.read) if i == len(self.blocks) - 1 else None
+            u_ND, g_NE = block(u_ND, g_NE, layout.groups, self.attention, last_und=ends, memory=layer, read=read)
+            if u_ND is None and g_NE is None:
                 break
-        return u_BUD, g_BCE
+        return u_ND, g_NE
 
-    def _geometry(self, batch: Batch, und: Stream | None, gen: Stream | None) -> Geometry:
-        head_width, theta = self.config.width // self.config.heads, self.config.rope_theta
-        empty = batch.position[:, :0]
-        at_und, at_gen = (batch.position.gather(1, s.index) if s else empty for s in (und, gen))
-        grouped = bool(((batch.segment > 0) | (batch.order != 0)).any())
-        return Geometry(
-            rope_und=rope_table(at_und, head_width, theta),
-            rope_gen=rope_table(at_gen, head_width, theta),
-            joint=attend(batch, [s for s in (gen, und) if s], grouped),
-            und=attend(batch, [und], grouped) if und else None,
-            gen=attend(batch, [gen], grouped) if gen else None,
-        )
-
-    def _read_text(
-        self, batch: Batch, predict: Tensor, und: Stream | None, u_BUD: Tensor | None, score: _Score
-    ) -> Scored:
-        if u_BUD is None or und is None:
+    def _read_text(self, text: Asked, u_ND: Tensor | None, score: _Score) -> Scored:
+        if u_ND is None:
             weight, config = self.embed.weight, self.config
             none, hidden = weight.new_zeros(0, config.vocab_size), weight.new_zeros(0, config.width)
-            return Scored(at=batch.ids.new_zeros(0), logits=none, hidden=hidden)
-        wanted = (predict & (batch.kind == Kind.TEXT)).gather(1, und.index) & und.valid
-        h_ND, rows = _rows_of_16(u_BUD[wanted])
+            return Scored(at=text.at, logits=none, hidden=hidden)
+        h_ND, rows = _rows_of_16(u_ND[text.row])
         h_ND = self.norm(h_ND)
         head = Head(layer=self.text_head, size=self.config.vocab_size)
-        return score(flat_tokens(und.index, batch)[wanted], h_ND, rows, head)
+        return score(text.at, h_ND, rows, head)
 
-    def _read_codes(
-        self, batch: Batch, predict: Tensor, gen: Stream, squares: Squares, g_BCE: Tensor, score: _Score
-    ) -> Scored:
+    def _read_codes(self, layout: Layout, codes: Asked, g_NE: Tensor, score: _Score) -> Scored:
         # The final norm runs over the full width, of which a generation position fills only the first channels (spec 1.4).
-        h = rms_norm(g_BCE, self.norm.weight[: g_BCE.shape[-1]], self.config.norm_eps, width=self.config.width)
-        wanted = (predict & (batch.kind == Kind.CODE)).gather(1, squares.index) & squares.valid
-        h_NE, rows = _rows_of_16(squares.codes_of(h, self.code_head.unfolded, wanted))
+        h = rms_norm(g_NE, self.norm.weight[: g_NE.shape[-1]], self.config.norm_eps, width=self.config.width)
+        if layout.squares is None or codes.corner is None:
+            found = h[codes.row]
+        else:
+            found = self.code_head.unfolded(h).flatten(0, 1)[4 * codes.row + codes.corner]
+            if layout.squares.alone is not None:
+                found = torch.where(layout.squares.alone[codes.position][:, None], h[codes.row], found)
+        h_NE, rows = _rows_of_16(found)
         head = Head(layer=self.code_head, size=self.config.codes)
-        return score(flat_tokens(squares.index, batch)[wanted], h_NE, rows, head)
+        return score(codes.at, h_NE, rows, head)
 
 
 def _with_logits(at_N: Tensor, h_ND: Tensor, rows: int, head: Head) -> Scored:
@@ -193,22 +233,20 @@ def _rows_of_16(x_ND: Tensor) -> tuple[Tensor, int]:
     return F.pad(x_ND, (0, 0, 0, -rows % 16)), rows
 
 
-def _memory(reuse: Reuse | None, und: Stream | None, gen: Stream | None) -> Memory | None:
+def _memory(reuse: Reuse | None, layout: Layout) -> Memory | None:
     if reuse is None:
         return None
     slots = {
-        name: Slots(slot=s.slot, size=s.key_index.shape[1])
-        for name, s in (("und", und), ("gen", gen))
-        if s is not None and s.slot is not None
+        name: Slots(slot=s.slot, size=s.key_index.shape[1]) for name, s in layout.streams.items() if s.slot is not None
     }
     return Memory(state=reuse.state, slots=slots)
 
 
-def _next_state(reuse: Reuse | None, memory: Memory | None) -> State | None:
+def _next_state(reuse: Reuse | None, memory: Memory | None, length: int) -> State | None:
     if reuse is None or memory is None:
         return None
     held = torch.zeros_like(reuse.keep) if reuse.state is None else reuse.state.held & ~reuse.compute
-    return State(held=held | reuse.keep, tensors=memory.tensors)
+    return State(held=without_registers(held | reuse.keep, length), tensors=memory.tensors)
 
 
 def init(model: nn.Module, generator: torch.Generator) -> None:

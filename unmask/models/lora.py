@@ -4,7 +4,7 @@ Public idea: ``LoRA(rank=16, where=in_branches("und", "gen"))(model)`` adapts a 
 its class, its name and its weight; the product is added by a forward hook, so it reaches every layer that is called as a module, also one
 with quantised weights. ``merge`` folds the products into the weights, ``unmerge`` restores the weights bit for bit. ``add_products``
 inserts products that were saved (``checkpoints.adapters``); those of several adapters add up. ``sharing`` copies a model without its
-weights.
+weights. ``without_adapters`` gives the model before its adapters.
 
 Shapes: I input width · O output width · R rank.
 """
@@ -14,8 +14,10 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,7 @@ class Adapter(nn.Module):
         self.down, self.up = nn.Parameter(product.down), nn.Parameter(product.up)
         self.scale = product.scale
         self.original: Tensor | None = None  # the layer's weight while the product is merged into it
+        self.off = False
 
     def forward(self, x: Tensor, width: int) -> Tensor:
         """What is added to the first ``width`` outputs for an input [..., I]."""
@@ -110,8 +113,29 @@ class LoRA:
             like, bound = {"dtype": layer.weight.dtype, "device": layer.weight.device}, layer.in_features**-0.5
             down = torch.empty(self.rank, layer.in_features)
             down.uniform_(-bound, bound, generator=generator("lora", self.seed, name))
+            if is_quantised(layer.weight) and type(layer) is nn.Linear:
+                layer.forward = partial(_quantised, layer)  # type: ignore[method-assign]
             up = torch.zeros(layer.out_features, self.rank, **like)
             _insert(layer, Product(down=down.to(**like), up=up, scale=self.alpha / self.rank), name)
+
+
+class _Frozen(torch.autograd.Function):
+    """A linear layer whose weight gets no gradient. It keeps the weight as it is for the backward pass, where autograd would keep a copy in
+    floats of a quantised one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.weight = weight
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad @ ctx.weight.dequantize().to(grad.dtype), None, None
+
+
+def _quantised(layer: nn.Linear, x: Tensor) -> Tensor:
+    return _Frozen.apply(x, layer.weight, layer.bias)  # type: ignore[no-any-return]
 
 
 def _insert(layer: nn.Linear, product: Product, name: str) -> None:
@@ -126,7 +150,9 @@ def _add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor
     """A layer's output with its adapter's. A layer that returns its first outputs alone gets those of the adapter."""
     adapter = layer.get_submodule(_CHILD)
     assert isinstance(adapter, Adapter)
-    return output if adapter.original is not None else output + adapter(inputs[0], output.shape[-1])
+    if adapter.off or adapter.original is not None:
+        return output
+    return output + adapter(inputs[0], output.shape[-1])
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, nn.Linear, Adapter]]:
@@ -137,6 +163,21 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, nn.Linear, Adapter]]:
             yield name, layer, adapter
 
 
+@contextmanager
+def without_adapters(model: M) -> Iterator[M]:
+    """The model as it was before its adapters, as long as the context lasts. ValueError where they are merged."""
+    found = list(adapters(model))
+    if merged_one := next((name for name, _, adapter in found if adapter.original is not None), None):
+        raise ValueError(f"{merged_one} has an adapter that is merged; unmerge it first")
+    for _, _, adapter in found:
+        adapter.off = True
+    try:
+        yield model
+    finally:
+        for _, _, adapter in found:
+            adapter.off = False
+
+
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Add every product to its layer's weight, rounded once. The original weights are kept for ``unmerge``.
@@ -145,11 +186,16 @@ def merge(model: nn.Module) -> None:
     """
     for name, layer, adapter in adapters(model):
         if adapter.original is None:
-            if type(layer.weight) not in (Tensor, nn.Parameter):
+            if is_quantised(layer.weight):
                 raise ValueError(f"{name} has quantised weights, which cannot be merged; merge into the original ones")
             added = merged(layer.weight, adapter.product)
             adapter.original = layer.weight.data
             layer.weight.data = added
+
+
+def is_quantised(weight: Tensor) -> bool:
+    """Whether a weight is held in a type of its own, as quantised ones are."""
+    return type(weight) not in (Tensor, nn.Parameter)
 
 
 def merged(weight: Tensor, *products: Product) -> Tensor:

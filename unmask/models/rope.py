@@ -8,18 +8,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unmask.models.gradients import rotated, worthwhile
 
-def rope_table(position_BT: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [B, 1, T, K], of the inverse frequencies theta^(-2i/K)."""
+Table = tuple[Tensor, Tensor]
+
+
+def rope_table(position_BT: Tensor, head_width: int, theta: float) -> Table:
+    """cos and sin, float32 [B, 1, T, K], of the inverse frequencies theta^(-2i/K). The first half of sin is negative: see ``rotate``."""
     inverse = theta ** -(torch.arange(0, head_width, 2, device=position_BT.device, dtype=torch.float32) / head_width)
     angle_BTk = position_BT[..., None].float() * inverse
     angle_BTK = torch.cat([angle_BTk, angle_BTk], dim=-1)[:, None]
-    return angle_BTK.cos(), angle_BTK.sin()
+    sin = angle_BTK.sin()
+    return angle_BTK.cos(), torch.cat([-sin[..., : head_width // 2], sin[..., head_width // 2 :]], dim=-1)
 
 
-def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
     """Rotate queries or keys; computed in float32 and cast back."""
+    if worthwhile(x_BHTK):
+        return rotated(x_BHTK, table)
     cos, sin = table
     x = x_BHTK.float()
     a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x_BHTK.dtype)
+    return (x * cos).add_(torch.cat([b, a], dim=-1).mul_(sin)).to(x_BHTK.dtype)

@@ -42,7 +42,8 @@ class ElasticConfig:
 
     ``joint_layers``: number of layers in which both branches attend to each other; the rest are split. The released code
     tests "index > 16", so 17 layers are joint although the paper says 16 (spec 1.4). ``gen_width`` 0: a text model, without the
-    generation branch and the code path (LLaDA).
+    generation branch and the code path (LLaDA). ``text_registers``, ``code_registers``: registers of a group of masked tokens that are
+    scored (Sparse-LaViDa, ``models/registers.py``), 0 for none · ``register_rows``: their different vectors, 1 where all share one.
     """
 
     vocab_size: int = 127378
@@ -58,6 +59,9 @@ class ElasticConfig:
     codes: int = 8192
     code_rows: int = 8448
     vision: VisionConfig | None = field(default_factory=VisionConfig)
+    text_registers: int = 0
+    code_registers: int = 0
+    register_rows: int = 1
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -68,6 +72,13 @@ class ElasticConfig:
             )
         if self.gen_width and self.code_rows < self.codes + 2:
             raise ValueError(f"code_rows {self.code_rows} leaves no row for the mask code {self.codes + 1}")
+
+        most = max(self.text_registers, self.code_registers)
+        if min(self.text_registers, self.code_registers) < 0 or (most and self.register_rows not in (1, most)):
+            raise ValueError(
+                f"text_registers {self.text_registers} and code_registers {self.code_registers} are numbers of tokens, and register_rows "
+                f"is 1 or the larger of them, got {self.register_rows}"
+            )
 
     @property
     def mask_code(self) -> int:
@@ -103,6 +114,20 @@ SIZES: dict[str, ElasticConfig] = {
         codes=4096,
         code_rows=4098,
         vision=VisionConfig(image=128, patch=16, width=128, layers=3, heads=4, mlp=512),
+    ),
+    "small": ElasticConfig(
+        vocab_size=1792,
+        width=256,
+        heads=4,
+        layers=10,
+        mlp=640,
+        gen_width=192,
+        gen_mlp=768,
+        joint_layers=7,
+        rope_theta=2000.0,
+        codes=4096,
+        code_rows=4098,
+        vision=VisionConfig(image=256, patch=16, width=192, layers=4, heads=4, mlp=768),
     ),
     "lavida_o": ElasticConfig(),
     "llada_8b": ElasticConfig(

@@ -1,19 +1,19 @@
-"""The positions of a batch as the layers see them: one stream for each branch, and which codes share a position.
+"""Which positions of a batch are computed, and which of them read which others.
 
 Public idea: ``stream(chosen, reuse) -> Stream`` packs the positions of a branch, ``attend(batch, streams, ..)`` says who reads whom.
 
-Shapes: B rows · L tokens · C computed positions · S positions that are read (S = C where nothing is reused) · T code tokens.
+Shapes: B rows · L tokens · C computed positions · S positions that are read (S = C where nothing is reused).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unmask.sequence import Batch, Branch
+from unmask.sequence import Batch
 from unmask.step import Reuse
 
 
@@ -74,71 +74,3 @@ def attend(batch: Batch, streams: Sequence[Stream], grouped: bool) -> Tensor | N
     segment, order = batch.segment.gather(1, key)[:, None], batch.order.gather(1, key)[:, None]
     mine = (segment == 0) | (segment == batch.segment.gather(1, query)[..., None])
     return (mine & (order <= batch.order.gather(1, query)[..., None]) & keys[:, None])[:, None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Squares:
-    """The code tokens of a stream, and how they share positions.
-
-    ``index``, ``valid [B, T]``: token numbers, packed · ``square [B, C, 4]``: the places in ``index`` of each position's codes, row by
-    row; None where every code has a position of its own · ``alone [B, C]``: positions of one code; None where there are none ·
-    ``place [B, T]``: 4 * position + corner of each code.
-    """
-
-    index: Tensor
-    valid: Tensor
-    square: Tensor | None = None
-    alone: Tensor | None = None
-    place: Tensor | None = None
-
-    def codes_of(self, h_BCE: Tensor, unfolded: Callable[[Tensor], Tensor], wanted_BT: Tensor) -> Tensor:
-        """One vector for each code in ``wanted``, [N, E]; ``unfolded`` makes four of a position's one."""
-        if self.place is None:
-            return h_BCE[wanted_BT]
-        row = torch.arange(len(h_BCE), device=h_BCE.device)[:, None].expand_as(wanted_BT)[wanted_BT]
-        place = self.place[wanted_BT]
-        found = unfolded(h_BCE).flatten(1, 2)[row, place]
-        if self.alone is None:
-            return found
-        own = h_BCE[row, place // 4]
-        return torch.where(self.alone[row, place // 4][:, None], own, found)
-
-
-def squares_of(batch: Batch, gen: Stream, reuse: Reuse | None) -> Squares:
-    """The codes of a stream; where they are folded, the squares they form."""
-    chosen = batch.valid & (batch.branch == Branch.GEN)
-    if reuse is not None:
-        chosen = chosen & reuse.compute
-    index, valid = pack(chosen) or (gen.index, gen.valid)
-    stride = batch.stride.gather(1, gen.index)
-    folded = (stride > 0) & gen.valid
-    if not bool(folded.any()):
-        return Squares(index=index, valid=valid)
-    length = batch.ids.shape[1]
-    corner = torch.stack([torch.zeros_like(stride), torch.ones_like(stride), stride, stride + 1], dim=-1)
-    # Token numbers of each square; padding points to a column behind the last token, a position of one code to it four times.
-    token = gen.index[..., None] + torch.where(stride[..., None] > 0, corner, 0)
-    token = token.masked_fill(~gen.valid[..., None], length)
-    rank = torch.cat([chosen.long().cumsum(1) - 1, chosen.new_zeros(len(chosen), 1, dtype=torch.long)], 1)
-    square = rank.gather(1, token.flatten(1)).view_as(token)
-    alone = (stride == 0) & gen.valid
-    some_alone = bool(alone.any())
-    numbers = torch.arange(4 * stride.shape[1], device=rank.device).view(-1, 4).expand_as(token)
-    place = torch.zeros_like(rank)
-    if some_alone:
-        for c in (3, 2, 1, 0):  # the first corner last: it is what a position of one code keeps
-            place = place.scatter(1, token[..., c], numbers[..., c])
-    else:
-        place = place.scatter(1, token.flatten(1), numbers.flatten(1))
-    return Squares(
-        index=index,
-        valid=valid,
-        square=square,
-        alone=alone if some_alone else None,
-        place=place[:, :length].gather(1, index),
-    )
-
-
-def flat_tokens(index_BC: Tensor, batch: Batch) -> Tensor:
-    """Flat token numbers (row * L + token) of packed token numbers."""
-    return index_BC + torch.arange(batch.rows, device=index_BC.device)[:, None] * batch.ids.shape[1]

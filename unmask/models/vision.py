@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.models.attention import plain
+from unmask.models.attention import FITTING
+from unmask.models.linear import Linear
 from unmask.models.sizes import VisionConfig
 
 
@@ -20,15 +21,15 @@ class VisionLayer(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
-        self.q, self.k, self.v, self.out = (nn.Linear(config.width, config.width) for _ in range(4))
+        self.q, self.k, self.v, self.out = (Linear(config.width, config.width) for _ in range(4))
         self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
-        self.fc1 = nn.Linear(config.width, config.mlp)
-        self.fc2 = nn.Linear(config.mlp, config.width)
+        self.fc1 = Linear(config.width, config.mlp)
+        self.fc2 = Linear(config.mlp, config.width)
 
     def forward(self, x_IPW: Tensor) -> Tensor:
         y = self.norm1(x_IPW)
         q, k, v = (p(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
-        x = x_IPW + self.out(plain(q, k, v, None).transpose(1, 2).flatten(2))
+        x = x_IPW + self.out(FITTING(q, k, v, None).transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
 
 
@@ -59,8 +60,8 @@ class Vision(nn.Module):
         self.config = config
         self.tower = Tower(config)
         self.pool = nn.Conv2d(config.width, config.width, 2, stride=2)
-        self.project_in = nn.Linear(config.width, width)
-        self.project_out = nn.Linear(width, width)
+        self.project_in = Linear(config.width, width)
+        self.project_out = Linear(width, width)
         self.newline = nn.Parameter(torch.zeros(width))
 
     def pooled(self, pixels: Tensor) -> Tensor:

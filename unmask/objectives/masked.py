@@ -8,7 +8,7 @@ Shapes: B rows · L tokens · N masked tokens · V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from unmask.corruption.absorbing import Absorbing
-from unmask.objectives.cross_entropy import cross_entropy
-from unmask.protocols import Corruption, Denoiser, Headless
+from unmask.objectives.joining import TokenLosses, apart, joined_losses
+from unmask.protocols import Corruption, Denoiser
 from unmask.sequence import Batch, Kind
 from unmask.step import Loss
 
@@ -82,6 +82,12 @@ class MaskedModel(Denoiser, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
+class Scores(Protocol):
+    """An objective with one loss for a batch."""
+
+    def __call__(self, model: MaskedModel, batch: Batch, rng: torch.Generator, /) -> Loss: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Masked:
     """Cross-entropy of the tokens that a corruption masks (or marks in ``Batch.target``).
@@ -96,34 +102,33 @@ class Masked:
     complementary: bool = False
 
     def __call__(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Loss:
-        # 1. Guidance dropout: drop the condition of some rows.
+        return self.of(model, *self.views(model, clean, rng))
+
+    def views(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> tuple[Batch, ...]:
+        """The masked batch and, where both are trained, its complement."""
+        noisy = self.noisy(model, clean, rng)
+        return (noisy, _complement(noisy)) if self.complementary else (noisy,)
+
+    def noisy(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Batch:
+        """The batch with masked tokens. Guidance dropout drops the condition of some rows, then the forward process draws times and masks
+        tokens (eq. 1 of LLaDA).
+        """
         for dropout in self.dropouts:
             clean = dropout(clean, model.mask_id, rng)
-        # 2. The forward process draws times and masks tokens (eq. 1 of LLaDA).
-        noisy = self.corruption.corrupt(clean, self.corruption.times(clean, rng), rng)
-        # 3. Weighted cross-entropy of the predictions for masked tokens (eq. 3).
-        if not self.complementary:
-            return self.of(model, noisy)
-        return self.of(model, noisy, _complement(noisy))
+        return self.corruption.corrupt(clean, self.corruption.times(clean, rng), rng)
 
     def of(self, model: MaskedModel, *views: Batch) -> Loss:
         """The loss of batches with given masks, computed as if their rows formed one batch.
 
         A token therefore has the same weight in every view, even if another view has no masked token.
         """
-        found: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for noisy in views:
-            assert noisy.clean is not None and noisy.weight is not None
-            predict = model.hidden_states if isinstance(model, Headless) else model
-            for kind, scored in predict(noisy, predict=noisy.target).scored.items():
-                if scored.logits is None and scored.head is None:
-                    raise ValueError(
-                        f"tokens of kind {kind} have no logits, so no cross-entropy; give them an objective"
-                    )
-                each = cross_entropy(scored, noisy.clean.flatten()[scored.at])
-                found.setdefault(kind, []).append((each, noisy.weight.flatten()[scored.at]))
+        return self.weighed(model, views, apart(model, views))
+
+    def weighed(self, model: MaskedModel, views: Sequence[Batch], losses: Sequence[TokenLosses]) -> Loss:
+        """The loss, given that of each scored token in every view: a weighted mean for each kind (eq. 3)."""
         terms, counts = {}, {}
-        for kind, parts in sorted(found.items()):
+        for kind in sorted({kind for found in losses for kind in found}):
+            parts = [found[kind] for found in losses if kind in found]
             each, probability = (torch.cat(x) for x in zip(*parts, strict=True))
             if len(each):
                 name = KIND_NAMES.get(kind, f"kind{kind}")
@@ -155,19 +160,31 @@ def _scorable(batch: Batch) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Together:
-    """Several tasks in one step: {name: batch} -> the weighted sum of their losses; terms are named ``task.term``."""
+    """Several tasks in one step: {name: batch} -> the weighted sum of their losses; terms are named ``task.term``.
 
-    objectives: tuple[tuple[str, Masked, float], ...]
+    ``joined``: rows of different ``Masked`` tasks share forward passes (``joining``); otherwise each task has its own, which is slower and
+    equal up to rounding.
+    """
+
+    objectives: tuple[tuple[str, Scores, float], ...]
+    joined: bool = True
 
     def __call__(self, model: MaskedModel, batches: dict[str, Batch], rng: torch.Generator) -> Loss:
-        total, terms, counts = None, {}, {}
-        for name, objective, weight in self.objectives:
-            if name not in batches:
-                continue
-            loss = objective(model, batches[name], rng)
-            total = loss.total * weight if total is None else total + loss.total * weight
+        tasks = [(name, task, weight) for name, task, weight in self.objectives if name in batches]
+        if not tasks:
+            raise ValueError(f"no batch for any of {[n for n, _, _ in self.objectives]}; got {list(batches)}")
+        # 1. Every task drops and masks its own rows, in order.
+        views = {n: task.views(model, batches[n], rng) for n, task, _ in tasks if isinstance(task, Masked)}
+        # 2. Forward passes over the rows of all of them.
+        found = iter((joined_losses if self.joined else apart)(model, [view for own in views.values() for view in own]))
+        # 3. The loss of each task, from its own tokens.
+        total, terms, counts = torch.zeros((), device=next(iter(batches.values())).device), {}, {}
+        for name, task, weight in tasks:
+            if isinstance(task, Masked):
+                loss = task.weighed(model, views[name], [next(found) for _ in views[name]])
+            else:
+                loss = task(model, batches[name], rng)
+            total = total + loss.total * weight
             terms |= {f"{name}.{k}": v for k, v in loss.terms.items()}
             counts |= {f"{name}.{k}": v for k, v in loss.counts.items()}
-        if total is None:
-            raise ValueError(f"no batch for any of {[n for n, _, _ in self.objectives]}; got {list(batches)}")
         return Loss(total=total, terms=terms, counts=counts)

@@ -26,6 +26,9 @@ class Squares:
     basis: Tensor
     codebook: Tensor
 
+    def to(self, device: torch.device) -> Squares:
+        return Squares(mean=self.mean.to(device), basis=self.basis.to(device), codebook=self.codebook.to(device))
+
     def latents(self, squares_N: Tensor) -> Tensor:
         """Squares in 0..1, [N, 3 * side * side] (channel first) -> [N, d]."""
         return (squares_N - self.mean) @ self.basis
@@ -70,6 +73,35 @@ class Distilled:
         return Loss(
             total=total * 10, terms={"mse": mse.detach(), "latents": error.detach()}, counts={"mse": codes.numel()}
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """batch = (pictures uint8 [B, H, W, 3],): ``distilled`` with what the teacher makes of them, on their device.
+
+    ``squares``: how many of their squares the encoder learns from. Half are drawn from all squares, half from those of more than one
+    colour: background is most of a picture, but few distinct squares.
+    """
+
+    teacher: Squares
+    squares: int
+    side: int = 16
+    distilled: Distilled = Distilled()
+
+    def __call__(self, model: VQ, batch: tuple[Tensor], rng: torch.Generator) -> Loss:
+        pixels = (batch[0].float() / 255).permute(0, 3, 1, 2).contiguous()
+        teacher = self.teacher.to(pixels.device)
+        every_ND = torch.nn.functional.unfold(pixels, self.side, stride=self.side).transpose(1, 2).flatten(0, 1)
+        some_ND = self._some(every_ND, rng)
+        squares = some_ND.reshape(-1, 3, self.side, self.side)
+        return self.distilled(model, (pixels, teacher.codes(pixels, self.side), squares, teacher.latents(some_ND)), rng)
+
+    def _some(self, every_ND: Tensor, rng: torch.Generator) -> Tensor:
+        """Without reading anything back from the device: random numbers decide, those of squares of more than one colour are higher."""
+        half = min(self.squares // 2, len(every_ND))
+        anywhere, busy = (torch.rand(len(every_ND), generator=rng).to(every_ND.device) for _ in range(2))
+        busy = busy + (every_ND.unflatten(1, (3, -1)).std(-1).sum(1) > 0)
+        return every_ND[torch.cat([anywhere.topk(half).indices, busy.topk(half).indices])]
 
 
 def kmeans(points_ND: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tensor:

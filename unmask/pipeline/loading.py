@@ -32,7 +32,9 @@ from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
+from unmask.models.linear import pack
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
+from unmask.models.unfilled import unfilled
 from unmask.tasks import (
     conversing,
     edit,
@@ -47,6 +49,7 @@ from unmask.tasks import (
 )
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.step_causal import step_causal
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vocabulary import FILE, Vocabulary
@@ -83,7 +86,9 @@ class ModelSpec:
     @property
     def presets(self) -> Presets:
         """The samplers of a model that draws: those of the released models, or of our own."""
-        return released.PRESETS if self.wording == RELEASED else OWN
+        dense = released.PRESETS if self.wording == RELEASED else OWN
+        config = self.checkpoint.config
+        return step_causal(dense) if config.text_registers or config.code_registers else dense
 
 
 def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
@@ -146,7 +151,7 @@ def _spec_of_own(folder: Path) -> ModelSpec:
     config, kept = read_config(folder), read_json(folder / "config.json").get(RELEASED_BLOCK, {})
     tokenizer = folder / "tokenizer.json"  # may be missing after a conversion from the released layout
     mask_id = int(kept["mask_token_id"]) if kept and not tokenizer.exists() else Text.load(tokenizer)[MASK]
-    with torch.device("meta"):
+    with unfilled():
         net, vq = Elastic(config["model"], mask_id=0), VQ(config["vq"])
     checkpoint = Checkpoint(
         place=folder,
@@ -202,6 +207,7 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
             )
     net, vq = found.checkpoint.modules()
     net.mask_id = text[MASK]
+    pack(net)
     parts = Parts(
         text=text,
         net=net,
@@ -231,7 +237,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 def spec_of_size(name: str) -> ModelSpec:
     """The spec of a named size: the network in bfloat16, the released image tokenizer in float32; no files exist."""
     config, vq_config = SIZES[name], VQConfig()
-    with torch.device("meta"):
+    with unfilled():
         net, vq = Elastic(config, mask_id=0), VQ(vq_config)
     checkpoint = Checkpoint(
         place=Path(name),

@@ -280,18 +280,23 @@ class Model:
         image: Picture,
         phrases: str | Sequence[str],
         *,
+        separately: bool = False,
         steps: int | None = None,
         seed: int = 0,
         settings: Sequence[str] = (),
     ) -> Grounding:
-        """A box for every phrase, all in one pass; corners in pixels of the given picture. ``steps``: 1 (default) to 4."""
+        """A box for every phrase, all in one pass; corners in pixels of the given picture. ``steps``: 1 (default) to 4.
+
+        ``separately``: a sequence of its own for every phrase. It changes the boxes of models whose phrases attend to each other
+        (``tasks.ground.Ground``).
+        """
         if steps is not None and not 1 <= steps <= 4:
             raise ValueError(f"steps must be 1 to 4, the coordinates of a box; got {steps}")
         picture = read_image(image)
         views, placement = self.parts.image_views(picture), Placement(width=picture.width, height=picture.height)
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         checked = tuple(self._prompt(p) for p in given)
-        turns = [(p,) for p in checked] if self.parts.quirks.one_segment and checked else [checked]
+        turns = [(p,) for p in checked] if separately and checked else [checked]
         tasks = [ground.Ground(pixels=views, phrases=turn) for turn in turns]
         self.parts.require(tasks[0].needs)
         chosen = with_options(self.presets.ground(self.parts, steps or 1), settings, steps)

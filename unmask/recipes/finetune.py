@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -22,24 +23,29 @@ from unmask.data.opening import holdout, open_data
 from unmask.data.order import Mixture, open_mixture
 from unmask.data.own import Format, OwnData
 from unmask.data.samples import Boxes, Broken, Caption, Chat, DataError, Sample, texts_of
-from unmask.data.squares import Pad
+from unmask.data.squares import Crop, Pad, Square
+from unmask.models.elastic import Elastic
 from unmask.models.lora import LoRA
-from unmask.objectives.masked import Dropout, Masked, Together
+from unmask.objectives.masked import Dropout, Masked, Scores, Together
 from unmask.pipeline.text_model import chatting
 from unmask.recipe import Eval, Optim, Recipe, Training
-from unmask.recipes.replay import Replay, knows_the_world, world_replay
+from unmask.recipes.replay import Before, Replay, data_replay, distilled, knows_the_world, world_replay
 from unmask.recipes.starting import Start, start_of
 from unmask.recipes.watching import Sheet, ValidationLoss
 from unmask.sequence import Batch, Kind, Sequence
 from unmask.tasks.conversing import Message
 from unmask.tasks.encoding import Coding
-from unmask.tasks.examples import formats_of, padded_answer
+from unmask.tasks.examples import Cropping, formats_of, padded_answer
 from unmask.tokens.boxes import FractionBox
+from unmask.training.states import newest
 
 PARTS = ("und", "gen", "out", "embed", "norm", "codes", "text_head", "vision")  # of ``checkpoints.elastic.part_of``
 REPLAYS = ("auto", "world", "none")
+FITS = ("pad", "crop", "middle")
+QUANTISED = ("", "int8", "int4")
 _LARGE = 1024  # width of the network from which the learning rates of large models apply
 _PICTURES = 8  # on a sample sheet
+_EXAMPLES = 3  # source batches that memory is planned from
 _PROMPT = Dropout(spans=frozenset({"prompt", "plan", "look"}), rate=0.1)
 _SOURCE = Dropout(spans=frozenset({"source"}), rate=0.15)
 
@@ -49,11 +55,14 @@ def finetune(
     data: str = "",
     lora: int = 0,
     alpha: float = 0.0,
-    batch: int = 32,
+    quantise: str = "",
+    batch: int = 24,
     only: str = "",
     freeze: str = "",
     replay: str = "auto",
-    replay_share: float = 0.34,
+    replay_share: float = 0.75,
+    distill: float = 4.0,
+    fit: str = "pad",
     holdout: float = 0.1,
     codes: str = "",
     seed: int = 0,
@@ -62,30 +71,42 @@ def finetune(
     """Fine-tune ``model`` on your own pictures and texts (``data``), with LoRA of rank ``lora`` or all weights.
 
     ``data``: a folder or file (docs/data.md), or several as PATH or PATH=WEIGHT, separated by commas · ``alpha``: LoRA's scale times its
-    rank; 0: twice the rank · ``only``: train these parts of the network only, ``freeze``: do not train these, separated by commas: und,
-    gen, out, embed, norm, codes, text_head, vision · ``replay``: world: mix in scenes of mini's world, none, or auto (world for mini) ·
-    ``replay_share``: rows that draw such a scene relative to ``batch``, and the batch of other tasks relative to mini's training ·
-    ``holdout``: share of the rows for validation · ``codes``: folder that ``unmask data encode`` has filled · ``folder``: of the run, for
-    image codes and sample sheets.
+    rank; 0: twice the rank · ``quantise``: int8 or int4, of the weights that LoRA leaves as they are · ``only``: train these parts of the
+    network only, ``freeze``: do not train these, separated by commas: und, gen, out, embed, norm, codes, text_head, vision ·
+    ``replay``: what the model should not forget: world (scenes of mini's world), a folder or file of samples, none, or auto (world for
+    mini) · ``replay_share``: replayed rows relative to ``batch``; of the world, rows that draw, and the batch of other tasks relative to
+    mini's training · ``distill``: weight of the loss that keeps the model's predictions for replayed rows; 0: train on these rows instead ·
+    ``fit``: pictures of captions that are not square are padded (pad), cropped at random (crop) or to their middle (middle); the prompt
+    states a crop · ``holdout``: share of the rows for validation · ``codes``: folder that ``unmask data encode`` has filled ·
+    ``folder``: of the run, for image codes and sample sheets.
     """
     start = start_of(model)
     place = _own_folder(folder, start)
     training, checking = _split(data, holdout)
-    formats = _formats(start, training, place, codes)
+    known = None if replay in REPLAYS else _split(_existing(replay), 0.0)[0]
+    formats = _formats(start, training, known, place, codes, fit)
     source = OwnData(data=training, formats=formats, seed=seed, batch=batch)
-    replayed = _replay(replay, replay_share, batch, start)
     objectives = {f.name: _objective(f.name, start) for f in source.used}
-    known = objectives | (replayed.objectives if replayed else {})
+    rows = _rows(batch, replay_share)
+    if known is not None:
+        replayed: Replay | None = _own_replay(OwnData(data=known, formats=formats, seed=seed + 1, batch=rows), start)
+    else:
+        replayed = _world(replay, rows, replay_share, start)
+    if _weight(distill) and replayed:
+        replayed = distilled(replayed, Before(network=start.network), distill)
+    merged = Merged(sources=(source, *([replayed] if replayed else [])))
     return Recipe(
         name=f"finetune of {start.name}",
-        model=start.network,
+        model=_network(start, quantise, lora),
         adapt=_adapter(start.spec.checkpoint, lora, alpha, only, freeze, seed),
-        source=Merged(sources=(source, *([replayed] if replayed else []))),
-        objective=Together(objectives=tuple((name, objective, 1.0) for name, objective in known.items())),
+        source=merged,
+        objective=_together(objectives, replayed),
         optim=_optim(start, lora),
-        training=Training(steps=500, seed=seed, save_every=100, log_every=10),
+        training=Training(steps=340, seed=seed, save_every=100, log_every=10),
         trainable=_trainable(start.spec.checkpoint, only, freeze, lora),
         evals=_evals(start, source, checking, objectives, place, seed),
+        outline=lambda: start.spec.checkpoint.modules()[0],
+        examples=lambda: tuple(merged(step) for step in range(_EXAMPLES)),
         export=lambda module, folder: start.export(module, folder, _texts(training)),
     )
 
@@ -118,15 +139,30 @@ def _split(data: str, share: float) -> tuple[Mixture, Mixture | None]:
     return Mixture(parts=parts), Mixture(parts=held) if held else None
 
 
-def _formats(start: Start, data: Mixture, folder: Path | None, codes: str) -> tuple[Format, ...]:
+def _formats(
+    start: Start, data: Mixture, known: Mixture | None, folder: Path | None, codes: str, fit: str
+) -> tuple[Format, ...]:
+    if fit not in FITS:
+        raise ValueError(f"fit {fit!r} is unknown; choose from {', '.join(FITS)}")
     if start.writes_only:
         return (Format(name="chat", task="chat", row=_Chatting(start=start)),)
     parts = start.parts
-    made_by = Coding(parts=parts, square=Pad(paper=parts.paper), side=parts.side).made_by()
-    shards = Shards(Path(codes), made_by) if codes else None
-    path = folder / "codes.sqlite" if folder else None
-    kept = KeptCodes(encode=parts.encode, made_by=made_by, shards=shards, path=path)
-    return formats_of(parts, kept, start.presets, _Looked(boxes=_boxes(data)))
+
+    def kept(square: Square, *, read: bool, write: bool) -> KeptCodes:
+        """``read``: codes made beforehand, if there are any · ``write``: a file in the run's folder."""
+        made_by = Coding(parts=parts, square=square, side=parts.side).made_by()
+        shards = Shards(Path(codes), made_by) if codes and read else None
+        path = folder / "codes.sqlite" if folder and write else None
+        return KeptCodes(encode=parts.encode, made_by=made_by, shards=shards, path=path)
+
+    crop = None
+    if fit != "pad":
+        square = Crop(middle=fit == "middle")  # random crops seldom recur, so a file of them would only grow
+        crop = Cropping(square=square, codes=kept(square, read=square.middle, write=square.middle))
+    padded = kept(Pad(paper=parts.paper), read=fit != "middle", write=True)
+    return formats_of(
+        parts, padded, start.presets, _Looked(boxes=(_boxes(known) if known else {}) | _boxes(data)), crop
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,17 +208,37 @@ def _texts(data: Mixture) -> list[str]:
     ]
 
 
-def _replay(name: str, share: float, batch: int, start: Start) -> Replay | None:
-    if name not in REPLAYS:
-        raise ValueError(f"replay {name!r} is unknown; choose from {', '.join(REPLAYS)}")
+def _own_replay(source: OwnData, start: Start) -> Replay:
+    return data_replay(source, {f.name: _objective(f.name, start) for f in source.used})
+
+
+def _existing(replay: str) -> str:
+    """A folder or file of samples. ValueError for a name that is none."""
+    if not Path(replay).exists():
+        raise ValueError(f"replay {replay!r} is unknown; choose from {', '.join(REPLAYS)}, or give a folder or file")
+    return replay
+
+
+def _rows(batch: int, share: float) -> int:
     if not 0 < share <= 4:
         raise ValueError(f"replay_share is {share}; give a number above 0 and at most 4")
+    return max(1, round(batch * share))
+
+
+def _world(name: str, rows: int, share: float, start: Start) -> Replay | None:
+    """Scenes of mini's world, for a model that knows them."""
     known = not start.writes_only and knows_the_world(start.parts)
     if name == "world" and not known:
-        raise ValueError(f"replay world needs mini or a model that was fine-tuned from it, not {start.name}; use none")
-    return (
-        world_replay(start.parts, rows=max(1, round(batch * share)), share=share) if known and name != "none" else None
-    )
+        raise ValueError(
+            f"replay world needs mini or a model that was fine-tuned from it, not {start.name}; give a folder of samples"
+        )
+    return world_replay(start.parts, rows=rows, share=share) if known and name != "none" else None
+
+
+def _weight(distill: float) -> float:
+    if not 0 <= distill <= 100:
+        raise ValueError(f"distill is {distill}; give a weight from 0 to 100")
+    return distill
 
 
 # -- what is trained, and how -----------------------------------------------------------------------------------------
@@ -198,6 +254,24 @@ def _objective(name: str, start: Start) -> Masked:
         # mini writes short answers at once, so it often sees all of an answer masked.
         return Masked(corruption=Absorbing(policies={Kind.TEXT: OftenAll(policy=Cosine(), all=0.4)}))
     return Masked()
+
+
+def _together(objectives: Mapping[str, Masked], replayed: Replay | None) -> Together:
+    """The objectives of the user's rows, with weight 1, and of the replayed ones."""
+    own = tuple((name, objective, 1.0) for name, objective in objectives.items())
+    kept = replayed.objectives if replayed else dict[str, tuple[Scores, float]]()
+    return Together(objectives=(*own, *((name, objective, weight) for name, (objective, weight) in kept.items())))
+
+
+def _network(start: Start, quantise: str, lora: int) -> Callable[[], Elastic]:
+    """What makes the network; its branches quantised to ``quantise``, if it is given."""
+    if quantise not in QUANTISED:
+        raise ValueError(f"quantise {quantise!r} is unknown; choose from {', '.join(QUANTISED[1:])}")
+    if not quantise:
+        return start.network
+    if not lora:
+        raise ValueError(f"weights in {quantise} cannot be trained; add --lora, for example --lora 16")
+    return partial(start.network, bits=int(quantise.removeprefix("int")))
 
 
 def _optim(start: Start, lora: int) -> Optim:
@@ -275,6 +349,6 @@ def _own_folder(folder: str, start: Start) -> Path | None:
     if not folder:
         return None
     place = Path(folder)
-    if (place / "config.json").exists() and not (place / "state.safetensors").exists():
+    if (place / "config.json").exists() and newest(place) is None:
         raise ValueError(f"{place} holds a model that is no run; choose another --out, so that it is not overwritten")
     return place

@@ -24,6 +24,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ from unmask.protocols import Source
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.mini_vq import CONFIG, IMAGES, dictionary
 from unmask.rng import generator
-from unmask.sequence import Kind
+from unmask.sequence import Batch, Kind
 from unmask.tokens.text import EXP, MASK, Text
 from unmask.tokens.vocabulary import FILE
 from unmask.tokens.vq import VQ
@@ -233,8 +234,28 @@ class _Stage:
             optim=self.optim,
             training=Training(steps=self.steps, seed=self.seed),
             trainable=self.trainable,
+            outline=_outline,
+            examples=lambda: (_unencoded(self.parts),),
             export=_export,
         )
+
+
+def _outline() -> Elastic:
+    with torch.device("meta"):
+        return Elastic(SIZE, mask_id=0)
+
+
+def _unencoded(parts: tuple[tuple[str, Any, int, Masked, float], ...]) -> dict[str, Batch]:
+    """A batch of every part, with zeros for the codes of its pictures."""
+    return {
+        name: (replace(source, encode=_zeros) if hasattr(source, "encode") else source)(0) for name, source, *_ in parts
+    }
+
+
+def _zeros(pixels: Tensor) -> Tensor:
+    return torch.zeros(
+        len(pixels), pixels.shape[2] // CONFIG.factor, pixels.shape[3] // CONFIG.factor, dtype=torch.long
+    )
 
 
 def stage1(vision: str = "runs/tower", start: str = "", seed: int = 1, images: int = IMAGES) -> Recipe:

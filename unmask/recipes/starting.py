@@ -6,6 +6,8 @@ writes what it has become.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +17,13 @@ import torch
 from torch import nn
 
 from unmask.checkpoints.adapters import save_adapter
-from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
+from unmask.checkpoints.elastic import BRANCHES, EVERYTHING, Weights, WeightStorage
 from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.loading import load
+from unmask.checkpoints.quantise import RoundToNearest
 from unmask.models.elastic import Elastic
-from unmask.models.lora import adapters, merge, unmerge
+from unmask.models.lora import adapters, is_quantised, merge, unmerge
+from unmask.pipeline.adapting import merge as merge_files
 from unmask.pipeline.exporting import export_like
 from unmask.pipeline.loading import Format, ModelSpec, open_parts, read_spec, resolve
 from unmask.pipeline.text_model import TextParts
@@ -61,28 +65,43 @@ class Start:
         context = int(read_json(self.spec.checkpoint.place / "config.json").get("max_sequence_length", 4096))
         return TextParts(text=text, net=self.spec.checkpoint.modules()[0], context=context)
 
-    def network(self) -> Elastic:
-        """A new network with the model's weights, in float32 on the CPU."""
+    def network(self, bits: int = 0) -> Elastic:
+        """A new network with the model's weights, in float32 on the CPU. ``bits``: 8 or 4, of the matrices of both branches; 0: float32."""
         net, vq = self.spec.checkpoint.modules()
-        storage = WeightStorage(dtype=torch.float32)
+        quantise = dict.fromkeys(BRANCHES, RoundToNearest(bits=bits)) if bits else {}
+        storage = WeightStorage(dtype=torch.float32, quantise=quantise)
         load(Weights(checkpoint=self.spec.checkpoint, storage=storage), net, vq, EVERYTHING)
         net.mask_id = self.spec.checkpoint.mask_id if self.writes_only else self.parts.mask_id
         return net
 
     def export(self, module: nn.Module, folder: Path, texts: Iterable[str]) -> None:
-        """Write the model, with adapters merged, and the adapters alone into its folder ``adapter``. ``texts``: of its training."""
-        adapted = any(True for _ in adapters(module))
-        if adapted:
-            save_adapter(module, folder / ADAPTER, base=self.name)
-            merge(module)
-        try:
-            export_like(self.spec, module.state_dict(), folder)
-        finally:
-            if adapted:
-                unmerge(module)
-        self._write_vocabulary(folder, texts)
+        """Write the model, with adapters merged, and the adapters alone into its folder ``adapter``. ``texts``: of its training.
 
-    def _write_vocabulary(self, folder: Path, texts: Iterable[str]) -> None:
+        Adapters of quantised weights are merged into the weights that these were made of.
+        """
+        layers = [layer for _, layer, _ in adapters(module)]
+        if layers:
+            save_adapter(module, folder / ADAPTER, base=self.name)
+        if any(is_quantised(layer.weight) for layer in layers):
+            self._export_merged(folder)
+        else:
+            merge(module)
+            try:
+                export_like(self.spec, module.state_dict(), folder)
+            finally:
+                unmerge(module)
+        self.write_vocabulary(folder, texts)
+
+    def _export_merged(self, folder: Path) -> None:
+        """The model with the adapters of the folder, one file of weights in memory at a time."""
+        made = folder / f".merged.{os.getpid()}"
+        try:
+            merge_files(self.spec.checkpoint.place, folder / ADAPTER, made)
+            shutil.copytree(made, folder, dirs_exist_ok=True)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def write_vocabulary(self, folder: Path, texts: Iterable[str]) -> None:
         """The vocabulary with the new words; none where they are too many to list, so that no prompt warns."""
         if self.writes_only or self.parts.vocabulary is None:
             return

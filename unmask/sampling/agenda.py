@@ -70,7 +70,9 @@ class Agenda:
     def __init__(self, parts: Parts, batch: Batch, open_BL: Tensor) -> None:
         self.parts, self.open = parts, open_BL
         self.rows = [_Row(all_correcting=not masked) for masked in still_masked(batch).any(1).tolist()]
-        self.bound = parts.stopping.bound if isinstance(parts.stopping, Correcting) else 0
+        self.correcting = parts.stopping if isinstance(parts.stopping, Correcting) else None
+        self.selection = parts.selection if isinstance(parts.selection, Bounded) else None
+        self.bound = self.correcting.bound if self.correcting else 0
         self.block = parts.blocks(batch, self._progress(batch))
         totals = (
             block[live].unique(return_counts=True)[1].tolist()
@@ -82,11 +84,9 @@ class Agenda:
     def next(self, batch: Batch) -> Todo | None:
         """What to do now, or None where every row is finished. A finished row gets count 0 and no block."""
         live_BL = still_masked(batch)
-        current_B = self.block.masked_fill(~live_BL, _NONE).amin(1)
-        if self._ask_again(batch, current_B.tolist()):
-            current_B = self.block.masked_fill(~live_BL, _NONE).amin(1)
-        here_BL = live_BL & (self.block == current_B[:, None])
-        states = torch.stack([current_B, here_BL.sum(1)], dim=1).tolist()
+        here_BL, current_B, states = self._where(live_BL)
+        if self._ask_again(batch, [now for now, _ in states]):
+            here_BL, current_B, states = self._where(live_BL)
         more_B = self._more(batch, [left == 0 for _, left in states])
         if more_B is None and not any(left for _, left in states):
             return None
@@ -105,6 +105,12 @@ class Agenda:
             time=torch.tensor(share, device=device)[:, None].expand_as(batch.ids),
             progress=self._progress(batch),
         )
+
+    def _where(self, live_BL: Tensor) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """Masked tokens of each row's lowest block, that block, and both as numbers: (block, how many are left)."""
+        current_B = self.block.masked_fill(~live_BL, _NONE).amin(1)
+        here_BL = live_BL & (self.block == current_B[:, None])
+        return here_BL, current_B, torch.stack([current_B, here_BL.sum(1)], dim=1).tolist()
 
     def _time(self, row: _Row, left: int) -> float:
         """Time of a row's step: the masked share of its block; where every step corrects, the share of steps that are left."""
@@ -132,8 +138,8 @@ class Agenda:
 
     def _more(self, batch: Batch, finished: list[bool]) -> Tensor | None:
         """Finished rows that take a correcting step, [B]; None where there are none."""
-        stopping = self.parts.stopping
-        if not isinstance(stopping, Correcting):
+        stopping = self.correcting
+        if stopping is None:
             return None
         extra_B = torch.tensor([row.extra for row in self.rows], device=batch.device)
         idle_B = torch.tensor(finished, device=batch.device) & self.open.any(1)
@@ -161,5 +167,4 @@ class Agenda:
         return self._extra_steps(1, 1) is not None
 
     def _extra_steps(self, tokens: int, planned: int) -> int | None:
-        selection = self.parts.selection
-        return selection.extra_steps(tokens, planned) if isinstance(selection, Bounded) else None
+        return self.selection.extra_steps(tokens, planned) if self.selection else None

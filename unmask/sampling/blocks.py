@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.protocols import BlockSchedule
 from unmask.sampling.spans import writable_spans
 from unmask.sequence import Batch
 from unmask.step import Progress
@@ -48,3 +49,14 @@ class SpanBySpan:
 
     def __call__(self, batch: Batch, progress: Progress) -> Tensor:
         return writable_spans(batch).span.clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByOrder:
+    """Tokens of lower orders first, those of one order as ``blocks`` says: text that nothing before attends to waits for its turn."""
+
+    blocks: BlockSchedule = Whole()
+
+    def __call__(self, batch: Batch, progress: Progress) -> Tensor:
+        inner_BL = self.blocks(batch, progress)
+        return batch.order * (inner_BL.amax() + 1) + inner_BL

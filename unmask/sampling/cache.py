@@ -8,13 +8,14 @@ Shapes: B rows · L tokens.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unmask.sampling.spans import of_position
-from unmask.sequence import Batch
+from unmask.sampling.spans import of_position, still_masked
+from unmask.sequence import Batch, Span
 from unmask.step import CachePlan, Progress
 
 _NEVER = torch.iinfo(torch.long).max
@@ -34,25 +35,40 @@ class NoCache:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixCache:
-    """Keeps the tokens that read no masked token, which ``Span.order`` and ``Span.segment`` say; skips those that nobody reads yet.
+    """Keeps the tokens that read no token which may still change, and computes only what the scored tokens read.
 
-    With a prompt of order 0 and an answer of order 1 this is the prefix-LM cache of LaViDa (arXiv 2505.16839, section 3.3); with a causal
-    or block-causal answer every finished block joins it.
+    ``Span.order`` and ``Span.segment`` say who reads whom. With a prompt of order 0 and an answer of order 1 this is the prefix-LM cache of
+    LaViDa (arXiv 2505.16839, section 3.3); with a causal or block-causal answer every finished block joins it; questions in segments of
+    their own share the picture before them, and one that is not being answered is not computed. A layout in which everything reads
+    everything is computed without a cache.
 
     Not exact for a network that reads ``Batch.time``: the time changes at every step, and with it what was kept. Use ``NoCache`` there.
+
+    ``least``: a run with fewer tokens times steps to come is computed without a cache, which costs less for a small model.
     """
+
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise ValueError(f"least counts tokens times steps, got {self.least}; 1 is always to cache")
 
     @property
     def exact(self) -> bool:
         return True
 
     def plan(self, batch: Batch, block: Tensor, predict: Tensor, held: Tensor, progress: Progress) -> CachePlan | None:
+        segments = _segments(batch.span_table)
+        if segments is None or not _pays(batch, block, held, progress, self.least):
+            return None
         # A position of four codes has the order and segment of its first: a masked code changes what is read there.
         order_BL, segment_BL = of_position(batch, batch.order), of_position(batch, batch.segment)
-        masked_BL = batch.masked & batch.valid
-        read_to_B = order_BL.masked_fill(~predict, -_NEVER).amax(1)
-        compute_BL = batch.valid & ~held & (order_BL <= read_to_B[:, None])
-        final_BL = ~masked_BL & (order_BL < _lowest_read(order_BL, segment_BL, masked_BL))
+        number_BL = torch.searchsorted(segments.to(batch.device), segment_BL)
+        read_to_BL = _highest_scored(order_BL, number_BL, predict, len(segments))
+        compute_BL = batch.valid & ~held & (order_BL <= read_to_BL)
+        # Tokens that are scored again after they were unmasked may be redrawn.
+        open_BL = (batch.masked | predict) & batch.valid
+        final_BL = ~open_BL & (order_BL < _lowest_read(order_BL, number_BL, open_BL, len(segments)))
         return CachePlan(compute=compute_BL, keep=compute_BL & final_BL)
 
 
@@ -98,11 +114,34 @@ class BlockCache:
         return CachePlan(compute=compute_BL, keep=compute_BL & ~block)
 
 
-def _lowest_read(order_BL: Tensor, segment_BL: Tensor, masked_BL: Tensor) -> Tensor:
-    """The lowest order of a masked token in segment 0 or in a token's own segment, for every token, [B, L]."""
-    order_BL = order_BL.masked_fill(~masked_BL, _NEVER)
-    segments, number_BL = segment_BL.unique(return_inverse=True)
-    lowest_BS = order_BL.new_full((len(order_BL), len(segments)), _NEVER)
-    lowest_BS = lowest_BS.scatter_reduce(1, number_BL, order_BL, "amin")
-    common_B1 = order_BL.masked_fill(segment_BL != 0, _NEVER).amin(1, keepdim=True)
-    return torch.minimum(lowest_BS.gather(1, number_BL), common_B1)
+def _pays(batch: Batch, block: Tensor, held: Tensor, progress: Progress, least: int) -> bool:
+    """Whether something is held, or ``least`` tokens times steps are to come. More steps than planned may be as many as masked tokens."""
+    masked_BL = still_masked(batch)
+    more_B = torch.where(progress.number > 0, (masked_BL & block).sum(1), 0)
+    more_B = torch.where(progress.number + 1 < progress.of, progress.of - progress.number - 1, more_B)
+    more_B = more_B + (masked_BL & ~block).sum(1)
+    return bool((held.any(1) | (batch.valid.sum(1) * more_B >= least)).any())
+
+
+@functools.lru_cache(maxsize=64)
+def _segments(span_table: tuple[tuple[Span, ...], ...]) -> Tensor | None:
+    """The segments that tokens of these spans may have, in rising order from 0; None where everything reads everything."""
+    spans = [span for table in span_table for span in table]
+    if not any(span.segment or span.order or span.order_step for span in spans):
+        return None
+    return torch.tensor(sorted({0, *(span.segment for span in spans)}))
+
+
+def _lowest_read(order_BL: Tensor, number_BL: Tensor, open_BL: Tensor, segments: int) -> Tensor:
+    """The lowest order of an open token in segment 0 or in a token's own segment, for every token, [B, L]. ``number``: of its segment."""
+    lowest_BS = order_BL.new_full((len(order_BL), segments), _NEVER)
+    lowest_BS = lowest_BS.scatter_reduce(1, number_BL, order_BL.masked_fill(~open_BL, _NEVER), "amin")
+    return torch.minimum(lowest_BS, lowest_BS[:, :1]).gather(1, number_BL)
+
+
+def _highest_scored(order_BL: Tensor, number_BL: Tensor, predict_BL: Tensor, segments: int) -> Tensor:
+    """The highest order of a scored token that may read a token: one in its own segment, or anywhere if its own is segment 0; [B, L]."""
+    highest_BS = order_BL.new_full((len(order_BL), segments), -_NEVER)
+    highest_BS = highest_BS.scatter_reduce(1, number_BL, order_BL.masked_fill(~predict_BL, -_NEVER), "amax")
+    highest_BS = torch.cat([highest_BS.amax(1, keepdim=True), highest_BS[:, 1:]], 1)
+    return highest_BS.gather(1, number_BL)

@@ -130,13 +130,14 @@ def _merge(
         c_NV, *others = (p.logits(kind).float() for p in predictions)
         guided_NV = blend(c_NV, *others)
         acts_N1 = acting_B[progress.row(scored.at)][:, None]
-        merged[kind] = torch.where(acts_N1 & guided_NV.isfinite(), guided_NV, c_NV)
+        finite_NV = guided_NV.abs() < torch.inf  # not so for NaN
+        merged[kind] = torch.where(acts_N1 & finite_NV, guided_NV, c_NV)
     return first.with_logits(merged)
 
 
 def _check_same(kind: int, at_N: Tensor, view: Prediction, number: int) -> None:
     found_N = view.scored[kind].at if kind in view.scored else at_N[:0]
-    if not torch.equal(at_N, found_N):
+    if len(at_N) != len(found_N) or (len(at_N) and not torch.equal(at_N, found_N)):
         raise ViewsDiffer(
             f"of kind {kind}, guidance view {number} scored {len(found_N)} tokens and view 0 scored {len(at_N)}, or not the same ones; "
             "predict no token that a view drops"

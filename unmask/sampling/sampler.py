@@ -31,6 +31,7 @@ from unmask.protocols import (
 from unmask.sampling.agenda import Agenda, Todo
 from unmask.sampling.blocks import Whole
 from unmask.sampling.cache import NoCache
+from unmask.sampling.cropping import cropped, restored, settled
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.prior import AllMasked
 from unmask.sampling.spans import still_masked, whole_positions, wished
@@ -108,6 +109,7 @@ class SamplingRun:
         self.states: list[State | None] = []  # of each guidance view
         self.number = 0
         self.todo: Todo | None = None
+        self.query: Query | None = None
         self.query = self._next()
 
     @property
@@ -122,6 +124,7 @@ class SamplingRun:
         if todo is None or self.query is None:
             raise ValueError("the run is finished; there is nothing left to unmask")
         # 4. The views become one prediction.
+        prediction = restored(prediction, self.query, batch.ids.shape[1])
         views = _split(prediction, self.query.batch.rows // batch.rows, batch)
         self._keep(views, todo.progress)
         merged = parts.guidance.merge(batch, views, todo.progress)
@@ -152,7 +155,8 @@ class SamplingRun:
             _same_kinds(views, predict)
         reuse = self._reuse(views, predict, todo)
         batch = stack(views) if len(views) > 1 else views[0]
-        return Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse)
+        query = Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse)
+        return settled(cropped(query), self.query)
 
     def _reuse(self, views: list[Batch], predict: Tensor, todo: Todo) -> Reuse | None:
         states = [self.states[i] if i < len(self.states) else None for i in range(len(views))]
@@ -196,7 +200,7 @@ class SamplingRun:
         batch, region_BL = self.batch, todo.region
         open_BL = self.open & region_BL.any(1, keepdim=True)
         move = Move(unmask=move.unmask & open_BL, remask=move.remask & region_BL, redraw=move.redraw & open_BL)
-        self._check(move, proposal, todo)
+        remasks = self._check(move, proposal, todo)
         written = apply(batch, move, proposal, region_BL.any(1))
         if self.agenda.bounded:
             late_B = todo.must_unmask & (still_masked(written) & region_BL).any(1)
@@ -205,22 +209,21 @@ class SamplingRun:
                     f"a block of rows {late_B.nonzero().flatten().tolist()} has masked tokens left after its last step; "
                     f"{type(self.sampler.selection).__name__} must end within its bound (see extra_steps)"
                 )
-        if bool(move.remask.any()):
+        if remasks:
             if not self.agenda.bounded:
                 raise NothingUnmasked(
                     f"{type(self.sampler.selection).__name__} masks tokens again, so it must say when a block ends: give it extra_steps"
                 )
-            # Their order and segment are those of masked tokens again.
-            written = written.replace(
-                order=torch.where(move.remask, self.first.order, written.order),
-                segment=torch.where(move.remask, self.first.segment, written.segment),
-            )
+            # Their order is that of masked tokens again.
+            written = written.replace(order=torch.where(move.remask, self.first.order, written.order))
         return written
 
-    def _check(self, move: Move, proposal: Proposal, todo: Todo) -> None:
-        """Raise the named error of a move that breaks the contract."""
+    def _check(self, move: Move, proposal: Proposal, todo: Todo) -> bool:
+        """Raise the named error of a move that breaks the contract. Whether the move masks any token again."""
         unscored_BL = (move.unmask | move.redraw) & (proposal.score == -torch.inf)
-        if bool(unscored_BL.any()):
+        idle_B = todo.must_unmask & ~(move.unmask & todo.block).any(1)
+        unscored, idle, remasks = torch.stack([unscored_BL.any(), idle_B.any(), move.remask.any()]).tolist()
+        if unscored:
             row, token = unscored_BL.nonzero()[0].tolist()
             raise NothingPredicted(
                 f"row {row}, token {token} (kind {int(self.batch.kind[row, token])}) was selected, but the model did not score it; "
@@ -233,21 +236,19 @@ class SamplingRun:
                     f"row, token {changed_BL.nonzero()[0].tolist()} was changed, but {type(self.sampler.cache).__name__} holds it; "
                     "use a selection that leaves finished blocks alone, or cache=NoCache()"
                 )
-        idle_B = todo.must_unmask & ~(move.unmask & todo.block).any(1)
-        if bool(idle_B.any()):
+        if idle:
             raise NothingUnmasked(
                 f"nothing was unmasked in rows {idle_B.nonzero().flatten().tolist()}; a selection must take one, or end within its bound"
             )
+        return remasks
 
 
 def _ordered(before: Batch, after: Batch) -> Batch:
-    """``after`` with the order and segment of the tokens that a prior or early stopping unmasked, where unmasking sets them."""
-    if after is before:
+    """``after`` with the order of the tokens that a prior or early stopping unmasked, where unmasking sets it."""
+    if after is before or not before.stamps:
         return after
     new_BL = before.masked & ~after.masked & (before.order == ON_UNMASK)
-    return after.replace(
-        order=torch.where(new_BL, after.clock[:, None], after.order), segment=after.segment.masked_fill(new_BL, 0)
-    )
+    return after.replace(order=torch.where(new_BL, after.clock[:, None], after.order))
 
 
 def _same_kinds(views: list[Batch], predict: Tensor) -> None:
@@ -268,6 +269,10 @@ def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]
     tokens, rows = batch.ids.numel(), batch.rows
     parts: list[dict[int, Scored]] = [{} for _ in range(views)]
     for kind, scored in prediction.scored.items():
+        if not scored.at.numel():
+            for part in parts:
+                part[kind] = scored
+            continue
         edges = torch.searchsorted(scored.at, torch.arange(1, views, device=scored.at.device) * tokens).tolist()
         cuts = [(None,) * views if t is None else t.tensor_split(edges) for t in (scored.logits, scored.hidden)]
         for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(edges), *cuts, strict=True)):

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from unmask.derived import derived
 from unmask.protocols import Bounded, Selection
 from unmask.rng import rows
-from unmask.sampling.spans import still_masked, wished, writable_spans
-from unmask.sampling.temperature import Progress, Temperature, at
+from unmask.sampling.spans import SpanLayout, still_masked, wished, writable_spans
+from unmask.sampling.temperature import Progress, Temperature, at, is_zero
 from unmask.sampling.token_sampler import gumbel
 from unmask.sequence import Batch
 from unmask.step import Move, Proposal
@@ -31,8 +33,7 @@ class Confident:
     noise: Temperature = 0.0
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
-        t_B = at(self.noise, progress)
-        return move(first(_noisy(batch, proposal.score, t_B), block, counts))
+        return move(first(_noisy(batch, proposal.score, self.noise, progress), block, counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,7 @@ class MaskGit:
     temperature: Temperature = 1.0
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
-        t_B = at(self.temperature, progress)
-        return move(first(_noisy(batch, proposal.score.exp(), t_B), block, counts))
+        return move(first(_noisy(batch, proposal.score.exp(), self.temperature, progress), block, counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,10 @@ class InOrder:
 
     def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
         layout = writable_spans(batch)
-        if bool((layout.size != len(self.order))[block].any()):
+        others = derived(
+            ("others", len(self.order)), partial(_others, layout, len(self.order)), layout.span, layout.size
+        )
+        if others is not None and bool((others & block).any()):
             sizes = sorted(set(layout.size[block].tolist()))
             raise ValueError(f"an order of {len(self.order)} tokens does not fit spans of {sizes} tokens")
         place = _places(self.order).to(batch.device)
@@ -137,6 +140,12 @@ class PerSpan:
         return Move(unmask=unmask, remask=remask, redraw=redraw)
 
 
+def _others(layout: SpanLayout, size: int) -> Tensor | None:
+    """Tokens of writable spans of another size, [B, L]; None where there are none."""
+    others_BL = (layout.span >= 0) & (layout.size != size)
+    return others_BL if bool(others_BL.any()) else None
+
+
 def move(unmask_BL: Tensor) -> Move:
     """A move that only unmasks."""
     nothing = torch.zeros_like(unmask_BL)
@@ -152,10 +161,10 @@ def first(score_BL: Tensor, block_BL: Tensor, counts_B: Tensor) -> Tensor:
     return block_BL & (rank_BL < counts_B[:, None])
 
 
-def _noisy(batch: Batch, score_BL: Tensor, temperature_B: Tensor) -> Tensor:
-    if not bool((temperature_B > 0).any()):
+def _noisy(batch: Batch, score_BL: Tensor, temperature: Temperature, progress: Progress) -> Tensor:
+    if is_zero(temperature, progress):
         return score_BL
-    return score_BL + temperature_B[:, None] * _noise(batch)
+    return score_BL + at(temperature, progress)[:, None] * _noise(batch)
 
 
 def _noise(batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.derived import derived
 from unmask.protocols import Predicting
 from unmask.sequence import Batch, Span
 
@@ -31,8 +32,9 @@ class SpanLayout:
 
 def writable_spans(batch: Batch) -> SpanLayout:
     layout = _lay_out(batch.span_table, batch.ids.shape[1])
-    tensors = (t.to(batch.device) for t in (layout.span, layout.offset, layout.size))
-    span_BL, offset_BL, size_BL = tensors
+    tensors = (layout.span, layout.offset, layout.size)
+    device = batch.device
+    span_BL, offset_BL, size_BL = derived(("to", device), lambda: [t.to(device) for t in tensors], *tensors)
     return SpanLayout(span=span_BL, offset=offset_BL, size=size_BL, most=layout.most)
 
 
@@ -58,11 +60,18 @@ def still_masked(batch: Batch) -> Tensor:
 
 def wished(part: object, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
     """The tokens that a part wants scored (``Predicting``), [B, L]; None where it has no wish."""
-    return part.predict(batch, block, counts) if isinstance(part, Predicting) else None
+    return part.predict(batch, block, counts) if _predicts(type(part)) else None  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _predicts(kind: type) -> bool:
+    return issubclass(kind, Predicting)
 
 
 def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:
     """``chosen [B, L]`` with every token whose position has a chosen one: a position is computed as a whole or not at all."""
+    if not _has_folded(batch.span_table):
+        return chosen
     first_BL = _first_of_position(batch.span_table, batch.ids.shape[1]).to(batch.device)
     any_BL = torch.zeros_like(chosen, dtype=torch.long).scatter_reduce(1, first_BL, chosen.long(), "amax")
     return any_BL.gather(1, first_BL).bool()
@@ -70,7 +79,15 @@ def whole_positions(batch: Batch, chosen: Tensor) -> Tensor:
 
 def of_position(batch: Batch, x: Tensor) -> Tensor:
     """``x [B, L]`` with each token's value that of the first token on its position, which is what attention reads."""
+    if not _has_folded(batch.span_table):
+        return x
     return x.gather(1, _first_of_position(batch.span_table, batch.ids.shape[1]).to(batch.device))
+
+
+@functools.lru_cache(maxsize=64)
+def _has_folded(span_table: tuple[tuple[Span, ...], ...]) -> bool:
+    """Whether any position holds several tokens."""
+    return any(span.fold > 1 for table in span_table for span in table)
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,6 +26,11 @@ def at(temperature: Temperature, progress: Progress) -> Tensor:
     return temperature(s_B) if callable(temperature) else torch.full_like(s_B, temperature)
 
 
+def is_zero(temperature: Temperature, progress: Progress) -> bool:
+    """Whether no row has a temperature above zero at its step."""
+    return not bool((at(temperature, progress) > 0).any()) if callable(temperature) else temperature <= 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Linear:
     """From ``start`` to ``end`` in a straight line (spec 4.2 "linear" is start = T, end = T * minimum)."""

@@ -18,7 +18,7 @@ from unmask.models.exact import double
 from unmask.protocols import TokenSampler
 from unmask.rng import rows
 from unmask.sampling.spans import wished
-from unmask.sampling.temperature import Progress, Temperature, at
+from unmask.sampling.temperature import Progress, Temperature, at, is_zero
 from unmask.sequence import Batch, Kind
 from unmask.step import Prediction, Proposal
 
@@ -76,7 +76,7 @@ class Categorical:
         _check_mass("top_p", self.top_p)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        pick = _gumbel_max(batch, at(self.temperature, progress), torch.float32, self.top_p)
+        pick = _gumbel_max(batch, progress, self.temperature, torch.float32, self.top_p)
         return _propose(batch, prediction, progress, pick, self.score)
 
 
@@ -96,7 +96,7 @@ class GumbelText:
         _check_mass("top_p", self.top_p)
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        pick = _gumbel_max(batch, at(self.temperature, progress), torch.float64, self.top_p)
+        pick = _gumbel_max(batch, progress, self.temperature, torch.float64, self.top_p)
         return _propose(batch, prediction, progress, pick, self.score)
 
 
@@ -167,8 +167,8 @@ def _check_mass(name: str, mass: float) -> None:
         raise ValueError(f"{name} {mass} is no share of probability; it must be above 0 and at most 1")
 
 
-def _gumbel_max(batch: Batch, temperature_B: Tensor, dtype: torch.dtype, top_p: float) -> Pick:
-    greedy = not bool((temperature_B > 0).any())
+def _gumbel_max(batch: Batch, progress: Progress, temperature: Temperature, dtype: torch.dtype, top_p: float) -> Pick:
+    greedy, temperature_B = is_zero(temperature, progress), at(temperature, progress)
     generators = [] if greedy else rows(batch, "draw")
 
     def pick(logits_NV: Tensor, row_N: Tensor) -> Tensor:

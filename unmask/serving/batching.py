@@ -8,7 +8,6 @@ Shapes: V views (rows of one query) · L tokens · U understanding positions · 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -16,23 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.sequence import SHARED, Batch, Branch, Kind, stack
-from unmask.step import Prediction, Query, Reuse, Scored, State
-
-_ASIDE = 2**31 - 1  # a segment that nothing else has, so nothing reads it
+from unmask.derived import derived
+from unmask.sequence import Batch, Branch, Kind, stack
+from unmask.step import Prediction, Query, Reuse, Scored, State, widened
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """What queries must have in common to share a forward.
 
-    ``codes``: code positions of a row · ``text``: whether text is scored (if not, the understanding branch ends early) · ``reuse``: whether
-    some positions are not computed.
+    ``codes``: code positions of a row · ``text``: whether text is scored (if not, the understanding branch ends early).
     """
 
     codes: int
     text: bool
-    reuse: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +55,7 @@ def part_of(query: Query, multiple: int) -> ShapedQuery:
     text = (query.predict & (batch.kind == Kind.TEXT)).any()
     counts = torch.stack([_most(query, Branch.UND), _most(query, Branch.GEN), text.long()])
     und, codes, wants_text = counts.tolist()
-    shape = Shape(codes=codes, text=bool(wants_text), reuse=query.reuse is not None)
+    shape = Shape(codes=codes, text=bool(wants_text))
     return ShapedQuery(query=query, shape=shape, und=-(-und // multiple) * multiple)
 
 
@@ -75,13 +71,11 @@ def join(parts: Items[ShapedQuery]) -> Query:
             first += len(own)
     rows = [_widened(p.query.batch, length, begins.get(id(p.query.batch.features), 0)) for p in parts]
     batch = stack(rows).replace(features=torch.cat(list(features.values())) if features else None)
-    query = Query(
+    return Query(
         batch=batch,
         predict=torch.cat([_wide(part.query.predict, length) for part in parts]),
-        reuse=_joined([part.query.reuse for part in parts], [part.rows for part in parts], length),
+        reuse=_joined(parts, length),
     )
-    missing = max(part.und for part in parts) - int(_most(query, Branch.UND))
-    return _filled(query, missing) if missing > 0 else query
 
 
 def shares(prediction: Prediction, parts: Items[ShapedQuery], joined: Query) -> list[Prediction]:
@@ -98,8 +92,9 @@ def shares(prediction: Prediction, parts: Items[ShapedQuery], joined: Query) -> 
             kind: _cut(whole, cuts[kind][i], cuts[kind][i + 1], rows[i], length, part)
             for kind, whole in prediction.scored.items()
         }
-        state = prediction.state and prediction.state.rows(rows[i], rows[i + 1])
-        if state is not None:
+        state = None
+        if prediction.state is not None and part.query.reuse is not None:
+            state = prediction.state.rows(rows[i], rows[i + 1])
             state = State(held=state.held[:, : part.query.predict.shape[1]], tensors=state.tensors)
         found.append(Prediction(scored=scored, state=state))
     return found
@@ -114,15 +109,28 @@ def _cut(whole: Scored, first: int, last: int, first_row: int, length: int, part
     )
 
 
-def _joined(reuses: Items[Reuse | None], rows: Items[int], length: int) -> Reuse | None:
-    some = [reuse for reuse in reuses if reuse is not None]
-    if not some:
+def _joined(parts: Items[ShapedQuery], length: int) -> Reuse | None:
+    """What the rows of all need not compute again; a part without reuse computes everything and keeps nothing."""
+    given = [part.query.reuse for part in parts]
+    if all(reuse is None for reuse in given):
         return None
+    reuses = [r or _everything(part.query.batch) for r, part in zip(given, parts, strict=True)]
+    computes, states = [reuse.compute for reuse in reuses], [reuse.state for reuse in reuses]
+    state = State.stack(states, [part.rows for part in parts], length)
+    if state is not None and all(
+        s is not None for s in states
+    ):  # the same tensors as in the last tick, if nothing has changed
+        held = derived(("held", length), lambda: state.held, *(s.held for s in states if s))
+        state = State(held=held, tensors=state.tensors)
     return Reuse(
-        compute=torch.cat([_wide(reuse.compute, length) for reuse in some]),
-        keep=torch.cat([_wide(reuse.keep, length) for reuse in some]),
-        state=State.stack([reuse.state for reuse in some], rows, length),
+        compute=derived(("compute", length), lambda: torch.cat([_wide(own, length) for own in computes]), *computes),
+        keep=torch.cat([_wide(reuse.keep, length) for reuse in reuses]),
+        state=state,
     )
+
+
+def _everything(batch: Batch) -> Reuse:
+    return Reuse(compute=batch.valid, keep=torch.zeros_like(batch.valid))
 
 
 def _most(query: Query, branch: int) -> Tensor:
@@ -138,31 +146,5 @@ def _wide(x: Tensor, length: int) -> Tensor:
 
 def _widened(batch: Batch, length: int, first_feature: int) -> Batch:
     """Rows of ``length`` tokens, the added ones not valid; features counted from ``first_feature``."""
-    missing = length - batch.ids.shape[1]
-    if not missing and not first_feature:
-        return batch
-    tensors = {
-        f.name: F.pad(t, (0, 0, 0, missing) if t.dim() == 3 else (0, missing))
-        for f in dataclasses.fields(batch)
-        if f.name not in SHARED and isinstance(t := getattr(batch, f.name), Tensor) and t.dim() > 1
-    }
-    wide = batch.replace(**tensors)
-    return wide.replace(feature=wide.feature + first_feature)
-
-
-def _filled(query: Query, missing: int) -> Query:
-    """``missing`` more understanding positions in every row, in a segment of their own: computed, and never read."""
-    own = query.batch.ids.shape[1]
-    wide = _widened(query.batch, own + missing, 0)
-    added = torch.arange(own + missing, device=wide.device) >= own
-    batch = wide.replace(
-        valid=wide.valid | added,
-        leader=wide.leader | added,
-        segment=wide.segment.masked_fill(added, _ASIDE),
-    )
-    reuse = query.reuse
-    if reuse is not None:
-        compute = _wide(reuse.compute, own + missing) | added
-        state = State.stack([reuse.state], [batch.rows], own + missing)
-        reuse = Reuse(compute=compute, keep=_wide(reuse.keep, own + missing), state=state)
-    return Query(batch=batch, predict=_wide(query.predict, own + missing), reuse=reuse)
+    wide = widened(batch, length)
+    return wide.replace(feature=wide.feature + first_feature) if first_feature else wide

@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """``running``: requests between two steps at the same time · ``queued``: requests that wait to run · ``rows``: of one forward, guidance
-    views counted · ``multiple``: to which understanding positions are padded, so that forwards have few lengths · ``stretch``: how much
+    views counted · ``multiple``: to which their understanding positions are rounded up when rows are chosen · ``stretch``: how much
     longer the longest row of a forward may be than the shortest · ``feature_bytes``: of the cache of picture features.
     """
 

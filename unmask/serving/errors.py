@@ -27,6 +27,8 @@ _CODES = {
     415: "unsupported_media_type",
 }
 _SUBJECTS = (  # how messages of the model begin, and the field that they are about
+    ("an answer in this format", "response_format"),
+    ("an answer for ", "response_format"),
     ("the prompt", "prompt"),
     ("no [mask]", "text"),
     ("there is no sampler", "sampler"),

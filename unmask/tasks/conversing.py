@@ -147,7 +147,8 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
         used += at - row.spans[-1].start + 1
         if used >= extent.limit:
             break
-        sequence = resumed(drawn, extent.length - used % extent.length, text)
+        length = extent.length - used % extent.length
+        sequence = resumed(drawn, length, text, prefix_lm=parts.quirks.prefix_lm)
     return Turn(parts=tuple(done), seed=seed, unread=unread, finish_reason=reason)
 
 

@@ -1,7 +1,7 @@
 """A user's samples as training rows, built by the functions that build the requests of every task (``tokens.build``, ``tokens.turns``).
 
 Public idea: ``formats_of(parts, codes)`` -> a ``Format`` for each thing that a model learns from captions, chats, boxes, edits and
-critiques. A picture that is not square is padded, as a request pads it.
+critiques. A picture that is not square is padded, as a request pads it; those of captions may be cropped instead (``Cropping``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from unmask.data.kept_codes import KeptCodes
 from unmask.data.own import Format
 from unmask.data.samples import Boxes, Broken, Caption, Chat, Critique, EditPair, ImageRef, Interleaved, Sample
 from unmask.data.sources import luminance_stats
+from unmask.data.squares import Crop, Squared
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tokens.boxes import FractionBox
@@ -30,46 +31,67 @@ from unmask.tokens.sources import ImageError
 from unmask.tokens.text import EOT, EXP, Text
 from unmask.tokens.turns import Said as Turn
 from unmask.tokens.turns import announced, conversation, opened
+from unmask.tokens.views import to_pixels
 
 LONGEST = 400  # tokens of a caption, question or instruction; requests may have as many
 _MOST_PHRASES = 8  # of one row
 Phrases = Callable[[Caption], Items[tuple[str, FractionBox]]]
 _BLOCK = 32  # tokens: published samplers write answers in blocks of so many
+_MOST_CROPS = 8  # of one picture, until one has an object of its boxes in it
 
 
-def formats_of(parts: Parts, codes: KeptCodes, presets: Presets, boxes: Phrases) -> tuple[Format, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Cropping:
+    """How pictures of captions become square, and the codes of these squares; they share none with those of padded pictures."""
+
+    square: Crop
+    codes: KeptCodes
+
+    def code(self, ref: ImageRef, squared: Squared) -> Tensor:
+        """Codes [h, w] of a crop."""
+        said = squared.conditions
+        assert said is not None
+        crop = "" if self.square.middle else f" {said.top} {said.left}"
+        return self.codes(ref.fingerprint() + crop, lambda: to_pixels(squared.image))
+
+
+def formats_of(
+    parts: Parts, codes: KeptCodes, presets: Presets, boxes: Phrases, crop: Cropping | None = None
+) -> tuple[Format, ...]:
     """The formats of a model that draws: "draw" and "describe" of captions, layouts ("plan") and pictures of them ("draw_planned"), "chat",
     "ground", "edit", "critique", and of turns of text and pictures the words ("announce") and the picture after them ("illustrate").
 
     ``boxes``: the objects of a caption's picture, from which its layout is made. A model that draws from layouts by default (``presets``)
     learns one for every caption: without boxes it is the caption over the whole picture. A model without a vision tower learns to draw
-    only.
+    only. ``crop``: crop the pictures that are drawn from captions, with their layouts, and state the crop in the prompt, as the paper does;
+    None: pad them. All other pictures are padded.
     """
     made = Examples(
         parts=parts,
         codes=codes,
         boxes=boxes,
+        crop=crop,
         plan_length=presets.plan_length,
         always_plans=presets.plans,
         turn=presets.turn,
     )
-    safe = partial(_safe, context=presets.context)
+    guarded = partial(safe, context=presets.context)
     drawn = [
-        Format(name="draw", task="caption", row=safe(made.draw), share=2.0),
-        Format(name="draw_planned", task="caption", row=safe(made.draw_planned), share=2.0, suits=made.plans),
-        Format(name="plan", task="caption", row=safe(made.plan), suits=made.plans),
+        Format(name="draw", task="caption", row=guarded(made.draw), share=2.0),
+        Format(name="draw_planned", task="caption", row=guarded(made.draw_planned), share=2.0, suits=made.plans),
+        Format(name="plan", task="caption", row=guarded(made.plan), suits=made.plans),
     ]
     if parts.net.config.vision is None:
         return tuple(drawn)
     return (
         *drawn,
-        Format(name="describe", task="caption", row=safe(made.describe)),
-        Format(name="chat", task="chat", row=safe(made.chat)),
-        Format(name="ground", task="boxes", row=safe(made.ground)),
-        Format(name="edit", task="edit", row=safe(made.edit), share=2.0),
-        Format(name="critique", task="critique", row=safe(made.critique)),
-        Format(name="announce", task="interleaved", row=safe(made.announce)),
-        Format(name="illustrate", task="interleaved", row=safe(made.illustrate), suits=made.illustrates),
+        Format(name="describe", task="caption", row=guarded(made.describe)),
+        Format(name="chat", task="chat", row=guarded(made.chat)),
+        Format(name="ground", task="boxes", row=guarded(made.ground)),
+        Format(name="edit", task="edit", row=guarded(made.edit), share=2.0),
+        Format(name="critique", task="critique", row=guarded(made.critique)),
+        Format(name="announce", task="interleaved", row=guarded(made.announce)),
+        Format(name="illustrate", task="interleaved", row=guarded(made.illustrate), suits=made.illustrates),
     )
 
 
@@ -85,31 +107,61 @@ class Examples:
     plan_length: int
     always_plans: bool
     turn: int
+    crop: Cropping | None = None
 
     def draw(self, sample: Caption, rng: Random) -> Sequence:
-        return self._drawn(sample, None)
+        return self._drawn(sample, rng, planned=False)
 
     def draw_planned(self, sample: Caption, rng: Random) -> Sequence:
-        return self._drawn(sample, PlanIds(ids=tuple(self._layout(sample))))
+        return self._drawn(sample, rng, planned=True)
 
     def plan(self, sample: Caption, rng: Random) -> Sequence:
-        ids = plan_ids(self.parts.text, self._layout(sample), self.plan_length)
-        return planning(self.parts.builder(), self._short("caption", sample.text), ids)
+        text = self._short("caption", sample.text)
+        if self.crop is None:
+            ids, conditions = self._layout(sample, None), None
+        else:
+            image = sample.image.open()
+            squared = self._cropped(sample, image, rng)
+            ids, conditions = self._layout(sample, squared), self._conditions(image, squared)
+        ids = plan_ids(self.parts.text, ids, self.plan_length)
+        return planning(self.parts.builder(), text, ids, conditions=conditions)
 
-    def _drawn(self, sample: Caption, plan: PlanIds | None) -> Sequence:
+    def _drawn(self, sample: Caption, rng: Random, *, planned: bool) -> Sequence:
         image, text = sample.image.open(), self._short("caption", sample.text)
-        codes, conditions = self._codes(sample.image, image), self._conditions(image)
+        squared = self._cropped(sample, image, rng)
+        if squared is None or self.crop is None:
+            codes = self._codes(sample.image, image)
+        else:
+            codes = self.crop.code(sample.image, squared)
+        conditions = self._conditions(image, squared)
+        plan = PlanIds(ids=tuple(self._layout(sample, squared))) if planned else None
         return drawing(self.parts.builder(), text, codes, fold=self.parts.fold, conditions=conditions, plan=plan)
+
+    def _cropped(self, sample: Caption, image: Image.Image, rng: Random) -> Squared | None:
+        """A crop with an object of the picture's boxes in it, where it has boxes. None: the picture is padded."""
+        if self.crop is None:
+            return None
+        boxes = [box for _, box in self.boxes(sample)]
+        for _ in range(_MOST_CROPS):
+            squared = self.crop.square(image, self.parts.side, rng)
+            if not boxes or any(squared.box(box) for box in boxes):
+                return squared
+        return None
 
     def plans(self, sample: Sample) -> bool:
         """Whether a caption's picture has a layout to learn. A model that draws without layouts by default learns only those of boxes."""
         assert isinstance(sample, Caption)
         return (self.always_plans or bool(self.boxes(sample))) and bool(self._fitting(self._phrases(sample)))
 
-    def _layout(self, sample: Caption) -> list[int]:
-        """Ids of the layout of a picture, with as many of its objects as fit into a plan."""
-        phrases, size = self._phrases(sample), sample.image.size()
-        return self._fitting([(phrase, _padded(box, size)) for phrase, box in phrases])
+    def _layout(self, sample: Caption, squared: Squared | None) -> list[int]:
+        """Ids of the layout of a picture that is cropped, or padded if there is no crop, with as many of its objects as fit into a plan."""
+        phrases = self._phrases(sample)
+        if squared is None:
+            size = sample.image.size()
+            return self._fitting([(phrase, _padded(box, size)) for phrase, box in phrases])
+        if not self.boxes(sample):
+            return self._fitting(phrases)  # the caption over the whole square
+        return self._fitting([(phrase, moved) for phrase, box in phrases if (moved := squared.box(box))])
 
     def _phrases(self, sample: Caption) -> list[tuple[str, FractionBox]]:
         """The objects of a caption's picture; without boxes the beginning of the caption over the whole picture."""
@@ -227,14 +279,17 @@ class Examples:
     def _codes(self, ref: ImageRef, image: Image.Image) -> Tensor:
         return self.codes(ref.fingerprint(), lambda: self.parts.preprocess(image)[0])
 
-    def _conditions(self, image: Image.Image) -> Conditions | None:
-        """What the model's prompts state of a picture: its own size and luminance; None for a model whose prompts state nothing."""
-        usual = self.parts.quirks.conditions
+    def _conditions(self, image: Image.Image, squared: Squared | None) -> Conditions | None:
+        """What the prompt states of a picture: its own size, its crop and its luminance. A model whose prompts state nothing by default
+        states size and crop of pictures of which a part was cut off, and None of others.
+        """
+        usual, crop = self.parts.quirks.conditions, squared.conditions if squared else None
         if usual is None:
-            return None
-        found = luminance_stats(self.parts.preprocess(image)[0])
-        measured = replace(found, width=image.width, height=image.height)
-        names = ("width", "height", "luminance", "contrast")
+            return None if image.width == image.height else crop
+        found = luminance_stats(to_pixels(squared.image) if squared else self.parts.preprocess(image)[0])
+        place = (crop.top, crop.left) if crop else (usual.top, usual.left)
+        measured = replace(found, width=image.width, height=image.height, top=place[0], left=place[1])
+        names = ("width", "height", "top", "left", "luminance", "contrast")
         return replace(usual, **{n: getattr(measured, n) for n in names if getattr(usual, n) is not None})
 
     def _short(self, what: str, text: str) -> str:
@@ -268,7 +323,7 @@ def _padded(box: FractionBox, size: tuple[int, int]) -> FractionBox:
     return Placement(width=wide, height=high).to_fractions((x1 * wide, y1 * high, x2 * wide, y2 * high))
 
 
-def _safe(make: Callable[..., Sequence], context: int) -> Callable[[Sample, Random], Sequence | Broken]:
+def safe(make: Callable[..., Sequence], context: int) -> Callable[[Sample, Random], Sequence | Broken]:
     """``make``, with a ``Broken`` instead of its errors and of rows of more than ``context`` tokens."""
 
     def row(sample: Sample, rng: Random) -> Sequence | Broken:

@@ -47,9 +47,10 @@ class Fill:
 
     def build(self, tokens: Parts) -> Sequence:
         b = looking(tokens.builder(), self.pixels)
+        first = 1 if len(self.slots) > 1 else b.first_segment
         for number, (slot, length) in enumerate(zip(self.slots, self.lengths, strict=True)):
             question = slot.question or self.question
-            asking(b, question, length, segment=b.first_segment + number, name=named(number))
+            asking(b, question, length, segment=first + number, name=named(number))
         return b.build(self.question)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from unmask.sampling.cache import PrefixCache
 from unmask.sampling.presets import lavida_o_ground
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
 from unmask.tokens.boxes import FractionBox, from_bins
-from unmask.tokens.build import grounding, looking
+from unmask.tokens.build import grounding, grounding_together, looking
 from unmask.tokens.text import BINS
 from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """The box of each of ``phrases`` in a picture: ``pixels [3, side, side]``, or its views. Phrases do not attend to each other.
+    """The box of each of ``phrases`` in a picture: ``pixels [3, side, side]``, or its views.
 
-    A box is therefore independent of the other phrases. A model whose sequence is one segment takes one phrase per sequence.
+    Phrases do not attend to each other, so a box is independent of the other phrases. In a model whose prompt is one segment they do:
+    several phrases stand in its published prompt for several objects, one phrase in that for a referring expression (spec 2.2).
     """
 
     pixels: Tensor | ImageViews
@@ -34,7 +36,7 @@ class Ground:
             raise ValueError("ground needs at least one phrase, and none may be empty")
         b = tokens.builder()
         if b.quirks.one_segment and len(self.phrases) > 1:
-            raise ValueError(f"this model takes one phrase per sequence, got {len(self.phrases)}; build one for each")
+            return grounding_together(looking(b, self.pixels), self.phrases).build("; ".join(self.phrases))
         looking(b.say("prompt", "'") if b.quirks.stray_apostrophe else b, self.pixels)
         for i, phrase in enumerate(self.phrases):
             grounding(b, phrase, None, segment=i + b.first_segment)
@@ -50,4 +52,4 @@ class Ground:
 def sampler(tokens: Parts, steps: int = 1) -> Sampler:
     """``steps`` 1 to 4 for the four coordinates of a box, most confident first; coordinate tokens only."""
     first = tokens.text.first_location
-    return lavida_o_ground(low=first, high=first + BINS + 1, steps=steps)
+    return replace(lavida_o_ground(low=first, high=first + BINS + 1, steps=steps), cache=PrefixCache(least=256))

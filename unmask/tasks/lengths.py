@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from unmask.protocols import Bounded, Correcting
 from unmask.rng import key
+from unmask.sampling.blocks import ByOrder
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.stopping import Until
 from unmask.sequence import Sequence
@@ -107,9 +108,20 @@ def written(
 
     That span is ``extent.length`` masked tokens at first. ``context``: longest sequence in tokens; a maximum beyond it is cut to it ·
     ``ends``: control tokens that end the text. ValueError if the prompt leaves no token for an answer.
+
+    Where no canvas attends to a later one (``Span.order_step``), one run decodes all of them: what is finished joins its cache, and
+    a canvas behind the end of turn is never computed.
     """
     sequence = _fitted(sequence, text, context)
     final = tuple(text[end] for end in ends)
+    if sequence.spans[-1].order_step == extent.length and not _revises(sampler):
+        room = context - len(sequence.ids)
+        more = min(-(-extent.limit // extent.length) * extent.length - len(sequence.spans[-1]), room)
+        if more > 0:
+            ended = Until(enough=_Ended(ids=final), fill=text[EOT], stopping=sampler.stopping)
+            sampler = replace(sampler, blocks=ByOrder(blocks=sampler.blocks), stopping=ended)
+            sequence = extended(sequence, more, text)
+        return run(sequence, seed, sampler)
     for number in itertools.count():
         done = run(sequence, key(seed, "canvas", number) if number else seed, sampler)
         ids, room = leading(done), context - len(done.ids)
@@ -124,11 +136,26 @@ def until_enough(sampler: Sampler, text: Text, extent: Extent) -> Sampler:
 
     A sampler that masks or changes tokens again stays as it is, because its text is not final before the end.
     """
-    remasks = isinstance(sampler.selection, Bounded) and sampler.selection.extra_steps(1, 1) is not None
-    if remasks or isinstance(sampler.stopping, Correcting):
+    if _revises(sampler):
         return sampler
     enough = _Enough(text=text, extent=extent)
     return replace(sampler, stopping=Until(enough=enough, fill=text[EOT], stopping=sampler.stopping))
+
+
+def _revises(sampler: Sampler) -> bool:
+    """Whether a sampler masks or changes tokens again."""
+    remasks = isinstance(sampler.selection, Bounded) and sampler.selection.extra_steps(1, 1) is not None
+    return remasks or isinstance(sampler.stopping, Correcting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """Whether the leading ids of an answer have one of ``ids``."""
+
+    ids: tuple[int, ...]
+
+    def __call__(self, ids: Items[int]) -> bool:
+        return not set(self.ids).isdisjoint(ids)
 
 
 @dataclass(frozen=True, kw_only=True)

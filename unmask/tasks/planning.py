@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from unmask.sampling.blocks import Blocks
+from unmask.sampling.cache import PrefixCache
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed
 from unmask.sampling.selection import Confident
@@ -67,6 +68,7 @@ def sampler(tokens: Parts, *, temperature: float = 0.5) -> Sampler:
         selection=Confident(),
         blocks=Blocks(length=8),
         stopping=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP])),
+        cache=PrefixCache(least=256),
     )
 
 

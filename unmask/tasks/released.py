@@ -11,6 +11,7 @@ from pathlib import Path
 from unmask.checkpoints.stream import CheckpointError
 from unmask.json_types import Json
 from unmask.models.sizes import VisionConfig
+from unmask.sampling.cache import PrefixCache
 from unmask.sampling.presets import lavida_o_critique, lavida_o_edit, lavida_o_image, lavida_o_plan, llada_text
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import ground, understand
@@ -68,24 +69,29 @@ def _edit(tokens: Parts) -> Sampler:
     return lavida_o_edit(grid=tokens.grid, null_id=tokens.mask_id, drop=PROMPT | LOOK | PLAN | SOURCE, keep=SOURCE)
 
 
+def _cached(sampler: Sampler) -> Sampler:
+    """The sampler behind a cached prompt, which does not attend to the answer (``ReleasedQuirks.prefix_lm``)."""
+    return replace(sampler, cache=PrefixCache())
+
+
 def _ask(tokens: Parts) -> Sampler:
-    return llada_text(end=(tokens.text[EOT], tokens.text[EOS]))
+    return _cached(llada_text(end=(tokens.text[EOT], tokens.text[EOS])))
 
 
 def _plan(tokens: Parts) -> Sampler:
-    return lavida_o_plan(end=(tokens.text[EOT], tokens.text[EOS]))
+    return _cached(lavida_o_plan(end=(tokens.text[EOT], tokens.text[EOS])))
 
 
 def _plan_edit(tokens: Parts) -> Sampler:
-    return lavida_o_plan(end=(tokens.text[EOT], tokens.text[EOS]), temperature=0.0)
+    return _cached(lavida_o_plan(end=(tokens.text[EOT], tokens.text[EOS]), temperature=0.0))
 
 
 def _critique(tokens: Parts) -> Sampler:
-    return lavida_o_critique(end=(tokens.text[EOT], tokens.text[EOS]))
+    return _cached(lavida_o_critique(end=(tokens.text[EOT], tokens.text[EOS])))
 
 
 def _turn_words(tokens: Parts) -> Sampler:
-    return llada_text(block=16, end=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP]))
+    return _cached(llada_text(block=16, end=(tokens.text[EOT], tokens.text[EOS], tokens.text[EXP])))
 
 
 PRESETS = Presets(

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from unmask.sampling.blocks import Blocks
+from unmask.sampling.cache import PrefixCache
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed
 from unmask.sampling.selection import Confident
@@ -26,9 +27,9 @@ GAP = "[mask]"
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A question about a picture (``pixels [3, side, side]``, or its views); the answer has ``length`` tokens."""
+    """A question about a picture (``pixels [3, side, side]``, or its views; None: no picture); the answer has ``length`` tokens."""
 
-    pixels: Tensor | ImageViews
+    pixels: Tensor | ImageViews | None
     question: str
     length: int = 4
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
@@ -74,6 +75,7 @@ def sampler(tokens: Parts, *, block: int = 32) -> Sampler:
         selection=Confident(),
         blocks=Blocks(length=block),
         stopping=EndOfTurn(ids=(tokens.text[EOT], tokens.text[EOS])),
+        cache=PrefixCache(least=256),
     )
 
 

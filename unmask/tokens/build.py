@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,15 @@ class Builder:
         open_ = isinstance(ids, int)
         filled = [self.text[MASK]] * ids if isinstance(ids, int) else list(ids)
         return self._span(name, Kind.TEXT, filled, open_, segment=segment, writable=True)
+
+    def reply(self, name: str, ids: list[int] | int, *, segment: int = 0) -> Builder:
+        """Append the model's text as ``write`` does. With ``quirks.prefix_lm``, masked text has an order of its own, so the prompt does not
+        attend to it; text that ``turns.extended`` appends has the next order, so what is finished does not attend to that.
+        """
+        self.write(name, ids, segment=segment)
+        if self.quirks.prefix_lm and isinstance(ids, int):
+            self.spans[-1] = replace(self.spans[-1], order=1, order_step=ids)
+        return self
 
     def look(self, name: str, picture: Tensor | ImageViews) -> Builder:
         """Append an image for the semantic encoder: a single view [3, H, W] in 0..1, or several views with the rows to read."""
@@ -138,7 +147,29 @@ def drawing(
     attempts: Items[FailedAttempt] = (),
 ) -> Sequence:
     """Text to image. Spans: "prompt", for each earlier attempt "look", "plan" if there is one, "image"."""
-    said = (*b.opening(), _worded(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions))
+    _requested(b, b.wording.draw_planned if plan else b.wording.draw, caption, conditions, attempts)
+    return _answered(b, codes, fold, plan).build(caption)
+
+
+def planning(
+    b: Builder,
+    caption: str,
+    plan: list[int] | int,
+    *,
+    conditions: Conditions | None = None,
+    attempts: Items[FailedAttempt] = (),
+) -> Sequence:
+    """Text to layout. The span "plan" holds its ids, or masked tokens. Earlier attempts as of ``drawing``."""
+    _requested(b, b.wording.plan, caption, conditions, attempts)
+    b.say("assistant", *b.header("assistant"))
+    return b.reply("plan", plan).build(caption)
+
+
+def _requested(
+    b: Builder, template: str, caption: str, conditions: Conditions | None, attempts: Items[FailedAttempt]
+) -> None:
+    """The user's turn: the request in the words of ``template``, then earlier attempts with their critiques."""
+    said = (*b.opening(), _worded(b, template, caption, conditions))
     before, after = b.wording.attempt.split("{look}")
     for number, attempt in enumerate(attempts, 1):
         between = b.wording.between_attempts if number > 1 else b.wording.feedback
@@ -147,14 +178,6 @@ def drawing(
         b.look("look", attempt.picture)
         said = (after.format(number=number, critique=attempt.critique),)
     b.say("prompt", *said, b.text[EOT])
-    return _answered(b, codes, fold, plan).build(caption)
-
-
-def planning(b: Builder, caption: str, plan: list[int] | int, *, conditions: Conditions | None = None) -> Sequence:
-    """Text to layout. The span "plan" holds its ids, or masked tokens."""
-    b.say("prompt", *b.opening(), _worded(b, b.wording.plan, caption, conditions), b.text[EOT])
-    b.say("assistant", *b.header("assistant"))
-    return b.write("plan", plan).build(caption)
 
 
 def planning_edit(b: Builder, picture: Tensor | ImageViews, instruction: str, plan: list[int] | int) -> Sequence:
@@ -233,7 +256,7 @@ def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int =
     """A question and its answer (ids or number of tokens). Spans: "question" and ``name``."""
     words = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
     b.say("question", words, b.text[EOT], *b.header("assistant"), segment=segment)
-    return b.write(name, answer, segment=segment)
+    return b.reply(name, answer, segment=segment)
 
 
 def illustrating(
@@ -260,3 +283,23 @@ def grounding(b: Builder, phrase: str, box: tuple[float, float, float, float] | 
     b.say("phrase", *prompt, text[BOX], segment=segment)
     b.write("box", 4 if box is None else [text.first_location + k for k in to_bins(box)], segment=segment)
     return b.say("box_end", text[END_BOX], *((text[EOT],) if b.wording.locate else ()), segment=segment)
+
+
+def grounding_together(b: Builder, phrases: Items[str]) -> Builder:
+    """Several phrases and their boxes in one turn, for a wording with ``locate_all``. Spans: for each phrase "phrase", "box"; "box_end"."""
+    text, wording = b.text, b.wording
+    said: list[str | int] = [
+        wording.after_image + wording.locate_all,
+        text[EOT],
+        *b.header("assistant"),
+        wording.located,
+    ]
+    for number, phrase in enumerate(phrases):
+        said += [wording.between_placed] if number else []
+        for piece in re.split(r"(<box_p>|</box_p>|{box})", wording.placed):
+            if piece == "{box}":
+                b.say("phrase", *said, text[BOX]).write("box", 4)
+                said = [text[END_BOX]]
+            elif piece:
+                said.append(text[piece] if piece in (PHRASE, END_PHRASE) else piece.format(phrase=phrase))
+    return b.say("box_end", *said, text[EOT], *(b.header("assistant") if b.quirks.trailing_header else ()))

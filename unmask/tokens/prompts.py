@@ -35,6 +35,7 @@ class Wording:
     ``field_by_field``: the values of a structured answer are requested one by one in words; ``numbers`` are the words for 0, 1, 2 …
     ``reading``: how typed text is read; None: as it was typed.
     ``locate`` requests a box for ``{phrase}`` in a turn of its own; without it, a phrase in its tags directly precedes its box.
+    ``locate_all`` requests boxes of several phrases in one turn, which begins with ``located``; its objects are formatted as in a layout.
     """
 
     system: str
@@ -61,6 +62,8 @@ class Wording:
     between_attempts: str
     one_turn: bool
     locate: str = ""
+    locate_all: str = ""
+    located: str = ""
     field_by_field: bool = False
     numbers: tuple[str, ...] = ()
     reading: Reading | None = None
@@ -131,6 +134,8 @@ RELEASED = Wording(
     between_attempts="\n",
     one_turn=False,
     locate="Please locate {phrase} in this image. Give bounding boxes in LOC format.",
+    locate_all="Please describe this image with dense localized caption. Give bounding boxes in LOC format.",
+    located="There are following objects in the scene. ",
 )
 
 COMPACT = Wording(

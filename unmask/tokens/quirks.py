@@ -18,8 +18,10 @@ class ReleasedQuirks:
     ``dropped_token``: the first text token after an image is dropped in sequences that begin with the start-of-text token ·
     ``trailing_header``: an empty assistant header follows the generated image · ``stray_apostrophe``: grounding sequences begin with an
     apostrophe before the start-of-text token (so no token is dropped there) · ``conditions``: conditions used if the user gives none;
-    ``conditions_end`` follows any conditions · ``one_segment``: all tokens attend to question and answer, and each phrase has its own
-    sequence · ``truncated_pixels``: decoded pixels are truncated to integers, not rounded (spec 1.8).
+    ``conditions_end`` follows any conditions · ``one_segment``: the prompt is one segment, so phrases and questions about a picture attend
+    to each other · ``prefix_lm``: when an answer, plan or critique is generated, the prompt does not attend to it, so the prompt's keys and
+    values are computed once (spec 4.1); False: everything attends to everything, as in training · ``truncated_pixels``: decoded pixels are
+    truncated to integers, not rounded (spec 1.8).
     """
 
     dropped_token: bool = True
@@ -28,6 +30,7 @@ class ReleasedQuirks:
     conditions: Conditions | None = Conditions(width=1024, height=1024, top=0, left=0, score=7.11)
     conditions_end: str = ";"
     one_segment: bool = True
+    prefix_lm: bool = True
     truncated_pixels: bool = True
 
 
@@ -38,5 +41,6 @@ NO_QUIRKS = ReleasedQuirks(
     conditions=None,
     conditions_end="",
     one_segment=False,
+    prefix_lm=False,
     truncated_pixels=False,
 )

@@ -85,6 +85,10 @@ class Text:
         tokenizer.add_special_tokens(list(CONTROL))
         return cls(tokenizer)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as its file; worker processes get a copy."""
+        return _from_file, (self.tokenizer.to_str(), tuple(self.control))
+
     def save(self, path: Path) -> None:
         self.tokenizer.save(str(path))
 
@@ -168,3 +172,7 @@ def _byte_of() -> dict[str, int]:
     shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = [b for b in range(256) if b not in shown]
     return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
+
+
+def _from_file(content: str, control: tuple[str, ...]) -> Text:
+    return Text(Tokenizer.from_str(content), control)

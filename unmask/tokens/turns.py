@@ -46,7 +46,7 @@ def conversation(b: Builder, messages: Items[Said], answer: list[int] | int) -> 
             b.look("look", picture)
         b.say("prompt", (b.wording.after_image if message.pictures else "") + message.text.rstrip(), b.text[EOT])
     b.say("assistant", *b.header("assistant"))
-    return b.write("answer", answer).build(messages[-1].text)
+    return b.reply("answer", answer).build(messages[-1].text)
 
 
 def announced(sequence: Sequence, text: Text) -> int | None:
@@ -62,8 +62,11 @@ def announced(sequence: Sequence, text: Text) -> int | None:
 
 
 def opened(sequence: Sequence, at: int, grid: tuple[int, int], fold: int, text: Text) -> Sequence:
-    """The sequence up to the announcement, a masked image in its place, and the end of turn; nothing else is masked."""
-    kept = [replace(_until(s, at), writable=False) for s in sequence.spans if s.start < at]
+    """The sequence up to the announcement, a masked image in its place, and the end of turn; nothing else is masked.
+
+    An image and the tokens before it attend to each other, so all of them have the same order.
+    """
+    kept = [replace(_until(s, at), writable=False, order=0, order_step=0) for s in sequence.spans if s.start < at]
     segment = next(s.segment for s in sequence.spans if s.start <= at < s.stop)
     size = grid[0] * grid[1]
     spans = (
@@ -79,11 +82,11 @@ def opened(sequence: Sequence, at: int, grid: tuple[int, int], fold: int, text: 
     return _with(sequence, ids, masked, spans)
 
 
-def resumed(drawn: Sequence, length: int, text: Text) -> Sequence:
-    """A turn with a finished image, followed by ``length`` masked text tokens."""
+def resumed(drawn: Sequence, length: int, text: Text, *, prefix_lm: bool = False) -> Sequence:
+    """A turn with a finished image, followed by ``length`` masked text tokens. ``prefix_lm``: nothing before attends to them."""
     end = drawn.spans[-1]
     closed = tuple(replace(s, writable=False) for s in drawn.spans[:-1])
-    more = replace(end, name="answer", stop=end.start + length, writable=True)
+    more = replace(end, name="answer", stop=end.start + length, writable=True, order=int(prefix_lm))
     ids = torch.cat([drawn.ids[: end.start], torch.full((length,), text[MASK])])
     masked = torch.cat([drawn.masked[: end.start], torch.ones(length, dtype=torch.bool)])
     return _with(drawn, ids, masked, (*closed, more))

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.checkpoints.device import DeviceUnavailable, available
+from unmask.checkpoints.device import DeviceUnavailable, available, find_device, parse_device
 from unmask.sequence import Batch
 
 
 def choose(name: str, *, local_rank: int = 0, world: int = 1) -> torch.device:
-    """The device called ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` is the best one there is.
+    """The device called ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto``: as in ``checkpoints.device.find_device``.
 
     ``local_rank``: number of this process on this machine. Of several processes each gets its own card under ``cuda`` and
     ``auto``. DeviceUnavailable for a device that is not there, or for one card that several processes would share.
     """
-    found = available()
-    wanted = found[0].partition(":")[0] if name == "auto" else name
-    if wanted == "cuda":
-        wanted = f"cuda:{local_rank}"
-    elif wanted.startswith("cuda:") and world > 1:
+    found = find_device(name)
+    kind, index = parse_device(found)
+    if kind != "cuda":
+        return torch.device(kind)
+    if index is not None and world > 1:
         raise DeviceUnavailable(
             f"{world} processes cannot share {name}; use --device cuda, which gives each its own card"
         )
-    if wanted not in found:
-        raise DeviceUnavailable(f"training.device is {name!r}, but {wanted} is not available; use {' or '.join(found)}")
-    return torch.device(wanted)
+    if index is None and local_rank and f"cuda:{local_rank}" not in available():
+        raise DeviceUnavailable(
+            f"process {local_rank + 1} of this machine has no card of its own, there are {torch.cuda.device_count()}; "
+            "use that many processes, or --device cpu"
+        )
+    return torch.device("cuda", local_rank if index is None else index)
 
 
 def move(value: Any, device: torch.device) -> Any:
@@ -36,9 +40,9 @@ def move(value: Any, device: torch.device) -> Any:
     Anything else is returned as it is.
     """
     if isinstance(value, Batch):
-        return value if value.device == device else value.to(device)
+        return value if value.device == device else _batch_on(value, device)
     if isinstance(value, Tensor):
-        return value.to(device)
+        return _tensor_on(value, device)
     if isinstance(value, dict):
         return {key: move(part, device) for key, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -46,3 +50,13 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(move(part, device) for part in value)
     return value
+
+
+def _batch_on(batch: Batch, device: torch.device) -> Batch:
+    fields = ((f.name, getattr(batch, f.name)) for f in dataclasses.fields(batch))
+    return batch.replace(**{name: _tensor_on(part, device) for name, part in fields if isinstance(part, Tensor)})
+
+
+def _tensor_on(tensor: Tensor, device: torch.device) -> Tensor:
+    """From page-locked memory (``data.ahead``) the copy runs beside the computation; torch keeps the memory until it is done."""
+    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.is_pinned())

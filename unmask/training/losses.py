@@ -7,18 +7,22 @@ the objective yields of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from unmask.objectives.masked import Together
 from unmask.recipe import Recipe
 from unmask.rng import generator
+from unmask.sequence import Batch
 from unmask.step import Loss
 from unmask.training.device import move
 from unmask.training.optim import Masters, NotFinite, rate
 from unmask.training.parallel import Place
+from unmask.training.replicated import Replicated
 from unmask.training.sharded import Sharded, agree
 
 
@@ -47,6 +51,23 @@ def weight(loss: Loss) -> int:
     return sum(loss.counts.values()) if loss.counts else 1
 
 
+def size(batch: object) -> int:
+    """Positions of every ``Batch`` in what a source returned, elements of every other tensor. The work of a source's batches is about
+    proportional to it.
+    """
+    if isinstance(batch, Batch):
+        return int((batch.leader & batch.valid).sum())
+    if isinstance(batch, Tensor):
+        return batch.numel()
+    if isinstance(batch, dict):
+        return sum(size(part) for part in batch.values())
+    return sum(size(part) for part in batch) if isinstance(batch, tuple | list) else 0
+
+
+def _one(loss: Loss) -> int:
+    return 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Update:
     """One update: ``terms`` and ``tokens`` of the loss of each source batch in it, and the gradient norm before clipping.
@@ -62,7 +83,8 @@ class Update:
 
 class Learner:
     """Updates a module's masters from a recipe's batches. ``updates``: number of updates so far, earlier runs of the folder included;
-    ``skipped``: how many were skipped in a row.
+    ``skipped``: how many were skipped in a row · ``size``: of all batches so far (``size``) · ``waited``: seconds that the source
+    took for them · ``rate_at``: step -> learning rate (None: that of the recipe's settings).
     """
 
     def __init__(
@@ -74,9 +96,20 @@ class Learner:
         device: torch.device,
         updates: int,
         skipped: int = 0,
+        rate_at: Callable[[int], float] | None = None,
     ) -> None:
+        if isinstance(masters, Sharded) and isinstance(recipe.objective, Together):
+            # Which rows share a forward pass depends on the batch, but sharded processes must run the same passes.
+            recipe = replace(recipe, objective=replace(recipe.objective, joined=False))
+        steps = recipe.training.steps
+        self.rate_at = rate_at or (lambda step: rate(recipe.optim, step, steps))
         self.recipe, self.module, self.masters = recipe, module, masters
         self.place, self.device, self.updates, self.skipped = place, device, updates, skipped
+        self.size, self.waited = 0, 0.0
+        self.replicated = None
+        if place.world > 1 and isinstance(masters, Masters):
+            self.replicated = Replicated(module, masters)
+        self.ended: set[int] = set()  # source batches that have no further loss
 
     def learn(self, first: int, end: int) -> Iterator[Update]:
         """Updates from the source batches ``first..end``: the k-th from the k-th loss of each of them.
@@ -88,27 +121,51 @@ class Learner:
         processes up to rounding, and its terms are those of all batches.
         """
         streams = {number: self._losses(number) for number in self.place.share(first, end)}
-        lr = rate(self.recipe.optim, end - 1, self.recipe.training.steps)
-        while True:
-            made: list[tuple[int, dict[str, Tensor], int]] = []
-            for number, stream in streams.items():
-                if (loss := next(stream, None)) is None:
-                    continue
-                self.masters.backward(loss.total, weight(loss) if end - first > 1 else 1)
-                terms = {name: value.detach() for name, value in loss.terms.items()}
-                made.append((number, terms if self.place.world == 1 else _on_cpu(terms), sum(loss.counts.values())))
-            made = sorted(self.place.gather(made), key=lambda entry: entry[0])
+        lr = self.rate_at(end - 1)
+        weigh = weight if end - first > 1 else _one
+        self.ended = set()
+        while len(self.ended) < len(streams) or self.place.world > 1:
+            own = self._gather(streams, weigh)
+            found = self.place.gather([(own, len(self.ended) < len(streams))])
+            made = sorted((entry for entries, _ in found for entry in entries), key=lambda entry: entry[0])
             if not made:
                 return
             terms, tokens = [found for _, found, _ in made], sum(count for *_, count in made)
-            try:
-                norm = self.masters.step(lr, self.updates, self.place.sum_)
-            except NotFinite as error:
-                yield Update(terms=terms, tokens=tokens, norm=math.nan, skipped=self._skip(error, terms))
+            yield self._update(lr, terms, tokens)
+            if not any(more for _, more in found):
+                return
+
+    def _gather(
+        self, streams: Mapping[int, Iterator[Loss]], weigh: Callable[[Loss], float]
+    ) -> list[tuple[int, dict[str, Tensor], int]]:
+        """Gather the gradients of the next loss of each stream; (number, terms, tokens) of each."""
+        made = []
+        for left, (number, stream) in zip(reversed(range(len(streams))), streams.items(), strict=True):
+            loss = self._take(stream, not left, weigh)
+            if loss is None:
+                self.ended.add(number)
                 continue
-            self.updates += 1
-            self.skipped = 0
-            yield Update(terms=terms, tokens=tokens, norm=norm)
+            terms = {name: value.detach() for name, value in loss.terms.items()}
+            made.append((number, terms if self.place.world == 1 else _on_cpu(terms), sum(loss.counts.values())))
+        if not streams:
+            self._take(iter(()), True, weigh)  # the others wait for this process
+        return made
+
+    def _take(self, stream: Iterator[Loss], last: bool, weigh: Callable[[Loss], float]) -> Loss | None:
+        if self.replicated is not None:
+            return self.replicated.take(stream, last, weigh)
+        if (loss := next(stream, None)) is not None:
+            self.masters.backward(loss.total, weigh(loss))
+        return loss
+
+    def _update(self, lr: float, terms: list[dict[str, Tensor]], tokens: int) -> Update:
+        try:
+            norm = self.masters.step(lr, self.updates, self.place.sum_)
+        except NotFinite as error:
+            return Update(terms=terms, tokens=tokens, norm=math.nan, skipped=self._skip(error, terms))
+        self.updates += 1
+        self.skipped = 0
+        return Update(terms=terms, tokens=tokens, norm=norm)
 
     def _skip(self, error: NotFinite, terms: list[dict[str, Tensor]]) -> str:
         """Count a skipped update and say why. NotFinite where too many were skipped in a row."""
@@ -125,8 +182,15 @@ class Learner:
 
     def _losses(self, number: int) -> Iterator[Loss]:
         """Losses of one source batch, computed as they are asked for: one batch's graph is in memory at a time."""
-        batch = move(self.recipe.source(number), self.device)
+        began = time.perf_counter()
+        made = self.recipe.source(number)
+        self.waited += time.perf_counter() - began
+        self.size += size(made)
+        batch = move(made, self.device)
         if isinstance(self.masters, Sharded):
             agree(batch)
         rng = generator("objective", self.recipe.training.seed, number)
-        yield from losses(self.recipe.objective(self.module, batch, rng))
+        made = self.recipe.objective(self.module, batch, rng)
+        if isinstance(made, Loss):
+            self.ended.add(number)
+        yield from losses(made)

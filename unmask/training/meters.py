@@ -51,8 +51,8 @@ class Meters:
     """Means since the last report, by name; ``report`` writes one JSON line and prints it, or moves the bar on a terminal.
 
     Rows of ``metrics.jsonl``: ``step`` (source batches so far), ``updates``, the mean of each loss term, ``grad`` (norm before clipping),
-    ``peak`` (share of the device's peak speed), ``tokens_per_s``, ``seconds`` since the last row, and ``skipped`` updates where there are
-    any; evaluations have rows of their own.
+    ``peak`` (share of the device's peak speed in the updates since the last row, without the time that the source took), ``tokens_per_s``,
+    ``seconds`` since the last row, and ``skipped`` updates where there are any; evaluations have rows of their own.
     """
 
     def __init__(self, folder: Path, steps: int, start: int, logs: Sequence[Log] = ()) -> None:
@@ -88,6 +88,12 @@ class Meters:
                 entry = self.sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(value)
                 entry[1] += 1
+
+    def expect(self, steps: int) -> None:
+        """Another number of steps than was thought: a run by the clock."""
+        self.steps = steps
+        if self.bar:
+            self.bar.update(self.task, total=steps)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write one row of an evaluation."""
@@ -171,6 +177,8 @@ class Silent:
     """Meters of a process of rank above 0: they report nothing."""
 
     def add(self, update: Update) -> None: ...
+
+    def expect(self, steps: int) -> None: ...
 
     def record(self, step: int, values: dict[str, float]) -> None: ...
 

@@ -6,14 +6,14 @@ Public idea: ``Masters`` owns everything that a checkpoint stores; the module ho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from unmask.models.lora import is_quantised
 from unmask.recipe import Optim
-
-ENTRIES = ("master", "average", "exp_avg", "exp_avg_sq", "step")  # of each trained parameter, in a checkpoint
 
 
 class NotFinite(ValueError):
@@ -29,7 +29,9 @@ def rate(optim: Optim, step: int, steps: int) -> float:
 
 
 def _rounds(weight: Tensor, dtype: torch.dtype | None) -> bool:
-    """Whether a cast to ``dtype`` changes any value."""
+    """Whether a cast to ``dtype`` changes any value. Quantised weights only take another type to compute in."""
+    if is_quantised(weight):
+        return False
     return dtype is not None and weight.is_floating_point() and not torch.equal(weight, weight.to(dtype).to(weight))
 
 
@@ -46,21 +48,16 @@ def move_module(module: nn.Module, device: torch.device | str | None, dtype: tor
             part.to(dtype=dtype)
 
 
-def entry(state: dict[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
-    """An entry of a checkpoint. ValueError where it is missing or of another shape or type."""
-    tensor = state.get(name)
-    if tensor is not None and tensor.shape == shape and tensor.dtype == dtype:
-        return tensor
-    found = "missing" if tensor is None else f"{_form(tensor.shape, tensor.dtype)}, not {_form(shape, dtype)}"
-    raise ValueError(f"the checkpoint does not fit this recipe: {name} is {found}; choose another --out")
-
-
-def refuse_unknown(state: Iterable[str], names: Iterable[str], buffers: Iterable[str]) -> None:
-    """ValueError for a checkpoint with entries of parameters or buffers that are not trained."""
-    known = {f"{key}.{name}" for name in names for key in ENTRIES} | {f"buffer.{name}" for name in buffers}
-    if unknown := sorted(set(state) - known):
+def refuse_other(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """ValueError for a checkpoint whose entries do not have the names, shapes and types of ``wanted``."""
+    for name, tensor in wanted.items():
+        found = state.get(name)
+        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            there = "missing" if found is None else f"{_form(found)}, not {_form(tensor)}"
+            raise ValueError(f"the checkpoint does not fit this recipe: {name} is {there}; choose another --out")
+    if unknown := set(state) - set(wanted):
         raise ValueError(
-            f"the checkpoint does not fit this recipe, which trains nothing like {unknown[0]}; choose another --out"
+            f"the checkpoint does not fit this recipe, which trains nothing like {min(unknown)}; choose another --out"
         )
 
 
@@ -69,8 +66,8 @@ def weight_of_average(optim: Optim, number: int) -> float:
     return 1 - min(optim.ema, (1 + number) / (10 + number))
 
 
-def _form(shape: torch.Size, dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def freeze_others(module: nn.Module, trainable: Callable[[str], bool]) -> None:
@@ -81,11 +78,21 @@ def freeze_others(module: nn.Module, trainable: Callable[[str], bool]) -> None:
         raise ValueError("the recipe leaves nothing to train: no parameter passes its `adapt` and `trainable`")
 
 
-def adam(optim: Optim, weights: Sequence[Tensor], *, fused: bool) -> torch.optim.AdamW:
-    """AdamW over float32 weights. ``fused``: one kernel for all; shards take the loop over lists instead."""
+def adam(optim: Optim, names: Sequence[str], weights: Sequence[Tensor], *, fused: bool) -> torch.optim.Optimizer:
+    """AdamW over float32 weights, one group for each factor of the learning rate. ``names``: of the weights · ``fused``: one kernel for
+    all; shards take the loop over lists instead.
+    """
     betas, decay = (optim.beta1, optim.beta2), optim.weight_decay
+    by_factor: dict[float, list[Tensor]] = {}
+    for name, weight in zip(names, weights, strict=True):
+        by_factor.setdefault(optim.factor(name), []).append(weight)
+    groups = [{"params": members, "factor": factor} for factor, members in by_factor.items()]
+    if optim.bits == 8:
+        from unmask.training.low_bits import adam8
+
+        return adam8(optim, groups)
     return torch.optim.AdamW(
-        weights,
+        groups,
         lr=optim.lr,
         betas=betas,
         eps=1e-8,
@@ -93,6 +100,19 @@ def adam(optim: Optim, weights: Sequence[Tensor], *, fused: bool) -> torch.optim
         fused=fused or None,
         foreach=None if fused else True,
     )
+
+
+def update(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """One step at this learning rate, times the factor of each group."""
+    in_tensor = isinstance(optimizer.param_groups[0]["lr"], Tensor)  # torchao's 8 bits
+    for group in optimizer.param_groups:
+        wanted = lr * group["factor"]
+        group["lr"] = torch.full_like(group["lr"], wanted) if in_tensor else wanted
+    on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
+    with (
+        torch.compiler.set_stance("force_eager") if in_tensor and on_cpu else nullcontext()
+    ):  # else it compiles its step
+        optimizer.step()
 
 
 class Masters:
@@ -126,7 +146,7 @@ class Masters:
         self.params = [p for p in module.parameters() if p.requires_grad]
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if n in frozen} | kept
         self.average = [m.clone() for m in self.master]
-        self.adam = adam(optim, self.master, fused=True)
+        self.adam = adam(optim, self.names, self.master, fused=True)
 
     def sync(self) -> None:
         """Copy the masters into the module."""
@@ -152,19 +172,19 @@ class Masters:
         self,
         lr: float,
         number: int,
-        combine: Callable[[Sequence[Tensor], float], float] = lambda gradients, weight: weight,
+        sum_: Callable[[Tensor], Tensor] = lambda weight: weight,
     ) -> float:
         """Update ``number`` from the gathered gradients, or else from the module's; returns their norm before clipping.
 
-        ``combine(gradients, weight)`` adds those of other processes, in place, and returns the sum of the weights. NotFinite for a norm
-        that is not finite: the gradients are dropped, and weights, moments and averages are as before.
+        ``sum_``: a tensor on the CPU -> its sum over the processes, whose gradients are summed already. NotFinite for a norm that is not
+        finite: the gradients are dropped, and weights, moments and averages are as before.
         """
         if not self.weight and any(p.grad is not None for p in self.params):
             self.gather()
         for m in self.master:
             m.grad = torch.zeros_like(m) if m.grad is None else m.grad
         gradients = [m.grad for m in self.master if m.grad is not None]
-        weight = combine(gradients, self.weight)
+        weight = float(sum_(torch.tensor(self.weight, dtype=torch.float64)))
         if weight not in (0, 1):
             torch._foreach_div_(gradients, weight)
         self.weight = 0.0
@@ -175,9 +195,7 @@ class Masters:
             self.adam.zero_grad(set_to_none=True)
             raise NotFinite(f"the gradient of {bad[0]} is not finite" if bad else "the gradient's norm is not finite")
         nn.utils.clip_grads_with_norm_(self.master, self.optim.clip, total)
-        for group in self.adam.param_groups:
-            group["lr"] = lr
-        self.adam.step()
+        update(self.adam, lr)
         self.adam.zero_grad(set_to_none=True)
         if self.optim.ema:
             torch._foreach_lerp_(self.average, self.master, weight_of_average(self.optim, number))
@@ -193,33 +211,37 @@ class Masters:
         return self.average if self.optim.ema else self.master
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, by name; on the masters' device."""
+        """Everything a resumed run needs, by name; on the masters' device. The masters' own tensors, not copies of them. Moments in 8 bits
+        are two entries, the codes and the scales.
+        """
         out: dict[str, Tensor] = {}
-        for i, name in enumerate(self.names):
-            moments = self.adam.state[self.master[i]]
-            out[f"master.{name}"] = self.master[i].detach()
-            out[f"average.{name}"] = self.average[i]
-            for key in ("exp_avg", "exp_avg_sq", "step"):
-                out[f"{key}.{name}"] = moments.get(
-                    key, torch.zeros_like(self.master[i]) if key != "step" else torch.tensor(0.0)
-                )
+        for name, master, average in zip(self.names, self.master, self.average, strict=True):
+            moments = self.adam.state[master]
+            out |= {f"master.{name}": master.detach(), f"average.{name}": average}
+            for key in ("exp_avg", "exp_avg_sq"):
+                moment = moments.get(key)
+                out[f"{key}.{name}"] = torch.zeros_like(master) if moment is None else getattr(moment, "codes", moment)
+                if hasattr(moment, "codes"):
+                    out[f"{key}_scale.{name}"] = moment.scale
+            out[f"step.{name}"] = moments.get("step", torch.tensor(0.0))
         return out | {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state``, from any device. ValueError names an entry that is missing, unknown or of another shape or type."""
-        for i, name in enumerate(self.names):
-            parts = {}
-            for key in ENTRIES:
-                shape = torch.Size() if key == "step" else self.master[i].shape
-                tensor = entry(state, f"{key}.{name}", shape, torch.float32)
-                parts[key] = tensor.to(self.master[i].device, copy=True)
-            self.master[i].data.copy_(parts["master"])
-            self.average[i].copy_(parts["average"])
-            self.adam.state[self.master[i]] = {k: parts[k] for k in ("step", "exp_avg", "exp_avg_sq")}
+        refuse_other(state, self.state())
+        for name, master, average in zip(self.names, self.master, self.average, strict=True):
+            master.data.copy_(state[f"master.{name}"])
+            average.copy_(state[f"average.{name}"])
+            moments = self.adam.state[master]
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                given = state[f"{key}.{name}"]
+                if hasattr(moments.get(key), "codes"):
+                    moments[key].codes.copy_(given)
+                    moments[key].scale.copy_(state[f"{key}_scale.{name}"])
+                else:
+                    moments[key] = given.to(master.device, copy=True)
         for name, buffer in self.buffers.items():
-            tensor = entry(state, f"buffer.{name}", buffer.shape, buffer.dtype)
-            buffer.copy_(tensor)
-        refuse_unknown(state, self.names, self.buffers)
+            buffer.copy_(state[f"buffer.{name}"])
         self.sync()
 
     def averaged(self) -> dict[str, Tensor]:

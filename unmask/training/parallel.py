@@ -34,34 +34,31 @@ _FROM_ANOTHER = re.compile(
     r"[Cc]onnection (closed|reset)|gloo|NCCL|Broken pipe"
 )  # what a collective raises when a process is gone
 _WAIT_FOR_FIRST, _WAIT_FOR_CAUSE = 5.0, 20.0  # seconds
+WAIT_FOR_OTHERS = 7200  # seconds: the first process evaluates while the others wait for it
 _PATIENCE = 3600  # seconds in which the processes may finish their step and save
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """This process among ``world`` processes; ``local_rank`` counts those of this machine. ``rank`` 0 writes the files."""
+    """This process among ``world`` processes; ``local_rank`` counts those of this machine. ``rank`` 0 writes what is written once.
+
+    ``launcher``: id of the process of torchrun that started this one.
+    """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    launcher: int | None = None
 
     def share(self, first: int, end: int) -> range:
         """Numbers of the source batches among ``first..end`` that this process takes."""
         return range(first + self.rank, end, self.world)
 
-    def sum_(self, tensors: Sequence[Tensor], weight: float) -> float:
-        """Sum tensors over the processes, in place, as one flat buffer; returns the sum of the weights."""
-        if self.world == 1:
-            return weight
-        flat = torch.cat([*(t.flatten() for t in tensors), tensors[0].new_tensor([weight])])
-        if flat.device.type == "mps":
-            flat = flat.cpu()  # gloo does not support mps
-        dist.all_reduce(flat)
-        offset = 0
-        for t in tensors:
-            t.copy_(flat[offset : offset + t.numel()].view_as(t))
-            offset += t.numel()
-        return float(flat[-1])
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor on the CPU over the processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def gather(self, values: list[T]) -> list[T]:
         """The values of all processes, in all processes."""
@@ -71,22 +68,26 @@ class Place:
         dist.all_gather_object(found, values)
         return [value for part in found for value in part]
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process; all get the same answer, so that they stop after the same step."""
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process; all get the same answers, so that they stop after the same step."""
         if self.world == 1:
-            return flag
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        flags = torch.tensor([float(flag)], device=device)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        return bool(flags.item())
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.float32)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return [bool(f) for f in found]
+
+    def abandoned(self) -> bool:
+        """Whether the process that started this one is gone. The processes of a run then save and end: nobody else would end them."""
+        return self.launcher is not None and os.getppid() != self.launcher
 
     def let_others_speak(self, error: Exception) -> None:
         """Wait before an error is printed that other processes may print too, or that only follows from the end of another one: torchrun
         ends all processes when the first has ended. The first process waits for nobody with an error of its own.
         """
-        follows = isinstance(error, RuntimeError) and bool(_FROM_ANOTHER.search(str(error)))
-        if self.world > 1 and (follows or self.rank > 0):
-            time.sleep(_WAIT_FOR_CAUSE if follows else _WAIT_FOR_FIRST)
+        if self.world > 1 and (follows(error) or self.rank > 0):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun knows the cause: nothing is left to say
+            time.sleep(_WAIT_FOR_CAUSE if follows(error) else _WAIT_FOR_FIRST)
 
     def leave(self) -> None:
         """Leave the group when all processes have come this far. Garbage that refers to it would make gloo abort at exit."""
@@ -94,6 +95,11 @@ class Place:
             dist.barrier()
             gc.collect()
             dist.destroy_process_group()
+
+
+def follows(error: Exception) -> bool:
+    """Whether an error only follows from the end of another process."""
+    return isinstance(error, RuntimeError) and bool(_FROM_ANOTHER.search(str(error)))
 
 
 def join(device: str = "cpu") -> Place:
@@ -110,14 +116,14 @@ def join(device: str = "cpu") -> Place:
         chosen = choose(device, local_rank=local_rank, world=world)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        # Two hours, because the first process evaluates and saves while the others wait for it.
-        dist.init_process_group(backend(chosen), timeout=timedelta(hours=2))
-    return Place(rank=dist.get_rank(), world=world, local_rank=local_rank)
+        dist.init_process_group(backend(chosen), timeout=timedelta(seconds=WAIT_FOR_OTHERS))
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return Place(rank=dist.get_rank(), world=world, local_rank=local_rank, launcher=launcher)
 
 
 def backend(device: torch.device) -> str:
-    """Name of torch.distributed's backend for processes that compute on this device."""
-    return "nccl" if device.type == "cuda" else "gloo"
+    """torch.distributed's backends for processes that compute on this device: what is on the CPU travels by gloo."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def refuse_idle(accumulate: int, world: int, *, equal: bool = False) -> None:

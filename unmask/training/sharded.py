@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.recipe import Optim
 from unmask.training.layers import layers
-from unmask.training.optim import ENTRIES, NotFinite, adam, entry, freeze_others, refuse_unknown, weight_of_average
+from unmask.training.optim import NotFinite, adam, freeze_others, refuse_other, update, weight_of_average
 
 
 def agree(batch: object) -> None:
@@ -48,8 +48,10 @@ class Sharded:
     ) -> None:
         """Moves the module to ``device`` and shards it over all processes. ``dtype``: of the computation; gradients are summed in float32.
 
-        ValueError where nothing is left to train.
+        ValueError where nothing is left to train, and for moments in 8 bits: their scales cannot be divided among other processes.
         """
+        if optim.bits == 8:
+            raise ValueError("optim.bits=8 does not work with training.shard; leave out one of them")
         self.optim, self.weight = optim, 0.0
         warnings.filterwarnings(
             "ignore", "FSDP2-wrapped module .* returned a view tensor"
@@ -75,7 +77,7 @@ class Sharded:
         self.buffers = {n: b for n, b in module.named_buffers() if n in stored}
         self.average = [p.detach().clone() for p in self.master]
         self.kept: list[Tensor] = []
-        self.adam = adam(optim, self.master, fused=False)
+        self.adam = adam(optim, self.names, self.master, fused=False)
 
     def backward(self, total: Tensor, weight: float) -> None:
         """Add the gradient of a loss, times ``weight``, to the sum that the next ``step`` divides by the sum of weights."""
@@ -83,18 +85,16 @@ class Sharded:
         self.weight += weight
 
     @torch.no_grad()
-    def step(self, lr: float, number: int, combine: Callable[[Sequence[Tensor], float], float]) -> float:
-        """As ``Masters.step``; the gradients are sums over all processes already, so ``combine`` adds the weights alone."""
+    def step(self, lr: float, number: int, sum_: Callable[[Tensor], Tensor]) -> float:
+        """As ``Masters.step``."""
         for p in self.master:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         gradients = [p.grad for p in self.master if p.grad is not None]
-        count = torch.tensor([self.weight], dtype=torch.float64)
-        combine([count], 0)
+        count = sum_(torch.tensor(self.weight, dtype=torch.float64))
         self.weight = 0.0
         if float(count) not in (0, 1):
             torch._foreach_div_([_local(g) for g in gradients], float(count))
-        squares = torch.stack([_local(g).square().sum() for g in gradients]).double().cpu()
-        combine([squares], 0)
+        squares = sum_(torch.stack([_local(g).square().sum() for g in gradients]).double().cpu())
         norm = math.sqrt(float(squares.sum())) if math.isfinite(float(squares.sum())) else math.nan
         if not math.isfinite(norm):
             bad = [n for n, s in zip(self.names, squares.tolist(), strict=True) if not math.isfinite(s)]
@@ -102,9 +102,7 @@ class Sharded:
             raise NotFinite(f"the gradient of {bad[0]} is not finite" if bad else "the gradient's norm is not finite")
         if (factor := self.optim.clip / (norm + 1e-6)) < 1:
             torch._foreach_mul_([_local(g) for g in gradients], factor)
-        for group in self.adam.param_groups:
-            group["lr"] = lr
-        self.adam.step()
+        update(self.adam, lr)
         self.adam.zero_grad(set_to_none=True)
         if self.optim.ema:
             ours, masters = ([_local(t) for t in some] for some in (self.average, self.master))
@@ -134,36 +132,28 @@ class Sharded:
         return self.average if self.optim.ema else list(self.master)
 
     def state(self) -> dict[str, Tensor]:
-        """The entries of ``Masters.state``, whole and on the CPU, so that a run continues sharded or not. All processes must call it; the
-        first gets the state, one tensor after the other, and the others nothing.
+        """The entries of ``Masters.state``: shards (``DTensor``), and whole the counts of steps and the buffers. The module's own tensors,
+        not copies of them.
         """
         out: dict[str, Tensor] = {}
         for p, average, name in zip(self.master, self.average, self.names, strict=True):
             moments = self.adam.state[p]
-            shards = {"master": p, "average": average, **{k: moments.get(k) for k in ("exp_avg", "exp_avg_sq")}}
-            for key, shard in shards.items():
-                whole = torch.zeros(p.shape) if shard is None else _whole(shard, dist.get_rank() == 0)
-                out[f"{key}.{name}"] = whole
-            out[f"step.{name}"] = moments.get("step", torch.tensor(0.0)).cpu()
-        return (
-            out | {f"buffer.{name}": buffer.cpu() for name, buffer in self.buffers.items()}
-            if dist.get_rank() == 0
-            else {}
-        )
+            out |= {f"master.{name}": p.detach(), f"average.{name}": average}
+            out |= {f"{k}.{name}": moments.get(k, torch.zeros_like(average)) for k in ("exp_avg", "exp_avg_sq")}
+            out[f"step.{name}"] = moments.get("step", torch.tensor(0.0))
+        return out | {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``. ValueError as in ``Masters.load``."""
+        """The inverse of ``state``, from shards or from whole tensors. ValueError as in ``Masters.load``."""
+        refuse_other(state, self.state())
         for p, average, name in zip(self.master, self.average, self.names, strict=True):
-            parts = {k: entry(state, f"{k}.{name}", p.shape if k != "step" else torch.Size()) for k in ENTRIES}
-            _local(p).copy_(_local(_like(p, parts["master"])))
-            _local(average).copy_(_local(_like(p, parts["average"])))
-            self.adam.state[p] = {k: _like(p, parts[k]) for k in ("exp_avg", "exp_avg_sq")} | {
-                "step": parts["step"].clone()
-            }
+            _local(p).copy_(_local(_like(p, state[f"master.{name}"])))
+            _local(average).copy_(_local(_like(p, state[f"average.{name}"])))
+            moments = {k: _like(p, state[f"{k}.{name}"]) for k in ("exp_avg", "exp_avg_sq")}
+            self.adam.state[p] = moments | {"step": state[f"step.{name}"].clone()}
         for name, buffer in self.buffers.items():
-            buffer.copy_(entry(state, f"buffer.{name}", buffer.shape, buffer.dtype))
-        refuse_unknown(state, self.names, self.buffers)
+            buffer.copy_(state[f"buffer.{name}"])
 
     def averaged(self) -> dict[str, Tensor]:
         """The weights to evaluate and export, whole and on the CPU. All processes must call it."""
@@ -178,15 +168,17 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def _whole(tensor: Tensor, wanted: bool = True) -> Tensor:
-    """All shards of a tensor, on the CPU; where it is not ``wanted`` this process only takes part."""
+def _whole(tensor: Tensor) -> Tensor:
+    """All shards of a tensor, on the CPU."""
     tensor = tensor.detach()
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.cpu() if wanted else tensor.new_empty(0)
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
 def _like(shard: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor in shards like those of ``shard``."""
+    """A whole tensor in shards like those of ``shard``; one that is in shards is returned as it is."""
     assert isinstance(shard, DTensor)
-    return distribute_tensor(whole.to(shard.device), shard.device_mesh, shard.placements)
+    return (
+        whole
+        if isinstance(whole, DTensor)
+        else distribute_tensor(whole.to(shard.device), shard.device_mesh, shard.placements)
+    )

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from unmask.training.parallel import follows
+
 _SAID = b"\nfinishing this step, then saving; press Ctrl-C again to stop at once\n"
 
 
@@ -21,7 +23,8 @@ def stop_after_step(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C and SIGTERM only set a flag, which the given function reads. A second Ctrl-C raises KeyboardInterrupt, and so does
     SIGTERM after Ctrl-C, which is how torchrun passes on a second Ctrl-C. A second SIGTERM does nothing: schedulers may send several.
 
-    Outside the main thread, where Python delivers no signals, nothing changes. ``quiet``: print nothing.
+    A process that has received SIGTERM ends by it where its step cannot be finished because another process has ended. Outside the main
+    thread, where Python delivers no signals, nothing changes. ``quiet``: print nothing.
     """
     received: list[int] = []
 
@@ -38,6 +41,11 @@ def stop_after_step(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(received)
+    except Exception as error:
+        if signal.SIGTERM in received and follows(error):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

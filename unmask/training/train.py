@@ -5,6 +5,7 @@ Nothing about data or randomness is saved, because both are functions of (seed, 
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -15,17 +16,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from unmask.models.lora import is_quantised
 from unmask.recipe import Eval, Recipe
+from unmask.training.clock import Clock
 from unmask.training.device import choose, move
 from unmask.training.fingerprint import settings as settings_of
 from unmask.training.layers import prepared
-from unmask.training.losses import Learner
+from unmask.training.losses import Learner, size
+from unmask.training.low_bits import refuse_without_float8, to_float8
 from unmask.training.meters import Log, Meters, Silent, matmul_peak
 from unmask.training.optim import Masters, move_module
 from unmask.training.parallel import Place, refuse_idle
 from unmask.training.probe import flops, unchanged
-from unmask.training.saving import Saved, lock, remove_leftovers, resume, save
+from unmask.training.saving import Saver, lock, opened, refuse_apart, refuse_broken, resume
 from unmask.training.sharded import Sharded
+from unmask.training.states import Saved, remove_leftovers
 from unmask.training.stopping import Stopped, stop_after_step
 
 
@@ -37,14 +42,15 @@ def train(
     place: Place = Place(),
     allow_changes: bool = False,
     logs: Sequence[Callable[[Path, int], Log]] = (),
+    clock: Clock | None = None,
 ) -> nn.Module:
     """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged
     weights, in float32 on the CPU.
 
-    Writes metrics.jsonl, state.safetensors (atomically, every ``save_every`` steps and at the end) and, at the end, what
-    the recipe exports. ``place``: this process among several that train together · ``allow_changes``: continue although settings
+    Writes metrics.jsonl, a state (atomically, every ``save_every`` steps and at the end; ``saving``) and, at the end, what the recipe
+    exports. ``place``: this process among several that train together · ``allow_changes``: continue although settings
     of the recipe differ from those that the folder's run has had so far · ``logs``: made with the folder and the step at which the run
-    continues, they take every row too (``tensorboard.TensorBoard``).
+    continues, they take every row too (``tensorboard.TensorBoard``) · ``clock``: end by time, and save through it instead of the folder.
 
     RunInUse where another process trains in the folder. ValueError where the folder holds a run that does not fit the recipe.
     NotFinite after too many gradients in a row that are not finite. Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the
@@ -52,7 +58,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder) if place.rank == 0 else nullcontext():
-        return _train(recipe, folder, stop_after, place, allow_changes, logs)
+        return _train(recipe, folder, stop_after, place, allow_changes, logs, clock)
 
 
 def _train(
@@ -62,6 +68,7 @@ def _train(
     place: Place,
     allow_changes: bool,
     logs: Sequence[Callable[[Path, int], Log]],
+    clock: Clock | None,
 ) -> nn.Module:
     if place.rank == 0:
         remove_leftovers(folder)
@@ -70,32 +77,43 @@ def _train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     refuse_idle(settings.accumulate, place.world)
+    if clock and place.world > 1:
+        raise ValueError(f"a run by the clock is one process, got {place.world}: their clocks differ; use one process")
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
     module = recipe.model()
     if recipe.adapt:
         recipe.adapt(module)
+    if settings.float8:
+        refuse_without_float8(device)
+        to_float8(module)
     if settings.shard and place.world > 1:
         refuse_idle(math.gcd(settings.accumulate, settings.steps), place.world, equal=True)
         masters = Sharded(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
     else:
         masters = Masters(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
-    saved, changed = resume(recipe, masters, folder, allow_changes=allow_changes)
+    if clock:
+        saved, changed = _saved_by(recipe, clock), []
+    else:
+        saved, changed = resume(recipe, masters, folder, allow_changes=allow_changes)
+    refuse_apart(saved.step, folder, place)
     if changed and place.rank == 0:
         print(f"this run continues with other settings: {', '.join(changed)}", file=sys.stderr)
     masters.sync()
     last = settings.steps if stop_after is None else min(settings.steps, saved.step + stop_after)
-    learner = Learner(recipe, module, masters, place, device, saved.updates, saved.skipped)
+    rate_at = functools.partial(clock.rate, recipe.optim) if clock else None
+    learner = Learner(recipe, module, masters, place, device, saved.updates, saved.skipped, rate_at)
     if saved.step < last:
-        opened = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
-        meters = Meters(folder, settings.steps, saved.step, opened) if place.rank == 0 else Silent()
+        own_logs = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
+        meters = Meters(folder, settings.steps, saved.step, own_logs) if place.rank == 0 else Silent()
         try:
             with prepared(module, recompute=settings.recompute, compile=False):
-                work = _flops_per_step(learner, saved.step)  # before anything compiles: under the counter nothing would
+                work = _flops(learner, saved.step)  # before anything compiles: under the counter nothing would
             with prepared(module, recompute=settings.recompute, compile=settings.compile):
-                _run(learner, saved.step, last, work, matmul_peak(dtype, device), meters, folder)
+                with opened(folder, place, settings.keep) as saver:
+                    _run(learner, saved.step, last, work / matmul_peak(dtype, device), meters, folder, saver, clock)
         finally:
             meters.close()
-    if isinstance(masters, Sharded):
+    if isinstance(masters, Sharded) or settings.float8:  # what is returned has the layers of the recipe
         averaged, buffers = masters.averaged(), masters.buffers
         module = recipe.model()
         if recipe.adapt:
@@ -108,43 +126,59 @@ def _train(
 
 
 def _run(
-    learner: Learner, start: int, last: int, work: int, peak: float, meters: Meters | Silent, folder: Path
+    learner: Learner,
+    start: int,
+    last: int,
+    fastest: float,
+    meters: Meters | Silent,
+    folder: Path,
+    saver: Saver,
+    clock: Clock | None,
 ) -> None:
     """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save.
 
-    ``work``: floating-point operations of a source batch · ``peak``: the most that the device does in a second.
+    ``fastest``: seconds that a unit of a batch's size would take at the device's peak speed.
     """
     recipe, settings, place = learner.recipe, learner.recipe.training, learner.place
-    seconds = 0.0
+    seconds, reported = 0.0, 0  # since the last report, without the source; ``learner.size`` at it
     with stop_after_step(quiet=place.rank > 0) as signalled:
         for first in range(start, last, settings.accumulate):
             end = min(first + settings.accumulate, last)
-            began = time.perf_counter()
+            began, waited = time.perf_counter(), learner.waited
             for update in learner.learn(first, end):
                 meters.add(update)
-            own = max(1, len(place.share(first, end)))
-            seconds += 0.05 * ((time.perf_counter() - began) / own - seconds)
-            stopping = place.any(signalled())
-            done = stopping or end == last
+            seconds += time.perf_counter() - began - (learner.waited - waited)
+            stopping, failed = place.any(signalled() or place.abandoned(), saver.failed())
+            if failed:
+                saver.wait()
+                raise OSError(f"another process could not save the checkpoint in {folder}; the previous one is intact")
+            if clock is not None:
+                meters.expect(clock.steps(end))
+            done = stopping or end == last or (clock is not None and clock.over())
             if done or _due(settings.log_every, first, end):
-                meters.report(end, updates=learner.updates, peak=round(work / max(seconds, 1e-6) / peak, 3))
+                share = fastest * (learner.size - reported) / max(seconds, 1e-6)
+                meters.report(end, updates=learner.updates, peak=round(share, 3))
+                seconds, reported = 0.0, learner.size
             else:
                 meters.progress(end)
-            together = isinstance(learner.masters, Sharded)  # then no process has the whole model
-            if place.rank == 0 or together:
+            if place.rank == 0 or isinstance(learner.masters, Sharded):  # of shards, no process has the whole model
                 evals = [e for e in recipe.evals if end == settings.steps or _due(e.every, first, end)]
                 evaluate(evals, learner.module, learner.masters, learner.device, end, meters)
-                if done or _due(settings.save_every, first, end):
-                    state = learner.masters.state()
-                    if place.rank == 0:
-                        save(recipe, state, folder, _saved(learner, end))
+            if clock is not None:
+                if place.rank == 0:
+                    clock.checkpoint(learner.masters.averaged, end, now=done)
+            elif done or _due(settings.save_every, first, end):
+                _save(learner, end, folder, saver)
             if stopping and end < last:
+                saver.wait()
                 raise Stopped(f"stopped after step {end}, which is saved in {folder}")
+            if done:
+                break
 
 
-def _saved(learner: Learner, step: int) -> Saved:
+def _save(learner: Learner, step: int, folder: Path, saver: Saver) -> None:
     recipe = learner.recipe
-    return Saved(
+    saved = Saved(
         recipe=recipe.name,
         seed=recipe.training.seed,
         step=step,
@@ -152,6 +186,13 @@ def _saved(learner: Learner, step: int) -> Saved:
         skipped=learner.skipped,
         settings=settings_of(recipe),
     )
+    state = learner.masters.state()
+    refuse_broken(state, saved, folder, learner.place)
+    saver.save(state, saved)
+
+
+def _saved_by(recipe: Recipe, clock: Clock) -> Saved:
+    return Saved(recipe=recipe.name, seed=recipe.training.seed, step=clock.step, updates=clock.step)
 
 
 def _due(every: int, before: int, after: int) -> bool:
@@ -159,9 +200,11 @@ def _due(every: int, before: int, after: int) -> bool:
     return after // every > before // every
 
 
-def _flops_per_step(learner: Learner, step: int) -> int:
-    batch = move(learner.recipe.source(step), learner.device)
-    return flops(learner.recipe, learner.module, batch, step, learner.device)
+def _flops(learner: Learner, step: int) -> float:
+    """Operations for each unit of a batch's size, counted in the batch of a step."""
+    made = learner.recipe.source(step)
+    counted = flops(learner.recipe, learner.module, move(made, learner.device), step, learner.device)
+    return counted / max(size(made), 1)
 
 
 def evaluate(
@@ -190,7 +233,8 @@ def finish(recipe: Recipe, module: nn.Module, averaged: dict[str, Tensor], folde
     move_module(module, "cpu", torch.float32)
     with torch.no_grad():
         for name, p in module.named_parameters():
-            p.copy_(averaged[name])
+            if not is_quantised(p):  # the module's own: they are never trained
+                p.copy_(averaged[name])
     module.eval()
     if recipe.export and folder:
         recipe.export(module, folder)

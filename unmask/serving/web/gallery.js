@@ -85,7 +85,7 @@ export class Gallery {
 
 function rows(values) {
   return Object.entries(values).filter(([name]) => !["prompt", "seed"].includes(name))
-    .map(([name, value]) => [name, Array.isArray(value) ? value.map((v) => v.phrase || v).join(", ") : typeof value === "boolean" ? (value ? "on" : "off") : value]);
+    .map(([name, value]) => name === "unmask" ? ["adapter", value?.lora] : [name, Array.isArray(value) ? value.map((v) => v.phrase || v).join(", ") : typeof value === "boolean" ? (value ? "on" : "off") : value]);
 }
 
 function kept() {

@@ -19,7 +19,7 @@ export class TaskPanel {
   constructor(task, schema, services) {
     Object.assign(this, { task, services, picture: null, shots: [], current: 0, values: null });
     this.job = new Job({ verb: task.verb, work: (signal, report) => task.work(signal, report), services });
-    this.settings = new Settings(schema, task.without);
+    this.settings = new Settings(schema, task.without, services.model.unmask?.adapters);
     this.words = new Words();
     this.notes = new Notes(this.vocabulary, task.name);
     this.makeStage();

@@ -10,15 +10,17 @@ const ABOUT = { // in place of the API's descriptions
   plan: "Lay out the objects as boxes first.",
   reflect: "Maximum number. The model critiques each image and stops when it accepts one. Empty: the model's preset.",
   n: "Number of images, each with a seed of its own.",
+  lora: "LoRA adapter of the server to use.",
 };
 const SHORT = { "schedule.steps": "steps", "guidance.scale": "guidance" }; // settings that have a field of their own
 
-/** ``without``: fields that the task does not have ("settings": those of the sampler). ``values()`` leaves out empty fields. */
+/** ``without``: fields that the task does not have ("settings": those of the sampler) · ``adapters``: names that a request may choose.
+ *  ``values()`` leaves out empty fields. */
 export class Settings {
-  constructor(schema, without = []) {
+  constructor(schema, without = [], adapters = []) {
     this.fields = new Map();
     const names = [...FIRST, ...MORE].filter((name) => name in (schema?.properties || {}) && !without.includes(name));
-    const shown = [], more = [];
+    const shown = adapters.length ? [this.row("lora", "Adapter", { enum: adapters, empty: "none" })] : [], more = [];
     for (const name of names) {
       const row = this.row(name, title(name), plain(schema.properties[name], schema));
       if (row) (FIRST.includes(name) ? shown : more).push(row);
@@ -48,6 +50,7 @@ export class Settings {
       const part = this.parts.find((one) => one.name === name), value = read();
       if (value === undefined || (part && value === part.default)) continue;
       if (part) settings.push(`${name}=${value}`);
+      else if (name === "lora") found.unmask = { lora: value };
       else found[name] = value;
     }
     return settings.length ? { ...found, settings } : found;
@@ -56,7 +59,7 @@ export class Settings {
   /** Fill in values; fields without a value become empty, values that a field cannot hold are ignored. */
   set({ settings, ...values }) {
     const given = Object.fromEntries((Array.isArray(settings) ? settings : []).map((setting) => String(setting).split("=")));
-    for (const [name, { write }] of this.fields) write(values[name] ?? given[name]);
+    for (const [name, { write }] of this.fields) write(name === "lora" ? values.unmask?.lora : values[name] ?? given[name]);
   }
 
   /** Fill in some values and leave the other fields as they are. */
@@ -111,7 +114,7 @@ function toggle(field) {
 }
 
 function choice(field) {
-  const input = h("select", {}, h("option", { value: "" }, field.default == null ? "auto" : `${field.default} (default)`), field.enum.map((name) => h("option", { value: name }, String(name))));
+  const input = h("select", {}, h("option", { value: "" }, field.empty ?? (field.default == null ? "auto" : `${field.default} (default)`)), field.enum.map((name) => h("option", { value: name }, String(name))));
   return { input, read: () => input.value || undefined, write: (value) => (input.value = field.enum.includes(value) ? value : "") };
 }
 

@@ -1,0 +1,32 @@
+"""``unmask bench speed --only paired``: our network beside the published amount of work."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from unmask.cli.main import main
+
+FIGURES = {"published_s", "forwards", "tflop", "published_tflop", "over_necessary", "peak", "memory_mb", "equal"}
+
+
+def test_every_task_beside_the_slow_twin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures, picture, history = (tmp_path / name for name in ("speed.json", "speed.svg", "rows.jsonl"))
+    words = ["--only", "paired", "--threads", "1", "--steps", "2", "--repeats", "1", "--warm", "0"]
+    assert (
+        main(["bench", "speed", *words, "--history", str(history), "--json", str(figures), "--plot", str(picture)]) == 0
+    )
+    found = {row["name"]: row for row in json.loads(figures.read_text())["figures"]}
+    shown = capsys.readouterr().out
+    for task in ("draw", "edit", "answer", "boxes"):
+        row = found[f"speed.paired.{task}.s"]
+        assert set(row) >= FIGURES and row["equal"] == 1  # the same weights, the same seed, the same ids
+        assert row["forwards"] == (1 if task == "boxes" else 2)
+        # What we compute is little more than what is needed, and less than what is published.
+        assert 1.0 <= row["over_necessary"] < 1.2 and row["tflop"] < row["published_tflop"]
+        assert f"\n{task} " in shown
+    assert ET.fromstring(picture.read_text()).tag.endswith("svg")
+    assert len(history.read_text().splitlines()) == 8
