@@ -323,7 +323,10 @@ def read_config(folder: Path) -> Json:
 
 def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
     """The inverse of ``read_config``."""
-    value = {"model": asdict(model), "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
+    fields = asdict(model)
+    if not (model.text_registers or model.code_registers):  # a dense model's file reads as before there were registers
+        fields = {name: value for name, value in fields.items() if "register" not in name}
+    value = {"model": fields, "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
     (folder / "config.json").write_text(json.dumps(value, indent=1) + "\n")
 
 
