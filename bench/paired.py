@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from published import Published
-from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
@@ -33,6 +32,7 @@ from unmask.sequence import Batch, Branch, Kind, collate
 from unmask.step import Prediction, Query
 from unmask.tasks import edit, generate, ground, understand
 from unmask.training.meters import matmul_peak
+from unmask.training.probe import flop_counter
 
 TASKS = ("draw", "edit", "answer", "boxes")
 Denoise = Callable[..., Prediction]
@@ -91,7 +91,7 @@ def operations(
 ) -> tuple[float, float]:
     """(done, necessary) of a run."""
     run, necessary, queries = sampler.start(batch), 0.0, 0
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         while (query := run.query) is not None and (most is None or queries < most):
             necessary += needed(query, config)
             run.advance(net(query.batch, predict=query.predict, reuse=query.reuse))

@@ -27,7 +27,6 @@ from unittest import mock
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 import paired  # noqa: E402
@@ -51,6 +50,7 @@ from unmask.tasks import generate, reflecting, understand  # noqa: E402
 from unmask.training.losses import losses  # noqa: E402
 from unmask.training.meters import matmul_peak  # noqa: E402
 from unmask.training.optim import Masters  # noqa: E402
+from unmask.training.probe import flop_counter
 
 HISTORY = Path(__file__).with_name("history.jsonl")
 PROMPT, QUESTION, PHRASE, INSTRUCTION = (
@@ -238,7 +238,7 @@ def training(effort: Effort) -> list[Line]:
 
 def counted(work: Callable[[], object]) -> int:
     """Floating-point operations of a piece of work."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         work()
     return counter.get_total_flops()
 

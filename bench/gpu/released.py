@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import HISTORY, settle, show  # noqa: E402
@@ -45,6 +44,7 @@ from unmask.tokens.prompts import RELEASED  # noqa: E402
 from unmask.tokens.text import MASK, Text  # noqa: E402
 from unmask.tokens.vq import VQ, VQConfig  # noqa: E402
 from unmask.training.layers import prepared  # noqa: E402
+from unmask.training.probe import flop_counter
 
 SMALL = ElasticConfig(
     width=128,
@@ -152,7 +152,7 @@ def forward_flops(model: Model, run: SamplingRun) -> float:
     """FLOPs of the forward pass that a run waits for, as PyTorch counts them (plain attention: each of its products is counted)."""
     assert run.query is not None
     before, model.parts.net.attention = model.parts.net.attention, plain
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         model.parts.net(run.query.batch, predict=run.query.predict)
     model.parts.net.attention = before
     return float(counter.get_total_flops())

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import HISTORY, settle, show  # noqa: E402
@@ -45,6 +44,7 @@ from unmask.training.layers import prepared  # noqa: E402
 from unmask.training.losses import losses  # noqa: E402
 from unmask.training.meters import matmul_peak  # noqa: E402
 from unmask.training.optim import Masters  # noqa: E402
+from unmask.training.probe import flop_counter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def large(name: str, size: Size, given: argparse.Namespace) -> Iterator[Line]:
     """Steps as they are and, on a GPU, with compiled layers."""
     module = network(size.config, given.device)
     work = stepper(module, Masked(corruption=Absorbing()), batch_of(size), given.device)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         tokens = work()
     flops, peak = counter.get_total_flops(), matmul_peak(torch.bfloat16, given.device)
     for compiled in (False,) if given.device == "cpu" else (False, True):
