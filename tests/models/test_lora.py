@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unmask.checkpoints.adapters import load_adapter, save_adapter
 from unmask.checkpoints.quantise import RoundToNearest, restored
 from unmask.models.elastic import Elastic, init
+from unmask.models.linear import Linear
 from unmask.models.lora import (
     LoRA,
     Product,
@@ -252,6 +253,20 @@ def test_quantised_weights_take_adapters_and_are_not_merged(bits: int) -> None:
     assert adapter.up.grad is not None and inner.weight.grad is None
     with pytest.raises(ValueError, match="0 has quantised weights, which cannot be merged"):
         merge(layer)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Linear])
+def test_a_quantised_weight_is_not_kept_in_floats_for_the_backward_pass(kind: type[nn.Linear]) -> None:
+    """Fault: the layers of a network are of a class of their own, and only torch's were recognised."""
+    pytest.importorskip("torchao")
+    layer, kept = nn.Sequential(kind(64, 48, bias=False)), list[int]()
+    layer[0].weight = nn.Parameter(RoundToNearest(bits=8)(layer[0].weight.detach(), None), requires_grad=False)
+    LoRA(where=lambda name: name == "0", rank=4)(layer)
+    x = torch.randn(5, 64, generator=generator("x"), requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        found = layer(x).sum()
+    found.backward()
+    assert x.grad is not None and kept and max(kept) < 64 * 48
 
 
 def test_without_adapters_is_the_base_and_only_for_the_context() -> None:

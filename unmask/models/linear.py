@@ -38,6 +38,11 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is one matrix product and nothing else: a linear layer without a forward pass of its own."""
+    return type(layer) in (nn.Linear, Linear)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [.., I] times weight [O, I], plus bias [O]."""
     return onednn(x, weight, bias) if served_by_onednn(x, weight) else F.linear(x, weight, bias)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unmask.models.linear import is_plain
 from unmask.rng import generator
 
 M = TypeVar("M", bound=nn.Module)
@@ -113,7 +114,7 @@ class LoRA:
             like, bound = {"dtype": layer.weight.dtype, "device": layer.weight.device}, layer.in_features**-0.5
             down = torch.empty(self.rank, layer.in_features)
             down.uniform_(-bound, bound, generator=generator("lora", self.seed, name))
-            if is_quantised(layer.weight) and type(layer) is nn.Linear:
+            if is_quantised(layer.weight) and is_plain(layer):
                 layer.forward = partial(_quantised, layer)  # type: ignore[method-assign]
             up = torch.zeros(layer.out_features, self.rank, **like)
             _insert(layer, Product(down=down.to(**like), up=up, scale=self.alpha / self.rank), name)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unmask.checkpoints.quantise import quiet_torchao
-from unmask.models.linear import Linear
+from unmask.models.linear import is_plain
 from unmask.recipe import Optim
 from unmask.training.layers import layers
 
@@ -75,7 +75,7 @@ def to_float8(module: nn.Module, *, emulate: bool = False) -> None:
 
 
 def _fits(part: nn.Module) -> bool:
-    if not isinstance(part, nn.Linear) or type(part) not in (nn.Linear, Linear) or any(True for _ in part.children()):
+    if not isinstance(part, nn.Linear) or not is_plain(part) or any(True for _ in part.children()):
         return False
     return not part.in_features % _TILE and not part.out_features % _TILE
 
