@@ -30,7 +30,6 @@ from unmask.training.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_llada
-import tiny_model
 from tasks.released_folder import make_folder
 
 torch.set_num_threads(1)
@@ -40,11 +39,6 @@ QUICK = ("batch=4", "training.accumulate=1", "optim.lr=0.01", "training.log_ever
 DRAWN = ("draw", "draw_planned", "draw_open", "plan", "retry", "retry_planned", "retry_open", "retry_plan")
 EDITED = ("edit", "edit_planned", "edit_open", "edit_plan")
 LOOKED = ("chat", "talk", "describe", "ground", "critique")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
