@@ -32,7 +32,7 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("objectives", "sampling", "data", "checkpoints"), 3),
     "grammars": 2,
     **dict.fromkeys(("tokens", "models", "corruption"), 1),
-    **dict.fromkeys(("json_types", "sequence", "step", "protocols", "recipe", "rng", "derived"), 0),
+    **dict.fromkeys(("json_types", "sequence", "step", "positions", "protocols", "recipe", "rng", "derived"), 0),
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "core"}
 OLD_MARKS = ("new_", "old_", "copy_of_")

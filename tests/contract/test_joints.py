@@ -11,11 +11,11 @@ from torch import Tensor
 from unmask.models.elastic import Elastic, init
 from unmask.models.fake import FakeDenoiser
 from unmask.models.sizes import SIZES
+from unmask.positions import whole_positions
 from unmask.rng import generator
 from unmask.sampling.sampler import NothingUnmasked, Sampler
 from unmask.sampling.schedule import Equal, Fixed
 from unmask.sampling.selection import Confident, PerSpan, RandomOrder
-from unmask.sampling.spans import whole_positions
 from unmask.sampling.token_sampler import Categorical, OnlyIds, TopP
 from unmask.sequence import ON_UNMASK, Batch, Kind, Sequence, Span, collate, sequence_at, stack
 from unmask.step import Move, Prediction, Progress, Proposal, Scored

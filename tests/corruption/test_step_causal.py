@@ -9,7 +9,8 @@ import torch
 
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Uniform
-from unmask.corruption.step_causal import StepCausalMasking, of_position
+from unmask.corruption.step_causal import StepCausalMasking
+from unmask.positions import of_position
 from unmask.rng import generator
 from unmask.sequence import ON_UNMASK, Batch, Kind, Sequence, Span, collate
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unmask.corruption.absorbing import Absorbing
+from unmask.positions import of_position
 from unmask.protocols import Corruption
 from unmask.sequence import ON_UNMASK, Batch, Kind
 
@@ -64,14 +65,3 @@ def _one_segment(batch: Batch) -> Tensor:
     segment = batch.segment.masked_fill(~batch.valid, 0)
     most = segment.amax(1, keepdim=True)
     return ((segment == 0) | (segment == most)).all(1, keepdim=True)
-
-
-def of_position(batch: Batch, x_BL: Tensor) -> Tensor:
-    """``x`` with the value that the first token of each position has."""
-    kinds, segments = int(batch.kind.max()) + 1, int(batch.segment.max()) + 1
-    places = int(batch.position.max()) + 1
-    key = (batch.segment * kinds + batch.kind) * places + batch.position
-    spare = segments * kinds * places  # where tokens that are not the first write
-    first = torch.zeros(len(x_BL), spare + 1, dtype=x_BL.dtype, device=x_BL.device)
-    first = first.scatter(1, key.masked_fill(~batch.leader, spare), x_BL)
-    return first.gather(1, key)

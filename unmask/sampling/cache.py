@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.sampling.spans import of_position, still_masked
+from unmask.positions import of_position
+from unmask.sampling.spans import still_masked
 from unmask.sequence import Batch, Span
 from unmask.step import CachePlan, Progress
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.positions import whole_positions
 from unmask.protocols import (
     BlockSchedule,
     Cache,
@@ -34,7 +35,7 @@ from unmask.sampling.cache import NoCache
 from unmask.sampling.cropping import cropped, restored, settled
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.prior import AllMasked
-from unmask.sampling.spans import still_masked, whole_positions, wished
+from unmask.sampling.spans import still_masked, wished
 from unmask.sampling.stopping import Never
 from unmask.sequence import ON_UNMASK, Batch, stack
 from unmask.step import Move, Prediction, Progress, Proposal, Query, Reuse, Scored, State, apply
