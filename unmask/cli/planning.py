@@ -120,7 +120,7 @@ def _ways_table(recipe: Recipe, used: Sequence[tuple[Way, Usage, int | None]], l
 
 
 def _is_own(recipe: Recipe, way: Way) -> bool:
-    """Whether the recipe computes its steps so unless it is told otherwise."""
+    """Whether the recipe computes its steps this way by default."""
     return way.recompute == recipe.training.recompute and way.sharded == (recipe.training.shard and way.world > 1)
 
 

@@ -124,7 +124,7 @@ def _pool(workers: int) -> _Pool:
 
 
 def stop_workers() -> None:
-    """End the processes when they have made the batches they are at. The next batch that is asked for starts others."""
+    """End the processes after their current batches. The next request for a batch starts new ones."""
     while _pools:
         _pools.popitem()[1].stop()
 

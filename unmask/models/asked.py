@@ -1,6 +1,6 @@
 """Which tokens a head scores, and where their positions stand. Public idea: ``asked(predict, packed) -> Asked``.
 
-Shapes: B rows · L tokens · A tokens asked for · Q positions that are read.
+Shapes: B rows · L tokens · A tokens to score · Q positions that are read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Asked:
         return dataclasses.replace(self, at=self.at // length * tokens + self.at % length)
 
     def alone(self, x_ND: Tensor | None) -> Asked:
-        """The same with nothing read but what is asked for, where ``x`` has more positions than that.
+        """The same with only the scored tokens' positions read, where ``x`` has more positions than that.
 
         A multiple of 16 is read: a matrix product over few rows rounds differently (docs/notes/0005-engine.md).
         """

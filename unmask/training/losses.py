@@ -181,7 +181,7 @@ class Learner:
         return f"{why}; update {self.updates} is skipped, {self.skipped} of at most {most} in a row"
 
     def _losses(self, number: int) -> Iterator[Loss]:
-        """Losses of one source batch, computed as they are asked for: one batch's graph is in memory at a time."""
+        """Losses of one source batch, computed one at a time: one batch's graph is in memory at a time."""
         began = time.perf_counter()
         made = self.recipe.source(number)
         self.waited += time.perf_counter() - began
