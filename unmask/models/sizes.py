@@ -44,6 +44,7 @@ class ElasticConfig:
     tests "index > 16", so 17 layers are joint although the paper says 16 (spec 1.4). ``gen_width`` 0: a text model, without the
     generation branch and the code path (LLaDA). ``text_registers``, ``code_registers``: registers of a group of masked tokens that are
     scored (Sparse-LaViDa, ``models/registers.py``), 0 for none · ``register_rows``: their different vectors, 1 where all share one.
+    ``first_code``: the text id of image code 0 in a text model whose vocabulary has the ``codes`` as rows (MMaDA, Lumina-DiMOO); 0: none.
     """
 
     vocab_size: int = 127378
@@ -62,6 +63,7 @@ class ElasticConfig:
     text_registers: int = 0
     code_registers: int = 0
     register_rows: int = 1
+    first_code: int = 0
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -72,7 +74,11 @@ class ElasticConfig:
             )
         if self.gen_width and self.code_rows < self.codes + 2:
             raise ValueError(f"code_rows {self.code_rows} leaves no row for the mask code {self.codes + 1}")
-
+        if self.first_code and (self.gen_width or not 0 < self.first_code <= self.vocab_size - self.codes):
+            raise ValueError(
+                f"first_code {self.first_code}: {self.codes} codes from there on are not rows of a text model's {self.vocab_size}; "
+                "a model with a generation branch has tables of its own, and first_code 0"
+            )
         most = max(self.text_registers, self.code_registers)
         if min(self.text_registers, self.code_registers) < 0 or (most and self.register_rows not in (1, most)):
             raise ValueError(

@@ -326,6 +326,8 @@ def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: s
     fields = asdict(model)
     if not (model.text_registers or model.code_registers):  # a dense model's file reads as before there were registers
         fields = {name: value for name, value in fields.items() if "register" not in name}
+    if not model.first_code:
+        del fields["first_code"]
     value = {"model": fields, "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
     (folder / "config.json").write_text(json.dumps(value, indent=1) + "\n")
 
