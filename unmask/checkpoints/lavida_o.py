@@ -239,7 +239,9 @@ def survey_lavida_o(folder: Path) -> Checkpoint:
 
 def load_lavida_o(folder: Path) -> tuple[Elastic, VQ]:
     """Network and image tokenizer of a folder in the released layout, with all weights. CheckpointError if something does not fit."""
-    return load_everything(survey_lavida_o(folder))
+    net, vq = load_everything(survey_lavida_o(folder))
+    assert isinstance(vq, VQ)
+    return net, vq
 
 
 def plain(key: str) -> str:

@@ -22,13 +22,13 @@ from unmask.sampling.sampler import Sampler
 from unmask.tasks.features import Features
 from unmask.tokens.build import Builder, PlanIds
 from unmask.tokens.layouts import Layout, to_ids
+from unmask.tokens.magvit import ImageTokenizer
 from unmask.tokens.pictures import Placement, square
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
-from unmask.tokens.vq import VQ
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
 MOST_PLAN = 512  # tokens
@@ -45,7 +45,7 @@ class Parts:
 
     text: Text
     net: Elastic
-    vq: VQ
+    vq: ImageTokenizer
     wording: Wording
     side: int
     fold: int
