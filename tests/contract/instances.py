@@ -33,13 +33,17 @@ from unmask.sampling import (
     blocks,
     cache,
     constrain,
+    cooling,
     guidance,
+    kept,
+    other_prompts,
     prior,
     schedule,
     selection,
     step_causal,
     stopping,
     temperature,
+    text_only,
     token_sampler,
 )
 from unmask.sampling.orders import stratified
@@ -66,6 +70,9 @@ SCHEDULES = [
     schedule.Shift(steps=5, shift=3.0),
     schedule.Cosine(steps=6),
     step_causal.ByPosition(schedule=schedule.Cosine(steps=6), codes=1),
+    kept.Kept(steps=5),
+    kept.Kept(steps=6, of=30),
+    kept.Kept(steps=4, curve=kept.Power(exponent=2.0)),
 ]
 TOKEN_SAMPLERS = [
     token_sampler.Greedy(),
@@ -80,6 +87,7 @@ TOKEN_SAMPLERS = [
     token_sampler.GumbelText(temperature=0.5),
     token_sampler.GumbelText(temperature=0.5, top_p=0.6),
     token_sampler.OnlyIds(low=4, high=9, token_sampler=token_sampler.Categorical()),
+    text_only.TextOnly(below=20, never=(NULL,), token_sampler=token_sampler.Categorical()),
     token_sampler.TopP(mass=0.5, token_sampler=token_sampler.Categorical()),
     constrain.Constrained(token_sampler=token_sampler.Categorical(temperature=0.8), grammars=(("answer", GRAMMAR),)),
 ]
@@ -94,6 +102,7 @@ SELECTIONS = [
     selection.PerSpan(selection=selection.Confident(noise=1.0)),
     selection.PerSpan(selection=selection.RandomOrder()),
     selection.PerSpan(selection=selection.InOrder(order=ORDER)),
+    cooling.Cooling(noise=2.0),
 ]
 EDIT = guidance.EditGuidance(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
 GUIDANCES = [
@@ -102,6 +111,7 @@ GUIDANCES = [
     guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, interval=(0.3, 0.7)),
     EDIT,
     dataclasses.replace(EDIT, scale=0.0),
+    other_prompts.OtherPrompts(scale=2.0, instead=(("null", DROP), ("other", DROP)), other_scale=1.0),
 ]
 BLOCKS = [
     blocks.Whole(),
@@ -154,18 +164,8 @@ OTHER_OBJECTIVES = [
     tokenizer.Taught(teacher=SQUARES, squares=2),
     SQUARES,
 ]
-NOT_PARTS = {
-    "Agenda",
-    "Card",
-    "SpanLayout",
-    "Bound",
-    "Group",
-    "Masks",
-    "SamplingRun",
-    "Sampler",
-    "Step",
-    "Todo",
-}  # what flows between the parts, and the loop itself
+# What flows between the parts, and the loop itself.
+NOT_PARTS = {"Agenda", "Card", "SpanLayout", "Bound", "Group", "Masks", "SamplingRun", "Sampler", "Step", "Todo"}
 
 
 def method_parts(role: str | None = None) -> list[Any]:
