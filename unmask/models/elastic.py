@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.derived import derived
-from unmask.models.asked import Asked, asked
+from unmask.models.asked import Asked, asked, with_predecessors
 from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
@@ -69,6 +69,8 @@ class Elastic(nn.Module):
             batch = as_text(batch, self.config.first_code)
         if self.has_registers:
             batch, predict, reuse = with_registers(batch, predict, reuse, self.config)
+        if self.config.shifted:
+            reuse = with_predecessors(predict, reuse)
         # 1. The positions of both branches, packed, and which rows are attended together.
         layout = self._layout(batch, reuse)
         if layout.gen is not None and not self.config.gen_width:
@@ -80,7 +82,7 @@ class Elastic(nn.Module):
         u_ND, g_NE = self._embed_und(batch, layout), self._embed_gen(batch, layout)
         # 3. The layers. Positions that are not computed lend their keys and values.
         memory = _memory(reuse, layout)
-        text = asked(predict, layout.und)
+        text = asked(predict, layout.und, shifted=self.config.shifted)
         codes = asked(predict, layout.gen, folded=layout.squares is not None)
         if self.has_registers:
             text, codes = (tokens.of_length(batch.ids.shape[1], length) for tokens in (text, codes))
@@ -115,13 +117,13 @@ class Elastic(nn.Module):
         c, learns = self.config, torch.is_grad_enabled()
         fitting = self.attention if isinstance(self.attention, Fitting) else None
         return Packing(
-            und_flops=2 * c.width * (4 * c.width + 3 * c.mlp),
-            gen_flops=2 * c.gen_width * (4 * c.width + 3 * c.gen_mlp),
-            width=c.width,
+            und_flops=2 * c.width * (2 * c.query_width + 2 * c.key_width + 3 * c.mlp),
+            gen_flops=2 * c.gen_width * (2 * c.query_width + 2 * c.key_width + 3 * c.gen_mlp),
+            width=c.query_width,
             group_flops=GROUP_FLOPS["cpu" if device == "cpu" else "other"],
             unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
             together=learns,
-            head_width=c.width // c.heads,
+            head_width=c.head_channels,
             theta=c.rope_theta,
         )
 
