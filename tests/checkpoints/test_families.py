@@ -25,8 +25,6 @@ HIDDEN = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "dream": ({"model_type": "Dream", "architectures": ["DreamModel"], **HIDDEN}, "Dream (model_type 'Dream'), which unmask does"),
     "llada2": ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "LLaDA2 (model_type 'llada2_moe'"),
-    "mmada": ({"model_type": "mmada", "architectures": ["MMadaModelLM"], "d_model": 64}, "MMaDA (model_type 'mmada'"),
-    "mmada that names no class": ({"model_type": "mmada", "d_model": 64, "n_heads": 4}, "MMaDA (model_type 'mmada')"),
     "lumina by its class": ({**CONFIG, "architectures": ["LLaDAForMultiModalGeneration"]}, "Lumina-DiMOO (model_type 'llada'"),
     "lumina by its rows": ({**CONFIG, "embedding_size": 134_548}, "Lumina-DiMOO (model_type 'llada'"),
     "lumina by rows of vocab_size": ({**CONFIG, "vocab_size": 134_548}, "Lumina-DiMOO (model_type 'llada'"),
@@ -75,7 +73,7 @@ def test_a_family_is_told_by_its_name(
     ):
         told = two_lines(capsys, *words)
         assert f"this is a checkpoint of {name}" in told and "which unmask does not run yet" in told
-        assert "hint: it runs LaViDa-O, LLaDA-8B (Base, Instruct, 1.5) and its own models" in told
+        assert "hint: it runs LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA and its own models" in told
     with pytest.raises(CheckpointError, match="does not run yet; it runs LaViDa-O"):
         unmask.load(folder)
 

@@ -74,11 +74,14 @@ class Run:
     lora: tuple[str, ...] = ()
 
     def reads_pictures(self) -> bool | None:
-        """Whether the model answers questions about pictures, from its config.json alone; None where that does not say."""
+        """Whether the model answers questions about pictures alone, from its config.json; None where that does not say, or it answers both
+        those and others.
+        """
         from unmask.pipeline.loading import Format, format_in, recipe_in, resolve
 
         folder = resolve(self.model, download=self.download)
-        return None if recipe_in(folder) else format_in(folder) is not Format.LLADA
+        found = format_in(folder)
+        return None if recipe_in(folder) or found is Format.MMADA else found is not Format.LLADA
 
     def open(self, task: str) -> Model:
         """The model, with the parts that a task needs loaded. UsageError for a text model."""

@@ -28,6 +28,7 @@ from unmask.checkpoints.families import refuse_foreign
 from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
+from unmask.checkpoints.mmada import is_mmada, sizes_of, survey_mmada
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, tensors_of
 from unmask.json_types import Json
@@ -41,6 +42,7 @@ from unmask.tasks import (
     generate,
     ground,
     infill,
+    mmada,
     planning,
     reflecting,
     released,
@@ -50,6 +52,8 @@ from unmask.tasks import (
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.step_causal import step_causal
+from unmask.tokens.magvit import MagvitConfig
+from unmask.tokens.mmada import WORDING
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vocabulary import FILE, Vocabulary
@@ -70,11 +74,12 @@ TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
 class Format(Enum):
-    """The layout of a model on disk: ours, that of the LaViDa-O release, or that of LLaDA (a text model)."""
+    """The layout of a model on disk: ours, that of the LaViDa-O release, that of LLaDA (a text model), or that of MMaDA."""
 
     OWN = "own"
     RELEASED = "released"
     LLADA = "llada"
+    MMADA = "mmada"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +98,8 @@ class ModelSpec:
     @property
     def presets(self) -> Presets:
         """The samplers of a model that draws: those of the released models, or of our own."""
+        if self.format is Format.MMADA:
+            return mmada.presets(self.released)
         dense = released.PRESETS if self.wording == RELEASED else OWN
         config = self.checkpoint.config
         return step_causal(dense) if config.text_registers or config.code_registers else dense
@@ -134,6 +141,8 @@ def format_of(raw: object) -> Format:
         return Format.OWN
     if is_llada(raw):
         return Format.LLADA
+    if is_mmada(raw):
+        return Format.MMADA
     return Format.RELEASED if "d_model" in raw else Format.OWN
 
 
@@ -151,6 +160,8 @@ def read_spec(folder: Path) -> ModelSpec:
     found = format_in(folder)
     if found is Format.LLADA:
         return ModelSpec(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
+    if found is Format.MMADA:
+        return _spec_of_mmada(folder)
     return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
 
 
@@ -171,6 +182,13 @@ def _spec_of_own(folder: Path) -> ModelSpec:
     )
     setting = {name: config[name] for name in ("wording", "side", "fold")}
     return ModelSpec(format=Format.OWN, checkpoint=checkpoint, **setting, released=kept.get("config", {}))
+
+
+def _spec_of_mmada(folder: Path) -> ModelSpec:
+    raw, checkpoint = read_json(folder / "config.json"), survey_mmada(folder)
+    assert isinstance(checkpoint.vq_config, MagvitConfig)
+    side, _ = sizes_of(raw, checkpoint.vq_config)
+    return ModelSpec(format=Format.MMADA, checkpoint=checkpoint, wording=WORDING, side=side, fold=1, released=raw)
 
 
 def _spec_of_released(folder: Path) -> ModelSpec:
@@ -204,6 +222,8 @@ def _spec_of_released(folder: Path) -> ModelSpec:
 def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     """The parts of a model, with no weights loaded. CheckpointError if the text tokenizer does not match the model."""
     folder = found.checkpoint.place
+    if found.format is Format.MMADA:
+        return mmada.mmada_parts(weights, found.released)
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
     else:

@@ -39,10 +39,9 @@ from unmask.tasks.results import Answer, Attempt, Box, Drawing, Drawings, Ground
 from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide
 from unmask.tasks.sampler_options import with_options
 from unmask.tokens.layouts import Layout
-from unmask.tokens.pictures import ImageError, Placement, read_image, square
+from unmask.tokens.pictures import ImageError, Placement, read_image
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.sources import Picture
-from unmask.tokens.views import to_pixels
 
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
 
@@ -174,15 +173,14 @@ class Model:
         if painted.size != picture.size:
             raise ImageError(f"the region is {painted.size} and the picture {picture.size}; give both the same size")
         pixels, _ = self.parts.preprocess(picture)
-        region_mask = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
-        task = infill.Infill(pixels=pixels, region=region_mask, prompt=self._prompt(prompt, empty=True))
+        task = infill.Infill(pixels=pixels, region=self.parts.region(painted), prompt=self._prompt(prompt, empty=True))
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         return draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))[0]
 
     @checked
     def ask(
         self,
-        image: Picture,
+        image: Picture | None,
         question: str,
         *,
         seed: int = 0,
@@ -197,7 +195,7 @@ class Model:
         top_p: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """Answer a question about a picture.
+        """Answer a question about a picture; None: without one, for models that answer such questions.
 
         ``max_tokens``: most tokens of the answer, which ends earlier at the model's end of turn; the model's context bounds it (None:
         ``length``) · ``length``: masked tokens that are decoded at a time (None: the model's preset); the answer depends on it, but not on
@@ -206,7 +204,10 @@ class Model:
         """
         canvas = self.presets.answer if length is None else length
         extent = Extent(length=canvas, max_tokens=max_tokens, stop=tuple(stop))
-        views, text = self.parts.image_views(read_image(image)), self._prompt(question)
+        if image is None and not self.parts.net.config.first_code:
+            raise ValueError("the picture is missing, and this model answers questions about pictures; give one")
+        views = None if image is None else self.parts.image_views(read_image(image))
+        text = self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
         if form is not None:
             wanted = form.slots(self.parts.text, self.parts.wording)

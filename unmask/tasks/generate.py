@@ -16,7 +16,8 @@ from unmask.sampling.temperature import Linear
 from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
-from unmask.tokens.build import LOOK, PLAN, PROMPT, FailedAttempt, drawing
+from unmask.tasks.rows import Extras
+from unmask.tokens.build import LOOK, PLAN, PROMPT, FailedAttempt
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions
 
@@ -35,15 +36,8 @@ class Generate:
     needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
-        return drawing(
-            tokens.builder(),
-            self.prompt,
-            tokens.grid,
-            fold=tokens.fold,
-            conditions=self.conditions,
-            plan=tokens.planned(self.plan),
-            attempts=self.attempts,
-        )
+        extras = Extras(conditions=self.conditions, plan=self.plan, attempts=self.attempts)
+        return tokens.rows.drawing(tokens, self.prompt, extras)
 
     def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:
         return tokens.decode(picture_codes(sequence, "image")[None])[0]

@@ -20,6 +20,7 @@ from unmask.models.elastic import Elastic
 from unmask.protocols import Codec
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.features import Features
+from unmask.tasks.rows import ChatRows, Rows
 from unmask.tokens.build import Builder, PlanIds
 from unmask.tokens.layouts import Layout, to_ids
 from unmask.tokens.magvit import ImageTokenizer
@@ -31,6 +32,7 @@ from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
+Frame = Callable[[Image.Image, int], Image.Image]  # (picture, side) -> picture of side x side pixels
 MOST_PLAN = 512  # tokens
 MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the released model at its largest
 
@@ -38,9 +40,10 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
-    that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``weights``: source of
-    parts that are not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures ·
-    ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None: any text.
+    that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
+    are written · ``frame``: makes a picture of any shape one of ``side`` pixels; None: it is padded · ``weights``: source of parts that are
+    not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded ·
+    ``vocabulary``: the words that the model knows; None: any text.
     """
 
     text: Text
@@ -52,6 +55,8 @@ class Parts:
     quirks: ReleasedQuirks = NO_QUIRKS
     paper: tuple[int, int, int] = PAPER
     views: AnyRes | None = None
+    rows: Rows = ChatRows()
+    frame: Frame | None = None
     weights: Weights | None = None
     vocabulary: Vocabulary | None = None
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
@@ -108,11 +113,22 @@ class Parts:
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Placement]:
         """A picture padded to a square and resized, [3, side, side] in 0..1, and the placement that maps boxes back to its own pixels."""
-        padded, placement = square(image, self.side, self.paper)
+        padded, placement = square(self._framed(image), self.side, self.paper)
         return to_pixels(padded), placement
 
+    def region(self, painted: Image.Image) -> Tensor:
+        """Where a picture of the size of the model's is painted white, [side, side] bool; ``painted``: as large as the picture given."""
+        return to_pixels(square(self._framed(painted), self.side, (0, 0, 0))[0]).mean(0) > 0.5
+
+    def _framed(self, image: Image.Image) -> Image.Image:
+        return self.frame(image, self.side) if self.frame else image
+
     def image_views(self, image: Image.Image) -> Tensor | ImageViews:
-        """The views of a picture that the vision tower reads. ValueError for a model without a vision tower."""
+        """The views of a picture that the vision tower reads, or the pixels whose codes the text trunk reads. ValueError for a model that
+        reads no pictures.
+        """
+        if self.net.config.first_code:
+            return self.preprocess(image)[0]
         if self.net.config.vision is None:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
