@@ -127,6 +127,14 @@ def _ours(raw: Json, folder: Path) -> bool:
     return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw, folder))
 
 
+def is_dimoo(raw: Json, folder: Path) -> bool:
+    """Whether a folder is Lumina-DiMOO's: by its class, by rows for image codes, or by the image tokenizer beside the network."""
+    classes = [name for word in _classes(raw) if (name := _named(word))]
+    other = any("experts" in field for field in raw) or any(name != "Lumina-DiMOO" for name in classes)
+    ours = raw.get("dual_tower") or raw.get("model_type") != "llada" or "d_model" not in raw
+    return not ours and not other and ("Lumina-DiMOO" in classes or _has_image_codes(raw, folder))
+
+
 def _has_image_codes(raw: Json, folder: Path) -> bool:
     """Whether a folder that calls itself LLaDA holds image codes in the text vocabulary, which LLaDA's own models do not."""
     rows = [raw.get(field) for field in ("vocab_size", "embedding_size")]

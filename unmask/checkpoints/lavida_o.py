@@ -223,7 +223,7 @@ def survey_lavida_o(folder: Path) -> Checkpoint:
     raw = read_json(folder / "config.json")
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
     vq_own = {key.removeprefix("vqvae."): found.pop(key) for key in list(found) if key.startswith("vqvae.")}
-    config, vq_config = read_config(raw, found), _vq_config(read_json(folder / "vqvae" / "config.json"))
+    config, vq_config = read_config(raw, found), read_vq_config(read_json(folder / "vqvae" / "config.json"))
     vq_found = vq_own or tensors_of(folder / "vqvae", "diffusion_pytorch_model")
     with unfilled():
         net, vq = Elastic(config, mask_id=0), VQ(vq_config)
@@ -259,7 +259,8 @@ def read_json(path: Path) -> Json:
         raise CheckpointError(f"cannot read {path}: {error}; is this a folder of weights?") from error
 
 
-def _vq_config(raw: Json) -> VQConfig:
+def read_vq_config(raw: Json) -> VQConfig:
+    """vqvae/config.json -> VQConfig. CheckpointError for another tokenizer and missing fields."""
     if raw.get("mid_block_add_attention") or raw.get("act_fn", "silu") != "silu":
         raise CheckpointError(
             "vqvae/config.json: a tokenizer with attention or without SiLU is not supported; wanted that of LaViDa-O"

@@ -3,8 +3,8 @@
 Public idea: ``verify(folder) -> [Difference]``. Such a folder is a checkpoint in the released layout (config.json, model.safetensors,
 vqvae/) with ``expected.safetensors`` beside it: inputs (``und.ids``, ``t2i.codes``, ``vq.image`` …) and what the official
 implementation made of them (``und.logits``, ``t2i.hidden``, ``sample.codes``, ``vq.decoded`` …), as in tests/golden/lavida_o_tiny.
-Every array that is no input is computed anew from the folder's weights by the code that serves users. Folders of MMaDA have arrays of their
-own (``verify_mmada``).
+Every array that is no input is computed anew from the folder's weights by the code that serves users. Folders of MMaDA and
+Lumina-DiMOO have arrays of their own (``verify_mmada``, ``verify_dimoo``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from unmask.checkpoints.device import find_device
+from unmask.checkpoints.families import is_dimoo
 from unmask.checkpoints.lavida_o import load_lavida_o, read_json
 from unmask.checkpoints.loading import load_everything
+from unmask.checkpoints.lumina_dimoo import survey_dimoo
 from unmask.checkpoints.mmada import is_mmada, survey_mmada
 from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.evaluation.verify_dimoo import DIMOO_INPUTS, dimoo_arrays
 from unmask.evaluation.verify_mmada import MMADA_INPUTS, mmada_arrays
 from unmask.evaluation.verify_sparse import SPARSE_INPUTS, SparseReference
 from unmask.json_types import Json
@@ -83,10 +86,14 @@ def verify(
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"the tolerance must be at least 0 and finite, got {tolerance}; 1e-4 is usual for float32")
     device = find_device(device)
-    mmada = is_mmada(read_json(folder / "config.json"))
-    net, vq = load_everything(survey_mmada(folder)) if mmada else load_lavida_o(folder)
+    raw = read_json(folder / "config.json")
+    dimoo, mmada = is_dimoo(raw, folder), is_mmada(raw)
+    survey = survey_dimoo if dimoo else survey_mmada
+    net, vq = load_everything(survey(folder)) if dimoo or mmada else load_lavida_o(folder)
     net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
     arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
+    if dimoo and isinstance(vq, VQ):
+        return _compared(dimoo_arrays(folder, arrays, net, vq), arrays, DIMOO_INPUTS, folder, tolerance)
     if isinstance(vq, Magvit):
         return _compared(mmada_arrays(folder, arrays, net, vq), arrays, MMADA_INPUTS, folder, tolerance)
     if net.has_registers:

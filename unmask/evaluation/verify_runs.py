@@ -144,8 +144,8 @@ class PublishedText:
 
     @torch.no_grad()
     def run(self, net: Elastic, row: Sequence, *, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Ids and the step of each token of the last span. ``scale``: of guidance, whose second view has masks in place of the prompt."""
-        batch, span = collate([row], [0]).to(device), row.spans[-1]
+        """Ids and the step of each token of the answer. ``scale``: of guidance, whose second view has masks in place of the prompt."""
+        batch, span = collate([row], [0]).to(device), row.span("answer")
         view = batch.drop_tokens(~batch.writable, net.mask_id)
         ids, masked, order = batch.ids[0].clone(), batch.masked[0].clone(), torch.full_like(batch.ids[0], -1)
         number = 0
