@@ -25,9 +25,6 @@ HIDDEN = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "dream": ({"model_type": "Dream", "architectures": ["DreamModel"], **HIDDEN}, "Dream (model_type 'Dream'), which unmask does"),
     "llada2": ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "LLaDA2 (model_type 'llada2_moe'"),
-    "lumina by its class": ({**CONFIG, "architectures": ["LLaDAForMultiModalGeneration"]}, "Lumina-DiMOO (model_type 'llada'"),
-    "lumina by its rows": ({**CONFIG, "embedding_size": 134_548}, "Lumina-DiMOO (model_type 'llada'"),
-    "lumina by rows of vocab_size": ({**CONFIG, "vocab_size": 134_548}, "Lumina-DiMOO (model_type 'llada'"),
     "llada-moe": ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada-moe by its experts": ({"model_type": "llada", "num_experts": 64, **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada renamed": ({"model_type": "llada", **HIDDEN}, "LLaDA in another layout (model_type 'llada'"),
@@ -73,9 +70,24 @@ def test_a_family_is_told_by_its_name(
     ):
         told = two_lines(capsys, *words)
         assert f"this is a checkpoint of {name}" in told and "which unmask does not run yet" in told
-        assert "hint: it runs LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA and its own models" in told
+        assert "hint: it runs LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA, Lumina-DiMOO and its own models" in told
     with pytest.raises(CheckpointError, match="does not run yet; it runs LaViDa-O"):
         unmask.load(folder)
+
+
+LUMINA: dict[str, dict[str, Any]] = {
+    "its class": {"architectures": ["LLaDAForMultiModalGeneration"]},
+    "its rows": {"embedding_size": 134_548},
+    "rows of vocab_size": {"vocab_size": 134_548},
+}
+
+
+@pytest.mark.parametrize("fields", LUMINA.values(), ids=LUMINA)
+def test_half_a_folder_of_lumina_is_not_taken_for_llada(
+    fields: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = two_lines(capsys, "ask", "hi", "--model", str(folder_of(tmp_path / "x", CONFIG | fields)))
+    assert "is a checkpoint of Lumina-DiMOO without its image tokenizer (folder vqvae)" in told
 
 
 def test_lumina_is_told_by_its_image_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +95,7 @@ def test_lumina_is_told_by_its_image_tokenizer(tmp_path: Path, capsys: pytest.Ca
     folder = make(tmp_path / "x")
     assert unmask.load(folder)
     (folder / "vqvae").mkdir()
-    assert "a checkpoint of Lumina-DiMOO (model_type 'llada')" in two_lines(capsys, "ask", "hi", "--model", str(folder))
+    assert "vqvae/config.json" in two_lines(capsys, "ask", "hi", "--model", str(folder))
 
 
 @pytest.mark.parametrize(

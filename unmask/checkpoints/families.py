@@ -14,7 +14,7 @@ from pathlib import Path
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
 from unmask.json_types import Json
 
-RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA and its own models"
+RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA, Lumina-DiMOO and its own models"
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _IMAGE_TOKENIZER = "vqvae"  # folder beside the network
 _LARGEST = 16 * 2**20  # bytes of a config.json; real ones have a few thousand
@@ -122,7 +122,7 @@ def _ours(raw: Json, folder: Path) -> bool:
         return True
     other = [name for name in _classes(raw) if _named(name)]
     renamed = "hidden_size" in raw and "d_model" not in raw
-    if raw.get("model_type") == "mmada":
+    if raw.get("model_type") == "mmada" or is_dimoo(raw, folder):
         return True
     return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw, folder))
 

@@ -81,7 +81,7 @@ class Run:
 
         folder = resolve(self.model, download=self.download)
         found = format_in(folder)
-        return None if recipe_in(folder) or found is Format.MMADA else found is not Format.LLADA
+        return None if recipe_in(folder) or found in (Format.MMADA, Format.DIMOO) else found is not Format.LLADA
 
     def open(self, task: str) -> Model:
         """The model, with the parts that a task needs loaded. UsageError for a text model."""

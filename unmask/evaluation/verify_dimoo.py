@@ -30,7 +30,6 @@ from unmask.sequence import Kind, Sequence, collate
 from unmask.tokens.build import Builder
 from unmask.tokens.lumina_dimoo import (
     ANSWER,
-    END_ANSWER,
     END_IMAGE,
     IMAGE,
     LINE,
@@ -49,7 +48,7 @@ from unmask.tokens.lumina_dimoo import (
     understanding,
 )
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import MASK, Text
+from unmask.tokens.text import END_ANSWER, MASK, Text
 from unmask.tokens.vq import VQ
 
 Arrays = dict[str, Tensor]

@@ -108,3 +108,17 @@ def best_of(
         )
         for seed, attempts, best in zip(seeds, found, map(reflecting.best, found), strict=True)
     )
+
+
+def count_of(n: int) -> int:
+    """A number of pictures. ValueError unless it is 1 to 256."""
+    if not 1 <= n <= 256:
+        raise ValueError(f"n must be 1 to 256, got {n}")
+    return n
+
+
+def several(prompts: Sequence[str], check: Callable[[str], str]) -> list[str]:
+    """Prompts of a list, each checked. ValueError for an empty list."""
+    if not prompts:
+        raise ValueError("the list of prompts is empty; give at least one")
+    return [check(prompt) for prompt in prompts]

@@ -24,10 +24,11 @@ import torch
 from torch import nn
 
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
-from unmask.checkpoints.families import refuse_foreign
+from unmask.checkpoints.families import is_dimoo, refuse_foreign
 from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
+from unmask.checkpoints.lumina_dimoo import survey_dimoo
 from unmask.checkpoints.mmada import is_mmada, sizes_of, survey_mmada
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, tensors_of
@@ -42,6 +43,7 @@ from unmask.tasks import (
     generate,
     ground,
     infill,
+    lumina_dimoo,
     mmada,
     planning,
     reflecting,
@@ -74,12 +76,13 @@ TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
 class Format(Enum):
-    """The layout of a model on disk: ours, that of the LaViDa-O release, that of LLaDA (a text model), or that of MMaDA."""
+    """The layout of a model on disk: ours, that of the LaViDa-O release, that of LLaDA (a text model), MMaDA or Lumina-DiMOO."""
 
     OWN = "own"
     RELEASED = "released"
     LLADA = "llada"
     MMADA = "mmada"
+    DIMOO = "lumina_dimoo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,8 @@ class ModelSpec:
         """The samplers of a model that draws: those of the released models, or of our own."""
         if self.format is Format.MMADA:
             return mmada.presets(self.released)
+        if self.format is Format.DIMOO:
+            return lumina_dimoo.presets(self.released)
         dense = released.PRESETS if self.wording == RELEASED else OWN
         config = self.checkpoint.config
         return step_causal(dense) if config.text_registers or config.code_registers else dense
@@ -149,7 +154,8 @@ def format_of(raw: object) -> Format:
 def format_in(folder: Path) -> Format:
     """The layout of a folder; ours if its config.json cannot be read, so that reading it reports the error."""
     try:
-        return format_of(read_json(folder / "config.json"))
+        raw = read_json(folder / "config.json")
+        return Format.DIMOO if isinstance(raw, dict) and is_dimoo(raw, folder) else format_of(raw)
     except CheckpointError:
         return Format.OWN
 
@@ -162,6 +168,8 @@ def read_spec(folder: Path) -> ModelSpec:
         return ModelSpec(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
     if found is Format.MMADA:
         return _spec_of_mmada(folder)
+    if found is Format.DIMOO:
+        return _spec_of_dimoo(folder)
     return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
 
 
@@ -189,6 +197,12 @@ def _spec_of_mmada(folder: Path) -> ModelSpec:
     assert isinstance(checkpoint.vq_config, MagvitConfig)
     side, _ = sizes_of(raw, checkpoint.vq_config)
     return ModelSpec(format=Format.MMADA, checkpoint=checkpoint, wording=WORDING, side=side, fold=1, released=raw)
+
+
+def _spec_of_dimoo(folder: Path) -> ModelSpec:
+    raw, checkpoint = read_json(folder / "config.json"), survey_dimoo(folder)
+    side, wording = lumina_dimoo.side_of(raw, checkpoint.vq_config.factor), lumina_dimoo.WORDING
+    return ModelSpec(format=Format.DIMOO, checkpoint=checkpoint, wording=wording, side=side, fold=1, released=raw)
 
 
 def _spec_of_released(folder: Path) -> ModelSpec:
@@ -224,6 +238,8 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     folder = found.checkpoint.place
     if found.format is Format.MMADA:
         return mmada.mmada_parts(weights, found.released)
+    if found.format is Format.DIMOO:
+        return lumina_dimoo.dimoo_parts(weights, found.released)
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
     else:

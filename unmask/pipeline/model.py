@@ -14,7 +14,7 @@ import torch
 
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.catalogue import for_network
-from unmask.pipeline.drawing import as_asked, best_of, draw, layouts_of
+from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, layouts_of, several
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
@@ -72,6 +72,7 @@ class Model:
         *,
         n: int = 1,
         seed: int = 0,
+        size: tuple[int, int] | None = None,
         conditions: Conditions | None = None,
         plan: bool | Layout | None = None,
         attempts: int | None = None,
@@ -84,25 +85,35 @@ class Model:
     ) -> Drawings:
         """``n`` pictures of a prompt, or of each of several prompts in their order; picture j of every prompt has the seed ``seed + j``.
 
-        ``plan``: generate a layout first (True), do not (False), or use this one · ``attempts``: best-of-N: generate up to this many
-        pictures until the model's own critique accepts one; all of them are in ``Drawing.attempts`` · None for both: ``presets.plans`` and
-        ``presets.attempts``, with one attempt if there is a trace · ``steps``, ``guidance_scale``, ``temperature``: of the
-        sampler (``tasks.sampler_options``) · ``settings``: any other field of it by path, for example ``["schedule.shift=3"]``.
+        ``size``: width and height in pixels, for models that draw any shape · ``plan``: generate a layout first (True), do not (False), or
+        use this one · ``attempts``: best-of-N: generate up to this many pictures until the model's own critique accepts one; all of them
+        are in ``Drawing.attempts`` · None for both: ``presets.plans`` and ``presets.attempts``, with one attempt if there is a trace ·
+        ``steps``, ``guidance_scale``, ``temperature``: of the sampler (``tasks.sampler_options``) · ``settings``: any other field of it by
+        path, for example ``["schedule.shift=3"]``.
         """
         if not isinstance(prompt, str):
             alike = partial(
-                self.generate, n=n, seed=seed, conditions=conditions, plan=plan, attempts=attempts, trace=trace
+                self.generate,
+                n=n,
+                seed=seed,
+                size=size,
+                conditions=conditions,
+                plan=plan,
+                attempts=attempts,
+                trace=trace,
             )
             more = partial(
                 alike, steps=steps, guidance_scale=guidance_scale, temperature=temperature, settings=settings
             )
-            each = [more(one, sampler=sampler) for one in _several(prompt, self._prompt)]
+            each = [more(one, sampler=sampler) for one in several(prompt, self._prompt)]
             return Drawings(drawing for drawn in each for drawing in drawn)
-        text, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
+        text, seeds = self._prompt(prompt), [seed + i for i in range(count_of(n))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
         thinking = as_asked(self.presets, plan, attempts, trace)
+        if size is not None and (thinking.attempts > 1 or thinking.plan):
+            raise ValueError("a size cannot be combined with a layout or several attempts; leave one out")
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
@@ -110,7 +121,7 @@ class Model:
             think = partial(reflecting.think, self, *rows, thinking, chosen, conditions)
             return best_of(prompt, seeds, chosen, think, warnings)
         plans = layouts_of(self, text, seeds, thinking, conditions)
-        tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout) for layout in plans]
+        tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout, size=size) for layout in plans]
         return draw(self, tasks, seeds, chosen, prompt, trace, warnings)
 
     @checked
@@ -135,7 +146,7 @@ class Model:
         ``plan``: predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times
         until the model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
         """
-        picture, text, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(_count(n))]
+        picture, text, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(count_of(n))]
         options, warnings = (settings, steps, guidance_scale, temperature), self.parts.warnings(instruction)
         chosen = with_options(sampler or self.presets.edit(self.parts), *options)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
@@ -202,7 +213,7 @@ class Model:
         ``max_tokens`` (``tasks.lengths``) · ``stop``: the text ends before the first of these strings · ``form``: a JSON schema or a
         regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
         """
-        canvas = self.presets.answer if length is None else length
+        canvas = self.parts.rows.canvas(self.presets.answer if length is None else length, max_tokens)
         extent = Extent(length=canvas, max_tokens=max_tokens, stop=tuple(stop))
         if image is None and not self.parts.net.config.first_code:
             raise ValueError("the picture is missing, and this model answers questions about pictures; give one")
@@ -381,15 +392,3 @@ class Model:
         if not (read := self.parts.wording.read(text)).strip() and not empty:
             raise ValueError('the prompt is empty; give one, for example "a red apple"')
         return read
-
-
-def _count(n: int) -> int:
-    if not 1 <= n <= 256:
-        raise ValueError(f"n must be 1 to 256, got {n}")
-    return n
-
-
-def _several(prompts: Sequence[str], check: Callable[[str], str]) -> list[str]:
-    if not prompts:
-        raise ValueError("the list of prompts is empty; give at least one")
-    return [check(prompt) for prompt in prompts]

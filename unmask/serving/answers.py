@@ -35,8 +35,9 @@ def model_card(service: Service, created: int) -> Event:
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
-        seeing, written = (["ask"], ["chat"]) if model.parts.net.config.first_code else (seeing, tasks)
-        tasks, side = ["generate", *seeing, "infill", *written], model.parts.side
+        tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
+        if model.parts.net.config.first_code:  # reads pictures without a vision tower; not every family edits
+            tasks = [t for t in ("generate", "edit", "ask", "infill", "chat") if t in _samplers(model)]
     vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
     words = vocabulary.to_json() if vocabulary else None
     own = {"tasks": tasks, "side": side, "reads": readable() if side else [], "vocabulary": words}

@@ -23,6 +23,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.rows import Extras
+from unmask.tokens.layouts import Layout
 from unmask.tokens.magvit import MagvitConfig
 from unmask.tokens.mmada import SOURCE, WORDING, Field, drawing, understanding
 from unmask.tokens.prompts import Wording
@@ -45,6 +46,14 @@ class MMaDARows:
     def announces(self) -> bool:
         return False
 
+    def canvas(self, length: int, max_tokens: int | None) -> int:
+        return length
+
+    def editing(
+        self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None
+    ) -> Sequence:
+        raise ValueError("MMaDA cannot edit; it draws, infills, and answers questions with and without a picture")
+
     def conversation(self, tokens: Parts, wording: Wording, said: Items[Said], length: int) -> Sequence:
         codes = [
             tokens.encode(picture).cpu() for one in said for picture in one.pictures if isinstance(picture, Tensor)
@@ -54,7 +63,7 @@ class MMaDARows:
 
     def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence:
         if extras != Extras():
-            raise ValueError("MMaDA draws from a prompt alone; leave out conditions, layouts and attempts")
+            raise ValueError("MMaDA draws from a prompt alone; leave out conditions, layouts, attempts and sizes")
         return drawing(tokens.builder(), prompt, tokens.grid, field=self.field)
 
     def asking(

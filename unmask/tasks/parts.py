@@ -32,7 +32,7 @@ from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
-Frame = Callable[[Image.Image, int], Image.Image]  # (picture, side) -> picture of side x side pixels
+Frame = Callable[[Image.Image, int], Image.Image]  # (picture, side) -> picture whose sides the image tokenizer takes
 MOST_PLAN = 512  # tokens
 MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the released model at its largest
 
@@ -41,7 +41,8 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
-    are written · ``frame``: makes a picture of any shape one of ``side`` pixels; None: it is padded · ``weights``: source of parts that are
+    are written · ``frame``: shapes a picture that is changed; None: it is padded · ``look_frame``: and one that is
+    only read; None: alike · ``weights``: source of parts that are
     not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded ·
     ``vocabulary``: the words that the model knows; None: any text.
     """
@@ -57,6 +58,7 @@ class Parts:
     views: AnyRes | None = None
     rows: Rows = ChatRows()
     frame: Frame | None = None
+    look_frame: Frame | None = None
     weights: Weights | None = None
     vocabulary: Vocabulary | None = None
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
@@ -112,23 +114,27 @@ class Parts:
         return Builder(text=self.text, wording=self.wording, look_tokens=self.look_tokens, quirks=self.quirks)
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Placement]:
-        """A picture padded to a square and resized, [3, side, side] in 0..1, and the placement that maps boxes back to its own pixels."""
-        padded, placement = square(self._framed(image), self.side, self.paper)
+        """A picture padded to a square and resized, [3, side, side] in 0..1, and the placement that maps boxes back to its own pixels.
+
+        Where there is a ``frame``, in the shape that it gives.
+        """
+        if self.frame:
+            return to_pixels(self.frame(image, self.side)), Placement(width=image.width, height=image.height)
+        padded, placement = square(image, self.side, self.paper)
         return to_pixels(padded), placement
 
     def region(self, painted: Image.Image) -> Tensor:
-        """Where a picture of the size of the model's is painted white, [side, side] bool; ``painted``: as large as the picture given."""
-        return to_pixels(square(self._framed(painted), self.side, (0, 0, 0))[0]).mean(0) > 0.5
-
-    def _framed(self, image: Image.Image) -> Image.Image:
-        return self.frame(image, self.side) if self.frame else image
+        """Where a picture is painted white, in the shape that ``preprocess`` gives to one of its size, bool."""
+        shaped = self.frame(painted, self.side) if self.frame else square(painted, self.side, (0, 0, 0))[0]
+        return to_pixels(shaped).mean(0) > 0.5
 
     def image_views(self, image: Image.Image) -> Tensor | ImageViews:
         """The views of a picture that the vision tower reads, or the pixels whose codes the text trunk reads. ValueError for a model that
         reads no pictures.
         """
         if self.net.config.first_code:
-            return self.preprocess(image)[0]
+            frame = self.look_frame or self.frame
+            return to_pixels(frame(image, self.side)) if frame else self.preprocess(image)[0]
         if self.net.config.vision is None:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"

@@ -7,17 +7,17 @@ tasks. The prompts that guidance compares with lie in the same row, each in a se
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from unmask.sequence import Sequence
 from unmask.tokens.build import Builder
-from unmask.tokens.text import EOS, MASK
+from unmask.tokens.text import END_ANSWER, EOS, MASK
 
 SYSTEM, END_SYSTEM, USER, END_USER = "<system>", "</system>", "<user>", "</user>"
-IMAGE, END_IMAGE, UNCONDITION, ANSWER, END_ANSWER = "<IMAGE>", "</IMAGE>", "<uncondition>", "<answer>", "</answer>"
+IMAGE, END_IMAGE, UNCONDITION, ANSWER = "<IMAGE>", "</IMAGE>", "<uncondition>", "<answer>"
 LINE, PADDING = (
     "<|reserved_token_0|>",
     "<|reserved_pad|>",
@@ -137,6 +137,17 @@ def understanding(b: Builder, request: Request, pictures: Items[Tensor], answer:
 def _answered(b: Builder, codes: Tensor | tuple[int, int], request: str) -> Sequence:
     b.say("assistant", b.text[ANSWER])
     return lines(b, codes, "image", writable=True).say("end", b.text[END_ANSWER]).build(request)
+
+
+def answer_last(row: Sequence) -> Sequence:
+    """``understanding`` with the end of the answer before the answer, at the same position: readers find the answer in the last span."""
+    *given, answer, end = row.spans
+    order = torch.cat(
+        [torch.arange(answer.start), torch.arange(end.start, end.stop), torch.arange(answer.start, answer.stop)]
+    )
+    moved = replace(end, start=answer.start, stop=answer.start + len(end), position_offset=len(answer))
+    last = replace(answer, start=moved.stop, stop=end.stop, positions_of="assistant", position_offset=1)
+    return replace(row, ids=row.ids[order], masked=row.masked[order], spans=(*given, moved, last))
 
 
 def covered(grid: tuple[int, int], factor: int, ratios: tuple[float, float]) -> Tensor:

@@ -36,6 +36,9 @@ CONTROL: tuple[str, ...] = (
 TEXT_CONTROL: tuple[str, ...] = (BOS, EOS, EOT, MASK, HEADER, END_HEADER)  # the control tokens of a text model (LLaDA)
 
 
+END_ANSWER = "</answer>"  # ends an answer of Lumina-DiMOO, whose tokenizer has no end of turn
+
+
 class TokenizerError(ValueError):
     """A tokenizer file is missing, damaged, or lacks a control token."""
 
@@ -96,6 +99,11 @@ class Text:
     def size(self) -> int:
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text, the usual one first."""
+        return tuple(self.control[name] for name in (EOT, END_ANSWER, EOS) if name in self.control)
+
     def __getitem__(self, name: str) -> int:
         return self.control[name]
 
@@ -128,7 +136,7 @@ class Text:
         """Ids -> text up to the first end of turn, without control tokens."""
         kept: list[int] = []
         for i in ids:
-            if i in (self.control[EOT], self.control[EOS]):
+            if i in self.ends:
                 break
             if i not in self._names:
                 kept.append(i)
