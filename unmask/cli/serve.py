@@ -29,7 +29,6 @@ from unmask.cli.options import (
 from unmask.cli.progress import opening
 
 if TYPE_CHECKING:
-    from unmask.json_types import Json
     from unmask.serving.replicas import Replicas
     from unmask.serving.server import Server
     from unmask.serving.service import Service
@@ -52,6 +51,27 @@ _COUNT = click.IntRange(min=1)
     help=f"API key that clients must send; repeatable. Also ${KEY}.",
 )
 @click.option(
+    "--api-key-file",
+    "key_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="API keys, one per line, each with its scopes: ask, draw, admin.  [default: all scopes]",
+)
+@click.option(
+    "--rate",
+    metavar="N/UNIT",
+    callback=lambda context, option, value: _rate(value),
+    help="Most requests of each key, or of each address where there are no keys, such as 60/minute.",
+)
+@click.option("--private-metrics", is_flag=True, help="/metrics needs a key with the scope admin.")
+@click.option(
+    "--tls",
+    nargs=2,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="CERTIFICATE KEY",
+    help="Serve HTTPS with these PEM files.",
+)
+@click.option(
     "--cors", "origins", metavar="ORIGIN", multiple=True, help="Allow requests from pages of this origin; repeatable."
 )
 @click.option(
@@ -66,6 +86,17 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option(
     "--max-live", type=_COUNT, metavar="N", default=32, show_default=True, help="Requests that run at the same time."
+)
+@click.option(
+    "--max-connections", type=_COUNT, metavar="N", default=1000, show_default=True, help="Connections at the same time."
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1, 64_000_000),
+    metavar="N",
+    default=64_000_000,
+    show_default=True,
+    help="Most pixels of an image that a client sends.",
 )
 @click.option("--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Largest request body.")
 @click.option(
@@ -93,10 +124,16 @@ def serve(
     host: str,
     port: int,
     keys: tuple[str, ...],
+    key_file: Path | None,
+    rate: str | None,
+    private_metrics: bool,
+    tls: tuple[Path, Path] | None,
     origins: tuple[str, ...],
     names: tuple[str, ...],
     max_waiting: int,
     max_live: int,
+    max_connections: int,
+    max_pixels: int,
     max_body: int,
     drain_seconds: float,
     replicas: int | None,
@@ -120,23 +157,38 @@ def serve(
       unmask serve mini --replicas 2
       unmask serve mini --lora pets=runs/pets/adapter --lora style=style:0.5
     """
-    for package in ("fastapi", "uvicorn", "python_multipart"):
+    for package in ("fastapi", "uvicorn", "limits", "python_multipart"):
         if not find_spec(package):
             raise ValueError(
                 f"serving needs the package {package!r}, which is not installed; pip install 'unmask[serve]'"
             )
+    if replicas and tls:
+        raise ValueError("--tls does not apply to --replicas; put a proxy in front of them")
     if replicas and not find_spec("ray"):
         raise ValueError("--replicas needs the package 'ray', which is not installed; pip install 'unmask[serve,ray]'")
-    from unmask.serving.server import Server, listen
+    from unmask.serving.access import Access, plain_keys, read_keys
+    from unmask.serving.connections import ConnectionLimits
+    from unmask.serving.server import Server, Tls, listen
 
+    known = plain_keys([*keys, *filter(None, [os.environ.get(KEY, "")])])
+    access = Access(
+        keys=(*known, *(read_keys(key_file) if key_file else ())),
+        origins=origins,
+        names=(host, *names),
+        most_bytes=max_body * 2**20,
+        rate=rate,
+        private_metrics=private_metrics,
+    )
+    if private_metrics and not access.keys:
+        raise ValueError("--private-metrics needs API keys; give --api-key or --api-key-file")
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
     device, adapters = found_device(device), _named_adapters(lora)
-    known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
-    edge: Json = {"keys": known, "origins": origins, "names": (host, *names), "most_bytes": max_body * 2**20}
     if not replicas:
         use_threads(threads)
-        service = _service(model, device, storage, adapters, download, max_live, max_waiting)
-        _run(Server(service, listener, **edge), drain_seconds, show)
+        service = _service(model, device, storage, adapters, download, max_live, max_waiting, max_pixels)
+        limits = ConnectionLimits(most=max_connections)
+        secure = Tls(certificate=tls[0], key=tls[1]) if tls else None
+        _run(Server(service, listener, access=access, connections=limits, tls=secure), drain_seconds, show)
         return
     from unmask.serving.replicas import Copies, Replicas
 
@@ -147,9 +199,9 @@ def serve(
     )
     share = threads or max(1, (os.cpu_count() or 1) // replicas)
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    service = partial(_service, where, device, storage, adapters, download, max_live, max_waiting)
+    service = partial(_service, where, device, storage, adapters, download, max_live, max_waiting, max_pixels)
     open_ = partial(_replica, share, service)
-    _run(Replicas(open_, listener, copies, **edge), drain_seconds, show)
+    _run(Replicas(open_, listener, copies, access=access), drain_seconds, show)
 
 
 def _replica(threads: int, service: Callable[[], Service]) -> Service:
@@ -191,10 +243,12 @@ def _service(
     download: bool,
     live: int,
     waiting: int,
+    pixels: int,
 ) -> Service:
     import unmask
     from unmask.pipeline.adapting import with_adapters
     from unmask.serving.engine import Limits
+    from unmask.serving.picture_reader import PictureReader
     from unmask.serving.service import Service
 
     opened = unmask.load(
@@ -207,12 +261,26 @@ def _service(
     )
     adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model
-    return Service(opened, name=name, limits=Limits(running=live, queued=waiting), adapted=adapted)
+    limits, reader = Limits(running=live, queued=waiting), PictureReader(most_pixels=pixels)
+    return Service(opened, name=name, limits=limits, adapted=adapted, pictures=reader)
+
+
+def _rate(text: str | None) -> str | None:
+    """BadParameter for what is not N/UNIT."""
+    if text is None:
+        return None
+    from limits import parse
+
+    try:
+        parse(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a rate; give one such as 60/minute or 5/second") from None
+    return text
 
 
 def _run(server: Server | Replicas, drain_seconds: float, show: bool) -> None:
     """Serve until a signal arrives, then drain; a second signal ends draining."""
-    from unmask.serving.edge import LOG, log_to
+    from unmask.serving.logs import LOG, log_to
 
     stops: SimpleQueue[int] = SimpleQueue()  # SimpleQueue.put is reentrant, so a signal handler may call it
     before = {s: signal.signal(s, lambda which, _: stops.put(which)) for s in (signal.SIGTERM, signal.SIGINT)}
