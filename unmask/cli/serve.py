@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
 import threading
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +31,7 @@ from unmask.cli.options import (
 from unmask.cli.progress import opening
 
 if TYPE_CHECKING:
+    from unmask.serving.access import Access
     from unmask.serving.replicas import Replicas
     from unmask.serving.server import Server
     from unmask.serving.service import Service
@@ -37,49 +40,121 @@ KEY = "UNMASK_API_KEY"
 _COUNT = click.IntRange(min=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The options of ``access_options`` as typed."""
+
+    keys: tuple[str, ...]
+    key_file: Path | None
+    rate: str | None
+    private_metrics: bool
+    tls: tuple[Path, Path] | None
+    origins: tuple[str, ...]
+    names: tuple[str, ...]
+    max_body: int
+
+    def access(self, host: str) -> Access:
+        """ValueError for a bad key file, and for private metrics without keys."""
+        from unmask.serving.access import Access, plain_keys, read_keys
+
+        known = plain_keys([*self.keys, *filter(None, [os.environ.get(KEY, "")])])
+        access = Access(
+            keys=(*known, *(read_keys(self.key_file) if self.key_file else ())),
+            origins=self.origins,
+            names=(host, *self.names),
+            most_bytes=self.max_body * 2**20,
+            rate=self.rate,
+            private_metrics=self.private_metrics,
+        )
+        if self.private_metrics and not access.keys:
+            raise ValueError("--private-metrics needs API keys; give --api-key or --api-key-file")
+        return access
+
+
+def access_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add the options of who may use the server and how, passed together as ``entry``."""
+
+    @functools.wraps(command)
+    def wrapped(
+        keys: tuple[str, ...],
+        key_file: Path | None,
+        rate: str | None,
+        private_metrics: bool,
+        tls: tuple[Path, Path] | None,
+        origins: tuple[str, ...],
+        names: tuple[str, ...],
+        max_body: int,
+        **own: object,
+    ) -> object:
+        entry = Entry(
+            keys=keys,
+            key_file=key_file,
+            rate=rate,
+            private_metrics=private_metrics,
+            tls=tls,
+            origins=origins,
+            names=names,
+            max_body=max_body,
+        )
+        return command(entry=entry, **own)
+
+    options = (
+        click.option(
+            "--api-key",
+            "keys",
+            metavar="KEY",
+            multiple=True,
+            help=f"API key that clients must send; repeatable. Also ${KEY}.",
+        ),
+        click.option(
+            "--api-key-file",
+            "key_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="API keys, one per line, each with its scopes: ask, draw, admin.  [default: all scopes]",
+        ),
+        click.option(
+            "--rate",
+            metavar="N/UNIT",
+            callback=lambda context, option, value: _rate(value),
+            help="Most requests of each key, or of each address where there are no keys, such as 60/minute.",
+        ),
+        click.option("--private-metrics", is_flag=True, help="/metrics needs a key with the scope admin."),
+        click.option(
+            "--tls",
+            nargs=2,
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="CERTIFICATE KEY",
+            help="Serve HTTPS with these PEM files.",
+        ),
+        click.option(
+            "--cors",
+            "origins",
+            metavar="ORIGIN",
+            multiple=True,
+            help="Allow requests from pages of this origin; repeatable.",
+        ),
+        click.option(
+            "--host-name",
+            "names",
+            metavar="NAME",
+            multiple=True,
+            help="Host name under which clients reach the server; repeatable. Addresses and localhost are always allowed.",
+        ),
+        click.option(
+            "--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Largest request body."
+        ),
+    )
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
 @click.command()
 @click.argument("model", default="mini", shell_complete=completion.models)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="Port; 0: any free one."
-)
-@click.option(
-    "--api-key",
-    "keys",
-    metavar="KEY",
-    multiple=True,
-    help=f"API key that clients must send; repeatable. Also ${KEY}.",
-)
-@click.option(
-    "--api-key-file",
-    "key_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="API keys, one per line, each with its scopes: ask, draw, admin.  [default: all scopes]",
-)
-@click.option(
-    "--rate",
-    metavar="N/UNIT",
-    callback=lambda context, option, value: _rate(value),
-    help="Most requests of each key, or of each address where there are no keys, such as 60/minute.",
-)
-@click.option("--private-metrics", is_flag=True, help="/metrics needs a key with the scope admin.")
-@click.option(
-    "--tls",
-    nargs=2,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="CERTIFICATE KEY",
-    help="Serve HTTPS with these PEM files.",
-)
-@click.option(
-    "--cors", "origins", metavar="ORIGIN", multiple=True, help="Allow requests from pages of this origin; repeatable."
-)
-@click.option(
-    "--host-name",
-    "names",
-    metavar="NAME",
-    multiple=True,
-    help="Host name under which clients reach the server; repeatable. Addresses and localhost are always allowed.",
 )
 @click.option(
     "--max-waiting", type=_COUNT, metavar="N", default=128, show_default=True, help="Requests that may be queued."
@@ -98,7 +173,6 @@ _COUNT = click.IntRange(min=1)
     show_default=True,
     help="Most pixels of an image that a client sends.",
 )
-@click.option("--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Largest request body.")
 @click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
@@ -107,6 +181,7 @@ _COUNT = click.IntRange(min=1)
     show_default=True,
     help="Grace period after SIGTERM.",
 )
+@access_options
 @click.option("--replicas", type=_COUNT, metavar="N", help="Copies of the model, one process each.")
 @click.option(
     "--lora",
@@ -123,18 +198,11 @@ def serve(
     model: str,
     host: str,
     port: int,
-    keys: tuple[str, ...],
-    key_file: Path | None,
-    rate: str | None,
-    private_metrics: bool,
-    tls: tuple[Path, Path] | None,
-    origins: tuple[str, ...],
-    names: tuple[str, ...],
     max_waiting: int,
     max_live: int,
     max_connections: int,
     max_pixels: int,
-    max_body: int,
+    entry: Entry,
     drain_seconds: float,
     replicas: int | None,
     lora: tuple[str, ...],
@@ -162,25 +230,14 @@ def serve(
             raise ValueError(
                 f"serving needs the package {package!r}, which is not installed; pip install 'unmask[serve]'"
             )
-    if replicas and tls:
+    if replicas and entry.tls:
         raise ValueError("--tls does not apply to --replicas; put a proxy in front of them")
     if replicas and not find_spec("ray"):
         raise ValueError("--replicas needs the package 'ray', which is not installed; pip install 'unmask[serve,ray]'")
-    from unmask.serving.access import Access, plain_keys, read_keys
     from unmask.serving.connections import ConnectionLimits
     from unmask.serving.server import Server, Tls, listen
 
-    known = plain_keys([*keys, *filter(None, [os.environ.get(KEY, "")])])
-    access = Access(
-        keys=(*known, *(read_keys(key_file) if key_file else ())),
-        origins=origins,
-        names=(host, *names),
-        most_bytes=max_body * 2**20,
-        rate=rate,
-        private_metrics=private_metrics,
-    )
-    if private_metrics and not access.keys:
-        raise ValueError("--private-metrics needs API keys; give --api-key or --api-key-file")
+    access, tls = entry.access(host), entry.tls
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
     device, adapters = found_device(device), _named_adapters(lora)
     if not replicas:

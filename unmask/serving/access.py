@@ -35,8 +35,8 @@ class Key:
 @dataclass(frozen=True, kw_only=True)
 class Access:
     """``origins``: of pages that may send requests, "*" for all · ``names``: host names besides localhost and addresses ·
-    ``most_bytes``: of a body · ``rate``: requests below /v1 of each key, or of each address where there are no keys, such as "60/minute"; None: no limit ·
-    ``private_metrics``: /metrics needs a key with the scope ``admin``.
+    ``most_bytes``: of a body · ``rate``: requests below /v1 of each key, or of each address where there are no keys, such as
+    "60/minute"; None: no limit · ``private_metrics``: /metrics needs a key with the scope ``admin``.
     """
 
     keys: tuple[Key, ...] = ()

@@ -77,7 +77,9 @@ class Bodies:
         try:
             while more:
                 left = max(_GRACE, body.size / _SLOWEST) - (self.clock() - began)
-                message = await asyncio.wait_for(receive(), max(left, 0.001))
+                if left <= 0:
+                    raise TimeoutError
+                message = await asyncio.wait_for(receive(), left)
                 if message["type"] == "http.disconnect":
                     raise Disconnected
                 body.add(message.get("body", b""))

@@ -28,8 +28,8 @@ _MALFORMED = ErrorResponse(status=400, message="malformed HTTP request; check th
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionLimits:
-    """``most``: connections at the same time · ``head_seconds``: from the connection, or the first byte of a later request, to the
-    end of the headers; also for the rest of a body that was refused · ``write_seconds``: how long a client may read nothing while its answer waits.
+    """``most``: connections at the same time · ``head_seconds``: from the connection, or the first byte of a later request, to the end of
+    the headers; also for the rest of a body that was refused · ``write_seconds``: how long a client may leave its answer unread.
     """
 
     most: int = 1000
@@ -85,9 +85,10 @@ class _Limited(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]  # a part of the next head
         if (
-            self._refused_early()
-        ):  # the rest of the body is read and dropped: a reset would hide the answer from the client
+            begun or self._refused_early()
+        ):  # the rest of that body is dropped: a reset would hide the answer from the client
             self._expect()
 
     def _refused_early(self) -> bool:
