@@ -22,6 +22,7 @@ from unmask.cli.options import (
     device_option,
     download_option,
     found_device,
+    speed_option,
     storage_options,
     threads_option,
     use_threads,
@@ -83,6 +84,7 @@ _COUNT = click.IntRange(min=1)
     multiple=True,
     help="Load a LoRA adapter; repeatable. With NAME=, for requests that name it as unmask.lora; otherwise for all requests.",
 )
+@speed_option
 @click.option("--open", "show", is_flag=True, help="Open the web page in a browser.")
 @device_option
 @threads_option
@@ -101,6 +103,7 @@ def serve(
     drain_seconds: float,
     replicas: int | None,
     lora: tuple[str, ...],
+    speed: str,
     show: bool,
     device: str,
     threads: int | None,
@@ -135,7 +138,7 @@ def serve(
     edge: Json = {"keys": known, "origins": origins, "names": (host, *names), "most_bytes": max_body * 2**20}
     if not replicas:
         use_threads(threads)
-        service = _service(model, device, storage, adapters, download, max_live, max_waiting)
+        service = _service(model, device, storage, adapters, speed, download, max_live, max_waiting)
         _run(Server(service, listener, **edge), drain_seconds, show)
         return
     from unmask.serving.replicas import Copies, Replicas
@@ -147,7 +150,7 @@ def serve(
     )
     share = threads or max(1, (os.cpu_count() or 1) // replicas)
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    service = partial(_service, where, device, storage, adapters, download, max_live, max_waiting)
+    service = partial(_service, where, device, storage, adapters, speed, download, max_live, max_waiting)
     open_ = partial(_replica, share, service)
     _run(Replicas(open_, listener, copies, **edge), drain_seconds, show)
 
@@ -188,6 +191,7 @@ def _service(
     device: str,
     storage: Storage,
     adapters: Mapping[str, list[str]],
+    speed: str,
     download: bool,
     live: int,
     waiting: int,
@@ -202,6 +206,7 @@ def _service(
         device=device,
         storage=storage.value(),
         lora=adapters[""],
+        speed=speed,
         download=download,
         on_bytes=opening(model),
     )
