@@ -50,7 +50,7 @@ class FastPictures:
 
     def __call__(self, sampler: Sampler) -> Sampler:
         guidance, sparse = sampler.guidance, isinstance(sampler.cache, SparseCache)
-        if isinstance(guidance, ClassifierFree | EditGuidance) and _guides(sampler):
+        if isinstance(guidance, ClassifierFree | EditGuidance):
             interval = guidance.interval if self.interval is None else self.interval
             refresh = guidance.refresh if self.refresh is None or sparse else self.refresh
             sampler = replace(sampler, guidance=replace(guidance, interval=interval, refresh=refresh))
