@@ -207,7 +207,7 @@ def measured(name: str, given: argparse.Namespace, model: Model, sparse: Model |
         right = np.array([float(row["right"]) for row in found.rows])
         exact = right if setting.name == EXACT else exact
         figure = {k: found.figures["overall"][k] for k in ("value", "low", "high", "n")}
-        row = {"task": name, "setting": setting.name, "split": plan.split, "seed": plan.seed, **figure}
+        row: Json = {"task": name, "setting": setting.name, "split": plan.split, "seed": plan.seed, **figure}
         row |= {**timings(name, setting.name, kept), **gain(right, exact)}
         print(
             f"{name:5} {setting.name:26} {row['value']:.3f} ({row['gain']:+.3f})  {row['seconds']:.3f} s  "

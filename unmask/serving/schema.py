@@ -140,10 +140,8 @@ class Fields(BaseModel):
         max_length=100,
         description="A method's sampler in place of the model's preset, such as remdm; `settings` may set its arguments (docs/methods.md).",
     )
-    speed: str | None = Field(
+    speed: Annotated[str, Field(max_length=100, json_schema_extra={"pattern": SPEED})] | None = Field(
         None,
-        max_length=100,
-        json_schema_extra={"pattern": SPEED},
         description="exact, fast (approximate), or parts of fast mode such as refresh,steps=0.25 (docs/fast.md). Default: as the server "
         "was started.",
     )
