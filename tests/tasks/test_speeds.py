@@ -15,6 +15,7 @@ import unmask
 from tests import tiny_llada
 from tests.tiny_model import make
 from unmask.cli.completion import SPEED_PARTS
+from unmask.grammars.answer_format import of_regex, of_schema
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.cache import BlockCache, NoCache, PrefixCache
@@ -187,6 +188,14 @@ def test_every_result_says_what_acted(model: Model) -> None:
     assert fast.generate("a dog", plan=False, sampler=DRAWS, steps=3)[0].approximate == ()
 
 
+def test_answers_in_a_format_match_it_at_any_speed(model: Model) -> None:
+    fast = model.with_speed("threshold=0.01")
+    form = of_schema('{"type": "object", "properties": {"a": {"enum": ["dog", "cat"]}, "n": {"type": "integer"}}}')
+    made = fast.ask(SEEN, "what is it?", form=form)
+    assert isinstance(made.value, dict) and made.approximate == ("threshold=0.01",)
+    assert made.settings["selection"]["part"] == "Threshold"
+
+
 def test_options_and_samplers_of_a_call_take_precedence(model: Model) -> None:
     drawn = model.with_speed("fast").generate("a dog", plan=False, steps=3, settings=["guidance.refresh=3"])[0]
     assert drawn.settings["schedule"]["steps"] == 3 and drawn.settings["guidance"]["refresh"] == 3
@@ -227,5 +236,7 @@ def test_a_text_model_at_fast_speed(tmp_path: Path) -> None:
     assert fast.infill_text("a [mask] dog").approximate == made.approximate
     assert fast.converse([Message(role="user", text="why?")], max_tokens=4).approximate == made.approximate
     assert fast.with_speed("exact").ask("why?", length=8).text == before.text
+    formed = fast.ask("why?", form=of_regex("(yes|no){2,4}"))
+    assert formed.text and formed.approximate == made.approximate
     greedy = fast.with_sampler(lambda s: dataclasses.replace(s, selection=Confident(), cache=NoCache()))
     assert greedy.ask("why?", length=8).approximate == ("threshold=0.9",), "its schedule is still that of a threshold"
