@@ -7,10 +7,11 @@
     python bench/pareto.py --n 8 --rounds 2 --tasks draw --only 'exact|steps' --out try
         a quick look
 
-Drawing is scored by world-GenEval, from a prompt and from a layout of the model's own; editing by edit success; answers by world
-questions. ``gain`` is the mean paired difference to exact on the same items and seeds, with a 95 % bootstrap interval. ``seconds`` are CPU
-seconds of one request alone; the settings take turns on the same items, and ``speedup`` is the median ratio to exact with its quartiles.
-``rows`` counts the rows of all forward passes of a request, views of guidance included; it is the same on every machine.
+Drawing is scored by world-GenEval, from a prompt and from a layout of the model's own; editing by edit success, without guidance as the
+preset has it and with it; answers by world questions. ``gain`` is the mean paired difference to exact on the same items and seeds, with a
+95 % bootstrap interval. ``seconds`` are CPU seconds of one request alone; the settings take turns on the same items, and ``speedup`` is the
+median ratio to exact with its quartiles. ``rows`` counts the rows of all forward passes of a request, views of guidance included; it is the
+same on every machine.
 
 --out keeps verdicts, timings and results as they come: a run that was stopped goes on. --sparse adds a model that was trained for
 step-causal decoding (``unmask train sparse.mini``).
@@ -103,6 +104,11 @@ TASKS = {
         n=210,
         speeds=(*FEWER, "fast"),
         schedules=(("equal.8steps", at(Equal(steps=8))), ("shift_2.8steps", at(Shift(steps=8, shift=2.0)))),
+    ),
+    "guided_edit": Task(  # the preset of mini edits without guidance
+        part=Edits(draw=EditGenerator(changes=("guidance.scale=1.0", "guidance.image_scale=0.5"))),
+        n=210,
+        speeds=(*GUIDED, "interval=0:0.5,refresh=2", "fast"),
     ),
     "ask": Task(part=Questions(), n=600, speeds=(*THRESHOLDS, "fast")),
 }

@@ -1,6 +1,6 @@
 """docs/fast.md: its commands and Python run, it shows the values of fast mode, and its figures are those of bench/history.jsonl.
 
-After new figures: ``python -m tests.test_fast_page`` writes them into the page.
+After new figures or values: ``python -m tests.test_fast_page`` writes them into the page, and the rows of the published presets.
 """
 
 from __future__ import annotations
@@ -16,12 +16,25 @@ from typing import Any
 import pytest
 
 from unmask.sampling.fast import FAST
+from unmask.sampling.presets import lavida_o_edit, lavida_o_image
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Kind, Span, collate
+from unmask.tasks.speeds import speed_of
 
+from .contract.instances import NULL, fake
+from .contract.instances import row as masked_row
 from .pages import ROOT, commands, follow, python, run
 
 PAGE = ROOT / "docs" / "fast.md"
 BLOCK = re.compile(r"(?<=<!-- figures: python -m tests.test_fast_page -->\n).*?(?=\n<!-- end of figures -->)", re.S)
-TASKS = {"draw": "Pictures", "plan": "Pictures from a layout", "edit": "Edits", "ask": "Answers"}
+ROWS = re.compile(r"(?<=<!-- rows: python -m tests.test_fast_page -->\n).*?(?=<!-- end of rows -->)", re.S)
+TASKS = {
+    "draw": "Pictures",
+    "plan": "Pictures from a layout",
+    "edit": "Edits",
+    "guided_edit": "Edits with guidance 1 and image guidance 0.5",
+    "ask": "Answers",
+}
 NONE = "No figures are recorded."
 
 
@@ -88,6 +101,36 @@ def _rows(page: str) -> list[list[str]]:
     return [line.split("|") for line in page.splitlines() if line.startswith("| `")]
 
 
+def test_the_rows_are_those_of_the_published_presets() -> None:
+    found = ROWS.search(PAGE.read_text())
+    assert found and found[0].strip() == published_rows(), "python -m tests.test_fast_page"
+    exact = published_rows().splitlines()[2:]
+    assert exact[0].startswith("| picture | 128 |") and exact[1].startswith("| edit | 192 |")
+
+
+def published_rows() -> str:
+    """Rows of the forward passes of a picture and an edit, counted on a small grid: the number of steps is the same."""
+    grid, drop = (8, 8), frozenset({"prompt", "source"})
+    image = lavida_o_image(grid=grid, null_id=NULL, drop=drop)
+    edit = lavida_o_edit(grid=grid, null_id=NULL, drop=drop, keep=frozenset({"source"}))
+    speeds = ("exact", "fast", "interval", "refresh", "steps")
+    lines = [f"| | {' | '.join(f'`{speed}`' for speed in speeds)} |", "|---|---|---|---|---|---|"]
+    for name, task, sampler in (("picture", "draw", image), ("edit", "edit", edit)):
+        counted = [_rows_of(getattr(speed_of(speed), task)(sampler)) for speed in speeds]
+        lines.append(f"| {name} | {' | '.join(map(str, counted))} |")
+    return "\n".join(lines)
+
+
+def _rows_of(sampler: Sampler) -> int:
+    prompt = Span(name="prompt", kind=Kind.TEXT, start=0, stop=2)
+    image = Span(name="image", kind=Kind.CODE, start=2, stop=66, writable=True, grid=(8, 8), fold=2)
+    run, rows = sampler.start(collate([masked_row((prompt, image))], [0])), 0
+    while (query := run.query) is not None:
+        rows += query.batch.rows
+        run.advance(fake(query.batch, predict=query.predict))
+    return rows
+
+
 def test_commands_run_in_order(tmp_path: Path) -> None:
     for command in commands(PAGE.read_text()):
         follow(command, tmp_path)
@@ -102,4 +145,5 @@ def test_python_runs(block: str, tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     text = figures((ROOT / "bench" / "history.jsonl").read_text())
-    PAGE.write_text(BLOCK.sub(lambda _: text, PAGE.read_text()))
+    page = BLOCK.sub(lambda _: text, PAGE.read_text())
+    PAGE.write_text(ROWS.sub(lambda _: f"{published_rows()}\n", page))

@@ -100,6 +100,13 @@ def test_a_file_of_requests_at_a_speed(folder: str, tmp_path: Path) -> None:
     assert "did you mean 'fast'" in records["wrong"]["error"]
 
 
+def test_a_measurement_at_a_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "mini", "--only", "questions", "--limit", "6", "--json", "-", "--threads", "1"]
+    assert main([*words, "--speed", "threshold=0.8"]) == 0
+    settings = json.loads(capsys.readouterr().out)["about"]["settings"]
+    assert settings["questions"]["selection"] == {"part": "Threshold", "value": 0.8}
+
+
 def test_completion_of_the_last_word() -> None:
     assert speeds(None, None, "re") == ["refresh"]  # type: ignore[arg-type]
     assert speeds(None, None, "fast,st") == ["fast,steps"]  # type: ignore[arg-type]
