@@ -132,7 +132,10 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a run was killed while it wrote a line
+            path.write_text(whole, encoding="utf-8")
         self.rows: list[Json] = [json.loads(line) for line in whole.splitlines()]
 
     def add(self, row: Json) -> None:
@@ -154,22 +157,30 @@ def request(part: EvalPart, model: Model, items: Sequence[Any]) -> tuple[float, 
 
 
 def time_in_turns(name: str, task: Task, chosen: Sequence[Setting], plan: EvalPlan, rounds: int, kept: Kept) -> None:
-    """Every setting on the items one after the other; the first round, which warms up, is not kept."""
+    """Every setting on the items one after the other; the first round, which warms up, is not kept.
+
+    A later run takes the rounds that are missing, with exact beside them: ``session`` numbers the runs.
+    """
     items = task.part.items(replace(plan, n=max(6, rounds)))
     known = {(row["task"], row["setting"], row["round"]) for row in kept.rows}
+    session = 1 + max((row["session"] for row in kept.rows), default=-1)
+    if all((name, setting.name, number) in known for setting in chosen for number in range(rounds)):
+        return
     for number in range(-1, rounds):
-        for setting in chosen:
-            if (name, setting.name, number) not in known:
-                seconds, rows = request(task.part, setting.model, [items[max(0, number) % len(items)]])
-                if number >= 0:
-                    kept.add({"task": name, "setting": setting.name, "round": number, "seconds": seconds, "rows": rows})
+        missing = [s for s in chosen[1:] if (name, s.name, number) not in known]
+        timed = not missing and (name, EXACT, number) in known
+        for setting in [] if timed else [chosen[0], *missing]:
+            seconds, rows = request(task.part, setting.model, [items[max(0, number) % len(items)]])
+            if number >= 0:
+                about = {"task": name, "setting": setting.name, "session": session, "round": number}
+                kept.add({**about, "seconds": seconds, "rows": rows})
 
 
 def timings(name: str, setting: str, kept: Kept) -> Json:
     """Seconds, rows and the speed-up over exact, by round."""
-    taken = {(row["setting"], row["round"]): row for row in kept.rows if row["task"] == name}
-    rounds = sorted(number for one, number in taken if one == setting and (EXACT, number) in taken)
-    own, exact = ([taken[one, number] for number in rounds] for one in (setting, EXACT))
+    taken = {(row["setting"], row["session"], row["round"]): row for row in kept.rows if row["task"] == name}
+    turns = [turn for one, *turn in taken if one == setting and (EXACT, *turn) in taken]
+    own, exact = ([taken[one, *turn] for turn in turns] for one in (setting, EXACT))
     ratio = np.array([e["seconds"] / o["seconds"] for o, e in zip(own, exact, strict=True)])
     low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75]).tolist()
     return {
