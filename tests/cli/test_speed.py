@@ -69,6 +69,14 @@ def _chat() -> object:
     return chat
 
 
+def test_the_demo_says_what_acted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["demo", "--out", str(tmp_path), "--json", "--threads", "1", "--speed", "steps=0.125,threshold=0.5"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["approximate"] == ["steps=0.125", "threshold=0.5"]
+    assert "approximate: steps=0.125, threshold=0.5\n" in shown.err
+
+
 @pytest.mark.parametrize(
     ("speed", "hint"),
     [("fsat", "did you mean 'fast'?"), ("fast,step=1", "did you mean 'steps'?"), ("steps=2", "0.5 is half the steps")],
