@@ -45,7 +45,15 @@ def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict[str, Any] = {}
 
     def service(
-        model: str, device: str, storage: Any, adapters: Any, download: bool, live: int, waiting: int, pixels: int
+        model: str,
+        device: str,
+        storage: Any,
+        adapters: Any,
+        speed: str,
+        download: bool,
+        live: int,
+        waiting: int,
+        pixels: int,
     ) -> str:
         made.update(model=model, live=live, waiting=waiting, download=download, dtype=storage.dtype)
         return "service"

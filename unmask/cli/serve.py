@@ -24,6 +24,7 @@ from unmask.cli.options import (
     device_option,
     download_option,
     found_device,
+    speed_option,
     storage_options,
     threads_option,
     use_threads,
@@ -189,6 +190,7 @@ def access_options(command: Callable[..., object]) -> Callable[..., object]:
     multiple=True,
     help="Load a LoRA adapter; repeatable. With NAME=, for requests that name it as unmask.lora; otherwise for all requests.",
 )
+@speed_option
 @click.option("--open", "show", is_flag=True, help="Open the web page in a browser.")
 @device_option
 @threads_option
@@ -206,6 +208,7 @@ def serve(
     drain_seconds: float,
     replicas: int | None,
     lora: tuple[str, ...],
+    speed: str,
     show: bool,
     device: str,
     threads: int | None,
@@ -242,7 +245,7 @@ def serve(
     device, adapters = found_device(device), _named_adapters(lora)
     if not replicas:
         use_threads(threads)
-        service = _service(model, device, storage, adapters, download, max_live, max_waiting, max_pixels)
+        service = _service(model, device, storage, adapters, speed, download, max_live, max_waiting, max_pixels)
         limits = ConnectionLimits(most=max_connections)
         secure = Tls(certificate=tls[0], key=tls[1]) if tls else None
         _run(Server(service, listener, access=access, connections=limits, tls=secure), drain_seconds, show)
@@ -256,7 +259,7 @@ def serve(
     )
     share = threads or max(1, (os.cpu_count() or 1) // replicas)
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    service = partial(_service, where, device, storage, adapters, download, max_live, max_waiting, max_pixels)
+    service = partial(_service, where, device, storage, adapters, speed, download, max_live, max_waiting, max_pixels)
     open_ = partial(_replica, share, service)
     _run(Replicas(open_, listener, copies, access=access), drain_seconds, show)
 
@@ -297,6 +300,7 @@ def _service(
     device: str,
     storage: Storage,
     adapters: Mapping[str, list[str]],
+    speed: str,
     download: bool,
     live: int,
     waiting: int,
@@ -313,6 +317,7 @@ def _service(
         device=device,
         storage=storage.value(),
         lora=adapters[""],
+        speed=speed,
         download=download,
         on_bytes=opening(model),
     )

@@ -133,7 +133,7 @@ class Service:
         if isinstance(model, Model):
             # One cache of picture features: what the engine has encoded is not encoded again.
             return ask(Model(replace(model.parts, features=job.engine.features), model.presets, executor=job))
-        return ask(TextModel(model.parts, executor=job, change=model.change))
+        return ask(TextModel(model.parts, executor=job, change=model.change, fast=model.fast))
 
     def _ended(self, future: Future[T]) -> None:
         with self._changed:
