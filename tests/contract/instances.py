@@ -164,6 +164,7 @@ NOT_PARTS = {
     "SamplingRun",
     "Sampler",
     "Step",
+    "PlannedStep",
     "Todo",
 }  # what flows between the parts, and the loop itself
 

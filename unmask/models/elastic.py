@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.derived import derived
+from unmask.derived import counts_told, derived
 from unmask.models.asked import Asked, asked
 from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
@@ -77,12 +77,14 @@ class Elastic(nn.Module):
         u_ND, g_NE = self._embed_und(batch, layout), self._embed_gen(batch, layout)
         # 3. The layers. Positions that are not computed lend their keys and values.
         memory = _memory(reuse, layout)
-        text = asked(predict, layout.und)
-        codes = asked(predict, layout.gen, folded=layout.squares is not None)
+        text_count, code_count = _counts(predict, layout)
+        text = asked(predict, layout.und, count=text_count)
+        codes = asked(predict, layout.gen, folded=layout.squares is not None, count=code_count)
         if self.has_registers:
             text, codes = (tokens.of_length(batch.ids.shape[1], length) for tokens in (text, codes))
         if not torch.is_grad_enabled():  # gradients sum over all positions, in an order that would change
-            text, codes = text.alone(u_ND), codes.alone(g_NE)
+            text = text.alone(u_ND, waits=text_count is None)
+            codes = codes.alone(g_NE, waits=code_count is None)
         u_ND, g_NE = self._run(layout, u_ND, g_NE, text, codes, memory)
         # 4. The heads, over the tokens to score alone.
         scored = {Kind.TEXT: self._read_text(text, u_ND, score)}
@@ -99,7 +101,7 @@ class Elastic(nn.Module):
         """Made once for all steps of a run that compute the same positions: they change none of the fields that it depends on."""
         packing = self._packing(batch.device.type)
         tensors = [batch.segment, batch.order, batch.valid, batch.leader, batch.branch, batch.kind, batch.stride]
-        tensors += [batch.position, batch.feature]
+        tensors += [batch.position, batch.feature, batch.writable]
         if reuse is not None:  # first, so that what is remembered goes with them
             tensors = [reuse.compute, *([] if reuse.state is None else [reuse.state.held]), *tensors]
         return derived(("layout", packing, len(tensors)), lambda: lay_out(batch, reuse, packing), *tensors)
@@ -231,6 +233,14 @@ def _rows_of_16(x_ND: Tensor) -> tuple[Tensor, int]:
     """
     rows = len(x_ND)
     return F.pad(x_ND, (0, 0, 0, -rows % 16)), rows
+
+
+def _counts(predict_BL: Tensor, layout: Layout) -> tuple[int | None, int | None]:
+    """How many tokens each branch scores, text and codes; None where only the device knows."""
+    told = counts_told(predict_BL)
+    if told is None or layout.scores is None:
+        return None, None
+    return (sum(told), 0) if layout.scores == "und" else (0, sum(told))
 
 
 def _memory(reuse: Reuse | None, layout: Layout) -> Memory | None:

@@ -13,8 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unmask.derived import remember, tell_counts
 from unmask.protocols import BlockSchedule, Bounded, Correcting, EarlyStopping, Selection, UnmaskingSchedule
-from unmask.sampling.spans import still_masked
+from unmask.sampling.plan import PlannedStep, planned
+from unmask.sampling.spans import STILL_MASKED, still_masked
+from unmask.sampling.stopping import Never
 from unmask.sequence import Batch
 from unmask.step import Progress
 
@@ -38,7 +41,8 @@ class Parts(Protocol):
 class Todo:
     """One step. ``block [B, L]``: masked tokens that may be unmasked · ``region [B, L]``: all tokens of the rows' blocks that this run may
     change · ``counts [B]``: how many to unmask · ``must_unmask [B]``: rows that have to take one ·
-    ``time [B, L]``: masked share of the block; share of the steps left in a row whose steps all correct.
+    ``time [B, L]``: masked share of the block; share of the steps left in a row whose steps all correct · ``planned``: the step of a run
+    that was planned as a whole.
     """
 
     block: Tensor
@@ -47,6 +51,7 @@ class Todo:
     must_unmask: Tensor
     time: Tensor
     progress: Progress
+    planned: PlannedStep | None = None
 
 
 @dataclass(kw_only=True)
@@ -65,15 +70,21 @@ class _Row:
 
 
 class Agenda:
-    """``planned``: steps of the row that takes most."""
+    """``planned``: steps of the row that takes most · ``plan``: all steps, where they are known before the first (``plan.py``)."""
 
     def __init__(self, parts: Parts, batch: Batch, open_BL: Tensor) -> None:
-        self.parts, self.open = parts, open_BL
+        self.parts, self.open, self.taken = parts, open_BL, 0
         self.rows = [_Row(all_correcting=not masked) for masked in still_masked(batch).any(1).tolist()]
         self.correcting = parts.stopping if isinstance(parts.stopping, Correcting) else None
         self.selection = parts.selection if isinstance(parts.selection, Bounded) else None
         self.bound = self.correcting.bound if self.correcting else 0
         self.block = parts.blocks(batch, self._progress(batch))
+        self.plan = None
+        if isinstance(parts.stopping, Never) and not self.bounded:
+            self.plan = planned(parts.schedule, parts.selection, batch, open_BL, self.block)
+        if self.plan is not None:
+            self.planned = len(self.plan)
+            return
         totals = (
             block[live].unique(return_counts=True)[1].tolist()
             for block, live in zip(self.block, still_masked(batch), strict=True)
@@ -83,6 +94,8 @@ class Agenda:
 
     def next(self, batch: Batch) -> Todo | None:
         """What to do now, or None where every row is finished. A finished row gets count 0 and no block."""
+        if self.plan is not None:
+            return self._foreseen(batch, self.plan)
         live_BL = still_masked(batch)
         here_BL, current_B, states = self._where(live_BL)
         if self._ask_again(batch, [now for now, _ in states]):
@@ -104,6 +117,22 @@ class Agenda:
             must_unmask=torch.tensor(must, device=device),
             time=torch.tensor(share, device=device)[:, None].expand_as(batch.ids),
             progress=self._progress(batch),
+        )
+
+    def _foreseen(self, batch: Batch, plan: tuple[PlannedStep, ...]) -> Todo | None:
+        if self.taken == len(plan):
+            return None
+        step = plan[self.taken]
+        self.taken += 1
+        remember(STILL_MASKED, step.left, batch.masked)
+        return Todo(
+            block=tell_counts(self.open & batch.masked, step.left),
+            region=self.open if step.all_live else self.open & step.live[:, None],
+            counts=step.counts,
+            must_unmask=step.live,
+            time=step.time[:, None].expand_as(batch.ids),
+            progress=step.progress,
+            planned=step,
         )
 
     def _where(self, live_BL: Tensor) -> tuple[Tensor, Tensor, list[list[int]]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.models.exact import double
+from unmask.rng import sent
 from unmask.sequence import Batch
 from unmask.step import Prediction, Progress
 
@@ -50,7 +50,7 @@ class ClassifierFree:
     interval: Interval = (0.0, 1.0)
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
-        if self.scale == 0 or not bool(_acting(self.interval, progress).any()):
+        if self.scale == 0 or not any(_acts(self.interval, progress)):
             return [batch]
         return [batch, _without(batch, lambda name: name in self.drop, self.null_id)]
 
@@ -81,7 +81,7 @@ class EditGuidance:
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
         views = [batch]
-        if not bool(_acting(self.interval, progress).any()):
+        if not any(_acts(self.interval, progress)):
             return views
         if self.image_scale:
             views.append(_without(batch, lambda name: name in self.drop and name not in self.keep, self.null_id))
@@ -101,11 +101,10 @@ class EditGuidance:
         return _merge(predictions, progress, self.interval, blend)
 
 
-def _acting(interval: Interval, progress: Progress) -> Tensor:
-    """Rows whose step lies in the interval, [B] bool."""
-    number_B = progress.number + 1
-    first_B, last_B = ((edge * double(progress.of)).long().to(number_B.device) for edge in interval)
-    return (first_B <= number_B) & (number_B <= last_B)
+def _acts(interval: Interval, progress: Progress) -> list[bool]:
+    """Whether the step of each row lies in the interval."""
+    begin, end = interval
+    return [int(begin * of) <= number + 1 <= int(end * of) for number, of in progress.pairs()]
 
 
 def _without(batch: Batch, gone: Callable[[str], bool], null_id: int) -> Batch:
@@ -120,7 +119,8 @@ def _merge(
 
     ViewsDiffer if a view scored other tokens than the first.
     """
-    acting_B = _acting(interval, progress)
+    acts = _acts(interval, progress)
+    acting_B = None if all(acts) else sent(torch.tensor(acts), progress.number.device)
     first, merged = predictions[0], {}
     for kind, scored in first.scored.items():
         if scored.logits is None:
@@ -129,14 +129,17 @@ def _merge(
             _check_same(kind, scored.at, other, number)
         c_NV, *others = (p.logits(kind).float() for p in predictions)
         guided_NV = blend(c_NV, *others)
-        acts_N1 = acting_B[progress.row(scored.at)][:, None]
-        finite_NV = guided_NV.abs() < torch.inf  # not so for NaN
-        merged[kind] = torch.where(acts_N1 & finite_NV, guided_NV, c_NV)
+        taken_NV = guided_NV.abs() < torch.inf  # not so for NaN
+        if acting_B is not None:
+            taken_NV &= acting_B[progress.row(scored.at)][:, None]
+        merged[kind] = torch.where(taken_NV, guided_NV, c_NV)
     return first.with_logits(merged)
 
 
 def _check_same(kind: int, at_N: Tensor, view: Prediction, number: int) -> None:
     found_N = view.scored[kind].at if kind in view.scored else at_N[:0]
+    if found_N is at_N:
+        return
     if len(at_N) != len(found_N) or (len(at_N) and not torch.equal(at_N, found_N)):
         raise ViewsDiffer(
             f"of kind {kind}, guidance view {number} scored {len(found_N)} tokens and view 0 scored {len(at_N)}, or not the same ones; "
