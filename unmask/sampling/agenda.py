@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unmask.derived import remember, tell_counts
+from unmask.derived import remember, tell, tell_counts
 from unmask.protocols import BlockSchedule, Bounded, Correcting, EarlyStopping, Selection, UnmaskingSchedule
+from unmask.rng import sent
 from unmask.sampling.plan import PlannedStep, planned
 from unmask.sampling.spans import STILL_MASKED, still_masked
 from unmask.sampling.stopping import Never
@@ -111,11 +112,11 @@ class Agenda:
         share = [self._time(row, left) for row, (_, left) in zip(self.rows, states, strict=True)]
         device = live_BL.device
         return Todo(
-            block=here_BL,
+            block=tell_counts(here_BL, tuple(left for _, left in states)),
             region=region_BL,
-            counts=torch.tensor(counts, device=device),
-            must_unmask=torch.tensor(must, device=device),
-            time=torch.tensor(share, device=device)[:, None].expand_as(batch.ids),
+            counts=tell(sent(torch.tensor(counts), device), counts),
+            must_unmask=sent(torch.tensor(must), device),
+            time=sent(torch.tensor(share), device)[:, None].expand_as(batch.ids),
             progress=self._progress(batch),
         )
 
@@ -130,7 +131,7 @@ class Agenda:
             region=self.open if step.all_live else self.open & step.live[:, None],
             counts=step.counts,
             must_unmask=step.live,
-            time=step.time[:, None].expand_as(batch.ids),
+            time=step.time,
             progress=step.progress,
             planned=step,
         )
@@ -151,8 +152,8 @@ class Agenda:
         number_of = [
             (row.extra - 1, self.bound) if row.correcting else (row.number, max(1, len(row.plan))) for row in self.rows
         ]
-        number_B, of_B = torch.tensor(number_of, device=batch.device).unbind(1)
-        return Progress(number=number_B, of=of_B, length=batch.ids.shape[1])
+        number_B, of_B = sent(torch.tensor(number_of), batch.device).unbind(1)
+        return Progress(number=number_B, of=of_B, length=batch.ids.shape[1], known=tuple(number_of))
 
     def _ask_again(self, batch: Batch, current: list[int]) -> bool:
         """New blocks for the rows that finished one. Other rows keep theirs: no row's blocks depend on the others."""

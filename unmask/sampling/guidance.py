@@ -8,6 +8,7 @@ Shapes: B rows · N tokens scored · V vocabulary. c full condition · e a part 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
@@ -129,6 +130,9 @@ def _merge(
             _check_same(kind, scored.at, other, number)
         c_NV, *others = (p.logits(kind).float() for p in predictions)
         guided_NV = blend(c_NV, *others)
+        if acting_B is None and guided_NV.is_cpu and math.isfinite(float(guided_NV.sum())):
+            merged[kind] = guided_NV  # all of it is finite
+            continue
         taken_NV = guided_NV.abs() < torch.inf  # not so for NaN
         if acting_B is not None:
             taken_NV &= acting_B[progress.row(scored.at)][:, None]

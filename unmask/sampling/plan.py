@@ -25,8 +25,8 @@ from unmask.step import Progress
 @dataclass(frozen=True, kw_only=True)
 class PlannedStep:
     """``left``: masked tokens of each row before the step · ``counts [B]``: how many it unmasks · ``clock [B]``: after the step ·
-    ``live [B]``: rows that take it, ``all_live``: whether all do · ``time [B]``: masked share of each row · ``unmask [B, L]``: the tokens
-    that it unmasks; None where the selection has no fixed order.
+    ``live [B]``: rows that take it, ``all_live``: whether all do · ``time [B, L]``: masked share of each row · ``unmask [B, L]``: the
+    tokens that it unmasks; None where the selection has no fixed order.
     """
 
     left: tuple[int, ...]
@@ -95,35 +95,39 @@ def _ranks(selection: object, batch: Batch, open_BL: Tensor) -> Tensor | None:
 
 
 def _on_device(rows: Sequence[list[_RowStep]], batch: Batch, rank_BL: Tensor | None) -> tuple[PlannedStep, ...]:
-    steps, device = max(len(row) for row in rows) - 1, batch.device
+    steps, device, length = max(len(row) for row in rows) - 1, batch.device, batch.ids.shape[1]
     table = [[row[min(s, len(row) - 1)] for row in rows] for s in range(steps)]
     whole = [
         [[r.count for r in now], [r.number for r in now], [r.of for r in now], [r.clock for r in now]] for now in table
     ]
-    count_SB, number_SB, of_SB, clock_SB = sent(torch.tensor(whole).view(steps, 4, -1), device).unbind(1)
-    live_SB = sent(torch.tensor([[r.left > 0 for r in now] for now in table]), device)
-    time_SB = sent(torch.tensor([[r.share for r in now] for now in table]), device)
-    done_SB = count_SB.cumsum(0)
+    whole_S4B = sent(torch.tensor(whole).view(steps, 4, -1), device)
+    count_SB, number_SB, of_SB, clock_SB = (part.unbind(0) for part in whole_S4B.unbind(1))
+    live_SB = sent(torch.tensor([[r.left > 0 for r in now] for now in table]), device).unbind(0)
+    time_SB1 = sent(torch.tensor([[[r.share] for r in now] for now in table]), device).unbind(0)
+    unmask_SBL = [None] * steps if rank_BL is None else _unmasked(rank_BL, whole_S4B[:, 0])
     found = []
     for s, now in enumerate(table):
-        unmask_BL = None
-        if rank_BL is not None:
-            unmask_BL = (rank_BL < done_SB[s][:, None]) & (rank_BL >= (done_SB[s] - count_SB[s])[:, None])
-            tell_counts(unmask_BL, tuple(r.count for r in now))
+        unmask_BL, counts = unmask_SBL[s], [r.count for r in now]
         known = tuple((r.number, r.of) for r in now)
         found.append(
             PlannedStep(
                 left=tuple(r.left for r in now),
-                counts=tell(count_SB[s], [r.count for r in now]),
+                counts=tell(count_SB[s], counts),
                 clock=tell(clock_SB[s], [r.clock for r in now]),
                 live=live_SB[s],
                 all_live=all(r.left for r in now),
-                time=time_SB[s],
-                progress=Progress(number=number_SB[s], of=of_SB[s], length=batch.ids.shape[1], known=known),
-                unmask=unmask_BL,
+                time=time_SB1[s].expand(-1, length),
+                progress=Progress(number=number_SB[s], of=of_SB[s], length=length, known=known),
+                unmask=None if unmask_BL is None else tell_counts(unmask_BL, tuple(counts)),
             )
         )
     return tuple(found)
+
+
+def _unmasked(rank_BL: Tensor, count_SB: Tensor) -> tuple[Tensor, ...]:
+    """The tokens of each step: those whose rank lies between what is unmasked before it and after it."""
+    done_SB1 = count_SB.cumsum(0)[..., None]
+    return ((rank_BL < done_SB1) & (rank_BL >= done_SB1 - count_SB[..., None])).unbind(0)
 
 
 _NONE = torch.iinfo(torch.long).max

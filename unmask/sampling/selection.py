@@ -21,7 +21,7 @@ from unmask.derived import counts_told, derived, remembered, tell_counts
 from unmask.protocols import Bounded, Foreseeable, Selection
 from unmask.rng import rows, sent
 from unmask.sampling.spans import SpanLayout, left, still_masked, wished, writable_spans
-from unmask.sampling.temperature import Progress, Temperature, is_zero, of_rows, scaled
+from unmask.sampling.temperature import Progress, Temperature, is_zero, of_rows
 from unmask.sampling.token_sampler import gumbel
 from unmask.sequence import Batch
 from unmask.step import Move, Proposal
@@ -100,7 +100,7 @@ class RandomOrder:
         return True
 
     def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
-        return first(_noise(batch), block, counts)
+        return first(_noise(batch, (1.0,) * batch.rows), block, counts)
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         return move(self.predict(batch, block, counts))
@@ -199,13 +199,11 @@ def _noisy(batch: Batch, score_BL: Tensor, temperature: Temperature, progress: P
     return score_BL + _noise(batch, of_rows(temperature, progress))
 
 
-def _noise(batch: Batch, temperatures: Sequence[float] = ()) -> Tensor:
+def _noise(batch: Batch, temperatures: Sequence[float]) -> Tensor:
     """Gumbel noise for every masked token of each row, from that row's own generator, times the row's temperature; 0 elsewhere. [B, L]"""
-    live_BL, counts = still_masked(batch), left(batch)
-    noise_N = gumbel(rows(batch, "select"), counts, (), torch.float32)
-    if temperatures:
-        noise_N = scaled(noise_N, temperatures, counts)
-    return torch.zeros(live_BL.shape, device=batch.device).masked_scatter(live_BL, sent(noise_N, batch.device))
+    live_BL = still_masked(batch)
+    noise_N = sent(gumbel(rows(batch, "select"), left(batch), (), torch.float32, temperatures), batch.device)
+    return torch.zeros(live_BL.shape, device=batch.device).masked_scatter(live_BL, noise_N)
 
 
 @functools.lru_cache(maxsize=64)

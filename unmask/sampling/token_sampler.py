@@ -159,16 +159,23 @@ def nucleus(logits_NV: Tensor, mass: float) -> Tensor:
 
 
 def gumbel(
-    generators: Sequence[torch.Generator], counts: Sequence[int], rest: tuple[int, ...], dtype: torch.dtype
+    generators: Sequence[torch.Generator],
+    counts: Sequence[int],
+    rest: tuple[int, ...],
+    dtype: torch.dtype,
+    temperatures: Sequence[float],
 ) -> Tensor:
-    """Standard Gumbel noise on the CPU, finite everywhere, [N, *rest]: ``counts[0]`` entries from the first generator, and so on."""
+    """Gumbel noise on the CPU, finite everywhere, times the temperature of each row, [N, *rest]: ``counts[0]`` entries from the first
+    generator, and so on.
+    """
     u = torch.empty(sum(counts), *rest, dtype=dtype)
     first = 0
     for generator, count in zip(generators, counts, strict=True):
         if count:
             u[first : first + count].uniform_(generator=generator)
         first += count
-    return u.clamp_(min=torch.finfo(dtype).tiny).log_().neg_().log_().neg_()
+    minus = u.clamp_(min=torch.finfo(dtype).tiny).log_().neg_().log_()
+    return scaled(minus, [-t for t in temperatures], counts)
 
 
 def _check_mass(name: str, mass: float) -> None:
@@ -186,9 +193,8 @@ def _gumbel_max(batch: Batch, progress: Progress, temperature: Temperature, dtyp
         logits_NV = nucleus(logits_NV, top_p)
         wide_NV = double(logits_NV) if dtype == torch.float64 else logits_NV.to(dtype)
         counts = _of_each_row(at_N, batch.rows, progress)
-        noise_NV = gumbel(generators, counts, logits_NV.shape[1:], dtype)
-        noise_NV = sent(scaled(noise_NV, of_rows(temperature, progress), counts), wide_NV.device)
-        return noise_NV.add_(wide_NV).argmax(1).to(logits_NV.device)
+        noise_NV = gumbel(generators, counts, logits_NV.shape[1:], dtype, of_rows(temperature, progress))
+        return sent(noise_NV, wide_NV.device).add_(wide_NV).argmax(1).to(logits_NV.device)
 
     return pick
 
