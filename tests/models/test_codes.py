@@ -39,6 +39,21 @@ def test_kept_vectors_are_those_that_are_computed() -> None:
         assert torch.equal(embedded(plain, codes), embedded(kept, codes))
 
 
+def test_many_codes_are_looked_up_in_any_model() -> None:
+    plain = filled(CodeEmbedding(CONFIG), "a")
+    many, squares = CODES.repeat(1, 24), torch.cat([SQUARES + 48 * i for i in range(24)], 1)
+    runs: list[int] = []
+    with torch.no_grad():
+        found = plain(many, squares)
+        assert torch.equal(found[:, :12], plain(CODES, SQUARES))
+        layer = plain.get_submodule("mix")
+        forward = layer.forward
+        layer.forward = lambda x: runs.append(len(x)) or forward(x)  # type: ignore[method-assign]
+        assert torch.equal(plain(many, squares), found) and not runs
+        plain(CODES, SQUARES)
+    assert runs
+
+
 @pytest.mark.parametrize("name", ["table.weight", "table_norm.weight", "mix.weight", "fold_norm.weight", "fold.weight"])
 @pytest.mark.parametrize("storage", [False, True])
 def test_a_changed_weight_changes_the_kept_vectors(name: str, storage: bool) -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from unmask.models.blocks import RMSNorm
-from unmask.models.linear import Linear, hooked, keeps, kept, linear, reordered, served_by_onednn
+from unmask.models.linear import Linear, hooked, is_plain, keeps, kept, linear, reordered, served_by_onednn
 from unmask.models.sizes import ElasticConfig
 
 _EPS = 1e-6
+_MANY = 1024  # codes of a forward pass from which the vectors of all codes are kept, [V, E]
 
 
 class Fold(nn.Module):
@@ -69,7 +70,7 @@ class CodeEmbedding(nn.Module):
 
         ``alone [B, C]``: positions of one code (their place stands four times in ``square``); None where there are none.
         """
-        if square_BC4 is not None and alone_BC is None and self._keeps():
+        if square_BC4 is not None and alone_BC is None and self._keeps(codes_BT):
             return self.out(self.out_norm(self.fold(self._known(codes_BT, square_BC4), kept_by=self.mix)))
         e_BTE = self.mix(self.table_norm(self.table(codes_BT)))
         if square_BC4 is not None:
@@ -79,10 +80,14 @@ class CodeEmbedding(nn.Module):
             e_BTE = folded
         return self.out(self.out_norm(e_BTE))
 
-    def _keeps(self) -> bool:
-        """Whether the vectors of all codes may be kept: on the CPU, where a row's bits do not depend on the rows beside it."""
+    def _keeps(self, codes_BT: Tensor) -> bool:
+        """Whether the vectors of all codes are kept: where a forward pass has many codes, and in a model that was opened for use on the
+        CPU, where a row's bits do not depend on the rows beside it.
+        """
         parts = (self.table, self.table_norm, self.mix, self.fold_norm)
-        return keeps(self.mix) and self.table.weight.is_cpu and not any(map(hooked, parts))
+        if torch.is_grad_enabled() or not is_plain(self.mix) or any(map(hooked, parts)):
+            return False
+        return codes_BT.numel() >= _MANY or (keeps(self.mix) and codes_BT.is_cpu)
 
     def _known(self, codes_BT: Tensor, square_BC4: Tensor) -> Tensor:
         """What ``fold`` reads, [B, C, 4, E]: what a code becomes before it is made once for all codes."""

@@ -19,6 +19,7 @@ from unmask.models.asked import Asked, asked, with_predecessors
 from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
+from unmask.models.graphs import Graphs, Streams
 from unmask.models.layout import Layout, Packing, lay_out
 from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
@@ -43,6 +44,7 @@ class Elastic(nn.Module):
     def __init__(self, config: ElasticConfig, *, mask_id: int, attention: Attention = FITTING) -> None:
         super().__init__()
         self.config, self.mask_id, self.attention = config, mask_id, attention
+        self.graphs: Graphs | None = None  # CUDA graphs of the layers, for a model on one card (graphs.py)
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -194,14 +196,29 @@ class Elastic(nn.Module):
         codes: Asked,
         memory: Memory | None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        last = self.config.joint_layers - 1
-        for i, block in enumerate(self.blocks):
-            ends = not len(text.at) and i >= last
-            layer = memory.layer(i) if memory else None
-            read = Read(und=text.read, gen=codes.read) if i == len(self.blocks) - 1 else None
-            u_ND, g_NE = block(u_ND, g_NE, layout.groups, self.attention, last_und=ends, memory=layer, read=read)
+        scores_text, streams, below = bool(len(text.at)), (u_ND, g_NE), len(self.blocks) - 1
+
+        def layers(given: Streams) -> Streams:
+            return self._through(range(below), layout, given, scores_text, memory, Read())
+
+        if self.graphs is not None and memory is None and not torch.is_grad_enabled():
+            streams = self.graphs.run(layers, self.blocks, layout, streams, text=scores_text)
+        else:
+            streams = layers(streams)
+        read = Read(und=text.read, gen=codes.read)
+        return self._through(range(below, below + 1), layout, streams, scores_text, memory, read)
+
+    def _through(
+        self, numbers: range, layout: Layout, streams: Streams, scores_text: bool, memory: Memory | None, read: Read
+    ) -> Streams:
+        """The streams after some layers; an understanding stream that nobody reads ends with the last joint layer."""
+        u_ND, g_NE = streams
+        for i in numbers:
             if u_ND is None and g_NE is None:
                 break
+            ends = not scores_text and i >= self.config.joint_layers - 1
+            layer, block = memory.layer(i) if memory else None, self.blocks[i]
+            u_ND, g_NE = block(u_ND, g_NE, layout.groups, self.attention, last_und=ends, memory=layer, read=read)
         return u_ND, g_NE
 
     def _read_text(self, text: Asked, u_ND: Tensor | None, score: _Score, kind: int) -> Scored:
