@@ -8,14 +8,19 @@ Shapes: B rows · C code positions · E generation width · N tokens scored · V
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unmask.derived import derived
 from unmask.models.blocks import RMSNorm
-from unmask.models.linear import Linear, linear
+from unmask.models.linear import Linear, hooked, is_plain, linear
 from unmask.models.sizes import ElasticConfig
 
 _EPS = 1e-6
+_MANY = 1024  # codes of a forward pass from which all codes' vectors are kept, [V, E]
 
 
 class Fold(nn.Module):
@@ -26,8 +31,7 @@ class Fold(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, width, 2, 2))  # [out, in, kh, kw]
 
     def forward(self, square: Tensor) -> Tensor:
-        width = square.shape[-1]
-        return linear(square.flatten(-2), self.weight.permute(0, 2, 3, 1).reshape(width, 4 * width))
+        return linear(square.flatten(-2), _fixed(_folding, self.weight))
 
 
 class Unfold(nn.Module):
@@ -38,9 +42,22 @@ class Unfold(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, width, 2, 2))  # [in, out, kh, kw]
 
     def forward(self, h: Tensor) -> Tensor:
-        width = h.shape[-1]
-        matrix = self.weight.permute(2, 3, 1, 0).reshape(4 * width, width)
-        return linear(h, matrix).unflatten(-1, (4, width))
+        return linear(h, _fixed(_unfolding, self.weight)).unflatten(-1, (4, h.shape[-1]))
+
+
+def _folding(weight: Tensor) -> Tensor:
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _unfolding(weight: Tensor) -> Tensor:
+    return weight.permute(2, 3, 1, 0).flatten(0, 2)
+
+
+def _fixed(make: Callable[..., Tensor], first: Tensor, *others: Tensor) -> Tensor:
+    """What follows from weights alone: computed once without gradients, and again after they change."""
+    if torch.is_grad_enabled():
+        return make(first, *others)
+    return derived(make, lambda: make(first, *others), first, *others)
 
 
 class CodeEmbedding(nn.Module):
@@ -62,13 +79,23 @@ class CodeEmbedding(nn.Module):
 
         ``alone [B, C]``: positions of one code (their place stands four times in ``square``); None where there are none.
         """
-        e_BTE = self.mix(self.table_norm(self.table(codes_BT)))
+        e_BTE = self._of_codes(codes_BT)
         if square_BC4 is not None:
             folded = self.fold(_taken(self.fold_norm(e_BTE), square_BC4))
             if alone_BC is not None:
                 folded = torch.where(alone_BC[..., None], _taken(e_BTE, square_BC4[..., :1])[..., 0, :], folded)
             e_BTE = folded
         return self.out(self.out_norm(e_BTE))
+
+    def _of_codes(self, codes_BT: Tensor) -> Tensor:
+        """A vector depends on its code alone: where there are many, they are looked up among those of all codes."""
+        plain = is_plain(self.mix) and type(self.mix.weight) is nn.Parameter and not hooked(self.mix)
+        if codes_BT.numel() < _MANY or torch.is_grad_enabled() or not plain:
+            return self.mix(self.table_norm(self.table(codes_BT)))
+
+        table, *others = self.table.weight, self.table_norm.weight, self.mix.weight
+        every = derived("codes", lambda: self.mix(self.table_norm(table)), table, *others)
+        return F.embedding(codes_BT, every)
 
 
 class CodeHead(nn.Module):

@@ -51,13 +51,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def side_by_side(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     """The outputs of several layers that read the same; one product where their weights are packed and nothing is hooked to them."""
     own = [one for one in layers if isinstance(one, Linear) and one.packs and one.bias is None]
-    if len(own) == len(layers) and served_by_onednn(x, own[0].weight) and not any(map(_hooked, own)):
+    if len(own) == len(layers) and served_by_onednn(x, own[0].weight) and not any(map(hooked, own)):
         if (kept := packed(own)) is not None:
             return torch.split_with_sizes(onednn(x, kept), [one.weight.shape[0] for one in own], -1)
     return [layer(x) for layer in layers]
 
 
-def _hooked(layer: nn.Module) -> bool:
+def hooked(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
