@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -71,11 +72,11 @@ def both_kinds() -> Batch:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("joint", [3, CONFIG.layers])
+@pytest.mark.parametrize("change", [{}, {"joint_layers": CONFIG.layers}, {"kv_heads": 2}])
 def test_queries_that_nobody_reads_are_left_out_of_the_last_layer(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, joint: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, change: dict[str, Any]
 ) -> None:
-    net = Elastic(dataclasses.replace(CONFIG, joint_layers=joint), mask_id=7).eval()
+    net = Elastic(dataclasses.replace(CONFIG, **change), mask_id=7).eval()
     init(net, generator("few"))
     net.to(dtype)
     asked = seen_by(net.blocks[-1].gen.q)  # type: ignore[union-attr]

@@ -25,14 +25,15 @@ from unmask.models.memory import LayerMemory
 from unmask.models.rope import rotate, rotate_into
 from unmask.models.sizes import ElasticConfig
 
-
 _MLP_ROWS = 512  # positions that the feed-forward takes at least where there are many
 _FEW_FROM = 2**21  # scores of a row (heads * positions * positions) from which queries that nobody reads are left out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Of the packed positions of a branch, not yet rotated: each [N, H, K]. ``q``: None where nobody reads what the queries would find."""
+    """Of the packed positions of a branch, not yet rotated: each [N, H, K], where keys and values may have fewer heads (grouped-query
+    attention). ``q``: None where nobody reads what the queries would find.
+    """
 
     q: Tensor | None
     k: Tensor
@@ -104,26 +105,27 @@ class SharedOut(Linear):
 class Branch(nn.Module):
     """One branch's own weights in a layer: norms, q/k/v into the shared head space, and ``mlp``: any module [.., width] -> [.., width]."""
 
-    def __init__(self, width: int, inner: int, mlp: int, eps: float) -> None:
+    def __init__(self, config: ElasticConfig, width: int, mlp: int) -> None:
         super().__init__()
+        eps, bias, self.head_width = config.norm_eps, config.qkv_bias, config.head_channels
         self.attn_norm = RMSNorm(width, eps)
-        self.q = Linear(width, inner, bias=False)
-        self.k = Linear(width, inner, bias=False)
-        self.v = Linear(width, inner, bias=False)
+        self.q = Linear(width, config.query_width, bias=bias)
+        self.k = Linear(width, config.key_width, bias=bias)
+        self.v = Linear(width, config.key_width, bias=bias)
         self.mlp_norm = RMSNorm(width, eps)
         self.mlp: nn.Module = SwiGLU(width, mlp)
 
-    def heads(self, x_NW: Tensor, heads: int, *, queries: bool = True, at: Tensor | None = None) -> Heads:
+    def heads(self, x_NW: Tensor, *, queries: bool = True, at: Tensor | None = None) -> Heads:
         """``at [Q]``: the positions whose queries are needed; None for all of them."""
         x = self.attn_norm(x_NW)
         if queries and at is not None:
-            few = self.q(x.index_select(0, at)).unflatten(-1, (heads, -1))
-            return replace(self._projected(x, heads, queries=False), q=few)
-        return self._projected(x, heads, queries=queries)
+            few = self.q(x.index_select(0, at)).unflatten(-1, (-1, self.head_width))
+            return replace(self._projected(x, queries=False), q=few)
+        return self._projected(x, queries=queries)
 
-    def _projected(self, x: Tensor, heads: int, *, queries: bool) -> Heads:
+    def _projected(self, x: Tensor, *, queries: bool) -> Heads:
         layers = (self.q, self.k, self.v) if queries else (self.k, self.v)
-        *q, k, v = (y.unflatten(-1, (heads, -1)) for y in side_by_side(x, layers))
+        *q, k, v = (y.unflatten(-1, (-1, self.head_width)) for y in side_by_side(x, layers))
         return Heads(q=q[0] if q else None, k=k, v=v)
 
 
@@ -141,10 +143,10 @@ class ElasticBlock(nn.Module):
     def __init__(self, config: ElasticConfig, *, joint: bool) -> None:
         super().__init__()
         self.heads, self.joint = config.heads, joint
-        self.und = Branch(config.width, config.width, config.mlp, config.norm_eps)
+        self.und = Branch(config, config.width, config.mlp)
         if config.gen_width:
-            self.gen = Branch(config.gen_width, config.width, config.gen_mlp, config.norm_eps)
-        self.out = SharedOut(config.width, config.width, bias=False)
+            self.gen = Branch(config, config.gen_width, config.gen_mlp)
+        self.out = SharedOut(config.query_width, config.width, bias=False)
 
     def forward(
         self,
@@ -168,9 +170,9 @@ class ElasticBlock(nn.Module):
         at = {} if memory is not None else self._few(u_ND, g_NE, groups, read)
         heads: dict[str, Heads] = {}
         if g_NE is not None:
-            heads["gen"] = self.gen.heads(g_NE, self.heads, at=at.get("gen"))
+            heads["gen"] = self.gen.heads(g_NE, at=at.get("gen"))
         if u_ND is not None and (joint or not last_und):
-            heads["und"] = self.und.heads(u_ND, self.heads, queries=not last_und, at=at.get("und"))
+            heads["und"] = self.und.heads(u_ND, queries=not last_und, at=at.get("und"))
         # 2. In a joint layer both attend to both, the codes first; above, each to its own.
         sets = [tuple(heads)] if joint else [(name,) for name in heads]
         if at:
@@ -230,7 +232,7 @@ def _mixed_few(
     at: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """What the positions ``at`` find, by branch: [Q, D]."""
-    mixed = {name: h.q.new_zeros(len(h.q), h.q[0].numel()) for name, h in heads.items() if h.q is not None}
+    mixed = {name: h.q.new_zeros(h.q.flatten(1).shape) for name, h in heads.items() if h.q is not None}
     for group in groups:
         for names in sets:
             for name, mine_R, found_RD in _few_of(heads, group, names, attention, at):
@@ -247,6 +249,7 @@ def _few_of(
         return
     k = _rotated([group.parts[name].of(heads[name].k) for name in names], names, group)
     v = _one([group.parts[name].of(heads[name].v) for name in names])
+    k, v = (_for_queries(x, max(h.q.shape[1] for h in heads.values() if h.q is not None)) for x in (k, v))
     mask = group.masks["joint" if len(names) == 2 else names[0]]
     for row in range(len(k)):
         before = 0
@@ -281,10 +284,10 @@ def _mixed(
     asked = [parts[name].of(heads[name].q) for name in asking]  # type: ignore[arg-type]
     read = [parts[name].of(heads[name].k) for name in names]
     queries = sum(parts[name].length for name in asking)
-    if worthwhile(read[0]):  # their gradients would be copied once more
-        q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
-    elif any(map(large, read)):
+    if any(map(large, asked)):
         q, k = _rotated(asked, asking, group), _rotated(read, names, group)
+    elif worthwhile(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
+        q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
     else:
         turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
         q, k = turned[:, :, :queries], turned[:, :, queries:]
@@ -295,6 +298,7 @@ def _mixed(
             _one([memory.merge(f"{name}.{what}", x) for name, x in zip(names, whole.split(sizes, dim=2), strict=True)])
             for what, whole in (("k", k), ("v", v))
         )
+    k, v = _for_queries(k, q.shape[1]), _for_queries(v, q.shape[1])
     attend = group.masks["joint" if len(names) == 2 else names[0]]
     mixed_GTHK = attention(q, k, v, None if attend is None else attend[:, :, :queries]).transpose(1, 2)
     each = mixed_GTHK.split([parts[name].length for name in asking], dim=1)
@@ -309,6 +313,12 @@ def _rotated(parts: Sequence[Tensor], names: Sequence[str], group: Group) -> Ten
         rotate_into(found[:, :, start : start + x.shape[2]], x, group.parts[name].rope)
         start += x.shape[2]
     return found
+
+
+def _for_queries(x_GHSK: Tensor, heads: int) -> Tensor:
+    """Keys or values for as many heads as there are queries (grouped-query attention: each serves several)."""
+    shared = heads // x_GHSK.shape[1]
+    return x_GHSK.repeat_interleave(shared, dim=1) if shared > 1 else x_GHSK
 
 
 def _one(parts: Sequence[Tensor]) -> Tensor:
