@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.models.gradients import MASKED, attended, worthwhile
+from unmask.models.gradients import MASKED, attended, softmax, worthwhile
 
 NEVER = 2**62
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -29,7 +29,7 @@ def plain(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | 
     score_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHSK.transpose(-1, -2)
     if attend_B1TS is not None:
         score_BHTS = score_BHTS.masked_fill(~attend_B1TS, MASKED)
-    return score_BHTS.softmax(-1) @ v_BHSK
+    return softmax(score_BHTS) @ v_BHSK
 
 
 def blocked(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:

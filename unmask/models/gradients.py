@@ -77,6 +77,13 @@ def rotated(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return _Rotated.apply(x_BHTK, *table)
 
 
+def softmax(score: Tensor) -> Tensor:
+    """Over the last dimension. A CPU takes half the time for half types if they are converted before and after."""
+    if score.dtype == torch.float32 or score.device.type != "cpu":
+        return score.softmax(-1)
+    return score.softmax(-1, dtype=torch.float32).to(score.dtype)
+
+
 class _Attended(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None) -> Tensor:
@@ -84,7 +91,7 @@ class _Attended(torch.autograd.Function):
         score = q @ k.transpose(-1, -2)
         if attend is not None:
             score.masked_fill_(~attend, MASKED)
-        share = score.softmax(-1)
+        share = softmax(score)
         ctx.save_for_backward(q, k, v, share)
         return share @ v
 
