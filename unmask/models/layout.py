@@ -170,7 +170,10 @@ def lay_out(batch: Batch, reuse: Reuse | None, packing: Packing) -> Layout:
 
 
 def groups_of(lengths: Sequence[Lengths], packing: Packing) -> list[list[int]]:
-    """Row numbers of each group, so that padding costs less than the groups that it saves."""
+    """Row numbers of each group, so that padding costs less than the groups that it saves.
+
+    Padding is added only behind what a row reads: keys between others would change how sums round (docs/notes/0005-engine.md).
+    """
     rows: dict[Lengths, list[int]] = {}
     for row, own in enumerate(lengths):
         rows.setdefault(own, []).append(row)
@@ -181,7 +184,8 @@ def groups_of(lengths: Sequence[Lengths], packing: Packing) -> list[list[int]]:
             both = (max(before[0], own[0]), max(before[1], own[1]))
             wasted = len(already) * (packing.flops(both) - packing.flops(before))
             wasted += len(rows[own]) * (packing.flops(both) - packing.flops(own))
-            if wasted <= packing.group_flops and sum(both) < packing.unpadded_from:
+            behind = before[1] == own[1] or both[0] == 0  # padded codes would stand before understanding positions
+            if behind and wasted <= packing.group_flops and sum(both) < packing.unpadded_from:
                 groups[-1] = (both, already + rows[own])
                 continue
         groups.append((own, rows[own]))
