@@ -62,11 +62,12 @@ from unmask.tokens.vq import VQ
 SIZE = SIZES["mini"]
 assert SIZE.vision is not None
 LOOK_TOKENS = SIZE.vision.tokens
-MANY = Draft(counts=((1, 0.15), (2, 0.35), (3, 0.25), (4, 0.25)), alike=0.2)
-EVEN = Draft(counts=((1, 0.22), (2, 0.48), (3, 0.18), (4, 0.12)), alike=0.28)
+MANY = Draft(counts=((1, 0.15), (2, 0.35), (3, 0.25), (4, 0.25)), alike=0.2, grouped=0.35)
+EVEN = Draft(counts=((1, 0.22), (2, 0.42), (3, 0.2), (4, 0.16)), alike=0.28, grouped=0.4)
 
-COUNTED = Draft(counts=((2, 0.3), (3, 0.35), (4, 0.35)), alike=0.85)
-PAIRS = Draft(counts=((2, 1.0),), alike=0.0)
+COUNTED = Draft(counts=((2, 0.3), (3, 0.35), (4, 0.35)), alike=0.85, grouped=0.5)
+RELATED = Draft(counts=((2, 0.5), (3, 0.25), (4, 0.25)), alike=0.0, grouped=1.0)
+EDITED = Draft(grouped=0.25)
 FEW = Draft(counts=((1, 0.8), (2, 0.2)))
 
 
@@ -318,18 +319,18 @@ def stage3(
     common = {"text": tokens, "seed": seed}
     coded, seeing = {**common, "encode": encode}, {**common, "look_tokens": LOOK_TOKENS}
     draw = Drawings(**coded, batch=4, draft=EVEN)
-    edit = Edits(**coded, look_tokens=LOOK_TOKENS, batch=7)
+    edit = Edits(**coded, look_tokens=LOOK_TOKENS, batch=7, draft=EDITED)
     counted = replace(draw, seed=seed + 40, batch=6, plan=Planned(open=0.0), draft=COUNTED)
     planned = replace(draw, seed=seed + 10, batch=8, plan=Planned(open=0.0))
     conditioned = replace(draw, seed=seed + 30, batch=10, conditions=1.0, draft=FEW)
-    related = Plans(text=tokens, seed=seed + 20, length=44, batch=30, related=0.95, draft=PAIRS)
+    related = Plans(text=tokens, seed=seed + 20, length=44, batch=30, related=0.95, draft=RELATED)
     retry = Retries(**coded, look_tokens=LOOK_TOKENS, batch=3, plan=Planned(), draft=EVEN)
     reply = VisualQuestions(
         **{**seeing, "seed": seed + 20}, batch=6, questions=1, phrases=0, draft=MANY, answer_length=44
     )
     unified = Collapsing(at=t_exp, announce=tokens[EXP]) if t_exp else None
     illustration = Illustrations(**coded, look_tokens=LOOK_TOKENS, batch=8, length=44, draft=EVEN, unified=unified)
-    critique_relations = Critiques(**{**seeing, "seed": seed + 50}, batch=4, related=0.8, draft=PAIRS)
+    critique_relations = Critiques(**{**seeing, "seed": seed + 50}, batch=4, related=0.8, draft=RELATED)
     critique_drawn = DrawnCritiques(**seeing, batch=5, captions=4, related=0.3, folder=Path(drawn))
     return _Stage(
         name="mini.stage3",
@@ -346,11 +347,11 @@ def stage3(
             ("edit_planned", replace(edit, seed=seed + 10, plan=Planned(), batch=7), 1, _EDIT_PLANNED, 0.7),
             ("plan", Plans(**common, length=44, batch=8, draft=EVEN), 1, Masked(), 0.3),
             ("plan_related", related, 1, _PLAN, 1.6),
-            ("edit_plan", EditPlans(**seeing, length=24, batch=8), 1, Masked(), 0.7),
+            ("edit_plan", EditPlans(**seeing, length=24, batch=8, draft=EDITED), 1, Masked(), 0.7),
             ("critique", Critiques(**seeing, batch=5, captions=5, draft=MANY), 1, _LOOK, 1.0),
             ("critique_placed", critique_relations, 1, _LOOK, 0.8),
             *([("critique_drawn", critique_drawn, 1, _LOOK, 1.0)] if drawn else []),
-            ("edit_critique", EditCritiques(**seeing, batch=4), 1, _LOOK, 0.25),
+            ("edit_critique", EditCritiques(**seeing, batch=4, draft=EDITED), 1, _LOOK, 0.25),
             ("retry", retry, 1, _DRAW_RETRY, 0.3),
             ("illustration", illustration, 1, replace(_ILLUSTRATE, corruption=unified or _LOOK.corruption), 1.2),
             # Must not be a multiple of the number of processes: one process would get all batches.
