@@ -19,6 +19,7 @@ from random import Random
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from unmask.data.drawn import Drawn, load_drawn, save_drawn
@@ -55,6 +56,22 @@ def draw(model: str = "mini", out: str = "runs/drawn", count: int = 6000, seed: 
 
     ``model``: a name or a folder. ValueError if ``out`` holds images of other weights or another seed, or if no image could be labelled.
     """
+    draw_share(model, out, count, seed)
+    if not collect(out, count):
+        raise ValueError(f"none of {count} images could be labelled; is {model} trained on level grid?")
+
+
+def collect(out: str, count: int) -> int:
+    """Join the batches that are drawn; returns the number of labelled images, and writes nothing if it is 0."""
+    parts = [load_drawn(part) for part, _ in _parts(Path(out), count)]
+    drawn = [d for _, some in parts for d in some]
+    if drawn:
+        save_drawn(Path(out), torch.cat([pictures for pictures, _ in parts]), drawn)
+    return len(drawn)
+
+
+def draw_share(model: str, out: str, count: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    """The batches of one process of several that draw at the same time; those that are there are kept. ValueError as of ``draw``."""
     import unmask
 
     opened, folder = unmask.load(model), Path(out)
@@ -62,17 +79,16 @@ def draw(model: str = "mini", out: str = "runs/drawn", count: int = 6000, seed: 
         raise ValueError(f"{model} is a text model; give an image model")
     _claim(folder, {"weights": weights_digest(opened.parts.net).hex(), "seed": seed})
     wanted = training_prompts(count, seed)
-    parts = []
-    for first in track(range(0, count, BATCH), description="drawing"):
-        some = wanted[first : first + BATCH]
-        part = folder / "parts" / f"{first:06}-{first + len(some):06}"
+    for part, first in track(_parts(folder, count)[rank::world], description="drawing", console=Console(stderr=True)):
         if not (part / "drawn.jsonl").exists():  # written last
+            some = wanted[first : first + BATCH]
             _draw(opened, some, part, Random(f"drawn/{seed}/{first}"), planned=bool(first // BATCH % 4))
-        parts.append(load_drawn(part))
-    drawn = [d for _, some in parts for d in some]
-    if not drawn:
-        raise ValueError(f"none of {count} images could be labelled; is {model} trained on level grid?")
-    save_drawn(folder, torch.cat([pictures for pictures, _ in parts]), drawn)
+
+
+def _parts(folder: Path, count: int) -> list[tuple[Path, int]]:
+    """Folder and first prompt of every batch."""
+    starts = range(0, count, BATCH)
+    return [(folder / "parts" / f"{first:06}-{min(first + BATCH, count):06}", first) for first in starts]
 
 
 def training_prompts(count: int, seed: int) -> list[Prompt]:
