@@ -49,6 +49,7 @@ SMALL = {
     "mini.stage2a": ("images=400", "source.parts.draw.batch=2"),
     "mini.stage3": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
     "mini.tower": ("source.batch=4",),
+    "mini_free.vq": ("pictures=1", "items=2"),
     "mini_vq.vq": ("images=400", "source.batch=1"),
     "sparse.mini": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
 }

@@ -34,7 +34,8 @@ from unmask.models.codes import init_codes
 from unmask.models.elastic import Elastic, init
 from unmask.pipeline.loading import resolve
 from unmask.recipe import Optim, Recipe
-from unmask.recipes.mini_series import Lattice, MiniSeries
+from unmask.recipes.mini_free import Free
+from unmask.recipes.mini_series import Lattice, MiniSeries, PictureCodes
 from unmask.recipes.mini_tasks import (
     SIZE,
     Rows,
@@ -183,8 +184,19 @@ def all(
     texts: int = 12000,
     drawn: int = 6000,
     items: int = 600,
+    tokenizer: str = "lattice",
 ) -> Series:
-    """Everything from nothing: tokenizers, vision tower, stages 1 to 3, own drawings, evaluation and model card; resumable."""
-    codes = Lattice(seed=seed, images=images, batch=max(1, round(8 * times)))
+    """Everything from nothing: tokenizers, vision tower, stages 1 to 3, own drawings, evaluation and model card; resumable.
+
+    ``tokenizer``: lattice (``mini_vq``) or free (``mini_free``), which also chooses the level that is drawn. ValueError for another word.
+    """
+    pictures = max(1, round(8 * times))
+    known: dict[str, PictureCodes] = {
+        "lattice": Lattice(seed=seed, images=images, batch=pictures),
+        "free": Free(seed=seed, pictures=pictures, items=min(64, items)),
+    }
+    if tokenizer not in known:
+        raise ValueError(f"there is no tokenizer {tokenizer!r}; choose from {', '.join(known)}")
+    codes = known[tokenizer]
     made = MiniSeries(codes=codes, seed=seed, times=times, narrow=narrow, texts=texts, drawn=drawn, items=items)
     return made.series(hours)
