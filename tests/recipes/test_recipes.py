@@ -42,6 +42,7 @@ STAGE3 = (
     "caption",
 )
 SMALL = {
+    "ablations.run": ("teraflops=0.01", "times=0.05"),
     "judge.detector": ("source.batch=2",),
     "mini.align": ("source.batch=4",),
     "mini.stage1": ("vision=", "images=400", "source.parts.look.batch=2"),
