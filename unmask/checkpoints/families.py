@@ -7,16 +7,15 @@ image codes in the embedding.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
+from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
 RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5) and its own models"
 _LLADA_ROWS, _IMAGE_CODES = 126_464, 8_192
-_LARGEST = 16 * 2**20  # bytes of a config.json; real ones have a few thousand
 
 # Part of a class or model_type, in lower case and without "_", "-" and "." -> name. The first that fits counts.
 _NAMES = {
@@ -161,10 +160,8 @@ def _single_file(path: Path) -> str:
 def _json(path: Path) -> Json:
     """A JSON object; {} for anything else, which reading it properly reports."""
     try:
-        found = (
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() and path.stat().st_size < _LARGEST else {}
-        )
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except FileRefused:
         return {}
     return found if isinstance(found, dict) else {}
 

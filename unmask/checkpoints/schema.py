@@ -81,7 +81,7 @@ def read_json(path: Path, *, most: int = MOST_JSON) -> Json:
         raise CheckpointError(f"cannot read {path}: {error}; is this a folder of weights?") from error
     if not isinstance(found, dict):
         raise CheckpointError(
-            f"{path} is not a model configuration: it holds {_shown(found)}, wanted a JSON object; copy or download it again"
+            f"{path} is not a model configuration: it holds {shown(found)}, wanted a JSON object; copy or download it again"
         )
     return found
 
@@ -99,6 +99,11 @@ def fields(kind: type[F], raw: object, path: Path) -> F:
         raise CheckpointError(f"{_problem(error, path)}; correct it, or copy or download the file again") from error
 
 
+def invalid(path: Path, problem: str) -> CheckpointError:
+    """The error for values of ``path`` that contradict each other; ``problem`` names the fields."""
+    return CheckpointError(f"{path}: invalid value: {problem}; correct it, or copy or download the file again")
+
+
 def _problem(error: ValidationError, path: Path) -> str:
     """Missing fields together; else the first wrong one and the number of the others. Of a union, the first branch is reported."""
     found = error.errors(include_url=False)
@@ -114,14 +119,14 @@ def _problem(error: ValidationError, path: Path) -> str:
         wanted = _LIMITS[first["type"]](context)
     else:
         wanted = _WANTED.get(first["type"]) or first["msg"].removeprefix("Input should be ")
-    return f"{path}: invalid value: {_name(first['loc'])} is {_shown(first['input'])}, wanted {wanted}{more}"
+    return f"{path}: invalid value: {_name(first['loc'])} is {shown(first['input'])}, wanted {wanted}{more}"
 
 
 def _name(place: tuple[int | str, ...]) -> str:
     return ".".join(str(part)[:60] for part in place) or "it"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """The start of a value, on one line. A nested value is not written out: it may be large."""
     if isinstance(value, dict | list):
         kind = "an object" if isinstance(value, dict) else "a list"

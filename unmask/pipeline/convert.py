@@ -19,7 +19,8 @@ from pathlib import Path
 from torch import Tensor
 
 from unmask.checkpoints.elastic import Checkpoint
-from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavida_o
+from unmask.checkpoints.lavida_o import OWN_BLOCK, names, survey_lavida_o
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_header
 from unmask.json_types import Json

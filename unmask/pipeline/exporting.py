@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unmask.checkpoints.lavida_o import names, read_json
+from unmask.checkpoints.lavida_o import names
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import save_tensors
 from unmask.checkpoints.stream import FLOATS, files_of
 from unmask.pipeline.loading import Format, ModelSpec

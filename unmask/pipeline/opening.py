@@ -10,9 +10,9 @@ import torch
 
 from unmask.checkpoints.device import AUTO, find_device
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
-from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load as load_weights
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 from unmask.pipeline.adapting import Adapters, add_adapters, each_of
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
@@ -90,6 +90,6 @@ def load_text(
     if text[MASK] != net.mask_id:
         raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
     add_adapters(net, lora, weights=weights, called=called)
-    context = int(read_json(folder / "config.json").get("max_sequence_length", 4096))
+    context = read_json(folder / "config.json").get("max_sequence_length", 4096)  # checked by the survey
     load_weights(weights, net, vq, Reply.needs)
     return TextModel(TextParts(text=text, net=net, context=context))
