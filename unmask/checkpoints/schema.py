@@ -81,7 +81,7 @@ def read_json(path: Path, *, most: int = MOST_JSON) -> Json:
         raise CheckpointError(f"cannot read {path}: {error}; is this a folder of weights?") from error
     if not isinstance(found, dict):
         raise CheckpointError(
-            f"{path} is not a model configuration: it holds {shown(found)}, wanted a JSON object; copy or download it again"
+            f"{path} is not a model configuration: it holds {shown(found)}, wanted a JSON object; is this a folder of unmask, LaViDa-O or LLaDA?"
         )
     return found
 
