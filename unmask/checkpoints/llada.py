@@ -25,14 +25,15 @@ from unmask.checkpoints.lavida_o import (
     released_names,
     trunk,
 )
-from unmask.checkpoints.schema import fields, read_json
-from unmask.checkpoints.stream import Stored, tensors_of
+from unmask.checkpoints.schema import fields, invalid, read_json
+from unmask.checkpoints.stream import Stored, read, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
 from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQConfig
 
+_COMPARED = 4  # rows of the embedding and of the head
 # Supported values; other values are an error. An absent field means the first value.
 _ONLY: dict[str, tuple[object, ...]] = {
     "activation_type": ("silu",),
@@ -80,6 +81,15 @@ def _names(raw: Json, config: ElasticConfig, found: Mapping[str, Stored]) -> dic
     return mapping
 
 
+def _refuse_other_head(found: dict[str, Stored], called: Mapping[str, str], path: Path) -> None:
+    """Drop the head of a tied model, which is a copy of the embedding. CheckpointError where the first rows differ: it is not tied."""
+    head, embedding = found.pop(called["text_head.weight"], None), found.get(called["embed.weight"])
+    if head is None or embedding is None:
+        return
+    if head.shape != embedding.shape or not read(head, rows=_COMPARED).equal(read(embedding, rows=_COMPARED)):
+        raise invalid(path, "weight_tying is true, but the head is not the embedding")
+
+
 def survey_llada(folder: Path) -> Checkpoint:
     """Contents of a folder in LLaDA's layout; no weights are read. CheckpointError if something does not fit."""
     path = folder / "config.json"
@@ -92,6 +102,6 @@ def survey_llada(folder: Path) -> Checkpoint:
     mask_id = mask_row(raw, config, path)
     mapping = _names(raw, config, found)
     if mapping["text_head.weight"] != names(config)["text_head.weight"]:
-        found.pop(names(config)["text_head.weight"], None)  # a copy of the embedding
+        _refuse_other_head(found, names(config), path)
     stored = fit(net, found, mapping, folder)
     return Checkpoint(place=folder, config=config, vq_config=VQConfig(), mask_id=mask_id, net=stored, vq={})

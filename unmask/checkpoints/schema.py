@@ -34,8 +34,8 @@ Heads = Annotated[int, Field(ge=1, le=1024)]
 Layers = Annotated[int, Field(ge=1, le=1024)]
 Pixels = Annotated[int, Field(ge=1, le=2**14)]  # one side of a picture or patch
 TokenId = Annotated[int, Field(ge=0, le=2**22)]
-Theta = Annotated[float, Field(gt=1, le=1e10)]  # base of the rotary positions
-Epsilon = Annotated[float, Field(gt=0, le=1e-2)]  # of a norm
+Theta = Annotated[float, Field(ge=10, lt=1e9)]  # base of the rotary positions
+Epsilon = Annotated[float, Field(ge=1e-12, le=1e-2)]  # of a norm
 
 _WANTED = {
     "string_type": "a string",
@@ -81,7 +81,8 @@ def read_json(path: Path, *, most: int = MOST_JSON) -> Json:
         raise CheckpointError(f"cannot read {path}: {error}; is this a folder of weights?") from error
     if not isinstance(found, dict):
         raise CheckpointError(
-            f"{path} is not a model configuration: it holds {shown(found)}, wanted a JSON object; is this a folder of unmask, LaViDa-O or LLaDA?"
+            f"{path} is not a model configuration: it holds {shown(found)}, wanted an object; "
+            "is this a folder of unmask, LaViDa-O or LLaDA?"
         )
     return found
 

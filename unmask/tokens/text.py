@@ -60,7 +60,12 @@ class Text:
     @classmethod
     def load(cls, path: Path, control: tuple[str, ...] = CONTROL) -> Text:
         """Load a tokenizer.json. TokenizerError if it is missing or unsuitable."""
-        return cls(read_tokenizer(path), control)
+        try:
+            return cls(read_tokenizer(path), control)
+        except TokenizerError as error:
+            raise TokenizerError(
+                f"cannot read the tokenizer {path}: {error}; use the tokenizer.json of the model"
+            ) from error
 
     @classmethod
     def train(cls, lines: Iterable[str], size: int) -> Text:

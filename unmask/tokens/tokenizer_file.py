@@ -7,20 +7,20 @@ have other ids each time, or lose its end. What can make a short text long, or t
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from unmask.files import MIB, FileRefused, read_bytes
+from unmask.files import MIB, FileRefused, parse_json, read_bytes
 from unmask.json_types import Json
 
 MOST_BYTES = 64 * MIB  # that of a vocabulary of 256,000 has 33 MiB
 MOST_GROWTH = 8  # characters that normalisation may make of one; "▁" for a space has 3 bytes
 _MOST_PATTERN = 4096  # characters of a regular expression; those of released tokenizers have 300
 _MOST_REPEATS = 4  # unbounded repetitions in one alternative: time grows with the text's length to this power
+_MOST_DEPTH = 64
 _PROBE = "The quick brown fox, 123 + 4!\n\tÄ é ‘漢字’ 🙂  <|x|>"
 
 
@@ -29,22 +29,25 @@ class TokenizerError(ValueError):
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a file, without dropout, truncation and padding. TokenizerError if it is missing, damaged or unsuitable."""
+    """The tokenizer of a file, without dropout, truncation and padding. TokenizerError if it is missing, damaged or unsuitable; its text
+    does not name the file.
+    """
     try:
         content = read_bytes(path, most=MOST_BYTES)
         with _refused():
-            tokenizer = Tokenizer.from_buffer(content)
+            tokenizer = Tokenizer.from_buffer(content)  # it checks the types of all fields
             tokenizer.no_truncation()
             tokenizer.no_padding()
             if getattr(tokenizer.model, "dropout", None) is not None:
                 tokenizer.model.dropout = None
-        refuse_unsuitable(tokenizer)
+        raw = parse_json(content.decode("utf-8"), depth=_MOST_DEPTH)
+        assert isinstance(raw, dict)
+        _refuse_ids(tokenizer, raw)
+        _refuse_growing(raw)
         with _refused():
             tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
     except FileRefused as error:
-        raise TokenizerError(
-            f"cannot read the tokenizer {path}: {error}; use the tokenizer.json of the model"
-        ) from error
+        raise TokenizerError(str(error)) from error
     return tokenizer
 
 
@@ -59,8 +62,8 @@ def _refused() -> Iterator[None]:
         raise FileRefused(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
-def refuse_unsuitable(tokenizer: Tokenizer) -> None:
-    """FileRefused for ids outside the vocabulary, for text that grows without bound, and for regular expressions that may not end."""
+def _refuse_ids(tokenizer: Tokenizer, raw: Json) -> None:
+    """FileRefused for ids outside the vocabulary, given twice, or other than the file says, and for merges that are not there."""
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if not ids:
         raise FileRefused("its vocabulary is empty")
@@ -70,25 +73,35 @@ def refuse_unsuitable(tokenizer: Tokenizer) -> None:
     if len(tokens) < len(ids):
         twice = next(token for token, i in ids.items() if tokens[i] != token)
         raise FileRefused(f"{twice!r:.40} and {tokens[ids[twice]]!r:.40} have one id, wanted different ids")
+    for added in raw.get("added_tokens") or ():
+        if ids.get(added["content"]) != added["id"]:
+            raise FileRefused(
+                f"the added token {added['content']!r:.40} has the id {added['id']}, wanted {ids.get(added['content'])}, the next free one"
+            )
+    model = raw["model"]
+    if model.get("merges") == [] and any(len(token) > 1 for token in model["vocab"]):
+        raise FileRefused("it has no merges, so most of its vocabulary is never used")
+
+
+def _refuse_growing(raw: Json) -> None:
+    """FileRefused for a tokenizer that makes a short text long, and for regular expressions that may not end."""
     growth = 1.0
-    for step in _steps(tokenizer.normalizer):
+    for step in _steps(raw.get("normalizer")):
         growth *= _growth(step)
-    for step in _steps(tokenizer.decoder):
+    for step in _steps(raw.get("decoder")):
         growth = max(growth, _growth(step))
     if growth > MOST_GROWTH:
         raise FileRefused(
             f"its normalizer or decoder makes a text {growth:.3g} times longer, wanted at most {MOST_GROWTH}"
         )
-    for part in (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder):
-        for step in _steps(part):
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        for step in _steps(raw.get(part)):
             _refuse_slow(_pattern(step)[1])
 
 
-def _steps(part: object) -> Iterator[Json]:
+def _steps(part: Json | None) -> Iterator[Json]:
     """The steps of a normalizer, pre-tokenizer or decoder, those inside sequences one by one."""
-    if part is None:
-        return
-    waiting = [json.loads(part.__getstate__())]  # type: ignore[attr-defined]
+    waiting = [part] if part else []
     while waiting:
         step = waiting.pop()
         inner = [each for key in ("normalizers", "pretokenizers", "decoders") for each in step.get(key) or ()]
