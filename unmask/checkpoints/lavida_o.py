@@ -86,6 +86,18 @@ _VISION_LAYER = {
 }
 
 # Supported values; other values are an error. An absent field means the first value, or the value in _ABSENT.
+TRUNK_ONLY: dict[str, tuple[object, ...]] = {
+    "activation_type": ("silu",),
+    "alibi": (False, None),
+    "attention_layer_norm": (False, None),
+    "block_type": ("llama",),
+    "include_bias": (False, None),
+    "include_qkv_bias": (False, None),
+    "input_emb_norm": (False, None),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "scale_logits": (False, None),
+}
 _ONLY: dict[str, tuple[object, ...]] = {
     "dual_tower": (True,),
     "downsample": (True,),
@@ -237,7 +249,7 @@ def read_config(raw: Json, tensors: Mapping[str, Stored], path: Path) -> Elastic
 
     CheckpointError for an unsupported configuration.
     """
-    refuse_unsupported(raw, _ONLY, _ABSENT)
+    refuse_unsupported(raw, TRUNK_ONLY | _ONLY, _ABSENT)
     found = fields(_LavidaO, raw, path)
     classify, table = (_table(tensors, name, path) for name in ("gen_predictor.2.weight", "gen_embedding.0.weight"))
     config = elastic(

@@ -16,6 +16,7 @@ from pydantic import Field
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.fitting import elastic, refuse_unfit
 from unmask.checkpoints.lavida_o import (
+    TRUNK_ONLY,
     TrunkFields,
     fit,
     mask_row,
@@ -34,24 +35,11 @@ from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQConfig
 
 _COMPARED = 4  # rows of the embedding and of the head
-# Supported values; other values are an error. An absent field means the first value.
-_ONLY: dict[str, tuple[object, ...]] = {
-    "activation_type": ("silu",),
-    "alibi": (False, None),
-    "attention_layer_norm": (False, None),
-    "block_type": ("llama",),
-    "include_bias": (False, None),
-    "include_qkv_bias": (False, None),
-    "input_emb_norm": (False, None),
-    "layer_norm_type": ("rms",),
-    "rope": (True,),
-    "scale_logits": (False, None),
-}
 
 
 def is_llada(raw: Json) -> bool:
     """Whether a config.json is of this family and not of LaViDa-O, which has a second branch."""
-    return raw.get("model_type") == "llada" and not raw.get("dual_tower")
+    return raw.get("model_type") == "llada" and (raw.get("dual_tower") is None or raw["dual_tower"] is False)
 
 
 class _Llada(TrunkFields):
@@ -62,7 +50,7 @@ class _Llada(TrunkFields):
 
 def read_config(raw: Json, path: Path) -> ElasticConfig:
     """config.json -> ElasticConfig. CheckpointError for unsupported, wrong and missing fields."""
-    refuse_unsupported(raw, _ONLY)
+    refuse_unsupported(raw, TRUNK_ONLY)
     found = fields(_Llada, raw, path)
     text = {"gen_width": 0, "gen_mlp": 0, "joint_layers": found.n_layers, "codes": 0, "code_rows": 0, "vision": None}
     return elastic(path, trunk(found, path) | text)
@@ -97,6 +85,8 @@ def survey_llada(folder: Path) -> Checkpoint:
     config = read_config(raw, path)
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
     refuse_unfit(config, found, released_names(config), path)
+    if any("_proj_vision." in name for name in found):
+        raise invalid(path, "dual_tower is not true, but the weights have a generation branch")
     with unfilled():
         net = Elastic(config, mask_id=0)
     mask_id = mask_row(raw, config, path)

@@ -71,12 +71,14 @@ class _Own(Fields):
     side: Pixels
     fold: Literal[1, 2]
     released: _Released | None = None
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
     """A config.json of ours. ``side``, ``fold``: as of ``ModelSpec`` · ``wording``: its name · ``mask_id``: of the released model that it
-    was converted from, None for others · ``released``: the fields of that model's config.json.
+    was converted from, None for others · ``released``: the fields of that model's config.json ·
+    ``sums``: SHA-256 of the weight files.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class Own:
     fold: int
     mask_id: int | None
     released: Json
+    sums: dict[str, str]
 
     def refuse_unfit(self, net: dict[str, Stored], vq: dict[str, Stored]) -> None:
         """CheckpointError where its sizes are not those of the tensors on disk."""
@@ -119,6 +122,7 @@ def read_own(folder: Path) -> Own:
         fold=found.fold,
         mask_id=kept.mask_token_id if kept else None,
         released=dict(kept.config) if kept else {},
+        sums=found.sha256 or {},
     )
 
 

@@ -20,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.files import FileRefused, read_json, refuse_special
+from unmask.writing import pending
 
 OTHER_WEIGHTS = ("*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # a pickle can run code, so it is never read
 MOST_HEADER = 8 * 2**20  # bytes of the header of one file: 80,000 tensors; the largest released one has 0.2 MB
+JOURNAL = ".pending.json"  # ends the name of the journal of a save
 MOST_INDEX = 16 * 2**20  # bytes of an index
 PIECE = 4 * 2**20  # bytes per read; small, because the allocator may leave gaps of this size between tensors
 _FEED_FORWARD = re.compile(r"^(blocks\.\d+\.(?:und|gen))\.((?:gate|up|down)\.weight)$")
@@ -94,7 +96,13 @@ def other_weights(folder: Path) -> str:
 
 def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
     """All tensors of ``name.safetensors``, of the files in its index, or of its shards. CheckpointError if a file is missing."""
-    index = folder / f"{name}.safetensors.index.json"
+    index, journal = folder / f"{name}.safetensors.index.json", folder / (name + JOURNAL)
+    try:
+        files = list(pending(journal).values())  # a save that a crash has interrupted
+    except FileRefused as error:
+        raise CheckpointError(f"{journal} is damaged ({error}); remove it to use the other files") from error
+    if files:
+        return {_current(tensor.name): tensor for file in files for tensor in read_header(file)}
     if index.exists():
         return _indexed(folder, index)
     files = files_of(folder, name)

@@ -58,6 +58,7 @@ from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vocabulary import FILE, Vocabulary
 from unmask.tokens.vq import VQ, VQConfig
+from unmask.writing import write_text
 
 WORDINGS = {"compact": COMPACT, "released": RELEASED}
 RELEASED_BLOCK = "released"  # block of our config.json with fields of the released config
@@ -169,6 +170,7 @@ def _spec_of_own(folder: Path) -> ModelSpec:
         net=_fitted(net, net_found, folder),
         vq=_fitted(vq, vq_found, folder),
         dtype=torch.float32,
+        sums=config.sums,
     )
     return ModelSpec(
         format=Format.OWN,
@@ -321,12 +323,12 @@ def read_config(folder: Path) -> Json:
 
 
 def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
-    """The inverse of ``read_config``."""
+    """The inverse of ``read_config``. The checksums of the weights are written afterwards (``checksums.write_sums``)."""
     fields = asdict(model)
     if not (model.text_registers or model.code_registers):  # a dense model's file reads as before there were registers
         fields = {name: value for name, value in fields.items() if "register" not in name}
     value = {"model": fields, "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
-    (folder / "config.json").write_text(json.dumps(value, indent=1) + "\n")
+    write_text(folder / "config.json", json.dumps(value, indent=1) + "\n")
 
 
 def fit_own(module: nn.Module, folder: Path, name: str) -> dict[str, Stored]:

@@ -363,6 +363,7 @@ def stage3(
 
 def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/assets/mini") -> None:
     """Write the trained parts as a model folder: network in bfloat16, image tokenizer in float32 (rounding would change its codes)."""
+    from unmask.checkpoints.checksums import write_sums
     from unmask.pipeline.loading import write_config
 
     folder = Path(out)
@@ -373,3 +374,4 @@ def ship(net: str = "runs/stage3", vq: str = "runs/vq", out: str = "unmask/asset
     text().save(folder / "tokenizer.json")
     (folder / FILE).write_text(vocabulary("grid", "mini").text(), encoding="utf-8")
     write_config(folder, SIZE, CONFIG, wording="compact", side=128, fold=2)
+    write_sums(folder)
