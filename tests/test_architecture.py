@@ -1,4 +1,4 @@
-"""The house's shape, held by walking the source: who may import whom, how long things get, what they may be called.
+"""The structure of the code, checked by walking the source: allowed imports, lengths and names.
 
 When a rule is in the way, change it here on purpose, with a note in docs/notes/ that says why.
 """

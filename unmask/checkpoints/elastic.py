@@ -91,7 +91,7 @@ def part_of(name: str, config: ElasticConfig) -> str:
 def branch_of(name: str) -> str | None:
     """The branch of a matrix that can be quantised or offloaded; None for all other parameters."""
     match = _BLOCK.match(name)
-    if match is None or match["piece"] == "out" or "norm" in match["rest"]:
+    if match is None or match["piece"] == "out" or "norm" in match["rest"] or match["rest"].endswith("bias"):
         return None
     return match["piece"]
 

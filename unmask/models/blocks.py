@@ -28,7 +28,9 @@ from unmask.models.sizes import ElasticConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Of the packed positions of a branch, not yet rotated: each [N, H, K]. ``q``: None where nobody reads what the queries would find."""
+    """Of the packed positions of a branch, not yet rotated: each [N, H, K], where keys and values may have fewer heads (grouped-query
+    attention). ``q``: None where nobody reads what the queries would find.
+    """
 
     q: Tensor | None
     k: Tensor
@@ -85,19 +87,20 @@ class SharedOut(Linear):
 class Branch(nn.Module):
     """One branch's own weights in a layer: norms, q/k/v into the shared head space, and ``mlp``: any module [.., width] -> [.., width]."""
 
-    def __init__(self, width: int, inner: int, mlp: int, eps: float) -> None:
+    def __init__(self, config: ElasticConfig, width: int, mlp: int) -> None:
         super().__init__()
+        eps, bias, self.head_width = config.norm_eps, config.qkv_bias, config.head_channels
         self.attn_norm = RMSNorm(width, eps)
-        self.q = Linear(width, inner, bias=False)
-        self.k = Linear(width, inner, bias=False)
-        self.v = Linear(width, inner, bias=False)
+        self.q = Linear(width, config.query_width, bias=bias)
+        self.k = Linear(width, config.key_width, bias=bias)
+        self.v = Linear(width, config.key_width, bias=bias)
         self.mlp_norm = RMSNorm(width, eps)
         self.mlp: nn.Module = SwiGLU(width, mlp)
 
-    def heads(self, x_NW: Tensor, heads: int, *, queries: bool = True) -> Heads:
+    def heads(self, x_NW: Tensor, *, queries: bool = True) -> Heads:
         x = self.attn_norm(x_NW)
         layers = (self.q, self.k, self.v) if queries else (self.k, self.v)
-        *q, k, v = (y.unflatten(-1, (heads, -1)) for y in side_by_side(x, layers))
+        *q, k, v = (y.unflatten(-1, (-1, self.head_width)) for y in side_by_side(x, layers))
         return Heads(q=q[0] if q else None, k=k, v=v)
 
 
@@ -114,11 +117,11 @@ class ElasticBlock(nn.Module):
 
     def __init__(self, config: ElasticConfig, *, joint: bool) -> None:
         super().__init__()
-        self.heads, self.joint = config.heads, joint
-        self.und = Branch(config.width, config.width, config.mlp, config.norm_eps)
+        self.joint = joint
+        self.und = Branch(config, config.width, config.mlp)
         if config.gen_width:
-            self.gen = Branch(config.gen_width, config.width, config.gen_mlp, config.norm_eps)
-        self.out = SharedOut(config.width, config.width, bias=False)
+            self.gen = Branch(config, config.gen_width, config.gen_mlp)
+        self.out = SharedOut(config.query_width, config.width, bias=False)
 
     def forward(
         self,
@@ -140,9 +143,9 @@ class ElasticBlock(nn.Module):
         joint = self.joint and u_ND is not None and g_NE is not None
         heads: dict[str, Heads] = {}
         if g_NE is not None:
-            heads["gen"] = self.gen.heads(g_NE, self.heads)
+            heads["gen"] = self.gen.heads(g_NE)
         if u_ND is not None and (joint or not last_und):
-            heads["und"] = self.und.heads(u_ND, self.heads, queries=not last_und)
+            heads["und"] = self.und.heads(u_ND, queries=not last_und)
         # 2. In a joint layer both attend to both, the codes first; above, each to its own.
         sets = [tuple(heads)] if joint else [(name,) for name in heads]
         found: dict[str, list[Tensor]] = {name: [] for name in heads}
@@ -184,7 +187,7 @@ def _mixed(
     asked = [parts[name].of(heads[name].q) for name in asking]  # type: ignore[arg-type]
     read = [parts[name].of(heads[name].k) for name in names]
     queries = sum(parts[name].length for name in asking)
-    if worthwhile(read[0]):  # their gradients would be copied once more
+    if worthwhile(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
         q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
     else:
         turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
@@ -196,6 +199,8 @@ def _mixed(
             _one([memory.merge(f"{name}.{what}", x) for name, x in zip(names, whole.split(sizes, dim=2), strict=True)])
             for what, whole in (("k", k), ("v", v))
         )
+    if (shared := q.shape[1] // k.shape[1]) > 1:  # grouped-query attention: each key serves several queries
+        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
     attend = group.masks["joint" if len(names) == 2 else names[0]]
     mixed_GTHK = attention(q, k, v, None if attend is None else attend[:, :, :queries]).transpose(1, 2)
     each = mixed_GTHK.split([parts[name].length for name in asking], dim=1)

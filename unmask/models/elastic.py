@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.derived import derived
-from unmask.models.asked import Asked, asked
+from unmask.models.asked import Asked, asked, with_predecessors
 from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
@@ -23,6 +23,7 @@ from unmask.models.layout import Layout, Packing, lay_out
 from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
 from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
+from unmask.models.shared_vocabulary import CodeRows, as_text
 from unmask.models.sizes import ElasticConfig
 from unmask.models.vision import Vision, VisionLayer
 from unmask.sequence import Batch, Branch, Kind
@@ -63,9 +64,13 @@ class Elastic(nn.Module):
 
     def _predict(self, batch: Batch, predict: Tensor | None, reuse: Reuse | None, score: _Score) -> Prediction:
         predict = batch.masked if predict is None else predict
-        length = batch.ids.shape[1]
+        length, kind_BL = batch.ids.shape[1], batch.kind
+        if self.config.first_code:
+            batch = as_text(batch, self.config.first_code)
         if self.has_registers:
             batch, predict, reuse = with_registers(batch, predict, reuse, self.config)
+        if self.config.shifted:
+            reuse = with_predecessors(predict, reuse)
         # 1. The positions of both branches, packed, and which rows are attended together.
         layout = self._layout(batch, reuse)
         if layout.gen is not None and not self.config.gen_width:
@@ -77,7 +82,7 @@ class Elastic(nn.Module):
         u_ND, g_NE = self._embed_und(batch, layout), self._embed_gen(batch, layout)
         # 3. The layers. Positions that are not computed lend their keys and values.
         memory = _memory(reuse, layout)
-        text = asked(predict, layout.und)
+        text = asked(predict, layout.und, shifted=self.config.shifted)
         codes = asked(predict, layout.gen, folded=layout.squares is not None)
         if self.has_registers:
             text, codes = (tokens.of_length(batch.ids.shape[1], length) for tokens in (text, codes))
@@ -85,7 +90,11 @@ class Elastic(nn.Module):
             text, codes = text.alone(u_ND), codes.alone(g_NE)
         u_ND, g_NE = self._run(layout, u_ND, g_NE, text, codes, memory)
         # 4. The heads, over the tokens to score alone.
-        scored = {Kind.TEXT: self._read_text(text, u_ND, score)}
+        if self.config.first_code:
+            parts = {kind: text.of_kind(kind_BL, kind) for kind in (Kind.TEXT, Kind.CODE)}
+        else:
+            parts = {Kind.TEXT: text}
+        scored = {kind: self._read_text(part, u_ND, score, kind) for kind, part in parts.items()}
         if g_NE is not None:
             scored[Kind.CODE] = self._read_codes(layout, codes, g_NE, score)
         return Prediction(scored=scored, state=_next_state(reuse, memory, length))
@@ -108,13 +117,13 @@ class Elastic(nn.Module):
         c, learns = self.config, torch.is_grad_enabled()
         fitting = self.attention if isinstance(self.attention, Fitting) else None
         return Packing(
-            und_flops=2 * c.width * (4 * c.width + 3 * c.mlp),
-            gen_flops=2 * c.gen_width * (4 * c.width + 3 * c.gen_mlp),
-            width=c.width,
+            und_flops=2 * c.width * (2 * c.query_width + 2 * c.key_width + 3 * c.mlp),
+            gen_flops=2 * c.gen_width * (2 * c.query_width + 2 * c.key_width + 3 * c.gen_mlp),
+            width=c.query_width,
             group_flops=GROUP_FLOPS["cpu" if device == "cpu" else "other"],
             unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
             together=learns,
-            head_width=c.width // c.heads,
+            head_width=c.head_channels,
             theta=c.rope_theta,
         )
 
@@ -192,14 +201,18 @@ class Elastic(nn.Module):
                 break
         return u_ND, g_NE
 
-    def _read_text(self, text: Asked, u_ND: Tensor | None, score: _Score) -> Scored:
+    def _read_text(self, text: Asked, u_ND: Tensor | None, score: _Score, kind: int) -> Scored:
+        config = self.config
         if u_ND is None:
-            weight, config = self.embed.weight, self.config
+            weight = self.embed.weight
             none, hidden = weight.new_zeros(0, config.vocab_size), weight.new_zeros(0, config.width)
             return Scored(at=text.at, logits=none, hidden=hidden)
         h_ND, rows = _rows_of_16(u_ND[text.row])
         h_ND = self.norm(h_ND)
-        head = Head(layer=self.text_head, size=self.config.vocab_size)
+        head = Head(layer=self.text_head, size=config.vocab_size)
+        if kind == Kind.CODE:
+            only = CodeRows(head=self.text_head, first=config.first_code, codes=config.codes)
+            head = Head(layer=only, size=config.codes)
         return score(text.at, h_ND, rows, head)
 
     def _read_codes(self, layout: Layout, codes: Asked, g_NE: Tensor, score: _Score) -> Scored:

@@ -64,6 +64,13 @@ WORDINGS = {"compact": COMPACT, "released": RELEASED}
 RELEASED_BLOCK = "released"  # block of our config.json with fields of the released config
 SIDE = 1024  # pixels: the only picture size of the released weights (spec 1.8)
 ALL = "all"
+_OTHER_TRUNKS = (
+    "kv_heads",
+    "head_width",
+    "qkv_bias",
+    "shifted",
+    "first_code",
+)  # left out of our config.json where they are not set
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
@@ -324,7 +331,7 @@ def read_config(folder: Path) -> Json:
 
 def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
     """The inverse of ``read_config``. The checksums of the weights are written afterwards (``checksums.write_sums``)."""
-    fields = asdict(model)
+    fields = {name: value for name, value in asdict(model).items() if value or name not in _OTHER_TRUNKS}
     if not (model.text_registers or model.code_registers):  # a dense model's file reads as before there were registers
         fields = {name: value for name, value in fields.items() if "register" not in name}
     value = {"model": fields, "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}

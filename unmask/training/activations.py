@@ -159,7 +159,7 @@ def _tables(net: Elastic, load: Load) -> Piece:
         sets += 2 * (und + gen) + 2 * gen + (2 * und if load.text else und + 2 * gen)
     else:
         sets += 2 * (und + gen)
-    return Piece(units=(), kept=8 * load.rows * sets * config.width // config.heads)
+    return Piece(units=(), kept=8 * load.rows * sets * config.head_channels)
 
 
 def _layers(net: Elastic, trained: Trained, load: Load, size: int, recompute: bool) -> list[Piece]:
@@ -178,7 +178,8 @@ def _layers(net: Elastic, trained: Trained, load: Load, size: int, recompute: bo
             n = load.rows * positions
             given += n * size * width
             inside += n * (
-                _branch(width, config.width, mlp, size, learns) + (size * config.width if trained.out else 0)
+                _branch(width, config.query_width, mlp, size, learns)
+                + (size * config.query_width if trained.out else 0)
             )
             scores += n * (keys or positions) * (size if net.attention is fused else config.heads * size + 1)
             mlps += n * size * mlp
