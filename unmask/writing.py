@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from unmask.files import FileRefused, read_json
@@ -147,6 +148,36 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+class InUse(ValueError):
+    """Another process holds the lock of a file or folder."""
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold a file or folder for this process. The system releases it when the process ends, however it ends. InUse where another holds it.
+
+    Warns, and holds nothing, on a file system without locks.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        yield
+        return
+    held = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"another process holds {path}; wait for it to end") from None
+        except OSError as error:  # some network file systems
+            warnings.warn(
+                f"{path} cannot be locked ({error.strerror}); do not start a second process for it", stacklevel=3
+            )
+        yield
+    finally:
+        os.close(held)
 
 
 def remove_parts(folder: Path) -> None:
