@@ -34,6 +34,7 @@ from unmask.evaluation.history import Line, append
 
 MOST_SECONDS, MOST_BYTES = 5.0, 10**9
 _WAIT = 60.0  # seconds without an answer after which a process counts as hanging, on a loaded machine too
+LAYOUTS = ("own", "lavida_o", "llada")
 HISTORY = Path(__file__).parent / "history.jsonl"
 _KINDS = ("traceback", "hang", "memory", "nonsense")
 
@@ -138,15 +139,18 @@ class Opener:
 # -- the folders --------------------------------------------------------------------------------------------------------
 
 
-def bases(place: Path) -> dict[str, Path]:
-    """The unaltered folders, by layout."""
+def base_of(layout: str, place: Path) -> Path:
+    """The unaltered folder of a layout, in ``place``."""
     from unmask.pipeline.convert import to_released
     from unmask.pipeline.loading import resolve
 
-    own = place / "own"
-    shutil.copytree(resolve("mini"), own)
-    to_released("mini", place / "lavida_o")
-    return {"own": own, "lavida_o": place / "lavida_o", "llada": write_llada(place / "llada", own / "tokenizer.json")}
+    folder = place / layout
+    if layout == "llada":
+        return write_llada(folder, resolve("mini") / "tokenizer.json")
+    if layout == "lavida_o":
+        to_released("mini", folder)
+        return folder
+    return Path(shutil.copytree(resolve("mini"), folder))
 
 
 def write_llada(folder: Path, tokenizer: Path) -> Path:
@@ -210,7 +214,7 @@ def finding(change: Alteration, found: dict[str, Any]) -> Finding | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layout", choices=["own", "lavida_o", "llada"], action="append", help="default: all")
+    parser.add_argument("--layout", choices=LAYOUTS, action="append", help="default: all")
     parser.add_argument("--only", default="", help="alterations whose name holds this text")
     parser.add_argument("--every", type=int, default=1, help="every n-th alteration")
     parser.add_argument("--history", action="store_true", help="append the counts to bench/history.jsonl")
@@ -222,9 +226,8 @@ def main() -> None:
     counts, worst, slowest, largest = Counter[str](), [], 0.0, 0
     opener = Opener()
     with tempfile.TemporaryDirectory() as place:
-        for layout, base in bases(Path(place)).items():
-            if given.layout and layout not in given.layout:
-                continue
+        for layout in given.layout or LAYOUTS:
+            base = base_of(layout, Path(place))
             sound = opener(base)
             assert "answer" in sound, sound
             chosen = [change for change in alterations(base, own=layout == "own") if given.only in change.name]
