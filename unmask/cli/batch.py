@@ -25,6 +25,7 @@ from unmask.cli.options import (
     json_option,
     lora_option,
     model_option,
+    speed_option,
     storage_options,
     threads_option,
     use_threads,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False, allow_dash=True))
 @model_option
 @lora_option
+@speed_option
 @click.option(
     "--live",
     type=click.IntRange(1, 256),
@@ -63,6 +65,7 @@ def batch(
     out: Path,
     model: str,
     lora: tuple[str, ...],
+    speed: str,
     live: int,
     retry: bool,
     as_json: bool,
@@ -99,7 +102,7 @@ def batch(
         place = found_device(device)
         if place == "cuda" and share.world > 1:
             place = f"cuda:{number_in_environment('LOCAL_RANK', 0)}"
-        opened = _opened(model, lora, place, threads, storage, download, needs(work)) if work.todo else None
+        opened = _opened(model, lora, speed, place, threads, storage, download, needs(work)) if work.todo else None
         with Lines() as lines:
 
             def progress(done: int, of: int) -> None:
@@ -172,6 +175,7 @@ class _Printed:
 def _opened(
     model: str,
     lora: tuple[str, ...],
+    speed: str,
     device: str,
     threads: int | None,
     storage: Storage,
@@ -187,6 +191,7 @@ def _opened(
         needs=needs,
         storage=storage.value(),
         lora=lora,
+        speed=speed,
         download=download,
         on_bytes=opening(model),
     )
