@@ -1,4 +1,4 @@
-"""Every command of docs/models.md on the fixtures that it names."""
+"""Every command and every Python block of docs/models.md on the fixtures that they name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from unmask.cli.main import main
 
-from .pages import ROOT, commands
+from .pages import ROOT, commands, python
 
 PAGE = (ROOT / "docs" / "models.md").read_text()
 
@@ -19,6 +19,8 @@ def test_commands_run_in_order(
 ) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     monkeypatch.chdir(tmp_path)
+    for block in python(PAGE):
+        exec(compile(block, "docs/models.md", "exec"), {})
     found = commands(PAGE)
     for command in found:
         code = main(shlex.split(command)[1:])

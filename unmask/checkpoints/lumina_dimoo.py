@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from unmask.checkpoints.elastic import Checkpoint
-from unmask.checkpoints.lavida_o import fit, names, plain, read_json, read_vq_config
+from unmask.checkpoints.fitting import refuse_unfit, refuse_unfit_vq
+from unmask.checkpoints.lavida_o import fit, names, plain, read_vq_config, released_names
 from unmask.checkpoints.llada import read_config
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
@@ -25,13 +27,14 @@ VQ_FOLDER = "vqvae"
 
 def survey_dimoo(folder: Path) -> Checkpoint:
     """Contents of a Lumina-DiMOO folder; no weights are read. CheckpointError if a part is missing or something does not fit."""
-    raw, vq_folder = read_json(folder / "config.json"), folder / VQ_FOLDER
+    path, vq_folder = folder / "config.json", folder / VQ_FOLDER
+    raw = read_json(path)
     if not vq_folder.is_dir():
         raise CheckpointError(
             f"{folder} is a checkpoint of Lumina-DiMOO without its image tokenizer (folder {VQ_FOLDER}); copy or download it too"
         )
-    vq_config = read_vq_config(read_json(vq_folder / "config.json"))
-    text, config = read_text(folder, raw), read_config(raw)
+    vq_config = read_vq_config(vq_folder / "config.json")
+    text, config = read_text(folder, raw), read_config(raw, path)
     first, codes = config.vocab_size - vq_config.num_vq_embeddings, vq_config.num_vq_embeddings
     if text.size != first:
         raise CheckpointError(
@@ -40,7 +43,9 @@ def survey_dimoo(folder: Path) -> Checkpoint:
         )
     config = replace(config, codes=codes, first_code=first)
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
+    refuse_unfit(config, found, released_names(config), path)
     vq_found = tensors_of(vq_folder, "diffusion_pytorch_model")
+    refuse_unfit_vq(vq_config, vq_found, vq_folder / "config.json")
     with unfilled():
         net, vq = Elastic(config, mask_id=0), vq_config.build()
     return Checkpoint(

@@ -8,15 +8,18 @@ that follows the tokenizer's last one; ``llm_vocab_size`` is larger, and with it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from unmask.checkpoints.elastic import Checkpoint
-from unmask.checkpoints.lavida_o import OWN_BLOCK, fit, names, plain, read_json
+from unmask.checkpoints.fitting import refuse_unfit
+from unmask.checkpoints.lavida_o import fit, names, plain, released_names
 from unmask.checkpoints.llada import read_config
+from unmask.checkpoints.schema import Fields, Rows, Width, fields, invalid, read_fields, read_json
 from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, read, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
@@ -40,15 +43,18 @@ def is_mmada(raw: Json) -> bool:
 
 def survey_mmada(folder: Path) -> Checkpoint:
     """Contents of an MMaDA folder; no weights are read. CheckpointError if a part is missing or something does not fit."""
-    raw, vq_folder = read_json(folder / "config.json"), folder / VQ_FOLDER
+    path, vq_folder = folder / "config.json", folder / VQ_FOLDER
+    raw = read_json(path)
     if not vq_folder.is_dir():
         raise CheckpointError(
             f"{folder} has no image tokenizer (folder {VQ_FOLDER}); download {VQ_REPOSITORY} and put it there"
         )
     vq_config, vq_found = _vq(vq_folder)
     text = read_text(folder, raw)
-    config = _with_codes(read_config(raw), raw, text.size, vq_config.num_vq_embeddings)
+    codes = vq_config.num_vq_embeddings
+    config = _with_codes(read_config(raw, path), fields(_Codes, raw, path), text.size, codes, path)
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
+    refuse_unfit(config, found, released_names(config), path)
     with unfilled():
         net, vq = Elastic(config, mask_id=0), vq_config.build()
     called = {name: name.replace("conv_shortcut", "nin_shortcut") for name in vq.state_dict()}
@@ -84,53 +90,61 @@ def read_text(folder: Path, raw: Json) -> Text:
     return text
 
 
-def sizes_of(raw: Json, config: MagvitConfig) -> tuple[int, int]:
-    """Pixels along a side of a generated picture, and tokens of the prompt of a drawing.
+class _Own(Fields):
+    side: Annotated[int, Field(ge=1, le=2**14)] | None = None
+    text_length: Annotated[int, Field(ge=3, le=2**16)] = TEXT_LENGTH
+
+
+class _Codes(Fields):
+    codebook_size: Rows | None = None
+    llm_vocab_size: Rows = _RELEASED_ROWS
+    num_new_special_tokens: int = 0
+    num_vq_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    unmask: _Own | None = None
+
+
+def sizes_of(raw: Json, config: MagvitConfig, path: Path = Path("config.json")) -> tuple[int, int]:
+    """Pixels along a side of a generated picture, and tokens of the prompt of a drawing. ``path``: of ``raw``, for errors.
 
     ``num_vq_tokens`` of the released config.json may be that of an earlier stage, so pictures of its tokenizer are 512 pixels. The block
     ``unmask`` of config.json may set ``side`` and ``text_length``. CheckpointError for a picture that the tokenizer cannot make.
     """
-    own, codes = raw.get(OWN_BLOCK, {}), raw.get("num_vq_tokens", 0)
-    own = own if isinstance(own, dict) else {}
-    grid = math.isqrt(codes) if isinstance(codes, int) and codes > 0 else 0
-    side = own.get("side", SIDE if config == MagvitConfig() else grid * config.factor)
-    length = own.get("text_length", TEXT_LENGTH)
-    if not (
-        isinstance(side, int) and side > 0 and side % config.factor == 0 and isinstance(length, int) and length > 2
-    ):
-        raise CheckpointError(
-            f"config.json: a picture of {side!r} pixels (from num_vq_tokens {codes!r} or unmask.side) and a prompt of {length!r} tokens "
-            f"(unmask.text_length) are not possible; give a multiple of {config.factor} pixels and at least 3 tokens"
+    found = fields(_Codes, raw, path)
+    own = found.unmask or _Own()
+    side = SIDE if config == MagvitConfig() else math.isqrt(found.num_vq_tokens or 0) * config.factor
+    side = side if own.side is None else own.side
+    if side < 1 or side % config.factor:
+        raise invalid(
+            path,
+            f"a picture of {side} pixels (num_vq_tokens {found.num_vq_tokens}, unmask.side {own.side}) has no whole number of codes of "
+            f"{config.factor} pixels",
         )
-    return side, length
+    return side, own.text_length
 
 
-def _with_codes(config: ElasticConfig, raw: Json, ids: int, codes: int) -> ElasticConfig:
+def _with_codes(config: ElasticConfig, found: _Codes, ids: int, codes: int, path: Path) -> ElasticConfig:
     """The text model with ``codes`` rows after the tokenizer's ``ids``. CheckpointError where they are not where the model learned them."""
-    rows, text_rows = config.vocab_size, raw.get("llm_vocab_size", _RELEASED_ROWS)
-    if (said := raw.get("codebook_size", codes)) != codes:
-        raise CheckpointError(
-            f"config.json: codebook_size is {said!r}, and the image tokenizer has {codes} codes; use both of the same model"
-        )
-    if not isinstance(text_rows, int) or ids > text_rows or (text_rows == _RELEASED_ROWS and ids != _RELEASED_IDS):
-        wanted = _RELEASED_IDS if text_rows == _RELEASED_ROWS else f"at most {text_rows!r} (llm_vocab_size)"
+    rows, text_rows = config.vocab_size, found.llm_vocab_size
+    if found.codebook_size not in (None, codes):
+        raise invalid(path, f"codebook_size is {found.codebook_size}, and the image tokenizer has {codes} codes")
+    if ids > text_rows or (text_rows == _RELEASED_ROWS and ids != _RELEASED_IDS):
+        wanted = _RELEASED_IDS if text_rows == _RELEASED_ROWS else f"at most {text_rows} (llm_vocab_size)"
         raise CheckpointError(
             f"the codes begin at the tokenizer's length, and the tokenizer has {ids} ids, wanted {wanted}; use the tokenizer of this model"
         )
-    if raw.get("num_new_special_tokens", 0):
-        raise CheckpointError(
-            f"config.json: num_new_special_tokens {raw['num_new_special_tokens']!r} is not supported; the special tokens are LLaDA's"
+    if found.num_new_special_tokens:
+        raise invalid(
+            path,
+            f"num_new_special_tokens {found.num_new_special_tokens} is not supported, the special tokens are LLaDA's",
         )
     if ids + codes > rows:
-        raise CheckpointError(
-            f"the embedding has {rows} rows, too few for {ids} ids of text and {codes} codes; use config.json and tokenizer of this model"
-        )
+        raise invalid(path, f"the embedding has {rows} rows, too few for {ids} ids of text and {codes} codes")
     return replace(config, codes=codes, first_code=ids)
 
 
 def _vq(folder: Path) -> tuple[MagvitConfig, dict[str, Stored]]:
     """Shape and tensors of the image tokenizer, without its two tables, which follow from the number of bits and are checked."""
-    config = _vq_config(read_json(folder / "config.json"))
+    config = _vq_config(folder / "config.json")
     name = next((n for n in _VQ_FILES if list(folder.glob(f"{n}*.safetensors"))), None)
     if name is None:
         what = other_weights(folder) or f"download {VQ_REPOSITORY} again"
@@ -146,27 +160,38 @@ def _vq(folder: Path) -> tuple[MagvitConfig, dict[str, Stored]]:
     return config, found
 
 
-def _vq_config(raw: Json) -> MagvitConfig:
+class _Half(Fields):
+    ch: Width
+    ch_mult: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=8)]
+    num_res_blocks: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=8)]
+    z_channels: Annotated[int, Field(ge=1, le=20)]
+
+    @property
+    def half(self) -> MagvitHalf:
+        return MagvitHalf(width=self.ch, multiples=tuple(self.ch_mult), blocks=tuple(self.num_res_blocks))
+
+
+class _Magvit(Fields):
+    kind: str = Field(default="MAGVITv2", alias="_class_name")
+    encoder: _Half | None = None
+    decoder: _Half | None = None
+
+
+def _vq_config(path: Path) -> MagvitConfig:
     """The released file names no sizes, which are then the released ones. CheckpointError for another class or invalid sizes."""
-    if raw.get("_class_name", "MAGVITv2") != "MAGVITv2":
+    found, released = read_fields(path, _Magvit), MagvitConfig()
+    if found.kind != "MAGVITv2":
         raise CheckpointError(
-            f"{VQ_FOLDER}/config.json is of {raw['_class_name']!r}; the image tokenizer of MMaDA is MAGVITv2 ({VQ_REPOSITORY})"
+            f"{path} is of {found.kind!r}; the image tokenizer of MMaDA is MAGVITv2 ({VQ_REPOSITORY})"
         )
-    released = MagvitConfig()
+    bits = {half.z_channels for half in (found.encoder, found.decoder) if half} or {released.bits}
     try:
-        halves = {name: _half(raw.get(name), getattr(released, name)) for name in ("encoder", "decoder")}
-        bits = {raw[name]["z_channels"] for name in halves if isinstance(raw.get(name), dict)} or {released.bits}
         if len(bits) > 1:
             raise ValueError(f"z_channels differ: {sorted(bits)}")
-        return MagvitConfig(**halves, bits=bits.pop())
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{VQ_FOLDER}/config.json: invalid sizes: {error}; each of encoder and decoder has ch, ch_mult, num_res_blocks and z_channels"
-        ) from error
-
-
-def _half(raw: Mapping[str, object] | None, released: MagvitHalf) -> MagvitHalf:
-    if raw is None:
-        return released
-    multiples, blocks = (tuple(int(n) for n in raw[field]) for field in ("ch_mult", "num_res_blocks"))  # type: ignore[union-attr]
-    return MagvitHalf(width=int(raw["ch"]), multiples=multiples, blocks=blocks)  # type: ignore[call-overload]
+        return MagvitConfig(
+            encoder=found.encoder.half if found.encoder else released.encoder,
+            decoder=found.decoder.half if found.decoder else released.decoder,
+            bits=bits.pop(),
+        )
+    except ValueError as error:
+        raise invalid(path, str(error)) from error

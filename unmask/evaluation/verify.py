@@ -19,10 +19,11 @@ from torch import Tensor
 
 from unmask.checkpoints.device import find_device
 from unmask.checkpoints.families import is_dimoo
-from unmask.checkpoints.lavida_o import load_lavida_o, read_json
+from unmask.checkpoints.lavida_o import load_lavida_o
 from unmask.checkpoints.loading import load_everything
 from unmask.checkpoints.lumina_dimoo import survey_dimoo
 from unmask.checkpoints.mmada import is_mmada, survey_mmada
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, read_tensors
 from unmask.evaluation.verify_dimoo import DIMOO_INPUTS, dimoo_arrays
 from unmask.evaluation.verify_mmada import MMADA_INPUTS, mmada_arrays

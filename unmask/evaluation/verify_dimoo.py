@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.lumina_dimoo import read_text
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify_ml_cache import MLCache
 from unmask.evaluation.verify_rows import scored_rows, text_batch, text_ids

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.mmada import read_text
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify_parallel import parallel
 from unmask.evaluation.verify_rows import encoded, masked_losses, scored_rows, text_batch, text_ids

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -61,14 +62,22 @@ def draw(
     )
 
 
-def as_asked(presets: Presets, plan: bool | Layout | None, attempts: int | None, trace: bool) -> Thinking:
-    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, or a trace, one attempt."""
+def as_asked(
+    presets: Presets, plan: bool | Layout | None, attempts: int | None, trace: bool, size: tuple[int, int] | None
+) -> Thinking:
+    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, or a trace, one attempt.
+
+    ValueError for a ``size`` of pictures that have a layout or several attempts, which are all of one size.
+    """
     own = plan is None and not trace
-    return Thinking(
+    thinking = Thinking(
         plan=presets.plans if plan is None else plan is True,
         layout=plan if isinstance(plan, Layout) else None,
         attempts=attempts if attempts is not None else presets.attempts if own else 1,
     )
+    if size is not None and (thinking.attempts > 1 or thinking.plan or thinking.layout):
+        raise ValueError("a size cannot be combined with a layout or several attempts; leave one out")
+    return thinking
 
 
 def layouts_of(
@@ -110,15 +119,28 @@ def best_of(
     )
 
 
+def used_by(chosen: Sampler, thinking: Thinking, model: ThinkingRunner, *, edits: bool = False) -> dict[str, Sampler]:
+    """The samplers of a picture by the names of their presets: ``chosen``, and those of its layout and of its critiques."""
+    names = [("plan_edit" if edits else "plan")] * thinking.plan + ["critique"] * (thinking.attempts > 1)
+    texts = {name: getattr(model.presets, name)(model.parts) for name in names}
+    return {"edit" if edits else "generate": chosen, **texts}
+
+
+def labelled(model: ThinkingRunner, drawings: Drawings, used: Mapping[str, Sampler]) -> Drawings:
+    """The pictures with the parts of fast mode in the samplers that were used (by the names of their presets)."""
+    approximate = model.presets.approximate(model.parts, used)
+    return Drawings(replace(drawing, approximate=approximate) for drawing in drawings) if approximate else drawings
+
+
 def count_of(n: int) -> int:
-    """A number of pictures. ValueError unless it is 1 to 256."""
+    """The number of pictures of a call. ValueError unless it is 1 to 256."""
     if not 1 <= n <= 256:
         raise ValueError(f"n must be 1 to 256, got {n}")
     return n
 
 
 def several(prompts: Sequence[str], check: Callable[[str], str]) -> list[str]:
-    """Prompts of a list, each checked. ValueError for an empty list."""
+    """A list of prompts, each checked. ValueError for an empty list."""
     if not prompts:
         raise ValueError("the list of prompts is empty; give at least one")
     return [check(prompt) for prompt in prompts]

@@ -14,7 +14,8 @@ import torch
 
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.catalogue import for_network
-from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, layouts_of, several
+from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, labelled, layouts_of, several, used_by
+from unmask.sampling.fast import Fast
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
@@ -38,6 +39,7 @@ from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Attempt, Box, Drawing, Drawings, Grounding, describe
 from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide
 from unmask.tasks.sampler_options import with_options
+from unmask.tasks.speeds import speed_of
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image
 from unmask.tokens.prompts import Conditions
@@ -66,6 +68,13 @@ class Model:
         return Model(self.parts, self.presets.with_sampler(for_network(change, self.parts.net)), executor=self.executor)
 
     @checked
+    def with_speed(self, speed: str | Fast) -> Model:
+        """The same model at another speed: ``exact``, ``fast``, or parts of fast mode such as ``refresh,steps=0.25`` (``tasks.speeds``).
+        Results name the parts that acted in ``approximate``. Samplers and options of a call take precedence.
+        """
+        return Model(self.parts, self.presets.with_speed(speed_of(speed)), executor=self.executor)
+
+    @checked
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -92,37 +101,27 @@ class Model:
         path, for example ``["schedule.shift=3"]``.
         """
         if not isinstance(prompt, str):
-            alike = partial(
-                self.generate,
-                n=n,
-                seed=seed,
-                size=size,
-                conditions=conditions,
-                plan=plan,
-                attempts=attempts,
-                trace=trace,
-            )
-            more = partial(
-                alike, steps=steps, guidance_scale=guidance_scale, temperature=temperature, settings=settings
-            )
-            each = [more(one, sampler=sampler) for one in several(prompt, self._prompt)]
+            alike = partial(self.generate, n=n, seed=seed, size=size, conditions=conditions, plan=plan)
+            alike = partial(alike, attempts=attempts, trace=trace, steps=steps, guidance_scale=guidance_scale)
+            more = partial(alike, temperature=temperature, settings=settings, sampler=sampler)
+            each = [more(one) for one in several(prompt, self._prompt)]
             return Drawings(drawing for drawn in each for drawing in drawn)
         text, seeds = self._prompt(prompt), [seed + i for i in range(count_of(n))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
-        thinking = as_asked(self.presets, plan, attempts, trace)
-        if size is not None and (thinking.attempts > 1 or thinking.plan):
-            raise ValueError("a size cannot be combined with a layout or several attempts; leave one out")
+        thinking = as_asked(self.presets, plan, attempts, trace, size)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
             rows = ([text] * n, seeds)
             think = partial(reflecting.think, self, *rows, thinking, chosen, conditions)
-            return best_of(prompt, seeds, chosen, think, warnings)
+            return labelled(self, best_of(prompt, seeds, chosen, think, warnings), used_by(chosen, thinking, self))
         plans = layouts_of(self, text, seeds, thinking, conditions)
         tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout, size=size) for layout in plans]
-        return draw(self, tasks, seeds, chosen, prompt, trace, warnings)
+        return labelled(
+            self, draw(self, tasks, seeds, chosen, prompt, trace, warnings), used_by(chosen, thinking, self)
+        )
 
     @checked
     def edit(
@@ -156,14 +155,16 @@ class Model:
             retry_sampler = with_options(sampler or self.presets.edit_again(self.parts), *options)
             rows = ([picture] * n, [text] * n, seeds)
             think = partial(revising.revise, self, *rows, thinking, chosen, retry_sampler)
-            return best_of(instruction, seeds, chosen, think, warnings)
+            used = {**used_by(chosen, thinking, self, edits=True), "edit_again": retry_sampler}
+            return labelled(self, best_of(instruction, seeds, chosen, think, warnings), used)
         (pixels, _), views, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(views, text)], [0])
             self.emit(0, layout)
         task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout)
-        return draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
+        drawn = draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
+        return labelled(self, drawn, used_by(chosen, thinking, self, edits=True))
 
     @checked
     def infill(
@@ -186,7 +187,8 @@ class Model:
         pixels, _ = self.parts.preprocess(picture)
         task = infill.Infill(pixels=pixels, region=self.parts.region(painted), prompt=self._prompt(prompt, empty=True))
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
-        return draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))[0]
+        drawn = draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))
+        return labelled(self, drawn, {"generate": chosen})[0]
 
     @checked
     def ask(
@@ -215,10 +217,7 @@ class Model:
         """
         canvas = self.parts.rows.canvas(self.presets.answer if length is None else length, max_tokens)
         extent = Extent(length=canvas, max_tokens=max_tokens, stop=tuple(stop))
-        if image is None and not self.parts.net.config.first_code:
-            raise ValueError("the picture is missing, and this model answers questions about pictures; give one")
-        views = None if image is None else self.parts.image_views(read_image(image))
-        text = self._prompt(question)
+        views, text = self.parts.question_views(image), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
         if form is not None:
             wanted = form.slots(self.parts.text, self.parts.wording)
@@ -231,7 +230,8 @@ class Model:
             self.parts.require(task.needs)
             given = {"context": self.presets.context, "question": question, "seed": seed, "trace": trace}
             made = answer_within(self, task.build(self.parts), chosen, extent, **given)
-        return replace(made, warnings=self.parts.warnings(question))
+        approximate = self.presets.approximate(self.parts, {"ask": chosen})
+        return replace(made, warnings=self.parts.warnings(question), approximate=approximate)
 
     @checked
     def describe(
@@ -284,7 +284,9 @@ class Model:
         built = task.build(self.parts)
         check_context(built, self.presets.context)
         made = answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
-        return replace(made, warnings=self.parts.warnings(target.replace(understand.GAP, " ")))
+        approximate = self.presets.approximate(self.parts, {"fill": chosen})
+        warnings = self.parts.warnings(target.replace(understand.GAP, " "))
+        return replace(made, warnings=warnings, approximate=approximate)
 
     @checked
     def ground(
