@@ -16,17 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.models.gradients import MASKED, attended, softmax, worthwhile
+
 NEVER = 2**62
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def plain(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
     """[B, H, T, K]. ``attend`` True = this query may read this key; None = every key."""
+    if worthwhile(q_BHTK) or worthwhile(k_BHSK):
+        return attended(q_BHTK, k_BHSK, v_BHSK, attend_B1TS)
     score_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHSK.transpose(-1, -2)
     if attend_B1TS is not None:
-        # A large finite number: a row of padding may read nothing, and must not become NaN.
-        score_BHTS = score_BHTS.masked_fill(~attend_B1TS, -1e4)
-    return score_BHTS.softmax(-1) @ v_BHSK
+        score_BHTS = score_BHTS.masked_fill(~attend_B1TS, MASKED)
+    return softmax(score_BHTS) @ v_BHSK
 
 
 def blocked(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
@@ -60,7 +63,7 @@ def fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | 
     """As ``plain``, through scaled_dot_product_attention."""
     bias = None
     if attend_B1TS is not None:
-        bias = q_BHTK.new_zeros(attend_B1TS.shape).masked_fill(~attend_B1TS, -1e4)
+        bias = q_BHTK.new_zeros(attend_B1TS.shape).masked_fill(~attend_B1TS, MASKED)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=bias)
 
 
