@@ -22,7 +22,7 @@ from unmask.sampling.cache import BlockCache, NoCache, PrefixCache
 from unmask.sampling.fast import EXACT, FAST, Fast, FastPictures, FastText, acting
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Cosine, Equal, Fixed
+from unmask.sampling.schedule import Cosine, Equal, Fixed, Shift
 from unmask.sampling.selection import Confident, InOrder, Threshold
 from unmask.sampling.step_causal import ByPosition, SparseCache
 from unmask.sampling.token_sampler import Greedy
@@ -68,7 +68,7 @@ def test_the_command_line_knows_the_same_parts() -> None:
     [
         ("fsat", "speed: there is no 'fsat'; did you mean 'fast'"),
         ("fast,refesh=2", "there is no 'refesh'; did you mean 'refresh'"),
-        ("qqq", "use exact, fast, or some of interval, refresh, steps, threshold, cache"),
+        ("qqq", "use exact, fast, or some of interval, refresh, steps, shift, threshold, cache"),
         ("", "there is no ''"),
         ("fast=2", "there is no 'fast'; did you mean 'fast'"),
         ("steps=half", "steps='half' must be a number"),
@@ -79,6 +79,8 @@ def test_the_command_line_knows_the_same_parts() -> None:
         ("refresh=0", "refresh counts steps, got 0"),
         ("steps=0", "steps must be a fraction"),
         ("steps=nan", "steps must be a fraction"),
+        ("shift=0", "shift must be a factor above 0"),
+        ("shift=inf", "shift must be a factor above 0"),
         ("threshold=2", "threshold must be a probability"),
         ("cache=-1", "cache counts steps, got -1"),
     ],
@@ -98,6 +100,7 @@ def test_each_part_changes_its_own_field() -> None:
     made = FastPictures(refresh=3)(DRAWS)
     assert made == dataclasses.replace(DRAWS, guidance=dataclasses.replace(FREE, refresh=3))
     assert FastPictures(steps=0.4)(DRAWS) == dataclasses.replace(DRAWS, schedule=Cosine(steps=7))
+    assert FastPictures(steps=0.4, shift=3.0)(DRAWS) == dataclasses.replace(DRAWS, schedule=Shift(steps=7, shift=3.0))
     made = FastText(threshold=0.8)(WRITES)
     assert made == dataclasses.replace(WRITES, schedule=Equal(steps=1), selection=Threshold(value=0.8))
     assert FastText(cache=5)(WRITES) == dataclasses.replace(WRITES, cache=BlockCache(refresh=5))
@@ -106,7 +109,9 @@ def test_each_part_changes_its_own_field() -> None:
 
 def test_a_part_that_does_not_fit_changes_nothing() -> None:
     assert FastPictures(interval=(0.0, 0.5), refresh=2)(WRITES) == WRITES
-    assert FastPictures(steps=0.5)(WRITES) == WRITES, "a schedule in tokens a step has no number of steps"
+    assert FastPictures(steps=0.5, shift=2.0)(WRITES) == WRITES, "a schedule in tokens a step has no number of steps"
+    shifted = dataclasses.replace(DRAWS, schedule=Shift(steps=8, shift=5.0))
+    assert FastPictures(shift=3.0)(shifted) == shifted, "a published shift stays"
     cached = dataclasses.replace(WRITES, cache=PrefixCache())
     assert FastText(cache=2)(cached) == cached
     ordered = dataclasses.replace(WRITES, selection=InOrder(order=(1, 0)))
@@ -119,7 +124,8 @@ def test_step_causal_samplers_keep_their_cache_and_their_views() -> None:
     made = FAST.draw(sparse)
     assert isinstance(made.guidance, ClassifierFree) and made.guidance.refresh == 1
     assert made.guidance.interval == FAST.draw.interval and FAST.draw.steps is not None
-    assert made.schedule == ByPosition(schedule=Cosine(steps=round(16 * FAST.draw.steps)))
+    wanted = Shift(steps=round(16 * FAST.draw.steps), shift=FAST.draw.shift or 0.0)
+    assert made.schedule == ByPosition(schedule=wanted)
     assert FAST.text(dataclasses.replace(WRITES, cache=SparseCache())).cache == SparseCache()
 
 
@@ -147,6 +153,9 @@ def test_labels_name_the_parts_that_act() -> None:
     change = FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5)
     fast = change(DRAWS)
     assert acting(change, DRAWS, fast) == ("interval=0:0.5", "refresh=2", "steps=0.5")
+    shifted = FastPictures(steps=0.5, shift=3.0)
+    assert acting(shifted, DRAWS, shifted(DRAWS)) == ("steps=0.5", "shift=3")
+    assert acting(shifted, DRAWS, dataclasses.replace(DRAWS, schedule=Shift(steps=9, shift=3.0))) == ("shift=3",)
     own_steps = dataclasses.replace(fast, schedule=Cosine(steps=20))
     assert acting(change, DRAWS, own_steps) == ("interval=0:0.5", "refresh=2")
     assert isinstance(fast.guidance, ClassifierFree)
@@ -197,7 +206,8 @@ def test_answers_in_a_format_match_it_at_any_speed(model: Model) -> None:
 
 
 def test_options_and_samplers_of_a_call_take_precedence(model: Model) -> None:
-    drawn = model.with_speed("fast").generate("a dog", plan=False, steps=3, settings=["guidance.refresh=3"])[0]
+    fast = model.with_speed("interval,refresh,steps")
+    drawn = fast.generate("a dog", plan=False, steps=3, settings=["guidance.refresh=3"])[0]
     assert drawn.settings["schedule"]["steps"] == 3 and drawn.settings["guidance"]["refresh"] == 3
     assert drawn.approximate == ("interval=" + ":".join(f"{edge:g}" for edge in FAST.draw.interval or ()),)
     changed = model.with_speed("threshold").with_sampler(lambda s: dataclasses.replace(s, selection=Confident()))
