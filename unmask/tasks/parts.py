@@ -23,7 +23,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.tasks.features import Features
 from unmask.tokens.build import Builder, PlanIds
 from unmask.tokens.layouts import Layout, to_ids
-from unmask.tokens.pictures import Placement, square
+from unmask.tokens.pictures import Placement, reduced, square
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
@@ -118,11 +118,11 @@ class Parts:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )
-        return self.views(image) if self.views else self.preprocess(image)[0]
+        return self.views(reduced(image)) if self.views else self.preprocess(image)[0]
 
     def overview(self, image: Image.Image) -> Tensor | ImageViews:
         """One view of the whole picture without detail crops, for requests with several pictures."""
-        return self.views.one_of_several(image) if self.views else self.image_views(image)
+        return self.views.one_of_several(reduced(image)) if self.views else self.image_views(image)
 
     def planned(self, layout: Layout | None) -> PlanIds | None:
         """A layout as the tokens before a picture. ValueError if it is longer than ``MOST_PLAN`` tokens."""
