@@ -82,7 +82,7 @@ TASKS = {
         n=600,
         speeds=(
             *(*GUIDED, *FEWER, *SHIFTED, "interval=0:0.5,refresh=2"),
-            *("refresh=2,steps=0.5,shift=3", "interval=0.25:1,refresh=2,steps=0.5,shift=3", "fast"),
+            *("refresh=2,steps=0.5,shift=3", "interval=0:0.5,refresh=2,steps=0.5,shift=3", "fast"),
         ),
     ),
     "plan": Task(

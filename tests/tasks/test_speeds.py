@@ -19,7 +19,7 @@ from unmask.grammars.answer_format import of_regex, of_schema
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.cache import BlockCache, NoCache, PrefixCache
-from unmask.sampling.fast import EXACT, FAST, Fast, FastPictures, FastText, acting
+from unmask.sampling.fast import EVERY, EXACT, FAST, Fast, FastPictures, FastText, acting
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Cosine, Equal, Fixed, Shift
@@ -51,8 +51,9 @@ def model() -> Iterator[Model]:
 def test_words_of_a_speed() -> None:
     assert speed_of("exact") == EXACT and speed_of("fast") == FAST and speed_of(FAST) is FAST
     assert speed_of("refresh") == Fast(
-        draw=FastPictures(refresh=FAST.draw.refresh), edit=FastPictures(refresh=FAST.edit.refresh)
+        draw=FastPictures(refresh=EVERY.draw.refresh), edit=FastPictures(refresh=EVERY.edit.refresh)
     )
+    assert speed_of(",".join(parts())) == EVERY and EVERY.draw.refresh is not None
     assert speed_of("steps=0.25, interval=0.2:0.8").draw == FastPictures(steps=0.25, interval=(0.2, 0.8))
     assert speed_of("threshold=0.7,cache=3").text == FastText(threshold=0.7, cache=3)
     assert speed_of("fast,steps=1").edit == dataclasses.replace(FAST.edit, steps=1.0)
@@ -121,25 +122,25 @@ def test_a_part_that_does_not_fit_changes_nothing() -> None:
 def test_step_causal_samplers_keep_their_cache_and_their_views() -> None:
     """Scoring all masked tokens at a refresh would undo step-causal decoding."""
     sparse = dataclasses.replace(DRAWS, cache=SparseCache(), schedule=ByPosition(schedule=Cosine(steps=16)))
-    made = FAST.draw(sparse)
+    made = EVERY.draw(sparse)
     assert isinstance(made.guidance, ClassifierFree) and made.guidance.refresh == 1
-    assert made.guidance.interval == FAST.draw.interval and FAST.draw.steps is not None
-    wanted = Shift(steps=round(16 * FAST.draw.steps), shift=FAST.draw.shift or 0.0)
+    assert made.guidance.interval == EVERY.draw.interval and EVERY.draw.steps is not None
+    wanted = Shift(steps=round(16 * EVERY.draw.steps), shift=EVERY.draw.shift or 0.0)
     assert made.schedule == ByPosition(schedule=wanted)
-    assert FAST.text(dataclasses.replace(WRITES, cache=SparseCache())).cache == SparseCache()
+    assert EVERY.text(dataclasses.replace(WRITES, cache=SparseCache())).cache == SparseCache()
 
 
 def test_published_presets_at_fast_speed(model: Model) -> None:
     """Every preset of every family has a sampler that runs, and the guided ones have the guidance of fast mode."""
-    fast = PRESETS.with_speed(FAST)
+    fast = PRESETS.with_speed(EVERY)
     edit = fast.edit(model.parts).guidance
     assert isinstance(edit, EditGuidance)
-    assert (edit.interval, edit.refresh) == (FAST.edit.interval, FAST.edit.refresh)
+    assert (edit.interval, edit.refresh) == (EVERY.edit.interval, EVERY.edit.refresh)
     for name in ("ask", "plan", "critique", "turn_words"):
         made = getattr(fast, name)(model.parts)
         assert isinstance(made.selection, Threshold) and not isinstance(made.cache, NoCache)
     assert fast.ground is PRESETS.ground, "boxes have no part in fast mode"
-    assert isinstance(step_causal(PRESETS).with_speed(FAST).generate(model.parts).cache, SparseCache)
+    assert isinstance(step_causal(PRESETS).with_speed(EVERY).generate(model.parts).cache, SparseCache)
 
 
 def test_a_speed_takes_the_place_of_another() -> None:
@@ -209,7 +210,7 @@ def test_options_and_samplers_of_a_call_take_precedence(model: Model) -> None:
     fast = model.with_speed("interval,refresh,steps")
     drawn = fast.generate("a dog", plan=False, steps=3, settings=["guidance.refresh=3"])[0]
     assert drawn.settings["schedule"]["steps"] == 3 and drawn.settings["guidance"]["refresh"] == 3
-    assert drawn.approximate == ("interval=" + ":".join(f"{edge:g}" for edge in FAST.draw.interval or ()),)
+    assert drawn.approximate == ("interval=" + ":".join(f"{edge:g}" for edge in EVERY.draw.interval or ()),)
     changed = model.with_speed("threshold").with_sampler(lambda s: dataclasses.replace(s, selection=Confident()))
     assert changed.ask(SEEN, "what?").settings["selection"] == {"part": "Confident", "noise": 0.0}
     under = model.with_sampler(lambda s: dataclasses.replace(s, selection=Confident())).with_speed("threshold=0.8")

@@ -1,7 +1,8 @@
 """Fast mode: changes of a sampler that make it cheaper and its results approximate.
 
 Public idea: ``FAST.draw(sampler) -> Sampler``. ``Fast`` holds one change for each kind of task. Each field of ``FastPictures`` and
-``FastText`` is one part; None leaves it out, and ``EXACT`` has none. ``acting(change, exact, final)`` names the parts that a sampler has.
+``FastText`` is one part; None leaves it out, ``EXACT`` has none and ``EVERY`` all. ``acting(change, exact, final)`` names the parts that a
+sampler has.
 docs/fast.md has the measured cost of each part in quality.
 
 A part that does not fit a sampler leaves it as it is: no guidance, no blocks, a step-causal cache.
@@ -99,10 +100,16 @@ class Fast:
 
 
 EXACT = Fast()
-FAST = Fast(
+# Every part at its usual value, from which fast mode takes those that lost least on validation (bench/pareto.py).
+EVERY = Fast(
     draw=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5, shift=3.0),
-    edit=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.25, shift=3.0),
+    edit=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5, shift=3.0),
     text=FastText(threshold=0.9, cache=4),
+)
+FAST = Fast(
+    draw=replace(EVERY.draw, interval=None, refresh=None),
+    edit=replace(EVERY.edit, interval=None, refresh=None),
+    text=EVERY.text,
 )
 
 
