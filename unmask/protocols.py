@@ -131,6 +131,25 @@ class Bounded(Protocol):
     def extra_steps(self, tokens: int, planned: int) -> int | None: ...
 
 
+@runtime_checkable
+class Foreseeable(Protocol):
+    """A selection that may promise (``foreseeable``) to unmask exactly ``counts`` of the masked tokens of each row's block, and to mask or
+    redraw none. All counts of a run are then known before its first step, and what it unmasked is checked after its last one.
+    """
+
+    @property
+    def foreseeable(self) -> bool: ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A selection that unmasks tokens in an order known before the first step: lower ``places [B, L]`` first, earlier tokens first
+    where equal. ``open [B, L]``: the tokens to unmask.
+    """
+
+    def places(self, batch: Batch, open: Tensor) -> Tensor: ...
+
+
 class BlockSchedule(Protocol):
     """In which order parts of a row are unmasked: the block number of every token, [B, L]. A row works on its lowest-numbered block that
     has masked tokens. Asked before the first step and whenever a row finished a block.

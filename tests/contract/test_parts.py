@@ -101,6 +101,7 @@ def test_optional_protocols_are_fitted_whole() -> None:
         protocols.Correcting: "more",
         protocols.Refreshing: "completed",
     }
+    names |= {protocols.Ordered: "places", protocols.Foreseeable: "foreseeable"}
     for some in INSTANCES:
         for part in some:
             for protocol, name in names.items():

@@ -12,13 +12,14 @@ Shapes: B rows · N tokens scored · V vocabulary. c full condition · e a part 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unmask.models.exact import double
+from unmask.rng import sent
 from unmask.sequence import Batch
 from unmask.step import Prediction, Progress, Scored
 
@@ -59,7 +60,7 @@ class ClassifierFree:
         _check_refresh(self.refresh)
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
-        if self.scale == 0 or not bool(_due(self.interval, self.refresh, progress).any()):
+        if self.scale == 0 or not any(_due(self.interval, self.refresh, progress)):
             return [batch]
         return [batch, _without(batch, lambda name: name in self.drop, self.null_id)]
 
@@ -102,7 +103,7 @@ class EditGuidance:
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
         views = [batch]
-        if not bool(_due(self.interval, self.refresh, progress).any()):
+        if not any(_due(self.interval, self.refresh, progress)):
             return views
         if self.image_scale:
             views.append(_without(batch, lambda name: name in self.drop and name not in self.keep, self.null_id))
@@ -130,21 +131,22 @@ class EditGuidance:
         return _merge(predictions, progress, self.interval, blend)
 
 
-def _acting(interval: Interval, progress: Progress) -> Tensor:
-    """Rows whose step lies in the interval, [B] bool. One that ends at 1 includes the steps after the planned ones."""
-    number_B = progress.number + 1
-    first_B, last_B = ((edge * double(progress.of)).long().to(number_B.device) for edge in interval)
-    after_B = first_B <= number_B
-    return after_B if interval[1] == 1 else after_B & (number_B <= last_B)
+def _acts(interval: Interval, progress: Progress) -> list[bool]:
+    """Whether the step of each row lies in the interval. One that ends at 1 includes the steps after the planned ones."""
+    begin, end = interval
+    return [
+        int(begin * of) <= number + 1 and (end == 1 or number + 1 <= int(end * of)) for number, of in progress.pairs()
+    ]
 
 
-def _due(interval: Interval, refresh: int, progress: Progress) -> Tensor:
-    """Rows that need all views at this step: the first step of the interval and every ``refresh``-th after it, [B] bool."""
-    acting_B = _acting(interval, progress)
+def _due(interval: Interval, refresh: int, progress: Progress) -> list[bool]:
+    """Whether each row needs all views at this step: the first step of the interval and every ``refresh``-th after it."""
+    acts = _acts(interval, progress)
     if refresh == 1:
-        return acting_B
-    first_B = (interval[0] * double(progress.of)).long().to(acting_B.device).clamp(min=1)
-    return acting_B & ((progress.number + 1 - first_B) % refresh == 0)
+        return acts
+    firsts = [max(1, int(interval[0] * of)) for _, of in progress.pairs()]
+    numbers = [number + 1 for number, _ in progress.pairs()]
+    return [act and (number - first) % refresh == 0 for act, number, first in zip(acts, numbers, firsts, strict=True)]
 
 
 def _check_refresh(refresh: int) -> None:
@@ -158,8 +160,9 @@ def _completed(
     """All views for the tokens of the first one, and what is kept of the others. A row's views are renewed at its own steps alone."""
     first, *others = views
     if others:
-        due_B = _due(interval, refresh, progress)
-        olds = kept if kept and not bool(due_B.all()) else [Prediction(scored={})] * len(others)
+        due = _due(interval, refresh, progress)
+        due_B = sent(torch.tensor(due), progress.number.device)
+        olds = kept if kept and not all(due) else [Prediction(scored={})] * len(others)
         kept = [_renewed(old, new, due_B, progress) for old, new in zip(olds, others, strict=True)]
     return [first, *(_aligned(view, first) for view in kept)], kept
 
@@ -209,7 +212,8 @@ def _merge(
 
     ViewsDiffer if a view scored other tokens than the first.
     """
-    acting_B = _acting(interval, progress)
+    acts = _acts(interval, progress)
+    acting_B = None if all(acts) else sent(torch.tensor(acts), progress.number.device)
     first, merged = predictions[0], {}
     for kind, scored in first.scored.items():
         if scored.logits is None:
@@ -218,14 +222,20 @@ def _merge(
             _check_same(kind, scored.at, other, number)
         c_NV, *others = (p.logits(kind).float() for p in predictions)
         guided_NV = blend(c_NV, *others)
-        acts_N1 = acting_B[progress.row(scored.at)][:, None]
-        finite_NV = guided_NV.abs() < torch.inf  # not so for NaN
-        merged[kind] = torch.where(acts_N1 & finite_NV, guided_NV, c_NV)
+        if acting_B is None and guided_NV.is_cpu and math.isfinite(float(guided_NV.sum())):
+            merged[kind] = guided_NV  # all of it is finite
+            continue
+        taken_NV = guided_NV.abs() < torch.inf  # not so for NaN
+        if acting_B is not None:
+            taken_NV &= acting_B[progress.row(scored.at)][:, None]
+        merged[kind] = torch.where(taken_NV, guided_NV, c_NV)
     return first.with_logits(merged)
 
 
 def _check_same(kind: int, at_N: Tensor, view: Prediction, number: int) -> None:
     found_N = view.scored[kind].at if kind in view.scored else at_N[:0]
+    if found_N is at_N:
+        return
     if len(at_N) != len(found_N) or (len(at_N) and not torch.equal(at_N, found_N)):
         raise ViewsDiffer(
             f"of kind {kind}, guidance view {number} scored {len(found_N)} tokens and view 0 scored {len(at_N)}, or not the same ones; "

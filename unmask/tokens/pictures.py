@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
+from unmask import writing
 from unmask.tokens.colours import to_srgb
 from unmask.tokens.sources import ImageError, Picture, open_picture, short
 
@@ -256,17 +257,12 @@ def strip(frames: Sequence[Image.Image], *, most: int = 24, columns: int = 8) ->
 
 
 def write_whole(target: Path, save: Callable[[Path], object]) -> Path:
-    """Write with ``save`` to a temporary file and rename it to the target. OSError on failure; no temporary file is left."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    """``writing.write_whole``, which creates the folder. OSError says what to do; nothing is changed, and no temporary file is left."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save(part)
-        os.replace(part, target)
+        writing.write_whole(target, save)
     except OSError as error:
         reason = error.strerror or short(error)
         hint = "free some space and run it again" if error.errno == errno.ENOSPC else "choose another place"
         raise OSError(f"could not write {target} ({reason.lower()}), nothing was changed; {hint}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
     return target
