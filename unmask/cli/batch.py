@@ -21,6 +21,7 @@ from unmask.cli.options import (
     json_option,
     lora_option,
     model_option,
+    speed_option,
     storage_options,
     threads_option,
     use_threads,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False, allow_dash=True))
 @model_option
 @lora_option
+@speed_option
 @click.option(
     "--live",
     type=click.IntRange(1, 256),
@@ -59,6 +61,7 @@ def batch(
     out: Path,
     model: str,
     lora: tuple[str, ...],
+    speed: str,
     live: int,
     retry: bool,
     as_json: bool,
@@ -90,7 +93,7 @@ def batch(
         place = found_device(device)
         if place == "cuda" and share.world > 1:
             place = f"cuda:{number_in_environment('LOCAL_RANK', 0)}"
-        opened = _opened(model, lora, place, threads, storage, download, needs(work)) if work.todo else None
+        opened = _opened(model, lora, speed, place, threads, storage, download, needs(work)) if work.todo else None
         with Lines() as lines:
 
             def progress(done: int, of: int) -> None:
@@ -149,6 +152,7 @@ class _Printed:
 def _opened(
     model: str,
     lora: tuple[str, ...],
+    speed: str,
     device: str,
     threads: int | None,
     storage: Storage,
@@ -164,6 +168,7 @@ def _opened(
         needs=needs,
         storage=storage.value(),
         lora=lora,
+        speed=speed,
         download=download,
         on_bytes=opening(model),
     )

@@ -57,7 +57,7 @@ def with_adapters(model: Model | TextModel, lora: Adapters, *, called: str = "")
         raise ValueError(f"a {type(net).__name__} takes no adapters; open a model of unmask, LaViDa-O or LLaDA")
     net = sharing(net)
     add_adapters(net, lora, weights=None, called=called)
-    return TextModel(replace(model.parts, net=net), executor=model.executor, change=model.change)
+    return TextModel(replace(model.parts, net=net), executor=model.executor, change=model.change, fast=model.fast)
 
 
 def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download: bool = False) -> list[Path]:

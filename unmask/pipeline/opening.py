@@ -18,7 +18,9 @@ from unmask.pipeline.adapting import Adapters, add_adapters, each_of
 from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
+from unmask.sampling.fast import EXACT, Fast
 from unmask.tasks.arguments import checked
+from unmask.tasks.speeds import speed_of
 from unmask.tokens.text import MASK, TEXT_CONTROL, Text
 
 
@@ -34,6 +36,7 @@ def load(
     needs: Iterable[str] | None = None,
     storage: WeightStorage | None = None,
     lora: Adapters = (),
+    speed: str | Fast = EXACT,
     download: bool = False,
     on_bytes: Callable[[int, int], None] = _silent,
 ) -> Model | TextModel:
@@ -44,10 +47,11 @@ def load(
     ``device``: auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 … or mps; DeviceUnavailable (a ValueError) for one that is not here ·
     ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything ·
     ``storage``: dtype, quantisation and CPU offload · ``lora``: LoRA adapters that are applied, ``FOLDER`` or ``FOLDER:scale``, one or
-    several, which add up · ``download``: download ``owner/name`` if it is not in the local cache ·
+    several, which add up · ``speed``: as of ``Model.with_speed`` · ``download``: download ``owner/name`` if it is not in the local cache ·
     ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read.
     """
     place, folder = find_device(device), resolve(name, download=download)
+    fast = speed_of(speed)
     if recipe := recipe_in(folder):
         if storage not in (None, WeightStorage()):
             raise ValueError(
@@ -55,9 +59,12 @@ def load(
             )
         if each_of(lora):
             raise ValueError(f"{folder} is opened by the recipe {recipe}, which takes no adapters; leave out lora")
+        if fast != EXACT:
+            raise ValueError(f"{folder} is opened by the recipe {recipe}, which has no fast mode; leave out speed")
         return open_by_recipe(folder, recipe, place)
     if format_in(folder) is Format.LLADA:
-        return load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
+        text = load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
+        return text.with_speed(fast)
     found = read_spec(folder)
     weights = Weights(
         checkpoint=found.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes
@@ -65,7 +72,7 @@ def load(
     parts = open_parts(found, weights)
     add_adapters(parts.net, lora, weights=weights, called=str(name))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
-    return Model(parts, presets=found.presets)
+    return Model(parts, presets=found.presets.with_speed(fast))
 
 
 def load_text(

@@ -26,6 +26,7 @@ from unmask.protocols import (
     EarlyStopping,
     Guidance,
     Prior,
+    Refreshing,
     Selection,
     TokenSampler,
     UnmaskingSchedule,
@@ -111,6 +112,8 @@ class SamplingRun:
         self.batch = _ordered(started, sampler.stopping(started)).replace(score=unscored_BL)
         self.agenda = Agenda(sampler, self.batch, self.open)
         self.states: list[State | None] = []  # of each guidance view
+        self.refreshing = sampler.guidance if isinstance(sampler.guidance, Refreshing) else None
+        self.kept: list[Prediction] = []  # what it uses again at the next step
         self.number = 0
         self.todo: Todo | None = None
         self.query: Query | None = None
@@ -131,6 +134,8 @@ class SamplingRun:
         prediction = restored(prediction, self.query, batch.ids.shape[1])
         views = _split(prediction, self.query, self.query.batch.rows // batch.rows, batch)
         self._keep(views, todo.progress)
+        if self.refreshing:
+            views, self.kept = self.refreshing.completed(views, self.kept, todo.progress)
         merged = parts.guidance.merge(batch, views, todo.progress)
         # 5. A candidate and a score for each scored token.
         proposal = parts.token_sampler(batch, merged, todo.progress)
@@ -165,22 +170,24 @@ class SamplingRun:
         views = parts.guidance.views(self.batch, todo.progress)
         if len(views) > 1 and wishes[1] is not None:
             _same_kinds(views, predict)
-        reuse = self._reuse(views, predict, todo)
+        others = self.refreshing.to_score(predict, todo.block) if self.refreshing else predict
+        predicts = [predict, *[others] * (len(views) - 1)]
+        reuse = self._reuse(views, predicts, todo)
         batch = stack(views) if len(views) > 1 else views[0]
-        query = Query(batch=batch, predict=_repeated(predict, len(views)), reuse=reuse)
+        query = Query(batch=batch, predict=_stacked(predicts), reuse=reuse)
         return settled(cropped(query), self.query)
 
-    def _reuse(self, views: list[Batch], predict: Tensor, todo: Todo) -> Reuse | None:
+    def _reuse(self, views: list[Batch], predicts: list[Tensor], todo: Todo) -> Reuse | None:
         states = [self.states[i] if i < len(self.states) else None for i in range(len(views))]
         compute, keep = [], []
-        for view, state in zip(views, states, strict=True):
+        for view, predict, state in zip(views, predicts, states, strict=True):
             held = torch.zeros_like(predict) if state is None else state.held
             plan = self.sampler.cache.plan(view, todo.region, predict, held, todo.progress)
             if plan is None:
                 return None
             compute.append(whole_positions(view, plan.compute | predict))
             keep.append(compute[-1] & ~whole_positions(view, view.valid & ~plan.keep))
-        length = predict.shape[1]
+        length = predicts[0].shape[1]
         state = State.stack(states, [view.rows for view in views], length)
         return Reuse(compute=torch.cat(compute), keep=torch.cat(keep), state=state)
 
@@ -298,12 +305,13 @@ def _same_kinds(views: list[Batch], predict: Tensor) -> None:
             )
 
 
-def _repeated(predict_BL: Tensor, views: int) -> Tensor:
-    """The mask for every view; what was told of it is told of the result."""
-    if views == 1:
-        return predict_BL
-    counts, repeated = counts_told(predict_BL), predict_BL.repeat(views, 1)
-    return repeated if counts is None else tell_counts(repeated, counts * views)
+def _stacked(predicts: list[Tensor]) -> Tensor:
+    """The masks of all views; what was told of them is told of the result."""
+    if len(predicts) == 1:
+        return predicts[0]
+    told, stacked = [counts_told(predict) for predict in predicts], torch.cat(predicts)
+    known = [counts for counts in told if counts is not None]
+    return tell_counts(stacked, tuple(n for counts in known for n in counts)) if len(known) == len(told) else stacked
 
 
 def _split(prediction: Prediction, query: Query, views: int, batch: Batch) -> list[Prediction]:

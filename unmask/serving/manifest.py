@@ -28,7 +28,7 @@ class DuplicateIds(ValueError):
 
 class _Job(BaseModel):
     """``id``: key of the result · ``settings``: sampler settings, as ``["schedule.steps=8"]`` · ``sampler``: name of a method's sampler,
-    whose arguments are settings, too.
+    whose arguments are settings, too · ``speed``: as of ``Model.with_speed``; the speed of the command without it.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -37,6 +37,7 @@ class _Job(BaseModel):
     seed: int = 0
     settings: tuple[str, ...] = ()
     sampler: str | None = None
+    speed: str | None = None
 
     @model_validator(mode="before")
     @classmethod
