@@ -15,12 +15,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+IN_CACHE = 2**17  # numbers that are worked on at a time where a tensor is large: 512 KB in float32
 MASKED = -1e4  # the score of a key that may not be read; a large finite number: a row of padding may read nothing, and must not become NaN
 
 
 def worthwhile(x: Tensor) -> bool:
     """Whether a gradient is wanted of ``x``, and no compiler is at work, which fuses the plain formula."""
     return x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def large(x: Tensor) -> bool:
+    """Whether ``x`` is worked on in parts: on a CPU, memory that was never used costs more than the arithmetic on it (2.4 GB/s)."""
+    return x.device.type == "cpu" and x.numel() > 8 * IN_CACHE and not torch.is_grad_enabled()
 
 
 class _Normed(torch.autograd.Function):

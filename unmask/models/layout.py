@@ -124,7 +124,7 @@ class Squares:
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """``und``, ``gen``: None for a branch without positions · ``squares``: None where every code has a position of its own ·
-    ``streams``: of all rows, by branch.
+    ``streams``: of all rows, by branch · ``scores``: the branch whose head scores all writable tokens; None where neither does.
     """
 
     groups: tuple[Group, ...]
@@ -133,6 +133,7 @@ class Layout:
     reads: Reads
     squares: Squares | None
     streams: dict[str, Stream]
+    scores: str | None
 
 
 def lay_out(batch: Batch, reuse: Reuse | None, packing: Packing) -> Layout:
@@ -153,13 +154,18 @@ def lay_out(batch: Batch, reuse: Reuse | None, packing: Packing) -> Layout:
         starts = {name: start + (own[name].index.numel() if name in own else 0) for name, start in starts.items()}
     und, gen = (_packed(batch, rows, parts, name) for name in ("und", "gen"))
     squares = _squares(batch, gen, reuse, packing.together) if gen is not None else None
+    found = {
+        "und": _scored(batch, und, None, reuse, Kind.TEXT, Branch.UND),
+        "gen": _scored(batch, gen, squares, reuse, Kind.CODE, Branch.GEN),
+    }
     return Layout(
         groups=tuple(groups),
-        und=_scored(batch, und, None, reuse, Kind.TEXT, Branch.UND),
-        gen=_scored(batch, gen, squares, reuse, Kind.CODE, Branch.GEN),
+        und=found["und"],
+        gen=found["gen"],
         reads=_reads(batch, und),
         squares=squares,
         streams=streams,
+        scores=_scores(batch, found),
     )
 
 
@@ -216,6 +222,15 @@ def _group(
     both = [streams[name] for name in ("gen", "und") if name in streams]
     masks["joint"] = attend(own, both, grouped) if len(both) == 2 else None
     return Group(parts=parts, masks=masks)
+
+
+def _scores(batch: Batch, found: dict[str, Packed | None]) -> str | None:
+    """The branch whose head scores all writable tokens."""
+    open_BL = batch.writable & batch.valid
+    names = [name for name, packed in found.items() if packed is not None]
+    missed = [(open_BL & ~packed.scorable).any() for packed in found.values() if packed is not None]
+    every = torch.stack(missed).tolist() if missed else []
+    return next((name for name, some in zip(names, every, strict=True) if not some), None)
 
 
 _Flat = tuple[Tensor, Tensor]  # flat numbers of the first tokens [N], and which of them are real positions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from unmask.training.losses import Update
+from unmask.writing import write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -160,9 +160,7 @@ def _forget(path: Path, start: int) -> None:
     rows = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     kept = [row for number, row in enumerate(rows, 1) if row.endswith("\n") and _step(row, path, number) <= start]
     if len(kept) < len(rows):
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(kept))
-        os.replace(part, path)
+        write_text(path, "".join(kept))
 
 
 def _step(row: str, path: Path, number: int) -> float:
