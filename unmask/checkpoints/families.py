@@ -1,22 +1,23 @@
 """Folders that unmask does not run: models of other families, and files that are not a model in safetensors.
 
 ``refuse_foreign(folder)`` is a CheckpointError that says what a folder or file is. Families are told by ``architectures`` and
-``model_type`` of config.json, because several call themselves ``llada``: LLaDA-MoE by its experts, Lumina-DiMOO by its class or by rows for
-image codes in the embedding.
+``model_type`` of config.json, because several call themselves ``llada``: LLaDA-MoE by its experts, Lumina-DiMOO by its class, by rows for
+image codes in the embedding, or by an image tokenizer beside the network.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
+from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
 RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5) and its own models"
-_LLADA_ROWS, _IMAGE_CODES = 126_464, 8_192
-_LARGEST = 16 * 2**20  # bytes of a config.json; real ones have a few thousand
+_LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
+_SHOWN = 80  # characters of a name in an error
+_IMAGE_TOKENIZER = "vqvae"  # folder beside the network
 
 # Part of a class or model_type, in lower case and without "_", "-" and "." -> name. The first that fits counts.
 _NAMES = {
@@ -92,47 +93,55 @@ def refuse_foreign(place: Path) -> None:
 
 def refuse_family(folder: Path, raw: Json) -> None:
     """CheckpointError for a config.json of another family; nothing for ours and for one that names no family."""
-    if _ours(raw):
+    if _ours(raw, folder):
         return
     if isinstance(part := raw.get("_class_name"), str):
         raise CheckpointError(
-            _not_ours(folder, _named(part) or "a part of a diffusers pipeline", f"diffusers, {part!r}")
+            _not_ours(folder, _named(part) or "a part of a diffusers pipeline", f"diffusers, {part[:_SHOWN]!r}")
         )
-    kind, classes = raw.get("model_type"), ", ".join(_classes(raw))
-    if not (isinstance(kind, str) and kind) and not classes:
+    kind, classes = _kind(raw), ", ".join(_classes(raw))
+    if not kind and not classes:
         return  # reading it says what is wrong
-    told = f"model_type {kind!r}" if isinstance(kind, str) and kind else f"architectures {classes!r}"
-    raise CheckpointError(_not_ours(folder, family_of(raw), told))
+    told = f"model_type {kind!r}" if kind else f"architectures {classes!r}"
+    raise CheckpointError(_not_ours(folder, family_of(raw, folder), told))
 
 
-def family_of(raw: Json) -> str:
+def family_of(raw: Json, folder: Path) -> str:
     """The name of a family as its makers write it; for one that is not known, its class or model_type."""
-    kind, classes = str(raw.get("model_type") or ""), _classes(raw)
+    kind, classes = _kind(raw), _classes(raw)
     if kind == "llada" and any("experts" in field for field in raw):
         return "LLaDA-MoE"
-    if kind == "llada" and _has_image_codes(raw):
+    if kind == "llada" and _has_image_codes(raw, folder):
         return "Lumina-DiMOO"
     if kind == "llada" and not any(_named(name) for name in classes):
         return "LLaDA in another layout"
     return next((name for word in (*classes, kind) if (name := _named(word))), kind or classes[0])
 
 
-def _ours(raw: Json) -> bool:
+def _ours(raw: Json, folder: Path) -> bool:
     if raw.get("dual_tower") or ("model" in raw and "vq" in raw) or raw.get("recipe"):
         return True
     other = [name for name in _classes(raw) if _named(name)]
     renamed = "hidden_size" in raw and "d_model" not in raw
-    return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw))
+    return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw, folder))
 
 
-def _has_image_codes(raw: Json) -> bool:
+def _has_image_codes(raw: Json, folder: Path) -> bool:
+    """Whether a folder that calls itself LLaDA holds image codes in the text vocabulary, which LLaDA's own models do not."""
     rows = [raw.get(field) for field in ("vocab_size", "embedding_size")]
-    return any(isinstance(n, int) and n >= _LLADA_ROWS + _IMAGE_CODES for n in rows)
+    enough = any(isinstance(n, int) and n >= _LLADA_IDS + _IMAGE_CODES for n in rows)
+    return enough or (folder / _IMAGE_TOKENIZER).is_dir()
 
 
 def _classes(raw: Json) -> list[str]:
     names = raw.get("architectures")
-    return [str(name) for name in names] if isinstance(names, list) else []
+    return [name[:_SHOWN] for name in names[:4] if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _kind(raw: Json) -> str:
+    """``model_type``; "" for what is no text."""
+    kind = raw.get("model_type")
+    return kind[:_SHOWN] if isinstance(kind, str) else ""
 
 
 def _named(word: str) -> str:
@@ -161,10 +170,8 @@ def _single_file(path: Path) -> str:
 def _json(path: Path) -> Json:
     """A JSON object; {} for anything else, which reading it properly reports."""
     try:
-        found = (
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() and path.stat().st_size < _LARGEST else {}
-        )
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except FileRefused:
         return {}
     return found if isinstance(found, dict) else {}
 

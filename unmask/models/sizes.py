@@ -44,6 +44,12 @@ class ElasticConfig:
     tests "index > 16", so 17 layers are joint although the paper says 16 (spec 1.4). ``gen_width`` 0: a text model, without the
     generation branch and the code path (LLaDA). ``text_registers``, ``code_registers``: registers of a group of masked tokens that are
     scored (Sparse-LaViDa, ``models/registers.py``), 0 for none · ``register_rows``: their different vectors, 1 where all share one.
+
+    Other language models: ``kv_heads``: heads of keys and values, each read by heads / kv_heads queries (grouped-query attention), 0 for
+    as many as ``heads`` · ``head_width``: channels of a head, 0 for width / heads · ``qkv_bias``: of q, k and v · ``shifted``: the
+    position before a token predicts it (Dream); the first token of a row is predicted at its own position.
+
+    ``first_code``: text id of image code 0 in a text model whose vocabulary has the ``codes`` as rows (MMaDA, Lumina-DiMOO); 0: none.
     """
 
     vocab_size: int = 127378
@@ -62,23 +68,51 @@ class ElasticConfig:
     text_registers: int = 0
     code_registers: int = 0
     register_rows: int = 1
+    kv_heads: int = 0
+    head_width: int = 0
+    qkv_bias: bool = False
+    shifted: bool = False
+    first_code: int = 0
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or (self.width // self.heads) % 2:
+        if not self.head_width and (self.width % self.heads or (self.width // self.heads) % 2):
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
+        if self.head_width < 0 or self.head_width % 2:
+            raise ValueError(f"head_width {self.head_width} must be even: rotary positions turn pairs of channels")
+        if self.kv_heads < 0 or (self.kv_heads and self.heads % self.kv_heads):
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
         if self.gen_width > self.width:
             raise ValueError(
                 f"gen_width {self.gen_width} is larger than width {self.width}: the output projection is shared"
             )
         if self.gen_width and self.code_rows < self.codes + 2:
             raise ValueError(f"code_rows {self.code_rows} leaves no row for the mask code {self.codes + 1}")
-
+        if self.first_code and (self.gen_width or not 0 < self.first_code <= self.vocab_size - self.codes):
+            raise ValueError(
+                f"first_code {self.first_code}: {self.codes} codes from there on are not rows of a text model's {self.vocab_size}; "
+                "a model with a generation branch has tables of its own, and first_code 0"
+            )
         most = max(self.text_registers, self.code_registers)
         if min(self.text_registers, self.code_registers) < 0 or (most and self.register_rows not in (1, most)):
             raise ValueError(
                 f"text_registers {self.text_registers} and code_registers {self.code_registers} are numbers of tokens, and register_rows "
                 f"is 1 or the larger of them, got {self.register_rows}"
             )
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of one attention head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def query_width(self) -> int:
+        """Channels of all queries together."""
+        return self.heads * self.head_channels
+
+    @property
+    def key_width(self) -> int:
+        """Channels of all keys together, and of all values."""
+        return (self.kv_heads or self.heads) * self.head_channels
 
     @property
     def mask_code(self) -> int:
@@ -132,5 +166,23 @@ SIZES: dict[str, ElasticConfig] = {
     "lavida_o": ElasticConfig(),
     "llada_8b": ElasticConfig(
         vocab_size=126464, gen_width=0, gen_mlp=0, joint_layers=32, codes=0, code_rows=0, vision=None
+    ),
+    "dream_7b": ElasticConfig(
+        vocab_size=152064,
+        width=3584,
+        heads=28,
+        kv_heads=4,
+        layers=28,
+        mlp=18944,
+        gen_width=0,
+        gen_mlp=0,
+        joint_layers=28,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        codes=0,
+        code_rows=0,
+        vision=None,
+        qkv_bias=True,
+        shifted=True,
     ),
 }

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unmask.checkpoints.lavida_o import names, read_json
+from unmask.checkpoints.checksums import write_sums
+from unmask.checkpoints.lavida_o import names
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import save_tensors
 from unmask.checkpoints.stream import FLOATS, files_of
 from unmask.pipeline.loading import Format, ModelSpec
+from unmask.writing import write_text
 
 _BESIDE = ("config.json", "tokenizer*.json", "special_tokens_map.json", "generation_config.json", "chat_template*")
 _SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes, as of ``convert``
@@ -42,6 +45,8 @@ def export_like(spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> N
             shutil.copyfile(path, folder / path.name)
     elif (source / "vqvae").is_dir():
         shutil.copytree(source / "vqvae", folder / "vqvae", dirs_exist_ok=True)
+    if own:
+        write_sums(folder)
     if spec.format is Format.LLADA:  # embedding and head have been trained apart
         untied = read_json(folder / "config.json") | {"weight_tying": False, "tie_word_embeddings": False}
-        (folder / "config.json").write_text(json.dumps(untied, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / "config.json", json.dumps(untied, indent=1) + "\n")

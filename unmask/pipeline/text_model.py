@@ -17,6 +17,7 @@ import torch
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
 from unmask.protocols import Denoiser
+from unmask.sampling.fast import EXACT, Fast, acting
 from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
@@ -37,6 +38,7 @@ from unmask.tasks.running import (
     follow,
 )
 from unmask.tasks.sampler_options import with_options
+from unmask.tasks.speeds import speed_of
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.prompts import RELEASED
@@ -155,12 +157,18 @@ class TextModel:
         *,
         executor: Executor | None = None,
         change: Callable[[Sampler], Sampler] = lambda sampler: sampler,
+        fast: Fast = EXACT,
     ) -> None:
-        self.parts, self.executor, self.change = parts, executor, change
+        self.parts, self.executor, self.change, self.fast = parts, executor, change, fast
 
     def with_sampler(self, change: Callable[[Sampler], Sampler]) -> TextModel:
         """The same model with ``change`` applied to the preset of every task."""
-        return TextModel(self.parts, executor=self.executor, change=for_network(change, self.parts.net))
+        return TextModel(self.parts, executor=self.executor, change=for_network(change, self.parts.net), fast=self.fast)
+
+    @checked
+    def with_speed(self, speed: str | Fast) -> TextModel:
+        """The same model at another speed, as ``Model.with_speed``."""
+        return TextModel(self.parts, executor=self.executor, change=self.change, fast=speed_of(speed))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in _PICTURES:
@@ -204,11 +212,11 @@ class TextModel:
         preset = llada_instruct(
             null_id=text[MASK], drop=PROMPT, end=(text[EOT], text[EOS]), block=min(32, extent.length)
         )
-        chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
+        chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
         reply = Reply(question=_given(question), length=extent.length, messages=tuple(messages))
         if form is not None:
-            return self._formed(reply, form, chosen, extent, seed, trace)
-        return self._written(reply, chosen, extent, question, seed, trace)
+            return self._labelled(self._formed(reply, form, chosen, extent, seed, trace), preset, chosen)
+        return self._labelled(self._written(reply, chosen, extent, question, seed, trace), preset, chosen)
 
     @checked
     def converse(
@@ -247,6 +255,7 @@ class TextModel:
             seconds=said.seconds,
             settings={"words": said.settings},
             finish_reason=said.finish_reason,
+            approximate=said.approximate,
         )
 
     @checked
@@ -283,11 +292,11 @@ class TextModel:
         text = self.parts.text
         end = (text[EOT], text[EOS])
         preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)
-        chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
+        chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
         task = Continue(prompt=prompt, length=extent.length, suffix=suffix)
         if not suffix:
-            return self._written(task, chosen, extent, question, seed, trace)
-        return self._inserted(task, chosen, extent, question, seed, trace)
+            return self._labelled(self._written(task, chosen, extent, question, seed, trace), preset, chosen)
+        return self._labelled(self._inserted(task, chosen, extent, question, seed, trace), preset, chosen)
 
     @checked
     def infill_text(
@@ -303,11 +312,12 @@ class TextModel:
     ) -> Answer:
         """A text with every ``[mask]`` replaced by one token, most confident first."""
         preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
-        chosen = with_options(self.change(preset), settings, steps, guidance_scale, temperature)
+        chosen = with_options(self._changed(preset), settings, steps, guidance_scale, temperature)
         task = FillGaps(target=_given(target))
         built = task.build(self.parts)
         check_context(built, self.parts.context)
-        return answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
+        made = answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
+        return self._labelled(made, preset, chosen)
 
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
@@ -316,6 +326,14 @@ class TextModel:
         if self.executor:
             return self.executor.run(sequences, seeds, sampler, on_step)
         return decide(self.parts.net, sequences, seeds, sampler, device=self.device, on_step=on_step)
+
+    def _changed(self, preset: Sampler) -> Sampler:
+        """A preset at the model's speed, and then with its change."""
+        return self.change(self.fast.text(preset))
+
+    def _labelled(self, made: Answer, preset: Sampler, final: Sampler) -> Answer:
+        """The answer with the parts of fast mode that its sampler has."""
+        return replace(made, approximate=acting(self.fast.text, self.change(preset), final))
 
     def _formed(
         self, reply: Reply, form: AnswerFormat, sampler: Sampler, extent: Extent, seed: int, trace: bool

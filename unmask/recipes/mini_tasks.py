@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.store import save_module
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.collapsing import Collapsing
@@ -273,3 +274,4 @@ def write_model(folder: Path, net: Elastic, vq: VQ, text: Text, level: str) -> N
     text.save(folder / "tokenizer.json")
     (folder / FILE).write_text(vocabulary(level, "mini").text(), encoding="utf-8")
     write_config(folder, net.config, vq.config, wording="compact", side=128, fold=2)
+    write_sums(folder)

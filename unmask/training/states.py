@@ -17,8 +17,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from unmask.writing import remove_parts
+
 STATE = "state.safetensors"
 CHAIN = "chain.json"  # of a chain of recipes (``chain``)
+JOURNAL = "state.pending.json"  # of ``writing.write_together``; one file needs none
 INDEX = "run.json"  # in a folder of parts
 PART = ".part"  # ends the name of what is not complete
 _NAMED = re.compile(r"state-(\d+)(\.safetensors)?")
@@ -105,9 +108,10 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed run left half written in its own folder: files ``.tmp…`` of the safetensors library and ``….part`` of ours,
-    and folders ``state-STEP.part``.
+    """Delete what a killed run left half written in its own folder (``writing.remove_parts``), folders ``state-STEP.part``, and what
+    earlier versions left: files ``.tmp…`` of the safetensors library and ``….part``.
     """
+    remove_parts(folder)
     for path in folder.iterdir():
         if path.is_symlink():
             continue
