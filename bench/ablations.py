@@ -1,9 +1,9 @@
-"""Train and measure the ablations (``unmask.recipes.ablations``), and write docs/ablations.md.
+"""Train and measure the ablations (``unmask.recipes.ablations``), and write ``ablations.md`` into docs.
 
     python bench/ablations.py                            every arm with three seeds; an interrupted run continues
     python bench/ablations.py --arms base,joint_2 --seeds 0 --teraflops 1 --n 12
     python bench/ablations.py --orders                   orders of unmasking, on the models of the arm base
-    python bench/ablations.py --page                     docs/ablations.md and its plots, from the rows so far
+    python bench/ablations.py --page                     ablations.md in docs and its plots, from the rows so far
     python bench/ablations.py --history                  append the rows to bench/history.jsonl too
 
 Every run leaves its weights in OUT/ARM-SEED and a row in OUT/rows.jsonl: losses on scenes that no run has seen, with the same masks for

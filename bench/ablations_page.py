@@ -1,4 +1,4 @@
-"""docs/ablations.md from the rows of ``ablations.py``: a table and a plot for each question. Public idea: ``write_page(rows, docs)``.
+"""The page ``ablations.md`` of docs, from the rows of ``ablations.py``: tables and plots. Public idea: ``write_page(rows, docs)``.
 
 A value is the mean over seeds with Student's 95 % interval; a difference is paired by seed with the baseline.
 """
@@ -121,7 +121,7 @@ def verdict(rows: Rows, arm: str, question: Question) -> str:
 
 
 def write_page(rows: Rows, docs: Path) -> None:
-    """docs/ablations.md, and a plot of each question in docs/pictures. ValueError for no rows."""
+    """``ablations.md``, and a plot of each question in docs/pictures. ValueError for no rows."""
     if not rows:
         raise ValueError("there are no rows yet; run python bench/ablations.py first")
     (docs / "pictures").mkdir(parents=True, exist_ok=True)

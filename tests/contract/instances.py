@@ -165,6 +165,7 @@ OTHER_OBJECTIVES = [
     encoded.Encoded(objective=TOGETHER, tokenizer=lambda pictures: pictures[:, :1, :1, 0].long()),  # type: ignore[arg-type]
     encoded.FromBytes(objective=cells.Cells()),
     tokenizer.Taught(teacher=SQUARES, squares=2),
+    tokenizer.Rounded(),
     SQUARES,
 ]
 # what flows between the parts, changes of whole samplers, and the loop itself

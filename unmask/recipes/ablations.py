@@ -1,7 +1,7 @@
 """The paper's design choices as runs of a few minutes: one small model, one change at a time, the same number of operations for each.
 
     unmask train ablations.run -o arm=joint_2 -o seed=1 --out runs/ablations/joint_2-1
-    python bench/ablations.py          all arms with three seeds, what they learned, and docs/ablations.md
+    python bench/ablations.py          all arms with three seeds, what they learned, and their page
 
 The network has 6 layers of width 128, the tasks are understanding, drawing and text that announces a picture, the level is ``grid``. Vision
 tower and image tokenizer are those of ``mini``; the transformer is trained from nothing. ``ARMS`` are the changes, each in a group with
