@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unmask
+from unmask.checkpoints.families import RUNS
 from unmask.checkpoints.stream import CheckpointError
 from unmask.cli.main import main
 from unmask.pipeline.loading import read_spec, resolve
@@ -23,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "lavida_o_tiny"
 HIDDEN = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
 
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
-    "dream": ({"model_type": "Dream", "architectures": ["DreamModel"], **HIDDEN}, "Dream (model_type 'Dream'), which unmask does"),
+    "dream-vl": ({"model_type": "dreamvl", "architectures": ["DreamVLModel"], **HIDDEN}, "Dream-VL (model_type 'dreamvl'), which"),
     "llada2": ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "LLaDA2 (model_type 'llada2_moe'"),
     "mmada": ({"model_type": "mmada", "architectures": ["MMadaModelLM"], "d_model": 64}, "MMaDA (model_type 'mmada'"),
     "mmada that names no class": ({"model_type": "mmada", "d_model": 64, "n_heads": 4}, "MMaDA (model_type 'mmada')"),
@@ -74,7 +75,7 @@ def test_a_family_is_told_by_its_name(
     ):
         told = two_lines(capsys, *words)
         assert f"this is a checkpoint of {name}" in told and "which unmask does not run yet" in told
-        assert "hint: it runs LaViDa-O, LLaDA-8B (Base, Instruct, 1.5) and its own models" in told
+        assert f"hint: it runs {RUNS}" in told
     with pytest.raises(CheckpointError, match="does not run yet; it runs LaViDa-O"):
         unmask.load(folder)
 

@@ -47,6 +47,8 @@ from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.step import Prediction
 
+from . import dream_parts
+
 torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
 DROP = frozenset({"prompt", "source"})
@@ -65,6 +67,7 @@ SCHEDULES = [
     schedule.Fixed(each=2),
     schedule.Shift(steps=5, shift=3.0),
     schedule.Cosine(steps=6),
+    *dream_parts.SCHEDULES,
     step_causal.ByPosition(schedule=schedule.Cosine(steps=6), codes=1),
 ]
 TOKEN_SAMPLERS = [
@@ -78,6 +81,7 @@ TOKEN_SAMPLERS = [
     token_sampler.Categorical(temperature=temperature.ShiftTo(shift=3.0, minimum=0.1)),
     token_sampler.Categorical(temperature=0.8, top_p=0.6),
     token_sampler.GumbelText(temperature=0.5),
+    *dream_parts.TOKEN_SAMPLERS,
     token_sampler.GumbelText(temperature=0.5, top_p=0.6),
     token_sampler.OnlyIds(low=4, high=9, token_sampler=token_sampler.Categorical()),
     token_sampler.TopP(mass=0.5, token_sampler=token_sampler.Categorical()),
@@ -94,6 +98,7 @@ SELECTIONS = [
     selection.PerSpan(selection=selection.Confident(noise=1.0)),
     selection.PerSpan(selection=selection.RandomOrder()),
     selection.PerSpan(selection=selection.InOrder(order=ORDER)),
+    *dream_parts.SELECTIONS,
 ]
 EDIT = guidance.EditGuidance(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
 GUIDANCES = [

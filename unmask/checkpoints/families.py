@@ -14,7 +14,7 @@ from pathlib import Path
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
 from unmask.json_types import Json
 
-RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5) and its own models"
+RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), Dream-7B (Base, Instruct, Coder) and its own models"
 _LLADA_ROWS, _IMAGE_CODES = 126_464, 8_192
 _LARGEST = 16 * 2**20  # bytes of a config.json; real ones have a few thousand
 
@@ -118,7 +118,12 @@ def family_of(raw: Json) -> str:
 
 
 def _ours(raw: Json) -> bool:
-    if raw.get("dual_tower") or ("model" in raw and "vq" in raw) or raw.get("recipe"):
+    if (
+        raw.get("dual_tower")
+        or ("model" in raw and "vq" in raw)
+        or raw.get("recipe")
+        or raw.get("model_type") == "Dream"
+    ):
         return True
     other = [name for name in _classes(raw) if _named(name)]
     renamed = "hidden_size" in raw and "d_model" not in raw

@@ -75,10 +75,10 @@ class Run:
 
     def reads_pictures(self) -> bool | None:
         """Whether the model answers questions about pictures, from its config.json alone; None where that does not say."""
-        from unmask.pipeline.loading import Format, format_in, recipe_in, resolve
+        from unmask.pipeline.loading import format_in, recipe_in, resolve
 
         folder = resolve(self.model, download=self.download)
-        return None if recipe_in(folder) else format_in(folder) is not Format.LLADA
+        return None if recipe_in(folder) else not format_in(folder).is_text
 
     def open(self, task: str) -> Model:
         """The model, with the parts that a task needs loaded. UsageError for a text model."""

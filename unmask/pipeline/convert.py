@@ -106,8 +106,8 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
     home = resolve(source if like is None else like)
     raw = read_json(home / "config.json")
     if (found_as := format_of(raw)) is not Format.OWN:
-        text = found_as is Format.LLADA
-        kind = "LLaDA's layout, the only one of text models" if text else "the released layout already"
+        text = found_as.is_text
+        kind = "the layout of its family, the only one of text models" if text else "the released layout already"
         raise CheckpointError(f"{home} is in {kind}; give a model in our layout")
     found, kept = read_spec(home), raw.get(RELEASED_BLOCK, {})
     checkpoint = found.checkpoint
@@ -122,7 +122,7 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
 def _read_released(folder: Path) -> Content:
     raw = read_json(folder / "config.json")
     if (found_as := format_of(raw)) is not Format.RELEASED:
-        text = found_as is Format.LLADA
+        text = found_as.is_text
         kind = "is a text model, which has only one layout" if text else "is not in the released layout"
         raise CheckpointError(f"{folder} {kind}; give a LaViDa-O folder")
     said = raw.get(OWN_BLOCK, {})

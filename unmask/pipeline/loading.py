@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unmask.checkpoints.dream import is_dream, survey_dream
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
 from unmask.checkpoints.families import refuse_foreign
 from unmask.checkpoints.hub import fetch, is_hub_name
@@ -64,11 +65,17 @@ TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
 class Format(Enum):
-    """The layout of a model on disk: ours, that of the LaViDa-O release, or that of LLaDA (a text model)."""
+    """The layout of a model on disk: ours, that of the LaViDa-O release, or that of a text model, LLaDA or Dream."""
 
     OWN = "own"
     RELEASED = "released"
     LLADA = "llada"
+    DREAM = "dream"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is that of a text model."""
+        return self in (Format.LLADA, Format.DREAM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +135,8 @@ def format_of(raw: object) -> Format:
         return Format.OWN
     if is_llada(raw):
         return Format.LLADA
+    if is_dream(raw):
+        return Format.DREAM
     return Format.RELEASED if "d_model" in raw else Format.OWN
 
 
@@ -143,8 +152,9 @@ def read_spec(folder: Path) -> ModelSpec:
     """The spec of a folder, from config.json and the safetensors headers. CheckpointError says what does not fit."""
     refuse_foreign(folder)
     found = format_in(folder)
-    if found is Format.LLADA:
-        return ModelSpec(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
+    if found.is_text:
+        survey = survey_llada if found is Format.LLADA else survey_dream
+        return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
     return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
 
 
@@ -248,7 +258,7 @@ def spec_of_size(name: str) -> ModelSpec:
         net=_not_stored(net, "BF16", 2),
         vq=_not_stored(vq, "F32", 4),
     )
-    found = Format.RELEASED if config.gen_width else Format.LLADA
+    found = Format.RELEASED if config.gen_width else Format.DREAM if config.shifted else Format.LLADA
     return ModelSpec(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
 
 

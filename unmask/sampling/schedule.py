@@ -6,6 +6,7 @@ empty (a model call that unmasks nothing), so there are at most ``tokens`` steps
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -72,6 +73,49 @@ class Shift:
                 surplus -= 1
             i += 1
         return parts[::-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseTime:
+    """The counts of Dream (arXiv 2508.15487): time falls from 1 to ``eps`` in equal parts, and of m masked tokens a step from t to s
+    unmasks int(m * (1 - s / t)), the last step all.
+
+    With few tokens a step the first of these counts are 0. Such steps compute a forward and change nothing, so they are left out:
+    the result is the same. ``time_counts`` has them.
+    """
+
+    steps: int
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_time(self.steps, self.eps)
+
+    def counts(self, tokens: int) -> list[int]:
+        return [n for n in time_counts(tokens, self.steps, self.eps) if n]
+
+
+def check_time(steps: int, eps: float) -> None:
+    """ValueError for a time grid that has no step or does not fall."""
+    if steps < 1 or not 0 <= eps < 1:
+        raise ValueError(f"a time grid needs at least one step and 0 <= eps < 1, got {steps} steps and eps {eps}")
+
+
+@functools.lru_cache(maxsize=64)
+def time_shares(steps: int, eps: float) -> torch.Tensor:
+    """[steps] float32: the share of the masked tokens that each step unmasks; all at the last."""
+    t = torch.linspace(1, eps, steps + 1)
+    shares = 1 - t[1:] / t[:-1]
+    shares[-1] = 1
+    return shares
+
+
+def time_counts(tokens: int, steps: int, eps: float = 1e-3) -> list[int]:
+    """How many tokens each of ``steps`` steps unmasks, zeros included; in float32 and rounded down, as the released code does."""
+    counts = []
+    for share in time_shares(steps, eps):
+        counts.append(int(torch.tensor(float(tokens)) * share))
+        tokens -= counts[-1]
+    return counts
 
 
 @dataclass(frozen=True, kw_only=True)
