@@ -146,10 +146,10 @@ def _complaint(body: bytes) -> str:
 
 
 def _keep_sending(url: str, jobs: list[Job], name: str, until: float, out: threading.Lock) -> None:
-    chance, connection = random.Random(name), connect(url)
+    rng, connection = random.Random(name), connect(url)
     number = 0
     while time.monotonic() < until:
-        outcome = ask(connection, chance.choice(jobs), f"{name}-{number}")
+        outcome = ask(connection, rng.choice(jobs), f"{name}-{number}")
         number += 1
         with out:
             print(json.dumps(asdict(outcome)), flush=True)

@@ -1,4 +1,4 @@
-"""Requests made by schemathesis from /openapi.json, and answers held against it.
+"""Requests made by schemathesis from /openapi.json, and answers checked against it.
 
 Public idea: ``complaint(url, case) -> (status, text)`` with every check of schemathesis; "" if the answer is one that the document
 describes. JSON Schema cannot say what an image is, or how many tokens a text has: ``hooks`` gives schemathesis images, and cuts what would
@@ -104,7 +104,7 @@ def operations(url: str) -> list[Any]:
 
 
 def complaint(url: str, case: Any) -> tuple[int, str]:
-    """Send a case, and give its status and what is wrong with its answer."""
+    """Send a case; its status, and the faults of its answer."""
     try:
         response = case.call(base_url=url, timeout=300)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Fine-tuning on 60 pictures of a thing that ``mini`` does not know: is it drawn afterwards, and what is forgotten?
+"""Fine-tuning on 60 pictures of an object that ``mini`` does not know: is it drawn afterwards, and what is forgotten?
 
     python bench/finetune.py --folder /tmp/boards --record
 

@@ -1,4 +1,4 @@
-"""How much memory loading takes: a layout of several GB in the released form, opened elastically in a process of its own.
+"""How much memory loading takes: a released layout of several GB, loaded part by part in its own process.
 
     python bench/loading.py --gigabytes 4.5 --record
 
@@ -65,7 +65,7 @@ def write_shard(path: Path, tensors: dict[str, tuple[int, ...]], block: bytes | 
 
 
 def write_released(folder: Path, config: ElasticConfig, vq: VQConfig, *, shard: int, block: bytes | None) -> list[Path]:
-    """A whole folder in the released layout, with an index, in shards of at most ``shard`` bytes where no tensor is larger."""
+    """A folder in the released layout, with an index, in shards of at most ``shard`` bytes where no tensor is larger."""
     with torch.device("meta"):
         net, tokenizer = Elastic(config, mask_id=0), VQ(vq)
     called = names(config)

@@ -1,4 +1,4 @@
-"""Requests that nobody should send. Public idea: ``KINDS[name](chance, model)`` goes on giving ``Raw`` requests of a kind."""
+"""Malformed and hostile requests. Public idea: ``KINDS[name](rng, model)`` yields ``Raw`` requests of a kind without end."""
 
 from __future__ import annotations
 
@@ -46,96 +46,94 @@ def posted(path: str, body: Any) -> Raw:
     return Raw(path=path, data=json.dumps(body).encode("utf-8", "surrogatepass"))
 
 
-def pictures(chance: random.Random, model: Model) -> Iterator[Raw]:
+def pictures(rng: random.Random, model: Model) -> Iterator[Raw]:
     """Damaged files, bombs, odd modes and sizes, in every place that takes a picture."""
     while True:
-        data = chance.choice([_damaged, _bomb, _odd, _noise])(chance)
-        url = chance.choice(["data:image/png;base64,", "data:;base64,", "data:image/png,", "data:text/html;base64,"])
-        if chance.random() < 0.8:
+        data = rng.choice([_damaged, _bomb, _odd, _noise])(rng)
+        url = rng.choice(["data:image/png;base64,", "data:;base64,", "data:image/png,", "data:text/html;base64,"])
+        if rng.random() < 0.8:
             url = "data:image/png;base64,"
         url += base64.b64encode(data).decode()
-        if chance.random() < 0.1:
-            url = chance.choice([url[:-1], url + "!", "http://127.0.0.1:1/a.png", "file:///etc/passwd", "data:", ""])
+        if rng.random() < 0.1:
+            url = rng.choice([url[:-1], url + "!", "http://127.0.0.1:1/a.png", "file:///etc/passwd", "data:", ""])
         part = {"type": "image_url", "image_url": {"url": url}}
-        yield chance.choice(
+        yield rng.choice(
             [
                 posted(GROUND, {"image": url, "phrases": ["a"]}),
                 posted(CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]}),
                 posted(INFILL, {"image": url, "mask": url, "prompt": "a", "steps": 1}),
-                _form(chance, data),
+                _form(rng, data),
             ]
         )
 
 
-def _damaged(chance: random.Random) -> bytes:
+def _damaged(rng: random.Random) -> bytes:
     """A file that was cut, or of which some bits fell."""
     buffer = io.BytesIO()
-    scene(chance.randrange(4)).save(buffer, chance.choice(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "PPM"]))
+    scene(rng.randrange(4)).save(buffer, rng.choice(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "PPM"]))
     data = bytearray(buffer.getvalue())
-    for _ in range(chance.randrange(1, 20)):
-        data[int(len(data) * chance.random() ** 3)] ^= 1 << chance.randrange(8)
-    return bytes(data[: chance.randrange(len(data))] if chance.random() < 0.5 else data)
+    for _ in range(rng.randrange(1, 20)):
+        data[int(len(data) * rng.random() ** 3)] ^= 1 << rng.randrange(8)
+    return bytes(data[: rng.randrange(len(data))] if rng.random() < 0.5 else data)
 
 
-def _bomb(chance: random.Random) -> bytes:
+def _bomb(rng: random.Random) -> bytes:
     """A small PNG that says it is enormous, and holds next to nothing, or zeros that take little room."""
-    width, height = chance.choice([(2**31 - 1, 2**31 - 1), (60000, 60000), (100_000, 700), (1, 2**30), (0, 5), (1, 1)])
-    inside = zlib.compress(bytes(chance.choice([0, 100, 2**22])))
-    text = zlib.compress(bytes(chance.choice([10, 2**24])))
-    head = struct.pack(
-        ">IIBBBBB", width, height, chance.choice([1, 8, 16, 99]), chance.choice([0, 2, 3, 6, 9]), 0, 0, 0
-    )
+    width, height = rng.choice([(2**31 - 1, 2**31 - 1), (60000, 60000), (100_000, 700), (1, 2**30), (0, 5), (1, 1)])
+    inside = zlib.compress(bytes(rng.choice([0, 100, 2**22])))
+    text = zlib.compress(bytes(rng.choice([10, 2**24])))
+    head = struct.pack(">IIBBBBB", width, height, rng.choice([1, 8, 16, 99]), rng.choice([0, 2, 3, 6, 9]), 0, 0, 0)
     chunks = [(b"IHDR", head), (b"zTXt", b"a\0\0" + text), (b"IDAT", inside), (b"IEND", b"")]
     pieces = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(pieces)
 
 
-def _odd(chance: random.Random) -> bytes:
-    """A sound file of a kind that is seldom seen."""
-    mode = chance.choice(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
-    size = chance.choice([(1, 1), (1, 2000), (3000, 1), (7, 5), (129, 127)])
+def _odd(rng: random.Random) -> bytes:
+    """A valid file in a rare format."""
+    mode = rng.choice(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
+    size = rng.choice([(1, 1), (1, 2000), (3000, 1), (7, 5), (129, 127)])
     buffer = io.BytesIO()
     try:
-        Image.new(mode, size).save(buffer, chance.choice(["PNG", "JPEG", "TIFF", "WEBP", "GIF"]))
+        Image.new(mode, size).save(buffer, rng.choice(["PNG", "JPEG", "TIFF", "WEBP", "GIF"]))
     except (OSError, ValueError, KeyError):
-        return _noise(chance)
+        return _noise(rng)
     return buffer.getvalue()
 
 
-def _noise(chance: random.Random) -> bytes:
-    head = chance.choice(
+def _noise(rng: random.Random) -> bytes:
+    head = rng.choice(
         [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8 ", b"<svg>", b"%PDF"]
     )
-    return head + chance.randbytes(chance.randrange(300))
+    return head + rng.randbytes(rng.randrange(300))
 
 
-def _form(chance: random.Random, data: bytes) -> Raw:
+def _form(rng: random.Random, data: bytes) -> Raw:
     """An edit whose form is right, or nearly."""
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    body: dict[str, Any] = {"prompt": chance.choice(["a", "", "\0", "é" * 50]), "steps": chance.choice([1, -1, "x"])}
-    body[chance.choice(["image", "image", "image", "mask", "imag"])] = url
+    body: dict[str, Any] = {"prompt": rng.choice(["a", "", "\0", "é" * 50]), "steps": rng.choice([1, -1, "x"])}
+    body[rng.choice(["image", "image", "image", "mask", "imag"])] = url
     sent, kind = wire(Job(kind="", path=EDIT, body=body, form=True))
-    if chance.random() < 0.2:
-        sent = sent[: chance.randrange(len(sent))]
-    if chance.random() < 0.1:
-        kind = chance.choice(["multipart/form-data", "multipart/form-data; boundary=", "text/plain", kind + "x"])
+    if rng.random() < 0.2:
+        sent = sent[: rng.randrange(len(sent))]
+    if rng.random() < 0.1:
+        kind = rng.choice(["multipart/form-data", "multipart/form-data; boundary=", "text/plain", kind + "x"])
     return Raw(path=EDIT, data=sent, headers={"content-type": kind})
 
 
-def texts(chance: random.Random, model: Model) -> Iterator[Raw]:
-    """The model's own control tokens as a stranger's words, and characters that break things."""
+def texts(rng: random.Random, model: Model) -> Iterator[Raw]:
+    """The model's own control tokens as user text, and characters that break parsers."""
     text = model.parts.text
     special = [text.show([i]) for i in range(text.size) if text.decode([i]) == "" or text.show([i]).startswith("<")][
         :400
     ]
     odd = ["\0", "\ud800", "\u202e", "\ufeff", "😀", "\u0301" * 50, "[mask]", "a" * 9000, "word " * 450, " ", "\n", "é"]
     while True:
-        said = "".join(chance.choice([*special, *odd, "a cat "]) for _ in range(chance.randrange(1, 12)))
-        yield chance.choice(
+        said = "".join(rng.choice([*special, *odd, "a cat "]) for _ in range(rng.randrange(1, 12)))
+        yield rng.choice(
             [
-                posted(DRAW, {"prompt": said, "steps": 1, "plan": chance.random() < 0.2}),
+                posted(DRAW, {"prompt": said, "steps": 1, "plan": rng.random() < 0.2}),
                 posted(INFILL, {"text": said}),
-                posted(CHAT, {"messages": [{"role": chance.choice(["user", "assistant", said]), "content": said}]}),
+                posted(CHAT, {"messages": [{"role": rng.choice(["user", "assistant", said]), "content": said}]}),
                 posted(CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": said}]}] * 2}),
                 posted(DRAW, {"prompt": "a", "steps": 1, "boxes": [{"phrase": said, "box": [0.1, 0.1, 0.9, 0.9]}]}),
                 posted(DRAW, {"prompt": "a", "model": said, said: 1}),
@@ -143,8 +141,8 @@ def texts(chance: random.Random, model: Model) -> Iterator[Raw]:
         )
 
 
-def numbers(chance: random.Random, model: Model) -> Iterator[Raw]:
-    """Numbers beyond all use where numbers belong, and what is no number."""
+def numbers(rng: random.Random, model: Model) -> Iterator[Raw]:
+    """Extreme numbers in numeric fields, and values that are no numbers."""
     odd = [
         float("nan"),
         float("inf"),
@@ -167,22 +165,22 @@ def numbers(chance: random.Random, model: Model) -> Iterator[Raw]:
     names = ["seed", "steps", "guidance", "n", "reflect", "priority", "partial_images", "size", "boxes", "max_tokens"]
     while True:
         body: dict[str, Any] = {"prompt": "a", "steps": 1}
-        for _ in range(chance.randrange(1, 4)):
-            body[chance.choice(names[:9])] = chance.choice(odd)
-        box = {"prompt": "a", "steps": 1, "boxes": [{"phrase": "a", "box": [chance.choice(odd) for _ in range(4)]}]}
-        chat = {"messages": [{"role": "user", "content": "draw a cat"}], chance.choice(names): chance.choice(odd)}
-        yield chance.choice(
+        for _ in range(rng.randrange(1, 4)):
+            body[rng.choice(names[:9])] = rng.choice(odd)
+        box = {"prompt": "a", "steps": 1, "boxes": [{"phrase": "a", "box": [rng.choice(odd) for _ in range(4)]}]}
+        chat = {"messages": [{"role": "user", "content": "draw a cat"}], rng.choice(names): rng.choice(odd)}
+        yield rng.choice(
             [
                 posted(DRAW, body),
                 posted(DRAW, {**body, "stream": True, "trace": True}),
                 posted(DRAW, box),
                 posted(CHAT, chat),
-                posted(INFILL, {"text": "a [mask]", "seed": chance.choice(odd)}),
+                posted(INFILL, {"text": "a [mask]", "seed": rng.choice(odd)}),
             ]
         )
 
 
-def settings(chance: random.Random, model: Model) -> Iterator[Raw]:
+def settings(rng: random.Random, model: Model) -> Iterator[Raw]:
     """Every setting that there is, and some that there are not, with values that lead nowhere."""
     known = [row["name"] for part in fields(model).values() for row in part.get("x-unmask-settings", [])]
     strange = [
@@ -217,9 +215,9 @@ def settings(chance: random.Random, model: Model) -> Iterator[Raw]:
         "1",
     ]
     while True:
-        told = [f"{chance.choice(known + strange)}={chance.choice(values)}" for _ in range(chance.randrange(1, 4))]
-        url = f"data:image/png;base64,{base64.b64encode(_odd(chance)).decode()}"
-        yield chance.choice(
+        told = [f"{rng.choice(known + strange)}={rng.choice(values)}" for _ in range(rng.randrange(1, 4))]
+        url = f"data:image/png;base64,{base64.b64encode(_odd(rng)).decode()}"
+        yield rng.choice(
             [
                 posted(DRAW, {"prompt": "a", "settings": ["schedule.steps=2", *told]}),
                 posted(INFILL, {"text": "a [mask]", "settings": told}),
@@ -229,7 +227,7 @@ def settings(chance: random.Random, model: Model) -> Iterator[Raw]:
         )
 
 
-def wires(chance: random.Random, model: Model) -> Iterator[Raw]:
+def wires(rng: random.Random, model: Model) -> Iterator[Raw]:
     """Requests that are wrong before anybody reads their fields."""
     paths = [
         DRAW,
@@ -259,27 +257,27 @@ def wires(chance: random.Random, model: Model) -> Iterator[Raw]:
     ]
     junk += [b'{"prompt": "a", "prompt": 1}', b'{"prompt": "\\ud800", "steps": 1}', b" " * 10_000, b'{"messages": {}}']
     while True:
-        path = chance.choice(paths)
-        method = chance.choice(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "BREW"])
-        kind = chance.choice(
+        path = rng.choice(paths)
+        method = rng.choice(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "BREW"])
+        kind = rng.choice(
             ["application/json", "", "text/plain", "application/json; charset=utf-16", "multipart/form-data"]
         )
-        headers = {"content-type": kind, "x-request-id": chance.choice(["a", "x" * 500, "a b", "\t"])}
-        yield chance.choice(
+        headers = {"content-type": kind, "x-request-id": rng.choice(["a", "x" * 500, "a b", "\t"])}
+        yield rng.choice(
             [
-                Raw(method=method, path=path, data=chance.choice(junk), headers=headers),
-                Raw(path=chance.choice(paths[:5]), data=chance.choice(junk)),
-                Raw(method="GET", path="/" + quote(chance.randbytes(chance.randrange(1, 40)))),
-                Raw(stream=_lines(chance, path)),
+                Raw(method=method, path=path, data=rng.choice(junk), headers=headers),
+                Raw(path=rng.choice(paths[:5]), data=rng.choice(junk)),
+                Raw(method="GET", path="/" + quote(rng.randbytes(rng.randrange(1, 40)))),
+                Raw(stream=_lines(rng, path)),
             ]
         )
 
 
-def _lines(chance: random.Random, path: str) -> bytes:
+def _lines(rng: random.Random, path: str) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n".encode()
-    return chance.choice(
+    return rng.choice(
         [
-            chance.randbytes(200),
+            rng.randbytes(200),
             head + b"content-length: 99\r\n\r\n{}",
             head + b"content-length: -1\r\n\r\n",
             head + b"content-length: 99999999999999\r\n\r\n",

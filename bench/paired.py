@@ -183,7 +183,7 @@ def paired(
 
 
 def memory(work: Callable[[], object], device: torch.device) -> float:
-    """The most bytes that a piece of work holds beyond what was held before; 0 where the system does not say."""
+    """Peak bytes that a piece of work adds to those held before; 0 where the system does not report it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -50,9 +50,9 @@ time.sleep(99)
 Found = tuple[list[Line], list[str]]
 
 
-def leave(url: str, job: Job, way: str, chance: random.Random) -> None:
-    """Send a request and leave after at most 1.5 s, which may be long enough for the whole answer."""
-    patience = chance.random() ** 2 * 1.5
+def leave(url: str, job: Job, way: str, rng: random.Random) -> None:
+    """Send a request and disconnect after at most 1.5 s, which may be long enough for the whole answer."""
+    patience = rng.random() ** 2 * 1.5
     if way == "killed":
         _killed(url, job, patience)
         return
@@ -63,12 +63,12 @@ def leave(url: str, job: Job, way: str, chance: random.Random) -> None:
             connection.putrequest("POST", job.path)
             connection.putheader("content-type", kind)
             connection.putheader("content-length", str(len(data)))
-            connection.endheaders(data[: chance.randrange(len(data))])
+            connection.endheaders(data[: rng.randrange(len(data))])
         else:
-            send(connection, job, f"leaver-{chance.getrandbits(32)}")
+            send(connection, job, f"leaver-{rng.getrandbits(32)}")
             taken = connection.sock
             taken.settimeout(patience)
-            _read(taken, chance.randrange(1, 40), time.monotonic() + patience)
+            _read(taken, rng.randrange(1, 40), time.monotonic() + patience)
             if way == "reset":
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     except OSError:
@@ -109,10 +109,10 @@ def leaving(given: argparse.Namespace, jobs: list[Job]) -> Found:
             tick = ticking(progress, "clients that leave", given.kills)
 
             def one(number: int) -> None:
-                chance = random.Random(number)
-                way = "killed" if number % 20 == 0 else chance.choice(WAYS[:3])
+                rng = random.Random(number)
+                way = "killed" if number % 20 == 0 else rng.choice(WAYS[:3])
                 ways[way] += 1
-                leave(server.url, chance.choice(jobs), way, chance)
+                leave(server.url, rng.choice(jobs), way, rng)
                 tick()
 
             list(pool.map(one, range(given.kills)))

@@ -141,13 +141,13 @@ def by_rate(given: argparse.Namespace, model: Model) -> tuple[list[Line], list[s
 
 def arriving(url: str, jobs: list[Job], rate: float, seconds: float) -> list[Outcome]:
     """Send ``rate`` requests a second for ``seconds``; the outcomes of all."""
-    chance, begun = random.Random(f"rate {rate}"), []
+    rng, begun = random.Random(f"rate {rate}"), []
     with ThreadPoolExecutor(max(8, int(rate * seconds * 2))) as pool:
         due = until = time.monotonic()
         while due < until + seconds:
             time.sleep(max(0.0, due - time.monotonic()))
-            begun.append(pool.submit(lambda job: ask(connect(url), job, f"rate-{id(job)}"), chance.choice(jobs)))
-            due += chance.expovariate(rate)
+            begun.append(pool.submit(lambda job: ask(connect(url), job, f"rate-{id(job)}"), rng.choice(jobs)))
+            due += rng.expovariate(rate)
         return [one.result() for one in begun]
 
 

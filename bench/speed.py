@@ -116,7 +116,7 @@ def latency(model: Model, effort: Effort) -> list[Line]:
 
 
 def _unseen(model: Model, work: Work) -> None:
-    """Do it as if for the first time: a model remembers the pictures it has looked at."""
+    """Run it without cached picture features: a model keeps those of pictures it has encoded."""
     model.parts.features.clear()
     work()
 

@@ -1,4 +1,4 @@
-"""What texts and boxes cost, beside the same work without what is computed once.
+"""What texts and boxes cost, compared with the same work without the caches.
 
     python bench/text.py --threads 1 --record
     python bench/text.py --only answers,boxes --width 768 --layers 8 --dtype bfloat16

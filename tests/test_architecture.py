@@ -1,4 +1,4 @@
-"""The house's shape, held by walking the source: who may import whom, how long things get, what they may be called.
+"""The structure of the code, checked by walking the source: allowed imports, lengths and names.
 
 When a rule is in the way, change it here on purpose, with a note in docs/notes/ that says why.
 """
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "unmask"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
 
-# Downward only; rooms on one row do not know each other. The seven files of row 0 are one room.
+# Downward only; rooms on one row do not know each other. The nine files of row 0 are one room.
 ROWS: dict[str, int] = {
     "__main__": 11,  # python -m unmask
     "cli": 10,
@@ -32,7 +32,9 @@ ROWS: dict[str, int] = {
     **dict.fromkeys(("objectives", "sampling", "data", "checkpoints"), 3),
     "grammars": 2,
     **dict.fromkeys(("tokens", "models", "corruption"), 1),
-    **dict.fromkeys(("json_types", "sequence", "step", "positions", "protocols", "recipe", "rng", "derived"), 0),
+    **dict.fromkeys(
+        ("json_types", "files", "sequence", "step", "positions", "protocols", "recipe", "rng", "derived"), 0
+    ),
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "core"}
 OLD_MARKS = ("new_", "old_", "copy_of_")

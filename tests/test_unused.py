@@ -1,4 +1,4 @@
-"""Nothing is there that nothing reads: fields of dataclasses, and options of commands."""
+"""Fields of dataclasses and options of commands that nothing reads are refused."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def ceilings(bench: Bench) -> list[Line]:
 
 
 def steps(bench: Bench, task: str, *, most: int | None = None) -> list[Line]:
-    """A whole run, or its first steps, with each attention: first and last steps, FLOPs, share of the peak, memory."""
+    """A full run, or its first steps, with each attention: first and last steps, FLOPs, fraction of the peak, memory."""
     lines = []
     batch, sampler = batch_for(bench, task)
     flops = forward_flops(bench.model, sampler.start(batch))

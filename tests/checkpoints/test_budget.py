@@ -1,4 +1,4 @@
-"""What a task needs in memory, and what fits: the arithmetic, by hand and against what is really kept."""
+"""What a task needs in memory, and what fits: the arithmetic, by hand and against measured memory."""
 
 from __future__ import annotations
 

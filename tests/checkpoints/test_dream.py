@@ -94,12 +94,14 @@ def test_it_is_told_by_its_model_type() -> None:
     ("fields", "words"),
     [
         ({"num_attention_heads": 3}, "multiple"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is an object of 1, wanted null"),
         ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', wanted 'silu'"),
         ({"mask_token_id": 320}, "mask_token_id 320 is not in the vocabulary"),
         ({"mask_token_id": 5}, "is 289 in the tokenizer and 5 in config.json"),
-        ({"vocab_size": 128}, "embed_tokens.weight is"),
+        ({"rope_theta": "1e6"}, "rope_theta is '1e6', wanted a number"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers 2 does not fit the weights, which have 3 layers"),
+        ({"vocab_size": 512}, "embed_tokens.weight is"),
     ],
 )
 def test_a_config_that_does_not_fit_is_named(folder: Path, fields: dict[str, object], words: str) -> None:
@@ -111,7 +113,7 @@ def test_a_missing_field_is_named(folder: Path) -> None:
     raw = json.loads((folder / "config.json").read_text())
     del raw["num_attention_heads"]
     (folder / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match="lacks 'num_attention_heads'; is this a folder of Dream"):
+    with pytest.raises(CheckpointError, match="lacks num_attention_heads"):
         unmask.load(folder)
 
 

@@ -29,7 +29,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "mmada": ({"model_type": "mmada", "architectures": ["MMadaModelLM"], "d_model": 64}, "MMaDA (model_type 'mmada'"),
     "mmada that names no class": ({"model_type": "mmada", "d_model": 64, "n_heads": 4}, "MMaDA (model_type 'mmada')"),
     "lumina by its class": ({**CONFIG, "architectures": ["LLaDAForMultiModalGeneration"]}, "Lumina-DiMOO (model_type 'llada'"),
-    "lumina by its rows": ({**CONFIG, "embedding_size": 134_656}, "Lumina-DiMOO (model_type 'llada'"),
+    "lumina by its rows": ({**CONFIG, "embedding_size": 134_548}, "Lumina-DiMOO (model_type 'llada'"),
+    "lumina by rows of vocab_size": ({**CONFIG, "vocab_size": 134_548}, "Lumina-DiMOO (model_type 'llada'"),
     "llada-moe": ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada-moe by its experts": ({"model_type": "llada", "num_experts": 64, **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada renamed": ({"model_type": "llada", **HIDDEN}, "LLaDA in another layout (model_type 'llada'"),
@@ -78,6 +79,14 @@ def test_a_family_is_told_by_its_name(
         assert f"hint: it runs {RUNS}" in told
     with pytest.raises(CheckpointError, match="does not run yet; it runs LaViDa-O"):
         unmask.load(folder)
+
+
+def test_lumina_is_told_by_its_image_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault: a folder of Lumina-DiMOO whose config.json names LLaDA's class was opened as a text model without an error."""
+    folder = make(tmp_path / "x")
+    assert unmask.load(folder)
+    (folder / "vqvae").mkdir()
+    assert "a checkpoint of Lumina-DiMOO (model_type 'llada')" in two_lines(capsys, "ask", "hi", "--model", str(folder))
 
 
 @pytest.mark.parametrize(

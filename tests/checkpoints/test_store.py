@@ -1,4 +1,4 @@
-"""Weights on disk: they come back as they were, or an error says what is wrong and nothing is half loaded or half written."""
+"""Weights on disk: loaded as they were saved, or a named error with nothing partly loaded or written."""
 
 from __future__ import annotations
 

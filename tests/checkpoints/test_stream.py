@@ -42,7 +42,7 @@ def loading() -> ModuleType:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two files and an index, named as nobody's rule would name them."""
+    """Two files and an index with unusual names."""
     save_file({"a": torch.arange(12.0).view(4, 3), "b": torch.ones(2)}, tmp_path / "first.safetensors")
     save_file({"c": torch.arange(5)}, tmp_path / "second.safetensors")
     return indexed(tmp_path, a="first.safetensors", b="first.safetensors", c="second.safetensors")
@@ -181,7 +181,7 @@ print(json.dumps(loading.measured(pathlib.Path({folder!r}), "all")))
 
 
 def test_memory_while_loading(tmp_path: Path, loading: ModuleType) -> None:
-    """Of 0.3 GB in shards of at most 0.1 GB: never more than a shard and 5 % above what is kept (3 to 4 MB were seen)."""
+    """0.3 GB in shards of at most 0.1 GB: at most one shard and 5 % above what is kept (3 to 4 MB were measured)."""
     config = replace(
         SIZES["lavida_o"], vocab_size=8000, width=2048, heads=16, layers=2, mlp=8192, gen_width=1024, gen_mlp=4096,
         joint_layers=1, codes=1024, code_rows=1280, vision=None,

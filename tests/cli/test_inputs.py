@@ -1,4 +1,4 @@
-"""What commands read and write: several pictures, patterns, stdin and stdout, and what is missing, swapped or not quoted."""
+"""What commands read and write: several pictures, patterns, stdin and stdout; missing, swapped and unquoted arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ask --schema``: files and JSON as users give them; what is wrong with them takes two lines."""
+"""``ask --schema``: files and JSON as users give them; errors take two lines."""
 
 from __future__ import annotations
 

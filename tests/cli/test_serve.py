@@ -1,4 +1,4 @@
-"""The command serve: what its options come to, and how it tells what is in its way. Its running is tested with docs/serve.md."""
+"""The command serve: its options and its start-up errors. The running server is tested with docs/serve.md."""
 
 from __future__ import annotations
 

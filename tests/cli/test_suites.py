@@ -1,4 +1,4 @@
-"""``unmask evaluate --suite …``: what reaches the measurement, and every mistake, told before a model is opened."""
+"""``unmask evaluate --suite …``: its options reach the measurement, and every mistake is reported before a model is opened."""
 
 from __future__ import annotations
 

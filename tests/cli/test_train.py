@@ -1,4 +1,4 @@
-"""The command ``train``: settings, folders, devices, and what is said of a run that was stopped."""
+"""The command ``train``: settings, folders, devices and stopped runs."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def started(*words: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_two_processes_are_stopped_as_one(number: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Saved first, told once, and continued by a single process."""
+    """The state is saved, the error is printed once, and one process can resume."""
     child = started(*PAIR, "-o", "training.steps=400", "-o", "training.log_every=400")
     assert child.stderr is not None
     assert child.stderr.readline().startswith("step 2/400 ")

@@ -205,7 +205,7 @@ def three_kinds(sizes: Mapping[int, int]) -> FakeDenoiser:
 
 
 def _random(batch: Batch, purpose: str) -> Tensor:
-    """A number for every token, from each row's own generator and only for its own tokens, [B, L]."""
+    """One number per token, drawn from its row's generator, for the row's own tokens only, [B, L]."""
     noise = torch.zeros(batch.ids.shape)
     for row, generator in enumerate(rows(batch, purpose)):
         n = int(batch.valid[row].sum())

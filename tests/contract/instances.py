@@ -372,7 +372,7 @@ def run(
 
 
 def assert_batch_invariant(sampler: Sampler, rows: list[Sequence], model: Callable[..., Prediction] = fake) -> Batch:
-    """Each row is equal alone, with the others, and with the others and a longer row. Returns the rows together."""
+    """Each row gives the same alone, with the others, and with the others and a longer row. Returns the rows together."""
     _, together, _ = run(sampler, rows, model)
     _, padded, _ = run(sampler, [*rows, longer_than(rows)], model)
     for index, one in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Caches: cached equals uncached where a cache calls itself exact, and nothing that is held is computed again."""
+"""Caches: an exact cache equals no cache, and held tokens are not computed again."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_corrections_agree_with_an_exact_cache() -> None:
 
 @pytest.mark.parametrize("layout", CODES_ONLY)
 def test_codes_of_one_position_may_be_unmasked_at_different_steps(layout: str) -> None:
-    """Fault: a position counted as unmasked with its first code, so what read it was held before the other three were known."""
+    """Fault: a position counted as unmasked after its first code, so its readers were cached before the other three were known."""
     order = (
         0,
         2,
@@ -294,7 +294,7 @@ def test_codes_of_one_position_may_be_unmasked_at_different_steps(layout: str) -
 
 
 def joined(samplers: list[Sampler], rows: list[Sequence], model: Any = MODEL) -> list[Batch]:
-    """Every request in a run of its own; at each step the queries of one shape share a forward."""
+    """Every request in its own run; at each step queries of one shape share a forward."""
     runs = [s.start(collate([one], [30 + n])) for n, (s, one) in enumerate(zip(samplers, rows, strict=True))]
     while any(r.query is not None for r in runs):
         waiting = [(r, part_of(r.query, 8)) for r in runs if r.query is not None]

@@ -147,7 +147,7 @@ def test_what_a_row_shows_is_read(name: str) -> None:
 
 @every_denoiser
 def test_reuse_of_nothing_equals_no_reuse(name: str) -> None:
-    """Everything computed, nothing held; a model with a state says which tokens are in it."""
+    """Everything computed, nothing held; a model with a state reports which tokens it holds."""
     batch, model = batch_for(name), DENOISERS[name]
     keep = batch.valid & ~batch.masked
     whole = model(batch, predict=batch.masked, reuse=Reuse(compute=batch.valid, keep=keep))

@@ -79,7 +79,7 @@ def test_per_span_is_bounded_where_its_selection_is() -> None:
 
 
 def test_a_selection_that_remasks_says_when_a_block_ends() -> None:
-    """One that masks as many tokens again as it unmasks would never end; without a bound it is refused at its first such step."""
+    """A selection that remasks as many tokens as it unmasks would never end; without a bound it is refused at its first such step."""
 
     def swaps(batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         move = Confident()(batch, proposal, block, counts, progress)

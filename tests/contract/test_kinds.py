@@ -37,7 +37,7 @@ def valued(tokens: int, *before: tuple[str, int, int, bool], seed: int = 0, give
 
 
 def together(samplers: list[Sampler], rows: list[Sequence], model: Any) -> list[Batch]:
-    """Every request in a run of its own, all queries of a step in one forward."""
+    """Every request in its own run, all queries of a step in one forward."""
     runs = [s.start(collate([one], [40 + n])) for n, (s, one) in enumerate(zip(samplers, rows, strict=True))]
     while going := [(r, part_of(r.query, 8)) for r in runs if r.query is not None]:
         shape = going[0][1].shape

@@ -1,4 +1,4 @@
-"""Moves that no shipped part makes: remasking, redrawing, corrections, blocks that change, uniform noise at the start."""
+"""Moves that no shipped part makes: remasking, resampling, corrections, changing blocks, and a start from uniform noise."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_net_moves_never_exceed_counts() -> None:
 
 @pytest.mark.parametrize("forever", ["one in and one out", "nothing"])
 def test_a_selection_that_breaks_its_bound_is_named(forever: str) -> None:
-    """Fault: only "one is unmasked" was checked at the bound, so one that unmasks and remasks for ever ran for ever."""
+    """Fault: the bound only checked that a token was unmasked, so a selection that unmasks and remasks never ended."""
 
     class Endless:
         def extra_steps(self, tokens: int, planned: int) -> int:
@@ -141,7 +141,7 @@ def test_a_selection_that_breaks_its_bound_is_named(forever: str) -> None:
 
 
 def test_remasking_stays_in_the_rows_block() -> None:
-    """Fault: masking a finished block again began its plan anew, so two blocks could take turns for ever."""
+    """Fault: masking a finished block again restarted its schedule, so two blocks could alternate without end."""
 
     class BackAndForth:
         def extra_steps(self, tokens: int, planned: int) -> int:
@@ -159,7 +159,7 @@ def test_remasking_stays_in_the_rows_block() -> None:
 
 
 def test_a_finished_row_is_not_redrawn() -> None:
-    """Fault: a selection that redraws every row changed rows that were finished while others were not."""
+    """Fault: a selection that resamples every row changed finished rows while others were running."""
     sampler = dataclasses.replace(BASE, schedule=schedule.Fixed(each=1), token_sampler=SeesAll(), selection=Redrawing())
     short, long = (sequence(("prompt", Kind.TEXT, 2, False), ("answer", Kind.TEXT, n, True), seed=n) for n in (2, 9))
     alone = sampler.sample(fake, collate([short], [0]))

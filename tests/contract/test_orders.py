@@ -72,7 +72,7 @@ def test_changing_a_token_moves_those_that_read_it(layout: str) -> None:
 
 
 def two_copies(blocks: int, size: int) -> tuple[Span, ...]:
-    """Training of a block-causal model: clean block b has order 2b, noisy block b order 2b - 1 in a segment of its own."""
+    """Training of a block-causal model: clean block b has order 2b, noisy block b order 2b - 1 in its own segment."""
     clean = [text(size * b, size * (b + 1), "clean", order=2 * (b + 1)) for b in range(blocks)]
     clean = [dataclasses.replace(span, name=f"clean{b}") for b, span in enumerate(clean)]
     first = size * blocks

@@ -1,4 +1,4 @@
-"""The laws of sampling, for every part: what a run may change, when it ends, and that other rows change nothing."""
+"""Laws of sampling for every part: what a run may change, when it ends, and that rows do not affect each other."""
 
 from __future__ import annotations
 

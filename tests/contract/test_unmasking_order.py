@@ -29,7 +29,7 @@ def changed(model: Any, batch: Batch, other: Batch, **more: Any) -> set[int]:
 
 
 def test_a_truncated_token_influences_nothing() -> None:
-    """Neither computed nor held: changing what it shows changes no logit, and a computed one does."""
+    """A token that is neither computed nor held changes no logit; a computed one does."""
     batch = collate([row(spans(prompt(5), answer(6)), seed=1)], [0])
     compute = batch.valid.clone()
     compute[0, 3] = compute[0, 9] = False
@@ -95,7 +95,7 @@ def test_unmasked_tokens_never_read_masked_ones() -> None:
 
 
 def test_what_early_stopping_fills_gets_its_order_too() -> None:
-    """Fault: filled tokens kept the order of masked ones: unmasked tokens that read masked ones, and are held by no cache."""
+    """Fault: filled tokens kept the order of masked ones, so unmasked tokens read masked ones and no cache could hold them."""
     end = 9
     one = row(spans(prompt(4), answer(8, order=ON_UNMASK, segment=1)), seed=1)
     sampler = sampler_for(

@@ -1,4 +1,4 @@
-"""The absorbing process: what is masked, how often, and what never is."""
+"""The absorbing process: which tokens are masked, how often, and which never are."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_segments_have_times_of_their_own() -> None:
 
 
 def test_times_of_a_batch_are_spread_evenly() -> None:
-    """One stratum a group of a kind: a batch of many rows never draws, say, low times alone."""
+    """One stratum per group of a kind: a batch of many rows never draws, for example, only low times."""
     batch = mixed(64, 1, 1)
     for i in range(5):
         times = Absorbing(policies={Kind.TEXT: Uniform(), Kind.CODE: Uniform()}).times(batch, generator("strata", i))

@@ -15,7 +15,7 @@ from unmask.sequence import Kind
 
 
 def drawn(count: int) -> tuple[torch.Tensor, list[Drawn]]:
-    """Renderings as if they were drawn: of every second one all was read, of every third one something is wrong."""
+    """Renderings in place of drawings: every second one is read completely, every third one is wrong."""
     scenes = [sample("grid", "train", 3, i) for i in range(count)]
     about = [
         Drawn(prompt=f"prompt {i}", critique="" if i % 3 else "there is no dog", scene=s, clean=i % 2 == 0)

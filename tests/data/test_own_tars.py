@@ -1,4 +1,4 @@
-"""WebDataset tars: made by webdataset, by the program tar, and by somebody who means harm."""
+"""WebDataset tars: written by webdataset, by the program tar, and malicious ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The readers of published prompt files: a few rows in each format, written by hand, and every way in which one can be wrong."""
+"""The readers of published prompt files: a few hand-written rows in each format, and every kind of fault."""
 
 from __future__ import annotations
 

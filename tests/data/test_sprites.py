@@ -1,4 +1,4 @@
-"""Rendering: blending the boxes alone gives the pixels of blending the whole picture, and shared sprites those of one's own."""
+"""Rendering: blending only the boxes gives the same pixels as blending the whole picture, and shared sprites equal own ones."""
 
 from __future__ import annotations
 

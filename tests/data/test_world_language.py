@@ -1,4 +1,4 @@
-"""What is said about a scene is true, names one object alone, and gives away no held-out combination; edits do as they say."""
+"""Statements about a scene are true, refer to one object and contain no held-out combination; edits match their instructions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures are read as what they show, and what is no picture of the world is not taken for one."""
+"""Pictures of the world are read correctly, and other pictures are rejected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_noise_does_not_hide_things() -> None:
 
 
 def test_what_nothing_explains_is_not_clean() -> None:
-    """A square that is no object, in an empty cell and over an object: the others are read all the same."""
+    """A square that is no object, in an empty cell and over an object: the other objects are still read."""
     scene = Scene(
         objects=(
             SceneObject(name="apple", colour="", x=0.0, y=0.0, size=0.25),

@@ -1,4 +1,4 @@
-"""Asked and obtained light: a model that obeys, one that does not listen, and what is asked for."""
+"""Requested and measured luminance and contrast: a model that follows them, one that ignores them, and the values requested."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PLAN = EvalPlan(n=20, batch=8)
 
 @pytest.fixture(scope="module")
 def part() -> Conditioned:
-    """Judged by random weights: what is measured here needs no judge."""
+    """A judge with random weights: these measures do not use its predictions."""
     torch.manual_seed(0)
     blind = Judge(JudgeConfig(widths=(8, 8, 8), blocks=(0, 0, 1))).eval()
     return Conditioned(judge=lambda: blind)
 
 
 def lit(luminance: float, contrast: float) -> Image.Image:
-    """Grey of this mean and deviation: an eighth of it dark, as most that is asked for is too light for halves."""
+    """Grey picture with this mean and deviation. One eighth is dark: with halves, most requested means would clip."""
     values = np.full((128, 128, 3), luminance + contrast / 7**0.5)
     values[:16] -= contrast * 8 / 7**0.5
     return Image.fromarray((values * 255).round().astype(np.uint8))

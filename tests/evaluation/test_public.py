@@ -188,7 +188,7 @@ WRONG = {
 
 @needs_judge
 def test_geneval_verdicts_on_rendered_pictures(model: Model, prompts: tuple[GenEvalPrompt, ...]) -> None:
-    """Of every prompt a right picture and a wrong one; the bench is known to nobody."""
+    """One right and one wrong picture for every prompt; no model has seen "bench"."""
     arm = Renders(lambda text, number: (RIGHT, WRONG)[number][text])
     part = PublicGenEval(prompts=prompts, each=2, draw=arm, everything=True)
     found = measure(model, part, EvalPlan(n=5), Record())

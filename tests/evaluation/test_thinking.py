@@ -1,4 +1,4 @@
-"""Planning, reflection and critiques measured: perfect and hopeless models, what counts with fewer tries, calibration."""
+"""Measures of planning, reflection and critiques: perfect and failing models, fewer attempts, calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""unmask verify: it passes on the fixture, sees every planted difference, and says what is wrong with a folder."""
+"""unmask verify passes on the fixture, finds every planted difference and explains faults of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards of a folder: their size, what is left out, and that they are read back or refused."""
+"""Shards of a folder: their sizes, what is left out, and that they are read back or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bench/gpu/run.sh`` on a CPU, as a whole: every part with a tiny setting, the table, at most eight files."""
+"""``bench/gpu/run.sh`` on a CPU: every part with a tiny setting, the table, and at most eight files."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_a_run_that_is_killed_leaves_what_had_ended(tmp_path: Path) -> None:
 
 
 def test_training_has_what_is_left_and_its_newest_files_come_back(tmp_path: Path) -> None:
-    """It gets a quarter of the whole at least, is ended at the end of the time, and what it wrote by then is packed."""
+    """It gets at least a quarter of the time, is stopped at its end, and what it wrote by then is packed."""
     out = tmp_path / "out"
     writes = (
         "import pathlib, signal, sys, time; f = pathlib.Path('FOLDER'); f.mkdir(exist_ok=True); "

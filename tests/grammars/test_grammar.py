@@ -15,7 +15,7 @@ PATTERNS = ["a*b?", "[ab]{1,9}c", "(ab|ba)+|é{2}", "[^a]{0,3}", "a(a|b){4}", "a
 
 
 def pieces(rng: Random) -> list[bytes]:
-    """Empty, equal, long and random ones, some of them no whole characters."""
+    """Empty, equal, long and random strings, some of them cut inside a character."""
     made = [b"", b"a", b"a", b"a" * 30, "é".encode(), "é".encode()[:1], "é".encode()[1:], b"\xff", b""]
     return made + [bytes(rng.choice(b"abc\xc3\xa9") for _ in range(rng.randint(1, 5))) for _ in range(60)]
 

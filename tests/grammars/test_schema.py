@@ -1,4 +1,4 @@
-"""JSON schemas: what is valid is in the language, what is not is not, and what is not supported is named with its path."""
+"""JSON schemas: the grammar accepts valid documents and no others, and unsupported keywords are named with their paths."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_split_layers_keep_the_branches_apart() -> None:
 
 
 def test_every_position_matters(model: Elastic) -> None:
-    """Moving a token in the sequence changes what is said of it: RoPE is applied, in both branches."""
+    """Moving a token changes its logits: RoPE is applied in both branches."""
     batch = batch_of([draw(5, 2)], [set()])
     shifted = batch.replace(position=batch.position + 3 * (batch.branch == Branch.GEN))
     moved = changed(model, batch, shifted, batch.valid)

@@ -1,4 +1,4 @@
-"""The norm and the rotation with gradients by hand: values of the plain formulas to the bit, gradients of autograd to rounding."""
+"""Norm and rotary embedding with hand-written gradients: the plain formulas bit for bit, and autograd's gradients to rounding."""
 
 from __future__ import annotations
 

@@ -331,7 +331,7 @@ def test_what_adapt_leaves_trainable_can_be_more(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(("dtype", "kept"), [(torch.float32, False), (torch.bfloat16, True)])
 def test_frozen_weights_are_held_once(dtype: torch.dtype, kept: bool) -> None:
-    """By reference; in bfloat16 those that it would round stay as they were given, and no others."""
+    """Weights are shared; in bfloat16 only those that rounding would change keep their own dtype."""
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     with torch.no_grad():
         module[0].weight.fill_(1 / 3)

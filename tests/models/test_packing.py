@@ -1,4 +1,4 @@
-"""Packed positions: nothing is computed twice, for padding or for nobody, and no answer changes by a bit."""
+"""Packed positions: nothing is computed twice, for padding or unread, and answers are bit-identical."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ sys.path.pop(0)
 
 
 def views() -> dict[str, Batch]:
-    """Half of what is writable masked, and batches of which a condition is dropped."""
+    """Half of the writable tokens masked, and batches with a condition dropped."""
     found = {}
     for name, batch in batches().items():
         half = batch.writable & batch.valid & (torch.arange(batch.ids.shape[1]) % 2 == 0)

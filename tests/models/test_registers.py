@@ -1,4 +1,4 @@
-"""Step-causal decoding (Sparse-LaViDa): who reads whom, what is computed, and that rows of a batch do not see each other."""
+"""Step-causal decoding (Sparse-LaViDa): which tokens read which, what is computed, and that rows of a batch do not see each other."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_orders_by_position_keep_the_codes_of_a_position_together() -> None:
 
 
 def test_a_step_causal_folder_decodes_sparsely_by_itself(tmp_path: Path) -> None:
-    """Whoever opens such a folder gets the samplers that it was trained for."""
+    """Opening such a folder gives the samplers that it was trained for."""
     from unmask.pipeline.loading import read_spec
 
     presets = read_spec(sparse_folder(tmp_path / "weights")).presets

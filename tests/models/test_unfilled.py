@@ -35,7 +35,7 @@ def test_layers_are_initialised_again_afterwards() -> None:
 
 
 def test_opening_a_model_imports_no_compiler() -> None:
-    """Fault: the first ``load`` of a process took a second, 0.9 of it to import torch._dynamo for values that nobody reads."""
+    """Fault: the first ``load`` of a process took 1 s, 0.9 s of it to import torch._dynamo for initial values that are never read."""
     code = "import sys, unmask; unmask.load('mini'); print('torch._dynamo' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

@@ -50,7 +50,7 @@ def both(*seeds: int) -> Batch:
 
 
 class Table(nn.Module):
-    """A denoiser whose logits are any fixed function of what is seen."""
+    """A denoiser whose logits are a fixed function of the visible tokens."""
 
     mask_id = NULL
 
@@ -77,7 +77,7 @@ def perfect(batch: Batch, b: int, t: int, size: int) -> Tensor:
 
 
 def arbitrary(batch: Batch, b: int, t: int, size: int) -> Tensor:
-    """Different for every context that can be seen, and blind to what is masked."""
+    """Logits that differ for every visible context and ignore masked tokens."""
     seen = batch.ids[b].masked_fill(batch.masked[b], -1)[batch.valid[b]].tolist()
     return 2 * torch.randn(size, generator=generator("arbitrary", seen, t))
 
@@ -94,7 +94,7 @@ every_objective = pytest.mark.parametrize("objective", EVERY, ids=lambda o: repr
 
 @every_objective
 def test_finite_everywhere(objective: Masked) -> None:
-    """Also at a model that is surely wrong, at times of 0 and 1, and where a row has nothing of a kind."""
+    """Also for a model that is certain and wrong, at times 0 and 1, and for rows without tokens of a kind."""
 
     def wrong(batch: Batch, b: int, t: int, size: int) -> Tensor:
         return -1e4 * perfect(batch, b, t, size)

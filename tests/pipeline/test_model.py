@@ -1,4 +1,4 @@
-"""The model as a user holds it: seeds, company, settings, traces, infilling, and what is refused. Runs on the shipped weights."""
+"""The Python API of the model: seeds, batches, settings, traces, infilling and refusals. Runs on the shipped weights."""
 
 from __future__ import annotations
 

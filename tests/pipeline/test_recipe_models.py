@@ -1,4 +1,4 @@
-"""A model of a network of its own, which the recipe named in config.json opens: loaded, asked, sampled by a method and served."""
+"""A user's own network, opened by the recipe named in config.json: loaded, asked, sampled by a method and served."""
 
 from __future__ import annotations
 

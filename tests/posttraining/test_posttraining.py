@@ -123,7 +123,7 @@ def test_advantages() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-    """GRPO on masked tokens: ``updates`` clipped steps per rollout, each with a mask of its own (as UniGRPO draws them)."""
+    """GRPO on masked tokens: ``updates`` clipped steps per rollout, each with its own mask (as UniGRPO draws them)."""
 
     group: int = 8
     updates: int = 3

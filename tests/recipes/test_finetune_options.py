@@ -143,7 +143,7 @@ def test_the_middle_is_cropped_and_its_codes_may_be_made_before(tiny: Path, wide
 
 
 def test_a_crop_of_a_square_picture_is_the_picture(tiny: Path, pets: Path) -> None:
-    """And a model that states nothing of whole pictures states nothing of it."""
+    """A model without the whole-picture setting does not get one."""
     padded, cropped = (made_rows(tiny, pets, fit, 0)[0] for fit in ("pad", "crop"))
     assert padded.keys() == cropped.keys()
     assert all(torch.equal(padded[name].ids, cropped[name].ids) for name in padded)

@@ -141,7 +141,7 @@ def test_pictures_grow_from_256_pixels_uncompressed_to_1024_folded(name: str, si
 def test_twenty_steps_train_what_the_stage_trains(
     name: str, tiny: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command line; the result is a whole model, which opens, and only the trained parts of it have changed."""
+    """At the command line: the result is a complete model that opens, and only its trained parts have changed."""
     words = ("--data", str(pets), "--model", str(tiny), "--out", str(tmp_path / "run"), "--steps", "20")
     more = (w for s in (*QUICK, "holdout=0", *(() if "stage2" in name else ("alike=1",))) for w in ("-o", s))
     assert main(("train", name, *words, *more)) == 0, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``small.all``: its sizes, and the whole chain at a fraction of them, stopped and continued, to a folder that loads and draws."""
+"""``small.all``: its sizes, and all stages at a fraction of them, stopped and resumed, up to a folder that loads and draws."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_what_a_chain_cannot_do_is_said(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_stages_continue_from_their_own_checkpoints(tmp_path: Path) -> None:
-    """Weights that a stage has saved are those that it begins with again; the others come from the stage before."""
+    """A stage resumes from the weights it saved; other weights come from the stage before."""
     stages = {stage.name: stage for stage in few(tmp_path).stages}
     for name, key in (("vq", "decoder.conv_in.weight"), ("tower", "heads.class.weight")):
         made = stages[name].recipe(tmp_path, False).model()

@@ -1,4 +1,4 @@
-"""What each part of the sampler is there for, seen on small cases worked out by hand, and the loop against a slow twin."""
+"""Each part of the sampler on small cases worked out by hand, and the loop against a slow twin."""
 
 from __future__ import annotations
 

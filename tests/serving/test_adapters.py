@@ -1,4 +1,4 @@
-"""Adapters that requests choose: every endpoint, what is described, and what is refused."""
+"""Adapters chosen by requests: every endpoint, the document, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offline batches: the answers of a model asked alone, whatever stops and goes on, and whoever shares the lines."""
+"""Offline batches: answers equal those of single requests, across interruptions, resumes and several ranks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def drawing(number: int) -> dict[str, Any]:
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """Every line of every rank, which must all be whole."""
+    """Every line of every rank, all of them complete."""
     return [json.loads(raw) for path in sorted(out.glob("results-*.jsonl")) for raw in path.read_text().splitlines()]
 
 

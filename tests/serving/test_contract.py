@@ -1,4 +1,4 @@
-"""The OpenAPI document and the server say the same: every answer, error and header is described, and what is described is accepted."""
+"""The OpenAPI document matches the server: every answer, error and header is described, and every described request is accepted."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ SAMPLED = ("prompt", "gaps", "phrases", "a turn", "a question")
 
 
 def by_samplers(documented: Documented, path: str, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every sampler with and without what it may not have: steps, guidance, a temperature, its own settings and those of others."""
+    """Every sampler with and without steps, guidance, temperature, its own settings and those of other samplers."""
     known = samplers()
     own = [setting["name"] for setting in documented.ask.get("/v1/fields").json()["generate"]["x-unmask-settings"]]
     arguments = sorted({name for sampler in known.values() for name in sampler.arguments})

@@ -1,4 +1,4 @@
-"""Images that users bring to the web page: every format that the server reads, and what is refused.
+"""Images that users upload on the web page: every format that the server reads, and what is refused.
 
 Chromium cannot decode TIFF and HEIC; the server does it for the page.
 """

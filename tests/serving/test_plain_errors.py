@@ -204,37 +204,37 @@ ODD: list[Any] = [
 ]
 
 
-def changed(chance: random.Random, value: Any) -> Any:
+def changed(rng: random.Random, value: Any) -> Any:
     """A body with one to three values replaced, removed or added, at any depth."""
     whole = copy.deepcopy(value)
-    for _ in range(chance.randrange(1, 4)):
+    for _ in range(rng.randrange(1, 4)):
         place: Any = whole
         while True:
             keys = list(place) if isinstance(place, dict) else list(range(len(place)))
             if not keys:
                 break
-            key = chance.choice(keys)
-            if isinstance(place[key], dict | list) and place[key] and chance.random() < 0.7:
+            key = rng.choice(keys)
+            if isinstance(place[key], dict | list) and place[key] and rng.random() < 0.7:
                 place = place[key]
                 continue
-            if isinstance(place, dict) and chance.random() < 0.2:
+            if isinstance(place, dict) and rng.random() < 0.2:
                 del place[key]
-            elif isinstance(place, dict) and chance.random() < 0.2:
-                place[chance.choice(["extra", "n", "seed", "stream", "model", "response_format", "\ud800"])] = (
-                    copy.deepcopy(chance.choice(ODD))
+            elif isinstance(place, dict) and rng.random() < 0.2:
+                place[rng.choice(["extra", "n", "seed", "stream", "model", "response_format", "\ud800"])] = (
+                    copy.deepcopy(rng.choice(ODD))
                 )
             else:
-                place[key] = copy.deepcopy(chance.choice(ODD))
+                place[key] = copy.deepcopy(rng.choice(ODD))
             break
     return whole
 
 
 @pytest.mark.parametrize("path", WHOLE)
 def test_changed_bodies_are_answered_or_refused_in_plain_words(server: Server, path: str) -> None:
-    chance, seen = random.Random(f"changed:{path}"), {200: 0, 400: 0, 404: 0}
+    rng, seen = random.Random(f"changed:{path}"), {200: 0, 400: 0, 404: 0}
     with plain(server) as browser:
         for _ in range(150):
-            sent = changed(chance, WHOLE[path])
+            sent = changed(rng, WHOLE[path])
             if isinstance(sent.get("max_tokens"), int | float):  # a model with random weights writes up to its context
                 sent["max_tokens"] = min(sent["max_tokens"], 8)
             body = json.dumps(sent).encode()

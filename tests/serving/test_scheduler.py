@@ -62,7 +62,7 @@ def test_each_level_of_priority_doubles_the_share(priority: int) -> None:
 
 
 def test_no_request_falls_behind_by_more_than_one_step() -> None:
-    """Any mix of prices, one step a tick: virtual times never differ by more than the most expensive step, so nobody starves."""
+    """Any mix of prices, one step a tick: virtual times differ by at most the most expensive step, so no request starves."""
     for seed in range(20):
         rng, scheduled = Random(seed), scheduler(rows=1)
         steps = {number: step(rng.randint(1, 50)) for number in range(5)}

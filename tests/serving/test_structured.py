@@ -202,7 +202,7 @@ def test_a_turn_that_may_draw_has_no_form(server: Server, picture: Image.Image) 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_schemas_are_answered_or_refused(server: Server, picture: Image.Image, seed: int) -> None:
-    """Valid and malformed ones; a number that JSON lacks makes the whole body invalid, which is refused as well."""
+    """Valid and malformed bodies; a number that JSON lacks makes the whole body invalid, and is refused too."""
     rng, messages = Random(seed), asked(picture, "what?")
     codes = []
     for _ in range(40):

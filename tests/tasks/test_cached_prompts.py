@@ -236,7 +236,7 @@ FORM = of_schema(
 
 @dataclass
 class Direct:
-    """An executor that decodes with a network of its own, as a model without an executor does."""
+    """An executor that decodes with its own network, as a model without an executor does."""
 
     model: Model
     net: Any

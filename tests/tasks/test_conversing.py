@@ -26,7 +26,7 @@ PICTURE = Image.new("RGB", (128, 128), "white")
 
 @dataclass
 class Scripted:
-    """The shipped model with the words it writes given: one list of ids for every run of words."""
+    """The shipped model with scripted output: one list of ids for every run of words."""
 
     model: Model
     words: list[list[int]]

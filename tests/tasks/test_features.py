@@ -1,4 +1,4 @@
-"""A picture is encoded once, whoever asks about it, and the answers are those of a model that remembers nothing."""
+"""A picture is encoded once for all requests about it, and the answers equal those of a model without the cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def picture(seed: int) -> Image.Image:
 
 @pytest.fixture
 def fresh(model: Model) -> Model:
-    """The shipped model with a memory of its own."""
+    """The shipped model with its own feature cache."""
     return Model(replace(model.parts, features=Features(2**20)))
 
 

@@ -1,4 +1,4 @@
-"""Answers in a form: always valid, the same in company, and what the embedded model sees."""
+"""Structured answers: always valid, batch-invariant, and what the embedded model is given."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def writer(tiny: Model) -> Model:
-    """The same model, told to write JSON itself."""
+    """The same model, decoding JSON by itself."""
     wording = dataclasses.replace(tiny.parts.wording, **WRITES_JSON)
     return Model(dataclasses.replace(tiny.parts, wording=wording), tiny.presets)
 

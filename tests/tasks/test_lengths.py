@@ -1,4 +1,4 @@
-"""Lengths of text answers: a maximum does not change an answer, what ends it is said, and what is not used is not paid for."""
+"""Lengths of text answers: a maximum changes no answer, the finish reason is reported, and unused tokens cost nothing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Ending:
 
 @dataclass
 class Direct:
-    """An executor that decodes with a network of its own."""
+    """An executor that decodes with its own network."""
 
     model: Model
     net: Ending

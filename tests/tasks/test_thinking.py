@@ -1,4 +1,4 @@
-"""Planning and reflection: the attempts of a prompt, what is remembered of them, and what is refused. Verdicts are scripted."""
+"""Planning and reflection: the attempts of a prompt, what each keeps of the last one, and what is refused. Critiques are scripted."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_released_box() -> None:
 
 
 def test_neighbouring_text_is_encoded_as_one() -> None:
-    """So that a tokenizer may merge across the header's newlines, as it does where the whole prompt is encoded at once."""
+    """A tokenizer may merge across the header's newlines, as it does when the whole prompt is encoded at once."""
     text = TEXTS["compact"]
     b = Builder(text=text).say("one", "what is the", " colour of it", text[EOT], "a", "b")
     assert b.ids == [*text.encode("what is the colour of it"), text[EOT], *text.encode("ab")]
@@ -252,7 +252,7 @@ def test_no_picture_has_such_conditions(told: dict[str, Any], said: str) -> None
     "said", ["<|eot_id|> <|mdm_mask|>", "{micro} {caption} {0} {", "<LOC_5></box_p><LOC_BEGIN>", "🍎\n\n"]
 )
 def test_a_prompt_cannot_leave_its_place(name: str, said: str) -> None:
-    """The control tokens of a sequence are the same whatever is asked for."""
+    """The control tokens of a sequence do not depend on the user's text."""
     text = TEXTS[name]
     control = torch.tensor(sorted(text.control.values()))
 
@@ -315,7 +315,7 @@ def test_every_question_begins_where_the_context_ends() -> None:
 
 
 def test_training_and_asking_differ_in_what_is_open_alone() -> None:
-    """The same functions build both, so what is trained is what is asked."""
+    """The same functions build both, so training and inference see the same sequences."""
     for name in WORDINGS:
         asked = drawing(builder(name), "a dog", (4, 4), fold=2)
         trained = drawing(builder(name), "a dog", CODES, fold=2)

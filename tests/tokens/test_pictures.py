@@ -1,4 +1,4 @@
-"""Pictures of users: every kind is read, broken ones are refused, boxes find their way back, saving is whole."""
+"""Pictures of users: every format is read, broken files are refused, boxes map back to the original, and saving is atomic."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def work(folder: Path, steps: int, shard: bool, die: bool) -> None:
 
 
 def die_while_saving(rng: random.Random) -> None:
-    """By a signal of its own, in one of the calls that complete, name or delete a file."""
+    """Killed by its own signal, in one of the calls that complete, rename or delete a file."""
 
     def deadly(real: Callable[..., object], *given: object, **named: object) -> object:
         if rng.random() < 0.1:

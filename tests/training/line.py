@@ -24,7 +24,7 @@ def model() -> nn.Module:
 
 
 def source(step: int) -> Tensor:
-    """2 to 5 rows of three numbers and what is to be predicted of them, [N, 4]."""
+    """2 to 5 rows of three inputs and their target, [N, 4]."""
     return torch.randn(2 + step % 4, 4, generator=generator("rows", step))
 
 
@@ -38,7 +38,7 @@ def objective(module: nn.Module, rows: Tensor, rng: torch.Generator) -> Loss:
 
 
 def thrice(module: nn.Module, rows: Tensor, rng: torch.Generator) -> Iterator[Loss]:
-    """Three updates on one batch, each with noise of its own."""
+    """Three updates on one batch, each with its own noise."""
     for _ in range(3):
         yield error(module, rows + torch.rand(rows.shape, generator=rng))
 

@@ -95,7 +95,7 @@ def test_on_the_same_number_of_processes_a_run_continues_bit_for_bit(tmp_path: P
 
 
 def test_shards_make_the_same_updates_and_evaluations(tmp_path: Path) -> None:
-    """FSDP2: every process has a part of each weight, and all end with the same whole model. Evaluations leave no trace in it."""
+    """FSDP2: every process holds a shard of each weight, all end with the same full model, and evaluations do not change it."""
     alone = tmp_path / "alone"
     train(recipe(accumulate=4, evaluate=True), alone)
     assert launch(2, [PROGRAM, str(tmp_path), *FOUR, "--shard", "--evaluate"]) == 0
@@ -160,7 +160,7 @@ def test_idle_processes_are_refused() -> None:
 
 
 def test_processes_with_shards_must_have_the_same_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise they would wait for each other for ever."""
+    """Otherwise they would deadlock."""
 
     def gathered(found: list[Any], tasks: list[str]) -> None:
         found[:] = [["draw"], tasks]

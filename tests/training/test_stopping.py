@@ -135,7 +135,7 @@ def test_sigterm_after_ctrl_c_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_who_was_told_to_end_does_not_wait_for_processes_that_are_gone() -> None:
-    """torchrun sends SIGTERM when a process was killed; the step of the others cannot be finished, and there is nothing to add."""
+    """torchrun sends SIGTERM when a process was killed; the others cannot finish their step and exit without another message."""
     program = (
         "import signal, sys\nfrom unmask.training.stopping import stop_after_step\n"
         "with stop_after_step(): signal.raise_signal(signal.SIGTERM); raise RuntimeError(sys.argv[1])"

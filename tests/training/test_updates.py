@@ -31,7 +31,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def test_each_yielded_loss_is_an_update(tmp_path: Path) -> None:
-    """The trainer's weights are those of a loop written by hand: each loss sees the weights that the one before left."""
+    """The trainer's weights equal those of a hand-written loop: each loss sees the weights after the previous update."""
     done = train(recipe(line.thrice), tmp_path)
     by_hand = recipe(line.thrice)
     module = by_hand.model()

@@ -1,4 +1,4 @@
-"""The newest state of a run as whole tensors, read without the code that is tested."""
+"""The newest state of a run as full tensors, read without the tested code."""
 
 from __future__ import annotations
 

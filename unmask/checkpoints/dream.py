@@ -7,10 +7,25 @@ language model, so ``read_trunk`` and ``trunk_names`` serve them too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from unmask.checkpoints.elastic import Checkpoint
-from unmask.checkpoints.lavida_o import fit, read_json, refuse_unsupported
+from unmask.checkpoints.lavida_o import fit
+from unmask.checkpoints.schema import (
+    Epsilon,
+    Fields,
+    Heads,
+    Layers,
+    Rows,
+    Theta,
+    TokenId,
+    Width,
+    fields,
+    read_json,
+    refuse_layers,
+)
 from unmask.checkpoints.stream import CheckpointError, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
@@ -26,12 +41,25 @@ _LAYER = {
     **{f"und.{a}.{kind}": f"self_attn.{a}_proj.{kind}" for a in "qkv" for kind in ("weight", "bias")},
     **{f"und.mlp.{a}.weight": f"mlp.{a}_proj.weight" for a in ("gate", "up", "down")},
 }
-# Supported values; other values are an error. An absent field means the first value.
-_ONLY: dict[str, tuple[object, ...]] = {
-    "hidden_act": ("silu",),
-    "rope_scaling": (None,),
-    "use_sliding_window": (False, None),
-}
+
+
+class DreamFields(Fields):
+    """config.json of Dream, and the language model's part of that of LaViDa-Dream and Dimple."""
+
+    vocab_size: Rows
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads | None = None
+    head_dim: Width | None = None
+    rms_norm_eps: Epsilon
+    rope_theta: Theta
+    mask_token_id: TokenId = MASK_ID
+    hidden_act: Literal["silu"] = "silu"
+    tie_word_embeddings: bool = False
+    rope_scaling: None = None
+    use_sliding_window: Literal[False] | None = None
 
 
 def is_dream(raw: Json) -> bool:
@@ -39,34 +67,40 @@ def is_dream(raw: Json) -> bool:
     return raw.get("model_type") == "Dream"
 
 
-def read_trunk(raw: Json, vision: VisionConfig | None = None) -> ElasticConfig:
-    """config.json -> ElasticConfig of the language model. CheckpointError for unsupported, missing and wrong fields."""
-    refuse_unsupported(raw, _ONLY)
+def read_trunk(raw: Json, path: Path, vision: VisionConfig | None = None) -> tuple[ElasticConfig, int]:
+    """config.json, read from ``path`` -> the language model's ElasticConfig and the id of a masked token.
+
+    CheckpointError for unsupported, missing and wrong fields.
+    """
+    found = fields(DreamFields, raw, path)
+    if found.mask_token_id >= found.vocab_size:
+        raise CheckpointError(
+            f"{path}: mask_token_id {found.mask_token_id} is not in the vocabulary of {found.vocab_size} ids; "
+            "copy or download it again"
+        )
     try:
-        heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
-        return ElasticConfig(
-            vocab_size=raw["vocab_size"],
-            width=raw["hidden_size"],
-            heads=heads,
-            kv_heads=raw.get("num_key_value_heads") or heads,
-            head_width=raw.get("head_dim") or 0,
-            layers=layers,
-            mlp=raw["intermediate_size"],
+        config = ElasticConfig(
+            vocab_size=found.vocab_size,
+            width=found.hidden_size,
+            heads=found.num_attention_heads,
+            kv_heads=found.num_key_value_heads or found.num_attention_heads,
+            head_width=found.head_dim or 0,
+            layers=found.num_hidden_layers,
+            mlp=found.intermediate_size,
             gen_width=0,
             gen_mlp=0,
-            joint_layers=layers,
-            rope_theta=float(raw["rope_theta"]),
-            norm_eps=raw["rms_norm_eps"],
+            joint_layers=found.num_hidden_layers,
+            rope_theta=found.rope_theta,
+            norm_eps=found.rms_norm_eps,
             codes=0,
             code_rows=0,
             vision=vision,
             qkv_bias=True,
             shifted=True,
         )
-    except KeyError as error:
-        raise CheckpointError(f"config.json lacks {error}; is this a folder of Dream?") from error
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"config.json: invalid value: {error}; copy or download it again") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: invalid value: {error}; copy or download it again") from error
+    return config, found.mask_token_id
 
 
 def trunk_names(config: ElasticConfig) -> dict[str, str]:
@@ -78,21 +112,12 @@ def trunk_names(config: ElasticConfig) -> dict[str, str]:
     return out
 
 
-def mask_id_of(raw: Json, config: ElasticConfig) -> int:
-    """The id of a masked token. CheckpointError where it is no row of the vocabulary."""
-    found = raw.get("mask_token_id", MASK_ID)
-    if not isinstance(found, int) or not 0 <= found < config.vocab_size:
-        raise CheckpointError(
-            f"config.json: mask_token_id {found!r} is not in the vocabulary of {config.vocab_size} ids; copy or download it again"
-        )
-    return found
-
-
 def survey_dream(folder: Path) -> Checkpoint:
     """Contents of a folder in Dream's layout; no weights are read. CheckpointError if something does not fit."""
     raw = read_json(folder / "config.json")
-    config, found = read_trunk(raw), tensors_of(folder, "model")
+    (config, mask_id), found = read_trunk(raw, folder / "config.json"), tensors_of(folder, "model")
     refuse_pictures(folder, raw, found)
+    refuse_layers("num_hidden_layers", config.layers, found, "model.layers", folder / "config.json")
     mapping = trunk_names(config)
     if raw.get("tie_word_embeddings"):
         found.pop("lm_head.weight", None)  # a copy of the embedding
@@ -100,14 +125,12 @@ def survey_dream(folder: Path) -> Checkpoint:
     with unfilled():
         net = Elastic(config, mask_id=0)
     stored = fit(net, found, mapping, folder)
-    return Checkpoint(
-        place=folder, config=config, vq_config=VQConfig(), mask_id=mask_id_of(raw, config), net=stored, vq={}
-    )
+    return Checkpoint(place=folder, config=config, vq_config=VQConfig(), mask_id=mask_id, net=stored, vq={})
 
 
-def refuse_pictures(folder: Path, raw: Json, found: object) -> None:
+def refuse_pictures(folder: Path, raw: Json, found: Iterable[str]) -> None:
     """CheckpointError where a folder that calls itself a text model holds a vision tower: it is of another family."""
-    seen = [name for name in found if name.startswith(("visual.", "model.vision_tower.", "img_projector."))]  # type: ignore[attr-defined]
+    seen = [name for name in found if name.startswith(("visual.", "model.vision_tower.", "img_projector."))]
     if seen:
         raise CheckpointError(
             f"{folder}: config.json says model_type {raw.get('model_type')!r}, a text model, and the weights hold {seen[0]}, of a vision "

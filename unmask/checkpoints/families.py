@@ -1,8 +1,8 @@
 """Folders that unmask does not run: models of other families, and files that are not a model in safetensors.
 
 ``refuse_foreign(folder)`` is a CheckpointError that says what a folder or file is. Families are told by ``architectures`` and
-``model_type`` of config.json, because several call themselves ``llada``: LLaDA-MoE by its experts, Lumina-DiMOO by its class or by rows for
-image codes in the embedding.
+``model_type`` of config.json, because several call themselves ``llada``: LLaDA-MoE by its experts, Lumina-DiMOO by its class, by rows for
+image codes in the embedding, or by an image tokenizer beside the network.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
 from unmask.json_types import Json
 
 RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), Dream-7B (Base, Instruct, Coder) and its own models"
-_LLADA_ROWS, _IMAGE_CODES = 126_464, 8_192
+_LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
+_IMAGE_TOKENIZER = "vqvae"  # folder beside the network
 _LARGEST = 16 * 2**20  # bytes of a config.json; real ones have a few thousand
 
 # Part of a class or model_type, in lower case and without "_", "-" and "." -> name. The first that fits counts.
@@ -92,7 +94,7 @@ def refuse_foreign(place: Path) -> None:
 
 def refuse_family(folder: Path, raw: Json) -> None:
     """CheckpointError for a config.json of another family; nothing for ours and for one that names no family."""
-    if _ours(raw):
+    if _ours(raw, folder):
         return
     if isinstance(part := raw.get("_class_name"), str):
         raise CheckpointError(
@@ -102,37 +104,34 @@ def refuse_family(folder: Path, raw: Json) -> None:
     if not (isinstance(kind, str) and kind) and not classes:
         return  # reading it says what is wrong
     told = f"model_type {kind!r}" if isinstance(kind, str) and kind else f"architectures {classes!r}"
-    raise CheckpointError(_not_ours(folder, family_of(raw), told))
+    raise CheckpointError(_not_ours(folder, family_of(raw, folder), told))
 
 
-def family_of(raw: Json) -> str:
+def family_of(raw: Json, folder: Path) -> str:
     """The name of a family as its makers write it; for one that is not known, its class or model_type."""
     kind, classes = str(raw.get("model_type") or ""), _classes(raw)
     if kind == "llada" and any("experts" in field for field in raw):
         return "LLaDA-MoE"
-    if kind == "llada" and _has_image_codes(raw):
+    if kind == "llada" and _has_image_codes(raw, folder):
         return "Lumina-DiMOO"
     if kind == "llada" and not any(_named(name) for name in classes):
         return "LLaDA in another layout"
     return next((name for word in (*classes, kind) if (name := _named(word))), kind or classes[0])
 
 
-def _ours(raw: Json) -> bool:
-    if (
-        raw.get("dual_tower")
-        or ("model" in raw and "vq" in raw)
-        or raw.get("recipe")
-        or raw.get("model_type") == "Dream"
-    ):
+def _ours(raw: Json, folder: Path) -> bool:
+    if raw.get("dual_tower") or ("model" in raw and "vq" in raw) or raw.get("recipe") or is_dream(raw):
         return True
     other = [name for name in _classes(raw) if _named(name)]
     renamed = "hidden_size" in raw and "d_model" not in raw
-    return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw))
+    return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw, folder))
 
 
-def _has_image_codes(raw: Json) -> bool:
+def _has_image_codes(raw: Json, folder: Path) -> bool:
+    """Whether a folder that calls itself LLaDA holds image codes in the text vocabulary, which LLaDA's own models do not."""
     rows = [raw.get(field) for field in ("vocab_size", "embedding_size")]
-    return any(isinstance(n, int) and n >= _LLADA_ROWS + _IMAGE_CODES for n in rows)
+    enough = any(isinstance(n, int) and n >= _LLADA_IDS + _IMAGE_CODES for n in rows)
+    return enough or (folder / _IMAGE_TOKENIZER).is_dir()
 
 
 def _classes(raw: Json) -> list[str]:

@@ -33,6 +33,11 @@ class Asked:
         """The same in rows of ``tokens`` tokens, where they had ``length`` with others behind them."""
         return dataclasses.replace(self, at=self.at // length * tokens + self.at % length)
 
+    def of_kind(self, kind_BL: Tensor, kind: int) -> Asked:
+        """The tokens of one kind alone; what is read stays the same."""
+        chosen = kind_BL.flatten()[self.at] == kind
+        return dataclasses.replace(self, at=self.at[chosen], position=self.position[chosen], row=self.row[chosen])
+
     def alone(self, x_ND: Tensor | None) -> Asked:
         """The same with only the scored tokens' positions read, where ``x`` has more positions than that.
 

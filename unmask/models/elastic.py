@@ -23,6 +23,7 @@ from unmask.models.layout import Layout, Packing, lay_out
 from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
 from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
+from unmask.models.shared_vocabulary import CodeRows, as_text
 from unmask.models.sizes import ElasticConfig
 from unmask.models.vision import Vision, VisionLayer
 from unmask.sequence import Batch, Branch, Kind
@@ -63,7 +64,9 @@ class Elastic(nn.Module):
 
     def _predict(self, batch: Batch, predict: Tensor | None, reuse: Reuse | None, score: _Score) -> Prediction:
         predict = batch.masked if predict is None else predict
-        length = batch.ids.shape[1]
+        length, kind_BL = batch.ids.shape[1], batch.kind
+        if self.config.first_code:
+            batch = as_text(batch, self.config.first_code)
         if self.has_registers:
             batch, predict, reuse = with_registers(batch, predict, reuse, self.config)
         if self.config.shifted:
@@ -87,7 +90,11 @@ class Elastic(nn.Module):
             text, codes = text.alone(u_ND), codes.alone(g_NE)
         u_ND, g_NE = self._run(layout, u_ND, g_NE, text, codes, memory)
         # 4. The heads, over the tokens to score alone.
-        scored = {Kind.TEXT: self._read_text(text, u_ND, score)}
+        if self.config.first_code:
+            parts = {kind: text.of_kind(kind_BL, kind) for kind in (Kind.TEXT, Kind.CODE)}
+        else:
+            parts = {Kind.TEXT: text}
+        scored = {kind: self._read_text(part, u_ND, score, kind) for kind, part in parts.items()}
         if g_NE is not None:
             scored[Kind.CODE] = self._read_codes(layout, codes, g_NE, score)
         return Prediction(scored=scored, state=_next_state(reuse, memory, length))
@@ -194,14 +201,18 @@ class Elastic(nn.Module):
                 break
         return u_ND, g_NE
 
-    def _read_text(self, text: Asked, u_ND: Tensor | None, score: _Score) -> Scored:
+    def _read_text(self, text: Asked, u_ND: Tensor | None, score: _Score, kind: int) -> Scored:
+        config = self.config
         if u_ND is None:
-            weight, config = self.embed.weight, self.config
+            weight = self.embed.weight
             none, hidden = weight.new_zeros(0, config.vocab_size), weight.new_zeros(0, config.width)
             return Scored(at=text.at, logits=none, hidden=hidden)
         h_ND, rows = _rows_of_16(u_ND[text.row])
         h_ND = self.norm(h_ND)
-        head = Head(layer=self.text_head, size=self.config.vocab_size)
+        head = Head(layer=self.text_head, size=config.vocab_size)
+        if kind == Kind.CODE:
+            only = CodeRows(head=self.text_head, first=config.first_code, codes=config.codes)
+            head = Head(layer=only, size=config.codes)
         return score(text.at, h_ND, rows, head)
 
     def _read_codes(self, layout: Layout, codes: Asked, g_NE: Tensor, score: _Score) -> Scored:

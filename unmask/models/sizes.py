@@ -48,6 +48,8 @@ class ElasticConfig:
     Other language models: ``kv_heads``: heads of keys and values, each read by heads / kv_heads queries (grouped-query attention), 0 for
     as many as ``heads`` · ``head_width``: channels of a head, 0 for width / heads · ``qkv_bias``: of q, k and v · ``shifted``: the
     position before a token predicts it (Dream); the first token of a row is predicted at its own position.
+
+    ``first_code``: text id of image code 0 in a text model whose vocabulary has the ``codes`` as rows (MMaDA, Lumina-DiMOO); 0: none.
     """
 
     vocab_size: int = 127378
@@ -70,6 +72,7 @@ class ElasticConfig:
     head_width: int = 0
     qkv_bias: bool = False
     shifted: bool = False
+    first_code: int = 0
 
     def __post_init__(self) -> None:
         if not self.head_width and (self.width % self.heads or (self.width // self.heads) % 2):
@@ -84,7 +87,11 @@ class ElasticConfig:
             )
         if self.gen_width and self.code_rows < self.codes + 2:
             raise ValueError(f"code_rows {self.code_rows} leaves no row for the mask code {self.codes + 1}")
-
+        if self.first_code and (self.gen_width or not 0 < self.first_code <= self.vocab_size - self.codes):
+            raise ValueError(
+                f"first_code {self.first_code}: {self.codes} codes from there on are not rows of a text model's {self.vocab_size}; "
+                "a model with a generation branch has tables of its own, and first_code 0"
+            )
         most = max(self.text_registers, self.code_registers)
         if min(self.text_registers, self.code_registers) < 0 or (most and self.register_rows not in (1, most)):
             raise ValueError(

@@ -60,7 +60,13 @@ WORDINGS = {"compact": COMPACT, "released": RELEASED}
 RELEASED_BLOCK = "released"  # block of our config.json with fields of the released config
 SIDE = 1024  # pixels: the only picture size of the released weights (spec 1.8)
 ALL = "all"
-_OTHER_TRUNKS = ("kv_heads", "head_width", "qkv_bias", "shifted")  # left out of our config.json where they are not set
+_OTHER_TRUNKS = (
+    "kv_heads",
+    "head_width",
+    "qkv_bias",
+    "shifted",
+    "first_code",
+)  # left out of our config.json where they are not set
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
