@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.sampling import reverse_time, schedule, selection, token_sampler
+from unmask.sampling import blocks, reverse_time, schedule, selection, token_sampler
 
-SCHEDULES: list[Any] = [schedule.ReverseTime(steps=6), schedule.ReverseTime(steps=40, eps=0.05)]
+BLOCKS: list[Any] = [blocks.FirstApart()]
+SCHEDULES: list[Any] = [
+    schedule.ReverseTime(steps=6),
+    schedule.ReverseTime(steps=40, eps=0.05),
+    schedule.Curved(steps=5),
+]
 TOKEN_SAMPLERS: list[Any] = [
     token_sampler.Truncated(temperature=0.7, top_p=0.9, top_k=5, score=token_sampler.Entropy()),
     token_sampler.Truncated(top_k=3, score=token_sampler.Probability(), original=True),
@@ -15,7 +20,9 @@ TOKEN_SAMPLERS: list[Any] = [
 SELECTIONS: list[Any] = [
     reverse_time.OnGrid(steps=7),
     reverse_time.OnGrid(steps=4, selection=selection.Confident(noise=0.5), unwritten=9),
+    reverse_time.OnGrid(steps=9, cut=3),
     reverse_time.Independent(steps=5),
+    reverse_time.FirstAlone(selection=selection.Confident()),
     reverse_time.LeftmostFirst(selection=selection.Confident()),
     reverse_time.Postponing(steps=4, threshold=0.3),
 ]

@@ -17,16 +17,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from unmask.checkpoints.device import find_device
-from unmask.checkpoints.dream import survey_dream
 from unmask.checkpoints.lavida_o import load_lavida_o
-from unmask.checkpoints.loading import load_everything
 from unmask.checkpoints.store import CheckpointError, read_tensors
-from unmask.evaluation.verify_dream import DREAM_INPUTS, DreamReference, as_long
+from unmask.evaluation.verify_families import REPRODUCE
 from unmask.evaluation.verify_sparse import SPARSE_INPUTS, SparseReference
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.exact import double
-from unmask.pipeline.loading import Format, format_in
+from unmask.pipeline.loading import format_in
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import Sampler
@@ -82,8 +80,9 @@ def verify(
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"the tolerance must be at least 0 and finite, got {tolerance}; 1e-4 is usual for float32")
     device = find_device(device)
-    if format_in(folder) is Format.DREAM:
-        return _verify_dream(folder, tolerance, dtype, device)
+    if reproduce := REPRODUCE.get(format_in(folder)):
+        ours, arrays, inputs = reproduce(folder, dtype, device)
+        return _compared(ours, arrays, inputs, folder, tolerance)
     net, vq = load_lavida_o(folder)
     net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
     arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
@@ -102,16 +101,6 @@ def _verify_sparse(net: Elastic, arrays: Arrays, folder: Path, tolerance: float)
     side = math.isqrt(len(arrays["train.codes"]))
     reference = SparseReference(arrays=arrays, mask_id=net.mask_id, side=side)
     return _compared(reference.reproduce(net), reference.comparable(), SPARSE_INPUTS, folder, tolerance)
-
-
-def _verify_dream(folder: Path, tolerance: float, dtype: torch.dtype | None, device: str) -> list[Difference]:
-    net, _ = load_everything(survey_dream(folder))
-    net = net.to(device=device, dtype=dtype)
-    arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
-    if missing := sorted(DREAM_INPUTS - set(arrays)):
-        raise CheckpointError(f"expected.safetensors lacks {', '.join(missing)}; is it complete?")
-    reference = DreamReference(arrays=arrays, mask_id=net.mask_id)
-    return _compared(as_long(reference.reproduce(net), arrays), arrays, DREAM_INPUTS, folder, tolerance)
 
 
 def _compared(ours: Arrays, arrays: Arrays, inputs: frozenset[str], folder: Path, tolerance: float) -> list[Difference]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+REDUCTIONS = ("conv", "bilinear", "average", "max")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """The semantic encoder (spec 1.9): a patch transformer without its last layer, conv pooling, projector, newline.
 
-    ``layers`` counts the layers that are kept. ``image`` and ``patch`` are pixels.
+    ``layers`` counts the layers that are kept. ``image`` and ``patch`` are pixels. ``reduction``: how the patches of a view become fewer:
+    ``conv``, a 2x2 convolution before the projector (LaViDa-O), or after it ``bilinear``, ``average`` or ``max`` (LaViDa).
     """
 
     image: int = 384
@@ -19,6 +22,11 @@ class VisionConfig:
     heads: int = 16
     mlp: int = 4304
     eps: float = 1e-6
+    reduction: str = "conv"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {self.reduction!r} is none of {', '.join(REDUCTIONS)}")
 
     @property
     def side(self) -> int:
@@ -27,8 +35,10 @@ class VisionConfig:
 
     @property
     def pooled(self) -> int:
-        """Features along one side after the 2x2 pooling (an odd last row and column fall away)."""
-        return self.side // 2
+        """Features along one side after the 2x2 pooling (an odd last row and column fall away), or after interpolation to half the side,
+        rounded up.
+        """
+        return (self.side + 1) // 2 if self.reduction == "bilinear" else self.side // 2
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -24,7 +24,17 @@ from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_header
 from unmask.json_types import Json
 from unmask.models.sizes import ElasticConfig, VisionConfig
-from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, fit_own, format_of, read_spec, resolve, write_config
+from unmask.pipeline.loading import (
+    RELEASED_BLOCK,
+    SIDE,
+    Format,
+    fit_own,
+    format_of,
+    read_spec,
+    resolve,
+    vision_fields,
+    write_config,
+)
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 
@@ -142,7 +152,7 @@ def released_config(content: Content) -> tuple[Json, Json]:
     made = content.config or _lm_fields(config, content)
     block = {} if content.setting == _AS_RELEASED else dict(content.setting)
     if config.vision and config.vision != VisionConfig():
-        block["vision"] = asdict(config.vision)
+        block["vision"] = vision_fields(config.vision)
     made = {k: v for k, v in made.items() if k != OWN_BLOCK} | ({OWN_BLOCK: block} if block else {})
     return made, content.vqvae or _vq_fields(vq)
 

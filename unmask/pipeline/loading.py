@@ -27,6 +27,7 @@ from unmask.checkpoints.dream import is_dream, survey_dream
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
 from unmask.checkpoints.families import refuse_foreign
 from unmask.checkpoints.hub import fetch, is_hub_name
+from unmask.checkpoints.lavida import is_lavida, is_on_dream, survey_lavida
 from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
 from unmask.checkpoints.store import compare
@@ -42,6 +43,7 @@ from unmask.tasks import (
     generate,
     ground,
     infill,
+    lavida,
     planning,
     reflecting,
     released,
@@ -77,6 +79,7 @@ class Format(Enum):
     RELEASED = "released"
     LLADA = "llada"
     DREAM = "dream"
+    LAVIDA = "lavida"
 
     @property
     def is_text(self) -> bool:
@@ -100,6 +103,9 @@ class ModelSpec:
     @property
     def presets(self) -> Presets:
         """The samplers of a model that draws: those of the released models, or of our own."""
+        if self.format is Format.LAVIDA:
+            context = int(self.released.get("tokenizer_model_max_length", 4096))
+            return lavida.presets(on_dream=is_on_dream(self.released), context=context)
         dense = released.PRESETS if self.wording == RELEASED else OWN
         config = self.checkpoint.config
         return step_causal(dense) if config.text_registers or config.code_registers else dense
@@ -143,6 +149,8 @@ def format_of(raw: object) -> Format:
         return Format.LLADA
     if is_dream(raw):
         return Format.DREAM
+    if is_lavida(raw):
+        return Format.LAVIDA
     return Format.RELEASED if "d_model" in raw else Format.OWN
 
 
@@ -158,10 +166,20 @@ def read_spec(folder: Path) -> ModelSpec:
     """The spec of a folder, from config.json and the safetensors headers. CheckpointError says what does not fit."""
     refuse_foreign(folder)
     found = format_in(folder)
+    if found is Format.LAVIDA:
+        return _spec_of_lavida(folder)
     if found.is_text:
         survey = survey_llada if found is Format.LLADA else survey_dream
         return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
     return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
+
+
+def _spec_of_lavida(folder: Path) -> ModelSpec:
+    raw = read_json(folder / "config.json")
+    wording = lavida.ON_DREAM if is_on_dream(raw) else lavida.ON_LLADA
+    return ModelSpec(
+        format=Format.LAVIDA, checkpoint=survey_lavida(folder), wording=wording, side=0, fold=1, released=raw
+    )
 
 
 def _spec_of_own(folder: Path) -> ModelSpec:
@@ -216,6 +234,10 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     folder = found.checkpoint.place
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
+    elif found.format is Format.LAVIDA:
+        text = lavida.read_text(folder)
+        if text.size > (size := found.checkpoint.config.vocab_size):  # the embedding may have spare rows
+            raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {size}")
     else:
         text = Text.load(folder / "tokenizer.json")
         if text.size != (size := found.checkpoint.config.vocab_size):
@@ -235,6 +257,8 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
         weights=weights,
         vocabulary=read_vocabulary(folder),
     )
+    if found.format is Format.LAVIDA:
+        return lavida.published(parts, folder)
     return released.published(parts, found.released) if found.wording == RELEASED else parts
 
 
@@ -338,9 +362,16 @@ def read_config(folder: Path) -> Json:
     return {"model": model, "vq": vq, "wording": wording, "side": side, "fold": fold}
 
 
+def vision_fields(config: VisionConfig) -> Json:
+    """The fields of a vision tower in a configuration; how it reduces a view only where it is not by a convolution."""
+    return {name: value for name, value in asdict(config).items() if (name, value) != ("reduction", "conv")}
+
+
 def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
     """The inverse of ``read_config``."""
     fields = {name: value for name, value in asdict(model).items() if value or name not in _OTHER_TRUNKS}
+    if model.vision:
+        fields["vision"] = vision_fields(model.vision)
     if not (model.text_registers or model.code_registers):  # a dense model's file reads as before there were registers
         fields = {name: value for name, value in fields.items() if "register" not in name}
     value = {"model": fields, "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}

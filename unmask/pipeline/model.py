@@ -170,13 +170,13 @@ class Model:
         settings: Sequence[str] = (),
     ) -> Drawing:
         """The picture with the white part of ``region`` (same size) generated anew, so that the whole shows ``prompt``."""
+        chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         picture, painted = read_image(image), read_image(region)
         if painted.size != picture.size:
             raise ImageError(f"the region is {painted.size} and the picture {picture.size}; give both the same size")
         pixels, _ = self.parts.preprocess(picture)
         region_mask = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=region_mask, prompt=self._prompt(prompt, empty=True))
-        chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         return draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))[0]
 
     @checked
@@ -341,6 +341,7 @@ class Model:
             message if message.role == "system" else replace(message, text=self._prompt(message.text, empty=True))
             for message in messages
         ]
+        self.presets.turn_words(self.parts)  # a model that holds no such conversations says so
         self.parts.require(conversing.NEEDS)
         began, preset = time.perf_counter(), self.presets
         presets = replace(

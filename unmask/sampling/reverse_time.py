@@ -18,6 +18,7 @@ from unmask.protocols import Selection
 from unmask.rng import rows
 from unmask.sampling.schedule import check_time, time_shares
 from unmask.sampling.selection import Confident, first, move
+from unmask.sampling.spans import writable_spans
 from unmask.sequence import Batch
 from unmask.step import Move, Progress, Proposal
 
@@ -36,23 +37,27 @@ def keyed_uniforms(batch: Batch, block: Tensor) -> Tensor:
 class OnGrid:
     """Of the m masked tokens of a block, step i of ``steps`` takes int(m * (1 - t_{i+1} / t_i)), which may be none; the last takes all.
 
+    ``cut``: steps that are taken of the grid, the last of which takes all; 0 for the whole grid (LaViDa's step_ratio without a schedule) ·
     ``selection``: which ones · ``unwritten``: an id that is not written when it is predicted, MASK in the released code: the token stays
     masked, and only the last step writes it; -1 for none. Its schedule plans one step (``Equal(steps=1)``), so that it limits nothing.
     """
 
     steps: int
     eps: float = 1e-3
+    cut: int = 0
     selection: Selection = Confident()
     unwritten: int = -1
 
     def __post_init__(self) -> None:
         check_time(self.steps, self.eps)
+        if not 0 <= self.cut <= self.steps:
+            raise ValueError(f"cut {self.cut} is not a number of the grid's {self.steps} steps")
 
     def extra_steps(self, tokens: int, planned: int) -> int:
         return max(0, self.steps - planned) + 1  # what a schedule left over comes last
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
-        share_B, last_B = _where(self.steps, self.eps, progress)
+        share_B, last_B = _where(self.steps, self.eps, progress, self.cut)
         wanted_B = torch.minimum(counts, (block.sum(1).float() * share_B).long())
         taken = self.selection(batch, proposal, block, wanted_B, progress)
         stays_BL = (proposal.ids == self.unwritten) & ~last_B[:, None]
@@ -129,8 +134,31 @@ class Postponing:
         return move(first(proposal.score, candidates_BL, sure_B))
 
 
-def _where(steps: int, eps: float, progress: Progress) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class FirstAlone:
+    """The first token of a writable span as soon as it is the block (``blocks.FirstApart``); else ``selection``."""
+
+    selection: Selection
+
+    def extra_steps(self, tokens: int, planned: int) -> int | None:
+        own = getattr(self.selection, "extra_steps", None)
+        return own(tokens, planned) if own else None
+
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        layout = writable_spans(batch)
+        first_B1 = (~block | ((layout.span >= 0) & (layout.offset == 0))).all(1, keepdim=True)
+        later = self.selection(batch, proposal, block, counts, progress)
+        return Move(
+            unmask=torch.where(first_B1, block, later.unmask),
+            remask=later.remask & ~first_B1,
+            redraw=later.redraw & ~first_B1,
+        )
+
+
+def _where(steps: int, eps: float, progress: Progress, cut: int = 0) -> tuple[Tensor, Tensor]:
     """The share of each row's step, and whether it is the row's last step, both [B]."""
+    taken = cut or steps
     number_B = progress.number.clamp(max=steps - 1)
-    shares = time_shares(steps, eps).to(number_B.device)
-    return shares[number_B], progress.number + 1 >= progress.of.clamp(min=steps)
+    share_B = time_shares(steps, eps).to(number_B.device)[number_B]
+    share_B = torch.where(progress.number + 1 >= taken, 1.0, share_B)
+    return share_B, progress.number + 1 >= progress.of.clamp(min=taken)

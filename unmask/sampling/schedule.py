@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,20 +60,53 @@ class Shift:
             raise ValueError(f"a shift is a factor above 0, got {self.shift}; 1 makes equal parts")
 
     def counts(self, tokens: int) -> list[int]:
-        if tokens == 0:
-            return []
-        steps = _capped(self.steps, tokens)
-        u = torch.linspace(0, 1, steps + 1, dtype=torch.float32)
-        reached = (tokens * (self.shift * u / (1 + (self.shift - 1) * u))).long().tolist()
-        reached[-1] = tokens  # float32 may fall just short of 1 for odd shifts
-        parts = [max(1, after - before) for before, after in zip(reached, reached[1:], strict=False)]
-        surplus, i = sum(parts) - tokens, 0
-        while surplus > 0:
-            if parts[i % steps] > 1:
-                parts[i % steps] -= 1
-                surplus -= 1
-            i += 1
-        return parts[::-1]
+        return _along(tokens, self.steps, lambda u: self.shift * u / (1 + (self.shift - 1) * u))
+
+
+Curve = Callable[[torch.Tensor], torch.Tensor]  # times [n + 1] from 0 to 1 -> shares that rise from 0 to 1
+
+
+def _along(tokens: int, steps: int, curve: Curve) -> list[int]:
+    """Parts by the differences of a curve, one token at least, the last part first."""
+    if tokens == 0:
+        return []
+    steps = _capped(steps, tokens)
+    reached = (tokens * curve(torch.linspace(0, 1, steps + 1, dtype=torch.float32))).long().tolist()
+    reached[-1] = tokens  # float32 may fall just short of 1 for odd shifts
+    parts = [max(1, after - before) for before, after in zip(reached, reached[1:], strict=False)]
+    surplus, i = sum(parts) - tokens, 0
+    while surplus > 0:
+        if parts[i % steps] > 1:
+            parts[i % steps] -= 1
+            surplus -= 1
+        i += 1
+    return parts[::-1]
+
+
+def half_cosine(u: torch.Tensor) -> torch.Tensor:
+    """LaViDa's "cosine": (1 - cos(pi u)) / 2."""
+    return 1 - (1 + (math.pi * u).cos()) / 2
+
+
+def logit_normal(u: torch.Tensor) -> torch.Tensor:
+    """LaViDa's "logit_normal": the probability that a logit-normal number is below u."""
+    return (1 + torch.erf((u / (1 - u)).log() / math.sqrt(2))) / 2
+
+
+def straight(u: torch.Tensor) -> torch.Tensor:
+    """Equal parts, rounded as the other curves are."""
+    return u
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curved:
+    """Parts by the rise of a curve (LaViDa, arXiv 2505.16839); ``Shift`` is the same with the time shift."""
+
+    steps: int
+    curve: Curve = half_cosine
+
+    def counts(self, tokens: int) -> list[int]:
+        return _along(tokens, self.steps, self.curve)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class Builder:
             same = list(run)
             ids += self.text.encode("".join(map(str, same))) if plain else [int(i) for i in same]
         after_look = bool(self.spans) and self.spans[-1].kind == Kind.FEATURE
-        if self.quirks.dropped_token and after_look and self.ids[0] == self.text[BOS]:
+        if self.quirks.dropped_token and after_look and self.ids[0] == self.text.control.get(BOS):
             ids = ids[1:]
         return self._span(name, Kind.TEXT, ids, False, segment=segment)
 
@@ -93,12 +93,16 @@ class Builder:
 
     def header(self, role: str) -> tuple[str | int, ...]:
         text = self.text
-        return (text[HEADER], role, text[END_HEADER], *((self.wording.newlines,) if self.wording.newlines else ()))
+        ended = (text[END_HEADER],) if END_HEADER in text.control else ()  # ChatML has none
+        return (text[HEADER], role, *ended, *((self.wording.newlines,) if self.wording.newlines else ()))
+
+    def end_of_turn(self) -> tuple[str | int, ...]:
+        return (self.text[EOT], *((self.wording.after_turn,) if self.wording.after_turn else ()))
 
     def opening(self) -> tuple[str | int, ...]:
         """Start of text, system message if the wording has one, user header."""
-        system = (*self.header("system"), self.wording.system, self.text[EOT]) if self.wording.system else ()
-        return (self.text[BOS], *system, *self.header("user"))
+        system = (*self.header("system"), self.wording.system, *self.end_of_turn()) if self.wording.system else ()
+        return (*((self.text[BOS],) if self.wording.starts else ()), *system, *self.header("user"))
 
     @property
     def first_segment(self) -> int:
@@ -255,7 +259,7 @@ def looking(b: Builder, picture: Tensor | ImageViews | None, *more: Tensor | Ima
 def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1, name: str = "answer") -> Builder:
     """A question and its answer (ids or number of tokens). Spans: "question" and ``name``."""
     words = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
-    b.say("question", words, b.text[EOT], *b.header("assistant"), segment=segment)
+    b.say("question", words, *b.end_of_turn(), *b.header("assistant"), segment=segment)
     return b.reply(name, answer, segment=segment)
 
 
