@@ -35,7 +35,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "llada-moe by its experts": ({"model_type": "llada", "num_experts": 64, **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada renamed": ({"model_type": "llada", **HIDDEN}, "LLaDA in another layout (model_type 'llada'"),
     "llada-v": ({"model_type": "llava_llada", "architectures": ["LlavaLLaDAModelLM"]}, "LLaDA-V (model_type 'llava_llada'"),
-    "dimple": ({"model_type": "dimple", "architectures": ["DimpleModel"]}, "Dimple (model_type 'dimple'"),
     "llava": ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}, "LLaVA (model_type 'llava'"),
     "llava on qwen": ({"model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"]}, "LLaVA (model_type 'llava_qwen'"),
     "qwen2.5": ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "Qwen2 or Qwen2.5 (model_type 'qwen2'"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.sampling import blocks, reverse_time, schedule, selection, token_sampler
+from unmask.sampling import aligned, blocks, cache, reverse_time, schedule, selection, token_sampler
 
+CACHES: list[Any] = [cache.PromptCache()]
 BLOCKS: list[Any] = [blocks.FirstApart()]
 SCHEDULES: list[Any] = [
     schedule.ReverseTime(steps=6),
@@ -25,4 +26,7 @@ SELECTIONS: list[Any] = [
     reverse_time.FirstAlone(selection=selection.Confident()),
     reverse_time.LeftmostFirst(selection=selection.Confident()),
     reverse_time.Postponing(steps=4, threshold=0.3),
+    aligned.Aligned(steps=6, threshold=0.2),
+    aligned.Aligned(steps=6, uniforms=reverse_time.keyed_uniforms),
+    aligned.Leftmost(),
 ]

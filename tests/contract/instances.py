@@ -254,7 +254,7 @@ ALL_GUIDANCES = GUIDANCES + method_parts("guidance")
 ALL_BLOCKS = BLOCKS + dream_parts.BLOCKS + method_parts("blocks")
 ALL_STOPPINGS = STOPPINGS + method_parts("stopping")
 ALL_PRIORS = PRIORS + method_parts("prior")
-ALL_CACHES = CACHES + method_parts("cache")
+ALL_CACHES = CACHES + dream_parts.CACHES + method_parts("cache")
 STEP_CAUSAL = masking.StepCausalMasking(corruption=UNIFORM, clean_blocks=2, text_groups=2, code_groups=2)
 ALL_CORRUPTIONS = [*CORRUPTIONS, COLLAPSING, STEP_CAUSAL, *method_parts("Corruption")]
 ALL_OBJECTIVES = OBJECTIVES + method_parts("Objective")

@@ -87,7 +87,10 @@ def working(weights: Weights, needs: frozenset[str], side: int) -> int:
     """
     config, vq = weights.checkpoint.config, weights.checkpoint.vq_config
     size = (weights.storage.dtype or weights.checkpoint.dtype or torch.bfloat16).itemsize
-    draws, sees = "gen" in needs and config.gen_width > 0, "vision" in needs and config.vision is not None
+    draws, sees = (
+        "gen" in needs and config.gen_width > 0,
+        "vision" in needs and (config.vision or config.tower) is not None,
+    )
     codes = (side // vq.factor) ** 2 if draws else 0
     length = _PROMPT + (config.vision.tokens * _VIEWS if sees and config.vision else 0) + codes // (2 if sees else 4)
     views = (3 if sees else 2) if draws else 1

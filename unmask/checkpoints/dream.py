@@ -29,7 +29,7 @@ from unmask.checkpoints.schema import (
 from unmask.checkpoints.stream import CheckpointError, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
-from unmask.models.sizes import ElasticConfig, VisionConfig
+from unmask.models.sizes import ElasticConfig, QwenVisionConfig, VisionConfig
 from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQConfig
 
@@ -67,7 +67,14 @@ def is_dream(raw: Json) -> bool:
     return raw.get("model_type") == "Dream"
 
 
-def read_trunk(raw: Json, path: Path, vision: VisionConfig | None = None) -> tuple[ElasticConfig, int]:
+def read_trunk(
+    raw: Json,
+    path: Path,
+    vision: VisionConfig | None = None,
+    *,
+    tower: QwenVisionConfig | None = None,
+    rope_sections: tuple[int, ...] = (),
+) -> tuple[ElasticConfig, int]:
     """config.json, read from ``path`` -> the language model's ElasticConfig and the id of a masked token.
 
     CheckpointError for unsupported, missing and wrong fields.
@@ -97,6 +104,8 @@ def read_trunk(raw: Json, path: Path, vision: VisionConfig | None = None) -> tup
             vision=vision,
             qkv_bias=True,
             shifted=True,
+            tower=tower,
+            rope_sections=rope_sections,
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: invalid value: {error}; copy or download it again") from error

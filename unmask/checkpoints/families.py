@@ -11,12 +11,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.lavida import is_lavida
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
 from unmask.json_types import Json
 
-RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), Dream-7B (Base, Instruct, Coder), LaViDa and its own models"
+RUNS = (
+    "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), Dream-7B (Base, Instruct, Coder), LaViDa, Dimple-7B and its own models"
+)
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _IMAGE_TOKENIZER = "vqvae"  # folder beside the network
 _LARGEST = 16 * 2**20  # bytes of a config.json; real ones have a few thousand
@@ -121,17 +124,15 @@ def family_of(raw: Json, folder: Path) -> str:
 
 
 def _ours(raw: Json, folder: Path) -> bool:
-    if (
-        raw.get("dual_tower")
-        or ("model" in raw and "vq" in raw)
-        or raw.get("recipe")
-        or is_dream(raw)
-        or is_lavida(raw)
-    ):
+    if raw.get("dual_tower") or ("model" in raw and "vq" in raw) or raw.get("recipe") or _known(raw):
         return True
     other = [name for name in _classes(raw) if _named(name)]
     renamed = "hidden_size" in raw and "d_model" not in raw
     return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw, folder))
+
+
+def _known(raw: Json) -> bool:
+    return is_dream(raw) or is_lavida(raw) or is_dimple(raw)
 
 
 def _has_image_codes(raw: Json, folder: Path) -> bool:

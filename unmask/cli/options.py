@@ -75,7 +75,8 @@ class Run:
 
     def reads_pictures(self) -> bool | None:
         """Whether the model answers questions about pictures, from its config.json alone; None where that does not say."""
-        from unmask.pipeline.loading import format_in, recipe_in, resolve
+        from unmask.pipeline.loading import format_in, resolve
+        from unmask.pipeline.recipe_models import recipe_in
 
         folder = resolve(self.model, download=self.download)
         return None if recipe_in(folder) else not format_in(folder).is_text

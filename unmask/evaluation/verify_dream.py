@@ -169,7 +169,7 @@ class DreamReference:
         infill = Case(new=4, steps=10, score=Margin())
         out |= self._run(net, self.arrays["infill.prompt"], infill).arrays("infill")
         origin = Independent(
-            steps=8, unwritten=self.mask_id, uniforms=_Given(numbers=self.arrays["gen.origin.uniforms"])
+            steps=8, unwritten=self.mask_id, uniforms=Given(numbers=self.arrays["gen.origin.uniforms"])
         )
         case = Case(new=16, steps=8, score=Probability(), selection=origin)
         out |= self._run(net, self.arrays["gen.prompt"], case).arrays("gen.origin")
@@ -273,7 +273,7 @@ def _every(net: Elastic, batch: Batch) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class _Given:
+class Given:
     """Measured uniform numbers, one for every masked token, step after step."""
 
     numbers: Tensor

@@ -12,11 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unmask.checkpoints.dimple import blocks_of, read_dimple, read_pictures, survey_dimple
 from unmask.checkpoints.dream import survey_dream
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida import read_lavida, survey_lavida, views_of
 from unmask.checkpoints.loading import load_everything
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.evaluation.verify_dimple import DIMPLE_INPUTS, DimpleReference
 from unmask.evaluation.verify_dream import DREAM_INPUTS, DreamReference, as_long
 from unmask.evaluation.verify_lavida import LAVIDA_INPUTS, LavidaReference
 from unmask.models.elastic import Elastic
@@ -56,7 +59,18 @@ def _opened(
     return net.to(device=device, dtype=dtype), arrays
 
 
+def _dimple(folder: Path, dtype: torch.dtype | None, device: str) -> Reproduced:
+    net, arrays = _opened(survey_dimple(folder), DIMPLE_INPUTS, dtype, device)
+    found = read_dimple(read_json(folder / "config.json"), folder)
+    reference = DimpleReference(
+        arrays=arrays, mask_id=net.mask_id, image_id=found.image_token_id, views=blocks_of(read_pictures(folder))
+    )
+    return as_long(reference.reproduce(net), arrays), arrays, DIMPLE_INPUTS
+
+
+TOLERANCES = {Format.DIMPLE: 2e-4}  # its logits reach 10, and float64 differs from the measured ones by 8e-5
 REPRODUCE: dict[Format, Callable[[Path, torch.dtype | None, str], Reproduced]] = {
     Format.DREAM: _dream,
     Format.LAVIDA: _lavida,
+    Format.DIMPLE: _dimple,
 }

@@ -17,6 +17,7 @@ from unmask.checkpoints.store import CheckpointError
 from unmask.evaluation.lavida_runs import DREAM_RUNS, LLADA_RUNS, Run
 from unmask.evaluation.verify_dream import unshifted
 from unmask.models.elastic import Elastic
+from unmask.models.vision import Vision
 from unmask.objectives.masked import Masked, complement
 from unmask.sampling.schedule import Shift
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
@@ -77,7 +78,7 @@ class LavidaReference:
 
     def pictures(self, net: Elastic) -> Arrays:
         """Views as the tower reads them, its output, the reduced features, and the tokens of a single and of two pictures."""
-        assert net.vision is not None
+        assert isinstance(net.vision, Vision)
         out: Arrays = {}
         for which in "ab":
             found = self.views(self._image(which))

@@ -15,14 +15,13 @@ import os
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from unmask.checkpoints.dimple import is_dimple, survey_dimple
 from unmask.checkpoints.dream import is_dream, survey_dream
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
 from unmask.checkpoints.families import refuse_foreign
@@ -39,6 +38,7 @@ from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
 from unmask.models.unfilled import unfilled
 from unmask.tasks import (
     conversing,
+    dimple,
     edit,
     generate,
     ground,
@@ -80,6 +80,7 @@ class Format(Enum):
     LLADA = "llada"
     DREAM = "dream"
     LAVIDA = "lavida"
+    DIMPLE = "dimple"
 
     @property
     def is_text(self) -> bool:
@@ -106,6 +107,8 @@ class ModelSpec:
         if self.format is Format.LAVIDA:
             context = int(self.released.get("tokenizer_model_max_length", 4096))
             return lavida.presets(on_dream=is_on_dream(self.released), context=context)
+        if self.format is Format.DIMPLE:
+            return dimple.presets(int(self.released.get("max_position_embeddings", 4096)))
         dense = released.PRESETS if self.wording == RELEASED else OWN
         config = self.checkpoint.config
         return step_causal(dense) if config.text_registers or config.code_registers else dense
@@ -151,6 +154,8 @@ def format_of(raw: object) -> Format:
         return Format.DREAM
     if is_lavida(raw):
         return Format.LAVIDA
+    if is_dimple(raw):
+        return Format.DIMPLE
     return Format.RELEASED if "d_model" in raw else Format.OWN
 
 
@@ -168,6 +173,11 @@ def read_spec(folder: Path) -> ModelSpec:
     found = format_in(folder)
     if found is Format.LAVIDA:
         return _spec_of_lavida(folder)
+    if found is Format.DIMPLE:
+        kept = read_json(folder / "config.json")
+        return ModelSpec(
+            format=found, checkpoint=survey_dimple(folder), wording=dimple.WORDING, side=0, fold=1, released=kept
+        )
     if found.is_text:
         survey = survey_llada if found is Format.LLADA else survey_dream
         return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
@@ -234,8 +244,9 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     folder = found.checkpoint.place
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
-    elif found.format is Format.LAVIDA:
-        text = lavida.read_text(folder)
+    elif found.format in (Format.LAVIDA, Format.DIMPLE):
+        mask_id = found.checkpoint.mask_id
+        text = lavida.read_text(folder) if found.format is Format.LAVIDA else dimple.read_text(folder, mask_id)
         if text.size > (size := found.checkpoint.config.vocab_size):  # the embedding may have spare rows
             raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {size}")
     else:
@@ -259,6 +270,8 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     )
     if found.format is Format.LAVIDA:
         return lavida.published(parts, folder)
+    if found.format is Format.DIMPLE:
+        return dimple.published(parts, folder)
     return released.published(parts, found.released) if found.wording == RELEASED else parts
 
 
@@ -290,36 +303,6 @@ def spec_of_size(name: str) -> ModelSpec:
     )
     found = Format.RELEASED if config.gen_width else Format.DREAM if config.shifted else Format.LLADA
     return ModelSpec(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
-
-
-def recipe_in(folder: Path) -> str:
-    """The recipe that config.json says the model is opened by, "" where it names none or cannot be read."""
-    try:
-        raw = read_json(folder / "config.json")
-    except CheckpointError:
-        return ""
-    return str(raw.get("recipe", "")) if isinstance(raw, dict) else ""
-
-
-def open_by_recipe(folder: Path, name: str, device: str) -> Any:
-    """What ``Recipe.open`` of unmask/recipes makes of a folder. CheckpointError for a recipe that does not exist or cannot open models."""
-    family, _, function = name.partition(".")
-    module = f"unmask.recipes.{family}"
-    try:
-        if not (family.isidentifier() and function.isidentifier()):
-            raise AttributeError(name)
-        make = getattr(import_module(module), function)
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != module:
-            raise
-        raise CheckpointError(
-            f"{folder / 'config.json'} names the recipe {name!r}, which does not exist; `unmask train` lists the recipes"
-        ) from error
-    if (opened := make().open) is None:
-        raise CheckpointError(
-            f"the recipe {name!r} that {folder / 'config.json'} names opens no models; set Recipe.open"
-        )
-    return opened(folder, device)
 
 
 def needs_of(task: str) -> frozenset[str]:

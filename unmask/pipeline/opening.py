@@ -19,13 +19,12 @@ from unmask.pipeline.loading import (
     Format,
     ModelSpec,
     format_in,
-    open_by_recipe,
     open_parts,
     read_spec,
-    recipe_in,
     resolve,
 )
 from unmask.pipeline.model import Model
+from unmask.pipeline.recipe_models import open_by_recipe, recipe_in
 from unmask.pipeline.text_family import DREAM, LLADA
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
 from unmask.tasks.arguments import checked

@@ -33,7 +33,7 @@ def model_card(service: Service, created: int) -> Event:
     """
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
-        seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
+        seeing = ["edit", "ask", "ground"] if model.parts.net.vision is not None else []
         tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
     vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
     words = vocabulary.to_json() if vocabulary else None

@@ -6,10 +6,8 @@ text; its presets say so where a task would draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
 
 from unmask.checkpoints.lavida import is_on_dream, read_lavida, views_of
 from unmask.checkpoints.stream import CheckpointError
@@ -21,8 +19,8 @@ from unmask.sampling.schedule import Shift
 from unmask.sampling.selection import Confident
 from unmask.sampling.stopping import EndOfTurn
 from unmask.sampling.token_sampler import GumbelText, Without
-from unmask.tasks import understand
 from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.reading_only import reading_only
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.quirks import NO_QUIRKS
 from unmask.tokens.qwen import picture_ids, read_qwen
@@ -54,35 +52,7 @@ def published(parts: Parts, folder: Path) -> Parts:
 
 def presets(*, on_dream: bool, context: int) -> Presets:
     """The published samplers. ``context``: longest sequence in tokens."""
-    ask = _ask_on_dream if on_dream else _ask_on_llada
-    return Presets(
-        generate=_cannot("generate pictures"),
-        edit=_cannot("edit pictures"),
-        edit_again=_cannot("edit pictures"),
-        ask=ask,
-        fill=understand.fill_sampler,
-        ground=_cannot("find boxes"),
-        plan=_cannot("generate pictures"),
-        plan_edit=_cannot("edit pictures"),
-        critique=_cannot("judge its own pictures"),
-        turn_words=_cannot("hold conversations with pictures of its own"),
-        answer=LENGTH,
-        caption=LENGTH,
-        plan_length=LENGTH,
-        edit_plan_length=LENGTH,
-        critique_length=LENGTH,
-        turn=LENGTH,
-        context=context,
-    )
-
-
-def _cannot(what: str) -> Callable[..., Sampler]:
-    def refuse(*given: Any) -> NoReturn:
-        raise ValueError(
-            f"LaViDa reads pictures and writes text, and cannot {what}; it has ask, describe and infill_text"
-        )
-
-    return refuse
+    return reading_only("LaViDa", ask=_ask_on_dream if on_dream else _ask_on_llada, length=LENGTH, context=context)
 
 
 def _never(text: Text) -> tuple[int, ...]:

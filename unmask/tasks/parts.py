@@ -29,6 +29,7 @@ from unmask.tokens.text import MASK, Text
 from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
 from unmask.tokens.vq import VQ
+from unmask.tokens.whole_blocks import WholeBlocks
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
 MOST_PLAN = 512  # tokens
@@ -51,7 +52,7 @@ class Parts:
     fold: int
     quirks: ReleasedQuirks = NO_QUIRKS
     paper: tuple[int, int, int] = PAPER
-    views: AnyRes | None = None
+    views: AnyRes | WholeBlocks | None = None
     weights: Weights | None = None
     vocabulary: Vocabulary | None = None
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
@@ -113,7 +114,7 @@ class Parts:
 
     def image_views(self, image: Image.Image) -> Tensor | ImageViews:
         """The views of a picture that the vision tower reads. ValueError for a model without a vision tower."""
-        if self.net.config.vision is None:
+        if self.net.vision is None:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )

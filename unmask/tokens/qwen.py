@@ -37,7 +37,8 @@ def read_qwen(folder: Path) -> Text:
         tokenizer = _from_parts(folder)
     begins = tokenizer.token_to_id(SPELLED[BOS]) is not None
     try:
-        return Text(tokenizer, (*((BOS,) if begins else ()), EOS, EOT, MASK, HEADER), SPELLED)
+        shown = [name for name in PICTURES if tokenizer.token_to_id(name) is not None]
+        return Text(tokenizer, (*((BOS,) if begins else ()), EOS, EOT, MASK, HEADER, *shown), SPELLED)
     except TokenizerError as error:
         raise TokenizerError(
             f"{folder}: {error}; use the tokenizer of this model, Qwen's own has no <|mask|>"

@@ -24,10 +24,14 @@ PINPOINTS = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViews:
-    """An image for the semantic encoder: ``views [V, 3, S, S]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads."""
+    """An image for the semantic encoder: ``views [V, 3, H, W]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads.
+
+    ``grid``: (rows, columns) of the tokens, where their positions have a row and a column.
+    """
 
     views: Tensor
     rows: Tensor
+    grid: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
