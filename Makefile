@@ -2,6 +2,7 @@
 #   make demo    a sheet of pictures in demo/sheet.png
 #   make test    all tests
 #   make check   lint, types and tests, as continuous integration runs them
+#   make fuzz    thousands of altered model folders and configurations; an hour on one core
 # PYTHON chooses the interpreter (3.11 or newer), PIP_FLAGS is handed to pip, for example an index with CPU builds of torch.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format types check install browser clean
+.PHONY: demo test fuzz lint format types check install browser clean
 
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/unmask demo --seed 7 --out demo
@@ -18,6 +19,10 @@ demo: install
 # One thread a process: pytest already keeps every core busy. GPU tests are asked for by name: pytest -m gpu.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --timeout 600 -m "not gpu" $(ARGS)
+
+fuzz: install
+	OMP_NUM_THREADS=1 UNMASK_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/checkpoints/test_altered_folders.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/altered_folders.py
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -88,7 +88,9 @@ def write_released(folder: Path, config: ElasticConfig, vq: VQConfig, *, shard: 
         {n: tuple(p.shape) for n, p in tokenizer.named_parameters()},
         block,
     )
-    checkpoint = Checkpoint(place=folder, config=config, vq_config=vq, mask_id=126336, net={}, vq={})
+    checkpoint = Checkpoint(
+        place=folder, config=config, vq_config=vq, mask_id=min(126336, config.vocab_size - 1), net={}, vq={}
+    )
     setting = {"wording": "released", "side": 1024, "fold": 2}
     said = Content(checkpoint=checkpoint, setting=setting, beside=folder, config={}, vqvae={})
     for place, fields in zip((folder, folder / "vqvae"), released_config(said), strict=True):

@@ -33,8 +33,8 @@ from served import Hosted, answered, finish, mixed, opened, options, ticking, tr
 
 from unmask.evaluation.history import Line
 from unmask.pipeline.model import Model
-from unmask.serving.edge import log_to
 from unmask.serving.engine import Limits
+from unmask.serving.logs import log_to
 from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
 

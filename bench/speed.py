@@ -1,9 +1,10 @@
 """How fast: latency of each task, throughput in a batch, training, and every fast path beside its slow twin.
 
-    python bench/speed.py --model mini --threads 2
-    python bench/speed.py --model mini --device cuda --dtype bfloat16
-    unmask bench speed --only paired --json speed.json --plot speed.svg     beside the published amount of work
-    unmask bench speed --only paired --model mid --steps 2                  random weights in the released proportions
+    unmask bench speed --threads 1 --json speed.json --plot speed.png       mini beside the published amount of work
+    unmask bench speed --model mid --steps 4                                random weights in the released proportions
+    unmask bench speed --model wide --steps 2                               the released widths, two layers
+    unmask bench speed --model released --device cuda                       the released size
+    python bench/speed.py --only latency,thinking,throughput,twins,training
 
 Medians of several repeats after warm-ups (the first calls of a shape cost seconds of just-in-time work); twins take
 turns, so that a busy machine harms both alike. Every figure is appended to bench/history.jsonl.
@@ -30,6 +31,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import paired  # noqa: E402
+from sizes import RANDOM  # noqa: E402
 
 import unmask  # noqa: E402
 from unmask.checkpoints.elastic import WeightStorage  # noqa: E402
@@ -72,17 +74,17 @@ class Effort:
     warm: int
 
 
-def timed(works: list[Work], effort: Effort) -> list[float]:
+def timed(works: list[Work], effort: Effort, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Median seconds of several pieces of work that take turns."""
     taken: list[list[float]] = [[] for _ in works]
     for number in range(effort.warm + effort.repeats):
         for work, times in zip(works, taken, strict=True):
             settle()
-            began = time.perf_counter()
+            began = clock()
             work()
             settle()
             if number >= effort.warm:
-                times.append(time.perf_counter() - began)
+                times.append(clock() - began)
     return [statistics.median(times) for times in taken]
 
 
@@ -202,10 +204,12 @@ def same(a: Tensor, b: Tensor) -> None:
 
 def training(effort: Effort) -> list[Line]:
     """Steps of ``mini.stage3`` from fresh weights, update included, data apart. Twins: a pass for each task, the other type, the other
-    attention. ``unpadded``: the share of the peak if padded positions count as no work.
+    attention. ``unpadded``: the share of the peak if padded positions count as no work. With one thread, seconds are those of the
+    processor (``cpu`` 1), so that other work on the machine counts little; the peak is measured in turns with the steps.
     """
     from unmask.recipes import mini
 
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     recipe = mini.stage3(vision="", start="")
     assert isinstance(recipe.objective, Together)
     alone = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, joined=False))
@@ -223,9 +227,11 @@ def training(effort: Effort) -> list[Line]:
     tokens, flops = works[0](), counted(works[0])
     with mock.patch.object(joining, "OVERHEAD", 0), mock.patch.object(joining, "ROUND", 1):
         necessary = counted(works[0])
-    bf16, apart, fp32, sdpa = timed(list(works), effort)
-    peak = matmul_peak(torch.bfloat16)
-    more = {"peak_flops_per_s": peak, "unpadded": necessary / bf16 / peak, "tflop": flops / 1e12}
+    peaks: list[float] = []
+    beside: list[Work] = [lambda: peaks.append(matmul_peak(torch.bfloat16, clock=clock))]
+    bf16, apart, fp32, sdpa, _ = timed([*works, *beside], effort, clock)
+    peak, by_cpu = statistics.median(peaks), float(clock is time.process_time)
+    more = {"peak_flops_per_s": peak, "unpadded": necessary / bf16 / peak, "tflop": flops / 1e12, "cpu": by_cpu}
     before = {"slow_s": apart, "slow_peak": counted(works[1]) / apart / peak}
     return [
         Line(name="speed.train.tokens", value=tokens / bf16, unit="1/s", more={"step_s": bf16, "data_s": data}),
@@ -269,32 +275,38 @@ def show(lines: list[Line]) -> None:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--model", default="mini", help="name of a shipped model, a folder, or mid: random weights")
+    parser.add_argument(
+        "--model", default="mini", help="name of a shipped model, a folder, or random weights: mid, wide or released"
+    )
     parser.add_argument("--threads", type=int, help="processor threads to use")
     parser.add_argument("--repeats", type=int, default=9, help="calls that each median is over")
     parser.add_argument("--warm", type=int, default=2, help="calls before them that do not count")
     parser.add_argument("--attempts", default="1,2,4,8", help="largest numbers of attempts to reflect with")
     parser.add_argument("--prompts", type=int, default=2, help="of each category, that are reflected upon")
-    parser.add_argument("--only", default=",".join(GROUPS), help="groups to measure")
+    parser.add_argument("--only", default="paired", help=f"groups to measure, of {', '.join(GROUPS)}")
     parser.add_argument("--history", type=Path, default=HISTORY, help="file to append to")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0; training is measured on the CPU alone")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of the network  [default: as the model opens]"
     )
-    parser.add_argument("--steps", type=int, help="paired: of each run  [default: all]")
+    parser.add_argument("--steps", type=int, help="paired: time the first steps of each run alone  [default: all]")
+    parser.add_argument("--tasks", default=",".join(paired.TASKS), help="paired: tasks to measure")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="paired: CPU seconds, for a machine that others use too"
+    )
     parser.add_argument("--json", type=Path, help="paired: also write the figures to this file")
-    parser.add_argument("--plot", type=Path, help="paired: also draw the seconds, as an SVG picture")
+    parser.add_argument("--plot", type=Path, help="paired: also draw the seconds, as a PNG picture")
     parser.add_argument("--attention", choices=list(ATTENTIONS), default="fitting", help="of latency and throughput")
     return parser
 
 
 def opened(given: argparse.Namespace) -> Model:
     """The model that is measured, on its device. ValueError for a text model."""
-    if given.model == "mid":
+    if given.model in RANDOM:
         sys.path.insert(0, str(Path(__file__).parent / "gpu"))
-        from released import MID, made
+        from released import made
 
-        return made(given.device, MID, quick=False)
+        return made(given.device, RANDOM[given.model], quick=False)
     storage = WeightStorage(dtype=getattr(torch, given.dtype) if given.dtype else None)
     model = unmask.load(given.model, device=given.device, storage=storage)
     if not isinstance(model, Model):
@@ -306,7 +318,9 @@ def opened(given: argparse.Namespace) -> Model:
 def beside_published(model: Model, given: argparse.Namespace) -> list[Line]:
     """The group ``paired``, with its table, JSON and picture."""
     model.parts.net.attention = FITTING
-    lines = paired.paired(model, repeats=given.repeats, warm=given.warm, steps=given.steps)
+    clock = time.process_time if given.cpu_time else time.perf_counter
+    effort = paired.Effort(repeats=given.repeats, warm=given.warm, steps=given.steps, clock=clock)
+    lines = paired.paired(model, Path(given.model).name, effort, given.tasks.split(","))
     where = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else cpu()
     title = f"{given.model}, {where}, {torch.get_num_threads()} threads, {str(model.parts.net.embed.weight.dtype)[6:]}"
     print(title, paired.table(lines), sep="\n")
@@ -314,7 +328,7 @@ def beside_published(model: Model, given: argparse.Namespace) -> list[Line]:
         rows = [{"name": line.name, "value": line.value, "unit": line.unit, **(line.more or {})} for line in lines]
         given.json.write_text(json.dumps({"where": title, "figures": rows}, indent=2) + "\n")
     if given.plot:
-        given.plot.write_text(paired.plot(lines, title))
+        paired.chart(lines, title).save(given.plot)
     return lines
 
 

@@ -1,4 +1,8 @@
-"""Values that follow from tensors which never change, computed once. Public idea: ``derived("plan", make, *tensors) -> make()``."""
+"""Values that follow from tensors which never change, computed once. Public idea: ``derived("plan", make, *tensors) -> make()``.
+
+``tell(tensor, values)`` and ``tell_counts(mask, counts)`` keep what Python knew when a tensor was made, so that nobody has to wait for the
+device to read it back (``numbers``, ``counts_told``).
+"""
 
 from __future__ import annotations
 
@@ -37,3 +41,42 @@ def derived(key: Hashable, make: Callable[[], T], first: Tensor, *others: Tensor
         entries.clear()
     entries[name] = (versions, [weakref.ref(t) for t in others], value)
     return value
+
+
+def remember(key: Hashable, value: object, tensor: Tensor) -> None:
+    """What ``remembered(key, tensor)`` returns from now on, until the tensor is written to. Nothing for inference tensors."""
+    if torch.is_inference_mode_enabled() or tensor.is_inference():
+        return
+    entries = _known.get(tensor)
+    if entries is None or len(entries) >= _MOST:
+        entries = _known[tensor] = {}
+    entries[(key,)] = ([tensor._version], [], value)
+
+
+def remembered(key: Hashable, tensor: Tensor) -> Any:
+    """What was remembered of a tensor under this key; None if nothing was, or the tensor was written to since."""
+    entries = _known.get(tensor)
+    found = entries.get((key,)) if entries else None
+    return found[2] if found is not None and found[0] == [tensor._version] else None
+
+
+def tell(tensor: Tensor, values: list[Any]) -> Tensor:
+    """``tensor``, whose numbers Python has already: ``numbers`` returns ``values`` without waiting for its device."""
+    remember("numbers", values, tensor)
+    return tensor
+
+
+def numbers(tensor: Tensor) -> list[Any]:
+    """``tensor.tolist()``; no wait for the device where they were told, or read before."""
+    return derived("numbers", tensor.tolist, tensor)
+
+
+def tell_counts(mask_BL: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """``mask``, whose number of True in each row Python has already. All of them are valid, writable tokens."""
+    remember("counts", counts, mask_BL)
+    return mask_BL
+
+
+def counts_told(mask_BL: Tensor) -> tuple[int, ...] | None:
+    """What ``tell_counts`` said of a mask; None if nobody did."""
+    return remembered("counts", mask_BL)

@@ -82,6 +82,20 @@ class Guidance(Protocol):
     def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction: ...
 
 
+@runtime_checkable
+class Refreshing(Protocol):
+    """A guidance that runs its other views at some steps only and uses their logits again at the steps between.
+
+    ``to_score(predict, block)``: the tokens that the other views score, [B, L] · ``completed(views, kept, progress)``: the predictions of
+    all views for the tokens of the first one, and what the run keeps for its next step ([] before the first).
+    """
+
+    def to_score(self, predict: Tensor, block: Tensor) -> Tensor: ...
+    def completed(
+        self, views: list[Prediction], kept: list[Prediction], progress: Progress
+    ) -> tuple[list[Prediction], list[Prediction]]: ...
+
+
 class TokenSampler(Protocol):
     """Candidate ids and scores from a prediction. One that reads more tokens than are selected is also ``Predicting``."""
 
@@ -115,6 +129,25 @@ class Bounded(Protocol):
     """
 
     def extra_steps(self, tokens: int, planned: int) -> int | None: ...
+
+
+@runtime_checkable
+class Foreseeable(Protocol):
+    """A selection that may promise (``foreseeable``) to unmask exactly ``counts`` of the masked tokens of each row's block, and to mask or
+    redraw none. All counts of a run are then known before its first step, and what it unmasked is checked after its last one.
+    """
+
+    @property
+    def foreseeable(self) -> bool: ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A selection that unmasks tokens in an order known before the first step: lower ``places [B, L]`` first, earlier tokens first
+    where equal. ``open [B, L]``: the tokens to unmask.
+    """
+
+    def places(self, batch: Batch, open: Tensor) -> Tensor: ...
 
 
 class BlockSchedule(Protocol):

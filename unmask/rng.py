@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
-from unmask.derived import derived
+from unmask.derived import numbers
 from unmask.sequence import Batch
 
 
@@ -26,5 +27,12 @@ def generator(*parts: object) -> torch.Generator:
 
 def rows(batch: Batch, purpose: str) -> list[torch.Generator]:
     """One generator for each row, keyed by the row's seed and clock and the purpose."""
-    pairs = derived("keys", torch.stack([batch.seed, batch.clock], dim=1).tolist, batch.seed, batch.clock)
+    pairs = zip(numbers(batch.seed), numbers(batch.clock), strict=True)
     return [generator(seed, clock, purpose) for seed, clock in pairs]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device, without waiting for what the device still has to do."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

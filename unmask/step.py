@@ -181,6 +181,18 @@ def apply(batch: Batch, move: Move, proposal: Proposal, live: Tensor) -> Batch:
     )
 
 
+def unmasked(batch: Batch, unmask_BL: Tensor, proposal: Proposal, clock_B: Tensor) -> Batch:
+    """As ``apply`` for a move that only unmasks masked tokens, in a batch whose orders do not change; ``clock``: after the move."""
+    changes: dict[str, Tensor] = {}
+    if proposal.values is not None:
+        before = torch.zeros_like(proposal.values) if batch.values is None else batch.values
+        changes["values"] = torch.where(unmask_BL[..., None], proposal.values, before)
+    if batch.score is not None:
+        changes["score"] = torch.where(unmask_BL, proposal.score, batch.score)
+    ids = torch.where(unmask_BL, proposal.ids, batch.ids)
+    return batch.replace(ids=ids, masked=batch.masked ^ unmask_BL, clock=clock_B, **changes)
+
+
 def _stamped(batch: Batch, unmasked_BL: Tensor) -> dict[str, Tensor]:
     """The order after tokens were unmasked, where unmasking sets any."""
     if not batch.stamps:
@@ -194,12 +206,19 @@ class Progress:
     """Where every row of a sampler run stands. Rows may need different numbers of steps; sampling is batch-invariant.
 
     ``number [B]``: step of each row in its current block, from 0 · ``of [B]``: how many its schedule planned · ``length``: L. In correcting
-    steps, ``number`` counts those and ``of`` is their bound.
+    steps, ``number`` counts those and ``of`` is their bound. ``known``: (number, of) of every row, for whoever made the tensors from them.
     """
 
     number: Tensor
     of: Tensor
     length: int
+    known: tuple[tuple[int, int], ...] | None = None
+
+    def pairs(self) -> tuple[tuple[float, float], ...]:
+        """(number, of) of every row. Waits for the device where they are not ``known``."""
+        if self.known is not None:
+            return self.known
+        return tuple(zip(self.number.tolist(), self.of.tolist(), strict=True))
 
     @property
     def fraction(self) -> Tensor:
@@ -212,7 +231,10 @@ class Progress:
 
     def of_row(self, index: int) -> Progress:
         """The progress of one row alone."""
-        return Progress(number=self.number[index : index + 1], of=self.of[index : index + 1], length=self.length)
+        known = None if self.known is None else self.known[index : index + 1]
+        return Progress(
+            number=self.number[index : index + 1], of=self.of[index : index + 1], length=self.length, known=known
+        )
 
 
 def widened(batch: Batch, length: int) -> Batch:

@@ -34,6 +34,7 @@ from unmask.data.world.scenes import sample  # noqa: E402
 from unmask.evaluation.history import Line, append  # noqa: E402
 from unmask.models.attention import fused, plain  # noqa: E402
 from unmask.models.elastic import Elastic, init  # noqa: E402
+from unmask.models.graphs import Graphs  # noqa: E402
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig  # noqa: E402
 from unmask.pipeline.model import Model  # noqa: E402
 from unmask.sampling.sampler import Sampler, SamplingRun  # noqa: E402
@@ -335,6 +336,18 @@ def compiled(bench: Bench) -> list[Line]:
         return ways(bench, ["draw"], "compiled")
 
 
+def graphed(bench: Bench) -> list[Line]:
+    """Steps with the layers below the last as CUDA graphs, which only a card has."""
+    if bench.device == "cpu":
+        return []
+    net = bench.model.parts.net
+    net.graphs = Graphs()
+    try:
+        return ways(bench, ["draw", "edit", "answer"], "graphs")
+    finally:
+        net.graphs = None
+
+
 def quantised(bench: Bench, bits: int) -> list[Line]:
     """Steps with the weights of both branches in few bits; the weights come back afterwards."""
     blocks = bench.model.parts.net.blocks
@@ -380,6 +393,7 @@ def main() -> int:
             *wide(bench, "answer", (4, 8)),
             *wide(bench, "edit", (2,)),
         ],
+        "graphs": lambda: graphed(bench),
         "int8": lambda: quantised(bench, 8),
         "int4": lambda: quantised(bench, 4),
         "compiled": lambda: compiled(bench),  # last: it may take all that is left

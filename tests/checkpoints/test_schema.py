@@ -72,8 +72,8 @@ def test_a_good_file(tmp_path: Path) -> None:
         ({"layers": 10**9}, "layers is 1000000000, wanted at most 1024"),
         ({"theta": float("nan")}, "theta is nan, wanted a finite number"),
         ({"theta": float("inf")}, "theta is inf, wanted a finite number"),
-        ({"theta": -1}, "theta is -1, wanted a number above 1"),
-        ({"theta": 1e300}, "theta is 1e+300, wanted at most 10000000000"),
+        ({"theta": -1}, "theta is -1, wanted at least 10"),
+        ({"theta": 1e300}, "theta is 1e+300, wanted less than 1000000000"),
         ({"theta": "x" * 900}, "theta is 'xxxxx"),
         ({"eps": 1e308}, "eps is 1e+308, wanted at most 0.01"),
         ({"eps": True}, "eps is True, wanted a number"),
@@ -94,7 +94,7 @@ def test_missing_fields_are_named_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["null", "5", "[]", '"x"', "true", "NaN"])
 def test_what_is_no_object(tmp_path: Path, text: str) -> None:
-    assert "wanted a JSON object" in refused(written(tmp_path, text))
+    assert "wanted an object" in refused(written(tmp_path, text))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import pytest
 
 from unmask.cli import serve
 from unmask.cli.main import main
+from unmask.serving.access import Access, plain_keys
+from unmask.serving.connections import ConnectionLimits
 
 
 def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -42,7 +44,17 @@ def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made: dict[str, Any] = {}
 
-    def service(model: str, device: str, storage: Any, adapters: Any, download: bool, live: int, waiting: int) -> str:
+    def service(
+        model: str,
+        device: str,
+        storage: Any,
+        adapters: Any,
+        speed: str,
+        download: bool,
+        live: int,
+        waiting: int,
+        pixels: int,
+    ) -> str:
         made.update(model=model, live=live, waiting=waiting, download=download, dtype=storage.dtype)
         return "service"
 
@@ -56,16 +68,21 @@ def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_run", lambda *given: made.update(run=given))
     monkeypatch.setenv(serve.KEY, "from-outside")
     options = "mine --host 127.0.0.2 --port 0 --api-key a --api-key b --cors https://x --host-name box --max-waiting 3 --max-live 2"
+    options += " --rate 9/minute --max-connections 77"
     assert main(["serve", *options.split(), "--max-body", "5", "--drain-seconds", "7", "--dtype", "bfloat16"]) == 0
     assert made == {
         **{"model": "mine", "live": 2, "waiting": 3, "download": False, "dtype": "bfloat16", "given": "service"},
         **{
             "host": "127.0.0.2",
-            "keys": ["a", "b", "from-outside"],
-            "origins": ("https://x",),
-            "names": ("127.0.0.2", "box"),
+            "access": Access(
+                keys=plain_keys(["a", "b", "from-outside"]),
+                origins=("https://x",),
+                names=("127.0.0.2", "box"),
+                most_bytes=5 * 2**20,
+                rate="9/minute",
+            ),
         },
-        **{"most_bytes": 5 * 2**20, "run": ("server", 7.0, False)},
+        **{"connections": ConnectionLimits(most=77), "tls": None, "run": ("server", 7.0, False)},
     }
 
 
@@ -87,9 +104,10 @@ def test_the_options_reach_every_replica(monkeypatch: pytest.MonkeyPatch, capsys
     options = "mine --port 0 --replicas 3 --threads 5 --api-key a --max-waiting 3 --max-live 2 --drain-seconds 7"
     assert main(["serve", *options.split(), "--max-body", "5"]) == 0
     assert made["copies"] == replicas.Copies(count=3, places=5, drain_seconds=7.0)
-    assert made["keys"] == ["a"] and made["most_bytes"] == 5 * 2**20 and made["run"] == ("replicas", 7.0, False)
+    assert made["access"].keys == plain_keys(["a"]) and made["access"].most_bytes == 5 * 2**20
+    assert made["run"] == ("replicas", 7.0, False)
     opened = made["open"]()
-    assert opened[:2] == ("mine", "cpu") and opened[-2:] == (2, 3) and made["threads"] == 5
+    assert opened[:2] == ("mine", "cpu") and opened[-3:] == (2, 3, 64_000_000) and made["threads"] == 5
     monkeypatch.setattr(serve, "found_device", lambda device: device)
     assert "its own GPU" in told(["--port", "0", "--replicas", "2", "--device", "cuda:0"], capsys)
 

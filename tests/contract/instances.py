@@ -107,6 +107,9 @@ GUIDANCES = [
     guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, interval=(0.3, 0.7)),
     EDIT,
     dataclasses.replace(EDIT, scale=0.0),
+    guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, refresh=2),
+    guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, interval=(0.3, 0.9), refresh=3),
+    dataclasses.replace(EDIT, refresh=2),
 ]
 BLOCKS = [
     blocks.Whole(),
@@ -159,18 +162,10 @@ OTHER_OBJECTIVES = [
     tokenizer.Taught(teacher=SQUARES, squares=2),
     SQUARES,
 ]
-NOT_PARTS = {
-    "Agenda",
-    "Card",
-    "SpanLayout",
-    "Bound",
-    "Group",
-    "Masks",
-    "SamplingRun",
-    "Sampler",
-    "Step",
-    "Todo",
-}  # what flows between the parts, and the loop itself
+# what flows between the parts, changes of whole samplers, and the loop itself
+NOT_PARTS = frozenset(
+    "Agenda Card Fast FastPictures FastText SpanLayout Bound Group Masks SamplingRun PlannedStep Sampler Step Todo".split()
+)
 
 
 def method_parts(role: str | None = None) -> list[Any]:

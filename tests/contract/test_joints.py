@@ -18,7 +18,7 @@ from unmask.sampling.schedule import Equal, Fixed
 from unmask.sampling.selection import Confident, PerSpan, RandomOrder
 from unmask.sampling.token_sampler import Categorical, OnlyIds, TopP
 from unmask.sequence import ON_UNMASK, Batch, Kind, Sequence, Span, collate, sequence_at, stack
-from unmask.step import Move, Prediction, Progress, Proposal, Scored
+from unmask.step import Move, Prediction, Progress, Proposal, Query, Scored
 
 NULL = 3
 
@@ -128,7 +128,8 @@ def test_views_with_other_numbers_of_a_kind_are_split_by_rows() -> None:
     batch = collate([texts(("prompt", 2, False), ("answer", 3, True))], [0])
     at = torch.tensor([1, 2, 8])  # two tokens of the first view, one of the second
     whole = Prediction(scored={0: Scored(at=at, logits=torch.arange(3.0)[:, None])})
-    first, second = _split(whole, 2, batch)
+    query = Query(batch=batch, predict=torch.zeros(2, 5, dtype=torch.bool))
+    first, second = _split(whole, query, 2, batch)
     assert first.scored[0].at.tolist() == [1, 2] and second.scored[0].at.tolist() == [3]
     assert second.logits(0).flatten().tolist() == [2.0]
 

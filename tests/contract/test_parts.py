@@ -56,6 +56,7 @@ CHECKED = (
     protocols.Predicting,
     protocols.Bounded,
     protocols.Correcting,
+    protocols.Refreshing,
     protocols.Cache,
     protocols.Prior,
     protocols.Codec,
@@ -93,8 +94,14 @@ def test_every_part_of_a_method_has_a_role() -> None:
 
 
 def test_optional_protocols_are_fitted_whole() -> None:
-    """A part that has a method of ``Predicting``, ``Bounded`` or ``Correcting`` has it with the right parameters."""
-    names = {protocols.Predicting: "predict", protocols.Bounded: "extra_steps", protocols.Correcting: "more"}
+    """A part that has a method of an optional protocol has all of them, with the right parameters."""
+    names = {
+        protocols.Predicting: "predict",
+        protocols.Bounded: "extra_steps",
+        protocols.Correcting: "more",
+        protocols.Refreshing: "completed",
+    }
+    names |= {protocols.Ordered: "places", protocols.Foreseeable: "foreseeable"}
     for some in INSTANCES:
         for part in some:
             for protocol, name in names.items():

@@ -10,7 +10,8 @@ import torch
 from unmask.data.drawn import Drawn, DrawnCritiques, load_drawn, save_drawn
 from unmask.data.sources import pixels_of
 from unmask.data.world.scenes import sample, shows_held_out
-from unmask.recipes.mini import LOOK_TOKENS, text
+from unmask.recipes.mini import text
+from unmask.recipes.mini_tasks import LOOK_TOKENS
 from unmask.sequence import Kind
 
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import combinations as pairs
+
 import numpy as np
 import pytest
 
 from unmask.data.world.render import backdrop, recolour, render, sprite
-from unmask.data.world.scenes import Draft, Scene, combinations, held_out, relation, sample, shows_held_out, split_of
+from unmask.data.world.scenes import (
+    Draft,
+    Scene,
+    SceneObject,
+    apart,
+    combinations,
+    held_out,
+    relation,
+    relation_of_groups,
+    sample,
+    shows_held_out,
+    split_of,
+)
 from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, COLOURS, LEVELS
 
 
@@ -70,6 +84,34 @@ def test_relation_needs_a_clear_axis() -> None:
     found = relation(a, b)
     back = relation(b, a)
     assert {found, back} in ({""}, {"left of", "right of"}, {"above", "below"})
+
+
+@pytest.mark.parametrize("level", ["grid", "free"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_two_groups_stand_apart_within_the_split(level: str, split: str) -> None:
+    draft = Draft(counts=((2, 1.0), (3, 1.0), (4, 1.0)), alike=0.0, grouped=1.0)
+    scenes = [sample(level, split, 0, i, draft) for i in range(300)]
+    related = 0
+    for scene in scenes:
+        names = list(dict.fromkeys(t.name for t in scene.objects))
+        first, second = ([t for t in scene.objects if t.name == name] for name in names)
+        assert len({t.colour for t in first}) == len({t.colour for t in second}) == 1
+        related += bool(relation_of_groups(first, second))
+        assert all(0 <= v <= 1 - t.size + 1e-9 for t in scene.objects for v in (t.x, t.y))
+        assert all(apart((a.x, a.y, a.size), (b.x, b.y, b.size)) for a, b in pairs(scene.objects, 2))
+        assert level == "free" or all((v * 4).is_integer() for t in scene.objects for v in (t.x, t.y, t.size))
+        assert split_of(scene) == split and (split == "test" or not any(held_out(*c) for c in combinations(scene)))
+    assert related > 0.7 * len(scenes)
+    assert {len(scene.objects) for scene in scenes} == {2, 3, 4}
+
+
+def test_the_relation_of_groups_holds_for_every_pair() -> None:
+    def at(x: float, y: float) -> SceneObject:
+        return SceneObject(name="dog", colour="", x=x, y=y, size=0.25)
+
+    assert relation_of_groups([at(0, 0.25), at(0, 0.5)], [at(0.75, 0.25)]) == "left of"
+    assert relation_of_groups([at(0, 0.25), at(0, 0.75)], [at(0.5, 0)]) == ""
+    assert relation_of_groups([at(0.75, 0.25)], [at(0, 0.25), at(0, 0.5)]) == "right of"
 
 
 def test_render_shows_what_the_scene_says() -> None:

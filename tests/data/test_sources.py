@@ -23,7 +23,8 @@ from unmask.data.sources import (
 from unmask.data.thinking import Critiques, EditCritiques, EditPlans, Illustrations, Plans, Retries
 from unmask.data.world.scenes import Draft, SceneObject, relation, sample
 from unmask.data.world.vocabulary import CLASS_NAMES
-from unmask.recipes.mini import LOOK_TOKENS, text
+from unmask.recipes.mini import text
+from unmask.recipes.mini_tasks import LOOK_TOKENS
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind
 from unmask.tokens.layouts import from_ids

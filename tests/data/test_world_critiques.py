@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import permutations
 from random import Random
 
-from tests.data.test_world_language import _COLOURS, _LYING, _TINTED, _WORDS, _counts, _one, _scenes
-from unmask.data.world import critiques
+import pytest
+
+from tests.data.test_world_language import _COLOURS, _LYING, _TINTED, _WORDS, GROUPED, _counts, _one, _scenes
+from unmask.data.world import critiques, edit_critiques
 from unmask.data.world.edits import EDIT_KINDS, edit
-from unmask.data.world.language import noun
+from unmask.data.world.language import noun, size_word
 from unmask.data.world.plans import edit_layout, scene_layout
-from unmask.data.world.scenes import INVERSE, Draft, Scene, relation, split_of
+from unmask.data.world.scenes import INVERSE, Draft, Scene, SceneObject, relation, relation_of_groups, split_of
 from unmask.data.world.vocabulary import BACKGROUNDS
 from unmask.evaluation import world_edit
 from unmask.evaluation.judge import Found, Seen
 from unmask.tokens.prompts import COMPACT
 
 
-def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
+def _of(scene: Scene, word: str) -> list[SceneObject]:
+    return [t for t in scene.objects if t.name == _one(word)]
+
+
+@pytest.mark.parametrize("draft", [Draft(), GROUPED], ids=["draft", "grouped"])
+def test_wrong_captions_are_wrong_and_their_critique_says_where(draft: Draft) -> None:
     rng = Random(9)
     kinds: Counter[str] = Counter()
-    for scene in _scenes("grid", "train", 800):
+    for scene in _scenes("grid", "train", 800, draft):
         text, critique = critiques.negative_pair(scene, rng)
         told, shown = _counts(text), Counter(t.name for t in scene.objects)
         if "background" in critique:
             kind, wrong = "background", scene.background not in text and "background" in text
         elif side := re.search(r"the (.*) should be (left of|right of|above|below) the (.*)", critique):
             said = [
-                relation(a, b) not in ("", lying[1])
-                for lying in _LYING.findall(text)
-                for a, b in permutations(scene.objects, 2)
-                if (a.name, b.name) == (lying[0], lying[2])
+                {relation(s, t) for s in _of(scene, a) for t in _of(scene, b)} == {how}
+                for a, how, b in _LYING.findall(text)
             ]
-            a, b = (next(t for t in scene.objects if t.name == side[i]) for i in (1, 3))
-            kind, wrong = "relation", said == [True] and relation(a, b) not in ("", side[2])
+            first, second = (_of(scene, side[i]) for i in (1, 3))
+            named = [critiques.those(first), critiques.those(second)] == [side[1], side[3]]
+            kind, wrong = "relation", said == [False] and relation_of_groups(first, second) != side[2] and named
+        elif size := re.search(rf"the ({_WORDS}) should be (bigger|smaller)", critique):
+            words = {size_word(t, scene.level) for t in _of(scene, size[1])}
+            wrong = words == {"small" if size[2] == "bigger" else "big"}
+            kind, wrong = "size", wrong and {"bigger": "big ", "smaller": "small "}[size[2]] in text and told == shown
         elif tint := re.search(rf"the ({_WORDS}) should be ({_COLOURS}), not ({_COLOURS})", critique):
             colours = {t.colour for t in scene.objects if t.name == _one(tint[1])}
             kind, wrong = "colour", tint[2] not in colours and tint[3] in colours and tint[2] in text
@@ -43,7 +52,7 @@ def test_wrong_captions_are_wrong_and_their_critique_says_where() -> None:
             kind, wrong = "count", told != shown
         kinds[kind] += 1
         assert wrong, (text, critique, scene)
-    assert set(kinds) == {"background", "relation", "colour", "count"}, kinds
+    assert set(kinds) == {"background", "relation", "colour", "count", "size"}, kinds
     assert "is correct" in critiques.positive_pair(scene, rng)[1]
 
 
@@ -70,17 +79,21 @@ def _shows(scene: Scene, text: str) -> bool:
             any((t.name, t.colour) == (_one(word), colour) for t in objects) for colour, word in _TINTED.findall(text)
         )
         and all(
-            any(relation(s, t) == side for s, t in permutations(objects, 2) if (s.name, t.name) == (_one(a), _one(b)))
+            {relation(s, t) for s in _of(scene, a) for t in _of(scene, b) if s is not t}
+            <= {side, *[INVERSE[side]] * (a == b)}
             for a, side, b in _LYING.findall(text)
         )
         and all(name == scene.background for name, (words, *_) in BACKGROUNDS.items() if text.endswith(words))
     )
 
 
-def test_spoilt_pictures_miss_the_caption_that_the_scene_meets() -> None:
+@pytest.mark.parametrize(
+    "draft", [Draft(counts=((1, 1), (2, 2), (3, 1)), alike=0.3), GROUPED], ids=["draft", "grouped"]
+)
+def test_spoilt_pictures_miss_the_caption_that_the_scene_meets(draft: Draft) -> None:
     rng = Random(3)
     words: Counter[str] = Counter()
-    for scene in _scenes("grid", "train", 400, Draft(counts=((1, 1), (2, 2), (3, 1)), alike=0.3)):
+    for scene in _scenes("grid", "train", 400, draft):
         text, spoilt = critiques.make_negatives(scene, rng)
         assert _shows(scene, text), (text, scene)
         assert len({s.critique for s in spoilt}) == len(spoilt) <= 3
@@ -104,14 +117,14 @@ def test_an_edit_has_a_fault_where_the_measurement_finds_one() -> None:
     for scene in _scenes("grid", "train", 500):
         made = [m for kind in EDIT_KINDS for _ in range(2) if (m := edit(scene, "train", rng, kind))]
         for asked in made:
-            assert critiques.edit_critique(asked, asked.target, rng) == ""
-            assert critiques.edit_critique(asked, scene, rng) == critiques.UNCHANGED
+            assert edit_critiques.edit_critique(asked, asked.target, rng) == ""
+            assert edit_critiques.edit_critique(asked, scene, rng) == edit_critiques.UNCHANGED
             for done in rng.sample(made, 3):
                 for after in (done, edit(done.target, "train", rng)):
                     if after is None:
                         continue
                     right = world_edit.success(asked, _seen(after.target))
-                    words = critiques.edit_critique(asked, after.target, rng)
+                    words = edit_critiques.edit_critique(asked, after.target, rng)
                     assert (words == "") == right, (asked, after.target, words)
                     verdicts[asked.kind, right] += 1
     assert set(verdicts) == {(kind, right) for kind in EDIT_KINDS for right in (True, False)}, verdicts
@@ -124,13 +137,13 @@ def test_critiques_of_edits_are_true_and_of_what_was_asked_first() -> None:
         made = edit(scene, "train", rng, EDIT_KINDS[number % len(EDIT_KINDS)])
         if made is None:
             continue
-        shown, asked = critiques.edited_pairs(made, rng)
+        shown, asked = edit_critiques.edited_pairs(made, rng)
         assert split_of(shown) == "train"
         for instruction, critique in asked:
             words[re.sub(rf"{_COLOURS}|{_WORDS}", "_", critique)] += 1
             if "is correct" in critique:
                 assert (instruction, shown) == (made.instruction, made.target)
-            elif critique == critiques.UNCHANGED:
+            elif critique == edit_critiques.UNCHANGED:
                 assert shown.signature == scene.signature
             elif gone := re.search(rf"no ((?:{_COLOURS}) )?({_WORDS})$", critique):
                 there = [t for t in shown.objects if t.name == gone[2] and (gone[1] or "").strip() in ("", t.colour)]

@@ -15,6 +15,7 @@ from unmask.data.world.scenes import SPLITS, Draft, Scene, SceneObject, apart, h
 from unmask.data.world.vocabulary import CLASS_NAMES, CLASSES, COLOUR_NAMES, LEVELS
 
 _DRAFT = Draft()
+GROUPED = Draft(counts=((2, 1.0), (3, 1.0), (4, 1.0)), alike=0.0, grouped=1.0)
 _MANY = {many: name for name, (many, _) in CLASSES.items()}
 _WORDS = "|".join(sorted({*CLASS_NAMES, *_MANY}, key=len, reverse=True))
 _COLOURS = "|".join(COLOUR_NAMES)
@@ -22,7 +23,7 @@ _COUNTED = re.compile(rf"\b(a|an|two|three|four|five|six) (?:big |small )?(?:({_
 _TINTED = re.compile(rf"\b({_COLOURS}) ({_WORDS})\b")
 _LYING = re.compile(
     rf"\b({_WORDS}) (?:is |should be )?(?:to the )?(left of|right of|above|below)"
-    rf" (?:a |an |the )?(?:(?:{_COLOURS}) )?({_WORDS})\b"
+    rf" (?:a |an |the |two |three |four |five )?(?:big |small )?(?:(?:{_COLOURS}) )?({_WORDS})\b"
 )
 _ASKED_LYING = re.compile(rf"is the ({_WORDS}) (left of|right of|above|below) the ({_WORDS})\?")
 
@@ -64,6 +65,24 @@ def test_captions_name_every_class_and_count_and_no_false_colour(level: str) -> 
                 relation(s, t) for s in told for t in told if s.name == _one(a) and t.name == _one(b) and s is not t
             }
             assert side in found, text
+
+
+@pytest.mark.parametrize("level", ["grid", "free"])
+def test_captions_combine_counts_relations_colours_and_sizes(level: str) -> None:
+    rng = Random(1)
+    combined: Counter[str] = Counter()
+    for scene in _scenes(level, "train", 400, GROUPED):
+        text = language.relating(scene, rng) or language.caption(scene, rng)
+        assert _counts(text) == Counter(t.name for t in scene.objects), text
+        lying = _LYING.findall(text)
+        for a, side, b in lying:
+            first, second = ([t for t in scene.objects if t.name == _one(word)] for word in (a, b))
+            assert {relation(s, t) for s in first for t in second} == {side}, text
+        for size, word in re.findall(rf"\b(big|small) (?:(?:{_COLOURS}) )?({_WORDS})\b", text):
+            assert size in {language.size_word(t, level) for t in scene.objects if t.name == _one(word)}, text
+        kinds = (bool(lying), bool(_TINTED.search(text)), bool(re.search(r"\b(two|three)\b", text)), "big " in text)
+        combined[" ".join(str(int(k)) for k in kinds)] += 1
+    assert combined["1 1 1 0"] > 20 and combined["1 1 1 1"] > 2, combined
 
 
 def test_captions_are_varied_and_short() -> None:
@@ -208,12 +227,16 @@ def test_no_answer_wins_by_being_frequent() -> None:
     assert 0.4 < coloured["yes"] / coloured.total() < 0.6, "the wording gives the answer away"
 
 
+@pytest.mark.parametrize("draft", [_DRAFT, GROUPED], ids=["draft", "grouped"])
 @pytest.mark.parametrize("level", sorted(LEVELS))
-def test_train_texts_name_no_held_out_combination(level: str) -> None:
+def test_train_texts_name_no_held_out_combination(level: str, draft: Draft) -> None:
     rng = Random(8)
     seen: Counter[str] = Counter()
-    for scene in _scenes(level, "train", 800):
-        texts = _texts(scene, rng)
+    for scene in _scenes(level, "train", 800, draft):
+        texts = [*_texts(scene, rng), language.relating(scene, rng), *critiques.sample_pair(scene, rng, 1.0)]
+        text, negatives = critiques.make_negatives(scene, rng)
+        texts += [text, *(n.critique for n in negatives)]
+        assert all(split_of(n.scene) == "train" for n in negatives)
         if made := edits.edit(scene, "train", rng):
             texts.append(made.instruction)
         for text in texts:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 BENCH = Path(__file__).parents[2] / "bench"
 SHIPPED_JUDGE = files("unmask.evaluation") / "assets" / "judge.safetensors"
@@ -38,6 +39,22 @@ def test_speed(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {f"speed.latency.{task}" for task in ("draw", "answer", "ground", "edit", "critique")} <= found.keys()
     assert {f"speed.reflect.{n}" for n in (1, 2)} <= found.keys()
     assert {"speed.batch16.draw", "speed.twin.understanding_to_the_end"} <= found.keys() and min(found.values()) > 0
+
+
+def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history, picture = tmp_path / "history.jsonl", tmp_path / "growth.png"
+    monkeypatch.syspath_prepend(str(BENCH))
+    small = ("--layers", "1", "--steps", "1", "--repeats", "1", "--warm", "0", "--only", "boxes", "--sizes", "1", "3")
+    ran("growth.py", monkeypatch, *small, "--record", "--history", str(history), "--plot", str(picture))
+    rows = {row["name"]: row for row in map(json.loads, history.read_text().splitlines())}
+    grown = rows["growth.boxes"]["more"]
+    assert set(rows) == {"growth.boxes.1", "growth.boxes.3", "growth.boxes"}
+    assert grown["operations"] > 1 and (grown["least"], grown["most"]) == (1, 3)
+    assert rows["growth.boxes"]["value"] == pytest.approx(grown["seconds"] / grown["operations"])
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG" and len(drawn.convert("RGB").getcolors(10_000) or []) > 3
+    with pytest.raises(SystemExit):
+        ran("growth.py", monkeypatch, "--sizes", "1", "2")
 
 
 def test_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,8 @@ def parts(monkeypatch: pytest.MonkeyPatch, blind: Judge) -> dict[str, EvalPart]:
         name: dataclasses.replace(part, judge=lambda: blind) if hasattr(part, "judge") else part  # type: ignore[type-var]
         for name, part in world_suite.PARTS.items()
     }
-    made["reflection"] = dataclasses.replace(made["reflection"], thinking=Thinking(plan=True, attempts=2))
+    for name in ("reflection", "composed"):
+        made[name] = dataclasses.replace(made[name], thinking=Thinking(plan=True, attempts=2))
     monkeypatch.setattr(world_suite, "PARTS", made)
     return made
 
@@ -96,7 +97,8 @@ def test_the_whole_suite(model: Model, parts: dict[str, EvalPart], tmp_path: Pat
     assert {"overall", *KINDS} <= found["questions"].keys()
     assert all("majority" in found["questions"][kind] for kind in ("overall", *KINDS))
     assert {"overall", "copy_source", *edits.EDIT_KINDS} <= found["edit"].keys()
-    assert {"rounds_1", "rounds_2", "tries", "critique_of_first_try"} <= found["reflection"].keys()
+    for name in ("reflection", "composed"):
+        assert {"plain", "rounds_1", "rounds_2", "tries", "critique_of_first_try"} <= found[name].keys()
     assert {"balanced_accuracy", "right_accepted", "wrong_refused", "calibration"} <= found["critique"].keys()
     assert {"luminance", "luminance_distance", "contrast", "prompt_met"} <= found["conditions"].keys()
     assert found["vq"]["psnr"]["n"] == 6 and found["about"]["n"] == 6 and found["about"]["split"] == "test"

@@ -1,4 +1,4 @@
-"""Norm and rotary embedding with hand-written gradients: the plain formulas bit for bit, and autograd's gradients to rounding."""
+"""Norm, rotary embedding and attention with hand-written gradients: the plain formulas bit for bit, autograd's gradients to rounding."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.models import blocks, rope
+from unmask.models import attention, blocks, rope
+from unmask.models.attention import plain
 from unmask.models.blocks import rms_norm
-from unmask.models.gradients import worthwhile
+from unmask.models.gradients import softmax, worthwhile
 from unmask.models.rope import rope_table, rotate
 
 DTYPES = [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)]
@@ -28,7 +29,7 @@ def gradients(work: Callable[..., Tensor], *given: Tensor) -> tuple[Tensor, list
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (blocks, rope):
+    for module in (attention, blocks, rope):
         monkeypatch.setattr(module, "worthwhile", lambda x: False)
 
 
@@ -68,6 +69,46 @@ def test_the_rotation(dtype: torch.dtype, apart: float, monkeypatch: pytest.Monk
     wanted, by_autograd = gradients(work, x)
     assert torch.equal(got, wanted)
     alike(own, by_autograd, apart)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 0.0), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention(masked: bool, dtype: torch.dtype, apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two rows one is padded, and what is padded does not count in the loss. In float32 every bit is autograd's."""
+    q, k, v = (
+        drawn(2, 3, 9, 16, dtype=dtype),
+        drawn(2, 3, 11, 16, dtype=dtype),
+        drawn(2, 3, 11, 16, dtype=dtype).flip(-1),
+    )
+    length = torch.tensor([11, 7])
+    attend = (torch.arange(11) < length[:, None])[:, None, None].expand(-1, 1, 9, -1) if masked else None
+    real = (torch.arange(9) < length[:, None])[:, None, :, None] if masked else torch.ones((), dtype=torch.bool)
+
+    def work(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return plain(q.transpose(1, 2).contiguous().transpose(1, 2), k, v, attend).where(real, 0)
+
+    got, own = gradients(work, q, k, v)
+    without(monkeypatch)
+    wanted, by_autograd = gradients(work, q, k, v)
+    assert torch.equal(got, wanted)
+    alike(own, by_autograd, apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_softmax_rounds_once(dtype: torch.dtype) -> None:
+    score = 3 * drawn(5, 223, dtype=dtype)
+    found, wanted = softmax(score), score.double().softmax(-1)
+    assert found.dtype == dtype
+    apart = torch.finfo(dtype).eps / 2 + 16 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(found.double(), wanted, rtol=apart, atol=torch.finfo(dtype).tiny)
+
+
+def test_attention_of_frozen_keys_or_queries() -> None:
+    q, k, v = (drawn(1, 2, n, 8) for n in (3, 4, 4))
+    for chosen in ((0,), (1,), (0, 2), (1, 2)):
+        leaves = [x.clone().requires_grad_(i in chosen) for i, x in enumerate((q, k, v))]
+        plain(*leaves, None).sum().backward()
+        assert [leaf.grad is not None for leaf in leaves] == [i in chosen for i in range(3)]
 
 
 def test_a_frozen_weight_has_no_gradient() -> None:

@@ -127,6 +127,14 @@ def test_rows_whose_attention_differs_share_no_group() -> None:
     assert sorted(sum(groups_of([(9, 0), (9, 4), (0, 4)], dear), [])) == [0, 1, 2]
 
 
+def test_codes_are_padded_only_where_nothing_is_behind_them() -> None:
+    free = Packing(
+        und_flops=1, gen_flops=1, width=8, group_flops=1e9, unpadded_from=50, together=False, head_width=4, theta=10.0
+    )
+    assert groups_of([(5, 16), (6, 16), (5, 17), (6, 0), (5, 0)], free) == [[3, 4], [0, 1], [2]]
+    assert groups_of([(0, 16), (0, 17), (5, 18)], free) == [[0, 1], [2]]
+
+
 @pytest.mark.parametrize("attention", [fused, blocked, Fitting(), LONG])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("some", [False, True])

@@ -135,7 +135,7 @@ def test_folders_that_are_no_models(tmp_path: Path, model: Model) -> None:
     with pytest.raises(CheckpointError, match="no model"):
         unmask.load(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not a model configuration"):
+    with pytest.raises(CheckpointError, match="config.json: it is not JSON"):
         unmask.load(tmp_path)
 
 

@@ -225,7 +225,10 @@ def test_bad_requests_are_refused_with_a_hint(model: TextModel) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"vocab_size": 200, "embedding_size": 200}, r"the tokenizer has \d+ ids and the model 200"),
+        (
+            {"vocab_size": 200, "embedding_size": 200, "mask_token_id": 5},
+            r"the tokenizer has \d+ ids and the model 200",
+        ),
         ({"mask_token_id": 5}, r"<\|mdm_mask\|> is \d+ in the tokenizer and 5"),
         ({"n_layers": 4}, "missing transformer.blocks.3"),
     ],

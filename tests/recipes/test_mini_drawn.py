@@ -14,7 +14,7 @@ from unmask.data.drawn import load_drawn
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, SceneObject, shows_held_out
 from unmask.evaluation import scoring
-from unmask.evaluation.scoring import Want
+from unmask.evaluation.scoring import Related, Want, Wanted
 from unmask.evaluation.world_geneval import Prompt
 from unmask.recipes import mini_drawn
 from unmask.recipes.mini_drawn import KINDS, draw, rule_critique, training_prompts
@@ -27,6 +27,12 @@ def scene(*objects: tuple[str, str, float, float]) -> Scene:
     return Scene(objects=placed, background="sand", level="grid")
 
 
+LOWER, LOWEST = ("apple", "", 0.0, 0.25), ("apple", "", 0.0, 0.75)
+APPLES = Wanted(name="apple", count=2, exact=True)
+TWO_APPLES = Want(
+    items=(APPLES, Wanted(name="dog")),
+    related=Related(first=APPLES, relation="left of", second=Wanted(name="dog"), every=True),
+)
 APPLE, RED, DOG = ("apple", "", 0.0, 0.0), ("apple", "red", 0.0, 0.0), ("dog", "blue", 0.75, 0.0)
 
 
@@ -50,6 +56,13 @@ APPLE, RED, DOG = ("apple", "", 0.0, 0.0), ("apple", "red", 0.0, 0.0), ("dog", "
             {"the dog should be left of the apple"},
         ),
         (scoring.color_attr("apple", "blue", "dog", "red"), scene(RED, DOG), {"the apple should be blue, not red"}),
+        (TWO_APPLES, scene(APPLE, LOWER, DOG), {""}),
+        (TWO_APPLES, scene(APPLE, LOWEST, DOG), {"the apples should be left of the dog"}),
+        (TWO_APPLES, scene(APPLE, DOG), {"there should be two apples, not one"}),
+        (Want(items=(Wanted(name="apple", size="big"),)), scene(APPLE), {"the apple should be bigger"}),
+        (Want(items=(Wanted(name="apple", size="small"),)), scene(APPLE), {""}),
+        (Want(items=(APPLES,), background="sky"), scene(APPLE, LOWER), {"the background should be sky, not sand"}),
+        (Want(items=(APPLES,), background="sand"), scene(APPLE, LOWER), {""}),
     ],
 )
 def test_what_is_wrong_is_said_in_the_words_that_are_taught(want: Want, shown: Scene, said: set[str | None]) -> None:
@@ -57,12 +70,12 @@ def test_what_is_wrong_is_said_in_the_words_that_are_taught(want: Want, shown: S
 
 
 def test_prompts_are_of_the_training_split_and_the_first_ones_stay() -> None:
-    some = training_prompts(20, seed=1)
-    assert [p.kind for p in some] == list(KINDS) * 2 and training_prompts(12, seed=1) == some[:12] != training_prompts(
-        12, seed=2
-    )
+    some = training_prompts(60, seed=1)
+    assert [p.kind for p in some] == [kind.name for kind in KINDS] * 2 and training_prompts(12, seed=1) == some[
+        :12
+    ] != training_prompts(12, seed=2)
     assert not any(p.unseen or shows_held_out(p.scene) for p in some)
-    assert 0 < sum(p.text.startswith("a photo of ") for p in some) < 20
+    assert 0 < sum(p.text.startswith("a photo of ") for p in some) < 60
 
 
 def test_pictures_are_kept_in_batches_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ STAGE3 = (
     "caption",
 )
 SMALL = {
+    "ablations.run": ("teraflops=0.01", "times=0.05"),
     "judge.detector": ("source.batch=2",),
     "mini.align": ("source.batch=4",),
     "mini.stage1": ("vision=", "images=400", "source.parts.look.batch=2"),
@@ -49,6 +50,7 @@ SMALL = {
     "mini.stage2a": ("images=400", "source.parts.draw.batch=2"),
     "mini.stage3": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
     "mini.tower": ("source.batch=4",),
+    "mini_free.vq": ("pictures=1", "items=2"),
     "mini_vq.vq": ("images=400", "source.batch=1"),
     "sparse.mini": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
 }
@@ -64,7 +66,9 @@ def run(recipe: str, out: str, steps: int, *more: str) -> list[int]:
 
 def test_every_recipe_is_tried() -> None:
     stages = {stage.name for stage in lavida_o.STAGES}
-    assert {*SMALL, *stages, "finetune", "small.all"} == set(recipes())  # the last ones have tests of their own
+    assert {*SMALL, *stages, "finetune", "small.all", "mini.all"} == set(
+        recipes()
+    )  # the last ones have tests of their own
 
 
 def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from unmask.serving.data_urls import picture_of
+from unmask.serving.picture_reader import PictureReader
 
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "null": lambda v: v is None,
@@ -74,7 +75,7 @@ def _dependent(value: Any, rule: Any, schema: Any, root: Any) -> bool:
 @cache
 def _is_image(url: str) -> bool:
     try:
-        picture_of(url, "image")
+        picture_of(url, "image", PictureReader())
     except ValueError:
         return False
     return True

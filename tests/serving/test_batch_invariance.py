@@ -61,6 +61,7 @@ def test_any_order_of_arrivals_gives_the_bits_of_a_batch_of_one(case: int) -> No
         rows=rng.randint(1, 16),
         multiple=rng.choice([1, 4, 4, 64]),
         stretch=rng.choice([1.0, 1.34, 1.34, 9.0]),
+        idle=rng.choice([0, 100, 100, 9999]),
     )
     taken: list[tuple[Handle, list[Tensor], int]] = []
     arrivals = [rng.randrange(len(POOL)) for _ in range(rng.randint(4, 10))]

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 import unmask
 from unmask.serving import contract
+from unmask.serving.access import Access, plain_keys
 from unmask.serving.server import Server
 
 from ..tiny_llada import make
@@ -88,7 +89,7 @@ def test_references_lead_somewhere(document: dict[str, Any]) -> None:
 
 
 def test_keys_are_described_where_the_server_has_some() -> None:
-    with serving(tiny(), keys=["k"]) as served:
+    with serving(tiny(), access=Access(keys=plain_keys(["k"]))) as served:
         document = plain(served).get("/openapi.json").json()
         for path, _, operation in operations(document):
             assert ("401" in operation["responses"]) == ("security" in operation) == path.startswith("/v1")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from unmask.serving.data_urls import picture_of, read_data_url
+from unmask.serving.picture_reader import PictureReader
 
 from .served import png
 
@@ -38,7 +39,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("url", SPELLINGS.values(), ids=SPELLINGS)
 def test_every_spelling_gives_the_same_bytes(url: str) -> None:
     assert read_data_url(url, "image") == FILE
-    assert picture_of(url, "image").size == (9, 7)
+    assert picture_of(url, "image", PictureReader()).size == (9, 7)
 
 
 WRONG = {
@@ -67,4 +68,4 @@ def test_others_are_errors_that_name_the_field(url: str, said: str) -> None:
 
 def test_a_file_that_is_no_image_is_an_error_that_names_the_field() -> None:
     with pytest.raises(ValueError, match="^image: "):
-        picture_of("data:image/png;base64,aGVsbG8=", "image")
+        picture_of("data:image/png;base64,aGVsbG8=", "image", PictureReader())

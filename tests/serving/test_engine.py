@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from unmask.models.elastic import Elastic
+from unmask.sampling.cache import PrefixCache
 from unmask.sampling.sampler import NothingUnmasked
 from unmask.sampling.selection import move
 from unmask.sequence import Batch, collate
@@ -18,9 +19,23 @@ from unmask.serving.requests import Cancelled, Closed, ForwardFailed, QueueFull
 from unmask.serving.scheduler import PLACES
 from unmask.step import Prediction
 
-from .tiny import LOOK, ONE_BY_ONE, POOL, alone, asking, drawing, engine, net, request, text, ticks_until
+from .tiny import (
+    LOOK,
+    ONE_BY_ONE,
+    POOL,
+    alone,
+    asking,
+    canvases,
+    drawing,
+    engine,
+    net,
+    request,
+    text,
+    ticks_until,
+)
 
 torch.set_num_threads(1)
+KEPT = dataclasses.replace(ONE_BY_ONE, cache=PrefixCache())
 
 
 @pytest.fixture(scope="module")
@@ -212,16 +227,30 @@ def test_limits_change_how_forwards_are_shared(model: Elastic) -> None:
     def forwards(**limits: int) -> int:
         served = engine(model, **limits)
         for seed, given in enumerate((18, 20, 22, 24)):
-            served.submit(request(text(3, given=given, seed=seed)))
+            served.submit(request(canvases(4, given=given, seed=seed), KEPT))
         served.drain()
-        assert served.metrics().steps == 12
+        assert served.metrics().steps == 16
         return served.metrics().forwards
 
-    assert [forwards(), forwards(rows=2), forwards(running=1)] == [3, 6, 12]
-    # Four lengths: each in a forward of its own, all in one, neighbours in one.
-    assert [forwards(multiple=1, stretch=s) for s in (1.0, 2.0, 1.1)] == [12, 3, 6]
+    assert [forwards(), forwards(rows=2), forwards(running=1)] == [4, 8, 16]
+    # The first steps have four lengths: each in a forward of its own, all in one, neighbours in one. Later ones compute the answer alone.
+    assert [forwards(multiple=1, stretch=s) for s in (1.0, 2.0, 1.1)] == [7, 4, 5]
     with pytest.raises(ValueError, match="every limit"):
         Limits(rows=0)
+
+
+def test_tasks_of_any_shape_share_forwards(model: Elastic) -> None:
+    """A picture, an edit, an answer and a text have other lengths, other code positions, and different tokens to score."""
+
+    def forwards(*, idle: int) -> int:
+        served = engine(model, idle=idle)
+        for built, sampler in (POOL[7], POOL[10], POOL[5], POOL[1]):
+            served.submit(request(built, sampler))
+        served.drain()
+        return served.metrics().forwards
+
+    assert forwards(idle=10**6) == 6, "as many as the longest request has steps"
+    assert forwards(idle=0) == 5 + 6, "text and codes have forwards of their own"
 
 
 def test_every_picture_is_encoded_once(model: Elastic) -> None:
@@ -241,7 +270,7 @@ def test_every_picture_is_encoded_once(model: Elastic) -> None:
 
 def test_metrics_count_what_happened(model: Elastic) -> None:
     fussy = Fussy(model)
-    served = engine(fussy, clock=lambda: fussy.now, rows=4)
+    served = engine(fussy, clock=lambda: fussy.now, rows=4, idle=0)
     for built, sampler in (POOL[1], POOL[1], POOL[7]):
         served.submit(request(built, sampler))
     assert served.metrics().queued == 3

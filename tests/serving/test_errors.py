@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unmask.serving.access import Access, plain_keys
 from unmask.serving.server import Server
 
 from .served import asked, client, data_url, gated, plain, png, serving, tiny, until
@@ -26,7 +27,7 @@ GENERATE, CHAT, GROUND, INFILL = "/v1/images/generations", "/v1/chat/completions
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving(tiny(), most_bytes=2**20) as served:
+    with serving(tiny(), access=Access(most_bytes=2**20)) as served:
         yield served
 
 
@@ -185,7 +186,7 @@ def test_the_openai_client_raises_what_it_should(server: Server) -> None:
 
 
 def test_keys() -> None:
-    with serving(tiny(), keys=["secret", "other"]) as server:
+    with serving(tiny(), access=Access(keys=plain_keys(["secret", "other"]))) as server:
         for key in ("wrong", "secre", "secrett", "é"):
             header = {"authorization": f"Bearer {key}".encode()}
             assert refused(plain(server).get("/v1/models", headers=header), 401)["code"] == "invalid_api_key"
@@ -204,7 +205,7 @@ def test_other_sites_may_ask_only_if_they_are_named() -> None:
     with serving(tiny()) as server:
         assert allowed not in plain(server).options(GENERATE, headers=asks).headers
         assert allowed not in plain(server).get("/v1/models", headers=asks).headers
-    with serving(tiny(), origins=["https://mine.example"], keys=["k"]) as server:
+    with serving(tiny(), access=Access(origins=("https://mine.example",), keys=plain_keys(["k"]))) as server:
         assert plain(server).options(GENERATE, headers=asks).headers[allowed] == "https://mine.example"
         told = plain(server).get("/v1/models", headers=asks)
         assert told.status_code == 401 and told.headers[allowed] == "https://mine.example"  # so that a page can read it
@@ -233,7 +234,7 @@ def test_a_model_that_fails_is_told_without_details() -> None:
 
 
 def test_the_log_has_one_line_a_request_and_no_prompt(capsys: pytest.CaptureFixture[str]) -> None:
-    from unmask.serving.edge import log_to
+    from unmask.serving.logs import log_to
 
     stream = io.StringIO()
     undo = log_to(stream)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from unmask.serving.access import Access, plain_keys
 from unmask.serving.engine import Limits
 from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
@@ -81,7 +82,9 @@ def test_a_full_queue_and_an_invalid_prompt_show_an_error(visits: Callable[..., 
 
 
 def test_the_api_key_is_requested_once(visits: Callable[..., Visit], model: Any) -> None:
-    with Server(Service(model, name="mini"), listen("127.0.0.1", 0), keys=["opensesame"]) as locked:
+    with Server(
+        Service(model, name="mini"), listen("127.0.0.1", 0), access=Access(keys=plain_keys(["opensesame"]))
+    ) as locked:
         visit = visits(locked.url)
         visit.expected = "status of 401"
         page = visit.context.new_page()

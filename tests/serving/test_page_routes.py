@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import unmask
+from unmask.serving.access import Access, plain_keys
 from unmask.serving.page_routes import PREVIEW, docs_folder, document_titles
 from unmask.serving.server import Server
 
@@ -61,7 +62,7 @@ def test_models_lists_the_formats_that_are_read(server: Server) -> None:
 
 @pytest.mark.weights
 def test_the_card_is_the_models_own() -> None:
-    with serving(unmask.load("mini"), name="mini", keys=["secret"]) as locked:
+    with serving(unmask.load("mini"), name="mini", access=Access(keys=plain_keys(["secret"]))) as locked:
         assert plain(locked).get("/docs/index.json").json()["card"] is True
         assert plain(locked).get("/v1/card").status_code == 401
         answer = plain(locked).get("/v1/card", headers={"authorization": "Bearer secret"})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from unmask.serving.access import Access, plain_keys
 from unmask.serving.api import application
 from unmask.serving.picture_urls import PictureUrls
 from unmask.serving.server import Server
@@ -27,7 +28,7 @@ def server() -> Iterator[Server]:
 
 
 def test_a_url_gives_the_same_file_without_a_key() -> None:
-    with serving(tiny(), keys=["secret"]) as server:
+    with serving(tiny(), access=Access(keys=plain_keys(["secret"]))) as server:
         for file in ("png", "jpeg", "webp"):
             options = {"model": "tiny", "prompt": "a dog", "output_format": file, "extra_body": FEW}
             given = client(server, "secret").images.generate(**options, n=2, response_format="url").data

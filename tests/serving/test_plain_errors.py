@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unmask.serving.access import Access
 from unmask.serving.errors import error_response
 from unmask.serving.server import Server
 
@@ -31,7 +32,7 @@ URL = data_url(Image.new("RGB", (8, 8), "red"))
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving(tiny(), most_bytes=2**20) as served:
+    with serving(tiny(), access=Access(most_bytes=2**20)) as served:
         yield served
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from typing import Any
 
 import pytest
 
 from unmask.serving.scheduler import PLACES, NextStep, Scheduler, place_in_queue
 
 
-def step(positions: int = 10, *, rows: int = 1, length: int = 10, group: str = "text") -> NextStep:
-    return NextStep(group=group, rows=rows, length=length, positions=positions)
+def step(positions: int = 10, *, rows: int = 1, group: str = "text", **more: Any) -> NextStep:
+    return NextStep(group=group, rows=rows, positions=positions, **more)
 
 
-def scheduler(*, rows: int = 1, stretch: float = 1.34) -> Scheduler:
-    return Scheduler(rows=rows, stretch=stretch)
+def scheduler(*, rows: int = 1, stretch: float = 1.34, idle: int = 0) -> Scheduler:
+    return Scheduler(rows=rows, stretch=stretch, idle=idle)
 
 
 def taken(scheduled: Scheduler, steps: dict[int, NextStep], ticks: int) -> Counter[int]:
@@ -167,14 +168,36 @@ def test_stretch_limits_the_longest_row_against_the_shortest() -> None:
     scheduled = scheduler(rows=9, stretch=1.5)
     for number, length in enumerate((12, 16, 10, 18, 11)):
         scheduled.enter(number)
-        scheduled.plan(number, step(length=length))
+        scheduled.plan(number, step(length=length, padded=True))
     # 16 and 12 fit; 10 does not fit beside 16; 18 fits beside 12 (equal to the limit); 11 does not fit beside 18.
     assert scheduled.choose() == [0, 1, 3]
     equal = scheduler(rows=9, stretch=1.0)
     for number, length in enumerate((12, 13, 12)):
         equal.enter(number)
-        equal.plan(number, step(length=length))
+        equal.plan(number, step(length=length, padded=number == 2))
+    assert equal.choose() == [0, 1], "rows of any lengths share a forward until one of them is padded"
+    equal.plan(0, step(length=12, padded=True))
     assert equal.choose() == [0, 2]
+
+
+def test_beside_padded_rows_all_have_their_shape() -> None:
+    scheduled = scheduler(rows=9)
+    for number, (shape, padded) in enumerate((("a", False), ("b", False), ("a", True), ("b", True))):
+        scheduled.enter(number)
+        scheduled.plan(number, step(shape=shape, padded=padded))
+    assert scheduled.choose() == [0, 1]
+    scheduled.leave(1)
+    assert scheduled.choose() == [0, 2]
+
+
+def test_idle_positions_are_limited_where_text_is_scored() -> None:
+    scheduled = scheduler(rows=9, idle=50)
+    for number, (text, idle) in enumerate(((True, 0), (False, 30), (False, 30), (True, 0), (False, 20))):
+        scheduled.enter(number)
+        scheduled.plan(number, step(text=text, idle=idle))
+    assert scheduled.choose() == [0, 1, 3, 4]
+    scheduled.leave(0)
+    assert scheduled.choose() == [1, 2, 4], "without text no position is idle; request 3 would make 60 of them so"
 
 
 def test_only_requests_with_a_planned_step_are_chosen() -> None:

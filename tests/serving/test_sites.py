@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from unmask.serving.access import Access
 from unmask.serving.server import Server
 
 from .served import client, plain, serving, tiny
@@ -19,7 +20,7 @@ FILL = {"text": "a [mask]"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving(tiny(), names=["lab", "Box.Example"], origins=["https://mine.example"]) as served:
+    with serving(tiny(), access=Access(names=("lab", "Box.Example"), origins=("https://mine.example",))) as served:
         yield served
 
 
@@ -88,7 +89,7 @@ def test_reading_and_links(server: Server) -> None:
 
 
 def test_any_origin_may_be_allowed() -> None:
-    with serving(tiny(), origins=["*"]) as served:
+    with serving(tiny(), access=Access(origins=("*",))) as served:
         assert status(served, origin="http://attacker.example", sec_fetch_site="cross-site") == (200, "")
         assert status(served, origin="http://a.example", host="a.example") == (403, "other_host")
 

@@ -53,7 +53,7 @@ class Checkpoint:
     """Contents of a model folder, from its configuration and safetensors headers; no weights are read.
 
     ``net``, ``vq``: our parameter name -> where it is stored; ``vq`` is empty for a text model, which has no image tokenizer · ``dtype``:
-    default of the network; None: as stored.
+    default of the network; None: as stored · ``sums``: SHA-256 of the files by name, empty where none are known.
     """
 
     place: Path
@@ -63,6 +63,7 @@ class Checkpoint:
     net: Mapping[str, Stored]
     vq: Mapping[str, Stored]
     dtype: torch.dtype | None = None
+    sums: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def modules(self) -> tuple[Elastic, VQ]:
         """Network and image tokenizer on the meta device, without memory."""
@@ -137,13 +138,15 @@ def tensors_needed(checkpoint: Checkpoint, needs: frozenset[str]) -> Iterator[tu
 class Weights:
     """Source of a model's weights, and how and where they are held.
 
-    ``on_bytes``: called while they are read, with the bytes read and the bytes to read.
+    ``on_bytes``: called while they are read, with the bytes read and the bytes to read · ``verify``: compare their files with the
+    checksums of the checkpoint first.
     """
 
     checkpoint: Checkpoint
     device: str = "cpu"
     storage: WeightStorage = field(default_factory=WeightStorage)
     on_bytes: Callable[[int, int], None] = field(default=lambda done, of: None, compare=False, repr=False)
+    verify: bool = True
 
     def place_of(self, name: str) -> str:
         """The device that holds a parameter."""

@@ -7,7 +7,6 @@ image codes in the embedding, or by an image tokenizer beside the network.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +14,15 @@ from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.lavida import is_lavida
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
+from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
 RUNS = (
     "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), Dream-7B (Base, Instruct, Coder), LaViDa, Dimple-7B and its own models"
 )
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
+_SHOWN = 80  # characters of a name in an error
 _IMAGE_TOKENIZER = "vqvae"  # folder beside the network
-_LARGEST = 16 * 2**20  # bytes of a config.json; real ones have a few thousand
 
 # Part of a class or model_type, in lower case and without "_", "-" and "." -> name. The first that fits counts.
 _NAMES = {
@@ -102,18 +102,18 @@ def refuse_family(folder: Path, raw: Json) -> None:
         return
     if isinstance(part := raw.get("_class_name"), str):
         raise CheckpointError(
-            _not_ours(folder, _named(part) or "a part of a diffusers pipeline", f"diffusers, {part!r}")
+            _not_ours(folder, _named(part) or "a part of a diffusers pipeline", f"diffusers, {part[:_SHOWN]!r}")
         )
-    kind, classes = raw.get("model_type"), ", ".join(_classes(raw))
-    if not (isinstance(kind, str) and kind) and not classes:
+    kind, classes = _kind(raw), ", ".join(_classes(raw))
+    if not kind and not classes:
         return  # reading it says what is wrong
-    told = f"model_type {kind!r}" if isinstance(kind, str) and kind else f"architectures {classes!r}"
+    told = f"model_type {kind!r}" if kind else f"architectures {classes!r}"
     raise CheckpointError(_not_ours(folder, family_of(raw, folder), told))
 
 
 def family_of(raw: Json, folder: Path) -> str:
     """The name of a family as its makers write it; for one that is not known, its class or model_type."""
-    kind, classes = str(raw.get("model_type") or ""), _classes(raw)
+    kind, classes = _kind(raw), _classes(raw)
     if kind == "llada" and any("experts" in field for field in raw):
         return "LLaDA-MoE"
     if kind == "llada" and _has_image_codes(raw, folder):
@@ -144,7 +144,13 @@ def _has_image_codes(raw: Json, folder: Path) -> bool:
 
 def _classes(raw: Json) -> list[str]:
     names = raw.get("architectures")
-    return [str(name) for name in names] if isinstance(names, list) else []
+    return [name[:_SHOWN] for name in names[:4] if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _kind(raw: Json) -> str:
+    """``model_type``; "" for what is no text."""
+    kind = raw.get("model_type")
+    return kind[:_SHOWN] if isinstance(kind, str) else ""
 
 
 def _named(word: str) -> str:
@@ -173,10 +179,8 @@ def _single_file(path: Path) -> str:
 def _json(path: Path) -> Json:
     """A JSON object; {} for anything else, which reading it properly reports."""
     try:
-        found = (
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() and path.stat().st_size < _LARGEST else {}
-        )
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except FileRefused:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -13,8 +13,9 @@ from typing import Literal
 
 from unmask.checkpoints import dream, llada
 from unmask.checkpoints.elastic import Checkpoint
+from unmask.checkpoints.fitting import VisionFields
 from unmask.checkpoints.lavida_o import fit, names, plain, vision_names
-from unmask.checkpoints.schema import Fields, Heads, Layers, Pixels, TokenId, Width, fields, read_json, refuse_layers
+from unmask.checkpoints.schema import Fields, Pixels, TokenId, fields, read_json, refuse_layers
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
@@ -27,22 +28,10 @@ _LLADA, _DREAM = "llava_llada", "llava_dream"
 _CLASSES = ("LlavaLladaForMaskedDiffusion", "LlavaDreamForMaskedDiffusion")
 
 
-class TowerFields(Fields):
-    """Sizes of another vision tower than the released one; ``layers`` counts the kept ones."""
-
-    image: Pixels
-    patch: Pixels
-    width: Width
-    layers: Layers
-    heads: Heads
-    mlp: Width
-    eps: float = 1e-6
-
-
 class OwnFields(Fields):
     """The block ``unmask``: what the released layout does not say."""
 
-    vision: TowerFields | None = None
+    vision: VisionFields | None = None
     infill_id: TokenId | None = None
     fill_id: TokenId | None = None
 
@@ -84,8 +73,9 @@ def read_lavida(folder: Path) -> tuple[Json, LavidaFields]:
 
 def vision_of(found: LavidaFields) -> VisionConfig:
     """The vision tower with the reduction that config.json names."""
-    sizes = found.unmask.vision.model_dump() if found.unmask.vision else {}
-    return VisionConfig(**sizes, reduction=found.mm_spatial_pool_mode)
+    own = found.unmask.vision
+    sizes = own.config(Path("config.json"), "unmask.vision") if own else VisionConfig()
+    return replace(sizes, reduction=found.mm_spatial_pool_mode)
 
 
 def views_of(found: LavidaFields) -> AnyRes:
@@ -115,7 +105,7 @@ def survey_lavida(folder: Path) -> Checkpoint:
         mapping = trunk | vision_names(vision)
         refuse_layers("num_hidden_layers", config.layers, stored, "layers", folder / "config.json")
     else:
-        config, mask_id = replace(llada.read_config(raw), vision=vision), wanted.mask_token_id
+        config, mask_id = replace(llada.read_config(raw, folder / "config.json"), vision=vision), wanted.mask_token_id
         mapping = names(config)
         refuse_layers("n_layers", config.layers, stored, "transformer.blocks", folder / "config.json")
     return Checkpoint(

@@ -7,15 +7,34 @@ unused one is a warning.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import nn
 
 from unmask.checkpoints.elastic import Checkpoint
+from unmask.checkpoints.fitting import Names, VisionFields, VQFields, elastic, refuse_unfit, refuse_unfit_vq
 from unmask.checkpoints.loading import load_everything
+from unmask.checkpoints.schema import (
+    Epsilon,
+    Fields,
+    Heads,
+    Layers,
+    Pixels,
+    Rows,
+    Theta,
+    TokenId,
+    Width,
+    fields,
+    invalid,
+    read_fields,
+    read_json,
+    shown,
+)
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
 from unmask.json_types import Json
@@ -54,6 +73,7 @@ _CODES = {
 # Ours: the names in a release of Sparse-LaViDa are not known.
 _REGISTERS = {"registers.text": "register_tokens.weight", "registers.code": "register_tokens_vision.weight"}
 _TOWER = "vision_tower.vision_tower.vision_model"
+_Pair = Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 _VISION_LAYER = {
     "norm1": "layer_norm1",
     "q": "self_attn.q_proj",
@@ -66,6 +86,18 @@ _VISION_LAYER = {
 }
 
 # Supported values; other values are an error. An absent field means the first value, or the value in _ABSENT.
+TRUNK_ONLY: dict[str, tuple[object, ...]] = {
+    "activation_type": ("silu",),
+    "alibi": (False, None),
+    "attention_layer_norm": (False, None),
+    "block_type": ("llama",),
+    "include_bias": (False, None),
+    "include_qkv_bias": (False, None),
+    "input_emb_norm": (False, None),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "scale_logits": (False, None),
+}
 _ONLY: dict[str, tuple[object, ...]] = {
     "dual_tower": (True,),
     "downsample": (True,),
@@ -84,6 +116,64 @@ _VISION_ONLY: dict[str, tuple[object, ...]] = {
     "mm_spatial_pool_stride": (2,),
     "mm_projector_type": ("mlp2x_gelu",),
 }
+
+_MASK_ID = 126336
+_FIELDS = {
+    "vocab_size": "embedding_size (or vocab_size)",
+    "width": "d_model",
+    "layers": "n_layers",
+    "mlp": "mlp_hidden_size",
+    "gen_width": "d_model_gen",
+    "gen_mlp": "mlp_hidden_size_gen",
+}
+
+
+class TrunkFields(Fields):
+    """The fields of config.json common to LLaDA and LaViDa-O."""
+
+    d_model: Width
+    n_heads: Heads
+    n_layers: Layers
+    mlp_hidden_size: Width
+    vocab_size: Rows
+    embedding_size: Rows | None = None
+    n_kv_heads: Heads | None = None
+    rope_theta: Theta
+    rms_norm_eps: Epsilon
+    mask_token_id: TokenId = _MASK_ID
+
+
+class _OwnBlock(Fields):
+    side: Pixels = 1024
+    wording: Literal["compact", "released"] = "released"
+    fold: Literal[2] = 2
+    vision: VisionFields | None = None
+
+
+class _LavidaO(TrunkFields):
+    d_model_gen: Width | Literal[-1] = -1  # -1: as in the understanding branch
+    mlp_hidden_size_gen: Width | Literal[-1] = -1
+    dual_tower_layers: Annotated[int, Field(ge=0, le=9999)] = 9999
+    mm_vision_tower: str | None = None
+    image_grid_pinpoints: Annotated[list[_Pair], Field(min_length=1, max_length=64)] | None = None
+    block_causal: bool | None = None
+    gen_enc_add_pos_emb: bool | None = None
+    num_register_tokens: Annotated[str, Field(pattern=r"^\d{1,4},\d{1,4}$")] = "64,64"
+    unmask: _OwnBlock | None = None
+
+
+class _VqvaeBlock(Fields):
+    encode_apart: bool = False
+
+
+class _Vqvae(VQFields):
+    """vqvae/config.json. The network has no attention and SiLU, as that of the release."""
+
+    act_fn: Literal["silu"] = "silu"
+    mid_block_add_attention: Literal[False] | None = None
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
+    unmask: _VqvaeBlock | None = None
 
 
 def names(config: ElasticConfig) -> dict[str, str]:
@@ -128,90 +218,112 @@ def vision_names(config: VisionConfig) -> dict[str, str]:
 def refuse_unsupported(
     raw: Json, wanted: Mapping[str, tuple[object, ...]], absent: Mapping[str, object] | None = None
 ) -> None:
-    """CheckpointError if a field of config.json has none of its ``wanted`` values.
+    """CheckpointError if a field of config.json has none of its ``wanted`` values; 0 is not false.
 
     ``absent``: the meaning of an absent field, if it is not the first of its values.
     """
     meant = absent or {}
     for field, values in wanted.items():
-        if (found := raw.get(field, meant.get(field, values[0]))) not in values:
-            raise CheckpointError(f"config.json: {field} {found!r} is not supported; wanted {values[0]!r}")
+        found = raw.get(field, meant.get(field, values[0]))
+        if not any(type(found) is type(value) and found == value for value in values):
+            raise CheckpointError(f"config.json: {field} {shown(found)} is not supported; wanted {values[0]!r}")
 
 
-def trunk(raw: Json) -> Json:
-    """The fields of ElasticConfig common to the model family, from config.json. KeyError for a missing field."""
+def trunk(found: TrunkFields, path: Path) -> Json:
+    """The fields of ElasticConfig common to the model family. CheckpointError for grouped queries, which no model of the family has."""
+    if found.n_kv_heads not in (None, found.n_heads):
+        raise CheckpointError(f"{path}: n_kv_heads {found.n_kv_heads} is not supported; wanted {found.n_heads}")
     return {
-        "vocab_size": raw.get("embedding_size") or raw["vocab_size"],
-        "width": raw["d_model"],
-        "heads": raw["n_heads"],
-        "layers": raw["n_layers"],
-        "mlp": raw["mlp_hidden_size"],
-        "rope_theta": float(raw["rope_theta"]),
-        "norm_eps": raw["rms_norm_eps"],
+        "vocab_size": found.embedding_size or found.vocab_size,
+        "width": found.d_model,
+        "heads": found.n_heads,
+        "layers": found.n_layers,
+        "mlp": found.mlp_hidden_size,
+        "rope_theta": found.rope_theta,
+        "norm_eps": found.rms_norm_eps,
     }
 
 
-def read_config(raw: Json, tensors: Mapping[str, Stored]) -> ElasticConfig:
+def read_config(raw: Json, tensors: Mapping[str, Stored], path: Path) -> ElasticConfig:
     """config.json -> ElasticConfig, with the defaults of spec 7.4; the sizes of the code tables are those of ``tensors`` (plain names).
 
     CheckpointError for an unsupported configuration.
     """
-    refuse_unsupported(raw, _ONLY, _ABSENT)
-    try:
-        if raw.get("n_kv_heads", raw["n_heads"]) != raw["n_heads"]:
-            raise CheckpointError(
-                f"config.json: n_kv_heads {raw['n_kv_heads']} is not supported; wanted {raw['n_heads']}"
-            )
-        gen_width, gen_mlp = (int(raw.get(field, -1)) for field in ("d_model_gen", "mlp_hidden_size_gen"))
-        return ElasticConfig(
-            **trunk(raw),
-            gen_width=gen_width if gen_width > 0 else raw["d_model"],
-            gen_mlp=gen_mlp if gen_mlp > 0 else raw["mlp_hidden_size"],
-            joint_layers=min(raw["n_layers"], raw.get("dual_tower_layers", 9999) + 1),  # split iff index > the field
-            codes=tensors["gen_predictor.2.weight"].shape[0],
-            code_rows=tensors["gen_embedding.0.weight"].shape[0],
-            vision=_vision(raw),
-            **_registers(raw, tensors),
+    refuse_unsupported(raw, TRUNK_ONLY | _ONLY, _ABSENT)
+    found = fields(_LavidaO, raw, path)
+    classify, table = (_table(tensors, name, path) for name in ("gen_predictor.2.weight", "gen_embedding.0.weight"))
+    config = elastic(
+        path,
+        trunk(found, path)
+        | {
+            "gen_width": found.d_model if found.d_model_gen == -1 else found.d_model_gen,
+            "gen_mlp": found.mlp_hidden_size if found.mlp_hidden_size_gen == -1 else found.mlp_hidden_size_gen,
+            "joint_layers": min(found.n_layers, found.dual_tower_layers + 1),  # split iff index > the field
+            "codes": classify,
+            "code_rows": table,
+            "vision": _vision(raw, found, path),
+        }
+        | _registers(found, tensors, path),
+    )
+    tower = f"{_TOWER}.encoder.layers" if found.unmask and found.unmask.vision else ""
+    refuse_unfit(config, tensors, released_names(config, tower), path)
+    return config
+
+
+def released_names(config: ElasticConfig, tower: str = "") -> Names:
+    """What the layout calls the tensors and fields that tell sizes."""
+    vision = replace(config.vision, layers=1) if config.vision else None
+    first = names(replace(config, layers=1, joint_layers=1, vision=vision))  # however many layers config.json says
+    return Names(
+        blocks="transformer.blocks", tower=tower, tensor=first.__getitem__, fields=_FIELDS, vision="unmask.vision"
+    )
+
+
+def mask_row(raw: Json, config: ElasticConfig, path: Path) -> int:
+    """``mask_token_id`` of a checked config.json. CheckpointError where the vocabulary has no such row."""
+    row = raw.get("mask_token_id", _MASK_ID)
+    if "mask_token_id" in raw and row >= config.vocab_size:
+        raise invalid(path, f"mask_token_id {row} is no row of the vocabulary of {config.vocab_size}")
+    return row
+
+
+def _table(tensors: Mapping[str, Stored], name: str, path: Path) -> int:
+    """Rows of a table. CheckpointError where the files lack it."""
+    if (stored := tensors.get(name)) is None or len(stored.shape) != 2:
+        raise CheckpointError(
+            f"{path.parent}: a LaViDa-O checkpoint must have the matrix {name!r}; is this another model?"
         )
-    except KeyError as error:
-        raise CheckpointError(f"a LaViDa-O checkpoint must have {error}; is this another model?") from error
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"config.json: invalid value: {error}; copy or download it again") from error
+    return stored.shape[0]
 
 
-def _vision(raw: Json) -> VisionConfig | None:
+def _vision(raw: Json, found: _LavidaO, path: Path) -> VisionConfig | None:
     """The vision tower, if the model has one. The released file has no sizes; those of other models are in ``unmask.vision``."""
-    own = raw.get(OWN_BLOCK, {}).get("vision")
-    if not own and not raw.get("mm_vision_tower"):
+    own = found.unmask.vision if found.unmask else None
+    if not own and not found.mm_vision_tower:
         return None
     refuse_unsupported(raw, _VISION_ONLY)
-    try:
-        return VisionConfig(**(own or {}))
-    except TypeError as error:
-        raise CheckpointError(f"config.json: invalid unmask.vision: {error}; use the fields of VisionConfig") from error
+    return own.config(path, "unmask.vision") if own else VisionConfig()
 
 
-def _registers(raw: Json, tensors: Mapping[str, Stored]) -> Json:
+def _registers(found: _LavidaO, tensors: Mapping[str, Stored], path: Path) -> Json:
     """The register fields of ElasticConfig for a step-causal checkpoint (Sparse-LaViDa); none for a dense one.
 
     CheckpointError for what cannot be read: our names are our own, and a position embedding of the source codes was never seen.
     """
-    if not raw.get("block_causal"):
+    if not found.block_causal:
         return {}
     missing = [name for name in _REGISTERS.values() if name not in tensors]
-    if missing or raw.get("gen_enc_add_pos_emb"):
+    if missing or found.gen_enc_add_pos_emb:
         why = f"it lacks {', '.join(missing)}" if missing else "gen_enc_add_pos_emb is true"
         raise CheckpointError(
             f"config.json says block_causal, as Sparse-LaViDa does, but {why}; the tensor names of the released checkpoints are not known, "
             "and unmask opens those that its own recipe sparse.finetune made"
         )
-    text, code = (int(n) for n in str(raw.get("num_register_tokens", "64,64")).split(","))
+    text, code = (int(n) for n in found.num_register_tokens.split(","))
     return {
         "text_registers": text,
         "code_registers": code,
-        "register_rows": tensors[_REGISTERS["registers.text"]].shape[0],
+        "register_rows": _table(tensors, _REGISTERS["registers.text"], path),
     }
 
 
@@ -220,18 +332,26 @@ def survey_lavida_o(folder: Path) -> Checkpoint:
 
     The image tokenizer's weights are taken from the model's shards if they are there, else from ``vqvae/`` (spec 8, 13).
     """
-    raw = read_json(folder / "config.json")
+    path, vq_path = folder / "config.json", folder / "vqvae" / "config.json"
+    raw = read_json(path)
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
     vq_own = {key.removeprefix("vqvae."): found.pop(key) for key in list(found) if key.startswith("vqvae.")}
-    config, vq_config = read_config(raw, found), _vq_config(read_json(folder / "vqvae" / "config.json"))
+    config, vq_config = read_config(raw, found, path), _vq_config(vq_path)
     vq_found = vq_own or tensors_of(folder / "vqvae", "diffusion_pytorch_model")
+    refuse_unfit_vq(vq_config, vq_found, vq_path)
+    mask_id = mask_row(raw, config, path)
+    if config.codes != vq_config.num_vq_embeddings:
+        raise invalid(
+            vq_path,
+            f"num_vq_embeddings {vq_config.num_vq_embeddings} is not the {config.codes} codes that the model predicts",
+        )
     with unfilled():
         net, vq = Elastic(config, mask_id=0), VQ(vq_config)
     return Checkpoint(
         place=folder,
         config=config,
         vq_config=vq_config,
-        mask_id=raw.get("mask_token_id", 126336),
+        mask_id=mask_id,
         net=fit(net, found, names(config), folder),
         vq=fit(vq, vq_found, {k: k for k in vq.state_dict()}, folder),
     )
@@ -249,26 +369,10 @@ def plain(key: str) -> str:
     return key.replace(short, _TOWER, 1) if key.startswith(short) and not key.startswith(_TOWER) else key
 
 
-def read_json(path: Path) -> Json:
-    """A parsed JSON file. CheckpointError if it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; is this a folder of weights?") from error
-
-
-def _vq_config(raw: Json) -> VQConfig:
-    if raw.get("mid_block_add_attention") or raw.get("act_fn", "silu") != "silu":
-        raise CheckpointError(
-            "vqvae/config.json: a tokenizer with attention or without SiLU is not supported; wanted that of LaViDa-O"
-        )
-    fields = ("layers_per_block", "latent_channels", "num_vq_embeddings", "norm_num_groups")
-    missing = [f for f in (*fields, "block_out_channels") if f not in raw]
-    if missing:
-        raise CheckpointError(f"vqvae/config.json lacks {', '.join(missing)}; copy or download it again")
-    apart = bool(raw.get(OWN_BLOCK, {}).get("encode_apart", False))
-    channels = tuple(raw["block_out_channels"])
-    return VQConfig(block_out_channels=channels, encode_apart=apart, **{f: raw[f] for f in fields})
+def _vq_config(path: Path) -> VQConfig:
+    found = read_fields(path, _Vqvae)
+    own = found.unmask
+    return found.config(path, encode_apart=bool(own and own.encode_apart))
 
 
 def fit(module: nn.Module, found: dict[str, Stored], mapping: dict[str, str], folder: Path) -> dict[str, Stored]:

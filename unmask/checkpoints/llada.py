@@ -9,49 +9,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from unmask.checkpoints.elastic import Checkpoint
-from unmask.checkpoints.lavida_o import fit, names, plain, read_json, refuse_unsupported, trunk
-from unmask.checkpoints.stream import CheckpointError, Stored, tensors_of
+from unmask.checkpoints.fitting import elastic, refuse_unfit
+from unmask.checkpoints.lavida_o import (
+    TRUNK_ONLY,
+    TrunkFields,
+    fit,
+    mask_row,
+    names,
+    plain,
+    refuse_unsupported,
+    released_names,
+    trunk,
+)
+from unmask.checkpoints.schema import fields, invalid, read_json
+from unmask.checkpoints.stream import Stored, read, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
 from unmask.models.unfilled import unfilled
 from unmask.tokens.vq import VQConfig
 
-_MASK_ID = 126336
-# Supported values; other values are an error. An absent field means the first value.
-_ONLY: dict[str, tuple[object, ...]] = {
-    "activation_type": ("silu",),
-    "alibi": (False, None),
-    "attention_layer_norm": (False, None),
-    "block_type": ("llama",),
-    "include_bias": (False, None),
-    "include_qkv_bias": (False, None),
-    "input_emb_norm": (False, None),
-    "layer_norm_type": ("rms",),
-    "rope": (True,),
-    "scale_logits": (False, None),
-}
+_COMPARED = 4  # rows of the embedding and of the head
 
 
 def is_llada(raw: Json) -> bool:
     """Whether a config.json is of this family and not of LaViDa-O, which has a second branch."""
-    return raw.get("model_type") == "llada" and not raw.get("dual_tower")
+    return raw.get("model_type") == "llada" and (raw.get("dual_tower") is None or raw["dual_tower"] is False)
 
 
-def read_config(raw: Json) -> ElasticConfig:
-    """config.json -> ElasticConfig. CheckpointError for unsupported and missing fields."""
-    refuse_unsupported(raw, _ONLY)
-    try:
-        heads, layers = raw["n_heads"], raw["n_layers"]
-        if (found := raw.get("n_kv_heads") or heads) != heads:
-            raise CheckpointError(f"config.json: n_kv_heads {found} is not supported; wanted {heads}")
-        return ElasticConfig(
-            **trunk(raw), gen_width=0, gen_mlp=0, joint_layers=layers, codes=0, code_rows=0, vision=None
-        )
-    except KeyError as error:
-        raise CheckpointError(f"config.json lacks {error}; is this a LLaDA folder?") from error
+class _Llada(TrunkFields):
+    weight_tying: bool | None = None
+    tie_word_embeddings: bool | None = None
+    max_sequence_length: Annotated[int, Field(ge=1, le=2**24)] = 4096
+
+
+def read_config(raw: Json, path: Path) -> ElasticConfig:
+    """config.json -> ElasticConfig. CheckpointError for unsupported, wrong and missing fields."""
+    refuse_unsupported(raw, TRUNK_ONLY)
+    found = fields(_Llada, raw, path)
+    text = {"gen_width": 0, "gen_mlp": 0, "joint_layers": found.n_layers, "codes": 0, "code_rows": 0, "vision": None}
+    return elastic(path, trunk(found, path) | text)
 
 
 def _names(raw: Json, config: ElasticConfig, found: Mapping[str, Stored]) -> dict[str, str]:
@@ -67,16 +69,29 @@ def _names(raw: Json, config: ElasticConfig, found: Mapping[str, Stored]) -> dic
     return mapping
 
 
+def _refuse_other_head(found: dict[str, Stored], called: Mapping[str, str], path: Path) -> None:
+    """Drop the head of a tied model, which is a copy of the embedding. CheckpointError where the first rows differ: it is not tied."""
+    head, embedding = found.pop(called["text_head.weight"], None), found.get(called["embed.weight"])
+    if head is None or embedding is None:
+        return
+    if head.shape != embedding.shape or not read(head, rows=_COMPARED).equal(read(embedding, rows=_COMPARED)):
+        raise invalid(path, "weight_tying is true, but the head is not the embedding")
+
+
 def survey_llada(folder: Path) -> Checkpoint:
     """Contents of a folder in LLaDA's layout; no weights are read. CheckpointError if something does not fit."""
-    raw = read_json(folder / "config.json")
-    config = read_config(raw)
+    path = folder / "config.json"
+    raw = read_json(path)
+    config = read_config(raw, path)
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
+    refuse_unfit(config, found, released_names(config), path)
+    if any("_proj_vision." in name for name in found):
+        raise invalid(path, "dual_tower is not true, but the weights have a generation branch")
     with unfilled():
         net = Elastic(config, mask_id=0)
-    mask_id = raw.get("mask_token_id", _MASK_ID)
+    mask_id = mask_row(raw, config, path)
     mapping = _names(raw, config, found)
     if mapping["text_head.weight"] != names(config)["text_head.weight"]:
-        found.pop(names(config)["text_head.weight"], None)  # a copy of the embedding
+        _refuse_other_head(found, names(config), path)
     stored = fit(net, found, mapping, folder)
     return Checkpoint(place=folder, config=config, vq_config=VQConfig(), mask_id=mask_id, net=stored, vq={})

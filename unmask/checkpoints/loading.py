@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from unmask.checkpoints.budget import refuse_if_too_large
+from unmask.checkpoints.checksums import refuse_changed
 from unmask.checkpoints.device import refuse_dtypes
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, branch_of, tensors_needed
 from unmask.checkpoints.quantise import offload_hooks
@@ -25,6 +26,8 @@ def load(weights: Weights, net: Elastic, vq: VQ, needs: frozenset[str]) -> None:
     wanted = [w for w in tensors_needed(weights.checkpoint, needs) if _rows_here(modules[w[0]], w[1]) < w[3]]
     refuse_dtypes(weights.device, {weights.dtype_of(module, stored) for module, _, stored, _ in wanted})
     refuse_if_too_large(weights, wanted)
+    if weights.verify:
+        refuse_changed(weights.checkpoint.sums, (stored.path for _, _, stored, _ in wanted))
     for module, name, value in list(_read_all(weights, wanted)):
         leaf, attribute = _leaf(modules[module], name)
         setattr(leaf, attribute, nn.Parameter(value, requires_grad=type(value) is Tensor))

@@ -34,8 +34,8 @@ Heads = Annotated[int, Field(ge=1, le=1024)]
 Layers = Annotated[int, Field(ge=1, le=1024)]
 Pixels = Annotated[int, Field(ge=1, le=2**14)]  # one side of a picture or patch
 TokenId = Annotated[int, Field(ge=0, le=2**22)]
-Theta = Annotated[float, Field(gt=1, le=1e10)]  # base of the rotary positions
-Epsilon = Annotated[float, Field(gt=0, le=1e-2)]  # of a norm
+Theta = Annotated[float, Field(ge=10, lt=1e9)]  # base of the rotary positions
+Epsilon = Annotated[float, Field(ge=1e-12, le=1e-2)]  # of a norm
 
 _WANTED = {
     "string_type": "a string",
@@ -81,7 +81,8 @@ def read_json(path: Path, *, most: int = MOST_JSON) -> Json:
         raise CheckpointError(f"cannot read {path}: {error}; is this a folder of weights?") from error
     if not isinstance(found, dict):
         raise CheckpointError(
-            f"{path} is not a model configuration: it holds {_shown(found)}, wanted a JSON object; copy or download it again"
+            f"{path} is not a model configuration: it holds {shown(found)}, wanted an object; "
+            "is this a folder of unmask, LaViDa-O or LLaDA?"
         )
     return found
 
@@ -99,6 +100,11 @@ def fields(kind: type[F], raw: object, path: Path) -> F:
         raise CheckpointError(f"{_problem(error, path)}; correct it, or copy or download the file again") from error
 
 
+def invalid(path: Path, problem: str) -> CheckpointError:
+    """The error for values of ``path`` that contradict each other; ``problem`` names the fields."""
+    return CheckpointError(f"{path}: invalid value: {problem}; correct it, or copy or download the file again")
+
+
 def _problem(error: ValidationError, path: Path) -> str:
     """Missing fields together; else the first wrong one and the number of the others. Of a union, the first branch is reported."""
     found = error.errors(include_url=False)
@@ -114,14 +120,14 @@ def _problem(error: ValidationError, path: Path) -> str:
         wanted = _LIMITS[first["type"]](context)
     else:
         wanted = _WANTED.get(first["type"]) or first["msg"].removeprefix("Input should be ")
-    return f"{path}: invalid value: {_name(first['loc'])} is {_shown(first['input'])}, wanted {wanted}{more}"
+    return f"{path}: invalid value: {_name(first['loc'])} is {shown(first['input'])}, wanted {wanted}{more}"
 
 
 def _name(place: tuple[int | str, ...]) -> str:
     return ".".join(str(part)[:60] for part in place) or "it"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """The start of a value, on one line. A nested value is not written out: it may be large."""
     if isinstance(value, dict | list):
         kind = "an object" if isinstance(value, dict) else "a list"

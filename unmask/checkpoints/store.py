@@ -6,8 +6,7 @@ Public idea: ``save_module(module, folder, name)`` and ``load_module(module, fol
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unmask.checkpoints.stream import FLOATS, CheckpointError, Stored, files_of, read, tensors_of
+from unmask.checkpoints.checksums import forget_sums
+from unmask.checkpoints.stream import FLOATS, JOURNAL, CheckpointError, Stored, files_of, read, tensors_of
+from unmask.files import FileRefused
+from unmask.writing import finish, refuse_full, write_together
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,8 +42,8 @@ def save_tensors(
 ) -> list[Path]:
     """Write tensors in shards of at most ``shard`` bytes (a larger tensor gets its own file). Returns the paths in order.
 
-    Files are replaced only after all are written, so a full disk neither destroys the old weights nor mixes old and new. ``metadata``: text
-    for the header of every file.
+    Files are replaced only after all are written, so neither a full disk nor a crash destroys the old weights or mixes old and new
+    (``files.write_together``). ``metadata``: text for the header of every file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
@@ -58,22 +60,28 @@ def save_tensors(
         if len(parts) == 1
         else [f"{name}-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
     )
-    paths = [folder / file for file in names]
-    beside = [path.with_name(path.name + ".part") for path in paths]
+    paths, journal = [folder / file for file in names], folder / (name + JOURNAL)
     try:
-        for part, path in zip(parts, beside, strict=True):
-            save_file(part, str(path), **({"metadata": dict(metadata)} if metadata else {}))
-            path.chmod(0o644)  # the library creates files that only their owner can read
-    except (OSError, SafetensorError) as error:
-        for path in beside:
-            path.unlink(missing_ok=True)
-        raise OSError(f"could not write {name} in {folder}: {error}; nothing was changed") from error
-    for part, path in zip(beside, paths, strict=True):
-        os.replace(part, path)
-    for old in set(files_of(folder, name)) - set(paths):
-        old.unlink()
-    (folder / f"{name}.safetensors.index.json").unlink(missing_ok=True)  # it would name deleted files
+        if journal.exists():  # of a save that a crash has interrupted
+            finish(journal)
+        refuse_full(folder, sum(tensor.nbytes for part in parts for tensor in part.values()))
+        forget_sums(folder)
+        index = folder / f"{name}.safetensors.index.json"  # it would name deleted files
+        obsolete = [*sorted(set(files_of(folder, name)) - set(paths)), *([index] if index.exists() else [])]
+        writers = (_writer(part, metadata) for part in parts)
+        write_together(dict(zip(paths, writers, strict=True)), journal, obsolete)
+    except (OSError, SafetensorError, FileRefused) as error:
+        state = "the new weights are complete" if journal.exists() else "nothing was changed"
+        raise OSError(f"could not write {name} in {folder}: {error}; {state}") from error
     return paths
+
+
+def _writer(part: dict[str, Tensor], metadata: Mapping[str, str] | None) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        save_file(part, str(path), **({"metadata": dict(metadata)} if metadata else {}))
+        path.chmod(0o644)  # the library creates files that only their owner can read
+
+    return write
 
 
 def load_module(

@@ -19,7 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unmask.files import FileRefused, read_json, refuse_special
+from unmask.writing import pending
+
 OTHER_WEIGHTS = ("*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # a pickle can run code, so it is never read
+MOST_HEADER = 8 * 2**20  # bytes of the header of one file: 80,000 tensors; the largest released one has 0.2 MB
+JOURNAL = ".pending.json"  # ends the name of the journal of a save
+MOST_INDEX = 16 * 2**20  # bytes of an index
 PIECE = 4 * 2**20  # bytes per read; small, because the allocator may leave gaps of this size between tensors
 _FEED_FORWARD = re.compile(r"^(blocks\.\d+\.(?:und|gen))\.((?:gate|up|down)\.weight)$")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -49,10 +55,14 @@ class Stored:
 def read_header(path: Path) -> list[Stored]:
     """The tensors of a safetensors file, from its header. The library validates the header: sizes, offsets, file length."""
     try:
-        with safe_open(str(path), "numpy"), path.open("rb") as f:
-            length = struct.unpack("<Q", f.read(8))[0]
-            entries = json.loads(f.read(length))
-    except (SafetensorError, OSError) as error:
+        refuse_special(path)
+        with path.open("rb") as f:
+            length = struct.unpack("<Q", f.read(8).ljust(8, b"\0"))[0]
+            if length > MOST_HEADER:
+                raise FileRefused(f"its header would have {length:,} bytes, the limit is {MOST_HEADER:,}")
+            with safe_open(str(path), "numpy"):
+                entries = json.loads(f.read(length))
+    except (SafetensorError, OSError, FileRefused, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path} is damaged, incomplete or not a safetensors file ({reason}); copy or download it again"
@@ -86,7 +96,13 @@ def other_weights(folder: Path) -> str:
 
 def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
     """All tensors of ``name.safetensors``, of the files in its index, or of its shards. CheckpointError if a file is missing."""
-    index = folder / f"{name}.safetensors.index.json"
+    index, journal = folder / f"{name}.safetensors.index.json", folder / (name + JOURNAL)
+    try:
+        files = list(pending(journal).values())  # a save that a crash has interrupted
+    except FileRefused as error:
+        raise CheckpointError(f"{journal} is damaged ({error}); remove it to use the other files") from error
+    if files:
+        return {_current(tensor.name): tensor for file in files for tensor in read_header(file)}
     if index.exists():
         return _indexed(folder, index)
     files = files_of(folder, name)
@@ -94,11 +110,30 @@ def tensors_of(folder: Path, name: str) -> dict[str, Stored]:
         raise CheckpointError(
             f"no {name}*.safetensors in {folder}; {other_weights(folder) or 'is this a model folder?'}"
         )
-    if "-of-" in files[0].name:
-        wanted = int(files[0].name.rsplit("-of-", 1)[1].split(".")[0])
-        if len(files) != wanted:
-            raise CheckpointError(f"{folder} holds {len(files)} of {wanted} shards of {name}; copy the missing ones")
-    return {_current(tensor.name): tensor for file in files for tensor in read_header(file)}
+    _refuse_gaps(folder, name, files)
+    found: dict[str, Stored] = {}
+    for file in files:
+        for tensor in read_header(file):
+            if (twice := found.setdefault(_current(tensor.name), tensor)) is not tensor:
+                raise CheckpointError(
+                    f"{tensor.name} is in {twice.path.name} and in {file.name} of {folder}; remove the file of another model"
+                )
+    return found
+
+
+def _refuse_gaps(folder: Path, name: str, files: list[Path]) -> None:
+    """CheckpointError unless the files are one file or all shards of one set."""
+    numbers = [re.fullmatch(rf"{name}-(\d+)-of-(\d+)\.safetensors", file.name) for file in files]
+    if len(files) == 1 and numbers == [None] and files[0].name == f"{name}.safetensors":
+        return
+    if None in numbers:
+        strange = files[numbers.index(None)].name
+        raise CheckpointError(
+            f"{folder} holds {strange} beside {len(files) - 1} other files of {name}; remove what does not belong to the model"
+        )
+    wanted = next(int(match[2]) for match in numbers if match)
+    if [int(match[1]) for match in numbers if match] != list(range(1, wanted + 1)):
+        raise CheckpointError(f"{folder} holds {len(files)} of {wanted} shards of {name}; copy the missing ones")
 
 
 def _current(name: str) -> str:
@@ -107,14 +142,11 @@ def _current(name: str) -> str:
 
 
 def _indexed(folder: Path, index: Path) -> dict[str, Stored]:
-    try:
-        where: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} is not a valid shard index ({error}); copy or download it again") from error
+    where = _weight_map(index)
     files = sorted(set(where.values()))
-    if foreign := [f for f in files if Path(f).name != f]:
+    if foreign := [f for f in files if Path(f).name != f or not f.endswith(".safetensors")]:
         raise CheckpointError(
-            f"{index} names {foreign[0]!r}, which is not a file in the same folder; copy or download it again"
+            f"{index} names {foreign[0][:80]!r}, which is not a file in the same folder that ends in .safetensors; download it again"
         )
     if absent := [f for f in files if not (folder / f).exists()]:
         raise CheckpointError(
@@ -124,7 +156,22 @@ def _indexed(folder: Path, index: Path) -> dict[str, Stored]:
     found = {(tensor.path.name, tensor.name): tensor for file in files for tensor in read_header(folder / file)}
     if lost := [name for name, file in where.items() if (file, name) not in found]:
         raise CheckpointError(f"{where[lost[0]]} lacks {lost[0]}, which {index} lists; copy both again")
-    return {name: tensor for (_, name), tensor in found.items()}
+    all_tensors = {name: tensor for (_, name), tensor in found.items()}
+    return all_tensors | {name: found[file, name] for name, file in where.items()}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of every tensor. CheckpointError for an index that is damaged."""
+    try:
+        raw = read_json(index, most=MOST_INDEX)
+        where = raw.get("weight_map") if isinstance(raw, dict) else None
+        if not isinstance(where, dict) or not where:
+            raise FileRefused("it has no weight_map of tensors and files")
+        if wrong := [(k, v) for k, v in where.items() if not isinstance(v, str) or "\0" in v]:
+            raise FileRefused(f"the file of {wrong[0][0][:80]!r} is {wrong[0][1]!r:.60}, wanted a name")
+    except FileRefused as error:
+        raise CheckpointError(f"{index} is not a valid shard index ({error}); copy or download it again") from error
+    return where
 
 
 def read(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
 import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +25,19 @@ from unmask.cli.options import (
     json_option,
     lora_option,
     model_option,
+    speed_option,
     storage_options,
     threads_option,
     use_threads,
 )
-from unmask.cli.output import STDOUT, news, print_json, print_line
+from unmask.cli.output import STDOUT, news, print_json
 from unmask.cli.progress import opening
 from unmask.evaluation.progress import Lines
 
 if TYPE_CHECKING:
     from unmask.pipeline.model import Model
     from unmask.pipeline.text_model import TextModel
-    from unmask.serving.batch import BatchPlan, Share
+    from unmask.serving.batch import BatchPlan
 
 
 @click.command()
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False, allow_dash=True))
 @model_option
 @lora_option
+@speed_option
 @click.option(
     "--live",
     type=click.IntRange(1, 256),
@@ -59,6 +65,7 @@ def batch(
     out: Path,
     model: str,
     lora: tuple[str, ...],
+    speed: str,
     live: int,
     retry: bool,
     as_json: bool,
@@ -79,18 +86,23 @@ def batch(
       cat requests.jsonl | unmask batch - -
       torchrun --nproc-per-node 2 -m unmask.cli.main batch requests.jsonl answers
     """
-    from unmask.serving.batch import Share, needs, run_batch
+    from unmask.serving.batch import Share, hold, needs, plan, run_batch
 
     if out == STDOUT and as_json:
         raise click.UsageError("- as OUT prints one JSON object per line; leave out --json")
     share = Share(rank=number_in_environment("RANK", 0), world=number_in_environment("WORLD_SIZE", 1))
-    with tempfile.TemporaryDirectory() as scratch:
-        work = _plan(manifest, Path(scratch) / "out" if out == STDOUT else out, Path(scratch), share, retry)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
+        folder = Path(scratch) / "out" if out == STDOUT else out
+        known = _fingerprint(model, lora, storage)
+        planned = functools.partial(
+            plan, share=share, retry=retry, model=known, lock=lambda r: held.enter_context(hold(r))
+        )
+        work = _planned(planned, manifest, folder, Path(scratch))
         printed = _Printed(results=work.results) if out == STDOUT else None
         place = found_device(device)
         if place == "cuda" and share.world > 1:
             place = f"cuda:{number_in_environment('LOCAL_RANK', 0)}"
-        opened = _opened(model, lora, place, threads, storage, download, needs(work)) if work.todo else None
+        opened = _opened(model, lora, speed, place, threads, storage, download, needs(work)) if work.todo else None
         with Lines() as lines:
 
             def progress(done: int, of: int) -> None:
@@ -104,28 +116,40 @@ def batch(
         print_json({"done": done.done, "passed": done.passed, "failed": done.failed, "results": str(work.results)})
     elif out != STDOUT:
         click.echo(work.results)
-    news(f"{done.done} done, {done.passed} done before, {done.failed} failed{first}")
+    again = f"; {work.changed} had a result of another request with their id" if work.changed else ""
+    news(f"{done.done} done, {done.passed} done before, {done.failed} failed{again}{first}")
     return int(done.failed > 0)
 
 
 def _first_error(results: Path) -> str:
     """The first failed line of a results file, for the terminal."""
-    for raw in results.read_text(encoding="utf-8").splitlines():
-        record = json.loads(raw)
+    from unmask.serving.batch import records
+
+    for record in records(results):
         if not record["ok"]:
-            return f"line {record['line']}: {' '.join(record['error'].split())[:200]}"
+            return f"line {record['line']}: {' '.join(str(record.get('error')).split())[:200]}"
     return "see the results of the other processes"
 
 
-def _plan(manifest: Path, out: Path, scratch: Path, share: Share, retry: bool) -> BatchPlan:
-    """The plan of a manifest; one on stdin is copied to a file first, and its pictures are relative to the working folder."""
-    from unmask.serving.batch import plan
+def _fingerprint(model: str, lora: tuple[str, ...], storage: Storage) -> str:
+    """Of the model and its adapters; "" where there is none, which opening it reports."""
+    from unmask.checkpoints.adapters import adapter_place
+    from unmask.pipeline.loading import resolve
+    from unmask.serving.batch import fingerprint
 
+    with warnings.catch_warnings(), contextlib.suppress(ValueError, OSError):
+        warnings.simplefilter("ignore")  # opening it warns
+        return fingerprint([resolve(model), *(adapter_place(one)[0] for one in lora)], (storage, lora))
+    return ""
+
+
+def _planned(plan: Callable[[Path, Path], BatchPlan], manifest: Path, out: Path, scratch: Path) -> BatchPlan:
+    """The plan of a manifest; one on stdin is copied to a file first, and its pictures are relative to the working folder."""
     if manifest != STDOUT:
-        return plan(manifest, out, share, retry=retry)
+        return plan(manifest, out)
     copy = scratch / "stdin.jsonl"
     copy.write_bytes(sys.stdin.buffer.read())
-    return dataclasses.replace(plan(copy, out, share, retry=retry), folder=Path())
+    return dataclasses.replace(plan(copy, out), folder=Path())
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -136,19 +160,22 @@ class _Printed:
     _bytes: int = 0
 
     def more(self) -> None:
+        from unmask.serving.batch import json_line
+
         whole = self.results.read_bytes() if self.results.exists() else b""
         for raw in whole[self._bytes :].splitlines():
             record = json.loads(raw)
             if (result := record.get("result")) and "file" in result:
                 png = (self.results.parent / result.pop("file")).read_bytes()
                 result["image"] = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-            print_line(record)
+            click.echo(json_line(record))
         self._bytes = len(whole)
 
 
 def _opened(
     model: str,
     lora: tuple[str, ...],
+    speed: str,
     device: str,
     threads: int | None,
     storage: Storage,
@@ -164,6 +191,7 @@ def _opened(
         needs=needs,
         storage=storage.value(),
         lora=lora,
+        speed=speed,
         download=download,
         on_bytes=opening(model),
     )

@@ -20,7 +20,7 @@ from unmask.cli.options import (
     temperature_option,
     top_p_option,
 )
-from unmask.cli.output import news, warn
+from unmask.cli.output import news, tell_approximate, warn
 from unmask.tokens.pictures import ImageError, read_image, save_image
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def chat(
                 continue
             messages, shown = [*messages, asked, turn.message()], []
             warn(turn.warnings)
+            tell_approximate(turn.approximate)
             saved += _deliver(turn, out, saved, run)
 
 

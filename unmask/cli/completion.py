@@ -1,6 +1,6 @@
 """Completion in bash, zsh and fish. Public idea: ``completion_option`` prints the script that a shell reads.
 
-Commands and options are completed by click; the functions here add the names of models, recipes, methods and devices. No torch.
+Commands and options are completed by click; the functions here add the names of models, recipes, methods, speeds and devices. No torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from click.shell_completion import get_completion_class
 
 VARIABLE = "_UNMASK_COMPLETE"  # the shell's script sets it, as click's completion wants
 _ASSETS = Path(__file__).parents[1] / "assets"
+SPEED_PARTS = ("interval", "refresh", "steps", "threshold", "cache")  # as tasks.speeds.parts(), which needs torch
 
 
 def words_to_complete() -> list[str]:
@@ -71,6 +72,12 @@ def samplers(context: click.Context, option: click.Parameter, begun: str) -> lis
     from unmask.pipeline.catalogue import samplers as known
 
     return _starting(known(), begun)
+
+
+def speeds(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
+    """The words of --speed, where the last of a list is begun."""
+    before, comma, last = begun.rpartition(",")
+    return [f"{before}{comma}{word}" for word in _starting(("exact", "fast", *SPEED_PARTS), last)]
 
 
 def methods(context: click.Context, option: click.Parameter, begun: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli.options import Run
-from unmask.cli.output import STDOUT, news, numbered, print_json, refuse_stdout, warn, write_picture
+from unmask.cli.output import STDOUT, news, numbered, print_json, refuse_stdout, tell_approximate, warn, write_picture
 from unmask.tokens.pictures import save_image, save_trace
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def deliver(
     told: set[str] = set()
     for i, (source, drawing) in enumerate(drawn):
         warn([line for line in drawing.warnings if line not in told])
+        tell_approximate(drawing.approximate if i == 0 else ())
         told |= set(drawing.warnings)
         saved = write_picture(drawing.image, out if out == STDOUT else numbered(out, i, count))
         if trace is not None:

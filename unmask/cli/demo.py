@@ -13,7 +13,7 @@ import click
 from PIL import Image
 
 from unmask.cli.options import Run, model_options
-from unmask.cli.output import news, print_json
+from unmask.cli.output import news, print_json, tell_approximate
 from unmask.cli.sheet import Cell, Row, sheet
 from unmask.tokens.pictures import draw_boxes, save_image, save_trace, strip
 
@@ -74,12 +74,15 @@ def demo(run: Run, out: Path) -> None:
     found = model.ground(example.picture, list(example.phrases), seed=run.seed)
     edited = model.edit(example.picture, example.instruction, seed=run.seed)[0]
     news("question answered, objects found, picture edited")
+    acted = tuple(dict.fromkeys((*drawn[0].approximate, *edited.approximate, *answer.approximate)))
+    tell_approximate(acted)
     record = {
         "drawings": [{"prompt": p, "file": f"drawing-{i + 1}.png"} for i, p in enumerate(PROMPTS)],
         "question": {"text": example.question, "answer": answer.text, "truth": example.answer},
         "boxes": [_box_record(b, true) for b, true in zip(found.boxes, example.boxes, strict=True)],
         "edit": {"instruction": example.instruction, "file": "edited.png"},
         "trace": {"prompt": PROMPTS[_TRACED], "file": "trace.gif"},
+        **({"approximate": list(acted)} if acted else {}),
     }
     boxed = draw_boxes(example.picture, [(b.phrase, b.corners) for b in found.boxes])
     for i, drawing in enumerate(drawn):

@@ -22,7 +22,7 @@ from unmask.cli.options import (
     steps_option,
     temperature_option,
 )
-from unmask.cli.output import print_json, warn
+from unmask.cli.output import print_json, tell_approximate, warn
 from unmask.tokens.pictures import TRACES, WRITABLE
 
 if TYPE_CHECKING:
@@ -294,6 +294,7 @@ def infill(
             settings=run.settings,
         )
         warn(answer.warnings)
+        tell_approximate(answer.approximate)
         print_json(answer.to_json()) if run.json else click.echo(answer.text)
         return
     if (region is None) == (box is None):

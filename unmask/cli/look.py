@@ -28,6 +28,7 @@ from unmask.cli.output import (
     print_line,
     refuse_stdout,
     save_text,
+    tell_approximate,
     warn,
     write_picture,
 )
@@ -132,6 +133,7 @@ def _show_answers(answers: Iterable[tuple[str, Answer]], count: int, trace: Path
             saved = save_text(numbered(trace, i, count), "\n".join(answer.trace) + "\n")
             news(f"trace: {saved}")
         warn(answer.warnings if i == 0 else ())
+        tell_approximate(answer.approximate if i == 0 else ())
         if count == 1:
             print_json(answer.to_json()) if run.json else click.echo(answer.text)
         elif run.json:

@@ -20,6 +20,7 @@ from unmask.cli.options import (
     sampler_option,
     seed_option,
     setting_option,
+    speed_option,
     storage_options,
     threads_option,
     use_threads,
@@ -65,6 +66,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
     metavar="N",
     help="geneval, dpg, imgedit: best of N per picture.",
 )
+@speed_option
 @sampler_option
 @setting_option("Benchmarks: set a field of the sampler; repeatable.")
 @click.option(
@@ -96,6 +98,7 @@ def evaluate(
     threads: int | None,
     storage: Storage,
     lora: tuple[str, ...],
+    speed: str,
     sampler: str | None,
     **options: Any,
 ) -> None:
@@ -124,7 +127,8 @@ def evaluate(
     import unmask
     from unmask.pipeline.text_model import TextModel
 
-    opened = unmask.load(model, device=options["device"], storage=storage.value(), lora=lora, on_bytes=opening(model))
+    more = {"storage": storage.value(), "lora": lora, "speed": speed, "on_bytes": opening(model)}
+    opened = unmask.load(model, device=options["device"], **more)
     opened = opened.with_sampler(change) if change else opened
     if isinstance(opened, TextModel):
         raise ValueError(

@@ -72,6 +72,7 @@ class Run:
     sampler: Callable[[Sampler], Sampler] | None
     quiet: bool
     lora: tuple[str, ...] = ()
+    speed: str = "exact"
 
     def reads_pictures(self) -> bool | None:
         """Whether the model answers questions about pictures, from its config.json alone; None where that does not say."""
@@ -103,6 +104,7 @@ class Run:
             needs=(),
             storage=self.storage.value(),
             lora=self.lora,
+            speed=self.speed,
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
         )
@@ -146,6 +148,7 @@ def model_options(command: Command) -> Command:
         sampler: str | None,
         quiet: bool,
         lora: tuple[str, ...],
+        speed: str,
         **own: object,
     ) -> object:
         change, settings = named_sampler(sampler, settings)
@@ -161,6 +164,7 @@ def model_options(command: Command) -> Command:
             sampler=change,
             quiet=quiet,
             lora=lora,
+            speed=speed,
         )
         return command(run, **own)
 
@@ -168,6 +172,7 @@ def model_options(command: Command) -> Command:
         model_option,
         lora_option,
         seed_option,
+        speed_option,
         sampler_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
@@ -270,6 +275,14 @@ sampler_option = click.option(
     metavar="NAME",
     shell_complete=completion.samplers,
     help="Sample with this method; -o NAME=VALUE sets its arguments. `unmask methods` lists them.",
+)
+speed_option = click.option(
+    "--speed",
+    metavar="SPEED",
+    default="exact",
+    show_default=True,
+    shell_complete=completion.speeds,
+    help=f"exact, fast (approximate), or parts of fast: {', '.join(completion.SPEED_PARTS)}; PART=VALUE sets one.",
 )
 download_option = click.option("--download", is_flag=True, help="Download a hub model that is not in the local cache.")
 seed_option = click.option(

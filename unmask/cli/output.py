@@ -77,6 +77,12 @@ def warn(warnings: Sequence[str]) -> None:
         click.echo(f"warning: {line}", err=True)
 
 
+def tell_approximate(parts: Sequence[str]) -> None:
+    """The parts of fast mode that acted, on stderr."""
+    if parts:
+        news(f"approximate: {', '.join(parts)}")
+
+
 def numbered(path: Path, index: int, count: int) -> Path:
     """``apples.png`` for a single file, otherwise ``apples-1.png``, ``apples-2.png`` …"""
     return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")

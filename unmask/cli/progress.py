@@ -98,7 +98,7 @@ def watched(model: Model | TextModel, *, lines: bool) -> Model | TextModel:
         return Model(model.parts, model.presets, executor=_Watched(model=model, lines=lines))
     if type(model) is not TextModel:
         return model
-    return TextModel(model.parts, executor=_Watched(model=model, lines=lines), change=model.change)
+    return TextModel(model.parts, executor=_Watched(model=model, lines=lines), change=model.change, fast=model.fast)
 
 
 @dataclass(frozen=True, kw_only=True)

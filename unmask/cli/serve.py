@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
 import threading
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ from unmask.cli.options import (
     device_option,
     download_option,
     found_device,
+    speed_option,
     storage_options,
     threads_option,
     use_threads,
@@ -29,13 +32,123 @@ from unmask.cli.options import (
 from unmask.cli.progress import opening
 
 if TYPE_CHECKING:
-    from unmask.json_types import Json
+    from unmask.serving.access import Access
     from unmask.serving.replicas import Replicas
     from unmask.serving.server import Server
     from unmask.serving.service import Service
 
 KEY = "UNMASK_API_KEY"
 _COUNT = click.IntRange(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The options of ``access_options`` as typed."""
+
+    keys: tuple[str, ...]
+    key_file: Path | None
+    rate: str | None
+    private_metrics: bool
+    tls: tuple[Path, Path] | None
+    origins: tuple[str, ...]
+    names: tuple[str, ...]
+    max_body: int
+
+    def access(self, host: str) -> Access:
+        """ValueError for a bad key file, and for private metrics without keys."""
+        from unmask.serving.access import Access, plain_keys, read_keys
+
+        known = plain_keys([*self.keys, *filter(None, [os.environ.get(KEY, "")])])
+        access = Access(
+            keys=(*known, *(read_keys(self.key_file) if self.key_file else ())),
+            origins=self.origins,
+            names=(host, *self.names),
+            most_bytes=self.max_body * 2**20,
+            rate=self.rate,
+            private_metrics=self.private_metrics,
+        )
+        if self.private_metrics and not access.keys:
+            raise ValueError("--private-metrics needs API keys; give --api-key or --api-key-file")
+        return access
+
+
+def access_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add the options of who may use the server and how, passed together as ``entry``."""
+
+    @functools.wraps(command)
+    def wrapped(
+        keys: tuple[str, ...],
+        key_file: Path | None,
+        rate: str | None,
+        private_metrics: bool,
+        tls: tuple[Path, Path] | None,
+        origins: tuple[str, ...],
+        names: tuple[str, ...],
+        max_body: int,
+        **own: object,
+    ) -> object:
+        entry = Entry(
+            keys=keys,
+            key_file=key_file,
+            rate=rate,
+            private_metrics=private_metrics,
+            tls=tls,
+            origins=origins,
+            names=names,
+            max_body=max_body,
+        )
+        return command(entry=entry, **own)
+
+    options = (
+        click.option(
+            "--api-key",
+            "keys",
+            metavar="KEY",
+            multiple=True,
+            help=f"API key that clients must send; repeatable. Also ${KEY}.",
+        ),
+        click.option(
+            "--api-key-file",
+            "key_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="API keys, one per line, each with its scopes: ask, draw, admin.  [default: all scopes]",
+        ),
+        click.option(
+            "--rate",
+            metavar="N/UNIT",
+            callback=lambda context, option, value: _rate(value),
+            help="Most requests of each key, or of each address where there are no keys, such as 60/minute.",
+        ),
+        click.option("--private-metrics", is_flag=True, help="/metrics needs a key with the scope admin."),
+        click.option(
+            "--tls",
+            nargs=2,
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="CERTIFICATE KEY",
+            help="Serve HTTPS with these PEM files.",
+        ),
+        click.option(
+            "--cors",
+            "origins",
+            metavar="ORIGIN",
+            multiple=True,
+            help="Allow requests from pages of this origin; repeatable.",
+        ),
+        click.option(
+            "--host-name",
+            "names",
+            metavar="NAME",
+            multiple=True,
+            help="Host name under which clients reach the server; repeatable. Addresses and localhost are always allowed.",
+        ),
+        click.option(
+            "--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Largest request body."
+        ),
+    )
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 @click.command()
@@ -45,29 +158,22 @@ _COUNT = click.IntRange(min=1)
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="Port; 0: any free one."
 )
 @click.option(
-    "--api-key",
-    "keys",
-    metavar="KEY",
-    multiple=True,
-    help=f"API key that clients must send; repeatable. Also ${KEY}.",
-)
-@click.option(
-    "--cors", "origins", metavar="ORIGIN", multiple=True, help="Allow requests from pages of this origin; repeatable."
-)
-@click.option(
-    "--host-name",
-    "names",
-    metavar="NAME",
-    multiple=True,
-    help="Host name under which clients reach the server; repeatable. Addresses and localhost are always allowed.",
-)
-@click.option(
     "--max-waiting", type=_COUNT, metavar="N", default=128, show_default=True, help="Requests that may be queued."
 )
 @click.option(
     "--max-live", type=_COUNT, metavar="N", default=32, show_default=True, help="Requests that run at the same time."
 )
-@click.option("--max-body", type=_COUNT, default=32, show_default=True, metavar="MIB", help="Largest request body.")
+@click.option(
+    "--max-connections", type=_COUNT, metavar="N", default=1000, show_default=True, help="Connections at the same time."
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1, 64_000_000),
+    metavar="N",
+    default=64_000_000,
+    show_default=True,
+    help="Most pixels of an image that a client sends.",
+)
 @click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
@@ -76,6 +182,7 @@ _COUNT = click.IntRange(min=1)
     show_default=True,
     help="Grace period after SIGTERM.",
 )
+@access_options
 @click.option("--replicas", type=_COUNT, metavar="N", help="Copies of the model, one process each.")
 @click.option(
     "--lora",
@@ -83,6 +190,7 @@ _COUNT = click.IntRange(min=1)
     multiple=True,
     help="Load a LoRA adapter; repeatable. With NAME=, for requests that name it as unmask.lora; otherwise for all requests.",
 )
+@speed_option
 @click.option("--open", "show", is_flag=True, help="Open the web page in a browser.")
 @device_option
 @threads_option
@@ -92,15 +200,15 @@ def serve(
     model: str,
     host: str,
     port: int,
-    keys: tuple[str, ...],
-    origins: tuple[str, ...],
-    names: tuple[str, ...],
     max_waiting: int,
     max_live: int,
-    max_body: int,
+    max_connections: int,
+    max_pixels: int,
+    entry: Entry,
     drain_seconds: float,
     replicas: int | None,
     lora: tuple[str, ...],
+    speed: str,
     show: bool,
     device: str,
     threads: int | None,
@@ -120,23 +228,27 @@ def serve(
       unmask serve mini --replicas 2
       unmask serve mini --lora pets=runs/pets/adapter --lora style=style:0.5
     """
-    for package in ("fastapi", "uvicorn", "python_multipart"):
+    for package in ("fastapi", "uvicorn", "limits", "python_multipart"):
         if not find_spec(package):
             raise ValueError(
                 f"serving needs the package {package!r}, which is not installed; pip install 'unmask[serve]'"
             )
+    if replicas and entry.tls:
+        raise ValueError("--tls does not apply to --replicas; put a proxy in front of them")
     if replicas and not find_spec("ray"):
         raise ValueError("--replicas needs the package 'ray', which is not installed; pip install 'unmask[serve,ray]'")
-    from unmask.serving.server import Server, listen
+    from unmask.serving.connections import ConnectionLimits
+    from unmask.serving.server import Server, Tls, listen
 
+    access, tls = entry.access(host), entry.tls
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
     device, adapters = found_device(device), _named_adapters(lora)
-    known = [*keys, *filter(None, [os.environ.get(KEY, "")])]
-    edge: Json = {"keys": known, "origins": origins, "names": (host, *names), "most_bytes": max_body * 2**20}
     if not replicas:
         use_threads(threads)
-        service = _service(model, device, storage, adapters, download, max_live, max_waiting)
-        _run(Server(service, listener, **edge), drain_seconds, show)
+        service = _service(model, device, storage, adapters, speed, download, max_live, max_waiting, max_pixels)
+        limits = ConnectionLimits(most=max_connections)
+        secure = Tls(certificate=tls[0], key=tls[1]) if tls else None
+        _run(Server(service, listener, access=access, connections=limits, tls=secure), drain_seconds, show)
         return
     from unmask.serving.replicas import Copies, Replicas
 
@@ -147,9 +259,9 @@ def serve(
     )
     share = threads or max(1, (os.cpu_count() or 1) // replicas)
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    service = partial(_service, where, device, storage, adapters, download, max_live, max_waiting)
+    service = partial(_service, where, device, storage, adapters, speed, download, max_live, max_waiting, max_pixels)
     open_ = partial(_replica, share, service)
-    _run(Replicas(open_, listener, copies, **edge), drain_seconds, show)
+    _run(Replicas(open_, listener, copies, access=access), drain_seconds, show)
 
 
 def _replica(threads: int, service: Callable[[], Service]) -> Service:
@@ -188,13 +300,16 @@ def _service(
     device: str,
     storage: Storage,
     adapters: Mapping[str, list[str]],
+    speed: str,
     download: bool,
     live: int,
     waiting: int,
+    pixels: int,
 ) -> Service:
     import unmask
     from unmask.pipeline.adapting import with_adapters
     from unmask.serving.engine import Limits
+    from unmask.serving.picture_reader import PictureReader
     from unmask.serving.service import Service
 
     opened = unmask.load(
@@ -202,17 +317,32 @@ def _service(
         device=device,
         storage=storage.value(),
         lora=adapters[""],
+        speed=speed,
         download=download,
         on_bytes=opening(model),
     )
     adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model
-    return Service(opened, name=name, limits=Limits(running=live, queued=waiting), adapted=adapted)
+    limits, reader = Limits(running=live, queued=waiting), PictureReader(most_pixels=pixels)
+    return Service(opened, name=name, limits=limits, adapted=adapted, pictures=reader)
+
+
+def _rate(text: str | None) -> str | None:
+    """BadParameter for what is not N/UNIT."""
+    if text is None:
+        return None
+    from limits import parse
+
+    try:
+        parse(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a rate; give one such as 60/minute or 5/second") from None
+    return text
 
 
 def _run(server: Server | Replicas, drain_seconds: float, show: bool) -> None:
     """Serve until a signal arrives, then drain; a second signal ends draining."""
-    from unmask.serving.edge import LOG, log_to
+    from unmask.serving.logs import LOG, log_to
 
     stops: SimpleQueue[int] = SimpleQueue()  # SimpleQueue.put is reentrant, so a signal handler may call it
     before = {s: signal.signal(s, lambda which, _: stops.put(which)) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -8,7 +8,8 @@ import inspect
 import os
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli import completion
-from unmask.cli.chains import train_chain
+from unmask.cli.chains import train_chain, train_series
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
 from unmask.cli.tuning import tuning_options
@@ -24,16 +25,17 @@ from unmask.cli.tuning import tuning_options
 if TYPE_CHECKING:
     from unmask.recipe import Recipe
     from unmask.training.chain import Chain
+    from unmask.training.series import Series
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
-_KINDS = ("Recipe", "Chain")  # what functions of recipes return
+_KINDS = ("Recipe", "Chain", "Series")  # what functions of recipes return
 _LENGTH = {"training.steps": "steps"}  # goes to functions with this argument, on which their other settings depend
 _STOPPED = 130  # exit code of a process that the user stopped
 
 
 def recipes(folder: Path = _RECIPES, kinds: Sequence[str] = _KINDS) -> dict[str, str]:
     """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every function that returns a
-    ``Recipe`` or a ``Chain`` of them (``kinds``). Imports none.
+    ``Recipe``, or a ``Chain`` or ``Series`` of them (``kinds``). Imports none.
     """
     found = {}
     for path in sorted(folder.glob("*.py")):
@@ -51,13 +53,13 @@ def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) ->
     from unmask.recipe import Recipe, override
 
     if not isinstance(made, Recipe):
-        raise ValueError(f"{name} is a chain of recipes, not one; run it with `unmask train {name} --minutes M`")
+        raise ValueError(f"{name} is a chain of recipes, not one; run it with `unmask train {name} --hours H`")
     return override(made, rest)
 
 
-def look_up(name: str, settings: Sequence[str], folder: Path | None) -> tuple[Recipe | Chain, list[str]]:
-    """The recipe or chain called ``name``. A setting that names an argument of its function is passed there; the others, which override
-    fields, are returned. ``folder``: of the run, for functions that have this argument.
+def look_up(name: str, settings: Sequence[str], folder: Path | None) -> tuple[Recipe | Chain | Series, list[str]]:
+    """The recipe, chain or series called ``name``. A setting that names an argument of its function is passed there; the others, which
+    override fields, are returned. ``folder``: of the run, for functions that have this argument.
 
     ValueError for an unknown name (with the known ones) or a setting that does not fit.
     """
@@ -118,6 +120,7 @@ Examples:
   unmask train mini.stage2 -o training.steps=100 -o optim.lr=3e-4 -o start=runs/other
   unmask train finetune --model mini --data pets/ --out runs/pets --lora 16
   unmask train small.all --out runs/small --device cuda --minutes 13
+  unmask train mini.all --out runs/mini --hours 24 --processes 2
   unmask train lavida_o.stage3 --model mini --data pets/ --steps 20 -o training.accumulate=1
 """
 
@@ -150,7 +153,11 @@ Examples:
 @click.option(
     "--minutes", type=click.FloatRange(0, min_open=True), help="small.all: train for so long, all stages together."
 )
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="small.all: the same in hours.")
+@click.option(
+    "--hours",
+    type=click.FloatRange(0, min_open=True),
+    help="small.all: the same in hours; mini.all: of training, over all sessions.",
+)
 @tuning_options
 @json_option
 @threads_option
@@ -183,16 +190,26 @@ def train(
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
     words += ["--log", log] if log else []
-    if recipe in recipes(kinds=("Chain",)):
+    if recipe in recipes(kinds=("Chain", "Series")):
         made, rest = look_up(recipe, chosen, folder)
         from unmask.recipe import Recipe
+        from unmask.training.series import Series
 
         assert not isinstance(made, Recipe)
         time = {name: value for name, value in (("minutes", minutes), ("hours", hours)) if value}
         words += [word for name, value in time.items() for word in (f"--{name}", f"{value:g}")]
-        own = {"seconds": 60 * (minutes or 0) + 3600 * (hours or 0), "processes": processes, "threads": threads}
-        train_chain(made, folder, settings=rest, words=words, log=log, **own)
-        _show_result({"recipe": made.name, "folder": str(folder)}, as_json)
+        own = {"seconds": 60 * (minutes or 0) + 3600 * (hours or 0), "threads": threads, "log": log}
+        shows = True
+        if isinstance(made, Series):
+            with _continuing(folder, [*words, *_number_of("processes", processes), *_number_of("threads", threads)]):
+                if processes > 1:
+                    _train_in(processes, processes, [*words, *_number_of("threads", threads)])
+                else:
+                    shows = train_series(made, folder, settings=rest, **own)
+        else:
+            train_chain(made, folder, settings=rest, words=words, processes=processes, **own)
+        if shows:
+            _show_result({"recipe": made.name, "folder": str(folder)}, as_json)
         return
     if minutes or hours:
         raise ValueError(f"{recipe} is trained for steps, not for a time; use -o training.steps=N")
@@ -213,6 +230,23 @@ def train(
         news(_how_to_continue(folder, [*words, *more, *(["--json"] if as_json else [])]))
         raise
     _show_result({"recipe": run.name, "folder": str(folder), "steps": run.training.steps}, as_json)
+
+
+def _number_of(name: str, value: int | None) -> list[str]:
+    """The words of an option, none for its default."""
+    return [f"--{name}", str(value)] if value not in (None, 1) or (name == "threads" and value is not None) else []
+
+
+@contextmanager
+def _continuing(folder: Path, words: Sequence[str]) -> Iterator[None]:
+    """Tell the user who stopped a series how to continue it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if _silent():
+            raise click.exceptions.Exit(_STOPPED) from None
+        news(f"what {folder} holds is saved; continue with: unmask train {shlex.join(words)}")
+        raise
 
 
 def _show_result(about: dict[str, object], as_json: bool) -> None:

@@ -84,9 +84,11 @@ def scenes_of_batch(
     return islice(train_scenes(levels, seed, step * batch, rng, draft), batch)
 
 
-def edits_of(levels: Levels, seed: int, step: int, batch: int, rng: Random, kinds: tuple[str, ...]) -> list[SceneEdit]:
+def edits_of(
+    levels: Levels, seed: int, step: int, batch: int, rng: Random, kinds: tuple[str, ...], draft: Draft = Draft()
+) -> list[SceneEdit]:
     """The edits of batch number ``step``; kinds cycle through ``kinds``."""
-    scenes = train_scenes(levels, seed, step * batch * 4, rng)
+    scenes = train_scenes(levels, seed, step * batch * 4, rng, draft)
     pairs: list[SceneEdit] = []
     while len(pairs) < batch:
         if made := edit(next(scenes), "train", rng, kinds[len(pairs) % len(kinds)]):
@@ -218,12 +220,13 @@ class Edits:
     fold: int = 2
     levels: Levels = (("grid", 1.0),)
     kinds: tuple[str, ...] = EDIT_KINDS
+    draft: Draft = Draft()
     plan: Planned | None = None
     rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edits/{self.seed}/{step}")
-        pairs = edits_of(self.levels, self.seed + 2, step, self.batch, rng, self.kinds)
+        pairs = edits_of(self.levels, self.seed + 2, step, self.batch, rng, self.kinds, self.draft)
         before, after = (self.rendered([getattr(p, n) for p in pairs], self.side) for n in ("source", "target"))
         source, target = self.encode(before), self.encode(after)
         rows = []

@@ -25,7 +25,7 @@ from unmask.data.sources import (
     short_caption,
     train_scenes,
 )
-from unmask.data.world import critiques, language
+from unmask.data.world import critiques, edit_critiques, language
 from unmask.data.world.edits import EDIT_KINDS
 from unmask.data.world.plans import edit_layout, scene_layout
 from unmask.data.world.scenes import Draft, Scene
@@ -64,10 +64,8 @@ class Plans:
         rows = []
         for scene in scenes_of_batch(self.levels, self.seed + 5, step, self.batch, rng, self.draft):
             b = Builder(text=self.text)
-            tells = rng.random() < self.related and language.related(
-                language.mentioned_objects(scene, 0.9, rng), scene.level, rng
-            )
-            caption = language.prefix(rng) + tells if tells else short_caption(self.text, scene, rng, self.longest)
+            relating = language.relating(scene, rng) if rng.random() < self.related else ""
+            caption = relating or short_caption(self.text, scene, rng, self.longest)
             ids = to_ids(scene_layout(scene, caption, b.wording, rng), self.text, b.wording)
             rows.append(planning(b, caption, plan_ids(self.text, ids, self.length)))
         return collate(rows, range(self.batch))
@@ -85,11 +83,12 @@ class EditPlans:
     side: int = 128
     levels: Levels = (("grid", 1.0),)
     kinds: tuple[str, ...] = EDIT_KINDS
+    draft: Draft = Draft()
     rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit plans/{self.seed}/{step}")
-        pairs = edits_of(self.levels, self.seed + 6, step, self.batch, rng, self.kinds)
+        pairs = edits_of(self.levels, self.seed + 6, step, self.batch, rng, self.kinds, self.draft)
         pixels = self.rendered([p.source for p in pairs], self.side)
         rows = []
         for i, pair in enumerate(pairs):
@@ -153,12 +152,13 @@ class EditCritiques:
     length: int = 16
     levels: Levels = (("grid", 1.0),)
     kinds: tuple[str, ...] = EDIT_KINDS
+    draft: Draft = Draft()
     rendered: Rendering = pixels_of
 
     def __call__(self, step: int) -> Batch:
         rng = Random(f"edit critiques/{self.seed}/{step}")
-        pairs = edits_of(self.levels, self.seed + 15, step, self.batch, rng, self.kinds)
-        shown = [critiques.edited_pairs(pair, rng) for pair in pairs]
+        pairs = edits_of(self.levels, self.seed + 15, step, self.batch, rng, self.kinds, self.draft)
+        shown = [edit_critiques.edited_pairs(pair, rng) for pair in pairs]
         before = self.rendered([pair.source for pair in pairs], self.side)
         after = self.rendered([scene for scene, _ in shown], self.side)
         rows = []

@@ -15,30 +15,40 @@ from unmask.data.world.scenes import RELATIONS, Scene, SceneObject
 from unmask.evaluation.judge import Box, Found, Seen
 
 _SAME_PLACE = 0.5  # minimum IoU of a detected box with the true box
+_BIG = 0.36  # of the picture's side: between the small and the big objects of the levels grid and free
 Z = 1.959964  # two-sided 95 %
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """At least ``count`` objects of class ``name``, or exactly if ``exact``. ``colour``: None any, "" natural."""
+    """At least ``count`` objects of class ``name``, or exactly if ``exact``. ``colour``: None any, "" natural · ``size``: big, small, or ""
+    for any.
+    """
 
     name: str
     count: int = 1
     colour: str | None = None
     exact: bool = False
+    size: str = ""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"the count of {self.name!r} must be at least 1, got {self.count}")
+        if self.size not in ("", "big", "small"):
+            raise ValueError(f"the size of {self.name!r} must be big, small or empty, got {self.size!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Related:
-    """``first`` lies ``relation`` ``second``: "a dog left of a cat" has the dog first. Counts are ignored."""
+    """``first`` lies ``relation`` ``second``: "a dog left of a cat" has the dog first. Counts are ignored.
+
+    ``every``: the relation holds for every object of ``first`` with every object of ``second``, instead of the most confident of each.
+    """
 
     first: Wanted
     relation: str
     second: Wanted
+    every: bool = False
 
     def __post_init__(self) -> None:
         if self.relation not in RELATIONS:
@@ -47,10 +57,11 @@ class Related:
 
 @dataclass(frozen=True, kw_only=True)
 class Want:
-    """The content of a prompt: all items and, if given, a relation between two of them."""
+    """The content of a prompt: all items and, if given, a relation between two of them, and the background ("" for any)."""
 
     items: tuple[Wanted, ...]
     related: Related | None = None
+    background: str = ""
 
     def __post_init__(self) -> None:
         names = {item.name for item in self.items}
@@ -98,6 +109,7 @@ def verdict(seen: Seen, want: Want) -> bool:
     """
     names = {item.name for item in want.items}
     present = all(_class_right(seen, [i for i in want.items if i.name == name]) for name in names)
+    present = present and want.background in ("", seen.background)
     return present and (want.related is None or _related_right(seen, want.related))
 
 
@@ -111,25 +123,37 @@ def _by_confidence(seen: Seen, name: str) -> list[Found]:
 
 
 def _class_right(seen: Seen, items: list[Wanted]) -> bool:
-    """All items of one class: enough objects (no more, if exact), and enough of the most confident ones in each colour."""
+    """All items of one class: enough objects (no more, if exact), and enough of the most confident ones in each colour and size."""
     total = sum(item.count for item in items)
     objects = _by_confidence(seen, items[0].name)
     if len(objects) < total or (len(objects) > total and any(item.exact for item in items)):
         return False
     required: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for item in items:
         if item.colour is not None:
             required[item.colour] += item.count
-    return required <= Counter(t.colour for t in objects[:total])
+        if item.size:
+            sizes[item.size] += item.count
+    colours = required <= Counter(t.colour for t in objects[:total])
+    return colours and sizes <= Counter(_size(t) for t in objects[:total])
+
+
+def _size(found: Found) -> str:
+    x1, y1, x2, y2 = found.box
+    return "big" if (x2 - x1 + y2 - y1) / 2 > _BIG else "small"
 
 
 def _related_right(seen: Seen, related: Related) -> bool:
-    """By the box centres of the most confident object on each side; one object never counts for both."""
+    """By the box centres of the most confident object on each side, or of all pairs; one object never counts for both."""
     first, second = (
         [t for t in _by_confidence(seen, w.name) if w.colour is None or t.colour == w.colour]
         for w in (related.first, related.second)
     )
     others = [t for t in second if not first or t is not first[0]]
+    if related.every:
+        found = [scenes.relation(_point(a), _point(b)) for a in first for b in second if a is not b]
+        return bool(found) and set(found) == {related.relation}
     if not first or not others:
         return False
     return scenes.relation(_point(first[0]), _point(others[0])) == related.relation

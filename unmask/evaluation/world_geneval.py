@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from unmask.data.world.language import amount, article, noun, plural
@@ -45,21 +46,50 @@ class Prompt:
         return f"{self.kind}-{self.index:04d}"
 
 
+Compose = Callable[[Scene, Random], Composed | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptKind:
+    """Prompts of one kind. ``suite`` and ``name`` are keys of their random numbers · ``draft(number)``: distribution of scenes for prompt
+    ``number`` · ``compose``: text, content and named combinations of a scene, None for a scene that does not suit · ``opening``: before
+    every text.
+    """
+
+    suite: str
+    name: str
+    draft: Callable[[int], Draft]
+    compose: Compose
+    opening: str = ""
+
+    def prompts(self, count: int, *, level: str, split: str, seed: int) -> list[Prompt]:
+        """The first ``count`` prompts, deterministic. ValueError if too few scenes of the level allow one."""
+        made: list[Prompt] = []
+        stream = key(self.suite, self.name, seed)
+        for index in range(_ATTEMPTS * count):
+            scene = sample(level, split, stream, index, self.draft(len(made)))
+            composed = self.compose(scene, Random(f"{self.suite}/{self.name}/{seed}/{index}"))
+            if composed:
+                text, want, named = composed
+                unseen = any(held_out(*combination) for combination in named)
+                own = {"kind": self.name, "index": len(made), "seed": seed * 100_000 + len(made)}
+                made.append(Prompt(**own, text=self.opening + text, want=want, scene=scene, unseen=unseen))
+            if len(made) == count:
+                return made
+        raise ValueError(
+            f"only {len(made)} of {count} {self.name} prompts can be made from {split} scenes of level {level!r}"
+        )
+
+
 def prompts(kind: str, count: int, *, level: str, split: str, seed: int) -> list[Prompt]:
-    """The first ``count`` prompts of a category, deterministic. ValueError if too few scenes of the level allow one."""
-    made: list[Prompt] = []
-    stream = key("geneval", kind, seed)
-    for index in range(_ATTEMPTS * count):
-        scene = sample(level, split, stream, index, _draft(kind, len(made)))
-        composed = _COMPOSE[kind](scene, Random(f"geneval/{kind}/{seed}/{index}"))
-        if composed:
-            text, want, named = composed
-            unseen = any(held_out(*combination) for combination in named)
-            own = {"kind": kind, "index": len(made), "seed": seed * 100_000 + len(made)}
-            made.append(Prompt(**own, text=f"a photo of {text}", want=want, scene=scene, unseen=unseen))
-        if len(made) == count:
-            return made
-    raise ValueError(f"only {len(made)} of {count} {kind} prompts can be made from {split} scenes of level {level!r}")
+    """The first ``count`` prompts of a category, as ``PromptKind.prompts``."""
+    return GENEVAL[CATEGORIES.index(kind)].prompts(count, level=level, split=split, seed=seed)
+
+
+def items_of(kinds: Sequence[PromptKind], plan: EvalPlan) -> list[Prompt]:
+    """As many prompts of every kind, interleaved."""
+    each = plan.each(len(kinds))
+    return in_turns([k.prompts(each, level=plan.level, split=plan.split, seed=plan.seed) for k in kinds])
 
 
 def _draft(kind: str, number: int) -> Draft:
@@ -115,7 +145,7 @@ def _color_attr(scene: Scene, rng: Random) -> Composed | None:
     return f"{article(noun(a))} and {article(noun(b))}", want, named
 
 
-_COMPOSE: dict[str, Callable[[Scene, Random], Composed | None]] = {
+_COMPOSE: dict[str, Compose] = {
     "single": _single,
     "two": _two,
     "counting": _counting,
@@ -124,6 +154,10 @@ _COMPOSE: dict[str, Callable[[Scene, Random], Composed | None]] = {
     "color_attr": _color_attr,
 }
 CATEGORIES: tuple[str, ...] = tuple(_COMPOSE)
+GENEVAL: tuple[PromptKind, ...] = tuple(
+    PromptKind(suite="geneval", name=kind, draft=partial(_draft, kind), compose=compose, opening="a photo of ")
+    for kind, compose in _COMPOSE.items()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +170,7 @@ class GenEval:
     name: str = "world_geneval"
 
     def items(self, plan: EvalPlan) -> list[Prompt]:
-        each = plan.each(len(CATEGORIES))
-        lists = [prompts(k, each, level=plan.level, split=plan.split, seed=plan.seed) for k in CATEGORIES]
-        return in_turns(lists)
+        return items_of(GENEVAL, plan)
 
     def settings(self, model: Model) -> object:
         return [self.draw.settings(model), weights_digest(self.judge()).hex()]

@@ -12,6 +12,7 @@ from unmask.evaluation import suite
 from unmask.evaluation.evaluate import EvalPart, EvalPlan, OnProgress, Record
 from unmask.evaluation.report import Report
 from unmask.evaluation.strategies import EditGenerator
+from unmask.evaluation.world_composed import COMPOSED
 from unmask.evaluation.world_conditions import Conditioned
 from unmask.evaluation.world_edit import Edits
 from unmask.evaluation.world_geneval import GenEval
@@ -33,6 +34,7 @@ PARTS: dict[str, EvalPart] = {
     "critique": Critiques(),
     "reflection": Reflections(),
     "conditions": Conditioned(),
+    "composed": Reflections(kinds=COMPOSED, name="composed"),
 }
 
 

@@ -23,7 +23,7 @@ from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.metrics import average, balanced, by_combination, by_kind, calibration, share
 from unmask.evaluation.strategies import GenerationStrategy, PromptGenerator
-from unmask.evaluation.world_geneval import CATEGORIES, GenEval, Prompt
+from unmask.evaluation.world_geneval import GENEVAL, Prompt, PromptKind, items_of
 from unmask.pipeline.model import Model, describe
 from unmask.rng import key
 from unmask.tasks import reflecting
@@ -32,15 +32,16 @@ from unmask.tasks.reflecting import Thinking
 
 @dataclass(frozen=True, kw_only=True)
 class Reflections:
-    """The prompts of ``GenEval``: by ``plain``, with a layout (the first attempt), and with up to ``thinking.attempts`` attempts."""
+    """Prompts of ``kinds``: by ``plain``, with a layout (the first attempt), and with up to ``thinking.attempts`` attempts."""
 
     plain: GenerationStrategy = PromptGenerator()
     thinking: Thinking = Thinking(plan=True, attempts=8)
     judge: Callable[[], Judge] = load_judge
+    kinds: tuple[PromptKind, ...] = GENEVAL
     name: str = "reflection"
 
     def items(self, plan: EvalPlan) -> list[Prompt]:
-        return GenEval().items(plan)
+        return items_of(self.kinds, plan)
 
     def settings(self, model: Model) -> object:
         made = (model.presets.plan, model.presets.generate, model.presets.critique)
@@ -79,9 +80,10 @@ class Reflections:
 
         Gains are means of paired differences over prompts, with their intervals.
         """
-        out: Figures = {"plain": by_kind(rows, CATEGORIES, "plain")}
+        kinds = [kind.name for kind in self.kinds]
+        out: Figures = {"plain": by_kind(rows, kinds, "plain")}
         for most in (n for n in (1, 2, 4, 8, 16, 32, 64) if n <= self.thinking.attempts):
-            out[f"rounds_{most}"] = by_kind([{**r, **taken(r, most)} for r in rows], CATEGORIES)
+            out[f"rounds_{most}"] = by_kind([{**r, **taken(r, most)} for r in rows], kinds)
         arms = [(r["plain"], taken(r, 1)["right"], taken(r, self.thinking.attempts)["right"]) for r in rows]
         out["gain_of_planning"] = average([float(first - plain) for plain, first, _ in arms])
         out["gain_of_reflection"] = average([float(last - first) for _, first, last in arms])

@@ -33,19 +33,26 @@ class Asked:
         """The same in rows of ``tokens`` tokens, where they had ``length`` with others behind them."""
         return dataclasses.replace(self, at=self.at // length * tokens + self.at % length)
 
-    def of_kind(self, kind_BL: Tensor, kind: int) -> Asked:
-        """The tokens of one kind alone; what is read stays the same."""
+    def of_kind(self, kind_BL: Tensor, kind: int, only: int | None) -> Asked:
+        """The tokens of one kind alone; what is read stays the same. ``only``: the kind that all of them have; None where they differ."""
+        if only is not None:
+            return (
+                self
+                if only == kind
+                else dataclasses.replace(self, at=self.at[:0], position=self.position[:0], row=self.row[:0])
+            )
         chosen = kind_BL.flatten()[self.at] == kind
         return dataclasses.replace(self, at=self.at[chosen], position=self.position[chosen], row=self.row[chosen])
 
-    def alone(self, x_ND: Tensor | None) -> Asked:
+    def alone(self, x_ND: Tensor | None, *, waits: bool) -> Asked:
         """The same with only the scored tokens' positions read, where ``x`` has more positions than that.
 
-        A multiple of 16 is read: a matrix product over few rows rounds differently (docs/notes/0005-engine.md).
+        A position of several scored tokens is read once, or once for each where the device should not be waited for. A multiple of 16 is
+        read: a matrix product over few rows rounds differently (docs/notes/0005-engine.md).
         """
         if x_ND is None or not len(self.at):
             return self
-        if self.corner is None:
+        if self.corner is None or not waits:
             read, row = self.position, torch.arange(len(self.position), device=self.position.device)
         else:
             marked = torch.zeros(len(x_ND), dtype=torch.bool, device=x_ND.device)
@@ -69,14 +76,25 @@ def with_predecessors(predict_BL: Tensor, reuse: Reuse | None) -> Reuse | None:
     return Reuse(compute=reuse.compute | read_BL, keep=reuse.keep | again_BL, state=reuse.state)
 
 
-def asked(predict_BL: Tensor, packed: Packed | None, *, folded: bool = False, shifted: bool = False) -> Asked:
+def asked(
+    predict_BL: Tensor,
+    packed: Packed | None,
+    *,
+    folded: bool = False,
+    shifted: bool = False,
+    count: int | None = None,
+) -> Asked:
     """The tokens of ``predict`` that a branch's head scores. ``folded``: positions are four tokens · ``shifted``: a token is read at the
-    position before it, the first of a row at its own.
+    position before it, the first of a row at its own · ``count``: how many tokens are in ``predict``, if all of them are scored by this
+    branch, or 0 if none is; None where only the device knows, which is then waited for.
     """
-    if packed is None:
+    if packed is None or count == 0:
         none = torch.zeros(0, dtype=torch.long, device=predict_BL.device)
         return Asked(at=none, position=none, corner=None, row=none)
-    at = (predict_BL & packed.scorable).flatten().nonzero()[:, 0]
+    if count is None or predict_BL.device.type == "mps":
+        at = (predict_BL & packed.scorable).flatten().nonzero()[:, 0]
+    else:
+        at = torch.nonzero_static(predict_BL.flatten(), size=count)[:, 0]
     place = packed.place[at - (at % predict_BL.shape[1] > 0).long() if shifted else at]
     position = place // 4 if folded else place
     return Asked(at=at, position=position, corner=place % 4 if folded else None, row=position)

@@ -16,30 +16,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.models.gradients import MASKED, attended, softmax, worthwhile
+
 NEVER = 2**62
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def plain(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
     """[B, H, T, K]. ``attend`` True = this query may read this key; None = every key."""
+    if worthwhile(q_BHTK) or worthwhile(k_BHSK):
+        return attended(q_BHTK, k_BHSK, v_BHSK, attend_B1TS)
     score_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHSK.transpose(-1, -2)
     if attend_B1TS is not None:
-        # A large finite number: a row of padding may read nothing, and must not become NaN.
-        score_BHTS = score_BHTS.masked_fill(~attend_B1TS, -1e4)
-    return score_BHTS.softmax(-1) @ v_BHSK
+        score_BHTS = score_BHTS.masked_fill(~attend_B1TS, MASKED)
+    return softmax(score_BHTS) @ v_BHSK
 
 
 def blocked(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
-    """As ``plain``, ``BLOCK`` queries of one row at a time."""
-    rows = []
-    for b in range(len(q_BHTK)):
-        row, parts = slice(b, b + 1), []
-        for start in range(0, q_BHTK.shape[2], BLOCK):
-            some = slice(start, start + BLOCK)
-            attend = None if attend_B1TS is None else attend_B1TS[row, :, some]
-            parts.append(plain(q_BHTK[row, :, some], k_BHSK[row], v_BHSK[row], attend))
-        rows.append(torch.cat(parts, dim=2))
-    return torch.cat(rows) if len(rows) > 1 else rows[0]
+    """As ``plain``, ``BLOCK`` queries of one row at a time, in memory that all blocks share. Scores are scaled before they are rounded."""
+    if torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BHSK.requires_grad or v_BHSK.requires_grad):
+        return plain(q_BHTK, k_BHSK, v_BHSK, attend_B1TS)
+    rows, heads, queries, width = q_BHTK.shape
+    block, keys = min(BLOCK, queries), k_BHSK.shape[2]
+    kept = [q_BHTK.new_empty(heads * block * keys) for _ in range(2)]
+    found_BTHK = q_BHTK.new_empty(rows, queries, heads, width)  # as the output projection reads it
+    for b in range(rows):
+        # Contiguous once: a strided matrix would be copied for every block.
+        k_HKS, v_HSK = k_BHSK[b].contiguous().transpose(1, 2), v_BHSK[b].contiguous()
+        for start in range(0, queries, block):
+            q_HTK = q_BHTK[b, :, start : start + block]
+            size = heads * q_HTK.shape[1] * keys
+            score_HTS, weight_HTS = (x[:size].view(heads, -1, keys) for x in kept)
+            torch.baddbmm(score_HTS, q_HTK, k_HKS, beta=0, alpha=width**-0.5, out=score_HTS)
+            if attend_B1TS is not None:
+                attend_TS = attend_B1TS[b if len(attend_B1TS) > 1 else 0, 0, start : start + block]
+                score_HTS.masked_fill_(~attend_TS, -1e4)
+            torch.softmax(score_HTS, -1, out=weight_HTS)
+            found_BTHK[b, start : start + block] = torch.bmm(weight_HTS, v_HSK).transpose(0, 1)
+    return found_BTHK.transpose(1, 2)
 
 
 BLOCK = 256  # queries; 64 and 128 were slower
@@ -49,7 +63,7 @@ def fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | 
     """As ``plain``, through scaled_dot_product_attention."""
     bias = None
     if attend_B1TS is not None:
-        bias = q_BHTK.new_zeros(attend_B1TS.shape).masked_fill(~attend_B1TS, -1e4)
+        bias = q_BHTK.new_zeros(attend_B1TS.shape).masked_fill(~attend_B1TS, MASKED)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=bias)
 
 
@@ -63,7 +77,7 @@ class Fitting:
     """
 
     fused_from: int = 192
-    blocked_from: int = 2**23
+    blocked_from: int = 2**18
 
     def __call__(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | None) -> Tensor:
         learns = torch.is_grad_enabled() and (q_BHTK.requires_grad or k_BHSK.requires_grad)

@@ -10,20 +10,23 @@ E generation width · H heads · K head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention
-from unmask.models.gradients import normed, worthwhile
+from unmask.models.gradients import IN_CACHE, large, normed, worthwhile
 from unmask.models.layout import Group
 from unmask.models.linear import Linear, linear, onednn, packed, served_by_onednn, side_by_side
 from unmask.models.memory import LayerMemory
-from unmask.models.rope import rotate
+from unmask.models.rope import rotate, rotate_into
 from unmask.models.sizes import ElasticConfig
+
+_MLP_ROWS = 512  # positions that the feed-forward takes at least where there are many
+_FEW_FROM = 2**21  # scores of a row (heads * positions * positions) from which queries that nobody reads are left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
         return normed(x, weight, eps, width or x.shape[-1])
     if width is None and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
         return F.rms_norm(x, (x.shape[-1],), weight, eps)  # the same bits in one kernel
+    if large(x):
+        found, rows = torch.empty_like(x), max(16, IN_CACHE // x.shape[-1])
+        for part, into in zip(x.split(rows), found.split(rows), strict=True):
+            torch.mul(_unit(part, eps, width), weight, out=into)
+        return found
+    return _unit(x, eps, width) * weight
+
+
+def _unit(x: Tensor, eps: float, width: int | None) -> Tensor:
     y = x.float()
     scale = y.square().sum(-1, keepdim=True).div_(width or x.shape[-1]).add_(eps).rsqrt_()
-    return (y * scale).to(x.dtype) * weight
+    return (y * scale).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -68,6 +80,12 @@ class SwiGLU(nn.Module):
         self.down = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        positions = x.numel() // x.shape[-1]
+        if x.dim() == 2 and positions > 2 * _MLP_ROWS and large(x):
+            return torch.cat([self._part(part) for part in x.tensor_split(positions // _MLP_ROWS)])
+        return self._part(x)
+
+    def _part(self, x: Tensor) -> Tensor:
         gate, up = side_by_side(x, (self.gate, self.up))
         return self.down(F.silu(gate) * up)
 
@@ -97,8 +115,15 @@ class Branch(nn.Module):
         self.mlp_norm = RMSNorm(width, eps)
         self.mlp: nn.Module = SwiGLU(width, mlp)
 
-    def heads(self, x_NW: Tensor, *, queries: bool = True) -> Heads:
+    def heads(self, x_NW: Tensor, *, queries: bool = True, at: Tensor | None = None) -> Heads:
+        """``at [Q]``: the positions whose queries are needed; None for all of them."""
         x = self.attn_norm(x_NW)
+        if queries and at is not None:
+            few = self.q(x.index_select(0, at)).unflatten(-1, (-1, self.head_width))
+            return replace(self._projected(x, queries=False), q=few)
+        return self._projected(x, queries=queries)
+
+    def _projected(self, x: Tensor, *, queries: bool) -> Heads:
         layers = (self.q, self.k, self.v) if queries else (self.k, self.v)
         *q, k, v = (y.unflatten(-1, (-1, self.head_width)) for y in side_by_side(x, layers))
         return Heads(q=q[0] if q else None, k=k, v=v)
@@ -117,7 +142,7 @@ class ElasticBlock(nn.Module):
 
     def __init__(self, config: ElasticConfig, *, joint: bool) -> None:
         super().__init__()
-        self.joint = joint
+        self.heads, self.joint = config.heads, joint
         self.und = Branch(config, config.width, config.mlp)
         if config.gen_width:
             self.gen = Branch(config, config.gen_width, config.gen_mlp)
@@ -141,24 +166,34 @@ class ElasticBlock(nn.Module):
         """
         # 1. Each branch projects its own positions into the shared head space.
         joint = self.joint and u_ND is not None and g_NE is not None
+        read = read or Read()
+        at = {} if memory is not None else self._few(u_ND, g_NE, groups, read)
         heads: dict[str, Heads] = {}
         if g_NE is not None:
-            heads["gen"] = self.gen.heads(g_NE)
+            heads["gen"] = self.gen.heads(g_NE, at=at.get("gen"))
         if u_ND is not None and (joint or not last_und):
-            heads["und"] = self.und.heads(u_ND, queries=not last_und)
+            heads["und"] = self.und.heads(u_ND, queries=not last_und, at=at.get("und"))
         # 2. In a joint layer both attend to both, the codes first; above, each to its own.
         sets = [tuple(heads)] if joint else [(name,) for name in heads]
-        found: dict[str, list[Tensor]] = {name: [] for name in heads}
-        for group in groups:
-            for names in sets:
-                for name, mixed_NW in _mixed(heads, group, names, attention, memory).items():
-                    found[name].append(mixed_NW)
-        mixed = {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in found.items() if some}
+        if at:
+            mixed = _mixed_few(heads, groups, sets, attention, at)
+        else:
+            mixed = _mixed_all(heads, groups, sets, attention, memory)
         # 3. Output projection, residual, feed-forward, residual.
-        read = read or Read()
-        return self._finish(u_ND, mixed.get("und"), "und", read.und), self._finish(
-            g_NE, mixed.get("gen"), "gen", read.gen
-        )
+        und = self._finish(u_ND, mixed.get("und"), "und", read.und)
+        return und, self._finish(g_NE, mixed.get("gen"), "gen", read.gen)
+
+    def _few(self, u_ND: Tensor | None, g_NE: Tensor | None, groups: Sequence[Group], read: Read) -> dict[str, Tensor]:
+        """The positions whose queries are needed, by branch, where rows are so long that the others are worth leaving out on a CPU."""
+        longest = max(sum(part.length for part in group.parts.values()) for group in groups)
+        if (read.und is None and read.gen is None) or self.heads * longest**2 < _FEW_FROM:
+            return {}
+        streams = {"und": (u_ND, read.und), "gen": (g_NE, read.gen)}
+        return {
+            name: torch.arange(len(x), device=x.device) if some is None else some
+            for name, (x, some) in streams.items()
+            if x is not None and x.device.type == "cpu"
+        }
 
     def _finish(
         self, x_NW: Tensor | None, mixed_ND: Tensor | None, branch: str, read_Q: Tensor | None
@@ -166,10 +201,72 @@ class ElasticBlock(nn.Module):
         if x_NW is None or mixed_ND is None:
             return None
         if read_Q is not None:
-            x_NW, mixed_ND = x_NW.index_select(0, read_Q), mixed_ND.index_select(0, read_Q)
+            x_NW = x_NW.index_select(0, read_Q)
+            mixed_ND = mixed_ND if len(mixed_ND) == len(read_Q) else mixed_ND.index_select(0, read_Q)
         weights: Branch = getattr(self, branch)
         x = x_NW + self.out(mixed_ND, x_NW.shape[-1])
         return x + weights.mlp(weights.mlp_norm(x))
+
+
+def _mixed_all(
+    heads: dict[str, Heads],
+    groups: Sequence[Group],
+    sets: Sequence[tuple[str, ...]],
+    attention: Attention,
+    memory: LayerMemory | None,
+) -> dict[str, Tensor]:
+    """What all positions find, by branch: [N, D]."""
+    found: dict[str, list[Tensor]] = {name: [] for name in heads}
+    for group in groups:
+        for names in sets:
+            for name, mixed_NW in _mixed(heads, group, names, attention, memory).items():
+                found[name].append(mixed_NW)
+    return {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in found.items() if some}
+
+
+def _mixed_few(
+    heads: dict[str, Heads],
+    groups: Sequence[Group],
+    sets: Sequence[tuple[str, ...]],
+    attention: Attention,
+    at: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """What the positions ``at`` find, by branch: [Q, D]."""
+    mixed = {name: h.q.new_zeros(h.q.flatten(1).shape) for name, h in heads.items() if h.q is not None}
+    for group in groups:
+        for names in sets:
+            for name, mine_R, found_RD in _few_of(heads, group, names, attention, at):
+                mixed[name].index_copy_(0, mine_R, found_RD)
+    return mixed
+
+
+def _few_of(
+    heads: dict[str, Heads], group: Group, names: tuple[str, ...], attention: Attention, at: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """For each row of a group and each branch: its queries among ``at`` [R], a multiple of 16, and what they find [R, D]."""
+    names = tuple(name for name in names if name in group.parts)
+    if not any(heads[name].q is not None for name in names):
+        return
+    k = _rotated([group.parts[name].of(heads[name].k) for name in names], names, group)
+    v = _one([group.parts[name].of(heads[name].v) for name in names])
+    k, v = (_for_queries(x, max(h.q.shape[1] for h in heads.values() if h.q is not None)) for x in (k, v))
+    mask = group.masks["joint" if len(names) == 2 else names[0]]
+    for row in range(len(k)):
+        before = 0
+        for name in names:
+            part, q = group.parts[name], heads[name].q
+            place_Q = at[name] - part.start - row * part.length
+            mine = ((place_Q >= 0) & (place_Q < part.length)).nonzero()[:, 0]
+            if q is not None and len(mine):
+                # A product of few rows rounds differently (docs/notes/0005-engine.md).
+                mine = torch.cat([mine, mine[:1].expand(-len(mine) % 16)])
+                place = place_Q[mine]
+                table = (part.rope[0][row : row + 1, :, place], part.rope[1][row : row + 1, :, place])
+                q_1HRK = rotate(q[mine].transpose(0, 1)[None], table)
+                attend = None if mask is None else mask[row : row + 1, :, before + place]
+                found_1HRK = attention(q_1HRK, k[row : row + 1], v[row : row + 1], attend)
+                yield name, mine, found_1HRK[0].transpose(0, 1).flatten(1)
+            before += part.length
 
 
 def _mixed(
@@ -187,7 +284,9 @@ def _mixed(
     asked = [parts[name].of(heads[name].q) for name in asking]  # type: ignore[arg-type]
     read = [parts[name].of(heads[name].k) for name in names]
     queries = sum(parts[name].length for name in asking)
-    if worthwhile(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
+    if any(map(large, asked)):
+        q, k = _rotated(asked, asking, group), _rotated(read, names, group)
+    elif worthwhile(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
         q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
     else:
         turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
@@ -199,12 +298,27 @@ def _mixed(
             _one([memory.merge(f"{name}.{what}", x) for name, x in zip(names, whole.split(sizes, dim=2), strict=True)])
             for what, whole in (("k", k), ("v", v))
         )
-    if (shared := q.shape[1] // k.shape[1]) > 1:  # grouped-query attention: each key serves several queries
-        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+    k, v = _for_queries(k, q.shape[1]), _for_queries(v, q.shape[1])
     attend = group.masks["joint" if len(names) == 2 else names[0]]
     mixed_GTHK = attention(q, k, v, None if attend is None else attend[:, :, :queries]).transpose(1, 2)
     each = mixed_GTHK.split([parts[name].length for name in asking], dim=1)
     return {name: own_GTHK.flatten(2).flatten(0, 1) for name, own_GTHK in zip(asking, each, strict=True)}
+
+
+def _rotated(parts: Sequence[Tensor], names: Sequence[str], group: Group) -> Tensor:
+    """The rotated queries or keys of some branches, one after the other, [G, H, T, K]."""
+    rows, heads, _, width = parts[0].shape
+    found, start = parts[0].new_empty(rows, heads, sum(x.shape[2] for x in parts), width), 0
+    for name, x in zip(names, parts, strict=True):
+        rotate_into(found[:, :, start : start + x.shape[2]], x, group.parts[name].rope)
+        start += x.shape[2]
+    return found
+
+
+def _for_queries(x_GHSK: Tensor, heads: int) -> Tensor:
+    """Keys or values for as many heads as there are queries (grouped-query attention: each serves several)."""
+    shared = heads // x_GHSK.shape[1]
+    return x_GHSK.repeat_interleave(shared, dim=1) if shared > 1 else x_GHSK
 
 
 def _one(parts: Sequence[Tensor]) -> Tensor:

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.derived import derived
+from unmask.derived import counts_told, derived
 from unmask.models.asked import Asked, asked, with_predecessors
 from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
+from unmask.models.graphs import Graphs, Streams
 from unmask.models.layout import Layout, Packing, lay_out
 from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
@@ -44,6 +45,7 @@ class Elastic(nn.Module):
     def __init__(self, config: ElasticConfig, *, mask_id: int, attention: Attention = FITTING) -> None:
         super().__init__()
         self.config, self.mask_id, self.attention = config, mask_id, attention
+        self.graphs: Graphs | None = None  # CUDA graphs of the layers, for a model on one card (graphs.py)
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -83,16 +85,19 @@ class Elastic(nn.Module):
         u_ND, g_NE = self._embed_und(batch, layout), self._embed_gen(batch, layout)
         # 3. The layers. Positions that are not computed lend their keys and values.
         memory = _memory(reuse, layout)
-        text = asked(predict, layout.und, shifted=self.config.shifted)
-        codes = asked(predict, layout.gen, folded=layout.squares is not None)
+        text_count, code_count = _counts(predict, layout)
+        text = asked(predict, layout.und, shifted=self.config.shifted, count=text_count)
+        codes = asked(predict, layout.gen, folded=layout.squares is not None, count=code_count)
         if self.has_registers:
             text, codes = (tokens.of_length(batch.ids.shape[1], length) for tokens in (text, codes))
         if not torch.is_grad_enabled():  # gradients sum over all positions, in an order that would change
-            text, codes = text.alone(u_ND), codes.alone(g_NE)
+            text = text.alone(u_ND, waits=text_count is None)
+            codes = codes.alone(g_NE, waits=code_count is None)
         u_ND, g_NE = self._run(layout, u_ND, g_NE, text, codes, memory)
         # 4. The heads, over the tokens to score alone.
         if self.config.first_code:
-            parts = {kind: text.of_kind(kind_BL, kind) for kind in (Kind.TEXT, Kind.CODE)}
+            only = None if text_count is None else _writable_kind(batch, kind_BL)
+            parts = {kind: text.of_kind(kind_BL, kind, only) for kind in (Kind.TEXT, Kind.CODE)}
         else:
             parts = {Kind.TEXT: text}
         scored = {kind: self._read_text(part, u_ND, score, kind) for kind, part in parts.items()}
@@ -109,7 +114,7 @@ class Elastic(nn.Module):
         """Made once for all steps of a run that compute the same positions: they change none of the fields that it depends on."""
         packing = self._packing(batch.device.type)
         tensors = [batch.segment, batch.order, batch.valid, batch.leader, batch.branch, batch.kind, batch.stride]
-        tensors += [batch.position, batch.feature, *([] if batch.axes is None else [batch.axes])]
+        tensors += [batch.position, batch.feature, batch.writable, *([] if batch.axes is None else [batch.axes])]
         if reuse is not None:  # first, so that what is remembered goes with them
             tensors = [reuse.compute, *([] if reuse.state is None else [reuse.state.held]), *tensors]
         return derived(("layout", packing, len(tensors)), lambda: lay_out(batch, reuse, packing), *tensors)
@@ -193,14 +198,29 @@ class Elastic(nn.Module):
         codes: Asked,
         memory: Memory | None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        last = self.config.joint_layers - 1
-        for i, block in enumerate(self.blocks):
-            ends = not len(text.at) and i >= last
-            layer = memory.layer(i) if memory else None
-            read = Read(und=text.read, gen=codes.read) if i == len(self.blocks) - 1 else None
-            u_ND, g_NE = block(u_ND, g_NE, layout.groups, self.attention, last_und=ends, memory=layer, read=read)
+        scores_text, streams, below = bool(len(text.at)), (u_ND, g_NE), len(self.blocks) - 1
+
+        def layers(given: Streams) -> Streams:
+            return self._through(range(below), layout, given, scores_text, memory, Read())
+
+        if self.graphs is not None and memory is None and not torch.is_grad_enabled():
+            streams = self.graphs.run(layers, self.blocks, layout, streams, text=scores_text)
+        else:
+            streams = layers(streams)
+        read = Read(und=text.read, gen=codes.read)
+        return self._through(range(below, below + 1), layout, streams, scores_text, memory, read)
+
+    def _through(
+        self, numbers: range, layout: Layout, streams: Streams, scores_text: bool, memory: Memory | None, read: Read
+    ) -> Streams:
+        """The streams after some layers; an understanding stream that nobody reads ends with the last joint layer."""
+        u_ND, g_NE = streams
+        for i in numbers:
             if u_ND is None and g_NE is None:
                 break
+            ends = not scores_text and i >= self.config.joint_layers - 1
+            layer, block = memory.layer(i) if memory else None, self.blocks[i]
+            u_ND, g_NE = block(u_ND, g_NE, layout.groups, self.attention, last_und=ends, memory=layer, read=read)
         return u_ND, g_NE
 
     def _read_text(self, text: Asked, u_ND: Tensor | None, score: _Score, kind: int) -> Scored:
@@ -252,6 +272,24 @@ def _rows_of_16(x_ND: Tensor) -> tuple[Tensor, int]:
     """
     rows = len(x_ND)
     return F.pad(x_ND, (0, 0, 0, -rows % 16)), rows
+
+
+def _counts(predict_BL: Tensor, layout: Layout) -> tuple[int | None, int | None]:
+    """How many tokens each branch scores, text and codes; None where only the device knows."""
+    told = counts_told(predict_BL)
+    if told is None or layout.scores is None:
+        return None, None
+    return (sum(told), 0) if layout.scores == "und" else (0, sum(told))
+
+
+def _writable_kind(batch: Batch, kind_BL: Tensor) -> int | None:
+    """The kind of all writable tokens; None where they differ."""
+
+    def found() -> int | None:
+        kinds = kind_BL[batch.writable & batch.valid].unique().tolist()
+        return kinds[0] if len(kinds) == 1 else None
+
+    return derived("writable kind", found, kind_BL, batch.writable, batch.valid)
 
 
 def _memory(reuse: Reuse | None, layout: Layout) -> Memory | None:

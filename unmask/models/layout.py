@@ -125,7 +125,7 @@ class Squares:
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """``und``, ``gen``: None for a branch without positions · ``squares``: None where every code has a position of its own ·
-    ``streams``: of all rows, by branch.
+    ``streams``: of all rows, by branch · ``scores``: the branch whose head scores all writable tokens; None where neither does.
     """
 
     groups: tuple[Group, ...]
@@ -134,6 +134,7 @@ class Layout:
     reads: Reads
     squares: Squares | None
     streams: dict[str, Stream]
+    scores: str | None
 
 
 def lay_out(batch: Batch, reuse: Reuse | None, packing: Packing) -> Layout:
@@ -154,18 +155,26 @@ def lay_out(batch: Batch, reuse: Reuse | None, packing: Packing) -> Layout:
         starts = {name: start + (own[name].index.numel() if name in own else 0) for name, start in starts.items()}
     und, gen = (_packed(batch, rows, parts, name) for name in ("und", "gen"))
     squares = _squares(batch, gen, reuse, packing.together) if gen is not None else None
+    found = {
+        "und": _scored(batch, und, None, reuse, Kind.TEXT, Branch.UND),
+        "gen": _scored(batch, gen, squares, reuse, Kind.CODE, Branch.GEN),
+    }
     return Layout(
         groups=tuple(groups),
-        und=_scored(batch, und, None, reuse, Kind.TEXT, Branch.UND),
-        gen=_scored(batch, gen, squares, reuse, Kind.CODE, Branch.GEN),
+        und=found["und"],
+        gen=found["gen"],
         reads=_reads(batch, und),
         squares=squares,
         streams=streams,
+        scores=_scores(batch, found),
     )
 
 
 def groups_of(lengths: Sequence[Lengths], packing: Packing) -> list[list[int]]:
-    """Row numbers of each group, so that padding costs less than the groups that it saves."""
+    """Row numbers of each group, so that padding costs less than the groups that it saves.
+
+    Padding is added only behind what a row reads: keys between others would change how sums round (docs/notes/0005-engine.md).
+    """
     rows: dict[Lengths, list[int]] = {}
     for row, own in enumerate(lengths):
         rows.setdefault(own, []).append(row)
@@ -176,7 +185,8 @@ def groups_of(lengths: Sequence[Lengths], packing: Packing) -> list[list[int]]:
             both = (max(before[0], own[0]), max(before[1], own[1]))
             wasted = len(already) * (packing.flops(both) - packing.flops(before))
             wasted += len(rows[own]) * (packing.flops(both) - packing.flops(own))
-            if wasted <= packing.group_flops and sum(both) < packing.unpadded_from:
+            behind = before[1] == own[1] or both[0] == 0  # padded codes would stand before understanding positions
+            if behind and wasted <= packing.group_flops and sum(both) < packing.unpadded_from:
                 groups[-1] = (both, already + rows[own])
                 continue
         groups.append((own, rows[own]))
@@ -216,6 +226,15 @@ def _group(
     both = [streams[name] for name in ("gen", "und") if name in streams]
     masks["joint"] = attend(own, both, grouped) if len(both) == 2 else None
     return Group(parts=parts, masks=masks)
+
+
+def _scores(batch: Batch, found: dict[str, Packed | None]) -> str | None:
+    """The branch whose head scores all writable tokens."""
+    open_BL = batch.writable & batch.valid
+    names = [name for name, packed in found.items() if packed is not None]
+    missed = [(open_BL & ~packed.scorable).any() for packed in found.values() if packed is not None]
+    every = torch.stack(missed).tolist() if missed else []
+    return next((name for name, some in zip(names, every, strict=True) if not some), None)
 
 
 _Flat = tuple[Tensor, Tensor]  # flat numbers of the first tokens [N], and which of them are real positions

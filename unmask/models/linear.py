@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -51,13 +51,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def side_by_side(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     """The outputs of several layers that read the same; one product where their weights are packed and nothing is hooked to them."""
     own = [one for one in layers if isinstance(one, Linear) and one.packs and one.bias is None]
-    if len(own) == len(layers) and served_by_onednn(x, own[0].weight) and not any(map(_hooked, own)):
+    if len(own) == len(layers) and served_by_onednn(x, own[0].weight) and not any(map(hooked, own)):
         if (kept := packed(own)) is not None:
             return torch.split_with_sizes(onednn(x, kept), [one.weight.shape[0] for one in own], -1)
     return [layer(x) for layer in layers]
 
 
-def _hooked(layer: nn.Module) -> bool:
+def hooked(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
@@ -107,7 +107,29 @@ class _Packed:
     weight: Tensor
 
 
-_kept: WeakKeyDictionary[nn.Module, dict[tuple[int, int], _Packed]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, dict[tuple[int, int] | str, _Packed]] = WeakKeyDictionary()
+
+
+def keeps(layer: nn.Module) -> bool:
+    """Whether what follows from the weights around a layer may be kept: it was opened for use (``pack``), and no gradient is wanted."""
+    return not torch.is_grad_enabled() and is_plain(layer) and isinstance(layer, Linear) and layer.packs
+
+
+def kept(layer: nn.Module, name: str, make: Callable[[], Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """What ``make`` returns, which follows from ``weights`` alone; made anew when they change, as far as ``Linear`` sees it."""
+    state = [(w._version, w.data_ptr()) for w in weights]
+    found = _kept.get(layer, {}).get(name)
+    if found is None or found.state != state:
+        found = _Packed(sources=[w.detach() for w in weights], state=state, weight=make())
+        _kept.setdefault(layer, {})[name] = found
+    return found.weight
+
+
+def reordered(matrix: Tensor) -> Tensor:
+    """A matrix [O, I] as ``linear`` multiplies by it fastest: in oneDNN's order where that serves it and it is small, else as it is."""
+    if served_by_onednn(matrix, matrix) and matrix.numel() <= MOST_PACKED:
+        return torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), _ROWS)
+    return matrix.contiguous()
 
 
 def packed(layers: Sequence[nn.Linear], rows: int | None = None) -> Tensor | None:

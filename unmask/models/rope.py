@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unmask.models.gradients import rotated, worthwhile
+from unmask.models.gradients import IN_CACHE, rotated, worthwhile
 
 Table = tuple[Tensor, Tensor]
 
@@ -38,7 +38,19 @@ def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
     """Rotate queries or keys; computed in float32 and cast back."""
     if worthwhile(x_BHTK):
         return rotated(x_BHTK, table)
+    return _turned(x_BHTK, table).to(x_BHTK.dtype)
+
+
+def rotate_into(found_BHTK: Tensor, x_BHTK: Tensor, table: Table) -> None:
+    """The same bits written to ``found``, a few positions at a time, so that what is made on the way stays in the cache."""
+    step = max(16, IN_CACHE // (x_BHTK.numel() // x_BHTK.shape[2]))
+    for start in range(0, x_BHTK.shape[2], step):
+        some = slice(start, start + step)
+        found_BHTK[:, :, some] = _turned(x_BHTK[:, :, some], (table[0][:, :, some], table[1][:, :, some]))
+
+
+def _turned(x_BHTK: Tensor, table: Table) -> Tensor:
     cos, sin = table
     x = x_BHTK.float()
     a, b = x.chunk(2, dim=-1)
-    return (x * cos).add_(torch.cat([b, a], dim=-1).mul_(sin)).to(x_BHTK.dtype)
+    return (x * cos).add_(torch.cat([b, a], dim=-1).mul_(sin))

@@ -3,6 +3,7 @@
 With a straight-through gradient the codes change during training, some become unused, and a code depends on its neighbours.
 Here the codebook is fitted first: k-means over the principal components of training squares (``fit_squares``), where Euclidean
 distance equals pixel error. The encoder learns those components, and the decoder learns pixels from the fixed codes.
+``Rounded`` trains both together instead.
 
 Shapes: B images · H W pixels · h w codes · N squares · d latent width · V codes.
 """
@@ -102,6 +103,41 @@ class Taught:
         anywhere, busy = (torch.rand(len(every_ND), generator=rng).to(every_ND.device) for _ in range(2))
         busy = busy + (every_ND.unflatten(1, (3, -1)).std(-1).sum(1) > 0)
         return every_ND[torch.cat([anywhere.topk(half).indices, busy.topk(half).indices])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """batch = (pictures uint8 [B, H, W, 3],): encoder and decoder trained together on a codebook that is a fixed grid (``grid``).
+
+    Finite scalar quantisation (Mentzer et al. 2023, arXiv 2309.15505): the gradient passes the choice of the nearest code unchanged.
+    Latents beyond the grid are pulled back by ``outside`` times their squared distance, in place of a bounding function, so that
+    ``VQ.encode`` needs none. ``absolute``: weight of the absolute error of pixels beside the squared one.
+    """
+
+    absolute: float = 0.1
+    outside: float = 0.1
+
+    def __call__(self, model: VQ, batch: tuple[Tensor], rng: torch.Generator) -> Loss:
+        pixels = (batch[0].float() / 255).permute(0, 3, 1, 2).contiguous()
+        dtype = next(model.parameters()).dtype
+        z_Bdhw = model.latents(pixels.to(dtype)).float()
+        flat_ND = z_Bdhw.permute(0, 2, 3, 1).reshape(-1, z_Bdhw.shape[1])
+        table = model.quantize.embedding.weight.detach().float()
+        codes_N = assign(flat_ND.detach(), table)[0]
+        near_ND = flat_ND + (table[codes_N] - flat_ND).detach()
+        near = near_ND.reshape(len(pixels), *z_Bdhw.shape[2:], -1).permute(0, 3, 1, 2).contiguous()
+        difference = model.from_latents(near.to(dtype)).float() - pixels
+        mse = difference.square().mean()
+        beyond = (flat_ND.abs() - table.max()).clamp(min=0).square().mean()
+        total = mse + self.absolute * difference.abs().mean() + self.outside * beyond
+        used = torch.tensor(float(len(codes_N.unique())))
+        terms = {"mse": mse.detach(), "beyond": beyond.detach(), "codes": used}
+        return Loss(total=total * 10, terms=terms, counts={"mse": len(codes_N)})
+
+
+def grid(levels: tuple[int, ...]) -> Tensor:
+    """All points of a grid in [-1, 1] with so many values along each axis: float32 [product of levels, len(levels)]."""
+    return torch.cartesian_prod(*(torch.linspace(-1, 1, n) for n in levels))
 
 
 def kmeans(points_ND: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from unmask.checkpoints.adapters import CONFIG, adapter_place, layers_in, load_adapter, read_adapter, refuse_other_base
+from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.elastic import EVERYTHING, Weights
 from unmask.checkpoints.families import not_part_of_model
 from unmask.checkpoints.stream import CheckpointError, Stored, read
@@ -58,7 +59,7 @@ def with_adapters(model: Model | TextModel, lora: Adapters, *, called: str = "")
         raise ValueError(f"a {type(net).__name__} takes no adapters; open a model of unmask, LaViDa-O or LLaDA")
     net = sharing(net)
     add_adapters(net, lora, weights=None, called=called)
-    return TextModel(replace(model.parts, net=net), executor=model.executor, change=model.change)
+    return TextModel(replace(model.parts, net=net), executor=model.executor, change=model.change, fast=model.fast)
 
 
 def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download: bool = False) -> list[Path]:
@@ -87,6 +88,8 @@ def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download
             changes.setdefault((stored.path.name, stored.name), []).append(product)
     with whole(out) as part:
         _copy(home, part, changes)
+        if checkpoint.sums:
+            write_sums(part)
     return sorted(p for p in out.rglob("*") if p.is_file())
 
 

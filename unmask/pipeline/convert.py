@@ -18,8 +18,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.elastic import Checkpoint
-from unmask.checkpoints.lavida_o import OWN_BLOCK, names, read_json, survey_lavida_o
+from unmask.checkpoints.lavida_o import OWN_BLOCK, names, survey_lavida_o
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_header
 from unmask.json_types import Json
@@ -105,6 +107,7 @@ def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
         if (content.config, content.vqvae) != released_config(replace(content, config={}, vqvae={})):
             kept = {"config": content.config, "vqvae": content.vqvae, "mask_token_id": checkpoint.mask_id}
             _write_json(folder / "config.json", read_json(folder / "config.json") | {RELEASED_BLOCK: kept})
+        write_sums(folder)
         _copy(content.beside, folder)
     return sorted(p for p in out.rglob("*") if p.is_file())
 

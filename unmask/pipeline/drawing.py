@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -108,3 +109,30 @@ def best_of(
         )
         for seed, attempts, best in zip(seeds, found, map(reflecting.best, found), strict=True)
     )
+
+
+def used_by(chosen: Sampler, thinking: Thinking, model: ThinkingRunner, *, edits: bool = False) -> dict[str, Sampler]:
+    """The samplers of a picture by the names of their presets: ``chosen``, and those of its layout and of its critiques."""
+    names = [("plan_edit" if edits else "plan")] * thinking.plan + ["critique"] * (thinking.attempts > 1)
+    texts = {name: getattr(model.presets, name)(model.parts) for name in names}
+    return {"edit" if edits else "generate": chosen, **texts}
+
+
+def labelled(model: ThinkingRunner, drawings: Drawings, used: Mapping[str, Sampler]) -> Drawings:
+    """The pictures with the parts of fast mode in the samplers that were used (by the names of their presets)."""
+    approximate = model.presets.approximate(model.parts, used)
+    return Drawings(replace(drawing, approximate=approximate) for drawing in drawings) if approximate else drawings
+
+
+def count_of(n: int) -> int:
+    """The number of pictures of a call. ValueError unless it is 1 to 256."""
+    if not 1 <= n <= 256:
+        raise ValueError(f"n must be 1 to 256, got {n}")
+    return n
+
+
+def several(prompts: Sequence[str], check: Callable[[str], str]) -> list[str]:
+    """A list of prompts, each checked. ValueError for an empty list."""
+    if not prompts:
+        raise ValueError("the list of prompts is empty; give at least one")
+    return [check(prompt) for prompt in prompts]

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.dream import trunk_names
-from unmask.checkpoints.lavida_o import names, read_json
+from unmask.checkpoints.lavida_o import names
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import save_tensors
 from unmask.checkpoints.stream import FLOATS, files_of
 from unmask.pipeline.loading import Format, ModelSpec
+from unmask.writing import write_text
 
 _BESIDE = (
     "config.json",
@@ -51,10 +54,12 @@ def export_like(spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> N
             shutil.copyfile(path, folder / path.name)
     elif (source / "vqvae").is_dir():
         shutil.copytree(source / "vqvae", folder / "vqvae", dirs_exist_ok=True)
+    if own:
+        write_sums(folder)
     if spec.format.is_text:  # embedding and head have been trained apart
         fields = ("weight_tying", "tie_word_embeddings") if spec.format is Format.LLADA else ("tie_word_embeddings",)
         untied = read_json(folder / "config.json") | dict.fromkeys(fields, False)
-        (folder / "config.json").write_text(json.dumps(untied, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / "config.json", json.dumps(untied, indent=1) + "\n")
 
 
 def _released_names(spec: ModelSpec) -> dict[str, str]:

@@ -13,6 +13,7 @@ import difflib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib.resources import files
@@ -27,10 +28,13 @@ from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
 from unmask.checkpoints.families import refuse_foreign
 from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.lavida import is_lavida, is_on_dream, survey_lavida
-from unmask.checkpoints.lavida_o import OWN_BLOCK, read_json, survey_lavida_o
+from unmask.checkpoints.lavida_o import OWN_BLOCK, survey_lavida_o
 from unmask.checkpoints.llada import is_llada, survey_llada
+from unmask.checkpoints.own import read_own
+from unmask.checkpoints.schema import invalid, read_json
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, tensors_of
+from unmask.files import read_text
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.linear import pack
@@ -57,6 +61,7 @@ from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vocabulary import FILE, Vocabulary
 from unmask.tokens.vq import VQ, VQConfig
+from unmask.writing import write_text
 
 WORDINGS = {"compact": COMPACT, "released": RELEASED}
 RELEASED_BLOCK = "released"  # block of our config.json with fields of the released config
@@ -193,41 +198,48 @@ def _spec_of_lavida(folder: Path) -> ModelSpec:
 
 
 def _spec_of_own(folder: Path) -> ModelSpec:
-    config, kept = read_config(folder), read_json(folder / "config.json").get(RELEASED_BLOCK, {})
+    config = read_own(folder)
+    net_found, vq_found = tensors_of(folder, "model"), tensors_of(folder, "vq")
+    config.refuse_unfit(net_found, vq_found)
     tokenizer = folder / "tokenizer.json"  # may be missing after a conversion from the released layout
-    mask_id = int(kept["mask_token_id"]) if kept and not tokenizer.exists() else Text.load(tokenizer)[MASK]
+    mask_id = config.mask_id if config.mask_id is not None and not tokenizer.exists() else Text.load(tokenizer)[MASK]
+    if mask_id >= config.model.vocab_size:
+        raise invalid(config.path, f"the mask token {mask_id} is no row of model.vocab_size {config.model.vocab_size}")
     with unfilled():
-        net, vq = Elastic(config["model"], mask_id=0), VQ(config["vq"])
+        net, vq = Elastic(config.model, mask_id=0), VQ(config.vq)
     checkpoint = Checkpoint(
         place=folder,
-        config=config["model"],
-        vq_config=config["vq"],
+        config=config.model,
+        vq_config=config.vq,
         mask_id=mask_id,
-        net=fit_own(net, folder, "model"),
-        vq=fit_own(vq, folder, "vq"),
+        net=_fitted(net, net_found, folder),
+        vq=_fitted(vq, vq_found, folder),
         dtype=torch.float32,
+        sums=config.sums,
     )
-    setting = {name: config[name] for name in ("wording", "side", "fold")}
-    return ModelSpec(format=Format.OWN, checkpoint=checkpoint, **setting, released=kept.get("config", {}))
+    return ModelSpec(
+        format=Format.OWN,
+        checkpoint=checkpoint,
+        wording=WORDINGS[config.wording],
+        side=config.side,
+        fold=config.fold,
+        released=config.released,
+    )
 
 
 def _spec_of_released(folder: Path) -> ModelSpec:
-    raw = read_json(folder / "config.json")
-    own = raw.get(OWN_BLOCK, {})
-    side, named = (own.get("side", SIDE), own.get("wording", "released")) if isinstance(own, dict) else (own, "")
-    if named not in WORDINGS or not isinstance(side, int) or side < 1:
-        raise CheckpointError(
-            f"config.json: unmask.side {side!r} and unmask.wording {named!r} are not valid; give pixels and one of {', '.join(WORDINGS)}"
-        )
-    checkpoint = survey_lavida_o(folder)
+    path = folder / "config.json"
+    raw, checkpoint = read_json(path), survey_lavida_o(folder)
+    own = raw.get(OWN_BLOCK) or {}  # checked by the survey
+    side, named = own.get("side", SIDE), own.get("wording", "released")
     if side % (2 * checkpoint.vq_config.factor):
         raise CheckpointError(
-            f"config.json: side {side} is not a multiple of {2 * checkpoint.vq_config.factor} pixels; change unmask.side"
+            f"{path}: side {side} is not a multiple of {2 * checkpoint.vq_config.factor} pixels; change unmask.side"
         )
     vision = checkpoint.config.vision
     if named != "released" and vision and vision.image != side:
         raise CheckpointError(
-            f"config.json: a compact model reads pictures of the size that it generates, got views of {vision.image} and pictures of "
+            f"{path}: a compact model reads pictures of the size that it generates, got views of {vision.image} and pictures of "
             f"{side} pixels; change unmask.vision or unmask.side"
         )
     if named != "released":
@@ -281,8 +293,8 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if not path.exists():
         return None
     try:
-        return Vocabulary.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return Vocabulary.parse(read_text(path))
+    except ValueError as error:
         raise CheckpointError(
             f"{path} is not a vocabulary: {error}; copy that of the model, or remove the file"
         ) from error
@@ -328,21 +340,9 @@ def needs_of(task: str) -> frozenset[str]:
 
 def read_config(folder: Path) -> Json:
     """config.json -> {"model": ElasticConfig, "vq": VQConfig, "wording", "side", "fold"}. CheckpointError for a missing or wrong field."""
-    try:
-        raw = json.loads((folder / "config.json").read_text())
-        vision = raw["model"].pop("vision")
-        model = ElasticConfig(**raw["model"], vision=VisionConfig(**vision) if vision else None)
-        channels = tuple(raw["vq"].pop("block_out_channels"))
-        vq = VQConfig(**raw["vq"], block_out_channels=channels)
-        if raw["wording"] not in WORDINGS:
-            raise ValueError(f"wording {raw['wording']!r} is none of {', '.join(WORDINGS)}")
-        wording, side, fold = WORDINGS[raw["wording"]], int(raw["side"]), int(raw["fold"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"has no field {error}" if isinstance(error, KeyError) else f"is not a model configuration: {error}"
-        raise CheckpointError(
-            f"{folder / 'config.json'} {reason}; is this a folder of unmask, LaViDa-O or LLaDA?"
-        ) from error
-    return {"model": model, "vq": vq, "wording": wording, "side": side, "fold": fold}
+    found = read_own(folder)
+    setting = {"wording": WORDINGS[found.wording], "side": found.side, "fold": found.fold}
+    return {"model": found.model, "vq": found.vq, **setting}
 
 
 def vision_fields(config: VisionConfig) -> Json:
@@ -351,19 +351,23 @@ def vision_fields(config: VisionConfig) -> Json:
 
 
 def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
-    """The inverse of ``read_config``."""
+    """The inverse of ``read_config``. The checksums of the weights are written afterwards (``checksums.write_sums``)."""
     fields = {name: value for name, value in asdict(model).items() if value or name not in _OTHER_TRUNKS}
     if model.vision:
         fields["vision"] = vision_fields(model.vision)
     if not (model.text_registers or model.code_registers):  # a dense model's file reads as before there were registers
         fields = {name: value for name, value in fields.items() if "register" not in name}
     value = {"model": fields, "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
-    (folder / "config.json").write_text(json.dumps(value, indent=1) + "\n")
+    write_text(folder / "config.json", json.dumps(value, indent=1) + "\n")
 
 
 def fit_own(module: nn.Module, folder: Path, name: str) -> dict[str, Stored]:
     """Where our files store each parameter of a module. CheckpointError for a missing, unexpected or mismatched one."""
-    found, own = tensors_of(folder, name), module.state_dict()
+    return _fitted(module, tensors_of(folder, name), folder)
+
+
+def _fitted(module: nn.Module, found: Mapping[str, Stored], folder: Path) -> dict[str, Stored]:
+    own = module.state_dict()
     compare(own, found).refuse(folder, unexpected=True)
     return {key: found[key] for key in own}
 

@@ -14,7 +14,8 @@ import torch
 
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.catalogue import for_network
-from unmask.pipeline.drawing import as_asked, best_of, draw, layouts_of
+from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, labelled, layouts_of, several, used_by
+from unmask.sampling.fast import Fast
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
@@ -38,6 +39,7 @@ from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Attempt, Box, Drawing, Drawings, Grounding, describe
 from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide
 from unmask.tasks.sampler_options import with_options
+from unmask.tasks.speeds import speed_of
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import ImageError, Placement, read_image, square
 from unmask.tokens.prompts import Conditions
@@ -65,6 +67,13 @@ class Model:
         ``model.with_sampler(lambda sampler: remdm(sampler, eta=0.2))``.
         """
         return Model(self.parts, self.presets.with_sampler(for_network(change, self.parts.net)), executor=self.executor)
+
+    @checked
+    def with_speed(self, speed: str | Fast) -> Model:
+        """The same model at another speed: ``exact``, ``fast``, or parts of fast mode such as ``refresh,steps=0.25`` (``tasks.speeds``).
+        Results name the parts that acted in ``approximate``. Samplers and options of a call take precedence.
+        """
+        return Model(self.parts, self.presets.with_speed(speed_of(speed)), executor=self.executor)
 
     @checked
     def generate(
@@ -97,9 +106,9 @@ class Model:
             more = partial(
                 alike, steps=steps, guidance_scale=guidance_scale, temperature=temperature, settings=settings
             )
-            each = [more(one, sampler=sampler) for one in _several(prompt, self._prompt)]
+            each = [more(one, sampler=sampler) for one in several(prompt, self._prompt)]
             return Drawings(drawing for drawn in each for drawing in drawn)
-        text, seeds = self._prompt(prompt), [seed + i for i in range(_count(n))]
+        text, seeds = self._prompt(prompt), [seed + i for i in range(count_of(n))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
@@ -109,10 +118,12 @@ class Model:
             self.parts.require(reflecting.NEEDS)
             rows = ([text] * n, seeds)
             think = partial(reflecting.think, self, *rows, thinking, chosen, conditions)
-            return best_of(prompt, seeds, chosen, think, warnings)
+            return labelled(self, best_of(prompt, seeds, chosen, think, warnings), used_by(chosen, thinking, self))
         plans = layouts_of(self, text, seeds, thinking, conditions)
         tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout) for layout in plans]
-        return draw(self, tasks, seeds, chosen, prompt, trace, warnings)
+        return labelled(
+            self, draw(self, tasks, seeds, chosen, prompt, trace, warnings), used_by(chosen, thinking, self)
+        )
 
     @checked
     def edit(
@@ -136,7 +147,7 @@ class Model:
         ``plan``: predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times
         until the model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
         """
-        picture, text, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(_count(n))]
+        picture, text, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(count_of(n))]
         options, warnings = (settings, steps, guidance_scale, temperature), self.parts.warnings(instruction)
         chosen = with_options(sampler or self.presets.edit(self.parts), *options)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
@@ -146,14 +157,16 @@ class Model:
             retry_sampler = with_options(sampler or self.presets.edit_again(self.parts), *options)
             rows = ([picture] * n, [text] * n, seeds)
             think = partial(revising.revise, self, *rows, thinking, chosen, retry_sampler)
-            return best_of(instruction, seeds, chosen, think, warnings)
+            used = {**used_by(chosen, thinking, self, edits=True), "edit_again": retry_sampler}
+            return labelled(self, best_of(instruction, seeds, chosen, think, warnings), used)
         (pixels, _), views, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(views, text)], [0])
             self.emit(0, layout)
         task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout)
-        return draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
+        drawn = draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
+        return labelled(self, drawn, used_by(chosen, thinking, self, edits=True))
 
     @checked
     def infill(
@@ -177,7 +190,8 @@ class Model:
         pixels, _ = self.parts.preprocess(picture)
         region_mask = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
         task = infill.Infill(pixels=pixels, region=region_mask, prompt=self._prompt(prompt, empty=True))
-        return draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))[0]
+        drawn = draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))
+        return labelled(self, drawn, {"generate": chosen})[0]
 
     @checked
     def ask(
@@ -219,7 +233,8 @@ class Model:
             self.parts.require(task.needs)
             given = {"context": self.presets.context, "question": question, "seed": seed, "trace": trace}
             made = answer_within(self, task.build(self.parts), chosen, extent, **given)
-        return replace(made, warnings=self.parts.warnings(question))
+        approximate = self.presets.approximate(self.parts, {"ask": chosen})
+        return replace(made, warnings=self.parts.warnings(question), approximate=approximate)
 
     @checked
     def describe(
@@ -272,7 +287,9 @@ class Model:
         built = task.build(self.parts)
         check_context(built, self.presets.context)
         made = answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
-        return replace(made, warnings=self.parts.warnings(target.replace(understand.GAP, " ")))
+        approximate = self.presets.approximate(self.parts, {"fill": chosen})
+        warnings = self.parts.warnings(target.replace(understand.GAP, " "))
+        return replace(made, warnings=warnings, approximate=approximate)
 
     @checked
     def ground(
@@ -381,15 +398,3 @@ class Model:
         if not (read := self.parts.wording.read(text)).strip() and not empty:
             raise ValueError('the prompt is empty; give one, for example "a red apple"')
         return read
-
-
-def _count(n: int) -> int:
-    if not 1 <= n <= 256:
-        raise ValueError(f"n must be 1 to 256, got {n}")
-    return n
-
-
-def _several(prompts: Sequence[str], check: Callable[[str], str]) -> list[str]:
-    if not prompts:
-        raise ValueError("the list of prompts is empty; give at least one")
-    return [check(prompt) for prompt in prompts]

@@ -10,8 +10,8 @@ import torch
 
 from unmask.checkpoints.device import AUTO, find_device
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
-from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.loading import load as load_weights
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
 from unmask.pipeline.adapting import Adapters, add_adapters, each_of
@@ -27,7 +27,9 @@ from unmask.pipeline.model import Model
 from unmask.pipeline.recipe_models import open_by_recipe, recipe_in
 from unmask.pipeline.text_family import DREAM, LLADA
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
+from unmask.sampling.fast import EXACT, Fast
 from unmask.tasks.arguments import checked
+from unmask.tasks.speeds import speed_of
 from unmask.tokens.text import MASK
 
 TEXT_FAMILIES = {Format.LLADA: LLADA, Format.DREAM: DREAM}
@@ -45,8 +47,10 @@ def load(
     needs: Iterable[str] | None = None,
     storage: WeightStorage | None = None,
     lora: Adapters = (),
+    speed: str | Fast = EXACT,
     download: bool = False,
     on_bytes: Callable[[int, int], None] = _silent,
+    verify: bool = True,
 ) -> Model | TextModel:
     """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
 
@@ -56,10 +60,12 @@ def load(
     ``device``: auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 … or mps; DeviceUnavailable (a ValueError) for one that is not here ·
     ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything ·
     ``storage``: dtype, quantisation and CPU offload · ``lora``: LoRA adapters that are applied, ``FOLDER`` or ``FOLDER:scale``, one or
-    several, which add up · ``download``: download ``owner/name`` if it is not in the local cache ·
-    ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read.
+    several, which add up · ``speed``: as of ``Model.with_speed`` · ``download``: download ``owner/name`` if it is not in the local cache ·
+    ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read ·
+    ``verify``: compare the weights of our own layout with the SHA-256 in config.json (48 MB take 0.03 s).
     """
     place, folder = find_device(device), resolve(name, download=download)
+    fast = speed_of(speed)
     if recipe := recipe_in(folder):
         if storage not in (None, WeightStorage()):
             raise ValueError(
@@ -67,17 +73,20 @@ def load(
             )
         if each_of(lora):
             raise ValueError(f"{folder} is opened by the recipe {recipe}, which takes no adapters; leave out lora")
+        if fast != EXACT:
+            raise ValueError(f"{folder} is opened by the recipe {recipe}, which has no fast mode; leave out speed")
         return open_by_recipe(folder, recipe, place)
     if format_in(folder).is_text:
-        return load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
+        text = load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
+        return text.with_speed(fast)
     found = read_spec(folder)
     weights = Weights(
-        checkpoint=found.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes
+        checkpoint=found.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes, verify=verify
     )  # fmt: skip
     parts = open_parts(found, weights)
     add_adapters(parts.net, lora, weights=weights, called=str(name))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
-    return Model(parts, presets=found.presets)
+    return Model(parts, presets=found.presets.with_speed(fast))
 
 
 def load_text(

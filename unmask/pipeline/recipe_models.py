@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from unmask.checkpoints.lavida_o import read_json
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 
 
@@ -16,7 +16,8 @@ def recipe_in(folder: Path) -> str:
         raw = read_json(folder / "config.json")
     except CheckpointError:
         return ""
-    return str(raw.get("recipe", "")) if isinstance(raw, dict) else ""
+    name = raw.get("recipe", "")
+    return name if isinstance(name, str) else ""
 
 
 def open_by_recipe(folder: Path, name: str, device: str) -> Any:

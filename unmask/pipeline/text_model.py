@@ -20,6 +20,7 @@ from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
 from unmask.pipeline.text_family import LLADA, TextFamily
 from unmask.protocols import Denoiser
+from unmask.sampling.fast import EXACT, Fast, acting
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
@@ -39,6 +40,7 @@ from unmask.tasks.running import (
     follow,
 )
 from unmask.tasks.sampler_options import with_options
+from unmask.tasks.speeds import speed_of
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import Builder
 from unmask.tokens.prompts import RELEASED
@@ -150,12 +152,18 @@ class TextModel:
         *,
         executor: Executor | None = None,
         change: Callable[[Sampler], Sampler] = lambda sampler: sampler,
+        fast: Fast = EXACT,
     ) -> None:
-        self.parts, self.executor, self.change = parts, executor, change
+        self.parts, self.executor, self.change, self.fast = parts, executor, change, fast
 
     def with_sampler(self, change: Callable[[Sampler], Sampler]) -> TextModel:
         """The same model with ``change`` applied to the preset of every task."""
-        return TextModel(self.parts, executor=self.executor, change=for_network(change, self.parts.net))
+        return TextModel(self.parts, executor=self.executor, change=for_network(change, self.parts.net), fast=self.fast)
+
+    @checked
+    def with_speed(self, speed: str | Fast) -> TextModel:
+        """The same model at another speed, as ``Model.with_speed``."""
+        return TextModel(self.parts, executor=self.executor, change=self.change, fast=speed_of(speed))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in _PICTURES:
@@ -197,11 +205,11 @@ class TextModel:
         extent = Extent(length=family.length if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         _check_texts(messages)
         preset = family.chat(self.parts.text, extent.length)
-        chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
+        chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
         reply = Reply(question=_given(question), length=extent.length, messages=tuple(messages))
         if form is not None:
-            return self._formed(reply, form, chosen, extent, seed, trace)
-        return self._written(reply, chosen, extent, question, seed, trace)
+            return self._labelled(self._formed(reply, form, chosen, extent, seed, trace), preset, chosen)
+        return self._labelled(self._written(reply, chosen, extent, question, seed, trace), preset, chosen)
 
     @checked
     def converse(
@@ -240,6 +248,7 @@ class TextModel:
             seconds=said.seconds,
             settings={"words": said.settings},
             finish_reason=said.finish_reason,
+            approximate=said.approximate,
         )
 
     @checked
@@ -274,11 +283,11 @@ class TextModel:
             )
         extent = Extent(length=family.length if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         preset = family.base(self.parts.text, extent.length)
-        chosen = with_options(sampler or self.change(preset), settings, steps, guidance_scale, temperature, top_p)
+        chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
         task = Continue(prompt=prompt, length=extent.length, suffix=suffix)
         if not suffix:
-            return self._written(task, chosen, extent, question, seed, trace)
-        return self._inserted(task, chosen, extent, question, seed, trace)
+            return self._labelled(self._written(task, chosen, extent, question, seed, trace), preset, chosen)
+        return self._labelled(self._inserted(task, chosen, extent, question, seed, trace), preset, chosen)
 
     @checked
     def infill_text(
@@ -294,11 +303,12 @@ class TextModel:
     ) -> Answer:
         """A text with every ``[mask]`` replaced by one token, most confident first."""
         preset = self.parts.family.fill(self.parts.text, max(1, target.count(GAP)))
-        chosen = with_options(self.change(preset), settings, steps, guidance_scale, temperature)
+        chosen = with_options(self._changed(preset), settings, steps, guidance_scale, temperature)
         task = FillGaps(target=_given(target))
         built = task.build(self.parts)
         check_context(built, self.parts.context)
-        return answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
+        made = answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
+        return self._labelled(made, preset, chosen)
 
     def run(
         self, sequences: Items[Sequence], seeds: Items[int], sampler: Sampler, on_step: OnStep | None = None
@@ -307,6 +317,14 @@ class TextModel:
         if self.executor:
             return self.executor.run(sequences, seeds, sampler, on_step)
         return decide(self.parts.net, sequences, seeds, sampler, device=self.device, on_step=on_step)
+
+    def _changed(self, preset: Sampler) -> Sampler:
+        """A preset at the model's speed, and then with its change."""
+        return self.change(self.fast.text(preset))
+
+    def _labelled(self, made: Answer, preset: Sampler, final: Sampler) -> Answer:
+        """The answer with the parts of fast mode that its sampler has."""
+        return replace(made, approximate=acting(self.fast.text, self.change(preset), final))
 
     def _formed(
         self, reply: Reply, form: AnswerFormat, sampler: Sampler, extent: Extent, seed: int, trace: bool

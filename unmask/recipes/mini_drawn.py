@@ -5,7 +5,8 @@
     unmask train mini.stage3 --out runs/second -o start=runs/stage3 -o drawn=runs/drawn
 
 A critic trained on renderings alone has not seen typical errors of generated images. Prompts are of GenEval's six categories, hard ones
-more often, from scenes of the training split; three batches in four use the model's own plans. An interrupted run resumes.
+more often, and of ``world_composed``, from scenes of the training split; three batches in four use the model's own plans. An interrupted
+run resumes.
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ from random import Random
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from unmask.data.drawn import Drawn, load_drawn, save_drawn
 from unmask.data.world import critiques
+from unmask.data.world.language import size_word
 from unmask.data.world.reading import read
-from unmask.data.world.scenes import Scene, relation, shows_held_out
+from unmask.data.world.scenes import Scene, SceneObject, relation, shows_held_out
 from unmask.evaluation.evaluate import weights_digest
-from unmask.evaluation.scoring import Want
+from unmask.evaluation.scoring import Related, Want
 from unmask.evaluation.strategies import PromptGenerator
-from unmask.evaluation.world_geneval import Prompt, prompts
+from unmask.evaluation.world_composed import COMPOSED
+from unmask.evaluation.world_geneval import CATEGORIES, GENEVAL, Prompt, PromptKind
 from unmask.pipeline.model import Model
 from unmask.tasks.reflecting import Thinking
 
-KINDS = (
+_HARD = (
     "counting",
     "position",
     "color_attr",
@@ -43,6 +47,7 @@ KINDS = (
     "single",
     "position",
 )
+KINDS: tuple[PromptKind, ...] = (*(GENEVAL[CATEGORIES.index(name)] for name in _HARD), *COMPOSED)
 BATCH = 64
 
 
@@ -51,6 +56,22 @@ def draw(model: str = "mini", out: str = "runs/drawn", count: int = 6000, seed: 
 
     ``model``: a name or a folder. ValueError if ``out`` holds images of other weights or another seed, or if no image could be labelled.
     """
+    draw_share(model, out, count, seed)
+    if not collect(out, count):
+        raise ValueError(f"none of {count} images could be labelled; is {model} trained on level grid?")
+
+
+def collect(out: str, count: int) -> int:
+    """Join the batches that are drawn; returns the number of labelled images, and writes nothing if it is 0."""
+    parts = [load_drawn(part) for part, _ in _parts(Path(out), count)]
+    drawn = [d for _, some in parts for d in some]
+    if drawn:
+        save_drawn(Path(out), torch.cat([pictures for pictures, _ in parts]), drawn)
+    return len(drawn)
+
+
+def draw_share(model: str, out: str, count: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    """The batches of one process of several that draw at the same time; those that are there are kept. ValueError as of ``draw``."""
     import unmask
 
     opened, folder = unmask.load(model), Path(out)
@@ -58,25 +79,29 @@ def draw(model: str = "mini", out: str = "runs/drawn", count: int = 6000, seed: 
         raise ValueError(f"{model} is a text model; give an image model")
     _claim(folder, {"weights": weights_digest(opened.parts.net).hex(), "seed": seed})
     wanted = training_prompts(count, seed)
-    parts = []
-    for first in track(range(0, count, BATCH), description="drawing"):
-        some = wanted[first : first + BATCH]
-        part = folder / "parts" / f"{first:06}-{first + len(some):06}"
+    for part, first in track(_parts(folder, count)[rank::world], description="drawing", console=Console(stderr=True)):
         if not (part / "drawn.jsonl").exists():  # written last
+            some = wanted[first : first + BATCH]
             _draw(opened, some, part, Random(f"drawn/{seed}/{first}"), planned=bool(first // BATCH % 4))
-        parts.append(load_drawn(part))
-    drawn = [d for _, some in parts for d in some]
-    if not drawn:
-        raise ValueError(f"none of {count} images could be labelled; is {model} trained on level grid?")
-    save_drawn(folder, torch.cat([pictures for pictures, _ in parts]), drawn)
+
+
+def _parts(folder: Path, count: int) -> list[tuple[Path, int]]:
+    """Folder and first prompt of every batch."""
+    starts = range(0, count, BATCH)
+    return [(folder / "parts" / f"{first:06}-{min(first + BATCH, count):06}", first) for first in starts]
 
 
 def training_prompts(count: int, seed: int) -> list[Prompt]:
     """The first ``count`` prompts, deterministic; half of them without "a photo of"."""
     kinds = [KINDS[i % len(KINDS)] for i in range(count)]
-    ready = {k: iter(prompts(k, n, level="grid", split="train", seed=900 + seed)) for k, n in Counter(kinds).items()}
+    counts = Counter(kind.name for kind in kinds)
+    ready = {
+        kind.name: iter(kind.prompts(counts[kind.name], level="grid", split="train", seed=900 + seed))
+        for kind in KINDS
+        if counts[kind.name]
+    }
     rng = Random(f"wishes/{seed}")
-    made = [next(ready[kind]) for kind in kinds]
+    made = [next(ready[kind.name]) for kind in kinds]
     return [replace(p, text=p.text.removeprefix("a photo of ")) if rng.random() < 0.5 else p for p in made]
 
 
@@ -106,25 +131,44 @@ def labelled(prompt: Prompt, picture: np.ndarray, rng: Random) -> Drawn | None:
 
 
 def rule_critique(want: Want, scene: Scene, rng: Random) -> str | None:
-    """The first error of a scene: counts, then colours, then relations; "" if there is none, None where no word exists for it."""
+    """The first error of a scene: counts, then colours, sizes, relations and the background; "" if there is none, None where no word
+    exists for it.
+    """
     for name in dict.fromkeys(item.name for item in want.items):
         items = [item for item in want.items if item.name == name]
-        shown = [t for t in scene.objects if t.name == name]
+        shown = _shown(scene, name)
         wanted = sum(item.count for item in items)
         if not shown:
             return critiques.missing_critique(name, rng)
         if len(shown) < wanted or (len(shown) > wanted and any(item.exact for item in items)):
             return critiques.count_critique(replace(shown[0], colour=""), wanted, len(shown))
     for item in want.items:
-        colours = [t.colour for t in scene.objects if t.name == item.name]
+        colours = [t.colour for t in _shown(scene, item.name)]
         if item.colour is not None and colours.count(item.colour) < item.count:
             other = next(c for c in colours if c != item.colour)
             # There is no word for natural colours.
             return (
                 critiques.colour_critique(item.name, item.count, item.colour, other) if item.colour and other else None
             )
-    if r := want.related:
-        first, second = ([t for t in scene.objects if t.name == i.name] for i in (r.first, r.second))
-        if not any(relation(a, b) == r.relation for a in first for b in second if a is not b):
-            return critiques.relation_critique(r.first.name, r.relation, r.second.name)
-    return ""
+    for item in want.items:
+        if item.size and any(size_word(t, scene.level) != item.size for t in _shown(scene, item.name)):
+            return critiques.size_critique(_shown(scene, item.name), bigger=item.size == "big")
+    if want.related and (words := _relation_error(want.related, scene)):
+        return words
+    return critiques.background_critique(want.background, scene.background) if _other(want, scene) else ""
+
+
+def _shown(scene: Scene, name: str) -> list[SceneObject]:
+    return [t for t in scene.objects if t.name == name]
+
+
+def _other(want: Want, scene: Scene) -> bool:
+    return want.background not in ("", scene.background)
+
+
+def _relation_error(related: Related, scene: Scene) -> str:
+    first, second = (_shown(scene, item.name) for item in (related.first, related.second))
+    holds = [relation(a, b) == related.relation for a in first for b in second if a is not b]
+    if (all if related.every else any)(holds):
+        return ""
+    return critiques.relation_critique(critiques.those(first), related.relation, critiques.those(second))

@@ -43,7 +43,8 @@ from unmask.pipeline.loading import write_config
 from unmask.protocols import Source
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes import small_vq
-from unmask.recipes.mini import lines, not_tower, standardise
+from unmask.recipes.mini_tasks import lines, not_tower
+from unmask.recipes.mini_vision import standardise
 from unmask.recipes.small_report import report
 from unmask.recipes.small_tasks import DRAFT_LEVELS, Part, Rows, drawing, everything
 from unmask.rng import generator

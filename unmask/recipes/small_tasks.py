@@ -22,10 +22,11 @@ from unmask.sequence import Batch, Kind
 from unmask.tokens.text import Text
 
 DRAFT_LEVELS = (("free", 0.7), ("grid", 0.3))
-EVEN = Draft(counts=((1, 0.25), (2, 0.45), (3, 0.18), (4, 0.12)), alike=0.28)
-MANY = Draft(counts=((1, 0.15), (2, 0.35), (3, 0.25), (4, 0.25)), alike=0.2)
-COUNTED = Draft(counts=((2, 0.3), (3, 0.35), (4, 0.35)), alike=0.85)
-PAIRS = Draft(counts=((2, 1.0),), alike=0.0)
+EVEN = Draft(counts=((1, 0.25), (2, 0.41), (3, 0.19), (4, 0.15)), alike=0.28, grouped=0.4)
+MANY = Draft(counts=((1, 0.15), (2, 0.35), (3, 0.25), (4, 0.25)), alike=0.2, grouped=0.35)
+COUNTED = Draft(counts=((2, 0.3), (3, 0.35), (4, 0.35)), alike=0.85, grouped=0.5)
+RELATED = Draft(counts=((2, 0.5), (3, 0.25), (4, 0.25)), alike=0.0, grouped=1.0)
+EDITED = Draft(grouped=0.25)
 FEW = Draft(counts=((1, 0.8), (2, 0.2)))
 
 
@@ -141,7 +142,7 @@ def _drawings(rows: Rows) -> tuple[Part, ...]:
 
 def _edits(rows: Rows) -> tuple[Part, ...]:
     def edited(seed: int, count: int, plan: Planned | None) -> Callable[[Encode], Source[Batch]]:
-        return lambda encode: Edits(**rows.seen(seed, count), encode=encode, plan=plan)
+        return lambda encode: Edits(**rows.seen(seed, count), encode=encode, plan=plan, draft=EDITED)
 
     plain = Masked(dropouts=(*_drop("prompt", "look"), _SOURCE))
     planned = Masked(dropouts=(*_drop("prompt", "look", "plan"), _SOURCE))
@@ -155,7 +156,7 @@ def _answers(rows: Rows) -> tuple[Part, ...]:
     looks = VisualQuestions(**rows.seen(0, 6), questions=4, phrases=3, draft=MANY)
     reply = VisualQuestions(**rows.seen(20, 6), questions=1, phrases=0, draft=MANY, answer_length=44)
     critique = Critiques(**rows.seen(0, 6), captions=4, related=0.4, draft=MANY)
-    edit_critique = EditCritiques(**rows.seen(0, 4))
+    edit_critique = EditCritiques(**rows.seen(0, 4), draft=EDITED)
     return (
         Part(name="look", source=lambda encode: looks, objective=_LOOK, weight=0.6),
         Part(name="critique", source=lambda encode: critique, objective=_LOOK, weight=1.2),
@@ -166,8 +167,8 @@ def _answers(rows: Rows) -> tuple[Part, ...]:
 
 def _plans(rows: Rows) -> tuple[Part, ...]:
     plans = Plans(**rows.texts(0, 8), length=44, draft=EVEN)
-    related = Plans(**rows.texts(20, 16), length=44, related=0.95, draft=PAIRS)
-    edits = EditPlans(**rows.seen(0, 8), length=24)
+    related = Plans(**rows.texts(20, 16), length=44, related=0.95, draft=RELATED)
+    edits = EditPlans(**rows.seen(0, 8), length=24, draft=EDITED)
     captions = Captions(**rows.texts(0, 16))
     return (
         Part(name="plan", source=lambda encode: plans, objective=Masked(), weight=0.4),

@@ -114,7 +114,7 @@ def first(teacher: Squares, pictures_NHW3: Tensor, narrow: int, seed: int) -> VQ
     squares_ND = _patches(pictures_NHW3).float() / 255
     scale = teacher.latents(squares_ND).std(0).clamp(min=1e-3)
     with torch.no_grad():
-        _fill(made, generator("small vq", seed))
+        fill(made, generator("small vq", seed))
         made.quantize.embedding.weight.copy_(teacher.codebook)
         out = made.encoder(squares_ND.reshape(-1, 3, PATCH, PATCH)).flatten(1)
         made.encoder.conv_out.weight.div_(out.std(0).clamp(min=1e-6)[:, None, None, None])
@@ -125,7 +125,7 @@ def first(teacher: Squares, pictures_NHW3: Tensor, narrow: int, seed: int) -> VQ
     return made
 
 
-def _fill(made: VQ, rng: torch.Generator) -> None:
+def fill(made: VQ, rng: torch.Generator) -> None:
     """Weights that keep the deviation of their input (PyTorch's lose two thirds of it in every downsampling), biases of zero."""
     for module in made.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.store import load_module, save_module
 from unmask.corruption.step_causal import StepCausalMasking
 from unmask.models.elastic import Elastic
@@ -79,3 +80,4 @@ def ship(run: str = "runs/sparse", out: str = "runs/sparse_mini", start: str = "
     for path in [*source.glob("vq*.safetensors"), source / "tokenizer.json", *source.glob("vocabulary.json")]:
         shutil.copy(path, folder)
     write_config(folder, model, config["vq"], wording="compact", side=config["side"], fold=config["fold"])
+    write_sums(folder)

@@ -13,8 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unmask.derived import remember, tell, tell_counts
 from unmask.protocols import BlockSchedule, Bounded, Correcting, EarlyStopping, Selection, UnmaskingSchedule
-from unmask.sampling.spans import still_masked
+from unmask.rng import sent
+from unmask.sampling.plan import PlannedStep, planned
+from unmask.sampling.spans import STILL_MASKED, still_masked
+from unmask.sampling.stopping import Never
 from unmask.sequence import Batch
 from unmask.step import Progress
 
@@ -38,7 +42,8 @@ class Parts(Protocol):
 class Todo:
     """One step. ``block [B, L]``: masked tokens that may be unmasked · ``region [B, L]``: all tokens of the rows' blocks that this run may
     change · ``counts [B]``: how many to unmask · ``must_unmask [B]``: rows that have to take one ·
-    ``time [B, L]``: masked share of the block; share of the steps left in a row whose steps all correct.
+    ``time [B, L]``: masked share of the block; share of the steps left in a row whose steps all correct · ``planned``: the step of a run
+    that was planned as a whole.
     """
 
     block: Tensor
@@ -47,6 +52,7 @@ class Todo:
     must_unmask: Tensor
     time: Tensor
     progress: Progress
+    planned: PlannedStep | None = None
 
 
 @dataclass(kw_only=True)
@@ -65,15 +71,21 @@ class _Row:
 
 
 class Agenda:
-    """``planned``: steps of the row that takes most."""
+    """``planned``: steps of the row that takes most · ``plan``: all steps, where they are known before the first (``plan.py``)."""
 
     def __init__(self, parts: Parts, batch: Batch, open_BL: Tensor) -> None:
-        self.parts, self.open = parts, open_BL
+        self.parts, self.open, self.taken = parts, open_BL, 0
         self.rows = [_Row(all_correcting=not masked) for masked in still_masked(batch).any(1).tolist()]
         self.correcting = parts.stopping if isinstance(parts.stopping, Correcting) else None
         self.selection = parts.selection if isinstance(parts.selection, Bounded) else None
         self.bound = self.correcting.bound if self.correcting else 0
         self.block = parts.blocks(batch, self._progress(batch))
+        self.plan = None
+        if isinstance(parts.stopping, Never) and not self.bounded:
+            self.plan = planned(parts.schedule, parts.selection, batch, open_BL, self.block)
+        if self.plan is not None:
+            self.planned = len(self.plan)
+            return
         totals = (
             block[live].unique(return_counts=True)[1].tolist()
             for block, live in zip(self.block, still_masked(batch), strict=True)
@@ -83,6 +95,8 @@ class Agenda:
 
     def next(self, batch: Batch) -> Todo | None:
         """What to do now, or None where every row is finished. A finished row gets count 0 and no block."""
+        if self.plan is not None:
+            return self._foreseen(batch, self.plan)
         live_BL = still_masked(batch)
         here_BL, current_B, states = self._where(live_BL)
         if self._ask_again(batch, [now for now, _ in states]):
@@ -98,12 +112,28 @@ class Agenda:
         share = [self._time(row, left) for row, (_, left) in zip(self.rows, states, strict=True)]
         device = live_BL.device
         return Todo(
-            block=here_BL,
+            block=tell_counts(here_BL, tuple(left for _, left in states)),
             region=region_BL,
-            counts=torch.tensor(counts, device=device),
-            must_unmask=torch.tensor(must, device=device),
-            time=torch.tensor(share, device=device)[:, None].expand_as(batch.ids),
+            counts=tell(sent(torch.tensor(counts), device), counts),
+            must_unmask=sent(torch.tensor(must), device),
+            time=sent(torch.tensor(share), device)[:, None].expand_as(batch.ids),
             progress=self._progress(batch),
+        )
+
+    def _foreseen(self, batch: Batch, plan: tuple[PlannedStep, ...]) -> Todo | None:
+        if self.taken == len(plan):
+            return None
+        step = plan[self.taken]
+        self.taken += 1
+        remember(STILL_MASKED, step.left, batch.masked)
+        return Todo(
+            block=tell_counts(self.open & batch.masked, step.left),
+            region=self.open if step.all_live else self.open & step.live[:, None],
+            counts=step.counts,
+            must_unmask=step.live,
+            time=step.time,
+            progress=step.progress,
+            planned=step,
         )
 
     def _where(self, live_BL: Tensor) -> tuple[Tensor, Tensor, list[list[int]]]:
@@ -122,8 +152,8 @@ class Agenda:
         number_of = [
             (row.extra - 1, self.bound) if row.correcting else (row.number, max(1, len(row.plan))) for row in self.rows
         ]
-        number_B, of_B = torch.tensor(number_of, device=batch.device).unbind(1)
-        return Progress(number=number_B, of=of_B, length=batch.ids.shape[1])
+        number_B, of_B = sent(torch.tensor(number_of), batch.device).unbind(1)
+        return Progress(number=number_B, of=of_B, length=batch.ids.shape[1], known=tuple(number_of))
 
     def _ask_again(self, batch: Batch, current: list[int]) -> bool:
         """New blocks for the rows that finished one. Other rows keep theirs: no row's blocks depend on the others."""

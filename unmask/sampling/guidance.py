@@ -3,20 +3,25 @@
 Public idea: a guidance is a value with ``views(batch, progress)`` (the first is the row as it is) and ``merge(batch, predictions,
 progress)``. Logits of all kinds are merged alike. A guidance of scale 0 makes one view, which is no guidance.
 
+With ``refresh`` above 1 a guidance is approximate: its other views run at every ``refresh``-th step in which it acts, where they score all
+masked tokens of the block; between them the logits of the last such step are merged (``protocols.Refreshing``). A token without such
+logits, because it was masked again since, is not guided.
+
 Shapes: B rows · N tokens scored · V vocabulary. c full condition · e a part of it · u no condition.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unmask.models.exact import double
+from unmask.rng import sent
 from unmask.sequence import Batch
-from unmask.step import Prediction, Progress
+from unmask.step import Prediction, Progress, Scored
 
 Interval = tuple[float, float]
 
@@ -41,18 +46,31 @@ class ClassifierFree:
     """(1 + scale) c - scale u (spec 4.5), where u has the spans named in ``drop`` replaced by the null embedding.
 
     ``drop``: anything that knows ``name in drop`` · ``null_id``: text id of the null embedding · ``interval``: guidance acts
-    at steps int(a * steps) .. int(b * steps), counted from 1 (Kynkäänniemi et al. 2024; spec 4.2).
+    at steps int(a * steps) .. int(b * steps), counted from 1 (Kynkäänniemi et al. 2024; spec 4.2) · ``refresh``: u runs at every so many of
+    these steps; 1 is exact. ValueError below 1.
     """
 
     scale: float
     drop: Container[str]
     null_id: int
     interval: Interval = (0.0, 1.0)
+    refresh: int = 1
+
+    def __post_init__(self) -> None:
+        _check_refresh(self.refresh)
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
-        if self.scale == 0 or not bool(_acting(self.interval, progress).any()):
+        if self.scale == 0 or not any(_due(self.interval, self.refresh, progress)):
             return [batch]
         return [batch, _without(batch, lambda name: name in self.drop, self.null_id)]
+
+    def to_score(self, predict: Tensor, block: Tensor) -> Tensor:
+        return predict if self.refresh == 1 else predict | block
+
+    def completed(
+        self, views: list[Prediction], kept: list[Prediction], progress: Progress
+    ) -> tuple[list[Prediction], list[Prediction]]:
+        return (views, []) if self.refresh == 1 else _completed(views, kept, self.interval, self.refresh, progress)
 
     def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction:
         if len(predictions) == 1:
@@ -78,16 +96,28 @@ class EditGuidance:
     keep: Container[str]
     null_id: int
     interval: Interval = (0.0, 1.0)
+    refresh: int = 1
+
+    def __post_init__(self) -> None:
+        _check_refresh(self.refresh)
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
         views = [batch]
-        if not bool(_acting(self.interval, progress).any()):
+        if not any(_due(self.interval, self.refresh, progress)):
             return views
         if self.image_scale:
             views.append(_without(batch, lambda name: name in self.drop and name not in self.keep, self.null_id))
         if self.scale:
             views.append(_without(batch, lambda name: name in self.drop, self.null_id))
         return views
+
+    def to_score(self, predict: Tensor, block: Tensor) -> Tensor:
+        return predict if self.refresh == 1 else predict | block
+
+    def completed(
+        self, views: list[Prediction], kept: list[Prediction], progress: Progress
+    ) -> tuple[list[Prediction], list[Prediction]]:
+        return (views, []) if self.refresh == 1 else _completed(views, kept, self.interval, self.refresh, progress)
 
     def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction:
         if len(predictions) == 1:
@@ -101,11 +131,73 @@ class EditGuidance:
         return _merge(predictions, progress, self.interval, blend)
 
 
-def _acting(interval: Interval, progress: Progress) -> Tensor:
-    """Rows whose step lies in the interval, [B] bool."""
-    number_B = progress.number + 1
-    first_B, last_B = ((edge * double(progress.of)).long().to(number_B.device) for edge in interval)
-    return (first_B <= number_B) & (number_B <= last_B)
+def _acts(interval: Interval, progress: Progress) -> list[bool]:
+    """Whether the step of each row lies in the interval. One that ends at 1 includes the steps after the planned ones."""
+    begin, end = interval
+    return [
+        int(begin * of) <= number + 1 and (end == 1 or number + 1 <= int(end * of)) for number, of in progress.pairs()
+    ]
+
+
+def _due(interval: Interval, refresh: int, progress: Progress) -> list[bool]:
+    """Whether each row needs all views at this step: the first step of the interval and every ``refresh``-th after it."""
+    acts = _acts(interval, progress)
+    if refresh == 1:
+        return acts
+    firsts = [max(1, int(interval[0] * of)) for _, of in progress.pairs()]
+    numbers = [number + 1 for number, _ in progress.pairs()]
+    return [act and (number - first) % refresh == 0 for act, number, first in zip(acts, numbers, firsts, strict=True)]
+
+
+def _check_refresh(refresh: int) -> None:
+    if refresh < 1:
+        raise ValueError(f"guidance.refresh counts steps, got {refresh}; 1 computes all views at every step")
+
+
+def _completed(
+    views: list[Prediction], kept: list[Prediction], interval: Interval, refresh: int, progress: Progress
+) -> tuple[list[Prediction], list[Prediction]]:
+    """All views for the tokens of the first one, and what is kept of the others. A row's views are renewed at its own steps alone."""
+    first, *others = views
+    if others:
+        due = _due(interval, refresh, progress)
+        due_B = sent(torch.tensor(due), progress.number.device)
+        olds = kept if kept and not all(due) else [Prediction(scored={})] * len(others)
+        kept = [_renewed(old, new, due_B, progress) for old, new in zip(olds, others, strict=True)]
+    return [first, *(_aligned(view, first) for view in kept)], kept
+
+
+def _renewed(old: Prediction, new: Prediction, due_B: Tensor, progress: Progress) -> Prediction:
+    """The logits of ``new`` in the rows that are due, those of ``old`` in the others."""
+    if not old.scored:
+        return Prediction(scored=new.scored)
+    scored = {}
+    for kind in sorted(old.scored.keys() | new.scored.keys()):
+        some = [(view.scored.get(kind), taken_B) for view, taken_B in ((old, ~due_B), (new, due_B))]
+        parts = [
+            (one.at[taken_B[progress.row(one.at)]], one.logits[taken_B[progress.row(one.at)]])
+            for one, taken_B in some
+            if one is not None and one.logits is not None
+        ]
+        if parts:
+            at_N, order_N = torch.cat([at for at, _ in parts]).sort()
+            scored[kind] = Scored(at=at_N, logits=torch.cat([logits for _, logits in parts])[order_N])
+    return Prediction(scored=scored)
+
+
+def _aligned(view: Prediction, first: Prediction) -> Prediction:
+    """The logits of ``view`` for the tokens that ``first`` scored; -inf where it has none."""
+    scored = {}
+    for kind, wanted in first.scored.items():
+        if wanted.logits is None:
+            continue
+        logits_NV, found = torch.full_like(wanted.logits, -torch.inf), view.scored.get(kind)
+        if found is not None and found.logits is not None and found.at.numel():
+            place_N = torch.searchsorted(found.at, wanted.at).clamp(max=len(found.at) - 1)
+            has_N1 = (found.at[place_N] == wanted.at)[:, None]
+            logits_NV = torch.where(has_N1, found.logits[place_N], logits_NV)
+        scored[kind] = Scored(at=wanted.at, logits=logits_NV)
+    return Prediction(scored=scored)
 
 
 def _without(batch: Batch, gone: Callable[[str], bool], null_id: int) -> Batch:
@@ -120,7 +212,8 @@ def _merge(
 
     ViewsDiffer if a view scored other tokens than the first.
     """
-    acting_B = _acting(interval, progress)
+    acts = _acts(interval, progress)
+    acting_B = None if all(acts) else sent(torch.tensor(acts), progress.number.device)
     first, merged = predictions[0], {}
     for kind, scored in first.scored.items():
         if scored.logits is None:
@@ -129,14 +222,20 @@ def _merge(
             _check_same(kind, scored.at, other, number)
         c_NV, *others = (p.logits(kind).float() for p in predictions)
         guided_NV = blend(c_NV, *others)
-        acts_N1 = acting_B[progress.row(scored.at)][:, None]
-        finite_NV = guided_NV.abs() < torch.inf  # not so for NaN
-        merged[kind] = torch.where(acts_N1 & finite_NV, guided_NV, c_NV)
+        if acting_B is None and guided_NV.is_cpu and math.isfinite(float(guided_NV.sum())):
+            merged[kind] = guided_NV  # all of it is finite
+            continue
+        taken_NV = guided_NV.abs() < torch.inf  # not so for NaN
+        if acting_B is not None:
+            taken_NV &= acting_B[progress.row(scored.at)][:, None]
+        merged[kind] = torch.where(taken_NV, guided_NV, c_NV)
     return first.with_logits(merged)
 
 
 def _check_same(kind: int, at_N: Tensor, view: Prediction, number: int) -> None:
     found_N = view.scored[kind].at if kind in view.scored else at_N[:0]
+    if found_N is at_N:
+        return
     if len(at_N) != len(found_N) or (len(at_N) and not torch.equal(at_N, found_N)):
         raise ViewsDiffer(
             f"of kind {kind}, guidance view {number} scored {len(found_N)} tokens and view 0 scored {len(at_N)}, or not the same ones; "

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.derived import counts_told, remember, tell_counts
 from unmask.positions import whole_positions
 from unmask.protocols import (
     BlockSchedule,
@@ -25,6 +26,7 @@ from unmask.protocols import (
     EarlyStopping,
     Guidance,
     Prior,
+    Refreshing,
     Selection,
     TokenSampler,
     UnmaskingSchedule,
@@ -34,11 +36,13 @@ from unmask.sampling.blocks import Whole
 from unmask.sampling.cache import NoCache
 from unmask.sampling.cropping import cropped, restored, settled
 from unmask.sampling.guidance import NoGuidance
+from unmask.sampling.plan import PlannedStep
 from unmask.sampling.prior import AllMasked
 from unmask.sampling.spans import still_masked, wished
 from unmask.sampling.stopping import Never
+from unmask.sampling.token_sampler import OF_EACH_ROW
 from unmask.sequence import ON_UNMASK, Batch, stack
-from unmask.step import Move, Prediction, Progress, Proposal, Query, Reuse, Scored, State, apply
+from unmask.step import Move, Prediction, Progress, Proposal, Query, Reuse, Scored, State, apply, unmasked
 
 
 class NothingUnmasked(RuntimeError):
@@ -108,6 +112,8 @@ class SamplingRun:
         self.batch = _ordered(started, sampler.stopping(started)).replace(score=unscored_BL)
         self.agenda = Agenda(sampler, self.batch, self.open)
         self.states: list[State | None] = []  # of each guidance view
+        self.refreshing = sampler.guidance if isinstance(sampler.guidance, Refreshing) else None
+        self.kept: list[Prediction] = []  # what it uses again at the next step
         self.number = 0
         self.todo: Todo | None = None
         self.query: Query | None = None
@@ -126,14 +132,19 @@ class SamplingRun:
             raise ValueError("the run is finished; there is nothing left to unmask")
         # 4. The views become one prediction.
         prediction = restored(prediction, self.query, batch.ids.shape[1])
-        views = _split(prediction, self.query.batch.rows // batch.rows, batch)
+        views = _split(prediction, self.query, self.query.batch.rows // batch.rows, batch)
         self._keep(views, todo.progress)
+        if self.refreshing:
+            views, self.kept = self.refreshing.completed(views, self.kept, todo.progress)
         merged = parts.guidance.merge(batch, views, todo.progress)
         # 5. A candidate and a score for each scored token.
         proposal = parts.token_sampler(batch, merged, todo.progress)
         # 6. Some candidates are taken and written; others may be masked again.
-        move = parts.selection(batch, proposal, todo.block, todo.counts, todo.progress)
-        written = self._write(move, proposal, todo)
+        if todo.planned is not None and not any(self.states):
+            written = self._write_planned(todo.planned, proposal, todo)
+        else:
+            move = parts.selection(batch, proposal, todo.block, todo.counts, todo.progress)
+            written = self._write(move, proposal, todo)
         # 7. What no longer needs the model is filled in.
         self.batch = _ordered(written, parts.stopping(written))
         self.number += 1
@@ -144,32 +155,40 @@ class SamplingRun:
         # 1. Every row's block, and how many of its tokens to unmask.
         self.todo = todo = self.agenda.next(self.batch)
         if todo is None:
+            if self.agenda.plan:
+                self._check_end()
             return None
         self.batch = self.batch.replace(time=todo.time, region=todo.region)
         # 2. The tokens to score.
-        wishes = [wished(p, self.batch, todo.block, todo.counts) for p in (parts.selection, parts.token_sampler)]
+        planned = todo.planned.unmask if todo.planned else None
+        if planned is None:
+            planned = wished(parts.selection, self.batch, todo.block, todo.counts)
+        wishes = [planned, wished(parts.token_sampler, self.batch, todo.block, todo.counts)]
         some = [wish for wish in wishes if wish is not None]
-        predict = torch.stack(some).any(0) if some else todo.block
+        predict = todo.block if not some else some[0] if len(some) == 1 else some[0] | some[1]
         # 3. The views of guidance, one under the other, and what each need not compute again.
         views = parts.guidance.views(self.batch, todo.progress)
         if len(views) > 1 and wishes[1] is not None:
             _same_kinds(views, predict)
-        reuse = self._reuse(views, predict, todo)
+        others = self.refreshing.to_score(predict, todo.block) if self.refreshing else predict
+        predicts = [predict, *[others] * (len(views) - 1)]
+        reuse = self._reuse(views, predicts, todo)
         batch = stack(views) if len(views) > 1 else views[0]
-        query = Query(batch=batch, predict=predict.repeat(len(views), 1), reuse=reuse)
+        asked = _repeated(predict, len(views)) if others is predict else torch.cat(predicts)
+        query = Query(batch=batch, predict=asked, reuse=reuse)
         return settled(cropped(query), self.query)
 
-    def _reuse(self, views: list[Batch], predict: Tensor, todo: Todo) -> Reuse | None:
+    def _reuse(self, views: list[Batch], predicts: list[Tensor], todo: Todo) -> Reuse | None:
         states = [self.states[i] if i < len(self.states) else None for i in range(len(views))]
         compute, keep = [], []
-        for view, state in zip(views, states, strict=True):
+        for view, predict, state in zip(views, predicts, states, strict=True):
             held = torch.zeros_like(predict) if state is None else state.held
             plan = self.sampler.cache.plan(view, todo.region, predict, held, todo.progress)
             if plan is None:
                 return None
             compute.append(whole_positions(view, plan.compute | predict))
             keep.append(compute[-1] & ~whole_positions(view, view.valid & ~plan.keep))
-        length = predict.shape[1]
+        length = predicts[0].shape[1]
         state = State.stack(states, [view.rows for view in views], length)
         return Reuse(compute=torch.cat(compute), keep=torch.cat(keep), state=state)
 
@@ -192,6 +211,13 @@ class SamplingRun:
             state and dataclasses.replace(state, held=state.held & (own_B > i)[:, None])
             for i, state in enumerate(self.states)
         ]
+
+    def _write_planned(self, step: PlannedStep, proposal: Proposal, todo: Todo) -> Batch:
+        """Unmask what the selection takes, which has promised to take nothing else. What it did is checked at the end of the run."""
+        unmask = step.unmask
+        if unmask is None:
+            unmask = self.sampler.selection(self.batch, proposal, todo.block, todo.counts, todo.progress).unmask
+        return unmasked(self.batch, unmask, proposal, step.clock)
 
     def _write(self, move: Move, proposal: Proposal, todo: Todo) -> Batch:
         """Apply a move to the tokens that this run may change: what was given stays, and so do rows that take no step.
@@ -219,17 +245,34 @@ class SamplingRun:
             written = written.replace(order=torch.where(move.remask, self.first.order, written.order))
         return written
 
+    def _check_end(self) -> None:
+        """Raise the named error of a planned run that ended with masked tokens, or with tokens that the model did not score."""
+        assert self.batch.score is not None
+        masked_BL = still_masked(self.batch)
+        unscored_BL = self.open & ~masked_BL & (self.batch.score == -torch.inf)
+        idle, unscored = torch.stack([masked_BL.any(), unscored_BL.any()]).tolist()
+        if unscored:
+            raise self._not_predicted(unscored_BL)
+        if idle:
+            raise NothingUnmasked(
+                f"rows {masked_BL.any(1).nonzero().flatten().tolist()} have masked tokens left; {type(self.sampler.selection).__name__} "
+                "is foreseeable, so it must take exactly its counts"
+            )
+
+    def _not_predicted(self, unscored_BL: Tensor) -> NothingPredicted:
+        row, token = unscored_BL.nonzero()[0].tolist()
+        return NothingPredicted(
+            f"row {row}, token {token} (kind {int(self.batch.kind[row, token])}) was selected, but the model did not score it; "
+            "select tokens that were predicted, of a kind that the model knows"
+        )
+
     def _check(self, move: Move, proposal: Proposal, todo: Todo) -> bool:
         """Raise the named error of a move that breaks the contract. Whether the move masks any token again."""
         unscored_BL = (move.unmask | move.redraw) & (proposal.score == -torch.inf)
         idle_B = todo.must_unmask & ~(move.unmask & todo.block).any(1)
         unscored, idle, remasks = torch.stack([unscored_BL.any(), idle_B.any(), move.remask.any()]).tolist()
         if unscored:
-            row, token = unscored_BL.nonzero()[0].tolist()
-            raise NothingPredicted(
-                f"row {row}, token {token} (kind {int(self.batch.kind[row, token])}) was selected, but the model did not score it; "
-                "select tokens that were predicted, of a kind that the model knows"
-            )
+            raise self._not_predicted(unscored_BL)
         if self.states and self.states[0] is not None:
             changed_BL = self.states[0].held & (move.unmask | move.remask | move.redraw)
             if bool(changed_BL.any()):
@@ -263,11 +306,24 @@ def _same_kinds(views: list[Batch], predict: Tensor) -> None:
             )
 
 
-def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]:
+def _repeated(predict_BL: Tensor, views: int) -> Tensor:
+    """The mask for every view; what was told of it is told of the result."""
+    if views == 1:
+        return predict_BL
+    counts, repeated = counts_told(predict_BL), predict_BL.repeat(views, 1)
+    return repeated if counts is None else tell_counts(repeated, counts * views)
+
+
+def _split(prediction: Prediction, query: Query, views: int, batch: Batch) -> list[Prediction]:
     """The prediction of each view: its rows, tokens numbered from its own first row."""
+    told = counts_told(query.predict)
+    if told is not None:
+        alike = _split_alike(prediction, told, views)
+        if alike is not None:
+            return alike
     if views == 1:
         return [prediction]
-    tokens, rows = batch.ids.numel(), batch.rows
+    tokens = batch.ids.numel()
     parts: list[dict[int, Scored]] = [{} for _ in range(views)]
     for kind, scored in prediction.scored.items():
         if not scored.at.numel():
@@ -278,8 +334,29 @@ def _split(prediction: Prediction, views: int, batch: Batch) -> list[Prediction]
         cuts = [(None,) * views if t is None else t.tensor_split(edges) for t in (scored.logits, scored.hidden)]
         for i, (at, logits, hidden) in enumerate(zip(scored.at.tensor_split(edges), *cuts, strict=True)):
             parts[i][kind] = Scored(at=at - i * tokens, logits=logits, hidden=hidden)
-    state = prediction.state
-    return [
-        Prediction(scored=part, state=state.rows(i * rows, (i + 1) * rows) if state else None)
-        for i, part in enumerate(parts)
-    ]
+    return [Prediction(scored=part, state=_state(prediction, i, batch.rows)) for i, part in enumerate(parts)]
+
+
+def _split_alike(prediction: Prediction, told: tuple[int, ...], views: int) -> list[Prediction] | None:
+    """The same without a look at the token numbers, where all tokens are of one kind and every view scored as many."""
+    rows = len(told) // views
+    each = sum(told[:rows])
+    if told != told[:rows] * views or any(len(s.at) not in (0, each * views) for s in prediction.scored.values()):
+        return None
+    parts: list[dict[int, Scored]] = [{} for _ in range(views)]
+    for kind, scored in prediction.scored.items():
+        if not len(scored.at):
+            for part in parts:
+                part[kind] = scored
+            continue
+        at = scored.at[:each]
+        remember(OF_EACH_ROW, told[:rows], at)
+        for i, part in enumerate(parts):
+            own = slice(i * each, (i + 1) * each)
+            logits, hidden = (None if t is None else t[own] for t in (scored.logits, scored.hidden))
+            part[kind] = Scored(at=at, logits=logits, hidden=hidden, head=scored.head if views == 1 else None)
+    return [Prediction(scored=part, state=_state(prediction, i, rows)) for i, part in enumerate(parts)]
+
+
+def _state(prediction: Prediction, view: int, rows: int) -> State | None:
+    return prediction.state and prediction.state.rows(view * rows, (view + 1) * rows)

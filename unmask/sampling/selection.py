@@ -10,17 +10,18 @@ Shapes: B rows · L tokens.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from unmask.derived import derived
-from unmask.protocols import Bounded, Selection
-from unmask.rng import rows
-from unmask.sampling.spans import SpanLayout, still_masked, wished, writable_spans
-from unmask.sampling.temperature import Progress, Temperature, at, is_zero
+from unmask.derived import counts_told, derived, remembered, tell_counts
+from unmask.protocols import Bounded, Foreseeable, Selection
+from unmask.rng import rows, sent
+from unmask.sampling.spans import SpanLayout, left, still_masked, wished, writable_spans
+from unmask.sampling.temperature import Progress, Temperature, is_zero, of_rows
 from unmask.sampling.token_sampler import gumbel
 from unmask.sequence import Batch
 from unmask.step import Move, Proposal
@@ -31,6 +32,10 @@ class Confident:
     """The highest score + noise * Gumbel. Noise 0 is LLaDA's low-confidence remasking; with noise, "mmada" of spec 4.2."""
 
     noise: Temperature = 0.0
+
+    @property
+    def foreseeable(self) -> bool:
+        return True
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         return move(first(_noisy(batch, proposal.score, self.noise, progress), block, counts))
@@ -44,6 +49,10 @@ class MaskGit:
     """
 
     temperature: Temperature = 1.0
+
+    @property
+    def foreseeable(self) -> bool:
+        return True
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         return move(first(_noisy(batch, proposal.score.exp(), self.temperature, progress), block, counts))
@@ -59,16 +68,24 @@ class InOrder:
         if sorted(self.order) != list(range(len(self.order))):
             raise ValueError(f"an order must hold each of 0 .. {len(self.order) - 1} once, got {self.order[:8]} ...")
 
-    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
+    @property
+    def foreseeable(self) -> bool:
+        return True
+
+    def places(self, batch: Batch, open: Tensor) -> Tensor:
+        """ValueError for an open token in a span of another size."""
         layout = writable_spans(batch)
         others = derived(
             ("others", len(self.order)), partial(_others, layout, len(self.order)), layout.span, layout.size
         )
-        if others is not None and bool((others & block).any()):
-            sizes = sorted(set(layout.size[block].tolist()))
+        if others is not None and bool((others & open).any()):
+            sizes = sorted(set(layout.size[open].tolist()))
             raise ValueError(f"an order of {len(self.order)} tokens does not fit spans of {sizes} tokens")
         place = _places(self.order).to(batch.device)
-        return first(-place[layout.offset.clamp(max=len(self.order) - 1)].float(), block, counts)
+        return place[layout.offset.clamp(max=len(self.order) - 1)]
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
+        return first(-self.places(batch, block).float(), block, counts)
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         return move(self.predict(batch, block, counts))
@@ -78,8 +95,12 @@ class InOrder:
 class RandomOrder:
     """Uniformly random tokens: the order under which masked diffusion is trained."""
 
+    @property
+    def foreseeable(self) -> bool:
+        return True
+
     def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor:
-        return first(_noise(batch), block, counts)
+        return first(_noise(batch, (1.0,) * batch.rows), block, counts)
 
     def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
         return move(self.predict(batch, block, counts))
@@ -124,6 +145,10 @@ class PerSpan:
 
     selection: Selection
 
+    @property
+    def foreseeable(self) -> bool:
+        return isinstance(self.selection, Foreseeable) and self.selection.foreseeable
+
     def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
         parts = [wished(self.selection, batch, w, n) for w, n in _shares(batch, block, counts)]
         some = [part for part in parts if part is not None]
@@ -156,24 +181,29 @@ def first(score_BL: Tensor, block_BL: Tensor, counts_B: Tensor) -> Tensor:
     """The ``counts`` best scores of each row inside the block, earlier tokens first where equal; [B, L] bool."""
     finite_BL = torch.nan_to_num(score_BL, nan=-1e30, posinf=1e30, neginf=-1e30)
     order_BL = torch.where(block_BL, finite_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank_BL = torch.empty_like(order_BL)
-    rank_BL.scatter_(1, order_BL, torch.arange(order_BL.shape[1], device=order_BL.device).expand_as(order_BL))
-    return block_BL & (rank_BL < counts_B[:, None])
+    counts, left = remembered("numbers", counts_B), counts_told(block_BL)
+    if counts is not None and len(set(counts)) == 1:
+        found_BL = torch.zeros_like(block_BL).scatter_(1, order_BL[:, : counts[0]], True) & block_BL
+    else:
+        rank_BL, number_L = torch.empty_like(order_BL), torch.arange(order_BL.shape[1], device=order_BL.device)
+        rank_BL.scatter_(1, order_BL, number_L.expand_as(order_BL))
+        found_BL = block_BL & (rank_BL < counts_B[:, None])
+    if counts is not None and left is not None:
+        tell_counts(found_BL, tuple(map(min, counts, left)))
+    return found_BL
 
 
 def _noisy(batch: Batch, score_BL: Tensor, temperature: Temperature, progress: Progress) -> Tensor:
     if is_zero(temperature, progress):
         return score_BL
-    return score_BL + at(temperature, progress)[:, None] * _noise(batch)
+    return score_BL + _noise(batch, of_rows(temperature, progress))
 
 
-def _noise(batch: Batch) -> Tensor:
-    """Gumbel noise for every masked token of each row, from that row's own generator; 0 elsewhere. [B, L]"""
-    live_BL = still_masked(batch).cpu()
-    parts = [
-        gumbel(g, (n,), torch.float32) for g, n in zip(rows(batch, "select"), live_BL.sum(1).tolist(), strict=True)
-    ]
-    return torch.zeros(live_BL.shape).masked_scatter(live_BL, torch.cat(parts)).to(batch.device)
+def _noise(batch: Batch, temperatures: Sequence[float]) -> Tensor:
+    """Gumbel noise for every masked token of each row, from that row's own generator, times the row's temperature; 0 elsewhere. [B, L]"""
+    live_BL = still_masked(batch)
+    noise_N = sent(gumbel(rows(batch, "select"), left(batch), (), torch.float32, temperatures), batch.device)
+    return torch.zeros(live_BL.shape, device=batch.device).masked_scatter(live_BL, noise_N)
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.derived import derived
+from unmask.derived import derived, remembered
 from unmask.protocols import Predicting
 from unmask.sequence import Batch, Span
 
@@ -56,6 +56,14 @@ def _lay_out(span_table: tuple[tuple[Span, ...], ...], length: int) -> SpanLayou
 def still_masked(batch: Batch) -> Tensor:
     """Tokens that the sampler still has to unmask, [B, L] bool."""
     return batch.masked & batch.writable & batch.valid
+
+
+STILL_MASKED = "still masked"  # the key under which a planned run remembers how many tokens each row has left, with ``batch.masked``
+
+
+def left(batch: Batch) -> list[int]:
+    """How many tokens of each row the sampler still has to unmask. Waits for the device, except in a run that was planned."""
+    return remembered(STILL_MASKED, batch.masked) or still_masked(batch).sum(1).tolist()
 
 
 def wished(part: object, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:

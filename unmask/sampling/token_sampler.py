@@ -8,22 +8,24 @@ Shapes: B rows · L tokens · N tokens scored · V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from unmask.derived import remembered
 from unmask.models.exact import double
 from unmask.protocols import TokenSampler
-from unmask.rng import rows
+from unmask.rng import rows, sent
 from unmask.sampling.spans import wished
-from unmask.sampling.temperature import Progress, Temperature, at, is_zero
+from unmask.sampling.temperature import Progress, Temperature, is_zero, of_rows, scaled
 from unmask.sequence import Batch, Kind
 from unmask.step import Prediction, Proposal
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (logits [N, V], ids [N]) -> [N], higher is surer
-Pick = Callable[[Tensor, Tensor], Tensor]  # (logits [N, V], row [N]) -> ids [N]
+Pick = Callable[[Tensor, Tensor], Tensor]  # (logits [N, V], flat token numbers [N]) -> ids [N]
+OF_EACH_ROW = "scored tokens of each row"  # the key under which a run remembers them, with ``Scored.at``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class Greedy:
     score: Score = LogProbability()
 
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        return _propose(batch, prediction, progress, lambda logits_NV, row_N: logits_NV.argmax(1), self.score)
+        return _propose(batch, prediction, progress, lambda logits_NV, at_N: logits_NV.argmax(1), self.score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,10 +222,24 @@ def nucleus(logits_NV: Tensor, mass: float) -> Tensor:
     return logits_NV.masked_fill(torch.zeros_like(beyond_NV).scatter(1, id_NV, beyond_NV), -torch.inf)
 
 
-def gumbel(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Standard Gumbel noise on the CPU, finite everywhere."""
-    u = torch.rand(shape, generator=generator, dtype=dtype).clamp_(min=torch.finfo(dtype).tiny)
-    return u.log_().neg_().log_().neg_()
+def gumbel(
+    generators: Sequence[torch.Generator],
+    counts: Sequence[int],
+    rest: tuple[int, ...],
+    dtype: torch.dtype,
+    temperatures: Sequence[float],
+) -> Tensor:
+    """Gumbel noise on the CPU, finite everywhere, times the temperature of each row, [N, *rest]: ``counts[0]`` entries from the first
+    generator, and so on.
+    """
+    u = torch.empty(sum(counts), *rest, dtype=dtype)
+    first = 0
+    for generator, count in zip(generators, counts, strict=True):
+        if count:
+            u[first : first + count].uniform_(generator=generator)
+        first += count
+    minus = u.clamp_(min=torch.finfo(dtype).tiny).log_().neg_().log_()
+    return scaled(minus, [-t for t in temperatures], counts)
 
 
 def _check_mass(name: str, mass: float) -> None:
@@ -232,21 +248,27 @@ def _check_mass(name: str, mass: float) -> None:
 
 
 def _gumbel_max(batch: Batch, progress: Progress, temperature: Temperature, dtype: torch.dtype, top_p: float) -> Pick:
-    greedy, temperature_B = is_zero(temperature, progress), at(temperature, progress)
+    greedy = is_zero(temperature, progress)
     generators = [] if greedy else rows(batch, "draw")
 
-    def pick(logits_NV: Tensor, row_N: Tensor) -> Tensor:
+    def pick(logits_NV: Tensor, at_N: Tensor) -> Tensor:
         if greedy:
             return logits_NV.argmax(1)
         logits_NV = nucleus(logits_NV, top_p)
-        counts = torch.bincount(row_N, minlength=batch.rows).tolist()
-        noise = [gumbel(g, (n, logits_NV.shape[1]), dtype) for g, n in zip(generators, counts, strict=True) if n]
         wide_NV = double(logits_NV) if dtype == torch.float64 else logits_NV.to(dtype)
-        noise_NV = torch.cat(noise).to(wide_NV.device) if noise else wide_NV.new_zeros(wide_NV.shape)
-        temperature_N1 = temperature_B[row_N][:, None].to(wide_NV.device)
-        return (wide_NV + temperature_N1 * noise_NV).argmax(1).to(logits_NV.device)
+        counts = _of_each_row(at_N, batch.rows, progress)
+        noise_NV = gumbel(generators, counts, logits_NV.shape[1:], dtype, of_rows(temperature, progress))
+        return sent(noise_NV, wide_NV.device).add_(wide_NV).argmax(1).to(logits_NV.device)
 
     return pick
+
+
+def _of_each_row(at_N: Tensor, rows: int, progress: Progress) -> Sequence[int]:
+    """How many tokens of each row are scored."""
+    if rows == 1:
+        return (len(at_N),)
+    told = remembered(OF_EACH_ROW, at_N)
+    return told or torch.bincount(progress.row(at_N), minlength=rows).tolist()
 
 
 def _propose(
@@ -255,11 +277,12 @@ def _propose(
     """Ids and scores put where they belong. Kinds in rising order, so a row's generator serves text before codes. ``whole``: what is
     scored, where that is not what ids are picked from.
     """
-    ids, scores = batch.ids.flatten().clone(), torch.full(batch.ids.shape, -torch.inf, device=batch.device).flatten()
+    ids, scores = batch.ids.flatten(), torch.full((batch.ids.numel(),), -torch.inf, device=batch.device)
     for kind, scored in sorted(prediction.scored.items()):
         if scored.logits is not None and scored.at.numel():
             logits_NV = scored.logits.float()
-            ids_N = pick(logits_NV, progress.row(scored.at))
+            ids_N = pick(logits_NV, scored.at)
             judged_NV = logits_NV if whole is None else whole.logits(kind).float()
-            ids[scored.at], scores[scored.at] = ids_N, score(judged_NV, ids_N)
+            ids = ids.scatter(0, scored.at, ids_N)
+            scores.scatter_(0, scored.at, score(judged_NV, ids_N))
     return Proposal(ids=ids.view_as(batch.ids), score=scores.view_as(batch.ids))

@@ -16,7 +16,7 @@ from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Served, Service
 from unmask.serving.streams import Event
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Answer, Grounding
+from unmask.tasks.results import Answer, Grounding, labels
 from unmask.tokens.sources import readable
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def parts_to_draw(model: Served) -> Parts:
 def filled(answer: Answer, more: Sequence[str] = ()) -> Event:
     """``more``: warnings about the request's fields."""
     metadata = {"seed": answer.seed, "seconds": round(answer.seconds, 4), "settings": answer.settings}
-    return {"text": answer.text, **metadata, "warnings": [*answer.warnings, *more]}
+    warnings = [*answer.warnings, *more]
+    return {"text": answer.text, **metadata, "warnings": warnings, **labels(answer.approximate)}
 
 
 def grounded(found: Grounding, more: Sequence[str] = ()) -> Event:

@@ -24,15 +24,17 @@ from starlette.middleware.cors import CORSMiddleware
 from unmask import __version__
 from unmask.json_types import Json
 from unmask.serving import answers, calls, chat, contract
+from unmask.serving.access import ADMIN, ASK, DRAW, Access
 from unmask.serving.chat_events import ChatEvents
 from unmask.serving.completions import Complete, CompletionEvents, Completions, completing, text_only
 from unmask.serving.contract import answers as responding
 from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.delivery import Delivery
 from unmask.serving.document import add_document_route
-from unmask.serving.edge import LOG, Edge, Guard
+from unmask.serving.edge import Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
-from unmask.serving.errors import NoSuchModel, error_response, wrong_content_type
+from unmask.serving.errors import MissingScope, NoSuchModel, error_response, wrong_content_type
+from unmask.serving.logs import LOG
 from unmask.serving.page_routes import add_page_routes
 from unmask.serving.picture_urls import Link, PictureUrls, add_picture_route, data_url
 from unmask.serving.replies import Reply
@@ -44,43 +46,32 @@ from unmask.serving.unknown_fields import ignored_warning
 from unmask.tasks.results import Answer, Drawing
 
 T = TypeVar("T")
-MOST_BYTES = 32 * 2**20  # per request
+OPEN = Access()  # everybody, with the default limits
 _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-def application(
-    service: Service,
-    *,
-    keys: Sequence[str] = (),
-    origins: Sequence[str] = (),
-    names: Sequence[str] = (),
-    most_bytes: int = MOST_BYTES,
-    urls: PictureUrls | None = None,
-) -> FastAPI:
-    """The application. ``keys``: accepted API keys for /v1; none: no key is needed · ``origins``: allowed origins of cross-site requests ·
-    ``names``: host names of this server besides localhost and addresses · ``most_bytes``: limit of a request body · ``urls``: keeps
-    pictures that are returned as URLs; None: they become data: URLs.
-    """
+def application(service: Service, *, access: Access = OPEN, urls: PictureUrls | None = None) -> FastAPI:
+    """The application. ``access``: who may use it · ``urls``: keeps pictures that are returned as URLs; None: they become data: URLs."""
     app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     counters = RequestCounters()
-    app.add_middleware(Guard, keys=keys, origins=origins, names=names, most_bytes=most_bytes)
-    if origins:
+    app.add_middleware(Guard, access=access)
+    if access.origins:
         allowed = ["authorization", "content-type", "x-request-id"]
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(origins),
+            allow_origins=list(access.origins),
             allow_methods=["GET", "POST"],
             allow_headers=allowed,
             expose_headers=["x-request-id", "retry-after"],
         )
     app.add_middleware(Edge, counters=counters)
-    for kind in (RequestValidationError, HTTPException, ValueError, RuntimeError, OSError):
+    for kind in (RequestValidationError, HTTPException, MissingScope, ValueError, RuntimeError, OSError):
         app.add_exception_handler(kind, _failed)  # Edge handles all other exceptions
     _add_metadata_routes(app, service, counters)
     _add_image_routes(app, service, urls)
     _add_text_routes(app, service)
     add_page_routes(app, service)
-    add_document_route(app, service, keyed=bool(keys))
+    add_document_route(app, service, keyed=bool(access.keys))
     return app
 
 
@@ -137,18 +128,20 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
         """Edit an image by an instruction, or inpaint the region of a mask."""
         form = await edit_form(request)
         body = Edit.model_validate(form.fields)
-        ask = lambda seed: calls.editing(body, form.image, form.mask, seed)  # noqa: E731
+        ask = lambda seed: calls.editing(body, form.image, form.mask, seed, service.pictures)  # noqa: E731
         return await _pictures(service, request, body, "image_edit", ask, linked(request))
 
     @app.post("/v1/infill", **responding(contract.Pictures, contract.Filled))
     async def infill(body: Infill, request: Request) -> Response:
         """Inpaint a region of an image, or fill in the masked tokens of a text."""
         if body.text is None:
-            ask = lambda seed: calls.infilling(body, seed)  # noqa: E731
+            ask = lambda seed: calls.infilling(body, seed, service.pictures)  # noqa: E731
             return await _pictures(service, request, body, "image_edit", ask, linked(request))
-        _check_name(service, body.model)
+        _check(service, request, body, ASK)
         seed = _seed(body)
-        started = service.start([Call(ask=calls.infilling(body, seed), priority=body.priority, lora=body.lora)])
+        started = service.start(
+            [Call(ask=calls.infilling(body, seed, service.pictures), priority=body.priority, lora=body.lora)]
+        )
         (filled,) = await _settled(request, started)
         assert isinstance(filled, Answer)  # an image was handled above
         return _json(answers.filled(filled, ignored_warning(body.ignored)))
@@ -158,8 +151,8 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/ground", **responding(contract.Grounded))
     async def ground(body: Ground, request: Request) -> Response:
         """Locate phrases in an image."""
-        _check_name(service, body.model)
-        call = Call(ask=calls.grounding(body, _seed(body)), priority=body.priority, lora=body.lora)
+        _check(service, request, body, ASK)
+        call = Call(ask=calls.grounding(body, _seed(body), service.pictures), priority=body.priority, lora=body.lora)
         (found,) = await _settled(request, service.start([call]))
         return _json(answers.grounded(found, ignored_warning(body.ignored)))
 
@@ -183,7 +176,7 @@ async def _pictures(
     link: Link,
 ) -> Response:
     """Start ``n`` calls; image i uses ``seed + i``. ``body`` has the fields of Fields and Streamed."""
-    _check_name(service, body.model)
+    _check(service, request, body, DRAW)
     parts, seed, channel = answers.parts_to_draw(service.model), _seed(body), Channel()
     delivery = Delivery.of(body, parts, link, body.ignored)
     follow = {"kind": kind, "partial": body.partial_images, "trace": body.trace, "delivery": delivery}
@@ -212,7 +205,7 @@ async def _pictures(
 
 async def _chat(service: Service, request: Request, body: Chat) -> Response:
     """Start ``n`` calls; answer i uses ``seed + i``."""
-    _check_name(service, body.model)
+    _check(service, request, body, DRAW if body.draws else ASK)
     seed, channel, model = _seed(body), Channel(), service.model
     reply = Reply(
         model=service.name,
@@ -226,7 +219,12 @@ async def _chat(service: Service, request: Request, body: Chat) -> Response:
     events = [ChatEvents(channel.put, model.parts.text, index=i, **follow) for i in range(body.n)]
     started = service.start(
         [
-            Call(ask=chat.chatting(body, seed + i), listener=listener, priority=body.priority, lora=body.lora)
+            Call(
+                ask=chat.chatting(body, seed + i, service.pictures),
+                listener=listener,
+                priority=body.priority,
+                lora=body.lora,
+            )
             for i, listener in enumerate(events)
         ]
     )
@@ -242,7 +240,7 @@ async def _chat(service: Service, request: Request, body: Chat) -> Response:
 
 async def _completions(service: Service, request: Request, body: Complete) -> Response:
     """Start ``n`` calls for each prompt; continuation i of a prompt uses ``seed + i``."""
-    _check_name(service, body.model)
+    _check(service, request, body, ASK)
     model, seed, channel = text_only(service.model), _seed(body), Channel()
     reply = Completions.of(body, model, model_name=service.name, name=f"cmpl-{secrets.token_hex(12)}")
     events = [CompletionEvents(channel.put, model.parts.text, body, index=i) for i in range(len(reply.echoes))]
@@ -340,6 +338,15 @@ async def _failed(request: Request, error: Exception) -> Response:
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """ASCII only, so that any text a client sent can be echoed."""
     return Response(json.dumps(value, allow_nan=False), status, headers, media_type="application/json")
+
+
+def _check(service: Service, request: Request, body: Fields, scope: str) -> None:
+    """NoSuchModel for another model; MissingScope for a key that lacks ``scope``, or ``admin`` for a priority above 0."""
+    _check_name(service, body.model)
+    scopes = request.state.scopes
+    for needed in (scope, *([ADMIN] if body.priority > 0 else [])):
+        if needed not in scopes:
+            raise MissingScope(needed)
 
 
 def _check_name(service: Service, name: str | None) -> None:

@@ -6,15 +6,17 @@ resumes: lines that have a result are skipped. Every process takes its own lines
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmask import writing
 from unmask.json_types import Json
 from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.loading import needs_of
@@ -24,9 +26,14 @@ from unmask.serving.manifest import Generate, Job, Line, Result, read
 from unmask.serving.service import Call, Served, Service
 from unmask.tasks.results import Drawing
 from unmask.tokens.pictures import save_image
+from unmask.writing import append_line
 
 Outcome = Result | BaseException
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # ids that are safe file names
+_PART = re.compile(r"\.(.+)\.\d+\.part")  # a picture that a kill left half written
+_Known = dict[
+    str | int, dict[str, tuple[bool, str]]
+]  # id or number of a line -> fingerprint of its request -> (succeeded, model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +53,15 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """``lines``: all lines of this share · ``todo``: lines without a result · ``failed``: lines with an error that are not retried."""
+    """``lines``: all lines of this share · ``todo``: lines without a result · ``failed``: lines with an error that are not retried ·
+    ``changed``: lines of ``todo`` that have a result of another request with their id · ``model``: its fingerprint, "" for unknown.
+    """
 
     lines: list[Line]
     todo: list[Line]
     failed: int
+    changed: int
+    model: str
     folder: Path
     results: Path
 
@@ -64,19 +75,66 @@ class Summary:
     failed: int
 
 
-def plan(manifest: Path, out: Path, share: Share, *, retry: bool = False) -> BatchPlan:
-    """Find the lines to run. Truncates an incomplete last line of this share's results.
+def plan(
+    manifest: Path,
+    out: Path,
+    share: Share,
+    *,
+    retry: bool = False,
+    model: str = "",
+    lock: Callable[[Path], object] = lambda results: None,
+) -> BatchPlan:
+    """Find the lines to run. Truncates an incomplete last line of this share's results, and removes pictures that a kill left half written.
 
-    ``retry``: run failed lines again.
+    ``retry``: run failed lines again · ``model``: fingerprint of the model that will run them (``fingerprint``) · ``lock``: called with the
+    results file of this share before anything in ``out`` is read or changed. ValueError for results of another model.
     """
     lines = [line for line in read(manifest) if share.has(line)]
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     results = out / f"results-{share.rank}.jsonl"
+    results.touch()
+    lock(results)
     _repair(results)
+    _remove_parts(out / "pictures", lines)
     known = _known(out)
-    todo = [line for line in lines if line.key not in known or (retry and not known[line.key])]
-    failed = sum(not known.get(line.key, True) for line in lines) - sum(line.key in known for line in todo)
-    return BatchPlan(lines=lines, todo=todo, failed=failed, folder=manifest.parent, results=results)
+    _refuse_other_model(out, lines, known, model)
+    found = {line.number: _status(line, known) for line in lines}
+    todo = [line for line in lines if found[line.number] is None or (retry and not found[line.number])]
+    failed = [line for line in lines if found[line.number] is False and not retry]
+    changed = sum(found[line.number] is None and line.key in known for line in todo)
+    return BatchPlan(
+        lines=lines,
+        todo=todo,
+        failed=len(failed),
+        changed=changed,
+        model=model,
+        folder=manifest.parent,
+        results=results,
+    )
+
+
+@contextlib.contextmanager
+def hold(results: Path) -> Iterator[None]:
+    """Hold a results file for this process. ValueError where another process works on the same share."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(writing.lock(results))
+        except writing.InUse:
+            raise ValueError(
+                f"another process writes {results}; wait for it, or choose another OUT, or another RANK for each process"
+            ) from None
+        yield
+
+
+def fingerprint(folders: Iterable[Path], storage: object) -> str:
+    """Of the model and its adapters: their JSON files, and names and sizes of their weights; and how the weights are stored."""
+    digest = hashlib.sha256(repr(storage).encode())
+    for folder in folders:
+        for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+            digest.update(f"\n{path.name} {path.stat().st_size}\n".encode())
+            if path.suffix == ".json":
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def run_batch(
@@ -89,14 +147,12 @@ def run_batch(
     """Run all lines of a plan, at most ``live`` at a time. A failed line is recorded and does not stop the others."""
     done, failed = 0, 0
     on_progress(0, len(plan.todo))
-    with plan.results.open("a", encoding="utf-8") as file:
-        for line, outcome in _outcomes(model, plan, live):
-            record = _record(line, outcome, plan.results.parent)
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            done += 1
-            failed += not record["ok"]
-            on_progress(done, len(plan.todo))
+    for line, outcome in _outcomes(model, plan, live):
+        record = _record(line, outcome, plan)
+        append_line(plan.results, json_line(record))
+        done += 1
+        failed += not record["ok"]
+        on_progress(done, len(plan.todo))
     return Summary(done=done, passed=len(plan.lines) - len(plan.todo), failed=failed + plan.failed)
 
 
@@ -142,6 +198,7 @@ def _call_of(job: Job, folder: Path) -> Callable[[Any], Result]:
     """The call of a job. A job's ``sampler`` changes the presets of the model; the other settings are fields of the changed sampler."""
 
     def ask(model: Any) -> Result:
+        model = model if job.speed is None else model.with_speed(job.speed)
         if job.sampler is None:
             return job.ask(model, folder)
         change, rest = find_sampler(job.sampler, job.settings)
@@ -150,9 +207,11 @@ def _call_of(job: Job, folder: Path) -> Callable[[Any], Result]:
     return ask
 
 
-def _record(line: Line, outcome: Outcome, out: Path) -> Json:
-    """A line of the results file; saves the image first."""
+def _record(line: Line, outcome: Outcome, plan: BatchPlan) -> Json:
+    """A line of the results file; saves the image first. ``request``, ``model``: fingerprints."""
+    out = plan.results.parent
     head = {"id": line.id, "line": line.number, "task": line.job.task if line.job else None}
+    head |= {"request": line.digest, **({"model": plan.model} if plan.model else {})}
     if isinstance(outcome, BaseException):
         usual = isinstance(outcome, ValueError | OSError | RuntimeError)
         return {**head, "ok": False, "error": str(outcome) if usual else repr(outcome)}
@@ -167,21 +226,69 @@ def _record(line: Line, outcome: Outcome, out: Path) -> Json:
 def _file_name(id_: str) -> str:
     """The id if it is a safe file name, else a hash of it."""
     plain = _PLAIN.fullmatch(id_) and id_ == id_.lower()
-    return f"{id_}.png" if plain else f"={hashlib.blake2b(id_.encode(), digest_size=16).hexdigest()}.png"
+    return (
+        f"{id_}.png"
+        if plain
+        else f"={hashlib.blake2b(id_.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}.png"
+    )
 
 
-def _known(out: Path) -> dict[str | int, bool]:
-    """Every line that any process has a result for: whether it succeeded. An incomplete last line is ignored."""
-    known: dict[str | int, bool] = {}
+def json_line(record: Json) -> str:
+    """A record on one line; with escapes where it holds half a surrogate pair, which UTF-8 cannot express."""
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record)
+    return text
+
+
+def records(path: Path) -> Iterator[Json]:
+    """The records of a results file. Incomplete lines and those that are no record are left out."""
+    for raw in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(raw)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("ok"), bool) and isinstance(record.get("line"), int):
+            if record.get("id") is None or isinstance(record["id"], str):
+                yield record
+
+
+def _known(out: Path) -> _Known:
+    """What any process has results for."""
+    known: _Known = {}
     for path in sorted(out.glob("results-*.jsonl")):
-        for raw in path.read_bytes().split(b"\n")[:-1]:
-            try:
-                record = json.loads(raw)
-                key = record["line"] if record["id"] is None else record["id"]
-                known[key] = known.get(key, False) or bool(record["ok"])
-            except (ValueError, KeyError, TypeError):
-                continue
+        for record in records(path):
+            key = record["line"] if record.get("id") is None else record["id"]
+            request, model = str(record.get("request", "")), str(record.get("model", ""))
+            before, _ = known.setdefault(key, {}).get(request, (False, ""))
+            known[key][request] = before or record["ok"], model
     return known
+
+
+def _status(line: Line, known: _Known) -> bool | None:
+    """Whether a line has succeeded; None for one without a result. Results of earlier versions name no request and count for any."""
+    found = known.get(line.key, {})
+    told = [ok for request, (ok, _) in found.items() if request in ("", line.digest)]
+    return any(told) if told else None
+
+
+def _refuse_other_model(out: Path, lines: list[Line], known: _Known, model: str) -> None:
+    of = [known[line.key][line.digest][1] for line in lines if line.digest in known.get(line.key, {})]
+    if model and (others := [name for name in of if name not in ("", model)]):
+        raise ValueError(
+            f"{len(others)} of {len(of)} results in {out} were made by another model (fingerprint {others[0]}, this one is {model}); "
+            "choose another OUT, or the model of those results"
+        )
+
+
+def _remove_parts(pictures: Path, lines: list[Line]) -> None:
+    """Delete the half-written pictures of these lines; other processes may be writing those of theirs."""
+    own = {_file_name(line.id or "") for line in lines}
+    for part in pictures.glob(f".*{writing.PART}"):
+        if (match := _PART.fullmatch(part.name)) and match[1] in own:
+            part.unlink(missing_ok=True)
 
 
 def _repair(path: Path) -> None:

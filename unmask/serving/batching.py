@@ -1,7 +1,9 @@
 """Queries of several runs in one forward, and each run's own share of the prediction.
 
-Public idea: ``join(parts)`` stacks queries of one ``Shape``; ``shares(prediction, parts, joined)`` undoes it. Everything
-that is added (columns, positions) lies behind what a row reads, so a row's logits do not depend on the rows beside it.
+Public idea: ``join(parts)`` stacks queries; ``shares(prediction, parts, joined)`` undoes it. Everything that is added
+(columns, positions) lies behind what a row reads, so a row's logits do not depend on the rows beside it. Rows that compute everything
+are packed, so they may have any lengths. Beside a row that lends keys and values all rows are padded to the longest, and must be of one
+``Shape``.
 
 Shapes: V views (rows of one query) · L tokens · U understanding positions · F feature rows · D width.
 """
@@ -22,10 +24,7 @@ from unmask.step import Prediction, Query, Reuse, Scored, State, widened
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What queries must have in common to share a forward.
-
-    ``codes``: code positions of a row · ``text``: whether text is scored (if not, the understanding branch ends early).
-    """
+    """``codes``: code positions of a row · ``text``: whether text is scored (if not, the understanding branch ends early)."""
 
     codes: int
     text: bool
@@ -44,6 +43,16 @@ class ShapedQuery:
         return self.query.batch.rows
 
     @property
+    def padded(self) -> bool:
+        """Whether the rows of its forward are padded to the longest of them."""
+        return self.query.reuse is not None
+
+    @property
+    def idle(self) -> int:
+        """Understanding positions that the last layers compute for nobody where another query of the forward scores text."""
+        return 0 if self.shape.text else self.rows * self.und
+
+    @property
     def positions(self) -> int:
         """What the transformer computes of it, in all views."""
         return self.rows * (self.und + self.shape.codes)
@@ -60,7 +69,7 @@ def part_of(query: Query, multiple: int) -> ShapedQuery:
 
 
 def join(parts: Items[ShapedQuery]) -> Query:
-    """One query with the rows of all, which have one shape; features of several parts are there once."""
+    """One query with the rows of all; features of several parts are there once."""
     length = max(part.query.predict.shape[1] for part in parts)
     features: dict[int, Tensor] = {}
     begins, first = {}, 0

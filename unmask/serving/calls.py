@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -18,10 +19,11 @@ from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.serving.data_urls import picture_of, read_data_url
 from unmask.serving.errors import about
+from unmask.serving.picture_reader import READER, PictureReader, Received
 from unmask.serving.schema import Draw, Edit, Ground, Infill, Planned
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
-from unmask.tokens.pictures import ImageError, read_image, read_region
+from unmask.tokens.pictures import ImageError
 
 T = TypeVar("T")
 
@@ -32,14 +34,19 @@ _MOST = 10_000  # largest absolute value of a setting; larger ones overflow
 
 
 def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
-    """A call whose field ``sampler`` changes the presets of the model; the settings left over are fields of the changed sampler."""
+    """A call whose fields ``speed`` and ``sampler`` change the presets of the model; the settings left over are fields of the changed
+    sampler.
+    """
 
     @functools.wraps(make)
     def made(body: Any, *given: Any) -> Callable[[Any], T]:
-        if body.sampler is None:
+        if body.sampler is None and body.speed is None:
             return make(body, *given)
 
         def ask(model: Any) -> T:
+            model = model if body.speed is None else model.with_speed(body.speed)
+            if body.sampler is None:
+                return make(body, *given)(model)
             change, rest = find_sampler(body.sampler, checked(body.settings))
             return make(body.model_copy(update={"settings": rest}), *given)(model.with_sampler(change))
 
@@ -61,28 +68,34 @@ def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
 
 
 @by_sampler
-def editing(body: Edit, image: bytes, mask: bytes | None, seed: int) -> Callable[[Model], Drawing]:
+def editing(
+    body: Edit, image: bytes, mask: bytes | None, seed: int, reader: PictureReader = READER
+) -> Callable[[Model], Drawing]:
     """An edit by instruction or, with a mask, inpainting."""
 
     def ask(model: Model) -> Drawing:
         _image_model(model)
         settings = checked(body.overrides)
         try:
-            picture = read_image(image)
+            picture = reader.read(image)
         except ImageError as error:
             raise ValueError(f"image: {error}") from error
         if mask is None:
             options = {"plan": _plan(model, body) or False, "attempts": body.reflect or 1}
-            return model.edit(picture, body.prompt, seed=seed, settings=settings, **options)[0]
+            return model.edit(picture.image, body.prompt, seed=seed, settings=settings, **options)[0]
         if wrong := "plan" if body.plan else "boxes" if body.boxes else "reflect" if (body.reflect or 1) > 1 else "":
             raise ValueError(f"{wrong}: it does not apply to inpainting; leave it out, or leave out mask")
-        return model.infill(picture, _region(mask, picture), prompt=body.prompt, seed=seed, settings=settings)
+        return model.infill(
+            picture.image, _region(mask, picture, reader), prompt=body.prompt, seed=seed, settings=settings
+        )
 
     return ask
 
 
 @by_sampler
-def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing | Answer]:
+def infilling(
+    body: Infill, seed: int, reader: PictureReader = READER
+) -> Callable[[Model | TextModel], Drawing | Answer]:
     """A Drawing for an image, an Answer for a text."""
 
     def ask(model: Model | TextModel) -> Drawing | Answer:
@@ -94,20 +107,21 @@ def infilling(body: Infill, seed: int) -> Callable[[Model | TextModel], Drawing 
             with about("text", instead_of=("prompt",)):
                 return model.infill_text(body.text, seed=seed, settings=settings)
         draws = _image_model(model)
-        image = picture_of(body.image or "", "image")
-        mask = _region(read_data_url(body.mask or "", "mask"), image)
-        return draws.infill(image, mask, prompt=body.prompt, seed=seed, settings=settings)
+        picture = picture_of(body.image or "", "image", reader)
+        mask = _region(read_data_url(body.mask or "", "mask"), picture, reader)
+        return draws.infill(picture.image, mask, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
 
 @by_sampler
-def grounding(body: Ground, seed: int) -> Callable[[Model], Grounding]:
+def grounding(body: Ground, seed: int, reader: PictureReader = READER) -> Callable[[Model], Grounding]:
     def ask(model: Model) -> Grounding:
-        image = picture_of(body.image, "image")
+        picture = picture_of(body.image, "image", reader)
         settings, steps = checked(body.settings), body.steps if body.steps > 1 else None
         with about("phrases", instead_of=("prompt",)):
-            return model.ground(image, body.phrases, steps=steps, seed=seed, settings=settings)
+            found = model.ground(picture.image, body.phrases, steps=steps, seed=seed, settings=settings)
+        return _in_pixels_of(found, picture.size)
 
     return ask
 
@@ -141,16 +155,23 @@ def _plan(model: Model, body: Planned) -> bool | Layout | None:
     return layout
 
 
-def _region(data: bytes, picture: Image.Image) -> Image.Image:
+def _in_pixels_of(found: Grounding, size: tuple[int, int]) -> Grounding:
+    """Boxes of a reduced picture in pixels of the one that was sent."""
+    across, down = (sent / seen for sent, seen in zip(size, found.image_size, strict=True))
+    boxes = tuple(replace(b, x1=b.x1 * across, x2=b.x2 * across, y1=b.y1 * down, y2=b.y2 * down) for b in found.boxes)
+    return replace(found, boxes=boxes, image_size=size)
+
+
+def _region(data: bytes, picture: Received, reader: PictureReader) -> Image.Image:
     """The region of a mask file for a picture. ValueError names the field mask."""
     try:
-        region = read_region(data)
+        region = reader.region(data)
     except ImageError as error:
         raise ValueError(f"mask: {error}") from error
     if region.size != picture.size:
         (w, h), (width, height) = region.size, picture.size
         raise ValueError(f"mask: it has {w} x {h} pixels and the image {width} x {height}; give both the same size")
-    return region
+    return region.image
 
 
 def _image_model(model: Model | TextModel) -> Model:

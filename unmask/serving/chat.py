@@ -18,6 +18,7 @@ from unmask.sampling.schedule import Fixed
 from unmask.serving.calls import by_sampler, checked
 from unmask.serving.data_urls import picture_of
 from unmask.serving.errors import about
+from unmask.serving.picture_reader import READER, PictureReader
 from unmask.serving.schema import visible
 from unmask.serving.schema_chat import Chat, ChatMessage
 from unmask.serving.unknown_fields import ignored_warning
@@ -34,7 +35,7 @@ _LEAST_TOP_P = 1e-6  # stands for 0: the most probable token alone
 
 
 @by_sampler
-def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Turn]:
+def chatting(body: Chat, seed: int, reader: PictureReader = READER) -> Callable[[Model | TextModel], Answer | Turn]:
     """An Answer to a question, or a Turn of text and images."""
 
     def ask(model: Model | TextModel) -> Answer | Turn:
@@ -49,7 +50,8 @@ def chatting(body: Chat, seed: int) -> Callable[[Model | TextModel], Answer | Tu
             _check_pictures(model, body)
             if body.sampler is not None and body.pictures and body.draw is None and body.draws:
                 raise ValueError("sampler: answers and turns use it differently; set draw to true for a turn")
-            return _turn(model, body, seed) if _converses(model, body) else _about_picture(model, body, seed)
+            make = _turn if _converses(model, body) else _about_picture
+            return make(model, body, seed, reader)
 
     return ask
 
@@ -97,7 +99,7 @@ def _usual(model: Model | TextModel) -> int:
 def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
     if body.pictures or body.draw or "image" in (body.modalities or ()):
         raise ValueError("messages: this is a text model, which takes and generates no images; send text only")
-    *before, last = _messages(body.messages)
+    *before, last = _messages(body.messages, PictureReader())
     form, _ = _form(body, model.parts.text, RELEASED, model.parts.family.length)
     return model.ask(
         last.text,
@@ -112,12 +114,12 @@ def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
     )
 
 
-def _about_picture(model: Model, body: Chat, seed: int) -> Answer:
+def _about_picture(model: Model, body: Chat, seed: int, reader: PictureReader) -> Answer:
     if not body.pictures:
         raise ValueError(
             "draw: it is false, but the messages contain no image to answer about; add one, or leave out draw"
         )
-    image = picture_of(body.pictures[-1], "messages")
+    image = picture_of(body.pictures[-1], "messages", reader).image
     form, lengths = _form(body, model.parts.text, model.parts.wording, model.presets.answer)
     sampler = model.presets.ask(model.parts)
     if body.guidance is not None and isinstance(sampler.guidance, NoGuidance):
@@ -136,7 +138,7 @@ def _about_picture(model: Model, body: Chat, seed: int) -> Answer:
     )
 
 
-def _turn(model: Model, body: Chat, seed: int) -> Turn:
+def _turn(model: Model, body: Chat, seed: int, reader: PictureReader) -> Turn:
     if body.formed:
         raise ValueError(
             "response_format: only answers to questions about one image have a format; add an image and leave out draw, or leave it out"
@@ -147,7 +149,7 @@ def _turn(model: Model, body: Chat, seed: int) -> Turn:
             f"{given}: a turn of text and images uses its own samplers; leave out steps, guidance and settings"
         )
     words = {"max_tokens": body.longest, "stop": body.stop, "temperature": body.temperature, "top_p": _top_p(body)}
-    return model.converse(_messages(body.messages), seed=seed, **words)
+    return model.converse(_messages(body.messages, reader), seed=seed, **words)
 
 
 def _top_p(body: Chat) -> float | None:
@@ -176,13 +178,13 @@ def _unread_pictures(model: Model, body: Chat) -> int:
     return len(given) - (given[-1:] == body.pictures[-1:])
 
 
-def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
+def _messages(messages: Sequence[ChatMessage], reader: PictureReader) -> list[Message]:
     """The messages as the model reads them; a developer message is a system message."""
     return [
         Message(
             role="system" if m.role == "developer" else m.role,
             text=m.words,
-            images=tuple(picture_of(url, "messages") for url in m.pictures),
+            images=tuple(picture_of(url, "messages", reader).image for url in m.pictures),
         )
         for m in messages
     ]

@@ -22,7 +22,7 @@ from unmask.serving.schema import IGNORED, Sampled, Visible
 from unmask.serving.schema_chat import MOST_STOPS, UNSUPPORTED, StreamOptions, TokenCount
 from unmask.serving.streams import Emit, Event, open_spans
 from unmask.serving.unknown_fields import Policy, Unsupported, ignored_warning
-from unmask.tasks.results import Answer
+from unmask.tasks.results import Answer, labels
 from unmask.tasks.running import StepEvent
 from unmask.tokens.text import EOS, EOT, Text
 
@@ -213,6 +213,7 @@ class Completions:
             "seconds": seconds,
             "settings": found[0].settings,
             "warnings": list(self.warnings),
+            **labels(found[0].approximate),
         }
         return {**self._head(), "choices": choices, "usage": self._usage(listeners), "unmask": own}
 

@@ -74,13 +74,16 @@ class FieldSchemas(Open):
 
 
 class PictureDetails(Open):
-    """How a picture was made. ``rounds``: all attempts · ``settings``: all parts of the sampler with their values."""
+    """How a picture was made. ``rounds``: all attempts · ``settings``: all parts of the sampler with their values · ``approximate``: the
+    parts of fast mode that acted; absent from an exact answer.
+    """
 
     seed: int
     seconds: float
     plan: Json | None
     rounds: list[Json]
     settings: Json
+    approximate: list[str] = []
 
 
 class PictureEntry(Open):
@@ -105,6 +108,7 @@ class Filled(Open):
     seed: int
     seconds: float
     settings: Json
+    approximate: list[str] = []
 
 
 class GroundedBox(Open):

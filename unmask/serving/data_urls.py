@@ -11,9 +11,8 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
-from PIL import Image
-
-from unmask.tokens.pictures import ImageError, read_image
+from unmask.serving.picture_reader import PictureReader, Received
+from unmask.tokens.pictures import ImageError
 
 _MOST_HEAD = 500  # characters before the comma
 _SPACES = re.compile(rb"\s+")
@@ -34,10 +33,10 @@ def read_data_url(url: str, field: str) -> bytes:
     return _base64(raw, field) if "base64" in parameters else raw
 
 
-def picture_of(url: str, field: str) -> Image.Image:
+def picture_of(url: str, field: str, reader: PictureReader) -> Received:
     """The image of a ``data:`` URL. ValueError names ``field``."""
     try:
-        return read_image(read_data_url(url, field))
+        return reader.read(read_data_url(url, field))
     except ImageError as error:
         raise ValueError(f"{field}: {error}") from error
 

@@ -22,7 +22,7 @@ from unmask.serving.schema import Planned, Streamed
 from unmask.serving.unknown_fields import ignored_warning
 from unmask.serving.usage import Usage
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import Drawing
+from unmask.tasks.results import Drawing, labels
 
 MOST_PIXELS = 4096**2  # of all images of a request
 _COMPRESSION = 90  # of jpeg and webp, unless the request says something else
@@ -96,6 +96,7 @@ class Delivery:
             "rounds": [{**r.to_json(), "b64_json": encoded(r.image, self.file)} for r in drawn.attempts],
             "settings": drawn.settings,
             "warnings": [*drawn.warnings, *self.warnings],
+            **labels(drawn.approximate),
         }
 
     def picture(self, drawn: Drawing) -> Json:

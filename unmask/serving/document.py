@@ -25,12 +25,13 @@ are not listed here, and unknown paths are answered with 404. Web pages of other
 _ERRORS = {
     400: "The request is invalid; `param` names the field.",
     401: "The API key is missing or wrong.",
-    403: "The request comes from a page of another site, or the host name is not one of the server's.",
+    403: "The request comes from a page of another site, the host name is not one of the server's, or the API key lacks a scope.",
     404: "The server does not serve this model.",
     405: "The path does not take this method; the header Allow lists those that it takes.",
-    413: "The body is too large.",
+    408: "The body arrived too slowly.",
+    413: "The body is too large, or its JSON has too many values.",
     415: "The content type is not the one that the path takes.",
-    429: "The queue is full; retry after `Retry-After` seconds.",
+    429: "The queue is full, or the rate is exceeded; retry after `Retry-After` seconds.",
     500: "The model or the server failed; see its log.",
     503: "The server shuts down or restarts; retry after `Retry-After` seconds.",
 }
@@ -81,7 +82,7 @@ def _complete(operation: Json, *, below: bool, posted: bool, named: bool, keyed:
         response.setdefault("headers", {}).update(_ID)
         if response.get("content", {}).get("application/json", {}) == {"schema": {}}:
             del response["content"]["application/json"]
-    statuses = [*_ALWAYS, *((400, 404, 415, 429, 503) if posted else ()), *((404,) if named else ())]
+    statuses = [*_ALWAYS, *((400, 404, 408, 415, 429, 503) if posted else ()), *((404,) if named else ())]
     for status in sorted({*statuses, *((401,) if below and keyed else ())}):
         error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         headers = {**_ID, **_MORE_HEADERS.get(status, {})}

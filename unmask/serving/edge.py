@@ -5,26 +5,22 @@ Public idea: ``Edge`` is outermost, ``Guard`` is inside it. Both are plain ASGI,
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import json
-import logging
 import re
 import secrets
-import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import TextIO
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unmask.json_types import Json
+from unmask.serving.access import ADMIN, SCOPES, Access
+from unmask.serving.bodies import Bodies, Disconnected
 from unmask.serving.counting import RequestCounters
-from unmask.serving.errors import ErrorResponse, error_response
+from unmask.serving.errors import ErrorResponse, MissingScope, error_response
+from unmask.serving.logs import LOG
 
-LOG = logging.getLogger("unmask.serving")
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -73,49 +69,58 @@ class Edge:
 
 
 class Guard:
-    """Checks the API key, if the server has keys, and limits the body to ``most_bytes``, regardless of its headers.
+    """Checks the API key, if the server has keys, the rate of requests, and reads the body within its limits.
 
-    The whole body is read before the request is handled. Only paths below /v1 need a key. Two kinds of requests are rejected, because CORS
-    alone would only hide the answer after the model has run:
+    The whole body is read before the request is handled. Only paths below /v1 need a key, and /metrics by option. Two kinds of requests are
+    rejected, because CORS alone would only hide the answer after the model has run:
 
-    - a request of a web page from another origin, unless that is in ``origins``;
-    - a request to a host name that is not in ``names``: the name of an attacker's page may lead to this server (DNS rebinding), and its
-      requests then have the server's own origin. Addresses and localhost are always allowed.
+    - a request of a web page from another origin, unless that is in ``access.origins``;
+    - a request to a host name that is not in ``access.names``: the name of an attacker's page may lead to this server (DNS rebinding), and
+      its requests then have the server's own origin. Addresses and localhost are always allowed.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, keys: Sequence[str], origins: Sequence[str], names: Sequence[str], most_bytes: int
-    ) -> None:
-        self.app, self.keys, self.most_bytes = app, [key.encode() for key in keys], most_bytes
-        self.origins, self.names = frozenset(origins), frozenset(name.lower().rstrip(".") for name in names)
+    def __init__(self, app: ASGIApp, *, access: Access) -> None:
+        self.app, self.access, self.bodies = app, access, Bodies(most_bytes=access.most_bytes)
+        self.origins = frozenset(access.origins)
+        self.names = frozenset(name.lower().rstrip(".") for name in access.names)
+        self.rate = Rate(access.rate) if access.rate else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if forbidden := self._forbidden(scope["method"], headers):
-            await refuse(forbidden, send)
+        if refused := self._forbidden(scope["method"], headers) or self._admitted(scope, headers):
+            await refuse(refused, send)
             return
-        if self.keys and scope["path"].startswith("/v1") and not self._has_key(headers):
+        try:
+            body = await self.bodies.read(headers, receive)
+        except Disconnected:
+            return
+        if isinstance(body, ErrorResponse):
+            await refuse(body, send)
+            return
+        try:
+            await self.app(scope, body.receive(receive), send)
+        finally:
+            body.close()
+
+    def _admitted(self, scope: Scope, headers: Headers) -> ErrorResponse | None:
+        """401, 403 or 429 for a request that needs a key, a scope or a lower rate; else its scopes are put into the request's state."""
+        path, below = scope["path"], scope["path"].startswith("/v1")
+        kind, _, sent = headers.get("authorization", "").partition(" ")
+        scopes = self.access.scopes_of(sent.strip() if kind.lower() == "bearer" else "")
+        private = path == "/metrics" and self.access.private_metrics
+        if scopes is None and (below or private):
             message = "missing or invalid API key; send the header Authorization: Bearer KEY"
-            await refuse(ErrorResponse(status=401, message=message, code="invalid_api_key"), send)
-            return
-        body = await self._body(headers, receive)
-        if body is None:
-            message = f"the request body exceeds the limit of {self.most_bytes:,} bytes; send smaller images"
-            await refuse(ErrorResponse(status=413, message=message, code="too_large"), send)
-            return
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, again, send)
+            return ErrorResponse(status=401, message=message, code="invalid_api_key")
+        if private and ADMIN not in (scopes or ()):
+            return error_response(MissingScope(ADMIN))
+        scope.setdefault("state", {})["scopes"] = scopes or SCOPES
+        if below and self.rate:
+            client = sent.strip() if self.access.keys else str((scope.get("client") or ("",))[0])
+            return self.rate.exceeded(client)
+        return None
 
     def _forbidden(self, method: str, headers: Headers) -> ErrorResponse | None:
         """403 for a request to a foreign host name or from another origin."""
@@ -143,28 +148,24 @@ class Guard:
         except ValueError:
             return name == "localhost" or name.endswith(".localhost") or name in self.names
 
-    def _has_key(self, headers: Headers) -> bool:
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        sent = key.strip().encode("utf-8", "replace")
-        return kind.lower() == "bearer" and any([hmac.compare_digest(sent, known) for known in self.keys])
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; None if it is too large."""
-        said = headers.get("content-length", "")
-        if said.isdecimal() and int(said[:20]) > self.most_bytes:
+class Rate:
+    """At most so many requests of each client in a moving window, such as "60/minute" (package ``limits``)."""
+
+    def __init__(self, rate: str) -> None:
+        from limits import parse
+        from limits.storage import MemoryStorage
+        from limits.strategies import MovingWindowRateLimiter
+
+        self.item, self.limiter = parse(rate), MovingWindowRateLimiter(MemoryStorage())
+
+    def exceeded(self, client: str) -> ErrorResponse | None:
+        """429 if ``client`` has sent too many; else its request is counted."""
+        if self.limiter.hit(self.item, client):
             return None
-        pieces, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                break
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > self.most_bytes:
-                return None
-            if not message.get("more_body", False):
-                break
-        return b"".join(pieces)
+        free = self.limiter.get_window_stats(self.item, client).reset_time - time.time()
+        message = f"more than {self.item}; send fewer requests"
+        return ErrorResponse(status=429, message=message, code="rate_limit_exceeded", retry_after=max(1.0, free))
 
 
 def _same_origin(origin: str, host: str) -> bool:
@@ -185,33 +186,3 @@ async def refuse(found: ErrorResponse, send: Send) -> None:
     raw = [(k.encode(), v.encode()) for k, v in headers.items()]
     await send({"type": "http.response.start", "status": found.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
-
-
-class JsonLine(logging.Formatter):
-    """Formats a log record as one JSON line: time, level, event and the fields of ``extra={"fields": ...}``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        time_ = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        line: Json = {"time": time_, "level": record.levelname.lower(), "event": record.getMessage()}
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def log_to(stream: TextIO | None = None, *, level: int = logging.INFO) -> Callable[[], None]:
-    """Write the logs of this package and of uvicorn to a stream (stderr) as JSON lines. Returns a function that undoes this."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLine())
-    loggers = [LOG, logging.getLogger("uvicorn.error")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
-
-    def undo() -> None:
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.propagate = True
-
-    return undo

@@ -39,7 +39,9 @@ CPU = torch.device("cpu")
 class Limits:
     """``running``: requests between two steps at the same time · ``queued``: requests that wait to run · ``rows``: of one forward, guidance
     views counted · ``multiple``: to which their understanding positions are rounded up when rows are chosen · ``stretch``: how much
-    longer the longest row of a forward may be than the shortest · ``feature_bytes``: of the cache of picture features.
+    longer the longest row of a forward may be than the shortest, where rows are padded · ``idle``: most understanding positions of
+    requests without text in a forward with text, whose last layers compute them for nobody · ``feature_bytes``: of the cache of picture
+    features.
     """
 
     running: int = 32
@@ -47,11 +49,13 @@ class Limits:
     rows: int = 16
     multiple: int = 4
     stretch: float = 1.34
+    idle: int = 256
     feature_bytes: int = 2**28
 
     def __post_init__(self) -> None:
-        if min(self.running, self.queued, self.rows, self.multiple, self.stretch) < 1 or self.feature_bytes < 0:
-            raise ValueError(f"every limit must be at least 1 (feature_bytes 0), got {self}")
+        least = min(self.running, self.queued, self.rows, self.multiple, self.stretch)
+        if least < 1 or min(self.idle, self.feature_bytes) < 0:
+            raise ValueError(f"every limit must be at least 1 (idle and feature_bytes 0), got {self}")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -102,7 +106,16 @@ class _Running:
         if self.run.query is None:
             raise ValueError(f"request {self.number} is finished and has no next step")
         self.part = part = part_of(self.run.query, multiple)
-        return NextStep(group=(part.shape, id(self.net)), rows=part.rows, length=part.und, positions=part.positions)
+        return NextStep(
+            group=id(self.net),
+            rows=part.rows,
+            positions=part.positions,
+            shape=part.shape,
+            length=part.und,
+            padded=part.padded,
+            text=part.shape.text,
+            idle=part.idle,
+        )
 
 
 class Engine:
@@ -118,7 +131,7 @@ class Engine:
     ) -> None:
         self.net, self.device, self.limits, self.clock = net, device, limits, clock
         self.features = Features(limits.feature_bytes)
-        self.scheduler = Scheduler(rows=limits.rows, stretch=limits.stretch)
+        self.scheduler = Scheduler(rows=limits.rows, stretch=limits.stretch, idle=limits.idle)
         self._changed = threading.Condition()  # guards everything below
         self._queued: list[Handle] = []  # in the order in which they will enter
         self._running: dict[int, _Running] = {}  # by number; only the engine's thread changes it

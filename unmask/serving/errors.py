@@ -44,6 +44,10 @@ class NoSuchModel(ValueError):
     """The requested model is not the served one."""
 
 
+class MissingScope(PermissionError):
+    """The API key of a request lacks a scope."""
+
+
 class FieldError(ValueError):
     """A value of the field ``param`` that the model cannot use."""
 
@@ -109,6 +113,9 @@ def error_response(error: BaseException) -> ErrorResponse:
             reason = "ran out of memory" if "out of memory" in text.lower() else "failed"
             message = f"the model {reason} on this request; see the server's log"
             return ErrorResponse(status=500, message=message, code="model_failed", server_fault=True)
+        case MissingScope():
+            message = f"this API key lacks the scope {text!r}; use another key"
+            return ErrorResponse(status=403, message=message, code="missing_scope")
         case NoSuchModel():
             return ErrorResponse(status=404, message=text, code="model_not_found", param="model")
         case HTTPException():

@@ -95,7 +95,10 @@ def _options(adapters: Sequence[str]) -> Json:
 def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = NULL) -> Json:
     """The preset of the model with its settings, or a named sampler with its arguments. ``absent``: values that count as no value."""
     settings = {s["name"]: s["type"] for s in own}
-    choices: list[Json] = [{"properties": {"sampler": absent, "settings": _or(absent, _settings(settings))}}]
+    # Fast mode has other settings than the preset.
+    at_speed = {"sampler": absent, "settings": _or(absent, _settings({}))}
+    own_speed = {"sampler": absent, "settings": _or(absent, _settings(settings)), "speed": absent}
+    choices: list[Json] = [{"properties": at_speed}, {"properties": own_speed}]
     alike: dict[
         tuple[tuple[str, str], ...], list[str]
     ] = {}  # names by their arguments: fewer choices are easier to read

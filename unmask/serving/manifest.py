@@ -5,6 +5,7 @@ Jobs have the arguments of the model's methods, by the same names. Images are fi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class DuplicateIds(ValueError):
 
 class _Job(BaseModel):
     """``id``: key of the result · ``settings``: sampler settings, as ``["schedule.steps=8"]`` · ``sampler``: name of a method's sampler,
-    whose arguments are settings, too.
+    whose arguments are settings, too · ``speed``: as of ``Model.with_speed``; the speed of the command without it.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -37,6 +38,7 @@ class _Job(BaseModel):
     seed: int = 0
     settings: tuple[str, ...] = ()
     sampler: str | None = None
+    speed: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -186,12 +188,15 @@ _JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="task")]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """``number`` from 1 · ``id``: None if it could not be read · ``job``: None if the line has an error, ``wrong``."""
+    """``number`` from 1 · ``id``: None if it could not be read · ``job``: None if the line has an error, ``wrong`` · ``digest``: of its
+    JSON, without regard to spaces and the order of fields.
+    """
 
     number: int
     id: str | None
     job: Job | None
     wrong: str = ""
+    digest: str = ""
 
     @property
     def key(self) -> str | int:
@@ -216,13 +221,18 @@ def _line(number: int, raw: bytes) -> Line:
     try:
         found = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
     except (ValueError, RecursionError) as error:
-        return Line(number=number, id=None, job=None, wrong=f"invalid JSON: {error}")
+        return Line(number=number, id=None, job=None, wrong=f"invalid JSON: {error}", digest=_digest(raw.strip()))
+    digest = _digest(json.dumps(found, sort_keys=True).encode())
     id_ = found.get("id") if isinstance(found, dict) else None
     known = id_ if isinstance(id_, str) and id_ else None
     try:
-        return Line(number=number, id=known, job=_JOB.validate_python(found))
+        return Line(number=number, id=known, job=_JOB.validate_python(found), digest=digest)
     except ValidationError as error:
-        return Line(number=number, id=known, job=None, wrong=_said(error))
+        return Line(number=number, id=known, job=None, wrong=_said(error), digest=digest)
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _said(error: ValidationError) -> str:

@@ -16,12 +16,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from unmask.pipeline.model import Model
+from unmask.serving.picture_reader import PictureReader
 from unmask.serving.service import Served, Service
-from unmask.tokens.pictures import read_image
 from unmask.tokens.sources import ImageError
 
 PREVIEW = 1024  # pixels of the longer side; the page scales its own images down to the same size
-_AT_ONCE = 2  # previews decoded at the same time: one may take hundreds of MB
 _PACKAGE = Path(str(files("unmask")))
 _FIRST = ("tour.md", "page.md", "serve.md", "api.md")  # of the list of documents; the others follow by name
 
@@ -53,14 +52,11 @@ def add_page_routes(app: FastAPI, service: Service) -> None:
             raise HTTPException(404, "this model has no card: there is no README.md in its folder")
         return PlainTextResponse(found.read_text("utf-8", "replace"), media_type="text/markdown")
 
-    decoding = asyncio.Semaphore(_AT_ONCE)
-
     @app.post("/v1/preview", include_in_schema=False)
     async def preview(request: Request) -> Response:
         """An image file of any format that the server reads (the body) as a small PNG, for browsers that cannot decode it."""
         body = await request.body()
-        async with decoding:
-            png = await asyncio.to_thread(preview_of, body)
+        png = await asyncio.to_thread(preview_of, body, service.pictures)
         return Response(png, media_type="image/png")
 
     if docs:
@@ -96,12 +92,10 @@ def card_of(model: Served) -> Path | None:
     return card if card and card.is_file() else None
 
 
-def preview_of(image: bytes) -> bytes:
+def preview_of(image: bytes, reader: PictureReader) -> bytes:
     """An image file -> PNG, RGB, at most ``PREVIEW`` pixels on the longer side. ImageError as of ``read_image``."""
     if not image:
         raise ImageError("the image is empty; send the bytes of a file")
-    small = read_image(image)
-    small.thumbnail((PREVIEW, PREVIEW))
     buffer = io.BytesIO()
-    small.save(buffer, "PNG")
+    reader.thumbnail(image, PREVIEW).save(buffer, "PNG")
     return buffer.getvalue()

@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unmask.json_types import Json
-from unmask.serving.api import MOST_BYTES, application
+from unmask.serving.access import Access
+from unmask.serving.api import OPEN, application
 from unmask.serving.server import IDLE, address
 from unmask.serving.service import Service
 
@@ -52,13 +53,9 @@ class Replicas:
         listener: socket.socket,
         copies: Copies,
         *,
-        keys: Sequence[str] = (),
-        origins: Sequence[str] = (),
-        names: Sequence[str] = (),
-        most_bytes: int = MOST_BYTES,
+        access: Access = OPEN,
     ) -> None:
-        self.open_, self.listener, self.copies = open_, listener, copies
-        self.keys, self.origins, self.names, self.most_bytes = tuple(keys), tuple(origins), tuple(names), most_bytes
+        self.open_, self.listener, self.copies, self.access = open_, listener, copies, access
         self.host, self.port = listener.getsockname()[:2]
         self._closing = threading.Lock()
         self._open = False
@@ -122,14 +119,13 @@ class Replicas:
         return {"address": "local", "num_cpus": cores, "include_dashboard": False}
 
     def _deployment(self, serve: Any) -> Any:
-        open_ = self.open_
-        edge: Json = {"keys": self.keys, "origins": self.origins, "names": self.names, "most_bytes": self.most_bytes}
+        open_, access = self.open_, self.access
 
         def built() -> ASGIApp:
-            from unmask.serving.edge import log_to
+            from unmask.serving.logs import log_to
 
             log_to()
-            return _without_request_id(application(open_(), **edge))
+            return _without_request_id(application(open_(), access=access))
 
         made = serve.deployment(serve.ingress(built)()).options(
             name="model",

@@ -10,7 +10,7 @@ from unmask.serving.chat_events import ChatEvents, Count
 from unmask.serving.delivery import encoded
 from unmask.serving.streams import Event
 from unmask.tasks.conversing import Turn
-from unmask.tasks.results import Answer
+from unmask.tasks.results import Answer, labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,7 @@ class Reply:
             "settings": found.settings,
             "unread": found.unread if isinstance(found, Turn) else self.unread,
             "warnings": [*found.warnings, *self.warnings],
+            **labels(found.approximate),
         }
 
 

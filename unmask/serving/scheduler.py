@@ -1,7 +1,8 @@
 """Which queued request enters next, and which running requests take their next step together.
 
-Public idea: ``Scheduler(rows=16, stretch=1.34)`` knows requests by number: ``enter``, ``plan`` the next step, ``choose`` who steps now,
-``charge`` them for the forward, ``leave``. ``place_in_queue`` is the admission order. No tensors and no threads: one thread calls it.
+Public idea: ``Scheduler(rows=16, stretch=1.34, idle=256)`` knows requests by number: ``enter``, ``plan`` the next step, ``choose`` who
+steps now, ``charge`` them for the forward, ``leave``. ``place_in_queue`` is the admission order. No tensors and no threads: one thread
+calls it.
 
 Fairness is by virtual time, as in weighted fair queueing. A request pays for every step by the transformer positions of that step, halved
 for each level of priority, and the request with the least virtual time steps first. A clock advances by the price of that first step,
@@ -23,14 +24,20 @@ PLACES = 16  # earlier requests that one level of priority passes in the queue; 
 class NextStep:
     """What the next step of a request needs.
 
-    ``group``: only requests of equal groups share a forward · ``rows``: of the forward, one for each guidance view · ``length``:
-    positions of a row, on which ``stretch`` is a limit · ``positions``: that the transformer computes in all, the price of the step.
+    ``group``: only requests of equal groups share a forward · ``rows``: of the forward, one for each guidance view · ``padded``: whether
+    all rows of its forward are padded to the longest; they must then have the same ``shape``, and ``stretch`` limits their ``length`` ·
+    ``positions``: that the transformer computes in all, the price of the step · ``text``: whether it scores text · ``idle``: positions that
+    are computed for nobody beside a request that scores text.
     """
 
     group: Hashable
     rows: int
-    length: int
     positions: int
+    shape: Hashable = None
+    length: int = 1
+    padded: bool = False
+    text: bool = True
+    idle: int = 0
 
 
 @dataclass(kw_only=True)
@@ -43,12 +50,12 @@ class _Account:
 
 
 class Scheduler:
-    """``rows``: of one forward at most, unless one request alone needs more · ``stretch``: how much longer the longest row of a forward may
-    be than the shortest.
+    """``rows``: of one forward at most, unless one request alone needs more · ``stretch``: how much longer the longest of padded rows may
+    be than the shortest · ``idle``: most positions of a forward that are computed for nobody.
     """
 
-    def __init__(self, *, rows: int, stretch: float) -> None:
-        self.rows, self.stretch = rows, stretch
+    def __init__(self, *, rows: int, stretch: float, idle: int) -> None:
+        self.rows, self.stretch, self.idle = rows, stretch, idle
         self._accounts: dict[int, _Account] = {}
         self._clock = 0.0  # the virtual time at which a new request starts
 
@@ -84,16 +91,24 @@ class Scheduler:
         ready = [(a.paid, number, a.step) for number, a in self._accounts.items() if a.step is not None]
         if not ready:
             return []
-        (_, number, first), *others = sorted(ready, key=lambda entry: entry[:2])
-        chosen, free = [number], self.rows - first.rows
-        shortest = longest = first.length
-        for _, number, step in others:
-            low, high = min(shortest, step.length), max(longest, step.length)
-            if step.group == first.group and step.rows <= free and high <= self.stretch * low:
+        chosen: list[int] = []
+        steps: list[NextStep] = []
+        for _, number, step in sorted(ready, key=lambda entry: entry[:2]):
+            if not steps or self._share([*steps, step]):
                 chosen.append(number)
-                free -= step.rows
-                shortest, longest = low, high
+                steps.append(step)
         return chosen
+
+    def _share(self, steps: Items[NextStep]) -> bool:
+        """Whether these steps fit into one forward."""
+        if len({step.group for step in steps}) > 1 or sum(step.rows for step in steps) > self.rows:
+            return False
+        if any(step.text for step in steps) and sum(step.idle for step in steps) > self.idle:
+            return False
+        if not any(step.padded for step in steps):
+            return True
+        lengths = [step.length for step in steps]
+        return len({step.shape for step in steps}) == 1 and max(lengths) <= self.stretch * min(lengths)
 
 
 def place_in_queue(number: int, priority: int) -> tuple[int, int]:

@@ -49,6 +49,9 @@ NONBLANK = (
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
 )
 _VISIBLE = re.compile(NONBLANK)
+_SHARE = "(1|0[.][0-9]{0,5}[1-9])"  # above 0, at most 1
+_WORD = f"(exact|fast|interval|refresh|threshold|cache|steps|(steps|threshold)={_SHARE}|(refresh|cache)=[1-9][0-9]?|interval=0:{_SHARE})"
+SPEED = f"^{_WORD}(,{_WORD}){{0,3}}$"
 
 
 def visible(text: str) -> bool:
@@ -136,6 +139,11 @@ class Fields(BaseModel):
         None,
         max_length=100,
         description="A method's sampler in place of the model's preset, such as remdm; `settings` may set its arguments (docs/methods.md).",
+    )
+    speed: Annotated[str, Field(max_length=100, json_schema_extra={"pattern": SPEED})] | None = Field(
+        None,
+        description="exact, fast (approximate), or parts of fast mode such as refresh,steps=0.25 (docs/fast.md). Default: as the server "
+        "was started.",
     )
     priority: int = Field(
         0,

@@ -8,16 +8,28 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 
-from unmask.serving.api import MOST_BYTES, application
+from unmask.serving.access import Access
+from unmask.serving.api import OPEN, application
+from unmask.serving.connections import ConnectionLimits
 from unmask.serving.picture_urls import PictureUrls
 from unmask.serving.service import Service
 
 _START = 30.0  # seconds
+LIMITS = ConnectionLimits()
 IDLE = 75  # seconds of keep-alive: longer than the Retry-After of a 429, so that clients do not retry on a connection that is being closed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """PEM files of the certificate (with its chain) and of its private key."""
+
+    certificate: Path
+    key: Path
 
 
 class Server:
@@ -28,15 +40,17 @@ class Server:
         service: Service,
         listener: socket.socket,
         *,
-        keys: Sequence[str] = (),
-        origins: Sequence[str] = (),
-        names: Sequence[str] = (),
-        most_bytes: int = MOST_BYTES,
+        access: Access = OPEN,
+        connections: ConnectionLimits = LIMITS,
+        tls: Tls | None = None,
     ) -> None:
-        self.service, self.listener = service, listener
-        app = application(service, keys=keys, origins=origins, names=names, most_bytes=most_bytes, urls=PictureUrls())
+        self.service, self.listener, self.tls = service, listener, tls
         config = uvicorn.Config(
-            app,
+            application(service, access=access, urls=PictureUrls()),
+            http=connections.within_descriptors().protocol(),
+            ws="none",
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -51,7 +65,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        return address(*self.listener.getsockname()[:2])
+        host, port = self.listener.getsockname()[:2]
+        return address(host, port, secure=self.tls is not None)
 
     @property
     def alive(self) -> bool:
@@ -87,10 +102,10 @@ class Server:
         self.close()
 
 
-def address(host: str, port: int) -> str:
+def address(host: str, port: int, *, secure: bool = False) -> str:
     """The URL of a listening address."""
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    shown, scheme = "127.0.0.1" if host in ("0.0.0.0", "::") else host, "https" if secure else "http"
+    return f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -20,6 +20,7 @@ from unmask.pipeline.text_model import TextModel
 from unmask.serving import requests
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.jobs import Job, Listener
+from unmask.serving.picture_reader import PictureReader
 from unmask.serving.requests import Closed, QueueFull
 
 T = TypeVar("T")
@@ -53,13 +54,21 @@ class Started(Generic[T]):
 
 class Service:
     """``name``: what clients call the model · ``limits``: at most ``running + queued`` calls at the same time · ``adapted``: the model with
-    each of the adapters that calls may name (``pipeline.adapting.with_adapters``). All methods are safe in any thread.
+    each of the adapters that calls may name (``pipeline.adapting.with_adapters``) · ``pictures``: decodes those of clients. All methods are
+    safe in any thread.
     """
 
     def __init__(
-        self, model: Served, *, name: str, limits: Limits = Limits(), adapted: Mapping[str, Served] | None = None
+        self,
+        model: Served,
+        *,
+        name: str,
+        limits: Limits = Limits(),
+        adapted: Mapping[str, Served] | None = None,
+        pictures: PictureReader | None = None,
     ) -> None:
         self.model, self.name, self.limits, self.adapted = model, name, limits, dict(adapted or {})
+        self.pictures = pictures or PictureReader()
         self.places = limits.running + limits.queued
         self.refused = self.restarts = 0
         self.draining = False
@@ -124,7 +133,7 @@ class Service:
         if isinstance(model, Model):
             # One cache of picture features: what the engine has encoded is not encoded again.
             return ask(Model(replace(model.parts, features=job.engine.features), model.presets, executor=job))
-        return ask(TextModel(model.parts, executor=job, change=model.change))
+        return ask(TextModel(model.parts, executor=job, change=model.change, fast=model.fast))
 
     def _ended(self, future: Future[T]) -> None:
         with self._changed:

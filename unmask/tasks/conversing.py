@@ -21,7 +21,7 @@ from unmask.tasks.generate import Generate, picture_codes
 from unmask.tasks.lengths import Extent, Words, leading, read_words, written
 from unmask.tasks.notebook import turn_html
 from unmask.tasks.parts import Parts
-from unmask.tasks.results import FinishReason
+from unmask.tasks.results import FinishReason, labels
 from unmask.tasks.running import ThinkingRunner
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.text import EOS, EOT, EXP
@@ -48,7 +48,7 @@ class Turn:
 
     ``plan``: the layout of its picture, if any · ``unread``: how many of the oldest messages did not fit into the context ·
     ``warnings``: about the last message, one line each · ``finish_reason``: "length" if the words were cut off or a picture was left
-    out, otherwise "stop".
+    out, otherwise "stop" · ``approximate``: the parts of fast mode that acted; empty for an exact turn.
     """
 
     parts: tuple[str | Image.Image, ...]
@@ -59,6 +59,7 @@ class Turn:
     seconds: float = 0.0
     settings: Json = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    approximate: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -80,7 +81,8 @@ class Turn:
         parts = [part if isinstance(part, str) else None for part in self.parts]
         plan = self.plan.to_json() if self.plan else None
         made = {"finish_reason": self.finish_reason, "seed": self.seed, "seconds": self.seconds}
-        return {"parts": parts, "plan": plan, "unread": self.unread, **made, "warnings": list(self.warnings)}
+        said = {"parts": parts, "plan": plan, "unread": self.unread, **made, "warnings": list(self.warnings)}
+        return {**said, **labels(self.approximate)}
 
 
 def check(messages: Items[Message], roles: Items[str] = ROLES) -> None:
@@ -133,7 +135,8 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
         if at is not None and number < MAX_PICTURES and (layout.objects or _changes(messages, layout, parts)):
             model.emit(0, layout)
             picture = _planned(model, messages, layout, seed)
-            return Turn(parts=(*done, picture), seed=seed, plan=layout, unread=unread)
+            used = _approximate(model, "edit" if _changes(messages, layout, parts) else "generate")
+            return Turn(parts=(*done, picture), seed=seed, plan=layout, unread=unread, approximate=used)
         words = _words(row, at, parts, left)
         done += [words.text] if words.text else []
         if at is None or words.cut:
@@ -149,7 +152,14 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
             break
         length = extent.length - used % extent.length
         sequence = resumed(drawn, length, text, prefix_lm=parts.quirks.prefix_lm)
-    return Turn(parts=tuple(done), seed=seed, unread=unread, finish_reason=reason)
+    used = _approximate(model, *["generate"] * any(not isinstance(part, str) for part in done))
+    return Turn(parts=tuple(done), seed=seed, unread=unread, finish_reason=reason, approximate=used)
+
+
+def _approximate(model: ThinkingRunner, *pictures: str) -> tuple[str, ...]:
+    """The parts of fast mode in the samplers of the words and of the pictures, by the names of the pictures' presets."""
+    samplers = {name: getattr(model.presets, name)(model.parts) for name in ("turn_words", *pictures)}
+    return model.presets.approximate(model.parts, samplers)
 
 
 def _request(model: ThinkingRunner, messages: Items[Message], length: int) -> tuple[Sequence, int]:

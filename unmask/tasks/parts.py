@@ -5,7 +5,7 @@ Public idea: ``Parts``, the argument of every task's ``build`` and ``read``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,11 +18,12 @@ from unmask.checkpoints.elastic import Weights
 from unmask.checkpoints.loading import load
 from unmask.models.elastic import Elastic
 from unmask.protocols import Codec
+from unmask.sampling.fast import EXACT, Fast, acting
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.features import Features
 from unmask.tokens.build import Builder, PlanIds
 from unmask.tokens.layouts import Layout, to_ids
-from unmask.tokens.pictures import Placement, square
+from unmask.tokens.pictures import Placement, reduced, square
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.text import MASK, Text
@@ -118,11 +119,11 @@ class Parts:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )
-        return self.views(image) if self.views else self.preprocess(image)[0]
+        return self.views(reduced(image)) if self.views else self.preprocess(image)[0]
 
     def overview(self, image: Image.Image) -> Tensor | ImageViews:
         """One view of the whole picture without detail crops, for requests with several pictures."""
-        return self.views.one_of_several(image) if self.views else self.image_views(image)
+        return self.views.one_of_several(reduced(image)) if self.views else self.image_views(image)
 
     def planned(self, layout: Layout | None) -> PlanIds | None:
         """A layout as the tokens before a picture. ValueError if it is longer than ``MOST_PLAN`` tokens."""
@@ -161,7 +162,7 @@ class Presets:
 
     ``plans``, ``attempts``: how a picture is generated unless a call says otherwise: from a layout, and as the best of so many attempts ·
     ``edit_again``: further attempts at an edit, hot enough to differ · ``turn``: text of one turn of a conversation · ``context``: longest
-    sequence.
+    sequence · ``fast``, ``exact``: the fast mode that these presets have, and the same presets without it (None: they have none).
     """
 
     generate: Callable[[Parts], Sampler]
@@ -183,12 +184,41 @@ class Presets:
     context: int
     plans: bool = False
     attempts: int = 1
+    fast: Fast = EXACT
+    exact: Presets | None = None
 
     def with_sampler(self, change: Callable[[Sampler], Sampler]) -> Presets:
         """The same presets with ``change`` applied to the sampler of every task."""
         makers = {f.name: make for f in fields(self) if callable(make := getattr(self, f.name))}
         changed: dict[str, Any] = {name: _then(make, change) for name, make in makers.items()}
-        return replace(self, **changed)
+        return replace(self, **changed, exact=self.exact and self.exact.with_sampler(change))
+
+    def with_speed(self, fast: Fast) -> Presets:
+        """The same presets with this fast mode in place of the one they have; boxes have no part in it. ``EXACT``: with none."""
+        exact = self.exact or self
+        if fast == EXACT:
+            return exact
+        changed: dict[str, Any] = {
+            name: _then(getattr(exact, name), getattr(fast, kind)) for name, kind in _KINDS.items()
+        }
+        return replace(exact, **changed, fast=fast, exact=exact)
+
+    def approximate(self, parts: Parts, used: Mapping[str, Sampler]) -> tuple[str, ...]:
+        """The parts of fast mode in samplers that were used, by the names of their presets; () without fast mode."""
+        if self.exact is None:
+            return ()
+        some = [
+            acting(getattr(self.fast, _KINDS[name]), getattr(self.exact, name)(parts), sampler)
+            for name, sampler in used.items()
+        ]
+        return tuple(dict.fromkeys(label for labels in some for label in labels))
+
+
+# The change in ``Fast`` that applies to each preset.
+_KINDS = {
+    **{"generate": "draw", "edit": "edit", "edit_again": "edit"},
+    **dict.fromkeys(("ask", "fill", "plan", "plan_edit", "critique", "turn_words"), "text"),
+}
 
 
 def _then(make: Callable[..., Sampler], change: Callable[[Sampler], Sampler]) -> Callable[..., Sampler]:

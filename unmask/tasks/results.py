@@ -47,7 +47,8 @@ class Attempt:
 class Drawing:
     """A picture. ``seconds``: time of the call divided by its pictures · ``trace``: the picture after each step.
 
-    ``plan``: its layout · ``attempts``: all attempts of best-of-N, empty without it · ``warnings``: about the prompt, one line each.
+    ``plan``: its layout · ``attempts``: all attempts of best-of-N, empty without it · ``warnings``: about the prompt, one line each ·
+    ``approximate``: the parts of fast mode that acted, as ``steps=0.5``; empty for an exact result.
     """
 
     image: Image.Image
@@ -59,17 +60,18 @@ class Drawing:
     plan: Layout | None = None
     attempts: tuple[Attempt, ...] = ()
     warnings: tuple[str, ...] = ()
+    approximate: tuple[str, ...] = ()
 
     def _repr_png_(self) -> bytes:
         return to_png(self.image)
 
     def to_json(self) -> Json:
-        """Plain values without the pictures; plan and attempts only if there are any."""
+        """Plain values without the pictures; ``plan``, ``attempts`` and ``approximate`` only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
         thinking: Json = {"plan": self.plan.to_json()} if self.plan else {}
         thinking |= {"attempts": [r.to_json() for r in self.attempts]} if self.attempts else {}
         fields = {"prompt": self.prompt, "seed": self.seed, "seconds": self.seconds, **size, **thinking}
-        return {**fields, "settings": self.settings, "warnings": list(self.warnings)}
+        return {**fields, "settings": self.settings, "warnings": list(self.warnings), **labels(self.approximate)}
 
 
 class Drawings(list[Drawing]):
@@ -83,7 +85,7 @@ class Drawings(list[Drawing]):
 class Answer:
     """A text. ``trace``: the text after each step, masked tokens as ``_`` · ``value``: the parsed value of a constrained answer ·
     ``warnings``: about the question, one line each · ``finish_reason``: "length" if ``max_tokens`` or the model's context cut the text
-    off, otherwise "stop".
+    off, otherwise "stop" · ``approximate``: as of ``Drawing``.
     """
 
     text: str
@@ -95,12 +97,13 @@ class Answer:
     value: object = None
     warnings: tuple[str, ...] = ()
     finish_reason: FinishReason = "stop"
+    approximate: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         return exchange_html(self.question, self.text)
 
     def to_json(self) -> Json:
-        """``value`` is present for constrained answers only, where it may be null."""
+        """``value`` is present for constrained answers only, where it may be null; ``approximate`` only if it is not empty."""
         return {
             "question": self.question,
             "text": self.text,
@@ -111,6 +114,7 @@ class Answer:
             "settings": self.settings,
             "trace": list(self.trace),
             "warnings": list(self.warnings),
+            **labels(self.approximate),
         }
 
 
@@ -149,6 +153,11 @@ class Grounding:
         size = {"width": self.image_size[0], "height": self.image_size[1]}
         made = {"seed": self.seed, "seconds": self.seconds, "settings": self.settings}
         return {"boxes": boxes, **size, **made, "warnings": list(self.warnings)}
+
+
+def labels(approximate: tuple[str, ...]) -> Json:
+    """The JSON field ``approximate``; no field for an exact result."""
+    return {"approximate": list(approximate)} if approximate else {}
 
 
 def answered(sequence: Sequence, text: Text) -> str:

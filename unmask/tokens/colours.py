@@ -16,6 +16,7 @@ from unmask.tokens.sources import ImageError
 MOST_PROFILE = 4 * 2**20  # bytes; the largest profiles of printing presses have about 3 MB
 _SAME = 5  # levels of 255: editions of sRGB differ by 0 to 2, the next space (Rec. 709) by 16
 _BLOCK = 2**20  # values that are converted at a time
+_BAND = 4 * 2**20  # pixels
 _GREY = ("1", "L", "LA", "La")
 
 
@@ -23,20 +24,36 @@ def to_srgb(image: Image.Image, name: str) -> Image.Image:
     """Any mode -> RGB in sRGB, 8 bits, transparency on white. ImageError for a mode that Pillow cannot convert."""
     profile = image.info.get("icc_profile")
     try:
-        if image.mode == "I;16" and (deep := _transform(profile, "GRAY", "I;16", "RGB")):
-            converted = deep.apply(image)  # at 16 bits: a linear profile has few of its 256 levels in the shadows
-        elif image.mode == "F" or image.mode.startswith("I"):
-            converted = _converted(Image.fromarray(_eight_bits(image)), "RGB", profile)
-        elif image.has_transparency_data:
-            paper = Image.new("RGBA", image.size, "white")
-            paper.alpha_composite(_converted(image, "RGBA", profile))
-            converted = paper.convert("RGB")
+        if (image.mode == "F" or image.mode.startswith("I")) and not _deep(image.mode, profile):
+            image = Image.fromarray(_eight_bits(image))
+        # In bands, so that no step but the result takes memory for the whole picture: every operation is one on single pixels.
+        rows = max(1, _BAND // image.width)
+        if rows >= image.height:
+            converted = _rgb(image, profile)
         else:
-            converted = _converted(image, "RGB", profile)
+            converted = Image.new("RGB", image.size)
+            for top in range(0, image.height, rows):
+                band = image.crop((0, top, image.width, min(top + rows, image.height)))
+                converted.paste(_rgb(band, profile), (0, top))
     except (ValueError, OSError) as error:
         raise ImageError(f"{name} has the unsupported colour mode {image.mode!r}; save it as RGB") from error
     converted.info.pop("icc_profile", None)  # no longer true of these pixels, and a second reading would apply it again
     return converted
+
+
+def _deep(mode: str, profile: object) -> ImageCms.ImageCmsTransform | None:
+    """A grey profile's transform at 16 bits: a linear profile has few of its 256 levels in the shadows."""
+    return _transform(profile, "GRAY", "I;16", "RGB") if mode == "I;16" else None
+
+
+def _rgb(image: Image.Image, profile: object) -> Image.Image:
+    if deep := _deep(image.mode, profile):
+        return deep.apply(image)
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "white")
+        paper.alpha_composite(_converted(image, "RGBA", profile))
+        return paper.convert("RGB")
+    return _converted(image, "RGB", profile)
 
 
 def _converted(image: Image.Image, mode: str, profile: object) -> Image.Image:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
+from unmask import writing
 from unmask.tokens.colours import to_srgb
 from unmask.tokens.sources import ImageError, Picture, open_picture, short
 
-_EXACT_SIDE = 4096  # larger images are scaled down before padding: a square of 20,000 px would take 1.2 GB
+EXACT_SIDE = 1536  # larger images are scaled down first: models see 128 to 1,152 pixels, and a padded square of 20,000 would take 1.2 GB
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 TRACES = (".gif", ".png")
 _MARKS = (
@@ -134,16 +135,22 @@ def square(image: Image.Image, side: int, fill: tuple[int, int, int] = (0, 0, 0)
     placement = Placement(width=image.width, height=image.height)
     if image.size == (side, side):
         return image, placement
-    limit = max(_EXACT_SIDE, side)
-    if placement.side > limit:
-        shrunk = (max(1, round(v * limit / placement.side)) for v in image.size)
-        image = image.resize((next(shrunk), next(shrunk)), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    image = reduced(image, max(EXACT_SIDE, side))
     now = Placement(width=image.width, height=image.height)
     canvas = image
     if image.width != image.height:
         canvas = Image.new("RGB", (now.side, now.side), fill)
         canvas.paste(image, now.offset)
     return canvas.resize((side, side), Image.Resampling.BICUBIC), placement
+
+
+def reduced(image: Image.Image, side: int = EXACT_SIDE) -> Image.Image:
+    """The image scaled to ``side`` pixels on its longer side (bicubic); itself where it is not larger."""
+    longer = max(image.size)
+    if longer <= side:
+        return image
+    width, height = (max(1, round(v * side / longer)) for v in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 # -- boxes ------------------------------------------------------------------------------------------------------------
@@ -250,17 +257,12 @@ def strip(frames: Sequence[Image.Image], *, most: int = 24, columns: int = 8) ->
 
 
 def write_whole(target: Path, save: Callable[[Path], object]) -> Path:
-    """Write with ``save`` to a temporary file and rename it to the target. OSError on failure; no temporary file is left."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    """``writing.write_whole``, which creates the folder. OSError says what to do; nothing is changed, and no temporary file is left."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save(part)
-        os.replace(part, target)
+        writing.write_whole(target, save)
     except OSError as error:
         reason = error.strerror or short(error)
         hint = "free some space and run it again" if error.errno == errno.ENOSPC else "choose another place"
         raise OSError(f"could not write {target} ({reason.lower()}), nothing was changed; {hint}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
     return target

@@ -5,13 +5,14 @@ Public idea: ``read_qwen(folder) -> Text``, from tokenizer.json, or from vocab.j
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from unmask.tokens.text import BOS, EOS, EOT, HEADER, MASK, Text, TokenizerError
+from unmask.files import FileRefused, read_json
+from unmask.tokens.text import BOS, EOS, EOT, HEADER, MASK, Text
+from unmask.tokens.tokenizer_file import TokenizerError, read_tokenizer
 
 SPELLED = {BOS: "<|beginoftext|>", EOT: "<|im_end|>", MASK: "<|mask|>", HEADER: "<|im_start|>"}
 PICTURES = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -28,7 +29,7 @@ def read_qwen(folder: Path) -> Text:
     ``text[BOS]`` is the token before plain text; where the tokenizer has none, there is no such control token.
     """
     if (folder / "tokenizer.json").exists():
-        tokenizer = _whole(folder / "tokenizer.json")
+        tokenizer = read_tokenizer(folder / "tokenizer.json")
     elif missing := [name for name in _FILES if not (folder / name).exists()]:
         raise TokenizerError(
             f"{folder} has no tokenizer: neither tokenizer.json nor {' and '.join(missing)}; copy those released with the weights"
@@ -49,13 +50,6 @@ def picture_ids(text: Text) -> tuple[int, ...]:
     """Ids that stand for pictures and videos, which no text has."""
     known = text.tokenizer.get_vocab(with_added_tokens=True)
     return tuple(known[name] for name in PICTURES if name in known)
-
-
-def _whole(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"cannot read the tokenizer {path}: {error}") from error
 
 
 def _from_parts(folder: Path) -> Tokenizer:
@@ -82,9 +76,7 @@ def _from_parts(folder: Path) -> Tokenizer:
 def _added(path: Path) -> dict[int, str]:
     """Id -> added token, from ``added_tokens_decoder``."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST:,} bytes")
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = read_json(path, most=_LARGEST)
         return {int(number): str(one["content"]) for number, one in raw["added_tokens_decoder"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (FileRefused, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"cannot read the added tokens of {path}: {error!r}; download it again") from error

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 MOST_PIXELS = 64_000_000
+MOST_SIDE = 65_535  # pixels, as in JPEG; Pillow keeps a pointer for every row, so 1 x 64,000,000 pixels would take 0.5 GB more a copy
 # Pillow supports more formats; some start external programs (EPS), others are not meant for photos or drawings.
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
@@ -45,6 +46,12 @@ def open_picture(source: Picture) -> tuple[Image.Image, str]:
         data, name = _read(cast("BinaryIO", source))
         return _from_file(io.BytesIO(data), name), name
     raise ImageError(_refusal(source))
+
+
+def size_of(data: bytes) -> tuple[int, int, str]:
+    """(width, height, format) of a file that is not decoded. ImageError if it is not a picture."""
+    image = _opened(io.BytesIO(data), "the image")
+    return (*image.size, image.format or "")
 
 
 def _refusal(source: object) -> str:
@@ -108,11 +115,16 @@ def _by_pillow() -> list[str]:
 
 
 def _from_file(source: Path | io.BytesIO, name: str) -> Image.Image:
+    return _decoded(_opened(source, name), name)
+
+
+def _opened(source: Path | io.BytesIO, name: str) -> Image.Image:
+    """The image of a file, not yet decoded. ImageError if it is not a picture of a known format."""
     known = _by_pillow()
     try:
         if brands := _brands(source):
-            return _decoded(_open_container(source, brands, name), name)
-        return _decoded(_open_plain(source, known), name)
+            return _open_container(source, brands, name)
+        return _open_plain(source, known)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -180,6 +192,10 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} has {width} x {height} pixels, more than {MOST_PIXELS:,}; scale it down first")
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels; use an image of at least 1 x 1")
+    if max(width, height) > MOST_SIDE:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, a side longer than {MOST_SIDE:,}; crop it or scale it down"
+        )
     try:
         image.load()
     except Exception as error:  # as above

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from unmask.tokens.tokenizer_file import TokenizerError, read_tokenizer
+
 BOS, EOS, EOT = "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"
 MASK = "<|mdm_mask|>"
 HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
@@ -37,10 +39,6 @@ TEXT_CONTROL: tuple[str, ...] = (BOS, EOS, EOT, MASK, HEADER, END_HEADER)  # the
 
 
 _AS_NAMED: Mapping[str, str] = {}
-
-
-class TokenizerError(ValueError):
-    """A tokenizer file is missing, damaged, or lacks a control token."""
 
 
 class Text:
@@ -69,11 +67,11 @@ class Text:
     def load(cls, path: Path, control: tuple[str, ...] = CONTROL) -> Text:
         """Load a tokenizer.json. TokenizerError if it is missing or unsuitable."""
         try:
-            return cls(Tokenizer.from_file(str(path)), control)
-        except TokenizerError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(f"cannot read the tokenizer {path}: {error}") from error
+            return cls(read_tokenizer(path), control)
+        except TokenizerError as error:
+            raise TokenizerError(
+                f"cannot read the tokenizer {path}: {error}; use the tokenizer.json of the model"
+            ) from error
 
     @classmethod
     def train(cls, lines: Iterable[str], size: int) -> Text:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from unmask.files import parse_json
 from unmask.json_types import Json
 
 FILE = "vocabulary.json"
@@ -37,7 +38,7 @@ class Vocabulary:
     @classmethod
     def parse(cls, text: str) -> Vocabulary:
         """The inverse of ``text``. ValueError names the field that is wrong."""
-        raw = json.loads(text)
+        raw = parse_json(text)
         if not isinstance(raw, dict) or set(raw) != set(_FIELDS):
             raise ValueError(f"expected an object with the fields {', '.join(_FIELDS)}")
         for name in ("name", "draws"):

@@ -10,7 +10,7 @@ number of the computation (bfloat16: 2):
                                              and their product
     frozen branch    n s (2 w + 4 D + 3 m)   a frozen matrix does not need its input
     output matrix    n s D                   where it is trained
-    attention        s H T S + T S           softmax of T queries over S keys in H heads, and the mask; fused: s T S
+    attention        s H T S                 softmax of T queries over S keys in H heads; fused: s T S
 
 A layer whose activations are recomputed keeps its input, n s w, and makes the rest again when its turn comes. At most
 ``cross_entropy.LARGEST`` logits exist at a time.
@@ -181,7 +181,7 @@ def _layers(net: Elastic, trained: Trained, load: Load, size: int, recompute: bo
                 _branch(width, config.query_width, mlp, size, learns)
                 + (size * config.query_width if trained.out else 0)
             )
-            scores += n * (keys or positions) * (size if net.attention is fused else config.heads * size + 1)
+            scores += n * (keys or positions) * (size if net.attention is fused else config.heads * size)
             mlps += n * size * mlp
         # The MLP's backward pass comes first, and what it kept is gone when that of attention begins.
         passing = max(2 * mlps, 2 * scores - 4 * mlps)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from unmask.training.saving import lock
 from unmask.training.states import CHAIN as FILE
 from unmask.training.states import remove_leftovers
 from unmask.training.train import train
+from unmask.writing import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,5 @@ def read(chain: Chain, folder: Path) -> dict[str, Done]:
 def _write(chain: Chain, folder: Path, done: dict[str, Done]) -> None:
     """Record how far the stages are; after their weights are written."""
     stages = {name: dataclasses.asdict(fields) for name, fields in done.items()}
-    part = folder / (FILE + ".part")
-    part.write_text(json.dumps({"chain": chain.name, "seed": chain.seed, "stages": stages}, indent=1) + "\n")
-    os.replace(part, folder / FILE)
+    value = {"chain": chain.name, "seed": chain.seed, "stages": stages}
+    write_text(folder / FILE, json.dumps(value, indent=1) + "\n")

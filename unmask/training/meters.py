@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from unmask.training.losses import Update
+from unmask.writing import write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 QUIET = 10.0  # seconds without a line, after which the next step prints one
 
 
-def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
-    """Measured floating-point operations a second of a large square matrix product: the best of five."""
+def matmul_peak(
+    dtype: torch.dtype, device: torch.device | str = "cpu", clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Measured floating-point operations a second of ``clock``, of a large square matrix product: the best of five."""
     device = torch.device(device)
     tiles = 1 if device.type == "cpu" else 8  # a small product does not fill an accelerator
     n = 1024 * tiles
@@ -33,10 +35,10 @@ def matmul_peak(dtype: torch.dtype, device: torch.device | str = "cpu") -> float
     best = float("inf")
     for _ in range(5):
         wait()
-        start = time.perf_counter()
+        start = clock()
         a @ b
         wait()  # an accelerator computes after the call has returned
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return 2 * n**3 / best
 
 
@@ -158,9 +160,7 @@ def _forget(path: Path, start: int) -> None:
     rows = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     kept = [row for number, row in enumerate(rows, 1) if row.endswith("\n") and _step(row, path, number) <= start]
     if len(kept) < len(rows):
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(kept))
-        os.replace(part, path)
+        write_text(path, "".join(kept))
 
 
 def _step(row: str, path: Path, number: int) -> float:

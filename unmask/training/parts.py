@@ -35,6 +35,7 @@ from torch.distributed.tensor import DTensor
 from unmask.training.optim import refuse_other
 from unmask.training.parallel import WAIT_FOR_OTHERS, Place
 from unmask.training.states import INDEX, PART, Saved, forget, remove, sizes, what_to_do
+from unmask.writing import refuse_full, sync, write_text
 
 
 class Parts:
@@ -53,11 +54,24 @@ class Parts:
         """Copy this process's part of the state and begin to write it. OSError where the save before could not be written."""
         self.wait()
         own = own_part(state, self.place)
+        self._refuse_full(own)
         part = self.folder / f"state-{saved.step}{PART}"
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
         written = async_save(own, storage_writer=writer, process_group=self.group)
         assert isinstance(written, Future)  # the writer copies the state itself, before async_save returns
         self.pending = self.threads.submit(self._finish, written, part, saved)
+
+    def _refuse_full(self, own: Mapping[str, Tensor]) -> None:
+        """OSError, in all processes, where the disk has no room for the parts of all."""
+        tensors = (t.to_local() if isinstance(t, DTensor) else t for t in own.values())
+        needed = sum(self.place.gather([sum(t.nbytes for t in tensors)]))
+        full: list[str] = []
+        try:
+            refuse_full(self.folder, needed)
+        except OSError as error:
+            full = [str(error.strerror)]
+        if found := self.place.gather(full):
+            raise OSError(f"could not save the checkpoint in {self.folder}: {found[0]}; the previous one is intact")
 
     def failed(self) -> bool:
         """Whether the last save is over and has failed; ``wait`` raises its error."""
@@ -84,12 +98,11 @@ class Parts:
 
     def _publish(self, part: Path, saved: Saved) -> None:
         index = {name: value for name, value in dataclasses.asdict(saved).items() if value is not None}
-        with (part / INDEX).open("w", encoding="utf-8") as f:
-            json.dump(index | {"files": sizes(part)}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        whole = part.with_name(part.name.removesuffix(PART))
-        os.rename(part, whole)
+        for name in (files := sizes(part)):
+            sync(part / name)
+        write_text(part / INDEX, json.dumps(index | {"files": files}))
+        os.rename(part, part.with_name(part.name.removesuffix(PART)))
+        sync(self.folder)
         forget(self.folder, self.keep)
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +25,9 @@ from unmask.training.fingerprint import differences, settings
 from unmask.training.optim import Masters, NotFinite
 from unmask.training.parallel import Place
 from unmask.training.sharded import Sharded
-from unmask.training.states import PART, STATE, Saved, forget, newest, read, what_to_do
+from unmask.training.states import JOURNAL, STATE, Saved, forget, newest, read, what_to_do
+from unmask.writing import InUse, refuse_full, write_together, write_whole
+from unmask.writing import lock as hold
 
 
 class RunInUse(ValueError):
@@ -35,25 +36,13 @@ class RunInUse(ValueError):
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the folder for this run. The system releases it when the process ends, however it ends. RunInUse where another holds it."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        yield
-        return
-    held = os.open(folder, os.O_RDONLY)
-    try:
+    """Hold the folder for this run. RunInUse where another holds it."""
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held.enter_context(hold(folder))
+        except InUse:
             raise RunInUse(f"another process is training in {folder}; wait for it or choose another --out") from None
-        except OSError as error:  # some network file systems
-            warnings.warn(
-                f"{folder} cannot be locked ({error.strerror}); do not start a second run in it", stacklevel=3
-            )
         yield
-    finally:
-        os.close(held)
 
 
 class Saver(Protocol):
@@ -91,22 +80,20 @@ class Single:
         self.folder, self.keep = folder, keep
 
     def save(self, state: Mapping[str, Tensor], saved: Saved) -> None:
-        """Write the state to a second file, then rename it: a crash or a full disk leaves the previous state intact. OSError for a full
-        disk.
-        """
+        """A crash or a full disk leaves the previous state intact (``writing``). OSError for a full disk."""
         whole = {name: tensor.detach().cpu() for name, tensor in state.items()}
-        part = self.folder / (STATE + PART)
         meta = json.dumps({name: value for name, value in dataclasses.asdict(saved).items() if value is not None})
-        try:
+
+        def write(part: Path) -> None:
             save_file(whole, str(part), metadata={"unmask": meta})
             if self.keep > 1:
                 _keep_previous(self.folder)
-            os.replace(part, self.folder / STATE)
+
+        try:
+            refuse_full(self.folder, sum(tensor.nbytes for tensor in whole.values()))
+            write_together({self.folder / STATE: write}, self.folder / JOURNAL)
             forget(self.folder, self.keep)
-        except BaseException as error:  # a second Ctrl-C too
-            part.unlink(missing_ok=True)
-            if not isinstance(error, OSError | SafetensorError):
-                raise
+        except (OSError, SafetensorError) as error:
             raise OSError(
                 f"could not save the checkpoint in {self.folder}: {error}; the previous one is intact"
             ) from error
@@ -147,9 +134,7 @@ def _keep_previous(folder: Path) -> None:
     try:
         os.link(folder / STATE, kept)
     except OSError:  # a file system without hard links
-        part = kept.with_name(kept.name + PART)
-        shutil.copyfile(folder / STATE, part)
-        os.replace(part, kept)
+        write_whole(kept, lambda part: shutil.copyfile(folder / STATE, part))
 
 
 def resume(

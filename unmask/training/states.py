@@ -7,6 +7,7 @@ write a folder ``state-STEP`` with a safetensors file each and the index ``run.j
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,8 +17,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from unmask.writing import remove_parts
+
 STATE = "state.safetensors"
 CHAIN = "chain.json"  # of a chain of recipes (``chain``)
+JOURNAL = "state.pending.json"  # of ``writing.write_together``; one file needs none
 INDEX = "run.json"  # in a folder of parts
 PART = ".part"  # ends the name of what is not complete
 _NAMED = re.compile(r"state-(\d+)(\.safetensors)?")
@@ -28,7 +32,9 @@ _MOST = 2**53  # larger counts are not exact in JSON
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """Where a run stands: source batches and updates so far, and updates skipped in a row. ``settings``: of its recipe, by name."""
+    """Where a run stands: source batches and updates so far, and updates skipped in a row. ``settings``: of its recipe, by name ·
+    ``seconds``: of training so far, where a ``clock.Budget`` counts them.
+    """
 
     recipe: str
     seed: int
@@ -36,6 +42,7 @@ class Saved:
     updates: int
     skipped: int = 0
     settings: dict[str, str] | None = None
+    seconds: float | None = None
 
 
 def holds_run(folder: Path) -> bool:
@@ -101,9 +108,10 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed run left half written in its own folder: files ``.tmp…`` of the safetensors library and ``….part`` of ours,
-    and folders ``state-STEP.part``.
+    """Delete what a killed run left half written in its own folder (``writing.remove_parts``), folders ``state-STEP.part``, and what
+    earlier versions left: files ``.tmp…`` of the safetensors library and ``….part``.
     """
+    remove_parts(folder)
     for path in folder.iterdir():
         if path.is_symlink():
             continue
@@ -123,7 +131,7 @@ def read(path: Path) -> Saved:
     if path.is_dir():
         _refuse_incomplete(path, meta.get("files"))
     step = _count(meta, "step", path)
-    fields = meta.get("settings")
+    fields, seconds = meta.get("settings"), meta.get("seconds")
     return Saved(
         recipe=str(meta.get("recipe")),
         seed=_count(meta, "seed", path, least=-_MOST),
@@ -131,6 +139,9 @@ def read(path: Path) -> Saved:
         updates=_count(meta, "updates", path) if "updates" in meta else step,
         skipped=_count(meta, "skipped", path) if "skipped" in meta else 0,
         settings={str(k): str(v) for k, v in fields.items()} if isinstance(fields, dict) else None,
+        seconds=float(seconds)
+        if isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0
+        else None,
     )
 
 

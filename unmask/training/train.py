@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unmask.models.lora import is_quantised
 from unmask.recipe import Eval, Recipe
-from unmask.training.clock import Clock
+from unmask.training.clock import Budget, Clock
 from unmask.training.device import choose, move
 from unmask.training.fingerprint import settings as settings_of
 from unmask.training.layers import prepared
@@ -42,7 +42,7 @@ def train(
     place: Place = Place(),
     allow_changes: bool = False,
     logs: Sequence[Callable[[Path, int], Log]] = (),
-    clock: Clock | None = None,
+    clock: Clock | Budget | None = None,
 ) -> nn.Module:
     """Run a recipe in ``folder`` until its last step (or ``stop_after`` steps from now); returns the module with averaged
     weights, in float32 on the CPU.
@@ -50,7 +50,8 @@ def train(
     Writes metrics.jsonl, a state (atomically, every ``save_every`` steps and at the end; ``saving``) and, at the end, what the recipe
     exports. ``place``: this process among several that train together · ``allow_changes``: continue although settings
     of the recipe differ from those that the folder's run has had so far · ``logs``: made with the folder and the step at which the run
-    continues, they take every row too (``tensorboard.TensorBoard``) · ``clock``: end by time, and save through it instead of the folder.
+    continues, they take every row too (``tensorboard.TensorBoard``) · ``clock``: end by time; a ``Clock`` also saves in place of the
+    folder, a ``Budget`` counts the time of all sessions.
 
     RunInUse where another process trains in the folder. ValueError where the folder holds a run that does not fit the recipe.
     NotFinite after too many gradients in a row that are not finite. Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the
@@ -68,7 +69,7 @@ def _train(
     place: Place,
     allow_changes: bool,
     logs: Sequence[Callable[[Path, int], Log]],
-    clock: Clock | None,
+    clock: Clock | Budget | None,
 ) -> nn.Module:
     if place.rank == 0:
         remove_leftovers(folder)
@@ -77,7 +78,7 @@ def _train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     refuse_idle(settings.accumulate, place.world)
-    if clock and place.world > 1:
+    if isinstance(clock, Clock) and place.world > 1:
         raise ValueError(f"a run by the clock is one process, got {place.world}: their clocks differ; use one process")
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
     module = recipe.model()
@@ -91,7 +92,7 @@ def _train(
         masters = Sharded(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
     else:
         masters = Masters(module, recipe.optim, recipe.trainable, dtype=dtype, device=device)
-    if clock:
+    if isinstance(clock, Clock):
         saved, changed = _saved_by(recipe, clock), []
     else:
         saved, changed = resume(recipe, masters, folder, allow_changes=allow_changes)
@@ -102,7 +103,9 @@ def _train(
     last = settings.steps if stop_after is None else min(settings.steps, saved.step + stop_after)
     rate_at = functools.partial(clock.rate, recipe.optim) if clock else None
     learner = Learner(recipe, module, masters, place, device, saved.updates, saved.skipped, rate_at)
-    if saved.step < last:
+    if isinstance(clock, Budget):
+        clock.start(saved.seconds or 0.0)
+    if saved.step < last and not (isinstance(clock, Budget) and clock.over()):
         own_logs = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
         meters = Meters(folder, settings.steps, saved.step, own_logs) if place.rank == 0 else Silent()
         try:
@@ -133,7 +136,7 @@ def _run(
     meters: Meters | Silent,
     folder: Path,
     saver: Saver,
-    clock: Clock | None,
+    clock: Clock | Budget | None,
 ) -> None:
     """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save.
 
@@ -144,6 +147,8 @@ def _run(
     with stop_after_step(quiet=place.rank > 0) as signalled:
         for first in range(start, last, settings.accumulate):
             end = min(first + settings.accumulate, last)
+            if isinstance(clock, Budget):
+                clock.agree(place)
             began, waited = time.perf_counter(), learner.waited
             for update in learner.learn(first, end):
                 meters.add(update)
@@ -164,11 +169,10 @@ def _run(
             if place.rank == 0 or isinstance(learner.masters, Sharded):  # of shards, no process has the whole model
                 evals = [e for e in recipe.evals if end == settings.steps or _due(e.every, first, end)]
                 evaluate(evals, learner.module, learner.masters, learner.device, end, meters)
-            if clock is not None:
-                if place.rank == 0:
-                    clock.checkpoint(learner.masters.averaged, end, now=done)
+            if isinstance(clock, Clock):
+                clock.checkpoint(learner.masters.averaged, end, now=done)
             elif done or _due(settings.save_every, first, end):
-                _save(learner, end, folder, saver)
+                _save(learner, end, folder, saver, None if clock is None else clock.total())
             if stopping and end < last:
                 saver.wait()
                 raise Stopped(f"stopped after step {end}, which is saved in {folder}")
@@ -176,7 +180,7 @@ def _run(
                 break
 
 
-def _save(learner: Learner, step: int, folder: Path, saver: Saver) -> None:
+def _save(learner: Learner, step: int, folder: Path, saver: Saver, seconds: float | None) -> None:
     recipe = learner.recipe
     saved = Saved(
         recipe=recipe.name,
@@ -185,6 +189,7 @@ def _save(learner: Learner, step: int, folder: Path, saver: Saver) -> None:
         updates=learner.updates,
         skipped=learner.skipped,
         settings=settings_of(recipe),
+        seconds=seconds,
     )
     state = learner.masters.state()
     refuse_broken(state, saved, folder, learner.place)

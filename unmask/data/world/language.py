@@ -10,12 +10,12 @@ A text contains a held-out combination (colour x class, relation x pair) only if
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from random import Random
 
-from unmask.data.world.scenes import Scene, SceneObject, relation
+from unmask.data.world.scenes import Scene, SceneObject, relation, relation_of_groups
 from unmask.data.world.vocabulary import BACKGROUNDS, CLASSES, COLOUR_NAMES, LEVELS
 
 Box = tuple[float, float, float, float]
@@ -94,7 +94,9 @@ def caption(scene: Scene, rng: Random) -> str:
     """A complete and true description without distractors; two thirds are short and similar to GenEval prompts."""
     long = rng.random() < 0.35
     objects = mentioned_objects(scene, 0.9, rng)
-    style = rng.choice((_placed, sized, _remarked)) if long else related if rng.random() < 0.6 else listed
+    style = (
+        rng.choice((_placed, sized, _remarked, related_sized)) if long else related if rng.random() < 0.6 else listed
+    )
     phrase = prefix(rng) + (style(objects, scene.level, rng) or listed(objects, scene.level, rng))
     return f"{phrase} {BACKGROUNDS[scene.background][0]}" if rng.random() < (0.55 if long else 0.32) else phrase
 
@@ -115,20 +117,57 @@ def mentioned_objects(scene: Scene, rate: float, rng: Random) -> list[SceneObjec
     return [t if kept.get((t.name, t.colour), True) else replace(t, colour="") for t in objects]
 
 
-def listed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
-    """``two red apples and a cat``."""
+def groups_of(objects: Sequence[SceneObject]) -> list[list[SceneObject]]:
+    """The objects by class and colour, in the order of the first of each."""
     groups: dict[tuple[str, str], list[SceneObject]] = {}
     for t in objects:
         groups.setdefault((t.name, t.colour), []).append(t)
-    return _join([amount(len(g), noun(g[0]), plural(g[0])) for g in groups.values()])
+    return list(groups.values())
+
+
+def common_size(group: Sequence[SceneObject], level: str) -> str:
+    """The size word of a group; "" if its objects differ or have none."""
+    words = {size_word(t, level) for t in group}
+    return words.pop() if len(words) == 1 else ""
+
+
+def group_phrase(group: Sequence[SceneObject], size: str = "") -> str:
+    """``a red apple``, ``two big red apples``. ``size``: word for all of them, "" for none."""
+    one, many = (f"{size} {words}".strip() for words in (noun(group[0]), plural(group[0])))
+    return amount(len(group), one, many)
+
+
+def listed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
+    """``two red apples and a cat``."""
+    return _join([group_phrase(group) for group in groups_of(objects)])
 
 
 def related(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
-    """``a red apple left of a cat`` for two different objects with a clear relation, else ""."""
-    if len(objects) != 2 or noun(objects[0]) == noun(objects[1]) or not (found := relation(*objects)):
+    """``two red apples left of a cat`` for two different groups of objects in a clear relation, else ""."""
+    return _related(objects, rng, lambda group: group_phrase(group))
+
+
+def related_sized(objects: Sequence[SceneObject], level: str, rng: Random) -> str:
+    """``two big red apples left of a small cat``, as ``related``; sizes where all objects of a group share one."""
+    return _related(objects, rng, lambda group: group_phrase(group, common_size(group, level)))
+
+
+def relating(scene: Scene, rng: Random, rate: float = 0.9) -> str:
+    """A caption with a spatial relation, in part with sizes or the background; "" if the scene has no clear one. ``rate``: as of
+    ``mentioned_objects``.
+    """
+    style = related_sized if rng.random() < 0.2 else related
+    text = style(mentioned_objects(scene, rate, rng), scene.level, rng)
+    end = f" {BACKGROUNDS[scene.background][0]}" if rng.random() < 0.25 else ""
+    return text and prefix(rng) + text + end
+
+
+def _related(objects: Sequence[SceneObject], rng: Random, phrase: Callable[[Sequence[SceneObject]], str]) -> str:
+    groups = groups_of(objects)
+    if len(groups) != 2 or not (found := relation_of_groups(*groups)):
         return ""
     side = found if rng.random() < 0.8 else SIDES[found]
-    return f"{article(noun(objects[0]))} {side} {article(noun(objects[1]))}"
+    return f"{phrase(groups[0])} {side} {phrase(groups[1])}"
 
 
 def _placed(objects: Sequence[SceneObject], level: str, rng: Random) -> str:

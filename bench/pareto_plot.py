@@ -1,0 +1,56 @@
+"""Quality against seconds as a picture. Public idea: ``plot({task: (all rows, rows on the front)}, path)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from unmask.json_types import Json
+
+WIDTH, HEIGHT, EDGE = 900, 460, 70
+INK, GREY, BLUE, RED = (40, 40, 40), (170, 176, 186), (42, 111, 219), (200, 60, 50)
+
+
+def plot(tasks: Mapping[str, tuple[Sequence[Json], Sequence[Json]]], path: Path) -> None:
+    """One panel per task: CPU seconds of a request to the right, judged quality upwards with its 95 % interval.
+
+    The settings on the front are blue, joined and named; exact is red; the others are grey.
+    """
+    shown = {name: both for name, both in tasks.items() if both[0]}
+    image = Image.new("RGB", (WIDTH, HEIGHT * len(shown)), "white")
+    for number, (name, (rows, best)) in enumerate(shown.items()):
+        _panel(ImageDraw.Draw(image), name, rows, best, HEIGHT * number)
+    image.quantize(16).save(path, optimize=True)
+
+
+def _panel(draw: ImageDraw.ImageDraw, name: str, rows: Sequence[Json], best: Sequence[Json], top: int) -> None:
+    font = ImageFont.load_default(size=15)
+    most = max(row["seconds"] for row in rows) * 1.12
+    low = math.floor(min(row["low"] for row in rows) * 20) / 20
+    high = min(1.0, math.ceil(max(row["high"] for row in rows) * 20) / 20)
+
+    def place(seconds: float, value: float) -> tuple[float, float]:
+        x = EDGE + (WIDTH - 2 * EDGE) * seconds / most
+        return x, top + HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (value - low) / (high - low)
+
+    draw.text((EDGE, top + 20), f"{name}: judged quality against CPU seconds of a request", fill=INK, font=font)
+    draw.line([place(0, high), place(0, low), place(most, low)], fill=INK, width=1)
+    for step in range(round((high - low) * 20) + 1):
+        value = low + step / 20
+        draw.text((20, place(0, value)[1] - 8), f"{value:.2f}", fill=INK, font=font)
+    for step in range(5):
+        seconds = most * step / 4
+        draw.text((place(seconds, low)[0] - 15, place(0, low)[1] + 8), f"{seconds:.3f}", fill=INK, font=font)
+    ordered = sorted(best, key=lambda row: row["seconds"])
+    draw.line([place(row["seconds"], row["value"]) for row in ordered], fill=BLUE, width=2)
+    for row in rows:
+        exact, first = row["setting"] == "exact", any(row is other for other in best)
+        colour = RED if exact else BLUE if first else GREY
+        x, y = place(row["seconds"], row["value"])
+        draw.line([place(row["seconds"], row["low"]), place(row["seconds"], row["high"])], fill=colour, width=1)
+        draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)
+        if exact or first:
+            draw.text((x + 7, y - 9), row["setting"], fill=colour, font=font)

@@ -1,0 +1,140 @@
+"""Which layers run as a graph, when one is captured, and that nothing depends on it. A CPU has no graphs: here one is a recomputation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from unmask.models.elastic import Elastic, init
+from unmask.models.graphs import Graphs, Replay, Streams
+from unmask.models.sizes import SIZES
+from unmask.rng import generator
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedule import Equal
+from unmask.sampling.selection import Confident
+from unmask.sampling.token_sampler import Categorical
+from unmask.sequence import Batch, Kind, Span, collate
+from unmask.sequence import Sequence as Tokens
+
+SAMPLER = Sampler(schedule=Equal(steps=5), token_sampler=Categorical(), selection=Confident(noise=1.0))
+
+
+class Captures:
+    """``made``: how many graphs there were."""
+
+    def __init__(self) -> None:
+        self.made = self.replayed = 0
+
+    def __call__(self, work: Callable[[], Streams]) -> tuple[Streams, Replay]:
+        self.made += 1
+        found = work()
+
+        def replay() -> None:
+            self.replayed += 1
+            for kept, again in zip(found, work(), strict=True):
+                if kept is not None and again is not None:
+                    kept.copy_(again)
+
+        for kept in found:  # what a graph computes while it is captured is not used
+            if kept is not None:
+                kept.fill_(torch.nan)
+        return found, replay
+
+
+def network(**changes: Any) -> Elastic:
+    net = Elastic(dataclasses.replace(SIZES["tiny"], **changes), mask_id=7).eval()
+    init(net, generator("graphs"))
+    return net
+
+
+def picture(prompt: int = 5, seed: int = 0) -> Batch:
+    spans = (
+        Span(name="prompt", kind=Kind.TEXT, start=0, stop=prompt),
+        Span(name="image", kind=Kind.CODE, start=prompt, stop=prompt + 16, grid=(4, 4), fold=2, writable=True),
+    )
+    masked = torch.arange(prompt + 16) >= prompt
+    return collate([Tokens(ids=torch.full((prompt + 16,), 9), masked=masked, spans=spans)], [seed])
+
+
+def text() -> Batch:
+    spans = (
+        Span(name="prompt", kind=Kind.TEXT, start=0, stop=5),
+        Span(name="answer", kind=Kind.TEXT, start=5, stop=15, writable=True),
+    )
+    return collate([Tokens(ids=torch.full((15,), 9), masked=torch.arange(15) >= 5, spans=spans)], [0])
+
+
+@pytest.mark.parametrize("make", [picture, text])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_run_is_the_same_with_graphs(make: Callable[[], Batch], layers: int) -> None:
+    net, captures = network(layers=layers, joint_layers=min(layers, 2)), Captures()
+    wanted = SAMPLER.sample(net, make())
+    net.graphs = Graphs(capture=captures)
+    found = SAMPLER.sample(net, make())
+    assert torch.equal(found.ids, wanted.ids) and torch.equal(found.score, wanted.score)  # type: ignore[arg-type]
+    assert (captures.made, captures.replayed) == (1, 4)  # the first of five steps runs kernel by kernel
+
+
+@torch.no_grad()
+def test_two_runs_in_turns_have_a_graph_each() -> None:
+    net, captures = network(), Captures()
+    batches = [picture(5), picture(8, seed=3)]
+    wanted = [SAMPLER.sample(net, batch).ids for batch in batches]
+    net.graphs = Graphs(capture=captures)
+    runs = [SAMPLER.start(batch) for batch in batches]
+    for turn in (2, 1, 1, 1):
+        for run in runs:
+            for _ in range(turn):
+                assert run.query is not None
+                run.advance(net(run.query.batch, predict=run.query.predict))
+    assert all(torch.equal(run.batch.ids, ids) for run, ids in zip(runs, wanted, strict=True)) and captures.made == 2
+
+
+@torch.no_grad()
+def test_few_graphs_are_kept() -> None:
+    net, captures = network(), Captures()
+    net.graphs = Graphs(most=1, capture=captures)
+    for batch in (picture(5), picture(8), picture(5)):
+        SAMPLER.sample(net, batch)
+    assert captures.made == 3 and len(net.graphs.known) == 1
+    net.graphs.clear()
+    assert not net.graphs.known
+
+
+@torch.no_grad()
+def test_weights_that_moved_are_captured_again() -> None:
+    net, captures, batch = network(), Captures(), picture()
+    net.graphs = Graphs(capture=captures)
+    for _ in range(3):
+        net(batch)
+    weight = net.blocks[0].get_parameter("gen.q.weight")
+    weight.data = weight.data * 2
+    for _ in range(3):
+        found = net(batch).logits(Kind.CODE)
+    net.graphs = None
+    assert captures.made == 2 and torch.equal(found, net(batch).logits(Kind.CODE))
+
+
+def test_no_graph_with_gradients_or_hooks() -> None:
+    net, captures, batch = network(), Captures(), picture()
+    net.graphs = Graphs(capture=captures)
+    for _ in range(3):
+        net(batch).logits(Kind.CODE).sum().backward()
+    hook = net.blocks[0].get_submodule("gen.q").register_forward_hook(lambda module, given, out: out + 1)
+    with torch.no_grad():
+        for _ in range(3):
+            net(batch)
+        assert captures.made == 0
+        hook.remove()
+        for _ in range(3):
+            net(batch)
+    assert captures.made == 1
+
+
+def test_at_least_one_graph_is_kept() -> None:
+    with pytest.raises(ValueError, match="most=0"):
+        Graphs(most=0)

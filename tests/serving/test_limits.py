@@ -1,0 +1,370 @@
+"""Limits of the server: connections, slow and large bodies, decoding memory, rates, keys with scopes, and what the log repeats."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from starlette.datastructures import Headers
+
+from unmask.serving import bodies, connections
+from unmask.serving.access import ADMIN, ASK, DRAW, SCOPES, Access, Key, read_keys
+from unmask.serving.bodies import Bodies, Disconnected
+from unmask.serving.connections import ConnectionLimits
+from unmask.serving.errors import ErrorResponse
+from unmask.serving.logs import LOG, JsonLine, Repeats, log_to
+from unmask.serving.picture_reader import DecodingBudget, PictureReader
+from unmask.serving.server import Server
+from unmask.tokens.pictures import EXACT_SIDE, ImageError
+
+from .served import data_url, plain, png, serving, tiny, until
+
+torch.set_num_threads(1)
+FILL = {"text": "a [mask]"}
+HEAD = b"POST /v1/infill HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+@contextmanager
+def connected(server: Server, *sent: bytes) -> Iterator[socket.socket]:
+    with socket.create_connection(server.listener.getsockname()[:2], timeout=30) as one:
+        for piece in sent:
+            one.sendall(piece)
+        yield one
+
+
+def ending(one: socket.socket) -> bytes:
+    """All that the server sends until it closes the connection."""
+    received = b""
+    try:
+        while piece := one.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Server]:
+    with serving(tiny(), connections=ConnectionLimits(most=6, head_seconds=0.6)) as served:
+        yield served
+
+
+SLOW: dict[str, list[bytes]] = {
+    "silent": [],
+    "half a head": [b"GET /healthz HTTP/1.1\r\nHost: "],
+    "half a second head": [b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /hea"],
+}
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+def test_a_head_that_does_not_arrive_ends_its_connection(hasty: Server, sent: list[bytes]) -> None:
+    with connected(hasty, *sent) as one:
+        received = ending(one)  # a timeout of the socket would raise
+    assert received.count(b"HTTP/1.1 200") == len(sent) // 2
+
+
+def test_a_kept_connection_may_be_idle_for_longer(hasty: Server) -> None:
+    with connected(hasty) as one:
+        for _ in range(2):
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert b" 200 " in one.recv(65536)
+            time.sleep(1.0)
+
+
+def test_more_connections_than_the_limit_get_503_until_others_end(hasty: Server) -> None:
+    held = [socket.create_connection(hasty.listener.getsockname()[:2], timeout=30) for _ in range(6)]
+    with connected(hasty) as one:
+        refused = ending(one)
+    assert refused.startswith(b"HTTP/1.1 503 ") and b"too_many_connections" in refused
+    for other in held:
+        assert ending(other) == b""  # by the limit of time
+        other.close()
+    until(lambda: plain(hasty).get("/healthz").status_code == 200, 10)
+
+
+def test_the_rest_of_a_refused_body_is_read_but_not_for_long() -> None:
+    limits = {"access": Access(most_bytes=1000), "connections": ConnectionLimits(head_seconds=0.6)}
+    with serving(tiny(), **limits) as served:
+        with connected(served, HEAD + b"Content-Length: 100000\r\n\r\n") as one:
+            one.sendall(b"x" * 50_000)
+            assert b"HTTP/1.1 413" in ending(one)
+        with connected(served, HEAD + b"Content-Length: 50000\r\n\r\n", b"x" * 50_000) as one:
+            received = b""
+            while not received.endswith(b"}}"):
+                received += one.recv(65536)
+            assert b"HTTP/1.1 413" in received
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert b" 200 " in one.recv(65536)
+
+
+def test_malformed_http_gets_an_error_in_json(hasty: Server) -> None:
+    with connected(hasty, b"what is this\r\n\r\n") as one:
+        head, _, body = ending(one).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["code"] == "malformed_request"
+
+
+def test_the_limit_of_connections_leaves_descriptors_in_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    now = [100, 300]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(now))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: now.__setitem__(slice(None), pair))
+    assert ConnectionLimits(most=50).within_descriptors().most == 50 and now[0] == 178
+    assert ConnectionLimits(most=1000).within_descriptors().most == 300 - connections._RESERVE and now[0] == 300
+
+
+def test_a_client_that_reads_nothing_is_dropped() -> None:
+    with serving(tiny(), connections=ConnectionLimits(write_seconds=0.5)) as served:
+        with connected(served) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for _ in range(400):  # more answers than the buffers of both sides hold
+                try:
+                    one.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                except OSError:
+                    break
+                time.sleep(0.01)
+            server = served._server.server_state
+            until(lambda: not server.connections, 30)
+
+
+# -- bodies -----------------------------------------------------------------------------------------------------------
+
+
+async def read(limits: Bodies, *messages: dict[str, object], headers: dict[str, str] | None = None) -> object:
+    given = list(messages)
+
+    async def receive() -> dict[str, object]:
+        return given.pop(0)
+
+    return await limits.read(Headers(headers or {}), receive)  # type: ignore[arg-type]
+
+
+def piece(data: bytes, *, more: bool = True) -> dict[str, object]:
+    return {"type": "http.request", "body": data, "more_body": more}
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_is_no_end_of_its_body() -> None:
+    limits = Bodies(most_bytes=100)
+    with pytest.raises(Disconnected):
+        await read(limits, piece(b"{"), {"type": "http.disconnect"})
+    assert limits.used == 0
+
+
+@pytest.mark.anyio
+async def test_bodies_have_a_limit_together() -> None:
+    limits = Bodies(most_bytes=100, most_together=150)
+    first = await read(limits, piece(b"x" * 90, more=False))
+    assert isinstance(first, bodies.Body) and limits.used == 90
+    second = await read(limits, piece(b"y" * 50), piece(b"y" * 20, more=False))
+    assert isinstance(second, ErrorResponse) and second.status == 503 and second.retry_after
+    assert limits.used == 90
+    first.close()
+    first.close()
+    assert limits.used == 0
+    assert isinstance(await read(limits, piece(b"y" * 70, more=False)), bodies.Body)
+
+
+@pytest.mark.anyio
+async def test_a_body_that_arrives_too_slowly_is_refused() -> None:
+    now = [0.0]
+    limits = Bodies(most_bytes=10**7, clock=lambda: now[0])
+
+    async def receive() -> dict[str, object]:
+        now[0] += 5.0
+        return piece(b"x")
+
+    found = await limits.read(Headers({}), receive)  # type: ignore[arg-type]
+    assert isinstance(found, ErrorResponse) and found.status == 408 and 20 <= now[0] <= 30 and limits.used == 0
+
+
+@pytest.mark.anyio
+async def test_a_large_body_at_a_fair_rate_may_take_its_time() -> None:
+    now, sent = [0.0], [0]
+    limits = Bodies(most_bytes=10**8, clock=lambda: now[0])
+
+    async def receive() -> dict[str, object]:
+        now[0], sent[0] = now[0] + 1.0, sent[0] + 1
+        return piece(b"x" * 50_000, more=sent[0] < 300)
+
+    assert isinstance(await limits.read(Headers({}), receive), bodies.Body)  # type: ignore[arg-type]
+
+
+def test_a_json_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    with serving(tiny()) as served:
+        for many in (b"[" + b"0," * 200_001 + b"0]", b"[" * 200_001):
+            answer = plain(served).post("/v1/infill", content=many, headers={"content-type": "application/json"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+        assert plain(served).post("/v1/infill", json={"text": "a [mask]" + "," * 50}).status_code == 200
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_decoders_wait_until_their_memory_is_free() -> None:
+    budget, order = DecodingBudget(100), []
+
+    def take(name: str, size: int) -> None:
+        with budget.reserved(size):
+            order.append(name)
+
+    with budget.reserved(60):
+        small, large = (threading.Thread(target=take, args=given) for given in (("small", 40), ("large", 41)))
+        large.start()
+        small.start()
+        small.join(10)
+        assert order == ["small"] and large.is_alive()
+    large.join(10)
+    assert order == ["small", "large"]
+
+
+def test_a_budget_is_freed_when_a_picture_is_broken() -> None:
+    reader = PictureReader(budget=DecodingBudget(9 * 64 * 64))
+    cut = png(Image.effect_noise((64, 64), 90))[:-400]
+    for _ in range(3):
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            reader.read(cut)
+    assert reader.read(png(Image.new("RGB", (64, 64)))).size == (64, 64)
+
+
+def test_pictures_are_refused_before_they_are_decoded_where_they_need_too_much() -> None:
+    with pytest.raises(ImageError, match="more than the 4,000 that this server decodes of PNG"):
+        PictureReader(most_pixels=4000).read(png(Image.new("RGB", (64, 64))))
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "WEBP")
+    reader = PictureReader(budget=DecodingBudget(9 * 64 * 64))
+    assert reader.read(png(Image.new("RGB", (64, 64)))).size == (64, 64)
+    with pytest.raises(ImageError, match="WEBP"):
+        reader.read(buffer.getvalue())
+
+
+def test_a_large_picture_is_reduced_and_its_size_is_kept() -> None:
+    width, height = 2 * EXACT_SIDE, EXACT_SIDE
+    found = PictureReader().read(png(Image.new("RGB", (width, height), "red")))
+    assert found.image.size == (EXACT_SIDE, EXACT_SIDE // 2) and found.size == (width, height)
+
+
+def test_answers_about_a_large_picture_are_those_of_python_and_tell_its_size() -> None:
+    model, large = tiny(), Image.effect_noise((EXACT_SIDE + 500, EXACT_SIDE - 200), 80).convert("RGB")
+    with serving(model) as served:
+        sent = {"image": data_url(large), "phrases": ["a dog", "a cat"], "seed": 3}
+        answer = plain(served).post("/v1/ground", json=sent).json()
+    assert (answer["width"], answer["height"]) == large.size
+    boxes = [b.corners for b in model.ground(large, ["a dog", "a cat"], seed=3).boxes]
+    share = [[v / s for v, s in zip(box, (*large.size, *large.size), strict=True)] for box in boxes]
+    assert [one["box"] for one in answer["boxes"]] == [pytest.approx(box, abs=2e-6) for box in share]
+
+
+# -- keys, scopes and rates -------------------------------------------------------------------------------------------
+
+
+def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# keys\nall\nask-only ask  # for the bot\n\nstudio ask,draw\n")
+    file.chmod(0o600)
+    assert read_keys(file) == [
+        Key(secret="all", scopes=SCOPES),
+        Key(secret="ask-only", scopes=frozenset({ASK})),
+        Key(secret="studio", scopes=frozenset({ASK, DRAW})),
+    ]
+
+
+WRONG_KEYS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "readable by all": (lambda p: (p.write_text("a"), p.chmod(0o644)), "chmod 600"),
+    "unknown scope": (lambda p: (p.write_text("a\nb paint"), p.chmod(0o600)), "line 2: unknown scope 'paint'"),
+    "empty": (lambda p: (p.write_text("# none\n"), p.chmod(0o600)), "no keys"),
+    "a folder": (lambda p: p.mkdir(), "not a regular file"),
+    "a pipe": (os.mkfifo, "not a regular file"),
+    "missing": (lambda p: None, "cannot read"),
+    "not text": (lambda p: (p.write_bytes(b"\xff\xfe"), p.chmod(0o600)), "UTF-8"),
+}
+
+
+@pytest.mark.parametrize("make, told", WRONG_KEYS.values(), ids=WRONG_KEYS)
+def test_a_bad_key_file_is_a_named_error(tmp_path: Path, make: Callable[[Path], object], told: str) -> None:
+    make(tmp_path / "keys")
+    with pytest.raises(ValueError, match=told):
+        read_keys(tmp_path / "keys")
+
+
+def test_a_key_does_what_its_scopes_say() -> None:
+    keys = tuple(Key(secret=name, scopes=frozenset({name})) for name in (ASK, DRAW, ADMIN))
+    draw = {"prompt": "a dog", "steps": 1}
+    chat = {"messages": [{"role": "user", "content": "a dog"}], "modalities": ["text", "image"]}
+    paths = {"/v1/infill": FILL, "/v1/images/generations": draw, "/v1/chat/completions": chat}
+    with serving(tiny(), access=Access(keys=keys, private_metrics=True)) as served:
+
+        def status(key: str, path: str, body: object = None) -> tuple[int, str]:
+            headers = {"authorization": f"Bearer {key}"}
+            answer = plain(served).request("POST" if body else "GET", path, json=body, headers=headers)
+            return answer.status_code, "" if answer.status_code == 200 else answer.json()["error"]["code"]
+
+        found = {key: [status(key, path, body)[1] for path, body in paths.items()] for key in (ASK, DRAW, ADMIN)}
+        lacks = "missing_scope"
+        assert found == {ASK: ["", lacks, lacks], DRAW: [lacks, "", ""], ADMIN: [lacks, lacks, lacks]}
+        assert status(DRAW, "/v1/images/generations", {**draw, "priority": 1}) == (403, lacks)
+        assert status(ASK, "/metrics") == (403, lacks) and status(ADMIN, "/metrics") == (200, "")
+        assert plain(served).get("/metrics").status_code == 401 and plain(served).get("/healthz").status_code == 200
+
+
+def test_a_rate_is_counted_for_each_key() -> None:
+    access = Access(keys=(Key(secret="a"), Key(secret="b")), rate="2/minute")
+    with serving(tiny(), access=access) as served:
+        answers = [plain(served).get("/v1/models", headers={"authorization": f"Bearer {k}"}) for k in "aaab"]
+        assert [a.status_code for a in answers] == [200, 200, 429, 200]
+        assert (
+            answers[2].json()["error"]["code"] == "rate_limit_exceeded"
+            and 1 <= int(answers[2].headers["retry-after"]) <= 60
+        )
+        assert plain(served).get("/healthz").status_code == 200
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+
+def test_repeated_warnings_are_counted_instead_of_written() -> None:
+    now, stream = [0.0], io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLine())
+    handler.addFilter(Repeats(most=2, seconds=10, clock=lambda: now[0]))
+    log = logging.Logger("flood")
+    log.addHandler(handler)
+    for _ in range(7):
+        log.warning("accept failed")
+    log.warning("another")
+    now[0] = 11.0
+    log.warning("accept failed")
+    for _ in range(9):
+        log.info("request")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["accept failed"] * 2 + ["another", "accept failed"] + ["request"] * 9
+    assert [line.get("repeated") for line in lines[:4]] == [None, None, None, 5]
+
+
+def test_exceptions_of_threads_and_asyncio_are_lines_of_json() -> None:
+    stream = io.StringIO()
+    undo = log_to(stream)
+    try:
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=ValueError("x"))
+        LOG.info("request")
+    finally:
+        undo()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["level"] for line in lines] == ["error", "error", "info"]
+    assert "ZeroDivisionError" in lines[0]["error"]
