@@ -23,7 +23,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,8 @@ from unmask.evaluation.world_geneval import GenEval
 from unmask.evaluation.world_questions import Questions
 from unmask.json_types import Json
 from unmask.pipeline.model import Model
-from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Equal, Shift
 from unmask.tasks.reflecting import Thinking
 
-Change = Callable[[Sampler], Sampler]
 EXACT = "exact"
 
 
@@ -60,16 +57,11 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """``n``: items that are judged · ``speeds``: the settings, as of --speed · ``schedules``: others, as changes of the sampler."""
+    """``n``: items that are judged · ``speeds``: the settings, as of --speed."""
 
     part: EvalPart
     n: int
     speeds: tuple[str, ...]
-    schedules: tuple[tuple[str, Change], ...] = ()
-
-
-def at(schedule: Any) -> Change:
-    return lambda sampler: replace(sampler, schedule=schedule)
 
 
 GUIDED = (
@@ -81,17 +73,16 @@ GUIDED = (
     "refresh=4",
     "refresh=8",
 )
-FEWER = ("steps=0.75", "steps=0.5", "steps=0.375", "steps=0.25", "steps=0.125")
+FEWER = ("steps=0.75", "steps=0.5", "steps=0.375", "steps=0.25", "steps=0.125", "shift=3")
+SHIFTED = tuple(f"steps={steps},shift={shift}" for steps in (0.5, 0.375, 0.25, 0.125) for shift in (3, 4, 6))
 THRESHOLDS = ("threshold=0.99", "threshold=0.95", "threshold=0.9", "threshold=0.8", "threshold=0.6")
 TASKS = {
     "draw": Task(
         part=GenEval(draw=PromptGenerator(), distance=False),
         n=600,
-        speeds=(*GUIDED, *FEWER, "interval=0:0.5,refresh=2", "interval,steps=0.5", "refresh,steps=0.5", "fast"),
-        schedules=(
-            ("equal.8steps", at(Equal(steps=8))),
-            ("shift_2.8steps", at(Shift(steps=8, shift=2.0))),
-            ("shift_3.8steps", at(Shift(steps=8, shift=3.0))),
+        speeds=(
+            *(*GUIDED, *FEWER, *SHIFTED, "interval=0:0.5,refresh=2"),
+            *("refresh=2,steps=0.5,shift=3", "interval=0:0.5,refresh=2,steps=0.5,shift=3", "fast"),
         ),
     ),
     "plan": Task(
@@ -102,8 +93,7 @@ TASKS = {
     "edit": Task(
         part=Edits(draw=EditGenerator()),
         n=210,
-        speeds=(*FEWER, "fast"),
-        schedules=(("equal.8steps", at(Equal(steps=8))), ("shift_2.8steps", at(Shift(steps=8, shift=2.0)))),
+        speeds=(*FEWER, *SHIFTED, "fast"),
     ),
     "guided_edit": Task(  # the preset of mini edits without guidance
         part=Edits(draw=EditGenerator(changes=("guidance.scale=1.0", "guidance.image_scale=0.5"))),
@@ -119,8 +109,6 @@ def settings(model: Model, task: Task, sparse: Model | None) -> Iterator[Setting
     yield Setting(name=EXACT, model=model)
     for speed in task.speeds:
         yield Setting(name=speed, model=model.with_speed(speed))
-    for name, change in task.schedules:
-        yield Setting(name=name, model=model.with_sampler(change))
     if sparse:
         yield Setting(name="sparse", model=sparse)
         yield Setting(name="sparse,fast", model=sparse.with_speed("fast"))

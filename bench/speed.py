@@ -31,6 +31,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import paired  # noqa: E402
+from profiled import profiled  # noqa: E402
 from sizes import RANDOM  # noqa: E402
 
 import unmask  # noqa: E402
@@ -61,7 +62,7 @@ PROMPT, QUESTION, PHRASE, INSTRUCTION = (
     "the cat",
     "make the cat blue",
 )
-GROUPS = ("latency", "thinking", "throughput", "twins", "training", "paired")
+GROUPS = ("latency", "thinking", "throughput", "twins", "training", "paired", "profile")
 ATTENTIONS: dict[str, Attention] = {"fitting": FITTING, "plain": plain, "blocked": blocked, "fused": fused}
 Work = Callable[[], object]
 
@@ -290,7 +291,7 @@ def arguments() -> argparse.ArgumentParser:
         "--dtype", choices=["float32", "bfloat16"], help="of the network  [default: as the model opens]"
     )
     parser.add_argument("--steps", type=int, help="paired: time the first steps of each run alone  [default: all]")
-    parser.add_argument("--tasks", default=",".join(paired.TASKS), help="paired: tasks to measure")
+    parser.add_argument("--tasks", default=",".join(paired.TASKS), help="paired, profile: tasks to measure")
     parser.add_argument(
         "--cpu-time", action="store_true", help="paired: CPU seconds, for a machine that others use too"
     )
@@ -351,6 +352,7 @@ def main() -> None:
         "twins": lambda: twins(model, effort),
         "training": lambda: training(effort),
         "paired": lambda: beside_published(model, given),
+        "profile": lambda: [profiled(model, Path(given.model).name, task) for task in given.tasks.split(",")],
     }
     for name in given.only.split(","):
         lines = groups[name]()

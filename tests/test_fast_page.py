@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from unmask.sampling.fast import FAST
+from unmask.sampling.fast import EVERY, FAST
 from unmask.sampling.presets import lavida_o_edit, lavida_o_image
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Kind, Span, collate
@@ -90,11 +90,13 @@ def test_a_table_shows_the_last_row_of_each_setting() -> None:
 def test_the_page_has_the_values_of_fast_mode() -> None:
     table = {cells[1].partition("=")[0].strip("` "): cells for cells in _rows(PAGE.read_text())}
     for column, task in enumerate(("draw", "edit", "text"), start=3):
-        own = getattr(FAST, task)
+        own = getattr(EVERY, task)
         for part in dataclasses.fields(own):
             value = getattr(own, part.name)
             shown = ":".join(f"{edge:g}" for edge in value) if isinstance(value, tuple) else f"{value:g}"
-            assert table[part.name][column].strip() == f"`{part.name}={shown}`"
+            bold = "" if getattr(getattr(FAST, task), part.name) is None else "**"
+            assert table[part.name][column].strip() == f"{bold}`{part.name}={shown}`{bold}"
+            assert getattr(getattr(FAST, task), part.name) in (None, value)
 
 
 def _rows(page: str) -> list[list[str]]:

@@ -34,3 +34,15 @@ def test_every_task_beside_the_slow_twin(tmp_path: Path, capsys: pytest.CaptureF
     with Image.open(picture) as drawn:
         assert drawn.format == "PNG" and len(drawn.convert("RGB").getcolors(10_000) or []) > 3
     assert len(history.read_text().splitlines()) == 8
+
+
+def test_where_the_time_of_a_step_goes(tmp_path: Path) -> None:
+    history = tmp_path / "rows.jsonl"
+    words = ["--only", "profile", "--threads", "1", "--tasks", "draw,boxes", "--history", str(history)]
+    assert main(["bench", "speed", *words]) == 0
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+    assert [row["name"] for row in rows] == ["speed.profile.mini.draw", "speed.profile.mini.boxes"]
+    for row in rows:
+        shares = row["more"]
+        assert sum(shares.values()) == pytest.approx(1.0) and shares["linear layers"] > 0.1 and shares["other"] < 0.5
+        assert row["value"] == pytest.approx(sum(v for k, v in shares.items() if "attention" in k or "linear" in k))

@@ -37,6 +37,17 @@ def test_every_command_has_short_help(name: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == short
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: str | None, wanted: str) -> None:
+    """The variable is read when torch is imported, so it must be set before."""
+    said = "import sys, os; from unmask.cli.main import main; assert 'torch' not in sys.modules; main(['-h'])"
+    said += "; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = kept | ({} if given is None else {"OMP_WAIT_POLICY": given})
+    done = subprocess.run([sys.executable, "-c", said], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == [wanted], done.stderr
+
+
 def test_a_group_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["world"]) == 0 and "Commands:" in capsys.readouterr().out
 

@@ -100,8 +100,9 @@ def test_optional_protocols_are_fitted_whole() -> None:
         protocols.Bounded: "extra_steps",
         protocols.Correcting: "more",
         protocols.Refreshing: "completed",
+        protocols.Ordered: "places",
+        protocols.Foreseeable: "foreseeable",
     }
-    names |= {protocols.Ordered: "places", protocols.Foreseeable: "foreseeable"}
     for some in INSTANCES:
         for part in some:
             for protocol, name in names.items():

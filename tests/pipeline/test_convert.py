@@ -7,6 +7,7 @@ import os
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import unmask
 from unmask.checkpoints import store
+from unmask.checkpoints.checksums import sha256
 from unmask.checkpoints.lavida_o import load_lavida_o
 from unmask.checkpoints.store import CheckpointError, load_module, read_tensors, save_module
 from unmask.cli.main import main
@@ -59,10 +61,21 @@ def again(exported: Path) -> Path:
     return out
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """config.json without the checksums, which are those of the folder's own files."""
+    raw = json.loads((folder / "config.json").read_text())
+    assert raw.pop("sha256") == {p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))}
+    return raw
+
+
 def test_mini_comes_back_bit_for_bit(again: Path) -> None:
     """The network tensor by tensor: the shipped files are older, and lack ``mlp`` in the names of feed-forward weights."""
-    rest = [{name: data for name, data in content(f).items() if not name.startswith("model")} for f in (again, MINI)]
+    rest = [
+        {name: data for name, data in content(f).items() if not name.startswith(("model", "config"))}
+        for f in (again, MINI)
+    ]
     assert rest[0] == rest[1] and rest[0]
+    assert config_of(again) == config_of(MINI)
     ours, shipped = (read_tensors(folder, "model") for folder in (again, MINI))
     assert ours.keys() == shipped.keys() and "blocks.0.und.mlp.gate.weight" in ours
     assert all(ours[name].dtype == t.dtype and torch.equal(ours[name], t) for name, t in shipped.items())
@@ -124,7 +137,7 @@ def test_shards_and_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert index["weight_map"] == found and len(set(found.values())) > 2
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in read_tensors(out, "model").values())
     to_own(out, tmp_path / "own")
-    assert content(tmp_path / "own")["config.json"] == (MINI / "config.json").read_bytes()
+    assert config_of(tmp_path / "own") == config_of(MINI)
 
 
 def test_a_run_takes_the_rest_from_its_model(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from unmask.grammars.answer_format import of_regex, of_schema
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.cache import BlockCache, NoCache, PrefixCache
-from unmask.sampling.fast import EXACT, FAST, Fast, FastPictures, FastText, acting
+from unmask.sampling.fast import EVERY, EXACT, FAST, Fast, FastPictures, FastText, acting
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Cosine, Equal, Fixed
+from unmask.sampling.schedule import Cosine, Equal, Fixed, Shift
 from unmask.sampling.selection import Confident, InOrder, Threshold
 from unmask.sampling.step_causal import ByPosition, SparseCache
 from unmask.sampling.token_sampler import Greedy
@@ -51,8 +51,9 @@ def model() -> Iterator[Model]:
 def test_words_of_a_speed() -> None:
     assert speed_of("exact") == EXACT and speed_of("fast") == FAST and speed_of(FAST) is FAST
     assert speed_of("refresh") == Fast(
-        draw=FastPictures(refresh=FAST.draw.refresh), edit=FastPictures(refresh=FAST.edit.refresh)
+        draw=FastPictures(refresh=EVERY.draw.refresh), edit=FastPictures(refresh=EVERY.edit.refresh)
     )
+    assert speed_of(",".join(parts())) == EVERY and EVERY.draw.refresh is not None
     assert speed_of("steps=0.25, interval=0.2:0.8").draw == FastPictures(steps=0.25, interval=(0.2, 0.8))
     assert speed_of("threshold=0.7,cache=3").text == FastText(threshold=0.7, cache=3)
     assert speed_of("fast,steps=1").edit == dataclasses.replace(FAST.edit, steps=1.0)
@@ -68,7 +69,7 @@ def test_the_command_line_knows_the_same_parts() -> None:
     [
         ("fsat", "speed: there is no 'fsat'; did you mean 'fast'"),
         ("fast,refesh=2", "there is no 'refesh'; did you mean 'refresh'"),
-        ("qqq", "use exact, fast, or some of interval, refresh, steps, threshold, cache"),
+        ("qqq", "use exact, fast, or some of interval, refresh, steps, shift, threshold, cache"),
         ("", "there is no ''"),
         ("fast=2", "there is no 'fast'; did you mean 'fast'"),
         ("steps=half", "steps='half' must be a number"),
@@ -79,6 +80,8 @@ def test_the_command_line_knows_the_same_parts() -> None:
         ("refresh=0", "refresh counts steps, got 0"),
         ("steps=0", "steps must be a fraction"),
         ("steps=nan", "steps must be a fraction"),
+        ("shift=0", "shift must be a factor above 0"),
+        ("shift=inf", "shift must be a factor above 0"),
         ("threshold=2", "threshold must be a probability"),
         ("cache=-1", "cache counts steps, got -1"),
     ],
@@ -98,6 +101,7 @@ def test_each_part_changes_its_own_field() -> None:
     made = FastPictures(refresh=3)(DRAWS)
     assert made == dataclasses.replace(DRAWS, guidance=dataclasses.replace(FREE, refresh=3))
     assert FastPictures(steps=0.4)(DRAWS) == dataclasses.replace(DRAWS, schedule=Cosine(steps=7))
+    assert FastPictures(steps=0.4, shift=3.0)(DRAWS) == dataclasses.replace(DRAWS, schedule=Shift(steps=7, shift=3.0))
     made = FastText(threshold=0.8)(WRITES)
     assert made == dataclasses.replace(WRITES, schedule=Equal(steps=1), selection=Threshold(value=0.8))
     assert FastText(cache=5)(WRITES) == dataclasses.replace(WRITES, cache=BlockCache(refresh=5))
@@ -106,7 +110,9 @@ def test_each_part_changes_its_own_field() -> None:
 
 def test_a_part_that_does_not_fit_changes_nothing() -> None:
     assert FastPictures(interval=(0.0, 0.5), refresh=2)(WRITES) == WRITES
-    assert FastPictures(steps=0.5)(WRITES) == WRITES, "a schedule in tokens a step has no number of steps"
+    assert FastPictures(steps=0.5, shift=2.0)(WRITES) == WRITES, "a schedule in tokens a step has no number of steps"
+    shifted = dataclasses.replace(DRAWS, schedule=Shift(steps=8, shift=5.0))
+    assert FastPictures(shift=3.0)(shifted) == shifted, "a published shift stays"
     cached = dataclasses.replace(WRITES, cache=PrefixCache())
     assert FastText(cache=2)(cached) == cached
     ordered = dataclasses.replace(WRITES, selection=InOrder(order=(1, 0)))
@@ -116,24 +122,25 @@ def test_a_part_that_does_not_fit_changes_nothing() -> None:
 def test_step_causal_samplers_keep_their_cache_and_their_views() -> None:
     """Scoring all masked tokens at a refresh would undo step-causal decoding."""
     sparse = dataclasses.replace(DRAWS, cache=SparseCache(), schedule=ByPosition(schedule=Cosine(steps=16)))
-    made = FAST.draw(sparse)
+    made = EVERY.draw(sparse)
     assert isinstance(made.guidance, ClassifierFree) and made.guidance.refresh == 1
-    assert made.guidance.interval == FAST.draw.interval and FAST.draw.steps is not None
-    assert made.schedule == ByPosition(schedule=Cosine(steps=round(16 * FAST.draw.steps)))
-    assert FAST.text(dataclasses.replace(WRITES, cache=SparseCache())).cache == SparseCache()
+    assert made.guidance.interval == EVERY.draw.interval and EVERY.draw.steps is not None
+    wanted = Shift(steps=round(16 * EVERY.draw.steps), shift=EVERY.draw.shift or 0.0)
+    assert made.schedule == ByPosition(schedule=wanted)
+    assert EVERY.text(dataclasses.replace(WRITES, cache=SparseCache())).cache == SparseCache()
 
 
 def test_published_presets_at_fast_speed(model: Model) -> None:
     """Every preset of every family has a sampler that runs, and the guided ones have the guidance of fast mode."""
-    fast = PRESETS.with_speed(FAST)
+    fast = PRESETS.with_speed(EVERY)
     edit = fast.edit(model.parts).guidance
     assert isinstance(edit, EditGuidance)
-    assert (edit.interval, edit.refresh) == (FAST.edit.interval, FAST.edit.refresh)
+    assert (edit.interval, edit.refresh) == (EVERY.edit.interval, EVERY.edit.refresh)
     for name in ("ask", "plan", "critique", "turn_words"):
         made = getattr(fast, name)(model.parts)
         assert isinstance(made.selection, Threshold) and not isinstance(made.cache, NoCache)
     assert fast.ground is PRESETS.ground, "boxes have no part in fast mode"
-    assert isinstance(step_causal(PRESETS).with_speed(FAST).generate(model.parts).cache, SparseCache)
+    assert isinstance(step_causal(PRESETS).with_speed(EVERY).generate(model.parts).cache, SparseCache)
 
 
 def test_a_speed_takes_the_place_of_another() -> None:
@@ -147,6 +154,9 @@ def test_labels_name_the_parts_that_act() -> None:
     change = FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5)
     fast = change(DRAWS)
     assert acting(change, DRAWS, fast) == ("interval=0:0.5", "refresh=2", "steps=0.5")
+    shifted = FastPictures(steps=0.5, shift=3.0)
+    assert acting(shifted, DRAWS, shifted(DRAWS)) == ("steps=0.5", "shift=3")
+    assert acting(shifted, DRAWS, dataclasses.replace(DRAWS, schedule=Shift(steps=9, shift=3.0))) == ("shift=3",)
     own_steps = dataclasses.replace(fast, schedule=Cosine(steps=20))
     assert acting(change, DRAWS, own_steps) == ("interval=0:0.5", "refresh=2")
     assert isinstance(fast.guidance, ClassifierFree)
@@ -197,9 +207,10 @@ def test_answers_in_a_format_match_it_at_any_speed(model: Model) -> None:
 
 
 def test_options_and_samplers_of_a_call_take_precedence(model: Model) -> None:
-    drawn = model.with_speed("fast").generate("a dog", plan=False, steps=3, settings=["guidance.refresh=3"])[0]
+    fast = model.with_speed("interval,refresh,steps")
+    drawn = fast.generate("a dog", plan=False, steps=3, settings=["guidance.refresh=3"])[0]
     assert drawn.settings["schedule"]["steps"] == 3 and drawn.settings["guidance"]["refresh"] == 3
-    assert drawn.approximate == ("interval=" + ":".join(f"{edge:g}" for edge in FAST.draw.interval or ()),)
+    assert drawn.approximate == ("interval=" + ":".join(f"{edge:g}" for edge in EVERY.draw.interval or ()),)
     changed = model.with_speed("threshold").with_sampler(lambda s: dataclasses.replace(s, selection=Confident()))
     assert changed.ask(SEEN, "what?").settings["selection"] == {"part": "Confident", "noise": 0.0}
     under = model.with_sampler(lambda s: dataclasses.replace(s, selection=Confident())).with_speed("threshold=0.8")

@@ -31,6 +31,7 @@ from unmask.checkpoints.stream import FLOATS, CheckpointError, Stored, files_of,
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.lora import Product, adapters, add_products
+from unmask.writing import write_text
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
 _MARK, _MARKED = "unmask.base", (4, 8)  # rows and columns of the embedding that identify the base
@@ -106,9 +107,7 @@ def save_adapter(model: nn.Module, folder: Path | str, *, base: str = "") -> Non
     mark = _mark(model, None)
     metadata = {"format": "pt", **({_MARK: json.dumps(mark)} if mark else {})}
     save_tensors(tensors, folder, name=WEIGHTS, shard=2**62, metadata=metadata)  # peft reads one file
-    part = folder / f"{CONFIG}.part"
-    part.write_text(json.dumps(_config(products, base), indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / CONFIG)
+    write_text(folder / CONFIG, json.dumps(_config(products, base), indent=2) + "\n")
 
 
 def _config(products: Mapping[str, Product], base: str) -> Json:

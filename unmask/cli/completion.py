@@ -15,7 +15,14 @@ from click.shell_completion import get_completion_class
 
 VARIABLE = "_UNMASK_COMPLETE"  # the shell's script sets it, as click's completion wants
 _ASSETS = Path(__file__).parents[1] / "assets"
-SPEED_PARTS = ("interval", "refresh", "steps", "threshold", "cache")  # as tasks.speeds.parts(), which needs torch
+SPEED_PARTS = (
+    "interval",
+    "refresh",
+    "steps",
+    "shift",
+    "threshold",
+    "cache",
+)  # as tasks.speeds.parts(), which needs torch
 
 
 def words_to_complete() -> list[str]:

@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program. Exit codes: 0 success, 1 a check failed, 2 user error, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"  # one line, without our source
+    # Read when torch is imported, which comes later. Threads that spin while they wait cost much on a busy machine (docs/operate.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]
     loud, given = "--traceback" in given, _without_traceback(given)

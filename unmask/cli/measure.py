@@ -164,4 +164,5 @@ def bench(name: str, arguments: tuple[str, ...]) -> None:
     if name not in scripts:
         raise ValueError(f"no benchmark is called {name!r}; choose from {', '.join(scripts)}")
     sys.argv = [str(scripts[name]), *arguments]
+    sys.path.insert(0, str(_BENCH))  # as Python does for a script, so that it finds those beside it
     runpy.run_path(str(scripts[name]), run_name="__main__")

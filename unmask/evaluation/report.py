@@ -14,6 +14,7 @@ from pathlib import Path
 from unmask.evaluation.cards import cards
 from unmask.evaluation.evaluate import Figures, Measured
 from unmask.json_types import Json
+from unmask.writing import write_text
 
 _BESIDE = ("majority", "mean_iou", "floor", "real", "majority_answer", "used", "perplexity", "pictures")
 
@@ -63,8 +64,8 @@ def _said(value: object) -> str:
 def write(report: Report, folder: Path) -> None:
     """``report.json`` and ``report.html`` in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report.to_json(), indent=2, default=str) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page(report), encoding="utf-8")
+    write_text(folder / "report.json", json.dumps(report.to_json(), indent=2, default=str) + "\n")
+    write_text(folder / "report.html", page(report))
 
 
 def page(report: Report) -> str:

@@ -174,6 +174,34 @@ def cost(arm: Arm, recipe: Recipe[Elastic, Any], module: nn.Module) -> list[floa
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """The run of an arm with a number of steps: ``()`` is the recipe."""
+
+    name: str
+    arm: Arm
+    seed: int
+    times: float
+    steps: int
+
+    def __call__(self) -> Recipe:
+        total, ends = 0.0, []
+        for share, _ in self.arm.phases:
+            total += share
+            ends.append(round(total * self.steps))
+        parts = sources(self.arm, self.seed, self.times)
+        return Recipe(
+            name=f"ablations.{self.name}",
+            model=lambda: network(self.arm, self.seed),
+            source=Phased(parts=parts, phases=self.arm.phases, ends=tuple(ends)),
+            objective=Together(objectives=objectives(self.arm)),
+            optim=Optim(lr=2e-3, warmup=100, decay_from=0.4, floor=0.02, ema=0.998),
+            training=Training(steps=self.steps, seed=self.seed, save_every=500),
+            trainable=not_tower,
+            export=export_net,
+        )
+
+
 def run(arm: str = "base", seed: int = 0, teraflops: float = 100.0, times: float = 1.0) -> Recipe:
     """One arm of the ablations: a small model of the paper's design with one change, at the compute of all others.
 
@@ -183,24 +211,7 @@ def run(arm: str = "base", seed: int = 0, teraflops: float = 100.0, times: float
     if arm not in ARMS:
         raise ValueError(f"there is no arm {arm!r}; choose from {', '.join(ARMS)}")
     chosen = ARMS[arm]
-    draft = _recipe(arm, chosen, seed, times, steps=1000)
-    each = cost(chosen, draft, network(chosen, seed))
+    made = Made(name=arm, arm=chosen, seed=seed, times=times, steps=1000)
+    each = cost(chosen, made(), network(chosen, seed))
     mean = sum(share * value for (share, _), value in zip(chosen.phases, each, strict=True))
-    return _recipe(arm, chosen, seed, times, steps=max(1, round(1e12 * teraflops / mean)))
-
-
-def _recipe(name: str, arm: Arm, seed: int, times: float, steps: int) -> Recipe:
-    total, ends = 0.0, []
-    for share, _ in arm.phases:
-        total += share
-        ends.append(round(total * steps))
-    return Recipe(
-        name=f"ablations.{name}",
-        model=lambda: network(arm, seed),
-        source=Phased(parts=sources(arm, seed, times), phases=arm.phases, ends=tuple(ends)),
-        objective=Together(objectives=objectives(arm)),
-        optim=Optim(lr=2e-3, warmup=100, decay_from=0.4, floor=0.02, ema=0.998),
-        training=Training(steps=steps, seed=seed, save_every=500),
-        trainable=not_tower,
-        export=export_net,
-    )
+    return replace(made, steps=max(1, round(1e12 * teraflops / mean)))()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import unmask
@@ -14,6 +13,7 @@ from unmask.pipeline.model import Model
 from unmask.training.parallel import Place
 from unmask.training.series import Run, Series
 from unmask.training.states import newest, read
+from unmask.writing import write_whole
 
 EVALUATION, CARD = "evaluation", "README.md"
 
@@ -34,9 +34,8 @@ def write_card(folder: Path, series: Series, place: Place) -> None:
     """The model card, from what is in the folder."""
     if place.rank > 0:
         return
-    part = folder / (CARD + ".part")
-    part.write_text(card(folder, series), encoding="utf-8")
-    os.replace(part, folder / CARD)
+    text = card(folder, series)
+    write_whole(folder / CARD, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def card(folder: Path, series: Series) -> str:

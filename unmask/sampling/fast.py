@@ -1,7 +1,8 @@
 """Fast mode: changes of a sampler that make it cheaper and its results approximate.
 
 Public idea: ``FAST.draw(sampler) -> Sampler``. ``Fast`` holds one change for each kind of task. Each field of ``FastPictures`` and
-``FastText`` is one part; None leaves it out, and ``EXACT`` has none. ``acting(change, exact, final)`` names the parts that a sampler has.
+``FastText`` is one part; None leaves it out, ``EXACT`` has none and ``EVERY`` all. ``acting(change, exact, final)`` names the parts that a
+sampler has.
 docs/fast.md has the measured cost of each part in quality.
 
 A part that does not fit a sampler leaves it as it is: no guidance, no blocks, a step-causal cache.
@@ -19,6 +20,7 @@ from unmask.sampling.cache import BlockCache, NoCache
 from unmask.sampling.guidance import ClassifierFree, EditGuidance, Interval
 from unmask.sampling.presets import fast_dllm
 from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedule import Shift
 from unmask.sampling.selection import Confident
 from unmask.sampling.step_causal import ByPosition, SparseCache
 
@@ -29,12 +31,14 @@ class FastPictures:
 
     ``interval``: guidance acts in this part of the steps only (Kynkäänniemi et al. 2024) · ``refresh``: the views of guidance other than
     the first run at every so many steps, and their logits are used again in between; not in step-causal decoding, where scoring all masked
-    tokens costs more than it saves · ``steps``: this fraction of the steps, at the same schedule. ValueError for a value out of range.
+    tokens costs more than it saves · ``steps``: this fraction of the steps · ``shift``: time-shifted steps (``schedule.Shift``) in place of
+    any other schedule; above 1 the first steps unmask little, which loses less when steps are few. ValueError for a value out of range.
     """
 
     interval: Interval | None = None
     refresh: int | None = None
     steps: float | None = None
+    shift: float | None = None
 
     def __post_init__(self) -> None:
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1] <= 1:
@@ -47,6 +51,8 @@ class FastPictures:
             raise ValueError(
                 f"speed: steps must be a fraction above 0 and at most 1, got {self.steps}; 0.5 is half the steps"
             )
+        if self.shift is not None and not 0 < self.shift < math.inf:
+            raise ValueError(f"speed: shift must be a factor above 0, got {self.shift}; 3 unmasks little at first")
 
     def __call__(self, sampler: Sampler) -> Sampler:
         guidance, sparse = sampler.guidance, isinstance(sampler.cache, SparseCache)
@@ -54,7 +60,7 @@ class FastPictures:
             interval = guidance.interval if self.interval is None else self.interval
             refresh = guidance.refresh if self.refresh is None or sparse else self.refresh
             sampler = replace(sampler, guidance=replace(guidance, interval=interval, refresh=refresh))
-        return sampler if self.steps is None else replace(sampler, schedule=_fewer(sampler.schedule, self.steps))
+        return replace(sampler, schedule=_paced(sampler.schedule, self.steps or 1, self.shift))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +100,16 @@ class Fast:
 
 
 EXACT = Fast()
-FAST = Fast(
-    draw=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5),
-    edit=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.25),
+# Every part at its usual value, from which fast mode takes those that lost least on validation (bench/pareto.py).
+EVERY = Fast(
+    draw=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5, shift=3.0),
+    edit=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5, shift=3.0),
     text=FastText(threshold=0.9, cache=4),
+)
+FAST = Fast(
+    draw=replace(EVERY.draw, interval=None, refresh=None),
+    edit=replace(EVERY.edit, interval=None, refresh=None),
+    text=EVERY.text,
 )
 
 
@@ -129,13 +141,15 @@ def _guides(sampler: Sampler) -> bool:
     return any(getattr(sampler.guidance, name, 0) for name in ("scale", "image_scale"))
 
 
-def _fewer(schedule: Any, part: float) -> Any:
-    """A schedule of ``part`` of the steps, at least one; unchanged if it has no number of steps."""
+def _paced(schedule: Any, part: float, shift: float | None) -> Any:
+    """A schedule of ``part`` of the steps, at least one, shifted if it is not already; unchanged if it has no number of steps."""
     if isinstance(schedule, ByPosition):
-        return replace(schedule, schedule=_fewer(schedule.schedule, part))
+        return replace(schedule, schedule=_paced(schedule.schedule, part, shift))
     if not isinstance(steps := getattr(schedule, "steps", None), int):
         return schedule
-    return replace(schedule, steps=math.ceil(part * steps))
+    fewer = math.ceil(part * steps)
+    shifted = shift is not None and not isinstance(schedule, Shift)
+    return Shift(steps=fewer, shift=shift or 1) if shifted else replace(schedule, steps=fewer)
 
 
 def _leaves(value: object, path: str = "") -> Mapping[str, object]:

@@ -65,7 +65,7 @@ class ClassifierFree:
         return [batch, _without(batch, lambda name: name in self.drop, self.null_id)]
 
     def to_score(self, predict: Tensor, block: Tensor) -> Tensor:
-        return predict if self.refresh == 1 else predict | block
+        return predict if self.refresh == 1 else block if predict is block else predict | block
 
     def completed(
         self, views: list[Prediction], kept: list[Prediction], progress: Progress
@@ -112,7 +112,7 @@ class EditGuidance:
         return views
 
     def to_score(self, predict: Tensor, block: Tensor) -> Tensor:
-        return predict if self.refresh == 1 else predict | block
+        return predict if self.refresh == 1 else block if predict is block else predict | block
 
     def completed(
         self, views: list[Prediction], kept: list[Prediction], progress: Progress
@@ -145,8 +145,8 @@ def _due(interval: Interval, refresh: int, progress: Progress) -> list[bool]:
     if refresh == 1:
         return acts
     firsts = [max(1, int(interval[0] * of)) for _, of in progress.pairs()]
-    numbers = [number + 1 for number, _ in progress.pairs()]
-    return [act and (number - first) % refresh == 0 for act, number, first in zip(acts, numbers, firsts, strict=True)]
+    numbers = [number for number, _ in progress.pairs()]
+    return [act and (n + 1 - first) % refresh == 0 for act, n, first in zip(acts, numbers, firsts, strict=True)]
 
 
 def _check_refresh(refresh: int) -> None:

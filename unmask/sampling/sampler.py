@@ -174,8 +174,7 @@ class SamplingRun:
         predicts = [predict, *[others] * (len(views) - 1)]
         reuse = self._reuse(views, predicts, todo)
         batch = stack(views) if len(views) > 1 else views[0]
-        asked = _repeated(predict, len(views)) if others is predict else torch.cat(predicts)
-        query = Query(batch=batch, predict=asked, reuse=reuse)
+        query = Query(batch=batch, predict=_stacked(predicts), reuse=reuse)
         return settled(cropped(query), self.query)
 
     def _reuse(self, views: list[Batch], predicts: list[Tensor], todo: Todo) -> Reuse | None:
@@ -306,12 +305,13 @@ def _same_kinds(views: list[Batch], predict: Tensor) -> None:
             )
 
 
-def _repeated(predict_BL: Tensor, views: int) -> Tensor:
-    """The mask for every view; what was told of it is told of the result."""
-    if views == 1:
-        return predict_BL
-    counts, repeated = counts_told(predict_BL), predict_BL.repeat(views, 1)
-    return repeated if counts is None else tell_counts(repeated, counts * views)
+def _stacked(predicts: list[Tensor]) -> Tensor:
+    """The masks of all views; what was told of them is told of the result."""
+    if len(predicts) == 1:
+        return predicts[0]
+    told, stacked = [counts_told(predict) for predict in predicts], torch.cat(predicts)
+    known = [counts for counts in told if counts is not None]
+    return tell_counts(stacked, tuple(n for counts in known for n in counts)) if len(known) == len(told) else stacked
 
 
 def _split(prediction: Prediction, query: Query, views: int, batch: Batch) -> list[Prediction]:

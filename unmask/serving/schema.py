@@ -50,7 +50,8 @@ NONBLANK = (
 )
 _VISIBLE = re.compile(NONBLANK)
 _SHARE = "(1|0[.][0-9]{0,5}[1-9])"  # above 0, at most 1
-_WORD = f"(exact|fast|interval|refresh|threshold|cache|steps|(steps|threshold)={_SHARE}|(refresh|cache)=[1-9][0-9]?|interval=0:{_SHARE})"
+_PART = f"(steps|threshold)={_SHARE}|(refresh|cache|shift)=[1-9][0-9]?|interval=0:{_SHARE}"
+_WORD = f"(exact|fast|interval|refresh|steps|shift|threshold|cache|{_PART})"
 SPEED = f"^{_WORD}(,{_WORD}){{0,3}}$"
 
 

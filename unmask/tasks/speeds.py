@@ -6,14 +6,14 @@ import dataclasses
 import difflib
 from typing import Any
 
-from unmask.sampling.fast import EXACT, FAST, Fast
+from unmask.sampling.fast import EVERY, EXACT, FAST, Fast
 
 SPEEDS = {"exact": EXACT, "fast": FAST}
 _WHOLE = ("refresh", "cache")  # counts of steps
 
 
 def speed_of(speed: str | Fast) -> Fast:
-    """``exact``, ``fast``, or parts of fast mode separated by commas, each with fast's own value or another: ``refresh,steps=0.25``.
+    """``exact``, ``fast``, or parts of fast mode separated by commas, each with its usual value or another: ``refresh,steps=0.25``.
 
     Words apply from left to right: ``fast,steps=1`` is fast mode with all steps. A ``Fast`` is returned as it is. ValueError for an unknown
     word or a wrong value.
@@ -29,7 +29,7 @@ def speed_of(speed: str | Fast) -> Fast:
 
 def parts() -> tuple[str, ...]:
     """The names of the parts of fast mode."""
-    return tuple(dict.fromkeys(part.name for _, own in _tasks(FAST) for part in dataclasses.fields(own)))
+    return tuple(dict.fromkeys(part.name for _, own in _tasks(EVERY) for part in dataclasses.fields(own)))
 
 
 def _with(speed: Fast, name: str, text: str | None) -> Fast:
@@ -42,7 +42,7 @@ def _with(speed: Fast, name: str, text: str | None) -> Fast:
     changed: dict[str, Any] = {}
     for task, own in _tasks(speed):
         if hasattr(own, name):
-            value = getattr(getattr(FAST, task), name) if text is None else _parsed(name, text)
+            value = getattr(getattr(EVERY, task), name) if text is None else _parsed(name, text)
             changed[task] = dataclasses.replace(own, **{name: value})
     return dataclasses.replace(speed, **changed)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from unmask.training.parallel import Place
 from unmask.training.saving import lock
 from unmask.training.states import CHAIN as FILE
 from unmask.training.train import train
+from unmask.writing import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +140,5 @@ def _write(series: Series, folder: Path, progress: Progress, place: Place) -> No
     if place.rank > 0:
         return
     fields = {"chain": series.name, "seed": series.seed, **dataclasses.asdict(progress)}
-    part = folder / (FILE + ".part")
-    part.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / FILE)
+    text = json.dumps(fields, indent=1) + "\n"
+    write_whole(folder / FILE, lambda part: part.write_text(text, encoding="utf-8"))
