@@ -26,11 +26,6 @@ HIDDEN = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "dream-vl": ({"model_type": "dreamvl", "architectures": ["DreamVLModel"], **HIDDEN}, "Dream-VL (model_type 'dreamvl'), which"),
     "llada2": ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "LLaDA2 (model_type 'llada2_moe'"),
-    "mmada": ({"model_type": "mmada", "architectures": ["MMadaModelLM"], "d_model": 64}, "MMaDA (model_type 'mmada'"),
-    "mmada that names no class": ({"model_type": "mmada", "d_model": 64, "n_heads": 4}, "MMaDA (model_type 'mmada')"),
-    "lumina by its class": ({**CONFIG, "architectures": ["LLaDAForMultiModalGeneration"]}, "Lumina-DiMOO (model_type 'llada'"),
-    "lumina by its rows": ({**CONFIG, "embedding_size": 134_548}, "Lumina-DiMOO (model_type 'llada'"),
-    "lumina by rows of vocab_size": ({**CONFIG, "vocab_size": 134_548}, "Lumina-DiMOO (model_type 'llada'"),
     "llada-moe": ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada-moe by its experts": ({"model_type": "llada", "num_experts": 64, **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada renamed": ({"model_type": "llada", **HIDDEN}, "LLaDA in another layout (model_type 'llada'"),
@@ -79,12 +74,27 @@ def test_a_family_is_told_by_its_name(
         unmask.load(folder)
 
 
+LUMINA: dict[str, dict[str, Any]] = {
+    "its class": {"architectures": ["LLaDAForMultiModalGeneration"]},
+    "its rows": {"embedding_size": 134_548},
+    "rows of vocab_size": {"vocab_size": 134_548},
+}
+
+
+@pytest.mark.parametrize("fields", LUMINA.values(), ids=LUMINA)
+def test_half_a_folder_of_lumina_is_not_taken_for_llada(
+    fields: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = two_lines(capsys, "ask", "hi", "--model", str(folder_of(tmp_path / "x", CONFIG | fields)))
+    assert "is a checkpoint of Lumina-DiMOO without its image tokenizer (folder vqvae)" in told
+
+
 def test_lumina_is_told_by_its_image_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fault: a folder of Lumina-DiMOO whose config.json names LLaDA's class was opened as a text model without an error."""
     folder = make(tmp_path / "x")
     assert unmask.load(folder)
     (folder / "vqvae").mkdir()
-    assert "a checkpoint of Lumina-DiMOO (model_type 'llada')" in two_lines(capsys, "ask", "hi", "--model", str(folder))
+    assert "vqvae/config.json" in two_lines(capsys, "ask", "hi", "--model", str(folder))
 
 
 @pytest.mark.parametrize(

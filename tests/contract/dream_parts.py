@@ -14,6 +14,8 @@ SCHEDULES: list[Any] = [
     schedule.Curved(steps=5),
 ]
 TOKEN_SAMPLERS: list[Any] = [
+    token_sampler.GumbelText(temperature=0.5),
+    token_sampler.GumbelText(temperature=0.5, top_p=0.6),
     token_sampler.Truncated(temperature=0.7, top_p=0.9, top_k=5, score=token_sampler.Entropy()),
     token_sampler.Truncated(top_k=3, score=token_sampler.Probability(), original=True),
     token_sampler.Without(ids=(9, 11), size=20, token_sampler=token_sampler.Greedy()),

@@ -33,13 +33,17 @@ from unmask.sampling import (
     blocks,
     cache,
     constrain,
+    cooling,
     guidance,
+    kept,
+    other_prompts,
     prior,
     schedule,
     selection,
     step_causal,
     stopping,
     temperature,
+    text_only,
     token_sampler,
 )
 from unmask.sampling.orders import stratified
@@ -67,8 +71,10 @@ SCHEDULES = [
     schedule.Fixed(each=2),
     schedule.Shift(steps=5, shift=3.0),
     schedule.Cosine(steps=6),
-    *dream_parts.SCHEDULES,
     step_causal.ByPosition(schedule=schedule.Cosine(steps=6), codes=1),
+    kept.Kept(steps=5),
+    kept.Kept(steps=6, of=30),
+    kept.Kept(steps=4, curve=kept.Power(exponent=2.0)),
 ]
 TOKEN_SAMPLERS = [
     token_sampler.Greedy(),
@@ -80,10 +86,8 @@ TOKEN_SAMPLERS = [
     token_sampler.Categorical(temperature=temperature.CosineTo(minimum=0.2)),
     token_sampler.Categorical(temperature=temperature.ShiftTo(shift=3.0, minimum=0.1)),
     token_sampler.Categorical(temperature=0.8, top_p=0.6),
-    token_sampler.GumbelText(temperature=0.5),
-    *dream_parts.TOKEN_SAMPLERS,
-    token_sampler.GumbelText(temperature=0.5, top_p=0.6),
     token_sampler.OnlyIds(low=4, high=9, token_sampler=token_sampler.Categorical()),
+    text_only.TextOnly(below=20, never=(NULL,), token_sampler=token_sampler.Categorical()),
     token_sampler.TopP(mass=0.5, token_sampler=token_sampler.Categorical()),
     constrain.Constrained(token_sampler=token_sampler.Categorical(temperature=0.8), grammars=(("answer", GRAMMAR),)),
 ]
@@ -98,7 +102,7 @@ SELECTIONS = [
     selection.PerSpan(selection=selection.Confident(noise=1.0)),
     selection.PerSpan(selection=selection.RandomOrder()),
     selection.PerSpan(selection=selection.InOrder(order=ORDER)),
-    *dream_parts.SELECTIONS,
+    cooling.Cooling(noise=2.0),
 ]
 EDIT = guidance.EditGuidance(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
 GUIDANCES = [
@@ -107,6 +111,7 @@ GUIDANCES = [
     guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, interval=(0.3, 0.7)),
     EDIT,
     dataclasses.replace(EDIT, scale=0.0),
+    other_prompts.OtherPrompts(scale=2.0, instead=(("null", DROP), ("other", DROP)), other_scale=1.0),
     guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, refresh=2),
     guidance.ClassifierFree(scale=3.0, drop=DROP, null_id=NULL, interval=(0.3, 0.9), refresh=3),
     dataclasses.replace(EDIT, refresh=2),
@@ -242,9 +247,9 @@ def _shape(function: Callable[..., Any], skip: int = 0) -> tuple[int, frozenset[
     )
 
 
-ALL_SCHEDULES = SCHEDULES + method_parts("schedule")
-ALL_TOKEN_SAMPLERS = TOKEN_SAMPLERS + method_parts("token_sampler")
-ALL_SELECTIONS = SELECTIONS + method_parts("selection")
+ALL_SCHEDULES = SCHEDULES + dream_parts.SCHEDULES + method_parts("schedule")
+ALL_TOKEN_SAMPLERS = TOKEN_SAMPLERS + dream_parts.TOKEN_SAMPLERS + method_parts("token_sampler")
+ALL_SELECTIONS = SELECTIONS + dream_parts.SELECTIONS + method_parts("selection")
 ALL_GUIDANCES = GUIDANCES + method_parts("guidance")
 ALL_BLOCKS = BLOCKS + dream_parts.BLOCKS + method_parts("blocks")
 ALL_STOPPINGS = STOPPINGS + method_parts("stopping")

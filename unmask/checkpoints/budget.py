@@ -87,12 +87,12 @@ def working(weights: Weights, needs: frozenset[str], side: int) -> int:
     """
     config, vq = weights.checkpoint.config, weights.checkpoint.vq_config
     size = (weights.storage.dtype or weights.checkpoint.dtype or torch.bfloat16).itemsize
-    draws, sees = (
-        "gen" in needs and config.gen_width > 0,
-        "vision" in needs and (config.vision or config.tower) is not None,
-    )
+    shared = config.first_code > 0  # codes are tokens of the text trunk, each with a position of its own
+    draws = "gen" in needs and (config.gen_width > 0 or shared)
+    sees = "vision" in needs and (config.vision is not None or config.tower is not None or shared)
     codes = (side // vq.factor) ** 2 if draws else 0
-    length = _PROMPT + (config.vision.tokens * _VIEWS if sees and config.vision else 0) + codes // (2 if sees else 4)
+    length = _PROMPT + (config.vision.tokens * _VIEWS if sees and config.vision else 0)
+    length += codes + sees * (side // vq.factor) ** 2 if shared else codes // (2 if sees else 4)
     views = (3 if sees else 2) if draws else 1
     layer = length * (6 * config.width + 3 * config.mlp) * size + config.heads * length**2 * 2 * size
     logits = codes * config.codes * 8 if draws else _PROMPT * config.vocab_size * 8

@@ -18,7 +18,7 @@ from unmask.checkpoints.stream import FLOATS, Stored
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
 from unmask.models.unfilled import unfilled
-from unmask.tokens.vq import VQ, VQConfig
+from unmask.tokens.magvit import ImageTokenizer, ImageTokenizerConfig
 
 EVERYTHING = frozenset({"und", "gen", "text_head", "vision", "vq.encoder", "vq.decoder"})
 BRANCHES = ("und", "gen")
@@ -58,17 +58,17 @@ class Checkpoint:
 
     place: Path
     config: ElasticConfig
-    vq_config: VQConfig
+    vq_config: ImageTokenizerConfig
     mask_id: int
     net: Mapping[str, Stored]
     vq: Mapping[str, Stored]
     dtype: torch.dtype | None = None
     sums: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def modules(self) -> tuple[Elastic, VQ]:
+    def modules(self) -> tuple[Elastic, ImageTokenizer]:
         """Network and image tokenizer on the meta device, without memory."""
         with unfilled():
-            return Elastic(self.config, mask_id=self.mask_id).eval(), VQ(self.vq_config).eval()
+            return Elastic(self.config, mask_id=self.mask_id).eval(), self.vq_config.build().eval()
 
 
 def part_of(name: str, config: ElasticConfig) -> str:
@@ -102,6 +102,8 @@ def rows_needed(name: str, rows: int, config: ElasticConfig, needs: frozenset[st
     Image generation uses the understanding branch up to the last joint layer, and of that layer only keys and values. In later layers
     the output projection serves code positions only, which use its first ``gen_width`` rows.
     """
+    if config.first_code:
+        needs = _with_shared_vocabulary(needs)
     if match := _BLOCK.match(name):
         layer, piece, rest = int(match["layer"]), match["piece"], match["rest"]
         last = config.joint_layers - 1
@@ -122,6 +124,12 @@ def rows_needed(name: str, rows: int, config: ElasticConfig, needs: frozenset[st
         "vq.codes": {"vq.encoder", "vq.decoder"},
     }.get(part, {part})
     return rows if users & needs else 0
+
+
+def _with_shared_vocabulary(needs: frozenset[str]) -> frozenset[str]:
+    """The needs of a model whose one branch serves text and codes, and which reads pictures as codes."""
+    more = {"und", "text_head"} if needs & {"und.joint", "gen"} else set()
+    return needs | more | ({"vq.encoder"} if "vision" in needs else set())
 
 
 def tensors_needed(checkpoint: Checkpoint, needs: frozenset[str]) -> Iterator[tuple[str, str, Stored, int]]:

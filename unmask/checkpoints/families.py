@@ -18,7 +18,8 @@ from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
 RUNS = (
-    "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), Dream-7B (Base, Instruct, Coder), LaViDa, Dimple-7B and its own models"
+    "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA, Lumina-DiMOO, Dream-7B (Base, Instruct, Coder), LaViDa, Dimple-7B "
+    "and its own models"
 )
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _SHOWN = 80  # characters of a name in an error
@@ -26,7 +27,6 @@ _IMAGE_TOKENIZER = "vqvae"  # folder beside the network
 
 # Part of a class or model_type, in lower case and without "_", "-" and "." -> name. The first that fits counts.
 _NAMES = {
-    "mmada": "MMaDA",
     "multimodalgeneration": "Lumina-DiMOO",
     "lumina": "Lumina",
     "llada2": "LLaDA2",
@@ -128,11 +128,21 @@ def _ours(raw: Json, folder: Path) -> bool:
         return True
     other = [name for name in _classes(raw) if _named(name)]
     renamed = "hidden_size" in raw and "d_model" not in raw
+    if raw.get("model_type") == "mmada" or is_dimoo(raw, folder):
+        return True
     return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw, folder))
 
 
 def _known(raw: Json) -> bool:
     return is_dream(raw) or is_lavida(raw) or is_dimple(raw)
+
+
+def is_dimoo(raw: Json, folder: Path) -> bool:
+    """Whether a folder is Lumina-DiMOO's: by its class, by rows for image codes, or by the image tokenizer beside the network."""
+    classes = [name for word in _classes(raw) if (name := _named(word))]
+    other = any("experts" in field for field in raw) or any(name != "Lumina-DiMOO" for name in classes)
+    ours = raw.get("dual_tower") or raw.get("model_type") != "llada" or "d_model" not in raw
+    return not ours and not other and ("Lumina-DiMOO" in classes or _has_image_codes(raw, folder))
 
 
 def _has_image_codes(raw: Json, folder: Path) -> bool:

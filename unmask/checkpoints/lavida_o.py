@@ -336,7 +336,7 @@ def survey_lavida_o(folder: Path) -> Checkpoint:
     raw = read_json(path)
     found = {plain(key): stored for key, stored in tensors_of(folder, "model").items()}
     vq_own = {key.removeprefix("vqvae."): found.pop(key) for key in list(found) if key.startswith("vqvae.")}
-    config, vq_config = read_config(raw, found, path), _vq_config(vq_path)
+    config, vq_config = read_config(raw, found, path), read_vq_config(vq_path)
     vq_found = vq_own or tensors_of(folder / "vqvae", "diffusion_pytorch_model")
     refuse_unfit_vq(vq_config, vq_found, vq_path)
     mask_id = mask_row(raw, config, path)
@@ -359,7 +359,9 @@ def survey_lavida_o(folder: Path) -> Checkpoint:
 
 def load_lavida_o(folder: Path) -> tuple[Elastic, VQ]:
     """Network and image tokenizer of a folder in the released layout, with all weights. CheckpointError if something does not fit."""
-    return load_everything(survey_lavida_o(folder))
+    net, vq = load_everything(survey_lavida_o(folder))
+    assert isinstance(vq, VQ)
+    return net, vq
 
 
 def plain(key: str) -> str:
@@ -369,7 +371,8 @@ def plain(key: str) -> str:
     return key.replace(short, _TOWER, 1) if key.startswith(short) and not key.startswith(_TOWER) else key
 
 
-def _vq_config(path: Path) -> VQConfig:
+def read_vq_config(path: Path) -> VQConfig:
+    """vqvae/config.json -> VQConfig. CheckpointError for another tokenizer and missing fields."""
     found = read_fields(path, _Vqvae)
     own = found.unmask
     return found.config(path, encode_apart=bool(own and own.encode_apart))

@@ -17,10 +17,10 @@ from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights, branch_o
 from unmask.checkpoints.quantise import offload_hooks
 from unmask.checkpoints.stream import Stored, read
 from unmask.models.elastic import Elastic
-from unmask.tokens.vq import VQ
+from unmask.tokens.magvit import ImageTokenizer
 
 
-def load(weights: Weights, net: Elastic, vq: VQ, needs: frozenset[str]) -> None:
+def load(weights: Weights, net: Elastic, vq: ImageTokenizer, needs: frozenset[str]) -> None:
     """Load missing weights. CheckpointError, also for too little memory; both modules are then unchanged."""
     modules: dict[str, nn.Module] = {"net": net, "vq": vq}
     wanted = [w for w in tensors_needed(weights.checkpoint, needs) if _rows_here(modules[w[0]], w[1]) < w[3]]
@@ -45,7 +45,7 @@ def _read_all(weights: Weights, wanted: list[tuple[str, str, Stored, int]]) -> I
         weights.on_bytes(done, of)
 
 
-def load_everything(checkpoint: Checkpoint) -> tuple[Elastic, VQ]:
+def load_everything(checkpoint: Checkpoint) -> tuple[Elastic, ImageTokenizer]:
     """Network and image tokenizer with all their weights, on the CPU."""
     net, vq = checkpoint.modules()
     load(Weights(checkpoint=checkpoint), net, vq, EVERYTHING)

@@ -107,8 +107,9 @@ def ask(
     if isinstance(model, TextModel):
         _show_answers([("", (model.complete if plain else model.ask)(question, **options))], 1, trace, run)
     else:
-        answers = ((name, model.ask(picture, question, **options)) for name, picture in pictures)
-        _show_answers(answers, len(names), trace, run)
+        asked = pictures if names else iter([("", None)])  # without a picture, the model says whether it needs one
+        answers = ((name, model.ask(picture, question, **options)) for name, picture in asked)
+        _show_answers(answers, max(1, len(names)), trace, run)
 
 
 def _refuse_model(run: Run, names: Sequence[str], question: str, plain: bool) -> None:

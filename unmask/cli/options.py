@@ -75,12 +75,15 @@ class Run:
     speed: str = "exact"
 
     def reads_pictures(self) -> bool | None:
-        """Whether the model answers questions about pictures, from its config.json alone; None where that does not say."""
-        from unmask.pipeline.loading import format_in, resolve
+        """Whether the model answers questions about pictures alone, from its config.json; None where that does not say, or it answers both
+        those and others.
+        """
+        from unmask.pipeline.loading import Format, format_in, resolve
         from unmask.pipeline.recipe_models import recipe_in
 
         folder = resolve(self.model, download=self.download)
-        return None if recipe_in(folder) else not format_in(folder).is_text
+        found = format_in(folder)
+        return None if recipe_in(folder) or found in (Format.MMADA, Format.DIMOO) else not found.is_text
 
     def open(self, task: str) -> Model:
         """The model, with the parts that a task needs loaded. UsageError for a text model."""

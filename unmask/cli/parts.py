@@ -214,7 +214,8 @@ def _plan(
     from unmask.checkpoints.elastic import Weights
     from unmask.pipeline.loading import TEXT_TASKS, needs_of
 
-    if not found.checkpoint.config.gen_width and task not in TEXT_TASKS:
+    config = found.checkpoint.config
+    if not (config.gen_width or config.first_code) and task not in TEXT_TASKS:
         raise ValueError(f"{model} is a text model, which cannot {task}; its tasks are {', '.join(TEXT_TASKS)}")
     needs, limit = needs_of(task), parse_bytes(budget) if budget else None
     weights = Weights(checkpoint=found.checkpoint, device=device, storage=storage.value())

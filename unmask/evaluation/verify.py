@@ -3,7 +3,8 @@
 Public idea: ``verify(folder) -> [Difference]``. Such a folder is a checkpoint in the released layout (config.json, model.safetensors,
 vqvae/) with ``expected.safetensors`` beside it: inputs (``und.ids``, ``t2i.codes``, ``vq.image`` …) and what the official
 implementation made of them (``und.logits``, ``t2i.hidden``, ``sample.codes``, ``vq.decoded`` …), as in tests/golden/lavida_o_tiny.
-Every array that is no input is computed anew from the folder's weights by the code that serves users.
+Every array that is no input is computed anew from the folder's weights by the code that serves users. Folders of MMaDA and
+Lumina-DiMOO have arrays of their own (``verify_mmada``, ``verify_dimoo``).
 """
 
 from __future__ import annotations
@@ -17,9 +18,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from unmask.checkpoints.device import find_device
+from unmask.checkpoints.families import is_dimoo
 from unmask.checkpoints.lavida_o import load_lavida_o
+from unmask.checkpoints.loading import load_everything
+from unmask.checkpoints.lumina_dimoo import survey_dimoo
+from unmask.checkpoints.mmada import is_mmada, survey_mmada
+from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.evaluation.verify_dimoo import DIMOO_INPUTS, dimoo_arrays
 from unmask.evaluation.verify_families import REPRODUCE, TOLERANCES
+from unmask.evaluation.verify_mmada import MMADA_INPUTS, mmada_arrays
 from unmask.evaluation.verify_sparse import SPARSE_INPUTS, SparseReference
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
@@ -35,6 +43,7 @@ from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.tasks.parts import Parts
 from unmask.tasks.released import PRESETS, published
 from unmask.tasks.understand import Ask
+from unmask.tokens.magvit import Magvit
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import CONTROL, Text
 from unmask.tokens.vq import VQ
@@ -85,9 +94,16 @@ def verify(
     if reproduce := REPRODUCE.get(found_as):
         ours, arrays, inputs = reproduce(folder, dtype, device)
         return _compared(ours, arrays, inputs, folder, tolerance)
-    net, vq = load_lavida_o(folder)
+    raw = read_json(folder / "config.json")
+    dimoo, mmada = is_dimoo(raw, folder), is_mmada(raw)
+    survey = survey_dimoo if dimoo else survey_mmada
+    net, vq = load_everything(survey(folder)) if dimoo or mmada else load_lavida_o(folder)
     net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
     arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
+    if dimoo and isinstance(vq, VQ):
+        return _compared(dimoo_arrays(folder, arrays, net, vq), arrays, DIMOO_INPUTS, folder, tolerance)
+    if isinstance(vq, Magvit):
+        return _compared(mmada_arrays(folder, arrays, net, vq), arrays, MMADA_INPUTS, folder, tolerance)
     if net.has_registers:
         return _verify_sparse(net, arrays, folder, tolerance)
     reference = Reference(arrays=arrays, mask_id=net.mask_id, mask_code=net.config.mask_code)
@@ -115,7 +131,7 @@ def _compared(ours: Arrays, arrays: Arrays, inputs: frozenset[str], folder: Path
         missing, unknown = [n for n in wrong if n in ours], [n for n in wrong if n not in ours]
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise CheckpointError(f"{folder / 'expected.safetensors'} {' and '.join(said)}; was it made for this version?")
-    return [compare(name, ours[name], arrays[name], tolerance) for name in sorted(ours)]
+    return [compare(name, ours[name].to(arrays[name].device), arrays[name], tolerance) for name in sorted(ours)]
 
 
 def compare(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Difference:

@@ -28,7 +28,7 @@ from unmask.grammars.automaton import (
     literal,
     optional,
 )
-from unmask.tokens.text import EOT, Text
+from unmask.tokens.text import Text
 
 _CHUNK = 300_000  # elements of a level of the trie by states: small enough to stay in the processor's cache
 _RADIX = 2**62
@@ -170,4 +170,4 @@ def grammar_of(expression: Expression, text: Text, most_states: int = MOST_STATE
     automaton = compile_automaton(spaced)
     if automaton.states > most_states:
         raise TooLarge(f"the automaton takes more than {most_states} states; use shorter lengths or fewer alternatives")
-    return Grammar(automaton, text.pieces, text[EOT])
+    return Grammar(automaton, text.pieces, text.ends[0])

@@ -26,12 +26,12 @@ from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_header
 from unmask.json_types import Json
 from unmask.models.sizes import ElasticConfig, VisionConfig
+from unmask.pipeline.formats import format_of
 from unmask.pipeline.loading import (
     RELEASED_BLOCK,
     SIDE,
     Format,
     fit_own,
-    format_of,
     read_spec,
     resolve,
     vision_fields,
@@ -102,7 +102,7 @@ def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
         for name, stored in (("model", checkpoint.net), ("vq", checkpoint.vq)):
             weights = _read(stored)
             save_tensors(weights, folder, name=name, shard=_shard(weights, _SMALL_SHARD))
-        write_config(folder, checkpoint.config, checkpoint.vq_config, **content.setting)
+        write_config(folder, checkpoint.config, _vq_config(checkpoint), **content.setting)
         # Kept only if it differs from what ``to_released`` would write.
         if (content.config, content.vqvae) != released_config(replace(content, config={}, vqvae={})):
             kept = {"config": content.config, "vqvae": content.vqvae, "mask_token_id": checkpoint.mask_id}
@@ -151,13 +151,19 @@ def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
 
 def released_config(content: Content) -> tuple[Json, Json]:
     """config.json and vqvae/config.json: as they came, or generated (spec 7.4), with the block ``unmask`` if it is not empty."""
-    config, vq = content.checkpoint.config, content.checkpoint.vq_config
+    config, vq = content.checkpoint.config, _vq_config(content.checkpoint)
     made = content.config or _lm_fields(config, content)
     block = {} if content.setting == _AS_RELEASED else dict(content.setting)
     if config.vision and config.vision != VisionConfig():
         block["vision"] = vision_fields(config.vision)
     made = {k: v for k, v in made.items() if k != OWN_BLOCK} | ({OWN_BLOCK: block} if block else {})
     return made, content.vqvae or _vq_fields(vq)
+
+
+def _vq_config(checkpoint: Checkpoint) -> VQConfig:
+    if not isinstance(checkpoint.vq_config, VQConfig):
+        raise CheckpointError(f"{checkpoint.place} has another image tokenizer than LaViDa-O; it has only one layout")
+    return checkpoint.vq_config
 
 
 def _lm_fields(config: ElasticConfig, content: Content) -> Json:

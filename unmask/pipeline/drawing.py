@@ -62,14 +62,22 @@ def draw(
     )
 
 
-def as_asked(presets: Presets, plan: bool | Layout | None, attempts: int | None, trace: bool) -> Thinking:
-    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, or a trace, one attempt."""
+def as_asked(
+    presets: Presets, plan: bool | Layout | None, attempts: int | None, trace: bool, size: tuple[int, int] | None
+) -> Thinking:
+    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, or a trace, one attempt.
+
+    ValueError for a ``size`` of pictures that have a layout or several attempts, which are all of one size.
+    """
     own = plan is None and not trace
-    return Thinking(
+    thinking = Thinking(
         plan=presets.plans if plan is None else plan is True,
         layout=plan if isinstance(plan, Layout) else None,
         attempts=attempts if attempts is not None else presets.attempts if own else 1,
     )
+    if size is not None and (thinking.attempts > 1 or thinking.plan or thinking.layout):
+        raise ValueError("a size cannot be combined with a layout or several attempts; leave one out")
+    return thinking
 
 
 def layouts_of(

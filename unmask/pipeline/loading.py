@@ -15,21 +15,22 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from unmask.checkpoints.dimple import is_dimple, survey_dimple
-from unmask.checkpoints.dream import is_dream, survey_dream
+from unmask.checkpoints.dimple import survey_dimple
+from unmask.checkpoints.dream import survey_dream
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
 from unmask.checkpoints.families import refuse_foreign
 from unmask.checkpoints.hub import fetch, is_hub_name
-from unmask.checkpoints.lavida import is_lavida, is_on_dream, survey_lavida
+from unmask.checkpoints.lavida import is_on_dream, survey_lavida
 from unmask.checkpoints.lavida_o import OWN_BLOCK, survey_lavida_o
-from unmask.checkpoints.llada import is_llada, survey_llada
+from unmask.checkpoints.llada import survey_llada
+from unmask.checkpoints.lumina_dimoo import survey_dimoo
+from unmask.checkpoints.mmada import sizes_of, survey_mmada
 from unmask.checkpoints.own import read_own
 from unmask.checkpoints.schema import invalid, read_json
 from unmask.checkpoints.store import compare
@@ -40,6 +41,7 @@ from unmask.models.elastic import Elastic
 from unmask.models.linear import pack
 from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
 from unmask.models.unfilled import unfilled
+from unmask.pipeline.formats import Format, format_in
 from unmask.tasks import (
     conversing,
     dimple,
@@ -48,6 +50,8 @@ from unmask.tasks import (
     ground,
     infill,
     lavida,
+    lumina_dimoo,
+    mmada,
     planning,
     reflecting,
     released,
@@ -57,6 +61,8 @@ from unmask.tasks import (
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.step_causal import step_causal
+from unmask.tokens.magvit import MagvitConfig
+from unmask.tokens.mmada import WORDING
 from unmask.tokens.prompts import COMPACT, RELEASED, Wording
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vocabulary import FILE, Vocabulary
@@ -75,22 +81,6 @@ _OTHER_TRUNKS = (
     "first_code",
 )  # left out of our config.json where they are not set
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
-
-
-class Format(Enum):
-    """The layout of a model on disk: ours, that of the LaViDa-O release, or that of a text model, LLaDA or Dream."""
-
-    OWN = "own"
-    RELEASED = "released"
-    LLADA = "llada"
-    DREAM = "dream"
-    LAVIDA = "lavida"
-    DIMPLE = "dimple"
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it is that of a text model."""
-        return self in (Format.LLADA, Format.DREAM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +104,10 @@ class ModelSpec:
             return lavida.presets(on_dream=is_on_dream(self.released), context=context)
         if self.format is Format.DIMPLE:
             return dimple.presets(int(self.released.get("max_position_embeddings", 4096)))
+        if self.format is Format.MMADA:
+            return mmada.presets(self.released)
+        if self.format is Format.DIMOO:
+            return lumina_dimoo.presets(self.released)
         dense = released.PRESETS if self.wording == RELEASED else OWN
         config = self.checkpoint.config
         return step_causal(dense) if config.text_registers or config.code_registers else dense
@@ -149,29 +143,6 @@ def _ours(folder: Path) -> Path:
     return folder
 
 
-def format_of(raw: object) -> Format:
-    """The layout of a config.json. An unknown one counts as ours, so that reading it reports the errors."""
-    if not isinstance(raw, dict):
-        return Format.OWN
-    if is_llada(raw):
-        return Format.LLADA
-    if is_dream(raw):
-        return Format.DREAM
-    if is_lavida(raw):
-        return Format.LAVIDA
-    if is_dimple(raw):
-        return Format.DIMPLE
-    return Format.RELEASED if "d_model" in raw else Format.OWN
-
-
-def format_in(folder: Path) -> Format:
-    """The layout of a folder; ours if its config.json cannot be read, so that reading it reports the error."""
-    try:
-        return format_of(read_json(folder / "config.json"))
-    except CheckpointError:
-        return Format.OWN
-
-
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a folder, from config.json and the safetensors headers. CheckpointError says what does not fit."""
     refuse_foreign(folder)
@@ -186,6 +157,10 @@ def read_spec(folder: Path) -> ModelSpec:
     if found.is_text:
         survey = survey_llada if found is Format.LLADA else survey_dream
         return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
+    if found is Format.MMADA:
+        return _spec_of_mmada(folder)
+    if found is Format.DIMOO:
+        return _spec_of_dimoo(folder)
     return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
 
 
@@ -227,6 +202,19 @@ def _spec_of_own(folder: Path) -> ModelSpec:
     )
 
 
+def _spec_of_mmada(folder: Path) -> ModelSpec:
+    raw, checkpoint = read_json(folder / "config.json"), survey_mmada(folder)
+    assert isinstance(checkpoint.vq_config, MagvitConfig)
+    side, _ = sizes_of(raw, checkpoint.vq_config)
+    return ModelSpec(format=Format.MMADA, checkpoint=checkpoint, wording=WORDING, side=side, fold=1, released=raw)
+
+
+def _spec_of_dimoo(folder: Path) -> ModelSpec:
+    raw, checkpoint = read_json(folder / "config.json"), survey_dimoo(folder)
+    side, wording = lumina_dimoo.side_of(raw, checkpoint.vq_config.factor), lumina_dimoo.WORDING
+    return ModelSpec(format=Format.DIMOO, checkpoint=checkpoint, wording=wording, side=side, fold=1, released=raw)
+
+
 def _spec_of_released(folder: Path) -> ModelSpec:
     path = folder / "config.json"
     raw, checkpoint = read_json(path), survey_lavida_o(folder)
@@ -254,6 +242,10 @@ def _spec_of_released(folder: Path) -> ModelSpec:
 def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     """The parts of a model, with no weights loaded. CheckpointError if the text tokenizer does not match the model."""
     folder = found.checkpoint.place
+    if found.format is Format.MMADA:
+        return mmada.mmada_parts(weights, found.released)
+    if found.format is Format.DIMOO:
+        return lumina_dimoo.dimoo_parts(weights, found.released)
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
     elif found.format in (Format.LAVIDA, Format.DIMPLE):

@@ -41,10 +41,9 @@ from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_withi
 from unmask.tasks.sampler_options import with_options
 from unmask.tasks.speeds import speed_of
 from unmask.tokens.layouts import Layout
-from unmask.tokens.pictures import ImageError, Placement, read_image, square
+from unmask.tokens.pictures import ImageError, Placement, read_image
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.sources import Picture
-from unmask.tokens.views import to_pixels
 
 LONGEST_PROMPT = 400  # tokens; far longer than any prompt that the embedded model was trained on
 
@@ -82,6 +81,7 @@ class Model:
         *,
         n: int = 1,
         seed: int = 0,
+        size: tuple[int, int] | None = None,
         conditions: Conditions | None = None,
         plan: bool | Layout | None = None,
         attempts: int | None = None,
@@ -94,25 +94,23 @@ class Model:
     ) -> Drawings:
         """``n`` pictures of a prompt, or of each of several prompts in their order; picture j of every prompt has the seed ``seed + j``.
 
-        ``plan``: generate a layout first (True), do not (False), or use this one · ``attempts``: best-of-N: generate up to this many
-        pictures until the model's own critique accepts one; all of them are in ``Drawing.attempts`` · None for both: ``presets.plans`` and
-        ``presets.attempts``, with one attempt if there is a trace · ``steps``, ``guidance_scale``, ``temperature``: of the
-        sampler (``tasks.sampler_options``) · ``settings``: any other field of it by path, for example ``["schedule.shift=3"]``.
+        ``size``: width and height in pixels, for models that draw any shape · ``plan``: generate a layout first (True), do not (False), or
+        use this one · ``attempts``: best-of-N: generate up to this many pictures until the model's own critique accepts one; all of them
+        are in ``Drawing.attempts`` · None for both: ``presets.plans`` and ``presets.attempts``, with one attempt if there is a trace ·
+        ``steps``, ``guidance_scale``, ``temperature``: of the sampler (``tasks.sampler_options``) · ``settings``: any other field of it by
+        path, for example ``["schedule.shift=3"]``.
         """
         if not isinstance(prompt, str):
-            alike = partial(
-                self.generate, n=n, seed=seed, conditions=conditions, plan=plan, attempts=attempts, trace=trace
-            )
-            more = partial(
-                alike, steps=steps, guidance_scale=guidance_scale, temperature=temperature, settings=settings
-            )
-            each = [more(one, sampler=sampler) for one in several(prompt, self._prompt)]
+            alike = partial(self.generate, n=n, seed=seed, size=size, conditions=conditions, plan=plan)
+            alike = partial(alike, attempts=attempts, trace=trace, steps=steps, guidance_scale=guidance_scale)
+            more = partial(alike, temperature=temperature, settings=settings, sampler=sampler)
+            each = [more(one) for one in several(prompt, self._prompt)]
             return Drawings(drawing for drawn in each for drawing in drawn)
         text, seeds = self._prompt(prompt), [seed + i for i in range(count_of(n))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
-        thinking = as_asked(self.presets, plan, attempts, trace)
+        thinking = as_asked(self.presets, plan, attempts, trace, size)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(reflecting.NEEDS)
@@ -120,7 +118,7 @@ class Model:
             think = partial(reflecting.think, self, *rows, thinking, chosen, conditions)
             return labelled(self, best_of(prompt, seeds, chosen, think, warnings), used_by(chosen, thinking, self))
         plans = layouts_of(self, text, seeds, thinking, conditions)
-        tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout) for layout in plans]
+        tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout, size=size) for layout in plans]
         return labelled(
             self, draw(self, tasks, seeds, chosen, prompt, trace, warnings), used_by(chosen, thinking, self)
         )
@@ -188,15 +186,14 @@ class Model:
         if painted.size != picture.size:
             raise ImageError(f"the region is {painted.size} and the picture {picture.size}; give both the same size")
         pixels, _ = self.parts.preprocess(picture)
-        region_mask = to_pixels(square(painted, self.parts.side, (0, 0, 0))[0]).mean(0) > 0.5
-        task = infill.Infill(pixels=pixels, region=region_mask, prompt=self._prompt(prompt, empty=True))
+        task = infill.Infill(pixels=pixels, region=self.parts.region(painted), prompt=self._prompt(prompt, empty=True))
         drawn = draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))
         return labelled(self, drawn, {"generate": chosen})[0]
 
     @checked
     def ask(
         self,
-        image: Picture,
+        image: Picture | None,
         question: str,
         *,
         seed: int = 0,
@@ -211,16 +208,16 @@ class Model:
         top_p: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """Answer a question about a picture.
+        """Answer a question about a picture; None: without one, for models that answer such questions.
 
         ``max_tokens``: most tokens of the answer, which ends earlier at the model's end of turn; the model's context bounds it (None:
         ``length``) · ``length``: masked tokens that are decoded at a time (None: the model's preset); the answer depends on it, but not on
         ``max_tokens`` (``tasks.lengths``) · ``stop``: the text ends before the first of these strings · ``form``: a JSON schema or a
         regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
         """
-        canvas = self.presets.answer if length is None else length
+        canvas = self.parts.rows.canvas(self.presets.answer if length is None else length, max_tokens)
         extent = Extent(length=canvas, max_tokens=max_tokens, stop=tuple(stop))
-        views, text = self.parts.image_views(read_image(image)), self._prompt(question)
+        views, text = self.parts.question_views(image), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
         if form is not None:
             wanted = form.slots(self.parts.text, self.parts.wording)

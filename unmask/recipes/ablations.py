@@ -152,7 +152,7 @@ def network(arm: Arm, seed: int) -> Elastic:
     parts = shipped().parts
     made = Elastic(arm.config, mask_id=parts.mask_id)
     init(made, generator("ablations", seed))
-    codebook = parts.vq.quantize.embedding.weight.detach().cpu()
+    codebook = parts.vq.get_parameter("quantize.embedding.weight").detach().cpu()
     init_codes(made.code_embedding, made.code_head, codebook, generator("ablation codes", seed))
     seen, own = parts.net.vision, made.vision
     assert seen is not None and own is not None

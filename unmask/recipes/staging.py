@@ -234,7 +234,12 @@ class Run:
         pruned(net, self.stage.needs)
         net.mask_id = self.start.parts.mask_id
         if self.given.gen == "und":
-            grow(net, checkpoint, self.start.parts.vq.quantize.embedding.weight, generator("grow", self.given.seed))
+            grow(
+                net,
+                checkpoint,
+                self.start.parts.vq.get_parameter("quantize.embedding.weight"),
+                generator("grow", self.given.seed),
+            )
         return net
 
     def outline(self) -> Elastic:

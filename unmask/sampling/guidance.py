@@ -79,7 +79,7 @@ class ClassifierFree:
         def blend(c_NV: Tensor, u_NV: Tensor) -> Tensor:
             return (1 + self.scale) * c_NV - self.scale * u_NV
 
-        return _merge(predictions, progress, self.interval, blend)
+        return blended(predictions, progress, blend, self.interval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class EditGuidance:
             out_NV = (1 + self.image_scale) * c_NV - self.image_scale * rest.pop(0) if self.image_scale else c_NV
             return (1 + self.scale) * out_NV - self.scale * rest.pop(0) if self.scale else out_NV
 
-        return _merge(predictions, progress, self.interval, blend)
+        return blended(predictions, progress, blend, self.interval)
 
 
 def _acts(interval: Interval, progress: Progress) -> list[bool]:
@@ -205,8 +205,11 @@ def _without(batch: Batch, gone: Callable[[str], bool], null_id: int) -> Batch:
     return batch.drop({name for name in names if gone(name)}, null_id)
 
 
-def _merge(
-    predictions: list[Prediction], progress: Progress, interval: Interval, blend: Callable[..., Tensor]
+def blended(
+    predictions: list[Prediction],
+    progress: Progress,
+    blend: Callable[..., Tensor],
+    interval: Interval = (0.0, 1.0),
 ) -> Prediction:
     """Blend every kind in float32, in the rows where guidance acts. What is -inf in any view stays as the first view has it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,8 @@ def model_card(service: Service, created: int) -> Event:
     if isinstance(model, Model):
         seeing = ["edit", "ask", "ground"] if model.parts.net.vision is not None else []
         tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
+        if model.parts.net.config.first_code:  # reads pictures without a vision tower; not every family edits
+            tasks = [t for t in ("generate", "edit", "ask", "infill", "chat") if t in _samplers(model)]
     vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
     words = vocabulary.to_json() if vocabulary else None
     own = {"tasks": tasks, "side": side, "reads": readable() if side else [], "vocabulary": words}
@@ -69,11 +72,15 @@ def settings_of(model: Served, task: str) -> list[Json]:
 
 
 def _samplers(model: Served) -> dict[str, Sampler]:
+    """The samplers of an image model's tasks; a task that the model does not have is left out."""
     if not isinstance(model, Model):
         return {}
-    parts, own = model.parts, model.presets
+    parts, own, found = model.parts, model.presets, dict[str, Sampler]()
     named = {"generate": own.generate, "edit": own.edit, "ask": own.ask, "infill": own.generate, "chat": own.turn_words}
-    return {**{name: preset(parts) for name, preset in named.items()}, "ground": own.ground(parts, 1)}
+    for name, preset in (*named.items(), ("ground", lambda parts: own.ground(parts, 1))):
+        with contextlib.suppress(ValueError):
+            found[name] = preset(parts)
+    return found
 
 
 def _settings(value: DataclassInstance, path: str = "") -> Iterator[Json]:

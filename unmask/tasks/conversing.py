@@ -25,7 +25,7 @@ from unmask.tasks.results import FinishReason, labels
 from unmask.tasks.running import ThinkingRunner
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.text import EOS, EOT, EXP
-from unmask.tokens.turns import Said, announced, conversation, opened, resumed
+from unmask.tokens.turns import Said, announced, opened, resumed
 
 NEEDS = frozenset({"und", "gen", "text_head", "vision", "vq.encoder", "vq.decoder"})
 MAX_PICTURES = 4  # per turn
@@ -124,6 +124,11 @@ def converse(model: ThinkingRunner, messages: Items[Message], seed: int, extent:
     parts, text, done = model.parts, model.parts.text, list[str | Image.Image]()
     extent = extent or Extent(length=model.presets.turn)
     sequence, unread = _request(model, messages, extent.length)
+    if not parts.rows.announces:
+        words = _only_words(model, sequence, seed, extent)
+        return Turn(
+            parts=(words.text,) if words.text else (), seed=seed, unread=unread, finish_reason=words.finish_reason
+        )
     used = 0  # tokens of the words so far
     reason: FinishReason = "length"
     for number in range(MAX_PICTURES + 1):
@@ -179,7 +184,7 @@ def _request(model: ThinkingRunner, messages: Items[Message], length: int) -> tu
         many = sum(len(m.images) for m in kept) > 1
         read = parts.overview if many else parts.image_views
         said = [Said(role=m.role, text=m.text, pictures=tuple(read(i) for i in m.images)) for m in kept]
-        sequence = conversation(replace(parts.builder(), wording=wording), said, length)
+        sequence = parts.rows.conversation(parts, wording, said, length)
         if len(sequence.ids) <= presets.context:
             return sequence, len(messages) - 1 if parts.wording.one_turn else start - first
     both = (
@@ -201,6 +206,17 @@ def _write(model: ThinkingRunner, sequence: Sequence, seed: int, extent: Extent)
 
     sampler, ends = presets.turn_words(parts), (EOT, EOS, EXP)
     return written(run, sequence, seed, sampler, extent, text=parts.text, context=presets.context, ends=ends)
+
+
+def _only_words(model: ThinkingRunner, sequence: Sequence, seed: int, extent: Extent) -> Words:
+    """The turn of a model that announces no pictures."""
+    parts, presets = model.parts, model.presets
+
+    def run(sequence: Sequence, seed: int, sampler: Sampler) -> Sequence:
+        return _run(model, sequence, seed, sampler)
+
+    row = written(run, sequence, seed, presets.turn_words(parts), extent, text=parts.text, context=presets.context)
+    return read_words(leading(row), parts.text, extent)
 
 
 def _words(row: Sequence, at: int | None, parts: Parts, extent: Extent) -> Words:

@@ -17,7 +17,7 @@ from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Sequence
 from unmask.tasks.generate import picture_codes
 from unmask.tasks.parts import Parts
-from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE, editing
+from unmask.tokens.build import LOOK, PLAN, PROMPT, SOURCE
 from unmask.tokens.layouts import Layout
 from unmask.tokens.views import ImageViews
 
@@ -40,8 +40,7 @@ class Edit:
     def build(self, tokens: Parts) -> Sequence:
         source = (tokens.encode(self.pixels) if self.codes is None else self.codes).cpu()
         seen = self.pixels if self.look is None else self.look
-        plan = tokens.planned(self.plan)
-        return editing(tokens.builder(), seen, source, self.instruction, tokens.grid, fold=tokens.fold, plan=plan)
+        return tokens.rows.editing(tokens, seen, source, self.instruction, self.plan)
 
     def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:
         return tokens.decode(picture_codes(sequence, "image")[None])[0]

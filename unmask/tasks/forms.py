@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -34,7 +34,7 @@ class Fill:
     short.
     """
 
-    pixels: Tensor | ImageViews
+    pixels: Tensor | ImageViews | None
     question: str
     form: AnswerFormat
     slots: tuple[Slot, ...]
@@ -46,11 +46,13 @@ class Fill:
             slot.check(length)
 
     def build(self, tokens: Parts) -> Sequence:
+        if len(self.slots) == 1:
+            words = self.slots[0].question or self.question
+            built = tokens.rows.asking(tokens, self.pixels, words, self.lengths[0], name=named(0))
+            return replace(built, request=self.question)
         b = looking(tokens.builder(), self.pixels)
-        first = 1 if len(self.slots) > 1 else b.first_segment
         for number, (slot, length) in enumerate(zip(self.slots, self.lengths, strict=True)):
-            question = slot.question or self.question
-            asking(b, question, length, segment=first + number, name=named(number))
+            asking(b, slot.question or self.question, length, segment=1 + number, name=named(number))
         return b.build(self.question)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
@@ -80,7 +82,7 @@ class Request:
 
 def fill(
     model: Runner[Parts],
-    pixels: Tensor | ImageViews,
+    pixels: Tensor | ImageViews | None,
     question: str,
     sampler: Sampler,
     request: Request,

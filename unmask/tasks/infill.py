@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from unmask.sequence import Sequence
-from unmask.tasks.generate import Generate, picture_codes
+from unmask.tasks.generate import Generate, picture_codes, picture_places
 from unmask.tasks.parts import Parts, to_image, to_pixels
 from unmask.tokens.layouts import Layout
 
@@ -37,11 +37,13 @@ class Infill:
         open_ = self.open_codes(tokens)
         if not bool(open_.any()):
             raise ValueError("the region is empty; paint the part to fill in white")
-        sequence = Generate(prompt=self.prompt, plan=self.plan).build(tokens)
-        span = sequence.span("image")
+        height, width = self.region.shape
+        size = None if (width, height) == (tokens.side, tokens.side) else (width, height)
+        sequence = Generate(prompt=self.prompt, plan=self.plan, size=size).build(tokens)
+        at, _ = picture_places(sequence, "image")
         ids, masked = sequence.ids.clone(), sequence.masked.clone()
-        ids[span.start : span.stop] = tokens.encode(self.pixels).cpu().flatten()
-        masked[span.start : span.stop] = open_.flatten()
+        ids[at] = tokens.encode(self.pixels).cpu().flatten()
+        masked[at] = open_.flatten()
         return replace(sequence, ids=ids, masked=masked)
 
     def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:

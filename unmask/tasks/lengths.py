@@ -21,7 +21,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sampling.stopping import Until
 from unmask.sequence import Sequence
 from unmask.tasks.results import FinishReason
-from unmask.tokens.text import EOS, EOT, Text
+from unmask.tokens.text import Text
 from unmask.tokens.turns import extended
 
 Run = Callable[[Sequence, int, Sampler], Sequence]  # (sequence, seed, sampler) -> the sequence with nothing masked
@@ -64,7 +64,7 @@ class Words:
 
 def read_words(ids: Items[int], text: Text, extent: Extent) -> Words:
     """The text up to the end of turn, the first stop string, or ``max_tokens`` tokens, whichever comes first."""
-    ends = (text[EOT], text[EOS])
+    ends = text.ends
     ended = next((n for n, i in enumerate(ids) if i in ends), None)
     kept = ids[: extent.limit if ended is None else min(ended, extent.limit)]
     said = text.decode(kept)
@@ -102,23 +102,23 @@ def written(
     *,
     text: Text,
     context: int,
-    ends: Items[str] = (EOT, EOS),
+    ends: Items[str] | None = None,
 ) -> Sequence:
     """A sequence whose last span, the answer, has an end or ``max_tokens`` tokens.
 
     That span is ``extent.length`` masked tokens at first. ``context``: longest sequence in tokens; a maximum beyond it is cut to it ·
-    ``ends``: control tokens that end the text. ValueError if the prompt leaves no token for an answer.
+    ``ends``: control tokens that end the text; None: those of the tokenizer. ValueError if the prompt leaves no token for an answer.
 
     Where no canvas attends to a later one (``Span.order_step``), one run decodes all of them: what is finished joins its cache, and
     a canvas behind the end of turn is never computed.
     """
     sequence = _fitted(sequence, text, context)
-    final = tuple(text[end] for end in ends)
+    final = text.ends if ends is None else tuple(text[end] for end in ends)
     if sequence.spans[-1].order_step == extent.length and not _revises(sampler):
         room = context - len(sequence.ids)
         more = min(-(-extent.limit // extent.length) * extent.length - len(sequence.spans[-1]), room)
         if more > 0:
-            ended = Until(enough=_Ended(ids=final), fill=text[EOT], stopping=sampler.stopping)
+            ended = Until(enough=_Ended(ids=final), fill=text.ends[0], stopping=sampler.stopping)
             sampler = replace(sampler, blocks=ByOrder(blocks=sampler.blocks), stopping=ended)
             sequence = extended(sequence, more, text)
         return run(sequence, seed, sampler)
@@ -139,7 +139,7 @@ def until_enough(sampler: Sampler, text: Text, extent: Extent) -> Sampler:
     if _revises(sampler):
         return sampler
     enough = _Enough(text=text, extent=extent)
-    return replace(sampler, stopping=Until(enough=enough, fill=text[EOT], stopping=sampler.stopping))
+    return replace(sampler, stopping=Until(enough=enough, fill=text.ends[0], stopping=sampler.stopping))
 
 
 def _revises(sampler: Sampler) -> bool:

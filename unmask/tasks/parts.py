@@ -21,18 +21,21 @@ from unmask.protocols import Codec
 from unmask.sampling.fast import EXACT, Fast, acting
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.features import Features
+from unmask.tasks.rows import ChatRows, Rows
 from unmask.tokens.build import Builder, PlanIds
 from unmask.tokens.layouts import Layout, to_ids
-from unmask.tokens.pictures import Placement, reduced, square
+from unmask.tokens.magvit import ImageTokenizer
+from unmask.tokens.pictures import Placement, read_image, reduced, square
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
+from unmask.tokens.sources import Picture
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
-from unmask.tokens.vq import VQ
 from unmask.tokens.whole_blocks import WholeBlocks
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
+Frame = Callable[[Image.Image, int], Image.Image]  # (picture, side) -> picture whose sides the image tokenizer takes
 MOST_PLAN = 512  # tokens
 MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the released model at its largest
 
@@ -40,20 +43,25 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
-    that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``weights``: source of
-    parts that are not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures ·
-    ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None: any text.
+    that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
+    are written · ``frame``: shapes a picture that is changed; None: it is padded · ``look_frame``: and one that is
+    only read; None: alike · ``weights``: source of parts that are
+    not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded ·
+    ``vocabulary``: the words that the model knows; None: any text.
     """
 
     text: Text
     net: Elastic
-    vq: VQ
+    vq: ImageTokenizer
     wording: Wording
     side: int
     fold: int
     quirks: ReleasedQuirks = NO_QUIRKS
     paper: tuple[int, int, int] = PAPER
     views: AnyRes | WholeBlocks | None = None
+    rows: Rows = ChatRows()
+    frame: Frame | None = None
+    look_frame: Frame | None = None
     weights: Weights | None = None
     vocabulary: Vocabulary | None = None
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
@@ -109,17 +117,38 @@ class Parts:
         return Builder(text=self.text, wording=self.wording, look_tokens=self.look_tokens, quirks=self.quirks)
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Placement]:
-        """A picture padded to a square and resized, [3, side, side] in 0..1, and the placement that maps boxes back to its own pixels."""
+        """A picture padded to a square and resized, [3, side, side] in 0..1, and the placement that maps boxes back to its own pixels.
+
+        Where there is a ``frame``, in the shape that it gives.
+        """
+        if self.frame:
+            return to_pixels(self.frame(image, self.side)), Placement(width=image.width, height=image.height)
         padded, placement = square(image, self.side, self.paper)
         return to_pixels(padded), placement
 
+    def region(self, painted: Image.Image) -> Tensor:
+        """Where a picture is painted white, in the shape that ``preprocess`` gives to one of its size, bool."""
+        shaped = self.frame(painted, self.side) if self.frame else square(painted, self.side, (0, 0, 0))[0]
+        return to_pixels(shaped).mean(0) > 0.5
+
     def image_views(self, image: Image.Image) -> Tensor | ImageViews:
-        """The views of a picture that the vision tower reads. ValueError for a model without a vision tower."""
+        """The views of a picture that the vision tower reads, or the pixels whose codes the text trunk reads. ValueError for a model that
+        reads no pictures.
+        """
+        if self.net.config.first_code:
+            frame = self.look_frame or self.frame
+            return to_pixels(frame(image, self.side)) if frame else self.preprocess(image)[0]
         if self.net.vision is None:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )
         return self.views(reduced(image)) if self.views else self.preprocess(image)[0]
+
+    def question_views(self, image: Picture | None) -> Tensor | ImageViews | None:
+        """The views of the picture of a question; None without one. ValueError where the model needs one."""
+        if image is None and not self.net.config.first_code:
+            raise ValueError("the picture is missing, and this model answers questions about pictures; give one")
+        return None if image is None else self.image_views(read_image(image))
 
     def overview(self, image: Image.Image) -> Tensor | ImageViews:
         """One view of the whole picture without detail crops, for requests with several pictures."""

@@ -18,7 +18,7 @@ from unmask.sampling.token_sampler import Greedy, GumbelText
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import answered
-from unmask.tokens.build import asking, looking
+from unmask.tokens.build import looking
 from unmask.tokens.text import EOS, EOT
 from unmask.tokens.views import ImageViews
 
@@ -35,8 +35,7 @@ class Ask:
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head", "vision"})
 
     def build(self, tokens: Parts) -> Sequence:
-        b = looking(tokens.builder(), self.pixels)
-        return asking(b, self.question, self.length, segment=b.first_segment).build(self.question)
+        return tokens.rows.asking(tokens, self.pixels, self.question, self.length)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
         return answered(sequence, tokens.text)

@@ -39,6 +39,7 @@ TEXT_CONTROL: tuple[str, ...] = (BOS, EOS, EOT, MASK, HEADER, END_HEADER)  # the
 
 
 _AS_NAMED: Mapping[str, str] = {}
+END_ANSWER = "</answer>"  # ends an answer of Lumina-DiMOO, whose tokenizer has no end of turn
 
 
 class Text:
@@ -100,6 +101,11 @@ class Text:
     def size(self) -> int:
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text, the usual one first."""
+        return tuple(self.control[name] for name in (EOT, END_ANSWER, EOS) if name in self.control)
+
     def __getitem__(self, name: str) -> int:
         return self.control[name]
 
@@ -132,7 +138,7 @@ class Text:
         """Ids -> text up to the first end of turn, without control tokens."""
         kept: list[int] = []
         for i in ids:
-            if i in (self.control[EOT], self.control[EOS]):
+            if i in self.ends:
                 break
             if i not in self._names:
                 kept.append(i)

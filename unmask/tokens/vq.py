@@ -39,6 +39,9 @@ class VQConfig:
     def d(self) -> int:
         return self.latent_channels
 
+    def build(self) -> VQ:
+        return VQ(self)
+
 
 class Resnet(nn.Module):
     """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1 conv where the width changes)."""

@@ -1,0 +1,215 @@
+"""Lumina-DiMOO as published (arXiv 2510.06308): its rows, picture shapes and samplers.
+
+Public idea: ``dimoo_parts(weights, raw, side) -> Parts``, and ``presets(raw)``. Drawing of any shape, editing, in- and outpainting,
+questions about pictures. Pictures that are changed or read keep their shape, at about half or all of the area of a drawing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NoReturn
+
+from PIL import Image
+from torch import Tensor
+
+from unmask.checkpoints.elastic import Weights
+from unmask.checkpoints.lavida_o import OWN_BLOCK
+from unmask.checkpoints.lumina_dimoo import read_text
+from unmask.checkpoints.stream import CheckpointError
+from unmask.json_types import Json
+from unmask.models.linear import pack
+from unmask.sampling.lumina_dimoo import dimoo_edit, dimoo_image, dimoo_text
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Sequence
+from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.rows import Extras
+from unmask.tokens.layouts import Layout
+from unmask.tokens.lumina_dimoo import (
+    DRAW,
+    SOURCE,
+    UNDERSTAND,
+    Request,
+    answer_last,
+    drawing,
+    editing,
+    request_of,
+    understanding,
+)
+from unmask.tokens.prompts import RELEASED, Wording
+from unmask.tokens.quirks import NO_QUIRKS
+from unmask.tokens.text import MASK
+from unmask.tokens.turns import Said
+from unmask.tokens.views import ImageViews
+
+WORDING = replace(RELEASED, system="", newlines="", after_image="", describe="Describe this image in detail.")
+SIDE = 64  # codes along a side of a square drawing: 1,024 pixels with the released tokenizer
+_MOST_SHAPE = 4  # longest side / shortest
+_GIVEN = frozenset(
+    {"prompt", SOURCE, "assistant", "end"}
+)  # what text guidance replaces by the mask: everything but the answer
+_TASKS = "it draws, edits, infills, and answers questions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiMOORows:
+    """``change``: the released name of the task of an edit (``tokens.lumina_dimoo.request_of``)."""
+
+    change: str = "edit"
+
+    @property
+    def announces(self) -> bool:
+        return False
+
+    def canvas(self, length: int, max_tokens: int | None) -> int:
+        return max(length, max_tokens or 0)
+
+    def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence:
+        if replace(extras, size=None) != Extras():
+            raise ValueError(
+                "Lumina-DiMOO draws from a prompt and a size alone; leave out conditions, layouts and attempts"
+            )
+        grid = tokens.grid if extras.size is None else _grid_of(extras.size, tokens.vq.config.factor)
+        return drawing(tokens.builder(), Request(system=DRAW, text=prompt), grid)
+
+    def editing(
+        self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None
+    ) -> Sequence:
+        if plan is not None:
+            raise ValueError(f"Lumina-DiMOO cannot edit by a layout; {_TASKS}")
+        grid = (source.shape[0], source.shape[1])
+        return editing(tokens.builder(), request_of(self.change, instruction), [source], grid)
+
+    def conversation(self, tokens: Parts, wording: Wording, said: Items[Said], length: int) -> Sequence:
+        if len(said) > 1:
+            raise ValueError("Lumina-DiMOO answers one message at a time; leave out the earlier ones")
+        pictures = [tokens.encode(p).cpu() for p in said[0].pictures if isinstance(p, Tensor)]
+        request = Request(system=wording.system or UNDERSTAND, text=said[0].text)
+        return answer_last(understanding(tokens.builder(), request, pictures, length))
+
+    def asking(
+        self, tokens: Parts, picture: Tensor | ImageViews | None, question: str, length: int, name: str = "answer"
+    ) -> Sequence:
+        pictures = (picture,) if isinstance(picture, Tensor) else ()
+        made = self.conversation(tokens, WORDING, [Said(role="user", text=question, pictures=pictures)], length)
+        *given, answer = made.spans
+        return replace(made, spans=(*given, replace(answer, name=name)))
+
+
+def side_of(raw: Json, factor: int) -> int:
+    """Pixels of a square drawing: 64 codes, or ``unmask.side`` of config.json. CheckpointError if the tokenizer cannot make it."""
+    own = raw.get(OWN_BLOCK, {})
+    side = own.get("side", SIDE * factor) if isinstance(own, dict) else own
+    if not isinstance(side, int) or side < 4 * factor or side % (4 * factor):
+        raise CheckpointError(
+            f"config.json: unmask.side {side!r} is not possible; give a multiple of {4 * factor} pixels"
+        )
+    return side
+
+
+def dimoo_parts(weights: Weights, raw: Json) -> Parts:
+    """The parts of a model, with no weights loaded. ``raw``: its config.json."""
+    checkpoint = weights.checkpoint
+    text = read_text(checkpoint.place, raw)
+    net, vq = checkpoint.modules()
+    net.mask_id = text[MASK]
+    pack(net)
+    unit = 2 * checkpoint.vq_config.factor
+    return Parts(
+        text=text,
+        net=net,
+        vq=vq,
+        wording=WORDING,
+        side=side_of(raw, checkpoint.vq_config.factor),
+        fold=1,
+        quirks=NO_QUIRKS,
+        rows=DiMOORows(),
+        frame=partial(shaped, unit=unit, share=2),
+        look_frame=partial(shaped, unit=unit, share=1),
+        weights=weights,
+    )
+
+
+def shaped(image: Image.Image, side: int, *, unit: int, share: int) -> Image.Image:
+    """The picture in the released size that fits its shape best, its middle kept. ``unit``: both sides are multiples of it · ``share``: the
+    area is at most that of a square of side / ``share``. The released script cuts at random instead.
+    """
+    width, height = best_size(image.size, unit, (side // (unit * share)) ** 2)
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if covering != image.size:
+        image = image.resize(covering, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def best_size(size: tuple[int, int], unit: int, most: int) -> tuple[int, int]:
+    """Of the sizes of at most ``most`` squares of ``unit`` pixels, none of which could grow on both sides, the one of the nearest shape."""
+    sizes = [
+        (a * unit, b * unit)
+        for a in range(1, most + 1)
+        for b in range(most // (a + 1), most // a + 1)
+        if b and a * b <= most < (a + 1) * (b + 1) and max(a, b) <= _MOST_SHAPE * min(a, b)
+    ]
+    ratios = {s: (s[0] / size[0], s[1] / size[1]) for s in sizes}
+    return max(sizes, key=lambda s: (min(ratios[s]) / max(ratios[s]), s))
+
+
+def _grid_of(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    width, height = size
+    if min(size) < factor or width % factor or height % factor:
+        raise ValueError(
+            f"a picture of {width}x{height} pixels is not possible; both sides must be multiples of {factor}"
+        )
+    return height // factor, width // factor
+
+
+def _generate(tokens: Parts) -> Sampler:
+    return dimoo_image()
+
+
+def _edit(tokens: Parts) -> Sampler:
+    return dimoo_edit()
+
+
+def _text(tokens: Parts) -> Sampler:
+    return dimoo_text(text_ids=tokens.text.size, mask_id=tokens.mask_id, drop=_GIVEN, end=tokens.text.ends)
+
+
+def _cannot(what: str) -> Callable[..., NoReturn]:
+    def refuse(tokens: Parts, steps: int = 1) -> NoReturn:
+        raise ValueError(f"Lumina-DiMOO cannot {what}; {_TASKS}")
+
+    return refuse
+
+
+PRESETS = Presets(
+    generate=_generate,
+    edit=_edit,
+    edit_again=_edit,
+    ask=_text,
+    fill=_cannot("fill gaps in a text"),
+    ground=_cannot("ground phrases"),
+    plan=_cannot("plan layouts"),
+    plan_edit=_cannot("plan layouts"),
+    critique=_cannot("judge its pictures"),
+    turn_words=_text,
+    answer=1024,
+    caption=1024,
+    plan_length=1,
+    edit_plan_length=1,
+    critique_length=1,
+    turn=1024,
+    context=4096,
+)
+
+
+def presets(raw: Json) -> Presets:
+    """``PRESETS`` with the context of config.json."""
+    context = int(raw.get("max_sequence_length", PRESETS.context))
+    return replace(PRESETS, context=context, turn=min(PRESETS.turn, math.ceil(context / 2)))

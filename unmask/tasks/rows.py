@@ -1,0 +1,97 @@
+"""How a model's family writes requests as sequences. Public idea: ``Rows``, a field of ``Parts``; ``ChatRows`` is that of Lavida-O.
+
+Families differ in prompts and in how they read a picture: as features of a vision tower, or as codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from unmask.sequence import Sequence
+from unmask.tokens.build import FailedAttempt, asking, looking
+from unmask.tokens.build import drawing as chat_drawing
+from unmask.tokens.build import editing as chat_editing
+from unmask.tokens.layouts import Layout
+from unmask.tokens.prompts import Conditions, Wording
+from unmask.tokens.turns import Said
+from unmask.tokens.turns import conversation as chat_conversation
+from unmask.tokens.views import ImageViews
+
+if TYPE_CHECKING:
+    from unmask.tasks.parts import Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a drawing may have besides its prompt: properties stated as text, a layout, earlier attempts with their critiques,
+    and a size in pixels (width, height).
+    """
+
+    conditions: Conditions | None = None
+    plan: Layout | None = None
+    attempts: tuple[FailedAttempt, ...] = ()
+    size: tuple[int, int] | None = None
+
+
+class Rows(Protocol):
+    """The sequences of a family. Spans have the names that tasks read: "image" of a drawing, ``name`` of a text, which comes last.
+
+    ``canvas``: masked tokens of an answer of ``length``, where ``max_tokens`` are allowed: more where the row has the answer's end too ·
+    ``announces``: a text may announce a picture, which is then drawn in its place · ``wording``: with the conversation's system message.
+    """
+
+    @property
+    def announces(self) -> bool: ...
+    def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence: ...
+    def canvas(self, length: int, max_tokens: int | None) -> int: ...
+    def editing(
+        self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None
+    ) -> Sequence: ...
+    def conversation(self, tokens: Parts, wording: Wording, said: Items[Said], length: int) -> Sequence: ...
+    def asking(
+        self, tokens: Parts, picture: Tensor | ImageViews | None, question: str, length: int, name: str = "answer"
+    ) -> Sequence: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRows:
+    """LLaDA's chat with features of the vision tower and codes of a generation branch."""
+
+    @property
+    def announces(self) -> bool:
+        return True
+
+    def canvas(self, length: int, max_tokens: int | None) -> int:
+        return length
+
+    def editing(
+        self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None
+    ) -> Sequence:
+        given = {"fold": tokens.fold, "plan": tokens.planned(plan)}
+        return chat_editing(tokens.builder(), look, source, instruction, tokens.grid, **given)  # type: ignore[arg-type]
+
+    def conversation(self, tokens: Parts, wording: Wording, said: Items[Said], length: int) -> Sequence:
+        return chat_conversation(replace(tokens.builder(), wording=wording), said, length)
+
+    def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence:
+        if extras.size is not None:
+            raise ValueError(f"this model draws squares of {tokens.side} pixels; leave out the size")
+        return chat_drawing(
+            tokens.builder(),
+            prompt,
+            tokens.grid,
+            fold=tokens.fold,
+            conditions=extras.conditions,
+            plan=tokens.planned(extras.plan),
+            attempts=extras.attempts,
+        )
+
+    def asking(
+        self, tokens: Parts, picture: Tensor | ImageViews | None, question: str, length: int, name: str = "answer"
+    ) -> Sequence:
+        b = looking(tokens.builder(), picture)
+        return asking(b, question, length, segment=b.first_segment, name=name).build(question)
