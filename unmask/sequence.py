@@ -20,30 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.derived import derived
+from unmask.placing import Branch, Kind, span_layout
 
 ON_UNMASK = 2**30  # an order that is set when the token is unmasked
-
-
-class Kind:
-    """The vocabulary of a token: an int. Any further int is free for a method's own vocabulary."""
-
-    TEXT = 0
-    CODE = 1
-    FEATURE = 2  # no id: the token reads a row of features
-
-
-class Branch:
-    """Which weights serve a token: an int."""
-
-    UND = 0
-    GEN = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
     """A named stretch of tokens ``start..stop`` of one kind.
 
-    ``grid``: (rows, columns) of a CODE span · ``fold``: side of the square of codes that share one position (1 or 2) · ``image``: the
+    ``grid``: (rows, columns) of a CODE span, or of a FEATURE span whose tokens share one time and have a row and a column (M-RoPE) ·
+    ``fold``: side of the square of codes that share one position (1 or 2) · ``image``: the
     picture among the sequence's ``pixels`` that a FEATURE span reads · ``branch``: None for GEN
     weights on codes and UND weights on the rest.
 
@@ -110,7 +97,8 @@ class Batch:
 
     All [B, L] long: ids, kind, branch, position, segment, order, stride, feature, clean; bool: masked, writable, valid, leader, target;
     float: time, weight. ``leader``: the first token of every position · ``stride``: columns of the grid of a code whose position
-    holds 2 x 2 codes, 0 for a token with a position of its own · ``feature``: the row of ``features`` (of ``pixels`` first, where there
+    holds 2 x 2 codes, 0 for a token with a position of its own · ``axes [B, L, 2]``: row and column of every position, where a span gives
+    them; ``position`` is then the time · ``feature``: the row of ``features`` (of ``pixels`` first, where there
     are both) that a FEATURE token reads · ``values [B, L, C]``: of continuous tokens · ``seed``, ``clock [B]``: key of each row's random
     numbers · ``span_table[b]``: the spans of row b.
 
@@ -144,6 +132,7 @@ class Batch:
     weight: Tensor | None = None
     region: Tensor | None = None
     score: Tensor | None = None
+    axes: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -215,7 +204,7 @@ def stack(views: Items[Batch]) -> Batch:
 
     Values are zero where a batch has none; ValueError where only some batches have another field.
     """
-    views = _all_with_values(views)
+    views = _all_with_axes(_all_with_values(views))
     fixed, changing = dict[str, list[Tensor]](), dict[str, list[Tensor]]()
     for name in (f.name for f in dataclasses.fields(Batch) if f.name not in SHARED):
         some = [t for view in views if isinstance(t := getattr(view, name), Tensor)]
@@ -237,17 +226,24 @@ def _all_with_values(views: Items[Batch]) -> Items[Batch]:
     return [v if v.values is not None else v.replace(values=zero) for v, zero in zip(views, empty, strict=True)]
 
 
+def _all_with_axes(views: Items[Batch]) -> Items[Batch]:
+    if all(view.axes is None for view in views):
+        return views
+    return [v if v.axes is not None else v.replace(axes=v.position[..., None].expand(-1, -1, 2)) for v in views]
+
+
 def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
     """Right-pad sequences into a batch with ``clean`` = their ids. ValueError where continuous tokens differ in channels."""
     rows, length = len(sequences), max(len(s.ids) for s in sequences)
     ids = torch.zeros(rows, length, dtype=torch.long)
     masked, valid = torch.zeros(rows, length, dtype=torch.bool), torch.zeros(rows, length, dtype=torch.bool)
-    table = torch.zeros(8, rows, length, dtype=torch.long)
+    table = torch.zeros(10, rows, length, dtype=torch.long)
     for b, sequence in enumerate(sequences):
         n = len(sequence.ids)
         ids[b, :n], masked[b, :n], valid[b, :n] = sequence.ids, sequence.masked, True
-        table[:, b, :n] = _layout(sequence.spans)
-    kind, branch, writable, position, leader, segment, order, stride = table
+        table[:, b, :n] = span_layout(sequence.spans)
+    kind, branch, writable, position, leader, segment, order, stride, down, across = table
+    placed = any(span.kind == Kind.FEATURE and span.grid for s in sequences for span in s.spans)
     given = (order == ON_UNMASK) & ~masked  # unmasked before the first step
     order = order.masked_fill(given, 0)
     pixels = [s.pixels for s in sequences if s.pixels is not None]
@@ -272,6 +268,7 @@ def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
         features=torch.cat(features) if features else None,
         values=_values(sequences, length),
         clean=ids,
+        axes=torch.stack([down, across], dim=-1) if placed else None,
     )
 
 
@@ -313,86 +310,3 @@ def sequence_at(sequence: Sequence, batch: Batch, row: int) -> Sequence:
     ids, masked = batch.ids[row, :length].cpu(), batch.masked[row, :length].cpu()
     values = sequence.values if batch.values is None else batch.values[row, :length].cpu()
     return dataclasses.replace(sequence, ids=ids, masked=masked, values=values)
-
-
-_layouts: dict[tuple[Span, ...], Tensor] = {}
-
-
-def _layout(spans: tuple[Span, ...]) -> Tensor:
-    """kind, branch, writable, position, leader, segment, order and stride of every token, [8, L]; remembered by span table."""
-    known = _layouts.get(spans)  # other threads may clear what is remembered at any time
-    if known is None:
-        if len(_layouts) > 4096:
-            _layouts.clear()
-        known = _layouts[spans] = _lay_out(spans)
-    return known
-
-
-def _lay_out(spans: tuple[Span, ...]) -> Tensor:
-    table = torch.zeros(8, spans[-1].stop if spans else 0, dtype=torch.long)
-    context = 0  # first position after the context: where every other segment begins
-    reached: dict[int, int] = {}
-    begun: dict[str, int] = {}
-    for span in spans:
-        start = reached.get(span.segment, context) if span.segment else context
-        if span.positions_of:
-            if span.positions_of not in begun:
-                raise ValueError(
-                    f"span {span.name!r} shares positions of {span.positions_of!r}, which is no earlier span"
-                )
-            start = begun[span.positions_of]
-        begun[span.name] = start
-        here, own = slice(span.start, span.stop), _own_positions(span)
-        branch = Branch.GEN if span.kind == Kind.CODE else Branch.UND
-        table[0, here] = span.kind
-        table[1, here] = branch if span.branch is None else span.branch
-        table[2, here] = int(span.writable)
-        table[3, here] = start + span.position_offset + own.place
-        table[4, here] = own.leader
-        table[5, here] = span.segment
-        table[6, here] = _orders(span, own)
-        table[7, here] = own.stride
-        end = start + span.position_offset + own.count
-        if span.segment:
-            reached[span.segment] = max(end, reached.get(span.segment, context))
-        else:
-            context = max(end, context)
-    return table
-
-
-def _orders(span: Span, own: _Places) -> Tensor:
-    """Order of every token of a span. ValueError where the codes of one position would have two: a position has one order."""
-    offset = torch.arange(len(span))
-    order = span.order + (offset // span.order_step if span.order_step else torch.zeros_like(offset))
-    if span.order_step and not torch.equal(order, order[own.leader.bool()][own.place]):
-        columns = span.grid[1] if span.grid else 1
-        raise ValueError(
-            f"order_step {span.order_step} of span {span.name!r} gives codes of one position two orders; "
-            f"use a multiple of {span.fold * columns} codes, {span.fold} rows of the grid"
-        )
-    return order
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Places:
-    place: Tensor
-    leader: Tensor
-    count: int
-    stride: int
-
-
-def _own_positions(span: Span) -> _Places:
-    """Positions of a span's tokens counted from 0, which of them are first on their position, and how many positions there are."""
-    if span.grid is None:
-        offset = torch.arange(len(span))
-        return _Places(place=offset, leader=torch.ones_like(offset), count=len(span), stride=0)
-    rows, columns = span.grid
-    r, c = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
-    place = (r // span.fold) * (columns // span.fold) + c // span.fold
-    first = (r % span.fold == 0) & (c % span.fold == 0)
-    return _Places(
-        place=place.flatten(),
-        leader=first.flatten().long(),
-        count=rows * columns // span.fold**2,
-        stride=columns if span.fold == 2 else 0,
-    )

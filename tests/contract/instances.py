@@ -51,6 +51,8 @@ from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.step import Prediction
 
+from . import dream_parts
+
 torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
 DROP = frozenset({"prompt", "source"})
@@ -84,8 +86,6 @@ TOKEN_SAMPLERS = [
     token_sampler.Categorical(temperature=temperature.CosineTo(minimum=0.2)),
     token_sampler.Categorical(temperature=temperature.ShiftTo(shift=3.0, minimum=0.1)),
     token_sampler.Categorical(temperature=0.8, top_p=0.6),
-    token_sampler.GumbelText(temperature=0.5),
-    token_sampler.GumbelText(temperature=0.5, top_p=0.6),
     token_sampler.OnlyIds(low=4, high=9, token_sampler=token_sampler.Categorical()),
     text_only.TextOnly(below=20, never=(NULL,), token_sampler=token_sampler.Categorical()),
     token_sampler.TopP(mass=0.5, token_sampler=token_sampler.Categorical()),
@@ -248,14 +248,14 @@ def _shape(function: Callable[..., Any], skip: int = 0) -> tuple[int, frozenset[
     )
 
 
-ALL_SCHEDULES = SCHEDULES + method_parts("schedule")
-ALL_TOKEN_SAMPLERS = TOKEN_SAMPLERS + method_parts("token_sampler")
-ALL_SELECTIONS = SELECTIONS + method_parts("selection")
+ALL_SCHEDULES = SCHEDULES + dream_parts.SCHEDULES + method_parts("schedule")
+ALL_TOKEN_SAMPLERS = TOKEN_SAMPLERS + dream_parts.TOKEN_SAMPLERS + method_parts("token_sampler")
+ALL_SELECTIONS = SELECTIONS + dream_parts.SELECTIONS + method_parts("selection")
 ALL_GUIDANCES = GUIDANCES + method_parts("guidance")
-ALL_BLOCKS = BLOCKS + method_parts("blocks")
+ALL_BLOCKS = BLOCKS + dream_parts.BLOCKS + method_parts("blocks")
 ALL_STOPPINGS = STOPPINGS + method_parts("stopping")
 ALL_PRIORS = PRIORS + method_parts("prior")
-ALL_CACHES = CACHES + method_parts("cache")
+ALL_CACHES = CACHES + dream_parts.CACHES + method_parts("cache")
 STEP_CAUSAL = masking.StepCausalMasking(corruption=UNIFORM, clean_blocks=2, text_groups=2, code_groups=2)
 ALL_CORRUPTIONS = [*CORRUPTIONS, COLLAPSING, STEP_CAUSAL, *method_parts("Corruption")]
 ALL_OBJECTIVES = OBJECTIVES + method_parts("Objective")

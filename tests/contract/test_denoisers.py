@@ -23,6 +23,7 @@ DENOISERS: dict[str, Any] = {
     "fake": fake,
     "elastic": tiny(),
     "text-only elastic": tiny("text", gen_width=0, vision=None),
+    "shifted elastic": tiny("text", gen_width=0, vision=None, shifted=True, kv_heads=1, qkv_bias=True),
     "continuous double": Continuous(kind=7, channels=3, fake=FAKE),
     "recording double": Recorded(model=FAKE),
 }
@@ -43,7 +44,7 @@ def batch_for(name: str, prompts: tuple[int, ...] = (5, 3, 8)) -> Batch:
             Span(name="prompt", kind=Kind.TEXT, start=0, stop=n),
             Span(name="answer", kind=Kind.TEXT, start=n, stop=n + 6, writable=True),
         ]
-        if name not in ("text-only elastic", "continuous double"):
+        if name not in ("text-only elastic", "shifted elastic", "continuous double"):
             spans.append(
                 Span(name="image", kind=Kind.CODE, start=n + 6, stop=n + 22, grid=(4, 4), fold=2, writable=True)
             )

@@ -185,7 +185,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path: Path, monkeypa
         (f"{FIXTURE} out --to released", "in the released layout already"),
         (f"{MINI} out --to own", "is not in the released layout"),
         ("llada out --to own", "is a text model, which has only one layout"),
-        ("llada out --to released", "LLaDA's layout"),
+        ("llada out --to released", "is in the layout of its family, the only one of text models"),
         ("nosuch out --to released", "no model is called 'nosuch'"),
         ("mini out", "--to"),
         ("mini llada --to released", "llada exists already"),

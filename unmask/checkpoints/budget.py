@@ -89,7 +89,7 @@ def working(weights: Weights, needs: frozenset[str], side: int) -> int:
     size = (weights.storage.dtype or weights.checkpoint.dtype or torch.bfloat16).itemsize
     shared = config.first_code > 0  # codes are tokens of the text trunk, each with a position of its own
     draws = "gen" in needs and (config.gen_width > 0 or shared)
-    sees = "vision" in needs and (config.vision is not None or shared)
+    sees = "vision" in needs and (config.vision is not None or config.tower is not None or shared)
     codes = (side // vq.factor) ** 2 if draws else 0
     length = _PROMPT + (config.vision.tokens * _VIEWS if sees and config.vision else 0)
     length += codes + sees * (side // vq.factor) ** 2 if shared else codes // (2 if sees else 4)

@@ -10,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from unmask.checkpoints.dimple import is_dimple
+from unmask.checkpoints.dream import is_dream
+from unmask.checkpoints.lavida import is_lavida
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
 from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
-RUNS = "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA, Lumina-DiMOO and its own models"
+RUNS = (
+    "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA, Lumina-DiMOO, Dream-7B (Base, Instruct, Coder), LaViDa, Dimple-7B "
+    "and its own models"
+)
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _SHOWN = 80  # characters of a name in an error
 _IMAGE_TOKENIZER = "vqvae"  # folder beside the network
@@ -118,13 +124,17 @@ def family_of(raw: Json, folder: Path) -> str:
 
 
 def _ours(raw: Json, folder: Path) -> bool:
-    if raw.get("dual_tower") or ("model" in raw and "vq" in raw) or raw.get("recipe"):
+    if raw.get("dual_tower") or ("model" in raw and "vq" in raw) or raw.get("recipe") or _known(raw):
         return True
     other = [name for name in _classes(raw) if _named(name)]
     renamed = "hidden_size" in raw and "d_model" not in raw
     if raw.get("model_type") == "mmada" or is_dimoo(raw, folder):
         return True
     return raw.get("model_type") == "llada" and not (renamed or other or _has_image_codes(raw, folder))
+
+
+def _known(raw: Json) -> bool:
+    return is_dream(raw) or is_lavida(raw) or is_dimple(raw)
 
 
 def is_dimoo(raw: Json, folder: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from unmask.checkpoints.stream import CheckpointError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-WANTED = ("*.json", "*.safetensors", "README.md", "LICENSE*")  # no pickles, no Python
+WANTED = ("*.json", "*.safetensors", "merges.txt", "README.md", "LICENSE*")  # no pickles, no Python
 LICENCES = {"jacklishufan/LaViDa-O-v1.0": "Adobe Research License: non-commercial research only"}
 
 

@@ -197,14 +197,14 @@ def names(config: ElasticConfig) -> dict[str, str]:
         out |= {f"{a}.weight": f"{b}.weight" for a, b in _CODES.items()}
     if config.text_registers or config.code_registers:
         out |= _REGISTERS
-    return out | (_vision_names(config.vision) if config.vision else {})
+    return out | (vision_names(config.vision) if config.vision else {})
 
 
-def _vision_names(config: VisionConfig) -> dict[str, str]:
+def vision_names(config: VisionConfig) -> dict[str, str]:
     pairs = {
         "vision.tower.patch": f"{_TOWER}.embeddings.patch_embedding",
         "vision.tower.post_norm": f"{_TOWER}.post_layernorm",
-        "vision.pool": "vision_resampler.pool",
+        **({"vision.pool": "vision_resampler.pool"} if config.reduction == "conv" else {}),
         "vision.project_in": "mm_projector.0",
         "vision.project_out": "mm_projector.2",
     }

@@ -78,11 +78,12 @@ class Run:
         """Whether the model answers questions about pictures alone, from its config.json; None where that does not say, or it answers both
         those and others.
         """
-        from unmask.pipeline.loading import Format, format_in, recipe_in, resolve
+        from unmask.pipeline.loading import Format, format_in, resolve
+        from unmask.pipeline.recipe_models import recipe_in
 
         folder = resolve(self.model, download=self.download)
         found = format_in(folder)
-        return None if recipe_in(folder) or found in (Format.MMADA, Format.DIMOO) else found is not Format.LLADA
+        return None if recipe_in(folder) or found in (Format.MMADA, Format.DIMOO) else not found.is_text
 
     def open(self, task: str) -> Model:
         """The model, with the parts that a task needs loaded. UsageError for a text model."""

@@ -26,11 +26,13 @@ from unmask.checkpoints.mmada import is_mmada, survey_mmada
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, read_tensors
 from unmask.evaluation.verify_dimoo import DIMOO_INPUTS, dimoo_arrays
+from unmask.evaluation.verify_families import REPRODUCE, TOLERANCES
 from unmask.evaluation.verify_mmada import MMADA_INPUTS, mmada_arrays
 from unmask.evaluation.verify_sparse import SPARSE_INPUTS, SparseReference
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.exact import double
+from unmask.pipeline.loading import format_in
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import Sampler
@@ -77,16 +79,21 @@ class Difference:
 
 
 def verify(
-    folder: Path, *, tolerance: float = 1e-4, dtype: torch.dtype | None = None, device: str = "auto"
+    folder: Path, *, tolerance: float | None = None, dtype: torch.dtype | None = None, device: str = "auto"
 ) -> list[Difference]:
     """Every measured array of ``folder`` compared with ours, sorted by name.
 
-    ``tolerance``: the largest absolute difference of real numbers that passes; integers must be equal. ``dtype``: compute in this
+    ``tolerance``: the largest absolute difference of real numbers that passes, None for that of the family (1e-4; Dimple, whose values are
+    larger, 2e-4); integers must be equal. ``dtype``: compute in this
     type instead of the one of the files. CheckpointError where the folder is not in this form.
     """
+    found_as, tolerance = format_in(folder), default_tolerance(folder) if tolerance is None else tolerance
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"the tolerance must be at least 0 and finite, got {tolerance}; 1e-4 is usual for float32")
     device = find_device(device)
+    if reproduce := REPRODUCE.get(found_as):
+        ours, arrays, inputs = reproduce(folder, dtype, device)
+        return _compared(ours, arrays, inputs, folder, tolerance)
     raw = read_json(folder / "config.json")
     dimoo, mmada = is_dimoo(raw, folder), is_mmada(raw)
     survey = survey_dimoo if dimoo else survey_mmada
@@ -104,6 +111,11 @@ def verify(
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
         ours = reference.reproduce(net, vq)
     return _compared(ours, arrays, INPUTS, folder, tolerance)
+
+
+def default_tolerance(folder: Path) -> float:
+    """The largest difference of real numbers that the arrays of a folder's family allow."""
+    return TOLERANCES.get(format_in(folder), 1e-4)
 
 
 def _verify_sparse(net: Elastic, arrays: Arrays, folder: Path, tolerance: float) -> list[Difference]:

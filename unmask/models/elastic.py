@@ -23,6 +23,7 @@ from unmask.models.graphs import Graphs, Streams
 from unmask.models.layout import Layout, Packing, lay_out
 from unmask.models.linear import Linear
 from unmask.models.memory import Memory, Slots
+from unmask.models.qwen_vision import QwenVision
 from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
 from unmask.models.shared_vocabulary import CodeRows, as_text
 from unmask.models.sizes import ElasticConfig
@@ -52,7 +53,7 @@ class Elastic(nn.Module):
         if config.gen_width:
             self.code_embedding = CodeEmbedding(config)
             self.code_head = CodeHead(config)
-        self.vision = Vision(config.vision, config.width) if config.vision else None
+        self.vision = _vision(config)
         if config.text_registers or config.code_registers:
             self.registers = Registers(config)
 
@@ -113,7 +114,7 @@ class Elastic(nn.Module):
         """Made once for all steps of a run that compute the same positions: they change none of the fields that it depends on."""
         packing = self._packing(batch.device.type)
         tensors = [batch.segment, batch.order, batch.valid, batch.leader, batch.branch, batch.kind, batch.stride]
-        tensors += [batch.position, batch.feature, batch.writable]
+        tensors += [batch.position, batch.feature, batch.writable, *([] if batch.axes is None else [batch.axes])]
         if reuse is not None:  # first, so that what is remembered goes with them
             tensors = [reuse.compute, *([] if reuse.state is None else [reuse.state.held]), *tensors]
         return derived(("layout", packing, len(tensors)), lambda: lay_out(batch, reuse, packing), *tensors)
@@ -130,6 +131,7 @@ class Elastic(nn.Module):
             together=learns,
             head_width=c.head_channels,
             theta=c.rope_theta,
+            sections=c.rope_sections,
         )
 
     def _refuse_strange(self, batch: Batch) -> None:
@@ -247,6 +249,12 @@ class Elastic(nn.Module):
         h_NE, rows = _rows_of_16(found)
         head = Head(layer=self.code_head, size=self.config.codes)
         return score(codes.at, h_NE, rows, head)
+
+
+def _vision(config: ElasticConfig) -> Vision | QwenVision | None:
+    if config.tower:
+        return QwenVision(config.tower, config.width)
+    return Vision(config.vision, config.width) if config.vision else None
 
 
 def _with_logits(at_N: Tensor, h_ND: Tensor, rows: int, head: Head) -> Scored:

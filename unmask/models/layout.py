@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unmask.models.rope import Table, rope_table
+from unmask.models.rope import Table, rope_table, section_table
 from unmask.models.streams import Stream, attend, pack, stream
 from unmask.sequence import Batch, Branch, Kind
 from unmask.step import Reuse
@@ -40,6 +40,7 @@ class Packing:
     together: bool
     head_width: int
     theta: float
+    sections: tuple[int, ...] = ()
 
     def flops(self, lengths: Lengths) -> float:
         """Of one row in a joint layer."""
@@ -217,6 +218,9 @@ def _group(
     parts, masks = {}, {}
     for name, s in streams.items():
         rope = rope_table(position_GL.gather(1, s.index), packing.head_width, packing.theta)
+        if batch.axes is not None and packing.sections:
+            places_3GT = torch.stack([p[rows].gather(1, s.index) for p in (batch.position, *batch.axes.unbind(2))])
+            rope = section_table(places_3GT, packing.sections, packing.theta)
         parts[name] = Part(start=starts[name], rows=len(rows), length=s.index.shape[1], rope=rope)
         masks[name] = attend(own, [s], grouped)
     both = [streams[name] for name in ("gen", "und") if name in streams]

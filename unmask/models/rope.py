@@ -22,6 +22,18 @@ def rope_table(position_BT: Tensor, head_width: int, theta: float) -> Table:
     return angle_BTK.cos(), torch.cat([-sin[..., : head_width // 2], sin[..., head_width // 2 :]], dim=-1)
 
 
+def section_table(place_3BT: Tensor, sections: tuple[int, ...], theta: float) -> Table:
+    """``rope_table`` of positions with a time, a row and a column: sections of the pairs of channels turn with one of them each (M-RoPE,
+    Qwen2-VL, arXiv 2409.12191).
+    """
+    pairs = sum(sections)
+    inverse = theta ** -(torch.arange(0, 2 * pairs, 2, device=place_3BT.device, dtype=torch.float32) / (2 * pairs))
+    own_k = torch.arange(3, device=place_3BT.device).repeat_interleave(torch.tensor(sections, device=place_3BT.device))
+    angle_BTk = place_3BT.float().permute(1, 2, 0)[..., own_k] * inverse
+    sin = angle_BTk.sin()
+    return torch.cat([angle_BTk.cos()] * 2, dim=-1)[:, None], torch.cat([-sin, sin], dim=-1)[:, None]
+
+
 def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
     """Rotate queries or keys; computed in float32 and cast back."""
     if worthwhile(x_BHTK):

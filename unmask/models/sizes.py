@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+REDUCTIONS = ("conv", "bilinear", "average", "max")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """The semantic encoder (spec 1.9): a patch transformer without its last layer, conv pooling, projector, newline.
 
-    ``layers`` counts the layers that are kept. ``image`` and ``patch`` are pixels.
+    ``layers`` counts the layers that are kept. ``image`` and ``patch`` are pixels. ``reduction``: how the patches of a view become fewer:
+    ``conv``, a 2x2 convolution before the projector (LaViDa-O), or after it ``bilinear``, ``average`` or ``max`` (LaViDa).
     """
 
     image: int = 384
@@ -19,6 +22,11 @@ class VisionConfig:
     heads: int = 16
     mlp: int = 4304
     eps: float = 1e-6
+    reduction: str = "conv"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {self.reduction!r} is none of {', '.join(REDUCTIONS)}")
 
     @property
     def side(self) -> int:
@@ -27,13 +35,44 @@ class VisionConfig:
 
     @property
     def pooled(self) -> int:
-        """Features along one side after the 2x2 pooling (an odd last row and column fall away)."""
-        return self.side // 2
+        """Features along one side after the 2x2 pooling (an odd last row and column fall away), or after interpolation to half the side,
+        rounded up.
+        """
+        return (self.side + 1) // 2 if self.reduction == "bilinear" else self.side // 2
 
     @property
     def tokens(self) -> int:
         """Tokens of one view as the text model reads it: the pooled map with one newline a row."""
         return self.pooled * (self.pooled + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenVisionConfig:
+    """The tower of Qwen2.5-VL as Dimple has it (``models/qwen_vision.py``). ``patch``, ``window`` in pixels; ``merge``: patches along one
+    side of a block, which is one token · ``full``: numbers of the layers that attend everywhere · ``out``: width of a merged block ·
+    ``mean``, ``std``: of the pixels.
+    """
+
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp: int = 3420
+    patch: int = 14
+    temporal: int = 2
+    merge: int = 2
+    window: int = 112
+    full: tuple[int, ...] = (7, 15, 23, 31)
+    out: int = 3584
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(f"width {self.width} must be heads {self.heads} times a multiple of 4")
+        if self.window < self.merge * self.patch or self.window % (self.merge * self.patch):
+            raise ValueError(
+                f"window {self.window} must be a multiple of a block, {self.merge} patches of {self.patch}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +86,9 @@ class ElasticConfig:
 
     Other language models: ``kv_heads``: heads of keys and values, each read by heads / kv_heads queries (grouped-query attention), 0 for
     as many as ``heads`` · ``head_width``: channels of a head, 0 for width / heads · ``qkv_bias``: of q, k and v · ``shifted``: the
-    position before a token predicts it (Dream); the first token of a row is predicted at its own position.
-
+    position before a token predicts it (Dream); the first token of a row is predicted at its own position · ``tower``: another vision
+    tower than ``vision`` · ``rope_sections``: how many pairs of channels turn with the time, the row and the column of a position
+    (M-RoPE); none where all turn with its number.
     ``first_code``: text id of image code 0 in a text model whose vocabulary has the ``codes`` as rows (MMaDA, Lumina-DiMOO); 0: none.
     """
 
@@ -73,6 +113,8 @@ class ElasticConfig:
     qkv_bias: bool = False
     shifted: bool = False
     first_code: int = 0
+    tower: QwenVisionConfig | None = None
+    rope_sections: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.head_width and (self.width % self.heads or (self.width // self.heads) % 2):
@@ -81,6 +123,10 @@ class ElasticConfig:
             raise ValueError(f"head_width {self.head_width} must be even: rotary positions turn pairs of channels")
         if self.kv_heads < 0 or (self.kv_heads and self.heads % self.kv_heads):
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        if self.rope_sections and (len(self.rope_sections) != 3 or 2 * sum(self.rope_sections) != self.head_channels):
+            raise ValueError(
+                f"rope_sections {self.rope_sections} must be three numbers that sum to half a head, {self.head_channels // 2}"
+            )
         if self.gen_width > self.width:
             raise ValueError(
                 f"gen_width {self.gen_width} is larger than width {self.width}: the output projection is shared"

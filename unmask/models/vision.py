@@ -5,6 +5,8 @@ Shapes: I images · P patches · W tower width · D model width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +54,21 @@ class Tower(nn.Module):
         return x.unflatten(1, (self.config.side, self.config.side))
 
 
+def _bilinear(x_IDss: Tensor, side: int) -> Tensor:
+    return F.interpolate(x_IDss, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def _average(x_IDss: Tensor, side: int) -> Tensor:
+    return F.avg_pool2d(x_IDss, 2)
+
+
+def _max(x_IDss: Tensor, side: int) -> Tensor:
+    return F.max_pool2d(x_IDss, 2)
+
+
+_REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {"bilinear": _bilinear, "average": _average, "max": _max}
+
+
 class Vision(nn.Module):
     """Pixels -> the tokens that the understanding branch reads: [I, pooled * (pooled + 1), D]."""
 
@@ -59,7 +76,8 @@ class Vision(nn.Module):
         super().__init__()
         self.config = config
         self.tower = Tower(config)
-        self.pool = nn.Conv2d(config.width, config.width, 2, stride=2)
+        if config.reduction == "conv":
+            self.pool = nn.Conv2d(config.width, config.width, 2, stride=2)
         self.project_in = Linear(config.width, width)
         self.project_out = Linear(width, width)
         self.newline = nn.Parameter(torch.zeros(width))
@@ -68,7 +86,14 @@ class Vision(nn.Module):
         """Patch features after pooling, before the projector: [I, pooled, pooled, W]."""
         return self.pool(self.tower(pixels).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
+    def projected(self, pixels: Tensor) -> Tensor:
+        """Features of every view without newlines: [I, pooled, pooled, D]."""
+        reduce = _REDUCTIONS.get(self.config.reduction)
+        x = self.tower(pixels) if reduce else self.pooled(pixels)
+        x = self.project_out(F.gelu(self.project_in(x)))
+        return reduce(x.permute(0, 3, 1, 2), self.config.pooled).permute(0, 2, 3, 1) if reduce else x
+
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.project_out(F.gelu(self.project_in(self.pooled(pixels))))
+        x = self.projected(pixels)
         newline = self.newline.to(x.dtype).expand(x.shape[0], x.shape[1], 1, -1)
         return torch.cat([x, newline], dim=2).flatten(1, 2)

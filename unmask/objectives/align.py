@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.models.elastic import Elastic
+from unmask.models.vision import Vision
 from unmask.rng import generator
 from unmask.step import Loss
 
@@ -36,7 +37,7 @@ class Aligned:
     def __call__(self, model: Elastic, batch: tuple[Tensor, dict[str, Tensor]], rng: torch.Generator) -> Loss:
         pixels, labels = batch
         vision = model.vision
-        assert vision is not None
+        assert isinstance(vision, Vision)
         projected = vision.project_out(F.gelu(vision.project_in(vision.pooled(pixels)))).float()
         target = self.target(model.embed.weight.detach().float(), labels)
         loss = (projected - target).square().mean()

@@ -107,7 +107,7 @@ class Masked:
     def views(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> tuple[Batch, ...]:
         """The masked batch and, where both are trained, its complement."""
         noisy = self.noisy(model, clean, rng)
-        return (noisy, _complement(noisy)) if self.complementary else (noisy,)
+        return (noisy, complement(noisy)) if self.complementary else (noisy,)
 
     def noisy(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Batch:
         """The batch with masked tokens. Guidance dropout drops the condition of some rows, then the forward process draws times and masks
@@ -139,7 +139,7 @@ class Masked:
         return Loss(total=total, terms=terms, counts=counts)
 
 
-def _complement(noisy: Batch) -> Batch:
+def complement(noisy: Batch) -> Batch:
     """The complementary batch: tokens that ``noisy`` scores are clean, all others are masked, and the time is 1 - time."""
     assert noisy.clean is not None and noisy.weight is not None
     scored = noisy.masked if noisy.target is None else noisy.target

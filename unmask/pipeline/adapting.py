@@ -21,8 +21,9 @@ from unmask.checkpoints.stream import CheckpointError, Stored, read
 from unmask.models.elastic import Elastic
 from unmask.models.lora import Product, merged, sharing
 from unmask.pipeline.convert import whole
-from unmask.pipeline.loading import read_spec, recipe_in, resolve
+from unmask.pipeline.loading import read_spec, resolve
 from unmask.pipeline.model import Model
+from unmask.pipeline.recipe_models import recipe_in
 from unmask.pipeline.text_model import TextModel
 
 Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

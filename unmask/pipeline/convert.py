@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -26,7 +26,17 @@ from unmask.checkpoints.store import CheckpointError, save_tensors
 from unmask.checkpoints.stream import Stored, read, read_header
 from unmask.json_types import Json
 from unmask.models.sizes import ElasticConfig, VisionConfig
-from unmask.pipeline.loading import RELEASED_BLOCK, SIDE, Format, fit_own, format_of, read_spec, resolve, write_config
+from unmask.pipeline.formats import format_of
+from unmask.pipeline.loading import (
+    RELEASED_BLOCK,
+    SIDE,
+    Format,
+    fit_own,
+    read_spec,
+    resolve,
+    vision_fields,
+    write_config,
+)
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
 
@@ -109,8 +119,8 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
     home = resolve(source if like is None else like)
     raw = read_json(home / "config.json")
     if (found_as := format_of(raw)) is not Format.OWN:
-        text = found_as is Format.LLADA
-        kind = "LLaDA's layout, the only one of text models" if text else "the released layout already"
+        text = found_as.is_text
+        kind = "the layout of its family, the only one of text models" if text else "the released layout already"
         raise CheckpointError(f"{home} is in {kind}; give a model in our layout")
     found, kept = read_spec(home), raw.get(RELEASED_BLOCK, {})
     checkpoint = found.checkpoint
@@ -125,7 +135,7 @@ def _read_own(source: str | os.PathLike[str], like: str | os.PathLike[str] | Non
 def _read_released(folder: Path) -> Content:
     raw = read_json(folder / "config.json")
     if (found_as := format_of(raw)) is not Format.RELEASED:
-        text = found_as is Format.LLADA
+        text = found_as.is_text
         kind = "is a text model, which has only one layout" if text else "is not in the released layout"
         raise CheckpointError(f"{folder} {kind}; give a LaViDa-O folder")
     said = raw.get(OWN_BLOCK, {})
@@ -145,7 +155,7 @@ def released_config(content: Content) -> tuple[Json, Json]:
     made = content.config or _lm_fields(config, content)
     block = {} if content.setting == _AS_RELEASED else dict(content.setting)
     if config.vision and config.vision != VisionConfig():
-        block["vision"] = asdict(config.vision)
+        block["vision"] = vision_fields(config.vision)
     made = {k: v for k, v in made.items() if k != OWN_BLOCK} | ({OWN_BLOCK: block} if block else {})
     return made, content.vqvae or _vq_fields(vq)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from unmask.checkpoints.checksums import write_sums
+from unmask.checkpoints.dream import trunk_names
 from unmask.checkpoints.lavida_o import names
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import save_tensors
@@ -20,7 +21,15 @@ from unmask.checkpoints.stream import FLOATS, files_of
 from unmask.pipeline.loading import Format, ModelSpec
 from unmask.writing import write_text
 
-_BESIDE = ("config.json", "tokenizer*.json", "special_tokens_map.json", "generation_config.json", "chat_template*")
+_BESIDE = (
+    "config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template*",
+)
 _SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes, as of ``convert``
 
 
@@ -29,7 +38,7 @@ def export_like(spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> N
     checkpoint, source = spec.checkpoint, spec.checkpoint.place
     folder.mkdir(parents=True, exist_ok=True)
     own = spec.format is Format.OWN
-    called = {key: key for key in state} if own else {k: f"model.{v}" for k, v in names(checkpoint.config).items()}
+    called = {key: key for key in state} if own else _released_names(spec)
     weights = {
         called[key]: tensor.to(FLOATS.get(checkpoint.net[key].dtype, tensor.dtype))
         for key, tensor in state.items()
@@ -47,6 +56,14 @@ def export_like(spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> N
         shutil.copytree(source / "vqvae", folder / "vqvae", dirs_exist_ok=True)
     if own:
         write_sums(folder)
-    if spec.format is Format.LLADA:  # embedding and head have been trained apart
-        untied = read_json(folder / "config.json") | {"weight_tying": False, "tie_word_embeddings": False}
+    if spec.format.is_text:  # embedding and head have been trained apart
+        fields = ("weight_tying", "tie_word_embeddings") if spec.format is Format.LLADA else ("tie_word_embeddings",)
+        untied = read_json(folder / "config.json") | dict.fromkeys(fields, False)
         write_text(folder / "config.json", json.dumps(untied, indent=1) + "\n")
+
+
+def _released_names(spec: ModelSpec) -> dict[str, str]:
+    """Our parameter name -> that of the files."""
+    if spec.format is Format.DREAM:
+        return trunk_names(spec.checkpoint.config)
+    return {ours: f"model.{theirs}" for ours, theirs in names(spec.checkpoint.config).items()}

@@ -15,22 +15,22 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from unmask.checkpoints.dimple import survey_dimple
+from unmask.checkpoints.dream import survey_dream
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
-from unmask.checkpoints.families import is_dimoo, refuse_foreign
+from unmask.checkpoints.families import refuse_foreign
 from unmask.checkpoints.hub import fetch, is_hub_name
+from unmask.checkpoints.lavida import is_on_dream, survey_lavida
 from unmask.checkpoints.lavida_o import OWN_BLOCK, survey_lavida_o
-from unmask.checkpoints.llada import is_llada, survey_llada
+from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.lumina_dimoo import survey_dimoo
-from unmask.checkpoints.mmada import is_mmada, sizes_of, survey_mmada
+from unmask.checkpoints.mmada import sizes_of, survey_mmada
 from unmask.checkpoints.own import read_own
 from unmask.checkpoints.schema import invalid, read_json
 from unmask.checkpoints.store import compare
@@ -39,14 +39,17 @@ from unmask.files import read_text
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.linear import pack
-from unmask.models.sizes import SIZES, ElasticConfig
+from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
 from unmask.models.unfilled import unfilled
+from unmask.pipeline.formats import Format, format_in
 from unmask.tasks import (
     conversing,
+    dimple,
     edit,
     generate,
     ground,
     infill,
+    lavida,
     lumina_dimoo,
     mmada,
     planning,
@@ -80,16 +83,6 @@ _OTHER_TRUNKS = (
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
-class Format(Enum):
-    """The layout of a model on disk: ours, that of the LaViDa-O release, that of LLaDA (a text model), MMaDA or Lumina-DiMOO."""
-
-    OWN = "own"
-    RELEASED = "released"
-    LLADA = "llada"
-    MMADA = "mmada"
-    DIMOO = "lumina_dimoo"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A model without its weights. ``side``: pixels of a generated picture (text models: 0) · ``fold``: codes per position along one side ·
@@ -106,6 +99,11 @@ class ModelSpec:
     @property
     def presets(self) -> Presets:
         """The samplers of a model that draws: those of the released models, or of our own."""
+        if self.format is Format.LAVIDA:
+            context = int(self.released.get("tokenizer_model_max_length", 4096))
+            return lavida.presets(on_dream=is_on_dream(self.released), context=context)
+        if self.format is Format.DIMPLE:
+            return dimple.presets(int(self.released.get("max_position_embeddings", 4096)))
         if self.format is Format.MMADA:
             return mmada.presets(self.released)
         if self.format is Format.DIMOO:
@@ -145,37 +143,33 @@ def _ours(folder: Path) -> Path:
     return folder
 
 
-def format_of(raw: object) -> Format:
-    """The layout of a config.json. An unknown one counts as ours, so that reading it reports the errors."""
-    if not isinstance(raw, dict):
-        return Format.OWN
-    if is_llada(raw):
-        return Format.LLADA
-    if is_mmada(raw):
-        return Format.MMADA
-    return Format.RELEASED if "d_model" in raw else Format.OWN
-
-
-def format_in(folder: Path) -> Format:
-    """The layout of a folder; ours if its config.json cannot be read, so that reading it reports the error."""
-    try:
-        raw = read_json(folder / "config.json")
-        return Format.DIMOO if isinstance(raw, dict) and is_dimoo(raw, folder) else format_of(raw)
-    except CheckpointError:
-        return Format.OWN
-
-
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a folder, from config.json and the safetensors headers. CheckpointError says what does not fit."""
     refuse_foreign(folder)
     found = format_in(folder)
-    if found is Format.LLADA:
-        return ModelSpec(format=found, checkpoint=survey_llada(folder), wording=RELEASED, side=0, fold=1)
+    if found is Format.LAVIDA:
+        return _spec_of_lavida(folder)
+    if found is Format.DIMPLE:
+        kept = read_json(folder / "config.json")
+        return ModelSpec(
+            format=found, checkpoint=survey_dimple(folder), wording=dimple.WORDING, side=0, fold=1, released=kept
+        )
+    if found.is_text:
+        survey = survey_llada if found is Format.LLADA else survey_dream
+        return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
     if found is Format.MMADA:
         return _spec_of_mmada(folder)
     if found is Format.DIMOO:
         return _spec_of_dimoo(folder)
     return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
+
+
+def _spec_of_lavida(folder: Path) -> ModelSpec:
+    raw = read_json(folder / "config.json")
+    wording = lavida.ON_DREAM if is_on_dream(raw) else lavida.ON_LLADA
+    return ModelSpec(
+        format=Format.LAVIDA, checkpoint=survey_lavida(folder), wording=wording, side=0, fold=1, released=raw
+    )
 
 
 def _spec_of_own(folder: Path) -> ModelSpec:
@@ -254,6 +248,11 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
         return lumina_dimoo.dimoo_parts(weights, found.released)
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
+    elif found.format in (Format.LAVIDA, Format.DIMPLE):
+        mask_id = found.checkpoint.mask_id
+        text = lavida.read_text(folder) if found.format is Format.LAVIDA else dimple.read_text(folder, mask_id)
+        if text.size > (size := found.checkpoint.config.vocab_size):  # the embedding may have spare rows
+            raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {size}")
     else:
         text = Text.load(folder / "tokenizer.json")
         if text.size != (size := found.checkpoint.config.vocab_size):
@@ -273,6 +272,10 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
         weights=weights,
         vocabulary=read_vocabulary(folder),
     )
+    if found.format is Format.LAVIDA:
+        return lavida.published(parts, folder)
+    if found.format is Format.DIMPLE:
+        return dimple.published(parts, folder)
     return released.published(parts, found.released) if found.wording == RELEASED else parts
 
 
@@ -302,39 +305,8 @@ def spec_of_size(name: str) -> ModelSpec:
         net=_not_stored(net, "BF16", 2),
         vq=_not_stored(vq, "F32", 4),
     )
-    found = Format.RELEASED if config.gen_width else Format.LLADA
+    found = Format.RELEASED if config.gen_width else Format.DREAM if config.shifted else Format.LLADA
     return ModelSpec(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
-
-
-def recipe_in(folder: Path) -> str:
-    """The recipe that config.json says the model is opened by, "" where it names none or cannot be read."""
-    try:
-        raw = read_json(folder / "config.json")
-    except CheckpointError:
-        return ""
-    name = raw.get("recipe", "")
-    return name if isinstance(name, str) else ""
-
-
-def open_by_recipe(folder: Path, name: str, device: str) -> Any:
-    """What ``Recipe.open`` of unmask/recipes makes of a folder. CheckpointError for a recipe that does not exist or cannot open models."""
-    family, _, function = name.partition(".")
-    module = f"unmask.recipes.{family}"
-    try:
-        if not (family.isidentifier() and function.isidentifier()):
-            raise AttributeError(name)
-        make = getattr(import_module(module), function)
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != module:
-            raise
-        raise CheckpointError(
-            f"{folder / 'config.json'} names the recipe {name!r}, which does not exist; `unmask train` lists the recipes"
-        ) from error
-    if (opened := make().open) is None:
-        raise CheckpointError(
-            f"the recipe {name!r} that {folder / 'config.json'} names opens no models; set Recipe.open"
-        )
-    return opened(folder, device)
 
 
 def needs_of(task: str) -> frozenset[str]:
@@ -365,9 +337,16 @@ def read_config(folder: Path) -> Json:
     return {"model": found.model, "vq": found.vq, **setting}
 
 
+def vision_fields(config: VisionConfig) -> Json:
+    """The fields of a vision tower in a configuration; how it reduces a view only where it is not by a convolution."""
+    return {name: value for name, value in asdict(config).items() if (name, value) != ("reduction", "conv")}
+
+
 def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: str, side: int, fold: int) -> None:
     """The inverse of ``read_config``. The checksums of the weights are written afterwards (``checksums.write_sums``)."""
     fields = {name: value for name, value in asdict(model).items() if value or name not in _OTHER_TRUNKS}
+    if model.vision:
+        fields["vision"] = vision_fields(model.vision)
     if not (model.text_registers or model.code_registers):  # a dense model's file reads as before there were registers
         fields = {name: value for name, value in fields.items() if "register" not in name}
     value = {"model": fields, "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}

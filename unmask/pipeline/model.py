@@ -181,12 +181,12 @@ class Model:
         settings: Sequence[str] = (),
     ) -> Drawing:
         """The picture with the white part of ``region`` (same size) generated anew, so that the whole shows ``prompt``."""
+        chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         picture, painted = read_image(image), read_image(region)
         if painted.size != picture.size:
             raise ImageError(f"the region is {painted.size} and the picture {picture.size}; give both the same size")
         pixels, _ = self.parts.preprocess(picture)
         task = infill.Infill(pixels=pixels, region=self.parts.region(painted), prompt=self._prompt(prompt, empty=True))
-        chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         drawn = draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))
         return labelled(self, drawn, {"generate": chosen})[0]
 
@@ -355,6 +355,7 @@ class Model:
             message if message.role == "system" else replace(message, text=self._prompt(message.text, empty=True))
             for message in messages
         ]
+        self.presets.turn_words(self.parts)  # a model that holds no such conversations says so
         self.parts.require(conversing.NEEDS)
         began, preset = time.perf_counter(), self.presets
         presets = replace(

@@ -10,18 +10,29 @@ import torch
 
 from unmask.checkpoints.device import AUTO, find_device
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
-from unmask.checkpoints.llada import survey_llada
 from unmask.checkpoints.loading import load as load_weights
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
+from unmask.models.elastic import Elastic
 from unmask.pipeline.adapting import Adapters, add_adapters, each_of
-from unmask.pipeline.loading import Format, format_in, open_by_recipe, open_parts, read_spec, recipe_in, resolve
+from unmask.pipeline.loading import (
+    Format,
+    ModelSpec,
+    format_in,
+    open_parts,
+    read_spec,
+    resolve,
+)
 from unmask.pipeline.model import Model
+from unmask.pipeline.recipe_models import open_by_recipe, recipe_in
+from unmask.pipeline.text_family import DREAM, LLADA
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
 from unmask.sampling.fast import EXACT, Fast
 from unmask.tasks.arguments import checked
 from unmask.tasks.speeds import speed_of
-from unmask.tokens.text import MASK, TEXT_CONTROL, Text
+from unmask.tokens.text import MASK
+
+TEXT_FAMILIES = {Format.LLADA: LLADA, Format.DREAM: DREAM}
 
 
 def _silent(done: int, of: int) -> None:
@@ -44,7 +55,8 @@ def load(
     """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
 
     A folder holds config.json, tokenizer.json, model*.safetensors and vq*.safetensors, or has the released layout of LaViDa-O, or that of
-    LLaDA, which gives a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of unmask/recipes).
+    LLaDA or Dream, which gives a TextModel; or its config.json names the recipe that opens it (``"recipe": "file.function"`` of
+    unmask/recipes).
     ``device``: auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 … or mps; DeviceUnavailable (a ValueError) for one that is not here ·
     ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything ·
     ``storage``: dtype, quantisation and CPU offload · ``lora``: LoRA adapters that are applied, ``FOLDER`` or ``FOLDER:scale``, one or
@@ -64,7 +76,7 @@ def load(
         if fast != EXACT:
             raise ValueError(f"{folder} is opened by the recipe {recipe}, which has no fast mode; leave out speed")
         return open_by_recipe(folder, recipe, place)
-    if format_in(folder) is Format.LLADA:
+    if format_in(folder).is_text:
         text = load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
         return text.with_speed(fast)
     found = read_spec(folder)
@@ -86,19 +98,29 @@ def load_text(
     called: str = "",
     on_bytes: Callable[[int, int], None] = _silent,
 ) -> TextModel:
-    """The model of a folder in LLaDA's layout: config.json, tokenizer.json, model*.safetensors. CheckpointError if they do not match.
+    """The text model of a folder in the layout of LLaDA or Dream. CheckpointError if its files do not match.
 
     ``called``: the name that it was opened by; the other arguments are those of ``load``.
     """
-    checkpoint, place = survey_llada(folder), find_device(device)
-    weights = Weights(checkpoint=checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
-    text = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
+    spec, place = read_spec(folder), find_device(device)
+    weights = Weights(checkpoint=spec.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
     net, vq = weights.checkpoint.modules()
+    parts = read_text_parts(spec, net)
+    add_adapters(net, lora, weights=weights, called=called)
+    load_weights(weights, net, vq, Reply.needs)
+    return TextModel(parts)
+
+
+def read_text_parts(spec: ModelSpec, net: Elastic) -> TextParts:
+    """The tokenizer, context and family of a text model with its network. CheckpointError if tokenizer and model do not match."""
+    folder, family = spec.checkpoint.place, TEXT_FAMILIES[spec.format]
+    text = family.read(folder)
     if text.size > net.config.vocab_size:  # the embedding may have spare rows
         raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {net.config.vocab_size}")
-    if text[MASK] != net.mask_id:
-        raise CheckpointError(f"{folder}: {MASK} is {text[MASK]} in the tokenizer and {net.mask_id} in config.json")
-    add_adapters(net, lora, weights=weights, called=called)
-    context = read_json(folder / "config.json").get("max_sequence_length", 4096)  # checked by the survey
-    load_weights(weights, net, vq, Reply.needs)
-    return TextModel(TextParts(text=text, net=net, context=context))
+    if text[MASK] != spec.checkpoint.mask_id:
+        called = text.spelled.get(MASK, MASK)
+        raise CheckpointError(
+            f"{folder}: {called} is {text[MASK]} in the tokenizer and {spec.checkpoint.mask_id} in config.json"
+        )
+    context = int(read_json(folder / "config.json").get(family.context, 4096))
+    return TextParts(text=text, net=net, context=context, family=family)

@@ -1,4 +1,6 @@
-"""Text models (LLaDA): prompt -> text, and gaps in a text -> text. Public idea: ``TextModel``, which ``unmask.load`` returns for them.
+"""Text models (LLaDA, Dream): prompt -> text, and gaps in a text -> text.
+
+Public idea: ``TextModel``, which ``unmask.load`` returns for them.
 
 Sampler and network are those of pictures, without the generation branch. Attention is bidirectional over the whole sequence, prompt and
 answer, as in training (Nie et al. 2025).
@@ -16,9 +18,9 @@ import torch
 
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
+from unmask.pipeline.text_family import LLADA, TextFamily
 from unmask.protocols import Denoiser
 from unmask.sampling.fast import EXACT, Fast, acting
-from unmask.sampling.presets import llada_base, llada_instruct
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
@@ -40,12 +42,11 @@ from unmask.tasks.running import (
 from unmask.tasks.sampler_options import with_options
 from unmask.tasks.speeds import speed_of
 from unmask.tasks.understand import GAP
-from unmask.tokens.build import PROMPT, Builder
+from unmask.tokens.build import Builder
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import BOS, EOS, EOT, MASK, Text
+from unmask.tokens.text import Text
 
 _NEEDS = frozenset({"und", "text_head"})
-LENGTH = 128  # tokens of the published chat
 _ROLES = ("system", "user", "assistant")
 Prompt = str | tuple[int, ...]
 """A text, or its token ids."""
@@ -54,30 +55,20 @@ _PICTURES = ("generate", "edit", "ground", "infill", "describe")
 
 @dataclass(frozen=True, kw_only=True)
 class TextParts:
-    """``context``: longest sequence in tokens."""
+    """``context``: longest sequence in tokens · ``family``: its chat template and published samplers."""
 
     text: Text
     net: Denoiser
     context: int
+    family: TextFamily = LLADA
 
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
 
 
-def chatting(b: Builder, messages: Items[Message], answer: list[int] | int) -> Sequence:
-    """Messages, the last one from the user, and the answer: its ids, or the number of masked tokens."""
-    said: list[str | int] = [b.text[BOS]]
-    for message in messages:
-        said += [*b.header(message.role), message.text.strip(), b.text[EOT]]
-    b.say("prompt", *said, *b.header("assistant"))
-    return b.write("answer", answer).build(messages[-1].text)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A question in LLaDA's chat template, which is Llama 3's (spec 2.1); the answer has ``length`` tokens. ``messages``: those before
-    the question.
-    """
+    """A question in the chat template of the model's family; the answer has ``length`` tokens. ``messages``: those before the question."""
 
     question: str
     length: int
@@ -85,7 +76,8 @@ class Reply:
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
-        return chatting(tokens.builder(), (*self.messages, Message(role="user", text=self.question)), self.length)
+        messages = (*self.messages, Message(role="user", text=self.question))
+        return tokens.family.template.conversation(tokens.builder(), messages, self.length)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return answered(sequence, tokens.text)
@@ -118,7 +110,8 @@ class Continue:
 
     def build(self, tokens: TextParts) -> Sequence:
         given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        b = tokens.builder().say("prompt", *given).write("answer", self.length)
+        before = tokens.family.template.before(tokens.text)
+        b = tokens.builder().say("prompt", *before, *given).write("answer", self.length)
         return (b.say("given", self.suffix) if self.suffix else b).build(tokens.text.as_text(self.prompt))
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
@@ -136,6 +129,8 @@ class FillGaps:
         if GAP not in self.target:
             raise ValueError(f"no {GAP} in {self.target!r}; write one for every missing token")
         b = tokens.builder()
+        if before := tokens.family.template.before(tokens.text):
+            b.say("prompt", *before)
         # The token of a word includes the space before it, so no space is left before a gap.
         for piece in re.split(rf"\s*({re.escape(GAP)})", self.target):
             if piece == GAP:
@@ -198,20 +193,18 @@ class TextModel:
         sampler: Sampler | None = None,
         form: AnswerFormat | None = None,
     ) -> Answer:
-        """Answer a question with the chat template and the published settings of Instruct.
+        """Answer a question with the chat template and the published settings of the model's family.
 
         ``messages``: what was said before the question, by the system, the user and the assistant · ``max_tokens``: most tokens of the
         answer, which ends earlier at the model's end of turn; the model's context bounds it (None: ``length``) · ``length``: masked tokens
-        that are decoded at a time, in blocks of 32; the answer depends on it, but not on ``max_tokens`` (``tasks.lengths``) · ``stop``:
-        the text ends before the first of these strings · ``form``: a JSON schema or a regex that the answer matches
+        that are decoded at a time (LLaDA: in blocks of 32); the answer depends on it, but not on ``max_tokens`` (``tasks.lengths``) ·
+        ``stop``: the text ends before the first of these strings · ``form``: a JSON schema or a regex that the answer matches
         (``grammars.answer_format``); ``Answer.value`` is its parsed value · ``steps``: of every block.
         """
-        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
+        family = self.parts.family
+        extent = Extent(length=family.length if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         _check_texts(messages)
-        text = self.parts.text
-        preset = llada_instruct(
-            null_id=text[MASK], drop=PROMPT, end=(text[EOT], text[EOS]), block=min(32, extent.length)
-        )
+        preset = family.chat(self.parts.text, extent.length)
         chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
         reply = Reply(question=_given(question), length=extent.length, messages=tuple(messages))
         if form is not None:
@@ -276,22 +269,20 @@ class TextModel:
         settings: Items[str] = (),
         sampler: Sampler | None = None,
     ) -> Answer:
-        """Continue a text, without a template, with the published settings of Base. The options are those of ``ask``; a canvas of
+        """Continue a text, without a template, with the published settings of base models. The options are those of ``ask``; a canvas of
         ``length`` tokens is one block.
 
         ``prompt``: a text or its token ids · ``suffix``: text after the continuation, which then has one canvas of ``max_tokens`` tokens,
         or of as many as fit into the context.
         """
-        question = self._checked(prompt)
+        question, family = self._checked(prompt), self.parts.family
         if suffix:
-            wanted = length or max_tokens or LENGTH
+            wanted = length or max_tokens or family.length
             length = max(
                 1, min(wanted, self.parts.context - self._tokens(Continue(prompt=prompt, length=0, suffix=suffix)))
             )
-        extent = Extent(length=LENGTH if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
-        text = self.parts.text
-        end = (text[EOT], text[EOS])
-        preset = llada_base(null_id=text[MASK], drop=PROMPT, end=end, length=extent.length)
+        extent = Extent(length=family.length if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
+        preset = family.base(self.parts.text, extent.length)
         chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
         task = Continue(prompt=prompt, length=extent.length, suffix=suffix)
         if not suffix:
@@ -311,7 +302,7 @@ class TextModel:
         settings: Items[str] = (),
     ) -> Answer:
         """A text with every ``[mask]`` replaced by one token, most confident first."""
-        preset = llada_base(null_id=self.parts.text[MASK], drop=PROMPT, length=max(1, target.count(GAP)))
+        preset = self.parts.family.fill(self.parts.text, max(1, target.count(GAP)))
         chosen = with_options(self._changed(preset), settings, steps, guidance_scale, temperature)
         task = FillGaps(target=_given(target))
         built = task.build(self.parts)

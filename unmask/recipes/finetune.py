@@ -27,7 +27,6 @@ from unmask.data.squares import Crop, Pad, Square
 from unmask.models.elastic import Elastic
 from unmask.models.lora import LoRA
 from unmask.objectives.masked import Dropout, Masked, Scores, Together
-from unmask.pipeline.text_model import chatting
 from unmask.recipe import Eval, Optim, Recipe, Training
 from unmask.recipes.replay import Before, Replay, data_replay, distilled, knows_the_world, world_replay
 from unmask.recipes.starting import Start, start_of
@@ -195,7 +194,8 @@ class _Chatting:
             return Broken(key=sample.key, reason=f"{sample.key} has no answer of the assistant")
         at, parts = rng.choice(pairs), self.start.text_parts
         messages = [Message(role=t.role, text=t.text) for t in sample.turns[:at]]
-        row = chatting(parts.builder(), messages, padded_answer(parts.text, sample.turns[at].text, rng, short=False))
+        answer = padded_answer(parts.text, sample.turns[at].text, rng, short=False)
+        row = parts.family.template.conversation(parts.builder(), messages, answer)
         if len(row.ids) > parts.context:
             reason = f"{sample.key} has {len(row.ids)} tokens, more than the model's {parts.context}"
             return Broken(key=sample.key, reason=reason)

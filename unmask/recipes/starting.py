@@ -18,17 +18,16 @@ from torch import nn
 
 from unmask.checkpoints.adapters import save_adapter
 from unmask.checkpoints.elastic import BRANCHES, EVERYTHING, Weights, WeightStorage
-from unmask.checkpoints.lavida_o import read_json
 from unmask.checkpoints.loading import load
 from unmask.checkpoints.quantise import RoundToNearest
 from unmask.models.elastic import Elastic
 from unmask.models.lora import adapters, is_quantised, merge, unmerge
 from unmask.pipeline.adapting import merge as merge_files
 from unmask.pipeline.exporting import export_like
-from unmask.pipeline.loading import Format, ModelSpec, open_parts, read_spec, resolve
+from unmask.pipeline.loading import ModelSpec, open_parts, read_spec, resolve
+from unmask.pipeline.opening import read_text_parts
 from unmask.pipeline.text_model import TextParts
 from unmask.tasks.parts import Parts, Presets
-from unmask.tokens.text import TEXT_CONTROL, Text
 from unmask.tokens.vocabulary import FILE
 
 ADAPTER = "adapter"  # folder of a run's adapter, inside the model folder
@@ -45,7 +44,7 @@ class Start:
     @property
     def writes_only(self) -> bool:
         """Whether it is a text model."""
-        return self.spec.format is Format.LLADA
+        return self.spec.format.is_text
 
     @property
     def presets(self) -> Presets:
@@ -61,9 +60,7 @@ class Start:
     @cached_property
     def text_parts(self) -> TextParts:
         """As ``parts``, of a text model."""
-        text = Text.load(self.spec.checkpoint.place / "tokenizer.json", TEXT_CONTROL)
-        context = int(read_json(self.spec.checkpoint.place / "config.json").get("max_sequence_length", 4096))
-        return TextParts(text=text, net=self.spec.checkpoint.modules()[0], context=context)
+        return read_text_parts(self.spec, self.spec.checkpoint.modules()[0])
 
     def network(self, bits: int = 0) -> Elastic:
         """A new network with the model's weights, in float32 on the CPU. ``bits``: 8 or 4, of the matrices of both branches; 0: float32."""

@@ -52,6 +52,15 @@ class SpanBySpan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstApart:
+    """The first token of each writable span before the others: with shifted logits, the prompt alone predicts it (LaViDa on Dream)."""
+
+    def __call__(self, batch: Batch, progress: Progress) -> Tensor:
+        layout = writable_spans(batch)
+        return ((layout.span >= 0) & (layout.offset > 0)).long()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ByOrder:
     """Tokens of lower orders first, those of one order as ``blocks`` says: text that nothing before attends to waits for its turn."""
 

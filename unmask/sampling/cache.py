@@ -12,6 +12,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.positions import of_position
@@ -113,6 +114,25 @@ class BlockCache:
         due_B = progress.number == 0 if self.refresh == 0 else progress.number % self.refresh == 0
         compute_BL = batch.valid & (due_B[:, None] | block | predict | ~held)
         return CachePlan(compute=compute_BL, keep=compute_BL & ~block)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCache:
+    """A full pass at the first step; then the tokens before the answer are lent, but for the last of them, and never computed again.
+
+    Approximate: the prompt has read the masked answer (prefilling of Dimple, arXiv 2505.16990). The last token of the prompt predicts the
+    first of the answer where logits are shifted.
+    """
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def plan(self, batch: Batch, block: Tensor, predict: Tensor, held: Tensor, progress: Progress) -> CachePlan | None:
+        answer_BL = (batch.writable & batch.valid).long().cumsum(1) > 0
+        behind_BL = answer_BL | F.pad(answer_BL[:, 1:], (0, 1))
+        compute_BL = batch.valid & (behind_BL | ~held)
+        return CachePlan(compute=compute_BL, keep=compute_BL & ~behind_BL)
 
 
 def _pays(batch: Batch, block: Tensor, held: Tensor, progress: Progress, least: int) -> bool:

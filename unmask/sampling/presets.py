@@ -9,16 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import replace
+from typing import Any
 
 from unmask.protocols import EarlyStopping
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.orders import stratified
+from unmask.sampling.reverse_time import Independent
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Equal, Shift
+from unmask.sampling.schedule import Equal, Fixed, ReverseTime, Shift
 from unmask.sampling.selection import Confident, InOrder, PerSpan, Threshold
 from unmask.sampling.stopping import EndOfTurn, Never
-from unmask.sampling.token_sampler import Categorical, Greedy, GumbelText, OnlyIds
+from unmask.sampling.token_sampler import (
+    Categorical,
+    Entropy,
+    Greedy,
+    GumbelText,
+    LogProbability,
+    Margin,
+    OnlyIds,
+    Probability,
+    Score,
+    Truncated,
+    Without,
+)
 
 
 def lavida_o_image(*, grid: tuple[int, int], null_id: int, drop: Container[str], scale: float = 4.0) -> Sampler:
@@ -85,7 +99,8 @@ def lavida_text_few_steps(*, steps: int, block: int = 128, end: tuple[int, ...] 
 
 def fast_dllm(base: Sampler, *, threshold: float = 0.9) -> Sampler:
     """As many tokens a step as are probable enough (Fast-dLLM, arXiv 2505.22618), without its caches."""
-    return replace(base, schedule=Equal(steps=1), selection=Threshold(value=threshold))
+    sure = _scored(base.token_sampler, LogProbability()) if _has_score(base.token_sampler) else base.token_sampler
+    return replace(base, schedule=Equal(steps=1), token_sampler=sure, selection=Threshold(value=threshold))
 
 
 def fast_dllm_text(*, threshold: float = 0.9, block: int = 32, end: tuple[int, ...] = ()) -> Sampler:
@@ -136,6 +151,57 @@ def llada_instruct(
     """
     guidance = ClassifierFree(scale=scale, drop=drop, null_id=null_id)
     return replace(llada_text(block=block, end=end), guidance=guidance)
+
+
+def dream_text(*, length: int, never: tuple[int, ...] = (), size: int = 0, end: tuple[int, ...] = ()) -> Sampler:
+    """Dream-7B Instruct as its authors run it: as many steps as tokens, least entropy first, temperature 0.2, top-p 0.95, and the top-k 50
+    that its code takes from the library's defaults (spec 4.1). ``never``: ids that no text has · ``size``: of the tokenizer.
+    """
+    return Sampler(
+        schedule=ReverseTime(steps=length),
+        token_sampler=Without(
+            ids=never, size=size, token_sampler=Truncated(temperature=0.2, top_p=0.95, top_k=50, score=Entropy())
+        ),
+        selection=Confident(),
+        stopping=_stop(end),
+    )
+
+
+def maskgit_plus(base: Sampler, *, noise: float = 0.0) -> Sampler:
+    """Dream's order "maskgit_plus": the most probable candidates first. ``noise``: Dream's alg_temp, 0 for none."""
+    return _ordered(base, Probability(), noise)
+
+
+def topk_margin(base: Sampler, *, noise: float = 0.0) -> Sampler:
+    """Dream's order "topk_margin": the largest distance between the best two candidates first. ``noise``: its alg_temp."""
+    return _ordered(base, Margin(), noise)
+
+
+def entropy(base: Sampler, *, noise: float = 0.0) -> Sampler:
+    """Dream's order "entropy": the least uncertain first. ``noise``: its alg_temp."""
+    return _ordered(base, Entropy(), noise)
+
+
+def origin(base: Sampler, *, steps: int = 512, eps: float = 1e-3) -> Sampler:
+    """Dream's order "origin": every masked token on its own, with the probability that time gives it. A step may unmask none."""
+    return replace(base, schedule=Fixed(each=2**31), selection=Independent(steps=steps, eps=eps))
+
+
+def _ordered(base: Sampler, score: Score, noise: float) -> Sampler:
+    return replace(base, token_sampler=_scored(base.token_sampler, score), selection=Confident(noise=noise))
+
+
+def _scored(part: Any, score: Score) -> Any:
+    """A token sampler with another score. ValueError where it has none."""
+    if not _has_score(part):
+        raise ValueError(f"the token sampler of this task, {type(part).__name__}, has no score to order tokens by")
+    if hasattr(part, "token_sampler"):
+        return replace(part, token_sampler=_scored(part.token_sampler, score))
+    return replace(part, score=score)
+
+
+def _has_score(part: Any) -> bool:
+    return _has_score(part.token_sampler) if hasattr(part, "token_sampler") else hasattr(part, "score")
 
 
 def _stratified(grid: tuple[int, int]) -> tuple[int, ...]:

@@ -37,6 +37,14 @@ class LogProbability:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probability:
+    """p of the candidate (Dream's "maskgit_plus")."""
+
+    def __call__(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+        return logits_NV.softmax(1).gather(1, ids_N[:, None])[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entropy:
     """Minus the entropy of the prediction (Dream's "entropy", spec 4.1 "negative entropy"); in nats, at most 0."""
 
@@ -100,6 +108,62 @@ class GumbelText:
     def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
         pick = _gumbel_max(batch, progress, self.temperature, torch.float64, self.top_p)
         return _propose(batch, prediction, progress, pick, self.score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncated:
+    """A sample of softmax(logits / temperature) restricted to its nucleus ``top_p`` (1: off) and then to its ``top_k`` most probable ids
+    (0: off), as Dream draws (arXiv 2508.15487). Temperature 0 takes the most probable id.
+
+    The score, too, is that of the restricted distribution; ``original``: that of the whole prediction at temperature 1 (Dimple).
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    score: Score = Probability()
+    original: bool = False
+
+    def __post_init__(self) -> None:
+        _check_mass("top_p", self.top_p)
+        if self.top_k < 0 or self.temperature < 0:
+            raise ValueError(f"top_k {self.top_k} and temperature {self.temperature} must be at least 0")
+
+    def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
+        pick = _gumbel_max(batch, progress, 1.0 if self.temperature else 0.0, torch.float32, 1.0)
+        kept = {k: self._kept(s.logits.float()) for k, s in prediction.scored.items() if s.logits is not None}
+        whole = prediction if self.original else None
+        return _propose(batch, prediction.with_logits(kept), progress, pick, self.score, whole)
+
+    def _kept(self, logits_NV: Tensor) -> Tensor:
+        logits_NV = nucleus(logits_NV / self.temperature if self.temperature else logits_NV, self.top_p)
+        if not 0 < self.top_k < logits_NV.shape[1]:
+            return logits_NV
+        least_N1 = logits_NV.topk(self.top_k, dim=1).values[:, -1:]
+        return logits_NV.masked_fill(logits_NV < least_N1, -torch.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Without:
+    """A token sampler that never takes these text ids, such as MASK and placeholders of pictures, and none from ``size`` on (0: no bound).
+    Their probability goes to the others.
+    """
+
+    ids: tuple[int, ...]
+    token_sampler: TokenSampler
+    size: int = 0
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        return wished(self.token_sampler, batch, block, counts)
+
+    def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
+        if Kind.TEXT in prediction.scored:
+            logits_NV = prediction.logits(Kind.TEXT).clone()
+            logits_NV[:, list(self.ids)] = -torch.inf
+            if self.size:
+                logits_NV[:, self.size :] = -torch.inf
+            prediction = prediction.with_logits({Kind.TEXT: logits_NV})
+        return self.token_sampler(batch, prediction, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +271,18 @@ def _of_each_row(at_N: Tensor, rows: int, progress: Progress) -> Sequence[int]:
     return told or torch.bincount(progress.row(at_N), minlength=rows).tolist()
 
 
-def _propose(batch: Batch, prediction: Prediction, progress: Progress, pick: Pick, score: Score) -> Proposal:
-    """Ids and scores put where they belong. Kinds in rising order, so a row's generator serves text before codes."""
+def _propose(
+    batch: Batch, prediction: Prediction, progress: Progress, pick: Pick, score: Score, whole: Prediction | None = None
+) -> Proposal:
+    """Ids and scores put where they belong. Kinds in rising order, so a row's generator serves text before codes. ``whole``: what is
+    scored, where that is not what ids are picked from.
+    """
     ids, scores = batch.ids.flatten(), torch.full((batch.ids.numel(),), -torch.inf, device=batch.device)
-    for _, scored in sorted(prediction.scored.items()):
+    for kind, scored in sorted(prediction.scored.items()):
         if scored.logits is not None and scored.at.numel():
             logits_NV = scored.logits.float()
             ids_N = pick(logits_NV, scored.at)
+            judged_NV = logits_NV if whole is None else whole.logits(kind).float()
             ids = ids.scatter(0, scored.at, ids_N)
-            scores.scatter_(0, scored.at, score(logits_NV, ids_N))
+            scores.scatter_(0, scored.at, score(judged_NV, ids_N))
     return Proposal(ids=ids.view_as(batch.ids), score=scores.view_as(batch.ids))

@@ -34,7 +34,7 @@ def model_card(service: Service, created: int) -> Event:
     """
     model, tasks, side = service.model, ["chat", "infill-text"], 0
     if isinstance(model, Model):
-        seeing = ["edit", "ask", "ground"] if model.parts.net.config.vision else []
+        seeing = ["edit", "ask", "ground"] if model.parts.net.vision is not None else []
         tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
         if model.parts.net.config.first_code:  # reads pictures without a vision tower; not every family edits
             tasks = [t for t in ("generate", "edit", "ask", "infill", "chat") if t in _samplers(model)]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from unmask.grammars.answer_format import AnswerFormat, of_response_format
 from unmask.pipeline.model import Model
-from unmask.pipeline.text_model import LENGTH, TextModel
+from unmask.pipeline.text_model import TextModel
 from unmask.sampling.guidance import NoGuidance
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed
@@ -93,14 +93,14 @@ def extent(model: Model | TextModel, body: Chat) -> Extent | None:
 
 
 def _usual(model: Model | TextModel) -> int:
-    return model.presets.answer if isinstance(model, Model) else LENGTH
+    return model.presets.answer if isinstance(model, Model) else model.parts.family.length
 
 
 def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
     if body.pictures or body.draw or "image" in (body.modalities or ()):
         raise ValueError("messages: this is a text model, which takes and generates no images; send text only")
     *before, last = _messages(body.messages, PictureReader())
-    form, _ = _form(body, model.parts.text, RELEASED, LENGTH)
+    form, _ = _form(body, model.parts.text, RELEASED, model.parts.family.length)
     return model.ask(
         last.text,
         messages=before,

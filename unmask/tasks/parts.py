@@ -32,6 +32,7 @@ from unmask.tokens.sources import Picture
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
+from unmask.tokens.whole_blocks import WholeBlocks
 
 PAPER = (250, 250, 250)  # padding colour of a picture that is not square
 Frame = Callable[[Image.Image, int], Image.Image]  # (picture, side) -> picture whose sides the image tokenizer takes
@@ -57,7 +58,7 @@ class Parts:
     fold: int
     quirks: ReleasedQuirks = NO_QUIRKS
     paper: tuple[int, int, int] = PAPER
-    views: AnyRes | None = None
+    views: AnyRes | WholeBlocks | None = None
     rows: Rows = ChatRows()
     frame: Frame | None = None
     look_frame: Frame | None = None
@@ -137,7 +138,7 @@ class Parts:
         if self.net.config.first_code:
             frame = self.look_frame or self.frame
             return to_pixels(frame(image, self.side)) if frame else self.preprocess(image)[0]
-        if self.net.config.vision is None:
+        if self.net.vision is None:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )

@@ -47,7 +47,7 @@ class Option:
 
 
 OPTIONS = {
-    "steps": Option(flag="--steps", paths=("schedule.steps",), lowest=1),
+    "steps": Option(flag="--steps", paths=("schedule.steps", "selection.steps"), lowest=1),
     "guidance_scale": Option(flag="--guidance", paths=("guidance.scale",), lowest=-math.inf),
     "temperature": Option(
         flag="--temperature",

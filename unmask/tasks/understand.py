@@ -53,14 +53,14 @@ class FillText:
             raise ValueError(f"no {GAP} in {self.target!r}; write one for every missing word")
         b = looking(tokens.builder(), None)
         segment = b.first_segment
-        b.say("question", tokens.wording.complete, tokens.text[EOT], segment=segment)
+        b.say("question", tokens.wording.complete, *b.end_of_turn(), segment=segment)
         b.say("question", *b.header("assistant"), segment=segment)
         for piece in re.split(f"({re.escape(GAP)})", self.target):
             if piece == GAP:
                 b.write("answer", 1, segment=segment)
             elif piece.strip():
                 b.say("answer", piece.strip(), segment=segment)
-        return b.say("end", tokens.text[EOT], segment=segment).build(self.target)
+        return b.say("end", *b.end_of_turn(), segment=segment).build(self.target)
 
     def read(self, sequence: Sequence, tokens: Parts) -> str:
         return answered(sequence, tokens.text)

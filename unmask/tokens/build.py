@@ -55,7 +55,7 @@ class Builder:
             same = list(run)
             ids += self.text.encode("".join(map(str, same))) if plain else [int(i) for i in same]
         after_look = bool(self.spans) and self.spans[-1].kind == Kind.FEATURE
-        if self.quirks.dropped_token and after_look and self.ids[0] == self.text[BOS]:
+        if self.quirks.dropped_token and after_look and self.ids[0] == self.text.control.get(BOS):
             ids = ids[1:]
         return self._span(name, Kind.TEXT, ids, False, segment=segment)
 
@@ -80,7 +80,7 @@ class Builder:
             picture = ImageViews(views=picture[None], rows=torch.arange(self.look_tokens))
         first = sum(len(look.views) for look in self.looks)
         self.looks.append(picture)
-        return self._span(name, Kind.FEATURE, [0] * len(picture), False, image=first)
+        return self._span(name, Kind.FEATURE, [0] * len(picture), False, image=first, grid=picture.grid)
 
     def codes(
         self, name: str, codes: Tensor | tuple[int, int], *, fold: int, writable: bool, segment: int = 0
@@ -93,12 +93,22 @@ class Builder:
 
     def header(self, role: str) -> tuple[str | int, ...]:
         text = self.text
-        return (text[HEADER], role, text[END_HEADER], *((self.wording.newlines,) if self.wording.newlines else ()))
+        ended = (text[END_HEADER],) if END_HEADER in text.control else ()  # ChatML has none
+        return (text[HEADER], role, *ended, *((self.wording.newlines,) if self.wording.newlines else ()))
+
+    @property
+    def around_image(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids before and after an image."""
+        names = self.wording.around_image
+        return ((self.text[names[0]],), (self.text[names[1]],)) if names else ((), ())
+
+    def end_of_turn(self) -> tuple[str | int, ...]:
+        return (self.text[EOT], *((self.wording.after_turn,) if self.wording.after_turn else ()))
 
     def opening(self) -> tuple[str | int, ...]:
         """Start of text, system message if the wording has one, user header."""
-        system = (*self.header("system"), self.wording.system, self.text[EOT]) if self.wording.system else ()
-        return (self.text[BOS], *system, *self.header("user"))
+        system = (*self.header("system"), self.wording.system, *self.end_of_turn()) if self.wording.system else ()
+        return (*((self.text[BOS],) if self.wording.starts else ()), *system, *self.header("user"))
 
     @property
     def first_segment(self) -> int:
@@ -115,7 +125,9 @@ class Builder:
             spans=tuple(self.spans),
             pixels=torch.cat([look.views for look in self.looks]) if self.looks else None,
             feature=feature if self.looks else None,
-            feature_rows=sum(len(look.views) for look in self.looks) * self.look_tokens,
+            feature_rows=sum(
+                len(look.views) * self.look_tokens if look.grid is None else len(look) for look in self.looks
+            ),
             request=request,
         )
 
@@ -246,8 +258,11 @@ def editing(
 
 def looking(b: Builder, picture: Tensor | ImageViews | None, *more: Tensor | ImageViews) -> Builder:
     """The context shared by questions and phrases about the same images; each of them has its own segment."""
-    b.say("prompt", *b.opening())
-    for shown in () if picture is None else (picture, *more):
+    before, after = b.around_image
+    b.say("prompt", *b.opening(), *(before if picture is not None else ()))
+    for number, shown in enumerate(() if picture is None else (picture, *more)):
+        if number and (after or before):
+            b.say("prompt", *after, *before)
         b.look("look", shown)
     return b
 
@@ -255,7 +270,8 @@ def looking(b: Builder, picture: Tensor | ImageViews | None, *more: Tensor | Ima
 def asking(b: Builder, question: str, answer: list[int] | int, *, segment: int = 1, name: str = "answer") -> Builder:
     """A question and its answer (ids or number of tokens). Spans: "question" and ``name``."""
     words = b.wording.after_image + b.wording.ask.format(question=question.rstrip())
-    b.say("question", words, b.text[EOT], *b.header("assistant"), segment=segment)
+    after = b.around_image[1] if b.looks else ()
+    b.say("question", *after, words, *b.end_of_turn(), *b.header("assistant"), segment=segment)
     return b.reply(name, answer, segment=segment)
 
 

@@ -36,6 +36,8 @@ class Wording:
     ``reading``: how typed text is read; None: as it was typed.
     ``locate`` requests a box for ``{phrase}`` in a turn of its own; without it, a phrase in its tags directly precedes its box.
     ``locate_all`` requests boxes of several phrases in one turn, which begins with ``located``; its objects are formatted as in a layout.
+    ``after_turn`` follows every end of turn; ``starts``: whether a conversation begins with the start-of-text token; ``around_image``:
+    control tokens before and after an image.
     """
 
     system: str
@@ -67,6 +69,9 @@ class Wording:
     field_by_field: bool = False
     numbers: tuple[str, ...] = ()
     reading: Reading | None = None
+    after_turn: str = ""
+    starts: bool = True
+    around_image: tuple[str, str] | None = None
 
     def read(self, text: str) -> str:
         """A text that a user typed, as the model reads it."""

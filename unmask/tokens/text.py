@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -38,27 +38,31 @@ CONTROL: tuple[str, ...] = (
 TEXT_CONTROL: tuple[str, ...] = (BOS, EOS, EOT, MASK, HEADER, END_HEADER)  # the control tokens of a text model (LLaDA)
 
 
+_AS_NAMED: Mapping[str, str] = {}
 END_ANSWER = "</answer>"  # ends an answer of Lumina-DiMOO, whose tokenizer has no end of turn
 
 
 class Text:
     """A tokenizer with its control tokens: ``size`` ids, ``text[name]`` is a control id, ``text.first_location`` the id of <LOC_0>.
 
-    ``control``: required control tokens. The tokenizer of a text model has no coordinates; ``first_location`` is then -1.
+    ``control``: required control tokens. The tokenizer of a text model has no coordinates; ``first_location`` is then -1. ``spelled``: our
+    name of a control token -> that of another model family, for example EOT -> ``<|im_end|>``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, control: tuple[str, ...] = CONTROL) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, control: tuple[str, ...] = CONTROL, spelled: Mapping[str, str] = _AS_NAMED
+    ) -> None:
+        self.tokenizer, self.spelled = tokenizer, dict(spelled)
         tokenizer.encode_special_tokens = True  # user text never becomes a control token
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        missing = [name for name in control if name not in vocabulary]
+        missing = [own for name in control if (own := spelled.get(name, name)) not in vocabulary]
         if missing:
             raise TokenizerError(f"the tokenizer lacks {len(missing)} control tokens, for example {missing[0]}")
-        self.control = {name: vocabulary[name] for name in control}
+        self.control = {name: vocabulary[spelled.get(name, name)] for name in control}
         self.first_location = self.control.get(location(0), -1)
         if self.first_location >= 0 and self.control[location(BINS)] != self.first_location + BINS:
             raise TokenizerError("the coordinate tokens must have consecutive ids")
-        self._names = {i: name for name, i in self.control.items()}
+        self._names = {i: spelled.get(name, name) for name, i in self.control.items()}
 
     @classmethod
     def load(cls, path: Path, control: tuple[str, ...] = CONTROL) -> Text:
@@ -88,7 +92,7 @@ class Text:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled as its file; worker processes get a copy."""
-        return _from_file, (self.tokenizer.to_str(), tuple(self.control))
+        return _from_file, (self.tokenizer.to_str(), tuple(self.control), self.spelled)
 
     def save(self, path: Path) -> None:
         self.tokenizer.save(str(path))
@@ -180,5 +184,5 @@ def _byte_of() -> dict[str, int]:
     return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
 
 
-def _from_file(content: str, control: tuple[str, ...]) -> Text:
-    return Text(Tokenizer.from_str(content), control)
+def _from_file(content: str, control: tuple[str, ...], spelled: Mapping[str, str]) -> Text:
+    return Text(Tokenizer.from_str(content), control, spelled)

@@ -24,10 +24,14 @@ PINPOINTS = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViews:
-    """An image for the semantic encoder: ``views [V, 3, S, S]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads."""
+    """An image for the semantic encoder: ``views [V, 3, H, W]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads.
+
+    ``grid``: (rows, columns) of the tokens, where their positions have a row and a column.
+    """
 
     views: Tensor
     rows: Tensor
+    grid: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -37,12 +41,14 @@ class ImageViews:
 class AnyRes:
     """One view of the whole image and tiles of ``size`` pixels, in the pinpoint (grid of tiles) that keeps most of the image.
 
-    ``pooled``: features along one side of a view. ValueError if a pinpoint is not a grid of tiles.
+    ``pooled``: features along one side of a view · ``squashed``: the view of a single whole image is resized without keeping its aspect
+    ratio (LaViDa), not padded. ValueError if a pinpoint is not a grid of tiles.
     """
 
     size: int = 384
     pooled: int = 13
     pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
+    squashed: bool = False
 
     def __post_init__(self) -> None:
         wrong = [p for p in self.pinpoints if len(p) != 2 or min(p) < self.size or any(v % self.size for v in p)]
@@ -55,7 +61,7 @@ class AnyRes:
         canvas = _centred(image, (wide, high))
         corners = [(x, y) for y in range(0, high, self.size) for x in range(0, wide, self.size)]
         tiles = [canvas.crop((x, y, x + self.size, y + self.size)) for x, y in corners]
-        views = torch.stack([to_pixels(view) for view in (self._whole(image), *tiles)])
+        views = torch.stack([to_pixels(view) for view in (self._overview(image), *tiles)])
         joined = self._map(wide // self.size, high // self.size)
         kept = unpad(joined, image.size)
         newline = torch.full((len(kept), 1), self.pooled)
@@ -79,6 +85,11 @@ class AnyRes:
             return kept, kept - wide * high
 
         return max(self.pinpoints, key=merit)
+
+    def _overview(self, image: Image.Image) -> Image.Image:
+        if self.squashed:
+            return image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return self._whole(image)
 
     def _whole(self, image: Image.Image) -> Image.Image:
         return square(image, self.size, GREY)[0]

@@ -1,0 +1,34 @@
+"""Instances of the parts of Dream's samplers, for the contract suites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unmask.sampling import aligned, blocks, cache, reverse_time, schedule, selection, token_sampler
+
+CACHES: list[Any] = [cache.PromptCache()]
+BLOCKS: list[Any] = [blocks.FirstApart()]
+SCHEDULES: list[Any] = [
+    schedule.ReverseTime(steps=6),
+    schedule.ReverseTime(steps=40, eps=0.05),
+    schedule.Curved(steps=5),
+]
+TOKEN_SAMPLERS: list[Any] = [
+    token_sampler.GumbelText(temperature=0.5),
+    token_sampler.GumbelText(temperature=0.5, top_p=0.6),
+    token_sampler.Truncated(temperature=0.7, top_p=0.9, top_k=5, score=token_sampler.Entropy()),
+    token_sampler.Truncated(top_k=3, score=token_sampler.Probability(), original=True),
+    token_sampler.Without(ids=(9, 11), size=20, token_sampler=token_sampler.Greedy()),
+]
+SELECTIONS: list[Any] = [
+    reverse_time.OnGrid(steps=7),
+    reverse_time.OnGrid(steps=4, selection=selection.Confident(noise=0.5), unwritten=9),
+    reverse_time.OnGrid(steps=9, cut=3),
+    reverse_time.Independent(steps=5),
+    reverse_time.FirstAlone(selection=selection.Confident()),
+    reverse_time.LeftmostFirst(selection=selection.Confident()),
+    reverse_time.Postponing(steps=4, threshold=0.3),
+    aligned.Aligned(steps=6, threshold=0.2),
+    aligned.Aligned(steps=6, uniforms=reverse_time.keyed_uniforms),
+    aligned.Leftmost(),
+]

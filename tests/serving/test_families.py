@@ -1,0 +1,57 @@
+"""Dream, LaViDa and Dimple served: the openai client gets the answers that the models give without a server."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unmask
+
+from .. import tiny_dimple, tiny_dream, tiny_lavida
+from .served import client, serving
+
+torch.set_num_threads(1)
+QUESTION = "is the sky blue?"
+READERS: dict[str, Callable[[Path], Path]] = {
+    "lavida": tiny_lavida.make,
+    "lavida on dream": lambda folder: tiny_lavida.make(folder, on_dream=True),
+    "dimple": tiny_dimple.make,
+}
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 50, 3), dtype=np.uint8))
+
+
+def as_url(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def test_dream_answers(tmp_path: Path) -> None:
+    model = unmask.load(tiny_dream.make(tmp_path / "dream"))
+    said: Any = [{"role": "user", "content": QUESTION}]
+    with serving(model, name="m") as server:
+        chat = client(server).chat.completions.create(model="m", messages=said, max_tokens=9, seed=3)
+        text = client(server).completions.create(model="m", prompt=QUESTION, max_tokens=9, seed=3)
+    assert chat.choices[0].message.content == model.ask(QUESTION, max_tokens=9, seed=3).text
+    assert text.choices[0].text.strip() == model.complete(QUESTION, max_tokens=9, seed=3).text
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_model_that_reads_pictures_answers(name: str, tmp_path: Path) -> None:
+    model = unmask.load(READERS[name](tmp_path / "model"))
+    content = [{"type": "image_url", "image_url": {"url": as_url(picture())}}, {"type": "text", "text": QUESTION}]
+    said: Any = [{"role": "user", "content": content}]
+    with serving(model, name="m") as server:
+        chat = client(server).chat.completions.create(model="m", messages=said, max_tokens=9, seed=3)
+    assert chat.choices[0].message.content == model.ask(picture(), QUESTION, max_tokens=9, seed=3).text
