@@ -1,14 +1,13 @@
 """Tiny instances of every part, and the walk that finds the parts: what all contract suites share.
 
-A part is a public frozen dataclass in ``unmask.sampling``, ``unmask.corruption``, ``unmask.objectives`` or ``unmask.methods``. A part
-without an instance fails ``test_parts.py``; the instances of a method stand on its card (``CARD.parts``, by role).
+A part is a public frozen dataclass in ``unmask.{sampling,corruption,objectives,methods}``. A part without an instance fails
+``test_parts.py``; the instances of a method stand on its card (``CARD.parts``, by role).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import importlib.util
 import inspect
 import pkgutil

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.checkpoints.checksums import write_sums
-from unmask.checkpoints.store import save_module
+from unmask.checkpoints.store import save_module, save_tensors
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.collapsing import Collapsing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
@@ -267,10 +267,14 @@ def _sequels(rows: Rows, unified: Collapsing | None) -> tuple[Part, ...]:
 
 
 def write_model(folder: Path, net: Elastic, vq: VQ, text: Text, level: str) -> None:
-    """A model folder for ``level``: network in bfloat16, image tokenizer in float32 (rounding would change its codes)."""
+    """A model folder for ``level``: network in bfloat16, image tokenizer in float16.
+
+    Its layer before the codes stays in float32: rounded like the others, it changed 17 % of the codes of ``mini``, else .07 %.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_module(net, folder, name="model", dtype=torch.bfloat16)
-    save_module(vq, folder, name="vq")
+    rounded = {name: w if name.startswith("quant_conv") else w.half() for name, w in vq.state_dict().items()}
+    save_tensors(rounded, folder, name="vq")
     text.save(folder / "tokenizer.json")
     (folder / FILE).write_text(vocabulary(level, "mini").text(), encoding="utf-8")
     write_config(folder, net.config, vq.config, wording="compact", side=128, fold=2)
