@@ -61,7 +61,7 @@ WRONG = [
     ("ask", (), {}, "ask needs image and question"),
     ("ask", ("what is it?", PICTURE), {}, "the picture comes first; call ask(image, question)"),
     ("ask", ("what is it?", "dog.png"), {}, "the picture comes first; call ask(image, question)"),
-    ("ask", (None, "what is it?"), {}, "image must be"),
+    ("ask", (None, "what is it?"), {}, "the picture is missing"),
     ("ask", (5, "what is it?"), {}, "image must be"),
     ("ask", ([PICTURE], "what is it?"), {}, "image must be"),
     ("ask", (PICTURE, None), {}, "question must be a text"),

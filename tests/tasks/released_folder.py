@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from unmask.checkpoints.lavida_o import names
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, VisionConfig
+from unmask.pipeline.loading import vision_fields
 from unmask.tokens.text import CONTROL, MASK
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "lavida_o_tiny"
@@ -46,7 +47,7 @@ def make_folder(place: Path, rename: Callable[[str], str] = str, dtype: torch.dt
     shutil.copytree(FIXTURE, place)
     size = write_tokenizer(place)
     mask = Tokenizer.from_file(str(place / "tokenizer.json")).token_to_id(MASK)
-    own = {"side": 128, "vision": asdict(VISION)}
+    own = {"side": 128, "vision": vision_fields(VISION)}
     configure(place, vocab_size=size, embedding_size=size, mask_token_id=mask, mm_vision_tower="siglip", unmask=own)
     tensors = load_file(place / "model.safetensors")
     g = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import unmask
 from unmask.checkpoints.store import CheckpointError
 from unmask.cli.main import main
 from unmask.models.sizes import ElasticConfig
+from unmask.pipeline.loading import vision_fields
 from unmask.pipeline.model import describe
 from unmask.tasks.parts import to_image
 from unmask.tasks.understand import Ask
@@ -135,7 +136,7 @@ def test_a_tokenizer_in_another_order(spoilt: Path) -> None:
         ({"image_grid_pinpoints": [[28, 30]]}, "multiples of the view's 28 pixels"),
         ({"image_grid_pinpoints": "anyres_max_9"}, "image_grid_pinpoints"),
         ({"unmask": {"side": 128, "vision": {"legs": 4}}}, "lacks unmask.vision.image"),
-        ({"unmask": {"side": 100, "vision": asdict(VISION)}}, "not a multiple of 32 pixels"),
+        ({"unmask": {"side": 100, "vision": vision_fields(VISION)}}, "not a multiple of 32 pixels"),
         ({"unmask": {"side": "wide"}}, "unmask.side is 'wide', wanted a whole number"),
         ({"unmask": {"wording": "old"}}, "unmask.wording is 'old', wanted 'compact' or 'released'"),
         ({"unmask": 128}, "unmask is 128, wanted an object"),
@@ -163,7 +164,7 @@ def test_a_model_without_eyes_draws_and_says_that_it_cannot_look(
 
 
 def test_a_model_of_ours_in_this_layout_keeps_its_manners(spoilt: Path, picture: Image.Image) -> None:
-    own = asdict(replace(VISION, image=128, patch=16, layers=1))
+    own = vision_fields(replace(VISION, image=128, patch=16, layers=1))
     configure(spoilt, unmask={"side": 128, "vision": own, "wording": "compact"})
     tensors = {k: v for k, v in load_file(spoilt / "model.safetensors").items() if "encoder.layers.1" not in k}
     tensors[f"model.{LEVEL}embeddings.patch_embedding.weight"] = torch.zeros(16, 3, 16, 16)

@@ -7,6 +7,7 @@ image codes in the embedding, or by an image tokenizer beside the network.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ RUNS = (
 )
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _SHOWN = 80  # characters of a name in an error
+_SHARD = re.compile(r"(model|vq)-\d+-of-\d+", re.ASCII)
 _IMAGE_TOKENIZER = "vqvae"  # folder beside the network
 
 # Part of a class or model_type, in lower case and without "_", "-" and "." -> name. The first that fits counts.
@@ -198,6 +200,6 @@ def _json(path: Path) -> Json:
 def not_part_of_model(folder: Path, names: set[str]) -> Iterator[str]:
     """The names among files of weights (without their endings) that do not belong to the model: measurements, adapters and others."""
     own = names & {"model", "vq"}
-    for name in sorted(names - own):
+    for name in sorted(name for name in names - own if not _SHARD.fullmatch(name)):
         if name in ("expected", "adapter_model") or (own and (folder / "config.json").exists()):
             yield name

@@ -78,6 +78,8 @@ _OTHER_TRUNKS = (
     "head_width",
     "qkv_bias",
     "shifted",
+    "tower",
+    "rope_sections",
     "first_code",
 )  # left out of our config.json where they are not set
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model

@@ -100,15 +100,15 @@ class Fast:
 
 
 EXACT = Fast()
-# Every part at its usual value, from which fast mode takes those that lost least on validation (bench/pareto.py).
+# Every part at its usual value. Fast mode takes those that lost at most one point on validation (bench/pareto.py, docs/fast.md).
 EVERY = Fast(
-    draw=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5, shift=3.0),
-    edit=FastPictures(interval=(0.0, 0.5), refresh=2, steps=0.5, shift=3.0),
+    draw=FastPictures(interval=(0.0, 0.5), refresh=4, steps=0.5, shift=3.0),
+    edit=FastPictures(interval=(0.0, 0.5), refresh=4, steps=0.5, shift=3.0),
     text=FastText(threshold=0.9, cache=4),
 )
 FAST = Fast(
-    draw=replace(EVERY.draw, interval=None, refresh=None),
-    edit=replace(EVERY.edit, interval=None, refresh=None),
+    draw=FastPictures(refresh=EVERY.draw.refresh),
+    edit=FastPictures(refresh=EVERY.edit.refresh),
     text=EVERY.text,
 )
 
