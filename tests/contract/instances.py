@@ -287,9 +287,9 @@ SAMPLERS = (
 
 
 def name_of(value: object) -> str:
-    """A test id: the value as written, names of sets in order, so that every process collects the same tests."""
+    """A test id: the value as written, without addresses and with sets in order, so that every process collects the same tests."""
     found = re.sub(r"frozenset\(\{(.*?)\}\)", lambda m: "{" + ", ".join(sorted(m[1].split(", "))) + "}", repr(value))
-    return found.replace("Sampler", "")[:150]
+    return re.sub(r" at 0x[0-9a-f]+", "", found).replace("Sampler", "")[:150]
 
 
 def parts_found() -> set[type]:

@@ -14,7 +14,8 @@ from torch import Tensor
 import unmask
 from unmask.methods.remdm import remdm
 from unmask.pipeline.model import Model
-from unmask.pipeline.text_model import LENGTH, Reply, TextModel
+from unmask.pipeline.text_family import LENGTH
+from unmask.pipeline.text_model import Reply, TextModel
 from unmask.sequence import Batch, Kind
 from unmask.serving.engine import Engine
 from unmask.serving.jobs import Job
