@@ -11,9 +11,10 @@ from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
 from unmask.pipeline.model import Model
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
+from unmask.sampling.presets import llada_text, origin
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Cosine, Fixed
-from unmask.sampling.selection import Confident
+from unmask.sampling.selection import Confident, Independent
 from unmask.sampling.temperature import Linear
 from unmask.sampling.token_sampler import Categorical, Greedy, OnlyIds
 from unmask.tasks.conversing import Message
@@ -104,3 +105,9 @@ def test_an_option_and_a_setting_of_one_field_are_refused(name: str) -> None:
 def test_what_does_not_apply_is_refused(sampler: Sampler, option: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with_options(sampler, (), **option)
+
+
+def test_a_setting_of_steps_reaches_a_sampler_that_has_them_elsewhere() -> None:
+    made = with_options(origin(llada_text(block=8)), ["schedule.steps=3"])
+    assert made.selection == Independent(steps=3, eps=1e-3)
+    assert with_options(origin(llada_text(block=8)), steps=3) == made

@@ -28,7 +28,8 @@ _ABSENT: Json = {"enum": [*ABSENT, None]}  # in a form; null is sent as one of t
 # What a form may say for true and false, as pydantic reads it.
 _TRUE, _FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
 _FILES = "image/png, image/jpeg, image/webp"
-_SHARE = "(1|0[.][0-9]{0,5}[1-9])"  # above 0, at most 1
+_BELOW_ONE = "0[.][0-9]{0,5}[1-9]"  # and above 0
+_SHARE = f"(1|{_BELOW_ONE})"  # above 0, at most 1
 _OF_TEXT_MODELS, _OF_IMAGE_MODELS = ("/v1/completions",), ("/v1/images/generations", "/v1/images/edits", "/v1/ground")
 _BODIES: dict[type[Fields], str] = {
     Draw: "generate",
@@ -116,7 +117,8 @@ _KIND = {bool: "boolean", int: "integer", float: "number"}
 
 def _settings(kinds: dict[str, str]) -> Json:
     """A list of settings with numbers as values; an empty list where there are none."""
-    numbers = {name: _SHARE if name.endswith("top_p") else _NUMBERS[kind] for name, kind in kinds.items()}
+    ranges = {"top_p": _SHARE, "eps": _BELOW_ONE}
+    numbers = {name: ranges.get(name.rpartition(".")[2], _NUMBERS[kind]) for name, kind in kinds.items()}
     choices = [rf"{name.replace('.', '[.]')}={number}" for name, number in numbers.items()]
     items: Json = {"type": "string", "pattern": f"^({'|'.join(choices)})$"}
     return {"type": "array", "items": items} if choices else {"type": "array", "maxItems": 0}

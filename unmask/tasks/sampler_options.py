@@ -82,7 +82,7 @@ def with_options(
     for name, value in given.items():
         if value is not None:
             sampler = _with(sampler, name, value, settings)
-    return override(sampler, settings)
+    return override(sampler, [_where_it_is(sampler, setting) for setting in settings])
 
 
 def _with(sampler: Sampler, name: str, value: float, settings: Sequence[str]) -> Sampler:
@@ -106,6 +106,16 @@ def _not_there(sampler: Sampler, option: Option) -> str:
     return (
         f"{option.flag} does not apply: the {part} of this task is {type(value).__name__}, which has no {field}; {hint}"
     )
+
+
+def _where_it_is(sampler: Sampler, setting: str) -> str:
+    """``schedule.steps=8`` as ``selection.steps=8`` where the sampler has its steps there; other settings as they are."""
+    path, equals, value = setting.partition("=")
+    for option in OPTIONS.values():
+        first, *others = option.paths
+        if path.strip() == first and not _has(sampler, first.split(".")):
+            return next((f"{p}{equals}{value}" for p in others if _has(sampler, p.split("."))), setting)
+    return setting
 
 
 def _has(value: object, path: Sequence[str]) -> bool:
