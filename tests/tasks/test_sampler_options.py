@@ -12,9 +12,10 @@ from unmask.data.world.scenes import sample
 from unmask.pipeline.model import Model
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.presets import llada_text, origin
+from unmask.sampling.reverse_time import Independent
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Cosine, Fixed
-from unmask.sampling.selection import Confident, Independent
+from unmask.sampling.selection import Confident
 from unmask.sampling.temperature import Linear
 from unmask.sampling.token_sampler import Categorical, Greedy, OnlyIds
 from unmask.tasks.conversing import Message
