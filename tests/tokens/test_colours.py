@@ -181,3 +181,28 @@ def test_deep_grey_is_converted_in_blocks_as_in_one_piece(monkeypatch: pytest.Mo
     monkeypatch.setattr(colours, "_BLOCK", 10)
     for image, one_piece in zip(images, whole, strict=True):
         assert np.array_equal(np.asarray(read_image(image)), one_piece)
+
+
+def _bands() -> dict[str, Image.Image]:
+    """Pictures of every kind of conversion, with a profile where one applies."""
+    layer = PHOTO.convert("RGBA")
+    layer.putalpha(GREY)
+    palette, keyed = PHOTO.quantize(64), PHOTO.quantize(64)
+    keyed.info["transparency"] = 3
+    made = {mode: PHOTO.convert(mode) for mode in ("RGB", "1", "CMYK", "LAB", "YCbCr")}
+    made |= {"RGBA": layer, "LA": layer.convert("LA"), "P": palette, "P with a key": keyed, "L": GREY}
+    made["I;16"] = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 251)
+    made["F"] = Image.fromarray(np.asarray(GREY).astype(np.float32) / 300)
+    for profile, names in ((profiles.rgb(*SPACES["Adobe RGB"]), ("RGB", "RGBA", "P")),):
+        for name in names:
+            made[f"{name} with a profile"] = made[name].copy()
+            made[f"{name} with a profile"].info["icc_profile"] = profile
+    return made
+
+
+@pytest.mark.parametrize("name", _bands())
+def test_bands_of_a_picture_are_the_whole_picture(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pictures are converted in bands: equal in every bit, from the first row to a last band that is not full."""
+    whole = colours.to_srgb(_bands()[name], name)
+    monkeypatch.setattr(colours, "_BAND", 5 * 64)
+    assert colours.to_srgb(_bands()[name], name).tobytes() == whole.tobytes() and whole.mode == "RGB"

@@ -7,6 +7,7 @@ in its many editions, so that such a picture keeps its pixels to the last bit.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -19,57 +20,71 @@ _BLOCK = 2**20  # values that are converted at a time
 _BAND = 4 * 2**20  # pixels
 _GREY = ("1", "L", "LA", "La")
 
+Convert = Callable[[Image.Image], Image.Image]
+
 
 def to_srgb(image: Image.Image, name: str) -> Image.Image:
     """Any mode -> RGB in sRGB, 8 bits, transparency on white. ImageError for a mode that Pillow cannot convert."""
     profile = image.info.get("icc_profile")
     try:
-        if (image.mode == "F" or image.mode.startswith("I")) and not _deep(image.mode, profile):
-            image = Image.fromarray(_eight_bits(image))
-        # In bands, so that no step but the result takes memory for the whole picture: every operation is one on single pixels.
-        rows = max(1, _BAND // image.width)
-        if rows >= image.height:
-            converted = _rgb(image, profile)
+        deep = _transform(profile, "GRAY", "I;16", "RGB") if image.mode == "I;16" else None
+        if deep:  # at 16 bits: a linear profile has few of its 256 levels in the shadows
+            convert: Convert = deep.apply
         else:
-            converted = Image.new("RGB", image.size)
-            for top in range(0, image.height, rows):
-                band = image.crop((0, top, image.width, min(top + rows, image.height)))
-                converted.paste(_rgb(band, profile), (0, top))
+            if image.mode == "F" or image.mode.startswith("I"):
+                image = Image.fromarray(_eight_bits(image))
+            convert = _on_white(image, profile) if image.has_transparency_data else _to(image.mode, "RGB", profile)
+        converted = _in_bands(image, convert)
     except (ValueError, OSError) as error:
         raise ImageError(f"{name} has the unsupported colour mode {image.mode!r}; save it as RGB") from error
     converted.info.pop("icc_profile", None)  # no longer true of these pixels, and a second reading would apply it again
     return converted
 
 
-def _deep(mode: str, profile: object) -> ImageCms.ImageCmsTransform | None:
-    """A grey profile's transform at 16 bits: a linear profile has few of its 256 levels in the shadows."""
-    return _transform(profile, "GRAY", "I;16", "RGB") if mode == "I;16" else None
+def _in_bands(image: Image.Image, convert: Convert) -> Image.Image:
+    """``convert`` of the whole picture, so that no step but the result takes memory for all of it: each looks at single pixels."""
+    rows = max(1, _BAND // image.width)
+    if rows >= image.height:
+        return convert(image)
+    converted = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(convert(band), (0, top))
+    return converted
 
 
-def _rgb(image: Image.Image, profile: object) -> Image.Image:
-    if deep := _deep(image.mode, profile):
-        return deep.apply(image)
-    if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, "white")
-        paper.alpha_composite(_converted(image, "RGBA", profile))
+def _on_white(image: Image.Image, profile: object) -> Convert:
+    to_rgba = _to(image.mode, "RGBA", profile)
+
+    def convert(band: Image.Image) -> Image.Image:
+        paper = Image.new("RGBA", band.size, "white")
+        paper.alpha_composite(to_rgba(band))
         return paper.convert("RGB")
-    return _converted(image, "RGB", profile)
+
+    return convert
 
 
-def _converted(image: Image.Image, mode: str, profile: object) -> Image.Image:
-    """The image in ``mode``, RGB or RGBA, and in sRGB."""
-    if image.mode == "CMYK":
-        transform = _transform(profile, "CMYK", "CMYK", "RGB")
-        return transform.apply(image) if transform else image.convert(mode)
-    plain = image.convert(mode)
-    if image.mode in _GREY and (transform := _transform(profile, "GRAY", "L", "RGB")):
-        grey = transform.apply(image.convert("L"))
-        if mode == "RGBA":
-            grey.putalpha(plain.getchannel("A"))
-        return grey
-    if image.mode != "LAB" and (transform := _transform(profile, "RGB", mode, mode)):
-        transform.apply_in_place(plain)  # alpha stays as it is
-    return plain
+def _to(given: str, wanted: str, profile: object) -> Convert:
+    """From images of mode ``given`` to those of ``wanted``, RGB or RGBA, in sRGB. The profile is read once for all bands."""
+    cmyk = _transform(profile, "CMYK", "CMYK", "RGB") if given == "CMYK" else None
+    grey = _transform(profile, "GRAY", "L", "RGB") if given in _GREY else None
+    plain = given == "CMYK" or given == "LAB" or grey is not None
+    rgb = None if plain else _transform(profile, "RGB", wanted, wanted)
+
+    def convert(band: Image.Image) -> Image.Image:
+        if cmyk:
+            return cmyk.apply(band)
+        converted = band.convert(wanted)
+        if grey:
+            shade = grey.apply(band.convert("L"))
+            if wanted == "RGBA":
+                shade.putalpha(converted.getchannel("A"))
+            return shade
+        if rgb:
+            rgb.apply_in_place(converted)  # alpha stays as it is
+        return converted
+
+    return convert
 
 
 def _transform(profile: object, space: str, given: str, wanted: str) -> ImageCms.ImageCmsTransform | None:
