@@ -20,7 +20,7 @@ from unmask.cli.main import TABLE
 
 PACKAGE = Path(unmask.cli.__file__).parents[1]
 
-# Fields that no code names. Each line says who reads them.
+# Fields that no code reads as an attribute, and what reads them instead.
 READ_OTHERWISE = {
     ("evaluation/cards.py", "ReportCard", "right"),  # the template evaluation/report.html
     ("evaluation/cards.py", "ReportCard", "note"),  # the template evaluation/report.html
@@ -106,7 +106,7 @@ def names_read(function: ast.FunctionDef) -> set[str]:
 
 
 def unread_options(command: click.Command) -> set[str]:
-    """Options that no function of the command reads; what goes on as ``**options`` must be a field of a dataclass of the commands."""
+    """Options that no function of the command reads. Options passed on as ``**options`` must be fields of a dataclass in ``unmask.cli``."""
     assert command.callback is not None
     options = {p.name for p in command.params if p.expose_value and p.name}
     functions = list(functions_of(command.callback))
@@ -118,7 +118,7 @@ def unread_options(command: click.Command) -> set[str]:
 
 
 def passed_on() -> set[str]:
-    """Fields of the dataclasses of ``unmask.cli``, which the test above holds to be read."""
+    """Fields of the dataclasses of ``unmask.cli``, which the test above requires to be read."""
     modules = [importlib.import_module(i.name) for i in pkgutil.iter_modules(unmask.cli.__path__, "unmask.cli.")]
     classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
     return {field.name for c in classes for field in dataclasses.fields(c)}

@@ -1,4 +1,4 @@
-"""Turns in words and pictures: a picture takes the place of what announces it, a plan becomes one, bad messages are refused."""
+"""Turns of text and pictures: an announced picture is drawn in its place, plans are drawn too, and bad messages are refused."""
 
 from __future__ import annotations
 

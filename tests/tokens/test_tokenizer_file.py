@@ -1,4 +1,4 @@
-"""A tokenizer.json of others: what would make ids depend on chance or cut a text is switched off; what may not end is refused."""
+"""Reading tokenizer.json: dropout, truncation and padding are switched off, and files that may run without end are refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A tokenizer.json of others, made deterministic and bounded.
+"""Read a tokenizer.json so that encoding is deterministic and bounded.
 
-Public idea: ``read_tokenizer(path) -> Tokenizer``. Dropout, truncation and padding are switched off: with them the same text would
-have other ids each time, or lose its end. What can make a short text long, or take without end, is refused.
+Public idea: ``read_tokenizer(path) -> Tokenizer``. Dropout, truncation and padding are switched off, because they change the ids of a
+text or cut it. Normalizers that make a short text long, and regular expressions that may run without end, are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from unmask.files import MIB, FileRefused, parse_json, read_bytes
 from unmask.json_types import Json
 
-MOST_BYTES = 64 * MIB  # that of a vocabulary of 256,000 has 33 MiB
+MOST_BYTES = 64 * MIB  # a vocabulary of 256,000 tokens takes 33 MiB
 MOST_GROWTH = 8  # characters that normalisation may make of one; "▁" for a space has 3 bytes
 _MOST_PATTERN = 4096  # characters of a regular expression; those of released tokenizers have 300
 _MOST_REPEATS = 4  # unbounded repetitions in one alternative: time grows with the text's length to this power
@@ -53,7 +53,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 @contextlib.contextmanager
 def _refused() -> Iterator[None]:
-    """FileRefused for what the library cannot build, or fails on: it raises bare Exception, and a panic of its Rust code is none."""
+    """FileRefused where the library fails. It raises plain Exception, and for a panic of its Rust code a BaseException."""
     try:
         yield
     except BaseException as error:

@@ -17,14 +17,14 @@ from unmask.recipe import Recipe
 from unmask.rng import generator
 from unmask.training.losses import losses
 
-_MOST_LOSSES = 100  # an objective may go on until the weights have moved far enough; here they do not move
+_MOST_LOSSES = 100  # some objectives repeat until the weights have changed enough, and here the weights stay fixed
 
 
 @contextmanager
 def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Afterwards the global random streams, the module's buffers (batch norm's statistics) and its modes are as before.
 
-    Weights are not saved: whoever changes them restores them.
+    Weights are not saved: code that changes them has to restore them.
     """
     streams = random.getstate(), np.random.get_state(), torch.get_rng_state()
     accelerator = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
