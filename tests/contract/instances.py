@@ -42,7 +42,6 @@ from unmask.sampling import (
     step_causal,
     stopping,
     temperature,
-    text_only,
     token_sampler,
 )
 from unmask.sampling.orders import stratified
@@ -86,7 +85,7 @@ TOKEN_SAMPLERS = [
     token_sampler.Categorical(temperature=temperature.ShiftTo(shift=3.0, minimum=0.1)),
     token_sampler.Categorical(temperature=0.8, top_p=0.6),
     token_sampler.OnlyIds(low=4, high=9, token_sampler=token_sampler.Categorical()),
-    text_only.TextOnly(below=20, never=(NULL,), token_sampler=token_sampler.Categorical()),
+    token_sampler.Without(ids=(NULL,), token_sampler=token_sampler.Categorical(), size=20),
     token_sampler.TopP(mass=0.5, token_sampler=token_sampler.Categorical()),
     constrain.Constrained(token_sampler=token_sampler.Categorical(temperature=0.8), grammars=(("answer", GRAMMAR),)),
 ]

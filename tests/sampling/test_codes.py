@@ -10,8 +10,7 @@ import torch
 from unmask.sampling.cooling import Cooling
 from unmask.sampling.kept import Kept, Power, cosine, linear, sigmoid
 from unmask.sampling.mmada import mmada_text
-from unmask.sampling.text_only import TextOnly
-from unmask.sampling.token_sampler import Greedy
+from unmask.sampling.token_sampler import Greedy, Without
 from unmask.sequence import Kind, Sequence, Span, collate
 from unmask.step import Prediction, Progress, Scored
 
@@ -68,7 +67,7 @@ def test_a_text_gets_no_code_and_no_mask() -> None:
     logits = torch.tensor([[0.0, 1, 2, 9, 8], [3.0, 1, 7, 9, 8]])  # id 2 is the mask, 3 and 4 are codes
     prediction = Prediction(scored={Kind.TEXT: Scored(at=torch.tensor([0, 1]), logits=logits)})
     progress = Progress(number=torch.zeros(1).long(), of=torch.ones(1).long(), length=2)
-    found = TextOnly(below=3, never=(2,), token_sampler=Greedy())(batch, prediction, progress)
+    found = Without(ids=(2,), token_sampler=Greedy(), size=3)(batch, prediction, progress)
     assert found.ids.tolist() == [[1, 0]] and Greedy()(batch, prediction, progress).ids.tolist() == [[3, 3]]
     preset = mmada_text(text_ids=3, mask_id=2, drop=frozenset({"prompt"})).token_sampler
     assert preset(batch, prediction, progress).ids.tolist() == [[1, 0]]

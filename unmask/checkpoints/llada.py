@@ -27,11 +27,12 @@ from unmask.checkpoints.lavida_o import (
     trunk,
 )
 from unmask.checkpoints.schema import fields, invalid, read_json
-from unmask.checkpoints.stream import Stored, read, tensors_of
+from unmask.checkpoints.stream import CheckpointError, Stored, read, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
 from unmask.models.unfilled import unfilled
+from unmask.tokens.text import Text, TokenizerError
 from unmask.tokens.vq import VQConfig
 
 _COMPARED = 4  # rows of the embedding and of the head
@@ -95,3 +96,23 @@ def survey_llada(folder: Path) -> Checkpoint:
         _refuse_other_head(found, names(config), path)
     stored = fit(net, found, mapping, folder)
     return Checkpoint(place=folder, config=config, vq_config=VQConfig(), mask_id=mask_id, net=stored, vq={})
+
+
+def released_text(folder: Path, raw: Json, control: tuple[str, ...], same: Mapping[str, str], hint: str) -> Text:
+    """The tokenizer of a model on LLaDA's trunk. ``same``: fields of ``raw``, its config.json, and the tokens that they have the ids of.
+
+    CheckpointError if the tokenizer is missing, lacks a token of ``control`` (the message ends in ``hint``) or has other ids.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise CheckpointError(f"no tokenizer.json in {folder}; copy the one released with the weights")
+    try:
+        text = Text.load(path, control)
+    except TokenizerError as error:
+        raise CheckpointError(f"{path}: {error}; {hint}") from error
+    for field, name in same.items():
+        if (said := raw.get(field, text[name])) != text[name]:
+            raise CheckpointError(
+                f"{name} is {text[name]} in the tokenizer and {said} ({field}) in config.json; use both files of the same model"
+            )
+    return text

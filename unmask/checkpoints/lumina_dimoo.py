@@ -13,14 +13,14 @@ from pathlib import Path
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.fitting import refuse_unfit, refuse_unfit_vq
 from unmask.checkpoints.lavida_o import fit, names, plain, read_vq_config, released_names
-from unmask.checkpoints.llada import read_config
+from unmask.checkpoints.llada import read_config, released_text
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError, tensors_of
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.unfilled import unfilled
 from unmask.tokens.lumina_dimoo import CONTROL
-from unmask.tokens.text import MASK, Text, TokenizerError
+from unmask.tokens.text import MASK, Text
 
 VQ_FOLDER = "vqvae"
 
@@ -60,15 +60,6 @@ def survey_dimoo(folder: Path) -> Checkpoint:
 
 def read_text(folder: Path, raw: Json) -> Text:
     """The text tokenizer. CheckpointError if it is missing, lacks a control token or has another mask than ``raw``, its config.json."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise CheckpointError(f"no tokenizer.json in {folder}; copy the one released with the weights")
-    try:
-        text = Text.load(path, CONTROL)
-    except TokenizerError as error:
-        raise CheckpointError(f"{path}: {error}; use the one of this model, LLaDA's own lacks them") from error
-    if (said := raw.get("mask_token_id", text[MASK])) != text[MASK]:
-        raise CheckpointError(
-            f"{MASK} is {text[MASK]} in the tokenizer and {said} (mask_token_id) in config.json; use both files of the same model"
-        )
-    return text
+    return released_text(
+        folder, raw, CONTROL, {"mask_token_id": MASK}, "use the one of this model, LLaDA's own lacks them"
+    )

@@ -18,7 +18,7 @@ from pydantic import Field
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.fitting import refuse_unfit
 from unmask.checkpoints.lavida_o import fit, names, plain, released_names
-from unmask.checkpoints.llada import read_config
+from unmask.checkpoints.llada import read_config, released_text
 from unmask.checkpoints.schema import Fields, Rows, Width, fields, invalid, read_fields, read_json
 from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, read, tensors_of
 from unmask.json_types import Json
@@ -27,7 +27,7 @@ from unmask.models.sizes import ElasticConfig
 from unmask.models.unfilled import unfilled
 from unmask.tokens.magvit import MagvitConfig, MagvitHalf
 from unmask.tokens.mmada import CONTROL, RESERVED
-from unmask.tokens.text import EOS, MASK, Text, TokenizerError
+from unmask.tokens.text import EOS, MASK, Text
 
 VQ_FOLDER, VQ_REPOSITORY = "magvitv2", "showlab/magvitv2"
 _VQ_FILES = ("pytorch_model", "diffusion_pytorch_model", "model")  # names that the weights may have
@@ -70,22 +70,12 @@ def survey_mmada(folder: Path) -> Checkpoint:
 
 def read_text(folder: Path, raw: Json) -> Text:
     """The text tokenizer of an MMaDA folder. CheckpointError if it is missing or has other special ids than ``raw``, its config.json."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise CheckpointError(f"no tokenizer.json in {folder}; copy the one released with the weights")
-    try:
-        text = Text.load(path, CONTROL)
-    except TokenizerError as error:
-        raise CheckpointError(f"{path}: {error}; use the one of this model, which is LLaDA's") from error
-    for field, name in (("mask_token_id", MASK), ("eos_token_id", EOS)):
-        if (said := raw.get(field, text[name])) != text[name]:
-            raise CheckpointError(
-                f"{name} is {text[name]} in the tokenizer and {said} ({field}) in config.json; use both files of the same model"
-            )
+    same = {"mask_token_id": MASK, "eos_token_id": EOS}
+    text = released_text(folder, raw, CONTROL, same, "use the one of this model, which is LLaDA's")
     ids = [text[name] for name in RESERVED]
     if ids != list(range(ids[0], ids[0] + len(ids))):
         raise CheckpointError(
-            f"{path}: the ids of {RESERVED[0]} to {RESERVED[-1]} are not consecutive; use LLaDA's tokenizer"
+            f"{folder / 'tokenizer.json'}: the ids of {RESERVED[0]} to {RESERVED[-1]} are not consecutive; use LLaDA's tokenizer"
         )
     return text
 

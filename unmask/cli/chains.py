@@ -61,25 +61,18 @@ def train_series(
     ``train_chain``.
     """
     device = _device(series.name, settings)
-    from unmask.training.parallel import join, launched
+    from unmask.training.parallel import join
     from unmask.training.series import run_series
-    from unmask.training.stopping import Stopped
+    from unmask.training.stopping import leaving, prints_result
     from unmask.training.tensorboard import TensorBoard
 
     use_threads(threads)
     place = join(device)
     logs = [TensorBoard] if log else []
     say = news if place.rank == 0 else lambda text: None
-    try:
+    with leaving(place):
         run_series(series, folder, seconds=seconds, device=device, place=place, logs=logs, say=say)
-    except Stopped:
-        place.leave()  # all processes stop after the same step
-        raise
-    except Exception as error:
-        place.let_others_speak(error)
-        raise
-    place.leave()
-    return place.world == 1 or (place.rank == 0 and not launched())
+    return prints_result(place)
 
 
 def _device(name: str, settings: Sequence[str]) -> str:

@@ -285,22 +285,15 @@ def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
 def _train_here(run: Recipe, folder: Path, threads: int | None, allow_changes: bool, log: str | None) -> bool:
     """Train in this process. Returns whether it is alone and so prints the result."""
     use_threads(threads)
-    from unmask.training.parallel import join, launched
-    from unmask.training.stopping import Stopped
+    from unmask.training.parallel import join
+    from unmask.training.stopping import leaving, prints_result
     from unmask.training.tensorboard import TensorBoard
     from unmask.training.train import train as train_by
 
     place = join(run.training.device)  # alone, unless ``_train_in`` or torchrun started this process
-    try:
+    with leaving(place):
         train_by(run, folder, place=place, allow_changes=allow_changes, logs=[TensorBoard] if log else [])
-    except Stopped:
-        place.leave()  # all processes stop after the same step
-        raise
-    except Exception as error:
-        place.let_others_speak(error)
-        raise
-    place.leave()
-    return place.world == 1 or (place.rank == 0 and not launched())
+    return prints_result(place)
 
 
 def _train_in(processes: int, accumulate: int, words: list[str]) -> None:

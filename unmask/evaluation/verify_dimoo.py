@@ -16,10 +16,9 @@ from torch import Tensor
 
 from unmask.checkpoints.lumina_dimoo import read_text
 from unmask.checkpoints.schema import read_json
-from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify_ml_cache import MLCache
 from unmask.evaluation.verify_rows import scored_rows, text_batch, text_ids
-from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, prompts_of, record
+from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, complete, prompts_of, record
 from unmask.models.elastic import Elastic
 from unmask.objectives.cross_entropy import cross_entropy
 from unmask.sampling.lumina_dimoo import dimoo_edit, dimoo_image
@@ -70,10 +69,8 @@ def dimoo_arrays(folder: Path, arrays: Arrays, net: Elastic, vq: VQ) -> Arrays:
     text = read_text(folder, read_json(folder / "config.json"))
     net.mask_id = text[MASK]
     reference = DiMOOReference(arrays=arrays, prompts=prompts_of(folder), text=text)
-    try:
+    with complete(folder):
         return reference.reproduce(net, vq)
-    except KeyError as error:
-        raise CheckpointError(f"{folder / 'expected.safetensors'} lacks {error.args[0]}; is it complete?") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from unmask.checkpoints.mmada import read_text
 from unmask.checkpoints.schema import read_json
-from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify_parallel import parallel
 from unmask.evaluation.verify_rows import encoded, masked_losses, scored_rows, text_batch, text_ids
-from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, prompts_of, record
+from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, complete, prompts_of, record
 from unmask.models.elastic import Elastic
 from unmask.models.padding import WeightedPadding
 from unmask.objectives.clipped import clipped_loss
@@ -72,10 +71,8 @@ def mmada_arrays(folder: Path, arrays: Arrays, net: Elastic, vq: Magvit) -> Arra
     text = read_text(folder, read_json(folder / "config.json"))
     net.mask_id = text[MASK]
     reference = MMaDAReference(arrays=arrays, prompts=prompts_of(folder), text=text)
-    try:
+    with complete(folder):
         return reference.reproduce(net, vq)
-    except KeyError as error:
-        raise CheckpointError(f"{folder / 'expected.safetensors'} lacks {error.args[0]}; is it complete?") from error
 
 
 @dataclass(frozen=True, kw_only=True)

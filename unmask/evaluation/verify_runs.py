@@ -9,7 +9,8 @@ Shapes: S steps · N tokens of a span · V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def prompts_of(folder: Path) -> Mapping[str, object]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{file} has no prompts in its metadata; was it made for this version?")
     return found
+
+
+@contextmanager
+def complete(folder: Path) -> Iterator[None]:
+    """CheckpointError for an array or prompt that is missing from the measured file of ``folder``."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'expected.safetensors'} lacks {error.args[0]}; is it complete?") from error
 
 
 @dataclass(frozen=True, kw_only=True)

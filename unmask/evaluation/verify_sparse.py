@@ -7,15 +7,15 @@ guidance, an edit and a text, each by the parts that serve users. ``verify.py`` 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from unmask.evaluation.verify_runs import Seen
 from unmask.models.elastic import Elastic
 from unmask.models.registers import with_registers
 from unmask.models.streams import attend, stream
-from unmask.protocols import TokenSampler
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.sampler import Sampler, SamplingRun
@@ -24,7 +24,7 @@ from unmask.sampling.selection import Confident
 from unmask.sampling.step_causal import position_order, sparse_image, sparse_text
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import ON_UNMASK, Batch, Branch, Kind, Sequence, Span, collate
-from unmask.step import Prediction, Progress, Proposal, Query, Reuse
+from unmask.step import Prediction, Query, Reuse
 
 Arrays = dict[str, Tensor]
 SPARSE_INPUTS = frozenset(
@@ -34,18 +34,6 @@ SPARSE_INPUTS = frozenset(
     | {"edit.image_guidance"}
     | {f"text.{name}" for name in ("prompt_ids", "answer", "block", "steps")}
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A token sampler that records the predictions it gets, which guidance has merged."""
-
-    token_sampler: TokenSampler
-    predictions: list[Prediction] = field(default_factory=list)
-
-    def __call__(self, batch: Batch, prediction: Prediction, progress: Progress) -> Proposal:
-        self.predictions.append(prediction)
-        return self.token_sampler(batch, prediction, progress)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from unmask.pipeline.model import Model
 from unmask.training.parallel import Place
 from unmask.training.series import Run, Series
 from unmask.training.states import newest, read
-from unmask.writing import write_whole
+from unmask.writing import write_text
 
 EVALUATION, CARD = "evaluation", "README.md"
 
@@ -35,7 +35,7 @@ def write_card(folder: Path, series: Series, place: Place) -> None:
     if place.rank > 0:
         return
     text = card(folder, series)
-    write_whole(folder / CARD, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(folder / CARD, text)
 
 
 def card(folder: Path, series: Series) -> str:

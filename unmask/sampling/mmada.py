@@ -7,17 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from unmask.sampling.blocks import Blocks
 from unmask.sampling.cooling import Cooling
-from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.kept import Kept
 from unmask.sampling.other_prompts import OtherPrompts
+from unmask.sampling.presets import shared_vocabulary_text
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Equal
-from unmask.sampling.selection import Confident
-from unmask.sampling.stopping import EndOfTurn, Never
-from unmask.sampling.text_only import TextOnly
-from unmask.sampling.token_sampler import Categorical, GumbelText
+from unmask.sampling.token_sampler import Categorical
 
 NULL = (("null", frozenset({"prompt"})),)  # the span of the null prompt, and what it replaces
 
@@ -50,11 +45,6 @@ def mmada_text(
     Only ids below ``text_ids`` are written, and never the mask: the released sampler takes the best of all ids, image codes too · ``end``:
     ids that end a turn.
     """
-    return Sampler(
-        schedule=Equal(steps=steps),
-        guidance=ClassifierFree(scale=0.0, drop=drop, null_id=mask_id),
-        token_sampler=TextOnly(below=text_ids, never=(mask_id,), token_sampler=GumbelText(temperature=temperature)),
-        selection=Confident(),
-        blocks=Blocks(length=block),
-        stopping=EndOfTurn(ids=end) if end else Never(),
+    return shared_vocabulary_text(
+        text_ids=text_ids, mask_id=mask_id, drop=drop, end=end, block=block, steps=steps, temperature=temperature
     )

@@ -130,6 +130,32 @@ def lavida_o_ground(*, low: int, high: int, steps: int = 1) -> Sampler:
     )
 
 
+def shared_vocabulary_text(
+    *,
+    text_ids: int,
+    mask_id: int,
+    drop: Container[str],
+    end: tuple[int, ...],
+    block: int,
+    steps: int,
+    temperature: float,
+) -> Sampler:
+    """Text of a model whose vocabulary has image codes too: LLaDA's blocks from left to right, the most probable tokens first.
+
+    Only ids below ``text_ids`` are written, and never the mask; the released samplers take the best of all ids · ``end``: ids that end a
+    text.
+    """
+    words = GumbelText(temperature=temperature)
+    return Sampler(
+        schedule=Equal(steps=steps),
+        guidance=ClassifierFree(scale=0.0, drop=drop, null_id=mask_id),
+        token_sampler=Without(ids=(mask_id,), token_sampler=words, size=text_ids),
+        selection=Confident(),
+        blocks=Blocks(length=block),
+        stopping=_stop(end),
+    )
+
+
 def llada_base(
     *, null_id: int, drop: Container[str], end: tuple[int, ...] = (), length: int = 1024, scale: float = 0.0
 ) -> Sampler:

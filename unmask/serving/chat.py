@@ -99,7 +99,7 @@ def _usual(model: Model | TextModel) -> int:
 def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
     if body.pictures or body.draw or "image" in (body.modalities or ()):
         raise ValueError("messages: this is a text model, which takes and generates no images; send text only")
-    *before, last = _messages(body.messages, PictureReader())
+    *before, last = _messages(body.messages, READER)
     form, _ = _form(body, model.parts.text, RELEASED, model.parts.family.length)
     return model.ask(
         last.text,

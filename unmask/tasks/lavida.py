@@ -20,7 +20,7 @@ from unmask.sampling.selection import Confident
 from unmask.sampling.stopping import EndOfTurn
 from unmask.sampling.token_sampler import GumbelText, Without
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.reading_only import reading_only
+from unmask.tasks.some_tasks import reading_only
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.quirks import NO_QUIRKS
 from unmask.tokens.qwen import picture_ids, read_qwen

@@ -7,11 +7,9 @@ questions about pictures. Pictures that are changed or read keep their shape, at
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn
 
 from PIL import Image
 from torch import Tensor
@@ -27,6 +25,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.rows import Extras
+from unmask.tasks.some_tasks import drawing_and_answering
 from unmask.tokens.layouts import Layout
 from unmask.tokens.lumina_dimoo import (
     DRAW,
@@ -181,32 +180,7 @@ def _text(tokens: Parts) -> Sampler:
     return dimoo_text(text_ids=tokens.text.size, mask_id=tokens.mask_id, drop=_GIVEN, end=tokens.text.ends)
 
 
-def _cannot(what: str) -> Callable[..., NoReturn]:
-    def refuse(tokens: Parts, steps: int = 1) -> NoReturn:
-        raise ValueError(f"Lumina-DiMOO cannot {what}; {_TASKS}")
-
-    return refuse
-
-
-PRESETS = Presets(
-    generate=_generate,
-    edit=_edit,
-    edit_again=_edit,
-    ask=_text,
-    fill=_cannot("fill gaps in a text"),
-    ground=_cannot("ground phrases"),
-    plan=_cannot("plan layouts"),
-    plan_edit=_cannot("plan layouts"),
-    critique=_cannot("judge its pictures"),
-    turn_words=_text,
-    answer=1024,
-    caption=1024,
-    plan_length=1,
-    edit_plan_length=1,
-    critique_length=1,
-    turn=1024,
-    context=4096,
-)
+PRESETS = drawing_and_answering("Lumina-DiMOO", _TASKS, generate=_generate, ask=_text, length=1024, edit=_edit)
 
 
 def presets(raw: Json) -> Presets:

@@ -6,10 +6,8 @@ for no edits, boxes or layouts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import NoReturn
 
 from PIL import Image
 from torch import Tensor
@@ -23,6 +21,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.rows import Extras
+from unmask.tasks.some_tasks import drawing_and_answering
 from unmask.tokens.layouts import Layout
 from unmask.tokens.magvit import MagvitConfig
 from unmask.tokens.mmada import SOURCE, WORDING, Field, drawing, understanding
@@ -110,32 +109,8 @@ def _text(tokens: Parts) -> Sampler:
     return mmada_text(text_ids=tokens.text.size, mask_id=tokens.mask_id, drop=_PROMPT, end=end)
 
 
-def _cannot(what: str) -> Callable[..., NoReturn]:
-    def refuse(tokens: Parts, steps: int = 1) -> NoReturn:
-        raise ValueError(f"MMaDA cannot {what}; it draws, infills, and answers questions with and without a picture")
-
-    return refuse
-
-
-PRESETS = Presets(
-    generate=_generate,
-    edit=_cannot("edit"),
-    edit_again=_cannot("edit"),
-    ask=_text,
-    fill=_cannot("fill gaps in a text"),
-    ground=_cannot("ground phrases"),
-    plan=_cannot("plan layouts"),
-    plan_edit=_cannot("plan layouts"),
-    critique=_cannot("judge its pictures"),
-    turn_words=_text,
-    answer=512,
-    caption=512,
-    plan_length=1,
-    edit_plan_length=1,
-    critique_length=1,
-    turn=512,
-    context=4096,
-)
+_TASKS = "it draws, infills, and answers questions with and without a picture"
+PRESETS = drawing_and_answering("MMaDA", _TASKS, generate=_generate, ask=_text, length=512)
 
 
 def presets(raw: Json) -> Presets:

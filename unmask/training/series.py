@@ -21,7 +21,7 @@ from unmask.training.parallel import Place
 from unmask.training.saving import lock
 from unmask.training.states import CHAIN as FILE
 from unmask.training.train import train
-from unmask.writing import write_whole
+from unmask.writing import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,4 +141,4 @@ def _write(series: Series, folder: Path, progress: Progress, place: Place) -> No
         return
     fields = {"chain": series.name, "seed": series.seed, **dataclasses.asdict(progress)}
     text = json.dumps(fields, indent=1) + "\n"
-    write_whole(folder / FILE, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(folder / FILE, text)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from unmask.training.parallel import follows
+from unmask.training.parallel import Place, follows, launched
 
 _SAID = b"\nfinishing this step, then saving; press Ctrl-C again to stop at once\n"
 
@@ -49,3 +49,24 @@ def stop_after_step(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def leaving(place: Place) -> Iterator[None]:
+    """Leave the group of processes after the work inside: also where it was stopped, for which all stop after the same step, and so that of
+    several errors the one that caused the others is printed.
+    """
+    try:
+        yield
+    except Stopped:
+        place.leave()
+        raise
+    except Exception as error:
+        place.let_others_speak(error)
+        raise
+    place.leave()
+
+
+def prints_result(place: Place) -> bool:
+    """Whether this process prints the result of a run: it is alone, or the first of those that torchrun started."""
+    return place.world == 1 or (place.rank == 0 and not launched())
