@@ -6,13 +6,16 @@ import io
 import json
 import logging
 import os
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +28,7 @@ from unmask.serving.connections import ConnectionLimits
 from unmask.serving.errors import ErrorResponse
 from unmask.serving.logs import LOG, JsonLine, Repeats, log_to
 from unmask.serving.picture_reader import DecodingBudget, PictureReader
-from unmask.serving.server import Server
+from unmask.serving.server import Server, Tls
 from unmask.tokens.pictures import EXACT_SIDE, ImageError
 
 from .served import data_url, plain, png, serving, tiny, until
@@ -323,6 +326,22 @@ def test_a_key_does_what_its_scopes_say() -> None:
         assert status(DRAW, "/v1/images/generations", {**draw, "priority": 1}) == (403, lacks)
         assert status(ASK, "/metrics") == (403, lacks) and status(ADMIN, "/metrics") == (200, "")
         assert plain(served).get("/metrics").status_code == 401 and plain(served).get("/healthz").status_code == 200
+
+
+def test_a_key_without_scopes_may_do_nothing() -> None:
+    with serving(tiny(), access=Access(keys=(Key(secret="none", scopes=frozenset()),))) as served:
+        answer = plain(served).post("/v1/infill", json=FILL, headers={"authorization": "Bearer none"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
+def test_https_with_a_certificate(tmp_path: Path) -> None:
+    pem = Tls(certificate=tmp_path / "certificate.pem", key=tmp_path / "key.pem")
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1"]
+    subprocess.run([*made, "-keyout", str(pem.key), "-out", str(pem.certificate)], check=True, capture_output=True)
+    with serving(tiny(), tls=pem) as served:
+        assert served.url.startswith("https://")
+        assert httpx2.get(f"{served.url}/healthz", verify=False).json() == {"status": "ok"}
 
 
 def test_a_rate_is_counted_for_each_key() -> None:

@@ -116,7 +116,7 @@ class Guard:
             return ErrorResponse(status=401, message=message, code="invalid_api_key")
         if private and ADMIN not in (scopes or ()):
             return error_response(MissingScope(ADMIN))
-        scope.setdefault("state", {})["scopes"] = scopes or SCOPES
+        scope.setdefault("state", {})["scopes"] = SCOPES if scopes is None else scopes
         if below and self.rate:
             client = sent.strip() if self.access.keys else str((scope.get("client") or ("",))[0])
             return self.rate.exceeded(client)
