@@ -44,6 +44,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
     """Root-mean-square norm, statistics in float32. ``width``: divide by this many channels (those not stored are zero)."""
     if worthwhile(x):
         return normed(x, weight, eps, width or x.shape[-1])
+    if width is None and x.is_cuda and x.dtype == weight.dtype:
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)  # half types are rounded once instead of twice
     if width is None and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
         return F.rms_norm(x, (x.shape[-1],), weight, eps)  # the same bits in one kernel
     if large(x):
