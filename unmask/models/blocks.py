@@ -44,16 +44,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
     """Root-mean-square norm, statistics in float32. ``width``: divide by this many channels (those not stored are zero)."""
     if worthwhile(x):
         return normed(x, weight, eps, width or x.shape[-1])
-    if width is None and x.is_cuda and x.dtype == weight.dtype:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)  # half types are rounded once instead of twice
-    if width is None and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)  # the same bits in one kernel
+    if width is None and _in_one_kernel(x, weight):
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
     if large(x):
         found, rows = torch.empty_like(x), max(16, IN_CACHE // x.shape[-1])
         for part, into in zip(x.split(rows), found.split(rows), strict=True):
             torch.mul(_unit(part, eps, width), weight, out=into)
         return found
     return _unit(x, eps, width) * weight
+
+
+def _in_one_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch's kernel serves: on a CPU float32 has the same bits there; on CUDA half types are rounded once instead of twice."""
+    if x.is_cuda:
+        return x.dtype == weight.dtype
+    return x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
 def _unit(x: Tensor, eps: float, width: int | None) -> Tensor:

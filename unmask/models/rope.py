@@ -38,6 +38,8 @@ def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
     """Rotate queries or keys; computed in float32 and cast back."""
     if worthwhile(x_BHTK):
         return rotated(x_BHTK, table)
+    if x_BHTK.is_cuda and not torch.is_grad_enabled():
+        return _turned_on_cuda(x_BHTK, table)
     return _turned(x_BHTK, table).to(x_BHTK.dtype)
 
 
@@ -54,3 +56,15 @@ def _turned(x_BHTK: Tensor, table: Table) -> Tensor:
     x = x_BHTK.float()
     a, b = x.chunk(2, dim=-1)
     return (x * cos).add_(torch.cat([b, a], dim=-1).mul_(sin))
+
+
+def _turned_on_cuda(x: Tensor, table: Table) -> Tensor:
+    """The same values up to one rounding in float32, in three kernels that cast as they read and write: 18 bytes of memory traffic for
+    each number in bfloat16 instead of 48, which is what a GPU waits for.
+    """
+    cos, sin = table
+    half = x.shape[-1] // 2
+    found, turned = torch.empty_like(x), x * cos
+    for own, other in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
+        torch.addcmul(turned[..., own], x[..., other], sin[..., own], out=found[..., own])
+    return found
