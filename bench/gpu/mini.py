@@ -51,6 +51,7 @@ def main() -> int:
 
 def train(series: Series, folder: Path, given: argparse.Namespace, began: float) -> None:
     """All parts up to the last stage, whose time is what is left."""
+    started(series, folder)
     names = [part.name for part in series.parts]
     first, last = names.index("tower") + 1, names.index(LAST)
     runs = [part for part in series.parts if isinstance(part, Run)]
@@ -67,6 +68,12 @@ def train(series: Series, folder: Path, given: argparse.Namespace, began: float)
         run_series(some, folder, seconds=seconds * share, device=given.device, say=lambda text: _say(text, began))
         packed(folder, given.out)
     _say("trained", began)
+
+
+def started(series: Series, folder: Path) -> None:
+    """Start the workers before the time of a run begins: it takes them longer than the shortest run has."""
+    recipe = next(part.recipe(folder) for part in series.parts if isinstance(part, Run) and part.name == "stage3")
+    recipe.source(0)
 
 
 def _say(text: str, began: float) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention
-from unmask.models.gradients import IN_CACHE, large, normed, worthwhile
+from unmask.models.gradients import IN_CACHE, large, normed, wanted, worthwhile
 from unmask.models.layout import Group
 from unmask.models.linear import Linear, linear, onednn, packed, served_by_onednn, side_by_side
 from unmask.models.memory import LayerMemory
@@ -293,7 +293,7 @@ def _mixed(
     queries = sum(parts[name].length for name in asking)
     if any(map(large, asked)):
         q, k = _rotated(asked, asking, group), _rotated(read, names, group)
-    elif worthwhile(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
+    elif wanted(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
         q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
     else:
         turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
@@ -307,7 +307,9 @@ def _mixed(
         )
     k, v = _for_queries(k, q.shape[1]), _for_queries(v, q.shape[1])
     attend = group.masks["joint" if len(names) == 2 else names[0]]
-    mixed_GTHK = attention(q, k, v, None if attend is None else attend[:, :, :queries]).transpose(1, 2)
+    if attend is not None and attend.shape[2] != queries:
+        attend = attend[:, :, :queries]
+    mixed_GTHK = attention(q, k, v, attend).transpose(1, 2)
     each = mixed_GTHK.split([parts[name].length for name in asking], dim=1)
     return {name: own_GTHK.flatten(2).flatten(0, 1) for name, own_GTHK in zip(asking, each, strict=True)}
 

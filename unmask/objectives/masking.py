@@ -21,7 +21,7 @@ from unmask.protocols import Source
 from unmask.rng import generator
 from unmask.sequence import Batch
 
-GPU_OVERHEAD = 20_000  # positions: a guess for one of ``mini`` on an H200, two million positions a second and 10 ms to launch a pass
+GPU_OVERHEAD = 30_000  # positions: of ``mini`` on an H200, where a pass takes about 30 ms to launch, and a million positions a second
 
 
 @dataclass(frozen=True, kw_only=True)
