@@ -35,8 +35,8 @@ def test_the_released_size_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.set_num_threads(1)
     assert ran("released.py", monkeypatch, "--device", "cpu", "--quick", "--history", str(tmp_path / "rows.jsonl")) == 0
     found = {row["name"].removeprefix("gpu.released."): row for row in rows(tmp_path / "rows.jsonl")}
-    ways = {"draw": ("fused", "graphs", "fast", "every", "int8"), "edit": ("fused", "graphs", "fast", "every", "int8")}
-    ways |= {"answer": ("fused", "fast", "int8")}
+    ways = {task: ("fused", "graphs", "fast", "every", "float8", "int8") for task in ("draw", "edit")}
+    ways |= {"answer": ("fused", "fast", "float8", "int8")}
     assert {f"{task}.{way}.step" for task, some in ways.items() for way in some} <= set(found)
     assert {"batch1.draw", "batch2.answer", "boxes", "generate", "vq.decode", "gpu.peak.bf16"} <= set(found)
     assert found["draw.fused.step"]["more"]["of"] == 64 and found["draw.every.step"]["more"]["of"] == 32

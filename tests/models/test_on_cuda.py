@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unmask.models.blocks import rms_norm
-from unmask.models.rope import rope_table, rotate
+from unmask.models.blocks import fuse, rms_norm
+from unmask.models.elastic import Elastic, init
+from unmask.models.rope import rope_table, rotate, rotate_fused
+from unmask.models.sizes import SIZES
 from unmask.rng import generator, rows
 from unmask.sampling.token_sampler import gumbel
 from unmask.sequence import Kind, Sequence, Span, collate
@@ -79,3 +83,27 @@ def test_noise_has_the_random_numbers_of_the_cpu(card: Card) -> None:
     there = gumbel(rows(batch, "draw"), *given, torch.device("cuda", 0))
     assert on_card(there) and not on_card(here) and torch.equal(there.cpu(), here)
     assert here.shape == (5, 11) and not torch.equal(here[:2], here[3:])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_rotations_and_activations_give_the_same_values() -> None:
+    """The compiler of a CPU stands for that of a card; without it there is nothing to test."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    net = Elastic(SIZES["tiny"], mask_id=7).eval()
+    init(net, generator("fused"))
+    spans = (
+        Span(name="prompt", kind=Kind.TEXT, start=0, stop=5),
+        Span(name="image", kind=Kind.CODE, start=5, stop=21, grid=(4, 4), fold=2, writable=True),
+    )
+    row = Sequence(ids=torch.full((21,), 9), masked=torch.arange(21) >= 5, spans=spans)
+    batch = collate([row], [0])
+    wanted = net(batch).logits(Kind.CODE)
+    used: list[int] = []
+    fuse(net)
+    with mock.patch("unmask.models.blocks.rotate_fused", lambda *given: used.append(1) or rotate_fused(*given)):
+        found = net(batch).logits(Kind.CODE)
+    assert torch.allclose(found, wanted, atol=1e-5) and len(used) >= SIZES["tiny"].layers
+    fuse(net, False)
+    assert torch.equal(net(batch).logits(Kind.CODE), wanted)
