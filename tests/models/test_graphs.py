@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 
 from unmask.checkpoints.quantise import RoundToNearest
 from unmask.models.elastic import Elastic, init
-from unmask.models.graphs import Graphs, Replay, Streams
+from unmask.models.graphs import Graphs, Replay, Streams, capture
 from unmask.models.sizes import SIZES
 from unmask.rng import generator
 from unmask.sampling.sampler import Sampler
@@ -153,6 +155,45 @@ def test_no_graph_with_gradients_or_hooks() -> None:
         for _ in range(3):
             net(batch)
     assert captures.made == 1
+
+
+def test_a_capture_warms_its_stream_once_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA does, written down by a stand-in for it: one pass on the stream before the first capture, none before the second."""
+    said: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            said.append("wait")
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        said.append(f"{name} begins")
+        yield
+        said.append(f"{name} ends")
+
+    main = Stream()
+    fakes: dict[str, Any] = {
+        "Stream": Stream,
+        "current_stream": lambda: main,
+        "current_device": lambda: 0,
+        "stream": lambda stream: inside("stream"),
+        "CUDAGraph": lambda: SimpleNamespace(replay="replay"),
+        "graph": lambda graph, *, stream, capture_error_mode: inside(f"{capture_error_mode} capture"),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr("unmask.models.graphs._streams", {})
+
+    def work() -> Streams:
+        said.append("work")
+        return None, None
+
+    captured = ["thread_local capture begins", "work", "thread_local capture ends"]
+    assert capture(work) == ((None, None), "replay")
+    assert said == ["wait", "stream begins", "work", "stream ends", "wait", *captured]
+    said.clear()
+    capture(work)
+    assert said == captured
 
 
 def test_at_least_one_graph_is_kept() -> None:

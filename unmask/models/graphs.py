@@ -12,7 +12,6 @@ Shapes: N packed positions of a branch · D width · E generation width.
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -34,24 +33,24 @@ Capture = Callable[[Callable[[], Streams]], tuple[Streams, Replay]]
 def capture(work: Callable[[], Streams]) -> tuple[Streams, Replay]:
     """What ``work`` returns on the current CUDA device, and what computes it anew in the same tensors.
 
-    ``work`` runs once without being captured, on the stream of the capture: libraries allocate their workspaces for each stream, which must
-    outlive the graph. Other threads may use the device meanwhile.
+    All captures of a device use one stream, and the first ``work`` runs there without being captured: libraries allocate their workspaces
+    for each stream, which must outlive the graph. Other threads may use the device meanwhile.
     """
-    stream = _stream(torch.cuda.current_device())
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
+    stream = _streams.get(torch.cuda.current_device())
+    if stream is None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+        _streams[torch.cuda.current_device()] = stream
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         found = work()
     return found, graph.replay
 
 
-@functools.cache
-def _stream(device: int) -> torch.cuda.Stream:
-    """The stream on which all graphs of a device are captured."""
-    return torch.cuda.Stream(device)
+_streams: dict[int, torch.cuda.Stream] = {}  # of each device
 
 
 @dataclass(frozen=True, kw_only=True)

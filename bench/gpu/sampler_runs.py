@@ -7,6 +7,7 @@ writes each figure as soon as it is measured.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import sys
 import time
@@ -43,7 +44,7 @@ class Bench:
     """The model and what one measurement needs beside it.
 
     ``peak``: measured bfloat16 FLOPs a second of a matrix product · ``name``: how the rows begin · ``history``: the file that they are
-    appended to · ``until``: moment of ``time.perf_counter`` at which no long measurement starts any more · ``found``: seconds that later
+    appended to · ``until``: moment of ``time.perf_counter`` at which no long measurement starts any more · ``found``: figures that later
     measurements read, by name.
     """
 
@@ -65,7 +66,7 @@ class Bench:
         """Seconds."""
         return self.until - time.perf_counter()
 
-    @property
+    @functools.cached_property
     def picture(self) -> Image.Image:
         return Image.fromarray(render(sample("grid", "validation", 0, 0), self.model.parts.side))
 
