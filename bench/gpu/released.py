@@ -155,7 +155,7 @@ def report(
     them at the median of those that ran.
     """
     steps, of = len(timed.steps), timed.run.step.of
-    step = statistics.median(timed.steps)
+    step = settled(timed)
     bench.found[f"{name}.step"] = step
     net = bench.model.parts.net
     counts = {} if graphs is None else {"captures": graphs.captures, "replays": graphs.replays}
@@ -171,10 +171,20 @@ def report(
     bench.write(*lines)
 
 
+def settled(timed: Timed) -> float:
+    """Median of the steps, without the first three of a longer run: an answer reads its prompt in the first and captures in the third."""
+    return statistics.median(timed.steps[3:] if len(timed.steps) > FEW else timed.steps)
+
+
+def few_of(bench: Bench, task: str) -> int:
+    """Steps of a run that is not measured as a whole."""
+    return 3 if bench.quick else FEW + 4 if task == "answer" else FEW
+
+
 def eager(bench: Bench, task: str) -> None:
     """A drawing or an answer as a whole, the first steps of an edit, each kernel launched by itself."""
     batch, sampler = batch_for(bench, task)
-    few = 3 if bench.quick else FEW if task == "edit" else None
+    few = few_of(bench, task) if task == "edit" or bench.quick else None
     drive(bench, batch, sampler, 2)
     memory(bench)
     query = sampler.start(batch).query
@@ -186,19 +196,19 @@ def eager(bench: Bench, task: str) -> None:
 
 
 def with_graphs(bench: Bench, task: str, way: str) -> None:
-    """The same with CUDA graphs: captured before, as a new request that captures its own, and beside single kernels."""
+    """The same with CUDA graphs beside single kernels: captured before, and a drawing that captures its own. Answers always do."""
     batch, sampler = batch_for(bench, task)
-    whole, name = task == "draw" and not bench.quick, f"{task}.{way}"
+    whole, name = task != "edit" and not bench.quick, f"{task}.{way}"
     with graphed(bench) as graphs:
         drive(bench, batch, sampler, 3)
         memory(bench)
-        timed = drive(bench, batch, sampler, None if whole else FEW)
+        timed = drive(bench, batch, sampler, None if whole else few_of(bench, task))
         report(bench, name, timed, bench.found.get(f"{task}.flops"), graphs)
     difference(bench, name, batch, sampler)
     if task == "draw":
         fresh, sampler = batch_for(bench, task)
         with graphed(bench) as graphs:
-            timed = drive(bench, fresh, sampler, None if whole else FEW)
+            timed = drive(bench, fresh, sampler, None if whole else few_of(bench, task))
         told = {"captures": graphs.captures, "replays": graphs.replays, "steps": len(timed.steps)}
         bench.write(bench.row(f"{name}.new_request", timed.seconds, "s", **told))
 
@@ -235,7 +245,7 @@ def difference(bench: Bench, name: str, batch: Batch, sampler: Sampler) -> None:
     """The largest difference of a first step's logits between graphs and single kernels, and the share of equal ids after some steps."""
     net, query = bench.model.parts.net, sampler.start(batch).query
     assert query is not None
-    some = 3 if bench.quick else FEW
+    some = few_of(bench, name.partition(".")[0])
 
     def logits() -> torch.Tensor:
         scored = net(query.batch, predict=query.predict, reuse=query.reuse).scored.values()
@@ -310,11 +320,11 @@ def wide(bench: Bench, task: str, rows: Sequence[int]) -> None:
     one, sampler = batch_for(bench, task)
     for count in rows[:2] if bench.quick else rows:
         batch = stack([one] * count)
-        with graphed(bench):  # which answers do not use
+        with graphed(bench):
             drive(bench, batch, sampler, 3)
             memory(bench)
-            timed = drive(bench, batch, sampler, 4)
-        step, of = statistics.median(timed.steps), timed.run.step.of
+            timed = drive(bench, batch, sampler, few_of(bench, task))
+        step, of = settled(timed), timed.run.step.of
         bench.write(bench.row(f"batch{count}.{task}", count / (step * of), "1/s", step_s=step, **memory(bench)))
 
 
@@ -322,13 +332,13 @@ def wide(bench: Bench, task: str, rows: Sequence[int]) -> None:
 
 
 def ways(bench: Bench, tasks: Sequence[str], way: str) -> None:
-    """The median of a few steps as the network is now: of pictures with graphs, which answers do not use."""
+    """The median of a few steps as the network is now, with graphs."""
     for task in tasks:
         batch, sampler = batch_for(bench, task)
         with graphed(bench) as graphs:
             drive(bench, batch, sampler, 3)
             memory(bench)
-            report(bench, f"{task}.{way}", drive(bench, batch, sampler, 3 if bench.quick else FEW), graphs=graphs)
+            report(bench, f"{task}.{way}", drive(bench, batch, sampler, few_of(bench, task)), graphs=graphs)
 
 
 def quantised(bench: Bench, quantise: Quantiser) -> None:
@@ -374,6 +384,7 @@ def jobs(bench: Bench) -> dict[str, tuple[float, Callable[[], None]]]:
         **{f"edit {name}": (4, partial(fast, bench, "edit", name, speed)) for name, speed in speeds.items()},
         "answer fast": (3, partial(fast, bench, "answer", "fast", FAST)),
         "answer": (3, partial(eager, bench, "answer")),
+        "answer graphs": (3, partial(with_graphs, bench, "answer", "graphs")),
         "boxes": (2, partial(boxes, bench)),
         "float8": (5, partial(quantised, bench, Float8())),
         "int8": (4, partial(quantised, bench, RoundToNearest(bits=8))),

@@ -27,7 +27,7 @@ from unmask.data.world.render import render  # noqa: E402
 from unmask.data.world.scenes import sample  # noqa: E402
 from unmask.evaluation.history import Line, append  # noqa: E402
 from unmask.models.attention import plain  # noqa: E402
-from unmask.models.graphs import Graphs, Replay, Streams, capture  # noqa: E402
+from unmask.models.graphs import Found, Graphs, Replay, capture  # noqa: E402
 from unmask.pipeline.model import Model  # noqa: E402
 from unmask.sampling.sampler import Sampler, SamplingRun  # noqa: E402
 from unmask.sequence import Batch, collate  # noqa: E402
@@ -156,7 +156,7 @@ def batch_for(bench: Bench, task: str, presets: Presets | None = None) -> tuple[
     return collate(known, [0]).to(bench.device), sampler
 
 
-def recomputed(work: Callable[[], Streams]) -> tuple[Streams, Replay]:
+def recomputed(work: Callable[[], Found]) -> tuple[Found, Replay]:
     """What stands for a CUDA graph on a CPU: the same work again, in the same tensors."""
     found = work()
 

@@ -36,12 +36,12 @@ def test_the_released_size_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ran("released.py", monkeypatch, "--device", "cpu", "--quick", "--history", str(tmp_path / "rows.jsonl")) == 0
     found = {row["name"].removeprefix("gpu.released."): row for row in rows(tmp_path / "rows.jsonl")}
     ways = {task: ("fused", "graphs", "fast", "every", "float8", "int8") for task in ("draw", "edit")}
-    ways |= {"answer": ("fused", "fast", "float8", "int8")}
+    ways |= {"answer": ("fused", "graphs", "fast", "float8", "int8")}
     assert {f"{task}.{way}.step" for task, some in ways.items() for way in some} <= set(found)
     assert {"batch1.draw", "batch2.answer", "boxes", "generate", "vq.decode", "gpu.peak.bf16"} <= set(found)
     assert found["draw.fused.step"]["more"]["of"] == 64 and found["draw.every.step"]["more"]["of"] == 32
     assert found["draw.fused.peak"]["more"]["tflop"] == found["draw.graphs.peak"]["more"]["tflop"] > 0
-    for task in ("draw", "edit"):
+    for task in ("draw", "edit", "answer"):
         graphs = found[f"{task}.graphs.difference"]
         assert graphs["value"] == 0 and graphs["more"]["equal_ids"] == 1 and graphs["more"]["replays"] > 3
     assert found["draw.graphs.new_request"]["more"]["captures"] == 1
