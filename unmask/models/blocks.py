@@ -45,7 +45,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
     """Root-mean-square norm, statistics in float32. ``width``: divide by this many channels (those not stored are zero)."""
     if worthwhile(x):
         return normed(x, weight, eps, width or x.shape[-1])
-    if width is None and not torch.is_grad_enabled() and _in_one_kernel(x, weight):
+    if width is None and _in_one_kernel(x, weight):
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     if large(x):
         found, rows = torch.empty_like(x), max(16, IN_CACHE // x.shape[-1])
@@ -57,7 +57,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
 
 def _in_one_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether PyTorch's kernel serves: on a CPU float32 has the same bits there; on CUDA half types are rounded once instead of twice."""
-    return x.dtype == weight.dtype if x.is_cuda else x.is_cpu and x.dtype == torch.float32
+    if x.is_cuda:
+        return x.dtype == weight.dtype
+    return x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
 def _unit(x: Tensor, eps: float, width: int | None) -> Tensor:

@@ -20,8 +20,10 @@ MASKED = -1e4  # the score of a key that may not be read; a large finite number:
 
 
 def worthwhile(x: Tensor) -> bool:
-    """Whether a gradient is wanted of ``x``, and no compiler is at work, which fuses the plain formula."""
-    return x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether a gradient is wanted of ``x`` on a CPU, and no compiler is at work, which fuses the plain formula. A GPU waits for Python,
+    which computes these gradients, longer than for the passes over memory that they save.
+    """
+    return x.requires_grad and not x.is_cuda and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def large(x: Tensor) -> bool:
