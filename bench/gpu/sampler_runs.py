@@ -36,6 +36,7 @@ from unmask.tasks import edit, generate, understand  # noqa: E402
 from unmask.tasks.parts import Presets  # noqa: E402
 from unmask.training.probe import flop_counter  # noqa: E402
 
+NO_GRAPHS = "graphs.failed"
 PROMPT = "two red apples on a wooden table beside a sleeping cat, in the morning sun"
 
 
@@ -169,10 +170,13 @@ def recomputed(work: Callable[[], Found]) -> tuple[Found, Replay]:
 
 
 @contextmanager
-def graphed(bench: Bench) -> Iterator[Graphs]:
-    """The layers below the last run as CUDA graphs inside; on a CPU, as what stands for them in a rehearsal."""
-    net = bench.model.parts.net
-    net.graphs = graphs = Graphs(capture=capture if bench.card else recomputed)
+def graphed(bench: Bench, *, must: bool = False) -> Iterator[Graphs]:
+    """The layers below the last run as CUDA graphs inside; on a CPU, as what stands for them in a rehearsal.
+
+    Once graphs have failed (``bench.found[NO_GRAPHS]``), only measurements of graphs themselves use them (``must``).
+    """
+    net, graphs = bench.model.parts.net, Graphs(capture=capture if bench.card else recomputed)
+    net.graphs = None if NO_GRAPHS in bench.found and not must else graphs
     try:
         yield graphs
     finally:

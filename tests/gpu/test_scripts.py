@@ -50,17 +50,19 @@ def test_the_released_size_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_measurement_that_fails_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """CUDA graphs that cannot be captured: the rows before and after are written, and the failure is named."""
+    """CUDA graphs that cannot be captured: the failure is named, and all rows but theirs are written, measured without graphs."""
 
     def refused(*given: object, **named: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr("unmask.models.graphs.Graphs._captured", refused)
-    only = "draw,draw graphs,boxes"
+    only = "draw,draw graphs,draw fast,boxes"
     given = ["--device", "cpu", "--quick", "--only", only, "--history", str(tmp_path / "rows.jsonl")]
     assert ran("released.py", monkeypatch, *given) == 1
-    names = [row["name"] for row in rows(tmp_path / "rows.jsonl")]
-    assert names[0] == "gpu.peak.bf16" and names[-1] == "gpu.released.boxes" and "gpu.released.draw.fused.step" in names
+    found = {row["name"].removeprefix("gpu.released."): row for row in rows(tmp_path / "rows.jsonl")}
+    names = list(found)
+    assert names[0] == "gpu.peak.bf16" and names[-1] == "boxes" and "draw.fused.step" in names
+    assert "draw.graphs.step" not in names and found["draw.fast.step"]["more"]["captures"] == 0
     assert "failed: draw graphs" in capsys.readouterr().out
 
 

@@ -207,7 +207,7 @@ def test_a_capture_warms_its_stream_once_for_a_device(monkeypatch: pytest.Monkey
         said.append("work")
         return None, None
 
-    captured = ["thread_local capture begins", "work", "thread_local capture ends"]
+    captured = ["stream begins", "thread_local capture begins", "work", "thread_local capture ends", "stream ends"]
     assert capture(work) == ((None, None), "replay")
     assert said == ["wait", "stream begins", "work", "stream ends", "wait", *captured]
     said.clear()

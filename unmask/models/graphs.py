@@ -51,8 +51,11 @@ def capture(work: Callable[[], Found]) -> tuple[Found, Replay]:
         torch.cuda.current_stream().wait_stream(stream)
         _streams[torch.cuda.current_device()] = stream
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        found = work()
+    with torch.cuda.stream(
+        torch.cuda.current_stream()
+    ):  # a capture that fails would leave its own stream as the current one
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            found = work()
     return found, graph.replay
 
 
