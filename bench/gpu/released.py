@@ -344,13 +344,13 @@ def ways(bench: Bench, tasks: Sequence[str], way: str) -> None:
 
 def quantised(bench: Bench, quantise: Quantiser) -> None:
     """Steps with the weights of both branches quantised; the weights come back afterwards."""
-    inside = [
-        m for b in bench.model.parts.net.blocks for n, m in b.named_modules() if isinstance(m, nn.Linear) and n != "out"
-    ]
+    net = bench.model.parts.net
+    inside = [m for b in net.blocks for n, m in b.named_modules() if isinstance(m, nn.Linear) and n != "out"]
     kept = [m.weight for m in inside]
     try:
         for module in inside:
             module.weight = nn.Parameter(quantise(module.weight.detach(), None), requires_grad=False)
+        fuse(net, bool(net.blocks[0].fuses))
         ways(bench, TASKS, quantise.label)
     finally:
         for module, weight in zip(inside, kept, strict=True):

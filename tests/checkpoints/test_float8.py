@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from unmask.checkpoints.elastic import WeightStorage
 from unmask.checkpoints.float8 import Float8, Float8Weight, in_float8
 from unmask.checkpoints.quantise import restored
 from unmask.checkpoints.stream import CheckpointError
+from unmask.models.blocks import fuse
 from unmask.models.linear import Linear, side_by_side
 from unmask.rng import generator
 
@@ -110,3 +113,21 @@ def test_the_embedded_model_draws_in_float8() -> None:
     assert isinstance(model.parts.net.blocks[0].gen.q.weight, Float8Weight)
     drawn = model.generate("a red apple", plan=False, settings=["schedule.steps=3"])[0]
     assert drawn.image.size == (128, 128)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_rounding_of_inputs_may_be_compiled() -> None:
+    """The compiler of a CPU stands for that of a card; without it there is nothing to test."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    made, _ = layer()
+    x = numbers(7, 32, name="input")
+    wanted, rounded = made(x), []
+    fuse(made)
+    assert torch.allclose(made(x.clone()), wanted, atol=1e-6)
+    with mock.patch("unmask.checkpoints.float8.in_float8", lambda given: rounded.append(given)):
+        found = made(x.clone())  # compiled, so what stands here is not called
+    assert torch.allclose(found, wanted, atol=1e-6) and not rounded
+    fuse(made, False)
+    assert torch.equal(made(x.clone()), wanted)

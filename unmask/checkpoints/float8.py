@@ -9,6 +9,7 @@ Shapes: N rows of an input · I input width · O output width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,12 +68,22 @@ def in_float8(x_NI: Tensor) -> tuple[Tensor, Tensor]:
     """Rows as e4m3 [N, I] and the float32 scale [N, 1] that each is divided by."""
     largest_N1 = torch.linalg.vector_norm(x_NI, torch.inf, dim=1, keepdim=True, dtype=torch.float32)
     scale_N1 = largest_N1.clamp_(min=_LEAST * LARGEST).div_(LARGEST)
-    return (x_NI / scale_N1).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale_N1
+    return (x_NI / scale_N1).to(
+        torch.float8_e4m3fn
+    ), scale_N1  # at most LARGEST up to rounding, which e4m3 rounds down to it
+
+
+@functools.cache
+def _compiled() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(in_float8, dynamic=True)
 
 
 class Float8Weight(Tensor):
-    """A matrix ``numbers [O, I]`` in e4m3 times ``scale [O, 1]`` in float32. ``dtype``: as it looks from outside, and of ``dequantize``."""
+    """A matrix ``numbers [O, I]`` in e4m3 times ``scale [O, 1]`` in float32. ``dtype``: as it looks from outside, and of ``dequantize`` ·
+    ``fuses``: whether ``torch.compile`` makes one kernel of the rounding of inputs (``models.blocks.fuse``).
+    """
 
+    fuses = False
     numbers: Tensor
     scale: Tensor
 
@@ -129,7 +140,8 @@ class Float8Weight(Tensor):
 
 def product(input: Tensor, weight: Float8Weight, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` [.., O] of an input [.., I], which is rounded to e4m3. Layers that read the same tensor share its rounding."""
-    numbers_NI, scale_N1 = derived("float8", lambda: in_float8(input.flatten(0, -2)), input)
+    rounded = _compiled() if weight.fuses else in_float8
+    numbers_NI, scale_N1 = derived("float8", lambda: rounded(input.flatten(0, -2)), input)
     if input.is_cuda:
         found_NO = torch._scaled_mm(
             numbers_NI, weight.numbers.t(), scale_N1, weight.scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True

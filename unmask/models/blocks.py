@@ -155,13 +155,17 @@ class Read:
 
 
 def fuse(module: nn.Module, on: bool = True) -> None:
-    """Let ``torch.compile`` fuse rotations and gated activations in the layers of a module, for passes without gradients on a GPU.
+    """Let ``torch.compile`` fuse rotations, gated activations and the rounding of inputs to float8 in the layers of a module, for passes
+    without gradients on a GPU. Call it again after weights were quantised.
 
     They are compiled at their first use, which takes seconds and a C compiler. Values are equal up to rounding.
     """
     for part in module.modules():
         if isinstance(part, SwiGLU | ElasticBlock):
             part.fuses = on
+    for weight in module.parameters():
+        if hasattr(weight, "fuses"):
+            weight.fuses = on  # type: ignore[missing-attribute]
 
 
 class ElasticBlock(nn.Module):
