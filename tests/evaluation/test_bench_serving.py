@@ -66,7 +66,14 @@ def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert found["serving.together.mixed"]["more"].keys() == {"together_s", "one_by_one_s", "per_s"}
 
 
-@pytest.mark.parametrize("script", ["load", "faults", "fuzz", "throughput"])
+@pytest.mark.slow
+def test_fairness(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = figures("serving_fairness.py", model_folder, tmp_path, monkeypatch, "--repeats", "10")
+    assert 1 <= found["serving.fairness.forwards"]["value"] <= 10
+    assert found["serving.fairness.ratio"]["more"]["alone_s"] > 0
+
+
+@pytest.mark.parametrize("script", ["load", "faults", "fuzz", "throughput", "fairness"])
 def test_help_has_examples(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--help"])
     with pytest.raises(SystemExit) as stopped:
