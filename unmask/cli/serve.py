@@ -24,8 +24,8 @@ from unmask.cli.options import (
     device_option,
     download_option,
     found_device,
+    loading_options,
     speed_option,
-    storage_options,
     threads_option,
     use_threads,
 )
@@ -194,7 +194,7 @@ def access_options(command: Callable[..., object]) -> Callable[..., object]:
 @click.option("--open", "show", is_flag=True, help="Open the web page in a browser.")
 @device_option
 @threads_option
-@storage_options
+@loading_options
 @download_option
 def serve(
     model: str,
@@ -320,6 +320,7 @@ def _service(
         speed=speed,
         download=download,
         on_bytes=opening(model),
+        verify=storage.verify,
     )
     adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.store import load_module, read_tensors, save_module
 from unmask.data.ahead import Ahead, scratch, spare_cores, stop_workers
 from unmask.data.deferred import Deferred, References, Rendered
@@ -253,6 +254,7 @@ class _Finish:
 
     def __call__(self, folder: Path, device: str, seconds: float) -> None:
         stop_workers()
+        write_sums(folder)
         report(folder, device, seconds, self.items)
 
 
