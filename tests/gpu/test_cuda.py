@@ -66,7 +66,7 @@ def _true_float32() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def host() -> Model:
-    return unmask.load("mini")
+    return unmask.load("mini", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_matrix_products_are_float32_by_default() -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", ["tiny", "mini"])
 def test_logits_in_float32(name: str, task: str, tiny: Path, host: Model, card: Model, picture: Image.Image) -> None:
-    a, b = (host, card) if name == "mini" else (unmask.load(tiny), unmask.load(tiny, device=DEVICE))
+    a, b = (host, card) if name == "mini" else (unmask.load(tiny, device="cpu"), unmask.load(tiny, device=DEVICE))
     batch = batch_of(a, task, picture)
     wanted, got = a.parts.net(batch), b.parts.net(batch.to(DEVICE))
     assert got.logits(Kind.TEXT).device.type == torch.device(DEVICE).type

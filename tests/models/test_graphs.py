@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from unmask.checkpoints.quantise import RoundToNearest
 from unmask.models.elastic import Elastic, init
 from unmask.models.graphs import Graphs, Replay, Streams
 from unmask.models.sizes import SIZES
@@ -77,6 +79,7 @@ def test_a_run_is_the_same_with_graphs(make: Callable[[], Batch], layers: int) -
     found = SAMPLER.sample(net, make())
     assert torch.equal(found.ids, wanted.ids) and torch.equal(found.score, wanted.score)  # type: ignore[arg-type]
     assert (captures.made, captures.replayed) == (1, 4)  # the first of five steps runs kernel by kernel
+    assert (net.graphs.captures, net.graphs.replays) == (1, 4)
 
 
 @torch.no_grad()
@@ -117,6 +120,23 @@ def test_weights_that_moved_are_captured_again() -> None:
         found = net(batch).logits(Kind.CODE)
     net.graphs = None
     assert captures.made == 2 and torch.equal(found, net(batch).logits(Kind.CODE))
+
+
+@torch.no_grad()
+def test_quantised_weights_run_as_graphs_and_are_seen_to_move() -> None:
+    """Such a weight has no address of its own: those of the tensors inside it count."""
+    net, captures, batch = network(), Captures(), picture()
+    quantise, layer = RoundToNearest(bits=8), net.blocks[0].get_submodule("gen.q")
+    assert isinstance(layer, nn.Linear)
+    before = layer.weight.detach()
+    for factor, made in ((1, 1), (2, 2)):
+        layer.weight = nn.Parameter(quantise(before * factor, None), requires_grad=False)
+        net.graphs = net.graphs or Graphs(capture=captures)
+        for _ in range(3):
+            found = net(batch).logits(Kind.CODE)
+        graphs, net.graphs = net.graphs, None
+        assert captures.made == made and torch.equal(found, net(batch).logits(Kind.CODE))
+        net.graphs = graphs
 
 
 def test_no_graph_with_gradients_or_hooks() -> None:

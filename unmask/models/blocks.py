@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention
-from unmask.models.gradients import IN_CACHE, large, normed, worthwhile
+from unmask.models.gradients import IN_CACHE, large, normed, wanted, worthwhile
 from unmask.models.layout import Group
 from unmask.models.linear import Linear, linear, onednn, packed, served_by_onednn, side_by_side
 from unmask.models.memory import LayerMemory
@@ -44,14 +44,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
     """Root-mean-square norm, statistics in float32. ``width``: divide by this many channels (those not stored are zero)."""
     if worthwhile(x):
         return normed(x, weight, eps, width or x.shape[-1])
-    if width is None and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)  # the same bits in one kernel
+    if width is None and _in_one_kernel(x, weight):
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
     if large(x):
         found, rows = torch.empty_like(x), max(16, IN_CACHE // x.shape[-1])
         for part, into in zip(x.split(rows), found.split(rows), strict=True):
             torch.mul(_unit(part, eps, width), weight, out=into)
         return found
     return _unit(x, eps, width) * weight
+
+
+def _in_one_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch's kernel serves: on a CPU float32 has the same bits there; on CUDA half types are rounded once instead of twice."""
+    if x.is_cuda:
+        return x.dtype == weight.dtype
+    return x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
 def _unit(x: Tensor, eps: float, width: int | None) -> Tensor:
@@ -286,7 +293,7 @@ def _mixed(
     queries = sum(parts[name].length for name in asking)
     if any(map(large, asked)):
         q, k = _rotated(asked, asking, group), _rotated(read, names, group)
-    elif worthwhile(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
+    elif wanted(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
         q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
     else:
         turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
@@ -300,7 +307,9 @@ def _mixed(
         )
     k, v = _for_queries(k, q.shape[1]), _for_queries(v, q.shape[1])
     attend = group.masks["joint" if len(names) == 2 else names[0]]
-    mixed_GTHK = attention(q, k, v, None if attend is None else attend[:, :, :queries]).transpose(1, 2)
+    if attend is not None and attend.shape[2] != queries:
+        attend = attend[:, :, :queries]
+    mixed_GTHK = attention(q, k, v, attend).transpose(1, 2)
     each = mixed_GTHK.split([parts[name].length for name in asking], dim=1)
     return {name: own_GTHK.flatten(2).flatten(0, 1) for name, own_GTHK in zip(asking, each, strict=True)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unmask.models.gradients import IN_CACHE, rotated, worthwhile
+from unmask.models.gradients import IN_CACHE, rotated, turned_on_cuda, wanted
 
 Table = tuple[Tensor, Tensor]
 
@@ -36,8 +36,10 @@ def section_table(place_3BT: Tensor, sections: tuple[int, ...], theta: float) ->
 
 def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
     """Rotate queries or keys; computed in float32 and cast back."""
-    if worthwhile(x_BHTK):
+    if wanted(x_BHTK):
         return rotated(x_BHTK, table)
+    if x_BHTK.is_cuda and not torch.is_grad_enabled():
+        return turned_on_cuda(x_BHTK, *table)
     return _turned(x_BHTK, table).to(x_BHTK.dtype)
 
 
