@@ -13,22 +13,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # few small kernels: other processes would cost more
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runs import (  # noqa: E402
+from sampler_runs import (  # noqa: E402
+    NO_GRAPHS,
     PROMPT,
     Bench,
     Timed,
@@ -42,9 +45,10 @@ from runs import (  # noqa: E402
 )
 from speed import HISTORY, settle  # noqa: E402
 
+from unmask.checkpoints.float8 import Float8  # noqa: E402
 from unmask.checkpoints.quantise import Quantiser, RoundToNearest  # noqa: E402
-from unmask.models import blocks  # noqa: E402
 from unmask.models.attention import fused  # noqa: E402
+from unmask.models.blocks import fuse  # noqa: E402
 from unmask.models.elastic import Elastic, init  # noqa: E402
 from unmask.models.graphs import Graphs  # noqa: E402
 from unmask.models.linear import pack  # noqa: E402
@@ -152,10 +156,11 @@ def report(
     them at the median of those that ran.
     """
     steps, of = len(timed.steps), timed.run.step.of
-    step = statistics.median(timed.steps)
+    step = settled(timed)
     bench.found[f"{name}.step"] = step
+    net = bench.model.parts.net
     counts = {} if graphs is None else {"captures": graphs.captures, "replays": graphs.replays}
-    told: dict[str, Any] = {"steps": steps, "of": of, **counts, **more}
+    told: dict[str, Any] = {"steps": steps, "of": of, "fused": net.blocks[0].fuses, **counts, **more}
     ends = {"first_s": statistics.median(timed.steps[:4]), "last_s": statistics.median(timed.steps[-4:])}
     lines = [bench.row(f"{name}.step", step, "s", **ends, **told, **memory(bench))]
     if timed.run.query is None:
@@ -167,73 +172,92 @@ def report(
     bench.write(*lines)
 
 
-def steps_of(bench: Bench, name: str) -> int | None:
-    """How many steps of an edit are run: all where that takes less than ``LONGEST`` and there is time for it."""
-    whole = 64 * bench.found.get(f"{name}.step", 1.0)
-    return 3 if bench.quick else None if whole < min(LONGEST, bench.left - 5) else FEW
+def settled(timed: Timed) -> float:
+    """Median of the steps, without the first three of a longer run: an answer reads its prompt in the first and captures in the third."""
+    return statistics.median(timed.steps[3:] if len(timed.steps) > FEW else timed.steps)
+
+
+def few_of(bench: Bench, task: str) -> int:
+    """Steps of a run that is not measured as a whole."""
+    return 3 if bench.quick else FEW + 4 if task == "answer" else FEW
 
 
 def eager(bench: Bench, task: str) -> None:
     """A drawing or an answer as a whole, the first steps of an edit, each kernel launched by itself."""
     batch, sampler = batch_for(bench, task)
-    few = 3 if bench.quick else FEW if task == "edit" else None
+    few = few_of(bench, task) if task == "edit" or bench.quick else None
     drive(bench, batch, sampler, 2)
     memory(bench)
     query = sampler.start(batch).query
     assert query is not None
     timed = drive(bench, batch, sampler, few)
-    work = None if task == "answer" else flops(bench, query)  # an answer's steps differ: the prompt is read once
-    report(bench, f"{task}.fused", timed, work, tokens=int(batch.valid.sum()))
+    if task != "answer":  # whose steps differ: the prompt is read once
+        bench.found[f"{task}.flops"] = flops(bench, query)
+    report(bench, f"{task}.fused", timed, bench.found.get(f"{task}.flops"), tokens=int(batch.valid.sum()))
 
 
-def with_graphs(bench: Bench, task: str) -> None:
-    """The same with CUDA graphs: captured before, as a new request that captures its own, and beside single kernels."""
+def with_graphs(bench: Bench, task: str, way: str) -> None:
+    """The same with CUDA graphs beside single kernels: captured before, and a drawing that captures its own. Answers always do."""
     batch, sampler = batch_for(bench, task)
-    name = f"{task}.graphs"
-    with graphed(bench) as graphs:
+    whole, name = task != "edit" and not bench.quick, f"{task}.{way}"
+    with graphed(bench, must=True) as graphs:
         drive(bench, batch, sampler, 3)
         memory(bench)
-        report(bench, name, drive(bench, batch, sampler, 4), graphs=graphs)
-        if (few := steps_of(bench, name)) is None or few < 4:
-            timed = drive(bench, batch, sampler, few)
-            report(bench, name, timed, flops_beside(bench, batch, sampler), graphs)
-    difference(bench, task, batch, sampler)
+        timed = drive(bench, batch, sampler, None if whole else few_of(bench, task))
+        report(bench, name, timed, bench.found.get(f"{task}.flops"), graphs)
+    difference(bench, name, batch, sampler)
     if task == "draw":
         fresh, sampler = batch_for(bench, task)
-        with graphed(bench) as graphs:
-            timed = drive(bench, fresh, sampler, 3 if bench.quick else None)
+        with graphed(bench, must=True) as graphs:
+            timed = drive(bench, fresh, sampler, None if whole else few_of(bench, task))
         told = {"captures": graphs.captures, "replays": graphs.replays, "steps": len(timed.steps)}
         bench.write(bench.row(f"{name}.new_request", timed.seconds, "s", **told))
 
 
-def flops_beside(bench: Bench, batch: Batch, sampler: Sampler) -> float:
-    """FLOPs of a first step, counted without graphs."""
-    net, query = bench.model.parts.net, sampler.start(batch).query
-    assert query is not None
-    graphs, net.graphs = net.graphs, None
+def fused_with_graphs(bench: Bench) -> None:
+    """Rotations and activations compiled as well. If that works, it stays so for the measurements that follow."""
+    net = bench.model.parts.net
+    if not bench.card:
+        return  # a CPU's compiler takes as long as all the others together
+    fuse(net)
     try:
-        return flops(bench, query)
-    finally:
-        net.graphs = graphs
+        for task in ("draw", "edit"):
+            with_graphs(bench, task, "graphs_fused")
+    except Exception:
+        fuse(net, False)
+        raise
+
+
+def whole_edit(bench: Bench) -> None:
+    """All steps of an edit as the network is now, where the first steps say that it does not take too long."""
+    ways = [way for way in ("graphs_fused", "graphs") if f"edit.{way}.step" in bench.found]
+    least = bench.found[f"edit.{ways[0]}.step"] * 64 if ways else LONGEST
+    if least >= min(LONGEST, bench.left - 3) and not bench.quick:
+        print(f"   an edit would take {least:.1f} s, and {bench.left:.1f} s are left")
+        return
+    batch, sampler = batch_for(bench, "edit")
+    with graphed(bench) as graphs:
+        drive(bench, batch, sampler, 3)
+        report(bench, f"edit.{ways[0] if ways else 'graphs'}", drive(bench, batch, sampler), graphs=graphs)
 
 
 @torch.no_grad()
-def difference(bench: Bench, task: str, batch: Batch, sampler: Sampler) -> None:
+def difference(bench: Bench, name: str, batch: Batch, sampler: Sampler) -> None:
     """The largest difference of a first step's logits between graphs and single kernels, and the share of equal ids after some steps."""
     net, query = bench.model.parts.net, sampler.start(batch).query
     assert query is not None
-    some = 3 if bench.quick else FEW
+    some = few_of(bench, name.partition(".")[0])
 
     def logits() -> torch.Tensor:
         scored = net(query.batch, predict=query.predict, reuse=query.reuse).scored.values()
         return torch.cat([s.logits.float().flatten() for s in scored if s.logits is not None])
 
     alone, ids = logits(), drive(bench, batch, sampler, some).run.batch.ids
-    with graphed(bench) as graphs:
+    with graphed(bench, must=True) as graphs:
         worst = max(float((logits() - alone).abs().max()) for _ in range(4))
         same = drive(bench, batch, sampler, some).run.batch.ids == ids
     told = {"of": float(alone.abs().max()), "equal_ids": float(same.float().mean()), "replays": graphs.replays}
-    bench.write(bench.row(f"{task}.graphs.difference", worst, "logits", **told))
+    bench.write(bench.row(f"{name}.difference", worst, "logits", **told))
 
 
 def fast(bench: Bench, task: str, name: str, speed: Fast) -> None:
@@ -297,11 +321,11 @@ def wide(bench: Bench, task: str, rows: Sequence[int]) -> None:
     one, sampler = batch_for(bench, task)
     for count in rows[:2] if bench.quick else rows:
         batch = stack([one] * count)
-        with graphed(bench):  # which answers do not use
+        with graphed(bench):
             drive(bench, batch, sampler, 3)
             memory(bench)
-            timed = drive(bench, batch, sampler, 4)
-        step, of = statistics.median(timed.steps), timed.run.step.of
+            timed = drive(bench, batch, sampler, few_of(bench, task))
+        step, of = settled(timed), timed.run.step.of
         bench.write(bench.row(f"batch{count}.{task}", count / (step * of), "1/s", step_s=step, **memory(bench)))
 
 
@@ -309,59 +333,38 @@ def wide(bench: Bench, task: str, rows: Sequence[int]) -> None:
 
 
 def ways(bench: Bench, tasks: Sequence[str], way: str) -> None:
-    """The median of a few steps as the network is now: of pictures with graphs, which answers do not use."""
+    """The median of a few steps as the network is now, with graphs."""
     for task in tasks:
         batch, sampler = batch_for(bench, task)
         with graphed(bench) as graphs:
             drive(bench, batch, sampler, 3)
             memory(bench)
-            report(bench, f"{task}.{way}", drive(bench, batch, sampler, 3 if bench.quick else FEW), graphs=graphs)
+            report(bench, f"{task}.{way}", drive(bench, batch, sampler, few_of(bench, task)), graphs=graphs)
 
 
 def quantised(bench: Bench, quantise: Quantiser) -> None:
     """Steps with the weights of both branches quantised; the weights come back afterwards."""
-    inside = [
-        m for b in bench.model.parts.net.blocks for n, m in b.named_modules() if isinstance(m, nn.Linear) and n != "out"
-    ]
+    net = bench.model.parts.net
+    inside = [m for b in net.blocks for n, m in b.named_modules() if isinstance(m, nn.Linear) and n != "out"]
     kept = [m.weight for m in inside]
     try:
         for module in inside:
             module.weight = nn.Parameter(quantise(module.weight.detach(), None), requires_grad=False)
+        fuse(net, bool(net.blocks[0].fuses))
         ways(bench, TASKS, quantise.label)
     finally:
         for module, weight in zip(inside, kept, strict=True):
             module.weight = weight
 
 
-@contextmanager
-def elementwise(dynamic: bool = True) -> Iterator[None]:
-    """Inside, what stands between the matrix products goes through ``torch.compile``: rotary positions and gated activations."""
-    rotate, part = blocks.rotate, blocks.SwiGLU._part
-    product = torch.compile(lambda gate, up: nn.functional.silu(gate) * up, dynamic=dynamic)
-
-    def gated(self: blocks.SwiGLU, x: torch.Tensor) -> torch.Tensor:
-        return self.down(product(self.gate(x), self.up(x)))
-
-    blocks.rotate, blocks.SwiGLU._part = torch.compile(rotated, dynamic=dynamic), gated  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        blocks.rotate, blocks.SwiGLU._part = rotate, part  # type: ignore[assignment]
-
-
-def rotated(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """``rope.rotate`` as one formula, which a compiler fuses into one kernel."""
-    a, b = x.float().chunk(2, dim=-1)
-    return (x * table[0] + torch.cat([b, a], dim=-1) * table[1]).to(x.dtype)
-
-
-def compiled(bench: Bench, *, layers: bool) -> None:
-    """Steps with fused elementwise operations, or with whole layers, by ``torch.compile``. On a CPU the compiler takes minutes."""
+def compiled(bench: Bench) -> None:
+    """Steps with whole layers that went through ``torch.compile``. On a CPU the compiler takes minutes."""
     if not bench.card:
         return
     net = bench.model.parts.net
-    with torch.no_grad(), prepared(net, recompute=False, compile=True) if layers else elementwise():
-        ways(bench, ("draw",) if layers else ("draw", "edit"), "compiled" if layers else "fused_elementwise")
+    fuse(net, False)
+    with torch.no_grad(), prepared(net, recompute=False, compile=True):
+        ways(bench, ("draw",), "compiled")
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------
@@ -373,21 +376,24 @@ def jobs(bench: Bench) -> dict[str, tuple[float, Callable[[], None]]]:
     return {
         "ceilings": (1, partial(ceilings, bench)),
         "draw": (6, partial(eager, bench, "draw")),
-        "draw graphs": (6, partial(with_graphs, bench, "draw")),
+        "draw graphs": (6, partial(with_graphs, bench, "draw", "graphs")),
         "edit": (4, partial(eager, bench, "edit")),
-        "edit graphs": (5, partial(with_graphs, bench, "edit")),
+        "edit graphs": (5, partial(with_graphs, bench, "edit", "graphs")),
+        "fused": (12, partial(fused_with_graphs, bench)),
+        "edit whole": (3, partial(whole_edit, bench)),
         **{f"draw {name}": (3, partial(fast, bench, "draw", name, speed)) for name, speed in speeds.items()},
         **{f"edit {name}": (4, partial(fast, bench, "edit", name, speed)) for name, speed in speeds.items()},
         "answer fast": (3, partial(fast, bench, "answer", "fast", FAST)),
         "answer": (3, partial(eager, bench, "answer")),
+        "answer graphs": (3, partial(with_graphs, bench, "answer", "graphs")),
         "boxes": (2, partial(boxes, bench)),
-        "fused": (12, partial(compiled, bench, layers=False)),
-        "int8": (6, partial(quantised, bench, RoundToNearest(bits=8))),
+        "float8": (5, partial(quantised, bench, Float8())),
+        "int8": (4, partial(quantised, bench, RoundToNearest(bits=8))),
         "draw together": (4, partial(wide, bench, "draw", (1, 2, 4, 8))),
         "answer together": (3, partial(wide, bench, "answer", (1, 2, 4, 8))),
         "tokenizer": (2, partial(tokenizer, bench)),
         "whole": (4, partial(whole, bench)),
-        "compiled": (15, partial(compiled, bench, layers=True)),  # last: it may take all that is left
+        "compiled": (30, partial(compiled, bench)),  # last: it may take all that is left
     }
 
 
@@ -427,6 +433,8 @@ def main() -> int:
         except Exception:
             traceback.print_exc()
             failed.append(name)
+            if name == "draw graphs":
+                bench.found[NO_GRAPHS] = 1.0
             freed(bench)
         print(f"-- {name}: {time.perf_counter() - began:.1f} s", flush=True)
     print(f"failed: {', '.join(failed) or 'none'}")

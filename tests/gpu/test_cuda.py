@@ -22,7 +22,8 @@ from torch import Tensor
 
 import unmask
 from unmask.checkpoints.elastic import WeightStorage
-from unmask.checkpoints.quantise import RoundToNearest
+from unmask.checkpoints.float8 import Float8
+from unmask.checkpoints.quantise import Quantiser, RoundToNearest
 from unmask.cli.main import main
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
@@ -342,15 +343,16 @@ def test_weights_that_stay_on_the_cpu(task: str, card: Model, picture: Image.Ima
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("bits", "worst"), [(8, 0.02), (4, 0.1)])
-def test_weights_in_few_bits(bits: int, worst: float, host: Model, picture: Image.Image) -> None:
-    pytest.importorskip("torchao")
-    keep = WeightStorage(
-        dtype=torch.bfloat16, quantise={"und": RoundToNearest(bits=bits), "gen": RoundToNearest(bits=bits)}
-    )
+@pytest.mark.parametrize(
+    ("quantise", "worst"), [(RoundToNearest(bits=8), 0.02), (RoundToNearest(bits=4), 0.1), (Float8(), 0.1)]
+)
+def test_weights_in_few_bits(quantise: Quantiser, worst: float, host: Model, picture: Image.Image) -> None:
+    if isinstance(quantise, RoundToNearest):
+        pytest.importorskip("torchao")
+    keep = WeightStorage(dtype=torch.bfloat16, quantise={"und": quantise, "gen": quantise})
     small, batch = unmask.load("mini", device=DEVICE, storage=keep), batch_of(host, "draw", picture)
     difference = apart(logits(small.parts.net(batch.to(DEVICE))), logits(host.parts.net(batch)))
-    note(f"int{bits}.draw", difference, "relative")
+    note(f"{quantise.label}.draw", difference, "relative")
     assert 0 < difference < worst
 
 

@@ -35,13 +35,13 @@ def test_the_released_size_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.set_num_threads(1)
     assert ran("released.py", monkeypatch, "--device", "cpu", "--quick", "--history", str(tmp_path / "rows.jsonl")) == 0
     found = {row["name"].removeprefix("gpu.released."): row for row in rows(tmp_path / "rows.jsonl")}
-    ways = {"draw": ("fused", "graphs", "fast", "every", "int8"), "edit": ("fused", "graphs", "fast", "every", "int8")}
-    ways |= {"answer": ("fused", "fast", "int8")}
+    ways = {task: ("fused", "graphs", "fast", "every", "float8", "int8") for task in ("draw", "edit")}
+    ways |= {"answer": ("fused", "graphs", "fast", "float8", "int8")}
     assert {f"{task}.{way}.step" for task, some in ways.items() for way in some} <= set(found)
     assert {"batch1.draw", "batch2.answer", "boxes", "generate", "vq.decode", "gpu.peak.bf16"} <= set(found)
     assert found["draw.fused.step"]["more"]["of"] == 64 and found["draw.every.step"]["more"]["of"] == 32
     assert found["draw.fused.peak"]["more"]["tflop"] == found["draw.graphs.peak"]["more"]["tflop"] > 0
-    for task in ("draw", "edit"):
+    for task in ("draw", "edit", "answer"):
         graphs = found[f"{task}.graphs.difference"]
         assert graphs["value"] == 0 and graphs["more"]["equal_ids"] == 1 and graphs["more"]["replays"] > 3
     assert found["draw.graphs.new_request"]["more"]["captures"] == 1
@@ -50,17 +50,19 @@ def test_the_released_size_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_measurement_that_fails_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """CUDA graphs that cannot be captured: the rows before and after are written, and the failure is named."""
+    """CUDA graphs that cannot be captured: the failure is named, and all rows but theirs are written, measured without graphs."""
 
     def refused(*given: object, **named: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr("unmask.models.graphs.Graphs._captured", refused)
-    only = "draw,draw graphs,boxes"
+    only = "draw,draw graphs,draw fast,boxes"
     given = ["--device", "cpu", "--quick", "--only", only, "--history", str(tmp_path / "rows.jsonl")]
     assert ran("released.py", monkeypatch, *given) == 1
-    names = [row["name"] for row in rows(tmp_path / "rows.jsonl")]
-    assert names[0] == "gpu.peak.bf16" and names[-1] == "gpu.released.boxes" and "gpu.released.draw.fused.step" in names
+    found = {row["name"].removeprefix("gpu.released."): row for row in rows(tmp_path / "rows.jsonl")}
+    names = list(found)
+    assert names[0] == "gpu.peak.bf16" and names[-1] == "boxes" and "draw.fused.step" in names
+    assert "draw.graphs.step" not in names and found["draw.fast.step"]["more"]["captures"] == 0
     assert "failed: draw graphs" in capsys.readouterr().out
 
 

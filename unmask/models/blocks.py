@@ -10,7 +10,8 @@ E generation width · H heads · K head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +23,7 @@ from unmask.models.gradients import IN_CACHE, large, normed, wanted, worthwhile
 from unmask.models.layout import Group
 from unmask.models.linear import Linear, linear, onednn, packed, served_by_onednn, side_by_side
 from unmask.models.memory import LayerMemory
-from unmask.models.rope import rotate, rotate_into
+from unmask.models.rope import Rotation, rotate, rotate_fused, rotate_into
 from unmask.models.sizes import ElasticConfig
 
 _MLP_ROWS = 512  # positions that the feed-forward takes at least where there are many
@@ -78,7 +79,9 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x), [.., width] -> [.., width] (Shazeer 2020, arXiv 2002.05202)."""
+    """down(silu(gate x) * up x), [.., width] -> [.., width] (Shazeer 2020, arXiv 2002.05202). ``fuses``: see ``fuse``."""
+
+    fuses = False
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -94,7 +97,14 @@ class SwiGLU(nn.Module):
 
     def _part(self, x: Tensor) -> Tensor:
         gate, up = side_by_side(x, (self.gate, self.up))
+        if self.fuses and not torch.is_grad_enabled():
+            return self.down(_compiled_product()(gate, up))
         return self.down(F.silu(gate) * up)
+
+
+@functools.cache
+def _compiled_product() -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(lambda gate, up: F.silu(gate) * up, dynamic=True)
 
 
 class SharedOut(Linear):
@@ -144,8 +154,24 @@ class Read:
     gen: Tensor | None = None
 
 
+def fuse(module: nn.Module, on: bool = True) -> None:
+    """Let ``torch.compile`` fuse rotations, gated activations and the rounding of inputs to float8 in the layers of a module, for passes
+    without gradients on a GPU. Call it again after weights were quantised.
+
+    They are compiled at their first use, which takes seconds and a C compiler. Values are equal up to rounding.
+    """
+    for part in module.modules():
+        if isinstance(part, SwiGLU | ElasticBlock):
+            part.fuses = on
+    for weight in module.parameters():
+        if hasattr(weight, "fuses"):
+            weight.fuses = on  # type: ignore[missing-attribute]
+
+
 class ElasticBlock(nn.Module):
-    """``forward`` takes and returns both streams; an understanding stream of None is no longer wanted."""
+    """``forward`` takes and returns both streams; an understanding stream of None is no longer wanted. ``fuses``: see ``fuse``."""
+
+    fuses = False
 
     def __init__(self, config: ElasticConfig, *, joint: bool) -> None:
         super().__init__()
@@ -185,7 +211,8 @@ class ElasticBlock(nn.Module):
         if at:
             mixed = _mixed_few(heads, groups, sets, attention, at)
         else:
-            mixed = _mixed_all(heads, groups, sets, attention, memory)
+            turn = rotate_fused if self.fuses and not torch.is_grad_enabled() else rotate
+            mixed = _mixed_all(heads, groups, sets, attention, memory, turn)
         # 3. Output projection, residual, feed-forward, residual.
         und = self._finish(u_ND, mixed.get("und"), "und", read.und)
         return und, self._finish(g_NE, mixed.get("gen"), "gen", read.gen)
@@ -221,12 +248,13 @@ def _mixed_all(
     sets: Sequence[tuple[str, ...]],
     attention: Attention,
     memory: LayerMemory | None,
+    turn: Rotation,
 ) -> dict[str, Tensor]:
     """What all positions find, by branch: [N, D]."""
     found: dict[str, list[Tensor]] = {name: [] for name in heads}
     for group in groups:
         for names in sets:
-            for name, mixed_NW in _mixed(heads, group, names, attention, memory).items():
+            for name, mixed_NW in _mixed(heads, group, names, attention, memory, turn).items():
                 found[name].append(mixed_NW)
     return {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in found.items() if some}
 
@@ -277,7 +305,12 @@ def _few_of(
 
 
 def _mixed(
-    heads: dict[str, Heads], group: Group, names: tuple[str, ...], attention: Attention, memory: LayerMemory | None
+    heads: dict[str, Heads],
+    group: Group,
+    names: tuple[str, ...],
+    attention: Attention,
+    memory: LayerMemory | None,
+    turn: Rotation,
 ) -> dict[str, Tensor]:
     """What the positions of a group find in those of some branches, by branch, [G * length, D]; a branch without queries is left out.
 
@@ -294,9 +327,9 @@ def _mixed(
     if any(map(large, asked)):
         q, k = _rotated(asked, asking, group), _rotated(read, names, group)
     elif wanted(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
-        q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
+        q, k = turn(_one(asked), group.rope(asking)), turn(_one(read), group.rope(names))
     else:
-        turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
+        turned = turn(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
         q, k = turned[:, :, :queries], turned[:, :, queries:]
     v = _one([parts[name].of(heads[name].v) for name in names])
     if memory is not None:

@@ -201,13 +201,13 @@ class Elastic(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         scores_text, streams, below = bool(len(text.at)), (u_ND, g_NE), len(self.blocks) - 1
 
-        def layers(given: Streams) -> Streams:
+        def layers(given: Streams, memory: Memory | None) -> Streams:
             return self._through(range(below), layout, given, scores_text, memory, Read())
 
-        if self.graphs is not None and memory is None and not torch.is_grad_enabled():
-            streams = self.graphs.run(layers, self.blocks, layout, streams, text=scores_text)
+        if self.graphs is not None and not torch.is_grad_enabled():
+            streams = self.graphs.run(layers, self.blocks, layout, streams, text=scores_text, memory=memory)
         else:
-            streams = layers(streams)
+            streams = layers(streams, memory)
         read = Read(und=text.read, gen=codes.read)
         return self._through(range(below, below + 1), layout, streams, scores_text, memory, read)
 

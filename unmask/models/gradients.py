@@ -76,7 +76,8 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        if x.is_cuda:
+        ctx.on_cuda = x.is_cuda
+        if ctx.on_cuda:
             return turned_on_cuda(x, cos, sin)
         ctx.like = torch.empty_like(x, device="meta").stride()  # as ``x`` where it is dense
         turned, other = _turned(x, cos, sin)
@@ -87,7 +88,7 @@ class _Rotated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[bad-override]
         (grad,), (cos, sin) = grad_outputs, ctx.saved_tensors
-        if grad.is_cuda:
+        if ctx.on_cuda:
             return turned_on_cuda(grad, cos, sin, back=True), None, None
         turned, other = _turned(grad, cos, sin)
         return grad.new_empty_strided(grad.shape, ctx.like).copy_(turned.sub_(other)), None, None

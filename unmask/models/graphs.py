@@ -5,14 +5,16 @@ all its steps (``Layout``): shapes, masks, index and rotary tables stay the same
 the heads and the sampler see as many tokens as the step unmasks, so these stay outside.
 
 A graph reads its weights where they lay when it was captured. If they have moved since, it is captured again. Not used with gradients,
-hooks (adapters, offloading) or cached keys and values.
+hooks (adapters, offloading).
+
+Cached keys and values: a layout also stands for what is held, which does not change while it lasts. So a graph reads the keys and values
+that were held when it was captured, and each step has those that it computes.
 
 Shapes: N packed positions of a branch · D width · E generation width.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -24,45 +26,55 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from unmask.models.layout import Layout
 from unmask.models.linear import hooked
+from unmask.models.memory import Memory
+from unmask.step import State
 
 Streams = tuple[Tensor | None, Tensor | None]  # understanding [N, D], generation [N, E]
-Layers = Callable[[Streams], Streams]
+Layers = Callable[[Streams, Memory | None], Streams]
 Replay = Callable[[], None]
-Capture = Callable[[Callable[[], Streams]], tuple[Streams, Replay]]
+Found = tuple[Tensor | None, ...]  # both streams, then keys and values
+Capture = Callable[[Callable[[], Found]], tuple[Found, Replay]]
 
 
-def capture(work: Callable[[], Streams]) -> tuple[Streams, Replay]:
+def capture(work: Callable[[], Found]) -> tuple[Found, Replay]:
     """What ``work`` returns on the current CUDA device, and what computes it anew in the same tensors.
 
-    ``work`` runs once without being captured, on the stream of the capture: libraries allocate their workspaces for each stream, which must
-    outlive the graph. Other threads may use the device meanwhile.
+    All captures of a device use one stream, and the first ``work`` runs there without being captured: libraries allocate their workspaces
+    for each stream, which must outlive the graph. Other threads may use the device meanwhile.
     """
-    stream = _stream(torch.cuda.current_device())
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
+    stream = _streams.get(torch.cuda.current_device())
+    if stream is None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+        _streams[torch.cuda.current_device()] = stream
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        found = work()
+    with torch.cuda.stream(
+        torch.cuda.current_stream()
+    ):  # a capture that fails would leave its own stream as the current one
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            found = work()
     return found, graph.replay
 
 
-@functools.cache
-def _stream(device: int) -> torch.cuda.Stream:
-    """The stream on which all graphs of a device are captured."""
-    return torch.cuda.Stream(device)
+_streams: dict[int, torch.cuda.Stream] = {}  # of each device
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """``layout``: holding it keeps its tables where the graph reads them · ``weights``: where the weights lay."""
+    """``layout``, ``state``: holding them keeps what the graph reads where it is · ``weights``: where the weights lay · ``tensors``: keys
+    and values that it computes, by name.
+    """
 
     layout: Layout
     weights: tuple[int, ...]
     inputs: Streams
     outputs: Streams
     replay: Replay
+    state: State | None
+    tensors: dict[str, Tensor]
 
 
 class Graphs:
@@ -83,20 +95,29 @@ class Graphs:
         self.known.clear()
         self.seen = None
 
-    def run(self, layers: Layers, blocks: nn.ModuleList, layout: Layout, streams: Streams, *, text: bool) -> Streams:
-        """What ``layers`` makes of the streams; ``text``: whether text is scored. The result is overwritten by the next call.
+    def run(
+        self,
+        layers: Layers,
+        blocks: nn.ModuleList,
+        layout: Layout,
+        streams: Streams,
+        *,
+        text: bool,
+        memory: Memory | None = None,
+    ) -> Streams:
+        """What ``layers`` makes of the streams, and of ``memory``; ``text``: whether text is scored. The next call overwrites the result.
 
         The first pass of a layout is not captured: kernels are chosen and tables made in it.
         """
         if any(map(hooked, blocks.modules())):
-            return layers(streams)
+            return layers(streams, memory)
         name, weights = (id(layout), text), tuple(place for p in blocks.parameters() for place in _places(p))
         graph = self.known.get(name)
         if graph is None or graph.weights != weights:
             if self.seen is None or self.seen[0] is not layout or self.seen[1] != text:
                 self.seen = (layout, text)
-                return layers(streams)
-            graph = self._captured(layers, layout, weights, streams)
+                return layers(streams, memory)
+            graph = self._captured(layers, layout, weights, streams, memory)
             self.known[name], self.captures = graph, self.captures + 1
             while len(self.known) > self.most:
                 self.known.popitem(last=False)
@@ -106,15 +127,36 @@ class Graphs:
                 own.copy_(given)
         graph.replay()
         self.replays += 1
+        if memory is not None:
+            memory.tensors.update(graph.tensors)
         return graph.outputs
 
-    def _captured(self, layers: Layers, layout: Layout, weights: tuple[int, ...], streams: Streams) -> _Graph:
+    def _captured(
+        self, layers: Layers, layout: Layout, weights: tuple[int, ...], streams: Streams, memory: Memory | None
+    ) -> _Graph:
         u_ND, g_NE = streams
         inputs = (None if u_ND is None else u_ND.clone(), None if g_NE is None else g_NE.clone())
         device = next(x.device for x in inputs if x is not None)
+
+        names: list[str] = []
+
+        def work() -> Found:
+            own = memory and Memory(state=memory.state, slots=memory.slots)
+            found = layers(inputs, own)
+            names[:] = own.tensors if own else ()
+            return (*found, *(own.tensors.values() if own else ()))
+
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            outputs, replay = self.capture(lambda: layers(inputs))
-        return _Graph(layout=layout, weights=weights, inputs=inputs, outputs=outputs, replay=replay)
+            (u_ND, g_NE, *rest), replay = self.capture(work)
+        return _Graph(
+            layout=layout,
+            weights=weights,
+            inputs=inputs,
+            outputs=(u_ND, g_NE),
+            replay=replay,
+            state=memory.state if memory else None,
+            tensors={name: tensor for name, tensor in zip(names, rest, strict=True) if tensor is not None},
+        )
 
 
 def _places(weight: Tensor) -> Iterator[int]:

@@ -7,6 +7,7 @@ writes each figure as soon as it is measured.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import sys
 import time
@@ -26,7 +27,7 @@ from unmask.data.world.render import render  # noqa: E402
 from unmask.data.world.scenes import sample  # noqa: E402
 from unmask.evaluation.history import Line, append  # noqa: E402
 from unmask.models.attention import plain  # noqa: E402
-from unmask.models.graphs import Graphs, Replay, Streams, capture  # noqa: E402
+from unmask.models.graphs import Found, Graphs, Replay, capture  # noqa: E402
 from unmask.pipeline.model import Model  # noqa: E402
 from unmask.sampling.sampler import Sampler, SamplingRun  # noqa: E402
 from unmask.sequence import Batch, collate  # noqa: E402
@@ -35,6 +36,7 @@ from unmask.tasks import edit, generate, understand  # noqa: E402
 from unmask.tasks.parts import Presets  # noqa: E402
 from unmask.training.probe import flop_counter  # noqa: E402
 
+NO_GRAPHS = "graphs.failed"
 PROMPT = "two red apples on a wooden table beside a sleeping cat, in the morning sun"
 
 
@@ -43,7 +45,7 @@ class Bench:
     """The model and what one measurement needs beside it.
 
     ``peak``: measured bfloat16 FLOPs a second of a matrix product · ``name``: how the rows begin · ``history``: the file that they are
-    appended to · ``until``: moment of ``time.perf_counter`` at which no long measurement starts any more · ``found``: seconds that later
+    appended to · ``until``: moment of ``time.perf_counter`` at which no long measurement starts any more · ``found``: figures that later
     measurements read, by name.
     """
 
@@ -65,7 +67,7 @@ class Bench:
         """Seconds."""
         return self.until - time.perf_counter()
 
-    @property
+    @functools.cached_property
     def picture(self) -> Image.Image:
         return Image.fromarray(render(sample("grid", "validation", 0, 0), self.model.parts.side))
 
@@ -155,7 +157,7 @@ def batch_for(bench: Bench, task: str, presets: Presets | None = None) -> tuple[
     return collate(known, [0]).to(bench.device), sampler
 
 
-def recomputed(work: Callable[[], Streams]) -> tuple[Streams, Replay]:
+def recomputed(work: Callable[[], Found]) -> tuple[Found, Replay]:
     """What stands for a CUDA graph on a CPU: the same work again, in the same tensors."""
     found = work()
 
@@ -168,10 +170,13 @@ def recomputed(work: Callable[[], Streams]) -> tuple[Streams, Replay]:
 
 
 @contextmanager
-def graphed(bench: Bench) -> Iterator[Graphs]:
-    """The layers below the last run as CUDA graphs inside; on a CPU, as what stands for them in a rehearsal."""
-    net = bench.model.parts.net
-    net.graphs = graphs = Graphs(capture=capture if bench.card else recomputed)
+def graphed(bench: Bench, *, must: bool = False) -> Iterator[Graphs]:
+    """The layers below the last run as CUDA graphs inside; on a CPU, as what stands for them in a rehearsal.
+
+    Once graphs have failed (``bench.found[NO_GRAPHS]``), only measurements of graphs themselves use them (``must``).
+    """
+    net, graphs = bench.model.parts.net, Graphs(capture=capture if bench.card else recomputed)
+    net.graphs = None if NO_GRAPHS in bench.found and not must else graphs
     try:
         yield graphs
     finally:
