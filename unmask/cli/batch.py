@@ -23,10 +23,10 @@ from unmask.cli.options import (
     download_option,
     found_device,
     json_option,
+    loading_options,
     lora_option,
     model_option,
     speed_option,
-    storage_options,
     threads_option,
     use_threads,
 )
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @json_option
 @device_option
 @threads_option
-@storage_options
+@loading_options
 @download_option
 def batch(
     manifest: Path,
@@ -194,6 +194,7 @@ def _opened(
         speed=speed,
         download=download,
         on_bytes=opening(model),
+        verify=storage.verify,
     )
 
 

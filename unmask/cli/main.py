@@ -39,6 +39,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "convert": ("unmask.cli.weights", "Convert a model to the released layout, or back."),
     "merge": ("unmask.cli.weights", "Write a model with LoRA adapters merged into its weights."),
     "verify": ("unmask.cli.weights", "Recompute measured values and report the differences."),
+    "doctor": ("unmask.cli.doctor", "Show versions and devices, and test the embedded model."),
     "world": ("unmask.cli.world", "Show the synthetic world that models are trained on."),
     "demo": ("unmask.cli.demo", "Show everything a model can do on one sheet."),
 }

@@ -15,13 +15,13 @@ from unmask.cli.options import (
     Storage,
     device_option,
     found_device,
+    loading_options,
     lora_option,
     named_sampler,
     sampler_option,
     seed_option,
     setting_option,
     speed_option,
-    storage_options,
     threads_option,
     use_threads,
 )
@@ -85,7 +85,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @seed_option
 @device_option
 @threads_option
-@storage_options
+@loading_options
 @lora_option
 @click.pass_context
 def evaluate(
@@ -127,7 +127,13 @@ def evaluate(
     import unmask
     from unmask.pipeline.text_model import TextModel
 
-    more = {"storage": storage.value(), "lora": lora, "speed": speed, "on_bytes": opening(model)}
+    more = {
+        "storage": storage.value(),
+        "lora": lora,
+        "speed": speed,
+        "on_bytes": opening(model),
+        "verify": storage.verify,
+    }
     opened = unmask.load(model, device=options["device"], **more)
     opened = opened.with_sampler(change) if change else opened
     if isinstance(opened, TextModel):

@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +31,15 @@ DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """--dtype, --quantise and --offload as typed; ``value`` makes a ``checkpoints.elastic.WeightStorage`` of them."""
+    """--dtype, --quantise and --offload as typed; ``value`` makes a ``checkpoints.elastic.WeightStorage`` of them.
+
+    ``verify``: without --no-checksums, which changes no result.
+    """
 
     dtype: str | None
     quantise: tuple[str, ...]
     offload: tuple[str, ...]
+    verify: bool = field(default=True, repr=False)
 
     def value(self) -> WeightStorage:
         """The storage. ValueError for a --quantise that is not BRANCH=int8, BRANCH=int4 or BRANCH=float8."""
@@ -115,6 +119,7 @@ class Run:
             speed=self.speed,
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
+            verify=self.storage.verify,
         )
         model = model.with_sampler(self.sampler) if self.sampler else model
         if isinstance(model, Model):
@@ -186,7 +191,7 @@ def model_options(command: Command) -> Command:
         json_option,
         device_option,
         threads_option,
-        storage_options,
+        loading_options,
         download_option,
         quiet_option,
     )
@@ -199,8 +204,11 @@ def storage_options(command: Command) -> Command:
     """Add --dtype, --quantise and --offload, passed together as ``storage``."""
 
     @functools.wraps(command)
-    def wrapped(dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], **own: object) -> object:
-        return command(storage=Storage(dtype=dtype, quantise=quantise, offload=offload), **own)
+    def wrapped(
+        dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], unverified: bool = False, **own: object
+    ) -> object:
+        storage = Storage(dtype=dtype, quantise=quantise, offload=offload, verify=not unverified)
+        return command(storage=storage, **own)
 
     branch = click.Choice(("und", "gen"))
     options = (
@@ -221,6 +229,12 @@ def storage_options(command: Command) -> Command:
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
+
+
+def loading_options(command: Command) -> Command:
+    """``storage_options`` and --no-checksums, for commands that read weights."""
+    text = "Do not compare weight files with their SHA-256 in config.json."
+    return click.option("--no-checksums", "unverified", is_flag=True, help=text)(storage_options(command))
 
 
 class OrderedHelp(click.Command):
