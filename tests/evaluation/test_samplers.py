@@ -1,0 +1,370 @@
+"""Samplers compared: what each name stands for, what is counted, what agrees, what is refused, and the prompts and metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import unmask
+from unmask.evaluation import sampler_prompts as prompts
+from unmask.evaluation.judge import Found, Seen
+from unmask.evaluation.sampler_axes import REFERENCE, Variant, steps_of, variants
+from unmask.evaluation.sampler_prompts import Prompt, read_prompts
+from unmask.evaluation.sampler_report import HEAD, SamplerReport, plot
+from unmask.evaluation.sampler_requests import Requests, answering, drawing, writing
+from unmask.evaluation.sampler_runs import SamplerRow, agreement, compare, take
+from unmask.pipeline.model import Model
+from unmask.pipeline.text_model import TextModel
+from unmask.sampling.cache import BlockCache, NoCache, PrefixCache
+from unmask.sampling.orders import halton
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedule import Cosine, Equal, Fixed, Shift
+from unmask.sampling.selection import Confident, InOrder, RandomOrder, Threshold
+from unmask.sampling.step_causal import ByPosition, SparseCache
+from unmask.sampling.token_sampler import Entropy, Greedy, LogProbability
+from unmask.sequence import Kind, Span
+
+from .. import tiny_llada
+
+torch.set_num_threads(1)
+TEXT = Span(name="answer", kind=Kind.TEXT, start=3, stop=11, writable=True)
+PICTURE = Span(name="image", kind=Kind.CODE, start=0, stop=16, grid=(4, 4), writable=True)
+BASE = Sampler(schedule=Fixed(each=1), token_sampler=Greedy(score=Entropy()), selection=Confident(noise=1.0))
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory: pytest.TempPathFactory) -> TextModel:
+    found = unmask.load(tiny_llada.make(tmp_path_factory.mktemp("own") / "llada"))
+    assert isinstance(found, TextModel)
+    return found
+
+
+def asked(model: TextModel, *texts: str, length: int = 8) -> Requests:
+    return writing(model, [Prompt(text=t) for t in texts], seed=3, change=lambda s: s, length=length, plain=False)
+
+
+def one(axis: str, name: str) -> Variant:
+    """The variant that differs in one part alone."""
+    given = {"orders": ["own"], "schedules": ["own"], "caches": ["own"], "thresholds": ["none"]} | {axis: [name]}
+    return variants(**given, net=None)[-1]  # type: ignore[arg-type]
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_comes_first_and_changes_nothing() -> None:
+    found = variants(["random"], ["own"], ["own"], ["none"], net=None)  # type: ignore[arg-type]
+    assert [v.name for v in found] == [REFERENCE, "order random"]
+    assert found[0](BASE, TEXT) is BASE
+
+
+def test_the_product_of_four_lists() -> None:
+    found = variants(["own", "random"], ["own", "equal"], ["own", "none"], ["none", "0.9"], net=None)  # type: ignore[arg-type]
+    assert len({v.name for v in found}) == len(found) == 16
+    assert found[-1].name == "order random, schedule equal, cache none, threshold 0.9"
+
+
+@pytest.mark.parametrize(
+    ("axis", "name", "part", "wanted"),
+    [
+        ("orders", "random", "selection", RandomOrder()),
+        ("orders", "confidence", "selection", Confident()),
+        ("orders", "confidence", "token_sampler", Greedy(score=LogProbability())),
+        ("orders", "left_to_right", "selection", InOrder(order=tuple(range(8)))),
+        ("orders", "entropy:noise=0.5", "selection", Confident(noise=0.5)),
+        ("schedules", "equal", "schedule", Equal(steps=8)),
+        ("schedules", "equal:steps=0.5", "schedule", Equal(steps=4)),
+        ("schedules", "equal:steps=0.1", "schedule", Equal(steps=1)),
+        ("schedules", "cosine:steps=3", "schedule", Cosine(steps=3)),
+        ("schedules", "equal:steps=1", "schedule", Equal(steps=1)),
+        ("schedules", "shift:steps=4:shift=0.5", "schedule", Shift(steps=4, shift=0.5)),
+        ("caches", "none", "cache", NoCache()),
+        ("caches", "prefix", "cache", PrefixCache()),
+        ("caches", "block:refresh=4", "cache", BlockCache(refresh=4)),
+        ("thresholds", "0.9", "selection", Threshold(value=0.9)),
+    ],
+)
+def test_a_name_stands_for_a_part(axis: str, name: str, part: str, wanted: object) -> None:
+    assert getattr(one(axis, name)(BASE, TEXT), part) == wanted
+
+
+def test_orders_of_pictures() -> None:
+    assert one("orders", "halton")(BASE, PICTURE).selection == InOrder(order=tuple(halton(4, 4)))
+    assert sorted(one("orders", "stratified")(BASE, PICTURE).selection.order) == list(range(16))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="codes of a picture, and the task writes text"):
+        one("orders", "halton")(BASE, TEXT)
+    with pytest.raises(ValueError, match="square picture, got 2 x 8"):
+        one("orders", "stratified")(BASE, replace(PICTURE, grid=(2, 8)))
+
+
+def test_a_schedule_by_position_stays_one() -> None:
+    base = replace(BASE, schedule=ByPosition(schedule=Cosine(steps=4)))
+    assert one("schedules", "equal:steps=2")(base, PICTURE).schedule == ByPosition(schedule=Equal(steps=2))
+
+
+@pytest.mark.parametrize(("axis", "name"), [("orders", "random"), ("caches", "none"), ("thresholds", "0.9")])
+def test_a_step_causal_sampler_keeps_its_order_and_cache(axis: str, name: str) -> None:
+    with pytest.raises(ValueError, match="vary its schedule alone"):
+        one(axis, name)(replace(BASE, cache=SparseCache()), TEXT)
+
+
+def test_the_steps_of_a_sampler_that_decides_itself() -> None:
+    from unmask.sampling.aligned import Aligned
+    from unmask.sampling.blocks import Blocks
+
+    many = replace(BASE, schedule=Fixed(each=2**31), selection=Aligned(steps=5))
+    assert (steps_of(BASE, 8), steps_of(many, 8), steps_of(many, 3)) == (8, 5, 3)
+    assert steps_of(replace(BASE, blocks=Blocks(length=4)), 8) == 4  # steps are those of a block
+
+
+@pytest.mark.parametrize(
+    ("axis", "name", "said"),
+    [
+        ("orders", "randon", "did you mean 'random'"),
+        ("orders", "random:x=1", "has no argument 'x'; it has none"),
+        ("orders", "remdm:etta=1", "did you mean 'eta'"),
+        ("orders", "remdm:eta", "not NAME=VALUE"),
+        ("orders", "", "there is no order ''"),
+        ("schedules", "equal:steps=1.5", "no whole number and no share below 1"),
+        ("schedules", "equal:steps=-1", "no whole number and no share below 1"),
+        ("schedules", "equal:steps=nan", "steps is no number"),
+        ("schedules", "equal:shift=2", "has no argument 'shift'; it has steps"),
+        ("schedules", "shift:shift=0", "a factor above 0"),
+        ("schedules", "own:steps=4", "it has none"),
+        ("caches", "block:refresh=0.5", "refresh counts steps"),
+        ("caches", "block:refresh=-1", "refresh counts steps"),
+        ("caches", "prefx", "did you mean 'prefix'"),
+        ("thresholds", "0", "no probability"),
+        ("thresholds", "1.1", "no probability"),
+        ("thresholds", "high", "no probability"),
+    ],
+)
+def test_a_wrong_name_is_an_error_before_any_model(axis: str, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        one(axis, name)
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+def by_name(rows: list[SamplerRow]) -> dict[str, SamplerRow]:
+    return {row.name: row for row in rows}
+
+
+def test_forwards_tokens_and_agreement(llada: TextModel) -> None:
+    requests = asked(llada, "is it?", "the sky")
+    requests = replace(requests, ends=())  # random weights end a text anywhere
+    chosen = variants(["own"], ["own", "equal:steps=0.5"], ["own", "block:refresh=2"], ["none"], net=requests.net)
+    done: list[tuple[int, int]] = []
+    found = compare(requests, chosen, progress=lambda n, of: done.append((n, of)))
+    rows = by_name(found)
+    assert [row.name for row in found[:2]] == [REFERENCE, "reference, other seeds"]
+    reference, half = rows[REFERENCE], rows["schedule equal:steps=0.5"]
+    assert (reference.forwards, reference.tokens, reference.tokens_a_forward) == (8, 8, 1)
+    assert (half.forwards, half.tokens_a_forward) == (4, 2) and half.rows == 4
+    length = len(requests.items[0].built.ids), len(requests.items[1].built.ids)
+    assert reference.computed == 8 * sum(length) / 2
+    cached = rows["cache block:refresh=2"]
+    assert cached.forwards == 8 and cached.computed < reference.computed
+    assert reference.agreement == reference.equal == 1 and 0 <= half.agreement <= 1 and reference.speedup == 1
+    assert reference.quality is None and reference.seconds > 0
+    assert done[-1][0] == done[-1][1] and len({of for _, of in done}) == 1
+
+
+def test_the_same_seeds_for_every_sampler(llada: TextModel) -> None:
+    """A sampler is random, and the same one twice takes the same tokens; another seed takes others."""
+    change = {"seed": 5, "length": 16, "plain": False}
+    hot = writing(llada, [Prompt(text="is it?")], change=lambda s: unmask_hot(s), **change)  # type: ignore[arg-type]
+    (request,) = hot.items
+    first, again, other = (take(hot, request, hot.sampler, seed) for seed in (5, 5, 6))
+    assert request.seed == 5 and first.ids == again.ids and first.ids != other.ids
+    rows = compare(hot, variants(["own"], ["own"], ["own"], ["none"], net=hot.net))
+    assert rows[0].equal == 1 and rows[1].agreement < 1
+
+
+def unmask_hot(sampler: Sampler) -> Sampler:
+    return replace(sampler, token_sampler=replace(sampler.token_sampler, temperature=1.0))  # type: ignore[type-var, call-arg]
+
+
+def test_equal_samplers_run_once(llada: TextModel) -> None:
+    requests = asked(llada, "is it?", length=4)
+    runs: list[Sampler] = []
+    run = requests.run
+
+    def watched(row, seed, sampler):  # type: ignore[no-untyped-def]
+        runs.append(sampler)
+        return run(row, seed, sampler)
+
+    chosen = variants(["own", "random"], ["own", "equal"], ["own"], ["none", "0.9"], net=requests.net)
+    rows = by_name(compare(replace(requests, run=watched), chosen))
+    assert rows["schedule equal, threshold 0.9"].same_as == "threshold 0.9"
+    assert rows["order random, threshold 0.9"].forwards == rows["threshold 0.9"].forwards
+    # The reference, its warm-up and its other seeds, and five samplers besides it.
+    different = len([row for row in rows.values() if not row.same_as]) - 1
+    assert len(runs) == different + 2
+
+
+def test_what_a_sampler_does_not_allow_is_in_its_row(llada: TextModel) -> None:
+    requests = asked(llada, "is it?", length=4)
+    rows = by_name(compare(requests, variants(["halton", "random"], ["own"], ["own"], ["none"], net=requests.net)))
+    assert "the task writes text" in rows["order halton"].refused and not rows["order random"].refused
+    assert rows["order halton"].to_json() == {"name": "order halton", "refused": rows["order halton"].refused}
+
+
+def test_an_error_on_the_way_is_in_its_row(llada: TextModel) -> None:
+    """Remasking changes what this cache holds, which the sampler finds out only while it runs."""
+    requests = replace(asked(llada, "is it?", length=8), ends=())
+    rows = compare(requests, variants(["remdm:eta=1"], ["own"], ["own", "prompt"], ["none"], net=requests.net))
+    assert all(row.refused or row.forwards >= 8 for row in rows)
+    broken = replace(requests, run=_raising(requests))
+    rows = compare(broken, variants(["random"], ["own"], ["own"], ["none"], net=requests.net))
+    assert rows[-1].refused == "no" and not rows[0].refused
+
+
+def _raising(requests: Requests):  # type: ignore[no-untyped-def]
+    def run(row, seed, sampler):  # type: ignore[no-untyped-def]
+        if isinstance(sampler.selection, RandomOrder):
+            raise ValueError("no")
+        return requests.run(row, seed, sampler)
+
+    return run
+
+
+def test_a_text_counts_up_to_its_end(llada: TextModel) -> None:
+    requests = asked(llada, "is it?", length=8)
+    row = requests.items[0].built
+    span = requests.items[0].span
+    ids = row.ids.clone()
+    ids[span.start : span.stop] = torch.tensor([5, 6, llada.parts.text.ends[0], 7, 7, 7, 7, 7])
+    assert requests.ids(replace(row, ids=ids)) == (5, 6, llada.parts.text.ends[0])
+
+
+@pytest.mark.parametrize(
+    ("ids", "other", "share"),
+    [([], [], 1.0), ([1, 2], [1, 2], 1.0), ([1, 2], [1, 3], 0.5), ([1], [1, 2, 3, 4], 0.25), ([], [1], 0.0)],
+)
+def test_agreement(ids: list[int], other: list[int], share: float) -> None:
+    assert agreement(ids, other) == agreement(other, ids) == share
+
+
+def test_pictures_and_guidance(model: Model) -> None:
+    requests = drawing(model, [Prompt(text="a cat")], seed=0, change=lambda s: s)
+    (reference, other, *_) = compare(requests, variants(["own"], ["own"], ["own"], ["none"], net=requests.net))
+    assert reference.tokens == math.prod(model.parts.grid) and reference.rows > reference.forwards  # two views
+    assert other.agreement < 1 and requests.read(requests.items[0].built).size == (128, 128)  # type: ignore[union-attr]
+
+
+def test_questions_about_pictures(model: Model) -> None:
+    given = [Prompt(text="what is this?", image=Image.new("RGB", (40, 40), "red"), answer="a cat")]
+    requests = answering(model, given, seed=0, change=lambda s: s, length=3)
+    rows = compare(
+        requests, variants(["own"], ["own"], ["own"], ["none"], net=requests.net), metric=lambda prompt, result: 0.25
+    )
+    assert rows[0].tokens <= 3 and rows[0].quality == 0.25
+    with pytest.raises(ValueError, match="the picture is missing"):
+        answering(model, [Prompt(text="what is this?")], seed=0, change=lambda s: s, length=3)
+
+
+def test_a_text_model_takes_no_picture_and_no_long_prompt(llada: TextModel) -> None:
+    with pytest.raises(ValueError, match="leave out the picture"):
+        writing(llada, [Prompt(text="a", image=Path("a.png"))], seed=0, change=lambda s: s, length=4, plain=False)
+    with pytest.raises(ValueError, match=r"the model's context is 256; shorten the prompt, or use --length"):
+        asked(llada, "is it?", length=400)
+
+
+# -- prompts and metrics ----------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "p.txt").write_text("a cat\n\n two dogs \n")
+    assert [p.text for p in read_prompts(tmp_path / "p.txt")] == ["a cat", "two dogs"]
+    lines = [{"prompt": "what?", "image": "a.png", "answer": "a cat"}, {"prompt": "who?"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, second = read_prompts(tmp_path / "p.jsonl")
+    assert first == Prompt(text="what?", image=tmp_path / "a.png", answer="a cat") and second == Prompt(text="who?")
+    line = {"tag": "single_object", "prompt": "a photo of a dog", "include": [{"class": "dog", "count": 1}]}
+    (tmp_path / "g.jsonl").write_text(json.dumps(line))
+    (wanted,) = read_prompts(tmp_path / "g.jsonl")
+    assert wanted.text == "a photo of a dog" and wanted.shows is not None
+    dog = Found(name="dog", colour="", box=(0.1, 0.1, 0.4, 0.4), score=0.9)
+    assert wanted.shows(Seen(objects=(dog,), background="sky")) and not wanted.shows(Seen(objects=(), background=""))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.txt", "", "is empty"),
+        ("p.jsonl", '{"promt": "a"}', "unknown field 'promt'; expected prompt, image, answer"),
+        ("p.jsonl", '{"image": "a.png", "prompt": "a"}', "there is no file"),
+        ("p.jsonl", '{"answer": "a"}', "the field 'prompt' is missing"),
+        ("p.jsonl", '{"prompt": 3}', "'prompt' is 3"),
+        ("p.jsonl", "[]", "is not an object"),
+        ("p.jsonl", '{"prompt": "a", "answer": 3}', "'answer' is 3"),
+    ],
+)
+def test_a_broken_file_of_prompts(name: str, content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / name)
+
+
+def test_metrics_of_texts() -> None:
+    right = Prompt(text="what?", answer="A red cat.")
+    assert prompts.matches(right, "a red  cat") == 1 and prompts.matches(right, "it is a red cat") == 0
+    assert prompts.contains(right, "it is a red cat!") == 1 and prompts.contains(right, "a red cathedral") == 0
+    with pytest.raises(ValueError, match="use judge or clip"):
+        prompts.matches(right, Image.new("RGB", (4, 4)))
+    with pytest.raises(ValueError, match="'who' has none; give them as the field answer"):
+        prompts.refuse_unanswered([right, Prompt(text="who")], "match")
+    with pytest.raises(ValueError, match="use --world N"):
+        prompts.refuse_unseen([right])
+
+
+def test_the_world_has_prompts_with_what_judges_them() -> None:
+    drawn, questions = prompts.world_drawings(7, 0), prompts.world_questions(5, 0, 32)
+    assert len(drawn) == 7 and all(p.shows is not None and p.text.startswith("a photo of ") for p in drawn)
+    assert len(questions) == 5 and all(p.answer and isinstance(p.image, Image.Image) for p in questions)
+    assert [p.text for p in prompts.world_drawings(7, 1)] != [p.text for p in drawn]
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+def report(**more: object) -> SamplerReport:
+    given = {"label": "m", "task": "ask", "prompts": 2, "seed": 0, "device": "cpu", "metric": "match"} | more
+    figures = {"forwards": 4.0, "rows": 4.0, "computed": 80.0, "tokens": 8.0, "seconds": 0.5, "agreement": 0.75}
+    rows = (
+        SamplerRow(name=REFERENCE, **{**figures, "agreement": 1.0}, equal=1.0, speedup=1.0, quality=0.5),
+        SamplerRow(name="reference, other seeds", **figures, speedup=1.0, quality=0.5),
+        SamplerRow(name="order random", **figures, speedup=2.0, quality=0.25),
+        SamplerRow(name="order confidence", **figures, speedup=1.0, quality=0.5, same_as=REFERENCE),
+        SamplerRow(name="order halton", refused="it is a text"),
+    )
+    return SamplerReport(**given, rows=rows)  # type: ignore[arg-type]
+
+
+def test_a_report_shows_each_sampler_once() -> None:
+    found = report()
+    assert [cells[0] for cells in found.cells()] == [REFERENCE, "reference, other seeds", "order random"]
+    assert found.cells()[2] == ["order random", "4.0", "2.00", "80", "0.500", "2.00", "0.750", "0.000", "0.250"]
+    assert len(HEAD) == len(found.cells()[0]) and found.refusals() == [["order halton", "it is a text"]]
+    assert found.repeated == 1 and len(found.to_json()["samplers"]) == 5
+    lines = {line.name: line for line in found.lines()}
+    assert set(lines) == {f"samplers.m.ask.{n}" for n in (REFERENCE, "reference, other seeds", "order random")}
+    assert lines["samplers.m.ask.order random"].value == 0.25
+
+
+def test_a_plot_has_a_point_for_each_sampler() -> None:
+    made = plot(report())
+    colours = {colour for _, colour in made.getcolors(1 << 20) or []}
+    assert (200, 60, 50) in colours and (170, 176, 186) in colours  # the reference, and one that it beats
+    rows = tuple(replace(row, quality=None) for row in report().rows)
+    assert plot(replace(report(), metric="", rows=rows)).size == made.size
+    assert plot(replace(report(), rows=report().rows[:2])).height < made.height
