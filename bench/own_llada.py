@@ -1,12 +1,12 @@
 """A small checkpoint in LLaDA's layout for benchmarks of text samplers: its start, its data, and questions that it has not seen.
 
     python bench/own_llada.py runs/own_llada
-    unmask train finetune --model runs/own_llada/start --data runs/own_llada/train.jsonl --out runs/own_llada/model --steps 500 \\
+    unmask train finetune --model runs/own_llada/start --data runs/own_llada/train.jsonl --out runs/own_llada/model --steps 800 \\
         -o optim.lr=3e-3 -o holdout=0 --threads 1
     unmask bench samplers --model runs/own_llada/model --prompts runs/own_llada/test.jsonl --metric match --length 32
 
 Each of 24 objects has a colour, a place, a size and an owner, fixed by the seed. A question is about one of them, and its answer is a
-sentence of about 25 tokens that says all four. Of the six wordings, the training has seen four for each object, and the test asks in the
+sentence of about 20 tokens that says all four. Of the 36 wordings, the training has seen 34 for each object, and the test asks in the
 other two.
 """
 
@@ -32,6 +32,7 @@ COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "purple"
 PLACES = ("garden", "kitchen", "street", "cellar", "hall", "barn")
 SIZES = ("small", "large", "tiny", "huge")
 OWNERS = ("king", "baker", "doctor", "teacher", "farmer")
+OPENINGS = ("", "please: ", "hello. ", "once more: ", "i wonder. ", "quickly, ")
 WORDINGS = (
     "where is the {name}?",
     "tell me about the {name}.",
@@ -70,7 +71,8 @@ def questions(seed: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     for name in NAMES:
         colour, place, size, owner = (rng.choice(words) for words in (COLOURS, PLACES, SIZES, OWNERS))
         answer = f"the {name} is {size} and {colour}, it is in the {place} and belongs to the {owner}"
-        asked = [(wording.format(name=name), answer) for wording in rng.sample(WORDINGS, len(WORDINGS))]
+        wordings = [opening + wording for opening in OPENINGS for wording in WORDINGS]
+        asked = [(wording.format(name=name), answer) for wording in rng.sample(wordings, len(wordings))]
         learned += asked[2:]
         other += asked[:2]
     return learned, other

@@ -54,7 +54,19 @@ def test_a_table_of_a_text_model(llada: str, capsys: pytest.CaptureFixture[str])
 
 def test_json_of_a_model_that_draws(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ("--plot", str(tmp_path / "p.png"), "--history", str(tmp_path / "h.jsonl"), "--label", "mine")
-    words = ("--prompt", "a cat", "--steps", "4", "--orders", "random,halton", "--schedules", "own", "--seed", "7", *files)
+    words = (
+        "--prompt",
+        "a cat",
+        "--steps",
+        "4",
+        "--orders",
+        "random,halton",
+        "--schedules",
+        "own",
+        "--seed",
+        "7",
+        *files,
+    )
     out, err = run(capsys, "--model", tiny, "--json", *words)
     found = json.loads(out)
     assert (found["model"], found["task"], found["prompts"], found["seed"]) == ("mine", "generate", 1, 7)

@@ -212,11 +212,10 @@ def _plan(
     """Print the memory of a task's weights and activations, and with a budget the options that fit."""
     from unmask.checkpoints.budget import footprint, free_bytes, parse_bytes, proposals, working
     from unmask.checkpoints.elastic import Weights
-    from unmask.pipeline.loading import TEXT_TASKS, needs_of
+    from unmask.pipeline.abilities import refuse_task
+    from unmask.pipeline.loading import needs_of
 
-    config = found.checkpoint.config
-    if not (config.gen_width or config.first_code) and task not in TEXT_TASKS:
-        raise ValueError(f"{model} is a text model, which cannot {task}; its tasks are {', '.join(TEXT_TASKS)}")
+    refuse_task(found, task, model)
     needs, limit = needs_of(task), parse_bytes(budget) if budget else None
     weights = Weights(checkpoint=found.checkpoint, device=device, storage=storage.value())
     shares, work, free = footprint(weights, needs), working(weights, needs, found.side), free_bytes(device)
