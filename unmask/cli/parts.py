@@ -192,7 +192,8 @@ def _named(name: str, download: bool) -> list[Stored]:
 def _spec(model: str, download: bool) -> ModelSpec:
     from unmask.checkpoints.hub import is_hub_name
     from unmask.models.sizes import SIZES
-    from unmask.pipeline.loading import read_spec, resolve, spec_of_size
+    from unmask.pipeline.loading import read_spec, resolve
+    from unmask.pipeline.named_sizes import spec_of_size
 
     if Path(model).is_file():
         raise ValueError(f"{model} is a single file, and --task needs a whole model; give its folder")
