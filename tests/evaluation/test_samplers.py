@@ -18,7 +18,7 @@ from unmask.evaluation.sampler_axes import REFERENCE, Variant, steps_of, variant
 from unmask.evaluation.sampler_prompts import Prompt, read_prompts
 from unmask.evaluation.sampler_report import HEAD, SamplerReport, plot
 from unmask.evaluation.sampler_requests import Requests, answering, drawing, writing
-from unmask.evaluation.sampler_runs import SamplerRow, agreement, compare, take
+from unmask.evaluation.sampler_runs import SamplerRow, agreement, compare, quality, take
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.sampling.cache import BlockCache, NoCache, PrefixCache
@@ -260,13 +260,25 @@ def test_pictures_and_guidance(model: Model) -> None:
     assert other.agreement < 1 and requests.read(requests.items[0].built).size == (128, 128)  # type: ignore[union-attr]
 
 
+def test_quality_has_an_interval_and_a_paired_difference(llada: TextModel) -> None:
+    requests = asked(llada, *(f"is it {n}?" for n in range(4)), length=4)
+    scores = iter([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0])  # reference, random, other seeds
+    chosen = variants(["random"], ["own"], ["own"], ["none"], net=requests.net)
+    reference, other, random = compare(requests, chosen, metric=lambda prompt, result: next(scores))
+    assert [row.quality and row.quality["value"] for row in (reference, random, other)] == [0.75, 0.25, 0.75]
+    assert random.gain and random.gain["value"] == -0.5 and random.gain["low"] < -0.5 < random.gain["high"]
+    assert reference.quality and 0.3 < reference.quality["low"] < 0.75 < reference.quality["high"] < 1
+    assert reference.gain == {"value": 0.0, "n": 4, "low": 0.0, "high": 0.0}
+    assert quality([0.5, 0.75]) != quality([1.0, 0.0]) and quality([]) is None
+
+
 def test_questions_about_pictures(model: Model) -> None:
     given = [Prompt(text="what is this?", image=Image.new("RGB", (40, 40), "red"), answer="a cat")]
     requests = answering(model, given, seed=0, change=lambda s: s, length=3)
     rows = compare(
         requests, variants(["own"], ["own"], ["own"], ["none"], net=requests.net), metric=lambda prompt, result: 0.25
     )
-    assert rows[0].tokens <= 3 and rows[0].quality == 0.25
+    assert rows[0].tokens <= 3 and rows[0].quality == {"value": 0.25, "n": 1, "low": 0.25, "high": 0.25}
     with pytest.raises(ValueError, match="the picture is missing"):
         answering(model, [Prompt(text="what is this?")], seed=0, change=lambda s: s, length=3)
 
@@ -340,11 +352,13 @@ def test_the_world_has_prompts_with_what_judges_them() -> None:
 def report(**more: object) -> SamplerReport:
     given = {"label": "m", "task": "ask", "prompts": 2, "seed": 0, "device": "cpu", "metric": "match"} | more
     figures = {"forwards": 4.0, "rows": 4.0, "computed": 80.0, "tokens": 8.0, "seconds": 0.5, "agreement": 0.75}
+    half, quarter = ({"value": value, "low": value - 0.1, "high": value + 0.1, "n": 2} for value in (0.5, 0.25))
+    less = {"value": -0.25, "low": -0.5, "high": 0.0, "n": 2}
     rows = (
-        SamplerRow(name=REFERENCE, **{**figures, "agreement": 1.0}, equal=1.0, speedup=1.0, quality=0.5),
-        SamplerRow(name="reference, other seeds", **figures, speedup=1.0, quality=0.5),
-        SamplerRow(name="order random", **figures, speedup=2.0, quality=0.25),
-        SamplerRow(name="order confidence", **figures, speedup=1.0, quality=0.5, same_as=REFERENCE),
+        SamplerRow(name=REFERENCE, **{**figures, "agreement": 1.0}, equal=1.0, speedup=1.0, quality=half, gain=less),
+        SamplerRow(name="reference, other seeds", **figures, speedup=1.0, quality=half),
+        SamplerRow(name="order random", **figures, speedup=2.0, quality=quarter, gain=less),
+        SamplerRow(name="order confidence", **figures, speedup=1.0, quality=half, same_as=REFERENCE),
         SamplerRow(name="order halton", refused="it is a text"),
     )
     return SamplerReport(**given, rows=rows)  # type: ignore[arg-type]
@@ -353,12 +367,17 @@ def report(**more: object) -> SamplerReport:
 def test_a_report_shows_each_sampler_once() -> None:
     found = report()
     assert [cells[0] for cells in found.cells()] == [REFERENCE, "reference, other seeds", "order random"]
-    assert found.cells()[2] == ["order random", "4.0", "2.00", "80", "0.500", "2.00", "0.750", "0.000", "0.250"]
+    assert found.cells()[2] == [
+        *("order random", "4.0", "2.00", "80", "0.500", "2.00", "0.750", "0.000", "0.250 (0.15..0.35)"),
+        "-0.250 (-0.50..+0.00)",
+    ]
+    assert found.cells()[0][-1] == ""  # the reference does not differ from itself
     assert len(HEAD) == len(found.cells()[0]) and found.refusals() == [["order halton", "it is a text"]]
     assert found.repeated == 1 and len(found.to_json()["samplers"]) == 5
     lines = {line.name: line for line in found.lines()}
     assert set(lines) == {f"samplers.m.ask.{n}" for n in (REFERENCE, "reference, other seeds", "order random")}
-    assert lines["samplers.m.ask.order random"].value == 0.25
+    line = lines["samplers.m.ask.order random"]
+    assert line.value == 0.25 and (line.more or {})["gain"] == {"value": -0.25, "low": -0.5, "high": 0.0}
 
 
 def test_a_plot_has_a_point_for_each_sampler() -> None:

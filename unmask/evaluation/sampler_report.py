@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from unmask.evaluation.history import Line
+from unmask.evaluation.metrics import Figure
+from unmask.evaluation.sampler_axes import REFERENCE
 from unmask.evaluation.sampler_runs import SamplerRow
 from unmask.json_types import Json
 
 HEAD = (
     *("sampler", "forwards", "tokens a forward", "tokens computed", "seconds", "times as fast", "agreement", "equal"),
-    "quality",
+    *("quality", "change"),
 )
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _HIGH, _WIDE, _LEFT, _TOP = 420, 400, 60, 60
@@ -56,7 +58,7 @@ class SamplerReport:
         return [
             Line(
                 name=f"samplers.{self.label}.{self.task}.{row.name}",
-                value=row.agreement if row.quality is None else row.quality,
+                value=_height(row),
                 unit="share",
                 more={"n": self.prompts, "seed": self.seed, "metric": self.metric, **_rounded(row)},
             )
@@ -65,15 +67,33 @@ class SamplerReport:
 
 
 def _cells(row: SamplerRow) -> list[str]:
-    quality = "" if row.quality is None else f"{row.quality:.3f}"
+    quality = _figure(row.quality, "{:.3f}", "{:.2f}")
+    gain = "" if row.name == REFERENCE else _figure(row.gain, "{:+.3f}", "{:+.2f}")
     speed = f"{row.seconds:.3f}", f"{row.speedup:.2f}"
     cost = f"{row.forwards:.1f}", f"{row.tokens_a_forward:.2f}", f"{row.computed:.0f}"
-    return [row.name, *cost, *speed, f"{row.agreement:.3f}", f"{row.equal:.3f}", quality]
+    return [row.name, *cost, *speed, f"{row.agreement:.3f}", f"{row.equal:.3f}", quality, gain]
+
+
+def _figure(figure: Figure | None, value: str, limit: str) -> str:
+    """``0.667 (0.53..0.78)``."""
+    if figure is None:
+        return ""
+    return f"{value.format(figure['value'])} ({limit.format(figure['low'])}..{limit.format(figure['high'])})"
+
+
+def _height(row: SamplerRow) -> float:
+    """What the plot and a history show of a sampler: its quality, without a metric its agreement."""
+    return row.agreement if row.quality is None else row.quality["value"]
 
 
 def _rounded(row: SamplerRow) -> Json:
-    figures = {k: v for k, v in row.to_json().items() if k not in ("name", "settings")}
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    figures = {k: v for k, v in row.to_json().items() if k not in ("name", "settings", "same_as")}
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    return rounded | {
+        name: {k: round(v, 4) for k, v in figure.items() if k != "n"}
+        for name, figure in (("quality", row.quality), ("gain", row.gain))
+        if figure is not None
+    }
 
 
 def plot(report: SamplerReport) -> Image.Image:
@@ -86,7 +106,7 @@ def plot(report: SamplerReport) -> Image.Image:
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=14)
     up = f"quality ({report.metric})" if report.metric else "agreement with the reference"
     pen.text((_LEFT, 12), f"{report.label}, {report.task}: {up}, {report.prompts} prompts", _INK, font)
-    heights = [row.agreement if row.quality is None else row.quality for row in rows]
+    heights = [_height(row) for row in rows]
     _panel(pen, font, "forwards", [row.forwards for row in rows], heights, _LEFT)
     times = [1 / row.speedup if row.speedup else 0.0 for row in rows]
     _panel(pen, font, "seconds, reference = 1", times, heights, 2 * _LEFT + _WIDE)

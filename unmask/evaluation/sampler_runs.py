@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from unmask.evaluation.metrics import Figure, average, share
 from unmask.evaluation.sampler_axes import REFERENCE, Variant
 from unmask.evaluation.sampler_prompts import Metric
 from unmask.evaluation.sampler_requests import Request, Requests
@@ -56,7 +57,8 @@ class SamplerRow:
 
     ``tokens``: of a result · ``seconds``: median · ``speedup``: median of the reference's seconds over its own, request by request ·
     ``agreement``: share of tokens that equal those of the reference at the same place · ``equal``: share of results that equal it ·
-    ``quality``: None without a metric · ``same_as``: the name of an earlier variant with an equal sampler, whose figures these are ·
+    ``quality``: the figure of the metric with its 95 % interval, and ``gain``: the mean difference to the reference, request by request,
+    with its own; None without a metric · ``same_as``: the name of an earlier variant with an equal sampler, whose figures these are ·
     ``settings``: the sampler.
     """
 
@@ -71,7 +73,8 @@ class SamplerRow:
     speedup: float = 0.0
     agreement: float = 0.0
     equal: float = 0.0
-    quality: float | None = None
+    quality: Figure | None = None
+    gain: Figure | None = None
     settings: Json = field(default_factory=dict)
 
     @property
@@ -93,6 +96,7 @@ class SamplerRow:
             "agreement": self.agreement,
             "equal": self.equal,
             "quality": self.quality,
+            "gain": self.gain,
         }
         return {"name": self.name, "same_as": self.same_as or None, **figures, "settings": self.settings}
 
@@ -212,7 +216,7 @@ def _now(device: torch.device) -> float:
 
 
 def _row(name: str, taken: Items[Taken], reference: Items[Taken], settings: Json, same_as: str = "") -> SamplerRow:
-    scores, pairs = [t.quality for t in taken if t.quality is not None], list(zip(taken, reference, strict=True))
+    pairs = list(zip(taken, reference, strict=True))
     return SamplerRow(
         name=name,
         same_as=same_as,
@@ -224,9 +228,21 @@ def _row(name: str, taken: Items[Taken], reference: Items[Taken], settings: Json
         speedup=statistics.median(of.seconds / max(one.seconds, 1e-9) for one, of in pairs),
         agreement=statistics.mean(agreement(one.ids, of.ids) for one, of in pairs),
         equal=statistics.mean(one.ids == of.ids for one, of in pairs),
-        quality=statistics.mean(scores) if scores else None,
+        quality=quality([one.quality for one in taken if one.quality is not None]),
+        gain=_gain([(a.quality, b.quality) for a, b in pairs if a.quality is not None and b.quality is not None]),
         settings=settings,
     )
+
+
+def quality(scores: Items[float]) -> Figure | None:
+    """The mean of the scores with its 95 % interval, Wilson's where all are 0 or 1; None for no scores."""
+    if not scores:
+        return None
+    return share(score == 1 for score in scores) if set(scores) <= {0.0, 1.0} else average(scores)
+
+
+def _gain(pairs: Items[tuple[float, float]]) -> Figure | None:
+    return average([own - reference for own, reference in pairs]) if pairs else None
 
 
 def agreement(ids: Items[int], reference: Items[int]) -> float:
