@@ -29,8 +29,10 @@ from unmask.sampling.selection import Confident, InOrder, RandomOrder, Threshold
 from unmask.sampling.step_causal import ByPosition, SparseCache
 from unmask.sampling.token_sampler import Entropy, Greedy, LogProbability
 from unmask.sequence import Kind, Span
+from unmask.tasks.sampler_options import with_options
 
 from .. import tiny_llada
+from ..families import FAMILIES
 
 torch.set_num_threads(1)
 TEXT = Span(name="answer", kind=Kind.TEXT, start=3, stop=11, writable=True)
@@ -288,6 +290,35 @@ def test_a_text_model_takes_no_picture_and_no_long_prompt(llada: TextModel) -> N
         writing(llada, [Prompt(text="a", image=Path("a.png"))], seed=0, change=lambda s: s, length=4, plain=False)
     with pytest.raises(ValueError, match=r"the model's context is 256; shorten the prompt, or use --length"):
         asked(llada, "is it?", length=400)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_reference_is_what_the_model_answers(name: str, tmp_path: Path) -> None:
+    """The same text as that of ``ask`` with the same options, for every family."""
+    family, image = FAMILIES[name], Image.new("RGB", (40, 24), "red")
+    model = unmask.load(family.make(tmp_path / "model"))
+    settings = family.quick[1::2]
+    given = Prompt(text="Is it  blue?", image=image if family.reads else None)
+
+    def change(sampler: Sampler) -> Sampler:
+        return with_options(sampler, settings)
+
+    if isinstance(model, TextModel):
+        requests = writing(model, [given], seed=4, change=change, length=6, plain=False)
+        wanted = model.ask(given.text, length=6, seed=4, settings=settings).text
+    else:
+        requests = answering(model, [given], seed=4, change=change, length=6)
+        wanted = model.ask(given.image, given.text, length=6, seed=4, settings=settings).text  # type: ignore[arg-type]
+    (request,) = requests.items
+    assert requests.read(requests.run(request.built, request.seed, requests.sampler)) == wanted
+
+
+def test_the_reference_is_what_the_model_draws(model: Model) -> None:
+    requests = drawing(model, [Prompt(text="a  Cat"), Prompt(text="2 dogs")], seed=4, change=lambda s: s)
+    for place, request in enumerate(requests.items):
+        made = requests.read(requests.run(request.built, request.seed, requests.sampler))
+        wanted = model.generate(request.prompt.text, seed=4 + place, plan=False, attempts=1)[0].image
+        assert isinstance(made, Image.Image) and made.tobytes() == wanted.tobytes()
 
 
 # -- prompts and metrics ----------------------------------------------------------------------------------------------

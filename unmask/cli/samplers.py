@@ -20,7 +20,7 @@ from unmask.cli.options import (
     top_p_option,
 )
 from unmask.cli.output import news, print_json, table
-from unmask.cli.progress import Bar
+from unmask.cli.progress import Bar, silent
 
 if TYPE_CHECKING:
     from unmask.evaluation.sampler_prompts import Metric, Prompt
@@ -185,8 +185,12 @@ def samplers(
     judged = _metric(metric or ("" if not world else "judge" if task == "generate" else "match"), found, run.device)
     options = (run.settings, steps, guidance, temperature, top_p)
     requests = _requests(model, task, found, run.seed, options, length)
-    bar = Bar(what="comparing", words=lambda done, of: f"run {done} of {of}", lines=not run.quiet)
-    rows = compare(requests, variants(*chosen, net=requests.net), metric=judged[1], progress=bar)
+    bar = Bar(what="comparing", words=lambda done, of: f"run {done} of {of}", lines=not run.json)
+    try:
+        progress = silent if run.quiet else bar
+        rows = compare(requests, variants(*chosen, net=requests.net), metric=judged[1], progress=progress)
+    finally:
+        bar.close()
     report = SamplerReport(
         label=label or Path(run.model).name,
         task=task,

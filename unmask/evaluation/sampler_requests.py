@@ -21,8 +21,10 @@ from unmask.pipeline.text_model import Continue, Reply, TextModel
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence, Span
 from unmask.tasks.generate import Generate
+from unmask.tasks.lengths import Extent, leading, read_words
 from unmask.tasks.understand import Ask
 from unmask.tokens.pictures import read_image
+from unmask.tokens.text import Text
 
 Change = Callable[[Sampler], Sampler]
 
@@ -69,7 +71,8 @@ def drawing(model: Model, prompts: Items[Prompt], *, seed: int, change: Change) 
     """
     preset = change(model.presets.generate(model.parts))
     model.parts.require(Generate.needs)
-    return _requests(model, prompts, [Generate(prompt=prompt.text) for prompt in prompts], seed, preset)
+    tasks = [Generate(prompt=model.parts.wording.read(prompt.text)) for prompt in prompts]
+    return _requests(model, prompts, tasks, seed, preset)
 
 
 def answering(model: Model, prompts: Items[Prompt], *, seed: int, change: Change, length: int | None) -> Requests:
@@ -78,7 +81,8 @@ def answering(model: Model, prompts: Items[Prompt], *, seed: int, change: Change
     model.parts.require(Ask.needs)
     canvas = model.parts.rows.canvas(model.presets.answer if length is None else length, None)
     views = [model.parts.question_views(_opened(prompt)) for prompt in prompts]
-    tasks = [Ask(pixels=v, question=p.text, length=canvas) for v, p in zip(views, prompts, strict=True)]
+    texts = [model.parts.wording.read(prompt.text) for prompt in prompts]
+    tasks = [Ask(pixels=v, question=text, length=canvas) for v, text in zip(views, texts, strict=True)]
     return _requests(model, prompts, tasks, seed, preset)
 
 
@@ -125,5 +129,10 @@ def _requests(
         sampler=preset,
         run=lambda row, seed, sampler: model.run([row], [seed], sampler).rows[0],
         ends=model.parts.text.ends if writes else (),
-        read=lambda row: tasks[0].read(row, model.parts),
+        read=(lambda row: _said(row, model.parts.text)) if writes else (lambda row: tasks[0].read(row, model.parts)),
     )
+
+
+def _said(row: Sequence, text: Text) -> str:
+    """The answer as ``ask`` reads it, without an incomplete character at its end."""
+    return read_words(leading(row), text, Extent(length=len(row.spans[-1]))).text

@@ -34,11 +34,17 @@ _REFUSALS = (ValueError, NothingUnmasked, NothingPredicted, CachedTokenChanged)
 
 @dataclass(kw_only=True)
 class Cost:
-    """What the forwards of a request computed: their number, their rows (views of guidance are rows too), and tokens in all rows."""
+    """What the forwards of a request computed: their number, their rows (views of guidance are rows too), ``masks`` of the tokens that
+    each computed, and ``computed``, the number of these.
+    """
 
     forwards: int = 0
     rows: int = 0
-    computed: int = 0
+    masks: list[Tensor] = field(default_factory=list)  # summed when they are asked for: a sum would wait for the device
+
+    @property
+    def computed(self) -> int:
+        return sum(int(mask.sum()) for mask in self.masks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +204,7 @@ def counted(net: nn.Module) -> Iterator[Cost]:
         computed: Tensor = reuse.compute if isinstance(reuse, Reuse) else batch.valid
         cost.forwards += 1
         cost.rows += batch.rows
-        cost.computed += int(computed.sum())
+        cost.masks.append(computed)
 
     hook = net.register_forward_pre_hook(count, with_kwargs=True)
     try:
