@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
 
 Command = Callable[..., object]  # an int that it returns is the exit code
+_SAID = {"plan": "generate", "reflect": "generate", "all": "draw and find objects"}  # tasks in an error
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 
@@ -100,14 +101,25 @@ class Run:
         from unmask.pipeline.model import Model
 
         if not isinstance(model, Model):
-            raise click.UsageError(f"{self.model} is a text model, which cannot {task}; see ask and infill")
+            what = _SAID.get(task, task.partition("-")[0])
+            raise click.UsageError(f"{self.model} is a text model, which cannot {what}; see ask and infill")
         return model
 
     def open_any(self, task: str) -> Model | TextModel:
         """As ``open``, for tasks that text models have, too. The settings are checked before any weights are read."""
-        import unmask
         from unmask.pipeline.loading import needs_of
         from unmask.pipeline.model import Model
+
+        model = self.load()
+        if isinstance(model, Model):
+            _refuse_settings(model, task, self.settings)
+            model.parts.require(needs_of(task))
+        shown = not self.quiet and (sys.stderr.isatty() or not self.json)
+        return watched(model, lines=not self.json) if shown else model
+
+    def load(self) -> Model | TextModel:
+        """The model as ``unmask.load`` gives it, with --sampler and --speed. Its parts are loaded when a task needs them."""
+        import unmask
 
         use_threads(self.threads)
         model = unmask.load(
@@ -121,12 +133,7 @@ class Run:
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
             verify=self.storage.verify,
         )
-        model = model.with_sampler(self.sampler) if self.sampler else model
-        if isinstance(model, Model):
-            _refuse_settings(model, task, self.settings)
-            model.parts.require(needs_of(task))
-        shown = not self.quiet and (sys.stderr.isatty() or not self.json)
-        return watched(model, lines=not self.json) if shown else model
+        return model.with_sampler(self.sampler) if self.sampler else model
 
 
 def _refuse_settings(model: Model, task: str, settings: Sequence[str]) -> None:

@@ -113,6 +113,7 @@ class Model:
         thinking = as_asked(self.presets, plan, attempts, trace, size)
         if thinking.attempts > 1:
             self._no_trace(trace)
+            self.presets.refuse("critique")
             self.parts.require(reflecting.NEEDS)
             rows = ([text] * n, seeds)
             think = partial(reflecting.think, self, *rows, thinking, chosen, conditions)
@@ -151,6 +152,7 @@ class Model:
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
         if thinking.attempts > 1:
             self._no_trace(trace)
+            self.presets.refuse("edit", "critique")
             self.parts.require(revising.NEEDS)
             retry_sampler = with_options(sampler or self.presets.edit_again(self.parts), *options)
             rows = ([picture] * n, [text] * n, seeds)
