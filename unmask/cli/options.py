@@ -50,11 +50,8 @@ class Storage:
         from unmask.checkpoints.float8 import Float8
         from unmask.checkpoints.quantise import Quantiser, RoundToNearest
 
-        known: dict[str, Quantiser] = {
-            "int8": RoundToNearest(bits=8),
-            "int4": RoundToNearest(bits=4),
-            "float8": Float8(),
-        }
+        known: dict[str, Quantiser] = {"int8": RoundToNearest(bits=8), "int4": RoundToNearest(bits=4)}
+        known["float8"] = Float8()
         quantise = {}
         for word in self.quantise:
             branch, _, kind = word.partition("=")
