@@ -17,10 +17,10 @@ from torch import Tensor
 from unmask.checkpoints.lumina_dimoo import read_text
 from unmask.checkpoints.schema import read_json
 from unmask.evaluation.verify_ml_cache import MLCache
-from unmask.evaluation.verify_rows import scored_rows, text_batch, text_ids
+from unmask.evaluation.verify_rows import masked_rows, scored_rows, text_ids
 from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, complete, prompts_of, record
 from unmask.models.elastic import Elastic
-from unmask.objectives.cross_entropy import cross_entropy
+from unmask.objectives.masked import Masked, Pooled
 from unmask.sampling.lumina_dimoo import dimoo_edit, dimoo_image
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.selection import Confident
@@ -226,11 +226,12 @@ class DiMOOReference:
     def losses(self, net: Elastic) -> Arrays:
         """The mean over all labels, of each kind of row alone and of all of them padded with id 0, which is read."""
         out = {}
-        for task in ("t2i", "edit", "und", "batch"):
-            ids, labels = self.arrays[f"loss.{task}_ids"], self.arrays[f"loss.{task}_labels"]
-            scored = net(text_batch(ids), predict=labels != -100).scored[Kind.TEXT]
-            out[f"loss.{task}"] = cross_entropy(scored, labels.flatten()[scored.at]).mean()
-        return out
+        for task in ("t2i", "edit", "und"):
+            noisy = masked_rows(self.arrays[f"loss.{task}_ids"], self.arrays[f"loss.{task}_labels"], net.mask_id)
+            out[f"loss.{task}"] = Masked().of(net, noisy).total
+        ids, labels = self.arrays["loss.batch_ids"], self.arrays["loss.batch_labels"]
+        rows = [masked_rows(i[None], own[None], net.mask_id) for i, own in zip(ids, labels, strict=True)]
+        return out | {"loss.batch": Pooled(objectives=(("all", Masked()),)).of(net, *rows).total}
 
     def _builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
