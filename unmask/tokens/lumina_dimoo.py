@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.sequence import Sequence
 from unmask.tokens.build import Builder
-from unmask.tokens.text import END_ANSWER, EOS, MASK
+from unmask.tokens.text import END_ANSWER, EOS, MASK, Text
 
 SYSTEM, END_SYSTEM, USER, END_USER = "<system>", "</system>", "<user>", "</user>"
 IMAGE, END_IMAGE, UNCONDITION, ANSWER = "<IMAGE>", "</IMAGE>", "<uncondition>", "<answer>"
@@ -24,6 +24,8 @@ LINE, PADDING = (
 )  # of the filler behind an answer the released name is not known
 CONTROL = (EOS, MASK, LINE, SYSTEM, END_SYSTEM, USER, END_USER, IMAGE, END_IMAGE, UNCONDITION, ANSWER, END_ANSWER)
 NULL, NULL_TEXT, NULL_IMAGE, SOURCE = "null", "null text", "null image", "source"
+
+_PADDING, _RELEASED_IDS = 126_339, 126_356  # the filler of the released tokenizer, and its length
 
 DRAW = "Generate an image according to the text prompt."
 UNDERSTAND = (
@@ -137,6 +139,40 @@ def understanding(b: Builder, request: Request, pictures: Items[Tensor], answer:
 def _answered(b: Builder, codes: Tensor | tuple[int, int], request: str) -> Sequence:
     b.say("assistant", b.text[ANSWER])
     return lines(b, codes, "image", writable=True).say("end", b.text[END_ANSWER]).build(request)
+
+
+def training_drawing(b: Builder, request: Request, codes: Tensor, *, null: bool) -> Sequence:
+    """A drawing without a second prompt, for a loss over the whole vocabulary: the codes are text ids, each line of them in a writable span
+    "image". ``null``: without the user's words.
+    """
+    return _learned(shown(b, request, (), "", null=null), codes, request.text)
+
+
+def training_editing(b: Builder, request: Request, pictures: Items[Tensor], codes: Tensor, *, null: bool) -> Sequence:
+    """As ``training_drawing``, of pictures. ``null``: without the user's words and without the pictures, as released."""
+    return _learned(shown(b, request, () if null else pictures, "", null=null), codes, request.text)
+
+
+def training_understanding(
+    b: Builder, request: Request, pictures: Items[Tensor], answer: list[int], fill: int
+) -> Sequence:
+    """A question about pictures, its answer with the end of it ("answer"), and ``fill`` tokens that are learned, too ("filler")."""
+    shown(b, request, pictures, "").say("assistant", b.text[ANSWER]).write("answer", [*answer, b.text[END_ANSWER]])
+    padding = padding_id(b.text)
+    return (b if padding is None or fill < 1 else b.write("filler", [padding] * fill)).build(request.text)
+
+
+def padding_id(text: Text) -> int | None:
+    """The token behind an answer. In LLaDA's tokenizer its name is not known, but its id; None in other ones that do not name it."""
+    found = text.tokenizer.token_to_id(PADDING)
+    return _PADDING if found is None and text.size == _RELEASED_IDS else found
+
+
+def _learned(b: Builder, codes: Tensor, request: str) -> Sequence:
+    b.say("assistant", b.text[ANSWER], b.text[IMAGE])
+    for line in codes.tolist():
+        b.write("image", [b.text.size + code for code in line]).say("line", b.text[LINE])
+    return b.say("end", b.text[END_IMAGE], b.text[END_ANSWER]).build(request)
 
 
 def answer_last(row: Sequence) -> Sequence:
