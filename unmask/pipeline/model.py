@@ -14,7 +14,7 @@ import torch
 
 from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.catalogue import for_network
-from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, labelled, layouts_of, several, used_by
+from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, further, labelled, layouts_of, several, used_by
 from unmask.sampling.fast import Fast
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
@@ -131,6 +131,8 @@ class Model:
         *,
         n: int = 1,
         seed: int = 0,
+        kind: str = "",
+        reference: Picture | None = None,
         plan: bool | Layout = False,
         attempts: int = 1,
         trace: bool = False,
@@ -140,31 +142,32 @@ class Model:
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> Drawings:
-        """``n`` versions of a picture, changed as the instruction says, in the model's own (square) size.
+        """``n`` versions of a picture, changed as the instruction says, in the model's own size.
 
-        ``plan``: predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times
-        until the model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
+        ``kind``: of edit, such as ``canny_control``, for models with several; some read a second picture (``reference``) · ``plan``:
+        predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times until the
+        model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
         """
-        picture, text, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(count_of(n))]
+        picture, more = read_image(image), further(self.parts, kind, reference, attempts)
+        text, seeds = self._prompt(instruction), [seed + i for i in range(count_of(n))]
         options, warnings = (settings, steps, guidance_scale, temperature), self.parts.warnings(instruction)
         chosen = with_options(sampler or self.presets.edit(self.parts), *options)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
+        used = used_by(chosen, thinking, self, edits=True)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.parts.require(revising.NEEDS)
             retry_sampler = with_options(sampler or self.presets.edit_again(self.parts), *options)
-            rows = ([picture] * n, [text] * n, seeds)
-            think = partial(revising.revise, self, *rows, thinking, chosen, retry_sampler)
-            used = {**used_by(chosen, thinking, self, edits=True), "edit_again": retry_sampler}
+            think = partial(revising.revise, self, [picture] * n, [text] * n, seeds, thinking, chosen, retry_sampler)
+            used |= {"edit_again": retry_sampler}
             return labelled(self, best_of(instruction, seeds, chosen, think, warnings), used)
         (pixels, _), views, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(views, text)], [0])
             self.emit(0, layout)
-        task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout)
-        drawn = draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
-        return labelled(self, drawn, used_by(chosen, thinking, self, edits=True))
+        task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout, kind=kind, references=more)
+        return labelled(self, draw(self, [task] * n, seeds, chosen, instruction, trace, warnings), used)
 
     @checked
     def infill(

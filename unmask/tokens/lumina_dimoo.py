@@ -6,6 +6,8 @@ tasks. The prompts that guidance compares with lie in the same row, each in a se
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -45,6 +47,35 @@ _MAPS = {
 }
 
 
+# Released names of tasks that make a picture of a picture; a view is named in words.
+KINDS = (
+    "edit",
+    *(f"edit_{what}" for what in ("add", "remove", "replace", "background", "text_transfer")),
+    *(f"{what}_control" for what in ("canny", "hed", "depth", "openpose")),
+    *(f"{what}_pred" for what in ("canny", "hed", "depth", "openpose")),
+    *(f"dense_{what}" for what in _MAPS),
+    "subject_driven",
+    "image_ref_transfer",
+)
+VIEW = r"multi_view_[a-z]{1,20}"
+STYLE = "image_ref_transfer"  # the kind that reads a second picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiMOOQuirks:
+    """Behaviour of the released scripts that is a fault, or looks like one. All are off by default.
+
+    ``general_pred``: ``depth_pred`` and its like get a general sentence and not that of dense prediction · ``size_of_reference``: a
+    transfer of style has the size of the picture whose style it takes.
+    """
+
+    general_pred: bool = False
+    size_of_reference: bool = False
+
+
+NO_QUIRKS, RELEASED_QUIRKS = DiMOOQuirks(), DiMOOQuirks(general_pred=True, size_of_reference=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a prompt says: a system sentence, and the user's words."""
@@ -53,11 +84,22 @@ class Request:
     text: str
 
 
-def request_of(kind: str, text: str) -> Request:
+def refuse_kind(kind: str) -> None:
+    """ValueError for a name that is no task of pictures."""
+    if kind not in KINDS and not re.fullmatch(VIEW, kind):
+        near = difflib.get_close_matches(kind, KINDS, 1)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(KINDS)}, or multi_view_left and its like"
+        )
+        raise ValueError(f"there is no kind of edit {kind[:50]!r}; {hint}")
+
+
+def request_of(kind: str, text: str, quirks: DiMOOQuirks = NO_QUIRKS) -> Request:
     """The sentences of a task that makes a picture of a picture, by its released name: ``edit_add``, ``canny_control``, ``subject_driven``,
-    ``image_ref_transfer``, ``multi_view_left``, ``dense_depth`` … A name with none of these words, such as ``depth_pred``, gets a general
-    sentence, as in the released script.
+    ``image_ref_transfer``, ``multi_view_left``, ``dense_depth`` … A name with none of these words gets a general sentence.
     """
+    if kind.endswith("_pred") and not quirks.general_pred:
+        kind = f"dense_{kind.removesuffix('_pred')}"
     if "dense" in kind:
         found = next((words for name, words in _MAPS.items() if name in kind), None)
         if found is None:
