@@ -22,7 +22,8 @@ from torch import Tensor
 
 import unmask
 from unmask.checkpoints.elastic import WeightStorage
-from unmask.checkpoints.quantise import RoundToNearest
+from unmask.checkpoints.float8 import Float8
+from unmask.checkpoints.quantise import Quantiser, RoundToNearest
 from unmask.cli.main import main
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
@@ -66,7 +67,7 @@ def _true_float32() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def host() -> Model:
-    return unmask.load("mini")
+    return unmask.load("mini", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_matrix_products_are_float32_by_default() -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", ["tiny", "mini"])
 def test_logits_in_float32(name: str, task: str, tiny: Path, host: Model, card: Model, picture: Image.Image) -> None:
-    a, b = (host, card) if name == "mini" else (unmask.load(tiny), unmask.load(tiny, device=DEVICE))
+    a, b = (host, card) if name == "mini" else (unmask.load(tiny, device="cpu"), unmask.load(tiny, device=DEVICE))
     batch = batch_of(a, task, picture)
     wanted, got = a.parts.net(batch), b.parts.net(batch.to(DEVICE))
     assert got.logits(Kind.TEXT).device.type == torch.device(DEVICE).type
@@ -342,15 +343,16 @@ def test_weights_that_stay_on_the_cpu(task: str, card: Model, picture: Image.Ima
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("bits", "worst"), [(8, 0.02), (4, 0.1)])
-def test_weights_in_few_bits(bits: int, worst: float, host: Model, picture: Image.Image) -> None:
-    pytest.importorskip("torchao")
-    keep = WeightStorage(
-        dtype=torch.bfloat16, quantise={"und": RoundToNearest(bits=bits), "gen": RoundToNearest(bits=bits)}
-    )
+@pytest.mark.parametrize(
+    ("quantise", "worst"), [(RoundToNearest(bits=8), 0.02), (RoundToNearest(bits=4), 0.1), (Float8(), 0.1)]
+)
+def test_weights_in_few_bits(quantise: Quantiser, worst: float, host: Model, picture: Image.Image) -> None:
+    if isinstance(quantise, RoundToNearest):
+        pytest.importorskip("torchao")
+    keep = WeightStorage(dtype=torch.bfloat16, quantise={"und": quantise, "gen": quantise})
     small, batch = unmask.load("mini", device=DEVICE, storage=keep), batch_of(host, "draw", picture)
     difference = apart(logits(small.parts.net(batch.to(DEVICE))), logits(host.parts.net(batch)))
-    note(f"int{bits}.draw", difference, "relative")
+    note(f"{quantise.label}.draw", difference, "relative")
     assert 0 < difference < worst
 
 

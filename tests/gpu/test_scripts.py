@@ -34,12 +34,44 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_the_released_size_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     assert ran("released.py", monkeypatch, "--device", "cpu", "--quick", "--history", str(tmp_path / "rows.jsonl")) == 0
-    found = {row["name"]: row for row in rows(tmp_path / "rows.jsonl")}
-    assert {f"gpu.released.{task}.{a}.step" for task in ("draw", "edit", "answer") for a in ("fused", "plain")} <= set(
-        found
-    )
-    assert found["gpu.released.draw.fused.step"]["more"]["of"] == 64
-    assert found["gpu.released.draw.plain.peak"]["more"]["tflop"] > 0
+    found = {row["name"].removeprefix("gpu.released."): row for row in rows(tmp_path / "rows.jsonl")}
+    ways = {task: ("fused", "graphs", "fast", "every", "float8", "int8") for task in ("draw", "edit")}
+    ways |= {"answer": ("fused", "graphs", "fast", "float8", "int8")}
+    assert {f"{task}.{way}.step" for task, some in ways.items() for way in some} <= set(found)
+    assert {"batch1.draw", "batch2.answer", "boxes", "generate", "vq.decode", "gpu.peak.bf16"} <= set(found)
+    assert found["draw.fused.step"]["more"]["of"] == 64 and found["draw.every.step"]["more"]["of"] == 32
+    assert found["draw.fused.peak"]["more"]["tflop"] == found["draw.graphs.peak"]["more"]["tflop"] > 0
+    for task in ("draw", "edit", "answer"):
+        graphs = found[f"{task}.graphs.difference"]
+        assert graphs["value"] == 0 and graphs["more"]["equal_ids"] == 1 and graphs["more"]["replays"] > 3
+    assert found["draw.graphs.new_request"]["more"]["captures"] == 1
+
+
+def test_a_measurement_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CUDA graphs that cannot be captured: the failure is named, and all rows but theirs are written, measured without graphs."""
+
+    def refused(*given: object, **named: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("unmask.models.graphs.Graphs._captured", refused)
+    only = "draw,draw graphs,draw fast,boxes"
+    given = ["--device", "cpu", "--quick", "--only", only, "--history", str(tmp_path / "rows.jsonl")]
+    assert ran("released.py", monkeypatch, *given) == 1
+    found = {row["name"].removeprefix("gpu.released."): row for row in rows(tmp_path / "rows.jsonl")}
+    names = list(found)
+    assert names[0] == "gpu.peak.bf16" and names[-1] == "boxes" and "draw.fused.step" in names
+    assert "draw.graphs.step" not in names and found["draw.fast.step"]["more"]["captures"] == 0
+    assert "failed: draw graphs" in capsys.readouterr().out
+
+
+def test_what_has_no_time_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--device", "cpu", "--quick", "--seconds", "0", "--only", "draw"]
+    assert ran("released.py", monkeypatch, *given, "--history", str(tmp_path / "rows.jsonl")) == 0
+    assert not (tmp_path / "rows.jsonl").exists() and "draw: not started" in capsys.readouterr().out
 
 
 def test_a_row_names_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def gradients(work: Callable[..., Tensor], *given: Tensor) -> tuple[Tensor, list
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (attention, blocks, rope):
-        monkeypatch.setattr(module, "worthwhile", lambda x: False)
+        monkeypatch.setattr(module, "wanted" if module is rope else "worthwhile", lambda x: False)
 
 
 def alike(got: list[Tensor], wanted: list[Tensor], apart: float) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from unmask.checkpoints.quantise import RoundToNearest
 from unmask.models.elastic import Elastic, init
-from unmask.models.graphs import Graphs, Replay, Streams
+from unmask.models.graphs import Found, Graphs, Replay, capture
 from unmask.models.sizes import SIZES
 from unmask.rng import generator
+from unmask.sampling.blocks import Blocks
+from unmask.sampling.cache import PrefixCache
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
 from unmask.sampling.selection import Confident
@@ -29,7 +35,7 @@ class Captures:
     def __init__(self) -> None:
         self.made = self.replayed = 0
 
-    def __call__(self, work: Callable[[], Streams]) -> tuple[Streams, Replay]:
+    def __call__(self, work: Callable[[], Found]) -> tuple[Found, Replay]:
         self.made += 1
         found = work()
 
@@ -60,10 +66,10 @@ def picture(prompt: int = 5, seed: int = 0) -> Batch:
     return collate([Tokens(ids=torch.full((prompt + 16,), 9), masked=masked, spans=spans)], [seed])
 
 
-def text() -> Batch:
+def text(order: int = 0) -> Batch:
     spans = (
         Span(name="prompt", kind=Kind.TEXT, start=0, stop=5),
-        Span(name="answer", kind=Kind.TEXT, start=5, stop=15, writable=True),
+        Span(name="answer", kind=Kind.TEXT, start=5, stop=15, writable=True, order=order),
     )
     return collate([Tokens(ids=torch.full((15,), 9), masked=torch.arange(15) >= 5, spans=spans)], [0])
 
@@ -77,6 +83,24 @@ def test_a_run_is_the_same_with_graphs(make: Callable[[], Batch], layers: int) -
     found = SAMPLER.sample(net, make())
     assert torch.equal(found.ids, wanted.ids) and torch.equal(found.score, wanted.score)  # type: ignore[arg-type]
     assert (captures.made, captures.replayed) == (1, 4)  # the first of five steps runs kernel by kernel
+    assert (net.graphs.captures, net.graphs.replays) == (1, 4)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_answer_behind_a_cached_prompt_runs_as_graphs(layers: int) -> None:
+    """The first step reads the prompt; the steps of a block that follow it have one layout, and the second block another."""
+    net, captures, batch = network(layers=layers), Captures(), text(order=1)
+    cached = dataclasses.replace(SAMPLER, schedule=Equal(steps=5), blocks=Blocks(length=5), cache=PrefixCache())
+    wanted = cached.sample(net, batch)
+    net.graphs = Graphs(capture=captures)
+    for _ in range(2):  # another run does not read what the first one held
+        found = cached.sample(net, batch)
+        assert torch.equal(found.ids, wanted.ids) and torch.equal(found.score, wanted.score)  # type: ignore[arg-type]
+    other = batch.replace(ids=batch.ids + 1)
+    found = cached.sample(net, other)
+    net.graphs = None
+    assert torch.equal(found.ids, cached.sample(net, other).ids)
+    assert captures.made >= 3 and captures.replayed >= 12
 
 
 @torch.no_grad()
@@ -119,6 +143,23 @@ def test_weights_that_moved_are_captured_again() -> None:
     assert captures.made == 2 and torch.equal(found, net(batch).logits(Kind.CODE))
 
 
+@torch.no_grad()
+def test_quantised_weights_run_as_graphs_and_are_seen_to_move() -> None:
+    """Such a weight has no address of its own: those of the tensors inside it count."""
+    net, captures, batch = network(), Captures(), picture()
+    quantise, layer = RoundToNearest(bits=8), net.blocks[0].get_submodule("gen.q")
+    assert isinstance(layer, nn.Linear)
+    before = layer.weight.detach()
+    for factor, made in ((1, 1), (2, 2)):
+        layer.weight = nn.Parameter(quantise(before * factor, None), requires_grad=False)
+        net.graphs = net.graphs or Graphs(capture=captures)
+        for _ in range(3):
+            found = net(batch).logits(Kind.CODE)
+        graphs, net.graphs = net.graphs, None
+        assert captures.made == made and torch.equal(found, net(batch).logits(Kind.CODE))
+        net.graphs = graphs
+
+
 def test_no_graph_with_gradients_or_hooks() -> None:
     net, captures, batch = network(), Captures(), picture()
     net.graphs = Graphs(capture=captures)
@@ -133,6 +174,45 @@ def test_no_graph_with_gradients_or_hooks() -> None:
         for _ in range(3):
             net(batch)
     assert captures.made == 1
+
+
+def test_a_capture_warms_its_stream_once_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA does, written down by a stand-in for it: one pass on the stream before the first capture, none before the second."""
+    said: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            said.append("wait")
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        said.append(f"{name} begins")
+        yield
+        said.append(f"{name} ends")
+
+    main = Stream()
+    fakes: dict[str, Any] = {
+        "Stream": Stream,
+        "current_stream": lambda: main,
+        "current_device": lambda: 0,
+        "stream": lambda stream: inside("stream"),
+        "CUDAGraph": lambda: SimpleNamespace(replay="replay"),
+        "graph": lambda graph, *, stream, capture_error_mode: inside(f"{capture_error_mode} capture"),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr("unmask.models.graphs._streams", {})
+
+    def work() -> Found:
+        said.append("work")
+        return None, None
+
+    captured = ["stream begins", "thread_local capture begins", "work", "thread_local capture ends", "stream ends"]
+    assert capture(work) == ((None, None), "replay")
+    assert said == ["wait", "stream begins", "work", "stream ends", "wait", *captured]
+    said.clear()
+    capture(work)
+    assert said == captured
 
 
 def test_at_least_one_graph_is_kept() -> None:

@@ -210,5 +210,5 @@ def test_a_model_that_does_not_encode_pictures_by_itself_gets_a_pass_for_each_ta
 def test_padding_that_is_cheaper_than_a_pass_is_taken() -> None:
     """Sizes 8 and 16 of 10 rows each: 80 padded positions are less than the overhead; 1,000 rows each are cut."""
     few, many = ([(4, und, i) for und in (8, 16) for i in range(n)] for n in (10, 1000))
-    assert [len(g) for g in joining._cut(few)] == [20]
-    assert [len(g) for g in joining._cut(many)] == [1000, 1000]
+    assert [len(g) for g in joining._cut(few, 512)] == [20]
+    assert [len(g) for g in joining._cut(many, 512)] == [1000, 1000]

@@ -38,19 +38,24 @@ class Storage:
     offload: tuple[str, ...]
 
     def value(self) -> WeightStorage:
-        """The storage. ValueError for a --quantise that is not BRANCH=int8 or BRANCH=int4."""
+        """The storage. ValueError for a --quantise that is not BRANCH=int8, BRANCH=int4 or BRANCH=float8."""
         import torch
 
         from unmask.checkpoints.elastic import WeightStorage
-        from unmask.checkpoints.quantise import RoundToNearest
+        from unmask.checkpoints.float8 import Float8
+        from unmask.checkpoints.quantise import Quantiser, RoundToNearest
 
-        known = {"int8": RoundToNearest(bits=8), "int4": RoundToNearest(bits=4)}
+        known: dict[str, Quantiser] = {
+            "int8": RoundToNearest(bits=8),
+            "int4": RoundToNearest(bits=4),
+            "float8": Float8(),
+        }
         quantise = {}
         for word in self.quantise:
             branch, _, kind = word.partition("=")
             if kind not in known:
                 raise ValueError(
-                    f"--quantise {word!r} is not BRANCH=BITS; use und=int8, gen=int8, und=int4 or gen=int4"
+                    f"--quantise {word!r} is not BRANCH=BITS; use und or gen with int8, int4 or float8, for example und=int8"
                 )
             quantise[branch] = known[kind]
         dtype = getattr(torch, self.dtype) if self.dtype else None

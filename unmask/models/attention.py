@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.derived import derived
 from unmask.models.gradients import MASKED, attended, softmax, worthwhile
 
 NEVER = 2**62
@@ -63,8 +64,15 @@ def fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, attend_B1TS: Tensor | 
     """As ``plain``, through scaled_dot_product_attention."""
     bias = None
     if attend_B1TS is not None:
-        bias = q_BHTK.new_zeros(attend_B1TS.shape).masked_fill(~attend_B1TS, MASKED)
+        bias = derived(("bias", q_BHTK.dtype), lambda: _bias(attend_B1TS, q_BHTK.dtype), attend_B1TS)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=bias)
+
+
+def _bias(attend_B1TS: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query may read a key, else ``MASKED``. Rows begin at multiples of 8, or some kernels would copy it in every layer."""
+    keys = attend_B1TS.shape[-1]
+    wide = torch.zeros(*attend_B1TS.shape[:-1], keys + -keys % 8, dtype=dtype, device=attend_B1TS.device)
+    return wide[..., :keys].masked_fill_(~attend_B1TS, MASKED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ E generation width · H heads · K head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention
-from unmask.models.gradients import IN_CACHE, large, normed, worthwhile
+from unmask.models.gradients import IN_CACHE, large, normed, wanted, worthwhile
 from unmask.models.layout import Group
 from unmask.models.linear import Linear, linear, onednn, packed, served_by_onednn, side_by_side
 from unmask.models.memory import LayerMemory
-from unmask.models.rope import rotate, rotate_into
+from unmask.models.rope import Rotation, rotate, rotate_fused, rotate_into
 from unmask.models.sizes import ElasticConfig
 
 _MLP_ROWS = 512  # positions that the feed-forward takes at least where there are many
@@ -44,14 +45,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
     """Root-mean-square norm, statistics in float32. ``width``: divide by this many channels (those not stored are zero)."""
     if worthwhile(x):
         return normed(x, weight, eps, width or x.shape[-1])
-    if width is None and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)  # the same bits in one kernel
+    if width is None and _in_one_kernel(x, weight):
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
     if large(x):
         found, rows = torch.empty_like(x), max(16, IN_CACHE // x.shape[-1])
         for part, into in zip(x.split(rows), found.split(rows), strict=True):
             torch.mul(_unit(part, eps, width), weight, out=into)
         return found
     return _unit(x, eps, width) * weight
+
+
+def _in_one_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch's kernel serves: on a CPU float32 has the same bits there; on CUDA half types are rounded once instead of twice."""
+    if x.is_cuda:
+        return x.dtype == weight.dtype
+    return x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
 def _unit(x: Tensor, eps: float, width: int | None) -> Tensor:
@@ -71,7 +79,9 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x), [.., width] -> [.., width] (Shazeer 2020, arXiv 2002.05202)."""
+    """down(silu(gate x) * up x), [.., width] -> [.., width] (Shazeer 2020, arXiv 2002.05202). ``fuses``: see ``fuse``."""
+
+    fuses = False
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -87,7 +97,14 @@ class SwiGLU(nn.Module):
 
     def _part(self, x: Tensor) -> Tensor:
         gate, up = side_by_side(x, (self.gate, self.up))
+        if self.fuses and not torch.is_grad_enabled():
+            return self.down(_compiled_product()(gate, up))
         return self.down(F.silu(gate) * up)
+
+
+@functools.cache
+def _compiled_product() -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(lambda gate, up: F.silu(gate) * up, dynamic=True)
 
 
 class SharedOut(Linear):
@@ -137,8 +154,24 @@ class Read:
     gen: Tensor | None = None
 
 
+def fuse(module: nn.Module, on: bool = True) -> None:
+    """Let ``torch.compile`` fuse rotations, gated activations and the rounding of inputs to float8 in the layers of a module, for passes
+    without gradients on a GPU. Call it again after weights were quantised.
+
+    They are compiled at their first use, which takes seconds and a C compiler. Values are equal up to rounding.
+    """
+    for part in module.modules():
+        if isinstance(part, SwiGLU | ElasticBlock):
+            part.fuses = on
+    for weight in module.parameters():
+        if hasattr(weight, "fuses"):
+            weight.fuses = on  # type: ignore[missing-attribute]
+
+
 class ElasticBlock(nn.Module):
-    """``forward`` takes and returns both streams; an understanding stream of None is no longer wanted."""
+    """``forward`` takes and returns both streams; an understanding stream of None is no longer wanted. ``fuses``: see ``fuse``."""
+
+    fuses = False
 
     def __init__(self, config: ElasticConfig, *, joint: bool) -> None:
         super().__init__()
@@ -178,7 +211,8 @@ class ElasticBlock(nn.Module):
         if at:
             mixed = _mixed_few(heads, groups, sets, attention, at)
         else:
-            mixed = _mixed_all(heads, groups, sets, attention, memory)
+            turn = rotate_fused if self.fuses and not torch.is_grad_enabled() else rotate
+            mixed = _mixed_all(heads, groups, sets, attention, memory, turn)
         # 3. Output projection, residual, feed-forward, residual.
         und = self._finish(u_ND, mixed.get("und"), "und", read.und)
         return und, self._finish(g_NE, mixed.get("gen"), "gen", read.gen)
@@ -214,12 +248,13 @@ def _mixed_all(
     sets: Sequence[tuple[str, ...]],
     attention: Attention,
     memory: LayerMemory | None,
+    turn: Rotation,
 ) -> dict[str, Tensor]:
     """What all positions find, by branch: [N, D]."""
     found: dict[str, list[Tensor]] = {name: [] for name in heads}
     for group in groups:
         for names in sets:
-            for name, mixed_NW in _mixed(heads, group, names, attention, memory).items():
+            for name, mixed_NW in _mixed(heads, group, names, attention, memory, turn).items():
                 found[name].append(mixed_NW)
     return {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in found.items() if some}
 
@@ -270,7 +305,12 @@ def _few_of(
 
 
 def _mixed(
-    heads: dict[str, Heads], group: Group, names: tuple[str, ...], attention: Attention, memory: LayerMemory | None
+    heads: dict[str, Heads],
+    group: Group,
+    names: tuple[str, ...],
+    attention: Attention,
+    memory: LayerMemory | None,
+    turn: Rotation,
 ) -> dict[str, Tensor]:
     """What the positions of a group find in those of some branches, by branch, [G * length, D]; a branch without queries is left out.
 
@@ -286,10 +326,10 @@ def _mixed(
     queries = sum(parts[name].length for name in asking)
     if any(map(large, asked)):
         q, k = _rotated(asked, asking, group), _rotated(read, names, group)
-    elif worthwhile(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
-        q, k = rotate(_one(asked), group.rope(asking)), rotate(_one(read), group.rope(names))
+    elif wanted(read[0]) or asked[0].shape[1] != read[0].shape[1]:  # gradients would be copied once more
+        q, k = turn(_one(asked), group.rope(asking)), turn(_one(read), group.rope(names))
     else:
-        turned = rotate(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
+        turned = turn(torch.cat([*asked, *read], dim=2), group.rope(asking + names))
         q, k = turned[:, :, :queries], turned[:, :, queries:]
     v = _one([parts[name].of(heads[name].v) for name in names])
     if memory is not None:
@@ -300,7 +340,9 @@ def _mixed(
         )
     k, v = _for_queries(k, q.shape[1]), _for_queries(v, q.shape[1])
     attend = group.masks["joint" if len(names) == 2 else names[0]]
-    mixed_GTHK = attention(q, k, v, None if attend is None else attend[:, :, :queries]).transpose(1, 2)
+    if attend is not None and attend.shape[2] != queries:
+        attend = attend[:, :, :queries]
+    mixed_GTHK = attention(q, k, v, attend).transpose(1, 2)
     each = mixed_GTHK.split([parts[name].length for name in asking], dim=1)
     return {name: own_GTHK.flatten(2).flatten(0, 1) for name, own_GTHK in zip(asking, each, strict=True)}
 

@@ -19,6 +19,7 @@ from unmask.models.asked import Asked, asked, with_predecessors
 from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
+from unmask.models.gradients import rows_at
 from unmask.models.graphs import Graphs, Streams
 from unmask.models.layout import Layout, Packing, lay_out
 from unmask.models.linear import Linear
@@ -167,8 +168,8 @@ class Elastic(nn.Module):
         if feature_N is None and batch.pixels is not None and torch.is_grad_enabled():
             # All pictures were dropped. Processes that share weights need the same gradients, if only zeros.
             feature_N = torch.zeros_like(ids, dtype=torch.bool)
-        if feature_N is not None and (features := self._all_features(batch)) is not None:
-            x = torch.where(feature_N[:, None], features[reads.row].to(x.dtype), x)
+        if feature_N is not None and reads.row is not None and (features := self._all_features(batch)) is not None:
+            x = torch.where(feature_N[:, None], rows_at(features, reads.row).to(x.dtype), x)
         return placed(x, batch, layout.und.token, self.registers.text) if self.has_registers else x
 
     def _all_features(self, batch: Batch) -> Tensor | None:
@@ -200,13 +201,13 @@ class Elastic(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         scores_text, streams, below = bool(len(text.at)), (u_ND, g_NE), len(self.blocks) - 1
 
-        def layers(given: Streams) -> Streams:
+        def layers(given: Streams, memory: Memory | None) -> Streams:
             return self._through(range(below), layout, given, scores_text, memory, Read())
 
-        if self.graphs is not None and memory is None and not torch.is_grad_enabled():
-            streams = self.graphs.run(layers, self.blocks, layout, streams, text=scores_text)
+        if self.graphs is not None and not torch.is_grad_enabled():
+            streams = self.graphs.run(layers, self.blocks, layout, streams, text=scores_text, memory=memory)
         else:
-            streams = layers(streams)
+            streams = layers(streams, memory)
         read = Read(und=text.read, gen=codes.read)
         return self._through(range(below, below + 1), layout, streams, scores_text, memory, read)
 
@@ -229,7 +230,7 @@ class Elastic(nn.Module):
             weight = self.embed.weight
             none, hidden = weight.new_zeros(0, config.vocab_size), weight.new_zeros(0, config.width)
             return Scored(at=text.at, logits=none, hidden=hidden)
-        h_ND, rows = _rows_of_16(u_ND[text.row])
+        h_ND, rows = _rows_of_16(rows_at(u_ND, text.row))
         h_ND = self.norm(h_ND)
         head = Head(layer=self.text_head, size=config.vocab_size)
         if kind == Kind.CODE:
@@ -241,11 +242,11 @@ class Elastic(nn.Module):
         # The final norm runs over the full width, of which a generation position fills only the first channels (spec 1.4).
         h = rms_norm(g_NE, self.norm.weight[: g_NE.shape[-1]], self.config.norm_eps, width=self.config.width)
         if layout.squares is None or codes.corner is None:
-            found = h[codes.row]
+            found = rows_at(h, codes.row)
         else:
-            found = self.code_head.unfolded(h).flatten(0, 1)[4 * codes.row + codes.corner]
+            found = rows_at(self.code_head.unfolded(h).flatten(0, 1), 4 * codes.row + codes.corner)
             if layout.squares.alone is not None:
-                found = torch.where(layout.squares.alone[codes.position][:, None], h[codes.row], found)
+                found = torch.where(layout.squares.alone[codes.position][:, None], rows_at(h, codes.row), found)
         h_NE, rows = _rows_of_16(found)
         head = Head(layer=self.code_head, size=self.config.codes)
         return score(codes.at, h_NE, rows, head)

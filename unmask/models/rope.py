@@ -5,12 +5,16 @@ Shapes: B rows · T positions · H heads · K head width.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from unmask.models.gradients import IN_CACHE, rotated, worthwhile
+from unmask.models.gradients import IN_CACHE, rotated, turned_on_cuda, wanted
 
 Table = tuple[Tensor, Tensor]
+Rotation = Callable[[Tensor, Table], Tensor]
 
 
 def rope_table(position_BT: Tensor, head_width: int, theta: float) -> Table:
@@ -36,9 +40,21 @@ def section_table(place_3BT: Tensor, sections: tuple[int, ...], theta: float) ->
 
 def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
     """Rotate queries or keys; computed in float32 and cast back."""
-    if worthwhile(x_BHTK):
+    if wanted(x_BHTK):
         return rotated(x_BHTK, table)
+    if x_BHTK.is_cuda and not torch.is_grad_enabled():
+        return turned_on_cuda(x_BHTK, *table)
     return _turned(x_BHTK, table).to(x_BHTK.dtype)
+
+
+def rotate_fused(x_BHTK: Tensor, table: Table) -> Tensor:
+    """``rotate`` in one kernel of ``torch.compile``, without gradients."""
+    return _compiled()(x_BHTK, table)
+
+
+@functools.cache
+def _compiled() -> Rotation:
+    return torch.compile(lambda x, table: _turned(x, table).to(x.dtype), dynamic=True)
 
 
 def rotate_into(found_BHTK: Tensor, x_BHTK: Tensor, table: Table) -> None:

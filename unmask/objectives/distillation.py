@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unmask.objectives.cross_entropy import LARGEST
-from unmask.objectives.masked import KIND_NAMES, Masked, MaskedModel
+from unmask.objectives.joining import kind_name
+from unmask.objectives.masked import Masked, MaskedModel
 from unmask.protocols import Headless
 from unmask.sequence import Batch
 from unmask.step import Loss, Prediction, Scored
@@ -47,7 +48,7 @@ class Distillation:
         terms, counts = {}, {}
         for kind, scored in sorted(now.scored.items()):
             if len(scored.at):
-                name = KIND_NAMES.get(kind, f"kind{kind}")
+                name = kind_name(kind)
                 terms[name] = self._divergence(model, scored, before.scored[kind]).mean()
                 counts[name] = len(scored.at)
         total = torch.stack(list(terms.values())).sum() if terms else next(model.parameters()).sum() * 0

@@ -34,8 +34,8 @@ def apart(model: Denoiser, views: Items[Batch]) -> list[TokenLosses]:
     found = []
     for noisy in views:
         assert noisy.clean is not None and noisy.weight is not None
-        scored = _predict(model, noisy, predicted(noisy)).scored
-        losses = {kind: _loss(kind, s, noisy.clean) for kind, s in sorted(scored.items())}
+        scored = predicted_by(model, noisy, predicted(noisy)).scored
+        losses = {kind: token_loss(kind, s, noisy.clean) for kind, s in sorted(scored.items())}
         found.append({k: (loss, noisy.weight.flatten()[scored[k].at]) for k, loss in losses.items()})
     return found
 
@@ -45,16 +45,16 @@ def joined_losses(model: Denoiser, views: Items[Batch]) -> list[TokenLosses]:
     seen = _with_features(model, views)
     if not seen:
         return apart(model, views)
-    predict, whole = _stacked(seen)
+    predict, whole = stacked(seen)
     owner = torch.cat([torch.full((v.rows,), i) for i, v in enumerate(seen)])
     found: list[dict[int, list[tuple[Tensor, Tensor]]]] = [{} for _ in views]
     for group in groups(whole, predict):
         index = torch.tensor(group.rows)
-        batch = _rows(whole, index, group.tokens)
+        batch = rows_of(whole, index, group.tokens)
         assert batch.clean is not None and batch.weight is not None
-        scored = _predict(model, batch, predict[index.to(predict.device), : group.tokens]).scored
+        scored = predicted_by(model, batch, predict[index.to(predict.device), : group.tokens]).scored
         for kind, part in sorted(scored.items()):
-            loss, probability = _loss(kind, part, batch.clean), batch.weight.flatten()[part.at]
+            loss, probability = token_loss(kind, part, batch.clean), batch.weight.flatten()[part.at]
             of_row = owner[index].to(part.at.device)[part.at // group.tokens]
             counts = torch.bincount(of_row, minlength=len(views)).tolist()
             parts = zip(loss.split(counts), probability.split(counts), strict=True)
@@ -65,6 +65,11 @@ def joined_losses(model: Denoiser, views: Items[Batch]) -> list[TokenLosses]:
         {kind: (torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])) for kind, pairs in own.items()}
         for own in found
     ]
+
+
+def kind_name(kind: int) -> str:
+    """How a loss term is called."""
+    return {Kind.TEXT: "text", Kind.CODE: "code"}.get(kind, f"kind{kind}")
 
 
 def predicted(noisy: Batch) -> Tensor:
@@ -83,8 +88,8 @@ class Group:
     tokens: int
 
 
-def groups(batch: Batch, predict: Tensor) -> list[Group]:
-    """The rows that score something, in groups of similar size whose padding costs less than passes of their own.
+def groups(batch: Batch, predict: Tensor, overhead: int | None = None) -> list[Group]:
+    """The rows that score something, in groups of similar size whose padding costs less than passes of their own, ``overhead`` positions.
 
     Rows that score text have their own groups: without them, the understanding branch may end before the last layer.
     """
@@ -100,14 +105,14 @@ def groups(batch: Batch, predict: Tensor) -> list[Group]:
             for row, (scores, has_text, und, gen, _) in enumerate(counted)
             if scores and has_text == wanted
         ]
-        for cut in _cut(sorted(rows)):
+        for cut in _cut(sorted(rows), OVERHEAD if overhead is None else overhead):
             numbers = sorted(row for _, _, row in cut)
             found.append(Group(rows=numbers, tokens=max(counted[row][-1] for row in numbers)))
     return found
 
 
-def _cut(rows: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
-    """(gen, und, row) in rising order, cut where the sum of padded positions and of ``OVERHEAD`` a pass is least."""
+def _cut(rows: list[tuple[int, int, int]], overhead: int) -> list[list[tuple[int, int, int]]]:
+    """(gen, und, row) in rising order, cut where the sum of padded positions and of ``overhead`` a pass is least."""
     starts = [i for i in range(len(rows)) if i == 0 or rows[i][:2] != rows[i - 1][:2]] + [len(rows)]
     best: list[tuple[float, int]] = [(0.0, 0)]  # of the rows before each start: (cost, where the last group begins)
     for end in range(1, len(starts)):
@@ -115,7 +120,7 @@ def _cut(rows: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
         for begin in range(end - 1, -1, -1):
             most = max(most, rows[starts[begin]][1])  # sorted by gen, so und may have its maximum anywhere
             positions = (starts[end] - starts[begin]) * (rows[starts[end] - 1][0] + most)
-            options.append((best[begin][0] + positions + OVERHEAD, begin))
+            options.append((best[begin][0] + positions + overhead, begin))
         best.append(min(options))
     found, end = [], len(starts) - 1
     while end > 0:
@@ -150,7 +155,7 @@ def _seen(view: Batch, features: Tensor) -> Batch:
     return view.replace(pixels=None, features=features if own is None else torch.cat([features, own]))
 
 
-def _stacked(views: Items[Batch]) -> tuple[Tensor, Batch]:
+def stacked(views: Items[Batch]) -> tuple[Tensor, Batch]:
     """What is scored, and all rows in one batch; features that several batches share are there once."""
     length = max(view.ids.shape[1] for view in views)
     wide = [widened(view, length) for view in views]
@@ -163,7 +168,7 @@ def _stacked(views: Items[Batch]) -> tuple[Tensor, Batch]:
     return predict, stack(rows).replace(features=torch.cat(list(features.values())) if features else None)
 
 
-def _rows(batch: Batch, index: Tensor, tokens: int) -> Batch:
+def rows_of(batch: Batch, index: Tensor, tokens: int) -> Batch:
     """Some rows of a batch, cut to their first ``tokens``."""
     there = index.to(batch.device)
     picked = {
@@ -174,11 +179,12 @@ def _rows(batch: Batch, index: Tensor, tokens: int) -> Batch:
     return batch.replace(**picked, span_table=tuple(batch.span_table[i] for i in index.tolist()))
 
 
-def _predict(model: Denoiser, batch: Batch, predict: Tensor) -> Prediction:
+def predicted_by(model: Denoiser, batch: Batch, predict: Tensor) -> Prediction:
     return (model.hidden_states if isinstance(model, Headless) else model)(batch, predict=predict)
 
 
-def _loss(kind: int, scored: Scored, clean: Tensor) -> Tensor:
+def token_loss(kind: int, scored: Scored, clean: Tensor, *, largest: int | None = None) -> Tensor:
+    """The loss of each scored token, [N]. ``largest``: as of ``cross_entropy``. ValueError for tokens of a kind without logits."""
     if scored.logits is None and scored.head is None:
         raise ValueError(f"tokens of kind {kind} have no logits, so no cross-entropy; give them an objective")
-    return cross_entropy(scored, clean.flatten()[scored.at])
+    return cross_entropy(scored, clean.flatten()[scored.at], largest=largest)

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from unmask.corruption.absorbing import Absorbing
-from unmask.objectives.joining import TokenLosses, apart, joined_losses
+from unmask.objectives.joining import TokenLosses, apart, joined_losses, kind_name
+from unmask.objectives.passes import Passes, score
 from unmask.protocols import Corruption, Denoiser
-from unmask.sequence import Batch, Kind
+from unmask.sequence import Batch
 from unmask.step import Loss
-
-KIND_NAMES = {Kind.TEXT: "text", Kind.CODE: "code"}  # weights of the terms
 
 
 class Weight(Protocol):
@@ -95,6 +94,13 @@ class MaskedModel(Denoiser, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
+class Masks(Protocol):
+    """What knows the id of the masked token and of the null embedding: a model, or a source that masks for it."""
+
+    @property
+    def mask_id(self) -> int: ...
+
+
 class Scores(Protocol):
     """An objective with one loss for a batch."""
 
@@ -117,12 +123,12 @@ class Masked:
     def __call__(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Loss:
         return self._scored(model, self.views(model, clean, rng))
 
-    def views(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> tuple[Batch, ...]:
+    def views(self, model: Masks, clean: Batch, rng: torch.Generator) -> tuple[Batch, ...]:
         """The masked batch and, where both are trained, its complement, with what the weight reads in ``Batch.weight``."""
         noisy = self.noisy(model, clean, rng)
         return self._weighted((noisy, complement(noisy)) if self.complementary else (noisy,))
 
-    def noisy(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Batch:
+    def noisy(self, model: Masks, clean: Batch, rng: torch.Generator) -> Batch:
         """The batch with masked tokens. Guidance dropout drops the condition of some rows, then the forward process draws times and masks
         tokens (eq. 1 of LLaDA).
         """
@@ -150,7 +156,7 @@ class Masked:
             parts = [found[kind] for found in losses if kind in found]
             each, per_token = (torch.cat(x) for x in zip(*parts, strict=True))
             if len(each):
-                name = KIND_NAMES.get(kind, f"kind{kind}")
+                name = kind_name(kind)
                 tokens = sum(int((_scorable(v) & (v.kind == kind)).sum()) for v in views)
                 terms[name], counts[name] = self.weight(each, per_token, tokens), len(each)
         # A batch without a masked token has a zero gradient.
@@ -182,13 +188,15 @@ class Together:
     """Several tasks in one step: {name: batch} -> the weighted sum of their losses; terms are named ``task.term``.
 
     ``joined``: rows of different ``Masked`` tasks share forward passes (``joining``); otherwise each task has its own, which is slower and
-    equal up to rounding.
+    equal up to rounding. Batches that are masked already (``passes.Masking``) are scored as they are.
     """
 
     objectives: tuple[tuple[str, Scores, float], ...]
     joined: bool = True
 
-    def __call__(self, model: MaskedModel, batches: dict[str, Batch], rng: torch.Generator) -> Loss:
+    def __call__(self, model: MaskedModel, batches: dict[str, Batch] | Passes, rng: torch.Generator) -> Loss:
+        if isinstance(batches, Passes):
+            return score(model, batches)
         tasks = [(name, task, weight) for name, task, weight in self.objectives if name in batches]
         if not tasks:
             raise ValueError(f"no batch for any of {[n for n, _, _ in self.objectives]}; got {list(batches)}")

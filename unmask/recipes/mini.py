@@ -29,6 +29,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from unmask.checkpoints.store import load_module
+from unmask.data.ahead import spare_cores
 from unmask.data.sources import CachedEncoder
 from unmask.models.codes import init_codes
 from unmask.models.elastic import Elastic, init
@@ -49,7 +50,7 @@ from unmask.recipes.mini_tasks import (
     write_model,
 )
 from unmask.recipes.mini_vision import AlignRun, TowerRun
-from unmask.recipes.mini_vq import CONFIG, IMAGES, dictionary
+from unmask.recipes.mini_vq import CONFIG, IMAGES, Teacher, dictionary
 from unmask.rng import generator
 from unmask.tokens.text import MASK, Text
 from unmask.tokens.vq import VQ
@@ -80,7 +81,7 @@ def tower(seed: int = 0) -> Recipe:
 
 def _encoder(images: int) -> CachedEncoder:
     """Image codes from the tokenizer's codebook, which is fitted on first use."""
-    return CachedEncoder(lambda pixels: dictionary(0, images)[0].codes(pixels))
+    return CachedEncoder(Teacher(images=images))
 
 
 def _start(seed: int, start: str, vision: str, images: int = IMAGES) -> Callable[[], Elastic]:
@@ -185,10 +186,17 @@ def all(
     drawn: int = 6000,
     items: int = 600,
     tokenizer: str = "lattice",
+    accumulate: int = 2,
+    workers: int = 0,
+    rate: float = 1.0,
+    curve: int = 4000,
 ) -> Series:
     """Everything from nothing: tokenizers, vision tower, stages 1 to 3, own drawings, evaluation and model card; resumable.
 
-    ``tokenizer``: lattice (``mini_vq``) or free (``mini_free``), which also chooses the level that is drawn. ValueError for another word.
+    ``tokenizer``: lattice (``mini_vq``) or free (``mini_free``), which also chooses the level that is drawn. ValueError for another word ·
+    ``times``: multiplies the rows of every batch · ``accumulate``: batches per update, for two processes · ``workers``: processes that make
+    batches, -1 for all cores but one · ``rate``: multiplies the learning rates of the stages · ``curve``: batches between evaluations.
+    A GPU is quick with ``-o times=8 -o accumulate=1 -o workers=-1 -o curve=0``.
     """
     pictures = max(1, round(8 * times))
     known: dict[str, PictureCodes] = {
@@ -198,5 +206,17 @@ def all(
     if tokenizer not in known:
         raise ValueError(f"there is no tokenizer {tokenizer!r}; choose from {', '.join(known)}")
     codes = known[tokenizer]
-    made = MiniSeries(codes=codes, seed=seed, times=times, narrow=narrow, texts=texts, drawn=drawn, items=items)
+    made = MiniSeries(
+        codes=codes,
+        seed=seed,
+        times=times,
+        narrow=narrow,
+        texts=texts,
+        drawn=drawn,
+        items=items,
+        accumulate=accumulate,
+        workers=spare_cores() if workers < 0 else workers,
+        rate=rate,
+        curve=curve,
+    )
     return made.series(hours)

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
@@ -48,7 +51,7 @@ _HARD = (
     "position",
 )
 KINDS: tuple[PromptKind, ...] = (*(GENEVAL[CATEGORIES.index(name)] for name in _HARD), *COMPOSED)
-BATCH = 64
+BATCH, BATCH_OF_GPU = 64, 256
 
 
 def draw(model: str = "mini", out: str = "runs/drawn", count: int = 6000, seed: int = 0) -> None:
@@ -57,21 +60,24 @@ def draw(model: str = "mini", out: str = "runs/drawn", count: int = 6000, seed: 
     ``model``: a name or a folder. ValueError if ``out`` holds images of other weights or another seed, or if no image could be labelled.
     """
     draw_share(model, out, count, seed)
-    if not collect(out, count):
+    if not collect(out):
         raise ValueError(f"none of {count} images could be labelled; is {model} trained on level grid?")
 
 
-def collect(out: str, count: int) -> int:
+def collect(out: str) -> int:
     """Join the batches that are drawn; returns the number of labelled images, and writes nothing if it is 0."""
-    parts = [load_drawn(part) for part, _ in _parts(Path(out), count)]
+    parts = [load_drawn(part) for part in sorted((Path(out) / "parts").iterdir())]
     drawn = [d for _, some in parts for d in some]
     if drawn:
         save_drawn(Path(out), torch.cat([pictures for pictures, _ in parts]), drawn)
     return len(drawn)
 
 
-def draw_share(model: str, out: str, count: int, seed: int, rank: int = 0, world: int = 1) -> None:
-    """The batches of one process of several that draw at the same time; those that are there are kept. ValueError as of ``draw``."""
+def draw_share(model: str, out: str, count: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0) -> None:
+    """The batches of one process of several that draw at the same time; those that are there are kept. ValueError as of ``draw``.
+
+    ``workers``: processes that label the images, for a GPU, which then draws ``BATCH_OF_GPU`` images at a time.
+    """
     import unmask
 
     opened, folder = unmask.load(model), Path(out)
@@ -79,16 +85,23 @@ def draw_share(model: str, out: str, count: int, seed: int, rank: int = 0, world
         raise ValueError(f"{model} is a text model; give an image model")
     _claim(folder, {"weights": weights_digest(opened.parts.net).hex(), "seed": seed})
     wanted = training_prompts(count, seed)
-    for part, first in track(_parts(folder, count)[rank::world], description="drawing", console=Console(stderr=True)):
-        if not (part / "drawn.jsonl").exists():  # written last
-            some = wanted[first : first + BATCH]
-            _draw(opened, some, part, Random(f"drawn/{seed}/{first}"), planned=bool(first // BATCH % 4))
+    batch = BATCH_OF_GPU if workers else BATCH
+    parts = _parts(folder, count, batch)[rank::world]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else nullcontext() as pool:
+        for part, first in track(parts, description="drawing", console=Console(stderr=True)):
+            if not (part / "drawn.jsonl").exists():  # written last
+                some = wanted[first : first + batch]
+                pictures = PromptGenerator(thinking=Thinking(plan=bool(first // batch % 4)))(opened, some)
+                rngs = [Random(f"drawn/{seed}/{first + i}") for i in range(len(some))]
+                labels = list((pool.map if pool else map)(labelled, some, pictures, rngs))
+                kept = np.array([one is not None for one in labels])
+                save_drawn(part, torch.from_numpy(pictures[kept]), [one for one in labels if one])
 
 
-def _parts(folder: Path, count: int) -> list[tuple[Path, int]]:
+def _parts(folder: Path, count: int, batch: int) -> list[tuple[Path, int]]:
     """Folder and first prompt of every batch."""
-    starts = range(0, count, BATCH)
-    return [(folder / "parts" / f"{first:06}-{min(first + BATCH, count):06}", first) for first in starts]
+    starts = range(0, count, batch)
+    return [(folder / "parts" / f"{first:06}-{min(first + batch, count):06}", first) for first in starts]
 
 
 def training_prompts(count: int, seed: int) -> list[Prompt]:
@@ -112,13 +125,6 @@ def _claim(folder: Path, about: dict[str, object]) -> None:
         raise ValueError(f"{folder} holds images of other weights or another seed; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about) + "\n", encoding="utf-8")
-
-
-def _draw(model: Model, some: list[Prompt], part: Path, rng: Random, *, planned: bool) -> None:
-    pictures = PromptGenerator(thinking=Thinking(plan=planned))(model, some)
-    labels = [labelled(prompt, picture, rng) for prompt, picture in zip(some, pictures, strict=True)]
-    kept = np.array([one is not None for one in labels])
-    save_drawn(part, torch.from_numpy(pictures[kept]), [one for one in labels if one])
 
 
 def labelled(prompt: Prompt, picture: np.ndarray, rng: Random) -> Drawn | None:

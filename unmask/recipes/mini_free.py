@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from unmask.recipe import Eval, Optim, Recipe, Training
 from unmask.recipes.small_vq import Crops, fill
 from unmask.rng import generator, key
 from unmask.tokens.vq import VQ, VQConfig
+from unmask.training.parallel import Place
 
 SIDE = 128
 LEVELS: Levels = (("free", 0.7), ("grid", 0.3))
@@ -138,17 +140,29 @@ class Free:
         made = vq(self.seed, self.factor, self.pictures, items=self.items)
         return replace(made, evals=tuple(replace(each, every=4000) for each in made.evals))
 
+    def prepare(self, folder: Path, place: Place) -> None:
+        """Nothing: the codes are a grid."""
+
     def encode(self, folder: Path) -> Encode:
-        net = self._trained(folder)
-
-        @torch.no_grad()
-        def encode(pixels: Tensor) -> Tensor:
-            return torch.cat([net.encode(some) for some in pixels.split(32)])
-
-        return encode
+        return Trained(factor=self.factor, folder=str(folder / "vq"))
 
     def codebook(self, folder: Path) -> Tensor:
         return grid(STEPS)
 
-    def _trained(self, folder: Path) -> VQ:
-        return load_module(VQ(self.config), folder / "vq").eval()
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The codes of the trained tokenizer in ``folder``: pixels [B, 3, H, W] in 0..1 -> [B, h, w]."""
+
+    factor: int
+    folder: str
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        net = _opened(self.factor, self.folder)
+        return torch.cat([net.encode(some) for some in pixels.split(32)])
+
+
+@lru_cache(maxsize=1)
+def _opened(factor: int, folder: str) -> VQ:
+    return load_module(VQ(config(factor)), Path(folder)).eval()

@@ -12,7 +12,6 @@ from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.training.parallel import Place
 from unmask.training.series import Run, Series
-from unmask.training.states import newest, read
 from unmask.writing import write_text
 
 EVALUATION, CARD = "evaluation", "README.md"
@@ -47,14 +46,18 @@ def card(folder: Path, series: Series) -> str:
 
 
 def _runs(folder: Path, series: Series) -> str:
-    """One row per run: share, steps, updates, hours of training."""
+    """One row per run: share, steps, updates, hours of training. From its metrics, which are small enough to come along from a machine that
+    is lent; its state is not.
+    """
     rows = []
     for run in series.parts:
-        path = newest(folder / run.name) if isinstance(run, Run) else None
-        if isinstance(run, Run) and path is not None:
-            state = read(path)
-            hours = (state.seconds or 0.0) / 3600
-            rows.append(f"| {run.name} | {run.share:g} | {state.step} | {state.updates} | {hours:.2f} |")
+        path = folder / run.name / "metrics.jsonl"
+        if isinstance(run, Run) and path.exists():
+            reports = [row for line in path.read_text("utf-8").splitlines() if "updates" in (row := json.loads(line))]
+            hours = sum(row["seconds"] for row in reports) / 3600
+            rows.append(
+                f"| {run.name} | {run.share:g} | {reports[-1]['step']} | {reports[-1]['updates']} | {hours:.2f} |"
+            )
     return "\n".join(rows)
 
 

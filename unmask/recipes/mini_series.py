@@ -1,7 +1,7 @@
 """The whole training of ``mini`` as one series of runs, see ``mini.all``. Public ideas: ``MiniSeries`` and ``PictureCodes``.
 
 In the folder of the series: the runs, each in the folder of its name; ``first``, the model that draws the pictures of ``drawn``;
-``evaluation``; the finished model itself with its card. An update has two source batches, which two processes share.
+``evaluation``; the finished model itself with its card. Two processes share the source batches of an update; a GPU has one, and workers.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 import unmask
 from unmask.checkpoints.store import load_module
+from unmask.data.ahead import Ahead
 from unmask.data.sources import CachedEncoder, Encode, Levels
 from unmask.evaluation.evaluate import EvalPart, EvalPlan, Record, measure
 from unmask.evaluation.world_geneval import GenEval
@@ -48,13 +49,13 @@ from unmask.training.parallel import Place
 from unmask.training.series import Run, Series, Work
 
 LONG = 10**7  # steps: more than any time allows
-ACCUMULATE = 2  # source batches per update
 _CONSTANT = Optim(lr=1.5e-3, warmup=100, decay_from=1.0)
 
 
 class PictureCodes(Protocol):
     """An image tokenizer and what is drawn with it. ``level``: whose words the model knows · ``levels``: of the training pictures; None:
-    those of each source · ``recipe(folder)``: the run ``vq`` of the series · ``encode``, ``codebook``: of the finished run.
+    those of each source · ``prepare``: what the run needs, by all processes · ``recipe(folder)``: the run ``vq`` of the series · ``encode``
+    (picklable), ``codebook``: of the finished run.
     """
 
     @property
@@ -63,6 +64,7 @@ class PictureCodes(Protocol):
     def levels(self) -> Levels | None: ...
     @property
     def config(self) -> VQConfig: ...
+    def prepare(self, folder: Path, place: Place) -> None: ...
     def recipe(self, folder: Path) -> Recipe: ...
     def encode(self, folder: Path) -> Encode: ...
     def codebook(self, folder: Path) -> Tensor: ...
@@ -79,16 +81,21 @@ class Lattice:
     levels: Levels | None = None
     config: VQConfig = mini_vq.CONFIG
 
+    def prepare(self, folder: Path, place: Place) -> None:
+        """Fit the codebook, once for all processes and sessions."""
+        if place.rank == 0:
+            mini_vq.dictionary(self.seed, self.images, str(folder))
+
     def recipe(self, folder: Path) -> Recipe:
-        made = mini_vq.vq(self.seed, self.images)
+        made = mini_vq.vq(self.seed, self.images, str(folder))
         assert isinstance(made.source, mini_vq.Pictures)
         return replace(made, source=replace(made.source, batch=self.batch))
 
     def encode(self, folder: Path) -> Encode:
-        return CachedEncoder(lambda pixels: mini_vq.dictionary(self.seed, self.images)[0].codes(pixels))
+        return CachedEncoder(mini_vq.Teacher(seed=self.seed, images=self.images, folder=str(folder)))
 
     def codebook(self, folder: Path) -> Tensor:
-        return mini_vq.dictionary(self.seed, self.images)[0].codebook
+        return mini_vq.dictionary(self.seed, self.images, str(folder))[0].codebook
 
 
 def size(narrow: int) -> ElasticConfig:
@@ -104,7 +111,9 @@ def size(narrow: int) -> ElasticConfig:
 @dataclass(frozen=True, kw_only=True)
 class MiniSeries:
     """``times``: multiplies the rows of every batch · ``narrow``: as of ``size`` · ``texts``: scenes whose texts the text tokenizer is
-    trained on · ``drawn``: pictures of its own that the critic learns from · ``items``: of each part of the evaluation.
+    trained on · ``drawn``: pictures of its own that the critic learns from · ``items``: of each part of the evaluation · ``accumulate``:
+    source batches per update · ``workers``: processes that make batches, for a GPU; 0: the trainer does · ``rate``: multiplies the learning
+    rates of the stages · ``curve``: steps between evaluations of a stage, 0 for none.
     """
 
     codes: PictureCodes
@@ -114,6 +123,10 @@ class MiniSeries:
     texts: int
     drawn: int
     items: int
+    accumulate: int = 2
+    workers: int = 0
+    rate: float = 1.0
+    curve: int = 4000
 
     @property
     def config(self) -> ElasticConfig:
@@ -126,6 +139,7 @@ class MiniSeries:
             hours=hours,
             parts=(
                 Work(name="text", do=self.text_tokenizer),
+                Work(name="codes", do=self.codes.prepare),
                 Run(name="vq", share=0.06, recipe=self._prepared(self.codes.recipe)),
                 Run(name="tower", share=0.015, recipe=self._prepared(self.tower)),
                 Run(name="align", share=0.005, recipe=self._prepared(self.align)),
@@ -146,8 +160,9 @@ class MiniSeries:
 
         def prepared(folder: Path) -> Recipe:
             made = recipe(folder)
-            training = replace(made.training, steps=LONG, accumulate=ACCUMULATE)
-            return replace(made, training=training)
+            training = replace(made.training, steps=LONG, accumulate=self.accumulate)
+            source: Any = Ahead(source=made.source, workers=self.workers) if self.workers else made.source  # type: ignore[bad-argument-type]
+            return replace(made, source=source, training=training)
 
         return prepared
 
@@ -245,16 +260,20 @@ class MiniSeries:
             model=lambda: load_module(self.network(folder), folder / before),
             parts=parts,
             config=self.config,
-            accumulate=ACCUMULATE,
+            accumulate=self.accumulate,
             evals=evals,
             trainable=trainable,
-            optim=optim,
+            optim=replace(optim, lr=self.rate * optim.lr),
+            workers=self.workers,
+            mask_id=self.text(folder)[MASK],
         )
         return stage()
 
     def _evals(self, folder: Path) -> tuple[Eval[Elastic], ...]:
         """The curve of a stage: drawings and answers on the validation split, of the averaged weights."""
         items = min(48, self.items)
+        if not self.curve:
+            return ()
 
         def run(module: Elastic, step: int) -> dict[str, float]:
             self._write(folder, folder / "latest", module)
@@ -265,7 +284,7 @@ class MiniSeries:
             found = {part.name: measure(model, part, plan, Record()).figures["overall"]["value"] for part in parts}
             return {name: float(value or 0.0) for name, value in found.items()}
 
-        return (Eval(name="validation", every=4000, run=run),)
+        return (Eval(name="validation", every=self.curve, run=run),)
 
     # -- after the stages ---------------------------------------------------------------------------------------------
 
@@ -279,10 +298,10 @@ class MiniSeries:
             self._write(folder, folder / "first", load_module(self.network(folder), folder / "stage3"))
         place.gather([None])
         model, out = str(folder / "first"), str(folder / "drawn")
-        mini_drawn.draw_share(model, out, self.drawn, self.seed, place.rank, place.world)
+        mini_drawn.draw_share(model, out, self.drawn, self.seed, place.rank, place.world, self.workers)
         place.gather([None])
         if place.rank == 0:
-            mini_drawn.collect(out, self.drawn)
+            mini_drawn.collect(out)
 
     def ship(self, folder: Path, place: Place) -> None:
         """The finished model, in the folder of the series."""

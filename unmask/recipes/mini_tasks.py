@@ -19,6 +19,7 @@ from unmask.checkpoints.store import save_module, save_tensors
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.collapsing import Collapsing
 from unmask.corruption.schedules import Cosine, OftenAll, Uniform
+from unmask.data.ahead import Ahead
 from unmask.data.drawn import DrawnCritiques
 from unmask.data.mixture import Joint
 from unmask.data.sources import Captions, Drawings, Edits, Encode, Levels, Planned, VisualQuestions
@@ -30,6 +31,7 @@ from unmask.data.world.words import vocabulary
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig
 from unmask.objectives.masked import Dropout, Masked, Together
+from unmask.objectives.masking import Masking
 from unmask.pipeline.loading import write_config
 from unmask.recipe import Eval, Optim, Recipe, Training
 from unmask.recipes.mini_vq import CONFIG
@@ -91,7 +93,9 @@ def only_understanding(name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A training stage of the transformer. ``parts``: its tasks · ``config``: of the network."""
+    """A training stage of the transformer. ``parts``: its tasks · ``config``: of the network · ``workers``: processes that make and mask
+    the batches, for a GPU; 0: the trainer does · ``mask_id``: of the model, for workers.
+    """
 
     name: str
     seed: int
@@ -103,15 +107,25 @@ class Stage:
     config: ElasticConfig = SIZE
     accumulate: int = 1
     evals: tuple[Eval[Elastic], ...] = ()
+    workers: int = 0
+    mask_id: int = 0
 
     def __call__(self) -> Recipe:
+        source: Any = Joint(parts=tuple((task, source, every) for task, source, every, _, _ in self.parts))
+        objective = Together(objectives=tuple((task, scored, weight) for task, _, _, scored, weight in self.parts))
+        if self.workers:
+            masking = Masking(source=source, objective=objective, mask_id=self.mask_id, seed=self.seed)
+            source = Ahead(source=masking, workers=self.workers)
+        training = Training(steps=self.steps, seed=self.seed, accumulate=self.accumulate)
+        if self.workers:  # a GPU makes 20 updates a second
+            training = replace(training, log_every=100, save_every=2000)
         return Recipe(
             name=self.name,
             model=self.model,
-            source=Joint(parts=tuple((task, source, every) for task, source, every, _, _ in self.parts)),
-            objective=Together(objectives=tuple((task, scored, weight) for task, _, _, scored, weight in self.parts)),
+            source=source,
+            objective=objective,
             optim=self.optim,
-            training=Training(steps=self.steps, seed=self.seed, accumulate=self.accumulate),
+            training=training,
             trainable=self.trainable,
             outline=lambda: _outline(self.config),
             evals=self.evals,

@@ -7,7 +7,7 @@ Cost: about 25 minutes on two cores. Expected: PSNR of 30 dB or more on unseen g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from unmask.checkpoints.store import save_module
+from unmask.checkpoints.store import read_tensors, save_module, save_tensors
 from unmask.data.sources import pixels_of
 from unmask.data.world.scenes import Draft, Scene, sample
 from unmask.objectives.tokenizer import Distilled, Squares, fit_squares
@@ -37,18 +37,46 @@ DENSE = Draft(counts=((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)), alike=0.1)
 IMAGES = 6000  # images that the codebook is fitted to
 
 
+FITTED = "dictionary"  # name of the file
+
+
 @lru_cache(maxsize=2)
-def dictionary(seed: int, images: int) -> tuple[Squares, Tensor]:
-    """The teacher, and the distinct patches of training images [N, 768] that it was fitted to. Half a minute for 6,000 images."""
+def dictionary(seed: int, images: int, folder: str = "") -> tuple[Squares, Tensor]:
+    """The teacher, and the distinct patches of training images [N, 768] that it was fitted to. Half a minute for 6,000 images.
+
+    ``folder``: where they are kept, so that other processes need not fit them again.
+    """
+    if folder and (Path(folder) / f"{FITTED}.safetensors").exists():
+        kept = read_tensors(Path(folder), FITTED)
+        return Squares(**{name: kept[name] for name in ("mean", "basis", "codebook")}), kept["distinct"].float() / 255
+    made, squares = _fitted(seed, images)
+    if folder:
+        about = {"mean": made.mean, "basis": made.basis, "codebook": made.codebook}
+        save_tensors({**about, "distinct": squares}, Path(folder), name=FITTED)
+    return made, squares.float() / 255
+
+
+def _fitted(seed: int, images: int) -> tuple[Squares, Tensor]:
+    """The teacher and its patches, uint8."""
     scenes = [sample("grid", "train", seed + 2, i, DENSE) for i in range(images)]
     chunks = [pixels_of(scenes[i : i + 100], 128) for i in range(0, images, 100)]
     squares = torch.cat([torch.nn.functional.unfold(c, 16, stride=16).transpose(1, 2).reshape(-1, 768) for c in chunks])
     distinct, counts = torch.unique((squares * 255).round().to(torch.uint8), dim=0, return_counts=True)
-    distinct = distinct.float() / 255
-    fitted = fit_squares(
-        distinct, counts, width=CONFIG.d, size=CONFIG.num_vq_embeddings, rng=generator("squares", seed)
-    )
+    width, size = CONFIG.d, CONFIG.num_vq_embeddings
+    fitted = fit_squares(distinct.float() / 255, counts, width=width, size=size, rng=generator("squares", seed))
     return fitted, distinct
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The codes of the teacher: pixels [B, 3, H, W] in 0..1 -> [B, h, w]. Fields as of ``dictionary``."""
+
+    seed: int = 0
+    images: int = IMAGES
+    folder: str = ""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return dictionary(self.seed, self.images, self.folder)[0].codes(pixels)
 
 
 def crops(pixels: Tensor, scenes: list[Scene], rng: Random) -> Tensor:
@@ -72,9 +100,10 @@ class Pictures:
     images: int = IMAGES
     batch: int = 8
     squares: int = 160
+    folder: str = field(default="", compare=False)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        teacher, distinct = dictionary(self.seed, self.images)
+        teacher, distinct = dictionary(self.seed, self.images, self.folder)
         count = self.batch if step % 4 == 0 else 4 * self.batch
         scenes = [sample("grid", "train", self.seed, step * 4 * self.batch + i, DENSE) for i in range(count)]
         pixels = pixels_of(scenes, 128)
@@ -102,11 +131,14 @@ def settle(model: VQ, teacher: Squares, distinct: Tensor) -> None:
             table[[wanted, got]] = table[[got, wanted]]
 
 
-def vq(seed: int = 0, images: int = IMAGES) -> Recipe:
-    """The image tokenizer: codes by k-means over patches, encoder and decoder by regression (see ``objectives.tokenizer``)."""
+def vq(seed: int = 0, images: int = IMAGES, kept: str = "") -> Recipe:
+    """The image tokenizer: codes by k-means over patches, encoder and decoder by regression (see ``objectives.tokenizer``).
+
+    ``kept``: the folder of ``dictionary``.
+    """
 
     def model() -> VQ:
-        teacher, distinct = dictionary(seed, images)
+        teacher, distinct = dictionary(seed, images, kept)
         torch.manual_seed(seed)
         fresh = VQ(CONFIG)
         scale = teacher.latents(distinct).std(0)
@@ -121,13 +153,13 @@ def vq(seed: int = 0, images: int = IMAGES) -> Recipe:
         return fresh
 
     def export(module: VQ, folder: Path) -> None:
-        settle(module, *dictionary(seed, images))
+        settle(module, *dictionary(seed, images, kept))
         save_module(module, folder)
 
     return Recipe(
         name="mini.vq",
         model=model,
-        source=Pictures(seed=seed, images=images),
+        source=Pictures(seed=seed, images=images, folder=kept),
         objective=Distilled(),
         optim=Optim(lr=1.5e-3, warmup=40, decay_from=0.4, floor=0.02, ema=0.998, beta2=0.99),
         training=Training(steps=5500, seed=seed, save_every=100),

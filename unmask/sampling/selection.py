@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask.derived import counts_told, derived, remembered, tell_counts
 from unmask.protocols import Bounded, Foreseeable, Selection
-from unmask.rng import rows, sent
+from unmask.rng import rows
 from unmask.sampling.spans import SpanLayout, left, still_masked, wished, writable_spans
 from unmask.sampling.temperature import Progress, Temperature, is_zero, of_rows
 from unmask.sampling.token_sampler import gumbel
@@ -202,7 +202,7 @@ def _noisy(batch: Batch, score_BL: Tensor, temperature: Temperature, progress: P
 def _noise(batch: Batch, temperatures: Sequence[float]) -> Tensor:
     """Gumbel noise for every masked token of each row, from that row's own generator, times the row's temperature; 0 elsewhere. [B, L]"""
     live_BL = still_masked(batch)
-    noise_N = sent(gumbel(rows(batch, "select"), left(batch), (), torch.float32, temperatures), batch.device)
+    noise_N = gumbel(rows(batch, "select"), left(batch), (), torch.float32, temperatures, batch.device)
     return torch.zeros(live_BL.shape, device=batch.device).masked_scatter(live_BL, noise_N)
 
 

@@ -39,7 +39,7 @@ def of_rows(temperature: Temperature, progress: Progress) -> tuple[float, ...]:
 
 
 def scaled(x: Tensor, of_rows: Sequence[float], counts: Sequence[int]) -> Tensor:
-    """``x`` on the CPU times the temperature of its row, in place; its first ``counts[0]`` entries are of row 0, and so on."""
+    """``x`` times the temperature of its row, in place; its first ``counts[0]`` entries are of row 0, and so on."""
     if len(set(of_rows)) == 1:
         return x.mul_(of_rows[0])
     for part, temperature in zip(x.split(list(counts)), of_rows, strict=True):

@@ -228,9 +228,13 @@ def gumbel(
     rest: tuple[int, ...],
     dtype: torch.dtype,
     temperatures: Sequence[float],
+    device: torch.device,
 ) -> Tensor:
-    """Gumbel noise on the CPU, finite everywhere, times the temperature of each row, [N, *rest]: ``counts[0]`` entries from the first
-    generator, and so on.
+    """Gumbel noise, finite everywhere, times the temperature of each row, [N, *rest]: ``counts[0]`` entries from the first generator, and
+    so on.
+
+    The uniform numbers are drawn on the CPU, so they are the same for every device. Their logarithms are taken on the CPU and on CUDA
+    where they are needed: on CUDA these may differ in the last bit, and a CPU would take longer for them than a GPU for a whole step.
     """
     u = torch.empty(sum(counts), *rest, dtype=dtype)
     first = 0
@@ -238,8 +242,10 @@ def gumbel(
         if count:
             u[first : first + count].uniform_(generator=generator)
         first += count
+    u = sent(u, device) if device.type == "cuda" else u
     minus = u.clamp_(min=torch.finfo(dtype).tiny).log_().neg_().log_()
-    return scaled(minus, [-t for t in temperatures], counts)
+    found = scaled(minus, [-t for t in temperatures], counts)
+    return found if found.device == device else sent(found, device)
 
 
 def _check_mass(name: str, mass: float) -> None:
@@ -257,8 +263,9 @@ def _gumbel_max(batch: Batch, progress: Progress, temperature: Temperature, dtyp
         logits_NV = nucleus(logits_NV, top_p)
         wide_NV = double(logits_NV) if dtype == torch.float64 else logits_NV.to(dtype)
         counts = _of_each_row(at_N, batch.rows, progress)
-        noise_NV = gumbel(generators, counts, logits_NV.shape[1:], dtype, of_rows(temperature, progress))
-        return sent(noise_NV, wide_NV.device).add_(wide_NV).argmax(1).to(logits_NV.device)
+        temperatures = of_rows(temperature, progress)
+        noise_NV = gumbel(generators, counts, logits_NV.shape[1:], dtype, temperatures, wide_NV.device)
+        return noise_NV.add_(wide_NV).argmax(1).to(logits_NV.device)
 
     return pick
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +34,19 @@ def choose(name: str, *, local_rank: int = 0, world: int = 1) -> torch.device:
             "use that many processes, or --device cpu"
         )
     return torch.device("cuda", local_rank if index is None else index)
+
+
+@contextmanager
+def many_shapes(device: torch.device) -> Iterator[None]:
+    """On a GPU: attention by kernels that serve every shape. cuDNN makes a plan for each new one, which took a second for every batch of
+    ``mini`` on an H200.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(before and device.type != "cuda")
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def move(value: Any, device: torch.device) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.objectives.masked import Together
+from unmask.objectives.passes import Passes
 from unmask.recipe import Recipe
 from unmask.rng import generator
 from unmask.sequence import Batch
@@ -59,6 +60,8 @@ def size(batch: object) -> int:
         return int((batch.leader & batch.valid).sum())
     if isinstance(batch, Tensor):
         return batch.numel()
+    if isinstance(batch, Passes):
+        return sum(size(part.batch) for part in batch.passes)
     if isinstance(batch, dict):
         return sum(size(part) for part in batch.values())
     return sum(size(part) for part in batch) if isinstance(batch, tuple | list) else 0

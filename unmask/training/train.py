@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unmask.models.lora import is_quantised
 from unmask.recipe import Eval, Recipe
 from unmask.training.clock import Budget, Clock
-from unmask.training.device import choose, move
+from unmask.training.device import choose, many_shapes, move
 from unmask.training.fingerprint import settings as settings_of
 from unmask.training.layers import prepared
 from unmask.training.losses import Learner, size
@@ -109,9 +109,9 @@ def _train(
         own_logs = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
         meters = Meters(folder, settings.steps, saved.step, own_logs) if place.rank == 0 else Silent()
         try:
-            with prepared(module, recompute=settings.recompute, compile=False):
+            with many_shapes(device), prepared(module, recompute=settings.recompute, compile=False):
                 work = _flops(learner, saved.step)  # before anything compiles: under the counter nothing would
-            with prepared(module, recompute=settings.recompute, compile=settings.compile):
+            with many_shapes(device), prepared(module, recompute=settings.recompute, compile=settings.compile):
                 with opened(folder, place, settings.keep) as saver:
                     _run(learner, saved.step, last, work / matmul_peak(dtype, device), meters, folder, saver, clock)
         finally:
