@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from unmask.corruption import absorbing, counted, schedules
-from unmask.objectives import importance, masked, next_token
+from unmask.objectives import importance, masked, masking, next_token
 
 UNIFORM = absorbing.Absorbing(otherwise=schedules.Uniform())
 CORRUPTIONS: list[Any] = [
@@ -22,3 +22,5 @@ OBJECTIVES: list[Any] = [
 ]
 # Batches by task, and an objective without random numbers.
 OTHER_OBJECTIVES: list[Any] = [masked.Pooled(objectives=(("text", OBJECTIVES[0]),)), next_token.NextToken()]
+TOGETHER = masked.Together(objectives=(("text", OBJECTIVES[1], 1.0),))
+SOURCES: list[Any] = [masking.Masking(source=lambda step: {}, objective=TOGETHER, mask_id=0, seed=0)]
