@@ -128,6 +128,15 @@ def test_a_requested_size_is_drawn_in_whole_codes_and_at_most_the_usual_area(mod
     assert unmask.load("mini").parts.rows.drawn_size(model.parts, (64, 32)) is None
 
 
+def test_the_quirks_of_the_released_scripts_are_chosen_by_a_word(folder: Path) -> None:
+    rows = {word: unmask.load(folder, quirks=word).parts.rows for word in ("usual", "none", "released")}
+    assert rows["usual"] == rows["none"] == DiMOORows() and rows["released"] == DiMOORows(quirks=RELEASED_QUIRKS)
+    with pytest.raises(ValueError, match="quirks 'some' is unknown; choose from usual, released, none"):
+        unmask.load(folder, quirks="some")
+    with pytest.raises(ValueError, match="no deviations of released scripts to choose; leave out quirks"):
+        unmask.load("mini", quirks="released")
+
+
 def test_infilling_keeps_what_is_outside_the_region(model: Model) -> None:
     region = Image.new("L", (32, 32))
     region.paste(255, (8, 8, 16, 16))
@@ -186,6 +195,13 @@ def test_the_shell(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert Image.open(tmp_path / "wide.png").size == (64, 24)
     style = ["--kind", "image_ref_transfer", "--reference", str(drawn)]
     assert main(["edit", str(tmp_path / "wide.png"), "so", *style, *given, "--out", str(tmp_path / "styled.png")]) == 0
+    capsys.readouterr()
+    predicted = ["edit", str(drawn), "so", "--kind", "depth_pred"]
+    made = []
+    for word in ("usual", "released"):
+        assert main([*predicted, *given, "--quirks", word, "--out", str(tmp_path / f"{word}.png")]) == 0
+        made.append(Image.open(tmp_path / f"{word}.png").tobytes())
+    assert made[0] != made[1]
     capsys.readouterr()
     for words, said in (
         (["generate", "a cat", "--size", "64"], "--size '64' must be WIDTHxHEIGHT"),

@@ -78,6 +78,7 @@ class Run:
     quiet: bool
     lora: tuple[str, ...] = ()
     speed: str = "exact"
+    quirks: str = "usual"
 
     def reads_pictures(self) -> bool | None:
         """Whether the model answers questions about pictures alone, from its config.json; None where that does not say, or it answers both
@@ -113,6 +114,7 @@ class Run:
             storage=self.storage.value(),
             lora=self.lora,
             speed=self.speed,
+            quirks=self.quirks,
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
         )
@@ -157,6 +159,7 @@ def model_options(command: Command) -> Command:
         quiet: bool,
         lora: tuple[str, ...],
         speed: str,
+        quirks: str,
         **own: object,
     ) -> object:
         change, settings = named_sampler(sampler, settings)
@@ -173,6 +176,7 @@ def model_options(command: Command) -> Command:
             quiet=quiet,
             lora=lora,
             speed=speed,
+            quirks=quirks,
         )
         return command(run, **own)
 
@@ -181,6 +185,7 @@ def model_options(command: Command) -> Command:
         lora_option,
         seed_option,
         speed_option,
+        quirks_option,
         sampler_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
@@ -283,6 +288,12 @@ sampler_option = click.option(
     metavar="NAME",
     shell_complete=completion.samplers,
     help="Sample with this method; -o NAME=VALUE sets its arguments. `unmask methods` lists them.",
+)
+quirks_option = click.option(
+    "--quirks",
+    default="usual",
+    type=click.Choice(["usual", "released", "none"]),
+    help="Deviations of a family's released scripts (docs/models.md).",
 )
 speed_option = click.option(
     "--speed",

@@ -29,8 +29,8 @@ from unmask.tokens.text import EOS, EOT, MASK, TEXT_CONTROL, Slots, Text
 LENGTH = 64  # tokens of an answer in the published script
 ON_LLADA = replace(RELEASED, after_image="\n")
 ON_DREAM = replace(RELEASED, newlines="\n", after_image="\n", after_turn="\n", starts=False)
-# At inference the first token after a picture is dropped where a prompt begins with the start-of-text token, which Dream's does not.
-_QUIRKS = replace(NO_QUIRKS, dropped_token=True, one_segment=True, prefix_lm=True)
+# The released script drops the first token after a picture where a prompt begins with the start-of-text token; its trainer does not.
+_QUIRKS = replace(NO_QUIRKS, one_segment=True, prefix_lm=True)
 
 
 def read_text(folder: Path) -> Text:
