@@ -25,11 +25,19 @@ from unmask.recipes import families
 from unmask.recipes.finetune import finetune
 from unmask.recipes.starting import start_of
 from unmask.rng import generator
-from unmask.sequence import Kind, Sequence
-from unmask.tasks.family_rows import DiMOOExamples, MMaDAExamples, family_codes, to_block, to_random_length
+from unmask.sequence import Kind, Sequence, Span, collate
+from unmask.tasks.family_rows import (
+    DiMOOExamples,
+    MMaDAExamples,
+    Slotted,
+    family_codes,
+    marks_given,
+    to_block,
+    to_random_length,
+)
 from unmask.tokens.lumina_dimoo import PADDING
 from unmask.tokens.mmada import EOI, SOI
-from unmask.tokens.text import END_ANSWER, EOS, EOT
+from unmask.tokens.text import END_ANSWER, EOS, EOT, Slots
 
 from .. import tiny_dimple, tiny_dream, tiny_lavida
 
@@ -173,6 +181,46 @@ def test_answers_end_as_published(folders: dict[str, Path]) -> None:
         assert min(found) == len(ids) + 1 and max(found) == most
         row = to_random_length(text, answer, Random(1))
         assert row[: len(ids)] == ids and set(row[len(ids) :]) == {text[EOS]} and text[EOT] not in row
+
+
+def test_slots_of_an_answer_are_seen_and_their_fillers_learned(folders: dict[str, Path], data: Path) -> None:
+    """Words, fillers and the end are learned, markers given in the mask and in its complement; short answers have no slots."""
+    text, slots = start_of(str(folders["lavida"])).parts.text, Slots(marker=5, filler=6)
+    made, answer = Slotted(slots=slots, share=1.0), "so it is what it is and was"
+    counts = Counter[int]()
+    for number in range(60):
+        ids = made(text, answer, Random(number))
+        kept = [i for i in ids if i not in (5, 6)]
+        assert " ".join(text.raw(kept[: kept.index(text[EOT])]).split()) == answer and len(ids) % 32 == 0
+        assert ids.count(6) <= 5 * ids.count(5)
+        counts[ids.count(5)] += 1
+    assert set(counts) == {1, 2, 3, 4, 5}
+    plain = Slotted(slots=slots, share=0.0)
+    assert 5 not in made(text, "so it is", Random(0)) and 5 not in plain(text, answer, Random(0))
+    spans = (
+        Span(name="prompt", kind=Kind.TEXT, start=0, stop=1),
+        Span(name="answer", kind=Kind.TEXT, start=1, stop=6, writable=True),
+    )
+    row = Sequence(ids=torch.tensor([5, 1, 6, 5, 2, 5]), masked=torch.zeros(6, dtype=torch.bool), spans=spans)
+    batch = collate([marks_given(row, 5)], [0])
+    assert batch.writable[0].tolist() == [False, True, True, False, True, False]
+    assert torch.equal(batch.position, collate([row], [0]).position)
+    with pytest.raises(ValueError, match="has no slots for infilling"):
+        recipe("lavida_on_dream", folders, data, slots=0.8)
+    with pytest.raises(ValueError, match="slots is 2"):
+        recipe("lavida", folders, data, slots=2.0)
+
+
+def test_the_recipe_gives_the_markers_of_its_slots(folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(folders["lavida"], tmp_path / "lavida"))
+    raw = json.loads((place / "config.json").read_text())
+    raw["unmask"] |= {"infill_id": 5, "fill_id": 6}
+    (place / "config.json").write_text(json.dumps(raw))
+    made = families.lavida(str(place), str(data / "talks.jsonl"), slots=1.0, holdout=0, batch=6)
+    batch = made.source(0)["chat"]
+    marks = (batch.ids == 5) & batch.valid
+    assert marks.any() and not (marks & batch.writable).any()
+    assert torch.isfinite(made.objective(made.model(), {"chat": batch}, generator("slots")).total)
 
 
 # -- objectives -------------------------------------------------------------------------------------------------------

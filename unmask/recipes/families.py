@@ -71,6 +71,7 @@ def mmada(
 def lavida(
     model: str = "jacklishufan/lavida-llada-v1.0-instruct",
     data: str = "",
+    slots: float = 0.0,
     lora: int = 0,
     batch: int = 8,
     only: str = "",
@@ -82,14 +83,15 @@ def lavida(
 ) -> Recipe:
     """LaViDa on LLaDA or Dream: every row with a mask and with its complement, the vision tower at a tenth of the rate.
 
-    Rows: captions (``describe``) and conversations (``chat``). The arguments are those of ``finetune``.
+    ``slots``: share of the answers with slots for infilling, 0.8 in the published third stage. Rows: captions (``describe``) and
+    conversations (``chat``). The other arguments are those of ``finetune``.
     """
     start = _start(model, Layout.LAVIDA, "LaViDa")
     given = Given(
         data=data, lora=lora, batch=batch, only=only, freeze=freeze, replay=replay, holdout=holdout, seed=seed, folder=folder
     )  # fmt: skip
     tower = (("tower", 2e-6, "vision.tower."),)
-    return _published(start, given, lavida_way(), Optim(lr=2e-5, beta2=0.999, warmup=20, ema=0.0, rates=tower))
+    return _published(start, given, lavida_way(slots), Optim(lr=2e-5, beta2=0.999, warmup=20, ema=0.0, rates=tower))
 
 
 def dream(

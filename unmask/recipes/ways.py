@@ -26,6 +26,7 @@ from unmask.recipes.starting import Start
 from unmask.tasks.family_rows import (
     DiMOOExamples,
     MMaDAExamples,
+    Slotted,
     dimoo_formats,
     family_codes,
     mmada_formats,
@@ -134,12 +135,21 @@ def mmada_way(stage: str = "3") -> Way:
     return Way(formats=formats, objective=lambda name: objectives[name], together=partial(summed, weights), draws=True)
 
 
-def lavida_way() -> Way:
-    """Uniform mask ratios, and every row twice: with a mask and with its complement (arXiv 2505.16839, section 3.2)."""
+def lavida_way(slots: float = 0.0) -> Way:
+    """Uniform mask ratios, and every row twice: with a mask and with its complement (arXiv 2505.16839, section 3.2). ``slots``: share of
+    the answers that have slots for infilling, 0.8 in the published third stage.
+    """
+    if not 0 <= slots <= 1:
+        raise ValueError(f"slots is {slots}; give a share from 0 to 1")
 
     def formats(start: Start, folder: Path | None) -> tuple[Format, ...]:
-        answered = partial(to_block, after=start.parts.wording.after_turn)
-        return reading_formats(start.parts, start.presets, answered)
+        parts, after = start.parts, start.parts.wording.after_turn
+        if not slots:
+            return reading_formats(parts, start.presets, partial(to_block, after=after))
+        if parts.slots is None:
+            raise ValueError(f"{start.name} has no slots for infilling, which LaViDa on LLaDA has; leave out slots")
+        answered = Slotted(slots=parts.slots, share=slots, after=after)
+        return reading_formats(parts, start.presets, answered, parts.slots.marker)
 
     objective = Masked(corruption=_UNIFORM, complementary=True)
     return Way(formats=formats, objective=lambda name: objective)

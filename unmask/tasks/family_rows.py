@@ -7,6 +7,7 @@ published losses are over the whole vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +20,8 @@ from torch import Tensor
 from unmask.data.codes import MadeBy, weights_hash
 from unmask.data.kept_codes import KeptCodes
 from unmask.data.own import Format
-from unmask.data.samples import Caption, Chat, EditPair, ImageRef
-from unmask.sequence import Sequence
+from unmask.data.samples import Broken, Caption, Chat, EditPair, ImageRef, Sample
+from unmask.sequence import Sequence, Span
 from unmask.tasks.examples import Answered, Examples, safe
 from unmask.tasks.parts import Parts, Presets
 from unmask.tokens.lumina_dimoo import (
@@ -34,7 +35,7 @@ from unmask.tokens.lumina_dimoo import (
 )
 from unmask.tokens.mmada import Field, understanding
 from unmask.tokens.mmada import training_drawing as mmada_drawing
-from unmask.tokens.text import EOS, EOT, Text
+from unmask.tokens.text import EOS, EOT, Slots, Text
 from unmask.tokens.turns import Said
 from unmask.tokens.views import to_pixels
 
@@ -49,6 +50,42 @@ def to_block(text: Text, answer: str, rng: Random, *, after: str = "") -> list[i
     return ids + [text[EOS]] * (-len(ids) % _BLOCK)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slotted:
+    """``to_block`` of answers with slots for infilling (LaViDa, arXiv 2505.16839, stage 3): in a ``share`` of the answers of more than 3
+    words, 1 to 5 (of long answers 10) gaps between words get 0 to 5 fillers and a marker.
+    """
+
+    slots: Slots
+    share: float
+    after: str = ""
+
+    def __call__(self, text: Text, answer: str, rng: Random) -> list[int]:
+        words = answer.split()
+        if len(words) <= 3 or rng.random() >= self.share:
+            return to_block(text, answer, rng, after=self.after)
+        most = min(max(5, len(words) // 10), 10, len(words) - 1)
+        at, ids, begun = sorted(rng.sample(range(1, len(words)), rng.randint(1, most))), list[int](), 0
+        for place in at:
+            ids += text.encode((" " if begun else "") + " ".join(words[begun:place]) + " ")
+            ids += [self.slots.filler] * rng.randint(0, 5) + [self.slots.marker]
+            begun = place
+        ids += [*text.encode(" " + " ".join(words[begun:])), text[EOT]]
+        ids += text.encode(self.after) if self.after else []
+        return ids + [text[EOS]] * (-len(ids) % _BLOCK)
+
+
+def marks_given(row: Sequence, marker: int) -> Sequence:
+    """The row with the markers of its slots given: they are seen and never learned."""
+    spans = list[Span]()
+    for span in row.spans:
+        at = [i for i in range(span.start, span.stop) if span.writable and int(row.ids[i]) == marker]
+        edges = sorted({span.start, span.stop, *at, *(i + 1 for i in at)})
+        for start, stop in zip(edges, edges[1:], strict=False):
+            spans.append(replace(span, start=start, stop=stop, writable=span.writable and start not in at))
+    return replace(row, spans=tuple(spans))
+
+
 def to_random_length(text: Text, answer: str, rng: Random) -> list[int]:
     """An answer of n tokens and 1 or more ends of text, up to a random length: at most the power of two above n, and from 16 tokens on the
     next multiple of 16 (Dimple, arXiv 2505.16990, dynamic padding).
@@ -58,8 +95,12 @@ def to_random_length(text: Text, answer: str, rng: Random) -> list[int]:
     return ids + [text[EOS]] * (rng.randint(len(ids) + 1, most) - len(ids))
 
 
-def reading_formats(parts: Parts, presets: Presets, answered: Answered) -> tuple[Format, ...]:
-    """ "describe" and "chat" of a model that reads pictures and draws none. The first token after a picture is kept, as in training."""
+def reading_formats(
+    parts: Parts, presets: Presets, answered: Answered, marker: int | None = None
+) -> tuple[Format, ...]:
+    """The formats "describe" and "chat" of a model that reads pictures and draws none. The first token after a picture is kept, as in
+    training. ``marker``: a token that is given wherever it stands in an answer.
+    """
     parts = replace(parts, quirks=replace(parts.quirks, dropped_token=False))
     none = MadeBy(weights="", side=0, square="")  # no row has codes
     made = Examples(
@@ -71,7 +112,12 @@ def reading_formats(parts: Parts, presets: Presets, answered: Answered) -> tuple
         turn=presets.turn,
         answered=answered,
     )
-    guarded = partial(safe, context=presets.context)
+
+    def guarded(make: Callable[..., Sequence]) -> Callable[[Sample, Random], Sequence | Broken]:
+        if marker is None:
+            return safe(make, presets.context)
+        return safe(lambda sample, rng: marks_given(make(sample, rng), marker), presets.context)
+
     return (
         Format(name="describe", task="caption", row=guarded(made.describe)),
         Format(name="chat", task="chat", row=guarded(made.chat)),
@@ -134,7 +180,7 @@ class MMaDAExamples:
 
 
 def mmada_formats(made: MMaDAExamples, presets: Presets) -> tuple[Format, ...]:
-    """ "draw" and "describe" of captions, "look" of conversations about pictures, "talk" of others."""
+    """The formats "draw" and "describe" of captions, "look" of conversations about pictures, "talk" of others."""
     guarded = partial(safe, context=presets.context)
     return (
         Format(name="draw", task="caption", row=guarded(made.draw), share=2.0),
@@ -193,7 +239,7 @@ class DiMOOExamples:
 
 
 def dimoo_formats(made: DiMOOExamples, presets: Presets) -> tuple[Format, ...]:
-    """ "draw" and "describe" of captions, "edit" of pairs, "chat" of conversations."""
+    """The formats "draw" and "describe" of captions, "edit" of pairs, "chat" of conversations."""
     guarded = partial(safe, context=max(presets.context, _LONGEST))
     return (
         Format(name="draw", task="caption", row=guarded(made.draw), share=2.0),
