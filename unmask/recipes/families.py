@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from unmask.models.elastic import Elastic
 from unmask.pipeline.formats import Format as Layout
 from unmask.recipe import Optim, Recipe
 from unmask.recipes.finetune import chat_format, tuned
@@ -36,6 +37,7 @@ from unmask.recipes.ways import (
     lavida_way,
     mmada_way,
 )
+from unmask.sequence import Batch
 from unmask.tasks.family_rows import to_block
 
 _LARGE = 1024  # width of the network from which the published learning rates apply
@@ -187,7 +189,7 @@ def _start(model: str, wanted: Layout, family: str) -> Start:
     return start
 
 
-def _published(start: Start, given: Given, way: Way, optim: Optim) -> Recipe:
+def _published(start: Start, given: Given, way: Way, optim: Optim) -> Recipe[Elastic, dict[str, Batch]]:
     """``finetune`` with the optimiser of a publication, which is for large networks; smaller ones keep their rates."""
     made = tuned(start, given, way)
     large = start.spec.checkpoint.config.width >= _LARGE

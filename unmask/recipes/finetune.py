@@ -101,7 +101,7 @@ def finetune(
     return tuned(start, given, way_of(start))
 
 
-def tuned(start: Start, given: Given, way: Way | None) -> Recipe:
+def tuned(start: Start, given: Given, way: Way | None) -> Recipe[Elastic, dict[str, Batch]]:
     """Fine-tune a model. ``way``: that of its family; None: rows like its requests and the loss of LaViDa-O."""
     seed, place = given.seed, _own_folder(given.folder, start)
     training, checking = _split(given.data, given.holdout)
