@@ -29,7 +29,8 @@ from unmask.evaluation.history import Line, append
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES, ElasticConfig
 from unmask.pipeline.convert import Content, released_config
-from unmask.pipeline.loading import needs_of, spec_of_size
+from unmask.pipeline.loading import needs_of
+from unmask.pipeline.named_sizes import spec_of_size
 from unmask.tokens.vq import VQ, VQConfig
 
 HISTORY = Path(__file__).with_name("history.jsonl")

@@ -14,7 +14,8 @@ from unmask.checkpoints.adapters import save_adapter
 from unmask.checkpoints.budget import Proposal, proposals
 from unmask.checkpoints.elastic import Weights
 from unmask.models.lora import LoRA, in_branches, sharing
-from unmask.pipeline.loading import needs_of, spec_of_size
+from unmask.pipeline.loading import needs_of
+from unmask.pipeline.named_sizes import spec_of_size
 
 from .pages import ROOT, commands, follow, python, run
 from .tiny_llada import make

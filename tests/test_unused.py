@@ -26,6 +26,8 @@ READ_OTHERWISE = {
     ("evaluation/cards.py", "ReportCard", "note"),  # the template evaluation/report.html
     ("evaluation/history.py", "Line", "unit"),  # written to bench/history.jsonl with asdict
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
+    ("evaluation/self_test.py", "Machine", "torch"),  # ``unmask doctor`` compares machines with asdict
+    ("evaluation/self_test.py", "Machine", "instructions"),  # ``unmask doctor`` compares machines with asdict
     ("recipes/judge.py", "Accuracy", "scenes"),  # what the function ``accuracy`` returns to whoever trains a judge
     ("recipes/judge.py", "Accuracy", "right"),  # what the function ``accuracy`` returns to whoever trains a judge
     ("methods/card.py", "Card", "year"),  # ``unmask methods`` reads the literals of a card's file

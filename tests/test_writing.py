@@ -11,10 +11,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,11 +27,30 @@ from unmask import writing
 from unmask.checkpoints import store
 from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.store import read_tensors, save_tensors
+from unmask.data.drawn import Drawn, load_drawn, save_drawn
+from unmask.data.world.scenes import Scene
+from unmask.data.world.sprites import SpriteFile
+from unmask.evaluation.evaluate import Finding, Record
+from unmask.evaluation.history import Line, append
 from unmask.tokens.pictures import save_image
+from unmask.tokens.text import Text
 from unmask.training import states
 from unmask.training.saving import Single
 from unmask.training.states import Saved
-from unmask.writing import append_line, finish, pending, refuse_full, remove_parts, write_together, write_whole
+from unmask.writing import (
+    InUse,
+    append_line,
+    copy_file,
+    finish,
+    lock,
+    pending,
+    refuse_full,
+    remove_parts,
+    whole_folder,
+    write_tensors,
+    write_together,
+    write_whole,
+)
 
 torch.set_num_threads(1)
 CALLS = ("open", "write", "fsync", "replace", "unlink", "mkdir")
@@ -47,16 +69,17 @@ class Disk:
             monkeypatch.setattr(os, name, self.failing(getattr(os, name)))
         monkeypatch.setattr(io, "open", self.failing(io.open))
         monkeypatch.setattr(store, "save_file", self.half(store.save_file))
+        monkeypatch.setattr("safetensors.torch.save_file", self.half(_TENSORS))
 
     def half(self, real: Callable[..., Any]) -> Callable[..., Any]:
         """The library's writing, which leaves half a file where it fails."""
 
-        def save(tensors: dict[str, Tensor], path: str, **options: Any) -> None:
+        def save(tensors: dict[str, Tensor], path: str, *more: Any, **options: Any) -> None:
             self.count += 1
             if self.count >= self.at and (self.count == self.at or isinstance(self.error, Killed)):
                 Path(path).with_name(".tmp123456").write_bytes(b"half")
                 raise self.error
-            real(tensors, path, **options)
+            real(tensors, path, *more, **options)
 
         return save
 
@@ -72,7 +95,7 @@ class Disk:
         return call
 
 
-_OPEN, _FILE = os.open, io.open
+_OPEN, _FILE, _TENSORS = os.open, io.open, safetensors.torch.save_file
 
 
 def old_tensors() -> dict[str, Tensor]:
@@ -116,6 +139,42 @@ def sums(folder: Path, seed: int) -> None:
     write_sums(folder)
 
 
+def tensors_alone(folder: Path, value: float) -> None:
+    write_tensors(folder / "a.safetensors", {"a": torch.full((8,), value)}, {"config": "{}"})
+
+
+def drawn(folder: Path, prompt: str) -> None:
+    shown = Drawn(prompt=prompt, critique="", scene=Scene(objects=(), background="sky", level="grid"), clean=True)
+    save_drawn(folder, torch.zeros(len(prompt), 2, 2, 3, dtype=torch.uint8), [shown] * len(prompt))
+
+
+def read_drawn(folder: Path) -> tuple[str, int]:
+    load_drawn.cache_clear()
+    pictures, found = load_drawn(folder)
+    return found[0].prompt, len(pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    key: str
+    text: str
+
+
+def verdict(folder: Path, text: str) -> None:
+    finding = Finding(row={"right": True}, pictures={"drawn": np.zeros((4, 4, 3), np.uint8)})
+    Record(folder).add("run", Named(key=text, text=text), finding)
+
+
+def read_verdicts(folder: Path) -> list[str]:
+    rows = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines() if line]
+    assert all(Image.open(folder / "pictures" / "run" / f"{row['key']}-drawn.png").size == (4, 4) for row in rows)
+    return sorted({row["key"] for row in rows})
+
+
+def sprites(folder: Path, size: int) -> None:
+    assert SpriteFile.create(folder, least=2, most=size)
+
+
 WRITERS: dict[str, tuple[Callable[[Path, Any], None], Any, Any, Callable[[Path], object]]] = {
     "one file": (one_file, "old" * 9, "new" * 999, lambda f: (f / "a.txt").read_text()),
     "a picture": (picture, "red", "blue", lambda f: Image.open(f / "a.png").getpixel((0, 0))),
@@ -125,6 +184,33 @@ WRITERS: dict[str, tuple[Callable[[Path, Any], None], Any, Any, Callable[[Path],
     "more shards": (weights, {"a": torch.zeros(4)}, old_tensors(), read_weights),
     "a state of a run": (state, 3, 5, read_state),
     "checksums": (sums, 1, 2, lambda f: json.loads((f / "config.json").read_text())["kept"]),
+    "one file of tensors": (
+        tensors_alone,
+        1.0,
+        2.0,
+        lambda f: load_file(f / "a.safetensors")["a"].tolist(),
+    ),
+    "drawn images and their labels": (drawn, "old", "newer", read_drawn),
+    "a verdict and its picture": (verdict, "old", "new", read_verdicts),
+    "an empty file of sprites": (sprites, 3, 4, lambda f: (f / "sprites.bin").stat().st_size),
+    "a text tokenizer": (
+        lambda f, word: Text.train([word * 9], 2000).save(f / "tokenizer.json"),
+        "old",
+        "new",
+        lambda f: Text.load(f / "tokenizer.json").encode("newold"),
+    ),
+    "figures of the history": (
+        lambda f, name: append(f / "h.jsonl", [Line(name=name, value=1.0, unit="s")] * 2),
+        "old",
+        "new",
+        lambda f: [json.loads(line)["name"] for line in (f / "h.jsonl").read_text().splitlines()][-2:],
+    ),
+    "a copy": (
+        lambda f, text: ((f / "from").write_text(text), copy_file(f / "from", f / "to")),
+        "old",
+        "new",
+        lambda f: (f / "to").read_text(),
+    ),
     "a line": (
         lambda f, line: append_line(f / "a.jsonl", line),
         "old",
@@ -176,6 +262,53 @@ def test_the_old_state_or_the_new_one(writer: str, error: str, tmp_path: Path, m
     else:
         pytest.fail("a writer with 200 calls")
     assert at > 3 and "new" in seen and (was == wanted or "old" in seen)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_new_folder_is_whole_or_absent(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(out: Path) -> None:
+        with whole_folder(out) as part:
+            save_tensors({"a": torch.ones(3)}, part)
+            write_whole(part / "config.json", lambda file: file.write_text("{}"))
+            (part / "inner").mkdir()
+            copy_file(part / "config.json", part / "inner" / "config.json")
+
+    for at in range(1, 200):
+        out = tmp_path / str(at) / "model"
+        out.parent.mkdir()
+        with monkeypatch.context() as patched:
+            disk = Disk(patched, at, ERRORS[error]())
+            try:
+                write(out)
+            except (OSError, Killed):
+                pass
+            done = disk.count < at
+        if error != "killed":
+            assert [p.name for p in out.parent.iterdir()] in ([], ["model"]), f"call {at}"
+        if not out.exists():
+            assert not done
+            write(out)
+        assert sorted(p.name for p in out.rglob("*")) == ["config.json", "config.json", "inner", "model.safetensors"]
+        assert [p.name for p in out.parent.iterdir()] == ["model"], f"call {at}: what a killed process left"
+        if done:
+            break
+    else:
+        pytest.fail("a writer with 200 calls")
+    assert at > 10
+    with pytest.raises(ValueError, match="exists already"), whole_folder(out):
+        pass
+
+
+def test_a_folder_that_another_process_is_writing_stays(tmp_path: Path) -> None:
+    other, left = tmp_path / ".model.1.part", tmp_path / ".model.2.part"
+    other.mkdir()
+    left.mkdir()
+    (tmp_path / ".models.3.part").mkdir()  # of another name
+    with lock(other):
+        with whole_folder(tmp_path / "model") as part, pytest.raises(InUse), lock(part):
+            pass
+        assert other.exists() and not left.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".model.1.part", ".models.3.part", "model"]
 
 
 def test_short_writes_of_a_line_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
 """Files are written whole: after an error, a full disk, a kill or a power cut there is the old file or the new one, and nothing between.
 
-Public idea: ``write_whole(path, write)`` for one file, ``write_together(files, journal)`` for several that belong together. All writers
-of the package go through them.
+Public idea: ``write_whole(path, write)`` for one file, ``write_together(files, journal)`` for several that belong together,
+``whole_folder(out)`` for a new folder. All writers of the package go through them (``tests/test_other_writers.py`` lists the exceptions).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import re
@@ -15,8 +16,12 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unmask.files import FileRefused, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PART = ".part"  # ends the name of what is not complete
 _ONE = re.compile(rf"\..+\.\d+{re.escape(PART)}")  # a file of ``write_whole``
@@ -44,6 +49,31 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def copy_file(source: Path | str, target: Path | str) -> None:
+    """``write_whole`` of the content of another file; also as ``copy_function`` of ``shutil.copytree``."""
+    write_whole(Path(target), lambda part: shutil.copyfile(source, part))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, whole; everybody may read it. The library may leave half a file of another name: it gets its own folder."""
+    write_together({path: tensor_writer(tensors, metadata)}, path.with_name(f"{path.name}.json"))
+
+
+def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Callable[[Path], object]:
+    """For ``write_together``: writes a safetensors file."""
+
+    def write(part: Path) -> None:
+        from safetensors import SafetensorError, torch
+
+        try:
+            torch.save_file(dict(tensors), str(part), dict(metadata) if metadata else None)
+        except SafetensorError as error:  # it hides the OSError
+            raise OSError(str(error)) from error
+        part.chmod(0o644)
+
+    return write
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line, with its end, to a file that may not exist; it is on the disk afterwards. After an OSError the file is as before."""
     data = (line + "\n").encode()
@@ -60,6 +90,45 @@ def append_line(path: Path, line: str) -> None:
             raise
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """An empty folder that becomes ``out`` when everything in it is on the disk, and is removed after an error.
+
+    ValueError if ``out`` exists. A process that is killed leaves ``.OUT.PID.part``, which the next writer of ``out`` deletes.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already; give a new folder")
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*{PART}"):
+        if left.is_dir() and not left.is_symlink() and _unlocked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}{PART}")
+    try:
+        part.mkdir(parents=True)
+        with lock(part):
+            yield part
+            for path in [*part.rglob("*"), part]:
+                sync(path)
+            os.replace(part, out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _unlocked(folder: Path) -> bool:
+    """Whether no process writes into a folder; False where that is not known."""
+    try:
+        import fcntl  # noqa: F401
+    except ModuleNotFoundError:  # Windows
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with lock(folder):
+                return True
+        except (InUse, OSError, UserWarning):
+            return False
 
 
 def write_together(

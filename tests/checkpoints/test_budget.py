@@ -13,7 +13,8 @@ from unmask.checkpoints.budget import footprint, nbytes_kept, options_of, parse_
 from unmask.checkpoints.elastic import Checkpoint, Weights, WeightStorage
 from unmask.checkpoints.quantise import RoundToNearest
 from unmask.cli.main import main
-from unmask.pipeline.loading import needs_of, read_spec, resolve, spec_of_size
+from unmask.pipeline.loading import needs_of, read_spec, resolve
+from unmask.pipeline.named_sizes import spec_of_size
 
 from ..tiny_llada import make, tensors
 

@@ -14,6 +14,7 @@ import unmask
 from unmask.checkpoints.checksums import FIELD, refuse_changed, sha256, write_sums
 from unmask.checkpoints.store import save_tensors
 from unmask.checkpoints.stream import CheckpointError, files_of, tensors_of
+from unmask.cli.main import main
 
 from ..tiny_model import make
 
@@ -111,3 +112,24 @@ def test_the_shipped_model_has_checksums_of_every_file(tmp_path: Path) -> None:
     assert sums == {p.name: sha256(p) for p in sorted(shipped.glob("*.safetensors"))}
     copied = shutil.copytree(shipped, tmp_path / "copy")
     assert unmask.load(copied, needs={"und", "text_head"})
+
+
+@pytest.mark.parametrize("command", ["infill", "batch", "evaluate", "serve"])
+def test_commands_skip_the_comparison_where_asked(
+    command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = files_of(folder, "model")[1]
+    flip(path, path.stat().st_size - 3)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"id": "a", "task": "infill", "text": "two [mask]"}\n')
+    monkeypatch.setattr("unmask.cli.serve._run", lambda server, *more: server.close())
+    words = {
+        "infill": ["two [mask]", "--model", folder],
+        "batch": [lines, tmp_path / "out", "--model", folder],
+        "evaluate": [folder, "--only", "questions", "--limit", "1", "--json", tmp_path / "f.json"],
+        "serve": [folder, "--port", "0"],
+    }[command]
+    given = [command, *map(str, words)]
+    assert main(given) == 2
+    assert f"error: {path} has changed since it was saved" in capsys.readouterr().err
+    assert main([*given, "--no-checksums"]) == 0

@@ -24,8 +24,9 @@ from unmask.checkpoints.quantise import RoundToNearest
 from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.verify import Reference
 from unmask.models.elastic import Elastic
-from unmask.pipeline.loading import needs_of, spec_of_size
+from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model
+from unmask.pipeline.named_sizes import spec_of_size
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sequence import Batch, Kind, Sequence, Span, collate, stack
 from unmask.step import Progress

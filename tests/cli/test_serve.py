@@ -110,6 +110,9 @@ def test_the_options_reach_every_replica(monkeypatch: pytest.MonkeyPatch, capsys
     assert opened[:2] == ("mine", "cpu") and opened[-3:] == (2, 3, 64_000_000) and made["threads"] == 5
     monkeypatch.setattr(serve, "found_device", lambda device: device)
     assert "its own GPU" in told(["--port", "0", "--replicas", "2", "--device", "cuda:0"], capsys)
+    for option in (["--tls", __file__, __file__], ["--max-connections", "1000"]):
+        said = told(["--port", "0", "--replicas", "2", *option], capsys)
+        assert f"{option[0]} does not apply to --replicas\nhint: put a proxy that has it in front" in said
 
 
 def test_a_signal_that_another_thread_is_given_stops_it_too() -> None:

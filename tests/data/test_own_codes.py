@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unmask.data.codes.save_file", full)
+        patch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(OSError, match="no space left"):
             encode(pictures, Shards(tmp_path / "out", MADE_BY), prepare, Network())
     assert len(Shards(tmp_path / "out", MADE_BY)) == 2 and not list((tmp_path / "out").glob("*.part"))

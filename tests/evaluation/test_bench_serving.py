@@ -66,7 +66,22 @@ def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert found["serving.together.mixed"]["more"].keys() == {"together_s", "one_by_one_s", "per_s"}
 
 
-@pytest.mark.parametrize("script", ["load", "faults", "fuzz", "throughput"])
+@pytest.mark.slow
+def test_fairness(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = figures("serving_fairness.py", model_folder, tmp_path, monkeypatch, "--repeats", "10")
+    assert 1 <= found["serving.fairness.forwards"]["value"] <= 10
+    assert found["serving.fairness.ratio"]["more"]["alone_s"] > 0
+
+
+@pytest.mark.slow
+def test_killed(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--training 2 --steps 40 --batch 2 --server 1".split()
+    found = figures("killed.py", model_folder, tmp_path, monkeypatch, *small)
+    assert found["killed.training"]["value"] == 2 and found["killed.training"]["more"]["lost_steps"] <= 4
+    assert {row["more"]["failures"] for row in found.values()} == {0} and len(found) == 3
+
+
+@pytest.mark.parametrize("script", ["load", "faults", "fuzz", "throughput", "fairness"])
 def test_help_has_examples(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--help"])
     with pytest.raises(SystemExit) as stopped:

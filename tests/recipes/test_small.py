@@ -68,6 +68,8 @@ def test_the_chain_ends_in_a_model_that_draws_and_goes_on(tmp_path: Path, capsys
     rows = [json.loads(line) for line in (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()]
     assert {row["part"] for row in rows} <= {"vq", "world_geneval", "grounding", "questions", "edit"}
 
+    sums = json.loads((tmp_path / "run" / "config.json").read_text())["sha256"]
+    assert sorted(sums) == ["model.safetensors", "vq.safetensors"]
     model = unmask.load(out)
     image = model.generate("a red cup left of a dog", plan=False, seed=1, settings=["schedule.steps=2"])[0].image
     assert image.size == (256, 256)

@@ -77,6 +77,11 @@ FIGURES = {
     "serving.fuzz.requests": "malformed or hostile requests",
     "serving.fuzz.failures": "… answered with a 5xx, a traceback, or an invalid error body",
     "serving.fuzz.wrong_after": "… wrong answers afterwards",
+    "serving.fairness.forwards": "forwards of a text of one step beside 4 requests of 10 images of 64 steps, 95th percentile (257 before)",
+    "serving.fairness.ratio": "… its processor time as a multiple of that alone, 95th percentile",
+    "killed.training": "kill -9 of a training run: none lost more than the steps since its save, and its end is that of a run not killed",
+    "killed.batch": "… of a batch: the results of one not killed, each once",
+    "killed.server": "… of a server under load: right answers after a restart, nothing left behind",
     "serving.together.words": "speed-up from batching, eight text answers without images",
     "serving.together.texts": "… eight questions about images",
     "serving.together.words.bfloat16": "… eight text answers, in bfloat16",
@@ -143,7 +148,7 @@ def test_the_figures_are_those_of_the_history() -> None:
 def test_the_scripts_that_the_page_names_take_what_it_gives_them() -> None:
     """As far as --help, which reads the options before it; in small they run in tests/evaluation/test_bench_serving.py."""
     found = re.findall(r"^python (bench/\S+)(.*)$", OPERATE.read_text(), re.M)
-    assert len(found) == 4
+    assert len(found) == 6
     for script, options in found:
         command = [sys.executable, str(ROOT / script), *options.split(), "--help"]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)

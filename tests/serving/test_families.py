@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 import unmask
 
 from .. import tiny_dimple, tiny_dream, tiny_lavida
+from ..families import FAMILIES
 from .served import client, serving
 
 torch.set_num_threads(1)
@@ -55,3 +57,41 @@ def test_a_model_that_reads_pictures_answers(name: str, tmp_path: Path) -> None:
     with serving(model, name="m") as server:
         chat = client(server).chat.completions.create(model="m", messages=said, max_tokens=9, seed=3)
     assert chat.choices[0].message.content == model.ask(picture(), QUESTION, max_tokens=9, seed=3).text
+
+
+def test_lumina_dimoo_draws_edits_and_answers(tmp_path: Path) -> None:
+    model = unmask.load(FAMILIES["lumina_dimoo"].make(tmp_path / "model"))
+    few: Any = {"steps": 2, "seed": 3}
+    said: Any = [{"role": "user", "content": QUESTION}]
+    shown: Any = [{"type": "image_url", "image_url": {"url": as_url(picture())}}, {"type": "text", "text": QUESTION}]
+    with serving(model, name="m") as server:
+        drawn = client(server).images.generate(model="m", prompt="a red cat", extra_body=few)
+        texts = [
+            client(server).chat.completions.create(
+                model="m",
+                messages=[{"role": "user", "content": content}],  # type: ignore[misc, list-item]
+                max_tokens=6,
+            )
+            for content in (QUESTION, shown)
+        ]
+        with pytest.raises(openai.BadRequestError, match="cannot judge its pictures"):
+            client(server).images.generate(model="m", prompt="a red cat", extra_body={"reflect": 2, **few})
+        with pytest.raises(openai.BadRequestError, match="answers one message at a time"):
+            turns: Any = [*said, {"role": "assistant", "content": "yes"}, *said]
+            client(server).chat.completions.create(model="m", messages=turns)
+    assert drawn.data and drawn.data[0].b64_json
+    alone = model.generate("a red cat", **few)[0].image
+    assert Image.open(io.BytesIO(base64.b64decode(drawn.data[0].b64_json))).convert("RGB").tobytes() == alone.tobytes()
+    assert all(text.choices[0].message.content for text in texts)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_model_that_reads_pictures_says_what_it_lacks(name: str, tmp_path: Path) -> None:
+    said: Any = [{"role": "user", "content": QUESTION}]
+    with serving(unmask.load(READERS[name](tmp_path / "model")), name="m") as server:
+        with pytest.raises(openai.BadRequestError):
+            client(server).images.generate(model="m", prompt="a red cat")
+        with pytest.raises(openai.BadRequestError, match="picture|image"):
+            client(server).chat.completions.create(model="m", messages=said)
+        (card,) = client(server).models.list().data
+    assert "generate" not in card.model_dump()["unmask"]["tasks"]

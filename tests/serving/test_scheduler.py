@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unmask.serving.scheduler import PLACES, NextStep, Scheduler, place_in_queue
+from unmask.serving.scheduler import BESIDE, SHORT, NextStep, Scheduler
 
 
 def step(positions: int = 10, *, rows: int = 1, group: str = "text", **more: Any) -> NextStep:
@@ -107,7 +107,8 @@ def test_a_stream_of_newcomers_does_not_starve_a_request(own: int, rows: int) ->
 
 
 def test_a_newcomer_steps_soon_while_long_requests_run() -> None:
-    """Random arrivals, eight requests at a time, of 1 to 30 steps and three groups: each waits at most three ticks for its first step."""
+    """Random arrivals, eight requests at a time, of 1 to 30 steps and three groups: 95 % wait at most two ticks for their first step."""
+    waits: list[int] = []
     for seed in range(3):
         rng, scheduled, number = Random(seed), scheduler(rows=16), 0
         left: dict[int, int] = {}
@@ -116,20 +117,23 @@ def test_a_newcomer_steps_soon_while_long_requests_run() -> None:
         for tick in range(2000):
             while len(left) < 8 and rng.random() < 0.5:
                 scheduled.enter(number, rng.choice([-2, 0, 0, 0, 1]))
-                steps[number] = step(rng.randint(5, 60), group=rng.choice("abc"))
+                positions, left[number] = rng.randint(5, 60), rng.choice([1, 1, 4, 30])
+                steps[number] = step(positions, group=rng.choice("abc"), left=positions * left[number])
                 scheduled.plan(number, steps[number])
-                left[number], entered[number] = rng.choice([1, 1, 4, 30]), tick
+                entered[number] = tick
                 number += 1
             chosen = scheduled.choose()
             scheduled.charge(chosen)
             for one in chosen:
-                assert tick - entered.pop(one, tick) <= 3
+                if one in entered:
+                    waits.append(tick - entered.pop(one))
                 left[one] -= 1
                 if left[one]:
                     scheduled.plan(one, steps[one])
                 else:
                     scheduled.leave(one)
                     del left[one]
+    assert sorted(waits)[len(waits) * 95 // 100] <= 2 and max(waits) <= 8
 
 
 def test_a_newcomer_starts_level_with_the_others_and_not_at_zero() -> None:
@@ -138,6 +142,45 @@ def test_a_newcomer_starts_level_with_the_others_and_not_at_zero() -> None:
     taken(scheduled, {0: step()}, 50)
     scheduled.enter(1)
     assert taken(scheduled, {0: step(), 1: step()}, 10) == {0: 5, 1: 5}
+
+
+def test_every_second_forward_may_go_to_a_short_request_and_no_more() -> None:
+    """Three long requests, and beside them an endless row of requests that need a quarter of what the first one needs, or a little more."""
+
+    def order(short: int) -> list[int]:
+        scheduled, found, number = scheduler(), [], 3
+        for long in range(3):
+            scheduled.enter(long)
+            scheduled.plan(long, step(left=100))
+        for _ in range(40):
+            if number not in scheduled._accounts:
+                scheduled.enter(number)
+                scheduled.plan(number, step(left=short))
+            (chosen,) = scheduled.choose()
+            scheduled.charge([chosen])
+            found.append(min(chosen, 3))
+            if chosen < 3:
+                scheduled.plan(chosen, step(left=100))
+            else:
+                scheduled.leave(chosen)
+                number += 1
+        return found
+
+    passing, waiting = order(100 // SHORT), order(100 // SHORT + 1)
+    assert passing[:6:2] == [3, 3, 3] and 3 not in passing[1:6:2]
+    assert all(Counter(passing)[long] >= 40 // 2 // 3 for long in range(3))
+    assert waiting[:4] == [0, 1, 2, 3]
+
+
+def test_longer_requests_add_a_multiple_of_what_the_first_one_needs() -> None:
+    scheduled = scheduler(rows=99)
+    scheduled.enter(0)
+    scheduled.plan(0, step(10, left=20))
+    for number in range(1, 9):
+        scheduled.enter(number)
+        scheduled.plan(number, step(30, left=60) if number % 2 else step(30, left=20))
+    # Beside request 0: all that need no longer, and of the others 4 x 20 positions at most.
+    assert scheduled.choose() == [0, 1, 2, 3, 4, 6, 8] and BESIDE * 20 // 30 == 2
 
 
 def test_only_equal_groups_share_a_forward() -> None:
@@ -216,10 +259,3 @@ def test_only_requests_with_a_planned_step_are_chosen() -> None:
     scheduled.leave(0)
     scheduled.leave(0)
     assert scheduled.choose() == []
-
-
-def test_priority_passes_a_limited_number_of_places_in_the_queue() -> None:
-    queue = sorted([(n, 0) for n in range(40)] + [(40, 1)], key=lambda entry: place_in_queue(*entry))
-    assert queue.index((40, 1)) == 40 - PLACES
-    later = sorted([(0, 0), *((n, 1) for n in range(1, 100))], key=lambda entry: place_in_queue(*entry))
-    assert later.index((0, 0)) == PLACES  # the sixteen next pass it, and no later one does

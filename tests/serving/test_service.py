@@ -19,8 +19,10 @@ from PIL import Image
 import unmask
 from unmask.data.world.render import render
 from unmask.data.world.scenes import sample
+from unmask.serving.engine import Limits
+from unmask.serving.requests import QueueFull
 from unmask.serving.server import Server, listen
-from unmask.serving.service import Service
+from unmask.serving.service import Call, Service
 
 from .served import asked, client, data_url, gated, opened, plain, serving, tiny, until
 
@@ -50,6 +52,35 @@ def test_a_refused_call_learns_when_to_retry() -> None:
         assert [h.result().status_code for h in held] == [200, 200]
         more = plain(server).post(GENERATE, json={"prompt": "a", "n": 3})
         assert more.status_code == 400 and "3 at once are more than the 2" in more.json()["error"]["message"]
+
+
+def test_requests_of_several_calls_leave_a_fifth_of_the_places() -> None:
+    slow, gate = gated(tiny())
+    service = Service(slow, name="tiny", limits=Limits(running=2, queued=8))
+    gate.open.clear()
+
+    def calls(number: int) -> list[Call[Any]]:
+        return [Call(ask=lambda model: model.infill_text("a [mask]")) for _ in range(number)]
+
+    try:
+        started = service.start(calls(6))
+        for several in (3, 10):
+            with pytest.raises(QueueFull):
+                service.start(calls(several))
+        started += service.start(calls(2))  # 8 of 10
+        with pytest.raises(QueueFull):
+            service.start(calls(2))
+        started += service.start(calls(1)) + service.start(calls(1))
+        with pytest.raises(QueueFull):
+            service.start(calls(1))
+        gate.open.set()
+        assert all(one.future.result(60).text for one in started)
+        assert all(one.future.result(60).text for one in service.start(calls(10))), (
+            "more than four fifths, and nobody is there"
+        )
+    finally:
+        gate.open.set()
+        service.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])

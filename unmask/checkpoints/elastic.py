@@ -156,6 +156,14 @@ class Weights:
     on_bytes: Callable[[int, int], None] = field(default=lambda done, of: None, compare=False, repr=False)
     verify: bool = True
 
+    def __post_init__(self) -> None:
+        asked = {*self.storage.quantise, *self.storage.offload}
+        if "gen" in asked and not self.checkpoint.config.gen_width:
+            raise ValueError(
+                f"{self.checkpoint.place} has no branch gen, all its layers are in the branch und; for example --quantise und=int8 or "
+                "--offload und"
+            )
+
     def place_of(self, name: str) -> str:
         """The device that holds a parameter."""
         return "cpu" if branch_of(name) in self.storage.offload else self.device

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unmask.checkpoints.stream import CheckpointError
+from unmask.writing import write_text
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 WANTED = ("*.json", "*.safetensors", "merges.txt", "README.md", "LICENSE*")  # no pickles, no Python
@@ -69,7 +70,7 @@ def _say_licence(name: str, folder: Path, shown: Path, tell: Callable[[str], Non
         before = shown.read_text(encoding="utf-8").splitlines() if shown.exists() else []
         if name in before:
             return
-        shown.write_text("\n".join([*before, name]) + "\n", encoding="utf-8")
+        write_text(shown, "\n".join([*before, name]) + "\n")
     except OSError:
         pass  # the cache is not writable: reported again next time
     (tell or _on_stderr)(f"licence of the weights of {name}: {licence_of(name, folder)}")

@@ -47,11 +47,11 @@ def own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def main(source: str, target: str) -> int:
-    """Convert a file. Exit code."""
+def main(source: str, part: str) -> int:
+    """Convert a file; ``part`` lies in a folder that counts only when it is complete. Exit code."""
     try:
         tensors = own_memory(tensors_in(torch.load(source, map_location="cpu", weights_only=True)))
-        save_file(tensors, target, {"format": "pt"})
+        save_file(tensors, part, {"format": "pt"})
     except (pickle.UnpicklingError, ValueError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
         said = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):

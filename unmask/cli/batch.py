@@ -23,15 +23,15 @@ from unmask.cli.options import (
     download_option,
     found_device,
     json_option,
+    loading_options,
     lora_option,
     model_option,
-    speed_option,
-    storage_options,
     threads_option,
     use_threads,
 )
 from unmask.cli.output import STDOUT, news, print_json
 from unmask.cli.progress import opening
+from unmask.cli.sampling import speed_option
 from unmask.evaluation.progress import Lines
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @json_option
 @device_option
 @threads_option
-@storage_options
+@loading_options
 @download_option
 def batch(
     manifest: Path,
@@ -194,6 +194,7 @@ def _opened(
         speed=speed,
         download=download,
         on_bytes=opening(model),
+        verify=storage.verify,
     )
 
 

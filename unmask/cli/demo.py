@@ -63,6 +63,7 @@ def demo(run: Run, out: Path) -> None:
     """
     began = time.perf_counter()
     model = run.open("all")
+    model.presets.refuse("generate", "ask", "ground", "edit")
     news(f"model {run.model} loaded in {time.perf_counter() - began:.1f} s")
     drawn = [
         model.generate(prompt, seed=run.seed, trace=i == _TRACED, settings=run.settings)[0]

@@ -34,7 +34,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "train": ("unmask.cli.train", "Train with a recipe, or resume a run."),
     "methods": ("unmask.cli.methods", "List the published methods and how to run them."),
     "evaluate": ("unmask.cli.measure", "Measure the quality of a model."),
-    "bench": ("unmask.cli.measure", "Run a benchmark script of the source tree."),
+    "bench": ("unmask.cli.measure", "Compare samplers, or run a benchmark script of the source tree."),
     "inspect": ("unmask.cli.parts", "List a model's parts, parameters and bytes, or the memory that training needs."),
     "convert": (
         "unmask.cli.weights",
@@ -42,6 +42,7 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "merge": ("unmask.cli.weights", "Write a model with LoRA adapters merged into its weights."),
     "verify": ("unmask.cli.weights", "Recompute measured values and report the differences."),
+    "doctor": ("unmask.cli.doctor", "Show versions and devices, and test the embedded model."),
     "world": ("unmask.cli.world", "Show the synthetic world that models are trained on."),
     "demo": ("unmask.cli.demo", "Show everything a model can do on one sheet."),
 }

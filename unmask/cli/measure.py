@@ -15,18 +15,18 @@ from unmask.cli.options import (
     Storage,
     device_option,
     found_device,
+    loading_options,
     lora_option,
     named_sampler,
-    sampler_option,
     seed_option,
     setting_option,
-    speed_option,
-    storage_options,
     threads_option,
     use_threads,
 )
 from unmask.cli.output import news, print_json, save_text
 from unmask.cli.progress import opening
+from unmask.cli.samplers import samplers
+from unmask.cli.sampling import sampler_option, speed_option
 from unmask.cli.suites import SUITES, EvalOptions, check
 from unmask.data.world.vocabulary import LEVELS
 
@@ -85,7 +85,7 @@ _BENCH = Path(__file__).parents[2] / "bench"
 @seed_option
 @device_option
 @threads_option
-@storage_options
+@loading_options
 @lora_option
 @click.pass_context
 def evaluate(
@@ -127,7 +127,13 @@ def evaluate(
     import unmask
     from unmask.pipeline.text_model import TextModel
 
-    more = {"storage": storage.value(), "lora": lora, "speed": speed, "on_bytes": opening(model)}
+    more = {
+        "storage": storage.value(),
+        "lora": lora,
+        "speed": speed,
+        "on_bytes": opening(model),
+        "verify": storage.verify,
+    }
     opened = unmask.load(model, device=options["device"], **more)
     opened = opened.with_sampler(change) if change else opened
     if isinstance(opened, TextModel):
@@ -145,24 +151,44 @@ def evaluate(
     click.echo(report.table())
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("name")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def bench(name: str, arguments: tuple[str, ...]) -> None:
-    """Run a benchmark script of the source tree.
+class Bench(click.Group):
+    """A group whose other commands are the scripts of bench/, which read their own arguments."""
 
-    NAME is a script in bench/; all further arguments are passed to it.
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """ValueError for a name that is neither a command nor a script."""
+        own, scripts = super().get_command(ctx, cmd_name), {p.stem: p for p in sorted(_BENCH.glob("*.py"))}
+        if own is not None:
+            return own
+        if cmd_name not in scripts:
+            names = [*self.commands, *scripts]
+            more = "" if scripts else "; the scripts of bench/ are in a source tree (git clone)"
+            raise ValueError(f"no benchmark is called {cmd_name!r}{more}; choose from {', '.join(names)}")
+        return _script(cmd_name, scripts[cmd_name])
+
+
+def _script(name: str, path: Path) -> click.Command:
+    def run(arguments: tuple[str, ...]) -> None:
+        sys.argv = [str(path), *arguments]
+        sys.path.insert(0, str(_BENCH))  # as Python does for a script, so that it finds those beside it
+        runpy.run_path(str(path), run_name="__main__")
+
+    settings = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+    words = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+    return click.Command(name, params=[words], callback=run, add_help_option=False, context_settings=settings)
+
+
+@click.group(cls=Bench, subcommand_metavar="NAME [ARGUMENTS]...")
+def bench() -> None:
+    """Compare samplers, or run a benchmark script of the source tree.
+
+    NAME is samplers or a script in bench/; all further arguments are passed to it.
 
     \b
     Examples:
+      unmask bench samplers --world 60
       unmask bench speed
       unmask bench quality --help
     """
-    scripts = {p.stem: p for p in sorted(_BENCH.glob("*.py"))}
-    if not scripts:
-        raise ValueError("no folder bench/ beside the package; run this from a source tree (git clone)")
-    if name not in scripts:
-        raise ValueError(f"no benchmark is called {name!r}; choose from {', '.join(scripts)}")
-    sys.argv = [str(scripts[name]), *arguments]
-    sys.path.insert(0, str(_BENCH))  # as Python does for a script, so that it finds those beside it
-    runpy.run_path(str(scripts[name]), run_name="__main__")
+
+
+bench.add_command(samplers)

@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import click
 from unmask.cli import completion
 from unmask.cli.output import STDOUT, refuse_unwritable
 from unmask.cli.progress import opening, watched
+from unmask.cli.sampling import quirks_option, sampler_option, speed_option
 
 if TYPE_CHECKING:
     from unmask.checkpoints.elastic import WeightStorage
@@ -26,16 +27,21 @@ if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
 
 Command = Callable[..., object]  # an int that it returns is the exit code
+_SAID = {"plan": "generate", "reflect": "generate", "all": "draw and find objects"}  # tasks in an error
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """--dtype, --quantise and --offload as typed; ``value`` makes a ``checkpoints.elastic.WeightStorage`` of them."""
+    """--dtype, --quantise and --offload as typed; ``value`` makes a ``checkpoints.elastic.WeightStorage`` of them.
+
+    ``verify``: without --no-checksums, which changes no result.
+    """
 
     dtype: str | None
     quantise: tuple[str, ...]
     offload: tuple[str, ...]
+    verify: bool = field(default=True, repr=False)
 
     def value(self) -> WeightStorage:
         """The storage. ValueError for a --quantise that is not BRANCH=int8, BRANCH=int4 or BRANCH=float8."""
@@ -97,14 +103,25 @@ class Run:
         from unmask.pipeline.model import Model
 
         if not isinstance(model, Model):
-            raise click.UsageError(f"{self.model} is a text model, which cannot {task}; see ask and infill")
+            what = _SAID.get(task, task.partition("-")[0])
+            raise click.UsageError(f"{self.model} is a text model, which cannot {what}; see ask and infill")
         return model
 
     def open_any(self, task: str) -> Model | TextModel:
         """As ``open``, for tasks that text models have, too. The settings are checked before any weights are read."""
-        import unmask
         from unmask.pipeline.loading import needs_of
         from unmask.pipeline.model import Model
+
+        model = self.load()
+        if isinstance(model, Model):
+            _refuse_settings(model, task, self.settings)
+            model.parts.require(needs_of(task))
+        shown = not self.quiet and (sys.stderr.isatty() or not self.json)
+        return watched(model, lines=not self.json) if shown else model
+
+    def load(self) -> Model | TextModel:
+        """The model as ``unmask.load`` gives it, with --sampler and --speed. Its parts are loaded when a task needs them."""
+        import unmask
 
         use_threads(self.threads)
         model = unmask.load(
@@ -117,13 +134,9 @@ class Run:
             quirks=self.quirks,
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
+            verify=self.storage.verify,
         )
-        model = model.with_sampler(self.sampler) if self.sampler else model
-        if isinstance(model, Model):
-            _refuse_settings(model, task, self.settings)
-            model.parts.require(needs_of(task))
-        shown = not self.quiet and (sys.stderr.isatty() or not self.json)
-        return watched(model, lines=not self.json) if shown else model
+        return model.with_sampler(self.sampler) if self.sampler else model
 
 
 def _refuse_settings(model: Model, task: str, settings: Sequence[str]) -> None:
@@ -191,7 +204,7 @@ def model_options(command: Command) -> Command:
         json_option,
         device_option,
         threads_option,
-        storage_options,
+        loading_options,
         download_option,
         quiet_option,
     )
@@ -204,8 +217,11 @@ def storage_options(command: Command) -> Command:
     """Add --dtype, --quantise and --offload, passed together as ``storage``."""
 
     @functools.wraps(command)
-    def wrapped(dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], **own: object) -> object:
-        return command(storage=Storage(dtype=dtype, quantise=quantise, offload=offload), **own)
+    def wrapped(
+        dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], unverified: bool = False, **own: object
+    ) -> object:
+        storage = Storage(dtype=dtype, quantise=quantise, offload=offload, verify=not unverified)
+        return command(storage=storage, **own)
 
     branch = click.Choice(("und", "gen"))
     options = (
@@ -226,6 +242,12 @@ def storage_options(command: Command) -> Command:
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
+
+
+def loading_options(command: Command) -> Command:
+    """``storage_options`` and --no-checksums, for commands that read weights."""
+    text = "Do not compare weight files with their SHA-256 in config.json."
+    return click.option("--no-checksums", "unverified", is_flag=True, help=text)(storage_options(command))
 
 
 class OrderedHelp(click.Command):
@@ -283,26 +305,6 @@ top_p_option = click.option(
     help="Sample from the most probable tokens that have this probability together.  [default: 1, all tokens]",
 )
 stop_option = click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; repeatable.")
-sampler_option = click.option(
-    "--sampler",
-    metavar="NAME",
-    shell_complete=completion.samplers,
-    help="Sample with this method; -o NAME=VALUE sets its arguments. `unmask methods` lists them.",
-)
-quirks_option = click.option(
-    "--quirks",
-    default="usual",
-    type=click.Choice(["usual", "released", "none"]),
-    help="Deviations of a family's released scripts (docs/models.md).",
-)
-speed_option = click.option(
-    "--speed",
-    metavar="SPEED",
-    default="exact",
-    show_default=True,
-    shell_complete=completion.speeds,
-    help=f"exact, fast (approximate), or parts of fast: {', '.join(completion.SPEED_PARTS)}; PART=VALUE sets one.",
-)
 download_option = click.option("--download", is_flag=True, help="Download a hub model that is not in the local cache.")
 seed_option = click.option(
     "--seed",

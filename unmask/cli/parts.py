@@ -192,7 +192,8 @@ def _named(name: str, download: bool) -> list[Stored]:
 def _spec(model: str, download: bool) -> ModelSpec:
     from unmask.checkpoints.hub import is_hub_name
     from unmask.models.sizes import SIZES
-    from unmask.pipeline.loading import read_spec, resolve, spec_of_size
+    from unmask.pipeline.loading import read_spec, resolve
+    from unmask.pipeline.named_sizes import spec_of_size
 
     if Path(model).is_file():
         raise ValueError(f"{model} is a single file, and --task needs a whole model; give its folder")
@@ -212,11 +213,10 @@ def _plan(
     """Print the memory of a task's weights and activations, and with a budget the options that fit."""
     from unmask.checkpoints.budget import footprint, free_bytes, parse_bytes, proposals, working
     from unmask.checkpoints.elastic import Weights
-    from unmask.pipeline.loading import TEXT_TASKS, needs_of
+    from unmask.pipeline.abilities import refuse_task
+    from unmask.pipeline.loading import needs_of
 
-    config = found.checkpoint.config
-    if not (config.gen_width or config.first_code) and task not in TEXT_TASKS:
-        raise ValueError(f"{model} is a text model, which cannot {task}; its tasks are {', '.join(TEXT_TASKS)}")
+    refuse_task(found, task, model)
     needs, limit = needs_of(task), parse_bytes(budget) if budget else None
     weights = Weights(checkpoint=found.checkpoint, device=device, storage=storage.value())
     shares, work, free = footprint(weights, needs), working(weights, needs, found.side), free_bytes(device)

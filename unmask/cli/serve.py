@@ -24,12 +24,12 @@ from unmask.cli.options import (
     device_option,
     download_option,
     found_device,
-    speed_option,
-    storage_options,
+    loading_options,
     threads_option,
     use_threads,
 )
 from unmask.cli.progress import opening
+from unmask.cli.sampling import speed_option
 
 if TYPE_CHECKING:
     from unmask.serving.access import Access
@@ -194,7 +194,7 @@ def access_options(command: Callable[..., object]) -> Callable[..., object]:
 @click.option("--open", "show", is_flag=True, help="Open the web page in a browser.")
 @device_option
 @threads_option
-@storage_options
+@loading_options
 @download_option
 def serve(
     model: str,
@@ -233,8 +233,7 @@ def serve(
             raise ValueError(
                 f"serving needs the package {package!r}, which is not installed; pip install 'unmask[serve]'"
             )
-    if replicas and entry.tls:
-        raise ValueError("--tls does not apply to --replicas; put a proxy in front of them")
+    _refuse_of_one_process(replicas, entry)
     if replicas and not find_spec("ray"):
         raise ValueError("--replicas needs the package 'ray', which is not installed; pip install 'unmask[serve,ray]'")
     from unmask.serving.connections import ConnectionLimits
@@ -262,6 +261,14 @@ def serve(
     service = partial(_service, where, device, storage, adapters, speed, download, max_live, max_waiting, max_pixels)
     open_ = partial(_replica, share, service)
     _run(Replicas(open_, listener, copies, access=access), drain_seconds, show)
+
+
+def _refuse_of_one_process(replicas: int | None, entry: Entry) -> None:
+    """ValueError for options that Ray's own HTTP server, which answers for replicas, does not have."""
+    given = click.get_current_context().get_parameter_source("max_connections")
+    names = ["--tls"] * bool(entry.tls) + ["--max-connections"] * (given is click.core.ParameterSource.COMMANDLINE)
+    if replicas and names:
+        raise ValueError(f"{names[0]} does not apply to --replicas; put a proxy that has it in front of them")
 
 
 def _replica(threads: int, service: Callable[[], Service]) -> Service:
@@ -320,6 +327,7 @@ def _service(
         speed=speed,
         download=download,
         on_bytes=opening(model),
+        verify=storage.verify,
     )
     adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model

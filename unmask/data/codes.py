@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask.data.samples import DataError, ImageRef
 from unmask.tokens.pictures import write_whole
 from unmask.tokens.sources import ImageError
+from unmask.writing import write_tensors
 
 SHARD_BYTES = 15 * 2**20
 _CODING = ("encoder.", "quant_conv.", "quantize.")  # what codes depend on; the decoder does not count
@@ -117,18 +117,9 @@ class Shards:
         write_whole(self.folder / f"{self.name}.json", lambda part: part.write_text(self._about, encoding="utf-8"))
         whole = hashlib.sha256("".join(sorted(self._new)).encode()).hexdigest()[:16]
         path = self.folder / f"{self.name}-{whole}.safetensors"
-        new = self._new
-        write_whole(path, lambda part: _save(new, part))
-        self.places.update(dict.fromkeys(new, path))
+        write_whole(path, lambda part: write_tensors(part, self._new))
+        self.places.update(dict.fromkeys(self._new, path))
         self._new = {}
-
-
-def _save(tensors: dict[str, Tensor], part: Path) -> None:
-    try:
-        save_file(tensors, str(part))
-    except SafetensorError as error:  # it hides the OSError
-        raise OSError(str(error)) from error
-    part.chmod(0o644)
 
 
 def _names(path: Path) -> Iterable[str]:

@@ -7,6 +7,7 @@ evaluation). Images whose scene was recognised completely are also paired with o
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask.data.thinking import answering
@@ -23,6 +24,9 @@ from unmask.data.world.scenes import Scene, SceneObject, shows_held_out
 from unmask.sequence import Batch, collate
 from unmask.tokens.build import Builder, looking
 from unmask.tokens.text import Text
+from unmask.writing import pending, tensor_writer, write_together
+
+_PICTURES, _LABELS, _JOURNAL = "pictures.safetensors", "drawn.jsonl", "drawn.pending.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,6 @@ def save_drawn(folder: Path, pictures_NHW3: Tensor, drawn: Items[Drawn]) -> None
             raise ValueError(f"image {i} shows a combination held out for the test split; leave it out")
     load_drawn.cache_clear()
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"pictures": pictures_NHW3}, folder / "pictures.safetensors")
     lines = (
         json.dumps(
             {
@@ -56,15 +59,22 @@ def save_drawn(folder: Path, pictures_NHW3: Tensor, drawn: Items[Drawn]) -> None
         )
         for d in drawn
     )
-    (folder / "drawn.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    text = "".join(f"{line}\n" for line in lines)
+    writers: dict[Path, Callable[[Path], object]] = {
+        folder / _PICTURES: tensor_writer({"pictures": pictures_NHW3}),
+        folder / _LABELS: lambda part: part.write_text(text, encoding="utf-8"),
+    }
+    write_together(writers, folder / _JOURNAL)
 
 
 @lru_cache(maxsize=4)
 def load_drawn(folder: Path) -> tuple[Tensor, tuple[Drawn, ...]]:
     """Load what ``save_drawn`` wrote. ValueError if a file is missing or damaged, or the files do not match."""
     try:
-        pictures = load_file(folder / "pictures.safetensors")["pictures"]
-        drawn = tuple(_drawn(json.loads(line)) for line in (folder / "drawn.jsonl").read_text("utf-8").splitlines())
+        now = pending(folder / _JOURNAL)  # of a save that was interrupted
+        pictures = load_file(now.get(_PICTURES, folder / _PICTURES))["pictures"]
+        lines = now.get(_LABELS, folder / _LABELS).read_text("utf-8").splitlines()
+        drawn = tuple(_drawn(json.loads(line)) for line in lines)
     except FileNotFoundError:
         raise ValueError(f"{folder} contains no generated images; create them with unmask.recipes.mini_drawn") from None
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -22,6 +22,7 @@ from torch import nn
 from unmask.checkpoints.quantise import restored
 from unmask.json_types import Json
 from unmask.pipeline.model import Model
+from unmask.writing import append_line, write_whole
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT", bound="Item")
@@ -113,7 +114,7 @@ class Record:
             if row:
                 self._rows[row.pop("run"), row["key"]] = row
         if lines[-1]:  # a run was interrupted while writing a line
-            self._path.open("a").write("\n")
+            append_line(self._path, "")
 
     def claim(self, run: str) -> None:
         """ValueError if this folder's layout holds one run only, and it belongs to another one."""
@@ -137,12 +138,11 @@ class Record:
             else:
                 path = self._file(run, item.key, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(path)
+                write_whole(path, lambda part, picture=picture: Image.fromarray(picture).save(part, "PNG"))
         row = {"key": item.key, "text": item.text, **finding.row}
         self._rows[run, item.key] = row
         if self.folder is not None:
-            with self._path.open("a", encoding="utf-8") as f:
-                f.write(json.dumps({"run": run, **row}, ensure_ascii=False) + "\n")
+            append_line(self._path, json.dumps({"run": run, **row}))
 
     def picture(self, run: str, key: str, name: str) -> np.ndarray:
         """A picture that was added, uint8 [S, S, 3]. KeyError or FileNotFoundError if there is none."""
@@ -203,7 +203,8 @@ def fingerprint(model: Model, *settings: object) -> str:
     """Twelve hex digits that identify the weights and everything else that affects a verdict."""
     digest = hashlib.blake2b(json.dumps(settings, default=str, sort_keys=True).encode(), digest_size=6)
     for module in (model.parts.net, model.parts.vq):
-        digest.update(weights_digest(module))
+        if not any(weight.is_meta for weight in module.parameters()):  # a model that only reads has no image tokenizer
+            digest.update(weights_digest(module))
     return digest.hexdigest()
 
 

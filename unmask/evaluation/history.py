@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from unmask.json_types import Json
+from unmask.writing import append_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ def append(path: Path, lines: Iterable[Line], *, device: str = "cpu") -> None:
     }
     rows = [{**where, **{k: v for k, v in asdict(line).items() if v is not None}} for line in lines]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
+    if rows:
+        append_line(path, "\n".join(json.dumps(row) for row in rows))
 
 
 def figures(report: Json, prefix: str) -> list[Line]:

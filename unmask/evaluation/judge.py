@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.data.world.vocabulary import BACKGROUND_NAMES, CLASS_NAMES, COLOUR_NAMES
+from unmask.writing import write_tensors
 
 CELL = 8  # pixels along the side of one cell
 _BATCH = 32
@@ -240,12 +241,10 @@ def shared(a: Box, b: Box) -> float:
 
 def save_judge(judge: Judge, path: Path) -> None:
     """Weights in bfloat16 with the config beside them, one safetensors file."""
-    from safetensors.torch import save_file
-
     state = {
         k: v.detach().cpu().bfloat16().contiguous() for k, v in judge.state_dict().items() if v.is_floating_point()
     }
-    save_file(state, path, metadata={"config": json.dumps(asdict(judge.config))})
+    write_tensors(path, state, {"config": json.dumps(asdict(judge.config))})
 
 
 def read_judge(path: Path) -> Judge:

@@ -29,6 +29,7 @@ def run(
     ``about``: description of the suite, besides version, weights, seed and settings · ``progress``: called with (part, done, of).
     """
     began = time.perf_counter()
+    refuse_parts(model, parts)
     with Lines() as lines:
         measured = [measure(model, part, plan, record, progress or lines) for part in parts.values()]
     more = {
@@ -45,3 +46,18 @@ def run(
     if record.folder is not None:
         write(report, record.folder)
     return report
+
+
+def refuse_parts(model: Model, parts: Mapping[str, EvalPart]) -> None:
+    """ValueError where the model cannot do some of the parts, before any of them is measured. The hint names those that it can do."""
+    wrong: dict[str, str] = {}
+    for name, part in parts.items():
+        try:
+            part.settings(model)  # asks the model for the samplers of the part
+        except ValueError as error:
+            wrong[name] = str(error).partition(";")[0]
+    if not wrong:
+        return
+    can = [name for name in parts if name not in wrong]
+    hint = f"--only {','.join(can)} measures what it can do" if can else "measure something else"
+    raise ValueError(f"{', '.join(dict.fromkeys(wrong.values()))} ({', '.join(wrong)}); {hint}")

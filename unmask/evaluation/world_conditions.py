@@ -76,6 +76,7 @@ class Conditioned:
         return [ConditionedPrompt(prompt=p, asked=asked[i * 7 % len(asked)]) for i, p in enumerate(in_turns(lists))]
 
     def settings(self, model: Model) -> object:
+        Generate(prompt="a cat", conditions=Conditions()).build(model.parts)  # a model that takes no conditions says so
         return [describe(model.presets.generate(model.parts)), weights_digest(self.judge()).hex()]
 
     def find(self, model: Model, items: Sequence[ConditionedPrompt]) -> list[Finding]:

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from PIL import Image
+
 from unmask.data.sources import pixels_of
 from unmask.data.world.questions import KINDS, questions
+from unmask.data.world.render import render
 from unmask.data.world.scenes import Scene, sample, shows_held_out
 from unmask.evaluation.evaluate import EvalPlan, Figures, Finding, Pictures, Row, in_turns
 from unmask.evaluation.metrics import Figure, by_combination, share
@@ -22,6 +25,7 @@ from unmask.rng import key
 from unmask.tasks import understand
 from unmask.tasks.running import perform
 
+_SIDE = 128  # pixels of the world's pictures
 _ATTEMPTS = 200  # scenes sampled per question
 
 
@@ -78,8 +82,7 @@ class Questions:
         return describe(model.presets.ask(model.parts))
 
     def find(self, model: Model, items: Sequence[QuestionItem]) -> list[Finding]:
-        pixels = pixels_of([item.scene for item in items], model.parts.side)
-        tasks = [understand.Ask(pixels=p, question=item.text) for p, item in zip(pixels, items, strict=True)]
+        tasks = asks(model, items)
         answers = perform(model, tasks, [item.seed for item in items], model.presets.ask(model.parts))
         return [Finding(row=_row(item, answer)) for item, answer in zip(items, answers, strict=True)]
 
@@ -90,6 +93,19 @@ class Questions:
         constant = sum(f["majority"] * f["n"] for f in kinds.values()) / max(1, len(rows))
         overall = share((r["right"] for r in rows), majority=constant)
         return {"overall": overall, **kinds, **by_combination(rows)}
+
+
+def asks(model: Model, items: Sequence[QuestionItem]) -> list[understand.Ask]:
+    """The questions with pictures of the size that the model draws, or, for one that only reads, of 128 pixels and with an answer of its
+    preset's length.
+    """
+    side, scenes = model.parts.side, [item.scene for item in items]
+    if side:
+        pixels = pixels_of(scenes, side)
+        return [understand.Ask(pixels=p, question=item.text) for p, item in zip(pixels, items, strict=True)]
+    views = [model.parts.image_views(Image.fromarray(render(scene, _SIDE))) for scene in scenes]
+    length = model.presets.answer
+    return [understand.Ask(pixels=v, question=i.text, length=length) for v, i in zip(views, items, strict=True)]
 
 
 def _row(item: QuestionItem, answer: str) -> Row:

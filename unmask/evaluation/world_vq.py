@@ -50,6 +50,8 @@ class Rebuilds:
         return [VQItem(index=i, scene=sample(plan.level, plan.split, stream, i)) for i in range(plan.n)]
 
     def settings(self, model: Model) -> object:
+        if not model.parts.side:
+            raise ValueError("the model draws no pictures, so it has no image tokenizer; measure another part")
         return weights_digest(self.judge()).hex()
 
     def find(self, model: Model, items: Sequence[VQItem]) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 REDUCTIONS = ("conv", "bilinear", "average", "max")
 
@@ -166,6 +166,26 @@ class ElasticConfig:
         return self.codes + 1
 
 
+_LLADA = ElasticConfig(vocab_size=126464, gen_width=0, gen_mlp=0, joint_layers=32, codes=0, code_rows=0, vision=None)
+_DREAM = ElasticConfig(
+    vocab_size=152064,
+    width=3584,
+    heads=28,
+    kv_heads=4,
+    layers=28,
+    mlp=18944,
+    gen_width=0,
+    gen_mlp=0,
+    joint_layers=28,
+    rope_theta=1e6,
+    norm_eps=1e-6,
+    codes=0,
+    code_rows=0,
+    vision=None,
+    qkv_bias=True,
+    shifted=True,
+)
+_LAVIDA_VISION = VisionConfig(reduction="bilinear")
 SIZES: dict[str, ElasticConfig] = {
     "tiny": ElasticConfig(
         vocab_size=1536,
@@ -210,25 +230,11 @@ SIZES: dict[str, ElasticConfig] = {
         vision=VisionConfig(image=256, patch=16, width=192, layers=4, heads=4, mlp=768),
     ),
     "lavida_o": ElasticConfig(),
-    "llada_8b": ElasticConfig(
-        vocab_size=126464, gen_width=0, gen_mlp=0, joint_layers=32, codes=0, code_rows=0, vision=None
-    ),
-    "dream_7b": ElasticConfig(
-        vocab_size=152064,
-        width=3584,
-        heads=28,
-        kv_heads=4,
-        layers=28,
-        mlp=18944,
-        gen_width=0,
-        gen_mlp=0,
-        joint_layers=28,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        codes=0,
-        code_rows=0,
-        vision=None,
-        qkv_bias=True,
-        shifted=True,
-    ),
+    "llada_8b": _LLADA,
+    "dream_7b": _DREAM,
+    "lavida_8b": replace(_LLADA, vision=_LAVIDA_VISION),
+    "lavida_dream_7b": replace(_DREAM, vision=_LAVIDA_VISION),
+    "dimple_7b": replace(_DREAM, tower=QwenVisionConfig(), rope_sections=(16, 24, 24)),
+    "mmada_8b": replace(_LLADA, vocab_size=134656, codes=8192, first_code=126349),
+    "lumina_dimoo_8b": replace(_LLADA, vocab_size=134548, codes=8192, first_code=126356),
 }

@@ -5,13 +5,11 @@ in memory; ``merge(source, lora, out)`` writes a model folder with the adapters 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from unmask.checkpoints.adapters import CONFIG, adapter_place, layers_in, load_adapter, read_adapter, refuse_other_base
 from unmask.checkpoints.checksums import write_sums
@@ -20,11 +18,11 @@ from unmask.checkpoints.families import not_part_of_model
 from unmask.checkpoints.stream import CheckpointError, Stored, read
 from unmask.models.elastic import Elastic
 from unmask.models.lora import Product, merged, sharing
-from unmask.pipeline.convert import whole
 from unmask.pipeline.loading import read_spec, resolve
 from unmask.pipeline.model import Model
 from unmask.pipeline.recipe_models import recipe_in
 from unmask.pipeline.text_model import TextModel
+from unmask.writing import copy_file, whole_folder, write_tensors
 
 Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """``FOLDER`` or ``FOLDER:scale``, or several, which add up."""
@@ -86,7 +84,7 @@ def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download
             _refuse_tied(name, stored, checkpoint.net["embed.weight"])
             product = Product(down=read(down), up=read(up), scale=own * scale)
             changes.setdefault((stored.path.name, stored.name), []).append(product)
-    with whole(out) as part:
+    with whole_folder(out) as part:
         _copy(home, part, changes)
         if checkpoint.sums:
             write_sums(part)
@@ -110,7 +108,7 @@ def _copy(home: Path, part: Path, changes: dict[tuple[str, str], list[Product]])
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.parent != home or path.name not in changed:
-            shutil.copyfile(path, target)
+            copy_file(path, target)
             continue
         with safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -119,7 +117,6 @@ def _copy(home: Path, part: Path, changes: dict[tuple[str, str], list[Product]])
             if name_of_file == path.name:
                 tensors[name] = merged(tensors[name], *products)
         try:
-            save_file(tensors, str(target), metadata)
-        except SafetensorError as error:
+            write_tensors(target, tensors, metadata)
+        except OSError as error:
             raise OSError(f"could not write {path.name}: {error}; nothing was written") from error
-        target.chmod(0o644)

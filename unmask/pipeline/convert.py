@@ -8,11 +8,9 @@ or not at all. The whole model is held in memory once.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +37,7 @@ from unmask.pipeline.loading import (
 )
 from unmask.tokens.text import EOS, Text
 from unmask.tokens.vq import VQConfig
+from unmask.writing import copy_file, whole_folder, write_text
 
 _BESIDE = (
     "tokenizer*.json",
@@ -78,7 +77,7 @@ def to_released(source: str | os.PathLike[str], out: Path, *, like: str | os.Pat
     """
     content = _read_own(source, like)
     mapping = names(content.checkpoint.config)
-    with whole(out) as folder:
+    with whole_folder(out) as folder:
         weights = {f"model.{mapping[key]}": tensor for key, tensor in _read(content.checkpoint.net).items()}
         written = save_tensors(weights, folder, shard=_shard(weights, _SHARD))
         if len(written) > 1:
@@ -98,7 +97,7 @@ def to_own(source: str | os.PathLike[str], out: Path) -> list[Path]:
     """
     content = _read_released(Path(source))
     checkpoint = content.checkpoint
-    with whole(out) as folder:
+    with whole_folder(out) as folder:
         for name, stored in (("model", checkpoint.net), ("vq", checkpoint.vq)):
             weights = _read(stored)
             save_tensors(weights, folder, name=name, shard=_shard(weights, _SMALL_SHARD))
@@ -236,19 +235,6 @@ def _vq_fields(config: VQConfig) -> Json:
     }
 
 
-@contextlib.contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``out`` on success and is removed on failure."""
-    if out.exists():
-        raise ValueError(f"{out} exists already; give a new folder")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def _shard(tensors: dict[str, Tensor], small: int) -> int:
     return small if sum(t.nbytes for t in tensors.values()) < _SMALL else _SHARD
 
@@ -265,8 +251,8 @@ def _index(written: list[Path], tensors: dict[str, Tensor]) -> Json:
 def _copy(source: Path, out: Path) -> None:
     for pattern in _BESIDE:
         for file in sorted(source.glob(pattern)):
-            shutil.copyfile(file, out / file.name)
+            copy_file(file, out / file.name)
 
 
 def _write_json(path: Path, value: Json) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")

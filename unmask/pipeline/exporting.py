@@ -19,7 +19,7 @@ from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import save_tensors
 from unmask.checkpoints.stream import FLOATS, files_of
 from unmask.pipeline.loading import Format, ModelSpec
-from unmask.writing import write_text
+from unmask.writing import copy_file, write_text
 
 _BESIDE = (
     "config.json",
@@ -51,13 +51,13 @@ def export_like(spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> N
     save_tensors(weights, folder, shard=_SMALL_SHARD if size < _SMALL else _SHARD)
     for pattern in _BESIDE:
         for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+            copy_file(path, folder / path.name)
     if own:
         for path in files_of(source, "vq"):
-            shutil.copyfile(path, folder / path.name)
+            copy_file(path, folder / path.name)
     for name in _IMAGE_TOKENIZERS:
         if not own and (source / name).is_dir():
-            shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+            shutil.copytree(source / name, folder / name, dirs_exist_ok=True, copy_function=copy_file)
     if own:
         write_sums(folder)
     if spec.format.is_text:  # embedding and head have been trained apart

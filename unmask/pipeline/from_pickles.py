@@ -17,7 +17,7 @@ from pathlib import Path
 from unmask.checkpoints import unpickling
 from unmask.checkpoints.stream import OTHER_WEIGHTS, PICKLES, CheckpointError, read_header
 from unmask.json_types import Json
-from unmask.pipeline.convert import whole
+from unmask.writing import copy_file, whole_folder, write_text
 
 PARTS = ("", "vqvae", "magvitv2")  # folders of a model that hold weights
 _WEIGHTS = re.compile(
@@ -33,8 +33,7 @@ def to_safetensors(source: str | os.PathLike[str], out: Path) -> list[Path]:
     """
     place = Path(source)
     if place.is_file() and place.suffix in PICKLES:
-        with whole(out) as folder:
-            folder.mkdir(parents=True)
+        with whole_folder(out) as folder:
             _convert(place, folder / "model.safetensors")
         return [out / "model.safetensors"]
     if not place.is_dir():
@@ -42,8 +41,14 @@ def to_safetensors(source: str | os.PathLike[str], out: Path) -> list[Path]:
     found = {part: weights_in(place / part) for part in PARTS if (place / part).is_dir()}
     if not any(found.values()):
         raise CheckpointError(f"{place} holds no pickles of weights; it needs no conversion to safetensors")
-    with whole(out) as folder:
-        shutil.copytree(place, folder, ignore=shutil.ignore_patterns(*OTHER_WEIGHTS, _INDEX))
+    with whole_folder(out) as folder:
+        shutil.copytree(
+            place,
+            folder,
+            ignore=shutil.ignore_patterns(*OTHER_WEIGHTS, _INDEX),
+            dirs_exist_ok=True,
+            copy_function=copy_file,
+        )
         for part, files in found.items():
             for file, target in files.items():
                 _convert(file, folder / part / target)
@@ -98,4 +103,4 @@ def _write_index(folder: Path, files: list[str]) -> None:
         "weight_map": {name: file for name, (file, _) in sorted(tensors.items())},
     }
     stem = shards[0].partition("-")[0]
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(value, indent=1) + "\n")
+    write_text(folder / f"{stem}.safetensors.index.json", json.dumps(value, indent=1) + "\n")

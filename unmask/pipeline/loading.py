@@ -39,7 +39,7 @@ from unmask.files import read_text
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.linear import pack
-from unmask.models.sizes import SIZES, ElasticConfig, VisionConfig
+from unmask.models.sizes import ElasticConfig, VisionConfig
 from unmask.models.unfilled import unfilled
 from unmask.pipeline.formats import Format, format_in
 from unmask.tasks import (
@@ -294,23 +294,6 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         ) from error
 
 
-def spec_of_size(name: str) -> ModelSpec:
-    """The spec of a named size: the network in bfloat16, the released image tokenizer in float32; no files exist."""
-    config, vq_config = SIZES[name], VQConfig()
-    with unfilled():
-        net, vq = Elastic(config, mask_id=0), VQ(vq_config)
-    checkpoint = Checkpoint(
-        place=Path(name),
-        config=config,
-        vq_config=vq_config,
-        mask_id=0,
-        net=_not_stored(net, "BF16", 2),
-        vq=_not_stored(vq, "F32", 4),
-    )
-    found = Format.RELEASED if config.gen_width else Format.DREAM if config.shifted else Format.LLADA
-    return ModelSpec(format=found, checkpoint=checkpoint, wording=RELEASED, side=SIDE, fold=2)
-
-
 def needs_of(task: str) -> frozenset[str]:
     """The parts that a task needs, by its name at the command line; ``all``: every part. ValueError for an unknown name."""
     known = {
@@ -364,12 +347,3 @@ def _fitted(module: nn.Module, found: Mapping[str, Stored], folder: Path) -> dic
     own = module.state_dict()
     compare(own, found).refuse(folder, unexpected=True)
     return {key: found[key] for key in own}
-
-
-def _not_stored(module: nn.Module, dtype: str, size: int) -> dict[str, Stored]:
-    return {
-        name: Stored(
-            path=Path("(not stored)"), name=name, dtype=dtype, shape=tuple(p.shape), start=0, nbytes=p.numel() * size
-        )
-        for name, p in module.named_parameters()
-    }

@@ -114,6 +114,7 @@ class Model:
         thinking = as_asked(self.presets, plan, attempts, trace, size)
         if thinking.attempts > 1:
             self._no_trace(trace)
+            self.presets.refuse("critique")
             self.parts.require(reflecting.NEEDS)
             rows = ([text] * n, seeds)
             think = partial(reflecting.think, self, *rows, thinking, chosen, conditions)
@@ -157,6 +158,7 @@ class Model:
         used = used_by(chosen, thinking, self, edits=True)
         if thinking.attempts > 1:
             self._no_trace(trace)
+            self.presets.refuse("edit", "critique")
             self.parts.require(revising.NEEDS)
             retry_sampler = with_options(sampler or self.presets.edit_again(self.parts), *options)
             think = partial(revising.revise, self, [picture] * n, [text] * n, seeds, thinking, chosen, retry_sampler)

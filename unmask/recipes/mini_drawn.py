@@ -37,6 +37,7 @@ from unmask.evaluation.world_composed import COMPOSED
 from unmask.evaluation.world_geneval import CATEGORIES, GENEVAL, Prompt, PromptKind
 from unmask.pipeline.model import Model
 from unmask.tasks.reflecting import Thinking
+from unmask.writing import write_text
 
 _HARD = (
     "counting",
@@ -124,7 +125,7 @@ def _claim(folder: Path, about: dict[str, object]) -> None:
     if path.exists() and json.loads(path.read_text("utf-8")) != about:
         raise ValueError(f"{folder} holds images of other weights or another seed; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(about) + "\n")
 
 
 def labelled(prompt: Prompt, picture: np.ndarray, rng: Random) -> Drawn | None:

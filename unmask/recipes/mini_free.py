@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.checkpoints.store import load_module, save_module
+from unmask.checkpoints.store import save_module
 from unmask.data.sources import Encode, Levels, pixels_of
 from unmask.data.world.scenes import sample
 from unmask.evaluation.judge import load_judge
@@ -27,6 +26,7 @@ from unmask.evaluation.metrics import psnr
 from unmask.evaluation.scoring import right
 from unmask.objectives.tokenizer import Rounded, grid
 from unmask.recipe import Eval, Optim, Recipe, Training
+from unmask.recipes.mini_vq import Trained
 from unmask.recipes.small_vq import Crops, fill
 from unmask.rng import generator, key
 from unmask.tokens.vq import VQ, VQConfig
@@ -144,25 +144,7 @@ class Free:
         """Nothing: the codes are a grid."""
 
     def encode(self, folder: Path) -> Encode:
-        return Trained(factor=self.factor, folder=str(folder / "vq"))
+        return Trained(config=self.config, folder=str(folder / "vq"))
 
     def codebook(self, folder: Path) -> Tensor:
         return grid(STEPS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """The codes of the trained tokenizer in ``folder``: pixels [B, 3, H, W] in 0..1 -> [B, h, w]."""
-
-    factor: int
-    folder: str
-
-    @torch.no_grad()
-    def __call__(self, pixels: Tensor) -> Tensor:
-        net = _opened(self.factor, self.folder)
-        return torch.cat([net.encode(some) for some in pixels.split(32)])
-
-
-@lru_cache(maxsize=1)
-def _opened(factor: int, folder: str) -> VQ:
-    return load_module(VQ(config(factor)), Path(folder)).eval()

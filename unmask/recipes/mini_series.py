@@ -92,7 +92,7 @@ class Lattice:
         return replace(made, source=replace(made.source, batch=self.batch))
 
     def encode(self, folder: Path) -> Encode:
-        return CachedEncoder(mini_vq.Teacher(seed=self.seed, images=self.images, folder=str(folder)))
+        return CachedEncoder(mini_vq.Trained(config=self.config, folder=str(folder / "vq")))
 
     def codebook(self, folder: Path) -> Tensor:
         return mini_vq.dictionary(self.seed, self.images, str(folder))[0].codebook

@@ -39,6 +39,7 @@ from unmask.sequence import Batch, Kind
 from unmask.tokens.text import EXP, Text
 from unmask.tokens.vocabulary import FILE
 from unmask.tokens.vq import VQ
+from unmask.writing import write_text
 
 SIZE = SIZES["mini"]
 assert SIZE.vision is not None
@@ -290,6 +291,6 @@ def write_model(folder: Path, net: Elastic, vq: VQ, text: Text, level: str) -> N
     rounded = {name: w if name.startswith("quant_conv") else w.half() for name, w in vq.state_dict().items()}
     save_tensors(rounded, folder, name="vq")
     text.save(folder / "tokenizer.json")
-    (folder / FILE).write_text(vocabulary(level, "mini").text(), encoding="utf-8")
+    write_text(folder / FILE, vocabulary(level, "mini").text())
     write_config(folder, net.config, vq.config, wording="compact", side=128, fold=2)
     write_sums(folder)

@@ -7,6 +7,8 @@ Cost: about 25 minutes on two cores. Expected: PSNR of 30 dB or more on unseen g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +17,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from unmask.checkpoints.store import read_tensors, save_module, save_tensors
+from unmask.checkpoints.store import load_module, read_tensors, save_module, save_tensors
 from unmask.data.sources import pixels_of
 from unmask.data.world.scenes import Draft, Scene, sample
 from unmask.objectives.tokenizer import Distilled, Squares, fit_squares
@@ -63,7 +65,8 @@ def _fitted(seed: int, images: int) -> tuple[Squares, Tensor]:
     squares = torch.cat([torch.nn.functional.unfold(c, 16, stride=16).transpose(1, 2).reshape(-1, 768) for c in chunks])
     distinct, counts = torch.unique((squares * 255).round().to(torch.uint8), dim=0, return_counts=True)
     width, size = CONFIG.d, CONFIG.num_vq_embeddings
-    fitted = fit_squares(distinct.float() / 255, counts, width=width, size=size, rng=generator("squares", seed))
+    with _one_thread():
+        fitted = fit_squares(distinct.float() / 255, counts, width=width, size=size, rng=generator("squares", seed))
     return fitted, distinct
 
 
@@ -117,18 +120,55 @@ class Pictures:
         return pixels, teacher.codes(pixels), squares.reshape(-1, 3, 16, 16), teacher.latents(squares)
 
 
-def settle(model: VQ, teacher: Squares, distinct: Tensor) -> None:
-    """Swap two codes if the encoder confuses them for a uniform patch.
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The codes of the finished tokenizer in ``folder``, which are those that it gives later: pixels [B, 3, H, W] in 0..1 -> [B, h, w]."""
 
-    Uniform patches are most of an image, so k-means gives them codes that are closer to each other than the encoder's error. Either
-    code decodes to the same pixels, but the transformer is trained with one of them.
+    config: VQConfig
+    folder: str
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        net = _opened(self.config, self.folder)
+        return torch.cat([net.encode(some) for some in pixels.split(32)])
+
+
+@lru_cache(maxsize=1)
+def _opened(config: VQConfig, folder: str) -> VQ:
+    return load_module(VQ(config), Path(folder)).eval()
+
+
+ALIKE, MOVED = 0.3, 0.8  # distances of codes: 2 and 6 of 255 in a pixel. The encoder's error is about 0.1
+
+
+def settle(model: VQ, teacher: Squares, pixels: Tensor) -> None:
+    """Move codes away from a more frequent one that looks the same.
+
+    K-means divides frequent patches among several codes that are closer to each other than the encoder's error, so that the encoder would
+    give others than those that the transformer is trained with. ``pixels``: training pictures, which tell how frequent a code is.
     """
-    plain = distinct[distinct.reshape(-1, 3, 256).std(-1).sum(1) == 0].reshape(-1, 3, 16, 16)
-    table = model.quantize.embedding.weight.data
-    for square in plain:
-        wanted, got = int(teacher.codes(square[None])), int(model.encode(square[None]))
-        if wanted != got:
-            table[[wanted, got]] = table[[got, wanted]]
+    used = torch.bincount(teacher.codes(pixels).flatten(), minlength=len(teacher.codebook))
+    alike = torch.cdist(teacher.codebook, teacher.codebook) < ALIKE
+    twin = torch.full_like(used, -1)  # of each code: itself, or the one that stays in its place
+    for code in used.argsort(descending=True, stable=True).tolist():
+        if twin[code] < 0:
+            twin[alike[code] & (twin < 0)] = code
+    moved = (twin != torch.arange(len(twin))).nonzero().flatten()
+    away = torch.randn(len(moved), teacher.codebook.shape[1], generator=generator("moved codes"))
+    table = teacher.codebook.clone()
+    table[moved] = table[twin[moved]] + MOVED * torch.nn.functional.normalize(away, dim=1)
+    model.quantize.embedding.weight.data.copy_(table)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums of several threads have another order, and k-means then ends in other codes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def vq(seed: int = 0, images: int = IMAGES, kept: str = "") -> Recipe:
@@ -153,7 +193,8 @@ def vq(seed: int = 0, images: int = IMAGES, kept: str = "") -> Recipe:
         return fresh
 
     def export(module: VQ, folder: Path) -> None:
-        settle(module, *dictionary(seed, images, kept))
+        some = [sample("grid", "train", seed, i, DENSE) for i in range(200)]
+        settle(module, dictionary(seed, images, kept)[0], pixels_of(some, 128))
         save_module(module, folder)
 
     return Recipe(

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.store import load_module, read_tensors, save_module
 from unmask.data.ahead import Ahead, scratch, spare_cores, stop_workers
 from unmask.data.deferred import Deferred, References, Rendered
@@ -52,6 +53,7 @@ from unmask.tokens.text import MASK, Text
 from unmask.tokens.vocabulary import FILE as VOCABULARY
 from unmask.tokens.vq import VQ
 from unmask.training.chain import Chain, Stage
+from unmask.writing import write_text
 
 NET, TOWER, VISION = "model", "tower", "vision"  # files
 SIDE, FOLD, CELLS = 256, 2, 8
@@ -229,7 +231,7 @@ class _Small:
     def describe(self, folder: Path) -> None:
         """Everything of the model folder except weights."""
         self.text(folder)
-        (folder / VOCABULARY).write_text(vocabulary("free", "small").text(), encoding="utf-8")
+        write_text(folder / VOCABULARY, vocabulary("free", "small").text())
         write_config(folder, self.config, small_vq.config(self.narrow), wording="compact", side=SIDE, fold=FOLD)
 
 
@@ -253,6 +255,7 @@ class _Finish:
 
     def __call__(self, folder: Path, device: str, seconds: float) -> None:
         stop_workers()
+        write_sums(folder)
         report(folder, device, seconds, self.items)
 
 

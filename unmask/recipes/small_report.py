@@ -6,7 +6,6 @@ Public idea: ``report(folder, device, seconds, items)`` writes evaluation.jsonl,
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from unmask.evaluation.world_grounding import Grounds
 from unmask.evaluation.world_questions import Questions
 from unmask.evaluation.world_vq import Rebuilds
 from unmask.pipeline.model import Model
+from unmask.writing import write_text
 
 FILE = "evaluation.jsonl"
 _PARTS: tuple[EvalPart, ...] = (Rebuilds(), GenEval(distance=False), Grounds(), Questions(), Edits())
@@ -38,6 +38,4 @@ def report(folder: Path, device: str, seconds: float, items: int) -> None:
         plan = EvalPlan(level=level, n=items, batch=items)
         figures = measure(model, part, plan, Record()).figures
         rows.append(json.dumps({"level": level, "part": part.name, "n": items, "figures": figures}))
-    beside = folder / (FILE + ".part")
-    beside.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    os.replace(beside, folder / FILE)
+    write_text(folder / FILE, "".join(f"{row}\n" for row in rows))

@@ -11,7 +11,6 @@ settings here are scaled to the embedded model: 16 positions, 4 registers, 4 blo
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from unmask.objectives.masked import Masked, Scores, Together
 from unmask.pipeline.loading import read_config, resolve, write_config
 from unmask.recipe import Optim, Recipe
 from unmask.recipes import mini as dense
+from unmask.writing import copy_file
 
 REGISTERS = 4
 
@@ -78,6 +78,6 @@ def ship(run: str = "runs/sparse", out: str = "runs/sparse_mini", start: str = "
     net = load_module(Elastic(model, mask_id=dense.text()[dense.MASK]), Path(run))
     save_module(net, folder, name="model", dtype=torch.bfloat16)
     for path in [*source.glob("vq*.safetensors"), source / "tokenizer.json", *source.glob("vocabulary.json")]:
-        shutil.copy(path, folder)
+        copy_file(path, folder / path.name)
     write_config(folder, model, config["vq"], wording="compact", side=config["side"], fold=config["fold"])
     write_sums(folder)

@@ -31,7 +31,8 @@ from unmask.models.elastic import Elastic
 from unmask.models.sizes import SIZES
 from unmask.objectives.masked import Dropout, Masked, Together
 from unmask.pipeline.exporting import export_like
-from unmask.pipeline.loading import ModelSpec, read_spec, resolve, spec_of_size
+from unmask.pipeline.loading import ModelSpec, read_spec, resolve
+from unmask.pipeline.named_sizes import spec_of_size
 from unmask.recipe import Eval, Optim, Recipe, Training
 from unmask.recipes.stage_data import all_texts, apart, attempts_of, boxes_of, split, stage_formats
 from unmask.recipes.starting import Start, start_of

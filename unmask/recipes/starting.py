@@ -29,6 +29,7 @@ from unmask.pipeline.opening import read_text_parts
 from unmask.pipeline.text_model import TextParts
 from unmask.tasks.parts import Parts, Presets
 from unmask.tokens.vocabulary import FILE
+from unmask.writing import copy_file, write_text
 
 ADAPTER = "adapter"  # folder of a run's adapter, inside the model folder
 _MOST_WORDS = 200  # new words that a vocabulary takes
@@ -94,7 +95,7 @@ class Start:
         made = folder / f".merged.{os.getpid()}"
         try:
             merge_files(self.spec.checkpoint.place, folder / ADAPTER, made)
-            shutil.copytree(made, folder, dirs_exist_ok=True)
+            shutil.copytree(made, folder, dirs_exist_ok=True, copy_function=copy_file)
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
@@ -107,7 +108,7 @@ class Start:
         if len(found) > _MOST_WORDS:
             (folder / FILE).unlink(missing_ok=True)
             return
-        (folder / FILE).write_text(known.extended(folder.name or self.name, tuple(found)).text(), encoding="utf-8")
+        write_text(folder / FILE, known.extended(folder.name or self.name, tuple(found)).text())
 
 
 def start_of(name: str) -> Start:

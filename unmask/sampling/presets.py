@@ -100,7 +100,7 @@ def lavida_text_few_steps(*, steps: int, block: int = 128, end: tuple[int, ...] 
 
 def fast_dllm(base: Sampler, *, threshold: float = 0.9) -> Sampler:
     """As many tokens a step as are probable enough (Fast-dLLM, arXiv 2505.22618), without its caches."""
-    sure = _scored(base.token_sampler, LogProbability()) if _has_score(base.token_sampler) else base.token_sampler
+    sure = with_score(base.token_sampler, LogProbability()) if _has_score(base.token_sampler) else base.token_sampler
     return replace(base, schedule=Equal(steps=1), token_sampler=sure, selection=Threshold(value=threshold))
 
 
@@ -223,15 +223,15 @@ def origin(base: Sampler, *, steps: int = 512, eps: float = 1e-3) -> Sampler:
 
 
 def _ordered(base: Sampler, score: Score, noise: float) -> Sampler:
-    return replace(base, token_sampler=_scored(base.token_sampler, score), selection=Confident(noise=noise))
+    return replace(base, token_sampler=with_score(base.token_sampler, score), selection=Confident(noise=noise))
 
 
-def _scored(part: Any, score: Score) -> Any:
-    """A token sampler with another score. ValueError where it has none."""
+def with_score(part: Any, score: Score) -> Any:
+    """A token sampler whose candidates have another score. ValueError where it has none."""
     if not _has_score(part):
         raise ValueError(f"the token sampler of this task, {type(part).__name__}, has no score to order tokens by")
     if hasattr(part, "token_sampler"):
-        return replace(part, token_sampler=_scored(part.token_sampler, score))
+        return replace(part, token_sampler=with_score(part.token_sampler, score))
     return replace(part, score=score)
 
 

@@ -16,7 +16,7 @@ from unmask.serving.schema import Draw, Edit, Fields, Ground, Infill
 from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Served, Service
 from unmask.serving.streams import Event
-from unmask.tasks.parts import Parts
+from unmask.tasks.parts import Parts, Refused
 from unmask.tasks.results import Answer, Grounding, labels
 from unmask.tokens.sources import readable
 
@@ -32,17 +32,28 @@ def model_card(service: Service, created: int) -> Event:
     """An entry of OpenAI's model list, with what the model does: its tasks, the side of its images in pixels (0: no images), the image
     formats that the server reads for it, its vocabulary, and the names of the adapters that a request may choose.
     """
-    model, tasks, side = service.model, ["chat", "infill-text"], 0
-    if isinstance(model, Model):
-        seeing = ["edit", "ask", "ground"] if model.parts.net.vision is not None else []
-        tasks, side = ["generate", *seeing, "infill", *tasks], model.parts.side
-        if model.parts.net.config.first_code:  # reads pictures without a vision tower; not every family edits
-            tasks = [t for t in ("generate", "edit", "ask", "infill", "chat") if t in _samplers(model)]
+    model = service.model
+    tasks, side = _tasks(model), model.parts.side if isinstance(model, Model) else 0
+    reads = readable() if side or "ask" in tasks else []
     vocabulary = model.parts.vocabulary if isinstance(model, Model) else None
     words = vocabulary.to_json() if vocabulary else None
-    own = {"tasks": tasks, "side": side, "reads": readable() if side else [], "vocabulary": words}
+    own = {"tasks": tasks, "side": side, "reads": reads, "vocabulary": words}
     own["adapters"] = list(service.adapted)
     return {"id": service.name, "object": "model", "created": created, "owned_by": "unmask", "unmask": own}
+
+
+def _tasks(model: Served) -> list[str]:
+    """The tasks that a model has: those whose preset its family does not refuse, and those with pictures only if it reads some."""
+    if not isinstance(model, Model):
+        return ["chat", "infill-text"]
+    net, own = model.parts.net, model.presets
+    sees = net.vision is not None or bool(net.config.first_code)
+    used: dict[str, object] = {"generate": own.generate, "edit": own.edit, "ask": own.ask, "ground": own.ground}
+    used |= {"infill": own.generate, "chat": own.ask, "infill-text": own.fill}
+    with_pictures = ("edit", "ask", "ground")
+    return [
+        task for task, preset in used.items() if not isinstance(preset, Refused) and (sees or task not in with_pictures)
+    ]
 
 
 def fields(model: Served) -> dict[str, Event]:

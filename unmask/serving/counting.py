@@ -20,10 +20,11 @@ PATHS = frozenset(
     }
 )
 _EXPORTED = {"queued": "waiting", "running": "live"}  # names that dashboards read already
-_GAUGES = {"waiting", "live", "occupancy", "step_seconds", "feature_bytes"}
+_GAUGES = {"waiting", "live", "parked", "occupancy", "step_seconds", "feature_bytes"}
 _MEANING = {
     "waiting": "Queued runs.",
     "live": "Running runs.",
+    "parked": "Long runs that have given their place to a short one.",
     "finished": "Finished runs.",
     "failed": "Failed runs.",
     "cancelled": "Cancelled runs.",

@@ -5,8 +5,8 @@ Public idea: ``with Engine(net) as engine: engine.submit(Request(sequence=.., sa
 An autoregressive server adds one token to every row at each tick. Here every request has its own sampler, and one step unmasks any number
 of tokens, anywhere, from one to three guidance views. So the engine knows nothing of tokens. A running request is a ``SamplingRun``: the
 sampler's loop, stopped where it needs the model. A tick joins the queries of several runs into one forward and gives each its share of
-the prediction. Which runs: ``serving/scheduler.py``; those of different adapters share no forward. Which queries can be joined, and how:
-``serving/batching.py``.
+the prediction. Which requests run: ``serving/places.py``. Which of them step together: ``serving/scheduler.py``; those of different
+adapters share no forward. Which queries can be joined, and how: ``serving/batching.py``.
 
 Results are batch-invariant: random numbers are keyed by seed and step of the request, and the forward gives every row the bits that it has
 in a batch of its own (docs/notes/0005-engine.md says where this was measured).
@@ -25,9 +25,11 @@ import torch
 from unmask.sampling.sampler import NothingUnmasked, SamplingRun
 from unmask.sequence import Sequence, collate, sequence_at
 from unmask.serving.batching import ShapedQuery, join, part_of, shares
+from unmask.serving.cost import cost_of
 from unmask.serving.metrics import Meter, Metrics
+from unmask.serving.places import Places, Turn
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, QueueFull, Request, Served
-from unmask.serving.scheduler import NextStep, Scheduler, place_in_queue
+from unmask.serving.scheduler import NextStep, Scheduler
 from unmask.step import Prediction
 from unmask.tasks.features import Features
 from unmask.tasks.running import StepEvent
@@ -37,14 +39,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``running``: requests between two steps at the same time · ``queued``: requests that wait to run · ``rows``: of one forward, guidance
-    views counted · ``multiple``: to which their understanding positions are rounded up when rows are chosen · ``stretch``: how much
-    longer the longest row of a forward may be than the shortest, where rows are padded · ``idle``: most understanding positions of
-    requests without text in a forward with text, whose last layers compute them for nobody · ``feature_bytes``: of the cache of picture
-    features.
+    """``running``: requests between two steps at the same time · ``parked``: long requests that may have given their place to a short one,
+    beside those that run · ``queued``: requests that wait to run · ``rows``: of one forward, guidance views counted · ``multiple``: to
+    which their understanding positions are rounded up when rows are chosen · ``stretch``: how much longer the longest row of a forward may
+    be than the shortest, where rows are padded · ``idle``: most understanding positions of requests without text in a forward with text,
+    whose last layers compute them for nobody · ``feature_bytes``: of the cache of picture features.
     """
 
     running: int = 32
+    parked: int = 8
     queued: int = 128
     rows: int = 16
     multiple: int = 4
@@ -54,20 +57,21 @@ class Limits:
 
     def __post_init__(self) -> None:
         least = min(self.running, self.queued, self.rows, self.multiple, self.stretch)
-        if least < 1 or min(self.idle, self.feature_bytes) < 0:
-            raise ValueError(f"every limit must be at least 1 (idle and feature_bytes 0), got {self}")
+        if least < 1 or min(self.parked, self.idle, self.feature_bytes) < 0:
+            raise ValueError(f"every limit must be at least 1 (parked, idle and feature_bytes 0), got {self}")
 
 
 @dataclass(kw_only=True, eq=False)
 class _Running:
     """A request that has left the queue. ``net``: its network · ``since``: when its last step was taken · ``left``: steps that its sampler
-    still plans.
+    still plans · ``begun``: whether its sampler has started.
     """
 
     handle: Handle
     net: Served
     since: float
     left: int = 1
+    begun: bool = False
     run: SamplingRun = field(init=False)
     part: ShapedQuery = field(init=False)  # what it needs of the next forward
 
@@ -83,6 +87,7 @@ class _Running:
         )
         with _sampler_errors():
             self.run = request.sampler.start(batch)
+        self.begun = True
 
     def advance(self, prediction: Prediction) -> None:
         """Let the sampler take the step that it needed the prediction for."""
@@ -115,6 +120,7 @@ class _Running:
             padded=part.padded,
             text=part.shape.text,
             idle=part.idle,
+            left=self.left * part.positions,
         )
 
 
@@ -133,8 +139,9 @@ class Engine:
         self.features = Features(limits.feature_bytes)
         self.scheduler = Scheduler(rows=limits.rows, stretch=limits.stretch, idle=limits.idle)
         self._changed = threading.Condition()  # guards everything below
-        self._queued: list[Handle] = []  # in the order in which they will enter
-        self._running: dict[int, _Running] = {}  # by number; only the engine's thread changes it
+        self._places = Places(most=limits.running, parked=limits.parked)
+        self._queued: dict[int, Handle] = {}  # by number
+        self._running: dict[int, _Running] = {}  # by number, parked ones too; only the engine's thread changes it
         self._closed = self._stopped = self._broken = False  # takes no requests · takes no steps · its thread has died
         self._thread: threading.Thread | None = None
         self._submitted = 0
@@ -144,6 +151,7 @@ class Engine:
 
     def submit(self, request: Request, *, row: int | None = None) -> Handle:
         """Queue a request. ``row``: it has step events, which carry this row number. Raises QueueFull or Closed."""
+        cost = cost_of(request.sequence, request.sampler)
         with self._changed:
             if self._closed:
                 raise Closed("the engine takes no more requests; ask another one")
@@ -152,15 +160,15 @@ class Engine:
                 raise QueueFull(len(self._queued), self._retry_after())
             handle = Handle(request, self._submitted, row=row, cancel=self._cancel)
             self._submitted += 1
-            self._queued.append(handle)
-            self._queued.sort(key=lambda queued: place_in_queue(queued.number, queued.request.priority))
+            self._queued[handle.number] = handle
+            self._places.join(handle.number, cost, request.priority)
             self._changed.notify_all()
         return handle
 
     def position(self, handle: Handle) -> int:
         """The place of a request in the queue, from 1; 0 once it has left the queue."""
         with self._changed:
-            return self._queued.index(handle) + 1 if handle in self._queued else 0
+            return self._places.position(handle.number)
 
     def retry_after(self) -> float:
         """Seconds after which the first of the running requests should be done."""
@@ -174,7 +182,7 @@ class Engine:
 
     def metrics(self) -> Metrics:
         with self._changed:
-            return self._meter.snapshot(len(self._queued), len(self._running), self.features)
+            return self._meter.snapshot(self._places, self.features)
 
     def start(self) -> Engine:
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
@@ -211,9 +219,9 @@ class Engine:
         """A queued request ends at once; a running one at the beginning of the next tick."""
         with self._changed:
             handle.cancelled = True
-            queued = handle in self._queued
+            queued = self._queued.pop(handle.number, None)
             if queued:
-                self._queued.remove(handle)
+                self._places.leave(handle.number)
             self._changed.notify_all()
         if queued:
             self._settle(handle, Cancelled("the request was cancelled"))
@@ -250,11 +258,9 @@ class Engine:
         # 1. Cancelled requests leave first, so that queued ones get their places in this very tick.
         for job in [job for job in self._running.values() if job.handle.cancelled]:
             self._leave(job, Cancelled("the request was cancelled"))
-        # 2. Queued requests enter while there are places, and their samplers start. That needs no forward, apart from new pictures.
-        while job := self._admit():
-            with self._failing_alone(job):
-                job.begin(self.features, self.device)
-                self._plan(job)
+        # 2. Queued requests take places, and their samplers start. That needs no forward, apart from new pictures. Parked ones come back.
+        while turn := self._admit():
+            self._enter(turn)
         if not self._running:
             return False
         # 3. The scheduler chooses: the request with the least virtual time, and those that fit into the same forward.
@@ -264,16 +270,29 @@ class Engine:
         self._meter.seconds += self.clock() - began
         return True
 
-    def _admit(self) -> _Running | None:
-        """Move the first queued request to the running ones; None if there is none, or no place."""
+    def _admit(self) -> Turn | None:
+        """The request whose turn it is to run; None while there is none, or no place."""
         with self._changed:
-            if not self._queued or len(self._running) >= self.limits.running:
-                return None
-            handle = self._queued.pop(0)
-            net = handle.request.net or self.net
-            job = self._running[handle.number] = _Running(handle=handle, net=net, since=self.clock())
-        self.scheduler.enter(handle.number, handle.request.priority)
-        return job
+            turn = self._places.admit()
+            if turn and turn.number in self._queued:
+                handle = self._queued.pop(turn.number)
+                net = handle.request.net or self.net
+                self._running[turn.number] = _Running(handle=handle, net=net, since=self.clock())
+        return turn
+
+    def _enter(self, turn: Turn) -> None:
+        """Start the sampler of a queued request, or let a parked one go on where it stopped."""
+        job = self._running[turn.number]
+        if turn.park is not None:
+            self.scheduler.leave(turn.park)
+        self.scheduler.enter(turn.number, job.handle.request.priority)
+        if job.begun:
+            job.since = self.clock()
+            self.scheduler.plan(job.number, job.next_step(self.limits.multiple))
+            return
+        with self._failing_alone(job):
+            job.begin(self.features, self.device)
+            self._plan(job)
 
     def _step(self, jobs: list[_Running]) -> None:
         """One step of each; they have the same network. If the model fails on several requests, each gets a forward of its own, so that
@@ -297,6 +316,8 @@ class Engine:
             return
         self._meter.forward(query.batch.rows)
         self.scheduler.charge([job.number for job in jobs])
+        with self._changed:
+            self._places.serve({job.number: job.part.positions for job in jobs})
         # 6. Every sampler takes its step, and its request plans the next one or finishes. An error of its settings ends that request alone.
         for job, own in zip(jobs, predictions, strict=True):
             with self._failing_alone(job):
@@ -324,6 +345,7 @@ class Engine:
     def _leave(self, job: _Running, outcome: Sequence | BaseException) -> None:
         with self._changed:
             del self._running[job.number]
+            self._places.leave(job.number)
         self.scheduler.leave(job.number)
         self._settle(job.handle, outcome)
 
@@ -337,7 +359,9 @@ class Engine:
     def _abandon(self, error: Closed) -> None:
         """End every request that is left."""
         with self._changed:
-            left = [*self._queued, *(job.handle for job in self._running.values())]
+            left = [*self._queued.values(), *(job.handle for job in self._running.values())]
+            for handle in left:
+                self._places.leave(handle.number)
             self._queued.clear()
             self._running.clear()
         for handle in left:

@@ -121,9 +121,11 @@ class Ask(_Job):
             if self.image is not None:
                 raise ValueError("this is a text model without image input; omit image")
             return model.ask(self.prompt, **more)
-        if self.image is None:
+        if (
+            self.image is None and not model.parts.net.config.first_code
+        ):  # a model of its kind answers without a picture, too
             raise ValueError("a question needs an image; set image")
-        return model.ask(_picture(folder, self.image), self.prompt, **more)
+        return model.ask(None if self.image is None else _picture(folder, self.image), self.prompt, **more)
 
     def _answer_format(self) -> AnswerFormat | None:
         if self.form is not None and self.regex is not None:

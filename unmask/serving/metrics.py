@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unmask.serving.places import Places
 from unmask.serving.requests import Cancelled
 from unmask.tasks.features import Features
 
@@ -12,14 +13,15 @@ _NEWEST = 0.1  # weight of the newest step in the moving average of step_seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """``queued``, ``running``: requests at this moment; other integers count from the start · ``steps``: of all requests, in ``forwards``
-    with ``rows`` in total (guidance views counted) · ``seconds``: spent in ticks · ``occupancy``: rows per forward, as a share of the
-    limit · ``step_seconds``: moving average, from one step of a request to its next · ``feature_*``: hits and misses of the cache of
+    """``queued``, ``running``, ``parked``: requests at this moment; other integers count from the start · ``steps``: of all requests, in
+    ``forwards`` with ``rows`` in total (guidance views counted) · ``seconds``: spent in ticks · ``occupancy``: rows per forward, as a share
+    of the limit · ``step_seconds``: moving average, from one step of a request to its next · ``feature_*``: hits and misses of the cache of
     picture features, and its size in bytes.
     """
 
     queued: int
     running: int
+    parked: int
     finished: int
     failed: int
     cancelled: int
@@ -63,10 +65,11 @@ class Meter:
         else:
             self.finished += 1
 
-    def snapshot(self, queued: int, running: int, features: Features) -> Metrics:
+    def snapshot(self, places: Places, features: Features) -> Metrics:
         return Metrics(
-            queued=queued,
-            running=running,
+            queued=places.queued,
+            running=places.running,
+            parked=places.parked,
             finished=self.finished,
             failed=self.failed,
             cancelled=self.cancelled,

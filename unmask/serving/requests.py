@@ -44,8 +44,8 @@ class Request:
     """One sequence to unmask. The result depends on ``sequence``, ``sampler`` and ``seed`` alone.
 
     Load the parts of the model that the sequence needs before submitting it · ``priority``: -8 to 8, 0 by default; each level
-    doubles the share of the device and passes some places of the queue · ``net``: the network, with the weights of the engine's own and
-    adapters beside them; None: the engine's own.
+    doubles the share of the device and halves what the cost counts in the queue · ``net``: the network, with the weights of the engine's
+    own and adapters beside them; None: the engine's own.
     """
 
     sequence: Sequence

@@ -1,14 +1,17 @@
-"""Which queued request enters next, and which running requests take their next step together.
+"""Which running requests take their next step together; which requests run is decided in ``serving/places.py``.
 
 Public idea: ``Scheduler(rows=16, stretch=1.34, idle=256)`` knows requests by number: ``enter``, ``plan`` the next step, ``choose`` who
-steps now, ``charge`` them for the forward, ``leave``. ``place_in_queue`` is the admission order. No tensors and no threads: one thread
-calls it.
+steps now, ``charge`` them for the forward, ``leave``. No tensors and no threads: one thread calls it.
 
 Fairness is by virtual time, as in weighted fair queueing. A request pays for every step by the transformer positions of that step, halved
 for each level of priority, and the request with the least virtual time steps first. A clock advances by the price of that first step,
 divided by the weights of all running requests, and a new request starts at the clock. So a short request passes long ones, and a long
 request never starves: newcomers start later and later, until it is the first. Requests that fit beside the first one do not move the
 clock, because their steps delay no other request.
+
+Short requests wait for few forwards: every second forward may go to the request that needs least to finish, if that is far less than the
+first one needs. And requests that need longer than the first one of a forward add only some multiple of what the first one needs, since a
+forward takes time for each of its positions.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from collections.abc import Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-PLACES = 16  # earlier requests that one level of priority passes in the queue; a finite number, so that no request waits for ever
+SHORT = 4  # a request goes first out of turn if it needs at most a quarter of what the first one needs
+BESIDE = 4  # positions of longer requests in a forward, as a multiple of what its first request needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,7 @@ class NextStep:
     ``group``: only requests of equal groups share a forward · ``rows``: of the forward, one for each guidance view · ``padded``: whether
     all rows of its forward are padded to the longest; they must then have the same ``shape``, and ``stretch`` limits their ``length`` ·
     ``positions``: that the transformer computes in all, the price of the step · ``text``: whether it scores text · ``idle``: positions that
-    are computed for nobody beside a request that scores text.
+    are computed for nobody beside a request that scores text · ``left``: positions of this and all later steps.
     """
 
     group: Hashable
@@ -38,6 +42,7 @@ class NextStep:
     padded: bool = False
     text: bool = True
     idle: int = 0
+    left: int = 0
 
 
 @dataclass(kw_only=True)
@@ -58,6 +63,7 @@ class Scheduler:
         self.rows, self.stretch, self.idle = rows, stretch, idle
         self._accounts: dict[int, _Account] = {}
         self._clock = 0.0  # the virtual time at which a new request starts
+        self._passed = False  # whether a short request went first in the last forward
 
     def enter(self, number: int, priority: int = 0) -> None:
         """Request ``number`` begins to run."""
@@ -84,20 +90,31 @@ class Scheduler:
         self._accounts.pop(number, None)
 
     def choose(self) -> list[int]:
-        """The requests of the next forward: the one with the least virtual time, then all others in that order that fit beside it.
+        """The requests of the next forward: the one with the least virtual time or a short one, then all others in the order of their
+        virtual time that fit beside it.
 
         Equal virtual times: the request that was submitted first. Empty if no step is planned.
         """
-        ready = [(a.paid, number, a.step) for number, a in self._accounts.items() if a.step is not None]
+        ready = sorted(
+            ((a.paid, number, a.step) for number, a in self._accounts.items() if a.step is not None),
+            key=lambda e: e[:2],
+        )
         if not ready:
             return []
+        ready.insert(0, ready.pop(self._first([step for _, _, step in ready])))
         chosen: list[int] = []
         steps: list[NextStep] = []
-        for _, number, step in sorted(ready, key=lambda entry: entry[:2]):
+        for _, number, step in ready:
             if not steps or self._share([*steps, step]):
                 chosen.append(number)
                 steps.append(step)
         return chosen
+
+    def _first(self, ready: Items[NextStep]) -> int:
+        """Which of these, in the order of their virtual time, goes first: in every second forward perhaps a short one."""
+        shortest = min(range(len(ready)), key=lambda i: ready[i].left)
+        self._passed = not self._passed and SHORT * ready[shortest].left <= ready[0].left and shortest > 0
+        return shortest if self._passed else 0
 
     def _share(self, steps: Items[NextStep]) -> bool:
         """Whether these steps fit into one forward."""
@@ -105,12 +122,10 @@ class Scheduler:
             return False
         if any(step.text for step in steps) and sum(step.idle for step in steps) > self.idle:
             return False
+        first = steps[0]
+        if sum(step.positions for step in steps if step.left > first.left) > BESIDE * first.left:
+            return False
         if not any(step.padded for step in steps):
             return True
         lengths = [step.length for step in steps]
         return len({step.shape for step in steps}) == 1 and max(lengths) <= self.stretch * min(lengths)
-
-
-def place_in_queue(number: int, priority: int) -> tuple[int, int]:
-    """The sort key of a queued request; the least enters first. Each level of priority passes ``PLACES`` earlier requests."""
-    return number - PLACES * priority, -priority

@@ -90,11 +90,15 @@ class Service:
             if self.draining:
                 raise Draining("the server is about to stop and takes nothing more; ask another one")
             engine = self._working()
-            if self._under_way + len(calls) > self.places:
+            if self._under_way + len(calls) > self._open_to(len(calls)):
                 self.refused += len(calls)
                 raise QueueFull(self._under_way, max(1.0, engine.retry_after()))
             self._under_way += len(calls)
         return [self._begin(engine, call) for call in calls]
+
+    def _open_to(self, calls: int) -> int:
+        """The places that a request of so many calls may fill: one of several leaves a fifth of them to others, if it fits."""
+        return self.places if calls == 1 else max(calls, self.places - self.places // 5)
 
     @property
     def engine(self) -> Engine:

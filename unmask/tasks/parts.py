@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -187,6 +187,19 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refused:
+    """The preset of a task that a family does not have: calling it is a ValueError. ``told``: such as "MMaDA cannot edit" · ``has``: what
+    the family can do.
+    """
+
+    told: str
+    has: str
+
+    def __call__(self, *given: object) -> NoReturn:
+        raise ValueError(f"{self.told}; {self.has}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Presets:
     """The sampler of every task for one family of models, and the lengths of answers in tokens.
 
@@ -216,6 +229,12 @@ class Presets:
     attempts: int = 1
     fast: Fast = EXACT
     exact: Presets | None = None
+
+    def refuse(self, *names: str) -> None:
+        """ValueError for the first of these presets that the family does not have."""
+        for name in names:
+            if isinstance(make := getattr(self, name), Refused):
+                make()
 
     def with_sampler(self, change: Callable[[Sampler], Sampler]) -> Presets:
         """The same presets with ``change`` applied to the sampler of every task."""
@@ -252,7 +271,7 @@ _KINDS = {
 
 
 def _then(make: Callable[..., Sampler], change: Callable[[Sampler], Sampler]) -> Callable[..., Sampler]:
-    return lambda *given: change(make(*given))
+    return make if isinstance(make, Refused) else lambda *given: change(make(*given))
 
 
 def to_image(pixels_3HW: Tensor, rounding: float = 0.5) -> Image.Image:

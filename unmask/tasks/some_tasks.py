@@ -6,25 +6,17 @@ Public idea: ``reading_only(family, ..)`` and ``drawing_and_answering(family, ..
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
 
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import understand
-from unmask.tasks.parts import Parts, Presets
+from unmask.tasks.parts import Parts, Presets, Refused
 
 Preset = Callable[[Parts], Sampler]
 
 
-def refusing(told: str, has: str) -> Callable[[str], Callable[..., NoReturn]]:
+def refusing(told: str, has: str) -> Callable[[str], Refused]:
     """``refusing("X cannot", "it draws")("edit")``: a preset that raises ValueError "X cannot edit; it draws"."""
-
-    def cannot(what: str) -> Callable[..., NoReturn]:
-        def refuse(*given: Any) -> NoReturn:
-            raise ValueError(f"{told} {what}; {has}")
-
-        return refuse
-
-    return cannot
+    return lambda what: Refused(told=f"{told} {what}", has=has)
 
 
 def reading_only(family: str, *, ask: Preset, length: int, context: int) -> Presets:

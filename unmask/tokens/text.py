@@ -15,6 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from unmask.tokens.tokenizer_file import TokenizerError, read_tokenizer
+from unmask.writing import write_whole
 
 BOS, EOS, EOT = "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"
 MASK = "<|mdm_mask|>"
@@ -104,7 +105,7 @@ class Text:
         return _from_file, (self.tokenizer.to_str(), tuple(self.control), self.spelled)
 
     def save(self, path: Path) -> None:
-        self.tokenizer.save(str(path))
+        write_whole(path, lambda part: self.tokenizer.save(str(part)))
 
     @property
     def size(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from unmask.training.losses import Update
-from unmask.writing import write_text
+from unmask.writing import append_line, write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -127,8 +127,7 @@ class Meters:
         return str(timedelta(seconds=round(seconds)))
 
     def _write(self, row: Mapping[str, float]) -> None:
-        with self.path.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        append_line(self.path, json.dumps(row))
         for log in self.logs:
             log.write(row)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from unmask.data.world.render import planes, rasterise
 from unmask.data.world.vocabulary import CLASS_NAMES, COLOUR_NAMES
+from unmask.writing import write_whole
 
 _BYTES = 6  # per pixel: RGB, and alpha three times
 _NUMBERS = {
@@ -46,8 +47,7 @@ class SpriteFile:
         made = cls(path=folder / "sprites.bin", least=least, most=most)
         if shutil.disk_usage(folder).free < 2 * made.bytes:
             return None
-        with made.path.open("wb") as f:
-            f.truncate(made.bytes)
+        write_whole(made.path, lambda part: _empty(part, made.bytes))
         return made
 
     @property
@@ -68,6 +68,11 @@ class SpriteFile:
             rgb[:], alpha[:] = fresh(name, colour, side)
             whole[flag] = 1
         return rgb, alpha
+
+
+def _empty(part: Path, size: int) -> None:
+    with part.open("wb") as file:
+        file.truncate(size)
 
 
 @lru_cache(maxsize=4)

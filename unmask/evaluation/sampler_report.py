@@ -1,0 +1,138 @@
+"""What a comparison of samplers shows: JSON, lines of a history, a plot. Public idea: ``SamplerReport(..).to_json()``, ``plot(report)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from unmask.evaluation.history import Line
+from unmask.evaluation.metrics import Figure
+from unmask.evaluation.sampler_axes import REFERENCE
+from unmask.evaluation.sampler_runs import SamplerRow
+from unmask.json_types import Json
+
+HEAD = (
+    *("sampler", "forwards", "tokens a forward", "tokens computed", "seconds", "times as fast", "agreement", "equal"),
+    *("quality", "change"),
+)
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+_HIGH, _WIDE, _LEFT, _TOP = 420, 400, 60, 60
+_INK, _GREY, _BLUE, _RED = "#282828", "#aab0ba", "#2a6fdb", "#c83c32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerReport:
+    """``rows``: of ``compare``; the reference is the first, and the reference at other seeds the second · ``label``: the model's name."""
+
+    label: str
+    task: str
+    prompts: int
+    seed: int
+    device: str
+    metric: str
+    rows: tuple[SamplerRow, ...]
+
+    def to_json(self) -> Json:
+        about = {"model": self.label, "task": self.task, "prompts": self.prompts, "seed": self.seed}
+        about |= {"device": self.device, "metric": self.metric or None}
+        return {**about, "samplers": [row.to_json() for row in self.rows]}
+
+    @property
+    def repeated(self) -> int:
+        """How many combinations have the sampler of an earlier row."""
+        return sum(bool(row.same_as) for row in self.rows)
+
+    def cells(self) -> list[list[str]]:
+        """A line of text for each sampler that ran, under ``HEAD``, without repeated ones."""
+        return [_cells(row) for row in self.rows if not (row.same_as or row.refused)]
+
+    def refusals(self) -> list[list[str]]:
+        """Name and reason of each sampler that the model or the task does not allow."""
+        return [[row.name, row.refused] for row in self.rows if row.refused]
+
+    def lines(self) -> list[Line]:
+        """A line of a history for each sampler that ran: the value is its quality, or its agreement without a metric."""
+        ran = [row for row in self.rows if not (row.refused or row.same_as)]
+        return [
+            Line(
+                name=f"samplers.{self.label}.{self.task}.{row.name}",
+                value=_height(row),
+                unit="share",
+                more={"n": self.prompts, "seed": self.seed, "metric": self.metric, **_rounded(row)},
+            )
+            for row in ran
+        ]
+
+
+def _cells(row: SamplerRow) -> list[str]:
+    quality = _figure(row.quality, "{:.3f}", "{:.2f}")
+    gain = "" if row.name == REFERENCE else _figure(row.gain, "{:+.3f}", "{:+.2f}")
+    speed = f"{row.seconds:.3f}", f"{row.speedup:.2f}"
+    cost = f"{row.forwards:.1f}", f"{row.tokens_a_forward:.2f}", f"{row.computed:.0f}"
+    return [row.name, *cost, *speed, f"{row.agreement:.3f}", f"{row.equal:.3f}", quality, gain]
+
+
+def _figure(figure: Figure | None, value: str, limit: str) -> str:
+    """``0.667 (0.53..0.78)``."""
+    if figure is None:
+        return ""
+    return f"{value.format(figure['value'])} ({limit.format(figure['low'])}..{limit.format(figure['high'])})"
+
+
+def _height(row: SamplerRow) -> float:
+    """What the plot and a history show of a sampler: its quality, without a metric its agreement."""
+    return row.agreement if row.quality is None else row.quality["value"]
+
+
+def _rounded(row: SamplerRow) -> Json:
+    figures = {k: v for k, v in row.to_json().items() if k not in ("name", "settings", "same_as")}
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    return rounded | {
+        name: {k: round(v, 4) for k, v in figure.items() if k != "n"}
+        for name, figure in (("quality", row.quality), ("gain", row.gain))
+        if figure is not None
+    }
+
+
+def plot(report: SamplerReport) -> Image.Image:
+    """Quality (without a metric: agreement with the reference) against forwards, and against seconds as a share of the reference's.
+
+    The reference is red; a sampler that none beats in both is blue, the others are grey.
+    """
+    rows = [row for row in report.rows[:1] + report.rows[2:] if not (row.refused or row.same_as)]
+    image = Image.new("RGB", (2 * (_WIDE + _LEFT) + 40, _HIGH + 2 * _TOP + 20 * len(rows)), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=14)
+    up = f"quality ({report.metric})" if report.metric else "agreement with the reference"
+    pen.text((_LEFT, 12), f"{report.label}, {report.task}: {up}, {report.prompts} prompts", _INK, font)
+    heights = [_height(row) for row in rows]
+    _panel(pen, font, "forwards", [row.forwards for row in rows], heights, _LEFT)
+    times = [1 / row.speedup if row.speedup else 0.0 for row in rows]
+    _panel(pen, font, "seconds, reference = 1", times, heights, 2 * _LEFT + _WIDE)
+    for number, row in enumerate(rows):
+        pen.text(
+            (_LEFT, _HIGH + 2 * _TOP - 10 + 20 * number),
+            f"{number + 1}  {row.name}",
+            _RED if not number else _INK,
+            font,
+        )
+    return image
+
+
+def _panel(pen: ImageDraw.ImageDraw, font: Font, title: str, across: Items[float], up: Items[float], left: int) -> None:
+    most, low, high = max(across) * 1.1 or 1.0, min(up), max(up)
+    low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    pen.rectangle((left, _TOP, left + _WIDE, _TOP + _HIGH), outline=_GREY)
+    for step in range(5):
+        x, y = left + _WIDE * step / 4, _TOP + _HIGH * (1 - step / 4)
+        pen.text((x - 12, _TOP + _HIGH + 6), f"{most * step / 4:.3g}", _INK, font)
+        pen.text((left - 42, y - 8), f"{low + (high - low) * step / 4:.2f}", _INK, font)
+    pen.text((left, _TOP - 20), title, _INK, font)
+    points = list(zip(across, up, strict=True))
+    for number, (cost, value) in enumerate(points):
+        beaten = any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
+        colour = _RED if not number else _GREY if beaten else _BLUE
+        x, y = left + _WIDE * cost / most, _TOP + _HIGH * (1 - (value - low) / (high - low))
+        pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+        pen.text((x + 6, y - 9), str(number + 1), colour, font)
