@@ -18,6 +18,7 @@ from unmask.step import CachePlan, Loss, Move, Prediction, Progress, Proposal, R
 ModelT = TypeVar("ModelT", contravariant=True)  # the network that an objective trains
 BatchT = TypeVar("BatchT", contravariant=True)  # what its source yields
 MadeT = TypeVar("MadeT", covariant=True)  # a batch, of a source
+LentT = TypeVar("LentT")  # what a cache lends besides keys and values
 PartsT = TypeVar("PartsT", contravariant=True)  # the parts of a model that a task uses
 AnswerT = TypeVar("AnswerT", covariant=True)
 
@@ -187,6 +188,21 @@ class Cache(Protocol):
     def plan(
         self, batch: Batch, block: Tensor, predict: Tensor, held: Tensor, progress: Progress
     ) -> CachePlan | None: ...
+
+
+@runtime_checkable
+class Lending(Cache, Protocol[LentT]):
+    """A cache that lends logits, too, and keys and values of tokens that have changed since.
+
+    ``to_score(batch, wanted, held, lent, progress)``: the tokens of a view to score, [B, L], in place of the ``wanted`` ones ·
+    ``completed(view, lent, wanted)``: the prediction of the wanted tokens, and what the view lends at the next step. ``lent`` is None
+    before the first step.
+    """
+
+    def to_score(
+        self, batch: Batch, wanted: Tensor, held: Tensor, lent: LentT | None, progress: Progress
+    ) -> Tensor: ...
+    def completed(self, view: Prediction, lent: LentT | None, wanted: Tensor) -> tuple[Prediction, LentT]: ...
 
 
 @runtime_checkable

@@ -264,11 +264,26 @@ def collate(sequences: Items[Sequence], seeds: Items[int]) -> Batch:
         seed=torch.tensor(list(seeds), dtype=torch.long),
         clock=torch.zeros(rows, dtype=torch.long),
         span_table=tuple(s.spans for s in sequences),
-        pixels=torch.cat(pixels) if pixels else None,
+        pixels=of_one_size(pixels) if pixels else None,
         features=torch.cat(features) if features else None,
         values=_values(sequences, length),
         clean=ids,
         axes=torch.stack([down, across], dim=-1) if placed else None,
+    )
+
+
+def of_one_size(pictures: Items[Tensor]) -> Tensor:
+    """Pictures [I, 3, H, W] of several sizes in one tensor; smaller ones are padded on the right and below with NaN, which a tower that
+    reads pictures of any size leaves out.
+    """
+    high, wide = (max(some.shape[side] for some in pictures) for side in (2, 3))
+    return torch.cat(
+        [
+            some
+            if some.shape[2:] == (high, wide)
+            else F.pad(some.float(), (0, wide - some.shape[3], 0, high - some.shape[2]), value=torch.nan)
+            for some in pictures
+        ]
     )
 
 

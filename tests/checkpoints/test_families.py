@@ -29,7 +29,11 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "llada-moe": ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada-moe by its experts": ({"model_type": "llada", "num_experts": 64, **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada renamed": ({"model_type": "llada", **HIDDEN}, "LLaDA in another layout (model_type 'llada'"),
-    "llada-v": ({"model_type": "llava_llada", "architectures": ["LlavaLLaDAModelLM"]}, "LLaDA-V (model_type 'llava_llada'"),
+    "llada-v": (
+        {"model_type": "llava_llada", "architectures": ["LlavaLLaDAModelLM"]},
+        "LLaDA-V or of ReDiff, which has its layout (model_type 'llava_llada'",
+    ),
+    "diffa": ({"model_type": "", "architectures": ["DIFFAModel"]}, "DIFFA (architectures 'DIFFAModel')"),
     "llava": ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}, "LLaVA (model_type 'llava'"),
     "llava on qwen": ({"model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"]}, "LLaVA (model_type 'llava_qwen'"),
     "qwen2.5": ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "Qwen2 or Qwen2.5 (model_type 'qwen2'"),
@@ -228,3 +232,9 @@ def test_a_tied_head_equals_its_untied_twin(head: bool, fields: dict[str, bool],
 def test_a_head_that_config_says_is_there_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing transformer.ff_out.weight"):
         unmask.load(tied(tmp_path / "tied", head=False, weight_tying=False, tie_word_embeddings=False))
+
+
+def test_verify_names_the_family_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It said that a field of config.json, which only LaViDa-O has, was wrong."""
+    config, name = FAMILIES["diffa"]
+    assert name in two_lines(capsys, "verify", str(folder_of(tmp_path / "other", config)))

@@ -49,7 +49,7 @@ from unmask.sampling.sampler import Sampler, Step
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.step import Prediction
 
-from . import dream_parts
+from . import dream_parts, training_parts
 
 torch.set_num_threads(1)
 TEXT, CODES, NULL, END = 24, 16, 3, 5
@@ -156,6 +156,7 @@ TOGETHER = masked.Together(objectives=(("text", OBJECTIVES[0], 1.0),))
 SQUARES = tokenizer.Squares(mean=torch.zeros(12), basis=torch.eye(12)[:, :2], codebook=torch.eye(2))
 OTHER_OBJECTIVES = [
     TOGETHER,
+    *training_parts.OTHER_OBJECTIVES,
     align.Aligned(words=(("shape", ((4,), (5, 6))),), codes=(("cell", 3),)),
     cells.Cells(),
     tokenizer.Distilled(),
@@ -168,7 +169,7 @@ OTHER_OBJECTIVES = [
 ]
 # what flows between the parts, changes of whole samplers, and the loop itself
 NOT_PARTS = frozenset(
-    "Agenda Card Fast FastPictures FastText SpanLayout Bound Group Masks PlannedStep SamplingRun Sampler Step Todo".split()
+    "Agenda Card Fast FastPictures FastText Lent SpanLayout Bound Group Masks PlannedStep SamplingRun Sampler Step Todo".split()
 )
 
 
@@ -255,8 +256,8 @@ ALL_STOPPINGS = STOPPINGS + method_parts("stopping")
 ALL_PRIORS = PRIORS + method_parts("prior")
 ALL_CACHES = CACHES + dream_parts.CACHES + method_parts("cache")
 STEP_CAUSAL = masking.StepCausalMasking(corruption=UNIFORM, clean_blocks=2, text_groups=2, code_groups=2)
-ALL_CORRUPTIONS = [*CORRUPTIONS, COLLAPSING, STEP_CAUSAL, *method_parts("Corruption")]
-ALL_OBJECTIVES = OBJECTIVES + method_parts("Objective")
+ALL_CORRUPTIONS = [*CORRUPTIONS, *training_parts.CORRUPTIONS, COLLAPSING, STEP_CAUSAL, *method_parts("Corruption")]
+ALL_OBJECTIVES = OBJECTIVES + training_parts.OBJECTIVES + method_parts("Objective")
 
 BASE = Sampler(
     schedule=schedule.Shift(steps=5, shift=3.0),

@@ -35,6 +35,7 @@ from .instances import (
     parts_found,
     tiny,
 )
+from .training_parts import SOURCES
 
 ROLES: list[tuple[type, list[Any]]] = [
     (protocols.UnmaskingSchedule, ALL_SCHEDULES),
@@ -48,7 +49,7 @@ ROLES: list[tuple[type, list[Any]]] = [
     (protocols.Corruption, ALL_CORRUPTIONS),
     (protocols.Objective, [*ALL_OBJECTIVES, *OTHER_OBJECTIVES[:-1]]),
 ]
-INSTANCES = [SAMPLERS, ALL_PRIORS, ALL_CORRUPTIONS, ALL_OBJECTIVES, OTHER_OBJECTIVES, POLICIES, method_parts()]
+INSTANCES = [SAMPLERS, ALL_PRIORS, ALL_CORRUPTIONS, ALL_OBJECTIVES, OTHER_OBJECTIVES, POLICIES, SOURCES, method_parts()]
 CHECKED = (
     protocols.Guidance,
     protocols.Corruption,

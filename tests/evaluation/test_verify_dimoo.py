@@ -16,7 +16,6 @@ from unmask.checkpoints.stream import CheckpointError
 from unmask.cli.main import main
 from unmask.evaluation.verify import verify
 from unmask.evaluation.verify_dimoo import DIMOO_INPUTS
-from unmask.evaluation.verify_ml_cache import MLCache
 
 torch.set_num_threads(1)
 FIXTURE = Path(__file__).parents[1] / "golden" / "lumina_dimoo_tiny"
@@ -66,8 +65,3 @@ def test_a_missing_array_is_named(folder: Path, name: str) -> None:
     rewrite(folder, None, **{name: None})
     with pytest.raises(CheckpointError, match=f"lacks {name.replace('__', '.')}"):
         verify(folder)
-
-
-def test_the_published_cache_computes_28_of_64_steps_whole() -> None:
-    whole = [step for step in range(64) if MLCache().full(step, 64)]
-    assert whole == [*range(20), *range(24, 64, 5)] and len(whole) == 28

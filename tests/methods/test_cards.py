@@ -50,18 +50,28 @@ def test_every_sampler_of_a_card_has_a_name_and_the_reverse() -> None:
     known = {name: s.module for name, s in samplers().items()}
     named = {name: f"unmask.methods.{method}" for method, card in cards().items() for name in card.sampler}
     assert named.items() <= known.items()
-    others = {"fast_dllm", "maskgit_plus", "topk_margin", "entropy", "origin"}  # of unmask/sampling/presets.py
+    others = {
+        "fast_dllm",
+        "maskgit_plus",
+        "topk_margin",
+        "entropy",
+        "origin",
+        "ml_cache",
+    }  # of unmask/sampling/presets.py
     assert set(known) - set(named) == others
 
 
 @pytest.mark.parametrize("name", sorted(samplers()))
 def test_a_named_sampler_runs_and_its_arguments_are_those_of_its_function(name: str) -> None:
     entry = samplers()[name]
-    parameters = list(inspect.signature(getattr(import_module(entry.module), name)).parameters.values())
-    assert {p.name: p.default for p in parameters[1:]} == entry.arguments and entry.summary
+    function, net = getattr(import_module(entry.module), name), FakeDenoiser()
+    given = (BASE, net) if entry.takes_net else (BASE,)
+    parameters = list(inspect.signature(function).parameters.values())
+    assert {p.name: p.default for p in parameters[len(given) :]} == entry.arguments and entry.summary
     change, rest = find_sampler(name, [f"{k}={v}" for k, v in entry.arguments.items()])
-    assert rest == [] and change(BASE) == getattr(import_module(entry.module), name)(BASE) != BASE
-    assert not change(BASE).sample(FakeDenoiser(), collate([answer(9)], [0])).masked.any()
+    change = for_network(change, net)
+    assert rest == [] and change(BASE) == function(*given) != BASE
+    assert not change(BASE).sample(net, collate([answer(9)], [0])).masked.any()
 
 
 def test_arguments_are_taken_and_other_settings_left() -> None:

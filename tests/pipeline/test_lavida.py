@@ -57,9 +57,23 @@ def asked(model: Model, length: int = 4) -> Sequence:
 
 
 def test_the_prompt_is_the_published_one(folder: Path, model: Model) -> None:
-    """On LLaDA the token after the picture is dropped, as in the released code: it is the line break."""
-    sequence = asked(model)
+    """As in training. The released script drops the token after the picture on LLaDA: it is the line break."""
+    pieces, sequence = prompt_pieces(folder), asked(model)
+    assert texts(sequence) == pieces[0] + pieces[1]
+    released = unmask.load(folder, quirks="released")
+    assert isinstance(released, Model)
+    assert texts(asked(released)) == pieces[0] + (pieces[1] if on_dream(folder) else pieces[1][1:])
+    assert texts(asked(unmask.load(folder, quirks="none"))) == pieces[0] + pieces[1]  # type: ignore[arg-type]
+
+
+def texts(sequence: Sequence) -> list[int]:
+    """The ids of a question and its prompt, without the picture and the answer of four tokens."""
     text = sequence.ids[:-4][torch.tensor([s.kind == Kind.TEXT for s in sequence.spans for _ in range(len(s))])[:-4]]
+    return text.tolist()
+
+
+def prompt_pieces(folder: Path) -> list[list[int]]:
+    """The ids before and after the picture."""
     if on_dream(folder):
         before, after = (
             f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n",
@@ -71,8 +85,7 @@ def test_the_prompt_is_the_published_one(folder: Path, model: Model) -> None:
         before = "<|startoftext|>" + header.format("system") + SYSTEM + "<|eot_id|>" + header.format("user")
         after = f"\n{QUESTION}<|eot_id|>" + header.format("assistant")
         encode = tiny_llada.tokenizer()
-    pieces = [encode.encode(piece, add_special_tokens=False).ids for piece in (before, after)]
-    assert text.tolist() == pieces[0] + (pieces[1] if on_dream(folder) else pieces[1][1:])
+    return [encode.encode(piece, add_special_tokens=False).ids for piece in (before, after)]
 
 
 def test_the_first_view_is_squashed_and_the_map_is_cropped(model: Model) -> None:

@@ -17,9 +17,9 @@ from unmask.grammars.answer_format import of_regex
 from unmask.pipeline.model import Model
 from unmask.sampling.other_prompts import OtherPrompts
 from unmask.tasks.conversing import Message
-from unmask.tasks.lumina_dimoo import best_size, shaped
+from unmask.tasks.lumina_dimoo import DiMOORows, best_size, shaped
 from unmask.tasks.understand import Ask
-from unmask.tokens.lumina_dimoo import ANSWER
+from unmask.tokens.lumina_dimoo import ANSWER, RELEASED_QUIRKS
 from unmask.tokens.text import END_ANSWER
 
 torch.set_num_threads(1)
@@ -76,6 +76,67 @@ def test_edits_have_the_shape_of_their_picture_and_read_it(model: Model) -> None
     assert wide.size == (32, 16) and wide.tobytes() != other.tobytes()
 
 
+def test_edits_have_kinds_and_some_read_a_second_picture(model: Model) -> None:
+    """The kind changes the prompt; a transfer of style reads both pictures and has the size of the first."""
+    wide, tall = picture(96, 40), picture(40, 96)
+    usual, same, depth = (
+        model.edit(wide, "make it blue", steps=3, kind=kind)[0].image.tobytes()
+        for kind in ("", "edit", "depth_control")
+    )
+    assert usual == same != depth
+    one, other = (
+        model.edit(wide, "like this", steps=3, kind="image_ref_transfer", reference=given)[0].image
+        for given in (tall, tall.rotate(180))
+    )
+    assert one.size == (32, 16) and one.tobytes() != other.tobytes()
+    rows = DiMOORows(quirks=RELEASED_QUIRKS).of_kind("image_ref_transfer", [torch.zeros(4, 2, dtype=torch.long)])
+    row = rows.editing(model.parts, wide, torch.zeros(2, 4, dtype=torch.long), "x", None)  # type: ignore[arg-type]
+    assert [s.grid for s in row.spans if s.name == "image"] == [(1, 2)] * 4, (
+        "the released script takes the size of the style"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"kind": "canny"}, "there is no kind of edit 'canny'; "),
+        ({"kind": "multi_view_"}, "there is no kind of edit"),
+        ({"kind": "image_ref_transfer"}, "reads 1 references, got 0; give the picture whose style it takes"),
+        ({"kind": "edit_add", "reference": picture()}, "reads 0 references, got 1; only image_ref_transfer takes one"),
+        ({"kind": "edit_add", "attempts": 2}, "cannot be combined with several attempts"),
+    ],
+)
+def test_kinds_that_do_not_exist_are_named(model: Model, given: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        model.edit(picture(), "make it blue", steps=1, **given)  # type: ignore[arg-type]
+
+
+def test_other_models_have_one_kind_of_edit() -> None:
+    mini = unmask.load("mini")
+    for given, said in (
+        ({"kind": "edit_add"}, "of the kind 'edit_add'"),
+        ({"reference": picture()}, "with a second picture"),
+    ):
+        with pytest.raises(ValueError, match=f"this model cannot edit {said}; leave out the kind and the reference"):
+            mini.edit(picture(), "make it blue", steps=1, **given)  # type: ignore[arg-type]
+
+
+def test_a_requested_size_is_drawn_in_whole_codes_and_at_most_the_usual_area(model: Model) -> None:
+    sizes = [(64, 64), (64, 32), (128, 128), (100, 50), (128, 32), (4000, 1000)]
+    drawn = [model.parts.rows.drawn_size(model.parts, size) for size in sizes]
+    assert drawn == [(64, 64), (64, 32), (64, 64), (88, 40), (128, 32), (128, 32)]
+    assert unmask.load("mini").parts.rows.drawn_size(model.parts, (64, 32)) is None
+
+
+def test_the_quirks_of_the_released_scripts_are_chosen_by_a_word(folder: Path) -> None:
+    rows = {word: unmask.load(folder, quirks=word).parts.rows for word in ("usual", "none", "released")}
+    assert rows["usual"] == rows["none"] == DiMOORows() and rows["released"] == DiMOORows(quirks=RELEASED_QUIRKS)
+    with pytest.raises(ValueError, match="quirks 'some' is unknown; choose from usual, released, none"):
+        unmask.load(folder, quirks="some")
+    with pytest.raises(ValueError, match="no deviations of released scripts to choose; leave out quirks"):
+        unmask.load("mini", quirks="released")
+
+
 def test_infilling_keeps_what_is_outside_the_region(model: Model) -> None:
     region = Image.new("L", (32, 32))
     region.paste(255, (8, 8, 16, 16))
@@ -130,6 +191,24 @@ def test_the_shell(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     given = ["--model", str(folder), "--steps", "3"]
     assert main(["generate", "a red cat", *given, "--out", str(drawn)]) == 0
     assert main(["edit", str(drawn), "make it blue", *given, "--out", str(tmp_path / "blue.png")]) == 0
+    assert main(["generate", "a red cat", *given, "--size", "64x24", "--out", str(tmp_path / "wide.png")]) == 0
+    assert Image.open(tmp_path / "wide.png").size == (64, 24)
+    style = ["--kind", "image_ref_transfer", "--reference", str(drawn)]
+    assert main(["edit", str(tmp_path / "wide.png"), "so", *style, *given, "--out", str(tmp_path / "styled.png")]) == 0
+    capsys.readouterr()
+    predicted = ["edit", str(drawn), "so", "--kind", "depth_pred"]
+    made = []
+    for word in ("usual", "released"):
+        assert main([*predicted, *given, "--quirks", word, "--out", str(tmp_path / f"{word}.png")]) == 0
+        made.append(Image.open(tmp_path / f"{word}.png").tobytes())
+    assert made[0] != made[1]
+    capsys.readouterr()
+    for words, said in (
+        (["generate", "a cat", "--size", "64"], "--size '64' must be WIDTHxHEIGHT"),
+        (["generate", "a cat", "--size", "60x24"], "60x24 pixels is not possible"),
+        (["edit", str(drawn), "so", "--kind", "depth"], "there is no kind of edit 'depth'"),
+    ):
+        assert main([*words, *given]) == 2 and said in capsys.readouterr().err
     infill = ["infill", str(drawn), "--box", "0,0,16,16", *given, "--out", str(tmp_path / "filled.png")]
     assert main(infill) == 0
     capsys.readouterr()

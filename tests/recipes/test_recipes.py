@@ -67,9 +67,10 @@ def run(recipe: str, out: str, steps: int, *more: str) -> list[int]:
 
 def test_every_recipe_is_tried() -> None:
     stages = {stage.name for stage in lavida_o.STAGES}
-    assert {*SMALL, *stages, "finetune", "small.all", "mini.all"} == set(
+    others = {f"families.{name}" for name in ("mmada", "lavida", "dream", "dimple", "lumina_dimoo")}
+    assert {*SMALL, *stages, *others, "finetune", "small.all", "mini.all"} == set(
         recipes()
-    )  # the last ones have tests of their own
+    )  # these have tests of their own
 
 
 def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from unmask.sequence import Kind
 from unmask.tokens.build import Builder
-from unmask.tokens.lumina_dimoo import CONTROL, LINE, Request, covered, drawing, editing, request_of
+from unmask.tokens.lumina_dimoo import CONTROL, LINE, RELEASED_QUIRKS, Request, covered, drawing, editing, request_of
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.text import Text
 
@@ -31,11 +31,17 @@ def b() -> Builder:
         ("multi_view_left", "Generate a view-image based on the given image.",
          "Generate the left view based on the provided front view."),
         ("dense_depth", "Perform dense prediction on the given images.", "Generate a depth map according to the image."),
-        ("depth_pred", "Generate an image according to the prompt and image.", "words"),
+        ("depth_pred", "Perform dense prediction on the given images.", "Generate a depth map according to the image."),
     ],
 )  # fmt: skip
 def test_each_task_has_its_sentences(kind: str, system: str, text: str | None) -> None:
     assert request_of(kind, "words") == Request(system=system, text=system if text is None else text)
+
+
+def test_the_released_names_of_predictions_got_a_general_sentence() -> None:
+    found = request_of("depth_pred", "words", RELEASED_QUIRKS)
+    assert found == Request(system="Generate an image according to the prompt and image.", text="words")
+    assert request_of("dense_depth", "", RELEASED_QUIRKS) == request_of("depth_pred", "")
 
 
 def test_an_unknown_dense_prediction_is_named() -> None:

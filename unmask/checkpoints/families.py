@@ -14,7 +14,7 @@ from pathlib import Path
 from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.lavida import is_lavida
-from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError
+from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError, how_to_convert
 from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
@@ -36,8 +36,10 @@ _NAMES = {
     "llavalladaformaskeddiffusion": "LaViDa",
     "llavadream": "LaViDa",
     "lavida": "LaViDa",
-    "llavallada": "LLaDA-V",
+    "llavallada": "LLaDA-V or of ReDiff, which has its layout",
     "lladav": "LLaDA-V",
+    "rediff": "ReDiff",
+    "diffa": "DIFFA",
     "dreamvl": "Dream-VL",
     "dream": "Dream",
     "dimple": "Dimple",
@@ -184,7 +186,7 @@ def _single_file(path: Path) -> str:
         )
         return f"{path} is {what}, not a model folder; {hint}"
     if any(path.match(kind) for kind in OTHER_WEIGHTS):
-        return f"{path} is a pickle, which can run code, and unmask reads safetensors only; convert the weights to safetensors"
+        return f"{path} is a pickle, which can run code, and unmask reads safetensors only; {how_to_convert(path, path.name)}"
     return f"{path} is a file, not a model folder; give its folder"
 
 

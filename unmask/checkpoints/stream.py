@@ -23,6 +23,7 @@ from unmask.files import FileRefused, read_json, refuse_special
 from unmask.writing import pending
 
 OTHER_WEIGHTS = ("*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # a pickle can run code, so it is never read
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # those that ``unmask convert`` reads, on request
 MOST_HEADER = 8 * 2**20  # bytes of the header of one file: 80,000 tensors; the largest released one has 0.2 MB
 JOURNAL = ".pending.json"  # ends the name of the journal of a save
 MOST_INDEX = 16 * 2**20  # bytes of an index
@@ -90,8 +91,15 @@ def other_weights(folder: Path) -> str:
     """What a folder holds instead of safetensors, as the end of an error; "" if there is nothing of the kind."""
     found = sorted(p.name for kind in OTHER_WEIGHTS for p in folder.glob(kind))
     return (
-        f"it holds {found[0]}, but unmask reads safetensors only; convert the weights to safetensors" if found else ""
+        f"it holds {found[0]}, but unmask reads safetensors only; {how_to_convert(folder, found[0])}" if found else ""
     )
+
+
+def how_to_convert(place: Path, name: str) -> str:
+    """The end of an error about weights that are not safetensors. ``place``: the folder or file · ``name``: of the file."""
+    if Path(name).suffix not in PICKLES:
+        return "convert the weights to safetensors"
+    return f"convert the weights to safetensors, for example with `unmask convert {place} NEW --to safetensors`"
 
 
 def tensors_of(folder: Path, name: str) -> dict[str, Stored]:

@@ -26,12 +26,12 @@ from unmask.cli.options import (
     loading_options,
     lora_option,
     model_option,
-    speed_option,
     threads_option,
     use_threads,
 )
 from unmask.cli.output import STDOUT, news, print_json
 from unmask.cli.progress import opening
+from unmask.cli.sampling import speed_option
 from unmask.evaluation.progress import Lines
 
 if TYPE_CHECKING:

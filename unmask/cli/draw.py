@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -114,6 +115,9 @@ def _conditions(command: Command) -> Command:
     "Output file, which is replaced; several pictures are numbered; - is stdout.",
     "drawing.png",
 )
+@click.option(
+    "--size", metavar="WIDTHxHEIGHT", help="Size in pixels, for models that draw any shape.  [default: the model's]"
+)
 @_trace
 @_conditions
 @_plan_or_not
@@ -133,6 +137,7 @@ def generate(
     guidance: float | None,
     temperature: float | None,
     out: Path,
+    size: str | None,
     trace: Path | None,
     plan: bool | None,
     boxes: str | None,
@@ -154,6 +159,7 @@ def generate(
       unmask generate "a clock" --luminance 0.6 --contrast 0.05
       unmask generate "a dog above a car" --plan --thoughts plan.png
       unmask generate "a blue bus" --no-plan
+      unmask generate "a red cat" --size 64x32 --model tests/golden/lumina_dimoo_tiny
       unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"
       unmask generate "a red apple left of a blue cup" --plan --attempts 8 --thoughts attempts.png
     """
@@ -170,6 +176,7 @@ def generate(
         guidance_scale=guidance,
         temperature=temperature,
         seed=run.seed,
+        size=_size(size) if size else None,
         conditions=model.parts.conditions(**conditions),
         plan=layout,
         attempts=attempts,
@@ -191,6 +198,12 @@ def generate(
     "Output file, which is replaced; several pictures are numbered; - is stdout.",
     "edited.png",
 )
+@click.option("--kind", default="", help="Kind of edit, for models with several, such as canny_control.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="A second picture, for kinds that read one (image_ref_transfer).",
+)
 @_trace
 @_plan
 @_attempts
@@ -204,6 +217,8 @@ def edit(
     guidance: float | None,
     temperature: float | None,
     out: Path,
+    kind: str,
+    reference: Path | None,
     trace: Path | None,
     plan: bool,
     attempts: int,
@@ -221,6 +236,7 @@ def edit(
       unmask edit apple.png "remove the cat" -n 2 --seed 3 --trace gone.gif
       unmask edit apple.png "make the background sand" --plan --thoughts plan.png
       unmask edit apple.png "remove the cat" --attempts 4 --thoughts attempts.png
+      unmask edit apple.png "a green apple" --kind depth_control --model tests/golden/lumina_dimoo_tiny
       unmask edit *.png "make the background sand" --out sand/edited.png
     """
     names, instruction = pictures_and_text(words, "instruction", "unmask edit")
@@ -238,6 +254,8 @@ def edit(
         guidance_scale=guidance,
         temperature=temperature,
         seed=run.seed,
+        kind=kind,
+        reference=None if reference is None else read_picture(reference),
         plan=plan,
         attempts=attempts,
         trace=trace is not None,
@@ -272,7 +290,8 @@ def infill(
 ) -> None:
     """Fill a region of a picture, or the gaps in a text.
 
-    TARGET is a picture file, or a text in which every [mask] is a gap. A picture needs --region or --box. - reads TARGET from stdin.
+    TARGET is a picture file, or a text in which [mask] is one missing token and [mask:N] are N. A picture needs --region or --box.
+    - reads TARGET from stdin.
 
     \b
     Examples:
@@ -282,7 +301,7 @@ def infill(
     """
     if region is None and box is None:
         target = read_text(target, "text")
-    if _GAP in target:
+    if _GAP in target or re.search(r"\[mask:[0-9]", target):
         if region or box:
             raise click.UsageError(f"a text with {_GAP} takes no --region and no --box")
         answer = run.open_any("infill-text").infill_text(
@@ -314,6 +333,13 @@ def infill(
         settings=run.settings,
     )
     deliver([("", drawn)], 1, out, trace, run)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """``WIDTHxHEIGHT`` in pixels."""
+    if not (found := re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)):
+        raise click.UsageError(f"--size {text!r} must be WIDTHxHEIGHT in pixels, such as 1536x768")
+    return int(found[1]), int(found[2])
 
 
 def _box_region(text: str, size: tuple[int, int]) -> Image.Image:

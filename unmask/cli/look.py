@@ -56,6 +56,12 @@ if TYPE_CHECKING:
     metavar="N",
     help="Tokens that are decoded at a time; changes the answer.  [default: the model's preset]",
 )
+@click.option(
+    "--draft",
+    default="",
+    metavar="TEXT",
+    help="The answer with gaps: [mask] is one token, [mask:N] are N, [slot:N] up to N (LaViDa). Other words stay.",
+)
 @click.option("--plain", is_flag=True, help="Text models: continue the text without a chat template (for Base models).")
 @click.option("--schema", metavar="FILE|JSON", help="Constrain the answer to JSON that matches this schema.")
 @click.option("--regex", metavar="PATTERN", help="Constrain the answer to a full match of this regex.")
@@ -71,6 +77,7 @@ def ask(
     top_p: float | None,
     stop: tuple[str, ...],
     length: int | None,
+    draft: str,
     plain: bool,
     schema: str | None,
     regex: str | None,
@@ -87,6 +94,7 @@ def ask(
       unmask ask apple.png "how many apples are there?"
       unmask ask apple.png "what is left of the cat?" --json
       unmask ask apple.png "what colour is the apple?" --schema '{"enum": ["red", "green"]}'
+      unmask ask apple.png "what is it?" --draft "It is a [mask] apple." --model DIMPLE
       unmask ask *.png "what colour is the apple?"
       unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct --max-tokens 64 --temperature 0.5
       unmask ask "The sky is" --plain --max-tokens 32 --model LLaDA-8B-Base
@@ -105,9 +113,12 @@ def ask(
     options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature, "top_p": top_p, "stop": stop}
     options |= {"max_tokens": max_tokens, "length": length, **({"form": form} if form else {})}
     if isinstance(model, TextModel):
+        if draft:
+            raise click.UsageError('--draft is of models that read pictures; use unmask infill "text with [mask]"')
         _show_answers([("", (model.complete if plain else model.ask)(question, **options))], 1, trace, run)
     else:
         asked = pictures if names else iter([("", None)])  # without a picture, the model says whether it needs one
+        options |= {"draft": draft}
         answers = ((name, model.ask(picture, question, **options)) for name, picture in asked)
         _show_answers(answers, max(1, len(names)), trace, run)
 

@@ -36,7 +36,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "evaluate": ("unmask.cli.measure", "Measure the quality of a model."),
     "bench": ("unmask.cli.measure", "Compare samplers, or run a benchmark script of the source tree."),
     "inspect": ("unmask.cli.parts", "List a model's parts, parameters and bytes, or the memory that training needs."),
-    "convert": ("unmask.cli.weights", "Convert a model to the released layout, or back."),
+    "convert": (
+        "unmask.cli.weights",
+        "Convert a model to the released layout, or back; or pickles of weights to safetensors.",
+    ),
     "merge": ("unmask.cli.weights", "Write a model with LoRA adapters merged into its weights."),
     "verify": ("unmask.cli.weights", "Recompute measured values and report the differences."),
     "doctor": ("unmask.cli.doctor", "Show versions and devices, and test the embedded model."),

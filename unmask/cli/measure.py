@@ -18,16 +18,15 @@ from unmask.cli.options import (
     loading_options,
     lora_option,
     named_sampler,
-    sampler_option,
     seed_option,
     setting_option,
-    speed_option,
     threads_option,
     use_threads,
 )
 from unmask.cli.output import news, print_json, save_text
 from unmask.cli.progress import opening
 from unmask.cli.samplers import samplers
+from unmask.cli.sampling import sampler_option, speed_option
 from unmask.cli.suites import SUITES, EvalOptions, check
 from unmask.data.world.vocabulary import LEVELS
 

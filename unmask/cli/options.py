@@ -18,6 +18,7 @@ import click
 from unmask.cli import completion
 from unmask.cli.output import STDOUT, refuse_unwritable
 from unmask.cli.progress import opening, watched
+from unmask.cli.sampling import quirks_option, sampler_option, speed_option
 
 if TYPE_CHECKING:
     from unmask.checkpoints.elastic import WeightStorage
@@ -80,6 +81,7 @@ class Run:
     quiet: bool
     lora: tuple[str, ...] = ()
     speed: str = "exact"
+    quirks: str = "usual"
 
     def reads_pictures(self) -> bool | None:
         """Whether the model answers questions about pictures alone, from its config.json; None where that does not say, or it answers both
@@ -126,6 +128,7 @@ class Run:
             storage=self.storage.value(),
             lora=self.lora,
             speed=self.speed,
+            quirks=self.quirks,
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
             verify=self.storage.verify,
@@ -166,6 +169,7 @@ def model_options(command: Command) -> Command:
         quiet: bool,
         lora: tuple[str, ...],
         speed: str,
+        quirks: str,
         **own: object,
     ) -> object:
         change, settings = named_sampler(sampler, settings)
@@ -182,6 +186,7 @@ def model_options(command: Command) -> Command:
             quiet=quiet,
             lora=lora,
             speed=speed,
+            quirks=quirks,
         )
         return command(run, **own)
 
@@ -190,6 +195,7 @@ def model_options(command: Command) -> Command:
         lora_option,
         seed_option,
         speed_option,
+        quirks_option,
         sampler_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
@@ -296,20 +302,6 @@ top_p_option = click.option(
     help="Sample from the most probable tokens that have this probability together.  [default: 1, all tokens]",
 )
 stop_option = click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; repeatable.")
-sampler_option = click.option(
-    "--sampler",
-    metavar="NAME",
-    shell_complete=completion.samplers,
-    help="Sample with this method; -o NAME=VALUE sets its arguments. `unmask methods` lists them.",
-)
-speed_option = click.option(
-    "--speed",
-    metavar="SPEED",
-    default="exact",
-    show_default=True,
-    shell_complete=completion.speeds,
-    help=f"exact, fast (approximate), or parts of fast: {', '.join(completion.SPEED_PARTS)}; PART=VALUE sets one.",
-)
 download_option = click.option("--download", is_flag=True, help="Download a hub model that is not in the local cache.")
 seed_option = click.option(
     "--seed",

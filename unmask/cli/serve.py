@@ -25,11 +25,11 @@ from unmask.cli.options import (
     download_option,
     found_device,
     loading_options,
-    speed_option,
     threads_option,
     use_threads,
 )
 from unmask.cli.progress import opening
+from unmask.cli.sampling import speed_option
 
 if TYPE_CHECKING:
     from unmask.serving.access import Access

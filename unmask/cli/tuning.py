@@ -49,13 +49,13 @@ _OPTIONS = (
     click.option(
         "--model",
         metavar="NAME",
-        help="finetune, lavida_o: the model to start from.  [default: mini; a stage: what the one before it wrote]",
+        help="finetune, families, lavida_o: the model to start from.  [default: mini; a stage: what the one before it wrote]",
     ),
     click.option(
         "--data",
         metavar="PATH[=WEIGHT]",
         multiple=True,
-        help="finetune, lavida_o: a folder or file of your samples (docs/data.md); repeatable.",
+        help="finetune, families, lavida_o: a folder or file of your samples (docs/data.md); repeatable.",
     ),
     click.option(
         "--lora", type=click.IntRange(min=1), metavar="RANK", help="finetune: train adapters of this rank only."

@@ -1,4 +1,4 @@
-"""Commands on checkpoints: convert (between the two layouts on disk), merge (LoRA adapters into the weights), verify (recompute measured
+"""Commands on checkpoints: convert (between layouts on disk), merge (LoRA adapters into the weights), verify (recompute measured
 values).
 """
 
@@ -23,7 +23,9 @@ from unmask.cli.output import news, print_json, table
 @click.command()
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--to", "layout", type=click.Choice(["released", "own"]), required=True, help="The layout of OUT.")
+@click.option(
+    "--to", "layout", type=click.Choice(["released", "own", "safetensors"]), required=True, help="The layout of OUT."
+)
 @click.option(
     "--like",
     metavar="MODEL",
@@ -31,7 +33,7 @@ from unmask.cli.output import news, print_json, table
 )
 @json_option
 def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool) -> None:
-    """Convert a model to the released layout, or back.
+    """Convert a model to the released layout, or back; or pickles of weights to safetensors.
 
     SOURCE is a shipped model or a folder; OUT is a new folder, written completely or not at all. The whole model must fit into memory.
     Tensors keep their type and every bit, so a round trip is identical.
@@ -40,17 +42,25 @@ def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool
     "unmask" of config.json and vqvae/config.json, which other programs ignore. Settings that our layout cannot express go into the block
     "released" of our config.json.
 
+    --to safetensors: SOURCE is a folder or file with weights as a pickle (.bin, .pt, .pth, .ckpt), which can run code and is read by
+    this command alone: another process reads tensors and plain containers, and refuses the rest.
+
     \b
     Examples:
       unmask convert mini mini-released --to released
       unmask convert mini-released mini-again --to own
       unmask convert runs/stage3 mine --to released --like mini
+      unmask convert MMaDA-8B-Base mmada --to safetensors
     """
-    if like is not None and layout == "own":
+    if like is not None and layout != "released":
         raise click.UsageError("--like applies to training runs, which convert --to released only")
     from unmask.pipeline.convert import to_own, to_released
+    from unmask.pipeline.from_pickles import to_safetensors
 
-    written = to_released(source, out, like=like) if layout == "released" else to_own(source, out)
+    if layout == "safetensors":
+        written = to_safetensors(source, out)
+    else:
+        written = to_released(source, out, like=like) if layout == "released" else to_own(source, out)
     files = {str(p.relative_to(out)): p.stat().st_size for p in written}
     if as_json:
         print_json({"source": source, "out": str(out), "layout": layout, "files": files})

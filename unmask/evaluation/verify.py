@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from unmask.checkpoints.device import find_device
-from unmask.checkpoints.families import is_dimoo
+from unmask.checkpoints.families import is_dimoo, refuse_foreign
 from unmask.checkpoints.lavida_o import load_lavida_o
 from unmask.checkpoints.loading import load_everything
 from unmask.checkpoints.lumina_dimoo import survey_dimoo
@@ -85,8 +85,10 @@ def verify(
 
     ``tolerance``: the largest absolute difference of real numbers that passes, None for that of the family (1e-4; Dimple, whose values are
     larger, 2e-4); integers must be equal. ``dtype``: compute in this
-    type instead of the one of the files. CheckpointError where the folder is not in this form.
+    type instead of the one of the files. CheckpointError where the folder is of another family or not in this form.
     """
+    if folder.exists():
+        refuse_foreign(folder)
     found_as, tolerance = format_in(folder), default_tolerance(folder) if tolerance is None else tolerance
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"the tolerance must be at least 0 and finite, got {tolerance}; 1e-4 is usual for float32")

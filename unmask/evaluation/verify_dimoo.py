@@ -16,12 +16,12 @@ from torch import Tensor
 
 from unmask.checkpoints.lumina_dimoo import read_text
 from unmask.checkpoints.schema import read_json
-from unmask.evaluation.verify_ml_cache import MLCache
-from unmask.evaluation.verify_rows import scored_rows, text_batch, text_ids
+from unmask.evaluation.verify_rows import masked_rows, scored_rows, text_ids
 from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, complete, prompts_of, record
 from unmask.models.elastic import Elastic
-from unmask.objectives.cross_entropy import cross_entropy
+from unmask.objectives.masked import Masked, Pooled
 from unmask.sampling.lumina_dimoo import dimoo_edit, dimoo_image
+from unmask.sampling.ml_cache import MLCache
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.selection import Confident
 from unmask.sampling.token_sampler import Greedy
@@ -192,16 +192,21 @@ class DiMOOReference:
         """A drawing with ML-Cache, the places that each step computes, and the same without."""
         steps, row = int(self.arrays["cache.steps"]), drawing(self._builder(), self._said("t2i"), self._grid)
         ratio, warmup = (float(self.arrays[f"cache.{n}"]) for n in ("ratio", "warmup"))
-        cache = MLCache(ratio=ratio, warmup=warmup, interval=int(self.arrays["cache.interval"]))
-        batch = collate([row], [0]).to(self._device)
-        done, order, computed = cache.sample(net, batch, self._greedy(steps), steps)
+        first = net.config.first_code
+        cache = MLCache(
+            ratio=ratio,
+            warmup=warmup,
+            interval=int(self.arrays["cache.interval"]),
+            codes=(first, first + net.config.codes),
+        )
+        seen = self._run(net, row, replace(self._greedy(steps), cache=cache))
         off = self._run(net, row, self._greedy(steps))
         at = _places(row, "image")
         return {
-            "cache.codes": done.ids[:, at],
-            "cache.order": order[at][None],
-            "cache.computed": torch.stack(computed[0]),
-            "cache.computed_null": torch.stack(computed[1]),
+            "cache.codes": seen.batch.ids[:, at],
+            "cache.order": seen.order[at][None],
+            "cache.computed": _computed(seen, 0),
+            "cache.computed_null": _computed(seen, 1),
             "cache.codes_off": _codes(off),
             "cache.order_off": _order(off),
         }
@@ -226,11 +231,12 @@ class DiMOOReference:
     def losses(self, net: Elastic) -> Arrays:
         """The mean over all labels, of each kind of row alone and of all of them padded with id 0, which is read."""
         out = {}
-        for task in ("t2i", "edit", "und", "batch"):
-            ids, labels = self.arrays[f"loss.{task}_ids"], self.arrays[f"loss.{task}_labels"]
-            scored = net(text_batch(ids), predict=labels != -100).scored[Kind.TEXT]
-            out[f"loss.{task}"] = cross_entropy(scored, labels.flatten()[scored.at]).mean()
-        return out
+        for task in ("t2i", "edit", "und"):
+            noisy = masked_rows(self.arrays[f"loss.{task}_ids"], self.arrays[f"loss.{task}_labels"], net.mask_id)
+            out[f"loss.{task}"] = Masked().of(net, noisy).total
+        ids, labels = self.arrays["loss.batch_ids"], self.arrays["loss.batch_labels"]
+        rows = [masked_rows(i[None], own[None], net.mask_id) for i, own in zip(ids, labels, strict=True)]
+        return out | {"loss.batch": Pooled(objectives=(("all", Masked()),)).of(net, *rows).total}
 
     def _builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
@@ -300,6 +306,12 @@ def _with_codes(row: Sequence, masked: Tensor) -> Sequence:
     """The drawing of given codes, some of them masked, [h, w]."""
     at = _places(row, "image")
     return replace(row, masked=torch.zeros_like(row.masked).index_put((at,), masked.flatten()))
+
+
+def _computed(seen: Trace, view: int) -> Tensor:
+    """The places of a view that each step computes, [S, row]."""
+    rows = [q.reuse.compute[view][q.batch.valid[view]] for q in seen.queries if q.reuse is not None]
+    return torch.stack(rows)
 
 
 def _codes(trace: Trace) -> Tensor:

@@ -18,6 +18,7 @@ from unmask.evaluation.verify_lavida import every_logit
 from unmask.models.elastic import Elastic
 from unmask.models.qwen_vision import QwenVision, patches_of
 from unmask.objectives.masked import Masked, complement
+from unmask.objectives.next_token import NextToken
 from unmask.sampling.aligned import Aligned
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.token_sampler import Probability
@@ -112,13 +113,11 @@ class DimpleReference:
         drawn = self.arrays["train.uniforms"] < self.arrays["train.t"][:, None]
         weight = torch.ones_like(maskable, dtype=torch.float)
         noisy = batch.replace(writable=maskable, masked=maskable & drawn, weight=weight)
-        order = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
-        causal = batch.replace(order=order, target=maskable, weight=weight)
-        loss = Masked()
+        loss, clean = Masked(), batch.replace(writable=maskable)
         return {
             "train.loss_single": loss.of(net, noisy).total,
             "train.loss_dual": loss.of(net, noisy, complement(noisy)).total,
-            "train.loss_autoregressive": loss.of(net, causal).total,
+            "train.loss_autoregressive": NextToken()(net, clean, torch.Generator()).total,
         }
 
     def random_orders(self, net: Elastic) -> Arrays:

@@ -19,13 +19,14 @@ from torch import Tensor
 from unmask.checkpoints.mmada import read_text
 from unmask.checkpoints.schema import read_json
 from unmask.evaluation.verify_parallel import parallel
-from unmask.evaluation.verify_rows import encoded, masked_losses, scored_rows, text_batch, text_ids
+from unmask.evaluation.verify_rows import encoded, masked_rows, scored_rows, text_batch, text_ids
 from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, complete, prompts_of, record
 from unmask.models.elastic import Elastic
 from unmask.models.padding import WeightedPadding
 from unmask.objectives.clipped import clipped_loss
 from unmask.objectives.cross_entropy import cross_entropy
-from unmask.objectives.row_losses import answer_loss, text_loss
+from unmask.objectives.importance import EachRow
+from unmask.objectives.masked import InverseTime, Masked
 from unmask.sampling.cooling import Cooling
 from unmask.sampling.kept import linear
 from unmask.sampling.mmada import mmada_image
@@ -191,13 +192,12 @@ class MMaDAReference:
         out = self._training_rows()
         for task in ("lm", "chat", "mmu", "r2i"):
             ids, labels, p = (self.arrays[f"loss.{task}_{n}"] for n in ("ids", "labels", "p"))
-            each, row = masked_losses(net, ids, labels)
+            prompt = out.get(f"loss.{task}_prompt", torch.zeros_like(ids))
+            noisy = masked_rows(ids, labels, net.mask_id)
+            noisy = noisy.replace(writable=prompt == 0, weight=p[:, None].expand_as(ids).float())
+            out[f"loss.{task}"] = Masked(weight=InverseTime() if task == "lm" else EachRow()).of(net, noisy).total
             if task == "lm":
-                out["loss.lm"] = text_loss(each, p[row], tokens=ids.numel())
-                out["loss.base_stage4"] = answer_loss(each, p[row], row, torch.full_like(p, ids.shape[1]))
-            else:
-                lengths = (out[f"loss.{task}_prompt"] == 0).sum(1).to(p)
-                out[f"loss.{task}"] = answer_loss(each, p[row], row, lengths)
+                out["loss.base_stage4"] = Masked(weight=EachRow()).of(net, noisy).total
         return out | self._drawing_losses(net)
 
     def _drawing_losses(self, net: Elastic) -> Arrays:
@@ -216,8 +216,10 @@ class MMaDAReference:
             net.attention = own
             batch = collate(some, [0] * len(some)).to(given.device)
             batch = batch.replace(masked=torch.zeros_like(batch.masked))
-            scored = net(batch, predict=(labels != -100) & _drawn(batch)).scored[Kind.TEXT]
-            out[f"loss.t2i{name}"] = cross_entropy(scored, labels.flatten()[scored.at]).mean()
+            batch = batch.replace(
+                target=(labels != -100) & _drawn(batch), clean=labels, weight=torch.ones_like(given, dtype=torch.float)
+            )
+            out[f"loss.t2i{name}"] = Masked().of(net, batch).total
         net.attention = attention
         return out
 

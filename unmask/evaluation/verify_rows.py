@@ -14,7 +14,6 @@ from torch import Tensor
 
 from unmask.models.elastic import Elastic
 from unmask.models.shared_vocabulary import as_text
-from unmask.objectives.cross_entropy import cross_entropy
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.tokens.text import Text
 
@@ -49,10 +48,13 @@ def text_batch(ids: Tensor) -> Batch:
     return collate(rows, [0] * len(rows)).to(ids.device)
 
 
-def masked_losses(net: Elastic, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of every masked token, and its row."""
-    scored = net(text_batch(ids), predict=(ids == net.mask_id) & (labels != -100)).scored[Kind.TEXT]
-    return cross_entropy(scored, labels.flatten()[scored.at]), scored.at // ids.shape[1]
+def masked_rows(ids: Tensor, labels: Tensor, mask_id: int) -> Batch:
+    """Training rows: masked where ``ids`` has the mask and ``labels`` the true id, and every token counts as one that may be masked."""
+    masked = (ids == mask_id) & (labels != -100)
+    batch = text_batch(ids)
+    return batch.replace(
+        masked=masked, writable=torch.ones_like(masked), clean=labels, weight=torch.ones_like(ids, dtype=torch.float)
+    )
 
 
 def encoded(text: Text, prompt: str) -> list[int]:

@@ -68,7 +68,11 @@ class QwenTower(nn.Module):
 
 
 class QwenVision(nn.Module):
-    """Pictures of one size in [0, 1], [I, 3, H, W] -> the tokens that the language model reads, [I, T, D]."""
+    """Pictures in [0, 1], [I, 3, H, W] -> the tokens that the language model reads, [I, T, D]; [1, sum of T, D] where some are smaller, and
+    padded with NaN (``sequence.of_one_size``).
+    """
+
+    any_size = True
 
     def __init__(self, config: QwenVisionConfig, width: int) -> None:
         super().__init__()
@@ -76,11 +80,19 @@ class QwenVision(nn.Module):
         self.project_in, self.project_out = Linear(config.out, width), Linear(width, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return torch.stack([self.project(self.tower(one)) for one in pixels])
+        found = [self.project(self.tower(_whole(one))) for one in pixels]
+        alike = all(len(one) == len(found[0]) for one in found)
+        return torch.stack(found) if alike else torch.cat(found)[None]
 
     def project(self, features: Tensor) -> Tensor:
         """Merged features [.., out] -> [.., D]."""
         return self.project_out(F.silu(self.project_in(features)))
+
+
+def _whole(pixels_3HW: Tensor) -> Tensor:
+    """A picture without its padding."""
+    there_HW = ~pixels_3HW[0].isnan()
+    return pixels_3HW[:, : int(there_HW[:, 0].sum()), : int(there_HW[0].sum())]
 
 
 def patches_of(pixels_3HW: Tensor, config: QwenVisionConfig) -> Tensor:

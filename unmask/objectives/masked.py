@@ -24,19 +24,24 @@ from unmask.step import Loss
 
 
 class Weight(Protocol):
-    """The mean loss of one kind of token, from ``each`` masked token's loss and ``probability`` of being masked, both [N].
+    """The loss of one kind of token, from that of ``each`` masked token and what ``per_token`` says of it, both [N].
 
+    ``per_token(noisy)``: [B, L], the probability of being masked, or a number that depends on the row too (``objectives.importance``) ·
     ``tokens``: number of tokens of that kind that could have been masked.
     """
 
-    def __call__(self, each: Tensor, probability: Tensor, tokens: int) -> Tensor: ...
+    def per_token(self, noisy: Batch) -> Tensor: ...
+    def __call__(self, each: Tensor, per_token: Tensor, tokens: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
     """The mean over masked tokens."""
 
-    def __call__(self, each: Tensor, probability: Tensor, tokens: int) -> Tensor:
+    def per_token(self, noisy: Batch) -> Tensor:
+        return _probability(noisy)
+
+    def __call__(self, each: Tensor, per_token: Tensor, tokens: int) -> Tensor:
         return each.mean()
 
 
@@ -50,8 +55,16 @@ class InverseTime:
 
     least: float = 1e-3
 
-    def __call__(self, each: Tensor, probability: Tensor, tokens: int) -> Tensor:
-        return (each / probability.clamp(min=self.least)).sum() / tokens
+    def per_token(self, noisy: Batch) -> Tensor:
+        return _probability(noisy)
+
+    def __call__(self, each: Tensor, per_token: Tensor, tokens: int) -> Tensor:
+        return (each / per_token.clamp(min=self.least)).sum() / tokens
+
+
+def _probability(noisy: Batch) -> Tensor:
+    assert noisy.weight is not None
+    return noisy.weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +121,12 @@ class Masked:
     complementary: bool = False
 
     def __call__(self, model: MaskedModel, clean: Batch, rng: torch.Generator) -> Loss:
-        return self.of(model, *self.views(model, clean, rng))
+        return self._scored(model, self.views(model, clean, rng))
 
     def views(self, model: Masks, clean: Batch, rng: torch.Generator) -> tuple[Batch, ...]:
-        """The masked batch and, where both are trained, its complement."""
+        """The masked batch and, where both are trained, its complement, with what the weight reads in ``Batch.weight``."""
         noisy = self.noisy(model, clean, rng)
-        return (noisy, complement(noisy)) if self.complementary else (noisy,)
+        return self._weighted((noisy, complement(noisy)) if self.complementary else (noisy,))
 
     def noisy(self, model: Masks, clean: Batch, rng: torch.Generator) -> Batch:
         """The batch with masked tokens. Guidance dropout drops the condition of some rows, then the forward process draws times and masks
@@ -128,18 +141,24 @@ class Masked:
 
         A token therefore has the same weight in every view, even if another view has no masked token.
         """
+        return self._scored(model, self._weighted(views))
+
+    def _scored(self, model: MaskedModel, views: Sequence[Batch]) -> Loss:
         return self.weighed(model, views, apart(model, views))
+
+    def _weighted(self, views: Sequence[Batch]) -> tuple[Batch, ...]:
+        return tuple(view.replace(weight=self.weight.per_token(view)) for view in views)
 
     def weighed(self, model: MaskedModel, views: Sequence[Batch], losses: Sequence[TokenLosses]) -> Loss:
         """The loss, given that of each scored token in every view: a weighted mean for each kind (eq. 3)."""
         terms, counts = {}, {}
         for kind in sorted({kind for found in losses for kind in found}):
             parts = [found[kind] for found in losses if kind in found]
-            each, probability = (torch.cat(x) for x in zip(*parts, strict=True))
+            each, per_token = (torch.cat(x) for x in zip(*parts, strict=True))
             if len(each):
                 name = kind_name(kind)
                 tokens = sum(int((_scorable(v) & (v.kind == kind)).sum()) for v in views)
-                terms[name], counts[name] = self.weight(each, probability, tokens), len(each)
+                terms[name], counts[name] = self.weight(each, per_token, tokens), len(each)
         # A batch without a masked token has a zero gradient.
         total = torch.stack(list(terms.values())).sum() if terms else next(model.parameters()).sum() * 0
         return Loss(total=total, terms=terms, counts=counts)
@@ -196,3 +215,29 @@ class Together:
             terms |= {f"{name}.{k}": v for k, v in loss.terms.items()}
             counts |= {f"{name}.{k}": v for k, v in loss.counts.items()}
         return Loss(total=total, terms=terms, counts=counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """{name: batch} -> one mean over the masked tokens of all tasks, so that a task counts by how many of them it has (Lumina-DiMOO, arXiv
+    2510.06308, as released). The weight is that of the first task · ``others``: the objective of all other batches, which is added.
+    """
+
+    objectives: tuple[tuple[str, Masked], ...]
+    others: Together | None = None
+
+    def __call__(self, model: MaskedModel, batches: dict[str, Batch], rng: torch.Generator) -> Loss:
+        tasks = [(name, task) for name, task in self.objectives if name in batches]
+        if not tasks:
+            raise ValueError(f"no batch for any of {[n for n, _ in self.objectives]}; got {list(batches)}")
+        views = [view for name, task in tasks for view in task.views(model, batches[name], rng)]
+        loss = self.of(model, *views)
+        rest = {name: batch for name, batch in batches.items() if name not in dict(self.objectives)}
+        if self.others is None or not rest:
+            return loss
+        more = self.others(model, rest, rng)
+        return Loss(total=loss.total + more.total, terms=loss.terms | more.terms, counts=loss.counts | more.counts)
+
+    def of(self, model: MaskedModel, *views: Batch) -> Loss:
+        """The mean over the masked tokens of views as ``Masked.views`` makes them."""
+        return self.objectives[0][1].weighed(model, views, joined_losses(model, views))

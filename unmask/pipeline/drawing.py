@@ -7,19 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from PIL import Image
+from torch import Tensor
 
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import reflecting
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_so_far
 from unmask.tasks.infill import Infill
-from unmask.tasks.parts import Presets
+from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.planning import PlanImage
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Attempt, Drawing, Drawings, describe
 from unmask.tasks.running import StepEvent, ThinkingRunner
 from unmask.tokens.layouts import Layout
+from unmask.tokens.pictures import read_image
 from unmask.tokens.prompts import Conditions
+from unmask.tokens.sources import Picture
 
 PictureTask = Generate | Edit | Infill
 
@@ -78,6 +81,15 @@ def as_asked(
     if size is not None and (thinking.attempts > 1 or thinking.plan or thinking.layout):
         raise ValueError("a size cannot be combined with a layout or several attempts; leave one out")
     return thinking
+
+
+def further(parts: Parts, kind: str, reference: Picture | None, attempts: int) -> tuple[Tensor, ...]:
+    """The pixels of the second picture of an edit, in a tuple; () without one. ValueError where several attempts at an edit have a kind or
+    a second picture, which the critique does not know.
+    """
+    if attempts > 1 and (kind or reference is not None):
+        raise ValueError("a kind of edit and a reference cannot be combined with several attempts; leave one out")
+    return () if reference is None else (parts.preprocess(read_image(reference))[0],)
 
 
 def layouts_of(

@@ -29,7 +29,10 @@ _BESIDE = (
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template*",
+    "preprocessor_config.json",
 )
+_IMAGE_TOKENIZERS = ("vqvae", "magvitv2")  # folders beside the network
+_LIKE_LLADA = (Format.RELEASED, Format.LLADA)
 _SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes, as of ``convert``
 
 
@@ -52,8 +55,9 @@ def export_like(spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> N
     if own:
         for path in files_of(source, "vq"):
             copy_file(path, folder / path.name)
-    elif (source / "vqvae").is_dir():
-        shutil.copytree(source / "vqvae", folder / "vqvae", dirs_exist_ok=True, copy_function=copy_file)
+    for name in _IMAGE_TOKENIZERS:
+        if not own and (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, dirs_exist_ok=True, copy_function=copy_file)
     if own:
         write_sums(folder)
     if spec.format.is_text:  # embedding and head have been trained apart
@@ -66,4 +70,6 @@ def _released_names(spec: ModelSpec) -> dict[str, str]:
     """Our parameter name -> that of the files."""
     if spec.format is Format.DREAM:
         return trunk_names(spec.checkpoint.config)
-    return {ours: f"model.{theirs}" for ours, theirs in names(spec.checkpoint.config).items()}
+    if spec.format in _LIKE_LLADA:
+        return {ours: f"model.{theirs}" for ours, theirs in names(spec.checkpoint.config).items()}
+    return {ours: stored.name for ours, stored in spec.checkpoint.net.items()}

@@ -13,15 +13,15 @@ from functools import partial
 import torch
 
 from unmask.grammars.answer_format import AnswerFormat
+from unmask.pipeline.asking import Asked, answered
 from unmask.pipeline.catalogue import for_network
-from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, labelled, layouts_of, several, used_by
+from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, further, labelled, layouts_of, several, used_by
 from unmask.sampling.fast import Fast
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
 from unmask.tasks import (
     conversing,
     edit,
-    forms,
     generate,
     ground,
     infill,
@@ -32,12 +32,13 @@ from unmask.tasks import (
 )
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn
+from unmask.tasks.drafts import expanded
 from unmask.tasks.lengths import Extent
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Answer, Attempt, Box, Drawing, Drawings, Grounding, describe
-from unmask.tasks.running import Decoded, Executor, OnStep, answer, answer_within, check_context, decide
+from unmask.tasks.running import Decoded, Executor, OnStep, answer, check_context, decide
 from unmask.tasks.sampler_options import with_options
 from unmask.tasks.speeds import speed_of
 from unmask.tokens.layouts import Layout
@@ -132,6 +133,8 @@ class Model:
         *,
         n: int = 1,
         seed: int = 0,
+        kind: str = "",
+        reference: Picture | None = None,
         plan: bool | Layout = False,
         attempts: int = 1,
         trace: bool = False,
@@ -141,32 +144,33 @@ class Model:
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
     ) -> Drawings:
-        """``n`` versions of a picture, changed as the instruction says, in the model's own (square) size.
+        """``n`` versions of a picture, changed as the instruction says, in the model's own size.
 
-        ``plan``: predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times
-        until the model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
+        ``kind``: of edit, such as ``canny_control``, for models with several; some read a second picture (``reference``) · ``plan``:
+        predict first what changes and where (True), or use this layout · ``attempts``: best-of-N: edit up to this many times until the
+        model's own critique of before and after accepts one · the sampler's options and settings as in ``generate``.
         """
-        picture, text, seeds = read_image(image), self._prompt(instruction), [seed + i for i in range(count_of(n))]
+        picture, more = read_image(image), further(self.parts, kind, reference, attempts)
+        text, seeds = self._prompt(instruction), [seed + i for i in range(count_of(n))]
         options, warnings = (settings, steps, guidance_scale, temperature), self.parts.warnings(instruction)
         chosen = with_options(sampler or self.presets.edit(self.parts), *options)
         thinking = Thinking(plan=plan is True, layout=plan if isinstance(plan, Layout) else None, attempts=attempts)
+        used = used_by(chosen, thinking, self, edits=True)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.presets.refuse("edit", "critique")
             self.parts.require(revising.NEEDS)
             retry_sampler = with_options(sampler or self.presets.edit_again(self.parts), *options)
-            rows = ([picture] * n, [text] * n, seeds)
-            think = partial(revising.revise, self, *rows, thinking, chosen, retry_sampler)
-            used = {**used_by(chosen, thinking, self, edits=True), "edit_again": retry_sampler}
+            think = partial(revising.revise, self, [picture] * n, [text] * n, seeds, thinking, chosen, retry_sampler)
+            used |= {"edit_again": retry_sampler}
             return labelled(self, best_of(instruction, seeds, chosen, think, warnings), used)
         (pixels, _), views, layout = self.parts.preprocess(picture), self.parts.image_views(picture), thinking.layout
         if thinking.plan:
             self.parts.require(planning.PlanEdit.needs)
             (layout,) = revising.layouts(self, [(views, text)], [0])
             self.emit(0, layout)
-        task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout)
-        drawn = draw(self, [task] * n, seeds, chosen, instruction, trace, warnings)
-        return labelled(self, drawn, used_by(chosen, thinking, self, edits=True))
+        task = edit.Edit(pixels=pixels, instruction=text, look=views, plan=layout, kind=kind, references=more)
+        return labelled(self, draw(self, [task] * n, seeds, chosen, instruction, trace, warnings), used)
 
     @checked
     def infill(
@@ -204,6 +208,7 @@ class Model:
         length: int | None = None,
         stop: Sequence[str] = (),
         form: AnswerFormat | None = None,
+        draft: str = "",
         steps: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
@@ -215,23 +220,15 @@ class Model:
         ``max_tokens``: most tokens of the answer, which ends earlier at the model's end of turn; the model's context bounds it (None:
         ``length``) · ``length``: masked tokens that are decoded at a time (None: the model's preset); the answer depends on it, but not on
         ``max_tokens`` (``tasks.lengths``) · ``stop``: the text ends before the first of these strings · ``form``: a JSON schema or a
-        regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value.
+        regex that the answer matches (``grammars.answer_format``); ``Answer.value`` is its parsed value · ``draft``: the answer with gaps
+        ``[mask]``, ``[mask:N]`` or, of models with slots, ``[slot:N]``, whose words stay (``tasks.drafts``).
         """
         canvas = self.parts.rows.canvas(self.presets.answer if length is None else length, max_tokens)
         extent = Extent(length=canvas, max_tokens=max_tokens, stop=tuple(stop))
         views, text = self.parts.question_views(image), self._prompt(question)
         chosen = with_options(self.presets.ask(self.parts), settings, steps, guidance_scale, temperature, top_p)
-        if form is not None:
-            wanted = form.slots(self.parts.text, self.parts.wording)
-            slots = tuple(replace(slot, question=self._prompt(slot.question, empty=True)) for slot in wanted)
-            request = forms.Request(slots=slots, form=form, extent=extent, context=self.presets.context)
-            self.parts.require(forms.Fill.needs)
-            made = forms.fill(self, views, text, chosen, request, seed=seed, trace=trace)
-        else:
-            task = understand.Ask(pixels=views, question=text, length=extent.length)
-            self.parts.require(task.needs)
-            given = {"context": self.presets.context, "question": question, "seed": seed, "trace": trace}
-            made = answer_within(self, task.build(self.parts), chosen, extent, **given)
+        asked = Asked(question=question, read=text, views=views, seed=seed, trace=trace, form=form, draft=draft)
+        made = answered(self, asked, chosen, length, extent, self._prompt)
         approximate = self.presets.approximate(self.parts, {"ask": chosen})
         return replace(made, warnings=self.parts.warnings(question), approximate=approximate)
 
@@ -279,8 +276,8 @@ class Model:
         temperature: float | None = None,
         settings: Sequence[str] = (),
     ) -> Answer:
-        """A caption with every ``[mask]`` replaced by one token."""
-        task = understand.FillText(target=self._prompt(target))
+        """A caption with every ``[mask]`` replaced by one token, and every ``[mask:N]`` by N."""
+        task = understand.FillText(target=self._prompt(expanded(target)))
         chosen = with_options(self.presets.fill(self.parts), settings, steps, guidance_scale, temperature)
         self.parts.require(task.needs)
         built = task.build(self.parts)

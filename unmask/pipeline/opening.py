@@ -24,6 +24,7 @@ from unmask.pipeline.loading import (
     resolve,
 )
 from unmask.pipeline.model import Model
+from unmask.pipeline.quirks import USUAL, refuse_quirks, with_quirks
 from unmask.pipeline.recipe_models import open_by_recipe, recipe_in
 from unmask.pipeline.text_family import DREAM, LLADA
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
@@ -48,6 +49,7 @@ def load(
     storage: WeightStorage | None = None,
     lora: Adapters = (),
     speed: str | Fast = EXACT,
+    quirks: str = USUAL,
     download: bool = False,
     on_bytes: Callable[[int, int], None] = _silent,
     verify: bool = True,
@@ -61,6 +63,7 @@ def load(
     ``needs``: load only these parts (``needs_of("generate")``); tasks that need more load the rest later. None: everything ·
     ``storage``: dtype, quantisation and CPU offload · ``lora``: LoRA adapters that are applied, ``FOLDER`` or ``FOLDER:scale``, one or
     several, which add up · ``speed``: as of ``Model.with_speed`` · ``download``: download ``owner/name`` if it is not in the local cache ·
+    ``quirks``: of the released scripts of a family, usual, released or none (``pipeline.quirks``) ·
     ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read ·
     ``verify``: compare the weights of our own layout with the SHA-256 in config.json (48 MB take 0.03 s).
     """
@@ -75,7 +78,10 @@ def load(
             raise ValueError(f"{folder} is opened by the recipe {recipe}, which takes no adapters; leave out lora")
         if fast != EXACT:
             raise ValueError(f"{folder} is opened by the recipe {recipe}, which has no fast mode; leave out speed")
+        if quirks != USUAL:
+            raise ValueError(f"{folder} is opened by the recipe {recipe}, which has no quirks; leave them out")
         return open_by_recipe(folder, recipe, place)
+    refuse_quirks(quirks, format_in(folder))
     if format_in(folder).is_text:
         text = load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
         return text.with_speed(fast)
@@ -83,7 +89,7 @@ def load(
     weights = Weights(
         checkpoint=found.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes, verify=verify
     )  # fmt: skip
-    parts = open_parts(found, weights)
+    parts = with_quirks(open_parts(found, weights), found.format, quirks)
     add_adapters(parts.net, lora, weights=weights, called=str(name))
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=found.presets.with_speed(fast))

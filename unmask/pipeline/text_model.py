@@ -25,6 +25,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
+from unmask.tasks.drafts import expanded
 from unmask.tasks.forms import Request, answer_formed, filled
 from unmask.tasks.lengths import Extent, read_words
 from unmask.tasks.results import Answer, answered, describe
@@ -301,7 +302,8 @@ class TextModel:
         temperature: float | None = None,
         settings: Items[str] = (),
     ) -> Answer:
-        """A text with every ``[mask]`` replaced by one token, most confident first."""
+        """A text with every ``[mask]`` replaced by one token and ``[mask:N]`` by N, most confident first."""
+        target = expanded(target)
         preset = self.parts.family.fill(self.parts.text, max(1, target.count(GAP)))
         chosen = with_options(self._changed(preset), settings, steps, guidance_scale, temperature)
         task = FillGaps(target=_given(target))

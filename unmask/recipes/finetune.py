@@ -26,15 +26,16 @@ from unmask.data.samples import Boxes, Broken, Caption, Chat, DataError, Sample,
 from unmask.data.squares import Crop, Pad, Square
 from unmask.models.elastic import Elastic
 from unmask.models.lora import LoRA
-from unmask.objectives.masked import Dropout, Masked, Scores, Together
+from unmask.objectives.masked import Dropout, Masked, Scores
 from unmask.recipe import Eval, Optim, Recipe, Training
 from unmask.recipes.replay import Before, Replay, data_replay, distilled, knows_the_world, world_replay
 from unmask.recipes.starting import Start, start_of
 from unmask.recipes.watching import Sheet, ValidationLoss
+from unmask.recipes.ways import Given, Way, summed, way_of
 from unmask.sequence import Batch, Kind, Sequence
 from unmask.tasks.conversing import Message
 from unmask.tasks.encoding import Coding
-from unmask.tasks.examples import Cropping, formats_of, padded_answer
+from unmask.tasks.examples import Answered, Cropping, formats_of, padded_answer
 from unmask.tokens.boxes import FractionBox
 from unmask.training.states import newest
 
@@ -80,30 +81,55 @@ def finetune(
     ``folder``: of the run, for image codes and sample sheets.
     """
     start = start_of(model)
-    place = _own_folder(folder, start)
-    training, checking = _split(data, holdout)
-    known = None if replay in REPLAYS else _split(_existing(replay), 0.0)[0]
-    formats = _formats(start, training, known, place, codes, fit)
-    source = OwnData(data=training, formats=formats, seed=seed, batch=batch)
-    objectives = {f.name: _objective(f.name, start) for f in source.used}
-    rows = _rows(batch, replay_share)
+    given = Given(
+        data=data,
+        lora=lora,
+        alpha=alpha,
+        quantise=quantise,
+        batch=batch,
+        only=only,
+        freeze=freeze,
+        replay=replay,
+        replay_share=replay_share,
+        distill=distill,
+        fit=fit,
+        holdout=holdout,
+        codes=codes,
+        seed=seed,
+        folder=folder,
+    )
+    return tuned(start, given, way_of(start))
+
+
+def tuned(start: Start, given: Given, way: Way | None) -> Recipe[Elastic, dict[str, Batch]]:
+    """Fine-tune a model. ``way``: that of its family; None: rows like its requests and the loss of LaViDa-O."""
+    seed, place = given.seed, _own_folder(given.folder, start)
+    training, checking = _split(given.data, given.holdout)
+    known = None if given.replay in REPLAYS else _split(_existing(given.replay), 0.0)[0]
+    formats = _of_family(start, given, place, way) if way else _formats(start, training, known, place, given)
+    source = OwnData(data=training, formats=formats, seed=seed, batch=given.batch)
+    scored: Callable[[str], Scores] = way.objective if way else partial(_objective, start=start)
+    objectives = {f.name: scored(f.name) for f in source.used}
+    rows = _rows(given.batch, given.replay_share)
     if known is not None:
-        replayed: Replay | None = _own_replay(OwnData(data=known, formats=formats, seed=seed + 1, batch=rows), start)
+        kept = OwnData(data=known, formats=formats, seed=seed + 1, batch=rows)
+        replayed: Replay | None = data_replay(kept, {f.name: scored(f.name) for f in kept.used})
     else:
-        replayed = _world(replay, rows, replay_share, start)
-    if _weight(distill) and replayed:
-        replayed = distilled(replayed, Before(network=start.network), distill)
+        replayed = _world(given.replay, rows, given.replay_share, start)
+    if _weight(given.distill) and replayed:
+        replayed = distilled(replayed, Before(network=start.network), given.distill)
     merged = Merged(sources=(source, *([replayed] if replayed else [])))
+    checkpoint = start.spec.checkpoint
     return Recipe(
         name=f"finetune of {start.name}",
-        model=_network(start, quantise, lora),
-        adapt=_adapter(start.spec.checkpoint, lora, alpha, only, freeze, seed),
+        model=_network(start, given.quantise, given.lora),
+        adapt=_adapter(checkpoint, given),
         source=merged,
-        objective=_together(objectives, replayed),
-        optim=_optim(start, lora),
+        objective=(way.together if way else partial(summed, {}))(objectives, replayed),
+        optim=_optim(start, given.lora),
         training=Training(steps=340, seed=seed, save_every=100, log_every=10),
-        trainable=_trainable(start.spec.checkpoint, only, freeze, lora),
-        evals=_evals(start, source, checking, objectives, place, seed),
+        trainable=_trainable(checkpoint, given),
+        evals=_evals(start, source, checking, objectives, place, way.draws if way else not start.writes_only),
         outline=lambda: start.spec.checkpoint.modules()[0],
         examples=lambda: tuple(merged(step) for step in range(_EXAMPLES)),
         export=lambda module, folder: start.export(module, folder, _texts(training)),
@@ -138,13 +164,23 @@ def _split(data: str, share: float) -> tuple[Mixture, Mixture | None]:
     return Mixture(parts=parts), Mixture(parts=held) if held else None
 
 
+def _of_family(start: Start, given: Given, folder: Path | None, way: Way) -> tuple[Format, ...]:
+    """The rows of a family. ValueError for arguments that have no effect on them."""
+    if given.fit != "pad" or given.codes:
+        raise ValueError(
+            f"{start.name} shapes pictures as its family does and encodes them itself; leave out fit and codes"
+        )
+    return way.formats(start, folder)
+
+
 def _formats(
-    start: Start, data: Mixture, known: Mixture | None, folder: Path | None, codes: str, fit: str
+    start: Start, data: Mixture, known: Mixture | None, folder: Path | None, given: Given
 ) -> tuple[Format, ...]:
+    fit, codes = given.fit, given.codes
     if fit not in FITS:
         raise ValueError(f"fit {fit!r} is unknown; choose from {', '.join(FITS)}")
     if start.writes_only:
-        return (Format(name="chat", task="chat", row=_Chatting(start=start)),)
+        return (chat_format(start, partial(padded_answer, short=False)),)
     parts = start.parts
 
     def kept(square: Square, *, read: bool, write: bool) -> KeptCodes:
@@ -179,11 +215,17 @@ def _boxes(data: Mixture) -> dict[str, tuple[tuple[str, FractionBox], ...]]:
     return {row.image.name: row.phrases for row in rows if isinstance(row, Boxes)}
 
 
+def chat_format(start: Start, answered: Answered) -> Format:
+    """The rows of a text model."""
+    return Format(name="chat", task="chat", row=_Chatting(start=start, answered=answered))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Chatting:
-    """Rows of a text model: an answer of the conversation, drawn at random, after the messages before it."""
+    """Rows of a text model: an answer of the conversation, drawn at random, after the messages before it. ``answered``: its ids."""
 
     start: Start
+    answered: Answered
 
     def __call__(self, sample: Sample, rng: Random) -> Sequence | Broken:
         assert isinstance(sample, Chat)
@@ -194,7 +236,7 @@ class _Chatting:
             return Broken(key=sample.key, reason=f"{sample.key} has no answer of the assistant")
         at, parts = rng.choice(pairs), self.start.text_parts
         messages = [Message(role=t.role, text=t.text) for t in sample.turns[:at]]
-        answer = padded_answer(parts.text, sample.turns[at].text, rng, short=False)
+        answer = self.answered(parts.text, sample.turns[at].text, rng)
         row = parts.family.template.conversation(parts.builder(), messages, answer)
         if len(row.ids) > parts.context:
             reason = f"{sample.key} has {len(row.ids)} tokens, more than the model's {parts.context}"
@@ -206,10 +248,6 @@ def _texts(data: Mixture) -> list[str]:
     return [
         text for row in (data[i] for i in range(len(data))) if not isinstance(row, Broken) for text in texts_of(row)
     ]
-
-
-def _own_replay(source: OwnData, start: Start) -> Replay:
-    return data_replay(source, {f.name: _objective(f.name, start) for f in source.used})
 
 
 def _existing(replay: str) -> str:
@@ -256,13 +294,6 @@ def _objective(name: str, start: Start) -> Masked:
     return Masked()
 
 
-def _together(objectives: Mapping[str, Masked], replayed: Replay | None) -> Together:
-    """The objectives of the user's rows, with weight 1, and of the replayed ones."""
-    own = tuple((name, objective, 1.0) for name, objective in objectives.items())
-    kept = replayed.objectives if replayed else dict[str, tuple[Scores, float]]()
-    return Together(objectives=(*own, *((name, objective, weight) for name, (objective, weight) in kept.items())))
-
-
 def _network(start: Start, quantise: str, lora: int) -> Callable[[], Elastic]:
     """What makes the network; its branches quantised to ``quantise``, if it is given."""
     if quantise not in QUANTISED:
@@ -292,17 +323,18 @@ def _chosen(only: str, freeze: str) -> frozenset[str]:
     return chosen
 
 
-def _trainable(checkpoint: Checkpoint, only: str, freeze: str, lora: int) -> Callable[[str], bool]:
+def _trainable(checkpoint: Checkpoint, given: Given) -> Callable[[str], bool]:
     """The parameters of the chosen parts; with adapters, all that these left trainable."""
-    chosen = _chosen(only, freeze)
-    if lora:
+    chosen = _chosen(given.only, given.freeze)
+    if given.lora:
         return lambda name: True
     return lambda name: part_of(name, checkpoint.config).partition(".")[0] in chosen
 
 
-def _adapter(checkpoint: Checkpoint, lora: int, alpha: float, only: str, freeze: str, seed: int) -> LoRA | None:
+def _adapter(checkpoint: Checkpoint, given: Given) -> LoRA | None:
     """Adapters of the transformer's linear layers in the chosen parts; None for rank 0."""
-    config, chosen = checkpoint.config, _chosen(only, freeze) & {"und", "gen", "out"}
+    config, lora = checkpoint.config, given.lora
+    chosen = _chosen(given.only, given.freeze) & {"und", "gen", "out"}
     most = max(config.width, config.gen_width)
     if not 0 <= lora <= most:
         raise ValueError(f"the rank of LoRA is {lora}; give 1 to {most}, the model's width, or 0 to train all weights")
@@ -314,7 +346,7 @@ def _adapter(checkpoint: Checkpoint, lora: int, alpha: float, only: str, freeze:
     def where(name: str) -> bool:
         return part_of(f"{name}.weight", config).partition(".")[0] in chosen
 
-    return LoRA(where=where, rank=lora, alpha=alpha or 2.0 * lora, seed=seed)
+    return LoRA(where=where, rank=lora, alpha=given.alpha or 2.0 * lora, seed=given.seed)
 
 
 # -- what is measured -------------------------------------------------------------------------------------------------
@@ -324,21 +356,21 @@ def _evals(
     start: Start,
     source: OwnData,
     checking: Mixture | None,
-    objectives: Mapping[str, Masked],
+    objectives: Mapping[str, Scores],
     folder: Path | None,
-    seed: int,
+    draws: bool,
 ) -> tuple[Eval, ...]:
     """The loss of the validation rows, and sheets of pictures where captions are trained and the run has a folder."""
     found = [Eval(name="data", every=50, run=lambda module, step: {"broken_rows": len(source.broken.rows)})]
     if checking is not None:
-        rows = OwnData(data=checking, formats=source.used, seed=seed, most_broken=1.0)
+        rows, seed = OwnData(data=checking, formats=source.used, seed=source.seed, most_broken=1.0), source.seed
         if any(checking.task(i) in {f.task for f in source.used} for i in range(len(checking))):
             found.append(
                 Eval(name="validation", every=50, run=ValidationLoss(source=rows, objectives=objectives, seed=seed))
             )
     samples = (source.data[i] for i in range(len(source.data)))
     prompts = list(dict.fromkeys(s.text for s in samples if isinstance(s, Caption)))[:_PICTURES]
-    if folder is not None and prompts and not start.writes_only:
+    if folder is not None and prompts and draws:
         sheet = Sheet(parts=start.parts, presets=start.presets, prompts=tuple(prompts), folder=folder)
         found.append(Eval(name="samples", every=250, run=sheet))
     return tuple(found)

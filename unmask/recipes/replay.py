@@ -85,7 +85,7 @@ class Renamed:
         return {f"replay_{name}": batch for name, batch in self.source(step).items()}
 
 
-def data_replay(source: OwnData, objectives: Mapping[str, Masked]) -> Replay:
+def data_replay(source: OwnData, objectives: Mapping[str, Scores]) -> Replay:
     """A user's samples of what the model knows, as rows of every task that they have. ``objectives``: by task."""
     return Replay(
         sources=(Renamed(source=source),),

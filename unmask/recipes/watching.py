@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from unmask.data.own import OwnData
 from unmask.models.elastic import Elastic
-from unmask.objectives.masked import Masked
+from unmask.objectives.masked import Scores
 from unmask.pipeline.model import Model
 from unmask.rng import generator
 from unmask.tasks.parts import Parts, Presets
@@ -28,7 +28,7 @@ class ValidationLoss:
     """{format.term: loss} and their mean ``loss`` over the first ``most`` samples of every format, with the same masks every time."""
 
     source: OwnData
-    objectives: Mapping[str, Masked]
+    objectives: Mapping[str, Scores]
     seed: int
     most: int = 32
 

@@ -11,9 +11,10 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
-from unmask.protocols import EarlyStopping
+from unmask.protocols import Denoiser, EarlyStopping
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
+from unmask.sampling.ml_cache import MLCache
 from unmask.sampling.orders import stratified
 from unmask.sampling.reverse_time import Independent
 from unmask.sampling.sampler import Sampler
@@ -101,6 +102,14 @@ def fast_dllm(base: Sampler, *, threshold: float = 0.9) -> Sampler:
     """As many tokens a step as are probable enough (Fast-dLLM, arXiv 2505.22618), without its caches."""
     sure = with_score(base.token_sampler, LogProbability()) if _has_score(base.token_sampler) else base.token_sampler
     return replace(base, schedule=Equal(steps=1), token_sampler=sure, selection=Threshold(value=threshold))
+
+
+def ml_cache(base: Sampler, net: Denoiser, *, ratio: float = 0.9, warmup: float = 0.3, interval: int = 5) -> Sampler:
+    """Between full steps only the least certain tokens are computed (ML-Cache of Lumina-DiMOO, arXiv 2510.06308); approximate."""
+    config = getattr(net, "config", None)
+    first = getattr(config, "first_code", 0)
+    codes = (first, first + config.codes) if config is not None and first else None
+    return replace(base, cache=MLCache(ratio=ratio, warmup=warmup, interval=interval, codes=codes))
 
 
 def fast_dllm_text(*, threshold: float = 0.9, block: int = 32, end: tuple[int, ...] = ()) -> Sampler:

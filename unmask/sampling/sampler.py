@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from unmask.protocols import (
     Denoiser,
     EarlyStopping,
     Guidance,
+    Lending,
     Prior,
     Refreshing,
     Selection,
@@ -114,6 +116,9 @@ class SamplingRun:
         self.states: list[State | None] = []  # of each guidance view
         self.refreshing = sampler.guidance if isinstance(sampler.guidance, Refreshing) else None
         self.kept: list[Prediction] = []  # what it uses again at the next step
+        self.lending = sampler.cache if isinstance(sampler.cache, Lending) else None
+        self.lent: list[Any] = []  # what each view lends besides its state
+        self.wanted: list[Tensor] = []  # the tokens that each view has to predict
         self.number = 0
         self.todo: Todo | None = None
         self.query: Query | None = None
@@ -134,6 +139,8 @@ class SamplingRun:
         prediction = restored(prediction, self.query, batch.ids.shape[1])
         views = _split(prediction, self.query, self.query.batch.rows // batch.rows, batch)
         self._keep(views, todo.progress)
+        if self.lending:
+            views = self._lend(self.lending, views)
         if self.refreshing:
             views, self.kept = self.refreshing.completed(views, self.kept, todo.progress)
         merged = parts.guidance.merge(batch, views, todo.progress)
@@ -171,11 +178,34 @@ class SamplingRun:
         if len(views) > 1 and wishes[1] is not None:
             _same_kinds(views, predict)
         others = self.refreshing.to_score(predict, todo.block) if self.refreshing else predict
-        predicts = [predict, *[others] * (len(views) - 1)]
+        self.wanted = predicts = [predict, *[others] * (len(views) - 1)]
+        if self.lending:
+            predicts = self._to_score(self.lending, views, todo)
         reuse = self._reuse(views, predicts, todo)
         batch = stack(views) if len(views) > 1 else views[0]
         query = Query(batch=batch, predict=_stacked(predicts), reuse=reuse)
         return settled(cropped(query), self.query)
+
+    def _to_score(self, cache: Lending[Any], views: list[Batch], todo: Todo) -> list[Tensor]:
+        """The tokens of each view to score for a cache that lends logits."""
+        found = []
+        for i, (view, wanted) in enumerate(zip(views, self.wanted, strict=True)):
+            state = self.states[i] if i < len(self.states) else None
+            held = torch.zeros_like(wanted) if state is None else state.held
+            lent = self.lent[i] if i < len(self.lent) else None
+            found.append(cache.to_score(view, wanted, held, lent, todo.progress))
+        return found
+
+    def _lend(self, cache: Lending[Any], views: list[Prediction]) -> list[Prediction]:
+        """The predictions with the logits that the cache lends. What they and their states lend next is kept."""
+        before = [self.lent[i] if i < len(self.lent) else None for i in range(len(views))]
+        states = self.states[: len(views)] or [None] * len(views)
+        own = [dataclasses.replace(view, state=state) for view, state in zip(views, states, strict=True)]
+        made = [cache.completed(*given) for given in zip(own, before, self.wanted, strict=True)]
+        self.lent[: len(views)] = [lent for _, lent in made]
+        if self.states:
+            self.states[: len(views)] = [view.state for view, _ in made]
+        return [view for view, _ in made]
 
     def _reuse(self, views: list[Batch], predicts: list[Tensor], todo: Todo) -> Reuse | None:
         states = [self.states[i] if i < len(self.states) else None for i in range(len(views))]
@@ -272,7 +302,7 @@ class SamplingRun:
         unscored, idle, remasks = torch.stack([unscored_BL.any(), idle_B.any(), move.remask.any()]).tolist()
         if unscored:
             raise self._not_predicted(unscored_BL)
-        if self.states and self.states[0] is not None:
+        if self.states and self.states[0] is not None and not self.lending:
             changed_BL = self.states[0].held & (move.unmask | move.remask | move.redraw)
             if bool(changed_BL.any()):
                 raise CachedTokenChanged(

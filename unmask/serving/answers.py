@@ -76,10 +76,14 @@ def fields(model: Served) -> dict[str, Event]:
 
 
 def settings_of(model: Served, task: str) -> list[Json]:
-    """The settings of a preset of an image model; of a text model none."""
+    """The settings of a preset of an image model; of a text model, and of a task that the model does not have, none."""
     if not isinstance(model, Model):
         return []
-    return list(_settings(getattr(model.presets, task)(model.parts)))
+    try:
+        preset = getattr(model.presets, task)(model.parts)
+    except ValueError:
+        return []
+    return list(_settings(preset))
 
 
 def _samplers(model: Served) -> dict[str, Sampler]:

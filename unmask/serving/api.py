@@ -128,7 +128,7 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
         """Edit an image by an instruction, or inpaint the region of a mask."""
         form = await edit_form(request)
         body = Edit.model_validate(form.fields)
-        ask = lambda seed: calls.editing(body, form.image, form.mask, seed, service.pictures)  # noqa: E731
+        ask = lambda seed: calls.editing(body, form, seed, service.pictures)  # noqa: E731
         return await _pictures(service, request, body, "image_edit", ask, linked(request))
 
     @app.post("/v1/infill", **responding(contract.Pictures, contract.Filled))

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from PIL import Image
 
 from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.serving.data_urls import picture_of, read_data_url
+from unmask.serving.edit_form import EditForm
 from unmask.serving.errors import about
 from unmask.serving.picture_reader import READER, PictureReader, Received
 from unmask.serving.schema import Draw, Edit, Ground, Infill, Planned
@@ -62,32 +64,32 @@ def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
         conditioning = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
         conditions = model.parts.conditions(**conditioning, crop=body.crop)
         options = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
-        return model.generate(body.prompt, seed=seed, settings=checked(body.overrides), **options)[0]
+        size = body.pixels and model.parts.rows.drawn_size(model.parts, body.pixels)
+        return model.generate(body.prompt, seed=seed, size=size, settings=checked(body.overrides), **options)[0]
 
     return ask
 
 
 @by_sampler
-def editing(
-    body: Edit, image: bytes, mask: bytes | None, seed: int, reader: PictureReader = READER
-) -> Callable[[Model], Drawing]:
+def editing(body: Edit, form: EditForm, seed: int, reader: PictureReader = READER) -> Callable[[Model], Drawing]:
     """An edit by instruction or, with a mask, inpainting."""
 
     def ask(model: Model) -> Drawing:
         _image_model(model)
         settings = checked(body.overrides)
-        try:
-            picture = reader.read(image)
-        except ImageError as error:
-            raise ValueError(f"image: {error}") from error
-        if mask is None:
+        picture = _read(form.image, "image", reader)
+        if form.mask is None:
             options = {"plan": _plan(model, body) or False, "attempts": body.reflect or 1}
-            return model.edit(picture.image, body.prompt, seed=seed, settings=settings, **options)[0]
-        if wrong := "plan" if body.plan else "boxes" if body.boxes else "reflect" if (body.reflect or 1) > 1 else "":
+            reference = None if form.reference is None else _read(form.reference, "reference", reader).image
+            if body.kind or reference:
+                with about("kind"):
+                    model.parts.rows.of_kind(body.kind or "", [] if reference is None else [torch.empty(0)])
+            more = {"kind": body.kind or "", "reference": reference, **options}
+            return model.edit(picture.image, body.prompt, seed=seed, settings=settings, **more)[0]
+        if wrong := next((name for name, given in _not_inpainting(body, form).items() if given), ""):
             raise ValueError(f"{wrong}: it does not apply to inpainting; leave it out, or leave out mask")
-        return model.infill(
-            picture.image, _region(mask, picture, reader), prompt=body.prompt, seed=seed, settings=settings
-        )
+        region = _region(form.mask, picture, reader)
+        return model.infill(picture.image, region, prompt=body.prompt, seed=seed, settings=settings)
 
     return ask
 
@@ -160,6 +162,20 @@ def _in_pixels_of(found: Grounding, size: tuple[int, int]) -> Grounding:
     across, down = (sent / seen for sent, seen in zip(size, found.image_size, strict=True))
     boxes = tuple(replace(b, x1=b.x1 * across, x2=b.x2 * across, y1=b.y1 * down, y2=b.y2 * down) for b in found.boxes)
     return replace(found, boxes=boxes, image_size=size)
+
+
+def _not_inpainting(body: Edit, form: EditForm) -> dict[str, object]:
+    """The fields that have no meaning beside a mask, and their values."""
+    several = (body.reflect or 1) > 1
+    return {"plan": body.plan, "boxes": body.boxes, "reflect": several, "kind": body.kind, "reference": form.reference}
+
+
+def _read(data: bytes, field: str, reader: PictureReader) -> Received:
+    """The picture of a file field. ValueError names the field."""
+    try:
+        return reader.read(data)
+    except ImageError as error:
+        raise ValueError(f"{field}: {error}") from error
 
 
 def _region(data: bytes, picture: Received, reader: PictureReader) -> Image.Image:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from unmask.json_types import Json
 from unmask.serving.picture_urls import Link
-from unmask.serving.schema import Planned, Streamed
+from unmask.serving.schema import SIZES, Planned, Streamed
 from unmask.serving.unknown_fields import ignored_warning
 from unmask.serving.usage import Usage
 from unmask.tasks.parts import Parts
@@ -34,12 +34,12 @@ _LOSSLESS = "output_compression: png is lossless, so it was ignored; use jpeg or
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """``drawn``, ``side``: of the pictures in pixels, as the model draws them and as they are returned · ``file``: png, jpeg or webp ·
-    ``compression``: quality of jpeg and webp, 0 to 100 · ``link``: makes URLs; None: base64 · ``warnings``: about the request's fields.
+    """``wanted``: width and height in pixels of the pictures that are returned; None: as the model draws them · ``file``: png, jpeg or
+    webp · ``compression``: quality of jpeg and webp, 0 to 100 · ``link``: makes URLs; None: base64 · ``warnings``: about the request's
+    fields.
     """
 
-    drawn: int
-    side: int
+    wanted: tuple[int, int] | None
     file: str = "png"
     compression: int = _COMPRESSION
     link: Link | None = None
@@ -47,40 +47,42 @@ class Delivery:
 
     @classmethod
     def of(cls, body: Streamed, parts: Parts, link: Link, ignored: Sequence[str] = ()) -> Delivery:
-        """``ignored``: names of unknown fields. ValueError for more pixels in all than ``MOST_PIXELS``."""
-        side = body.side or parts.side
-        if body.n * side**2 > max(MOST_PIXELS, body.n * parts.side**2):
+        """``ignored``: names of unknown fields. ValueError for more pixels in all than ``MOST_PIXELS``, and for a size that is no square
+        where the model draws squares alone.
+        """
+        width, height = body.pixels or (parts.side, parts.side)
+        if body.n * width * height > max(MOST_PIXELS, body.n * parts.side**2):
             most = math.isqrt(MOST_PIXELS // body.n)
             raise ValueError(
-                f"size: {body.n} images of {side}x{side} are too many pixels; use at most {most}x{most} for {body.n}"
+                f"size: {body.n} images of {width}x{height} are too many pixels; use at most {most}x{most} for {body.n}"
             )
+        if width != height and parts.rows.drawn_size(parts, (width, height)) is None:
+            raise ValueError(f"size: {body.size} is not possible, because this server generates square images; {SIZES}")
         return cls(
-            drawn=parts.side,
-            side=side,
+            wanted=body.pixels,
             file=body.output_format,
             compression=_COMPRESSION if body.output_compression is None else body.output_compression,
             link=link if body.response_format == "url" else None,
-            warnings=(*_warnings(body, parts.side, side), *ignored_warning(ignored)),
+            warnings=(*_warnings(body), *ignored_warning(ignored)),
         )
 
-    @property
-    def size(self) -> str:
-        return f"{self.side}x{self.side}"
+    def size(self, image: Image.Image) -> str:
+        """The size in which a picture is returned."""
+        width, height = self.wanted or image.size
+        return f"{width}x{height}"
 
-    @property
-    def about(self) -> Json:
+    def about(self, image: Image.Image) -> Json:
         """What events say about a picture."""
         return {
-            **{"created_at": int(time.time()), "output_format": self.file, "size": self.size},
+            **{"created_at": int(time.time()), "output_format": self.file, "size": self.size(image)},
             **{"quality": "auto", "background": "opaque"},
         }
 
     def to_bytes(self, image: Image.Image) -> bytes:
         """The file of a picture in the size that the request wants."""
-        wanted = (self.side, self.side)
-        if image.size == wanted:
+        if self.wanted is None or image.size == self.wanted:
             return file_of(image, self.file, self.compression)
-        resized = image.convert("RGB").resize(wanted, Image.Resampling.LANCZOS)
+        resized = image.convert("RGB").resize(self.wanted, Image.Resampling.LANCZOS)
         return file_of(resized, self.file, self.compression, effort=1)
 
     def encoded(self, image: Image.Image) -> str:
@@ -95,9 +97,16 @@ class Delivery:
             "plan": drawn.plan.to_json() if drawn.plan else None,
             "rounds": [{**r.to_json(), "b64_json": encoded(r.image, self.file)} for r in drawn.attempts],
             "settings": drawn.settings,
-            "warnings": [*drawn.warnings, *self.warnings],
+            "warnings": [*drawn.warnings, *self._resized(drawn.image), *self.warnings],
             **labels(drawn.approximate),
         }
+
+    def _resized(self, image: Image.Image) -> list[str]:
+        """The warning of a picture that is returned in another size."""
+        if self.size(image) == "{}x{}".format(*image.size):
+            return []
+        width, height = image.size
+        return [f"size: drawn at {width}x{height}, the size of this model, and resized to {self.size(image)}"]
 
     def picture(self, drawn: Drawing) -> Json:
         """An entry of ``data``."""
@@ -111,7 +120,7 @@ class Delivery:
         return {
             "created": int(time.time()),
             "data": [self.picture(one) for one in drawn],
-            **{"background": "opaque", "output_format": self.file, "size": self.size},
+            **{"background": "opaque", "output_format": self.file, "size": self.size(drawn[0].image)},
             "usage": functools.reduce(operator.add, usage, Usage()).to_json(),
         }
 
@@ -122,19 +131,17 @@ class Delivery:
             "type": f"{kind}.completed",
             "b64_json": base64.b64encode(data).decode("ascii"),
             **({"url": self.link(data, self.file)} if self.link else {}),
-            **self.about,
+            **self.about(drawn.image),
             "usage": usage.to_json(),
             "unmask": {"picture": number, **self.details(drawn)},
         }
 
 
-def _warnings(body: Streamed, drawn: int, side: int) -> list[str]:
+def _warnings(body: Streamed) -> list[str]:
     found = []
     changed = [b.phrase for b in (body.boxes or ()) if b.corners != b.box] if isinstance(body, Planned) else []
     if changed:
         found.append(f"boxes: wanted x1 < x2 and y1 < y2, so the corners of {len(changed)} boxes were changed")
-    if side != drawn:
-        found.append(f"size: drawn at {drawn}x{drawn}, the size of this model, and resized to {side}x{side}")
     if body.quality not in ("auto", "standard"):
         found.append(_ONE_QUALITY)
     if body.style is not None:

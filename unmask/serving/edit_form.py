@@ -21,18 +21,21 @@ _LISTS = ("settings", "boxes")
 
 @dataclass(frozen=True, kw_only=True)
 class EditForm:
-    """``fields``: all fields except the files, as strings and lists, not validated yet."""
+    """``reference``: a second image, for kinds of edits that read one · ``fields``: all fields except the files, as strings and lists, not
+    validated yet.
+    """
 
     image: bytes
     mask: bytes | None
     fields: Json
+    reference: bytes | None = None
 
 
 async def edit_form(request: Request) -> EditForm:
     """Read a form. ValueError for a missing or second image, for unknown files and for invalid JSON lists."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "an edit must be sent as multipart/form-data with the image in the file field image")
-    files: dict[str, list[bytes]] = {"image": [], "mask": []}
+    files: dict[str, list[bytes]] = {"image": [], "mask": [], "reference": []}
     fields: Json = {}
     async with request.form(max_files=_MOST_FILES, max_fields=200, max_part_size=2**20) as form:
         for name, value in form.multi_items():
@@ -41,7 +44,7 @@ async def edit_form(request: Request) -> EditForm:
                 data = await value.read() if isinstance(value, UploadFile) else _text_file(kind, value)
                 files[kind] += [data] if data else []
             elif isinstance(value, UploadFile):
-                raise ValueError(f"unknown file field {name[:50]!r}; the file fields are image and mask")
+                raise ValueError(f"unknown file field {name[:50]!r}; the file fields are image, mask and reference")
             else:
                 _add(fields, name.removesuffix("[]"), value)
     for kind, sent in files.items():
@@ -49,7 +52,8 @@ async def edit_form(request: Request) -> EditForm:
             raise ValueError(f"{kind}: {len(sent)} files were sent, and only one file is allowed; send one")
     if not files["image"]:
         raise ValueError("image: the form contains no image; send one in the file field image")
-    return EditForm(image=files["image"][0], mask=files["mask"][0] if files["mask"] else None, fields=fields)
+    mask, reference = (files[name][0] if files[name] else None for name in ("mask", "reference"))
+    return EditForm(image=files["image"][0], mask=mask, reference=reference, fields=fields)
 
 
 def _text_file(name: str, value: str) -> bytes:
@@ -96,6 +100,6 @@ def edit_schema() -> Json:
     del schema["properties"]["unmask"]
     schema["properties"]["unmask[lora]"] = shared["OwnOptions"]["properties"]["lora"]
     file = {"type": "string", "format": "binary"}
-    schema["properties"] = {"image": file, "mask": file, **schema["properties"]}
+    schema["properties"] = {"image": file, "mask": file, "reference": file, **schema["properties"]}
     schema["required"] = ["image", *schema.get("required", [])]
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}, "required": True}}

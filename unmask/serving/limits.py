@@ -15,7 +15,7 @@ from unmask.serving.answers import fields, settings_of
 from unmask.serving.completions import Complete
 from unmask.serving.edit_form import ABSENT
 from unmask.serving.limits_chat import NULL, PICTURE, limited_chat
-from unmask.serving.schema import NONBLANK, Draw, Fields, Ground, Infill
+from unmask.serving.schema import NONBLANK, SQUARE, Draw, Fields, Ground, Infill
 from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Served
 
@@ -67,6 +67,9 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
     schemas["Ground"]["properties"]["phrases"]["items"]["pattern"] = NONBLANK
     _image_or_text(schemas["Infill"], model, known.values())
     _continued(schemas["Complete"], model.parts.text.size)
+    if isinstance(model, Model) and model.parts.rows.drawn_size(model.parts, (2, 1)) is None:
+        for name in ("Draw", "Infill"):
+            schemas[name]["properties"]["size"]["pattern"] = SQUARE
     form = found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
     _form(form, model, known)
     if adapters:
@@ -131,7 +134,7 @@ def _or(absent: Json, schema: Json) -> Json:
 def _one_if_large(absent: Json) -> Json:
     """``delivery.MOST_PIXELS`` bounds the pixels of all images of a request."""
     one = {"properties": {"n": _or(absent, {"const": 1})}}
-    small = {"type": "string", "pattern": r"^(auto|([1-9][0-9]{0,2})[xX]\2)$"}
+    small = {"type": "string", "pattern": "^(auto|[1-9][0-9]{0,2}[xX][1-9][0-9]{0,2})$"}
     return {"anyOf": [one, {"properties": {"size": _or(absent, small)}}]}
 
 
@@ -160,14 +163,16 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     body: Json = content["schema"]
     properties = body["properties"]
     for name, field in properties.items():
-        if name not in ("image", "mask", "prompt"):
+        if name not in ("image", "mask", "reference", "prompt"):
             properties[name] = _of_form(field)
+    _kinds(properties, model)
     own = fields(model)["edit"].get("x-unmask-settings", [])
     false = _or({"const": False}, {"type": "string", "pattern": _any_case(_FALSE)})
     inpainted: Json = {
         "plan": _or(_ABSENT, false),
         "boxes": _or(_ABSENT, {"type": "array", "maxItems": 0}),
         "reflect": _or(_ABSENT, {"const": 1}),
+        **({"kind": _ABSENT} if "kind" in properties else {}),
     }
     painted = _sampled(settings_of(model, "generate"), known.values(), _ABSENT)
     body["allOf"] = [_sampled(own, known.values(), _ABSENT), _one_if_large(_ABSENT), _plan_or_boxes(_ABSENT, false)]
@@ -175,7 +180,17 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     body["dependentSchemas"] = {"mask": {"properties": inpainted, "allOf": [painted]}}
     body |= {"if": {"properties": {"prompt": {"pattern": NONBLANK}}}, "else": {"required": ["mask"]}}
     body["additionalProperties"] = False
-    content["encoding"] = {name: {"contentType": _FILES} for name in ("image", "mask")}
+    content["encoding"] = {
+        name: {"contentType": _FILES} for name in ("image", "mask", "reference") if name in properties
+    }
+
+
+def _kinds(properties: Json, model: Served) -> None:
+    """Sizes and kinds of edits of models that draw any shape, whose edits have kinds; of others squares alone, and no kind."""
+    if isinstance(model, Model) and model.parts.rows.drawn_size(model.parts, (2, 1)) is not None:
+        return
+    properties["size"] = {"anyOf": [{"type": "string", "pattern": SQUARE}, _ABSENT]}
+    del properties["kind"], properties["reference"]
 
 
 def _of_form(field: Json) -> Json:

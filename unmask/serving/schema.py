@@ -26,6 +26,7 @@ from pydantic import (
 
 from unmask.json_types import Json
 from unmask.serving.unknown_fields import Policy, check_kinds, refuse_field, refuse_text, sort_fields
+from unmask.tokens.lumina_dimoo import KINDS, VIEW
 from unmask.tokens.text import BINS
 
 MOST_WORDS = 8000  # characters per text; the model's own limit, in tokens, is lower
@@ -39,8 +40,12 @@ IGNORED = frozenset(
         *("reasoning_effort", "parallel_tool_calls", "prompt_cache_retention"),
     }
 )
-# auto, or a square of 1 to 4096 pixels; the group is the side, which occurs twice
-_SIZE = re.compile(r"^(auto|([1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6])[xX]\2)$")
+# auto, or a size of 1 to 4096 pixels; in a square the group of the side occurs twice
+_SIDE = "([1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6])"  # 1 to 4096
+_SIZE = re.compile(rf"^(auto|{_SIDE}[xX]{_SIDE})$")
+SQUARE = rf"^(auto|{_SIDE}[xX]\2)$"  # sizes of models that draw squares alone
+SIZES = "use auto, or a square such as 512x512, up to 4096x4096"
+KIND = rf"^({'|'.join(KINDS)}|{VIEW})$"
 # A character that is neither white space nor invisible (categories Cc, Cf, Z), which models read as no text. JSON Schema has no escape for
 # characters above U+FFFF, so they are in the pattern as themselves.
 NONBLANK = (
@@ -208,15 +213,12 @@ class Sampled(Fields):
         return [*self.paced, *self.settings]
 
 
-def _square(size: str) -> str:
+def _a_size(size: str) -> str:
     if _SIZE.fullmatch(size):
         return size
-    example = "use auto, or a square such as 512x512, up to 4096x4096"
     if re.fullmatch(r"[0-9]{1,9}[xX][0-9]{1,9}", size):
-        width, height = (int(v) for v in size.lower().split("x"))
-        wrong = "this server generates square images" if width != height else "the side must be 1 to 4096"
-        raise ValueError(f"{size} is not possible, because {wrong}; {example}")
-    raise ValueError(f"{size[:30]!r} is not a size; {example}")
+        raise ValueError(f"{size} is not possible, because the sides must be 1 to 4096; {SIZES}")
+    raise ValueError(f"{size[:30]!r} is not a size; {SIZES}")
 
 
 def _opaque(background: object) -> object:
@@ -231,10 +233,11 @@ class Streamed(BaseModel):
     model_config = _REQUEST
 
     n: int = Field(1, ge=1, le=MOST_PICTURES, description="Number of images. Image i uses seed + i.")
-    size: Annotated[str, AfterValidator(_square)] = Field(
+    size: Annotated[str, AfterValidator(_a_size)] = Field(
         "auto",
         json_schema_extra={"pattern": _SIZE.pattern},
-        description="Size of the images: auto for the model's own, or any square up to 4096x4096, to which they are resized.",
+        description="Size of the images: auto for the model's own, or any square up to 4096x4096, to which they are resized. Models that "
+        "draw any shape (/v1/fields) also take others, such as 1536x768.",
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         None, description="url: the server keeps the image for an hour and returns its URL. Default: base64."
@@ -259,9 +262,12 @@ class Streamed(BaseModel):
     trace: bool = Field(False, description="With stream: also send every sampling step as unmask.* events.")
 
     @property
-    def side(self) -> int | None:
-        """The side of the images in pixels; None for the model's own."""
-        return None if self.size == "auto" else int(self.size.lower().partition("x")[0])
+    def pixels(self) -> tuple[int, int] | None:
+        """Width and height of the images; None for the model's own."""
+        if self.size == "auto":
+            return None
+        width, _, height = self.size.lower().partition("x")
+        return int(width), int(height)
 
 
 def _apart(a: float, b: float) -> tuple[float, float]:
@@ -336,6 +342,11 @@ class Edit(Sampled, Streamed, Planned):
     as_texts: ClassVar[bool] = True
 
     prompt: Text = Field(description="The edit instruction. With a mask: description of the whole image; may be empty.")
+    kind: Annotated[str, Field(max_length=40, json_schema_extra={"pattern": KIND})] | None = Field(
+        None,
+        description="Kind of edit, for models with several, such as depth_control. image_ref_transfer reads a second image, in the file "
+        "field reference.",
+    )
 
 
 class Infill(Sampled, Streamed):

@@ -112,7 +112,7 @@ class PictureEvents:
                     "type": f"{self.kind}.partial_image",
                     "b64_json": self.delivery.encoded(image),
                     "partial_image_index": self.sent,
-                    **self.delivery.about,
+                    **self.delivery.about(image),
                     "unmask": {"picture": self.picture, "round": self.round},
                 }
             )

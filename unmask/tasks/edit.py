@@ -27,7 +27,8 @@ class Edit:
     """``pixels [3, side, side]`` edited by ``instruction``.
 
     ``look``: the views that the vision tower reads, if not ``pixels`` · ``plan``: what changes, and where · ``codes``: VQ codes of
-    ``pixels``, if known.
+    ``pixels``, if known · ``kind``: of edit, by the name that the model's family gives it · ``references``: pixels of further pictures that
+    it reads. Models with one kind of edit take neither (ValueError).
     """
 
     pixels: Tensor
@@ -35,12 +36,17 @@ class Edit:
     look: Tensor | ImageViews | None = None
     plan: Layout | None = None
     codes: Tensor | None = None
+    kind: str = ""
+    references: tuple[Tensor, ...] = ()
     needs: ClassVar[frozenset[str]] = frozenset({"und.joint", "gen", "vision", "vq.encoder", "vq.decoder"})
 
     def build(self, tokens: Parts) -> Sequence:
         source = (tokens.encode(self.pixels) if self.codes is None else self.codes).cpu()
         seen = self.pixels if self.look is None else self.look
-        return tokens.rows.editing(tokens, seen, source, self.instruction, self.plan)
+        rows = tokens.rows
+        if self.kind or self.references:
+            rows = rows.of_kind(self.kind, [tokens.encode(pixels).cpu() for pixels in self.references])
+        return rows.editing(tokens, seen, source, self.instruction, self.plan)
 
     def read(self, sequence: Sequence, tokens: Parts) -> Image.Image:
         return tokens.decode(picture_codes(sequence, "image")[None])[0]

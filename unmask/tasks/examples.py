@@ -35,6 +35,7 @@ from unmask.tokens.views import to_pixels
 
 LONGEST = 400  # tokens of a caption, question or instruction; requests may have as many
 _MOST_PHRASES = 8  # of one row
+Answered = Callable[[Text, str, Random], list[int]]  # an answer -> the ids that a model learns
 Phrases = Callable[[Caption], Items[tuple[str, FractionBox]]]
 _BLOCK = 32  # tokens: published samplers write answers in blocks of so many
 _MOST_CROPS = 8  # of one picture, until one has an object of its boxes in it
@@ -97,8 +98,8 @@ def formats_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """A row for each kind of sample. ``codes``: of the pictures that are generated or edited. ImageError for a picture that cannot be
-    read, ValueError for a text that is too long.
+    """A row for each kind of sample. ``codes``: of the pictures that are generated or edited · ``answered``: the ids of an answer; None:
+    ``padded_answer``. ImageError for a picture that cannot be read, ValueError for a text that is too long.
     """
 
     parts: Parts
@@ -108,6 +109,7 @@ class Examples:
     always_plans: bool
     turn: int
     crop: Cropping | None = None
+    answered: Answered | None = None
 
     def draw(self, sample: Caption, rng: Random) -> Sequence:
         return self._drawn(sample, rng, planned=False)
@@ -300,6 +302,8 @@ class Examples:
         return read
 
     def _answer(self, answer: str, rng: Random) -> list[int]:
+        if self.answered is not None:
+            return self.answered(self.parts.text, answer, rng)
         return padded_answer(self.parts.text, answer, rng, short=self.parts.wording.one_turn)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unmask.checkpoints.lavida import is_on_dream, read_lavida, views_of
+from unmask.checkpoints.lavida import LavidaFields, is_on_dream, read_lavida, views_of
 from unmask.checkpoints.stream import CheckpointError
 from unmask.sampling.blocks import Blocks, FirstApart
 from unmask.sampling.cache import PrefixCache
@@ -24,13 +24,13 @@ from unmask.tasks.some_tasks import reading_only
 from unmask.tokens.prompts import RELEASED
 from unmask.tokens.quirks import NO_QUIRKS
 from unmask.tokens.qwen import picture_ids, read_qwen
-from unmask.tokens.text import EOS, EOT, MASK, TEXT_CONTROL, Text
+from unmask.tokens.text import EOS, EOT, MASK, TEXT_CONTROL, Slots, Text
 
 LENGTH = 64  # tokens of an answer in the published script
 ON_LLADA = replace(RELEASED, after_image="\n")
 ON_DREAM = replace(RELEASED, newlines="\n", after_image="\n", after_turn="\n", starts=False)
-# At inference the first token after a picture is dropped where a prompt begins with the start-of-text token, which Dream's does not.
-_QUIRKS = replace(NO_QUIRKS, dropped_token=True, one_segment=True, prefix_lm=True)
+# The released script drops the first token after a picture where a prompt begins with the start-of-text token; its trainer does not.
+_QUIRKS = replace(NO_QUIRKS, one_segment=True, prefix_lm=True)
 
 
 def read_text(folder: Path) -> Text:
@@ -45,9 +45,18 @@ def read_text(folder: Path) -> Text:
 
 
 def published(parts: Parts, folder: Path) -> Parts:
-    """The same parts with the published quirks and views."""
-    _, found = read_lavida(folder)
-    return replace(parts, quirks=_QUIRKS, paper=(0, 0, 0), views=views_of(found))
+    """The same parts with the published quirks and views, and on LLaDA the slots of the infilling model (section 3.3)."""
+    raw, found = read_lavida(folder)
+    slots = None if is_on_dream(raw) else slots_of(parts.text, found)
+    return replace(parts, quirks=_QUIRKS, paper=(0, 0, 0), views=views_of(found), slots=slots)
+
+
+def slots_of(text: Text, found: LavidaFields) -> Slots | None:
+    """The marker and the filler of slots, from config.json or by their names in LLaDA's tokenizer; None if they are missing."""
+    ids = (found.unmask.infill_id, found.unmask.fill_id)
+    named = [text.tokenizer.token_to_id(f"<|reserved_token_{i}|>") for i in (1, 2)]
+    marker, filler = (own if own is not None else other for own, other in zip(ids, named, strict=True))
+    return None if marker is None or filler is None else Slots(marker=marker, filler=filler)
 
 
 def presets(*, on_dream: bool, context: int) -> Presets:

@@ -30,14 +30,18 @@ from unmask.tokens.layouts import Layout
 from unmask.tokens.lumina_dimoo import (
     DRAW,
     SOURCE,
+    STYLE,
     UNDERSTAND,
+    DiMOOQuirks,
     Request,
     answer_last,
     drawing,
     editing,
+    refuse_kind,
     request_of,
     understanding,
 )
+from unmask.tokens.lumina_dimoo import NO_QUIRKS as NO_DIMOO_QUIRKS
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.quirks import NO_QUIRKS
 from unmask.tokens.text import MASK
@@ -55,9 +59,28 @@ _TASKS = "it draws, edits, infills, and answers questions"
 
 @dataclass(frozen=True, kw_only=True)
 class DiMOORows:
-    """``change``: the released name of the task of an edit (``tokens.lumina_dimoo.request_of``)."""
+    """``change``: the released name of the task of an edit (``tokens.lumina_dimoo.request_of``) · ``references``: codes [h, w] of further
+    pictures that it reads · ``quirks``: deviations of the released scripts.
+    """
 
     change: str = "edit"
+    references: tuple[Tensor, ...] = ()
+    quirks: DiMOOQuirks = NO_DIMOO_QUIRKS
+
+    def of_kind(self, kind: str, references: Items[Tensor]) -> DiMOORows:
+        """ValueError for an unknown kind, and for a transfer of style without its reference, or another kind with one."""
+        refuse_kind(kind := kind or self.change)
+        if len(references) != (wanted := int(kind == STYLE)):
+            more = "give the picture whose style it takes as the reference" if wanted else f"only {STYLE} takes one"
+            raise ValueError(f"the kind {kind!r} reads {wanted} references, got {len(references)}; {more}")
+        return replace(self, change=kind, references=tuple(references))
+
+    def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> tuple[int, int]:
+        """Both sides in whole codes, and at most the area of a square drawing."""
+        factor, area = tokens.vq.config.factor, size[0] * size[1]
+        scale = min(1.0, tokens.side / math.sqrt(area))
+        sides = [max(1, int(side * scale / factor + 1e-6)) * factor for side in size]
+        return sides[0], sides[1]
 
     @property
     def announces(self) -> bool:
@@ -79,8 +102,10 @@ class DiMOORows:
     ) -> Sequence:
         if plan is not None:
             raise ValueError(f"Lumina-DiMOO cannot edit by a layout; {_TASKS}")
-        grid = (source.shape[0], source.shape[1])
-        return editing(tokens.builder(), request_of(self.change, instruction), [source], grid)
+        pictures = [source, *self.references]
+        shape = pictures[-1 if self.quirks.size_of_reference else 0].shape
+        request = request_of(self.change, instruction, self.quirks)
+        return editing(tokens.builder(), request, pictures, (shape[0], shape[1]))
 
     def conversation(self, tokens: Parts, wording: Wording, said: Items[Said], length: int) -> Sequence:
         if len(said) > 1:

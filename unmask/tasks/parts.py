@@ -29,7 +29,7 @@ from unmask.tokens.pictures import Placement, read_image, reduced, square
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.sources import Picture
-from unmask.tokens.text import MASK, Text
+from unmask.tokens.text import MASK, Slots, Text
 from unmask.tokens.views import AnyRes, ImageViews, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
 from unmask.tokens.whole_blocks import WholeBlocks
@@ -47,7 +47,7 @@ class Parts:
     are written · ``frame``: shapes a picture that is changed; None: it is padded · ``look_frame``: and one that is
     only read; None: alike · ``weights``: source of parts that are
     not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded ·
-    ``vocabulary``: the words that the model knows; None: any text.
+    ``vocabulary``: the words that the model knows; None: any text · ``slots``: gaps that the model may leave empty; None: it has none.
     """
 
     text: Text
@@ -64,6 +64,7 @@ class Parts:
     look_frame: Frame | None = None
     weights: Weights | None = None
     vocabulary: Vocabulary | None = None
+    slots: Slots | None = None
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
     loaded: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
 

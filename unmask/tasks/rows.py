@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from torch import Tensor
 
@@ -41,11 +41,15 @@ class Rows(Protocol):
     """The sequences of a family. Spans have the names that tasks read: "image" of a drawing, ``name`` of a text, which comes last.
 
     ``canvas``: masked tokens of an answer of ``length``, where ``max_tokens`` are allowed: more where the row has the answer's end too ·
-    ``announces``: a text may announce a picture, which is then drawn in its place · ``wording``: with the conversation's system message.
+    ``announces``: a text may announce a picture, which is then drawn in its place · ``wording``: with the conversation's system message ·
+    ``of_kind``: for edits of a named kind, with codes of further pictures; ValueError where there is one kind alone · ``drawn_size``: in
+    which a drawing of a size (width, height) is made; None: all drawings have the size of the model.
     """
 
     @property
     def announces(self) -> bool: ...
+    def of_kind(self, kind: str, references: Items[Tensor]) -> Rows: ...
+    def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> tuple[int, int] | None: ...
     def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence: ...
     def canvas(self, length: int, max_tokens: int | None) -> int: ...
     def editing(
@@ -57,9 +61,21 @@ class Rows(Protocol):
     ) -> Sequence: ...
 
 
+def one_kind(kind: str) -> NoReturn:
+    """The error of a family without kinds of edits."""
+    what = f"of the kind {kind[:50]!r}" if kind else "with a second picture"
+    raise ValueError(f"this model cannot edit {what}; leave out the kind and the reference")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChatRows:
     """LLaDA's chat with features of the vision tower and codes of a generation branch."""
+
+    def of_kind(self, kind: str, references: Items[Tensor]) -> ChatRows:
+        one_kind(kind)
+
+    def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> None:
+        return None
 
     @property
     def announces(self) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from unmask.sequence import Kind, Sequence, Span
+from unmask.sequence import Kind, Sequence, Span, of_one_size
 from unmask.tokens.boxes import to_bins
 from unmask.tokens.prompts import COMPACT, Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
@@ -123,7 +123,7 @@ class Builder:
             ids=torch.tensor(self.ids, dtype=torch.long),
             masked=torch.tensor(self.masked, dtype=torch.bool),
             spans=tuple(self.spans),
-            pixels=torch.cat([look.views for look in self.looks]) if self.looks else None,
+            pixels=of_one_size([look.views for look in self.looks]) if self.looks else None,
             feature=feature if self.looks else None,
             feature_rows=sum(
                 len(look.views) * self.look_tokens if look.grid is None else len(look) for look in self.looks

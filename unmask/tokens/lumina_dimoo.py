@@ -6,6 +6,8 @@ tasks. The prompts that guidance compares with lie in the same row, each in a se
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from unmask.sequence import Sequence
 from unmask.tokens.build import Builder
-from unmask.tokens.text import END_ANSWER, EOS, MASK
+from unmask.tokens.text import END_ANSWER, EOS, MASK, Text
 
 SYSTEM, END_SYSTEM, USER, END_USER = "<system>", "</system>", "<user>", "</user>"
 IMAGE, END_IMAGE, UNCONDITION, ANSWER = "<IMAGE>", "</IMAGE>", "<uncondition>", "<answer>"
@@ -24,6 +26,8 @@ LINE, PADDING = (
 )  # of the filler behind an answer the released name is not known
 CONTROL = (EOS, MASK, LINE, SYSTEM, END_SYSTEM, USER, END_USER, IMAGE, END_IMAGE, UNCONDITION, ANSWER, END_ANSWER)
 NULL, NULL_TEXT, NULL_IMAGE, SOURCE = "null", "null text", "null image", "source"
+
+_PADDING, _RELEASED_IDS = 126_339, 126_356  # the filler of the released tokenizer, and its length
 
 DRAW = "Generate an image according to the text prompt."
 UNDERSTAND = (
@@ -43,6 +47,35 @@ _MAPS = {
 }
 
 
+# Released names of tasks that make a picture of a picture; a view is named in words.
+KINDS = (
+    "edit",
+    *(f"edit_{what}" for what in ("add", "remove", "replace", "background", "text_transfer")),
+    *(f"{what}_control" for what in ("canny", "hed", "depth", "openpose")),
+    *(f"{what}_pred" for what in ("canny", "hed", "depth", "openpose")),
+    *(f"dense_{what}" for what in _MAPS),
+    "subject_driven",
+    "image_ref_transfer",
+)
+VIEW = r"multi_view_[a-z]{1,20}"
+STYLE = "image_ref_transfer"  # the kind that reads a second picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiMOOQuirks:
+    """Behaviour of the released scripts that is a fault, or looks like one. All are off by default.
+
+    ``general_pred``: ``depth_pred`` and its like get a general sentence and not that of dense prediction · ``size_of_reference``: a
+    transfer of style has the size of the picture whose style it takes.
+    """
+
+    general_pred: bool = False
+    size_of_reference: bool = False
+
+
+NO_QUIRKS, RELEASED_QUIRKS = DiMOOQuirks(), DiMOOQuirks(general_pred=True, size_of_reference=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a prompt says: a system sentence, and the user's words."""
@@ -51,11 +84,22 @@ class Request:
     text: str
 
 
-def request_of(kind: str, text: str) -> Request:
+def refuse_kind(kind: str) -> None:
+    """ValueError for a name that is no task of pictures."""
+    if kind not in KINDS and not re.fullmatch(VIEW, kind):
+        near = difflib.get_close_matches(kind, KINDS, 1)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(KINDS)}, or multi_view_left and its like"
+        )
+        raise ValueError(f"there is no kind of edit {kind[:50]!r}; {hint}")
+
+
+def request_of(kind: str, text: str, quirks: DiMOOQuirks = NO_QUIRKS) -> Request:
     """The sentences of a task that makes a picture of a picture, by its released name: ``edit_add``, ``canny_control``, ``subject_driven``,
-    ``image_ref_transfer``, ``multi_view_left``, ``dense_depth`` … A name with none of these words, such as ``depth_pred``, gets a general
-    sentence, as in the released script.
+    ``image_ref_transfer``, ``multi_view_left``, ``dense_depth`` … A name with none of these words gets a general sentence.
     """
+    if kind.endswith("_pred") and not quirks.general_pred:
+        kind = f"dense_{kind.removesuffix('_pred')}"
     if "dense" in kind:
         found = next((words for name, words in _MAPS.items() if name in kind), None)
         if found is None:
@@ -137,6 +181,40 @@ def understanding(b: Builder, request: Request, pictures: Items[Tensor], answer:
 def _answered(b: Builder, codes: Tensor | tuple[int, int], request: str) -> Sequence:
     b.say("assistant", b.text[ANSWER])
     return lines(b, codes, "image", writable=True).say("end", b.text[END_ANSWER]).build(request)
+
+
+def training_drawing(b: Builder, request: Request, codes: Tensor, *, null: bool) -> Sequence:
+    """A drawing without a second prompt, for a loss over the whole vocabulary: the codes are text ids, each line of them in a writable span
+    "image". ``null``: without the user's words.
+    """
+    return _learned(shown(b, request, (), "", null=null), codes, request.text)
+
+
+def training_editing(b: Builder, request: Request, pictures: Items[Tensor], codes: Tensor, *, null: bool) -> Sequence:
+    """As ``training_drawing``, of pictures. ``null``: without the user's words and without the pictures, as released."""
+    return _learned(shown(b, request, () if null else pictures, "", null=null), codes, request.text)
+
+
+def training_understanding(
+    b: Builder, request: Request, pictures: Items[Tensor], answer: list[int], fill: int
+) -> Sequence:
+    """A question about pictures, its answer with the end of it ("answer"), and ``fill`` tokens that are learned, too ("filler")."""
+    shown(b, request, pictures, "").say("assistant", b.text[ANSWER]).write("answer", [*answer, b.text[END_ANSWER]])
+    padding = padding_id(b.text)
+    return (b if padding is None or fill < 1 else b.write("filler", [padding] * fill)).build(request.text)
+
+
+def padding_id(text: Text) -> int | None:
+    """The token behind an answer. In LLaDA's tokenizer its name is not known, but its id; None in other ones that do not name it."""
+    found = text.tokenizer.token_to_id(PADDING)
+    return _PADDING if found is None and text.size == _RELEASED_IDS else found
+
+
+def _learned(b: Builder, codes: Tensor, request: str) -> Sequence:
+    b.say("assistant", b.text[ANSWER], b.text[IMAGE])
+    for line in codes.tolist():
+        b.write("image", [b.text.size + code for code in line]).say("line", b.text[LINE])
+    return b.say("end", b.text[END_IMAGE], b.text[END_ANSWER]).build(request)
 
 
 def answer_last(row: Sequence) -> Sequence:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -41,6 +42,14 @@ TEXT_CONTROL: tuple[str, ...] = (BOS, EOS, EOT, MASK, HEADER, END_HEADER)  # the
 
 _AS_NAMED: Mapping[str, str] = {}
 END_ANSWER = "</answer>"  # ends an answer of Lumina-DiMOO, whose tokenizer has no end of turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """Ids of gaps that a model may leave empty: ``marker`` ends one, ``filler`` stands where it needs no token."""
+
+    marker: int
+    filler: int
 
 
 class Text:
