@@ -70,7 +70,7 @@ def test_the_series_is_stopped_and_continued_to_a_model(
         patched.setattr(mini_tasks.Drawings, "__call__", stops)
         assert main(words(out, "--minutes", "0.1")) == 130
     assert "continue with: unmask train mini.all" in capsys.readouterr().err
-    assert json.loads((out / "chain.json").read_text())["done"] == ["text", *RUNS[:5]]
+    assert json.loads((out / "chain.json").read_text())["done"] == ["text", "codes", *RUNS[:5]]
     stopped = newest(out / "stage2")
     assert stopped is not None and read(stopped).step == 4
 
@@ -78,7 +78,7 @@ def test_the_series_is_stopped_and_continued_to_a_model(
     assert main(words(out, "--resume", "--json")) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"recipe": "mini.all", "folder": str(out)}
-    assert "part 7 of 13: stage2" in captured.err and "part 6 of 13" not in captured.err
+    assert "part 8 of 14: stage2" in captured.err and "part 7 of 14" not in captured.err
     steps = [json.loads(row)["step"] for row in (out / "stage2" / "metrics.jsonl").read_text().splitlines()]
     assert steps[0] == 4 and len(steps) > 1 and steps[1] > 4
 
