@@ -65,11 +65,35 @@ GOALS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     ),
     (
         "one GPU, 10.4 B parameters, exact, seconds: drawing / editing 1024 px",
-        NONE,
+        "5.61 / 20.6",
         "≤ 2.0 / ≤ 7",
-        tuple((f"speed.paired.released.{task}.s", "pace_s", ".2f") for task in ("draw", "edit")),
+        (("gpu.released.draw.graphs.run", "", ".2f"), ("gpu.released.edit.graphs.run", "", ".2f")),
+    ),
+    (
+        "… with `--speed fast`",
+        NONE,
+        "≤ 0.7 / ≤ 2.5",
+        (("gpu.released.draw.fast.run", "", ".2f"), ("gpu.released.edit.fast.run", "", ".2f")),
     ),
 )
+
+GPU: tuple[tuple[str, str], ...] = (
+    ("draw.fused.run", "drawing, 64 steps"),
+    ("draw.graphs.run", "… its layers as CUDA graphs"),
+    ("draw.fused_elementwise.estimate", "… and elementwise operations compiled, estimated from 6 steps"),
+    ("draw.fast.run", "… `--speed fast`"),
+    ("draw.every.run", "… every part of fast, 32 steps"),
+    ("draw.int8.estimate", "… int8 weights, estimated from 6 steps"),
+    ("edit.fused.estimate", "edit, 64 steps, estimated from 6"),
+    ("edit.graphs.run", "… its layers as CUDA graphs"),
+    ("edit.fused_elementwise.estimate", "… and elementwise operations compiled, estimated from 6 steps"),
+    ("edit.fast.run", "… `--speed fast`"),
+    ("edit.every.run", "… every part of fast, 32 steps"),
+    ("answer.fused.run", "answer of 64 tokens"),
+    ("answer.fast.run", "… `--speed fast` (random weights never reach its threshold)"),
+    ("boxes", "four boxes"),
+)
+TOGETHER = (1, 2, 4, 8)
 
 
 def newest() -> dict[str, Row]:
@@ -128,7 +152,23 @@ def growth(rows: dict[str, Row]) -> str:
     return "\n".join(lines) + "\n" if len(lines) > 2 else f"{NONE.capitalize()}.\n"
 
 
-TABLES: dict[str, Callable[[dict[str, Row]], str]] = {"goals": goals, "profile": profile, "growth": growth}
+def gpu(rows: dict[str, Row]) -> str:
+    """Whole runs on one card, and requests a second of several together."""
+    found = [(words, rows[f"gpu.released.{name}"]) for name, words in GPU if f"gpu.released.{name}" in rows]
+    if not found:
+        return f"{NONE.capitalize()}.\n"
+    _, first = found[0]
+    lines = [f"{first['machine']['accelerator']}, commit {first['commit']}.\n", "| run | seconds |", "|---|---|"]
+    lines += [f"| {words} | {row['value']:.2f} |" for words, row in found]
+    together = {task: [rows.get(f"gpu.released.batch{n}.{task}") for n in TOGETHER] for task in ("draw", "answer")}
+    lines += ["", f"| requests a second of | {' | '.join(map(str, TOGETHER))} together |", "|---" * 5 + "|"]
+    for task, some in together.items():
+        cells = [NONE if row is None else format(row["value"], ".2f") for row in some]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[dict[str, Row]], str]] = {"goals": goals, "profile": profile, "growth": growth, "gpu": gpu}
 
 
 def rendered(page: str, rows: dict[str, Row]) -> str:
@@ -158,6 +198,10 @@ def test_a_new_row_shows_in_its_table() -> None:
     assert f"| 123 / {NONE} / {NONE} / {NONE} |" in goals(rows)
     assert "| mid, draw | 70% | 30% |" in profile(rows)
     assert "| boxes, phrases | 1 to 8 | 2.50 | 2.00 | 1.25 |" in growth(rows)
+    card: Row = {"commit": "abc", "machine": {"accelerator": "X", "threads": 8}}
+    on_card = {"gpu.released.boxes": card | {"value": 0.5}, "gpu.released.batch2.draw": card | {"value": 3.0}}
+    assert "| four boxes | 0.50 |" in gpu(on_card) and f"| draw | {NONE} | 3.00 | {NONE} | {NONE} |" in gpu(on_card)
+    assert gpu(on_card).startswith("X, commit abc.") and NONE.capitalize() in gpu({})
     assert NONE.capitalize() in growth({}) and NONE.capitalize() in profile({})
 
 
