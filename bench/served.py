@@ -97,7 +97,7 @@ class Hosted:
 
     def idle(self, seconds: float = 60.0) -> float:
         """Wait until no call is in progress; the seconds that took. TimeoutError."""
-        began = time.monotonic()
+        began, now = time.monotonic(), self.metrics
         while time.monotonic() - began < seconds:
             now = self.metrics
             if not (now["unmask_calls"] or now["unmask_engine_live"] or now["unmask_engine_waiting"]):

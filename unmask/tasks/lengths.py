@@ -9,7 +9,6 @@ semi-autoregressive decoding of LLaDA, Nie et al. 2025). So an answer at a lower
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
@@ -122,13 +121,13 @@ def written(
             sampler = replace(sampler, blocks=ByOrder(blocks=sampler.blocks), stopping=ended)
             sequence = extended(sequence, more, text)
         return run(sequence, seed, sampler)
-    for number in itertools.count():
+    number = 0
+    while True:
         done = run(sequence, key(seed, "canvas", number) if number else seed, sampler)
         ids, room = leading(done), context - len(done.ids)
         if len(ids) >= extent.limit or room < 1 or any(i in final for i in ids):
-            break
-        sequence = extended(done, min(extent.length, room), text)
-    return done
+            return done
+        sequence, number = extended(done, min(extent.length, room), text), number + 1
 
 
 def until_enough(sampler: Sampler, text: Text, extent: Extent) -> Sampler:

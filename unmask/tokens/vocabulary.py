@@ -123,10 +123,9 @@ def _parse(text: str, known: frozenset[str], most: int) -> Iterator[tuple[str, b
     words = _words(text)
     at = 0
     while at < len(words):
-        for count in range(min(most, len(words) - at), 0, -1):
-            entry = " ".join(words[at : at + count])
-            if entry in known:
-                break
+        counts = range(min(most, len(words) - at), 0, -1)
+        count = next((n for n in counts if " ".join(words[at : at + n]) in known), 1)
+        entry = " ".join(words[at : at + count])
         yield entry, entry in known
         at += count
 
