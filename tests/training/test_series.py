@@ -73,8 +73,8 @@ def at(folder: Path) -> tuple[int, float | None]:
 def test_every_run_has_its_share_and_work_has_none(tmp_path: Path, world: World) -> None:
     said: list[str] = []
     run_series(world.series(), tmp_path, seconds=80, device="cpu", say=said.append)
-    # A second of each run goes to the batch whose operations are counted; a run ends with the first update after its time.
-    assert at(tmp_path / "one") == (20, 21) and at(tmp_path / "two") == (60, 61)
+    # The first batch, whose operations are counted, takes no time of a run; a run ends with the first update after its time.
+    assert at(tmp_path / "one") == (21, 21) and at(tmp_path / "two") == (61, 61)
     assert world.worked == [tmp_path] and said[1] == "part 2 of 3: between"
     assert read(world.series(), tmp_path) == read(world.series(), tmp_path)
     assert json.loads((tmp_path / "chain.json").read_text())["done"] == ["one", "between", "two"]
@@ -89,13 +89,13 @@ def test_a_series_goes_on_at_its_step_and_counts_training_alone(tmp_path: Path, 
     with pytest.raises(RuntimeError, match="gone"):
         run_series(world.series(), tmp_path, seconds=80, device="cpu")
     step, seconds = at(tmp_path / "two")
-    assert step == 28 and seconds == 29 and len(world.worked) == 1
+    assert step == 24 and seconds == 24 and len(world.worked) == 1
     world.now, world.fails, world.taken = 10**6, float("inf"), []  # the next day
     run_series(world.series(), tmp_path, device="cpu")  # with the time given before
-    assert world.taken[:3] == [("two", 28), ("two", 28), ("two", 29)]  # counted, then trained on
-    assert at(tmp_path / "two") == (59, 61) and len(world.worked) == 1
+    assert world.taken[:3] == [("two", 24), ("two", 24), ("two", 25)]  # counted, then trained on
+    assert at(tmp_path / "two") == (61, 61) and len(world.worked) == 1
     rows = [json.loads(row)["step"] for row in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    assert rows == sorted(set(rows)) and rows[-1] == 59
+    assert rows == sorted(set(rows)) and rows[-1] == 61
 
 
 def test_more_time_is_for_the_runs_to_come(tmp_path: Path, world: World) -> None:
@@ -104,7 +104,7 @@ def test_more_time_is_for_the_runs_to_come(tmp_path: Path, world: World) -> None
         run_series(world.series(), tmp_path, seconds=80, device="cpu")
     world.fails = float("inf")
     run_series(world.series(), tmp_path, seconds=160, device="cpu")
-    assert at(tmp_path / "one")[0] == 20 and at(tmp_path / "two")[1] == 121
+    assert at(tmp_path / "one")[0] == 21 and at(tmp_path / "two")[1] == 121
 
 
 def test_a_folder_of_another_series_is_refused(tmp_path: Path, world: World) -> None:

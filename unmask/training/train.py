@@ -113,6 +113,8 @@ def _train(
                 work = _flops(learner, saved.step)  # before anything compiles: under the counter nothing would
             with many_shapes(device), prepared(module, recompute=settings.recompute, compile=settings.compile):
                 with opened(folder, place, settings.keep) as saver:
+                    if isinstance(clock, Budget):
+                        clock.start(saved.seconds or 0.0)  # anew: workers may have taken a while for the first batch
                     _run(learner, saved.step, last, work / matmul_peak(dtype, device), meters, folder, saver, clock)
         finally:
             meters.close()
