@@ -168,7 +168,7 @@ def test_inspect_proposes(capsys: pytest.CaptureFixture[str]) -> None:
         (["inspect", "mini", "--task", "fly"], "no task is called 'fly'"),
         (["inspect", "mini", "--budget", "much"], "not an amount of memory"),
         (["inspect", str(FOLDER / "model.safetensors"), "--task", "ask"], "give its folder"),
-        (["inspect", "mini", "--task", "ask", "--quantise", "und"], "use und=int8"),
+        (["inspect", "mini", "--task", "ask", "--quantise", "und"], "use und or gen with int8, int4 or float8"),
         (["inspect", "mini", "--task", "ask", "--quantise", "eyes=int8"], "unknown branch 'eyes'"),
         (["generate", "x", "--dtype", "int8"], "int8"),
     ],

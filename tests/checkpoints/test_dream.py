@@ -56,7 +56,7 @@ def test_parity_with_a_bidirectional_qwen2(folder: Path) -> None:
 
 
 def test_the_released_size_has_the_published_number_of_parameters() -> None:
-    from unmask.pipeline.loading import spec_of_size
+    from unmask.pipeline.named_sizes import spec_of_size
 
     found = spec_of_size("dream_7b")
     assert found.format is Format.DREAM

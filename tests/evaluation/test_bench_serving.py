@@ -75,9 +75,9 @@ def test_fairness(model_folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_killed(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = "--training 2 --steps 40 --batch 2 --server 1".split()
+    small = "--training 1 --steps 40 --batch 1 --server 1".split()
     found = figures("killed.py", model_folder, tmp_path, monkeypatch, *small)
-    assert found["killed.training"]["value"] == 2 and found["killed.training"]["more"]["lost_steps"] <= 4
+    assert found["killed.training"]["value"] == 1 and found["killed.training"]["more"]["lost_steps"] <= 4
     assert {row["more"]["failures"] for row in found.values()} == {0} and len(found) == 3
 
 

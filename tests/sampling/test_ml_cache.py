@@ -150,9 +150,9 @@ def test_wrong_values_are_named() -> None:
 def test_the_commands_take_it_by_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "a red cat", "--model", str(folder), "--steps", "10", "--seed", "3", "--sampler", "ml_cache"]
     pictures = []
-    for name, setting in (("usual", "ratio=0.7"), ("full", "interval=1")):
+    for name, setting in (("usual", "ratio=0.7"), ("full", "refresh=1")):
         assert main([*words, "-o", setting, "--out", str(tmp_path / f"{name}.png")]) == 0
         pictures.append((tmp_path / f"{name}.png").read_bytes())
     assert pictures[0] != pictures[1]
-    assert main([*words, "-o", "interval=0", "--out", str(tmp_path / "none.png")]) == 2
+    assert main([*words, "-o", "refresh=0", "--out", str(tmp_path / "none.png")]) == 2
     assert "interval counts steps, got 0" in capsys.readouterr().err

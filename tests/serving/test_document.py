@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,15 +96,24 @@ class Documented:
         """Requests that the document allows and the server refuses, or the reverse."""
         found, schema = [], self.schema(path)
         for body in bodies:
-            answer = self.ask.post(path, json=body)
+            answer = self._answered(path, json=body)
             found += _disagreement(body, fits(body, schema, self.document), answer)
         return found
+
+    def _answered(self, path: str, **request: Any) -> Any:
+        """The answer, asked for again while calls of a request that failed are still leaving the queue."""
+        for _ in range(100):
+            answer = self.ask.post(path, **request)
+            if answer.status_code != 429:
+                break
+            time.sleep(0.1)
+        return answer
 
     def disagreements_of_forms(self, forms: Iterator[dict[str, list[str]]], files: Any) -> list[str]:
         """The same of edits, which are sent as forms."""
         found, schema = [], self.schema(EDIT)
         for form in forms:
-            answer = self.ask.post(EDIT, data=form, files=files)
+            answer = self._answered(EDIT, data=form, files=files)
             body = dict.fromkeys(files, "") | {name: self.read(name, texts) for name, texts in form.items()}
             found += _disagreement(body, fits(body, schema, self.document), answer)
         return found

@@ -24,6 +24,7 @@ from unmask.evaluation.judge import Found, Seen, load_judge
 from unmask.evaluation.scoring import Want, Wanted, iou, position, strict
 from unmask.pipeline.model import Model
 from unmask.serving import calls, chat
+from unmask.serving.edit_form import EditForm
 from unmask.serving.schema import Draw, Edit, Ground
 from unmask.serving.schema_chat import Chat
 from unmask.tasks.conversing import Message
@@ -166,7 +167,7 @@ def test_edits(model: Model, one: dict[str, Any]) -> None:
     before, image = scene(one["image"]), example_image(one["image"]).read_bytes()
     background, objects = EDIT[one["prompt"]](*content(before))
     body = Edit.model_validate({"prompt": one["prompt"]})
-    edited = [calls.editing(body, image, None, seed)(model).image for seed in SEEDS]
+    edited = [calls.editing(body, EditForm(image=image, mask=None, fields={}), seed)(model).image for seed in SEEDS]
     for result in seen(*edited):
         assert content(result) == (background, sorted(objects)) != content(before)
         fresh = [found for found in result.objects if not any(iou(found.box, old.box) > 0.8 for old in before.objects)]

@@ -104,12 +104,12 @@ def fast_dllm(base: Sampler, *, threshold: float = 0.9) -> Sampler:
     return replace(base, schedule=Equal(steps=1), token_sampler=sure, selection=Threshold(value=threshold))
 
 
-def ml_cache(base: Sampler, net: Denoiser, *, ratio: float = 0.9, warmup: float = 0.3, interval: int = 5) -> Sampler:
+def ml_cache(base: Sampler, net: Denoiser, *, ratio: float = 0.9, warmup: float = 0.3, refresh: int = 5) -> Sampler:
     """Between full steps only the least certain tokens are computed (ML-Cache of Lumina-DiMOO, arXiv 2510.06308); approximate."""
     config = getattr(net, "config", None)
     first = getattr(config, "first_code", 0)
     codes = (first, first + config.codes) if config is not None and first else None
-    return replace(base, cache=MLCache(ratio=ratio, warmup=warmup, interval=interval, codes=codes))
+    return replace(base, cache=MLCache(ratio=ratio, warmup=warmup, interval=refresh, codes=codes))
 
 
 def fast_dllm_text(*, threshold: float = 0.9, block: int = 32, end: tuple[int, ...] = ()) -> Sampler:

@@ -23,13 +23,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from unmask import __version__
 from unmask.json_types import Json
+from unmask.pipeline.model import Model
 from unmask.serving import answers, calls, chat, contract
 from unmask.serving.access import ADMIN, ASK, DRAW, Access
 from unmask.serving.chat_events import ChatEvents
 from unmask.serving.completions import Complete, CompletionEvents, Completions, completing, text_only
 from unmask.serving.contract import answers as responding
 from unmask.serving.counting import RequestCounters, render_prometheus
-from unmask.serving.delivery import Delivery
+from unmask.serving.delivery import Delivery, refuse_size
 from unmask.serving.document import add_document_route
 from unmask.serving.edge import Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
@@ -138,6 +139,8 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
             ask = lambda seed: calls.infilling(body, seed, service.pictures)  # noqa: E731
             return await _pictures(service, request, body, "image_edit", ask, linked(request))
         _check(service, request, body, ASK)
+        if isinstance(service.model, Model):
+            refuse_size(body, service.model.parts)
         seed = _seed(body)
         started = service.start(
             [Call(ask=calls.infilling(body, seed, service.pictures), priority=body.priority, lora=body.lora)]

@@ -32,6 +32,13 @@ _NO_FIDELITY = "input_fidelity: this model has one way of reading pictures, so i
 _LOSSLESS = "output_compression: png is lossless, so it was ignored; use jpeg or webp"
 
 
+def refuse_size(body: Streamed, parts: Parts) -> None:
+    """ValueError for a size that is no square where the model draws squares alone."""
+    width, height = body.pixels or (parts.side, parts.side)
+    if width != height and parts.rows.drawn_size(parts, (width, height)) is None:
+        raise ValueError(f"size: {body.size} is not possible, because this server generates square images; {SIZES}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
     """``wanted``: width and height in pixels of the pictures that are returned; None: as the model draws them · ``file``: png, jpeg or
@@ -56,8 +63,7 @@ class Delivery:
             raise ValueError(
                 f"size: {body.n} images of {width}x{height} are too many pixels; use at most {most}x{most} for {body.n}"
             )
-        if width != height and parts.rows.drawn_size(parts, (width, height)) is None:
-            raise ValueError(f"size: {body.size} is not possible, because this server generates square images; {SIZES}")
+        refuse_size(body, parts)
         return cls(
             wanted=body.pixels,
             file=body.output_format,

@@ -155,16 +155,12 @@ class Masters:
 
     def gather(self, weight: float = 1) -> None:
         """Take the module's gradients, times ``weight``, into the sum that the next ``step`` divides by the sum of weights."""
-        pairs = [(m, p.grad) for m, p in zip(self.master, self.params, strict=True) if p.grad is not None]
-        gradients = [g for _, g in pairs]
-        found = [torch.empty_like(m) for m, _ in pairs]
-        torch._foreach_copy_(found, gradients)
-        if weight != 1:
-            torch._foreach_mul_(found, weight)
-        for (m, _), gradient in zip(pairs, found, strict=True):
-            m.grad = gradient if m.grad is None else m.grad.add_(gradient)
-        for p in self.params:
+        for m, p in zip(self.master, self.params, strict=True):
+            if p.grad is None:
+                continue
+            gradient = p.grad.float() if weight == 1 else p.grad.float() * weight
             p.grad = None
+            m.grad = gradient if m.grad is None else m.grad.add_(gradient)
         self.weight += weight
 
     def backward(self, total: Tensor, weight: float) -> None:
