@@ -28,8 +28,8 @@ READ_OTHERWISE = {
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
     ("evaluation/self_test.py", "Machine", "torch"),  # ``unmask doctor`` compares machines with asdict
     ("evaluation/self_test.py", "Machine", "instructions"),  # ``unmask doctor`` compares machines with asdict
-    ("recipes/judge.py", "Accuracy", "scenes"),  # what the function ``accuracy`` returns to whoever trains a judge
-    ("recipes/judge.py", "Accuracy", "right"),  # what the function ``accuracy`` returns to whoever trains a judge
+    ("recipes/judge.py", "Accuracy", "scenes"),  # result of ``accuracy``, for callers that train a judge
+    ("recipes/judge.py", "Accuracy", "right"),  # result of ``accuracy``, for callers that train a judge
     ("methods/card.py", "Card", "year"),  # ``unmask methods`` reads the literals of a card's file
     ("serving/metrics.py", "Metrics", "occupancy"),  # GET /metrics lists all fields
     ("serving/metrics.py", "Metrics", "feature_hits"),  # GET /metrics lists all fields

@@ -111,6 +111,14 @@ def test_what_workers_cannot_mask_is_refused() -> None:
         dataclasses.replace(masking(), source=Seen(), objective=seen)(STEP)
 
 
+def test_a_model_whose_pictures_have_different_numbers_of_features_is_refused() -> None:
+    model = made()
+    assert model.vision is not None
+    model.vision.any_size = True  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="does not encode all pictures to as many features; train it with 0 workers"):
+        together()(model, masking()(STEP), generator("unused"))
+
+
 def test_nothing_to_score_is_a_zero_gradient() -> None:
     @dataclasses.dataclass(frozen=True)
     class Fixed:

@@ -1,4 +1,4 @@
-"""Places by cost: who enters, who is parked, and that nobody waits for ever. Numbers alone, then the engine with a tiny model."""
+"""Places by cost: which requests run, which are parked, and that none waits forever. Numbers first, then an engine with a tiny model."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_parked_request_that_is_cancelled_frees_what_it_held() -> None:
 
 @pytest.mark.parametrize("parked", [0, 3])
 def test_no_stream_of_short_requests_starves_a_long_one(parked: int) -> None:
-    """One long request beside as many short ones as there are places, for ever: it gets its fair share of what is served."""
+    """One long request beside as many short ones as there are places, without end: it gets its fair share of what is served."""
     places, rng = Places(most=4, parked=parked), Random(0)
     left = {0: 400.0}
     places.join(0, 400)

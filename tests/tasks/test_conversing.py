@@ -105,7 +105,7 @@ def test_a_layout_becomes_a_new_picture_or_a_change_of_the_last(model: Model) ->
 
 
 def test_a_maximum_counts_words_and_says_what_it_cut_off(model: Model) -> None:
-    """A layout is not words: the drawing is the same at every maximum."""
+    """A layout does not count towards the maximum of words: the drawing is the same whatever it is."""
     text, wording = model.parts.text, model.parts.wording
     words = text.encode("a red apple left of a big cat")
     whole = converse(Scripted(model, [words]), [user("hello")], 0, Extent(length=44))

@@ -1,4 +1,4 @@
-"""Reading tokenizer.json: dropout, truncation and padding are switched off, and files that may run without end are refused."""
+"""Reading tokenizer.json: dropout, truncation and padding are switched off, and files whose patterns may never finish are refused."""
 
 from __future__ import annotations
 

@@ -133,6 +133,11 @@ def _cut(rows: list[tuple[int, int, int]], overhead: int) -> list[list[tuple[int
 # -- rows in one batch ------------------------------------------------------------------------------------------------
 
 
+def encodes_alike(model: Any) -> bool:
+    """Whether a model encodes pictures by itself, all to the same number of features."""
+    return hasattr(model, "features") and not getattr(getattr(model, "vision", None), "any_size", False)
+
+
 def _with_features(model: Any, views: Items[Batch]) -> list[Batch] | None:
     """The batches with features in place of pixels, which one call encodes; None for a model that does not encode them by itself, and
     for one that reads pictures of any size, whose numbers of features differ.
@@ -140,7 +145,7 @@ def _with_features(model: Any, views: Items[Batch]) -> list[Batch] | None:
     pictures = {id(v.pixels): v.pixels for v in views if v.pixels is not None}
     if not pictures:
         return list(views)
-    if not hasattr(model, "features") or getattr(getattr(model, "vision", None), "any_size", False):
+    if not encodes_alike(model):
         return None
     rows = model.features(torch.cat(list(pictures.values())))
     each = len(rows) // sum(map(len, pictures.values()))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unmask.objectives.joining import predicted_by, token_loss
+from unmask.objectives.joining import encodes_alike, predicted_by, token_loss
 from unmask.sequence import Batch
 from unmask.step import Loss
 
@@ -50,7 +50,11 @@ def in_0_1(pixels: Tensor) -> Tensor:
 
 
 def score(model: Any, made: Passes) -> Loss:
-    """The loss of some passes: the weighted sum of the mean losses of all terms."""
+    """The loss of some passes: the weighted sum of the mean losses of all terms. ValueError for pictures and a model that does not encode
+    them all to the same number of features, which ``Pass.picture`` counts on.
+    """
+    if made.pixels is not None and not encodes_alike(model):
+        raise ValueError("this model does not encode all pictures to as many features; train it with 0 workers")
     features = None if made.pixels is None else model.features(in_0_1(made.pixels))
     each = 0 if features is None or made.pixels is None else len(features) // len(made.pixels)
     number = torch.arange(len(made.names), device=made.counts.device)

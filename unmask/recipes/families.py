@@ -63,9 +63,7 @@ def mmada(
     ``finetune``.
     """
     start = _start(model, Layout.MMADA, "MMaDA")
-    given = Given(
-        data=data, lora=lora, batch=batch, only=only, freeze=freeze, replay=replay, holdout=holdout, seed=seed, folder=folder
-    )  # fmt: skip
+    given = _given(data, lora, batch, only, freeze, replay, holdout, seed, folder)
     optim = Optim(lr=5e-5, beta2=0.999, weight_decay=0.01, warmup=20, floor=0.1, clip=1.0, ema=0.0)
     return _published(start, given, mmada_way(stage), optim)
 
@@ -89,9 +87,7 @@ def lavida(
     conversations (``chat``). The other arguments are those of ``finetune``.
     """
     start = _start(model, Layout.LAVIDA, "LaViDa")
-    given = Given(
-        data=data, lora=lora, batch=batch, only=only, freeze=freeze, replay=replay, holdout=holdout, seed=seed, folder=folder
-    )  # fmt: skip
+    given = _given(data, lora, batch, only, freeze, replay, holdout, seed, folder)
     tower = (("tower", 2e-6, "vision.tower."),)
     return _published(start, given, lavida_way(slots), Optim(lr=2e-5, beta2=0.999, warmup=20, ema=0.0, rates=tower))
 
@@ -115,9 +111,7 @@ def dream(
     ``finetune``.
     """
     start = _start(model, Layout.DREAM, "Dream")
-    given = Given(
-        data=data, lora=lora, batch=batch, only=only, freeze=freeze, replay=replay, holdout=holdout, seed=seed, folder=folder
-    )  # fmt: skip
+    given = _given(data, lora, batch, only, freeze, replay, holdout, seed, folder)
     way = dream_way(lambda start: chat_format(start, partial(to_block, after="\n")), weight)
     return _published(start, given, way, Optim(lr=5e-6, beta2=0.999, warmup=20, ema=0.0))
 
@@ -174,11 +168,25 @@ def lumina_dimoo(
     start = _start(model, Layout.DIMOO, "Lumina-DiMOO")
     if length < 1:
         raise ValueError(f"length is {length}; give the tokens of an answer, at least 1")
-    given = Given(
-        data=data, lora=lora, batch=batch, only=only, freeze=freeze, replay=replay, holdout=holdout, seed=seed, folder=folder
-    )  # fmt: skip
+    given = _given(data, lora, batch, only, freeze, replay, holdout, seed, folder)
     optim = Optim(lr=2e-5, beta2=0.95, weight_decay=0.1, warmup=20, floor=1.0, clip=4.0, ema=0.0)
     return _published(start, given, dimoo_way(length, change), optim)
+
+
+def _given(
+    data: str, lora: int, batch: int, only: str, freeze: str, replay: str, holdout: float, seed: int, folder: str
+) -> Given:
+    return Given(
+        data=data,
+        lora=lora,
+        batch=batch,
+        only=only,
+        freeze=freeze,
+        replay=replay,
+        holdout=holdout,
+        seed=seed,
+        folder=folder,
+    )
 
 
 def _start(model: str, wanted: Layout, family: str) -> Start:

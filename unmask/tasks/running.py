@@ -1,6 +1,6 @@
 """Sequences through the sampler, for every kind of model. Public idea: ``decide(net, sequences, seeds, sampler, ...) -> Decoded``.
 
-``Runner`` is a model as tasks see it. ``Executor`` is whoever does the decoding for a model, such as an engine that many calls share.
+``Runner`` is a model as tasks see it. ``Executor`` decodes for a model, for example an engine that many calls share.
 """
 
 from __future__ import annotations

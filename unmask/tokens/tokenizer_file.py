@@ -1,7 +1,7 @@
 """Read a tokenizer.json so that encoding is deterministic and bounded.
 
 Public idea: ``read_tokenizer(path) -> Tokenizer``. Dropout, truncation and padding are switched off, because they change the ids of a
-text or cut it. Normalizers that make a short text long, and regular expressions that may run without end, are refused.
+text or cut it. Normalizers that make a short text long, and regular expressions that may never finish, are refused.
 """
 
 from __future__ import annotations
