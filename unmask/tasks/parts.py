@@ -41,13 +41,22 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quirked:
+    """Deviations of released scripts: those of the prompts and pictures, and those of the family's rows."""
+
+    quirks: ReleasedQuirks
+    rows: Rows
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
     are written · ``frame``: shapes a picture that is changed; None: it is padded · ``look_frame``: and one that is
     only read; None: alike · ``weights``: source of parts that are
     not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded ·
-    ``vocabulary``: the words that the model knows; None: any text · ``slots``: gaps that the model may leave empty; None: it has none.
+    ``vocabulary``: the words that the model knows; None: any text · ``slots``: gaps that the model may leave empty; None: it has none ·
+    ``choices``: deviations of released scripts by name (``pipeline.quirks``); empty: the family has none.
     """
 
     text: Text
@@ -65,6 +74,7 @@ class Parts:
     weights: Weights | None = None
     vocabulary: Vocabulary | None = None
     slots: Slots | None = None
+    choices: Mapping[str, Quirked] = field(default_factory=dict, compare=False, repr=False)
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
     loaded: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
 
