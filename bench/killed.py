@@ -167,7 +167,7 @@ def killed_run(words: list[str], folder: Path, number: int, tally: Tally) -> boo
     def ready() -> bool:
         return any(folder.glob("*.part*")) if saving else len(rows_of(folder)) > rows
 
-    process = started(*words, *resumed(folder), folder=folder.parent)
+    process = started(*words, "--out", folder, "--resume", folder=folder.parent)
     if not kill_when(process, ready, rng.random() * (0.01 if saving else 1.0), victims(folder, number // 3)):
         return False
     tally.saving += saving
@@ -181,11 +181,7 @@ def killed_run(words: list[str], folder: Path, number: int, tally: Tally) -> boo
 
 def finished(words: list[str], folder: Path, place: Path) -> int:
     """Run to the end; the exit code."""
-    return started(*words, *resumed(folder), folder=place).wait()
-
-
-def resumed(folder: Path) -> list[str]:
-    return ["--out", str(folder), *(["--resume"] if (folder / STATE).exists() else [])]
+    return started(*words, "--out", folder, "--resume", folder=place).wait()
 
 
 def members(folder: Path) -> list[int]:
