@@ -77,11 +77,14 @@ def for_network(change: Callable[[Sampler], Sampler], net: Denoiser) -> Callable
 
 @dataclass(frozen=True, kw_only=True)
 class MethodEntry:
-    """``name``: of its file · ``about``: the file's docstring · ``card``: the literal fields of its card."""
+    """``name``: of its file · ``about``: the file's docstring · ``card``: the literal fields of its card · ``minutes``: of its
+    demonstration on two cores, 0 where it has none.
+    """
 
     name: str
     about: str
     card: Mapping[str, Any]
+    minutes: float = 0.0
 
 
 def samplers(package: Path = _PACKAGE) -> dict[str, NamedSampler]:
@@ -110,7 +113,8 @@ def methods(package: Path = _PACKAGE) -> dict[str, MethodEntry]:
     for path in _method_files(package):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         about = ast.get_docstring(tree) or ""
-        found[path.stem] = MethodEntry(name=path.stem, about=about, card=_card(tree, path))
+        minutes = _minutes(package / "recipes" / path.name)
+        found[path.stem] = MethodEntry(name=path.stem, about=about, card=_card(tree, path), minutes=minutes)
     return found
 
 
@@ -161,11 +165,24 @@ def _changes_a_sampler(node: ast.FunctionDef) -> bool:
     return named and [a.arg for a in node.args.args] in (["base"], ["base", "net"])
 
 
+def _minutes(path: Path) -> float:
+    """The minutes of ``DEMO = Demonstration(minutes=…, run=…)`` in a recipe file, 0 without one."""
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path.exists() else ast.Module(body=[], type_ignores=[])
+    call = _assigned(tree, "DEMO")
+    return next((float(ast.literal_eval(k.value)) for k in call.keywords if k.arg == "minutes"), 0.0) if call else 0.0
+
+
+def _assigned(tree: ast.Module, name: str) -> ast.Call | None:
+    """The call in ``name = Something(…)`` at the top of a file."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return node.value if isinstance(node.value, ast.Call) else None
+    return None
+
+
 def _card(tree: ast.Module, path: Path) -> dict[str, Any]:
     """The literal fields of ``CARD = Card(...)``. ValueError where the file has none."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "CARD":
-            if isinstance(node.value, ast.Call):
-                fields = {k.arg: k.value for k in node.value.keywords if k.arg not in (None, "parts")}
-                return {str(name): ast.literal_eval(value) for name, value in fields.items()}
+    if (call := _assigned(tree, "CARD")) is not None:
+        fields = {k.arg: k.value for k in call.keywords if k.arg not in (None, "parts")}
+        return {str(name): ast.literal_eval(value) for name, value in fields.items()}
     raise ValueError(f"{path.name} has no card; end it with CARD = Card(…), as unmask/methods/card.py says")
