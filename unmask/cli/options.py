@@ -18,7 +18,14 @@ import click
 from unmask.cli import completion
 from unmask.cli.output import STDOUT, refuse_unwritable
 from unmask.cli.progress import opening, watched
-from unmask.cli.sampling import quirks_option, sampler_option, speed_option
+from unmask.cli.sampling import (
+    cache_option,
+    changed_sampler,
+    quirks_option,
+    sampler_option,
+    schedule_option,
+    speed_option,
+)
 
 if TYPE_CHECKING:
     from unmask.checkpoints.elastic import WeightStorage
@@ -169,13 +176,15 @@ def model_options(command: Command) -> Command:
         storage: Storage,
         download: bool,
         sampler: str | None,
+        schedule: str | None,
+        cache: str | None,
         quiet: bool,
         lora: tuple[str, ...],
         speed: str,
         quirks: str,
         **own: object,
     ) -> object:
-        change, settings = named_sampler(sampler, settings)
+        change, settings = changed_sampler(sampler, schedule, cache, settings)
         run = Run(
             model=model,
             device=device,
@@ -200,6 +209,8 @@ def model_options(command: Command) -> Command:
         speed_option,
         quirks_option,
         sampler_option,
+        schedule_option,
+        cache_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
         device_option,
@@ -369,18 +380,6 @@ def path_option(
         callback=check,
         help=text,
     )
-
-
-def named_sampler(
-    name: str | None, settings: tuple[str, ...]
-) -> tuple[Callable[[Sampler], Sampler] | None, tuple[str, ...]]:
-    """The change that --sampler stands for, and the settings that are not its arguments. ValueError for an unknown name."""
-    if name is None:
-        return None, settings
-    from unmask.pipeline.catalogue import find_sampler
-
-    change, rest = find_sampler(name, settings)
-    return change, tuple(rest)
 
 
 def found_device(device: str) -> str:
