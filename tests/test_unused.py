@@ -30,6 +30,7 @@ READ_OTHERWISE = {
     ("evaluation/self_test.py", "Machine", "instructions"),  # ``unmask doctor`` compares machines with asdict
     ("recipes/judge.py", "Accuracy", "scenes"),  # result of ``accuracy``, for callers that train a judge
     ("recipes/judge.py", "Accuracy", "right"),  # result of ``accuracy``, for callers that train a judge
+    ("methods/card.py", "Card", "paper_figure"),  # ``unmask methods`` reads the literals of a card's file
     ("methods/card.py", "Card", "year"),  # ``unmask methods`` reads the literals of a card's file
     ("serving/metrics.py", "Metrics", "occupancy"),  # GET /metrics lists all fields
     ("serving/metrics.py", "Metrics", "feature_hits"),  # GET /metrics lists all fields
