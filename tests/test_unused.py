@@ -23,7 +23,6 @@ PACKAGE = Path(unmask.cli.__file__).parents[1]
 # Fields that no code reads as an attribute, and what reads them instead.
 READ_OTHERWISE = {
     ("evaluation/cards.py", "ReportCard", "right"),  # the template evaluation/report.html
-    ("evaluation/cards.py", "ReportCard", "note"),  # the template evaluation/report.html
     ("evaluation/history.py", "Line", "unit"),  # written to bench/history.jsonl with asdict
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
     ("evaluation/self_test.py", "Machine", "torch"),  # ``unmask doctor`` compares machines with asdict
