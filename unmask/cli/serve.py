@@ -316,9 +316,11 @@ def _service(
     import unmask
     from unmask.pipeline.adapting import with_adapters
     from unmask.serving.engine import Limits
+    from unmask.serving.memory import share_arenas
     from unmask.serving.picture_reader import PictureReader
     from unmask.serving.service import Service
 
+    share_arenas()
     opened = unmask.load(
         model,
         device=device,
