@@ -1,19 +1,26 @@
-"""Dimple: the demonstration of ``unmask methods run dimple``.
+"""Dimple: the adaptation of causal language models, and the demonstration of ``unmask methods run dimple``.
 
-The networks are trained on the small language of ``paraphrases``, all with the same number of steps.
+    unmask train dimple.adapt -o model=QWEN2 --data chats.jsonl --out runs/adapted --steps 2000
+
+A causal model first learns the data as it was trained, from left to right, then masked tokens of the same data with attention in both
+directions. The result is a folder in Dream's layout.
+
+The demonstration: networks are trained on the small language of ``paraphrases`` with three digits, all with the same number of steps.
 
 1. Two ways to train: masked tokens alone (``diffusion``), and half of the steps on the next token before (``causal first``).
-2. Three lengths of the learned answers: a random number of ends of text behind them (``random``), one (``exact``), up to a fixed length of
-   16 (``fixed``). The networks answer with 8, 16 and 28 masked tokens; right answers have 7.2 tokens on average.
+2. Two lengths of the learned answers: a random number of ends of text behind them, up to 16 tokens (``random``), or one (``exact``). The
+   networks answer with 8, 16 and 28 masked tokens, although right answers have at most 9. Dimple draws the length up to the next power of
+   two; here that would tell the wordings apart.
 3. Confident decoding at several thresholds against equal steps with at least as many forwards.
 4. The prompt's keys and values kept after the first step, and answers whose first words are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -23,9 +30,18 @@ from unmask.evaluation.demonstration import Demonstration, Findings, Plot, Table
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.methods.dimple import confident
 from unmask.models.elastic import Elastic
-from unmask.objectives.masked import Masked
+from unmask.objectives.masked import Masked, Together
 from unmask.objectives.next_token import NextToken
+from unmask.pipeline.causal import as_dream, causal_in
+from unmask.pipeline.formats import Format as Layout
+from unmask.pipeline.formats import format_in
+from unmask.pipeline.loading import resolve
+from unmask.recipe import Recipe
 from unmask.recipes import paraphrases as lang
+from unmask.recipes.chatting import chat_format
+from unmask.recipes.finetune import tuned
+from unmask.recipes.starting import Start, start_of
+from unmask.recipes.ways import Given, Way, chosen
 from unmask.rng import generator
 from unmask.sampling.cache import PromptCache
 from unmask.sampling.sampler import Sampler, Step
@@ -34,32 +50,90 @@ from unmask.sampling.selection import Confident
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch
 from unmask.step import Prediction, Reuse
+from unmask.tasks.family_rows import to_random_length
 
-STEPS, ROWS, TESTS = 900, 64, 256
+STEPS, ROWS, DIGITS, TESTS = 800, 32, 3, 256
 CANVASES, THRESHOLDS, EQUAL = (8, 16, 28), (0.99, 0.95, 0.8, 0.5, 0.3), (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
-PADDINGS: dict[str, lang.Padding] = {"random": lang.at_random, "exact": lang.exactly, "fixed": lang.to_canvas}
+PADDINGS: dict[str, lang.Padding] = {"random": lang.at_random, "exact": lang.exactly}
 ARMS = (  # the causal phase, the padding
     (False, "random"),
     (True, "random"),
     (False, "exact"),
     (True, "exact"),
-    (False, "fixed"),
 )
+MASKS = ("single", "dual")
 _MASKED = Masked(corruption=Absorbing(otherwise=Uniform()))
 _PLAIN = Sampler(schedule=Equal(steps=16), token_sampler=Greedy(), selection=Confident())
 _WORDING = 1  # "it is #", "they are *": given in full but for the digits
 Measured = dict[str, list[float]]
 
 
+def adapt(
+    model: str = "Qwen/Qwen2.5-0.5B",
+    data: str = "",
+    causal_steps: int = 500,
+    masks: str = "single",
+    lora: int = 0,
+    batch: int = 8,
+    holdout: float = 0.1,
+    seed: int = 0,
+    folder: str = "",
+) -> Recipe:
+    """Make a masked diffusion model of a causal language model (Qwen2, Llama, Mistral), on conversations (``chat``).
+
+    ``causal_steps``: steps on the next token before those on masked tokens; 0: none · ``masks``: single, or dual for LaViDa's complement.
+    Answers end in padding of a random length, so that the model learns where they end. The other arguments are those of ``finetune``; a
+    model in Dream's layout may be given, too. The run's folder keeps the first model in Dream's layout in ``start``.
+    """
+    if causal_steps < 0:
+        raise ValueError(f"causal_steps is {causal_steps}; give the number of steps on the next token, 0 for none")
+    dual = chosen("masks", masks, MASKS) == "dual"
+    start = _start(model, folder)
+    given = Given(data=data, lora=lora, batch=batch, replay="none", holdout=holdout, seed=seed, folder=folder)
+    masked = replace(_MASKED, complementary=dual)
+    way = Way(formats=lambda start, place: (chat_format(start, to_random_length),), objective=lambda name: masked)
+    made = tuned(start, given, way)
+    both = Together(objectives=(("causal", NextToken(), 1.0), ("chat", masked, 1.0)))
+    return replace(made, name=f"adaptation of {model}", source=Phased(made.source, causal_steps), objective=both)
+
+
+@dataclass(frozen=True)
+class Phased:
+    """The batches of ``source``, called "causal" in the first ``steps`` steps."""
+
+    source: Callable[[int], Mapping[str, Batch]]
+    steps: int
+
+    def __call__(self, step: int) -> dict[str, Batch]:
+        batches = self.source(step)
+        return {"causal": batches["chat"]} if step < self.steps else dict(batches)
+
+
+def _start(model: str, folder: str) -> Start:
+    """The model in Dream's layout: itself, or a copy in the run's folder. ValueError for another kind of model."""
+    place = causal_in(model) or resolve(model)
+    if format_in(place) is Layout.DREAM:
+        return start_of(model)
+    if not folder:
+        raise ValueError(f"{model} is adapted in the folder of a run; give one with --out")
+    kept = Path(folder) / "start"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        as_dream(place, kept)
+    return start_of(str(kept))
+
+
+# -- demonstration ----------------------------------------------------------------------------------------------------
+
+
 def run(work: Work) -> Findings:
     """Train, answer, compare. The unit of every interval is a trained network."""
     found: dict[str, list[Measured]] = {_name(*arm): [] for arm in ARMS}
-    for number, seed in enumerate(work.seeds):
-        work.on_progress("seeds", number, len(work.seeds))
-        for causal, padding in ARMS:
-            name = _name(causal, padding)
+    for number, (causal, padding) in enumerate(ARMS):
+        work.on_progress("trainings", number, len(ARMS))
+        for seed in work.seeds:
             measure = partial(_measured, work, causal, padding, seed)
-            found[name].append(work.once(f"{_file(causal, padding)}/{seed}", measure))
+            found[_name(causal, padding)].append(work.once(f"{_file(causal, padding)}/{seed}", measure))
     return _findings(found)
 
 
@@ -73,7 +147,7 @@ def _file(causal: bool, padding: str) -> str:
 
 def _network(work: Work, causal: bool, padding: str, seed: int) -> Elastic:
     """A trained network: all steps on masked tokens, or the first half on the next token."""
-    lessons, steps = lang.Lessons(rows=ROWS, seed=seed, padding=PADDINGS[padding]), work.steps(STEPS, 4)
+    lessons, steps = lang.Lessons(rows=ROWS, seed=seed, digits=DIGITS, padding=PADDINGS[padding]), work.steps(STEPS, 4)
     first = partial(lang.network, seed, shifted=True)
     if causal:
         recipe = lang.trained("causal", first, lessons, NextToken(), steps // 2)
@@ -95,7 +169,7 @@ def _again(net: nn.Module) -> Elastic:
 
 def _measured(work: Work, causal: bool, padding: str, seed: int) -> Measured:
     """Right answers and lengths by canvas; of networks trained on random lengths, everything else too."""
-    net, rows = _network(work, causal, padding, seed), lang.questions(generator("dimple", "tests"), TESTS)
+    net, rows = _network(work, causal, padding, seed), lang.questions(generator("dimple", "tests"), TESTS, DIGITS)
     out: Measured = {}
     for canvas in CANVASES:
         said = lang.spoken(replace(_PLAIN, schedule=Equal(steps=canvas)).sample(net, lang.prompted(rows, canvas)))

@@ -1,10 +1,11 @@
-"""A small language for demonstrations of text models: six digits, a question about them, and an answer in one of several wordings.
+"""A small language for demonstrations of text models: some digits, a question about them, and an answer in one of several wordings.
 
 Public ideas: ``questions(rng, count) -> Rows`` draws prompts, ``Lessons`` is a source of batches with answers, ``prompted(rows, canvas)`` a
 batch to answer, ``right(rows, said) -> [bool]`` compares answers with all right ones, and ``trained(...)`` is the recipe of a network.
 
-A prompt has six digits and a question, about one digit or about all of them. Each question has six right answers of 1 to 12 tokens, all
-equally probable, so tokens that are unmasked in one step can belong to different wordings. Answers end with ``END`` and are padded with it.
+A prompt has up to six digits and a question, about one digit or about all of them. Each question has six right answers, all equally
+probable, so tokens that are unmasked in one step can belong to different wordings. With six digits they have 1 to 12 tokens. Answers end
+with ``END`` and are padded with it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from unmask.rng import generator, key
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.step import Loss
 
-DIGITS, CANVAS = 6, 16
-PROMPT = DIGITS + 1  # tokens
+MOST_DIGITS, CANVAS = 6, 16
 END, MASK, MARKER, FILLER = 0, 1, 2, 3
-ALL = DIGITS  # the question about all digits; 0 .. 5 ask for one
+ALL = MOST_DIGITS  # the question about all digits; 0 .. 5 ask for one
 _FIRST_DIGIT, _FIRST_ASKED, _FIRST_WORD = 4, 14, 21
 _ONE = ("#", "it is #", "the answer is #", "number @ is # here", "i see # at place @", "at place @ you can see # today")
 _EVERY = (
@@ -60,7 +60,7 @@ Objective = Callable[[Elastic, Batch, Generator], Loss]
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """``digits [B, 6]`` · ``asked [B]``: 0 .. 5 a place, 6 all · ``wording [B]``: of the drawn answer."""
+    """``digits [B, D]`` · ``asked [B]``: a place from 0, or ``ALL`` · ``wording [B]``: of the drawn answer."""
 
     digits: Tensor
     asked: Tensor
@@ -68,6 +68,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.asked)
+
+    @property
+    def before(self) -> int:
+        """Tokens of a prompt: the digits and the question."""
+        return self.digits.shape[1] + 1
 
     def answers(self, wording: int | None = None) -> list[list[int]]:
         """The ids of each answer without ``END``, in one wording; None: in the drawn ones."""
@@ -88,11 +93,12 @@ def _answer(digits: list[int], asked: int, wording: int) -> list[int]:
     return said
 
 
-def questions(rng: Generator, count: int) -> Rows:
+def questions(rng: Generator, count: int, digits: int = MOST_DIGITS) -> Rows:
     """Random digits; half of the questions are about one digit, half about all."""
-    asked = torch.randint(0, 2 * DIGITS, (count,), generator=rng).clamp(max=ALL)
-    digits = torch.randint(0, 10, (count, DIGITS), generator=rng)
-    return Rows(digits=digits, asked=asked, wording=torch.randint(0, WORDINGS, (count,), generator=rng))
+    asked = torch.randint(0, 2 * digits, (count,), generator=rng)
+    shown = torch.randint(0, 10, (count, digits), generator=rng)
+    wording = torch.randint(0, WORDINGS, (count,), generator=rng)
+    return Rows(digits=shown, asked=asked.masked_fill(asked >= digits, ALL), wording=wording)
 
 
 def is_digit(i: int) -> bool:
@@ -113,29 +119,29 @@ def words(ids: list[int]) -> str:
 
 def prompted(rows: Rows, canvas: int = CANVAS, *, causal: bool = False) -> Batch:
     """The prompts, each followed by ``canvas`` masked tokens. ``causal``: a token attends to itself and to those before it."""
-    batch = _empty(len(rows), canvas, causal)
+    batch = _empty(len(rows), rows.before, canvas, causal)
     ids = batch.ids.clone()
-    ids[:, :DIGITS] = rows.digits + _FIRST_DIGIT
-    ids[:, DIGITS] = rows.asked + _FIRST_ASKED
+    ids[:, : rows.before - 1] = rows.digits + _FIRST_DIGIT
+    ids[:, rows.before - 1] = rows.asked + _FIRST_ASKED
     return batch.replace(ids=ids, clean=ids)
 
 
 @lru_cache(maxsize=256)
-def _empty(rows: int, canvas: int, causal: bool) -> Batch:
-    length, step = PROMPT + canvas, int(causal)
+def _empty(rows: int, before: int, canvas: int, causal: bool) -> Batch:
+    length, step = before + canvas, int(causal)
     spans = (
-        Span(name="prompt", kind=Kind.TEXT, start=0, stop=PROMPT, order_step=step),
+        Span(name="prompt", kind=Kind.TEXT, start=0, stop=before, order_step=step),
         Span(
             name="answer",
             kind=Kind.TEXT,
-            start=PROMPT,
+            start=before,
             stop=length,
             writable=True,
-            order=PROMPT * step,
+            order=before * step,
             order_step=step,
         ),
     )
-    masked = torch.arange(length) >= PROMPT
+    masked = torch.arange(length) >= before
     row = Sequence(ids=torch.full((length,), MASK), masked=masked, spans=spans)
     return collate([row] * rows, seeds=range(rows))
 
@@ -144,7 +150,7 @@ def drafted(rows: Rows, drafts: list[list[int]], canvas: int) -> Batch:
     """Prompts followed by drafts: ids that stay, and ``MASK`` where the model writes. A draft ends in ``END``, up to ``canvas`` tokens."""
     batch = prompted(rows, canvas)
     ids = batch.ids.clone()
-    ids[:, PROMPT:] = torch.tensor([draft + [END] * (canvas - len(draft)) for draft in drafts])
+    ids[:, rows.before :] = torch.tensor([draft + [END] * (canvas - len(draft)) for draft in drafts])
     return batch.replace(ids=ids, masked=batch.writable & (ids == MASK))
 
 
@@ -152,15 +158,16 @@ def learned(rows: Rows, said: list[list[int]], lengths: list[int]) -> Batch:
     """Prompts with these answers, each padded with ``END`` to its length. Markers of slots are seen and not learned."""
     batch = prompted(rows, max(lengths))
     ids = batch.ids.clone()
-    ids[:, PROMPT:] = torch.tensor([answer + [END] * (max(lengths) - len(answer)) for answer in said])
-    there = torch.arange(ids.shape[1]) < PROMPT + torch.tensor(lengths)[:, None]
+    ids[:, rows.before :] = torch.tensor([answer + [END] * (max(lengths) - len(answer)) for answer in said])
+    there = torch.arange(ids.shape[1]) < rows.before + torch.tensor(lengths)[:, None]
     open_ = batch.writable & there & (ids != MARKER)
     return batch.replace(ids=ids, clean=ids, valid=there, writable=open_, masked=torch.zeros_like(there))
 
 
 def spoken(batch: Batch) -> list[list[int]]:
     """The ids of the answers before the first ``END``."""
-    return [row[: row.index(END) if END in row else len(row)] for row in batch.ids[:, PROMPT:].tolist()]
+    before = batch.span_table[0][0].stop
+    return [row[: row.index(END) if END in row else len(row)] for row in batch.ids[:, before:].tolist()]
 
 
 def right(rows: Rows, said: list[list[int]]) -> list[bool]:
@@ -186,8 +193,8 @@ def exactly(tokens: int, rng: Random) -> int:
 
 
 def at_random(tokens: int, rng: Random) -> int:
-    """Up to a random length: at most the power of two above, from 16 tokens on the next multiple of 16 (Dimple's dynamic padding)."""
-    return rng.randint(tokens + 1, 1 << tokens.bit_length() if tokens < 16 else (tokens // 16 + 1) * 16)
+    """At least one ``END``, and up to as many as fill the canvas."""
+    return rng.randint(tokens + 1, CANVAS)
 
 
 Writing = Callable[[list[int], Random], list[int]]  # an answer -> the answer as it is learned
@@ -199,11 +206,13 @@ class Lessons:
 
     rows: int
     seed: int
+    digits: int = MOST_DIGITS
     padding: Padding = to_canvas
     writing: Writing = lambda answer, rng: answer
 
     def __call__(self, step: int) -> Batch:
-        rows, rng = questions(generator("lessons", self.seed, step), self.rows), Random(key("padding", self.seed, step))
+        rows = questions(generator("lessons", self.seed, step), self.rows, self.digits)
+        rng = Random(key("padding", self.seed, step))
         said = [self.writing(answer, rng) for answer in rows.answers()]
         return learned(rows, said, [max(len(answer), self.padding(len(answer), rng)) for answer in said])
 
