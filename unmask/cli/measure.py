@@ -132,6 +132,7 @@ def evaluate(
         "speed": speed,
         "on_bytes": opening(model),
         "verify": storage.verify,
+        "graphs": storage.graphs,
     }
     opened = unmask.load(model, device=options["device"], **more)
     opened = opened.with_sampler(change) if change else opened

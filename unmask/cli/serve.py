@@ -316,9 +316,11 @@ def _service(
     import unmask
     from unmask.pipeline.adapting import with_adapters
     from unmask.serving.engine import Limits
+    from unmask.serving.memory import share_arenas
     from unmask.serving.picture_reader import PictureReader
     from unmask.serving.service import Service
 
+    share_arenas()
     opened = unmask.load(
         model,
         device=device,
@@ -328,6 +330,7 @@ def _service(
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
+        graphs=storage.graphs,
     )
     adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model
