@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.sampling import aligned, blocks, cache, ml_cache, reverse_time, schedule, selection, token_sampler
+from unmask.sampling import (
+    aligned,
+    blocks,
+    cache,
+    free_cache,
+    ml_cache,
+    reverse_time,
+    schedule,
+    selection,
+    token_sampler,
+)
 
-CACHES: list[Any] = [cache.PromptCache(), ml_cache.MLCache(ratio=0.6, warmup=0.2, interval=3)]
+CACHES: list[Any] = [
+    cache.PromptCache(),
+    ml_cache.MLCache(ratio=0.6, warmup=0.2, interval=3),
+    free_cache.FreeCache(),
+    free_cache.ReleasedFreeCache(),
+]
 BLOCKS: list[Any] = [blocks.FirstApart()]
 SCHEDULES: list[Any] = [
     schedule.ReverseTime(steps=6),

@@ -139,7 +139,10 @@ def _fingerprint(model: str, lora: tuple[str, ...], storage: Storage) -> str:
 
     with warnings.catch_warnings(), contextlib.suppress(ValueError, OSError):
         warnings.simplefilter("ignore")  # opening it warns
-        return fingerprint([resolve(model), *(adapter_place(one)[0] for one in lora)], (storage, lora))
+        return fingerprint(
+            [resolve(model), *(adapter_place(one)[0] for one in lora)],
+            (storage, lora, *filter(None, (storage.context,))),
+        )
     return ""
 
 
@@ -192,6 +195,7 @@ def _opened(
         storage=storage.value(),
         lora=lora,
         speed=speed,
+        context=storage.longest(),
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli.options import (
-    OrderedHelp,
     Run,
     guidance_option,
     model_options,
@@ -19,6 +18,7 @@ from unmask.cli.options import (
     temperature_option,
     top_p_option,
 )
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import news, print_json, table
 from unmask.cli.progress import Bar, silent
 

@@ -325,6 +325,7 @@ def _service(
         storage=storage.value(),
         lora=adapters[""],
         speed=speed,
+        context=storage.longest(),
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
