@@ -1,4 +1,4 @@
-"""Instances of the parts of the samplers of Dream, Dimple and Lumina-DiMOO, for the contract suites."""
+"""Instances of the parts of the samplers of LaViDa, Dream, Dimple and Lumina-DiMOO, for the contract suites."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from unmask.sampling import (
     cache,
     free_cache,
     ml_cache,
+    prior,
     reverse_time,
     schedule,
     selection,
+    step_causal,
     token_sampler,
 )
 
@@ -22,6 +24,7 @@ CACHES: list[Any] = [
     free_cache.FreeCache(),
     free_cache.ReleasedFreeCache(),
 ]
+PRIORS: list[Any] = [step_causal.StepCausal(), prior.PrefixLM()]
 BLOCKS: list[Any] = [blocks.FirstApart()]
 SCHEDULES: list[Any] = [
     schedule.ReverseTime(steps=6),

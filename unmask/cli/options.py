@@ -20,11 +20,14 @@ from unmask.cli.opened import guided, refuse_settings
 from unmask.cli.output import STDOUT, refuse_unwritable
 from unmask.cli.progress import opening, watched
 from unmask.cli.sampling import (
+    cache_option,
+    changed_sampler,
     context_option,
     guide_option,
     guide_settings,
     quirks_option,
     sampler_option,
+    schedule_option,
     speed_option,
 )
 
@@ -38,19 +41,22 @@ if TYPE_CHECKING:
 Command = Callable[..., object]  # an int that it returns is the exit code
 _SAID = {"plan": "generate", "reflect": "generate", "all": "draw and find objects"}  # tasks in an error
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
+_TYPES = "float32, bfloat16 or float16"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
     """--dtype, --quantise and --offload as typed; ``value`` makes a ``checkpoints.elastic.WeightStorage`` of them.
 
-    ``verify``: without --no-checksums, which changes no result · ``context``: (tokens, those of the training or 0) of --context.
+    ``verify``: without --no-checksums · ``graphs``: without --no-graphs; neither changes a result · ``context``: (tokens, those of the
+    training or 0) of --context.
     """
 
     dtype: str | None
     quantise: tuple[str, ...]
     offload: tuple[str, ...]
     verify: bool = field(default=True, repr=False)
+    graphs: bool = field(default=True, repr=False)
     context: tuple[int, int] | None = field(default=None, repr=False)
 
     def longest(self) -> Context | None:
@@ -151,6 +157,7 @@ class Run:
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
             verify=self.storage.verify,
+            graphs=self.storage.graphs,
         )
         model = model.with_sampler(self.sampler) if self.sampler else model
         return guided(model, self) if self.guide else model
@@ -170,6 +177,8 @@ def model_options(command: Command) -> Command:
         storage: Storage,
         download: bool,
         sampler: str | None,
+        schedule: str | None,
+        cache: str | None,
         quiet: bool,
         lora: tuple[str, ...],
         speed: str,
@@ -179,8 +188,8 @@ def model_options(command: Command) -> Command:
     ) -> object:
         if guide and sampler:
             raise click.UsageError("--guide-model unmasks in its own order; leave out --sampler")
-        change, settings = named_sampler(sampler, settings)
         for_guide, settings = guide_settings(settings) if guide else ((), settings)
+        change, settings = changed_sampler(sampler, schedule, cache, settings)
         run = Run(
             model=model,
             device=device,
@@ -208,6 +217,8 @@ def model_options(command: Command) -> Command:
         quirks_option,
         sampler_option,
         guide_option,
+        schedule_option,
+        cache_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
         device_option,
@@ -230,20 +241,17 @@ def storage_options(command: Command) -> Command:
         quantise: tuple[str, ...],
         offload: tuple[str, ...],
         unverified: bool = False,
+        no_graphs: bool = False,
         context: tuple[int, int] | None = None,
         **own: object,
     ) -> object:
-        storage = Storage(dtype=dtype, quantise=quantise, offload=offload, verify=not unverified, context=context)
+        given = {"dtype": dtype, "quantise": quantise, "offload": offload, "context": context}
+        storage = Storage(**given, verify=not unverified, graphs=not no_graphs)
         return command(storage=storage, **own)
 
     branch = click.Choice(("und", "gen"))
     options = (
-        click.option(
-            "--dtype",
-            metavar="TYPE",
-            type=click.Choice(DTYPES),
-            help="Data type of the network: float32, bfloat16 or float16.",
-        ),
+        click.option("--dtype", metavar="TYPE", type=click.Choice(DTYPES), help=f"Data type of the network: {_TYPES}."),
         click.option(
             "--quantise",
             metavar="BRANCH=BITS",
@@ -258,10 +266,11 @@ def storage_options(command: Command) -> Command:
 
 
 def loading_options(command: Command) -> Command:
-    """``storage_options``, --context and --no-checksums, for commands that read weights."""
+    """``storage_options``, --context, --no-checksums and --no-graphs, for commands that run a model."""
     text = "Do not compare weight files with their SHA-256 in config.json."
-    checked = click.option("--no-checksums", "unverified", is_flag=True, help=text)(storage_options(command))
-    return context_option(checked)
+    unverified = click.option("--no-checksums", "unverified", is_flag=True, help=text)
+    single = click.option("--no-graphs", is_flag=True, help="Do not run layers as CUDA graphs. Results are the same.")
+    return context_option(single(unverified(storage_options(command))))
 
 
 model_option = click.option(
@@ -365,18 +374,6 @@ def path_option(
         callback=check,
         help=text,
     )
-
-
-def named_sampler(
-    name: str | None, settings: tuple[str, ...]
-) -> tuple[Callable[[Sampler], Sampler] | None, tuple[str, ...]]:
-    """The change that --sampler stands for, and the settings that are not its arguments. ValueError for an unknown name."""
-    if name is None:
-        return None, settings
-    from unmask.pipeline.catalogue import find_sampler
-
-    change, rest = find_sampler(name, settings)
-    return change, tuple(rest)
 
 
 def found_device(device: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from unmask.checkpoints.loading import load as load_weights
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
+from unmask.models.graphs import graphs_on
 from unmask.pipeline.adapting import Adapters, add_adapters, each_of
 from unmask.pipeline.context import Context, as_context, fitted, scaled
 from unmask.pipeline.loading import (
@@ -56,6 +58,7 @@ def load(
     download: bool = False,
     on_bytes: Callable[[int, int], None] = _silent,
     verify: bool = True,
+    graphs: bool = True,
 ) -> Model | TextModel:
     """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
 
@@ -69,7 +72,8 @@ def load(
     ``quirks``: of the released scripts of a family, usual, released or none (``pipeline.quirks``) ·
     ``context``: tokens of the longest sequence, for which the rotary base is scaled where the model was trained with shorter ones
     (``pipeline.context``) · ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read ·
-    ``verify``: compare the weights of our own layout with the SHA-256 in config.json (48 MB take 0.03 s).
+    ``verify``: compare the weights of our own layout with the SHA-256 in config.json (48 MB take 0.03 s) ·
+    ``graphs``: on CUDA, layers run as CUDA graphs where they can (``models.graphs``); results are the same. False: kernel by kernel.
     """
     place, folder = find_device(device), resolve(name, download=download)
     fast, wanted = speed_of(speed), as_context(context)
@@ -89,9 +93,8 @@ def load(
         return open_by_recipe(folder, recipe, place)
     refuse_quirks(quirks, format_in(folder))
     if format_in(folder).is_text:
-        given = {"storage": storage, "lora": lora, "context": wanted, "called": str(name), "on_bytes": on_bytes}
-        text = load_text(folder, device=place, **given)
-        return text.with_speed(fast)
+        opened = partial(load_text, folder, device=place, storage=storage, lora=lora, called=str(name))
+        return opened(context=wanted, on_bytes=on_bytes, graphs=graphs).with_speed(fast)
     found = read_spec(folder)
     presets = fitted(found.presets, wanted)
     found = scaled(found, wanted, found.presets.context)
@@ -100,6 +103,7 @@ def load(
     )  # fmt: skip
     parts = with_quirks(open_parts(found, weights), found.format, quirks)
     add_adapters(parts.net, lora, weights=weights, called=str(name))
+    parts.net.graphs = graphs_on(place) if graphs else None
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=presets.with_speed(fast))
 
@@ -113,6 +117,7 @@ def load_text(
     context: Context | None = None,
     called: str = "",
     on_bytes: Callable[[int, int], None] = _silent,
+    graphs: bool = True,
 ) -> TextModel:
     """The text model of a folder in the layout of LLaDA or Dream. CheckpointError if its files do not match.
 
@@ -125,6 +130,7 @@ def load_text(
     parts = read_text_parts(spec, net)
     parts = replace(parts, context=context.tokens) if context else parts
     add_adapters(net, lora, weights=weights, called=called)
+    net.graphs = graphs_on(place) if graphs else None
     load_weights(weights, net, vq, Reply.needs)
     return TextModel(parts)
 
