@@ -332,6 +332,7 @@ def _service(
         lora=adapters[""],
         speed=speed,
         quirks=quirks,
+        context=storage.longest(),
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
