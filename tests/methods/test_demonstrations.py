@@ -14,9 +14,10 @@ from PIL import Image
 from torch import nn
 
 from unmask.cli.main import main, program
+from unmask.cli.methods import demonstration_of
 from unmask.evaluation.demonstration import Demonstration, Findings, Media, Plot, Table, Work, demonstrate, lines
 from unmask.evaluation.metrics import average, over_seeds, paired, share
-from unmask.pipeline.catalogue import methods
+from unmask.pipeline.catalogue import MethodEntry, methods
 from unmask.recipe import Recipe, Training
 from unmask.step import Loss
 
@@ -140,8 +141,8 @@ def test_the_command_runs_shows_and_explains_itself(tmp_path: Path, capsys: pyte
     shown = CliRunner().invoke(program(["methods"]), ["methods", "show", "remdm"])
     assert "measured here:" in shown.output and "unmask methods run remdm" in shown.output
     assert main(["methods", "run", "remmd"]) == 2 and "did you mean 'remdm'" in capsys.readouterr().err
-    assert main(["methods", "run", "eb_sampler"]) == 2
-    assert "'eb_sampler' has no demonstration" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="'x' has no demonstration; those that have one: .*remdm"):
+        demonstration_of(MethodEntry(name="x", about="", card={}))
     words = ["methods", "run", "remdm", "--minutes", "0.01", "--seeds", "1", "--out", str(tmp_path / "o"), "--json"]
     assert main([*words, "--history", str(tmp_path / "h.jsonl")]) == 0
     out = json.loads(capsys.readouterr().out)

@@ -135,7 +135,7 @@ def run(
     from unmask.evaluation.progress import Lines
 
     entry = _entry(name)
-    found = _demonstration(entry)
+    found = demonstration_of(entry)
     folder = out or _OUT / name
     use_threads(threads)
     with Lines() as lines:
@@ -166,7 +166,8 @@ def _entry(name: str) -> MethodEntry:
     return known[name]
 
 
-def _demonstration(entry: MethodEntry) -> Demonstration:
+def demonstration_of(entry: MethodEntry) -> Demonstration:
+    """``DEMO`` of the method's recipe file. ValueError for a method without one."""
     if not entry.minutes:
         having = [e.name for e in found_methods().values() if e.minutes]
         raise ValueError(
