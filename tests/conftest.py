@@ -1,4 +1,4 @@
-"""The option --golden, the shipped model, loaded once for all tests of tasks, and a Python that starts fast for programs that tests start."""
+"""The option --golden, the shipped model, loaded once for all tests of tasks, and a Python that starts fast for programs of tests."""
 
 from __future__ import annotations
 
