@@ -86,6 +86,14 @@ def test_attacks(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+def test_company(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--answers 24 --servers 2 --clients 4 --each 1 --steps 2".split()
+    found = figures("serving_company.py", model_folder, tmp_path, monkeypatch, *small)
+    assert found["serving.company.answers"]["value"] == 24 and found["serving.company.wrong"]["value"] == 0
+    assert found["serving.company.answers"]["more"]["left"] > 0
+
+
+@pytest.mark.slow
 def test_fuzz(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures("serving_fuzz.py", model_folder, tmp_path, monkeypatch, "--requests", "60", "--steps", "2")
     assert found["serving.fuzz.requests"]["value"] == 60
@@ -136,7 +144,7 @@ def test_a_kill_of_several_processes_takes_all_the_launcher_or_one(monkeypatch: 
     assert taken == [[7, 8, 9], [7], [8]]
 
 
-@pytest.mark.parametrize("script", ["load", "soak", "faults", "attacks", "fuzz", "throughput", "fairness"])
+@pytest.mark.parametrize("script", ["load", "soak", "faults", "attacks", "company", "fuzz", "throughput", "fairness"])
 def test_help_has_examples(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--help"])
     with pytest.raises(SystemExit) as stopped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +16,7 @@ from unmask.serving import memory
 from unmask.serving.codec_threads import CodecThreads
 from unmask.serving.memory import Idle
 
-from .served import plain, serving, tiny
+from .served import plain, serving, tiny, until
 
 torch.set_num_threads(1)
 
@@ -66,7 +67,21 @@ def test_memory_is_given_back_when_nothing_is_under_way_but_not_often() -> None:
     idle = Idle(lambda: times.append(now[0]), seconds=10, clock=lambda: now[0])
     for now[0] in (0.0, 5.0, 9.0, 10.5, 12.0, 30.0):
         idle()
+    idle.close()
     assert times == [0.0, 10.5, 30.0]
+
+
+def test_what_comes_too_early_is_done_later() -> None:
+    times: list[float] = []
+    idle = Idle(lambda: times.append(time.monotonic()), seconds=0.3)
+    for _ in range(5):
+        idle()
+    until(lambda: len(times) == 2, 30)
+    assert times[1] - times[0] >= 0.3
+    idle()
+    idle.close()
+    time.sleep(0.6)
+    assert len(times) == 2
 
 
 def test_a_service_gives_memory_back_after_its_last_call() -> None:

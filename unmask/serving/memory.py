@@ -38,7 +38,7 @@ def give_back() -> None:
 
 
 class Idle:
-    """``work`` when there is nothing to do, at most every ``seconds``. Safe in any thread."""
+    """``work`` when there is nothing to do, at most every ``seconds``; what comes too early is done later. Safe in any thread."""
 
     def __init__(
         self,
@@ -49,10 +49,25 @@ class Idle:
     ) -> None:
         self.work, self.seconds, self.clock = work, seconds, clock
         self._last, self._lock = -float("inf"), threading.Lock()
+        self._later: threading.Timer | None = None
 
     def __call__(self) -> None:
         with self._lock:
-            if self.clock() - self._last < self.seconds:
+            early = self._last + self.seconds - self.clock()
+            if early > 0:
+                self._after(early)
                 return
             self._last = self.clock()
         self.work()
+
+    def close(self) -> None:
+        """Leave what would be done later."""
+        with self._lock:
+            if self._later is not None:
+                self._later.cancel()
+
+    def _after(self, seconds: float) -> None:
+        if self._later is None or self._later.finished.is_set():
+            self._later = threading.Timer(seconds, self)
+            self._later.daemon = True
+            self._later.start()
