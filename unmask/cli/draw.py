@@ -15,7 +15,6 @@ from unmask.cli.delivery import deliver, refuse_clashes
 from unmask.cli.inputs import expand, pictures_and_text, read_picture, read_pictures, read_text
 from unmask.cli.options import (
     Command,
-    OrderedHelp,
     Run,
     guidance_option,
     model_options,
@@ -23,6 +22,7 @@ from unmask.cli.options import (
     steps_option,
     temperature_option,
 )
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import print_json, tell_approximate, warn
 from unmask.tokens.pictures import TRACES, WRITABLE
 

@@ -9,7 +9,6 @@ import click
 
 from unmask.cli.inputs import pictures_and_phrases, pictures_and_text, read_pictures, read_text
 from unmask.cli.options import (
-    OrderedHelp,
     Run,
     guidance_option,
     max_tokens_option,
@@ -20,6 +19,7 @@ from unmask.cli.options import (
     temperature_option,
     top_p_option,
 )
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import (
     STDOUT,
     news,

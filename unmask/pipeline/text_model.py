@@ -18,6 +18,7 @@ import torch
 
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
+from unmask.pipeline.quirks import refuse_quirks
 from unmask.pipeline.text_family import LLADA, TextFamily
 from unmask.protocols import Denoiser
 from unmask.sampling.fast import EXACT, Fast, acting
@@ -162,6 +163,12 @@ class TextModel:
     def with_speed(self, speed: str | Fast) -> TextModel:
         """The same model at another speed, as ``Model.with_speed``."""
         return TextModel(self.parts, executor=self.executor, change=self.change, fast=speed_of(speed))
+
+    @checked
+    def with_quirks(self, choice: str) -> TextModel:
+        """The same model: text models have no deviations to choose. ValueError for any choice but "usual"."""
+        refuse_quirks(choice, None)
+        return self
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in _PICTURES:
