@@ -21,10 +21,12 @@ from unmask.cli.progress import opening, watched
 from unmask.cli.sampling import (
     cache_option,
     changed_sampler,
+    energy_option,
     quirks_option,
     sampler_option,
     schedule_option,
     speed_option,
+    with_energy,
 )
 
 if TYPE_CHECKING:
@@ -178,13 +180,14 @@ def model_options(command: Command) -> Command:
         sampler: str | None,
         schedule: str | None,
         cache: str | None,
+        energy: str | None,
         quiet: bool,
         lora: tuple[str, ...],
         speed: str,
         quirks: str,
         **own: object,
     ) -> object:
-        change, settings = changed_sampler(sampler, schedule, cache, settings)
+        change, settings = changed_sampler(sampler, schedule, cache, with_energy(sampler, energy, settings))
         run = Run(
             model=model,
             device=device,
@@ -211,6 +214,7 @@ def model_options(command: Command) -> Command:
         sampler_option,
         schedule_option,
         cache_option,
+        energy_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
         device_option,
