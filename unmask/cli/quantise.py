@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from unmask.cli.options import OrderedHelp, device_option, found_device, json_option, threads_option, use_threads
+from unmask.cli.options import device_option, found_device, json_option, threads_option, use_threads
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import news, print_json
 from unmask.cli.progress import Bar
 

@@ -37,8 +37,6 @@ from unmask.checkpoints.stream import CheckpointError, files_of
 from unmask.methods.card import Card
 from unmask.models.elastic import Elastic
 from unmask.models.energy import EnergyNet
-from unmask.models.fake import FakeDenoiser
-from unmask.objectives.contrastive import NoiseContrastive
 from unmask.pipeline.opening import load
 from unmask.protocols import Denoiser, TokenSampler
 from unmask.rng import key, rows
@@ -356,11 +354,6 @@ def _refuse_other_ids(energy: Energy, net: Denoiser, folder: str) -> None:
         )
 
 
-def _short(batch: Batch, ids: Tensor) -> Tensor:
-    """A learned energy for the contract tests."""
-    return ids.float().mean(1)
-
-
 def _tiny(batch: Batch, ids: Tensor, masked: Tensor, mu: Tensor) -> Tensor:
     """An energy for the contract tests: low where tokens repeat their left neighbour."""
     return -(ids[..., 1:] == ids[..., :-1]).float().sum(-1)
@@ -375,12 +368,6 @@ CARD = Card(
     status="reference",
     parts={
         "token_sampler": (Reweighted(token_sampler=Categorical(), energy=_tiny, k=3),),
-        "energy": (
-            CausalEnergy(net=FakeDenoiser()),
-            LearnedEnergy(net=_short),
-            NoiseContrastive(denoiser=FakeDenoiser()),
-            Ancestral(mu=torch.log, energies=lambda x, candidates, mu: mu.sum((1, 2)), mask_id=0),
-        ),
         "sampler": (
             Sampler(
                 schedule=Equal(steps=3),

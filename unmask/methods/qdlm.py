@@ -389,6 +389,5 @@ CARD = Card(
     changes="weights: 2 to 8 bits by GPTQ, AWQ or rounding in another basis, calibrated on masked sequences",
     claim="4-bit weights cost little, at 3 bits mathematics and code break first; rotations keep 4-bit weights and activations usable.",
     status="reference",
-    parts={"method": tuple(methods(4, 8).values())},
     command="unmask quantise MODEL OUT --method gptq",
 )
