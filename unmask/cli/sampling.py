@@ -62,8 +62,10 @@ cache_option = click.option(
 quirks_option = click.option(
     "--quirks",
     default="usual",
+    metavar="NAME",
+    show_default=True,
     type=click.Choice(["usual", "released", "none"]),
-    help="Deviations of a family's released scripts (docs/models.md).",
+    help="Deviations of a family's released scripts: usual, released or none (docs/models.md).",
 )
 speed_option = click.option(
     "--speed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-REDUCTIONS = ("conv", "bilinear", "average", "max")
+REDUCTIONS = ("conv", "bilinear", "average", "max", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class VisionConfig:
     """The semantic encoder (spec 1.9): a patch transformer without its last layer, conv pooling, projector, newline.
 
     ``layers`` counts the layers that are kept. ``image`` and ``patch`` are pixels. ``reduction``: how the patches of a view become fewer:
-    ``conv``, a 2x2 convolution before the projector (LaViDa-O), or after it ``bilinear``, ``average`` or ``max`` (LaViDa).
+    ``conv``, a 2x2 convolution before the projector (LaViDa-O), after it ``bilinear``, ``average`` or ``max`` (LaViDa), or ``none``.
     """
 
     image: int = 384
@@ -38,6 +38,8 @@ class VisionConfig:
         """Features along one side after the 2x2 pooling (an odd last row and column fall away), or after interpolation to half the side,
         rounded up.
         """
+        if self.reduction == "none":
+            return self.side
         return (self.side + 1) // 2 if self.reduction == "bilinear" else self.side // 2
 
     @property
