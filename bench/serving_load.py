@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,12 +38,12 @@ def loaded(
     server: Hosted,
     jobs: list[Job],
     given: argparse.Namespace,
-    every: float = 0.0,
+    more: Sequence[str] = (),
     note: Callable[[Outcome], object] = lambda outcome: None,
 ) -> tuple[list[Outcome], list[tuple[float, int]]]:
     """All outcomes, and the server's memory: (seconds, resident bytes), once a second.
 
-    ``every``: seconds from one request of a client to its next · ``note`` gets each outcome when it comes.
+    ``more``: options of clients.py · ``note`` gets each outcome when it comes.
     """
     outcomes: list[Outcome] = []
     memory: list[tuple[float, int]] = []
@@ -53,7 +53,7 @@ def loaded(
         file.write_text(json.dumps([asdict(job) for job in jobs]))
         seconds = str(given.minutes * 60)
         command = [sys.executable, str(Path(__file__).with_name("clients.py")), str(file), server.url]
-        command += ["--threads", str(given.clients // given.processes), "--seconds", seconds, "--every", str(every)]
+        command += ["--threads", str(given.clients // given.processes), "--seconds", seconds, *more]
         clients = [
             subprocess.Popen([*command, "--name", f"load{i}"], stdout=subprocess.PIPE, text=True)
             for i in range(given.processes)

@@ -3,15 +3,17 @@
     python bench/serving_soak.py --requests 10000 --minutes 240 --threads 1 --samples soak.jsonl --record
     python bench/serving_soak.py --requests 40 --minutes 1 --every 2
 
-The requests come in a steady stream, about a quarter of what a core can answer, so that the test can run beside other work. Every answer
-is compared with that of the model in this process. ``--samples`` is written while the test runs: seconds, resident bytes, open
-descriptors, threads, requests, and wrong or lost answers so far. Exits with 1 if one of the three grew or an answer was wrong or lost.
+The requests come in a steady stream, about a quarter of what a core can answer, so that the test can run beside other work. Where it gets
+too little of the processor for that, it takes longer. Every answer is compared with that of the model in this process. ``--samples`` is
+written while the test runs: seconds, resident bytes, open descriptors, threads, requests, and wrong or lost answers so far. Exits with 1
+if memory, descriptors or threads grew, or an answer was wrong or lost.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -53,7 +55,9 @@ class Watch:
 
     def note(self, outcome: Outcome) -> None:
         self.requests += 1
-        self.wrong += not outcome.right and outcome.status != 429
+        if not outcome.right and outcome.status != 429:
+            self.wrong += 1
+            print(json.dumps(asdict(outcome)), file=sys.stderr, flush=True)  # the end may be hours away
 
     def watch(self, every: float, end: threading.Event) -> None:
         """Take a sample every that many seconds, until ``end``."""
@@ -115,10 +119,10 @@ def main() -> None:
         watch, end = Watch(server, given.samples), threading.Event()
         watcher = threading.Thread(target=watch.watch, args=[given.every, end])
         watcher.start()
+        each = -(-given.requests // given.clients)
+        pace = ["--most", str(each), "--every", str(given.minutes * 60 / each)]
         try:
-            outcomes, memory = loaded(
-                server, jobs, given, given.minutes * 60 * given.clients / given.requests, watch.note
-            )
+            outcomes, memory = loaded(server, jobs, given, pace, watch.note)
         finally:
             end.set()
             watcher.join()

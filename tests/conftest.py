@@ -1,7 +1,8 @@
-"""The option --golden, and the shipped model, loaded once for all tests of tasks."""
+"""The option --golden, the shipped model, loaded once for all tests of tasks, and a Python that starts fast for programs of tests."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 import unmask
 from unmask.pipeline.model import Model
+
+from .warm import warm
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,3 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def model() -> Model:
     torch.set_num_threads(1)
     return unmask.load("mini")
+
+
+@pytest.fixture
+def warmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started by ``sys.executable``, such as those of ``launch``, need not import torch."""
+    monkeypatch.setattr(sys, "executable", warm())

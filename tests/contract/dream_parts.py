@@ -8,6 +8,7 @@ from unmask.sampling import (
     aligned,
     blocks,
     cache,
+    free_cache,
     ml_cache,
     prior,
     reverse_time,
@@ -17,7 +18,12 @@ from unmask.sampling import (
     token_sampler,
 )
 
-CACHES: list[Any] = [cache.PromptCache(), ml_cache.MLCache(ratio=0.6, warmup=0.2, interval=3)]
+CACHES: list[Any] = [
+    cache.PromptCache(),
+    ml_cache.MLCache(ratio=0.6, warmup=0.2, interval=3),
+    free_cache.FreeCache(),
+    free_cache.ReleasedFreeCache(),
+]
 PRIORS: list[Any] = [step_causal.StepCausal(), prior.PrefixLM()]
 BLOCKS: list[Any] = [blocks.FirstApart()]
 SCHEDULES: list[Any] = [

@@ -126,7 +126,7 @@ def test_the_page_of_methods_is_the_generated_one() -> None:
     assert (DOCS / "methods.md").read_text(encoding="utf-8") == page(), (
         "run: unmask methods --markdown > docs/methods.md"
     )
-    assert re.findall(r"^## (\w+)$", page(), re.MULTILINE)[:2] == ["eb_sampler", "remdm"]
+    assert re.findall(r"^## (\w+)$", page(), re.MULTILINE) == sorted(methods())
 
 
 def test_a_sampler_may_take_the_opened_network(tmp_path: Path) -> None:

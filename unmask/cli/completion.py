@@ -24,7 +24,7 @@ SPEED_PARTS = (
     "cache",
 )  # as tasks.speeds.parts(), which needs torch
 SCHEDULES = ("equal", "cosine", "shift", "half_cosine", "logit_normal", "reverse_time")  # of evaluation.sampler_axes
-CACHES = ("none", "prefix", "cropped", "block", "prompt")  # as above
+CACHES = ("none", "prefix", "cropped", "block", "prompt", "free")  # as above
 
 
 def words_to_complete() -> list[str]:

@@ -130,6 +130,7 @@ def evaluate(
         "storage": storage.value(),
         "lora": lora,
         "speed": speed,
+        "context": storage.longest(),
         "on_bytes": opening(model),
         "verify": storage.verify,
         "graphs": storage.graphs,

@@ -11,7 +11,6 @@ import click
 
 from unmask.cli import completion
 from unmask.cli.options import (
-    OrderedHelp,
     Run,
     guidance_option,
     model_options,
@@ -20,6 +19,7 @@ from unmask.cli.options import (
     temperature_option,
     top_p_option,
 )
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import news, print_json, table
 from unmask.cli.progress import Bar, silent
 

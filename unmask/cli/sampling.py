@@ -1,5 +1,5 @@
-"""The options of commands that say how a model samples. Public ideas: ``sampler_option``, ``schedule_option``,
-``cache_option``, ``speed_option``, ``quirks_option``.
+"""The options of commands that say how a model samples. Public ideas: ``sampler_option``, ``guide_option``, ``schedule_option``,
+``cache_option``, ``speed_option``, ``quirks_option``, ``context_option``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,33 @@ sampler_option = click.option(
     shell_complete=completion.samplers,
     help="Sample with this method; -o NAME=VALUE sets its arguments. `unmask methods` lists them.",
 )
+
+
+def _lengths(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """N or N:TRAINED. BadParameter for anything else."""
+    if text is None:
+        return None
+    numbers = text.split(":")
+    if len(numbers) > 2 or not all(n.isascii() and n.isdecimal() and 0 < int(n) <= 2**24 for n in numbers):
+        raise click.BadParameter(
+            f"{text[:50]!r} is not N or N:TRAINED, numbers of tokens; for example 8192 or 8192:4096", context, option
+        )
+    return int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
+
+
+context_option = click.option(
+    "--context",
+    metavar="N[:TRAINED]",
+    callback=_lengths,
+    help="Longest sequence in tokens; scales the rotary positions of a model trained with fewer.",
+)
+guide_option = click.option(
+    "--guide-model",
+    "guide",
+    metavar="FOLDER",
+    default="",
+    help="A small causal model with the same tokenizer that accepts drafts of a text model; -o k=2, ratio=0.5, chunk=32.",
+)
 schedule_option = click.option(
     "--schedule",
     metavar="NAME",
@@ -35,8 +62,10 @@ cache_option = click.option(
 quirks_option = click.option(
     "--quirks",
     default="usual",
+    metavar="NAME",
+    show_default=True,
     type=click.Choice(["usual", "released", "none"]),
-    help="Deviations of a family's released scripts (docs/models.md).",
+    help="Deviations of a family's released scripts: usual, released or none (docs/models.md).",
 )
 speed_option = click.option(
     "--speed",
@@ -46,6 +75,12 @@ speed_option = click.option(
     shell_complete=completion.speeds,
     help=f"exact, fast (approximate), or parts of fast: {', '.join(completion.SPEED_PARTS)}; PART=VALUE sets one.",
 )
+
+
+def guide_settings(settings: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The settings of --guide-model, and all others, which are fields of the sampler and have a dot."""
+    own = tuple(setting for setting in settings if "." not in setting.partition("=")[0])
+    return own, tuple(setting for setting in settings if setting not in own)
 
 
 def named_sampler(

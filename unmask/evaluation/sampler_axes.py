@@ -21,6 +21,7 @@ from unmask.pipeline.catalogue import find_sampler, for_network
 from unmask.pipeline.catalogue import samplers as named_samplers
 from unmask.protocols import Denoiser, UnmaskingSchedule
 from unmask.sampling.cache import BlockCache, CroppedCache, NoCache, PrefixCache, PromptCache
+from unmask.sampling.free_cache import FreeCache, ReleasedFreeCache
 from unmask.sampling.orders import halton, stratified
 from unmask.sampling.presets import fast_dllm, with_score
 from unmask.sampling.prior import AllMasked, PrefixLM
@@ -221,12 +222,17 @@ def steps_of(sampler: Sampler, tokens: int) -> int:
 # -- cache and threshold ----------------------------------------------------------------------------------------------
 
 
+def _free(refresh: int = 1) -> FreeCache | ReleasedFreeCache:
+    return FreeCache() if refresh else ReleasedFreeCache()
+
+
 _CACHES: Mapping[str, Callable[..., Any]] = {
     NONE: NoCache,
     "prefix": PrefixCache,
     "cropped": CroppedCache,
     "block": BlockCache,
     "prompt": PromptCache,
+    "free": _free,
 }
 CACHES = (OWN, *_CACHES)
 
@@ -234,11 +240,13 @@ CACHES = (OWN, *_CACHES)
 def _cache(text: str) -> Change:
     name, _ = _parsed(text)
     _known("cache", name, CACHES)
-    given = _numbers("cache", text, ("refresh",) if name == "block" else ())
+    given = _numbers("cache", text, ("refresh",) if name in ("block", "free") else ())
     if name == OWN:
         return _own
     if wrong := [value for value in given.values() if value != int(value)]:
         raise ValueError(f"cache {text!r}: refresh counts steps, got {wrong[0]:g}; for example block:refresh=4")
+    if name == "free" and any(value not in (0, 1) for value in given.values()):
+        raise ValueError(f"cache {text!r}: refresh is 0 or 1, for example free:refresh=0")
     made = _CACHES[name](**{key: int(value) for key, value in given.items()})
     return partial(_with_cache, cache=made)
 

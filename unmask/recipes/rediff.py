@@ -238,8 +238,8 @@ def _findings(
     }
     return Findings(
         about=f"mini, tuned for as many updates on the same captions with masks alone or with planted errors too, describes {scenes} "
-        "scenes that it has not seen; a word is right if it stands where the scene's one caption has it. Samplers of a column make the same "
-        "number of forward passes.",
+        "scenes that it has not seen; a word is right if it stands where the scene's one caption has it. Samplers of a column make as many "
+        "forward passes.",
         verdict=f"At {most} tokens a step training on errors with overwriting changes the share of right words by {best['value']:+.3f}; "
         f"of {_WRONG} planted errors in a draft {repaired['value']:.2f} are repaired, and {harmed['value']:.3f} of its right words harmed.",
         seen=bool(best["low"] is not None and best["low"] > 0),

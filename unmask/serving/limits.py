@@ -51,6 +51,7 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
         body = schemas[kind.__name__]
         _other_fields(body, kind)
         body["properties"]["unmask"] |= _options(adapters)
+        _limit_quirks(body["properties"], model, [None])
         own = fields(model).get(task, {}).get("x-unmask-settings", [])
         sampled = _sampled(own, known.values())
         if kind is Chat:
@@ -166,6 +167,7 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
         if name not in ("image", "mask", "reference", "prompt"):
             properties[name] = _of_form(field)
     _kinds(properties, model)
+    _limit_quirks(properties, model, [*ABSENT, None])
     own = fields(model)["edit"].get("x-unmask-settings", [])
     false = _or({"const": False}, {"type": "string", "pattern": _any_case(_FALSE)})
     inpainted: Json = {
@@ -183,6 +185,13 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     content["encoding"] = {
         name: {"contentType": _FILES} for name in ("image", "mask", "reference") if name in properties
     }
+
+
+def _limit_quirks(properties: Json, model: Served, absent: Sequence[str | None]) -> None:
+    """A model without deviations of released scripts takes the usual ones alone. ``absent``: values that count as no value."""
+    if not (isinstance(model, Model) and model.parts.choices):
+        about = properties["quirks"]["description"]
+        properties["quirks"] = {"enum": ["usual", *absent], "description": about}
 
 
 def _kinds(properties: Json, model: Served) -> None:

@@ -51,6 +51,7 @@ from unmask.tokens.views import ImageViews
 WORDING = replace(RELEASED, system="", newlines="", after_image="", describe="Describe this image in detail.")
 SIDE = 64  # codes along a side of a square drawing: 1,024 pixels with the released tokenizer
 _MOST_SHAPE = 4  # longest side / shortest
+_MOST_AREA = 4  # of a drawing, in squares of the model's size
 _GIVEN = frozenset(
     {"prompt", SOURCE, "assistant", "end"}
 )  # what text guidance replaces by the mask: everything but the answer
@@ -94,7 +95,7 @@ class DiMOORows:
             raise ValueError(
                 "Lumina-DiMOO draws from a prompt and a size alone; leave out conditions, layouts and attempts"
             )
-        grid = tokens.grid if extras.size is None else _grid_of(extras.size, tokens.vq.config.factor)
+        grid = tokens.grid if extras.size is None else _grid_of(extras.size, tokens.side, tokens.vq.config.factor)
         return drawing(tokens.builder(), Request(system=DRAW, text=prompt), grid)
 
     def editing(
@@ -184,8 +185,13 @@ def best_size(size: tuple[int, int], unit: int, most: int) -> tuple[int, int]:
     return max(sizes, key=lambda s: (min(ratios[s]) / max(ratios[s]), s))
 
 
-def _grid_of(size: tuple[int, int], factor: int) -> tuple[int, int]:
+def _grid_of(size: tuple[int, int], side: int, factor: int) -> tuple[int, int]:
     width, height = size
+    if width * height > _MOST_AREA * side**2:
+        raise ValueError(
+            f"a picture of {width}x{height} pixels has more than {_MOST_AREA} times the area of the model's {side}x{side}; "
+            "give a smaller size"
+        )
     if min(size) < factor or width % factor or height % factor:
         raise ValueError(
             f"a picture of {width}x{height} pixels is not possible; both sides must be multiples of {factor}"
