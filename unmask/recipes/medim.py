@@ -62,7 +62,7 @@ def sampler(tokens: Parts, *, steps: int = STEPS) -> Sampler:
         schedule=ByShares(steps=steps),
         token_sampler=Categorical(),
         selection=Confident(noise=Cooling(steps=steps)),
-        guidance=RisingGuidance(scale=1.0, drop=frozenset({"report", "image"})),
+        guidance=RisingGuidance(scale=1.0, drop=frozenset({"report", "image"}), null_id=tokens.mask_id),
     )
 
 
