@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from unmask.corruption import absorbing, counted, schedules
-from unmask.methods import mmada
+from unmask.methods import dida, medim, mmada
 from unmask.objectives import importance, masked, masking, next_token
 from unmask.posttraining.rewards import Weighted
 from unmask.sampling.sampler import Sampler
@@ -41,6 +41,9 @@ POLICIES = [
 OTHER_OBJECTIVES: list[Any] = [
     masked.Pooled(objectives=(("text", OBJECTIVES[0]),)),
     next_token.NextToken(),
+    next_token.NextToken(dropouts=(masked.Dropout(spans=frozenset({"prompt"}), rate=0.5),)),
+    dida.Adaptation(),  # of rows with two copies, whose given text is scored
+    medim.JointLoss(),
     *POLICIES,
 ]
 TOGETHER = masked.Together(objectives=(("text", OBJECTIVES[1], 1.0),))
