@@ -2,7 +2,7 @@
 
     python bench/clients.py JOBS.json http://127.0.0.1:8000 --threads 16 --seconds 300 --name a
 
-Each thread sends one random job after another, and writes every outcome as a line of JSON.
+Each thread sends one random job after another, or one every ``--every`` seconds, and writes every outcome as a line of JSON.
 """
 
 from __future__ import annotations
@@ -145,10 +145,13 @@ def _complaint(body: bytes) -> str:
         return f"not an error of the API: {body[:100]!r}"
 
 
-def _keep_sending(url: str, jobs: list[Job], name: str, until: float, out: threading.Lock) -> None:
+def _keep_sending(url: str, jobs: list[Job], name: str, until: float, every: float, out: threading.Lock) -> None:
+    """``every``: seconds from one request to the next, 0 for none; a thread that is late catches up."""
     rng, connection = random.Random(name), connect(url)
-    number = 0
+    number, begins = 0, time.monotonic() + rng.random() * every
     while time.monotonic() < until:
+        if (early := begins + number * every - time.monotonic()) > 0 and every:
+            time.sleep(early)
         outcome = ask(connection, rng.choice(jobs), f"{name}-{number}")
         number += 1
         with out:
@@ -162,12 +165,13 @@ def main() -> None:
     parser.add_argument("url", help="address of the server")
     parser.add_argument("--threads", type=int, default=16, help="clients of this process")
     parser.add_argument("--seconds", type=float, default=10.0, help="duration; after it, no new request is sent")
+    parser.add_argument("--every", type=float, default=0.0, help="seconds from one request of a client to its next")
     parser.add_argument("--name", default="a", help="prefix of the request ids")
     given = parser.parse_args()
     jobs = [Job(**job) for job in json.loads(given.jobs.read_text())]
     until, out = time.monotonic() + given.seconds, threading.Lock()
     threads = [
-        threading.Thread(target=_keep_sending, args=[given.url, jobs, f"{given.name}-{i}", until, out])
+        threading.Thread(target=_keep_sending, args=[given.url, jobs, f"{given.name}-{i}", until, given.every, out])
         for i in range(given.threads)
     ]
     for thread in threads:

@@ -81,6 +81,11 @@ class Hosted:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     @property
+    def threads(self) -> int:
+        """Threads of the process (Linux)."""
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+    @property
     def metrics(self) -> dict[str, float]:
         text = self.get("/metrics")[1].decode()
         rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))

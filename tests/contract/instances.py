@@ -128,7 +128,7 @@ STOPPINGS = [
     stopping.Until(enough=two_or_more, fill=END),
     stopping.Until(enough=two_or_more, fill=END, stopping=stopping.EndOfTurn(ids=(END, 7))),
 ]
-PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES}), step_causal.StepCausal()]
+PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES}), *dream_parts.PRIORS]
 CACHES = [
     cache.NoCache(),
     cache.PrefixCache(),

@@ -195,6 +195,7 @@ def _opened(
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
+        graphs=storage.graphs,
     )
 
 

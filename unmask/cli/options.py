@@ -18,7 +18,14 @@ import click
 from unmask.cli import completion
 from unmask.cli.output import STDOUT, refuse_unwritable
 from unmask.cli.progress import opening, watched
-from unmask.cli.sampling import quirks_option, sampler_option, speed_option
+from unmask.cli.sampling import (
+    cache_option,
+    changed_sampler,
+    quirks_option,
+    sampler_option,
+    schedule_option,
+    speed_option,
+)
 
 if TYPE_CHECKING:
     from unmask.checkpoints.elastic import WeightStorage
@@ -29,19 +36,21 @@ if TYPE_CHECKING:
 Command = Callable[..., object]  # an int that it returns is the exit code
 _SAID = {"plan": "generate", "reflect": "generate", "all": "draw and find objects"}  # tasks in an error
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
+_TYPES = "float32, bfloat16 or float16"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
     """--dtype, --quantise and --offload as typed; ``value`` makes a ``checkpoints.elastic.WeightStorage`` of them.
 
-    ``verify``: without --no-checksums, which changes no result.
+    ``verify``: without --no-checksums · ``graphs``: without --no-graphs; neither changes a result.
     """
 
     dtype: str | None
     quantise: tuple[str, ...]
     offload: tuple[str, ...]
     verify: bool = field(default=True, repr=False)
+    graphs: bool = field(default=True, repr=False)
 
     def value(self) -> WeightStorage:
         """The storage. ValueError for a --quantise that is not BRANCH=int8, BRANCH=int4 or BRANCH=float8."""
@@ -132,6 +141,7 @@ class Run:
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
             verify=self.storage.verify,
+            graphs=self.storage.graphs,
         )
         return model.with_sampler(self.sampler) if self.sampler else model
 
@@ -166,13 +176,15 @@ def model_options(command: Command) -> Command:
         storage: Storage,
         download: bool,
         sampler: str | None,
+        schedule: str | None,
+        cache: str | None,
         quiet: bool,
         lora: tuple[str, ...],
         speed: str,
         quirks: str,
         **own: object,
     ) -> object:
-        change, settings = named_sampler(sampler, settings)
+        change, settings = changed_sampler(sampler, schedule, cache, settings)
         run = Run(
             model=model,
             device=device,
@@ -197,6 +209,8 @@ def model_options(command: Command) -> Command:
         speed_option,
         quirks_option,
         sampler_option,
+        schedule_option,
+        cache_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
         device_option,
@@ -215,19 +229,19 @@ def storage_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(
-        dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], unverified: bool = False, **own: object
+        dtype: str | None,
+        quantise: tuple[str, ...],
+        offload: tuple[str, ...],
+        unverified: bool = False,
+        no_graphs: bool = False,
+        **own: object,
     ) -> object:
-        storage = Storage(dtype=dtype, quantise=quantise, offload=offload, verify=not unverified)
+        storage = Storage(dtype=dtype, quantise=quantise, offload=offload, verify=not unverified, graphs=not no_graphs)
         return command(storage=storage, **own)
 
     branch = click.Choice(("und", "gen"))
     options = (
-        click.option(
-            "--dtype",
-            metavar="TYPE",
-            type=click.Choice(DTYPES),
-            help="Data type of the network: float32, bfloat16 or float16.",
-        ),
+        click.option("--dtype", metavar="TYPE", type=click.Choice(DTYPES), help=f"Data type of the network: {_TYPES}."),
         click.option(
             "--quantise",
             metavar="BRANCH=BITS",
@@ -242,9 +256,11 @@ def storage_options(command: Command) -> Command:
 
 
 def loading_options(command: Command) -> Command:
-    """``storage_options`` and --no-checksums, for commands that read weights."""
+    """``storage_options``, --no-checksums and --no-graphs, for commands that run a model."""
     text = "Do not compare weight files with their SHA-256 in config.json."
-    return click.option("--no-checksums", "unverified", is_flag=True, help=text)(storage_options(command))
+    unverified = click.option("--no-checksums", "unverified", is_flag=True, help=text)
+    single = click.option("--no-graphs", is_flag=True, help="Do not run layers as CUDA graphs. Results are the same.")
+    return single(unverified(storage_options(command)))
 
 
 class OrderedHelp(click.Command):
@@ -364,18 +380,6 @@ def path_option(
         callback=check,
         help=text,
     )
-
-
-def named_sampler(
-    name: str | None, settings: tuple[str, ...]
-) -> tuple[Callable[[Sampler], Sampler] | None, tuple[str, ...]]:
-    """The change that --sampler stands for, and the settings that are not its arguments. ValueError for an unknown name."""
-    if name is None:
-        return None, settings
-    from unmask.pipeline.catalogue import find_sampler
-
-    change, rest = find_sampler(name, settings)
-    return change, tuple(rest)
 
 
 def found_device(device: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unmask.cli import completion
 from unmask.cli.options import (
     OrderedHelp,
     Run,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 # As in evaluation/sampler_axes.py, which needs torch.
 ORDERS = ("own", "confidence", "random", "left_to_right", "halton", "stratified")
-SCHEDULES = ("own", "equal", "cosine", "shift", "half_cosine", "logit_normal", "reverse_time")
-CACHES = ("own", "none", "prefix", "cropped", "block", "prompt")
+SCHEDULES = ("own", *completion.SCHEDULES)
+CACHES = ("own", *completion.CACHES)
 METRICS = ("match", "contains", "judge", "clip:FOLDER")
 TASKS = ("generate", "ask", "complete")
 _SIDE = 128  # pixels of the world's pictures

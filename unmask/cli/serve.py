@@ -328,6 +328,7 @@ def _service(
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
+        graphs=storage.graphs,
     )
     adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model

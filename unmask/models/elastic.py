@@ -46,7 +46,7 @@ class Elastic(nn.Module):
     def __init__(self, config: ElasticConfig, *, mask_id: int, attention: Attention = FITTING) -> None:
         super().__init__()
         self.config, self.mask_id, self.attention = config, mask_id, attention
-        self.graphs: Graphs | None = None  # CUDA graphs of the layers, for a model on one card (graphs.py)
+        self.graphs: Graphs | None = None  # of the layers, on a CUDA device (graphs.py)
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)

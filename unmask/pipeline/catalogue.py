@@ -56,8 +56,22 @@ class SamplerChange:
         return self.function(base, self.net, **self.arguments)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Several changes of a sampler, applied in their order."""
+
+    parts: tuple[Callable[[Sampler], Sampler], ...]
+
+    def __call__(self, base: Sampler) -> Sampler:
+        for part in self.parts:
+            base = part(base)
+        return base
+
+
 def for_network(change: Callable[[Sampler], Sampler], net: Denoiser) -> Callable[[Sampler], Sampler]:
     """A change of samplers for one network: a named one gets it, any other function stays as it is."""
+    if isinstance(change, Changes):
+        return Changes(parts=tuple(for_network(part, net) for part in change.parts))
     return dataclasses.replace(change, net=net) if isinstance(change, SamplerChange) else change
 
 

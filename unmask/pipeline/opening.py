@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from unmask.checkpoints.loading import load as load_weights
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
+from unmask.models.graphs import graphs_on
 from unmask.pipeline.adapting import Adapters, add_adapters, each_of
 from unmask.pipeline.loading import (
     Format,
@@ -53,6 +55,7 @@ def load(
     download: bool = False,
     on_bytes: Callable[[int, int], None] = _silent,
     verify: bool = True,
+    graphs: bool = True,
 ) -> Model | TextModel:
     """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
 
@@ -65,7 +68,8 @@ def load(
     several, which add up · ``speed``: as of ``Model.with_speed`` · ``download``: download ``owner/name`` if it is not in the local cache ·
     ``quirks``: of the released scripts of a family, usual, released or none (``pipeline.quirks``) ·
     ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read ·
-    ``verify``: compare the weights of our own layout with the SHA-256 in config.json (48 MB take 0.03 s).
+    ``verify``: compare the weights of our own layout with the SHA-256 in config.json (48 MB take 0.03 s) ·
+    ``graphs``: on CUDA, layers run as CUDA graphs where they can (``models.graphs``); results are the same. False: kernel by kernel.
     """
     place, folder = find_device(device), resolve(name, download=download)
     fast = speed_of(speed)
@@ -83,14 +87,15 @@ def load(
         return open_by_recipe(folder, recipe, place)
     refuse_quirks(quirks, format_in(folder))
     if format_in(folder).is_text:
-        text = load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
-        return text.with_speed(fast)
+        opened = partial(load_text, folder, device=place, storage=storage, lora=lora, called=str(name))
+        return opened(on_bytes=on_bytes, graphs=graphs).with_speed(fast)
     found = read_spec(folder)
     weights = Weights(
         checkpoint=found.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes, verify=verify
     )  # fmt: skip
     parts = with_quirks(open_parts(found, weights), found.format, quirks)
     add_adapters(parts.net, lora, weights=weights, called=str(name))
+    parts.net.graphs = graphs_on(place) if graphs else None
     parts.require(EVERYTHING if needs is None else frozenset(needs))
     return Model(parts, presets=found.presets.with_speed(fast))
 
@@ -103,6 +108,7 @@ def load_text(
     lora: Adapters = (),
     called: str = "",
     on_bytes: Callable[[int, int], None] = _silent,
+    graphs: bool = True,
 ) -> TextModel:
     """The text model of a folder in the layout of LLaDA or Dream. CheckpointError if its files do not match.
 
@@ -113,6 +119,7 @@ def load_text(
     net, vq = weights.checkpoint.modules()
     parts = read_text_parts(spec, net)
     add_adapters(net, lora, weights=weights, called=called)
+    net.graphs = graphs_on(place) if graphs else None
     load_weights(weights, net, vq, Reply.needs)
     return TextModel(parts)
 
