@@ -1,8 +1,9 @@
-"""The shipped model, loaded once for all tests of tasks, and a Python that starts fast for programs that tests start."""
+"""The option --golden, the shipped model, loaded once for all tests of tasks, and a Python that starts fast for programs of tests."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,15 @@ import unmask
 from unmask.pipeline.model import Model
 
 from .warm import warm
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        default=str(Path(__file__).parent / "golden" / "methods"),
+        metavar="DIR",
+        help="folder of the methods' measured arrays, NAME.safetensors",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,8 @@ def _fingerprint(model: str, lora: tuple[str, ...], storage: Storage, quirks: st
 
     with warnings.catch_warnings(), contextlib.suppress(ValueError, OSError):
         warnings.simplefilter("ignore")  # opening it warns
-        held = (storage, lora) if quirks == "usual" else (storage, lora, quirks)
+        changed = quirks if quirks != "usual" else ""
+        held = (storage, lora, *filter(None, (changed, storage.context)))
         return fingerprint([resolve(model), *(adapter_place(one)[0] for one in lora)], held)
     return ""
 
@@ -199,9 +200,11 @@ def _opened(
         lora=lora,
         speed=speed,
         quirks=quirks,
+        context=storage.longest(),
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
+        graphs=storage.graphs,
     )
 
 

@@ -320,9 +320,11 @@ def _service(
     import unmask
     from unmask.pipeline.adapting import with_adapters
     from unmask.serving.engine import Limits
+    from unmask.serving.memory import share_arenas
     from unmask.serving.picture_reader import PictureReader
     from unmask.serving.service import Service
 
+    share_arenas()
     opened = unmask.load(
         model,
         device=device,
@@ -330,9 +332,11 @@ def _service(
         lora=adapters[""],
         speed=speed,
         quirks=quirks,
+        context=storage.longest(),
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
+        graphs=storage.graphs,
     )
     adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model
@@ -355,28 +359,27 @@ def _rate(text: str | None) -> str | None:
 
 def _run(server: Server | Replicas, drain_seconds: float, show: bool) -> None:
     """Serve until a signal arrives, then drain; a second signal ends draining."""
-    from unmask.serving.logs import LOG, log_to
+    from unmask.serving.logs import LOG, log_to_stderr
 
     stops: SimpleQueue[int] = SimpleQueue()  # SimpleQueue.put is reentrant, so a signal handler may call it
     before = {s: signal.signal(s, lambda which, _: stops.put(which)) for s in (signal.SIGTERM, signal.SIGINT)}
-    undo = log_to()
-    try:
-        server.start()
-        click.echo(server.url)
-        if show:
-            webbrowser.open(server.url)
-        while not _signalled(stops):
-            pass
-        LOG.info("draining", extra={"fields": {"seconds": drain_seconds}})
-        draining = threading.Thread(target=server.drain, args=[drain_seconds], daemon=True)
-        draining.start()
-        while draining.is_alive() and not _signalled(stops):
-            pass
-    finally:
-        server.close()
-        undo()
-        for which, handler in before.items():
-            signal.signal(which, handler)
+    with log_to_stderr():
+        try:
+            server.start()
+            click.echo(server.url)
+            if show:
+                webbrowser.open(server.url)
+            while not _signalled(stops):
+                pass
+            LOG.info("draining", extra={"fields": {"seconds": drain_seconds}})
+            draining = threading.Thread(target=server.drain, args=[drain_seconds], daemon=True)
+            draining.start()
+            while draining.is_alive() and not _signalled(stops):
+                pass
+        finally:
+            server.close()
+            for which, handler in before.items():
+                signal.signal(which, handler)
 
 
 def _signalled(stops: SimpleQueue[int]) -> bool:

@@ -24,7 +24,8 @@ from functools import partial
 from unmask.models.elastic import Elastic
 from unmask.pipeline.formats import Format as Layout
 from unmask.recipe import Optim, Recipe
-from unmask.recipes.finetune import chat_format, tuned
+from unmask.recipes.chatting import chat_format
+from unmask.recipes.finetune import tuned
 from unmask.recipes.starting import Start, start_of
 from unmask.recipes.ways import (
     PARTS_OF_DIMPLE,

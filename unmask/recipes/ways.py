@@ -70,6 +70,8 @@ class Given:
     fit: str = "pad"
     holdout: float = 0.1
     codes: str = ""
+    masks: str = "single"
+    slots: float = 0.0
     seed: int = 0
     folder: str = ""
 

@@ -54,9 +54,10 @@ class Parts:
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
     are written · ``frame``: shapes a picture that is changed; None: it is padded · ``look_frame``: and one that is
     only read; None: alike · ``weights``: source of parts that are
-    not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded ·
-    ``vocabulary``: the words that the model knows; None: any text · ``slots``: gaps that the model may leave empty; None: it has none ·
-    ``choices``: deviations of released scripts by name (``pipeline.quirks``); empty: the family has none.
+    not loaded yet; None: everything is loaded · ``threaded_codec``: ``vq`` as a server runs it, in its own threads; None: ``vq`` itself ·
+    ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None:
+    any text · ``slots``: gaps that the model may leave empty; None: it has none · ``choices``: deviations of released scripts by name
+    (``pipeline.quirks``); empty: the family has none.
     """
 
     text: Text
@@ -72,6 +73,7 @@ class Parts:
     frame: Frame | None = None
     look_frame: Frame | None = None
     weights: Weights | None = None
+    threaded_codec: Codec | None = None
     vocabulary: Vocabulary | None = None
     slots: Slots | None = None
     choices: Mapping[str, Quirked] = field(default_factory=dict, compare=False, repr=False)
@@ -93,7 +95,7 @@ class Parts:
     @property
     def codec(self) -> Codec:
         """The image tokenizer, as tasks use it."""
-        return self.vq
+        return self.vq if self.threaded_codec is None else self.threaded_codec
 
     @property
     def grid(self) -> tuple[int, int]:
