@@ -164,7 +164,6 @@ class TextModel:
         """The same model at another speed, as ``Model.with_speed``."""
         return TextModel(self.parts, executor=self.executor, change=self.change, fast=speed_of(speed))
 
-    @checked
     def with_quirks(self, choice: str) -> TextModel:
         """The same model: text models have no deviations to choose. ValueError for any choice but "usual"."""
         refuse_quirks(choice, None)
@@ -364,15 +363,8 @@ class TextModel:
         done = follow(self, built, seed, sampler, trace=trace)
         (span,) = (s for s in built.spans if s.name == "answer")
         words = read_words(done.row.ids[span.start : span.stop].tolist(), self.parts.text, extent)
-        return Answer(
-            text=words.text,
-            question=question,
-            seed=seed,
-            seconds=done.seconds,
-            settings=describe(sampler),
-            trace=done.trace,
-            finish_reason=words.finish_reason,
-        )
+        said = Answer(text=words.text, question=question, seed=seed, seconds=done.seconds, settings=describe(sampler))
+        return replace(said, trace=done.trace, finish_reason=words.finish_reason)
 
     def _checked(self, prompt: Prompt) -> str:
         """A prompt as text. ValueError for an empty one and for ids that are not in the vocabulary."""
