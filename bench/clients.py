@@ -2,7 +2,7 @@
 
     python bench/clients.py JOBS.json http://127.0.0.1:8000 --threads 16 --seconds 300 --name a
 
-Each thread sends one random job after another, and writes every outcome as a line of JSON.
+Each thread sends one random job after another, or one every ``--every`` seconds, and writes every outcome as a line of JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 TIMEOUT = 600.0  # seconds for one answer
+_PATIENT = 7200.0  # the same beside other programs, which may take nearly all of the processor
 _BOUNDARY = "unmask-bench-0b5d"
 
 
@@ -145,10 +146,23 @@ def _complaint(body: bytes) -> str:
         return f"not an error of the API: {body[:100]!r}"
 
 
-def _keep_sending(url: str, jobs: list[Job], name: str, until: float, out: threading.Lock) -> None:
-    rng, connection = random.Random(name), connect(url)
-    number = 0
-    while time.monotonic() < until:
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """``until``: of the monotonic clock, when no client sends a new request · ``every``: seconds from one request of a client to its next,
+    0 for none; a client that is late catches up · ``most``: requests of a client, which it sends however late; 0: until the end.
+    """
+
+    until: float
+    every: float = 0.0
+    most: int = 0
+
+
+def _keep_sending(url: str, jobs: list[Job], name: str, pace: Pace, out: threading.Lock) -> None:
+    rng, connection = random.Random(name), connect(url, TIMEOUT if pace.most == 0 else _PATIENT)
+    number, begins = 0, time.monotonic() + rng.random() * pace.every
+    while number < pace.most or (not pace.most and time.monotonic() < pace.until):
+        if pace.every and (early := begins + number * pace.every - time.monotonic()) > 0:
+            time.sleep(early)
         outcome = ask(connection, rng.choice(jobs), f"{name}-{number}")
         number += 1
         with out:
@@ -162,12 +176,14 @@ def main() -> None:
     parser.add_argument("url", help="address of the server")
     parser.add_argument("--threads", type=int, default=16, help="clients of this process")
     parser.add_argument("--seconds", type=float, default=10.0, help="duration; after it, no new request is sent")
+    parser.add_argument("--every", type=float, default=0.0, help="seconds from one request of a client to its next")
+    parser.add_argument("--most", type=int, default=0, help="requests of a client; 0: as many as --seconds allow")
     parser.add_argument("--name", default="a", help="prefix of the request ids")
     given = parser.parse_args()
     jobs = [Job(**job) for job in json.loads(given.jobs.read_text())]
-    until, out = time.monotonic() + given.seconds, threading.Lock()
+    pace, out = Pace(until=time.monotonic() + given.seconds, every=given.every, most=given.most), threading.Lock()
     threads = [
-        threading.Thread(target=_keep_sending, args=[given.url, jobs, f"{given.name}-{i}", until, out])
+        threading.Thread(target=_keep_sending, args=[given.url, jobs, f"{given.name}-{i}", pace, out])
         for i in range(given.threads)
     ]
     for thread in threads:

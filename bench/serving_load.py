@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,8 +34,17 @@ _GROWTH = 0.05  # largest growth that counts as none
 _LONG = 60.0  # seconds; a shorter run is all warm-up
 
 
-def loaded(server: Hosted, jobs: list[Job], given: argparse.Namespace) -> tuple[list[Outcome], list[tuple[float, int]]]:
-    """All outcomes, and the server's memory: (seconds, resident bytes), once a second."""
+def loaded(
+    server: Hosted,
+    jobs: list[Job],
+    given: argparse.Namespace,
+    more: Sequence[str] = (),
+    note: Callable[[Outcome], object] = lambda outcome: None,
+) -> tuple[list[Outcome], list[tuple[float, int]]]:
+    """All outcomes, and the server's memory: (seconds, resident bytes), once a second.
+
+    ``more``: options of clients.py · ``note`` gets each outcome when it comes.
+    """
     outcomes: list[Outcome] = []
     memory: list[tuple[float, int]] = []
     began = time.monotonic()
@@ -43,7 +53,7 @@ def loaded(server: Hosted, jobs: list[Job], given: argparse.Namespace) -> tuple[
         file.write_text(json.dumps([asdict(job) for job in jobs]))
         seconds = str(given.minutes * 60)
         command = [sys.executable, str(Path(__file__).with_name("clients.py")), str(file), server.url]
-        command += ["--threads", str(given.clients // given.processes), "--seconds", seconds]
+        command += ["--threads", str(given.clients // given.processes), "--seconds", seconds, *more]
         clients = [
             subprocess.Popen([*command, "--name", f"load{i}"], stdout=subprocess.PIPE, text=True)
             for i in range(given.processes)
@@ -54,6 +64,7 @@ def loaded(server: Hosted, jobs: list[Job], given: argparse.Namespace) -> tuple[
             assert client.stdout
             for line in client.stdout:
                 outcomes.append(Outcome(**json.loads(line)))
+                note(outcomes[-1])
                 tick()
 
         readers = [threading.Thread(target=read, args=[client]) for client in clients]

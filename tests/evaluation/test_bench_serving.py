@@ -7,6 +7,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,30 @@ def test_load(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+def test_soak(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = tmp_path / "samples.jsonl"
+    few = "--minutes 0.05 --requests 12 --clients 3 --each 1 --steps 2 --every 0.3 --samples"
+    found = figures("serving_soak.py", model_folder, tmp_path, monkeypatch, *few.split(), str(samples))
+    assert [found[f"serving.soak.{name}"]["value"] for name in ("lost", "twice", "wrong")] == [0, 0, 0]
+    assert 6 <= found["serving.soak.answers"]["more"]["answers"] <= 15
+    last = json.loads(samples.read_text().splitlines()[-1])
+    assert last["wrong"] == 0 < min(last["bytes"], last["files"], last["threads"])
+
+
+def test_growing_memory_descriptors_and_threads_are_noticed() -> None:
+    soak = importlib.import_module("serving_soak")
+
+    def samples(**late: int) -> list[Any]:
+        sound = {"bytes": 100, "files": 10, "threads": 5, "requests": 0, "wrong": 0}
+        return [soak.Sample(seconds=float(t), **(sound | (late if t > 70 else {}))) for t in range(1, 101)]
+
+    assert soak.growths(samples())[1] == soak.growths(samples(bytes=109, files=12, threads=7))[1] == []
+    assert soak.growths(samples(bytes=111))[1] == ["memory changed by 11.0% after the warm-up"]
+    assert soak.growths(samples(bytes=85))[1] == ["memory changed by -15.0% after the warm-up"]
+    assert soak.growths(samples(files=13, threads=8))[1] == ["files grew from 10 to 13", "threads grew from 5 to 8"]
+
+
+@pytest.mark.slow
 def test_faults(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = "--kills 21 --deaths 3 --stops 1 --steps 2".split()
     found = figures("serving_faults.py", model_folder, tmp_path, monkeypatch, *small)
@@ -49,7 +74,27 @@ def test_faults(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_fuzz(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attacks(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--connections 12 --bodies 8 --body-mib 2 --pictures 48 --side 300 --at-once 8".split()
+    found = figures("serving_attacks.py", model_folder, tmp_path, monkeypatch, *small)
+    assert found["serving.attacks.connections"]["more"]["left"] == 0
+    assert (
+        found["serving.attacks.bodies"]["more"]["got_400"] >= 2 <= found["serving.attacks.bodies"]["more"]["got_left"]
+    )
+    pictures = found["serving.attacks.pictures"]["more"]
+    assert pictures["formats"] == 12 and pictures["status_200"] + pictures["status_400"] == 48
+
+
+@pytest.mark.slow
+def test_company(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--answers 24 --servers 2 --clients 4 --each 1 --steps 2".split()
+    found = figures("serving_company.py", model_folder, tmp_path, monkeypatch, *small)
+    assert found["serving.company.answers"]["value"] == 24 and found["serving.company.wrong"]["value"] == 0
+    assert found["serving.company.answers"]["more"]["left"] > 0
+
+
+@pytest.mark.slow
+def test_fuzz(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures("serving_fuzz.py", model_folder, tmp_path, monkeypatch, "--requests", "60", "--steps", "2")
     assert found["serving.fuzz.requests"]["value"] == 60
     assert found["serving.fuzz.failures"]["value"] == found["serving.fuzz.wrong_after"]["value"] == 0
@@ -57,7 +102,7 @@ def test_fuzz(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = "--repeats 1 --warm 0 --rates 4 --seconds 0.5".split()
     found = figures("serving_throughput.py", model_folder, tmp_path, monkeypatch, *small)
     groups = {f"serving.together.{name}" for name in ("texts", "words", "drawings", "mixed")}
@@ -67,7 +112,7 @@ def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_fairness(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fairness(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures("serving_fairness.py", model_folder, tmp_path, monkeypatch, "--repeats", "10")
     assert 1 <= found["serving.fairness.forwards"]["value"] <= 10
     assert found["serving.fairness.ratio"]["more"]["alone_s"] > 0
@@ -75,13 +120,31 @@ def test_fairness(model_folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_killed(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = "--training 1 --steps 40 --batch 1 --server 1".split()
+    few = "--only training,processes,batch,server --training 2 --processes 2 --batch 1 --server 1 --folder"
+    small = [*few.split(), str(tmp_path / "kills")]
     found = figures("killed.py", model_folder, tmp_path, monkeypatch, *small)
-    assert found["killed.training"]["value"] == 1 and found["killed.training"]["more"]["lost_steps"] <= 4
-    assert {row["more"]["failures"] for row in found.values()} == {0} and len(found) == 3
+    assert found["killed.training"]["value"] == 2 and found["killed.training"]["more"]["lost_steps"] <= 4
+    assert found["killed.processes"]["more"]["processes"] == 2
+    assert {row["more"]["failures"] for row in found.values()} == {0} and len(found) == 4
 
 
-@pytest.mark.parametrize("script", ["load", "faults", "fuzz", "throughput", "fairness"])
+def test_an_interrupted_kill_script_continues_with_its_counts(tmp_path: Path) -> None:
+    tally = importlib.import_module("killed").Tally
+    assert tally.read(tmp_path).kills == 0
+    tally(tmp_path / "kills.json", kills=3, saving=1, lost=2, bad=["one"]).write()
+    again = tally.read(tmp_path)
+    assert (again.kills, again.saving, again.lost, again.bad) == (3, 1, 2, ["one"])
+
+
+def test_a_kill_of_several_processes_takes_all_the_launcher_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = importlib.import_module("killed")
+    monkeypatch.setattr(killed, "members", lambda folder: [7, 8, 9])
+    launcher = SimpleNamespace(pid=7)
+    taken = [killed.victims(Path("run"), number)(launcher) for number in range(3)]
+    assert taken == [[7, 8, 9], [7], [8]]
+
+
+@pytest.mark.parametrize("script", ["load", "soak", "faults", "attacks", "company", "fuzz", "throughput", "fairness"])
 def test_help_has_examples(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--help"])
     with pytest.raises(SystemExit) as stopped:

@@ -12,26 +12,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 import torch
 from PIL import Image
-from starlette.datastructures import Headers
 
-from unmask.serving import bodies, connections
+from unmask.serving import connections
 from unmask.serving.access import ADMIN, ASK, DRAW, SCOPES, Access, Key, read_keys
-from unmask.serving.bodies import Bodies, Disconnected
 from unmask.serving.connections import ConnectionLimits
-from unmask.serving.errors import ErrorResponse
-from unmask.serving.logs import LOG, JsonLine, Repeats, log_to
+from unmask.serving.logs import LOG, JsonLine, Repeats, log_to, log_to_stderr
 from unmask.serving.picture_reader import DecodingBudget, PictureReader
 from unmask.serving.server import Server, Tls
 from unmask.tokens.pictures import EXACT_SIDE, ImageError
 
-from .served import data_url, plain, png, serving, tiny, until
+from .served import data_url, gated, plain, png, serving, tiny, until
 
 torch.set_num_threads(1)
 FILL = {"text": "a [mask]"}
@@ -96,15 +93,34 @@ def test_a_kept_connection_may_be_idle_for_longer(hasty: Server) -> None:
             time.sleep(1.0)
 
 
-def test_more_connections_than_the_limit_get_503_until_others_end(hasty: Server) -> None:
-    held = [socket.create_connection(hasty.listener.getsockname()[:2], timeout=30) for _ in range(6)]
-    with connected(hasty) as one:
-        refused = ending(one)
-    assert refused.startswith(b"HTTP/1.1 503 ") and b"too_many_connections" in refused
-    for other in held:
-        assert ending(other) == b""  # by the limit of time
-        other.close()
-    until(lambda: plain(hasty).get("/healthz").status_code == 200, 10)
+def test_beyond_the_limit_the_connection_that_waits_longest_for_its_client_is_dropped() -> None:
+    with serving(tiny(), connections=ConnectionLimits(most=4, head_seconds=60)) as served:
+        server, held = served._server.server_state, []
+        for sent in (b"", HEAD, HEAD + b"Content-Length: 9\r\n\r\n1", b""):
+            held.append(socket.create_connection(served.listener.getsockname()[:2], timeout=30))
+            held[-1].sendall(sent)
+            until(lambda: len(server.connections) == len(held), 10)
+        for dropped in held[:3]:
+            with connected(served, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") as one:
+                assert b" 200 " in answer(one) and ending(dropped) == b""
+                held.append(socket.create_connection(served.listener.getsockname()[:2], timeout=30))
+        for other in held:
+            other.close()
+
+
+def test_a_server_that_works_on_all_its_connections_refuses_more_with_503() -> None:
+    model, gate = gated()
+    gate.open.clear()
+    with serving(model, connections=ConnectionLimits(most=2)) as served:
+        body = json.dumps(FILL).encode()
+        with ExitStack() as held:
+            for _ in range(2):
+                held.enter_context(connected(served, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body))
+            until(lambda: served.service.under_way == 2, 10)
+            with connected(served) as one:
+                refused = ending(one)
+            gate.open.set()
+        assert refused.startswith(b"HTTP/1.1 503 ") and b"too_many_connections" in refused
 
 
 def test_the_rest_of_a_refused_body_is_read_but_not_for_long() -> None:
@@ -146,77 +162,6 @@ def test_a_client_that_reads_nothing_is_dropped() -> None:
                 time.sleep(0.01)
             server = served._server.server_state
             until(lambda: not server.connections, 30)
-
-
-# -- bodies -----------------------------------------------------------------------------------------------------------
-
-
-async def read(limits: Bodies, *messages: dict[str, object], headers: dict[str, str] | None = None) -> object:
-    given = list(messages)
-
-    async def receive() -> dict[str, object]:
-        return given.pop(0)
-
-    return await limits.read(Headers(headers or {}), receive)  # type: ignore[arg-type]
-
-
-def piece(data: bytes, *, more: bool = True) -> dict[str, object]:
-    return {"type": "http.request", "body": data, "more_body": more}
-
-
-@pytest.mark.anyio
-async def test_a_client_that_leaves_is_no_end_of_its_body() -> None:
-    limits = Bodies(most_bytes=100)
-    with pytest.raises(Disconnected):
-        await read(limits, piece(b"{"), {"type": "http.disconnect"})
-    assert limits.used == 0
-
-
-@pytest.mark.anyio
-async def test_bodies_have_a_limit_together() -> None:
-    limits = Bodies(most_bytes=100, most_together=150)
-    first = await read(limits, piece(b"x" * 90, more=False))
-    assert isinstance(first, bodies.Body) and limits.used == 90
-    second = await read(limits, piece(b"y" * 50), piece(b"y" * 20, more=False))
-    assert isinstance(second, ErrorResponse) and second.status == 503 and second.retry_after
-    assert limits.used == 90
-    first.close()
-    first.close()
-    assert limits.used == 0
-    assert isinstance(await read(limits, piece(b"y" * 70, more=False)), bodies.Body)
-
-
-@pytest.mark.anyio
-async def test_a_body_that_arrives_too_slowly_is_refused() -> None:
-    now = [0.0]
-    limits = Bodies(most_bytes=10**7, clock=lambda: now[0])
-
-    async def receive() -> dict[str, object]:
-        now[0] += 5.0
-        return piece(b"x")
-
-    found = await limits.read(Headers({}), receive)  # type: ignore[arg-type]
-    assert isinstance(found, ErrorResponse) and found.status == 408 and 20 <= now[0] <= 30 and limits.used == 0
-
-
-@pytest.mark.anyio
-async def test_a_large_body_at_a_fair_rate_may_take_its_time() -> None:
-    now, sent = [0.0], [0]
-    limits = Bodies(most_bytes=10**8, clock=lambda: now[0])
-
-    async def receive() -> dict[str, object]:
-        now[0], sent[0] = now[0] + 1.0, sent[0] + 1
-        return piece(b"x" * 50_000, more=sent[0] < 300)
-
-    assert isinstance(await limits.read(Headers({}), receive), bodies.Body)  # type: ignore[arg-type]
-
-
-def test_a_json_of_very_many_values_is_refused_before_it_is_parsed() -> None:
-    with serving(tiny()) as served:
-        for many in (b"[" + b"0," * 200_001 + b"0]", b"[" * 200_001):
-            answer = plain(served).post("/v1/infill", content=many, headers={"content-type": "application/json"})
-            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
-        assert plain(served).post("/v1/infill", json={"text": "a [mask]" + "," * 50}).status_code == 200
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -392,3 +337,14 @@ def test_exceptions_of_threads_and_asyncio_are_lines_of_json() -> None:
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["level"] for line in lines] == ["error", "error", "info"]
     assert "ZeroDivisionError" in lines[0]["error"]
+
+
+def test_what_libraries_write_to_stderr_are_lines_of_json(capfd: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr():
+        os.write(2, b"ZIPDecode: Decoding error\n\n")
+        LOG.info("request")
+    os.write(2, b"plain again\n")
+    *lines, last = capfd.readouterr().err.splitlines()
+    told = {line["event"]: line.get("text") for line in map(json.loads, lines)}
+    assert told == {"a library wrote to stderr": "ZIPDecode: Decoding error", "request": None}
+    assert last == "plain again" and not LOG.handlers

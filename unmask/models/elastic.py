@@ -131,7 +131,7 @@ class Elastic(nn.Module):
             unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
             together=learns,
             head_width=c.head_channels,
-            theta=c.rope_theta,
+            theta=c.rope_theta * c.rope_factor,
             sections=c.rope_sections,
         )
 

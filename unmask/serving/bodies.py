@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
@@ -17,8 +17,9 @@ from starlette.types import Message, Receive
 from unmask.serving.errors import ErrorResponse
 
 MIB = 2**20
-_GRACE = 20.0  # seconds in which a body may be as slow as it likes
-_SLOWEST = 16 * 1024  # bytes a second from then on, on average
+_PAUSE = 20.0  # seconds for which a body may stop
+_SLOWEST = 16 * 1024  # bytes a second: with less, it uses up that time
+_SMALL, _RESERVED = MIB, 32 * MIB  # the last bytes of all bodies together are for small ones
 
 
 class Disconnected(Exception):
@@ -31,7 +32,12 @@ class Body:
     def __init__(self, owner: Bodies) -> None:
         self.owner, self.size = owner, 0
         self.pieces: deque[bytes] = deque()
-        self._given = False
+        self.evicted = self._given = False
+
+    def evict(self) -> None:
+        """Free an incomplete body; its request is refused as soon as more of it arrives, or nothing does."""
+        self.evicted = True
+        self.close()
 
     def add(self, piece: bytes) -> None:
         self.pieces.append(piece)
@@ -60,6 +66,8 @@ class Body:
 class Bodies:
     """``most_bytes``: of one body · ``most_together``: of all that are in memory · ``most_values``: commas and brackets of a JSON text,
     which is parsed in the event loop at about 10 million values a second · ``used``: bytes in memory now.
+
+    Where a body does not fit, the largest incomplete one is refused, so that slow large bodies keep no others out.
     """
 
     most_bytes: int
@@ -67,34 +75,30 @@ class Bodies:
     most_values: int = 200_000
     clock: Callable[[], float] = time.monotonic
     used: int = 0
+    incomplete: set[Body] = field(default_factory=set)
 
     async def read(self, headers: Headers, receive: Receive) -> Body | ErrorResponse:
         """The whole body, or the reason for which it is refused. Disconnected if the client leaves."""
         said = headers.get("content-length", "")
         if said.isdecimal() and int(said[:20]) > self.most_bytes:
             return self._too_large()
-        body, began, more = Body(self), self.clock(), True
+        body = Body(self)
+        self.incomplete.add(body)
         try:
-            while more:
-                left = max(_GRACE, body.size / _SLOWEST) - (self.clock() - began)
-                if left <= 0:
-                    raise TimeoutError
-                message = await asyncio.wait_for(receive(), left)
-                if message["type"] == "http.disconnect":
-                    raise Disconnected
-                body.add(message.get("body", b""))
-                more = message.get("more_body", False)
-                if body.size > self.most_bytes or self.used > self.most_together:
-                    refused = self._too_large() if body.size > self.most_bytes else self._too_many()
-                    body.close()
-                    return refused
+            if refused := await self._receive(body, receive):
+                body.close()
+                return refused
         except TimeoutError:
             body.close()
+            if body.evicted:
+                return self._too_many()
             message = f"the request body arrived too slowly; send at least {_SLOWEST // 1024} kB/s"
             return ErrorResponse(status=408, message=message, code="request_timeout")
         except BaseException:
             body.close()
             raise
+        finally:
+            self.incomplete.discard(body)
         if (
             headers.get("content-type", "").lower().startswith("application/json")
             and self._values(body) > self.most_values
@@ -103,6 +107,36 @@ class Bodies:
             message = f"the JSON of the request has more than {self.most_values:,} values; send fewer"
             return ErrorResponse(status=413, message=message, code="too_large")
         return body
+
+    async def _receive(self, body: Body, receive: Receive) -> ErrorResponse | None:
+        """All pieces of a body, or the reason for which it is refused. Disconnected, TimeoutError."""
+        late, more = self.clock() + _PAUSE, True
+        while more:
+            if (left := late - self.clock()) <= 0:
+                raise TimeoutError
+            message = await asyncio.wait_for(receive(), left)
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            if body.evicted:
+                return self._too_many()
+            body.add(piece := message.get("body", b""))
+            late = min(late + len(piece) / _SLOWEST, self.clock() + _PAUSE)
+            more = message.get("more_body", False)
+            if body.size > self.most_bytes:
+                return self._too_large()
+            if not self._fits(body):
+                return self._too_many()
+        return None
+
+    def _fits(self, body: Body) -> bool:
+        """Whether a body may stay, after larger incomplete ones were refused where that is needed."""
+        most = self.most_together - (_RESERVED if body.size > _SMALL else 0)
+        while self.used > most:
+            largest = max(self.incomplete - {body}, key=lambda one: one.size, default=body)
+            if largest.size <= body.size:
+                return False
+            largest.evict()
+        return True
 
     def _values(self, body: Body) -> int:
         return sum(piece.count(mark) for piece in body.pieces for mark in (b",", b"[", b"{"))

@@ -28,8 +28,10 @@ _MALFORMED = ErrorResponse(status=400, message="malformed HTTP request; check th
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionLimits:
-    """``most``: connections at the same time · ``head_seconds``: from the connection, or the first byte of a later request, to the end of
-    the headers; also for the rest of a body that was refused · ``write_seconds``: how long a client may leave its answer unread.
+    """``most``: connections at the same time; beyond them the one that has waited longest for its client is dropped.
+
+    ``head_seconds``: from the connection, or the first byte of a later request, to the end of the headers; also for the rest of a body that
+    was refused · ``write_seconds``: how long a client may leave its answer unread.
     """
 
     most: int = 1000
@@ -51,25 +53,47 @@ class ConnectionLimits:
 
     def protocol(self) -> type[H11Protocol]:
         """uvicorn's protocol with these limits."""
-        return type("LimitedProtocol", (_Limited,), {"limits": self})
+        return type("LimitedProtocol", (_Limited,), {"limits": self, "waiting": {}})
 
 
 class _Limited(H11Protocol):
+    """``waiting``: the connections whose client must send or read something, in the order in which they began to wait."""
+
     limits: ConnectionLimits
+    waiting: dict[_Limited, None]
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= self.limits.most:
+        if len(self.connections) >= self.limits.most and not self._make_room():
             self.transport = transport
             transport.write(_raw(_FULL))
             transport.close()
             return
         super().connection_made(transport)
         self._expect()
+        self._note()
+
+    def _make_room(self) -> bool:
+        """Drop the connection that has waited for its client for the longest time. False if the server works on all of them."""
+        oldest = next(iter(self.waiting), None)
+        if oldest is None:
+            return False
+        self.waiting.pop(oldest)
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+        return True
+
+    def _note(self) -> None:
+        """Keep ``waiting`` up to date; one that goes on waiting keeps its place."""
+        if self._unread is not None or self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+            self.waiting.setdefault(self)
+        else:
+            self.waiting.pop(self, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timers()
+        self.waiting.pop(self, None)
         if self.flow is not None:  # it was refused, and uvicorn has never known it
             super().connection_lost(exc)
 
@@ -82,9 +106,13 @@ class _Limited(H11Protocol):
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._note()
 
     def on_response_complete(self) -> None:
+        self.waiting.pop(self, None)
         super().on_response_complete()
+        if not self.transport.is_closing():
+            self._note()
         begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]  # a part of the next head
         if (
             begun or self._refused_early()
@@ -104,12 +132,14 @@ class _Limited(H11Protocol):
         super().pause_writing()
         if self._unread is None:
             self._unread = self.loop.call_later(self.limits.write_seconds, self.transport.abort)
+            self._note()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+            self._note()
 
     def _expect(self) -> None:
         if self._timer is None and not self.transport.is_closing():

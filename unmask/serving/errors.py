@@ -90,7 +90,8 @@ class ErrorResponse:
     @property
     def headers(self) -> dict[str, str]:
         retry = {"retry-after": str(math.ceil(self.retry_after))} if self.retry_after is not None else {}
-        return retry | ({"allow": self.allow} if self.allow else {})
+        slow = {"connection": "close"} if self.status == 408 else {}  # the rest of its body need not be read
+        return retry | slow | ({"allow": self.allow} if self.allow else {})
 
 
 def error_response(error: BaseException) -> ErrorResponse:

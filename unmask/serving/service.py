@@ -18,8 +18,10 @@ from typing import Any, Generic, TypeVar, cast
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.serving import requests
+from unmask.serving.codec_threads import CodecThreads
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.jobs import Job, Listener
+from unmask.serving.memory import Idle
 from unmask.serving.picture_reader import PictureReader
 from unmask.serving.requests import Closed, QueueFull
 
@@ -76,6 +78,7 @@ class Service:
         self._under_way = 0
         self._engine = self._open()
         self._threads = ThreadPoolExecutor(self.places, thread_name_prefix="call")
+        self._codecs, self._idle = CodecThreads(), Idle()
 
     def start(self, calls: Sequence[Call[T]]) -> list[Started[T]]:
         """Start all calls or none. Raises QueueFull, Draining, or ValueError for more calls than the server takes at all and for an adapter
@@ -125,6 +128,8 @@ class Service:
         self.draining = True
         self._engine.close()
         self._threads.shutdown()
+        self._codecs.close()
+        self._idle.close()
 
     def _begin(self, engine: Engine, call: Call[T]) -> Started[T]:
         model = self.model if call.lora is None else self.adapted[call.lora]
@@ -136,13 +141,18 @@ class Service:
     def _answer(self, job: Job, model: Served, ask: Callable[[Any], T]) -> T:
         if isinstance(model, Model):
             # One cache of picture features: what the engine has encoded is not encoded again.
-            return ask(Model(replace(model.parts, features=job.engine.features), model.presets, executor=job))
+            codec = self._codecs.of(model.parts.vq)
+            parts = replace(model.parts, features=job.engine.features, threaded_codec=codec)
+            return ask(Model(parts, model.presets, executor=job))
         return ask(TextModel(model.parts, executor=job, change=model.change, fast=model.fast))
 
     def _ended(self, future: Future[T]) -> None:
         with self._changed:
             self._under_way -= 1
+            idle = not self._under_way
             self._changed.notify_all()
+        if idle:
+            self._idle()
 
     def _open(self) -> Engine:
         # The service limits the calls; an admitted call can always go on to its next run.

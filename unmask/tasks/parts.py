@@ -41,13 +41,23 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quirked:
+    """Deviations of released scripts: those of the prompts and pictures, and those of the family's rows."""
+
+    quirks: ReleasedQuirks
+    rows: Rows
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
     are written · ``frame``: shapes a picture that is changed; None: it is padded · ``look_frame``: and one that is
     only read; None: alike · ``weights``: source of parts that are
-    not loaded yet; None: everything is loaded · ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded ·
-    ``vocabulary``: the words that the model knows; None: any text · ``slots``: gaps that the model may leave empty; None: it has none.
+    not loaded yet; None: everything is loaded · ``threaded_codec``: ``vq`` as a server runs it, in its own threads; None: ``vq`` itself ·
+    ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None:
+    any text · ``slots``: gaps that the model may leave empty; None: it has none · ``choices``: deviations of released scripts by name
+    (``pipeline.quirks``); empty: the family has none.
     """
 
     text: Text
@@ -63,8 +73,10 @@ class Parts:
     frame: Frame | None = None
     look_frame: Frame | None = None
     weights: Weights | None = None
+    threaded_codec: Codec | None = None
     vocabulary: Vocabulary | None = None
     slots: Slots | None = None
+    choices: Mapping[str, Quirked] = field(default_factory=dict, compare=False, repr=False)
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
     loaded: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
 
@@ -83,7 +95,7 @@ class Parts:
     @property
     def codec(self) -> Codec:
         """The image tokenizer, as tasks use it."""
-        return self.vq
+        return self.vq if self.threaded_codec is None else self.threaded_codec
 
     @property
     def grid(self) -> tuple[int, int]:
