@@ -68,7 +68,7 @@ def run(recipe: str, out: str, steps: int, *more: str) -> list[int]:
 def test_every_recipe_is_tried() -> None:
     stages = {stage.name for stage in lavida_o.STAGES}
     others = {f"families.{name}" for name in ("mmada", "lavida", "dream", "dimple", "lumina_dimoo")}
-    assert {*SMALL, *stages, *others, "dimple.adapt", "finetune", "small.all", "mini.all"} == set(
+    assert {*SMALL, *stages, *others, "dimple.adapt", "looped.text", "finetune", "small.all", "mini.all"} == set(
         recipes()
     )  # these have tests of their own
 
