@@ -36,7 +36,7 @@ from unmask.tokens.build import drawing
 from unmask.training.probe import flops
 
 _KINDS = ("two", "counting", "position", "color_attr")
-_STEPS, _PROMPTS, _GROUP = 20, 60, 2
+_STEPS, _PROMPTS, _GROUP = 12, 60, 2
 _SAMPLE_STEPS = 8
 _DROPOUT = Dropout(spans=frozenset({"prompt"}), rate=0.1)
 
