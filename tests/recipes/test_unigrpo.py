@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import unmask
 from unmask.cli.main import main
+from unmask.data.sources import pixels_of
 from unmask.posttraining.prompts import Prompt, read_prompts
 from unmask.posttraining.requests import Drawing
 from unmask.posttraining.rewards import Sample
@@ -33,12 +35,15 @@ def test_prompts_that_measure_are_kept_from_every_training() -> None:
 
 
 def test_supervised_tuning_does_not_see_them_either() -> None:
-    tuned = supervised()
-    assert isinstance(tuned.source, Renderings)
-    batch = tuned.source(0)
-    text = tuned.source.parts.text
-    said = [text.decode(row.tolist()) for row in batch.ids[:, :12]]
-    assert batch.rows == 16 and not any(unseen(p) for p in said) and batch.masked.sum() > 0
+    source = supervised().source
+    assert isinstance(source, Renderings)
+    texts = [prompt.text for step in range(3) for prompt in source.prompts(step)]
+    assert len(texts) == 48 and not any(unseen(text) for text in texts)
+    small = replace(source, batch=3)
+    batch, prompts = small(0), small.prompts(0)
+    span = next(span for span in batch.span_table[0] if span.name == "image")
+    wanted = source.encode(pixels_of([prompts[0].scene], 128))
+    assert batch.ids[0, span.start : span.stop].sort().values.equal(wanted.flatten().sort().values)
 
 
 def test_a_file_gives_all_its_prompts_before_any_again() -> None:
