@@ -53,7 +53,10 @@ SMALL = {
     "mini.tower": ("source.batch=4",),
     "mini_free.vq": ("pictures=1", "items=2"),
     "mini_vq.vq": ("images=400", "source.batch=1"),
+    "mmada.supervised": ("source.batch=2",),
+    "rediff": ("batch=2",),
     "sparse.mini": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
+    "unigrpo": ("batch=1", "group=2", "updates=1", "sample_steps=1"),
 }
 CHAIN = re.findall(r"unmask train (\S+) +--out (\S+)", mini.__doc__ or "")
 
