@@ -223,3 +223,8 @@ def test_slots_of_a_text_model(tmp_path: Path) -> None:
 def test_a_picture_model_without_slots_says_so(model: Model) -> None:
     with pytest.raises(ValueError, match="this model has no slots that it may leave empty"):
         model.infill_text("a [slot:3] apple")
+
+
+def test_a_gap_of_several_tokens_is_no_unknown_word(model: Model) -> None:
+    assert model.infill_text("a [mask:2] apple left of a cat").warnings == ()
+    assert "frobnicator" in " ".join(model.infill_text("a [mask:2] frobnicator").warnings)

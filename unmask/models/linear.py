@@ -79,6 +79,13 @@ def served_by_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def alike_from(x: Tensor) -> int:
+    """Of how many rows a product with ``x`` is a multiple, so that each row rounds the same whatever the others: over fewer, another kernel
+    may serve. 4 for each thread where oneDNN serves (2 were enough in every shape that was measured), else 16.
+    """
+    return min(16, 4 * torch.get_num_threads()) if served_by_onednn(x, x) else 16
+
+
 @functools.cache
 def onednn_is_faster() -> bool:
     """Whether float32 products go to oneDNN: where MKL would serve a processor with AVX-512 that is not Intel's."""

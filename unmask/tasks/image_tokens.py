@@ -22,7 +22,7 @@ from unmask.tasks.parts import Parts
 from unmask.tasks.rows import Extras, one_kind
 from unmask.tokens.image_tokens import drawn, reported
 from unmask.tokens.layouts import Layout
-from unmask.tokens.prompts import Wording
+from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.turns import Said
 from unmask.tokens.views import ImageViews
 
@@ -52,6 +52,12 @@ class ImageTokenRows:
                 "an image-token model draws from a prompt alone; leave out conditions, layouts, attempts and sizes"
             )
         return self.arrange(drawn(tokens.text, tokens.wording.read(prompt), tokens.grid))
+
+    def planning(self, tokens: Parts, prompt: str, length: int, conditions: Conditions | None) -> NoReturn:
+        _only_draws("plan layouts")
+
+    def plan_in(self, tokens: Parts, ids: Items[int]) -> NoReturn:
+        _only_draws("plan layouts")
 
     def editing(
         self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None
@@ -90,6 +96,12 @@ class ReportRows:
         if extras != Extras():
             raise ValueError("this model draws from a report alone; leave out conditions, layouts, attempts and sizes")
         return _given(reported(tokens.text, tokens.grid, tokens.wording.read(prompt), self.length), "report")
+
+    def planning(self, tokens: Parts, prompt: str, length: int, conditions: Conditions | None) -> NoReturn:
+        raise ValueError("this model cannot plan layouts; it has generate and describe")
+
+    def plan_in(self, tokens: Parts, ids: Items[int]) -> NoReturn:
+        raise ValueError("this model cannot plan layouts; it has generate and describe")
 
     def editing(
         self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None
