@@ -20,6 +20,7 @@ from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
 from unmask.pipeline.quirks import refuse_quirks
 from unmask.pipeline.text_family import LLADA, TextFamily
+from unmask.pipeline.text_gaps import FillGaps
 from unmask.protocols import Denoiser
 from unmask.sampling.fast import EXACT, Fast, acting
 from unmask.sampling.sampler import Sampler
@@ -27,7 +28,7 @@ from unmask.sampling.stopping import Never
 from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
-from unmask.tasks.drafts import Drafted, draft_length, gaps_in, read_gaps, refuse_beside, with_gaps
+from unmask.tasks.drafts import Drafted, draft_length, gaps_in, refuse_beside
 from unmask.tasks.forms import Request, answer_formed, filled
 from unmask.tasks.lengths import Extent, read_words
 from unmask.tasks.results import Answer, answered, describe
@@ -124,22 +125,6 @@ class Continue:
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return answered(sequence, tokens.text)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FillGaps:
-    """A text with gaps ``[mask]``, ``[mask:N]`` and ``[slot:N]`` (``tasks.drafts``); given words stay."""
-
-    target: str
-    needs: ClassVar[frozenset[str]] = _NEEDS
-
-    def build(self, tokens: TextParts) -> Sequence:
-        before = tokens.family.template.before(tokens.text)
-        b = tokens.builder().say("prompt", *before) if before else tokens.builder()
-        return with_gaps(b, self.target, tokens).build(self.target)
-
-    def read(self, sequence: Sequence, tokens: TextParts) -> str:
-        return read_gaps(sequence, self.target, tokens)
 
 
 class TextModel:

@@ -23,6 +23,7 @@ from unmask.data.opening import open_data
 from unmask.data.samples import Broken, BrokenRows, Caption, DataError, opened
 from unmask.data.sources import CachedEncoder, pixels_of
 from unmask.data.world.pairs import Pairs
+from unmask.evaluation.pairs import PairJudge
 from unmask.methods.dida import causal as as_causal
 from unmask.models.elastic import Elastic, init
 from unmask.objectives.masked import Dropout
@@ -88,6 +89,13 @@ def world_kit(pairs: Pairs = PAIRS) -> Kit:
     with torch.no_grad():
         codes = CachedEncoder(whole.vq.encode)(pixels_of([pairs(-1, i).scene for i in range(1000)], whole.side))
     return replace(whole, vq=with_codes(whole.vq, codes.unique()))
+
+
+@lru_cache(maxsize=4)
+def world_judge(pairs: Pairs = PAIRS) -> PairJudge:
+    """The judge of pictures in codes of ``world_kit``."""
+    kit = world_kit(replace(pairs, places=False))
+    return PairJudge(kit.vq.encode, kit.vq.config.num_vq_embeddings, kit.side, pairs)
 
 
 @lru_cache(maxsize=8)

@@ -25,7 +25,7 @@ from unmask.checkpoints.store import load_module
 from unmask.checkpoints.stream import CheckpointError
 from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work
 from unmask.evaluation.metrics import Figure, average, over_seeds
-from unmask.evaluation.pairs import PairJudge, agrees, places
+from unmask.evaluation.pairs import agrees, places
 from unmask.methods.medim import ByShares, Cooling, JointLoss, RisingGuidance
 from unmask.models.elastic import Elastic, init
 from unmask.models.timed import Timed
@@ -33,7 +33,7 @@ from unmask.pipeline import image_tokens
 from unmask.pipeline.image_tokens import Kit, trunk
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe
-from unmask.recipes.image_tokens import PAIRS, CodedRows, mini_kit, own, training, world, world_kit
+from unmask.recipes.image_tokens import PAIRS, CodedRows, mini_kit, own, training, world, world_judge, world_kit
 from unmask.recipes.image_tokens import causal as causal_model
 from unmask.rng import generator
 from unmask.sampling.sampler import Sampler
@@ -276,7 +276,7 @@ def _measured(work: Work, arm: Arm, seed: int) -> dict[str, float]:
     found = {name: _loss(net, batch, name) for name, _ in _DIRECTIONS}
     model = model_of(net, kit, _LENGTH)
     codes, reports = sampled(model, work.steps(_MADE, least=2), seed)
-    seen = PairJudge(kit.vq.encode, kit.vq.config.num_vq_embeddings, kit.side, REPORTED)(codes)
+    seen = world_judge(REPORTED)(codes)
     return found | {"agree": float(average(agrees(seen, reports))["value"]), "places": places(seen)}
 
 
