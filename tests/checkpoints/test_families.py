@@ -126,7 +126,7 @@ def test_ours_are_not_refused(tmp_path: Path) -> None:
         ({"pytorch_model.bin": "PK"}, "it holds pytorch_model.bin, but unmask reads safetensors only"),
         ({"pytorch_model.bin": "PK", "config.json": json.dumps(CONFIG)}, "it holds pytorch_model.bin, but unmask reads"),
         ({"config.json": json.dumps(CONFIG)}, "no model*.safetensors in"),
-        ({"readme.txt": ""}, "has no config.json"),
+        ({"readme.txt": ""}, "has no config.json\nhint: is this a folder of a model?"),
         ({"model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}', "config.json": json.dumps(CONFIG)},
          "names 1 of 1 files that are missing (model-1.safetensors)"),
     ],

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from unmask.checkpoints.loading import load_everything
-from unmask.checkpoints.mmada import read_text, sizes_of, survey_mmada
+from unmask.checkpoints.mmada import VQ_FOLDER, read_text, sizes_of, survey_mmada
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 from unmask.tokens.magvit import MagvitConfig
@@ -120,6 +120,20 @@ def test_a_tokenizer_without_the_reserved_tokens_is_named(folder: Path) -> None:
     assert Tokenizer.from_file(str(folder / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="lacks 1 control tokens, for example <.reserved_token_9.>"):
         survey_mmada(folder)
+
+
+def test_the_image_tokenizer_of_another_family_is_named(folder: Path) -> None:
+    (folder / VQ_FOLDER).rename(folder / "vqvae")
+    with pytest.raises(CheckpointError, match="config.json is that of MMaDA, and vqvae is .* Lumina-DiMOO"):
+        survey_mmada(folder)
+
+
+def test_an_error_of_the_tokenizer_names_the_file_once_and_has_one_hint(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError) as refused:
+        survey_mmada(folder)
+    said = str(refused.value)
+    assert said.count("tokenizer.json") == 1 and said.endswith("; use the one of this model, which is LLaDA's")
 
 
 def test_the_side_of_a_picture() -> None:

@@ -72,7 +72,7 @@ def put(value: torch.Tensor) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda f: (f / "config.json").unlink(), " has no config.json\nhint: is this a folder of"),
+        (lambda f: (f / "config.json").unlink(), " has no config.json\nhint: copy the one of its weights"),
         (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}'),
          "this is a checkpoint of Llama (model_type 'llama'), which unmask does not run yet\nhint: it runs"),
         (shorten, "model.safetensors is damaged, incomplete or not a safetensors file"),

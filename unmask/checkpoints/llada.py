@@ -109,7 +109,9 @@ def released_text(folder: Path, raw: Json, control: tuple[str, ...], same: Mappi
     try:
         text = Text.load(path, control)
     except TokenizerError as error:
-        raise CheckpointError(f"{path}: {error}; {hint}") from error
+        raise CheckpointError(
+            f"{str(error).rpartition('; ')[0] or error}; {hint}"
+        ) from error  # its hint is of any model
     for field, name in same.items():
         if (said := raw.get(field, text[name])) != text[name]:
             raise CheckpointError(

@@ -46,6 +46,11 @@ def survey_mmada(folder: Path) -> Checkpoint:
     path, vq_folder = folder / "config.json", folder / VQ_FOLDER
     raw = read_json(path)
     if not vq_folder.is_dir():
+        if (folder / "vqvae").is_dir():
+            raise CheckpointError(
+                f"{folder}: config.json is that of MMaDA, and vqvae is the image tokenizer of Lumina-DiMOO or LaViDa-O; use files of one "
+                f"model (MMaDA's is {VQ_REPOSITORY}, in the folder {VQ_FOLDER})"
+            )
         raise CheckpointError(
             f"{folder} has no image tokenizer (folder {VQ_FOLDER}); download {VQ_REPOSITORY} and put it there"
         )

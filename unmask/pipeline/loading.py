@@ -128,7 +128,10 @@ def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
         return _ours(fetch(name, download=download))
     if name and Path(name).exists():
         refuse_foreign(Path(name))
-        what = other_weights(Path(name)) or "is this a folder of unmask, LaViDa-O or LLaDA?"
+        weights = any(Path(name).glob("*.safetensors"))
+        what = other_weights(Path(name)) or (
+            "copy the one of its weights" if weights else "is this a folder of a model? docs/models.md has the families"
+        )
         raise CheckpointError(f"{name} has no config.json; {what}")
     known = sorted(p.parent.name for p in shipped.glob("*/config.json"))
     near = difflib.get_close_matches(name.strip().lower(), known, 1)
