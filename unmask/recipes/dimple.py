@@ -356,4 +356,4 @@ def _shown(found: dict[str, list[Measured]], figures: dict[str, Figure]) -> tupl
     )
 
 
-DEMO = Demonstration(minutes=6, run=run)
+DEMO = Demonstration(minutes=4, run=run)

@@ -364,4 +364,4 @@ def _shown(answers: dict[str, list[dict[str, list[bool]]]], figures: dict[str, F
     )
 
 
-DEMO = Demonstration(minutes=5, run=run)
+DEMO = Demonstration(minutes=6, run=run)
