@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.methods.recurrent_depth import (
+from unmask.methods.recurrent_depth import Round, Wavefront
+from unmask.sampling.waves import (
     Accelerating,
     Converged,
     Fixed,
@@ -18,10 +19,8 @@ from unmask.methods.recurrent_depth import (
     Jerking,
     Memory,
     Noise,
-    Round,
     Stable,
     Wave,
-    Wavefront,
 )
 
 torch.set_num_threads(1)
