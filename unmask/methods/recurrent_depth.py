@@ -116,6 +116,7 @@ class Wavefront:
             tokens=tokens,
             frozen=len(tokens),
             start=len(prompt),
+            first=len(prompt),
             z=fresh(1),
             memory=memory,
             embedded=Past(start=0, z=net.embed(torch.tensor(tokens))),
@@ -134,7 +135,8 @@ class Wavefront:
         wave.rounds += 1
         judged = self.freezing(wave, wave.rounds - 1)
         keep = judged.keep
-        if self.most and wave.passes[start] >= self.most:
+        spent = wave.passes[start] - (self.depth if start == wave.first else 0)
+        if self.most and spent >= self.most:
             keep = max(keep or 0, min(start + 2, len(wave.tokens)))
         moved = 0 if keep is None else keep - 1 - start
         wave.dropped += n - moved

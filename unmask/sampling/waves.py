@@ -67,14 +67,16 @@ class Past:
 @dataclass(kw_only=True)
 class Wave:
     """A run between two rounds. ``tokens``: frozen ones, then guesses · ``start``: first position of the window, whose states are ``z`` ·
-    ``embedded``: of the last round · ``passes``, ``kept``: of every position, passes of the core, and rounds in which its token did not
-    change · ``past``: states of the last two rounds · ``change``: of the last round · ``same``: how many
-    tokens from the first on were the same before this round · ``headway``: positions that this round added.
+    ``first``: position of the first new token, whose count of passes begins with those over the prompt · ``embedded``: of the last round ·
+    ``passes``, ``kept``: of every position, passes of the core, and rounds in which its token did not change · ``past``: states of the last
+    two rounds · ``change``: of the last round · ``same``: how many tokens from the first on were the same before this round ·
+    ``headway``: positions that this round added.
     """
 
     tokens: list[int]
     frozen: int
     start: int
+    first: int
     z: Tensor
     memory: Memory
     embedded: Past
