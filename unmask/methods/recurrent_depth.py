@@ -244,7 +244,9 @@ CARD = Card(
     year=2025,
     changes="sampler: unfinished positions of a looped network are refined together",
     claim="4 to 5 times as many tokens a second as 32 passes for each token, at about the same accuracy.",
-    status="reference",
+    status="tiny-checked",
+    figure="passes in sequence, early exit / wave of 8, independent answers: 2.51 [2.16, 2.87] with the same tokens, 3 seeds",
+    paper_figure="Huginn-0125 on GSM8K: 41.8 % at 36 tokens a second with 32 passes, 42.1 % at 157 in wave fronts",
     sampler=("wavefront",),
     recipe="looped.text",
 )
