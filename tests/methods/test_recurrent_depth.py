@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.methods.recurrent_depth import (
+from unmask.methods.recurrent_depth import Round, Wavefront
+from unmask.sampling.waves import (
     Accelerating,
     Converged,
     Fixed,
@@ -18,10 +19,8 @@ from unmask.methods.recurrent_depth import (
     Jerking,
     Memory,
     Noise,
-    Round,
     Stable,
     Wave,
-    Wavefront,
 )
 
 torch.set_num_threads(1)
@@ -175,7 +174,10 @@ def test_nothing_converges_at_eps_0_unless_passes_are_bounded(golden: Golden) ->
     with pytest.raises(RuntimeError, match="6 tokens are frozen after 30 rounds"):
         never.run(net, prompt, 5, noise(width), most_rounds=30)
     bounded = Wavefront(depth=8, passes=2, window=4, freezing=Converged(eps=0.0), most=8)
-    wave = bounded.run(net, prompt, 5, noise(width), most_rounds=60)
+    frozen: list[int] = []
+    note = lambda made: frozen.append(made.wave.frozen)  # noqa: E731
+    wave = bounded.run(net, prompt, 5, noise(width), most_rounds=60, on_round=note)
+    assert frozen[:4] == [len(prompt) + 1] * 3 + [len(prompt) + 2], "the first position had its 8 passes in 4 rounds"
     assert wave.frozen >= len(prompt) + 5 and min(wave.passes[: wave.frozen - 1]) >= 8
 
 

@@ -23,8 +23,8 @@ What it costs: nothing by itself; attention over a longer row costs what it cost
 only where rows are longer than in training (it is 1 below). Dream is said to be trained on 32,768 positions in its config.json; the
 paper's factor for it, 5, comes out for 2,048, which is what we take.
 
-Pictures: text, picture features and codes of a row share one count of positions, so the factor holds for all of them. A factor for text
-alone would tear apart the distances between a picture and its caption.
+Pictures: text, picture features and codes of a row share one count of positions, so the factor holds for all of them. On ``mini`` a factor
+of 4 for text alone raised the loss of masked codes (0.094 to 0.099), and one for all did not (0.088).
 
 Shapes: none of its own.
 """
@@ -42,6 +42,8 @@ CARD = Card(
     year=2025,
     changes="network: the rotary base is multiplied by a factor for the target length",
     claim="LLaDA reads up to 6 times the trained length without training; a causal model without the factor fails beyond it.",
-    status="reference",
+    status="tiny-checked",
+    figure="share right at 6 times the trained length, masked model, formula against factor 1: +0.328 [0.132, 0.525], 5 seeds",
+    paper_figure="RULER of LLaDA-Base at 16 thousand tokens, 4 times the trained length: 19.5 without, 72.0 with the factor 14",
     command="unmask ask QUESTION --model MODEL --context N",
 )

@@ -27,13 +27,14 @@ from unmask.checkpoints.store import read_tensors, save_tensors
 from unmask.checkpoints.stream import CheckpointError
 from unmask.data.opening import open_data
 from unmask.data.samples import Chat
-from unmask.methods.recurrent_depth import Converged, InWaves, Wavefront, one_by_one
+from unmask.methods.recurrent_depth import InWaves, Wavefront, one_by_one
 from unmask.models.looped import LoopedConfig, LoopedNet
 from unmask.pipeline.text_family import LLADA
 from unmask.pipeline.text_model import TextModel, TextParts
 from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
 from unmask.sampling.sampler import Sampler
+from unmask.sampling.waves import Converged
 from unmask.sequence import Sequence
 from unmask.step import Loss
 from unmask.tasks.conversing import Message
