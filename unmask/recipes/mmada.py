@@ -72,7 +72,7 @@ class Renderings:
         return found
 
 
-def supervised(model: str = "mini", seed: int = 0) -> Recipe[Elastic, Batch]:
+def supervised(model: str = "mini", seed: int = 0) -> Recipe:
     """Tune a model of the world on rendered scenes of the prompts that UniGRPO trains on, the baseline of its demonstration."""
     start = start_of(model)
     return Recipe(
