@@ -244,7 +244,8 @@ def _findings(
         "forward passes.",
         verdict=f"Of {_WRONG} errors in a draft overwriting repairs {repaired['value']:.2f} after training on errors and "
         f"{others['repaired']['value']:.2f} after training on masks alone; it harms {harmed['value']:.3f} and "
-        f"{others['harmed']['value']:.3f} of the right words. At {most} tokens a step it changes the right words of captions from nothing by {best['value']:+.3f}.",
+        f"{others['harmed']['value']:.3f} of the right words. "
+        f"At {most} tokens a step it changes the right words of captions from nothing by {best['value']:+.3f}.",
         seen=bool(mends),
         figures=figures,
         shown=(
