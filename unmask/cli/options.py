@@ -23,12 +23,14 @@ from unmask.cli.sampling import (
     cache_option,
     changed_sampler,
     context_option,
+    energy_option,
     guide_option,
     guide_settings,
     quirks_option,
     sampler_option,
     schedule_option,
     speed_option,
+    with_energy,
 )
 
 if TYPE_CHECKING:
@@ -179,6 +181,7 @@ def model_options(command: Command) -> Command:
         sampler: str | None,
         schedule: str | None,
         cache: str | None,
+        energy: str | None,
         quiet: bool,
         lora: tuple[str, ...],
         speed: str,
@@ -189,7 +192,7 @@ def model_options(command: Command) -> Command:
         if guide and sampler:
             raise click.UsageError("--guide-model unmasks in its own order; leave out --sampler")
         for_guide, settings = guide_settings(settings) if guide else ((), settings)
-        change, settings = changed_sampler(sampler, schedule, cache, settings)
+        change, settings = changed_sampler(sampler, schedule, cache, with_energy(sampler, energy, settings))
         run = Run(
             model=model,
             device=device,
@@ -219,6 +222,7 @@ def model_options(command: Command) -> Command:
         guide_option,
         schedule_option,
         cache_option,
+        energy_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
         device_option,

@@ -20,6 +20,11 @@ sampler_option = click.option(
     shell_complete=completion.samplers,
     help="Sample with this method; -o NAME=VALUE sets its arguments. `unmask methods` lists them.",
 )
+energy_option = click.option(
+    "--energy",
+    metavar="FOLDER",
+    help="The network whose energy --sampler edlm picks candidates by (docs/decoding/edlm.md).",
+)
 
 
 def _lengths(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -93,6 +98,18 @@ def named_sampler(
 
     change, rest = find_sampler(name, settings)
     return change, tuple(rest)
+
+
+def with_energy(name: str | None, energy: str | None, settings: tuple[str, ...]) -> tuple[str, ...]:
+    """The settings with --energy, an argument of --sampler. UsageError without a sampler that has it."""
+    if energy is None:
+        return settings
+    from unmask.pipeline.catalogue import samplers
+
+    known = [name for name, entry in samplers().items() if "energy" in entry.arguments]
+    if name not in known:
+        raise click.UsageError(f"--energy is for --sampler {' or '.join(known)}; add it, or leave --energy out")
+    return (*settings, f"energy={energy}")
 
 
 def changed_sampler(

@@ -2,8 +2,8 @@
 
 Public idea: ``find_sampler("remdm", ["eta=0.2"]) -> (change, the other settings)``, where ``change(sampler) -> Sampler``. A sampler with a
 name is a function ``(base: Sampler, *, number=default, ...) -> Sampler`` of unmask/sampling/presets.py or unmask/methods/: it gets the
-preset of the task and replaces what it changes. One whose parts hold a module of the network (a diffusion head, an energy) takes the opened
-network too: ``(base, net, *, ...)``.
+preset of the task and replaces what it changes. An argument whose default is "" is a folder. One whose parts hold a module of the network
+(a diffusion head, an energy) takes the opened network too: ``(base, net, *, ...)``.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ _NOT_METHODS = ("__init__", "card")
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSampler:
-    """``module``: dotted name of its file · ``summary``: first line of its docstring · ``arguments``: its numbers with their defaults ·
-    ``takes_net``: whether its second parameter is the network.
+    """``module``: dotted name of its file · ``summary``: first line of its docstring · ``arguments``: its numbers and folders with their
+    defaults · ``takes_net``: whether its second parameter is the network.
     """
 
     name: str
     module: str
     summary: str
-    arguments: Mapping[str, float]
+    arguments: Mapping[str, float | str]
     takes_net: bool = False
+
+    @property
+    def folders(self) -> list[str]:
+        """The arguments that are folders."""
+        return [name for name, value in self.arguments.items() if isinstance(value, str)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ class SamplerChange:
     """A named sampler with its arguments: ``change(base) -> Sampler``. ``net``: the opened network, where ``takes_net``."""
 
     function: Callable[..., Sampler]
-    arguments: Mapping[str, float]
+    arguments: Mapping[str, float | str]
     takes_net: bool = False
     net: Denoiser | None = None
 
@@ -118,21 +123,26 @@ def methods(package: Path = _PACKAGE) -> dict[str, MethodEntry]:
     return found
 
 
-def find_sampler(name: str, settings: Sequence[str] = ()) -> tuple[SamplerChange, list[str]]:
+def find_sampler(name: str, settings: Sequence[str] = (), *, folders: bool = True) -> tuple[SamplerChange, list[str]]:
     """The change that a sampler's name stands for, and the settings that are not arguments of its function.
 
-    ValueError for an unknown name, an argument that it does not have, and a value that is no number.
+    ``folders``: whether samplers that open folders of this machine are allowed, as for a client of the server they are not. ValueError
+    for an unknown name, an argument that it does not have, and a value that is no number.
     """
     known = samplers()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"the samplers are {', '.join(known)}"
         raise ValueError(f"there is no sampler {name[:50]!r}; {hint}")
-    entry, own, rest = known[name], {}, []
+    entry, own, rest = known[name], dict[str, float | str](), list[str]()
+    if entry.folders and not folders:
+        raise ValueError(
+            f"the sampler {name!r} opens a folder of the server's machine, which no request may; leave it out"
+        )
     for setting in settings:
         key, _, text = (part.strip() for part in setting.partition("="))
         if key in entry.arguments:
-            own[key] = _number(key, text, type(entry.arguments[key]))
+            own[key] = text if key in entry.folders else _number(key, text, type(entry.arguments[key]))
         elif "." in key:
             rest.append(setting)
         else:

@@ -108,6 +108,8 @@ def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = 
         tuple[tuple[str, str], ...], list[str]
     ] = {}  # names by their arguments: fewer choices are easier to read
     for sampler in known:
+        if sampler.folders:
+            continue  # a request cannot name a folder of this machine
         kinds = tuple((name, _KIND[type(value)]) for name, value in sampler.arguments.items())
         alike.setdefault(kinds, []).append(sampler.name)
     for kinds, names in alike.items():
@@ -116,7 +118,7 @@ def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = 
     return {"anyOf": choices}
 
 
-_KIND = {bool: "boolean", int: "integer", float: "number"}
+_KIND: dict[type, str] = {bool: "boolean", int: "integer", float: "number"}
 
 
 def _settings(kinds: dict[str, str]) -> Json:
