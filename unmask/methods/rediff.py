@@ -223,8 +223,11 @@ CARD = Card(
     paper="arXiv 2510.19871",
     year=2025,
     changes="corruption: planted errors beside masks; selection: revealed tokens are overwritten at every step",
-    claim="Captions of 8 tokens a step keep a CLAIR of 67.4, where masks alone give 46.4.",
-    status="reference",
+    claim="Captions stay good at many tokens a step, where training on masks alone makes them much worse.",
+    paper_figure="CLAIR at 8 tokens a step 67.4; tuning on masks alone 46.4",
+    status="tiny-checked",
+    figure="of 3 errors in a caption .78 [.69, .85] repaired and .02 [.01, .05] of its right words harmed; trained on masks alone .60 "
+    "[.50, .70] and .34 [.29, .40]; captions from nothing do not gain (32 scenes, 1 seed)",
     parts={
         "sampler": (
             Sampler(schedule=Equal(steps=4), token_sampler=Greedy(), selection=Overwriting(selection=Confident())),

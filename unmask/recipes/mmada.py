@@ -72,7 +72,7 @@ class Renderings:
         return found
 
 
-def supervised(model: str = "mini", seed: int = 0) -> Recipe[Elastic, Batch]:
+def supervised(model: str = "mini", seed: int = 0) -> Recipe:
     """Tune a model of the world on rendered scenes of the prompts that UniGRPO trains on, the baseline of its demonstration."""
     start = start_of(model)
     return Recipe(
@@ -115,7 +115,8 @@ def demo(work: Work) -> Findings:
     sheets: list[tuple[str, Image.Image]] = []
     for seed in work.seeds:
         steps = f"training.steps={work.steps(_STEPS, least=1)}"
-        reinforced = override(replace(unigrpo(sample_steps=_SAMPLE_STEPS, seed=seed), evals=()), [steps])
+        made = unigrpo(sample_steps=_SAMPLE_STEPS, batch=min(8, work.steps(96, least=1)), seed=seed)
+        reinforced = override(replace(made, evals=()), [steps])
         tuned = supervised(seed=seed)
         count = work.once(f"equal-{seed}", partial(equal_steps, reinforced, tuned, net))
         tuned = override(tuned, [f"training.steps={count}"])
