@@ -9,7 +9,7 @@ import torch
 
 from unmask.corruption import absorbing, counted, schedules
 from unmask.methods import dida, medim, mmada
-from unmask.objectives import importance, masked, masking, next_token
+from unmask.objectives import importance, masked, masking, next_token, through_time
 from unmask.posttraining.rewards import Weighted
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
@@ -44,6 +44,7 @@ OTHER_OBJECTIVES: list[Any] = [
     next_token.NextToken(dropouts=(masked.Dropout(spans=frozenset({"prompt"}), rate=0.5),)),
     dida.Adaptation(),  # of rows with two copies, whose given text is scored
     medim.JointLoss(),
+    through_time.ThroughTime(masked=OBJECTIVES[0], teacher=nullcontext, share=0.5),
     *POLICIES,
 ]
 TOGETHER = masked.Together(objectives=(("text", OBJECTIVES[1], 1.0),))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import product
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from unmask.analysis.information import (
-    Decomposition,
-    Patterns,
     decompose,
     every_pattern,
     information,
@@ -28,17 +26,11 @@ from unmask.methods.diffusionpid import (
     published_redundancy,
     squared_error,
 )
+from unmask.recipes.diffusionpid import WORLDS, exact, parts_of, rows_of
 from unmask.rng import generator
 
 Golden = Callable[[str], dict[str, Tensor]]
-Row = tuple[int, int, int, int]  # x1, x2, word 1, word 2
 torch.set_num_threads(1)
-WORLDS: dict[str, Callable[[int, int, int], Row]] = {
-    "same": lambda c, d, e: (c, d, c, c),
-    "halves": lambda c, d, e: (c, d, c, d),
-    "xor": lambda c, d, e: (c ^ d, e, c, d),
-    "irrelevant": lambda c, d, e: (c, e, c, d),
-}
 
 
 @pytest.fixture(scope="module")
@@ -117,50 +109,22 @@ def test_decompositions(arrays: dict[str, Tensor]) -> None:
         assert torch.allclose(found.total, i12, atol=1e-6)
 
 
-def rows_of(world: str) -> list[Row]:
-    return [WORLDS[world](*bits) for bits in product((0, 1), repeat=3)]
-
-
-def exact(rows: list[Row], row: Row, words: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """ln p(x_l | known tokens, the words of the row) by counting."""
-
-    def log_p(masked_BL: Tensor) -> Tensor:
-        found = torch.zeros(masked_BL.shape, dtype=torch.float64)
-        for b, masked in enumerate(masked_BL.tolist()):
-            given = [r for r in rows if all(r[2 + w] == row[2 + w] for w in words)]
-            given = [r for r in given if all(m or r[t] == row[t] for t, m in enumerate(masked))]
-            for t in range(2):
-                found[b, t] = math.log(sum(r[t] == row[t] for r in given) / len(given))
-        return found
-
-    return log_p
-
-
-def informed(rows: list[Row], row: Row, patterns: Patterns) -> tuple[Tensor, Tensor, Tensor]:
-    null, one, two, both = (exact(rows, row, words)(patterns.masked) for words in ((), (0,), (1,), (0, 1)))
-    return information(one, null, patterns), information(two, null, patterns), information(both, null, patterns)
-
-
-def table(found: Decomposition) -> Tensor:
-    return torch.stack((found.redundant, *found.unique, found.synergy, found.total))
+@pytest.mark.parametrize("world", sorted(WORLDS))
+def test_four_worlds_by_enumeration(world: str, arrays: dict[str, Tensor]) -> None:
+    for name in ("min", "published"):
+        found = parts_of(world, partial(exact, world), published=name == "published")
+        assert torch.allclose(found, arrays[f"world.{world}.{name}"], atol=1e-12), name
 
 
 @pytest.mark.parametrize("world", sorted(WORLDS))
-def test_four_worlds_by_enumeration(world: str, arrays: dict[str, Tensor]) -> None:
+def test_information_is_the_ratio_of_probabilities(world: str) -> None:
     rows, patterns = rows_of(world), every_pattern(2)
-    prior = torch.full((2,), math.log(2), dtype=torch.float64)
-    smaller, published = [], []
     for row in rows:
-        i1, i2, i12 = informed(rows, row, patterns)
-        smaller.append(table(decompose(i1, i2, i12)))
-        redundant = published_redundancy(i1, i2, prior, prior)
-        published.append(table(decompose(i1, i2, i12, redundant=redundant)))
-        whole = [r[:2] == row[:2] for r in rows]
+        both, null = (exact(world, row, words, patterns.masked) for words in ((0, 1), ()))
         given = [r[:2] == row[:2] for r in rows if r[2:] == row[2:]]
-        assert float(i12.sum()) == pytest.approx(math.log(sum(given) / len(given) / (sum(whole) / len(whole))))
-    for name, found in (("min", smaller), ("published", published)):
-        mean = torch.stack(found).mean(0)
-        assert torch.allclose(mean, arrays[f"world.{world}.{name}"], atol=1e-12), name
+        whole = sum(r[:2] == row[:2] for r in rows) / len(rows)
+        found = float(information(both, null, patterns).sum())
+        assert found == pytest.approx(math.log(sum(given) / len(given) / whole))
 
 
 def test_sampled_patterns_give_the_exact_mean() -> None:

@@ -183,17 +183,22 @@ def test_a_prefix_rule_swallows_no_position_that_has_not_converged(golden: Golde
     a = golden("recurrent_depth")
     net, prompt, width = Table(a), a["prompt"].tolist(), a["embed"].shape[1]
     late: dict[bool, int] = {True: 0, False: 0}
+    stale: dict[bool, int] = {True: 0, False: 0}
 
     for prefix in late:
+        inputs = [list(prompt)]
 
-        def note(made: Round, prefix: bool = prefix) -> None:
-            found, keep = made.judged.criterion, made.judged.keep
+        def note(made: Round, prefix: bool = prefix, inputs: list[list[int]] = inputs) -> None:
+            found, keep, start = made.judged.criterion, made.judged.keep, made.judged.start
             if keep is not None and found is not None:
-                late[prefix] += int((found[: keep - made.judged.start] >= 0.1).sum())
+                late[prefix] += int((found[: keep - start] >= 0.1).sum())
+                stale[prefix] += inputs[-1][start:keep] != made.wave.tokens[start:keep]
+            inputs.append(list(made.wave.tokens))
 
         sampler = Wavefront(depth=8, passes=2, window=8, freezing=Converged(eps=0.1, prefix=prefix), most=40)
         sampler.run(net, prompt, 20, noise(width), on_round=note)
     assert late[True] == 0 < late[False]
+    assert stale[True] == 0 < stale[False], "a frozen state belongs to the token that is frozen"
 
 
 @pytest.mark.parametrize("wrong", [{"window": 1}, {"depth": 0}, {"passes": 0}, {"momentum": 1.0}])

@@ -15,7 +15,8 @@ import unmask
 from unmask.checkpoints.lavida import read_lavida
 from unmask.cli.main import main
 from unmask.pipeline.model import Model
-from unmask.pipeline.text_model import FillGaps, TextModel
+from unmask.pipeline.text_gaps import FillGaps
+from unmask.pipeline.text_model import TextModel
 from unmask.sequence import Sequence
 from unmask.tasks.drafts import Drafted, draft_ids, expanded
 from unmask.tasks.lavida import slots_of

@@ -3,7 +3,7 @@
 Paper: Rampal et al., "DiffusionPID: Interpreting Diffusion via Partial Information Decomposition", 2024, arXiv 2406.05191. The estimators
 are those of Information-Theoretic Diffusion (Kong, Brekelmans and Ver Steeg 2023, arXiv 2302.03792; 2024, arXiv 2310.07972).
 
-Equations, continuous diffusion, z = sqrt(sigmoid(a)) x + sqrt(sigmoid(-a)) e at log-SNR a drawn with density 1 / weight(a):
+Equations: for continuous diffusion, z = sqrt(sigmoid(a)) x + sqrt(sigmoid(-a)) e at log-SNR a drawn with density 1 / weight(a):
 
     -ln p(x | y) + constant = 1/2 E[ weight (|e - e_hat(z | y)|^2 - D sigmoid(a)) ]
     i(x; y) = 1/2 E[ weight (|e - e_hat(z)|^2 - |e - e_hat(z | y)|^2) ]                                    (standard)
@@ -110,5 +110,6 @@ CARD = Card(
     changes="analysis: the information of two words about each token, split into redundant, unique and synergistic parts",
     claim="Redundant, unique and synergistic maps of word pairs show how a model reads a prompt.",
     status="reference",
+    parts={"levels": (LogisticLevels(), UniformLevels())},
     command="unmask methods run diffusionpid",
 )

@@ -27,6 +27,7 @@ Shapes: n positions of the window · S positions of the memory · D width of a s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -35,6 +36,9 @@ import torch
 from torch import Tensor
 
 from unmask.methods.card import Card
+from unmask.sampling.sampler import Sampler
+from unmask.sequence import Batch
+from unmask.step import Move, Progress, Proposal
 
 Memory = tuple[Tensor, ...]  # what a network keeps of positions, each [S, ..]
 Fresh = Callable[[int], Tensor]  # random states of so many positions, [n, D]
@@ -90,7 +94,8 @@ class Past:
 class Wave:
     """A run between two rounds. ``tokens``: frozen ones, then guesses · ``start``: first position of the window, whose states are ``z`` ·
     ``embedded``: of the last round · ``passes``, ``kept``: of every position, passes of the core, and rounds in which its token did not
-    change · ``past``: states of the last two rounds · ``change``: of the last round · ``headway``: positions that this round added.
+    change · ``past``: states of the last two rounds · ``change``: of the last round · ``same``: how many
+    tokens from the first on were the same before this round · ``headway``: positions that this round added.
     """
 
     tokens: list[int]
@@ -103,6 +108,7 @@ class Wave:
     kept: list[int]
     past: list[Past] = field(default_factory=list)
     change: Tensor | None = None
+    same: int = 0
     headway: int = 0
     rounds: int = 0
     core_passes: int = 0
@@ -130,14 +136,23 @@ class Freezing(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Converged:
-    """All up to the last position whose state changed by less than ``eps`` of its norm. ``prefix``: up to the first that did not."""
+    """All up to the last position whose state changed by less than ``eps`` of its norm.
+
+    ``prefix``: only up to the first position that changed more, or whose own token was replaced in this round: its state belongs to
+    another token then.
+    """
 
     eps: float = 0.03
     prefix: bool = False
 
     def __call__(self, wave: Wave, rounds: int) -> Judged:
         now, before = _common(wave)
-        return _below((now - before).norm(dim=1) / now.norm(dim=1), self.eps, wave.start, self.prefix)
+        found = (now - before).norm(dim=1) / now.norm(dim=1)
+        if not self.prefix:
+            return _below(found, self.eps, wave.start)
+        settled = (found < self.eps)[: max(0, wave.same - wave.start)].long()
+        rows = int(settled.cumprod(0).sum())
+        return Judged(keep=wave.start + rows if rows else None, criterion=found, start=wave.start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +215,8 @@ def _common(wave: Wave) -> tuple[Tensor, Tensor]:
     return wave.z[:rows], before[:rows]
 
 
-def _below(found_N: Tensor, eps: float, start: int, prefix: bool = False) -> Judged:
-    fits = (found_N < eps).long()
-    last = int(fits.cumprod(0).sum()) - 1 if prefix else max(fits.nonzero()[:, 0].tolist(), default=-1)
+def _below(found_N: Tensor, eps: float, start: int) -> Judged:
+    last = max((found_N < eps).nonzero()[:, 0].tolist(), default=-1)
     return Judged(keep=None if last < 0 else start + last + 1, criterion=found_N, start=start)
 
 
@@ -335,6 +349,8 @@ class Wavefront:
         wave.kept += [0] * (len(tokens) - len(wave.kept))
         for position, (old, token) in enumerate(zip(wave.tokens, tokens, strict=False)):
             wave.kept[position] += old == token
+        pairs = zip(wave.tokens, tokens, strict=False)
+        wave.same = next((position for position, (old, token) in enumerate(pairs) if old != token), len(wave.tokens))
         wave.tokens = tokens
 
     def _grow(self, wave: Wave, fresh: Fresh) -> None:
@@ -350,15 +366,23 @@ class Wavefront:
 
 @torch.no_grad()
 def one_by_one(
-    net: Looped, prompt: Sequence[int], wanted: int, fresh: Fresh, *, depth: int, eps: float = 0.0
+    net: Looped,
+    prompt: Sequence[int],
+    wanted: int,
+    fresh: Fresh,
+    *,
+    depth: int,
+    eps: float = 0.0,
+    stop: frozenset[int] = frozenset(),
 ) -> tuple[list[int], int]:
-    """Plain decoding: ``wanted`` tokens behind the prompt, and the passes that they took without those over the prompt.
+    """Plain decoding: ``wanted`` tokens behind the prompt, or up to one of ``stop``, and the passes that they took without those over the
+    prompt.
 
     ``eps``: a position exits as soon as its state changes by less than this share of its norm; 0: all have ``depth`` passes.
     """
     wave = Wavefront(depth=depth)._begun(net, prompt, fresh)
     tokens, memory, z, passes = wave.tokens, wave.memory, wave.z, 0
-    while len(tokens) < len(prompt) + wanted:
+    while len(tokens) < len(prompt) + wanted and tokens[-1] not in stop:
         start = len(tokens) - 1
         e = net.embed(torch.tensor(tokens[start:]))
         for _ in range(depth):
@@ -372,6 +396,25 @@ def one_by_one(
     return tokens, passes
 
 
+@dataclass(frozen=True, kw_only=True)
+class InWaves:
+    """Marks a sampler whose text a looped network writes in wave fronts; the fields are those of ``Wavefront`` and ``Converged``."""
+
+    passes: int
+    window: int
+    momentum: float
+    eps: float
+
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        """ValueError: a network without a loop has no states to refine."""
+        raise ValueError("wavefront is for looped models, which `unmask train looped.text` makes; use another sampler")
+
+
+def wavefront(base: Sampler, *, passes: int = 1, window: int = 8, momentum: float = 0.0, eps: float = 0.1) -> Sampler:
+    """Refine up to ``window`` unfinished tokens of a looped model together; frozen where a state changes by less than ``eps``."""
+    return dataclasses.replace(base, selection=InWaves(passes=passes, window=window, momentum=momentum, eps=eps))
+
+
 CARD = Card(
     title="Efficient Parallel Samplers for Recurrent-Depth Models and Their Connection to Diffusion Language Models",
     paper="arXiv 2510.14961",
@@ -379,5 +422,6 @@ CARD = Card(
     changes="sampler: unfinished positions of a looped network are refined together",
     claim="4 to 5 times as many tokens a second as 32 passes for each token, at about the same accuracy.",
     status="reference",
-    command="unmask methods run recurrent_depth",
+    sampler=("wavefront",),
+    recipe="looped.text",
 )

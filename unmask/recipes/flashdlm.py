@@ -40,14 +40,14 @@ from unmask.sampling.selection import Confident, RandomOrder, Threshold
 from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 
-TOPICS, CHOICE, FORCED, FILLERS, WORDS, PROMPT = 4, (0.35, 0.25, 0.1, 0.1, 0.1, 0.1), 12, 8, 6, 48
+TOPICS, CHOICE, FORCED, FILLERS, WORDS, PROMPT = 2, (0.35, 0.25, 0.1, 0.1, 0.1, 0.1), 12, 8, 6, 48
 FIRST = 1 + TOPICS  # ids: 0 the masked token, topics, free choices, two kinds of forced tokens, fillers
 SECOND, THIRD = FIRST + len(CHOICE), FIRST + len(CHOICE) + FORCED
 FILLER, VOCABULARY = THIRD + FORCED, THIRD + FORCED + FILLERS
 ANSWER = 3 * WORDS
 BLOCKS = (3, 6, 9, 18)
 _CACHES = ("none", "free", "free, as released")
-_ROWS, _STEPS, _TESTED = 16, 400, 48
+_ROWS, _STEPS, _TESTED = 16, 600, 48
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from unmask.data.sources import CachedEncoder, pixels_of
 from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work
 from unmask.evaluation.metrics import Figure, average, paired, share
 from unmask.evaluation.world_geneval import CATEGORIES, GENEVAL
+from unmask.evaluation.world_geneval import Prompt as ScenePrompt
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.objectives.masked import Dropout, Masked, MaskedModel
@@ -36,7 +37,7 @@ from unmask.tokens.build import drawing
 from unmask.training.probe import flops
 
 _KINDS = ("two", "counting", "position", "color_attr")
-_STEPS, _PROMPTS, _GROUP = 20, 60, 2
+_STEPS, _PROMPTS, _GROUP = 12, 60, 2
 _SAMPLE_STEPS = 8
 _DROPOUT = Dropout(spans=frozenset({"prompt"}), rate=0.1)
 
@@ -51,21 +52,24 @@ class Renderings:
     batch: int = 16
 
     def __call__(self, step: int) -> Batch:
-        found = []
-        number = 0
-        while len(found) < self.batch:
-            kind = GENEVAL[CATEGORIES.index(_KINDS[number % len(_KINDS)])]
-            seed = key("renderings", self.seed, step, number) % 2**31
-            (made,) = kind.prompts(1, level="grid", split="train", seed=seed)
-            number += 1
-            if not unseen(made.text):
-                found.append(made)
+        found = self.prompts(step)
         codes = self.encode(pixels_of([prompt.scene for prompt in found], self.parts.side))
         read, fold = self.parts.wording.read, self.parts.fold
         rows = [
             drawing(self.parts.builder(), read(p.text), own, fold=fold) for p, own in zip(found, codes, strict=True)
         ]
         return collate(rows, range(self.batch))
+
+    def prompts(self, step: int) -> list[ScenePrompt]:
+        """The prompts of a batch, with a scene that shows each."""
+        found: list[ScenePrompt] = []
+        number = 0
+        while len(found) < self.batch:
+            kind = GENEVAL[CATEGORIES.index(_KINDS[number % len(_KINDS)])]
+            seed = key("renderings", self.seed, step, number) % 2**31
+            found += [p for p in kind.prompts(1, level="grid", split="train", seed=seed) if not unseen(p.text)]
+            number += 1
+        return found
 
 
 def supervised(model: str = "mini", seed: int = 0) -> Recipe[Elastic, Batch]:

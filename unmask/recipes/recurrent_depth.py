@@ -32,7 +32,7 @@ VOCABULARY, END = (
     MODULUS + len(TASKS),
 )  # digits, the name of the task, the end of the question
 WINDOWS = (2, 4, 8, 16)
-_ROWS, _STEPS, _TESTED = 32, 400, 24
+_ROWS, _STEPS, _TESTED = 32, 300, 24
 
 
 def rows(count: int, task: Tensor, rng: torch.Generator) -> Tensor:

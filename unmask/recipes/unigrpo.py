@@ -36,7 +36,7 @@ from unmask.tasks.running import decide
 _KINDS = ("two", "counting", "position", "color_attr")  # mini draws single objects and colours rightly already
 _UNSEEN_ONE_IN = 5
 _ATTEMPTS = 10  # scenes for every prompt
-_CHECKED = 72  # prompts of an evaluation
+_CHECKED = 36  # prompts of an evaluation
 
 
 def unseen(text: str) -> bool:
