@@ -56,7 +56,9 @@ def guided_by(net: Elastic, settings: Sequence[str] = ()) -> tuple[Callable[[Sam
     return partial(_guided, change.function, net, dict(change.arguments)), rest
 
 
-def _guided(function: Callable[..., Sampler], net: Elastic, arguments: dict[str, float | str], base: Sampler) -> Sampler:
+def _guided(
+    function: Callable[..., Sampler], net: Elastic, arguments: dict[str, float | str], base: Sampler
+) -> Sampler:
     return function(base, net, **arguments)
 
 

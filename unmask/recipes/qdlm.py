@@ -29,7 +29,7 @@ from unmask.sequence import Batch, Kind
 BITS = (8, 4, 3, 2)
 WAYS = ("rounding", "clean", "masked")
 KINDS = {"words": Kind.TEXT, "codes": Kind.CODE}
-SUITE = {"geneval": 96, "questions": 240}  # parts and items
+SUITE = {"geneval": 36, "questions": 360}  # parts and items
 _MODEL, _GROUP = "mini", 0  # one scale a row
 _CALIBRATION, _CHECKED = 32, 128  # sequences
 _LOST = 0.02  # share of the suite: the width that is compared is the first that loses more
