@@ -1,6 +1,7 @@
 """Altered model folders: does one end in a traceback, hang, fill the memory, or open with nonsense and answer?
 
     python bench/altered_folders.py
+    python bench/altered_folders.py --sample 600 --history
     python bench/altered_folders.py --layout own --only config.json --history
 
 ``mini`` in our own layout and in that of LaViDa-O, and a small random model in LLaDA's, are altered in every way of ``alterations.py``.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import select
 import shutil
@@ -212,11 +214,23 @@ def finding(change: Alteration, found: dict[str, Any]) -> Finding | None:
     return None
 
 
+def sampled(changes: list[Alteration], count: int, seed: int) -> list[Alteration]:
+    """``count`` of them in their order, or all where there are no more; 0: all."""
+    if not count or count >= len(changes):
+        return changes
+    kept = sorted(random.Random(seed).sample(range(len(changes)), count))
+    return [changes[index] for index in kept]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", choices=LAYOUTS, action="append", help="default: all")
     parser.add_argument("--only", default="", help="alterations whose name holds this text")
     parser.add_argument("--every", type=int, default=1, help="every n-th alteration")
+    parser.add_argument(
+        "--sample", type=int, default=0, help="so many alterations of each layout, drawn at random; 0: all"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --sample")
     parser.add_argument("--history", action="store_true", help="append the counts to bench/history.jsonl")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -231,7 +245,8 @@ def main() -> None:
             sound = opener(base)
             assert "answer" in sound, sound
             chosen = [change for change in alterations(base, own=layout == "own") if given.only in change.name]
-            for change in chosen[:: given.every]:
+            chosen = sampled(chosen[:: given.every], given.sample, given.seed)
+            for change in chosen:
                 found = opener(altered(base, change, Path(place) / "altered"))
                 counts["folders"] += 1
                 counts["opened" if "answer" in found else "refused"] += "wrong" not in found

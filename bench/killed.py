@@ -6,8 +6,8 @@
 
 A training run is killed at any moment, and every third time while it saves. At the end its weights, moments and curves must be those of a
 run that was never killed, to the last bit, and each kill may cost at most the steps since the last save. Of a run of two processes, which
-goes on while it saves, one process is killed, its launcher, or all three, and all must be gone afterwards. A batch must give the results of
-one that was not killed, each once. A server that is started again must answer as the model's own methods do.
+goes on while it saves, one process is killed, its launcher, or all three, and all must be gone afterwards. A batch must give the results
+of one that was not killed, each once. A server that is started again must answer as the model's own methods do.
 """
 
 from __future__ import annotations

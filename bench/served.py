@@ -76,6 +76,12 @@ class Hosted:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @property
+    def peak(self) -> int:
+        """The most resident bytes so far (Linux)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+    @property
     def files(self) -> int:
         """Open files and sockets (Linux)."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))

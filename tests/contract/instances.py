@@ -169,7 +169,7 @@ OTHER_OBJECTIVES = [
 ]
 # what flows between the parts, changes of whole samplers, and the loop itself
 NOT_PARTS = frozenset(
-    "Agenda Card Fast FastPictures FastText Lent SpanLayout Bound Group Masks PlannedStep SamplingRun Sampler Step Todo".split()
+    "Agenda Ancestral Card Fast FastPictures FastText Lent SpanLayout Bound Group Masks PlannedStep SamplingRun Sampler Step Todo".split()
 )
 
 

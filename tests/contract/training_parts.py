@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from unmask.corruption import absorbing, counted, schedules
-from unmask.methods import mmada
-from unmask.objectives import importance, masked, masking, next_token
+from unmask.methods import dida, medim, mmada
+from unmask.objectives import importance, masked, masking, next_token, through_time
 from unmask.posttraining.rewards import Weighted
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
@@ -41,6 +41,10 @@ POLICIES = [
 OTHER_OBJECTIVES: list[Any] = [
     masked.Pooled(objectives=(("text", OBJECTIVES[0]),)),
     next_token.NextToken(),
+    next_token.NextToken(dropouts=(masked.Dropout(spans=frozenset({"prompt"}), rate=0.5),)),
+    dida.Adaptation(),  # of rows with two copies, whose given text is scored
+    medim.JointLoss(),
+    through_time.ThroughTime(masked=OBJECTIVES[0], teacher=nullcontext, share=0.5),
     *POLICIES,
 ]
 TOGETHER = masked.Together(objectives=(("text", OBJECTIVES[1], 1.0),))

@@ -74,6 +74,26 @@ def test_faults(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+def test_attacks(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--connections 12 --bodies 8 --body-mib 2 --pictures 48 --side 300 --at-once 8".split()
+    found = figures("serving_attacks.py", model_folder, tmp_path, monkeypatch, *small)
+    assert found["serving.attacks.connections"]["more"]["left"] == 0
+    assert (
+        found["serving.attacks.bodies"]["more"]["got_400"] >= 2 <= found["serving.attacks.bodies"]["more"]["got_left"]
+    )
+    pictures = found["serving.attacks.pictures"]["more"]
+    assert pictures["formats"] == 12 and pictures["status_200"] + pictures["status_400"] == 48
+
+
+@pytest.mark.slow
+def test_company(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--answers 24 --servers 2 --clients 4 --each 1 --steps 2".split()
+    found = figures("serving_company.py", model_folder, tmp_path, monkeypatch, *small)
+    assert found["serving.company.answers"]["value"] == 24 and found["serving.company.wrong"]["value"] == 0
+    assert found["serving.company.answers"]["more"]["left"] > 0
+
+
+@pytest.mark.slow
 def test_fuzz(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures("serving_fuzz.py", model_folder, tmp_path, monkeypatch, "--requests", "60", "--steps", "2")
     assert found["serving.fuzz.requests"]["value"] == 60
@@ -124,7 +144,7 @@ def test_a_kill_of_several_processes_takes_all_the_launcher_or_one(monkeypatch: 
     assert taken == [[7, 8, 9], [7], [8]]
 
 
-@pytest.mark.parametrize("script", ["load", "faults", "fuzz", "throughput", "fairness"])
+@pytest.mark.parametrize("script", ["load", "soak", "faults", "attacks", "company", "fuzz", "throughput", "fairness"])
 def test_help_has_examples(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--help"])
     with pytest.raises(SystemExit) as stopped:

@@ -15,7 +15,10 @@ from unmask.methods.dida import (
     NOISY,
     TEXT,
     Adaptation,
+    Anchored,
+    AnchorFirst,
     CausalGuidance,
+    Late,
     TwoCopies,
     canvas,
     causal,
@@ -33,7 +36,7 @@ from unmask.sampling.schedule import Equal
 from unmask.sampling.selection import Confident
 from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
-from unmask.step import Prediction, Progress, Scored
+from unmask.step import Prediction, Progress, Proposal, Scored
 
 torch.set_num_threads(1)
 Golden = Callable[[str], dict[str, Tensor]]
@@ -277,3 +280,31 @@ def test_a_picture_needs_a_token_before_it_and_a_clean_row() -> None:
             make(alone)
     with pytest.raises(ValueError, match="made of a clean row, got masked tokens"):
         two_copies(dataclasses.replace(row(4), masked=torch.ones(10, dtype=torch.bool)))
+
+
+def test_the_first_step_takes_the_least_probable_candidates() -> None:
+    batch = collate([canvas(row(6), "image 0")] * 2, [0, 1])
+    block = batch.kind == Kind.CODE
+    score = torch.full(batch.ids.shape, -torch.inf)
+    score[block] = torch.tensor([-1.0, -5.0, -2.0, -0.5, -4.0, -3.0] * 2)
+    proposal, counts = Proposal(ids=batch.ids, score=score), torch.tensor([1, 2])
+    selection, start = Anchored(selection=Confident()), int(block[0].nonzero()[0])
+
+    def taken(number: list[int], of: int) -> list[list[int]]:
+        progress = Progress(number=torch.tensor(number), of=torch.tensor([of, of]), length=batch.ids.shape[1])
+        found = selection(batch, proposal, block, counts, progress).unmask
+        return [(one.nonzero().flatten() - start).tolist() for one in found]
+
+    assert taken([0, 0], 3) == [[1], [1, 4]] and taken([1, 1], 3) == [[3], [0, 3]]
+    assert taken([0, 1], 3) == [[1], [0, 3]] and taken([0, 0], 1) == [[3], [0, 3]]
+
+
+@pytest.mark.parametrize(("steps", "tokens", "first"), [(3, 64, 1), (8, 64, 1), (2, 64, 1), (1, 64, 64), (3, 1, 1)])
+def test_the_anchor_is_alone_in_the_first_step(steps: int, tokens: int, first: int) -> None:
+    counts = AnchorFirst(steps=steps).counts(tokens)
+    assert counts[0] == first and sum(counts) == tokens and len(counts) == min(steps, tokens)
+
+
+def test_late_times_are_mostly_almost_all_masked() -> None:
+    times = Late()(torch.linspace(0, 1, 1001))
+    assert float(times[0]) == 1 and float(times[-1]) == 0 and float((times > 0.9).float().mean()) > 0.4

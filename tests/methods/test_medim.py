@@ -190,7 +190,8 @@ class Table:
 
     def joint(self, batch: Batch) -> Tensor:
         ids = torch.where(batch.kind == Kind.CODE, batch.ids + self.first, batch.ids)
-        return (self.table[ids] * ~batch.masked[:, :, None, None]).sum(1)
+        hidden = batch.masked | ((batch.kind == Kind.TEXT) & (batch.ids == self.mask_id))
+        return (self.table[ids] * ~hidden[:, :, None, None]).sum(1)
 
     def __call__(self, batch: Batch, *, predict: Tensor | None = None, reuse: Reuse | None = None) -> Prediction:
         """All ids for both kinds, so that what a restriction does can be seen."""
@@ -210,7 +211,7 @@ def measured_row(arrays: dict[str, Tensor], state: Tensor) -> Sequence:
 
 def guidance_of(arrays: dict[str, Tensor]) -> RisingGuidance:
     scale = float(arrays["sampler.cfg_weight"][-1] / (1 - arrays["sampler.times"][-2]))
-    return RisingGuidance(scale=scale, drop={"report"})
+    return RisingGuidance(scale=scale, drop={"report"}, null_id=int(arrays["loss.mask_index"]))
 
 
 def at_step(number: int, of: int, length: int) -> Progress:
@@ -370,7 +371,7 @@ def test_pictures_and_reports_are_sampled_together_and_each_from_the_other() -> 
     net = network()[1]
     sampler = Sampler(
         schedule=ByShares(steps=4), token_sampler=Categorical(), selection=Confident(noise=Cooling(steps=4)),
-        guidance=RisingGuidance(scale=2.0, drop={"report", "image"}),
+        guidance=RisingGuidance(scale=2.0, drop={"report", "image"}, null_id=MASK),
     )  # fmt: skip
     ids, text = pair().ids, torch.arange(16) < 7
     for masked in (torch.ones(16, dtype=torch.bool), text, ~text):

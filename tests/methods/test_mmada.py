@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from unmask.evaluation.verify import verify
 from unmask.methods.mmada import EvenSteps, ToTheEnd, UniGRPO
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
@@ -199,3 +201,11 @@ def test_reward_rises() -> None:
             optimiser.step()
         found.append(float(loss.terms["reward"]))
     assert found[-1] > found[0] + 0.3
+
+
+def test_every_measured_array_of_the_family(request: pytest.FixtureRequest) -> None:
+    given = Path(str(request.config.getoption("--golden")))
+    folder = next(f for f in (given / "mmada_tiny", given.parent / "mmada_tiny") if f.exists())
+    found = verify(folder)
+    assert {"rl.logp", "rl.loss", "rl.policy_loss", "rl.loss_at_old"} <= {d.name for d in found}
+    assert all(d.ok for d in found), [d for d in found if not d.ok]

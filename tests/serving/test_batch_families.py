@@ -111,7 +111,9 @@ def test_a_text_model_continues_a_plain_text(name: str, folders: dict[str, Path]
     model = unmask.load(folders[name])
     assert isinstance(model, TextModel)
     ask = {"task": "ask", "prompt": "is the sky", "seed": 3, "length": 32}
-    rows = batch(folders[name], {"plain": {**ask, "plain": True}, "chat": ask})
+    draft = {"draft": "it is [mask:3] so"}
+    rows = batch(folders[name], {"plain": {**ask, "plain": True}, "chat": ask, "draft": {**ask, **draft}})
+    assert rows["draft"]["result"]["text"] == model.ask("is the sky", seed=3, length=32, **draft).text
     assert rows["plain"]["result"]["text"] == model.complete("is the sky", seed=3, length=32).text
     assert rows["chat"]["result"]["text"] == model.ask("is the sky", seed=3, length=32).text
 
@@ -140,14 +142,23 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("mmada", {**DRAW, "size": "64x32"}, "draws from a prompt alone"),
     ("mmada", {**DRAW, "quirks": "none"}, "no deviations of released scripts"),
     ("mmada", EDIT, "MMaDA cannot edit"),
-    ("dimple", {**ASK, "draft": "no gap"}, "no gap in the draft"),
+    ("dimple", {**ASK, "draft": "no gap"}, "no .mask. in .no gap"),
     ("dimple", {**ASK, "draft": "a [slot:3]"}, "no slots"),
     ("dimple", {**ASK, "draft": "[mask:3]", "max_tokens": 3}, "max_tokens cannot be combined with a draft"),
     ("dimple", {**ASK, "draft": "[mask:513]"}, "1 to 512 tokens"),
     ("dimple", {**ASK, "plain": True}, "plain is for text models"),
-    ("dream", {**ASK, "image": None, "draft": "[mask]"}, "draft is for models that read images"),
+    ("dream", {**ASK, "image": None, "draft": "[mask]", "max_tokens": 3}, "max_tokens cannot be combined with a draft"),
+    (
+        "dream",
+        {**ASK, "image": None, "draft": "[mask]", "plain": True},
+        "plain cannot be combined with schema, regex or",
+    ),
     ("dream", {**ASK, "image": None, "quirks": "released"}, "no deviations of released scripts"),
-    ("dream", {**ASK, "image": None, "plain": True, "regex": "a"}, "plain cannot be combined with schema or regex"),
+    (
+        "dream",
+        {**ASK, "image": None, "plain": True, "regex": "a"},
+        "plain cannot be combined with schema, regex or draft",
+    ),
 ]
 
 

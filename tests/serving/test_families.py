@@ -67,7 +67,7 @@ def test_an_answer_from_a_draft(name: str, tmp_path: Path) -> None:
     alone: Any = [{"role": "user", "content": QUESTION}]
     draft, gaps = {"draft": "it is [mask:3] so"}, {"draft": "[mask]"}
     wrong: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
-        (seen, {"draft": "no gap"}, {}, "draft: no gap in the draft"),
+        (seen, {"draft": "no gap"}, {}, "draft: no .mask. in .no gap"),
         (seen, {"draft": "[mask:513]"}, {}, "draft: .* 1 to 512 tokens"),
         (seen, gaps, {"max_tokens": 3}, "max_tokens: it cannot be combined with draft"),
         (seen, gaps, {"stop": "a"}, "stop: it cannot be combined with draft"),
@@ -87,13 +87,19 @@ def test_an_answer_from_a_draft(name: str, tmp_path: Path) -> None:
     assert whole.choices[0].message.content == streamed == text and text.startswith("it is")
 
 
-def test_a_draft_of_a_text_model_is_refused(tmp_path: Path) -> None:
+def test_a_text_model_answers_from_a_draft_and_has_no_quirks(tmp_path: Path) -> None:
     said: Any = [{"role": "user", "content": QUESTION}]
-    with serving(unmask.load(tiny_dream.make(tmp_path / "dream")), name="m") as server:
-        with pytest.raises(openai.BadRequestError, match="draft: it is for models that read images"):
-            client(server).chat.completions.create(model="m", messages=said, extra_body={"draft": "[mask]"})
+    model = unmask.load(tiny_dream.make(tmp_path / "dream"))
+    with serving(model, name="m") as server:
+        chat, draft = client(server).chat.completions, {"draft": "it is [mask:3] so"}
+        whole = chat.create(model="m", messages=said, seed=3, extra_body=draft)
+        parts = chat.create(model="m", messages=said, seed=3, extra_body=draft, stream=True)
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in parts if chunk.choices)
+        with pytest.raises(openai.BadRequestError, match="draft: no .mask. in .no gap"):
+            chat.create(model="m", messages=said, extra_body={"draft": "no gap"})
         with pytest.raises(openai.BadRequestError, match="no deviations of released scripts") as refused:
-            client(server).chat.completions.create(model="m", messages=said, extra_body={"quirks": "none"})
+            chat.create(model="m", messages=said, extra_body={"quirks": "none"})
+    assert whole.choices[0].message.content == streamed == model.ask(QUESTION, seed=3, **draft).text
     assert refused.value.param == "quirks"
 
 

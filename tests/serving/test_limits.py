@@ -23,7 +23,7 @@ from PIL import Image
 from unmask.serving import connections
 from unmask.serving.access import ADMIN, ASK, DRAW, SCOPES, Access, Key, read_keys
 from unmask.serving.connections import ConnectionLimits
-from unmask.serving.logs import LOG, JsonLine, Repeats, log_to
+from unmask.serving.logs import LOG, JsonLine, Repeats, log_to, log_to_stderr
 from unmask.serving.picture_reader import DecodingBudget, PictureReader
 from unmask.serving.server import Server, Tls
 from unmask.tokens.pictures import EXACT_SIDE, ImageError
@@ -337,3 +337,14 @@ def test_exceptions_of_threads_and_asyncio_are_lines_of_json() -> None:
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["level"] for line in lines] == ["error", "error", "info"]
     assert "ZeroDivisionError" in lines[0]["error"]
+
+
+def test_what_libraries_write_to_stderr_are_lines_of_json(capfd: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr():
+        os.write(2, b"ZIPDecode: Decoding error\n\n")
+        LOG.info("request")
+    os.write(2, b"plain again\n")
+    *lines, last = capfd.readouterr().err.splitlines()
+    told = {line["event"]: line.get("text") for line in map(json.loads, lines)}
+    assert told == {"a library wrote to stderr": "ZIPDecode: Decoding error", "request": None}
+    assert last == "plain again" and not LOG.handlers

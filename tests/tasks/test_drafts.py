@@ -15,7 +15,8 @@ import unmask
 from unmask.checkpoints.lavida import read_lavida
 from unmask.cli.main import main
 from unmask.pipeline.model import Model
-from unmask.pipeline.text_model import FillGaps, TextModel
+from unmask.pipeline.text_gaps import FillGaps
+from unmask.pipeline.text_model import TextModel
 from unmask.sequence import Sequence
 from unmask.tasks.drafts import Drafted, draft_ids, expanded
 from unmask.tasks.lavida import slots_of
@@ -223,3 +224,8 @@ def test_slots_of_a_text_model(tmp_path: Path) -> None:
 def test_a_picture_model_without_slots_says_so(model: Model) -> None:
     with pytest.raises(ValueError, match="this model has no slots that it may leave empty"):
         model.infill_text("a [slot:3] apple")
+
+
+def test_a_gap_of_several_tokens_is_no_unknown_word(model: Model) -> None:
+    assert model.infill_text("a [mask:2] apple left of a cat").warnings == ()
+    assert "frobnicator" in " ".join(model.infill_text("a [mask:2] frobnicator").warnings)

@@ -90,12 +90,17 @@ TRUNK_ONLY: dict[str, tuple[object, ...]] = {
     "activation_type": ("silu",),
     "alibi": (False, None),
     "attention_layer_norm": (False, None),
+    "bias_for_layer_norm": (False, None),
+    "block_group_size": (1,),
     "block_type": ("llama",),
     "include_bias": (False, None),
     "include_qkv_bias": (False, None),
     "input_emb_norm": (False, None),
     "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True,),
+    "multi_query_attention": (None, False),
     "rope": (True,),
+    "rope_full_precision": (True,),
     "scale_logits": (False, None),
 }
 _ONLY: dict[str, tuple[object, ...]] = {

@@ -32,6 +32,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "serve": ("unmask.cli.serve", "Serve a model over HTTP, with a web page."),
     "data": ("unmask.cli.data", "Check your own data, and encode its pictures for training."),
     "train": ("unmask.cli.train", "Train with a recipe, or resume a run."),
+    "rollout": ("unmask.cli.rollout", "Sample groups of answers to the prompts of a file, for reinforcement."),
     "methods": ("unmask.cli.methods", "List the published methods, show one, or run its demonstration."),
     "evaluate": ("unmask.cli.measure", "Measure the quality of a model."),
     "bench": ("unmask.cli.measure", "Compare samplers, or run a benchmark script of the source tree."),

@@ -359,28 +359,27 @@ def _rate(text: str | None) -> str | None:
 
 def _run(server: Server | Replicas, drain_seconds: float, show: bool) -> None:
     """Serve until a signal arrives, then drain; a second signal ends draining."""
-    from unmask.serving.logs import LOG, log_to
+    from unmask.serving.logs import LOG, log_to_stderr
 
     stops: SimpleQueue[int] = SimpleQueue()  # SimpleQueue.put is reentrant, so a signal handler may call it
     before = {s: signal.signal(s, lambda which, _: stops.put(which)) for s in (signal.SIGTERM, signal.SIGINT)}
-    undo = log_to()
-    try:
-        server.start()
-        click.echo(server.url)
-        if show:
-            webbrowser.open(server.url)
-        while not _signalled(stops):
-            pass
-        LOG.info("draining", extra={"fields": {"seconds": drain_seconds}})
-        draining = threading.Thread(target=server.drain, args=[drain_seconds], daemon=True)
-        draining.start()
-        while draining.is_alive() and not _signalled(stops):
-            pass
-    finally:
-        server.close()
-        undo()
-        for which, handler in before.items():
-            signal.signal(which, handler)
+    with log_to_stderr():
+        try:
+            server.start()
+            click.echo(server.url)
+            if show:
+                webbrowser.open(server.url)
+            while not _signalled(stops):
+                pass
+            LOG.info("draining", extra={"fields": {"seconds": drain_seconds}})
+            draining = threading.Thread(target=server.drain, args=[drain_seconds], daemon=True)
+            draining.start()
+            while draining.is_alive() and not _signalled(stops):
+                pass
+        finally:
+            server.close()
+            for which, handler in before.items():
+                signal.signal(which, handler)
 
 
 def _signalled(stops: SimpleQueue[int]) -> bool:

@@ -44,9 +44,14 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Uniform
 from unmask.methods.card import Card
 from unmask.objectives.masked import Dropout, Masked, MaskedModel
-from unmask.protocols import Corruption
+from unmask.protocols import Corruption, Selection
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedule import Shift
+from unmask.sampling.selection import Confident, RandomOrder, first
+from unmask.sampling.spans import wished
+from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Batch, Kind, Sequence, Span
-from unmask.step import Loss, Prediction, Progress
+from unmask.step import Loss, Move, Prediction, Progress, Proposal
 
 TEXT, CLEAN, NOISY = 0, 1, 2  # roles of tokens in a row of two copies
 
@@ -147,8 +152,18 @@ class TwoCopies:
         noisy = self.corruption.corrupt(clean, time, rng)
         assert noisy.clean is not None and noisy.weight is not None
         text = noisy.valid & (noisy.kind == Kind.TEXT) & (noisy.segment == 0) & (noisy.ids == noisy.clean)
-        text = text & (noisy.position > 0)  # nothing stands before the first token
+        text = text & ~noisy.writable & (noisy.position > 0)  # nothing stands before the first token
         return noisy.replace(target=noisy.masked | text, weight=torch.where(text, 1.0, noisy.weight))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late:
+    """A time policy for few sampling steps: 1 - u^power, so that most rows are almost all masked, as they are in the first steps."""
+
+    power: float = 3.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return 1 - u**self.power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +178,39 @@ class Adaptation:
         loss = Masked(corruption=self.corruption, dropouts=self.dropouts)(model, clean, rng)
         terms = [value * (self.codes if name == "code" else 1.0) for name, value in loss.terms.items()]
         return dataclasses.replace(loss, total=torch.stack(terms).sum() if terms else loss.total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchored:
+    """A selection whose first step takes the least probable candidates, which say most about the picture: where its objects are, not what
+    is most of its background. The steps after it are those of ``selection``. Wants ``LogProbability`` scores.
+    """
+
+    selection: Selection
+
+    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
+        return wished(self.selection, batch, block, counts)
+
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        later = self.selection(batch, proposal, block, counts, progress)
+        starts_B1 = (progress.number == 0)[:, None] & (progress.of > 1)[:, None]
+        anchors_BL = first(-proposal.score.masked_fill(proposal.score == -torch.inf, torch.inf), block, counts)
+        return dataclasses.replace(later, unmask=torch.where(starts_B1, anchors_BL, later.unmask))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorFirst:
+    """A schedule whose first step unmasks ``anchors`` tokens, and the others follow ``schedule``."""
+
+    steps: int
+    anchors: int = 1
+    shift: float = 3.0
+
+    def counts(self, tokens: int) -> list[int]:
+        """ValueError for no step."""
+        if self.steps < 2 or tokens <= self.anchors:
+            return Shift(steps=self.steps, shift=self.shift).counts(tokens)
+        return [self.anchors, *Shift(steps=self.steps - 1, shift=self.shift).counts(tokens - self.anchors)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,13 +239,13 @@ class CausalGuidance:
         return views
 
     def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction:
-        first = predictions[0]
-        if len(predictions) == 1 or Kind.CODE not in first.scored:
-            return first
+        own = predictions[0]
+        if len(predictions) == 1 or Kind.CODE not in own.scored:
+            return own
         c, u, *n = (p.logits(Kind.CODE).float().log_softmax(-1) for p in predictions)
         origin = n[0] + self.image_scale * (u - n[0]) if n else u
-        logits = {kind: s.logits for kind, s in first.scored.items() if s.logits is not None}
-        return first.with_logits({**logits, Kind.CODE: origin + self.scale * (c - u)})
+        logits = {kind: s.logits for kind, s in own.scored.items() if s.logits is not None}
+        return own.with_logits({**logits, Kind.CODE: origin + self.scale * (c - u)})
 
 
 CARD = Card(
@@ -206,7 +254,22 @@ CARD = Card(
     year=2025,
     changes="objective and rows: a causal image-token model learns to unmask whole pictures, beside its causal text",
     claim="A picture about 20 times faster than by the causal model, at the same judged quality.",
-    status="reference",
+    status="tiny-checked",
+    figure="small world, 64 codes: 3 forwards .375 [.010, .740] right, 16 forwards .677 [.430, .924], causal model at 64 forwards .972 "
+    "[.933, 1.0], the same without adaptation at 3 to 16 forwards 0; the cost of 3 forwards is .60 [.22, .97], not the paper's none",
     paper_figure="512 s a picture (120 s optimised) to 22 s (10 s); GenEval 0.86 to 0.86, DPG 88.26 to 87.46",
+    parts={
+        "schedule": (AnchorFirst(steps=4), AnchorFirst(steps=1)),
+        "selection": (Anchored(selection=Confident()), Anchored(selection=RandomOrder())),
+        "sampler": (
+            Sampler(
+                schedule=AnchorFirst(steps=3),
+                token_sampler=Categorical(),
+                selection=Anchored(selection=Confident()),
+                guidance=CausalGuidance(scale=2.0, drop=frozenset({"prompt"}), null_id=2),
+            ),
+        ),
+        "Corruption": (TwoCopies(corruption=Absorbing(otherwise=Late())),),
+    },
     recipe="dida.adapt",
 )

@@ -44,6 +44,7 @@ from unmask.methods.card import Card
 from unmask.models.timed import EPS, sigma_at
 from unmask.rng import generator
 from unmask.sampling.guidance import blended
+from unmask.sampling.selection import Confident
 from unmask.sampling.spans import still_masked
 from unmask.sequence import Batch, Kind
 from unmask.step import Loss, Prediction, Progress, Reuse
@@ -221,20 +222,17 @@ class Cooling:
 
 @dataclass(frozen=True, kw_only=True)
 class RisingGuidance:
-    """(1 + w) c - w u with w = ``scale`` (1 - t); u has the given spans named in ``drop`` masked."""
+    """(1 + w) c - w u with w = ``scale`` (1 - t); u has the given spans named in ``drop`` masked. ``null_id``: text id of the mask."""
 
     scale: float
     drop: Container[str]
+    null_id: int
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
-        hidden = torch.zeros_like(batch.masked)
-        for row, table in enumerate(batch.span_table):
-            for span in table:
-                if span.name in self.drop and not span.writable:
-                    hidden[row, span.start : span.stop] = True
-        if self.scale == 0 or not bool(hidden.any()):
+        spans = [span for table in batch.span_table for span in table if span.name in self.drop and not span.writable]
+        if self.scale == 0 or not spans:
             return [batch]
-        return [batch, batch.replace(masked=batch.masked | hidden)]
+        return [batch, batch.drop({span.name for span in spans}, self.null_id)]
 
     def weight(self, progress: Progress) -> Tensor:
         return self.scale * (1 - time_of(progress))
@@ -318,5 +316,11 @@ CARD = Card(
     claim="One model draws pictures from reports, writes reports of pictures, and samples pairs of both.",
     status="reference",
     paper_figure="FID 16.60 (MIMIC-CXR) and 24.19 (PathGen); METEOR of reports 0.2650 and 0.2580",
+    parts={
+        "schedule": (ByShares(steps=4), ByShares(steps=3, curve=straight)),
+        "selection": (Confident(noise=Cooling(steps=4)),),
+        "guidance": (RisingGuidance(scale=5.0, drop=frozenset({"prompt", "source"}), null_id=2),),
+        "Corruption": (OneTime(spared=frozenset({"answer"}), share=0.1),),
+    },
     recipe="medim.joint",
 )

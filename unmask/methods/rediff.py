@@ -105,7 +105,13 @@ def _truth(clean: Batch) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EachGroup:
-    """The mean over rows of the sum of the means of CE / p over the scored tokens that are masked, wrong and right."""
+    """The mean over rows of the sum of the means of CE / p over the scored tokens that are masked, wrong and right.
+
+    ``least``: p counts at least so much. Rows with few masks have weights up to 1000 as released (0), which small batches do not average
+    out; at 1 nothing is divided.
+    """
+
+    least: float = 0.0
 
     def per_token(self, noisy: Batch) -> Tensor:
         """p times the size of the token's group in its row, times the rows."""
@@ -114,7 +120,7 @@ class EachGroup:
         wrong_BL = ~noisy.masked & (noisy.ids != noisy.clean)
         groups = [scored_BL & group for group in (noisy.masked, wrong_BL, ~noisy.masked & ~wrong_BL)]
         size_BL = torch.stack([group * group.sum(1, keepdim=True) for group in groups]).sum(0)
-        return _probability(noisy.time) * size_BL.clamp(min=1) * noisy.rows
+        return _probability(noisy.time).clamp(min=self.least) * size_BL.clamp(min=1) * noisy.rows
 
     def __call__(self, each: Tensor, per_token: Tensor, tokens: int) -> Tensor:
         return (each / per_token).sum()

@@ -1,6 +1,6 @@
 """Folders of image-token models, whose text and codes share one vocabulary and one trunk; a recipe opens them.
 
-Public idea: ``save(folder, net, kit, recipe)`` and ``opened(folder, device) -> (net, kit)``. A folder holds config.json, which names the
+Public idea: ``write_folder(folder, net, ...)`` and ``opened(folder, device) -> (net, kit)``. A folder holds config.json, which names the
 recipe that opens it, tokenizer.json, model.safetensors and vq.safetensors.
 """
 
@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import load_module, save_module
 from unmask.checkpoints.stream import CheckpointError
+from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
 from unmask.tasks.parts import PAPER, to_image
@@ -73,17 +74,29 @@ def trunk(kit: Kit, *, width: int, layers: int, heads: int = 4) -> ElasticConfig
     )
 
 
-def save(folder: Path, net: Elastic, kit: Kit, recipe: str) -> None:
-    """Write a model. ``recipe``: its name, ``file.function``. OSError where the disk is full; what was there stays."""
+def write_folder(
+    folder: Path, net: nn.Module, config: ElasticConfig, kit: Kit, recipe: str, more: Json | None = None
+) -> None:
+    """Write a model. ``config``: of its trunk · ``recipe``: its name, ``file.function`` · ``more``: further fields of config.json.
+
+    OSError where the disk is full; what was there stays.
+    """
     save_module(net, folder)
     save_module(kit.vq, folder, name="vq")
     kit.text.save(folder / "tokenizer.json")
-    config = {"recipe": recipe, "side": kit.side, "model": asdict(net.config), "vq": asdict(kit.vq.config)}
-    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    fields = {"recipe": recipe, "side": kit.side, "model": asdict(config), "vq": asdict(kit.vq.config), **(more or {})}
+    write_text(folder / "config.json", json.dumps(fields, indent=1) + "\n")
 
 
 def opened(folder: Path, device: str = "cpu") -> tuple[Elastic, Kit]:
     """The network and the rest of a folder, in eval mode. CheckpointError for a file that is missing or does not fit."""
+    config, kit = described(folder, device)
+    net = load_module(Elastic(config, mask_id=kit.text[MASK]), folder)
+    return net.to(device).eval(), kit
+
+
+def described(folder: Path, device: str = "cpu") -> tuple[ElasticConfig, Kit]:
+    """The sizes of the trunk and all of a folder but its network. CheckpointError as of ``opened``."""
     path = folder / "config.json"
     raw = read_json(path)
     try:
@@ -97,9 +110,7 @@ def opened(folder: Path, device: str = "cpu") -> tuple[Elastic, Kit]:
             f"{path} does not describe an image-token model: first_code {config.first_code}, side {side}; was it changed?"
         )
     text = Text.load(folder / "tokenizer.json")
-    net = load_module(Elastic(config, mask_id=text[MASK]), folder)
-    kit = Kit(text=text, vq=load_module(vq, folder, name="vq").to(device).eval(), side=side)
-    return net.to(device).eval(), kit
+    return config, Kit(text=text, vq=load_module(vq, folder, name="vq").to(device).eval(), side=side)
 
 
 def _tupled(fields: dict[str, Any]) -> dict[str, Any]:

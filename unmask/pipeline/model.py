@@ -288,7 +288,7 @@ class Model:
         check_context(built, self.presets.context)
         made = answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
         approximate = self.presets.approximate(self.parts, {"fill": chosen})
-        warnings = self.parts.warnings(target.replace(understand.GAP, " "))
+        warnings = self.parts.warnings(expanded(target).replace(understand.GAP, " "))
         return replace(made, warnings=warnings, approximate=approximate)
 
     @checked

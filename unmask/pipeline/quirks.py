@@ -60,4 +60,4 @@ def _choices(parts: Parts, found: Format) -> Mapping[str, Quirked]:
 
 def _refuse_unknown(choice: str) -> None:
     if choice not in QUIRKS:
-        raise ValueError(f"quirks {choice[:50]!r} is unknown; choose from {', '.join(QUIRKS)}")
+        raise ValueError(f"quirks {choice!r:.52} is unknown; choose from {', '.join(QUIRKS)}")

@@ -20,6 +20,7 @@ from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
 from unmask.pipeline.quirks import refuse_quirks
 from unmask.pipeline.text_family import LLADA, TextFamily
+from unmask.pipeline.text_gaps import FillGaps
 from unmask.protocols import Denoiser
 from unmask.sampling.fast import EXACT, Fast, acting
 from unmask.sampling.sampler import Sampler
@@ -27,7 +28,7 @@ from unmask.sampling.stopping import Never
 from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
-from unmask.tasks.drafts import Drafted, draft_length, gaps_in, read_gaps, refuse_beside, with_gaps
+from unmask.tasks.drafts import Drafted, draft_length, gaps_in, refuse_beside
 from unmask.tasks.forms import Request, answer_formed, filled
 from unmask.tasks.lengths import Extent, read_words
 from unmask.tasks.results import Answer, answered, describe
@@ -126,22 +127,6 @@ class Continue:
         return answered(sequence, tokens.text)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FillGaps:
-    """A text with gaps ``[mask]``, ``[mask:N]`` and ``[slot:N]`` (``tasks.drafts``); given words stay."""
-
-    target: str
-    needs: ClassVar[frozenset[str]] = _NEEDS
-
-    def build(self, tokens: TextParts) -> Sequence:
-        before = tokens.family.template.before(tokens.text)
-        b = tokens.builder().say("prompt", *before) if before else tokens.builder()
-        return with_gaps(b, self.target, tokens).build(self.target)
-
-    def read(self, sequence: Sequence, tokens: TextParts) -> str:
-        return read_gaps(sequence, self.target, tokens)
-
-
 class TextModel:
     """A loaded text model. Every method checks its input first and raises ValueError. ``executor``: as in ``Model``."""
 
@@ -164,7 +149,6 @@ class TextModel:
         """The same model at another speed, as ``Model.with_speed``."""
         return TextModel(self.parts, executor=self.executor, change=self.change, fast=speed_of(speed))
 
-    @checked
     def with_quirks(self, choice: str) -> TextModel:
         """The same model: text models have no deviations to choose. ValueError for any choice but "usual"."""
         refuse_quirks(choice, None)
@@ -364,15 +348,8 @@ class TextModel:
         done = follow(self, built, seed, sampler, trace=trace)
         (span,) = (s for s in built.spans if s.name == "answer")
         words = read_words(done.row.ids[span.start : span.stop].tolist(), self.parts.text, extent)
-        return Answer(
-            text=words.text,
-            question=question,
-            seed=seed,
-            seconds=done.seconds,
-            settings=describe(sampler),
-            trace=done.trace,
-            finish_reason=words.finish_reason,
-        )
+        said = Answer(text=words.text, question=question, seed=seed, seconds=done.seconds, settings=describe(sampler))
+        return replace(said, trace=done.trace, finish_reason=words.finish_reason)
 
     def _checked(self, prompt: Prompt) -> str:
         """A prompt as text. ValueError for an empty one and for ids that are not in the vocabulary."""

@@ -129,7 +129,7 @@ def tuned(start: Start, given: Given, way: Way | None) -> Recipe[Elastic, dict[s
     return Recipe(
         name=f"finetune of {start.name}",
         model=_network(start, given.quantise, given.lora),
-        adapt=_adapter(checkpoint, given),
+        adapt=adapter_of(checkpoint, given),
         source=merged,
         objective=(way.together if way else partial(summed, {}))(objectives, replayed),
         optim=_optim(start, given.lora),
@@ -290,9 +290,13 @@ def _network(start: Start, quantise: str, lora: int) -> Callable[[], Elastic]:
 
 def _optim(start: Start, lora: int) -> Optim:
     """Learning rates found on mini (docs/log.md); large models use the rates that are usual for them."""
+    return Optim(lr=learning_rate(start, lora), warmup=20, decay_from=0.5, floor=0.05, ema=0.99)
+
+
+def learning_rate(start: Start, lora: int) -> float:
+    """Of AdamW, for adapters of rank ``lora`` or all weights."""
     large = start.spec.checkpoint.config.width >= _LARGE
-    lr = (2e-4 if lora else 1e-5) if large else (2e-3 if lora else 3e-4)
-    return Optim(lr=lr, warmup=20, decay_from=0.5, floor=0.05, ema=0.99)
+    return (2e-4 if lora else 1e-5) if large else (2e-3 if lora else 3e-4)
 
 
 def _chosen(only: str, freeze: str) -> frozenset[str]:
@@ -314,7 +318,7 @@ def _trainable(checkpoint: Checkpoint, given: Given) -> Callable[[str], bool]:
     return lambda name: part_of(name, checkpoint.config).partition(".")[0] in chosen
 
 
-def _adapter(checkpoint: Checkpoint, given: Given) -> LoRA | None:
+def adapter_of(checkpoint: Checkpoint, given: Given) -> LoRA | None:
     """Adapters of the transformer's linear layers in the chosen parts; None for rank 0."""
     config, lora = checkpoint.config, given.lora
     chosen = _chosen(given.only, given.freeze) & {"und", "gen", "out"}

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from unmask.data.opening import open_data
-from unmask.data.samples import Broken, BrokenRows, Caption, opened
+from unmask.data.samples import Broken, BrokenRows, Caption, DataError, opened
 from unmask.data.sources import CachedEncoder, pixels_of
 from unmask.data.world.pairs import Pairs
+from unmask.evaluation.pairs import PairJudge
 from unmask.methods.dida import causal as as_causal
 from unmask.models.elastic import Elastic, init
 from unmask.objectives.masked import Dropout
@@ -38,14 +39,15 @@ from unmask.sequence import Batch, Sequence, collate
 from unmask.tasks.image_tokens import ImageTokenRows, code_by_code
 from unmask.tasks.parts import Parts
 from unmask.tasks.some_tasks import drawing_and_answering, refusing
-from unmask.tokens.image_tokens import drawn
+from unmask.tokens.image_tokens import drawn, reported
 from unmask.tokens.prompts import COMPACT
-from unmask.tokens.text import MASK, Text
+from unmask.tokens.text import MASK
 from unmask.tokens.vq import VQ
 
 PAIRS = Pairs()
 CAUSAL = "image_tokens.causal"
 PROMPT = Dropout(spans=frozenset({"prompt"}), rate=0.1)
+LONGEST = 400  # tokens of a caption
 _MOST = 100_000  # pictures of own data, whose codes are kept in memory
 
 
@@ -89,10 +91,17 @@ def world_kit(pairs: Pairs = PAIRS) -> Kit:
     return replace(whole, vq=with_codes(whole.vq, codes.unique()))
 
 
+@lru_cache(maxsize=4)
+def world_judge(pairs: Pairs = PAIRS) -> PairJudge:
+    """The judge of pictures in codes of ``world_kit``."""
+    kit = world_kit(replace(pairs, places=False))
+    return PairJudge(kit.vq.encode, kit.vq.config.num_vq_embeddings, kit.side, pairs)
+
+
 @lru_cache(maxsize=8)
 def world(count: int, seed: int, pairs: Pairs = PAIRS, split: str = "train") -> Coded:
     """``count`` pairs of the small world, in codes of ``world_kit``."""
-    kit, made = world_kit(pairs), [pairs(seed, i, split) for i in range(count)]
+    kit, made = world_kit(replace(pairs, places=False)), [pairs(seed, i, split) for i in range(count)]
     encode = CachedEncoder(kit.vq.encode)
     with torch.no_grad():
         parts = [encode(pixels_of([p.scene for p in made[i : i + 100]], kit.side)) for i in range(0, count, 100)]
@@ -100,8 +109,11 @@ def world(count: int, seed: int, pairs: Pairs = PAIRS, split: str = "train") -> 
 
 
 @lru_cache(maxsize=4)
-def own(data: str, kit: Kit) -> Coded:
-    """The captions of a user's data, with the codes of their pictures. DataError where too many rows are broken or none has a caption."""
+def own(data: str, kit: Kit, longest: int = LONGEST) -> Coded:
+    """The captions of a user's data of at most ``longest`` tokens, with the codes of their pictures.
+
+    DataError where too many rows are broken or too long, or none has a caption.
+    """
     rows, texts, codes = open_data(data), [], []
     broken = BrokenRows(total=len(rows))
     for i in range(min(len(rows), _MOST)):
@@ -109,32 +121,40 @@ def own(data: str, kit: Kit) -> Coded:
         pictures = sample if isinstance(sample, Broken) else opened(sample)
         if isinstance(pictures, Broken):
             broken.add(pictures)
+        elif isinstance(sample, Caption) and (tokens := len(kit.text.encode(sample.text))) > longest:
+            reason = f"{sample.key} has a text of {tokens} tokens, more than {longest}"
+            broken.add(Broken(key=sample.key, reason=reason))
         elif isinstance(sample, Caption):
             texts.append(sample.text)
             codes.append(kit.encode(pictures[0]))
     if not texts:
-        raise ValueError(f"{data} has no picture with a text; put a .txt beside each picture, as docs/data.md says")
+        raise DataError(f"{data} has no picture with a text; put a .txt beside each picture, as docs/data.md says")
     return Coded(texts=tuple(texts), codes=torch.stack(codes))
 
 
-def causal_row(text: Text, caption: str, codes: Tensor) -> Sequence:
-    """Caption, then picture; both are learned."""
-    made = as_causal(drawn(text, caption, codes))
+def causal_row(sequence: Sequence) -> Sequence:
+    """The row with a causal mask; all of it is learned."""
+    made = as_causal(sequence)
     return replace(made, spans=tuple(replace(span, writable=True) for span in made.spans))
 
 
 def causal(
     data: str = "",
-    width: int = 96,
+    width: int = 64,
     layers: int = 3,
     pictures: int = 4000,
     batch: int = 32,
-    steps: int = 1200,
-    lr: float = 3e-3,
+    steps: int = 600,
+    lr: float = 5e-3,
+    reports: int = 0,
     seed: int = 0,
 ) -> Recipe:
-    """The causal model. ``data``: your own captions and pictures; "": ``pictures`` pictures of the small world."""
+    """The causal model. ``data``: your own captions and pictures; "": ``pictures`` pictures of the small world.
+
+    ``reports``: 0 for the caption first and then the picture; else the picture first, and then a report of so many tokens (``medim``).
+    """
     kit = mini_kit if data else world_kit
+    pairs = replace(PAIRS, places=bool(reports))
 
     def model() -> Elastic:
         net = Elastic(trunk(kit(), width=width, layers=layers), mask_id=kit().text[MASK])
@@ -142,18 +162,23 @@ def causal(
         return net
 
     def row(text: str, codes: Tensor) -> Sequence:
-        return causal_row(kit().text, text, codes)
+        return causal_row(reported(kit().text, codes, text, reports) if reports else drawn(kit().text, text, codes))
 
     return Recipe(
         name=CAUSAL,
         model=model,
         source=CodedRows(
-            data=lambda: own(data, kit()) if data else world(pictures, seed), row=row, seed=seed, batch=batch
+            data=lambda: (
+                own(data, kit(), reports - 1 if reports else LONGEST) if data else world(pictures, seed, pairs)
+            ),
+            row=row,
+            seed=seed,
+            batch=batch,
         ),
         objective=NextToken(dropouts=(PROMPT,)),
         optim=Optim(lr=lr, warmup=50, decay_from=0.3, floor=0.05, ema=0.99),
         training=training(steps, seed),
-        export=lambda module, folder: image_tokens.save(folder, module, kit(), CAUSAL),
+        export=lambda module, folder: image_tokens.write_folder(folder, module, module.config, kit(), CAUSAL),
         open=partial(open_as, arrange=as_causal, sampler=code_by_code),
     )
 

@@ -12,7 +12,7 @@ are unmasked in one step can contradict each other, and the ends of the answers,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -79,17 +79,18 @@ def run(work: Work) -> Findings:
     """Train, answer, compare. The unit of every interval is a trained network."""
     answers: dict[str, list[dict[str, list[bool]]]] = {arm: [] for arm in ARMS}
     noise, prefix, slots = list[dict[str, float]](), list[dict[str, float]](), list[dict[str, list[bool]]]()
+    rows, draws = lang.questions(generator("lavida", "tests"), work.steps(TESTS, 8)), work.steps(_DRAWS, 2)
     for number, seed in enumerate(work.seeds):
         work.on_progress("seeds", number, len(work.seeds))
         for arm in ARMS:
-            made = partial(_network, work, arm, seed)
-            answers[arm].append(
-                work.once(f"answers/{arm.replace(' ', '-')}/{seed}", lambda made=made: _answered(made()))
-            )
-        made = partial(_network, work, "complementary", seed)
-        noise.append(work.once(f"noise/{seed}", lambda made=made, seed=seed: _noise(made(), seed)))
-        prefix.append(work.once(f"prefix/{seed}", lambda made=made: _prefix(made())))
-        slots.append(work.once(f"slots/{seed}", lambda made=made, seed=seed: _completed(work, made(), seed)))
+            network = partial(_network, work, arm, seed)
+            name = f"answers/{arm.replace(' ', '-')}/{seed}"
+            answers[arm].append(work.once(name, lambda network=network: _answered(network(), rows)))
+        network = partial(_network, work, "complementary", seed)
+        noise.append(work.once(f"noise/{seed}", lambda network=network, seed=seed: _noise(network(), seed, draws)))
+        prefix.append(work.once(f"prefix/{seed}", lambda network=network: _prefix(network(), rows)))
+        measure = partial(_completed, work, network, rows, seed)
+        slots.append(work.once(f"slots/{seed}", measure))
     return _findings(answers, noise, prefix, slots)
 
 
@@ -100,17 +101,13 @@ def _sampler(forwards: int, shift: float) -> Sampler:
     return Sampler(schedule=Shift(steps=forwards, shift=shift), token_sampler=Greedy(), selection=Confident())
 
 
-def _tests(count: int = TESTS) -> lang.Rows:
-    return lang.questions(generator("lavida", "tests"), count)
-
-
 def _name(forwards: int, shift: float) -> str:
     return f"{forwards} {shift:.2g}"
 
 
-def _answered(net: Net) -> dict[str, list[bool]]:
-    """Which test questions are answered right, by number of forwards and shift."""
-    rows, found = _tests(), {}
+def _answered(net: Net, rows: lang.Rows) -> dict[str, list[bool]]:
+    """Which questions are answered right, by number of forwards and shift."""
+    found = {}
     for forwards in FORWARDS:
         for shift in SHIFTS:
             done = _sampler(forwards, shift).sample(net, lang.prompted(rows))
@@ -121,13 +118,13 @@ def _answered(net: Net) -> dict[str, list[bool]]:
 # -- noise of the gradients -------------------------------------------------------------------------------------------
 
 
-def _noise(net: Net, seed: int) -> dict[str, float]:
+def _noise(net: Net, seed: int, draws: int) -> dict[str, float]:
     """The variance of the gradient of one batch over random masks, summed over parameters, at the first and the last weights."""
     clean = lang.Lessons(rows=ROWS, seed=key("noise", seed))(0)
     out = {}
     for when, model in (("first", lang.network(seed)), ("last", net)):
         for arm in ("complementary", "two masks"):
-            drawn = torch.stack([_gradient(model, ARMS[arm][0], clean, n) for n in range(_DRAWS)])
+            drawn = torch.stack([_gradient(model, ARMS[arm][0], clean, n) for n in range(draws)])
             out[f"{when} {arm}"] = float(drawn.var(0).sum())
     return out
 
@@ -153,9 +150,9 @@ class _Counting:
         return self.net(batch, predict=predict, reuse=reuse)
 
 
-def _prefix(net: Net) -> dict[str, float]:
+def _prefix(net: Net, rows: lang.Rows) -> dict[str, float]:
     """Right answers and computed tokens with 8 forwards, with and without a prefix, and the share of equal answers."""
-    rows, plain = _tests(), _sampler(8, SHIFTS[0])
+    plain = _sampler(8, SHIFTS[0])
     kept = replace(plain, prior=PrefixLM(), cache=PrefixCache())
     out, said = {}, []
     for name, sampler in (("full", plain), ("prefix", kept)):
@@ -192,10 +189,9 @@ def _endings(rows: lang.Rows, seed: int) -> list[tuple[int, list[int]]]:
     return out
 
 
-def _completed(work: Work, net: Net, seed: int) -> dict[str, list[bool]]:
+def _completed(work: Work, network: Callable[[], Net], rows: lang.Rows, seed: int) -> dict[str, list[bool]]:
     """Which answers are right and end in the given words, by the way they were made."""
-    rows = _tests()
-    given = _endings(rows, seed)
+    net, given = network(), _endings(rows, seed)
     slotted = work.train(
         f"slots/{seed}",
         lang.trained(

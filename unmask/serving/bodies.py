@@ -17,8 +17,8 @@ from starlette.types import Message, Receive
 from unmask.serving.errors import ErrorResponse
 
 MIB = 2**20
-_WINDOW = 20.0  # seconds: a body may pause, but of every such window it must send
-_SLOWEST = 16 * 1024  # bytes a second on average, unless it is complete
+_PAUSE = 20.0  # seconds for which a body may stop
+_SLOWEST = 16 * 1024  # bytes a second: with less, it uses up that time
 _SMALL, _RESERVED = MIB, 32 * MIB  # the last bytes of all bodies together are for small ones
 
 
@@ -90,6 +90,8 @@ class Bodies:
                 return refused
         except TimeoutError:
             body.close()
+            if body.evicted:
+                return self._too_many()
             message = f"the request body arrived too slowly; send at least {_SLOWEST // 1024} kB/s"
             return ErrorResponse(status=408, message=message, code="request_timeout")
         except BaseException:
@@ -108,25 +110,17 @@ class Bodies:
 
     async def _receive(self, body: Body, receive: Receive) -> ErrorResponse | None:
         """All pieces of a body, or the reason for which it is refused. Disconnected, TimeoutError."""
-        began, before, more = self.clock(), 0, True
+        late, more = self.clock() + _PAUSE, True
         while more:
-            left = _WINDOW - (self.clock() - began)
-            if left <= 0:
-                if body.size - before < _SLOWEST * _WINDOW:
-                    raise TimeoutError
-                began, before, left = self.clock(), body.size, _WINDOW
-            try:
-                message = await asyncio.wait_for(receive(), left)
-            except TimeoutError:
-                if body.evicted:
-                    return self._too_many()
-                began -= left  # this window has ended
-                continue
+            if (left := late - self.clock()) <= 0:
+                raise TimeoutError
+            message = await asyncio.wait_for(receive(), left)
             if message["type"] == "http.disconnect":
                 raise Disconnected
             if body.evicted:
                 return self._too_many()
-            body.add(message.get("body", b""))
+            body.add(piece := message.get("body", b""))
+            late = min(late + len(piece) / _SLOWEST, self.clock() + _PAUSE)
             more = message.get("more_body", False)
             if body.size > self.most_bytes:
                 return self._too_large()

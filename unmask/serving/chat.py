@@ -100,8 +100,6 @@ def _usual(model: Model | TextModel) -> int:
 def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
     if body.pictures or body.draw or "image" in (body.modalities or ()):
         raise ValueError("messages: this is a text model, which takes and generates no images; send text only")
-    if body.draft:
-        raise ValueError("draft: it is for models that read images; send a text that contains [mask] to /v1/infill")
     *before, last = _messages(body.messages, READER)
     form, _ = _form(body, model.parts.text, RELEASED, model.parts.family.length)
     return model.ask(
@@ -111,6 +109,7 @@ def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
         max_tokens=body.longest,
         stop=body.stop,
         form=form,
+        draft=_draft(body, model),
         temperature=body.temperature,
         top_p=_top_p(body),
         settings=checked(body.overrides),
@@ -156,7 +155,7 @@ def _turn(model: Model, body: Chat, seed: int, reader: PictureReader) -> Turn:
     return model.converse(_messages(body.messages, reader), seed=seed, **words)
 
 
-def _draft(body: Chat, model: Model) -> str:
+def _draft(body: Chat, model: Model | TextModel) -> str:
     """The draft of an answer. ValueError names the field for a wrong one, and the field that it excludes."""
     if not body.draft:
         return ""

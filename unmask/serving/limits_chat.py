@@ -114,7 +114,12 @@ def limited_chat(body: Json, sampled: Json, turned: Json, model: Served, *, guid
     if not isinstance(model, Model):
         answer = {"draw": _boolean(False), "modalities": _WITHOUT_IMAGE, "messages": spoken}
         stopped = {"anyOf": _stopped()}
-        body["allOf"] = [{"properties": {"response_format": _FORMATS, "draft": _NO_DRAFT, **answer}}, stopped, turned]
+        body["allOf"] = [
+            {"properties": {"response_format": _FORMATS, **answer}},
+            stopped,
+            {"anyOf": _drafted()},
+            turned,
+        ]
         return
     turn = {**_TURN, "messages": spoken, "draw": _boolean(True)}
     about = {"messages": pictured, "draw": _boolean(False), "response_format": _FORMATS}

@@ -1,16 +1,20 @@
 """The log of a server: JSON lines, one per event, and nothing else on stderr.
 
-Public idea: ``log_to(stream)``. Messages that repeat are counted instead of written, so that a flood of bad clients fills no disk.
+Public idea: ``with log_to_stderr(): ...``. Messages that repeat are counted instead of written, so that a flood of bad clients fills no
+disk.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -18,6 +22,7 @@ from unmask.json_types import Json
 
 LOG = logging.getLogger("unmask.serving")
 _OTHERS = ("uvicorn.error", "asyncio", "concurrent.futures", "py.warnings")
+_STDERR = 2
 _WINDOW, _MOST = 10.0, 5  # seconds; lines of one message in them
 
 
@@ -96,3 +101,36 @@ def log_to(stream: TextIO | None = None, *, level: int = logging.INFO) -> Callab
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     info: Any = (kind, error or kind(), trace)
     LOG.error("an exception was not caught", exc_info=info)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """``log_to`` stderr. What anything else writes there, C libraries included (libtiff does), becomes lines of the log; only a fatal error
+    of the process still goes there as it is.
+    """
+    sys.stderr.flush()
+    kept, (source, sink) = os.dup(_STDERR), os.pipe()
+    reader = threading.Thread(target=_log_lines, args=[source], name="stderr", daemon=True)
+    with open(kept, "w", buffering=1, encoding="utf-8") as stream:
+        if not (had := faulthandler.is_enabled()):
+            faulthandler.enable(stream)
+        undo = log_to(stream)
+        os.dup2(sink, _STDERR)
+        os.close(sink)
+        reader.start()
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, _STDERR)  # which ends the reader, unless another process has the pipe too
+            reader.join(1)
+            undo()
+            if not had:
+                faulthandler.disable()
+
+
+def _log_lines(source: int) -> None:
+    with open(source, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if text := line.strip():
+                LOG.warning("a library wrote to stderr", extra={"fields": {"text": text[:1000]}})

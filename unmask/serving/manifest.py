@@ -187,14 +187,10 @@ class Ask(_Sampled):
     def _of_text(self, model: TextModel, form: AnswerFormat | None, more: Json) -> Answer:
         if self.image is not None:
             raise ValueError("this is a text model without image input; omit image")
-        if self.draft:
-            raise ValueError(
-                "draft is for models that read images; use the task infill with a text that contains [mask]"
-            )
         if not self.plain:
-            return model.ask(self.prompt, form=form, **more)
-        if form is not None:
-            raise ValueError("plain cannot be combined with schema or regex; omit one of them")
+            return model.ask(self.prompt, form=form, draft=self.draft, **more)
+        if form is not None or self.draft:
+            raise ValueError("plain cannot be combined with schema, regex or draft; omit one of them")
         return model.complete(self.prompt, **more)
 
     def _answer_format(self) -> AnswerFormat | None:

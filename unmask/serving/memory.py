@@ -13,16 +13,22 @@ import threading
 import time
 from collections.abc import Callable
 
-_M_ARENA_MAX = -8  # of malloc.h
-_ARENAS = 2
+# Parameters of malloc.h, and their values. Pillow allocates blocks of up to 16 MiB: from half of
+# that size on, memory is returned as soon as it is freed.
+_ARENAS = (-8, 2)  # M_ARENA_MAX
+_MAPPED = (-3, 2**23)  # M_MMAP_THRESHOLD
+_KEPT = (-1, 2**26)  # M_TRIM_THRESHOLD: of free bytes at the end of an arena
 _EVERY = 10.0  # seconds between two times that memory is given back: it takes some milliseconds
 
 
 def share_arenas() -> None:
-    """At most two arenas, unless ``MALLOC_ARENA_MAX`` says otherwise."""
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        with contextlib.suppress(OSError, AttributeError, TypeError):
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+    """At most two arenas, and large blocks outside them. Where the user has set a variable of the allocator, nothing is changed."""
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in (_ARENAS, _MAPPED, _KEPT):
+            mallopt(parameter, value)
 
 
 def give_back() -> None:
@@ -32,7 +38,7 @@ def give_back() -> None:
 
 
 class Idle:
-    """``work`` when there is nothing to do, at most every ``seconds``. Safe in any thread."""
+    """``work`` when there is nothing to do, at most every ``seconds``; what comes too early is done later. Safe in any thread."""
 
     def __init__(
         self,
@@ -43,10 +49,25 @@ class Idle:
     ) -> None:
         self.work, self.seconds, self.clock = work, seconds, clock
         self._last, self._lock = -float("inf"), threading.Lock()
+        self._later: threading.Timer | None = None
 
     def __call__(self) -> None:
         with self._lock:
-            if self.clock() - self._last < self.seconds:
+            early = self._last + self.seconds - self.clock()
+            if early > 0:
+                self._after(early)
                 return
             self._last = self.clock()
         self.work()
+
+    def close(self) -> None:
+        """Leave what would be done later."""
+        with self._lock:
+            if self._later is not None:
+                self._later.cancel()
+
+    def _after(self, seconds: float) -> None:
+        if self._later is None or self._later.finished.is_set():
+            self._later = threading.Timer(seconds, self)
+            self._later.daemon = True
+            self._later.start()

@@ -129,6 +129,7 @@ class Service:
         self._engine.close()
         self._threads.shutdown()
         self._codecs.close()
+        self._idle.close()
 
     def _begin(self, engine: Engine, call: Call[T]) -> Started[T]:
         model = self.model if call.lora is None else self.adapted[call.lora]

@@ -42,7 +42,7 @@ from unmask.tokens.lumina_dimoo import (
     understanding,
 )
 from unmask.tokens.lumina_dimoo import NO_QUIRKS as NO_DIMOO_QUIRKS
-from unmask.tokens.prompts import RELEASED, Wording
+from unmask.tokens.prompts import RELEASED, Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS
 from unmask.tokens.text import MASK
 from unmask.tokens.turns import Said
@@ -89,6 +89,12 @@ class DiMOORows:
 
     def canvas(self, length: int, max_tokens: int | None) -> int:
         return max(length, max_tokens or 0)
+
+    def planning(self, tokens: Parts, prompt: str, length: int, conditions: Conditions | None) -> Sequence:
+        raise ValueError(f"Lumina-DiMOO makes no layouts; {_TASKS}")
+
+    def plan_in(self, tokens: Parts, ids: Items[int]) -> Layout:
+        raise ValueError(f"Lumina-DiMOO makes no layouts; {_TASKS}")
 
     def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence:
         if replace(extras, size=None) != Extras():

@@ -32,9 +32,9 @@ class Pairs:
     """``colours``: "" is natural · ``most``: objects of a picture, 1 or 2 · ``places``: whether texts say where objects are."""
 
     classes: tuple[str, ...] = ("apple", "cat", "car", "book")
-    colours: tuple[str, ...] = ("", "blue")
+    colours: tuple[str, ...] = ("", "blue", "green", "yellow")
     backgrounds: tuple[str, ...] = ("white",)
-    most: int = 2
+    most: int = 1
     places: bool = False
 
     def __post_init__(self) -> None:
