@@ -80,7 +80,8 @@ def _lengths(work: Work, seed: int) -> Json:
     net = trained(work, "lists", LISTS, autoregressive=False, steps=1500, seed=seed)
     policy = _learned(net, work, seed)
     arms: dict[str, Sampler] = {f"blocks of {n}": replace(BASE, blocks=Blocks(length=n)) for n in LENGTHS}
-    rules: dict[str, LengthRule] = {f"certainty, {b}": Certainty(bound=b) for b in (0.1, 0.3)} | {"policy": policy}
+    rules: dict[str, LengthRule] = {"policy": policy}
+    rules |= {f"certainty, {b}": Certainty(bound=b) for b in (0.1, 0.3)}
     arms |= {name: replace(BASE, blocks=ChosenBlocks(rule=rule)) for name, rule in rules.items()}
     test = rows(LISTS, work.steps(_TEST, 8), f"test {seed}")
     return {name: _right(net, sampler, test, seed) for name, sampler in arms.items()}
