@@ -159,6 +159,15 @@ class BlockSchedule(Protocol):
     def __call__(self, batch: Batch, progress: Progress) -> Tensor: ...
 
 
+@runtime_checkable
+class DependentBlocks(Protocol):
+    """A block schedule whose later blocks depend on what was unmasked before, so that its run is not planned beforehand. ``finest``: the
+    block numbers, [B, L], with as many blocks as there may be.
+    """
+
+    def finest(self, batch: Batch) -> Tensor: ...
+
+
 class EarlyStopping(Protocol):
     """Fills at once what no longer needs the model; a row with nothing masked is finished. See also ``Correcting``."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.methods import edlm, qdlm
+from unmask.methods import ctrldiff, edlm, qdlm
 from unmask.models.fake import FakeDenoiser
 from unmask.objectives import contrastive
 from unmask.sequence import Batch
@@ -22,5 +22,9 @@ PARTS: list[Any] = [
     edlm.CausalEnergy(net=FakeDenoiser()),
     edlm.LearnedEnergy(net=_mean),
     edlm.Ancestral(mu=torch.log, energies=lambda x, candidates, mu: mu.sum((1, 2)), mask_id=0),
+    *(
+        ctrldiff.Classified(classifier=torch.log, gamma=1.0, mask_id=0, size=2, ratios=ratios)
+        for ratios in (ctrldiff.Exact(), ctrldiff.Taylor())
+    ),
     contrastive.NoiseContrastive(denoiser=FakeDenoiser()),
 ]

@@ -366,6 +366,8 @@ CARD = Card(
     changes="token sampler: a step picks one of k whole candidates by an energy that sees all of their tokens",
     claim="Generative perplexity of a diffusion language model near an autoregressive one's, and 1.3 times faster at equal quality.",
     status="reference",
+    figure="true captions, 3 seeds: k = 16 gains .36 [.29, .43] at 1 step over none, as much as the best of 9 finished answers at "
+    "equal forwards; at 4 and 8 steps that is better",
     parts={
         "token_sampler": (Reweighted(token_sampler=Categorical(), energy=_tiny, k=3),),
         "sampler": (

@@ -388,6 +388,8 @@ CARD = Card(
     year=2025,
     changes="weights: 2 to 8 bits by GPTQ, AWQ or rounding in another basis, calibrated on masked sequences",
     claim="4-bit weights cost little, at 3 bits mathematics and code break first; rotations keep 4-bit weights and activations usable.",
-    status="reference",
+    status="tiny-checked",
+    figure="mini at 2 bits, 5 calibration draws: loss of masked words .055 [.006, .104] and codes .071 [.012, .131] nats lower with masked "
+    "than with clean calibration; rounding to 4 bits costs nothing",
     command="unmask quantise MODEL OUT --method gptq",
 )

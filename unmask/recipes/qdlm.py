@@ -161,9 +161,14 @@ def _overall(found: Losses) -> float:
 
 
 def _width(suites: dict[str, Losses], work: Work) -> int:
-    """The first width at which rounding loses more than two points of the suite; the smallest where none does."""
-    lost = [bits for bits in _bits(work) if _overall(suites["whole"]) - _overall(suites[f"{bits}-rounding-0"]) > _LOST]
-    return lost[0] if lost else BITS[-1]
+    """The first width at which rounding loses more than two points of the suite, and more than chance gives; else the smallest."""
+    whole = suites["whole"]
+    for bits in _bits(work):
+        rounded = suites[f"{bits}-rounding-0"]
+        items = [sum((found[part] for part in SUITE), list[float]()) for found in (rounded, whole)]
+        if _overall(whole) - _overall(rounded) > _LOST and paired(*items)["high"] < 0:
+            return bits
+    return BITS[-1]
 
 
 def _gain(first: Callable[[int], float], second: Callable[[int], float], seeds: Sequence[int], unit: str) -> Figure:
@@ -238,4 +243,4 @@ def _plots(rises: dict[str, Any], work: Work) -> tuple[Plot, ...]:
     )
 
 
-DEMO = Demonstration(minutes=6, run=run)
+DEMO = Demonstration(minutes=8, run=run)

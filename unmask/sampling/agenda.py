@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from unmask.derived import remember, tell, tell_counts
-from unmask.protocols import BlockSchedule, Bounded, Correcting, EarlyStopping, Selection, UnmaskingSchedule
+from unmask.protocols import (
+    BlockSchedule,
+    Bounded,
+    Correcting,
+    DependentBlocks,
+    EarlyStopping,
+    Selection,
+    UnmaskingSchedule,
+)
 from unmask.rng import sent
 from unmask.sampling.plan import PlannedStep, planned
 from unmask.sampling.spans import STILL_MASKED, still_masked
@@ -81,14 +89,15 @@ class Agenda:
         self.bound = self.correcting.bound if self.correcting else 0
         self.block = parts.blocks(batch, self._progress(batch))
         self.plan = None
-        if isinstance(parts.stopping, Never) and not self.bounded:
+        if isinstance(parts.stopping, Never) and not self.bounded and not isinstance(parts.blocks, DependentBlocks):
             self.plan = planned(parts.schedule, parts.selection, batch, open_BL, self.block)
         if self.plan is not None:
             self.planned = len(self.plan)
             return
+        finest = parts.blocks.finest(batch) if isinstance(parts.blocks, DependentBlocks) else self.block
         totals = (
             block[live].unique(return_counts=True)[1].tolist()
-            for block, live in zip(self.block, still_masked(batch), strict=True)
+            for block, live in zip(finest, still_masked(batch), strict=True)
         )
         self.planned = max((sum(len(parts.schedule.counts(n)) for n in total) for total in totals), default=0)
         self.planned += self.bound
