@@ -69,6 +69,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list of tokens": (replaced("vocab.json", lambda path: path.write_text("[1]")), "no vocabulary"),
     "a merge of three": (replaced("merges.txt", lambda path: path.write_text("a b c\n")), "'a b c', wanted two tokens"),
     "merges that are not UTF-8": (replaced("merges.txt", lambda path: path.write_bytes(b"\xff a\n")), "not UTF-8"),
+    "a cut file of merges": (replaced("merges.txt", lambda path: path.write_text("t h\n")), "has no merge that makes"),
     "a merge of unknown tokens": (replaced("merges.txt", lambda path: path.write_text("qq zz\n")), "merges.txt"),
     "vocab.json is a pipe": (replaced("vocab.json", os.mkfifo), "vocab.json: it is"),
     "merges.txt is a pipe": (replaced("merges.txt", os.mkfifo), "merges.txt: it is"),

@@ -56,6 +56,11 @@ def picture_ids(text: Text) -> tuple[int, ...]:
 def _from_parts(folder: Path) -> Tokenizer:
     added = _added(folder / "tokenizer_config.json")
     vocabulary, merges = _vocabulary(folder / "vocab.json"), _merges(folder / "merges.txt")
+    made = {first + second for first, second in merges}
+    if lost := next((token for token in vocabulary if len(token) > 1 and token not in made), None):
+        raise TokenizerError(
+            f"{folder / 'merges.txt'} has no merge that makes {lost[:40]!r} of vocab.json; download both again"
+        )
     try:
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as error:  # the library raises bare Exception
