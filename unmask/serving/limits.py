@@ -91,7 +91,10 @@ def _other_fields(body: Json, kind: type[Fields]) -> None:
     names = {name for other in others for name in (*other.known, *other.harmless, *other.unsupported)}
     for name in sorted(names - {*properties, *policy.harmless, *policy.unsupported}):
         if misspelt(name, policy.known):
-            properties[name] = {**NULL, "description": f"{name} is a field of other requests, and has no meaning here."}
+            properties[name] = {
+                "enum": [None],
+                "description": f"{name} is a field of other requests, and has no meaning here.",
+            }
     for name in sorted(set(policy.harmless) - set(properties)):
         properties[name] = {"description": f"Accepted and ignored; {name} of OpenAI's API has no meaning here."}
     for name, known in policy.unsupported.items():
