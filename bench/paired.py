@@ -1,8 +1,8 @@
 """Every task beside the published amount of work (``published.py``), on the same weights, in one run and in turns.
 
-Public idea: ``paired(model, name, effort) -> list[Line]``: for each task the seconds of a run, its forward passes, operations done over
-those that are necessary, the fraction of the measured peak of a matrix product, the peak memory, and how many times longer the slow twin
-takes. ``table`` and ``chart`` show them.
+Public idea: ``paired(model, name, effort)`` yields the lines of a task as soon as they are measured: the seconds of a run, its forward
+passes, operations done over those that are necessary, the fraction of the measured peak of a matrix product, the peak memory, and how many
+times longer the slow twin takes. ``table`` and ``chart`` show them.
 
     unmask bench speed --json speed.json --plot speed.png
     unmask bench speed --model mid --steps 3 --cpu-time            random weights in the released proportions
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -186,10 +186,9 @@ def _needed(row: _Row, config: ElasticConfig) -> float:
     return total + row.text * 2 * d * config.vocab_size + way_in + way_out
 
 
-def paired(model: Model, name: str, effort: Effort, tasks: Sequence[str] = TASKS) -> list[Line]:
+def paired(model: Model, name: str, effort: Effort, tasks: Sequence[str] = TASKS) -> Iterator[list[Line]]:
     """Two lines a task. ``name``: of the model, in the names of the lines · ``equal``: fraction of equal ids, 1 in float32 but for ties."""
     net, device = model.parts.net, model.device
-    lines = []
     for task in tasks:
         batch, sampler = request(model, task)
         twin = Published(net)
@@ -222,10 +221,9 @@ def paired(model: Model, name: str, effort: Effort, tasks: Sequence[str] = TASKS
             "memory_mb": held / 1e6,
             "equal": float((ours.ids == runs["published"][-1].ids)[batch.masked].float().mean()),
         }
-        lines.append(Line(name=f"speed.paired.{name}.{task}.s", value=seconds["ours"], unit="s", more=more))
+        whole = Line(name=f"speed.paired.{name}.{task}.s", value=seconds["ours"], unit="s", more=more)
         ratio = pace["published"] / pace["ours"]
-        lines.append(Line(name=f"speed.paired.{name}.{task}", value=ratio, unit="ratio"))
-    return lines
+        yield [whole, Line(name=f"speed.paired.{name}.{task}", value=ratio, unit="ratio")]
 
 
 def peak(dtype: torch.dtype, device: torch.device, clock: Callable[[], float]) -> float:

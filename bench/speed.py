@@ -3,11 +3,12 @@
     unmask bench speed --threads 1 --json speed.json --plot speed.png       mini beside the published amount of work
     unmask bench speed --model mid --steps 4                                random weights in the released proportions
     unmask bench speed --model wide --steps 2                               the released widths, two layers
+    unmask bench speed --model wide --steps 2 --resume                      … without the tasks that a stopped run measured
     unmask bench speed --model released --device cuda                       the released size
     python bench/speed.py --only latency,thinking,throughput,twins,training
 
 Medians of several repeats after warm-ups (the first calls of a shape cost seconds of just-in-time work); twins take
-turns, so that a busy machine harms both alike. Every figure is appended to bench/history.jsonl.
+turns, so that a busy machine harms both alike. Every figure is appended to bench/history.jsonl as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from unmask.checkpoints.elastic import WeightStorage  # noqa: E402
 from unmask.data.sources import pixels_of  # noqa: E402
 from unmask.data.world.render import render  # noqa: E402
 from unmask.data.world.scenes import Scene, sample  # noqa: E402
-from unmask.evaluation.history import Line, append, cpu  # noqa: E402
+from unmask.evaluation.history import Line, append, cpu, measured  # noqa: E402
 from unmask.evaluation.world_geneval import CATEGORIES, prompts  # noqa: E402
 from unmask.models.attention import FITTING, Attention, blocked, fused, plain  # noqa: E402
 from unmask.models.elastic import Elastic  # noqa: E402
@@ -99,7 +100,7 @@ def scene_of(index: int) -> Scene:
     return sample("grid", "validation", 0, index)
 
 
-def latency(model: Model, effort: Effort) -> list[Line]:
+def latency(model: Model, effort: Effort) -> Iterator[list[Line]]:
     """One request at a time, through the Python API, input and output included."""
     image = Image.fromarray(render(scene_of(0), 128))
     works: dict[str, Work] = {
@@ -111,11 +112,9 @@ def latency(model: Model, effort: Effort) -> list[Line]:
         "edit_planned": lambda: model.edit(image, INSTRUCTION, plan=True),
         "critique": lambda: reflecting.criticise(model, [PROMPT], [image]),
     }
-    lines = []
     for name, work in works.items():
         (seconds,) = timed([partial(_unseen, model, work)], effort)
-        lines.append(Line(name=f"speed.latency.{name}", value=seconds, unit="s"))
-    return lines
+        yield [Line(name=f"speed.latency.{name}", value=seconds, unit="s")]
 
 
 def _unseen(model: Model, work: Work) -> None:
@@ -286,6 +285,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=2, help="of each category, that are reflected upon")
     parser.add_argument("--only", default="paired", help=f"groups to measure, of {', '.join(GROUPS)}")
     parser.add_argument("--history", type=Path, default=HISTORY, help="file to append to")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="paired: leave out tasks that the history has from the same command at the same commit on this machine",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0; training is measured on the CPU alone")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of the network  [default: as the model opens]"
@@ -316,12 +320,18 @@ def opened(given: argparse.Namespace) -> Model:
     return model
 
 
-def beside_published(model: Model, given: argparse.Namespace) -> list[Line]:
-    """The group ``paired``, with its table, JSON and picture."""
+def beside_published(model: Model, given: argparse.Namespace) -> Iterator[list[Line]]:
+    """The group ``paired``, with its table, JSON and picture at the end. Lines of a stopped run are in these, and are not yielded."""
     model.parts.net.attention = FITTING
     clock = time.process_time if given.cpu_time else time.perf_counter
     effort = paired.Effort(repeats=given.repeats, warm=given.warm, steps=given.steps, clock=clock)
-    lines = paired.paired(model, Path(given.model).name, effort, given.tasks.split(","))
+    name, tasks = Path(given.model).name, given.tasks.split(",")
+    known = measured(given.history, device=given.device) if given.resume else {}
+    found = {line: known[line] for line in known if line.startswith(f"speed.paired.{name}.")}
+    for some in paired.paired(model, name, effort, [t for t in tasks if f"speed.paired.{name}.{t}" not in found]):
+        yield some
+        found |= {line.name: line for line in some}
+    lines = [found[f"speed.paired.{name}.{task}{end}"] for task in tasks for end in (".s", "")]
     where = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else cpu()
     title = f"{given.model}, {where}, {torch.get_num_threads()} threads, {str(model.parts.net.embed.weight.dtype)[6:]}"
     print(title, paired.table(lines), sep="\n")
@@ -330,7 +340,6 @@ def beside_published(model: Model, given: argparse.Namespace) -> list[Line]:
         given.json.write_text(json.dumps({"where": title, "figures": rows}, indent=2) + "\n")
     if given.plot:
         paired.chart(lines, title).save(given.plot)
-    return lines
 
 
 def main() -> None:
@@ -345,19 +354,19 @@ def main() -> None:
         parser.error("twins must be equal up to float32 rounding; leave out --dtype bfloat16, or name other groups")
     model = opened(given)
     effort = Effort(repeats=given.repeats, warm=given.warm)
-    groups: dict[str, Callable[[], list[Line]]] = {
+    groups: dict[str, Callable[[], Iterable[list[Line]]]] = {
         "latency": lambda: latency(model, effort),
-        "thinking": lambda: thinking(model, given.prompts, [int(n) for n in given.attempts.split(",")]),
-        "throughput": lambda: throughput(model, effort),
-        "twins": lambda: twins(model, effort),
-        "training": lambda: training(effort),
+        "thinking": lambda: [thinking(model, given.prompts, [int(n) for n in given.attempts.split(",")])],
+        "throughput": lambda: [throughput(model, effort)],
+        "twins": lambda: [twins(model, effort)],
+        "training": lambda: [training(effort)],
         "paired": lambda: beside_published(model, given),
-        "profile": lambda: [profiled(model, Path(given.model).name, task) for task in given.tasks.split(",")],
+        "profile": lambda: ([profiled(model, Path(given.model).name, task)] for task in given.tasks.split(",")),
     }
     for name in given.only.split(","):
-        lines = groups[name]()
-        show(lines)
-        append(given.history, lines, device="cpu" if name == "training" else given.device)
+        for lines in groups[name]():
+            show(lines)
+            append(given.history, lines, device="cpu" if name == "training" else given.device)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ FAMILIES = {
     "dimple": Family(make=tiny_dimple.make, tasks=_TEXT, reads=True, alone=False, parts="questions"),
     "mmada": Family(
         make=_mmada,
-        tasks=frozenset({"ask", "generate", "infill"}),
+        tasks=frozenset({"ask", "generate", "plan", "infill"}),
         reads=True,
         alone=True,
         parts="geneval,questions,vq",

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .warm import warm
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,6 +30,9 @@ def environment() -> dict[str, str]:
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program; one in Python by one that is warm."""
+    if arguments[0] == sys.executable:
+        arguments = [warm(), *arguments[1:]]
     return subprocess.run(arguments, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
 
 

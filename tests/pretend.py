@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -215,6 +215,7 @@ def pretended() -> Iterator[Card]:
         "get_device_capability": (9, 0),
     }
     patches = [mock.patch.object(torch.cuda, name, lambda *a, found=found, **k: found) for name, found in there.items()]
+    patches += [mock.patch.object(torch.cuda, "device", lambda device: nullcontext())]
     patches += [mock.patch.object(threading.Thread, "run", run_on_card)]
     patches += [mock.patch.object(torch.Tensor, "_make_subclass", staticmethod(kept))]
     for patch in patches:

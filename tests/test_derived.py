@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import torch
 
@@ -60,3 +62,12 @@ def test_inference_tensors_are_not_remembered() -> None:
         a = torch.zeros(3)
         assert derived("x", lambda: 1, a) == 1
         assert derived("x", lambda: 2, a) == 2
+
+
+def test_a_program_that_ends_says_nothing_of_what_was_remembered() -> None:
+    """Tensors that outlive the module at the end of a program are forgotten without an error."""
+    program = (
+        "import sys, torch; from unmask.derived import derived; sys.kept = torch.zeros(1); derived(1, list, sys.kept)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .pages import ROOT, commands, environment, follow, python, run
+from .warm import warm
 
 PAGE = (ROOT / "docs" / "thinking.md").read_text()
 
@@ -37,7 +38,7 @@ def test_python_runs(block: str, here: Path) -> None:
 def converse(said: str, here: Path, *words: str) -> str:
     program = "import sys; from unmask.cli.main import main; sys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", program, "chat", *words],
+        [warm(), "-c", program, "chat", *words],
         cwd=here, input=said, env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

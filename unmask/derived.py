@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 T = TypeVar("T")
 _MOST = 16  # values remembered for one tensor
-_known: Any = WeakIdKeyDictionary()
+_Entries = dict[Any, tuple[list[int], list[Any], Any]]
+_Known = dict[
+    int, tuple[weakref.ref[Tensor], _Entries]
+]  # by id of the tensor; a WeakIdKeyDictionary takes three times as long
+_known: _Known = {}
 
 
 def derived(key: Hashable, make: Callable[[], T], first: Tensor, *others: Tensor) -> T:
@@ -28,9 +32,9 @@ def derived(key: Hashable, make: Callable[[], T], first: Tensor, *others: Tensor
     tensors = (first, *others)
     if torch.is_inference_mode_enabled() or any(t.is_inference() for t in tensors):
         return make()  # such tensors do not say whether they were written to
-    entries = _known.get(first)
+    entries = _entries_of(first)
     if entries is None:
-        entries = _known[first] = {}
+        entries = _new_entries(first)
     name = (key, *map(id, others))
     versions = [t._version for t in tensors]
     found = entries.get(name)
@@ -43,19 +47,38 @@ def derived(key: Hashable, make: Callable[[], T], first: Tensor, *others: Tensor
     return value
 
 
+def _entries_of(tensor: Tensor) -> _Entries | None:
+    found = _known.get(id(tensor))
+    return found[1] if found is not None and found[0]() is tensor else None
+
+
+def _new_entries(tensor: Tensor) -> _Entries:
+    name = id(tensor)
+    found: tuple[weakref.ref[Tensor], _Entries] = (weakref.ref(tensor, partial(_forget, _known, name)), {})
+    _known[name] = found
+    return found[1]
+
+
+def _forget(known: _Known, name: int, gone: weakref.ref[Tensor]) -> None:
+    """``known`` is given, because at the end of the program this module may have lost it."""
+    found = known.get(name)
+    if found is not None and found[0] is gone:  # a new tensor may have the id already
+        del known[name]
+
+
 def remember(key: Hashable, value: object, tensor: Tensor) -> None:
     """What ``remembered(key, tensor)`` returns from now on, until the tensor is written to. Nothing for inference tensors."""
     if torch.is_inference_mode_enabled() or tensor.is_inference():
         return
-    entries = _known.get(tensor)
+    entries = _entries_of(tensor)
     if entries is None or len(entries) >= _MOST:
-        entries = _known[tensor] = {}
+        entries = _new_entries(tensor)
     entries[(key,)] = ([tensor._version], [], value)
 
 
 def remembered(key: Hashable, tensor: Tensor) -> Any:
     """What was remembered of a tensor under this key; None if nothing was, or the tensor was written to since."""
-    entries = _known.get(tensor)
+    entries = _entries_of(tensor)
     found = entries.get((key,)) if entries else None
     return found[2] if found is not None and found[0] == [tensor._version] else None
 

@@ -47,7 +47,7 @@ class State:
         if len(states) == 1 and some[0].held.shape == (rows[0], length):
             return some[0]
         held = [
-            some[0].held.new_zeros(n, length) if s is None else F.pad(s.held, (0, length - s.held.shape[1]))
+            some[0].held.new_zeros(n, length) if s is None else padded(s.held, length)
             for s, n in zip(states, rows, strict=True)
         ]
         tensors = {}
@@ -57,7 +57,7 @@ class State:
                 [
                     some[0].tensors[name].new_zeros(n, *shape[1:-2], most, shape[-1])
                     if s is None
-                    else F.pad(s.tensors[name], (0, 0, 0, most - s.tensors[name].shape[-2]))
+                    else padded(s.tensors[name], most, dim=-2)
                     for s, n in zip(states, rows, strict=True)
                 ]
             )
@@ -235,6 +235,12 @@ class Progress:
         return Progress(
             number=self.number[index : index + 1], of=self.of[index : index + 1], length=self.length, known=known
         )
+
+
+def padded(x: Tensor, length: int, dim: int = -1) -> Tensor:
+    """``x`` with zeros behind it up to ``length`` in dimension -1 or -2."""
+    missing = length - x.shape[dim]
+    return F.pad(x, (0, 0) * (-1 - dim) + (0, missing)) if missing else x
 
 
 def widened(batch: Batch, length: int) -> Batch:

@@ -173,13 +173,15 @@ def report(
 
 
 def settled(timed: Timed) -> float:
-    """Median of the steps, without the first three of a longer run: an answer reads its prompt in the first and captures in the third."""
-    return statistics.median(timed.steps[3:] if len(timed.steps) > FEW else timed.steps)
+    """Median of the steps, without the first four of a longer run: an answer reads its prompt in the first and captures in the fourth."""
+    return statistics.median(timed.steps[4:] if len(timed.steps) > FEW else timed.steps)
 
 
 def few_of(bench: Bench, task: str) -> int:
     """Steps of a run that is not measured as a whole."""
-    return 3 if bench.quick else FEW + 4 if task == "answer" else FEW
+    if bench.quick:
+        return 6 if task == "answer" else 3
+    return FEW + 4 if task == "answer" else FEW
 
 
 def eager(bench: Bench, task: str) -> None:

@@ -169,13 +169,22 @@ def recomputed(work: Callable[[], Found]) -> tuple[Found, Replay]:
     return found, replay
 
 
+class Loud(Graphs):
+    """Graphs that raise the error of a capture."""
+
+    def _failed(self, name: tuple[int, bool], error: Exception) -> None:
+        raise error
+
+
 @contextmanager
 def graphed(bench: Bench, *, must: bool = False) -> Iterator[Graphs]:
-    """The layers below the last run as CUDA graphs inside; on a CPU, as what stands for them in a rehearsal.
+    """The layers below the last run as CUDA graphs inside, as in a model that ``unmask.load`` opens on a card; on a CPU, as what stands for
+    them in a rehearsal.
 
-    Once graphs have failed (``bench.found[NO_GRAPHS]``), only measurements of graphs themselves use them (``must``).
+    A layout that cannot be captured would run kernel by kernel; here its error is raised. Once graphs have failed
+    (``bench.found[NO_GRAPHS]``), only measurements of graphs themselves use them (``must``).
     """
-    net, graphs = bench.model.parts.net, Graphs(capture=capture if bench.card else recomputed)
+    net, graphs = bench.model.parts.net, Loud(capture=capture if bench.card else recomputed)
     net.graphs = None if NO_GRAPHS in bench.found and not must else graphs
     try:
         yield graphs

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import unmask
 from unmask.cli.completion import speeds
 from unmask.cli.main import main
 
@@ -118,3 +119,21 @@ def test_a_measurement_at_a_speed(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_completion_of_the_last_word() -> None:
     assert speeds(None, None, "re") == ["refresh"]  # type: ignore[arg-type]
     assert speeds(None, None, "fast,st") == ["fast,steps"]  # type: ignore[arg-type]
+
+
+def test_graphs_can_be_declined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every command that runs a model hands --no-graphs to ``unmask.load``."""
+    given: list[bool] = []
+
+    def load(name: str, **more: object) -> None:
+        given.append(bool(more["graphs"]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(unmask, "load", load)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps({"task": "generate", "prompt": "a cat"}) + "\n")
+    batch = ["batch", str(lines), str(tmp_path / "out")]
+    for command in (["generate", "a cat"], ["serve", "--port", "0"], batch, ["evaluate"]):
+        before = len(given)
+        assert main(command) and main([*command, "--no-graphs"])
+        assert given[before:] == [True, False], command

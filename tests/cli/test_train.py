@@ -17,6 +17,8 @@ from unmask.cli.train import recipes
 from unmask.training.losses import Update
 from unmask.training.meters import Meters
 
+from ..warm import warm
+
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 
@@ -164,7 +166,7 @@ def test_a_stopped_process_continues_bit_for_bit(number: int, here: Path, capsys
     """A real process and a real signal, at its first line of progress, long before the first report and checkpoint."""
     words = ["train", "mini.tower", "--out", "run", "-o", "training.steps=3", "-o", "source.batch=2"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "unmask.cli.main", *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [warm(), "-m", "unmask.cli.main", *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     assert child.stderr is not None
     assert child.stderr.readline().startswith("step 1/3 ")
@@ -214,7 +216,7 @@ PAIR = (
 
 
 def started(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "unmask.cli.main", *words]
+    command = [warm(), "-m", "unmask.cli.main", *words]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 

@@ -1,12 +1,30 @@
-"""Instances of the parts of the samplers of Dream, Dimple and Lumina-DiMOO, for the contract suites."""
+"""Instances of the parts of the samplers of LaViDa, Dream, Dimple and Lumina-DiMOO, for the contract suites."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from unmask.sampling import aligned, blocks, cache, ml_cache, reverse_time, schedule, selection, token_sampler
+from unmask.sampling import (
+    aligned,
+    blocks,
+    cache,
+    free_cache,
+    ml_cache,
+    prior,
+    reverse_time,
+    schedule,
+    selection,
+    step_causal,
+    token_sampler,
+)
 
-CACHES: list[Any] = [cache.PromptCache(), ml_cache.MLCache(ratio=0.6, warmup=0.2, interval=3)]
+CACHES: list[Any] = [
+    cache.PromptCache(),
+    ml_cache.MLCache(ratio=0.6, warmup=0.2, interval=3),
+    free_cache.FreeCache(),
+    free_cache.ReleasedFreeCache(),
+]
+PRIORS: list[Any] = [step_causal.StepCausal(), prior.PrefixLM()]
 BLOCKS: list[Any] = [blocks.FirstApart()]
 SCHEDULES: list[Any] = [
     schedule.ReverseTime(steps=6),

@@ -128,7 +128,7 @@ STOPPINGS = [
     stopping.Until(enough=two_or_more, fill=END),
     stopping.Until(enough=two_or_more, fill=END, stopping=stopping.EndOfTurn(ids=(END, 7))),
 ]
-PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES}), step_causal.StepCausal()]
+PRIORS = [prior.AllMasked(), prior.UniformIds(sizes={Kind.TEXT: TEXT, Kind.CODE: CODES}), *dream_parts.PRIORS]
 CACHES = [
     cache.NoCache(),
     cache.PrefixCache(),
@@ -169,7 +169,7 @@ OTHER_OBJECTIVES = [
 ]
 # what flows between the parts, changes of whole samplers, and the loop itself
 NOT_PARTS = frozenset(
-    "Agenda Card Fast FastPictures FastText Lent SpanLayout Bound Group Masks PlannedStep SamplingRun Sampler Step Todo".split()
+    "Agenda Ancestral Card Fast FastPictures FastText Lent SpanLayout Bound Group Masks PlannedStep SamplingRun Sampler Step Todo".split()
 )
 
 

@@ -35,6 +35,7 @@ from .instances import (
     parts_found,
     tiny,
 )
+from .other_parts import PARTS
 from .training_parts import SOURCES
 
 ROLES: list[tuple[type, list[Any]]] = [
@@ -49,7 +50,17 @@ ROLES: list[tuple[type, list[Any]]] = [
     (protocols.Corruption, ALL_CORRUPTIONS),
     (protocols.Objective, [*ALL_OBJECTIVES, *OTHER_OBJECTIVES[:-1]]),
 ]
-INSTANCES = [SAMPLERS, ALL_PRIORS, ALL_CORRUPTIONS, ALL_OBJECTIVES, OTHER_OBJECTIVES, POLICIES, SOURCES, method_parts()]
+INSTANCES = [
+    SAMPLERS,
+    ALL_PRIORS,
+    ALL_CORRUPTIONS,
+    ALL_OBJECTIVES,
+    OTHER_OBJECTIVES,
+    POLICIES,
+    SOURCES,
+    PARTS,
+    method_parts(),
+]
 CHECKED = (
     protocols.Guidance,
     protocols.Corruption,

@@ -74,7 +74,7 @@ def test_faults(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_attacks(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attacks(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = "--connections 12 --bodies 8 --body-mib 2 --pictures 48 --side 300 --at-once 8".split()
     found = figures("serving_attacks.py", model_folder, tmp_path, monkeypatch, *small)
     assert found["serving.attacks.connections"]["more"]["left"] == 0
@@ -86,7 +86,7 @@ def test_attacks(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_company(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_company(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = "--answers 24 --servers 2 --clients 4 --each 1 --steps 2".split()
     found = figures("serving_company.py", model_folder, tmp_path, monkeypatch, *small)
     assert found["serving.company.answers"]["value"] == 24 and found["serving.company.wrong"]["value"] == 0
@@ -94,7 +94,7 @@ def test_company(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_fuzz(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fuzz(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures("serving_fuzz.py", model_folder, tmp_path, monkeypatch, "--requests", "60", "--steps", "2")
     assert found["serving.fuzz.requests"]["value"] == 60
     assert found["serving.fuzz.failures"]["value"] == found["serving.fuzz.wrong_after"]["value"] == 0
@@ -102,7 +102,7 @@ def test_fuzz(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = "--repeats 1 --warm 0 --rates 4 --seconds 0.5".split()
     found = figures("serving_throughput.py", model_folder, tmp_path, monkeypatch, *small)
     groups = {f"serving.together.{name}" for name in ("texts", "words", "drawings", "mixed")}
@@ -112,7 +112,7 @@ def test_throughput(model_folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_fairness(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fairness(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures("serving_fairness.py", model_folder, tmp_path, monkeypatch, "--repeats", "10")
     assert 1 <= found["serving.fairness.forwards"]["value"] <= 10
     assert found["serving.fairness.ratio"]["more"]["alone_s"] > 0

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from unmask.evaluation.sampler_axes import REFERENCE, Variant, steps_of, variants
+from unmask.evaluation.sampler_axes import REFERENCE, Variant, named_change, steps_of, variants
 from unmask.sampling.aligned import Aligned
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.cache import BlockCache, NoCache, PrefixCache
 from unmask.sampling.orders import halton
+from unmask.sampling.prior import PrefixLM, UniformIds
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Cosine, Equal, Fixed, Shift
 from unmask.sampling.selection import Confident, InOrder, RandomOrder, Threshold
@@ -57,12 +58,35 @@ def test_the_product_of_four_lists() -> None:
         ("schedules", "shift:steps=4:shift=0.5", "schedule", Shift(steps=4, shift=0.5)),
         ("caches", "none", "cache", NoCache()),
         ("caches", "prefix", "cache", PrefixCache()),
+        ("caches", "prefix", "prior", PrefixLM()),
         ("caches", "block:refresh=4", "cache", BlockCache(refresh=4)),
         ("thresholds", "0.9", "selection", Threshold(value=0.9)),
     ],
 )
 def test_a_name_stands_for_a_part(axis: str, name: str, part: str, wanted: object) -> None:
     assert getattr(one(axis, name)(BASE, TEXT), part) == wanted
+
+
+def test_a_change_by_name_has_the_steps_of_any_sampler() -> None:
+    """Those of its own schedule, of a block, of the selection, or one for each token; a part that is not named stays."""
+    for base, steps in (
+        (replace(BASE, schedule=Equal(steps=16)), 16),
+        (replace(BASE, blocks=Blocks(length=8)), 8),
+        (replace(BASE, schedule=Fixed(each=2**31), selection=Aligned(steps=5)), 5),
+    ):
+        changed = named_change("shift:shift=0.5", None)(base)
+        assert changed == replace(base, schedule=Shift(steps=steps, shift=0.5))
+    assert named_change("shift", None)(BASE).schedule.counts(7) == [1] * 7
+    assert named_change("shift:steps=0.5", None)(replace(BASE, schedule=Equal(steps=8))).schedule == Shift(
+        steps=4, shift=3.0
+    )
+    assert named_change(None, "block")(BASE) == replace(BASE, cache=BlockCache())
+    assert named_change(None, None)(BASE) is BASE
+
+
+def test_the_prefix_cache_leaves_another_prior_alone() -> None:
+    with pytest.raises(ValueError, match="does not fit the prior UniformIds"):
+        named_change(None, "prefix")(replace(BASE, prior=UniformIds(sizes={0: 4})))
 
 
 def test_orders_of_pictures() -> None:

@@ -39,9 +39,14 @@ def row(out: Path, name: str) -> str:
     return ROW.replace("NAME", name).replace("ROWS", str(out / "rows.jsonl"))
 
 
-def started(out: Path, seconds: float, *parts: tuple[str, float, str]) -> subprocess.Popen[bytes]:
+QUICK = DRIVER.replace(
+    "from run import", "import run; run.GRACE, run.LEAST, run.CLOSING = 0.5, 1.0, 2.0\nfrom run import"
+)
+
+
+def started(out: Path, seconds: float, *parts: tuple[str, float, str], driver: str = DRIVER) -> subprocess.Popen[bytes]:
     words = [str(word) for part in parts for word in part]
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(out), str(seconds), *words], stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", driver, str(out), str(seconds), *words], stdout=subprocess.PIPE)
 
 
 def ended(out: Path) -> dict[str, int]:
@@ -78,13 +83,12 @@ def test_a_part_that_fails_or_is_not_there_stops_no_other(tmp_path: Path) -> Non
     assert "one " in (out / "table.txt").read_text() and "exit 3" in (out / "table.txt").read_text()
 
 
-def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     """It ignores SIGTERM, and so does its child."""
     out, mark = tmp_path / "out", tmp_path / "child"
     child = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {HANG!r}]); open({str(mark)!r}, 'w').write(str(p.pid)); "
-    driver = DRIVER.replace("from run import", "import run; run.GRACE = 0.5; run.LEAST = 1.0\nfrom run import")
-    monkeypatch.setattr(sys.modules[__name__], "DRIVER", driver)
-    ran = started(out, 60, ("one", 4, row(out, "a") + child + HANG), ("two", 20, row(out, "b")))
+    parts = ("one", 4, row(out, "a") + child + HANG), ("two", 20, row(out, "b"))
+    ran = started(out, 60, *parts, driver=QUICK)
     assert ran.wait(60) == 1
     assert ended(out) == {"one": 124, "two": 0} and named(out) == ["a", "b"]
     state = Path(f"/proc/{mark.read_text()}/stat")
@@ -138,7 +142,8 @@ def test_training_has_what_is_left_and_its_newest_files_come_back(tmp_path: Path
         "(f / 'metrics.jsonl').write_text('{}'); "
         "signal.signal(signal.SIGTERM, lambda *a: ((f / 'state').write_bytes(b'saved'), sys.exit(130))); time.sleep(600)"
     ).replace("FOLDER", str(tmp_path / "work" / "small"))
-    ran = started(out, 32, ("one", 600, row(out, "a") + "import time; time.sleep(600)"), ("small", 0, writes))
+    parts = ("one", 600, row(out, "a") + "import time; time.sleep(600)"), ("small", 0, writes)
+    ran = started(out, 14, *parts, driver=QUICK)
     assert ran.wait(90) == 2
     assert ended(out)["one"] == 124 and set(ended(out)) == {"one", "small"}
     complete(out, "one.log", "small.log")

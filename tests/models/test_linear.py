@@ -11,7 +11,7 @@ from torch import nn
 
 from unmask.models import linear as linears
 from unmask.models.blocks import SharedOut, SwiGLU
-from unmask.models.linear import Linear, pack, packed, side_by_side
+from unmask.models.linear import Linear, alike_from, pack, packed, side_by_side
 from unmask.models.lora import LoRA, merge, unmerge
 from unmask.rng import generator
 
@@ -47,6 +47,24 @@ def test_equals_torch(bias: bool, packs: bool) -> None:
     layer.packs = packs  # type: ignore[assignment]
     for x in (x_of(40, 160), x_of(40, 160).view(2, 20, 160)):
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))  # type: ignore[arg-type]
+
+
+@mkldnn
+@pytest.mark.parametrize("threads", [1, 2])
+def test_as_many_rows_as_are_computed_at_least_round_alike(threads: int) -> None:
+    """Where another library serves, or gradients are wanted, more of them are needed."""
+    x, layers = x_of(96, 192), [filled(Linear(192, width, bias=False)) for width in (33, 512, 1792)]
+    torch.set_num_threads(threads)
+    try:
+        assert alike_from(x) == 4 * threads
+        for layer in layers:
+            whole = layer(x)
+            assert all(torch.equal(layer(x[:rows]), whole[:rows]) for rows in range(4 * threads, 96, 4 * threads))
+        assert alike_from(x.bfloat16()) == 16
+        with torch.enable_grad():
+            assert alike_from(x) == 16
+    finally:
+        torch.set_num_threads(1)
 
 
 @mkldnn

@@ -12,7 +12,7 @@ from unmask.corruption.schedules import Cosine
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.objectives.importance import EachRow, InverseMean, Linear, Neighbours
-from unmask.objectives.masked import Masked, Pooled, Together, complement
+from unmask.objectives.masked import Dropout, Masked, Pooled, Together, complement
 from unmask.objectives.next_token import NextToken
 from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
@@ -174,3 +174,14 @@ def test_scored_tokens_have_a_loss() -> None:
     loss = Masked(corruption=process)(net, picture(2), generator("edges"))
     masks = process.corrupt(picture(2), torch.full((1,), 0.0), generator("edges")).masked.sum()
     assert loss.counts["text"] > int(masks) >= 1 and isinstance(net(picture(2)).scored.get(Kind.TEXT), Scored)
+
+
+def test_the_next_token_loss_does_not_score_what_guidance_dropped() -> None:
+    batch, net = rows(4, 6), network(shifted=True)
+    batch = batch.replace(writable=batch.valid)
+    assert int((batch.ids[:, 0] == net.mask_id).sum()) == 0
+    dropped = NextToken(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=1.0),))
+    plain, fewer = (objective(net, batch, generator("drop")) for objective in (NextToken(), dropped))
+    assert (plain.counts["text"], fewer.counts["text"]) == (12, 10)
+    never = NextToken(dropouts=(Dropout(spans=frozenset({"prompt"}), rate=0.0),))(net, batch, generator("drop"))
+    torch.testing.assert_close(never.total, plain.total)

@@ -11,7 +11,8 @@ import torch
 import unmask
 from unmask.cli.main import main
 from unmask.pipeline.catalogue import find_sampler
-from unmask.pipeline.text_model import Continue, FillGaps, Reply, TextModel
+from unmask.pipeline.text_gaps import FillGaps
+from unmask.pipeline.text_model import Continue, Reply, TextModel
 from unmask.sampling.reverse_time import OnGrid
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Fixed, ReverseTime

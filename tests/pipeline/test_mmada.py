@@ -16,10 +16,13 @@ from unmask.grammars.answer_format import of_regex
 from unmask.pipeline.model import Model
 from unmask.tasks.conversing import Message
 from unmask.tasks.mmada import centred
+from unmask.tasks.planning import PlanImage
 from unmask.tasks.rows import Extras
 from unmask.tasks.understand import Ask
-from unmask.tokens.mmada import LOOK_AT, THINK
+from unmask.tokens.layouts import layout_of
+from unmask.tokens.mmada import LOOK_AT, THINK, THINK_AND_DRAW, thought_in
 from unmask.tokens.prompts import Conditions
+from unmask.tokens.text import EOS
 
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parents[1] / "golden" / "mmada_tiny"
@@ -110,18 +113,45 @@ def test_pictures_of_other_shapes_are_cut_to_the_middle(model: Model) -> None:
     assert model.parts.preprocess(picture(80, 40))[0].shape == (3, 32, 32)
 
 
+def test_it_describes_a_picture_and_draws_the_description(model: Model) -> None:
+    """The text is written in the row of the released trainer, alone or in a batch, and is then the prompt."""
+    drawn = model.generate("a cat", plan=True, seed=3, n=2, steps=3)
+    for number, one in enumerate(drawn):
+        assert one.plan is not None and one.plan.reason and not one.plan.objects
+        alone = model.generate("a cat", plan=True, seed=3 + number, steps=3)[0]
+        again = model.generate(one.plan.reason, seed=3 + number, steps=3)[0]
+        assert one.image.tobytes() == alone.image.tobytes() == again.image.tobytes()
+    assert drawn[0].image.tobytes() != model.generate("a cat", seed=3, steps=3)[0].image.tobytes()
+    row = PlanImage(prompt=" a cat ", length=8).build(model.parts)
+    text, (prompt, plan) = model.parts.text, row.spans
+    said = text.raw(row.ids[: prompt.stop].tolist())
+    assert said.endswith("image here\na cat<eot_id>assistant\n<think>") and len(plan) == 8
+    assert int(row.ids[0]) == text[THINK_AND_DRAW] and bool(row.masked[plan.start : plan.stop].all())
+
+
+def test_a_description_ends_at_its_tag_or_at_the_end_of_text(model: Model) -> None:
+    text = model.parts.text
+    for ids in (text.encode("so it is</think> more"), [*text.encode("so it is"), text[EOS], *text.encode(" more")]):
+        assert thought_in(ids, text) == "so it is"
+
+
 def test_what_it_was_not_trained_for_is_refused(model: Model) -> None:
     for call in (
         lambda: model.edit(picture(), "make it blue"),
         lambda: model.ground(picture(), "cat"),
         lambda: model.infill_text("a [mask]"),
-        lambda: model.generate("a cat", plan=True),
         lambda: model.generate("a cat", attempts=2),
     ):
         with pytest.raises(ValueError, match="MMaDA cannot .*; it draws, infills, and answers"):
             call()
     with pytest.raises(ValueError, match="draws from a prompt alone"):
         model.generate("a cat", conditions=Conditions(luminance=0.5))
+    boxes = layout_of([("cat", (0, 0, 0.5, 0.5))])
+    for more in ({"plan": boxes}, {"plan": True, "conditions": Conditions(luminance=0.5)}):
+        with pytest.raises(ValueError, match="draws from a prompt alone"):
+            model.generate("a cat", **more)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no room for a description"):
+        model.generate("a cat " * 50, plan=True)
     with pytest.raises(ValueError, match="as codes, not as views"):
         model.parts.rows.asking(model.parts, None, "what?", 1) and model.parts.rows.asking(
             model.parts, unmask_views(), "what?", 1

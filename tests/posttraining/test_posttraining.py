@@ -14,7 +14,8 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import SIZES
 from unmask.posttraining.advantage import centred, group_normalised
-from unmask.posttraining.rewards import TokenShare
+from unmask.posttraining.likelihoods import log_probabilities
+from unmask.posttraining.rewards import Sample, TokenShare
 from unmask.posttraining.rollout import Rollout, rollout, sequences
 from unmask.recipe import Eval, Optim, Recipe, Training
 from unmask.rng import generator
@@ -90,7 +91,7 @@ def test_the_model_keeps_its_modes_and_gets_no_gradient() -> None:
 
 def test_rewards_and_their_rows() -> None:
     rolled = rollout(model(), SAMPLER, prompts(0, 1), group=3)
-    rewards = rolled.rewards(lambda sequence: float(sequence.ids.sum()))
+    rewards = rolled.rewards(lambda samples: [float(sample.sequence.ids.sum()) for sample in samples])
     assert rewards.shape == (2, 3)
     wanted = [[sum(answer(rolled, b, g)) for g in range(3)] for b in range(2)]
     assert rewards.tolist() == wanted
@@ -101,9 +102,24 @@ def test_rewards_and_their_rows() -> None:
 def test_token_share() -> None:
     made = prompt(0)
     made.ids[3:] = torch.tensor([7, 2, 7, 3])
-    assert REWARD(made) == 0.5
+    assert REWARD([Sample(sequence=made)]) == [0.5]
     with pytest.raises(KeyError, match="no span 'reply'"):
-        TokenShare(span="reply", token=7)(made)
+        TokenShare(span="reply", token=7)([Sample(sequence=made)])
+
+
+def test_the_step_and_the_log_probability_of_each_token() -> None:
+    policy = model()
+    rolled = rollout(policy, SAMPLER, prompts(0, 1), group=2)
+    open_ = rolled.answers.writable & rolled.answers.valid
+    assert set(rolled.steps[open_].tolist()) == {1, 2} and not rolled.steps[~open_].any()
+    assert (rolled.steps[open_].view(4, 4) == 1).sum(1).tolist() == [2] * 4
+    # Before the first step everything is masked: the scores of its tokens are the model's log-probabilities there.
+    clean = rolled.answers.replace(clean=rolled.answers.ids, masked=open_)
+    with torch.no_grad():
+        wanted = log_probabilities(policy.eval(), clean)
+    early = open_ & (rolled.steps == 1)
+    torch.testing.assert_close(rolled.scores[early], wanted[early], atol=1e-5, rtol=1e-4)
+    assert (rolled.scores[~open_] == -torch.inf).all()
 
 
 # -- advantages -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.data.drawn import Drawn, save_drawn
 from unmask.data.sources import pixels_of
 from unmask.data.world.scenes import sample
-from unmask.recipes import lavida_o, mini, sparse
+from unmask.recipes import distilled, lavida_o, mini, sparse
 
 torch.set_num_threads(1)
 
@@ -43,6 +43,7 @@ STAGE3 = (
 )
 SMALL = {
     "ablations.run": ("teraflops=0.01", "times=0.05"),
+    "distilled.mini": ("images=400", "source.parts.draw.batch=2"),
     "judge.detector": ("source.batch=2",),
     "mini.align": ("source.batch=4",),
     "mini.stage1": ("vision=", "images=400", "source.parts.look.batch=2"),
@@ -52,7 +53,10 @@ SMALL = {
     "mini.tower": ("source.batch=4",),
     "mini_free.vq": ("pictures=1", "items=2"),
     "mini_vq.vq": ("images=400", "source.batch=1"),
+    "mmada.supervised": ("source.batch=2",),
+    "rediff": ("batch=2",),
     "sparse.mini": ("images=400", *(f"source.parts.{n}.batch=2" for n in STAGE3)),
+    "unigrpo": ("batch=1", "group=2", "updates=1", "sample_steps=1"),
 }
 CHAIN = re.findall(r"unmask train (\S+) +--out (\S+)", mini.__doc__ or "")
 
@@ -68,9 +72,9 @@ def run(recipe: str, out: str, steps: int, *more: str) -> list[int]:
 def test_every_recipe_is_tried() -> None:
     stages = {stage.name for stage in lavida_o.STAGES}
     others = {f"families.{name}" for name in ("mmada", "lavida", "dream", "dimple", "lumina_dimoo")}
-    assert {*SMALL, *stages, *others, "finetune", "small.all", "mini.all"} == set(
-        recipes()
-    )  # these have tests of their own
+    others |= {"dida.adapt", "dimple.adapt", "image_tokens.causal", "medim.joint"}
+    # Those that are not in SMALL have tests of their own.
+    assert {*SMALL, *stages, *others, "finetune", "small.all", "mini.all"} == set(recipes())
 
 
 def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +148,22 @@ def test_a_step_causal_run_becomes_a_model_for_every_task(tmp_path: Path, monkey
     assert model.edit(picture.image, "remove the apple", seed=1)[0].image.size == (128, 128)
     assert model.ask(picture.image, "what is this?").text
     assert len(model.ground(picture.image, ["the apple", "the cat"]).boxes) == 2
+
+
+def test_a_distilled_run_becomes_a_model_that_draws_in_few_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("distilled.mini", "run", 2)
+    distilled.ship("run", "model")
+    few, first = unmask.load("model"), unmask.load("mini")
+    assert few.generate("a red apple", steps=4, plan=False)[0].image.size == (128, 128)
+    moved = [
+        name for name, w in few.parts.net.state_dict().items() if not torch.equal(w, first.parts.net.state_dict()[name])
+    ]
+    assert moved and all(
+        torch.equal(a, b) for a, b in zip(few.parts.vq.parameters(), first.parts.vq.parameters(), strict=True)
+    )
 
 
 def test_registers_start_as_masked_tokens() -> None:

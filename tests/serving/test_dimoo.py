@@ -83,6 +83,8 @@ def test_an_edit_keeps_its_shape_and_has_a_kind(server: Server, folder: Path) ->
         answer = edited(**more)
         error = answer.json()["error"]
         assert answer.status_code == 400 and error["param"] == "kind" and said in error["message"], error
+    own = edited(kind="image_ref_transfer", files={"reference": ("tall.png", png(TALL))}, quirks="released").json()
+    assert own["size"] == "16x32"  # the released script takes the size of the second picture
     painted = edited(kind="edit_add", files={"mask": ("mask.png", png(Image.new("L", WIDE.size, 255)))})
     assert painted.status_code == 400 and painted.json()["error"]["param"] == "kind"
 
@@ -96,7 +98,8 @@ def test_its_document_has_sizes_and_kinds(server: Server) -> None:
         document = plain(other).get("/openapi.json").json()
         own = document["paths"][EDIT]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert not {"kind", "reference"} & set(own["properties"])
-        for more in ({"kind": "edit_add"}, {"size": "64x32"}):
+        assert own["properties"]["quirks"]["enum"] == ["usual", "", "null", None]
+        for more in ({"kind": "edit_add"}, {"size": "64x32"}, {"quirks": "sometimes"}):
             files = {"image": ("wide.png", png(WIDE))}
             answer = plain(other).post(EDIT, data={"prompt": "so", "steps": "1", **more}, files=files)
             assert answer.status_code == 400 and answer.json()["error"]["param"] == next(iter(more)), answer.json()

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from unmask.serving.answers import ENDPOINTS
 from unmask.serving.counting import _MEANING, PATHS
 
 from ..pages import ROOT, environment, python
+from ..warm import warm
 
 DOCS = ROOT / "docs"
 API, SERVE, OPERATE = DOCS / "api.md", DOCS / "serve.md", DOCS / "operate.md"
@@ -163,7 +163,7 @@ def test_the_scripts_that_the_page_names_take_what_it_gives_them() -> None:
     found = re.findall(r"^python (bench/\S+)(.*)$", OPERATE.read_text(), re.M)
     assert len(found) == 10
     for script, options in found:
-        command = [sys.executable, str(ROOT / script), *options.split(), "--help"]
+        command = [warm(), str(ROOT / script), *options.split(), "--help"]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert all(word in done.stdout for word in options.split() if word.startswith("--"))
@@ -192,7 +192,7 @@ def starting(page: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """The first command of the page on serving, at a free port, stopped as an operator would."""
-    command = [sys.executable, "-m", "unmask.cli.main", *starting(SERVE)[0].split(), "--port", "0"]
+    command = [warm(), "-m", "unmask.cli.main", *starting(SERVE)[0].split(), "--port", "0"]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
@@ -223,7 +223,7 @@ def test_python_of_the_pages_runs(address: str, tmp_path: Path) -> None:
     assert len(blocks) >= 2
     for block in blocks:
         done = subprocess.run(
-            [sys.executable, "-c", block.replace(ADDRESS, address)],
+            [warm(), "-c", block.replace(ADDRESS, address)],
             cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, block + done.stderr

@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from unmask.models.elastic import Elastic
+from unmask.models.layout import lay_out
 from unmask.sampling.cache import PrefixCache
 from unmask.sampling.sampler import NothingUnmasked
 from unmask.sampling.selection import move
 from unmask.sequence import Batch, collate
+from unmask.serving.batching import join, part_of
 from unmask.serving.engine import Limits
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, QueueFull
 from unmask.step import Prediction
 
 from .tiny import (
+    DRAW,
     LOOK,
     ONE_BY_ONE,
     POOL,
@@ -26,6 +29,7 @@ from .tiny import (
     asking,
     canvases,
     drawing,
+    editing,
     engine,
     net,
     request,
@@ -254,6 +258,30 @@ def test_tasks_of_any_shape_share_forwards(model: Elastic) -> None:
 
     assert forwards(idle=10**6) == 6 + 1, "as many as the longest request has steps, and a short one without the others"
     assert forwards(idle=0) == 5 + 6, "text and codes have forwards of their own"
+
+
+def test_how_rows_lie_is_computed_when_other_requests_come_together(
+    model: Elastic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at every step, although rows of different lengths are padded and have features of their own."""
+    made: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        made.append(1)
+        return lay_out(*given)
+
+    monkeypatch.setattr("unmask.models.elastic.lay_out", counted)
+    served = engine(model)
+    requests = [drawing(given=17, seed=1), drawing(given=26, seed=2), editing(seed=1), editing(seed=2)]
+    handles = [served.submit(request(built, DRAW)) for built in requests]
+    served.drain()
+    assert len(made) <= 3 < served.metrics().forwards == 6
+    assert all(torch.equal(h.result().ids, alone(model, r, DRAW)[0]) for h, r in zip(handles, requests, strict=True))
+
+
+def test_a_request_alone_in_a_forward_is_not_copied(model: Elastic) -> None:
+    run = DRAW.start(collate([drawing()], [0]))
+    assert run.query is not None and join([part_of(run.query, 4)]) is run.query
 
 
 def test_every_picture_is_encoded_once(model: Elastic) -> None:

@@ -59,6 +59,50 @@ def test_a_model_that_reads_pictures_answers(name: str, tmp_path: Path) -> None:
     assert chat.choices[0].message.content == model.ask(picture(), QUESTION, max_tokens=9, seed=3).text
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_an_answer_from_a_draft(name: str, tmp_path: Path) -> None:
+    model = unmask.load(READERS[name](tmp_path / "model"))
+    content = [{"type": "image_url", "image_url": {"url": as_url(picture())}}, {"type": "text", "text": QUESTION}]
+    seen: Any = [{"role": "user", "content": content}]
+    alone: Any = [{"role": "user", "content": QUESTION}]
+    draft, gaps = {"draft": "it is [mask:3] so"}, {"draft": "[mask]"}
+    wrong: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
+        (seen, {"draft": "no gap"}, {}, "draft: no .mask. in .no gap"),
+        (seen, {"draft": "[mask:513]"}, {}, "draft: .* 1 to 512 tokens"),
+        (seen, gaps, {"max_tokens": 3}, "max_tokens: it cannot be combined with draft"),
+        (seen, gaps, {"stop": "a"}, "stop: it cannot be combined with draft"),
+        (seen, {**gaps, "draw": True}, {}, "draw: it cannot be combined with draft"),
+        (alone, gaps, {}, "draft: it is for answers about an image"),
+    ]
+    with serving(model, name="m") as server:
+        chat = client(server).chat.completions
+        whole = chat.create(model="m", messages=seen, seed=3, extra_body=draft)
+        parts = chat.create(model="m", messages=seen, seed=3, extra_body=draft, stream=True)
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in parts if chunk.choices)
+        for messages, body, more, said in wrong:
+            with pytest.raises(openai.BadRequestError, match=said) as refused:
+                chat.create(model="m", messages=messages, extra_body=body, **more)
+            assert refused.value.param == said.partition(":")[0]
+    text = model.ask(picture(), QUESTION, seed=3, **draft).text
+    assert whole.choices[0].message.content == streamed == text and text.startswith("it is")
+
+
+def test_a_text_model_answers_from_a_draft_and_has_no_quirks(tmp_path: Path) -> None:
+    said: Any = [{"role": "user", "content": QUESTION}]
+    model = unmask.load(tiny_dream.make(tmp_path / "dream"))
+    with serving(model, name="m") as server:
+        chat, draft = client(server).chat.completions, {"draft": "it is [mask:3] so"}
+        whole = chat.create(model="m", messages=said, seed=3, extra_body=draft)
+        parts = chat.create(model="m", messages=said, seed=3, extra_body=draft, stream=True)
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in parts if chunk.choices)
+        with pytest.raises(openai.BadRequestError, match="draft: no .mask. in .no gap"):
+            chat.create(model="m", messages=said, extra_body={"draft": "no gap"})
+        with pytest.raises(openai.BadRequestError, match="no deviations of released scripts") as refused:
+            chat.create(model="m", messages=said, extra_body={"quirks": "none"})
+    assert whole.choices[0].message.content == streamed == model.ask(QUESTION, seed=3, **draft).text
+    assert refused.value.param == "quirks"
+
+
 def test_lumina_dimoo_draws_edits_and_answers(tmp_path: Path) -> None:
     model = unmask.load(FAMILIES["lumina_dimoo"].make(tmp_path / "model"))
     few: Any = {"steps": 2, "seed": 3}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +50,19 @@ def test_it_chats_with_and_without_a_picture(server: Server) -> None:
         )
         said.append(reply.choices[0].message.content)
     assert said[0] and said[0] != said[1]
+
+
+def test_an_answer_without_a_picture_has_a_draft_and_settings(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "model"))
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"max_sequence_length": 1024}))  # its answers have 512 tokens
+    model, few = unmask.load(folder), ["schedule.steps=2"]
+    with serving(model, name="mmada") as server:
+        create = client(server).chat.completions.create
+        for draft in ("it is [mask:3]", ""):
+            own: dict[str, Any] = {"draw": False, "settings": few, "draft": draft}
+            reply = create(model="mmada", messages=[{"role": "user", "content": "what?"}], seed=3, extra_body=own)
+            assert reply.choices[0].message.content == model.ask(None, "what?", seed=3, settings=few, draft=draft).text
 
 
 def test_its_card_lists_what_it_can_do(server: Server) -> None:

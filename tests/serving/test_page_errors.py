@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from unmask.serving.server import Server, listen
 from unmask.serving.service import Service
 
 from ..pages import ROOT, commands
+from ..warm import warm
 from .on_page import Page, Visit, ask, done, expect, freed, panel, picture, same, standing_still
 
 
@@ -114,7 +114,7 @@ Elastic.forward = stopping
 
     def serve(port: int, before: str = "") -> tuple[subprocess.Popen[str], str]:
         program = f"{before}\nimport sys; from unmask.cli.main import main; sys.exit(main())"
-        words = [sys.executable, "-c", program, *shlex.split(command)[1:], "--port", str(port)]
+        words = [warm(), "-c", program, *shlex.split(command)[1:], "--port", str(port)]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout
         return process, process.stdout.readline().strip()

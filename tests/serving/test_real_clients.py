@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 from ..pages import ROOT, environment
+from ..warm import warm
 
 
 def test_the_openai_client_at_every_task() -> None:
-    command = [sys.executable, str(ROOT / "bench" / "real_clients.py"), "--only", "openai"]
+    command = [warm(), str(ROOT / "bench" / "real_clients.py"), "--only", "openai"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     header, _, row = done.stdout.strip().splitlines()

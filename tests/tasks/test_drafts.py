@@ -15,6 +15,8 @@ import unmask
 from unmask.checkpoints.lavida import read_lavida
 from unmask.cli.main import main
 from unmask.pipeline.model import Model
+from unmask.pipeline.text_gaps import FillGaps
+from unmask.pipeline.text_model import TextModel
 from unmask.sequence import Sequence
 from unmask.tasks.drafts import Drafted, draft_ids, expanded
 from unmask.tasks.lavida import slots_of
@@ -106,7 +108,7 @@ def test_slots_end_in_their_marker_and_lose_their_fillers(folders: dict[str, Pat
     ("name", "given", "said"),
     [
         ("dimple", {"draft": "a [slot:3] b"}, "this model has no slots that it may leave empty; use \\[mask:N\\]"),
-        ("dimple", {"draft": "no gap"}, "no gap in the draft 'no gap'"),
+        ("dimple", {"draft": "no gap"}, "no \\[mask\\] in 'no gap'"),
         ("dimple", {"draft": "a [mask:0]"}, "\\[mask:0\\] is not possible; a gap has 1 to 512 tokens"),
         ("lavida", {"draft": "a [slot:900]"}, "\\[slot:900\\] is not possible"),
         (
@@ -150,9 +152,6 @@ def test_the_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
     words = ["ask", str(tmp_path / "a.png"), "why?", "--draft", "so it is [mask:4].", "--length", "16", "--seed", "1"]
     assert main([*words, "--model", str(folders["dimple"])]) == 0
     assert capsys.readouterr().out.startswith("so it is")
-    dream = tiny_dream.make(tmp_path / "dream")
-    assert main(["ask", "why?", "--draft", "[mask]", "--model", str(dream)]) == 2
-    assert "--draft is of models that read pictures" in capsys.readouterr().err
 
 
 def test_slots_are_those_of_config_json_or_of_the_tokenizer(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -165,3 +164,68 @@ def test_slots_are_those_of_config_json_or_of_the_tokenizer(folders: dict[str, P
     ids = [released.tokenizer.token_to_id(f"<|reserved_token_{i}|>") for i in (1, 2)]
     assert slots_of(released, plain) == Slots(marker=ids[0], filler=ids[1])
     assert opened(tiny_lavida.make(tmp_path / "dream", on_dream=True)).parts.slots is None
+
+
+def with_reserved(folder: Path) -> Path:
+    """A folder of LLaDA whose tokenizer has the two reserved tokens of slots, in spare rows of the embedding."""
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    size = max(max(raw["model"]["vocab"].values()), *(token["id"] for token in raw["added_tokens"])) + 1
+    for number in (1, 2):
+        token = {"content": f"<|reserved_token_{number}|>", "id": size + number - 1, "special": True}
+        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        raw["added_tokens"].append(token | plain)
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    return folder
+
+
+def text_model(folder: Path) -> TextModel:
+    made = unmask.load(folder)
+    assert isinstance(made, TextModel)
+    return made
+
+
+def test_text_models_answer_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Given words stay at any place of the answer, with LLaDA's blocks and with Dream's shifted logits."""
+    for make in (tiny_dream.make, tiny_llada.make):
+        folder = make(tmp_path / make.__module__)
+        model = text_model(folder)
+        said = model.ask("why?", draft="so the [mask:3] is [mask] sky", length=24, steps=4, seed=1)
+        assert said.text.startswith("so the") and " sky" in said.text
+        words = ["ask", "why?", "--draft", "so the [mask:3] is [mask] sky", "--length", "24", "--steps", "4", "--seed"]
+        assert main([*words, "1", "--model", str(folder)]) == 0
+        assert capsys.readouterr().out.strip() == said.text.strip()
+        longer = model.ask("why?", draft="so [mask:60] sky", steps=2)
+        assert " sky" in longer.text, "a draft longer than the preset's answer has room"
+        with pytest.raises(ValueError, match="max_tokens cannot be combined with a draft"):
+            model.ask("why?", draft="[mask]", max_tokens=3)
+    assert main(["ask", "why?", "--draft", "[mask]", "--plain", "--model", str(folder)]) == 2
+    assert "--plain cannot be combined with --draft" in capsys.readouterr().err
+
+
+def test_slots_of_a_text_model(tmp_path: Path) -> None:
+    """Its marker is given, its fillers vanish, and the model may leave the slot empty."""
+    plain = text_model(tiny_llada.make(tmp_path / "plain"))
+    with pytest.raises(ValueError, match="this model has no slots that it may leave empty"):
+        plain.infill_text("the [slot:3] sky")
+    model = text_model(with_reserved(tiny_llada.make(tmp_path / "llada")))
+    slots, text = model.parts.slots, model.parts.text
+    assert slots is not None
+    task = FillGaps(target="why is the [slot:3] sky[mask]")
+    row = task.build(model.parts)
+    widths = [len(span) for span in row.spans if span.writable]
+    assert widths == [3, 1] and row.ids[~row.masked].tolist().count(slots.marker) == 1
+    filled = row.ids.clone()
+    filled[row.masked] = torch.tensor([*text.encode("the")[:1], slots.filler, slots.filler, text.encode("sky")[0]])
+    said = task.read(replace(row, ids=filled), model.parts)
+    assert "reserved" not in said and "  " not in said and said.startswith("why is the the sky")
+    assert "reserved_token_1" not in model.infill_text("why is the [slot:3] sky", seed=3).text
+
+
+def test_a_picture_model_without_slots_says_so(model: Model) -> None:
+    with pytest.raises(ValueError, match="this model has no slots that it may leave empty"):
+        model.infill_text("a [slot:3] apple")
+
+
+def test_a_gap_of_several_tokens_is_no_unknown_word(model: Model) -> None:
+    assert model.infill_text("a [mask:2] apple left of a cat").warnings == ()
+    assert "frobnicator" in " ".join(model.infill_text("a [mask:2] frobnicator").warnings)

@@ -76,9 +76,11 @@ def die_while_saving(rng: random.Random) -> None:
         setattr(os, name, functools.partial(deadly, getattr(os, name)))
 
 
-def start(folder: Path, plan: str, steps: int, die: bool = False) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path, plan: str, steps: int, die: bool = False, python: str = sys.executable
+) -> subprocess.Popen[bytes]:
     words = [
-        sys.executable,
+        python,
         __file__,
         str(folder),
         "--launch",
@@ -154,7 +156,7 @@ def compare(one: Path, other: Path) -> dict[str, float]:
     return {"weights": weights, "losses": losses, "equal": all(torch.equal(ours[n], theirs[n]) for n in ours)}
 
 
-def main(folder: Path, kills: int, plans: list[str], seed: int) -> dict[str, object]:
+def main(folder: Path, kills: int, plans: list[str], seed: int, python: str) -> dict[str, object]:
     rng, found = random.Random(seed), []
     run, whole = folder / "run", folder / "whole"
     folder.mkdir(parents=True)
@@ -163,8 +165,8 @@ def main(folder: Path, kills: int, plans: list[str], seed: int) -> dict[str, obj
         found.append(kill(run, plans[number % len(plans)], kind, rng))
         print(number, plans[number % len(plans)], *found[-1], "at", saved_step(run), file=sys.stderr, flush=True)
     steps = (saved_step(run) or 0) + 8
-    assert start(run, plans[kills % len(plans)], steps).wait() == 0
-    assert start(whole, plans[0], steps).wait() == 0
+    assert start(run, plans[kills % len(plans)], steps, python=python).wait() == 0
+    assert start(whole, plans[0], steps, python=python).wait() == 0
     left = sorted(p.name for p in run.iterdir() if ".part" in p.name or ".tmp" in p.name)
     assert not left, f"left behind: {left}"
     kinds = {k: sum(f[0] == k for f in found) for k in dict.fromkeys(f[0] for f in found)}
@@ -178,6 +180,7 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--plan", default="2")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--python", default=sys.executable, help="for the runs that are not killed")
     parser.add_argument("--launch")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--die", action="store_true")
@@ -189,4 +192,4 @@ if __name__ == "__main__":
         more = ["--launch", given.launch, "--steps", str(given.steps), *(["--die"] if given.die else [])]
         sys.exit(launch(count, [__file__, str(given.folder), *more]))
     else:
-        print(json.dumps(main(given.folder, given.kills, given.plan.split(","), given.seed)))
+        print(json.dumps(main(given.folder, given.kills, given.plan.split(","), given.seed, given.python)))

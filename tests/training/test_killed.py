@@ -21,10 +21,12 @@ from unmask.training.states import STATE, saved_step
 from unmask.training.train import train
 
 if __package__:
+    from ..warm import warm
     from .line import recipe, rows
 else:  # the program below
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.training.line import recipe, rows
+    from tests.warm import warm
 
 KILLS, EVERY, STEPS = 25, 3, 1500
 
@@ -77,6 +79,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 def test_processes_killed_one_by_one_or_all(tmp_path: Path) -> None:
     """The short form of ``python tests/training/killing.py FOLDER``."""
     words = [sys.executable, str(Path(__file__).with_name("killing.py")), str(tmp_path / "run"), "--kills", "4"]
+    words += ["--python", warm()]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

@@ -21,6 +21,7 @@ from .tiny import recipe
 from .whole import state_of
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("warmed")
 PROGRAM = str(Path(__file__).with_name("tiny.py"))
 FOUR = ("--accumulate", "4")
 

@@ -134,7 +134,7 @@ def test_sigterm_after_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_who_was_told_to_end_does_not_wait_for_processes_that_are_gone() -> None:
+def test_who_was_told_to_end_does_not_wait_for_processes_that_are_gone(warmed: None) -> None:
     """torchrun sends SIGTERM when a process was killed; the others cannot finish their step and exit without another message."""
     program = (
         "import signal, sys\nfrom unmask.training.stopping import stop_after_step\n"
@@ -178,7 +178,7 @@ def test_processes_know_whether_their_launcher_is_there() -> None:
     assert Place(launcher=os.getpid()).abandoned()
 
 
-def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
+def test_all_processes_stop_after_the_same_step(warmed: None, tmp_path: Path) -> None:
     """Batch 7 is the second process's: it alone receives the signal."""
     two = [PROGRAM, str(tmp_path), "--accumulate", "2"]
     assert launch(2, [*two, "--signal-at", "7"]) == 130
@@ -187,7 +187,7 @@ def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
     assert saved_step(tmp_path) == 12
 
 
-def test_sigterm_reaches_the_processes_through_the_one_that_started_them(tmp_path: Path) -> None:
+def test_sigterm_reaches_the_processes_through_the_one_that_started_them(warmed: None, tmp_path: Path) -> None:
     program = (
         "import sys; from unmask.training.parallel import launch\n"
         "try: launch(2, ['-c', sys.argv[2], sys.argv[1]])\n"

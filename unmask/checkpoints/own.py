@@ -56,6 +56,7 @@ class _Model(Fields, extra="forbid"):
     text_registers: _Registers = 0  # the three are left out of the file of a dense model
     code_registers: _Registers = 0
     register_rows: Annotated[int, Field(ge=1, le=4096)] = 1
+    rope_factor: Annotated[float, Field(ge=1, lt=1e9)] = 1.0  # left out where it is 1
 
 
 class _Released(Fields):

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unmask.checkpoints import packed
 from unmask.files import FileRefused, read_json, refuse_special
 from unmask.writing import pending
 
@@ -39,7 +40,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A stored tensor: file, name, dtype as in the file (F32, BF16 …), shape, and its offset and size in bytes."""
+    """A stored tensor: file, name, dtype as in the file (F32, BF16 …), shape, and its offset and size in bytes.
+
+    ``bits``, ``pieces``: of a packed matrix, whose dtype and shape are those that it stands for; 0 and () otherwise.
+    """
 
     path: Path
     name: str
@@ -47,10 +51,17 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    bits: int = 0
+    pieces: tuple[Stored, ...] = ()
 
     @property
     def numbers(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def label(self) -> str:
+        """The dtype, and the bits of a packed matrix."""
+        return f"{self.dtype} in {self.bits} bits" if self.bits else self.dtype
 
 
 def read_header(path: Path) -> list[Stored]:
@@ -63,13 +74,13 @@ def read_header(path: Path) -> list[Stored]:
                 raise FileRefused(f"its header would have {length:,} bytes, the limit is {MOST_HEADER:,}")
             with safe_open(str(path), "numpy"):
                 entries = json.loads(f.read(length))
-    except (SafetensorError, OSError, FileRefused, RecursionError) as error:
+        quantised = packed.quantised_in(entries.pop("__metadata__", None))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path} is damaged, incomplete or not a safetensors file ({reason}); copy or download it again"
         ) from error
-    entries.pop("__metadata__", None)
-    return [
+    found = [
         Stored(
             path=path,
             name=name,
@@ -80,6 +91,45 @@ def read_header(path: Path) -> list[Stored]:
         )
         for name, entry in entries.items()
     ]
+    return _together(found, quantised, path) if quantised else found
+
+
+def _together(found: list[Stored], quantised: dict[str, tuple[int, str, tuple[int, int]]], path: Path) -> list[Stored]:
+    """The tensors of a file, the pieces of every packed matrix as one. CheckpointError for pieces that are missing or of a wrong size."""
+    of: dict[str, dict[str, Stored]] = {name: {} for name in quantised}
+    whole = []
+    for stored in found:
+        name, _, part = stored.name.rpartition(".")
+        if name in of and part in (*packed.REQUIRED, *packed.OPTIONAL):
+            of[name][part] = stored
+        else:
+            whole.append(stored)
+    for name, (bits, dtype, (rows, columns)) in quantised.items():
+        ints, scale, zero = (of[name].get(part) for part in packed.REQUIRED)
+        wanted = (rows, -(-columns * bits // 8))
+        fits = (
+            ints and scale and zero and ints.shape == wanted and scale.shape == zero.shape == (rows, *scale.shape[1:2])
+        )
+        if not fits or dtype not in FLOATS or not scale or not 0 < scale.numbers or columns % scale.shape[1]:
+            raise CheckpointError(
+                f"{path} does not hold the {bits}-bit matrix {name} of {rows} x {columns} numbers that its metadata name; "
+                "copy or download it again"
+            )
+        pieces = tuple(of[name].values())
+        size = sum(piece.nbytes for piece in pieces)
+        whole.append(
+            Stored(
+                path=path,
+                name=name,
+                dtype=dtype,
+                shape=(rows, columns),
+                start=pieces[0].start,
+                nbytes=size,
+                bits=bits,
+                pieces=pieces,
+            )
+        )
+    return whole
 
 
 def files_of(folder: Path, name: str) -> list[Path]:
@@ -186,6 +236,8 @@ def read(
     stored: Stored, *, rows: int | None = None, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
     """One tensor, or its first ``rows``, as ``dtype`` (default: as stored) on ``device``. CheckpointError for NaN and infinity."""
+    if stored.bits:
+        return _unpacked(stored, rows, dtype or FLOATS[stored.dtype], device)
     kind = (FLOATS | _OTHERS).get(stored.dtype)
     if kind is None:
         raise CheckpointError(f"{stored.name} is stored as {stored.dtype}; supported: {', '.join(FLOATS)}")
@@ -206,6 +258,25 @@ def read(
                 why = f"values too large for {str(part.dtype)[6:]}" if _finite(piece) else "values that are not finite"
                 raise CheckpointError(f"the weights in {stored.path} do not fit the model: {stored.name} holds {why}")
     return out
+
+
+def _unpacked(stored: Stored, rows: int | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """The float values of a packed matrix."""
+    parts = {}
+    for piece in stored.pieces:
+        part = piece.name.rpartition(".")[2]
+        parts[part] = read(piece, rows=rows if part in packed.REQUIRED else None)
+    try:
+        out = packed.restored(parts, stored.bits, stored.shape[1]).to(dtype)
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{stored.path} holds a damaged {stored.name}: {error}; copy or download it again"
+        ) from error
+    if not _finite(out):
+        raise CheckpointError(
+            f"the weights in {stored.path} do not fit the model: {stored.name} holds values that are not finite"
+        )
+    return out.to(device)
 
 
 def _finite(piece: Tensor) -> bool:

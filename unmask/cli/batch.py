@@ -31,7 +31,7 @@ from unmask.cli.options import (
 )
 from unmask.cli.output import STDOUT, news, print_json
 from unmask.cli.progress import opening
-from unmask.cli.sampling import speed_option
+from unmask.cli.sampling import quirks_option, speed_option
 from unmask.evaluation.progress import Lines
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @model_option
 @lora_option
 @speed_option
+@quirks_option
 @click.option(
     "--live",
     type=click.IntRange(1, 256),
@@ -66,6 +67,7 @@ def batch(
     model: str,
     lora: tuple[str, ...],
     speed: str,
+    quirks: str,
     live: int,
     retry: bool,
     as_json: bool,
@@ -93,7 +95,7 @@ def batch(
     share = Share(rank=number_in_environment("RANK", 0), world=number_in_environment("WORLD_SIZE", 1))
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
         folder = Path(scratch) / "out" if out == STDOUT else out
-        known = _fingerprint(model, lora, storage)
+        known = _fingerprint(model, lora, storage, quirks)
         planned = functools.partial(
             plan, share=share, retry=retry, model=known, lock=lambda r: held.enter_context(hold(r))
         )
@@ -102,7 +104,9 @@ def batch(
         place = found_device(device)
         if place == "cuda" and share.world > 1:
             place = f"cuda:{number_in_environment('LOCAL_RANK', 0)}"
-        opened = _opened(model, lora, speed, place, threads, storage, download, needs(work)) if work.todo else None
+        opened = None
+        if work.todo:
+            opened = _opened(model, lora, speed, quirks, place, threads, storage, download, needs(work))
         with Lines() as lines:
 
             def progress(done: int, of: int) -> None:
@@ -131,7 +135,7 @@ def _first_error(results: Path) -> str:
     return "see the results of the other processes"
 
 
-def _fingerprint(model: str, lora: tuple[str, ...], storage: Storage) -> str:
+def _fingerprint(model: str, lora: tuple[str, ...], storage: Storage, quirks: str) -> str:
     """Of the model and its adapters; "" where there is none, which opening it reports."""
     from unmask.checkpoints.adapters import adapter_place
     from unmask.pipeline.loading import resolve
@@ -139,7 +143,9 @@ def _fingerprint(model: str, lora: tuple[str, ...], storage: Storage) -> str:
 
     with warnings.catch_warnings(), contextlib.suppress(ValueError, OSError):
         warnings.simplefilter("ignore")  # opening it warns
-        return fingerprint([resolve(model), *(adapter_place(one)[0] for one in lora)], (storage, lora))
+        changed = quirks if quirks != "usual" else ""
+        held = (storage, lora, *filter(None, (changed, storage.context)))
+        return fingerprint([resolve(model), *(adapter_place(one)[0] for one in lora)], held)
     return ""
 
 
@@ -176,6 +182,7 @@ def _opened(
     model: str,
     lora: tuple[str, ...],
     speed: str,
+    quirks: str,
     device: str,
     threads: int | None,
     storage: Storage,
@@ -192,9 +199,12 @@ def _opened(
         storage=storage.value(),
         lora=lora,
         speed=speed,
+        quirks=quirks,
+        context=storage.longest(),
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
+        graphs=storage.graphs,
     )
 
 

@@ -10,7 +10,6 @@ import click
 from PIL import Image
 
 from unmask.cli.options import (
-    OrderedHelp,
     Run,
     guidance_option,
     max_tokens_option,
@@ -20,6 +19,7 @@ from unmask.cli.options import (
     temperature_option,
     top_p_option,
 )
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import news, tell_approximate, warn
 from unmask.tokens.pictures import ImageError, read_image, save_image
 

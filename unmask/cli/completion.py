@@ -23,6 +23,8 @@ SPEED_PARTS = (
     "threshold",
     "cache",
 )  # as tasks.speeds.parts(), which needs torch
+SCHEDULES = ("equal", "cosine", "shift", "half_cosine", "logit_normal", "reverse_time")  # of evaluation.sampler_axes
+CACHES = ("none", "prefix", "cropped", "block", "prompt", "free")  # as above
 
 
 def words_to_complete() -> list[str]:
@@ -79,6 +81,16 @@ def samplers(context: click.Context, option: click.Parameter, begun: str) -> lis
     from unmask.pipeline.catalogue import samplers as known
 
     return _starting(known(), begun)
+
+
+def schedules(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
+    """The schedules of --schedule."""
+    return _starting(SCHEDULES, begun)
+
+
+def caches(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
+    """The caches of --cache."""
+    return _starting(CACHES, begun)
 
 
 def speeds(context: click.Context, option: click.Parameter, begun: str) -> list[str]:

@@ -15,7 +15,6 @@ from unmask.cli.delivery import deliver, refuse_clashes
 from unmask.cli.inputs import expand, pictures_and_text, read_picture, read_pictures, read_text
 from unmask.cli.options import (
     Command,
-    OrderedHelp,
     Run,
     guidance_option,
     model_options,
@@ -23,6 +22,7 @@ from unmask.cli.options import (
     steps_option,
     temperature_option,
 )
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import print_json, tell_approximate, warn
 from unmask.tokens.pictures import TRACES, WRITABLE
 
@@ -290,8 +290,8 @@ def infill(
 ) -> None:
     """Fill a region of a picture, or the gaps in a text.
 
-    TARGET is a picture file, or a text in which [mask] is one missing token and [mask:N] are N. A picture needs --region or --box.
-    - reads TARGET from stdin.
+    TARGET is a picture file, or a text in which [mask] is one missing token, [mask:N] are N, and [slot:N] up to N of models with slots.
+    A picture needs --region or --box. - reads TARGET from stdin.
 
     \b
     Examples:
@@ -301,7 +301,7 @@ def infill(
     """
     if region is None and box is None:
         target = read_text(target, "text")
-    if _GAP in target or re.search(r"\[mask:[0-9]", target):
+    if _GAP in target or re.search(r"\[(mask|slot):[0-9]", target):
         if region or box:
             raise click.UsageError(f"a text with {_GAP} takes no --region and no --box")
         answer = run.open_any("infill-text").infill_text(

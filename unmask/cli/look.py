@@ -9,7 +9,6 @@ import click
 
 from unmask.cli.inputs import pictures_and_phrases, pictures_and_text, read_pictures, read_text
 from unmask.cli.options import (
-    OrderedHelp,
     Run,
     guidance_option,
     max_tokens_option,
@@ -20,6 +19,7 @@ from unmask.cli.options import (
     temperature_option,
     top_p_option,
 )
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import (
     STDOUT,
     news,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     "--draft",
     default="",
     metavar="TEXT",
-    help="The answer with gaps: [mask] is one token, [mask:N] are N, [slot:N] up to N (LaViDa). Other words stay.",
+    help="The answer with gaps: [mask] is one token, [mask:N] are N, [slot:N] up to N (of models with slots). Other words stay.",
 )
 @click.option("--plain", is_flag=True, help="Text models: continue the text without a chat template (for Base models).")
 @click.option("--schema", metavar="FILE|JSON", help="Constrain the answer to JSON that matches this schema.")
@@ -113,8 +113,9 @@ def ask(
     options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature, "top_p": top_p, "stop": stop}
     options |= {"max_tokens": max_tokens, "length": length, **({"form": form} if form else {})}
     if isinstance(model, TextModel):
-        if draft:
-            raise click.UsageError('--draft is of models that read pictures; use unmask infill "text with [mask]"')
+        if draft and plain:
+            raise click.UsageError('--plain cannot be combined with --draft; use unmask infill "text with [mask]"')
+        options |= {} if plain else {"draft": draft}
         _show_answers([("", (model.complete if plain else model.ask)(question, **options))], 1, trace, run)
     else:
         asked = pictures if names else iter([("", None)])  # without a picture, the model says whether it needs one

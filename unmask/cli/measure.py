@@ -17,7 +17,6 @@ from unmask.cli.options import (
     found_device,
     loading_options,
     lora_option,
-    named_sampler,
     seed_option,
     setting_option,
     threads_option,
@@ -26,7 +25,7 @@ from unmask.cli.options import (
 from unmask.cli.output import news, print_json, save_text
 from unmask.cli.progress import opening
 from unmask.cli.samplers import samplers
-from unmask.cli.sampling import sampler_option, speed_option
+from unmask.cli.sampling import named_sampler, sampler_option, speed_option
 from unmask.cli.suites import SUITES, EvalOptions, check
 from unmask.data.world.vocabulary import LEVELS
 
@@ -131,8 +130,10 @@ def evaluate(
         "storage": storage.value(),
         "lora": lora,
         "speed": speed,
+        "context": storage.longest(),
         "on_bytes": opening(model),
         "verify": storage.verify,
+        "graphs": storage.graphs,
     }
     opened = unmask.load(model, device=options["device"], **more)
     opened = opened.with_sampler(change) if change else opened

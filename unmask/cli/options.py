@@ -8,20 +8,34 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from unmask.cli import completion
+from unmask.cli.opened import guided, refuse_settings
 from unmask.cli.output import STDOUT, refuse_unwritable
 from unmask.cli.progress import opening, watched
-from unmask.cli.sampling import quirks_option, sampler_option, speed_option
+from unmask.cli.sampling import (
+    cache_option,
+    changed_sampler,
+    context_option,
+    energy_option,
+    guide_option,
+    guide_settings,
+    quirks_option,
+    sampler_option,
+    schedule_option,
+    speed_option,
+    with_energy,
+)
 
 if TYPE_CHECKING:
     from unmask.checkpoints.elastic import WeightStorage
+    from unmask.pipeline.context import Context
     from unmask.pipeline.model import Model
     from unmask.pipeline.text_model import TextModel
     from unmask.sampling.sampler import Sampler
@@ -29,19 +43,29 @@ if TYPE_CHECKING:
 Command = Callable[..., object]  # an int that it returns is the exit code
 _SAID = {"plan": "generate", "reflect": "generate", "all": "draw and find objects"}  # tasks in an error
 DTYPES = ("float32", "bfloat16", "float16")  # as torch calls them
+_TYPES = "float32, bfloat16 or float16"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
     """--dtype, --quantise and --offload as typed; ``value`` makes a ``checkpoints.elastic.WeightStorage`` of them.
 
-    ``verify``: without --no-checksums, which changes no result.
+    ``verify``: without --no-checksums · ``graphs``: without --no-graphs; neither changes a result · ``context``: (tokens, those of the
+    training or 0) of --context.
     """
 
     dtype: str | None
     quantise: tuple[str, ...]
     offload: tuple[str, ...]
     verify: bool = field(default=True, repr=False)
+    graphs: bool = field(default=True, repr=False)
+    context: tuple[int, int] | None = field(default=None, repr=False)
+
+    def longest(self) -> Context | None:
+        """--context as ``unmask.load`` takes it. ValueError for numbers that are out of range."""
+        from unmask.pipeline.context import Context
+
+        return None if self.context is None else Context(tokens=self.context[0], trained=self.context[1])
 
     def value(self) -> WeightStorage:
         """The storage. ValueError for a --quantise that is not BRANCH=int8, BRANCH=int4 or BRANCH=float8."""
@@ -82,6 +106,8 @@ class Run:
     lora: tuple[str, ...] = ()
     speed: str = "exact"
     quirks: str = "usual"
+    guide: str = ""
+    guide_settings: tuple[str, ...] = ()
 
     def reads_pictures(self) -> bool | None:
         """Whether the model answers questions about pictures alone, from its config.json; None where that does not say, or it answers both
@@ -111,7 +137,7 @@ class Run:
 
         model = self.load()
         if isinstance(model, Model):
-            _refuse_settings(model, task, self.settings)
+            refuse_settings(model, task, self.settings)
             model.parts.require(needs_of(task))
         shown = not self.quiet and (sys.stderr.isatty() or not self.json)
         return watched(model, lines=not self.json) if shown else model
@@ -129,27 +155,14 @@ class Run:
             lora=self.lora,
             speed=self.speed,
             quirks=self.quirks,
+            context=self.storage.longest(),
             download=self.download,
             on_bytes=opening(self.model, quiet=self.quiet, lines=not self.json),
             verify=self.storage.verify,
+            graphs=self.storage.graphs,
         )
-        return model.with_sampler(self.sampler) if self.sampler else model
-
-
-def _refuse_settings(model: Model, task: str, settings: Sequence[str]) -> None:
-    """ValueError for a setting that the sampler of the task does not have."""
-    from unmask.recipe import override
-
-    presets = {"edit": model.presets.edit, "ask": model.presets.ask, "infill-text": model.presets.fill}
-    if settings and task == "ground":
-        override(model.presets.ground(model.parts, 1), settings)
-    elif settings:
-        override(
-            presets.get(task.partition("-")[0] if task.startswith("edit") else task, model.presets.generate)(
-                model.parts
-            ),
-            settings,
-        )
+        model = model.with_sampler(self.sampler) if self.sampler else model
+        return guided(model, self) if self.guide else model
 
 
 def model_options(command: Command) -> Command:
@@ -166,13 +179,20 @@ def model_options(command: Command) -> Command:
         storage: Storage,
         download: bool,
         sampler: str | None,
+        schedule: str | None,
+        cache: str | None,
+        energy: str | None,
         quiet: bool,
         lora: tuple[str, ...],
         speed: str,
         quirks: str,
+        guide: str,
         **own: object,
     ) -> object:
-        change, settings = named_sampler(sampler, settings)
+        if guide and sampler:
+            raise click.UsageError("--guide-model unmasks in its own order; leave out --sampler")
+        for_guide, settings = guide_settings(settings) if guide else ((), settings)
+        change, settings = changed_sampler(sampler, schedule, cache, with_energy(sampler, energy, settings))
         run = Run(
             model=model,
             device=device,
@@ -187,6 +207,8 @@ def model_options(command: Command) -> Command:
             lora=lora,
             speed=speed,
             quirks=quirks,
+            guide=guide,
+            guide_settings=for_guide,
         )
         return command(run, **own)
 
@@ -197,6 +219,10 @@ def model_options(command: Command) -> Command:
         speed_option,
         quirks_option,
         sampler_option,
+        guide_option,
+        schedule_option,
+        cache_option,
+        energy_option,
         setting_option("Set any other field of the sampler, such as schedule.shift=3; repeatable."),
         json_option,
         device_option,
@@ -215,19 +241,21 @@ def storage_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(
-        dtype: str | None, quantise: tuple[str, ...], offload: tuple[str, ...], unverified: bool = False, **own: object
+        dtype: str | None,
+        quantise: tuple[str, ...],
+        offload: tuple[str, ...],
+        unverified: bool = False,
+        no_graphs: bool = False,
+        context: tuple[int, int] | None = None,
+        **own: object,
     ) -> object:
-        storage = Storage(dtype=dtype, quantise=quantise, offload=offload, verify=not unverified)
+        given = {"dtype": dtype, "quantise": quantise, "offload": offload, "context": context}
+        storage = Storage(**given, verify=not unverified, graphs=not no_graphs)
         return command(storage=storage, **own)
 
     branch = click.Choice(("und", "gen"))
     options = (
-        click.option(
-            "--dtype",
-            metavar="TYPE",
-            type=click.Choice(DTYPES),
-            help="Data type of the network: float32, bfloat16 or float16.",
-        ),
+        click.option("--dtype", metavar="TYPE", type=click.Choice(DTYPES), help=f"Data type of the network: {_TYPES}."),
         click.option(
             "--quantise",
             metavar="BRANCH=BITS",
@@ -242,25 +270,11 @@ def storage_options(command: Command) -> Command:
 
 
 def loading_options(command: Command) -> Command:
-    """``storage_options`` and --no-checksums, for commands that read weights."""
+    """``storage_options``, --context, --no-checksums and --no-graphs, for commands that run a model."""
     text = "Do not compare weight files with their SHA-256 in config.json."
-    return click.option("--no-checksums", "unverified", is_flag=True, help=text)(storage_options(command))
-
-
-class OrderedHelp(click.Command):
-    """A command whose help lists its ``first`` options (by parameter name, in this order), then all others as "More options"."""
-
-    def __init__(self, *given: Any, first: Sequence[str] = (), **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.first = first
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
-        records = {str(p.name): record for p in options if (record := p.get_help_record(ctx))}
-        with formatter.section("Options"):
-            formatter.write_dl([records.pop(name) for name in self.first])
-        with formatter.section("More options"):
-            formatter.write_dl(list(records.values()))
+    unverified = click.option("--no-checksums", "unverified", is_flag=True, help=text)
+    single = click.option("--no-graphs", is_flag=True, help="Do not run layers as CUDA graphs. Results are the same.")
+    return context_option(single(unverified(storage_options(command))))
 
 
 model_option = click.option(
@@ -364,18 +378,6 @@ def path_option(
         callback=check,
         help=text,
     )
-
-
-def named_sampler(
-    name: str | None, settings: tuple[str, ...]
-) -> tuple[Callable[[Sampler], Sampler] | None, tuple[str, ...]]:
-    """The change that --sampler stands for, and the settings that are not its arguments. ValueError for an unknown name."""
-    if name is None:
-        return None, settings
-    from unmask.pipeline.catalogue import find_sampler
-
-    change, rest = find_sampler(name, settings)
-    return change, tuple(rest)
 
 
 def found_device(device: str) -> str:

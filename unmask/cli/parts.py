@@ -63,7 +63,7 @@ def grouped(tensors: list[Stored], depth: int) -> Iterator[Json]:
         yield {
             "file": file,
             "part": part,
-            "dtype": "/".join(sorted({t.dtype for t in members})),
+            "dtype": "/".join(sorted({t.label for t in members})),
             "tensors": len(members),
             "parameters": sum(t.numbers for t in members),
             "bytes": sum(t.nbytes for t in members),

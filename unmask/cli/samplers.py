@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unmask.cli import completion
 from unmask.cli.options import (
-    OrderedHelp,
     Run,
     guidance_option,
     model_options,
@@ -19,6 +19,7 @@ from unmask.cli.options import (
     temperature_option,
     top_p_option,
 )
+from unmask.cli.ordered_help import OrderedHelp
 from unmask.cli.output import news, print_json, table
 from unmask.cli.progress import Bar, silent
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 # As in evaluation/sampler_axes.py, which needs torch.
 ORDERS = ("own", "confidence", "random", "left_to_right", "halton", "stratified")
-SCHEDULES = ("own", "equal", "cosine", "shift", "half_cosine", "logit_normal", "reverse_time")
-CACHES = ("own", "none", "prefix", "cropped", "block", "prompt")
+SCHEDULES = ("own", *completion.SCHEDULES)
+CACHES = ("own", *completion.CACHES)
 METRICS = ("match", "contains", "judge", "clip:FOLDER")
 TASKS = ("generate", "ask", "complete")
 _SIDE = 128  # pixels of the world's pictures

@@ -29,7 +29,7 @@ from unmask.cli.options import (
     use_threads,
 )
 from unmask.cli.progress import opening
-from unmask.cli.sampling import speed_option
+from unmask.cli.sampling import quirks_option, speed_option
 
 if TYPE_CHECKING:
     from unmask.serving.access import Access
@@ -191,6 +191,7 @@ def access_options(command: Callable[..., object]) -> Callable[..., object]:
     help="Load a LoRA adapter; repeatable. With NAME=, for requests that name it as unmask.lora; otherwise for all requests.",
 )
 @speed_option
+@quirks_option
 @click.option("--open", "show", is_flag=True, help="Open the web page in a browser.")
 @device_option
 @threads_option
@@ -209,6 +210,7 @@ def serve(
     replicas: int | None,
     lora: tuple[str, ...],
     speed: str,
+    quirks: str,
     show: bool,
     device: str,
     threads: int | None,
@@ -242,9 +244,10 @@ def serve(
     access, tls = entry.access(host), entry.tls
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
     device, adapters = found_device(device), _named_adapters(lora)
+    at = (device, storage, adapters, speed, quirks, download, max_live, max_waiting, max_pixels)
     if not replicas:
         use_threads(threads)
-        service = _service(model, device, storage, adapters, speed, download, max_live, max_waiting, max_pixels)
+        service = _service(model, *at)
         limits = ConnectionLimits(most=max_connections)
         secure = Tls(certificate=tls[0], key=tls[1]) if tls else None
         _run(Server(service, listener, access=access, connections=limits, tls=secure), drain_seconds, show)
@@ -258,7 +261,7 @@ def serve(
     )
     share = threads or max(1, (os.cpu_count() or 1) // replicas)
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    service = partial(_service, where, device, storage, adapters, speed, download, max_live, max_waiting, max_pixels)
+    service = partial(_service, where, *at)
     open_ = partial(_replica, share, service)
     _run(Replicas(open_, listener, copies, access=access), drain_seconds, show)
 
@@ -308,6 +311,7 @@ def _service(
     storage: Storage,
     adapters: Mapping[str, list[str]],
     speed: str,
+    quirks: str,
     download: bool,
     live: int,
     waiting: int,
@@ -327,9 +331,12 @@ def _service(
         storage=storage.value(),
         lora=adapters[""],
         speed=speed,
+        quirks=quirks,
+        context=storage.longest(),
         download=download,
         on_bytes=opening(model),
         verify=storage.verify,
+        graphs=storage.graphs,
     )
     adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
     name = Path(model).name if Path(model).exists() else model

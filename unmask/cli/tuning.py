@@ -23,6 +23,7 @@ def tuning_options(command: Command) -> Command:
         only: str | None,
         freeze: str | None,
         replay: str | None,
+        reward: str | None,
         fit: str | None,
         steps: int | None,
         **own: Any,
@@ -34,6 +35,7 @@ def tuning_options(command: Command) -> Command:
             "only": only,
             "freeze": freeze,
             "replay": replay,
+            "reward": reward,
             "fit": fit,
         }
         given = {**arguments, "training.steps": steps}
@@ -49,16 +51,19 @@ _OPTIONS = (
     click.option(
         "--model",
         metavar="NAME",
-        help="finetune, families, lavida_o: the model to start from.  [default: mini; a stage: what the one before it wrote]",
+        help="finetune, families, lavida_o, unigrpo: the model to start from.  [default: mini; a stage: what the one before it wrote]",
     ),
     click.option(
         "--data",
         metavar="PATH[=WEIGHT]",
         multiple=True,
-        help="finetune, families, lavida_o: a folder or file of your samples (docs/data.md); repeatable.",
+        help="finetune, families, lavida_o: a folder or file of your samples (docs/data.md); repeatable. unigrpo: a file of prompts.",
     ),
     click.option(
-        "--lora", type=click.IntRange(min=1), metavar="RANK", help="finetune: train adapters of this rank only."
+        "--lora",
+        type=click.IntRange(min=1),
+        metavar="RANK",
+        help="finetune, unigrpo: train adapters of this rank only.",
     ),
     click.option("--only", metavar="PARTS", help="finetune: train these parts only, such as gen or und,text_head."),
     click.option("--freeze", metavar="PARTS", help="finetune: do not train these parts, such as vision."),
@@ -66,6 +71,11 @@ _OPTIONS = (
         "--replay",
         metavar="NAME",
         help="finetune: keep what the model knows: auto, world, none, or a folder or file of samples.",
+    ),
+    click.option(
+        "--reward",
+        metavar="NAME,…",
+        help="unigrpo: judge, answer, format, regex:PATTERN, clip:FOLDER, FILE.py:FUNCTION; each with =WEIGHT.",
     ),
     click.option("--fit", metavar="HOW", help="finetune: make pictures of captions square: pad, crop or middle."),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the run.  [default: the recipe's]"),

@@ -55,10 +55,11 @@ class GenEvalPrompt:
 
 def read_geneval(path: Path) -> tuple[GenEvalPrompt, ...]:
     """All prompts of a file, in order. FormatError with file and line."""
-    return tuple(_prompt(index, entry) for index, entry in enumerate(json_lines(path)))
+    return tuple(prompt_of(index, entry) for index, entry in enumerate(json_lines(path)))
 
 
-def _prompt(index: int, entry: Entry) -> GenEvalPrompt:
+def prompt_of(index: int, entry: Entry) -> GenEvalPrompt:
+    """One object as a prompt. FormatError for missing and wrong fields."""
     tag = entry.get("tag", str)
     if tag not in TAGS:
         raise entry.wrong(f"unknown tag {tag!r}", f"expected one of {', '.join(TAGS)}")

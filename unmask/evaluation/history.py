@@ -32,10 +32,31 @@ class Line:
 
 def append(path: Path, lines: Iterable[Line], *, device: str = "cpu") -> None:
     """Add lines to a history file, all of one moment. ``device``: where they were measured; a GPU is named as ``accelerator``."""
+    where, now = _where(device), datetime.now(UTC).isoformat(timespec="seconds")
+    rows = [{"date": now, **where, **{k: v for k, v in asdict(line).items() if v is not None}} for line in lines]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if rows:
+        append_line(path, "\n".join(json.dumps(row) for row in rows))
+
+
+def measured(path: Path, *, device: str = "cpu") -> dict[str, Line]:
+    """The lines, by name, that this command added to a history file before, at this commit and on this machine: a run that was stopped need
+    not measure them again.
+    """
+    if not path.exists():
+        return {}
+    rows, where = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()], _where(device)
+    same = [row for row in rows if {name: row.get(name) for name in where} == where]
+    return {
+        row["name"]: Line(name=row["name"], value=row["value"], unit=row["unit"], more=row.get("more")) for row in same
+    }
+
+
+def _where(device: str) -> Json:
+    """Commit, machine and command; ``--resume`` makes no other command."""
     import torch
 
-    where = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    return {
         "commit": commit(Path(__file__).parent),
         "machine": {
             "cpu": cpu(),
@@ -44,12 +65,8 @@ def append(path: Path, lines: Iterable[Line], *, device: str = "cpu") -> None:
             "torch": torch.__version__,
             **({"accelerator": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}),
         },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word != "--resume")]),
     }
-    rows = [{**where, **{k: v for k, v in asdict(line).items() if v is not None}} for line in lines]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if rows:
-        append_line(path, "\n".join(json.dumps(row) for row in rows))
 
 
 def figures(report: Json, prefix: str) -> list[Line]:
@@ -68,13 +85,16 @@ def figures(report: Json, prefix: str) -> list[Line]:
 
 
 def commit(folder: Path) -> str:
-    """The short commit of a folder's tree, with ``+`` if files have changed since; "" outside a repository."""
+    """The short commit of a folder's tree, with ``+`` if files other than the history have changed since; "" outside a repository."""
     try:
         head, changed = (
             subprocess.run(
                 ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
             ).stdout.strip()
-            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for words in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/history.jsonl"),
+            )
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -1,12 +1,14 @@
 """What a comparison of samplers varies: the order of unmasking, the schedule, the cache and the threshold of probability.
 
-Public idea: ``variants(orders, schedules, caches, thresholds, net) -> [Variant]``, the product of four lists of names;
-``variant(preset, span) -> Sampler``. A name may have arguments: ``equal:steps=8``, ``block:refresh=4``, ``remdm:eta=0.2``.
+Public ideas: ``variants(orders, schedules, caches, thresholds, net) -> [Variant]``, the product of four lists of names;
+``variant(preset, span) -> Sampler``; ``named_change(schedule, cache)``, what --schedule and --cache of the commands stand for. A name may
+have arguments: ``equal:steps=8``, ``block:refresh=4``, ``remdm:eta=0.2``.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -19,17 +21,20 @@ from unmask.pipeline.catalogue import find_sampler, for_network
 from unmask.pipeline.catalogue import samplers as named_samplers
 from unmask.protocols import Denoiser, UnmaskingSchedule
 from unmask.sampling.cache import BlockCache, CroppedCache, NoCache, PrefixCache, PromptCache
+from unmask.sampling.free_cache import FreeCache, ReleasedFreeCache
 from unmask.sampling.orders import halton, stratified
 from unmask.sampling.presets import fast_dllm, with_score
+from unmask.sampling.prior import AllMasked, PrefixLM
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Cosine, Curved, Equal, ReverseTime, Shift, logit_normal
 from unmask.sampling.selection import Confident, InOrder, RandomOrder
 from unmask.sampling.step_causal import ByPosition, SparseCache
 from unmask.sampling.token_sampler import LogProbability
-from unmask.sequence import Span
+from unmask.sequence import Kind, Span
 
 Change = Callable[[Sampler, Span], Sampler]  # (sampler of the model, span that is unmasked) -> Sampler
 OWN, NONE = "own", "none"
+_MOST_TOKENS = 2**14  # more than any answer or picture has: a schedule has at most as many steps as it gets tokens
 REFERENCE = "reference"  # the name of the variant that changes nothing
 
 
@@ -91,6 +96,18 @@ def _variant(order: str, schedule: str, cache: str, threshold: str, *, net: Deno
     ordered = _order(order) if order in _ORDERS else partial(_of_network, net=net, order=order)
     changes = (ordered, _schedule(schedule), _cache(cache), _threshold(threshold))
     return Variant(order=order, schedule=schedule, cache=cache, threshold=threshold, changes=changes)
+
+
+def named_change(schedule: str | None, cache: str | None) -> Callable[[Sampler], Sampler]:
+    """The change of a sampler that a schedule and a cache by name stand for; None leaves a part as it is.
+
+    ``shift:shift=0.33`` has as many steps as the sampler's own schedule, ``shift:shift=0.33:steps=8`` has 8. ValueError for an unknown name
+    or argument, now, and where the change does not apply to a sampler, later.
+    """
+    made = [_schedule(schedule)] if schedule is not None else []
+    made += [_cache(cache)] if cache is not None else []
+    whole = Span(name="", kind=Kind.TEXT, start=0, stop=_MOST_TOKENS)
+    return lambda base: functools.reduce(lambda sampler, change: change(sampler, whole), made, base)
 
 
 # -- order ------------------------------------------------------------------------------------------------------------
@@ -205,12 +222,17 @@ def steps_of(sampler: Sampler, tokens: int) -> int:
 # -- cache and threshold ----------------------------------------------------------------------------------------------
 
 
+def _free(refresh: int = 1) -> FreeCache | ReleasedFreeCache:
+    return FreeCache() if refresh else ReleasedFreeCache()
+
+
 _CACHES: Mapping[str, Callable[..., Any]] = {
     NONE: NoCache,
     "prefix": PrefixCache,
     "cropped": CroppedCache,
     "block": BlockCache,
     "prompt": PromptCache,
+    "free": _free,
 }
 CACHES = (OWN, *_CACHES)
 
@@ -218,13 +240,27 @@ CACHES = (OWN, *_CACHES)
 def _cache(text: str) -> Change:
     name, _ = _parsed(text)
     _known("cache", name, CACHES)
-    given = _numbers("cache", text, ("refresh",) if name == "block" else ())
+    given = _numbers("cache", text, ("refresh",) if name in ("block", "free") else ())
     if name == OWN:
         return _own
     if wrong := [value for value in given.values() if value != int(value)]:
         raise ValueError(f"cache {text!r}: refresh counts steps, got {wrong[0]:g}; for example block:refresh=4")
+    if name == "free" and any(value not in (0, 1) for value in given.values()):
+        raise ValueError(f"cache {text!r}: refresh is 0 or 1, for example free:refresh=0")
     made = _CACHES[name](**{key: int(value) for key, value in given.items()})
-    return lambda base, span: replace(_dense(base), cache=made)
+    return partial(_with_cache, cache=made)
+
+
+def _with_cache(base: Sampler, span: Span, *, cache: Any) -> Sampler:
+    """The sampler with a cache; for the prefix cache, a prompt that attends to everything no longer attends to the answer."""
+    cached = replace(_dense(base), cache=cache)
+    if not isinstance(cache, PrefixCache):
+        return cached
+    if not isinstance(base.prior, AllMasked | PrefixLM):
+        raise ValueError(
+            f"the prefix cache does not fit the prior {type(base.prior).__name__} of this sampler; use none"
+        )
+    return replace(cached, prior=PrefixLM())
 
 
 def _threshold(text: str) -> Change:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-STATUSES = ("reference", "tiny-checked", "reproduced")
+STATUSES = ("reference", "tiny-checked", "not seen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +17,14 @@ class Card:
     """``title``, ``paper`` (an arXiv id or a URL), ``year``: of the paper · ``changes``: the replaced part of the system, in one line ·
     ``claim``: the claim of the paper, in one line.
 
-    ``status``: reference (runs and passes the contract tests), tiny-checked (its effect was measured on a small model) or reproduced (a
-    figure of the paper was reproduced) · ``parts``: role -> tiny instances, which the contract tests run; a role is a field of ``Sampler``,
-    "sampler" for whole samplers, or the name of another protocol ·
-    ``sampler``: the functions of the file that ``--sampler`` takes · ``recipe``: ``file.function`` of unmask/recipes that trains it, or "".
+    ``status``: reference (the measured arrays of the official code, or the contract tests, pass), tiny-checked (its effect was seen on a
+    small model, outside the interval of an honest baseline) or not seen · ``figure``: our figure with its interval, in one line ·
+    ``tried``: for an effect that was not seen, the remedies that were tried, at least two · ``paper_figure``: the paper's figure ·
+    ``parts``: role -> tiny instances, which the contract tests run; a role is a field of ``Sampler``, "sampler" for whole samplers, or the
+    name of another protocol · ``sampler``: the functions of the file that ``--sampler`` takes · ``recipe``: ``file.function`` of
+    unmask/recipes that trains it, or "" · ``command``: another command that uses it, such as "unmask quantise MODEL OUT --method gptq".
+
+    A file of unmask/recipes with the method's name and ``DEMO = Demonstration(…)`` is what ``unmask methods run`` runs.
     """
 
     title: str
@@ -29,9 +33,13 @@ class Card:
     changes: str
     claim: str
     status: str
+    figure: str = ""
+    tried: tuple[str, ...] = ()
+    paper_figure: str = ""
     parts: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     sampler: tuple[str, ...] = ()
     recipe: str = ""
+    command: str = ""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -39,7 +47,11 @@ class Card:
                 raise ValueError(f"a card needs a {f.name}, got an empty string")
         if self.status not in STATUSES:
             raise ValueError(f"a card's status is one of {', '.join(STATUSES)}, got {self.status!r}")
-        if not self.sampler and not self.recipe:
+        if self.status == "tiny-checked" and not self.figure:
+            raise ValueError(f"{self.title}: tiny-checked needs the figure that was measured; set figure=")
+        if self.status == "not seen" and len(self.tried) < 2:
+            raise ValueError(f"{self.title}: not seen needs at least two remedies in tried=, got {len(self.tried)}")
+        if not self.sampler and not self.recipe and not self.command:
             raise ValueError(
-                f"{self.title}: the card names neither a sampler nor a recipe; set one, so that the method can be run"
+                f"{self.title}: the card names no sampler, recipe or command; set one, so that the method can be run"
             )

@@ -127,6 +127,7 @@ CARD = Card(
     changes="selection: a step takes as many tokens as the entropies of their predictions allow",
     claim="2 to 3 times fewer model calls on code and mathematics without loss in accuracy.",
     status="tiny-checked",
+    figure="answers of mini: 1.01 calls at .914, one token a step 3.92 calls at .914 (paired .000 [-.020, .020])",
     parts={
         "token_sampler": (WithEntropy(token_sampler=Categorical(), proxy=LogProbability()),),
         "sampler": (

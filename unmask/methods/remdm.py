@@ -158,6 +158,7 @@ CARD = Card(
     changes="selection: unmasked tokens of the current block may be masked again",
     claim="Better samples from trained networks as the number of steps grows, for text, images and molecules.",
     status="tiny-checked",
+    figure="drawings of mini at 8 steps: conf, eta .3 +.086 [.030, .141] over no remasking",
     parts={
         "selection": (
             Remasking(selection=Confident(), sigma=Cap(eta=0.3)),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.models.layout import Packed
+from unmask.models.linear import alike_from
 from unmask.step import Reuse
 
 
@@ -47,8 +48,8 @@ class Asked:
     def alone(self, x_ND: Tensor | None, *, waits: bool) -> Asked:
         """The same with only the scored tokens' positions read, where ``x`` has more positions than that.
 
-        A position of several scored tokens is read once, or once for each where the device should not be waited for. A multiple of 16 is
-        read: a matrix product over few rows rounds differently (docs/notes/0005-engine.md).
+        A position of several scored tokens is read once, or once for each where the device should not be waited for. As many are
+        read as round alike (``alike_from``): a matrix product over few rows rounds differently (docs/notes/0005-engine.md).
         """
         if x_ND is None or not len(self.at):
             return self
@@ -58,7 +59,7 @@ class Asked:
             marked = torch.zeros(len(x_ND), dtype=torch.bool, device=x_ND.device)
             marked[self.position] = True
             read, row = marked.nonzero()[:, 0], (marked.long().cumsum(0) - 1)[self.position]
-        more = -len(read) % 16
+        more = -len(read) % alike_from(x_ND)
         if len(read) + more >= len(x_ND):
             return self
         return dataclasses.replace(self, read=F.pad(read, (0, more)), row=row)

@@ -46,7 +46,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) ->
     if worthwhile(x):
         return normed(x, weight, eps, width or x.shape[-1])
     if width is None and _in_one_kernel(x, weight):
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+        return torch.rms_norm(x, (x.shape[-1],), weight, eps)
     if large(x):
         found, rows = torch.empty_like(x), max(16, IN_CACHE // x.shape[-1])
         for part, into in zip(x.split(rows), found.split(rows), strict=True):
@@ -142,7 +142,8 @@ class Branch(nn.Module):
 
     def _projected(self, x: Tensor, *, queries: bool) -> Heads:
         layers = (self.q, self.k, self.v) if queries else (self.k, self.v)
-        *q, k, v = (y.unflatten(-1, (-1, self.head_width)) for y in side_by_side(x, layers))
+        width = self.head_width
+        *q, k, v = (y.view(y.shape[0], y.shape[1] // width, width) for y in side_by_side(x, layers))
         return Heads(q=q[0] if q else None, k=k, v=v)
 
 

@@ -22,7 +22,7 @@ from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
 from unmask.models.gradients import rows_at
 from unmask.models.graphs import Graphs, Streams
 from unmask.models.layout import Layout, Packing, lay_out
-from unmask.models.linear import Linear
+from unmask.models.linear import Linear, alike_from
 from unmask.models.memory import Memory, Slots
 from unmask.models.qwen_vision import QwenVision
 from unmask.models.registers import REGISTER, Registers, placed, with_registers, without_registers
@@ -46,7 +46,7 @@ class Elastic(nn.Module):
     def __init__(self, config: ElasticConfig, *, mask_id: int, attention: Attention = FITTING) -> None:
         super().__init__()
         self.config, self.mask_id, self.attention = config, mask_id, attention
-        self.graphs: Graphs | None = None  # CUDA graphs of the layers, for a model on one card (graphs.py)
+        self.graphs: Graphs | None = None  # of the layers, on a CUDA device (graphs.py)
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -131,7 +131,7 @@ class Elastic(nn.Module):
             unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
             together=learns,
             head_width=c.head_channels,
-            theta=c.rope_theta,
+            theta=c.rope_theta * c.rope_factor,
             sections=c.rope_sections,
         )
 
@@ -230,7 +230,7 @@ class Elastic(nn.Module):
             weight = self.embed.weight
             none, hidden = weight.new_zeros(0, config.vocab_size), weight.new_zeros(0, config.width)
             return Scored(at=text.at, logits=none, hidden=hidden)
-        h_ND, rows = _rows_of_16(rows_at(u_ND, text.row))
+        h_ND, rows = _padded(rows_at(u_ND, text.row))
         h_ND = self.norm(h_ND)
         head = Head(layer=self.text_head, size=config.vocab_size)
         if kind == Kind.CODE:
@@ -247,7 +247,7 @@ class Elastic(nn.Module):
             found = rows_at(self.code_head.unfolded(h).flatten(0, 1), 4 * codes.row + codes.corner)
             if layout.squares.alone is not None:
                 found = torch.where(layout.squares.alone[codes.position][:, None], rows_at(h, codes.row), found)
-        h_NE, rows = _rows_of_16(found)
+        h_NE, rows = _padded(found)
         head = Head(layer=self.code_head, size=self.config.codes)
         return score(codes.at, h_NE, rows, head)
 
@@ -266,13 +266,13 @@ def _without_logits(at_N: Tensor, h_ND: Tensor, rows: int, head: Head) -> Scored
     return Scored(at=at_N, hidden=h_ND[:rows], head=head)
 
 
-def _rows_of_16(x_ND: Tensor) -> tuple[Tensor, int]:
-    """Padded to a multiple of 16 rows, and how many there were: over few, a matrix product takes another kernel, which rounds differently.
+def _padded(x_ND: Tensor) -> tuple[Tensor, int]:
+    """With rows behind it up to a multiple of those that round alike, and how many there were.
 
     So the logits of a token do not depend on how many tokens are scored (docs/notes/0005-engine.md).
     """
     rows = len(x_ND)
-    return F.pad(x_ND, (0, 0, 0, -rows % 16)), rows
+    return F.pad(x_ND, (0, 0, 0, -rows % alike_from(x_ND))), rows
 
 
 def _counts(predict_BL: Tensor, layout: Layout) -> tuple[int | None, int | None]:

@@ -60,8 +60,8 @@ class Part:
     def of(self, x_NHK: Tensor) -> Tensor:
         """[G, H, length, K]."""
         count = self.rows * self.length
-        own = x_NHK if count == len(x_NHK) else x_NHK[self.start : self.start + count]
-        return own.unflatten(0, (self.rows, self.length)).transpose(1, 2)
+        own = x_NHK if count == x_NHK.shape[0] else x_NHK[self.start : self.start + count]
+        return own.view(self.rows, self.length, *own.shape[1:]).transpose(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Shapes: B rows · T positions · H heads · K head width.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,30 @@ from unmask.models.gradients import IN_CACHE, rotated, turned_on_cuda, wanted
 
 Table = tuple[Tensor, Tensor]
 Rotation = Callable[[Tensor, Table], Tensor]
+
+
+def critical_dimension(base: float, head_width: int, trained: int) -> int:
+    """The first even channel number whose pair turns less than once over ``trained`` positions (LongLLaDA, arXiv 2506.14429, section 4).
+
+    The pair of channels 2i and 2i + 1 has the wavelength 2 pi base^(2i / head_width). ValueError for fewer than 7 positions: even the
+    fastest pair turns less than once.
+    """
+    if trained < 7:
+        raise ValueError(
+            f"a rotary network is trained on at least 7 positions, got {trained}; give the length of its rows"
+        )
+    return 2 * math.ceil(head_width / 2 * math.log(trained / (2 * math.pi), base))
+
+
+def ntk_factor(base: float, head_width: int, trained: int, target: int) -> float:
+    """The factor of the rotary base with which the pair of the critical dimension has the wavelength ``target`` (NTK scaling).
+
+    Exactly 1.0 where ``target`` is not above ``trained`` and where the formula gives less than 1. ValueError as of ``critical_dimension``.
+    """
+    critical = critical_dimension(base, head_width, trained)
+    if target <= trained:
+        return 1.0
+    return max(1.0, (target / (2 * math.pi)) ** (head_width / critical) / base)
 
 
 def rope_table(position_BT: Tensor, head_width: int, theta: float) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-REDUCTIONS = ("conv", "bilinear", "average", "max")
+REDUCTIONS = ("conv", "bilinear", "average", "max", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class VisionConfig:
     """The semantic encoder (spec 1.9): a patch transformer without its last layer, conv pooling, projector, newline.
 
     ``layers`` counts the layers that are kept. ``image`` and ``patch`` are pixels. ``reduction``: how the patches of a view become fewer:
-    ``conv``, a 2x2 convolution before the projector (LaViDa-O), or after it ``bilinear``, ``average`` or ``max`` (LaViDa).
+    ``conv``, a 2x2 convolution before the projector (LaViDa-O), after it ``bilinear``, ``average`` or ``max`` (LaViDa), or ``none``.
     """
 
     image: int = 384
@@ -38,6 +38,8 @@ class VisionConfig:
         """Features along one side after the 2x2 pooling (an odd last row and column fall away), or after interpolation to half the side,
         rounded up.
         """
+        if self.reduction == "none":
+            return self.side
         return (self.side + 1) // 2 if self.reduction == "bilinear" else self.side // 2
 
     @property
@@ -89,6 +91,7 @@ class ElasticConfig:
     position before a token predicts it (Dream); the first token of a row is predicted at its own position · ``tower``: another vision
     tower than ``vision`` · ``rope_sections``: how many pairs of channels turn with the time, the row and the column of a position
     (M-RoPE); none where all turn with its number.
+    ``rope_factor``: multiplies ``rope_theta`` for rows that are longer than those of the training (``rope.ntk_factor``), 1 for none.
     ``first_code``: text id of image code 0 in a text model whose vocabulary has the ``codes`` as rows (MMaDA, Lumina-DiMOO); 0: none.
     """
 
@@ -115,6 +118,7 @@ class ElasticConfig:
     first_code: int = 0
     tower: QwenVisionConfig | None = None
     rope_sections: tuple[int, ...] = ()
+    rope_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.head_width and (self.width % self.heads or (self.width // self.heads) % 2):
@@ -127,6 +131,8 @@ class ElasticConfig:
             raise ValueError(
                 f"rope_sections {self.rope_sections} must be three numbers that sum to half a head, {self.head_channels // 2}"
             )
+        if not self.rope_factor >= 1:
+            raise ValueError(f"rope_factor {self.rope_factor} must be at least 1: it makes the rotary base larger")
         if self.gen_width > self.width:
             raise ValueError(
                 f"gen_width {self.gen_width} is larger than width {self.width}: the output projection is shared"

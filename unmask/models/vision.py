@@ -66,7 +66,16 @@ def _max(x_IDss: Tensor, side: int) -> Tensor:
     return F.max_pool2d(x_IDss, 2)
 
 
-_REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {"bilinear": _bilinear, "average": _average, "max": _max}
+def _whole(x_IDss: Tensor, side: int) -> Tensor:
+    return x_IDss
+
+
+_REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "bilinear": _bilinear,
+    "average": _average,
+    "max": _max,
+    "none": _whole,
+}
 
 
 class Vision(nn.Module):

@@ -143,3 +143,15 @@ def _log_probability(model: Denoiser, batch: Batch, guidance: Guidance | None) -
         log_p_N = log_p_NV.gather(1, ids_N1.to(log_p_NV.device))[:, 0]
         total_B = total_B.index_add(0, (scored.at // batch.ids.shape[1]).to(total_B.device), log_p_N)
     return total_B
+
+
+@torch.no_grad()
+def token_log_probabilities(model: Denoiser, batch: Batch) -> Tensor:
+    """ln p of the true id of every masked token, [B, L] float32; 0 elsewhere. ``batch.ids`` holds the true ids."""
+    found = torch.zeros(batch.ids.numel(), device=batch.device)
+    prediction = model(batch, predict=batch.masked)
+    for kind, scored in prediction.scored.items():
+        logits_NV = prediction.logits(kind).float()
+        own_N = logits_NV.gather(1, batch.ids.flatten()[scored.at][:, None])[:, 0]
+        found[scored.at] = own_N - logits_NV.logsumexp(1)
+    return found.view(batch.ids.shape)

@@ -5,11 +5,12 @@ in memory; ``merge(source, lora, out)`` writes a model folder with the adapters 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import safe_open
+from torch import Tensor
 
 from unmask.checkpoints.adapters import CONFIG, adapter_place, layers_in, load_adapter, read_adapter, refuse_other_base
 from unmask.checkpoints.checksums import write_sums
@@ -26,6 +27,10 @@ from unmask.writing import copy_file, whole_folder, write_tensors
 
 Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """``FOLDER`` or ``FOLDER:scale``, or several, which add up."""
+Header = Mapping[str, str] | None
+"""The metadata of a file of weights."""
+Change = Callable[[dict[str, Tensor], Header], tuple[dict[str, Tensor], Header]]
+"""The tensors and metadata of a file, to what is written in their place."""
 
 
 def each_of(lora: Adapters) -> list[str | os.PathLike[str]]:
@@ -74,7 +79,7 @@ def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download
         raise ValueError("no adapter to merge; give at least one")
     checkpoint = read_spec(home).checkpoint
     net, _ = checkpoint.modules()
-    changes: dict[tuple[str, str], list[Product]] = {}  # by file and name in the file
+    changes: dict[str, dict[str, list[Product]]] = {}  # by file and name in the file
     for folder, scale in places:
         found = read_adapter(folder)
         fitting = layers_in(net, found)
@@ -82,10 +87,14 @@ def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download
         for name, (down, up, own) in fitting.items():
             stored = checkpoint.net[f"{name}.weight"]
             _refuse_tied(name, stored, checkpoint.net["embed.weight"])
+            if stored.bits:
+                raise CheckpointError(
+                    f"{home} has quantised weights, which cannot be merged; use --lora, or merge before quantising"
+                )
             product = Product(down=read(down), up=read(up), scale=own * scale)
-            changes.setdefault((stored.path.name, stored.name), []).append(product)
+            changes.setdefault(stored.path.name, {}).setdefault(stored.name, []).append(product)
     with whole_folder(out) as part:
-        _copy(home, part, changes)
+        copied(home, part, {file: _Merging(products=some) for file, some in changes.items()})
         if checkpoint.sums:
             write_sums(part)
     return sorted(p for p in out.rglob("*") if p.is_file())
@@ -98,10 +107,9 @@ def _refuse_tied(name: str, stored: Stored, embedding: Stored) -> None:
         )
 
 
-def _copy(home: Path, part: Path, changes: dict[tuple[str, str], list[Product]]) -> None:
-    """Copy a model folder; files with changed tensors are written anew, files that are not part of the model are left out."""
+def copied(home: Path, part: Path, changed: Mapping[str, Change]) -> None:
+    """Copy a model folder into ``part``; ``changed``: files that are written anew. What is no part of the model is left out."""
     others = {f"{name}.safetensors" for name in not_part_of_model(home, {p.stem for p in home.glob("*.safetensors")})}
-    changed = {file for file, _ in changes}
     for path in sorted(p for p in home.rglob("*") if p.is_file()):
         target = part / path.relative_to(home)
         if path.parent == home and (path.name in others or path.name == CONFIG):
@@ -113,10 +121,17 @@ def _copy(home: Path, part: Path, changes: dict[tuple[str, str], list[Product]])
         with safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata()
-        for (name_of_file, name), products in changes.items():
-            if name_of_file == path.name:
-                tensors[name] = merged(tensors[name], *products)
         try:
-            write_tensors(target, tensors, metadata)
+            write_tensors(target, *changed[path.name](tensors, metadata))
         except OSError as error:
             raise OSError(f"could not write {path.name}: {error}; nothing was written") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Merging:
+    """The tensors of a file with products folded in. ``products``: by the name in the file."""
+
+    products: Mapping[str, list[Product]]
+
+    def __call__(self, tensors: dict[str, Tensor], header: Header) -> tuple[dict[str, Tensor], Header]:
+        return tensors | {name: merged(tensors[name], *some) for name, some in self.products.items()}, header

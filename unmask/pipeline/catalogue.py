@@ -2,8 +2,8 @@
 
 Public idea: ``find_sampler("remdm", ["eta=0.2"]) -> (change, the other settings)``, where ``change(sampler) -> Sampler``. A sampler with a
 name is a function ``(base: Sampler, *, number=default, ...) -> Sampler`` of unmask/sampling/presets.py or unmask/methods/: it gets the
-preset of the task and replaces what it changes. One whose parts hold a module of the network (a diffusion head, an energy) takes the opened
-network too: ``(base, net, *, ...)``.
+preset of the task and replaces what it changes. An argument whose default is "" is a folder. One whose parts hold a module of the network
+(a diffusion head, an energy) takes the opened network too: ``(base, net, *, ...)``.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ _NOT_METHODS = ("__init__", "card")
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSampler:
-    """``module``: dotted name of its file · ``summary``: first line of its docstring · ``arguments``: its numbers with their defaults ·
-    ``takes_net``: whether its second parameter is the network.
+    """``module``: dotted name of its file · ``summary``: first line of its docstring · ``arguments``: its numbers and folders with their
+    defaults · ``takes_net``: whether its second parameter is the network.
     """
 
     name: str
     module: str
     summary: str
-    arguments: Mapping[str, float]
+    arguments: Mapping[str, float | str]
     takes_net: bool = False
+
+    @property
+    def folders(self) -> list[str]:
+        """The arguments that are folders."""
+        return [name for name, value in self.arguments.items() if isinstance(value, str)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ class SamplerChange:
     """A named sampler with its arguments: ``change(base) -> Sampler``. ``net``: the opened network, where ``takes_net``."""
 
     function: Callable[..., Sampler]
-    arguments: Mapping[str, float]
+    arguments: Mapping[str, float | str]
     takes_net: bool = False
     net: Denoiser | None = None
 
@@ -56,18 +61,35 @@ class SamplerChange:
         return self.function(base, self.net, **self.arguments)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Several changes of a sampler, applied in their order."""
+
+    parts: tuple[Callable[[Sampler], Sampler], ...]
+
+    def __call__(self, base: Sampler) -> Sampler:
+        for part in self.parts:
+            base = part(base)
+        return base
+
+
 def for_network(change: Callable[[Sampler], Sampler], net: Denoiser) -> Callable[[Sampler], Sampler]:
     """A change of samplers for one network: a named one gets it, any other function stays as it is."""
+    if isinstance(change, Changes):
+        return Changes(parts=tuple(for_network(part, net) for part in change.parts))
     return dataclasses.replace(change, net=net) if isinstance(change, SamplerChange) else change
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodEntry:
-    """``name``: of its file · ``about``: the file's docstring · ``card``: the literal fields of its card."""
+    """``name``: of its file · ``about``: the file's docstring · ``card``: the literal fields of its card · ``minutes``: of its
+    demonstration on two cores, 0 where it has none.
+    """
 
     name: str
     about: str
     card: Mapping[str, Any]
+    minutes: float = 0.0
 
 
 def samplers(package: Path = _PACKAGE) -> dict[str, NamedSampler]:
@@ -96,25 +118,31 @@ def methods(package: Path = _PACKAGE) -> dict[str, MethodEntry]:
     for path in _method_files(package):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         about = ast.get_docstring(tree) or ""
-        found[path.stem] = MethodEntry(name=path.stem, about=about, card=_card(tree, path))
+        minutes = _minutes(package / "recipes" / path.name)
+        found[path.stem] = MethodEntry(name=path.stem, about=about, card=_card(tree, path), minutes=minutes)
     return found
 
 
-def find_sampler(name: str, settings: Sequence[str] = ()) -> tuple[SamplerChange, list[str]]:
+def find_sampler(name: str, settings: Sequence[str] = (), *, folders: bool = True) -> tuple[SamplerChange, list[str]]:
     """The change that a sampler's name stands for, and the settings that are not arguments of its function.
 
-    ValueError for an unknown name, an argument that it does not have, and a value that is no number.
+    ``folders``: whether samplers that open folders of this machine are allowed, as for a client of the server they are not. ValueError
+    for an unknown name, an argument that it does not have, and a value that is no number.
     """
     known = samplers()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"the samplers are {', '.join(known)}"
         raise ValueError(f"there is no sampler {name[:50]!r}; {hint}")
-    entry, own, rest = known[name], {}, []
+    entry, own, rest = known[name], dict[str, float | str](), list[str]()
+    if entry.folders and not folders:
+        raise ValueError(
+            f"the sampler {name!r} opens a folder of the server's machine, which no request may; leave it out"
+        )
     for setting in settings:
         key, _, text = (part.strip() for part in setting.partition("="))
         if key in entry.arguments:
-            own[key] = _number(key, text, type(entry.arguments[key]))
+            own[key] = text if key in entry.folders else _number(key, text, type(entry.arguments[key]))
         elif "." in key:
             rest.append(setting)
         else:
@@ -147,11 +175,24 @@ def _changes_a_sampler(node: ast.FunctionDef) -> bool:
     return named and [a.arg for a in node.args.args] in (["base"], ["base", "net"])
 
 
+def _minutes(path: Path) -> float:
+    """The minutes of ``DEMO = Demonstration(minutes=…, run=…)`` in a recipe file, 0 without one."""
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path.exists() else ast.Module(body=[], type_ignores=[])
+    call = _assigned(tree, "DEMO")
+    return next((float(ast.literal_eval(k.value)) for k in call.keywords if k.arg == "minutes"), 0.0) if call else 0.0
+
+
+def _assigned(tree: ast.Module, name: str) -> ast.Call | None:
+    """The call in ``name = Something(…)`` at the top of a file."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return node.value if isinstance(node.value, ast.Call) else None
+    return None
+
+
 def _card(tree: ast.Module, path: Path) -> dict[str, Any]:
     """The literal fields of ``CARD = Card(...)``. ValueError where the file has none."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "CARD":
-            if isinstance(node.value, ast.Call):
-                fields = {k.arg: k.value for k in node.value.keywords if k.arg not in (None, "parts")}
-                return {str(name): ast.literal_eval(value) for name, value in fields.items()}
+    if (call := _assigned(tree, "CARD")) is not None:
+        fields = {k.arg: k.value for k in call.keywords if k.arg not in (None, "parts")}
+        return {str(name): ast.literal_eval(value) for name, value in fields.items()}
     raise ValueError(f"{path.name} has no card; end it with CARD = Card(…), as unmask/methods/card.py says")

@@ -177,7 +177,7 @@ def _lm_fields(config: ElasticConfig, content: Content) -> Json:
         "n_layers": config.layers,
         "mlp_hidden_size": config.mlp,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.rope_theta * config.rope_factor,
         "vocab_size": config.vocab_size,
         "embedding_size": config.vocab_size,
         "weight_tying": False,

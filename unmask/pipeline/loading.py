@@ -334,6 +334,8 @@ def write_config(folder: Path, model: ElasticConfig, vq: VQConfig, *, wording: s
         fields["vision"] = vision_fields(model.vision)
     if not (model.text_registers or model.code_registers):  # a dense model's file reads as before there were registers
         fields = {name: value for name, value in fields.items() if "register" not in name}
+    if model.rope_factor == 1:
+        del fields["rope_factor"]
     value = {"model": fields, "vq": asdict(vq), "wording": wording, "side": side, "fold": fold}
     write_text(folder / "config.json", json.dumps(value, indent=1) + "\n")
 

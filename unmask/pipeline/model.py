@@ -16,6 +16,7 @@ from unmask.grammars.answer_format import AnswerFormat
 from unmask.pipeline.asking import Asked, answered
 from unmask.pipeline.catalogue import for_network
 from unmask.pipeline.drawing import as_asked, best_of, count_of, draw, further, labelled, layouts_of, several, used_by
+from unmask.pipeline.quirks import chosen as chosen_quirks
 from unmask.sampling.fast import Fast
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence as Tokens
@@ -63,9 +64,7 @@ class Model:
         return torch.device(self.parts.weights.device) if self.parts.weights else self.parts.net.embed.weight.device
 
     def with_sampler(self, change: Callable[[Sampler], Sampler]) -> Model:
-        """The same model with ``change`` applied to the preset of every task, layouts and critiques included, for example
-        ``model.with_sampler(lambda sampler: remdm(sampler, eta=0.2))``.
-        """
+        """The same model with ``change`` applied to every preset: ``model.with_sampler(lambda sampler: remdm(sampler, eta=0.2))``."""
         return Model(self.parts, self.presets.with_sampler(for_network(change, self.parts.net)), executor=self.executor)
 
     @checked
@@ -74,6 +73,11 @@ class Model:
         Results name the parts that acted in ``approximate``. Samplers and options of a call take precedence.
         """
         return Model(self.parts, self.presets.with_speed(speed_of(speed)), executor=self.executor)
+
+    @checked
+    def with_quirks(self, choice: str) -> Model:
+        """The same model with these deviations of its family's released scripts: usual, released or none (``pipeline.quirks``)."""
+        return Model(chosen_quirks(self.parts, choice), self.presets, executor=self.executor)
 
     @checked
     def generate(
@@ -284,7 +288,7 @@ class Model:
         check_context(built, self.presets.context)
         made = answer(self, task, built, chosen, question=target, seed=seed, trace=trace)
         approximate = self.presets.approximate(self.parts, {"fill": chosen})
-        warnings = self.parts.warnings(target.replace(understand.GAP, " "))
+        warnings = self.parts.warnings(expanded(target).replace(understand.GAP, " "))
         return replace(made, warnings=warnings, approximate=approximate)
 
     @checked

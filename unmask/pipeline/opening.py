@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +16,9 @@ from unmask.checkpoints.loading import load as load_weights
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
+from unmask.models.graphs import graphs_on
 from unmask.pipeline.adapting import Adapters, add_adapters, each_of
+from unmask.pipeline.context import Context, as_context, fitted, scaled
 from unmask.pipeline.loading import (
     Format,
     ModelSpec,
@@ -50,9 +54,11 @@ def load(
     lora: Adapters = (),
     speed: str | Fast = EXACT,
     quirks: str = USUAL,
+    context: int | Context | None = None,
     download: bool = False,
     on_bytes: Callable[[int, int], None] = _silent,
     verify: bool = True,
+    graphs: bool = True,
 ) -> Model | TextModel:
     """A shipped model by name, a model folder, or a hub model. CheckpointError says what is missing or damaged.
 
@@ -64,11 +70,13 @@ def load(
     ``storage``: dtype, quantisation and CPU offload · ``lora``: LoRA adapters that are applied, ``FOLDER`` or ``FOLDER:scale``, one or
     several, which add up · ``speed``: as of ``Model.with_speed`` · ``download``: download ``owner/name`` if it is not in the local cache ·
     ``quirks``: of the released scripts of a family, usual, released or none (``pipeline.quirks``) ·
-    ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read ·
-    ``verify``: compare the weights of our own layout with the SHA-256 in config.json (48 MB take 0.03 s).
+    ``context``: tokens of the longest sequence, for which the rotary base is scaled where the model was trained with shorter ones
+    (``pipeline.context``) · ``on_bytes``: called while weights are read, with the bytes read so far and the bytes to read ·
+    ``verify``: compare the weights of our own layout with the SHA-256 in config.json (48 MB take 0.03 s) ·
+    ``graphs``: on CUDA, layers run as CUDA graphs where they can (``models.graphs``); results are the same. False: kernel by kernel.
     """
     place, folder = find_device(device), resolve(name, download=download)
-    fast = speed_of(speed)
+    fast, wanted = speed_of(speed), as_context(context)
     if recipe := recipe_in(folder):
         if storage not in (None, WeightStorage()):
             raise ValueError(
@@ -80,19 +88,24 @@ def load(
             raise ValueError(f"{folder} is opened by the recipe {recipe}, which has no fast mode; leave out speed")
         if quirks != USUAL:
             raise ValueError(f"{folder} is opened by the recipe {recipe}, which has no quirks; leave them out")
+        if wanted:
+            raise ValueError(f"{folder} is opened by the recipe {recipe}, which has one context; leave out context")
         return open_by_recipe(folder, recipe, place)
     refuse_quirks(quirks, format_in(folder))
     if format_in(folder).is_text:
-        text = load_text(folder, device=place, storage=storage, lora=lora, called=str(name), on_bytes=on_bytes)
-        return text.with_speed(fast)
+        opened = partial(load_text, folder, device=place, storage=storage, lora=lora, called=str(name))
+        return opened(context=wanted, on_bytes=on_bytes, graphs=graphs).with_speed(fast)
     found = read_spec(folder)
+    presets = fitted(found.presets, wanted)
+    found = scaled(found, wanted, found.presets.context)
     weights = Weights(
         checkpoint=found.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes, verify=verify
     )  # fmt: skip
     parts = with_quirks(open_parts(found, weights), found.format, quirks)
     add_adapters(parts.net, lora, weights=weights, called=str(name))
+    parts.net.graphs = graphs_on(place) if graphs else None
     parts.require(EVERYTHING if needs is None else frozenset(needs))
-    return Model(parts, presets=found.presets.with_speed(fast))
+    return Model(parts, presets=presets.with_speed(fast))
 
 
 def load_text(
@@ -101,18 +114,23 @@ def load_text(
     device: str | torch.device = AUTO,
     storage: WeightStorage | None = None,
     lora: Adapters = (),
+    context: Context | None = None,
     called: str = "",
     on_bytes: Callable[[int, int], None] = _silent,
+    graphs: bool = True,
 ) -> TextModel:
     """The text model of a folder in the layout of LLaDA or Dream. CheckpointError if its files do not match.
 
     ``called``: the name that it was opened by; the other arguments are those of ``load``.
     """
-    spec, place = read_spec(folder), find_device(device)
+    place = find_device(device)
+    spec = scaled(found := read_spec(folder), context, own_context(found))
     weights = Weights(checkpoint=spec.checkpoint, device=place, storage=storage or WeightStorage(), on_bytes=on_bytes)
     net, vq = weights.checkpoint.modules()
     parts = read_text_parts(spec, net)
+    parts = replace(parts, context=context.tokens) if context else parts
     add_adapters(net, lora, weights=weights, called=called)
+    net.graphs = graphs_on(place) if graphs else None
     load_weights(weights, net, vq, Reply.needs)
     return TextModel(parts)
 
@@ -128,5 +146,10 @@ def read_text_parts(spec: ModelSpec, net: Elastic) -> TextParts:
         raise CheckpointError(
             f"{folder}: {called} is {text[MASK]} in the tokenizer and {spec.checkpoint.mask_id} in config.json"
         )
-    context = int(read_json(folder / "config.json").get(family.context, 4096))
-    return TextParts(text=text, net=net, context=context, family=family)
+    return TextParts(text=text, net=net, context=own_context(spec), family=family)
+
+
+def own_context(spec: ModelSpec) -> int:
+    """The longest sequence of a text model in tokens, from its config.json."""
+    raw = read_json(spec.checkpoint.place / "config.json")
+    return int(raw.get(TEXT_FAMILIES[spec.format].context, 4096))

@@ -6,37 +6,58 @@ for LaViDa-O, what its published results were made with; ``released`` repeats th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from unmask.pipeline.formats import Format
 from unmask.tasks.lumina_dimoo import DiMOORows
-from unmask.tasks.parts import Parts
+from unmask.tasks.parts import Parts, Quirked
 from unmask.tokens import lumina_dimoo
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 
 USUAL, RELEASED, NONE = QUIRKS = ("usual", "released", "none")
+_ABSENT = "this model has no deviations of released scripts to choose; leave out quirks"
 
 
-def refuse_quirks(choice: str, found: Format) -> None:
-    """ValueError for an unknown choice, and for one that a family does not have."""
-    if choice not in QUIRKS:
-        raise ValueError(f"quirks {choice[:50]!r} is unknown; choose from {', '.join(QUIRKS)}")
+def refuse_quirks(choice: str, found: Format | None) -> None:
+    """ValueError for an unknown choice, and for one that a family does not have (None: one without any)."""
+    _refuse_unknown(choice)
     if choice != USUAL and found not in (Format.RELEASED, Format.LAVIDA, Format.DIMOO):
-        raise ValueError("this model has no deviations of released scripts to choose; leave out quirks")
+        raise ValueError(_ABSENT)
 
 
 def with_quirks(parts: Parts, found: Format, choice: str) -> Parts:
-    """The parts of a model with these deviations: of LaViDa-O all of ``ReleasedQuirks``, of LaViDa the token that is dropped behind a
-    picture, of Lumina-DiMOO those of ``DiMOOQuirks``. ValueError as of ``refuse_quirks``.
+    """The parts of a model with these deviations, and with the others to choose: of LaViDa-O all of ``ReleasedQuirks``, of LaViDa the token
+    that is dropped behind a picture, of Lumina-DiMOO those of ``DiMOOQuirks``. ValueError as of ``refuse_quirks``.
     """
     refuse_quirks(choice, found)
-    if choice == USUAL:
-        return parts
-    on = choice == RELEASED
+    return chosen(replace(parts, choices=_choices(parts, found)), choice)
+
+
+def chosen(parts: Parts, choice: str) -> Parts:
+    """The same parts with other deviations. ValueError for an unknown choice, and for parts without one."""
+    _refuse_unknown(choice)
+    if not parts.choices and choice != USUAL:
+        raise ValueError(_ABSENT)
+    found = parts.choices.get(choice)
+    return replace(parts, quirks=found.quirks, rows=found.rows) if found else parts
+
+
+def _choices(parts: Parts, found: Format) -> Mapping[str, Quirked]:
+    usual = Quirked(quirks=parts.quirks, rows=parts.rows)
     if found is Format.LAVIDA:
-        return replace(parts, quirks=replace(parts.quirks, dropped_token=on))
-    if found is Format.DIMOO:
+        on, off = (replace(usual, quirks=replace(parts.quirks, dropped_token=drops)) for drops in (True, False))
+    elif found is Format.DIMOO:
         assert isinstance(parts.rows, DiMOORows)
-        quirks = lumina_dimoo.RELEASED_QUIRKS if on else lumina_dimoo.NO_QUIRKS
-        return replace(parts, rows=replace(parts.rows, quirks=quirks))
-    return replace(parts, quirks=ReleasedQuirks() if on else NO_QUIRKS)
+        named = (lumina_dimoo.RELEASED_QUIRKS, lumina_dimoo.NO_QUIRKS)
+        on, off = (replace(usual, rows=replace(parts.rows, quirks=quirks)) for quirks in named)
+    elif found is Format.RELEASED:
+        on, off = (replace(usual, quirks=quirks) for quirks in (ReleasedQuirks(), NO_QUIRKS))
+    else:
+        return {}
+    return {USUAL: usual, RELEASED: on, NONE: off}
+
+
+def _refuse_unknown(choice: str) -> None:
+    if choice not in QUIRKS:
+        raise ValueError(f"quirks {choice!r:.52} is unknown; choose from {', '.join(QUIRKS)}")

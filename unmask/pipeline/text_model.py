@@ -8,24 +8,27 @@ answer, as in training (Nie et al. 2025).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, NoReturn
 
 import torch
 
 from unmask.grammars.answer_format import AnswerFormat, Slot
 from unmask.pipeline.catalogue import for_network
+from unmask.pipeline.quirks import refuse_quirks
 from unmask.pipeline.text_family import LLADA, TextFamily
+from unmask.pipeline.text_gaps import FillGaps
 from unmask.protocols import Denoiser
 from unmask.sampling.fast import EXACT, Fast, acting
 from unmask.sampling.sampler import Sampler
+from unmask.sampling.stopping import Never
 from unmask.sequence import Sequence
 from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
-from unmask.tasks.drafts import expanded
+from unmask.tasks.drafts import Drafted, draft_length, gaps_in, refuse_beside
 from unmask.tasks.forms import Request, answer_formed, filled
 from unmask.tasks.lengths import Extent, read_words
 from unmask.tasks.results import Answer, answered, describe
@@ -45,7 +48,7 @@ from unmask.tasks.speeds import speed_of
 from unmask.tasks.understand import GAP
 from unmask.tokens.build import Builder
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import Text
+from unmask.tokens.text import Slots, Text
 
 _NEEDS = frozenset({"und", "text_head"})
 _ROLES = ("system", "user", "assistant")
@@ -62,6 +65,11 @@ class TextParts:
     net: Denoiser
     context: int
     family: TextFamily = LLADA
+
+    @cached_property
+    def slots(self) -> Slots | None:
+        """The ids of slots, where the tokenizer has them."""
+        return Slots.named(self.text)
 
     def builder(self) -> Builder:
         return Builder(text=self.text, wording=RELEASED, look_tokens=0)
@@ -119,31 +127,6 @@ class Continue:
         return answered(sequence, tokens.text)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FillGaps:
-    """A text in which every ``[mask]`` is a gap of one token; given words stay."""
-
-    target: str
-    needs: ClassVar[frozenset[str]] = _NEEDS
-
-    def build(self, tokens: TextParts) -> Sequence:
-        if GAP not in self.target:
-            raise ValueError(f"no {GAP} in {self.target!r}; write one for every missing token")
-        b = tokens.builder()
-        if before := tokens.family.template.before(tokens.text):
-            b.say("prompt", *before)
-        # The token of a word includes the space before it, so no space is left before a gap.
-        for piece in re.split(rf"\s*({re.escape(GAP)})", self.target):
-            if piece == GAP:
-                b.write("answer", 1)
-            elif piece:
-                b.say("given", piece)
-        return b.build(self.target)
-
-    def read(self, sequence: Sequence, tokens: TextParts) -> str:
-        return tokens.text.decode(sequence.ids.tolist())
-
-
 class TextModel:
     """A loaded text model. Every method checks its input first and raises ValueError. ``executor``: as in ``Model``."""
 
@@ -165,6 +148,11 @@ class TextModel:
     def with_speed(self, speed: str | Fast) -> TextModel:
         """The same model at another speed, as ``Model.with_speed``."""
         return TextModel(self.parts, executor=self.executor, change=self.change, fast=speed_of(speed))
+
+    def with_quirks(self, choice: str) -> TextModel:
+        """The same model: text models have no deviations to choose. ValueError for any choice but "usual"."""
+        refuse_quirks(choice, None)
+        return self
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in _PICTURES:
@@ -193,6 +181,7 @@ class TextModel:
         settings: Items[str] = (),
         sampler: Sampler | None = None,
         form: AnswerFormat | None = None,
+        draft: str = "",
     ) -> Answer:
         """Answer a question with the chat template and the published settings of the model's family.
 
@@ -200,7 +189,8 @@ class TextModel:
         answer, which ends earlier at the model's end of turn; the model's context bounds it (None: ``length``) · ``length``: masked tokens
         that are decoded at a time (LLaDA: in blocks of 32); the answer depends on it, but not on ``max_tokens`` (``tasks.lengths``) ·
         ``stop``: the text ends before the first of these strings · ``form``: a JSON schema or a regex that the answer matches
-        (``grammars.answer_format``); ``Answer.value`` is its parsed value · ``steps``: of every block.
+        (``grammars.answer_format``); ``Answer.value`` is its parsed value · ``draft``: the answer with gaps (``tasks.drafts``) ·
+        ``steps``: of every block.
         """
         family = self.parts.family
         extent = Extent(length=family.length if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
@@ -208,6 +198,12 @@ class TextModel:
         preset = family.chat(self.parts.text, extent.length)
         chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
         reply = Reply(question=_given(question), length=extent.length, messages=tuple(messages))
+        if draft:
+            refuse_beside(max_tokens, stop, form)
+            if length is None:
+                room = self.parts.context - len(replace(reply, length=0).build(self.parts).ids)
+                reply = replace(reply, length=max(draft_length(draft, self.parts), min(extent.length, room)))
+            return self._labelled(self._drafted(reply, draft, chosen, seed, trace), preset, chosen)
         if form is not None:
             return self._labelled(self._formed(reply, form, chosen, extent, seed, trace), preset, chosen)
         return self._labelled(self._written(reply, chosen, extent, question, seed, trace), preset, chosen)
@@ -279,9 +275,8 @@ class TextModel:
         question, family = self._checked(prompt), self.parts.family
         if suffix:
             wanted = length or max_tokens or family.length
-            length = max(
-                1, min(wanted, self.parts.context - self._tokens(Continue(prompt=prompt, length=0, suffix=suffix)))
-            )
+            beside = len(Continue(prompt=prompt, length=0, suffix=suffix).build(self.parts).ids)
+            length = max(1, min(wanted, self.parts.context - beside))
         extent = Extent(length=family.length if length is None else length, max_tokens=max_tokens, stop=tuple(stop))
         preset = family.base(self.parts.text, extent.length)
         chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
@@ -302,9 +297,8 @@ class TextModel:
         temperature: float | None = None,
         settings: Items[str] = (),
     ) -> Answer:
-        """A text with every ``[mask]`` replaced by one token and ``[mask:N]`` by N, most confident first."""
-        target = expanded(target)
-        preset = self.parts.family.fill(self.parts.text, max(1, target.count(GAP)))
+        """A text with every ``[mask]`` replaced by one token, ``[mask:N]`` by N, and ``[slot:N]`` by up to N, of models with slots."""
+        preset = self.parts.family.fill(self.parts.text, max(1, gaps_in(target)))
         chosen = with_options(self._changed(preset), settings, steps, guidance_scale, temperature)
         task = FillGaps(target=_given(target))
         built = task.build(self.parts)
@@ -339,6 +333,13 @@ class TextModel:
         request = Request(slots=slots, form=form, extent=extent, context=self.parts.context)
         return answer_formed(self, task, sampler, request, question=reply.question, seed=seed, trace=trace)
 
+    def _drafted(self, reply: Reply, draft: str, sampler: Sampler, seed: int, trace: bool) -> Answer:
+        task = Drafted(ask=reply, draft=draft)
+        built = task.build(self.parts)
+        check_context(built, self.parts.context)
+        whole = replace(sampler, stopping=Never())  # an end of turn before the draft's last words ends nothing
+        return answer(self, task, built, whole, question=reply.question, seed=seed, trace=trace)
+
     def _inserted(
         self, task: Continue, sampler: Sampler, extent: Extent, question: str, seed: int, trace: bool
     ) -> Answer:
@@ -347,19 +348,8 @@ class TextModel:
         done = follow(self, built, seed, sampler, trace=trace)
         (span,) = (s for s in built.spans if s.name == "answer")
         words = read_words(done.row.ids[span.start : span.stop].tolist(), self.parts.text, extent)
-        return Answer(
-            text=words.text,
-            question=question,
-            seed=seed,
-            seconds=done.seconds,
-            settings=describe(sampler),
-            trace=done.trace,
-            finish_reason=words.finish_reason,
-        )
-
-    def _tokens(self, task: Continue) -> int:
-        """Tokens of a sequence."""
-        return len(task.build(self.parts).ids)
+        said = Answer(text=words.text, question=question, seed=seed, seconds=done.seconds, settings=describe(sampler))
+        return replace(said, trace=done.trace, finish_reason=words.finish_reason)
 
     def _checked(self, prompt: Prompt) -> str:
         """A prompt as text. ValueError for an empty one and for ids that are not in the vocabulary."""

@@ -13,8 +13,7 @@ loss (but Dream like LLaDA) and with its own learning rates.
 
 What differs from the published trainers: the padding of a batch is hidden, where theirs is read (MMaDA's drawings, LaViDa, Lumina-DiMOO);
 a row that is too long is left out and named, not cut; earlier turns of a conversation are kept, but for Lumina-DiMOO, which reads none.
-Not there: MMaDA's thinking before a drawing (its loss is: ``Masked(weight=EachRow())``), LaViDa's first stage (a projector alone, without
-reduction), reinforcement learning.
+Not there: LaViDa's first stage (a projector alone, without reduction), reinforcement learning.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from functools import partial
 from unmask.models.elastic import Elastic
 from unmask.pipeline.formats import Format as Layout
 from unmask.recipe import Optim, Recipe
-from unmask.recipes.finetune import chat_format, tuned
+from unmask.recipes.chatting import chat_format
+from unmask.recipes.finetune import tuned
 from unmask.recipes.starting import Start, start_of
 from unmask.recipes.ways import (
     PARTS_OF_DIMPLE,
@@ -59,8 +59,8 @@ def mmada(
     """MMaDA: drawings, texts and understanding in one step, weighted as in a published stage.
 
     ``stage``: 1, 2, 3, cot or 4, which differ in these weights, and in whether whole texts (1, 2) or answers are learned. Rows: captions
-    (``draw`` and ``describe``), conversations about pictures (``look``) and without (``talk``). The other arguments are those of
-    ``finetune``.
+    (``draw`` and ``describe``), conversations about pictures (``look``) and without (``talk``), and those in which the assistant describes
+    a picture and draws it (``think``). The other arguments are those of ``finetune``.
     """
     start = _start(model, Layout.MMADA, "MMaDA")
     given = _given(data, lora, batch, only, freeze, replay, holdout, seed, folder)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from random import Random
 
 from unmask.checkpoints.elastic import Checkpoint, part_of
 from unmask.corruption.absorbing import Absorbing
@@ -22,23 +21,24 @@ from unmask.data.kept_codes import KeptCodes
 from unmask.data.opening import holdout, open_data
 from unmask.data.order import Mixture, open_mixture
 from unmask.data.own import Format, OwnData
-from unmask.data.samples import Boxes, Broken, Caption, Chat, DataError, Sample, texts_of
+from unmask.data.samples import Boxes, Broken, Caption, DataError, texts_of
 from unmask.data.squares import Crop, Pad, Square
 from unmask.models.elastic import Elastic
 from unmask.models.lora import LoRA
 from unmask.objectives.masked import Dropout, Masked, Scores
 from unmask.recipe import Eval, Optim, Recipe, Training
+from unmask.recipes.chatting import plain_chat
 from unmask.recipes.replay import Before, Replay, data_replay, distilled, knows_the_world, world_replay
 from unmask.recipes.starting import Start, start_of
 from unmask.recipes.watching import Sheet, ValidationLoss
-from unmask.recipes.ways import Given, Way, summed, way_of
-from unmask.sequence import Batch, Kind, Sequence
-from unmask.tasks.conversing import Message
+from unmask.recipes.ways import Given, Way, chosen, summed, way_of
+from unmask.sequence import Batch, Kind
 from unmask.tasks.encoding import Coding
-from unmask.tasks.examples import Answered, Cropping, formats_of, padded_answer
+from unmask.tasks.examples import Cropping, formats_of
 from unmask.tokens.boxes import FractionBox
 from unmask.training.states import newest
 
+MASKS = ("single", "complementary")
 PARTS = ("und", "gen", "out", "embed", "norm", "codes", "text_head", "vision")  # of ``checkpoints.elastic.part_of``
 REPLAYS = ("auto", "world", "none")
 FITS = ("pad", "crop", "middle")
@@ -65,6 +65,8 @@ def finetune(
     fit: str = "pad",
     holdout: float = 0.1,
     codes: str = "",
+    masks: str = "single",
+    slots: float = 0.0,
     seed: int = 0,
     folder: str = "",
 ) -> Recipe:
@@ -78,6 +80,8 @@ def finetune(
     mini's training · ``distill``: weight of the loss that keeps the model's predictions for replayed rows; 0: train on these rows instead ·
     ``fit``: pictures of captions that are not square are padded (pad), cropped at random (crop) or to their middle (middle); the prompt
     states a crop · ``holdout``: share of the rows for validation · ``codes``: folder that ``unmask data encode`` has filled ·
+    ``masks``: single, or complementary for a second view of every row, in which the other tokens are masked (LaViDa); not of families that
+    have their own (``families``) · ``slots``: share of the answers of a text model with gaps that it may leave empty, for ``[slot:N]`` ·
     ``folder``: of the run, for image codes and sample sheets.
     """
     start = start_of(model)
@@ -95,6 +99,8 @@ def finetune(
         fit=fit,
         holdout=holdout,
         codes=codes,
+        masks=chosen("masks", masks, MASKS),
+        slots=slots,
         seed=seed,
         folder=folder,
     )
@@ -108,7 +114,7 @@ def tuned(start: Start, given: Given, way: Way | None) -> Recipe[Elastic, dict[s
     known = None if given.replay in REPLAYS else _split(_existing(given.replay), 0.0)[0]
     formats = _of_family(start, given, place, way) if way else _formats(start, training, known, place, given)
     source = OwnData(data=training, formats=formats, seed=seed, batch=given.batch)
-    scored: Callable[[str], Scores] = way.objective if way else partial(_objective, start=start)
+    scored: Callable[[str], Scores] = way.objective if way else partial(_objective, start=start, masks=given.masks)
     objectives = {f.name: scored(f.name) for f in source.used}
     rows = _rows(given.batch, given.replay_share)
     if known is not None:
@@ -123,7 +129,7 @@ def tuned(start: Start, given: Given, way: Way | None) -> Recipe[Elastic, dict[s
     return Recipe(
         name=f"finetune of {start.name}",
         model=_network(start, given.quantise, given.lora),
-        adapt=_adapter(checkpoint, given),
+        adapt=adapter_of(checkpoint, given),
         source=merged,
         objective=(way.together if way else partial(summed, {}))(objectives, replayed),
         optim=_optim(start, given.lora),
@@ -170,6 +176,8 @@ def _of_family(start: Start, given: Given, folder: Path | None, way: Way) -> tup
         raise ValueError(
             f"{start.name} shapes pictures as its family does and encodes them itself; leave out fit and codes"
         )
+    if given.masks != "single" or given.slots:
+        raise ValueError(f"{start.name} has the masks and slots of its family; use a recipe of families (unmask train)")
     return way.formats(start, folder)
 
 
@@ -180,7 +188,9 @@ def _formats(
     if fit not in FITS:
         raise ValueError(f"fit {fit!r} is unknown; choose from {', '.join(FITS)}")
     if start.writes_only:
-        return (chat_format(start, partial(padded_answer, short=False)),)
+        return (plain_chat(start, given.slots),)
+    if given.slots:
+        raise ValueError(f"{start.name} is no text model, and slots are gaps of texts; leave out slots")
     parts = start.parts
 
     def kept(square: Square, *, read: bool, write: bool) -> KeptCodes:
@@ -213,35 +223,6 @@ class _Looked:
 def _boxes(data: Mixture) -> dict[str, tuple[tuple[str, FractionBox], ...]]:
     rows = (data[i] for i in range(len(data)) if data.task(i) == "boxes")
     return {row.image.name: row.phrases for row in rows if isinstance(row, Boxes)}
-
-
-def chat_format(start: Start, answered: Answered) -> Format:
-    """The rows of a text model."""
-    return Format(name="chat", task="chat", row=_Chatting(start=start, answered=answered))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chatting:
-    """Rows of a text model: an answer of the conversation, drawn at random, after the messages before it. ``answered``: its ids."""
-
-    start: Start
-    answered: Answered
-
-    def __call__(self, sample: Sample, rng: Random) -> Sequence | Broken:
-        assert isinstance(sample, Chat)
-        if sample.images:
-            return Broken(key=sample.key, reason=f"{sample.key} has pictures, which a text model cannot read")
-        pairs = [i for i, t in enumerate(sample.turns) if i and t.role == "assistant"]
-        if not pairs:
-            return Broken(key=sample.key, reason=f"{sample.key} has no answer of the assistant")
-        at, parts = rng.choice(pairs), self.start.text_parts
-        messages = [Message(role=t.role, text=t.text) for t in sample.turns[:at]]
-        answer = self.answered(parts.text, sample.turns[at].text, rng)
-        row = parts.family.template.conversation(parts.builder(), messages, answer)
-        if len(row.ids) > parts.context:
-            reason = f"{sample.key} has {len(row.ids)} tokens, more than the model's {parts.context}"
-            return Broken(key=sample.key, reason=reason)
-        return row
 
 
 def _texts(data: Mixture) -> list[str]:
@@ -282,16 +263,18 @@ def _weight(distill: float) -> float:
 # -- what is trained, and how -----------------------------------------------------------------------------------------
 
 
-def _objective(name: str, start: Start) -> Masked:
+def _objective(name: str, start: Start, masks: str) -> Masked:
     """The masked-diffusion loss of a format, with the dropouts of guidance (spec 3.1, 4.5)."""
+    both = masks == "complementary"
     if name.startswith("draw"):
-        return Masked(dropouts=(_PROMPT,))
+        return Masked(dropouts=(_PROMPT,), complementary=both)
     if name == "edit":
-        return Masked(dropouts=(_PROMPT, _SOURCE))
+        return Masked(dropouts=(_PROMPT, _SOURCE), complementary=both)
     if name != "plan" and not start.writes_only and start.parts.wording.one_turn:
         # mini writes short answers at once, so it often sees all of an answer masked.
-        return Masked(corruption=Absorbing(policies={Kind.TEXT: OftenAll(policy=Cosine(), all=0.4)}))
-    return Masked()
+        policies = {Kind.TEXT: OftenAll(policy=Cosine(), all=0.4)}
+        return Masked(corruption=Absorbing(policies=policies), complementary=both)
+    return Masked(complementary=both)
 
 
 def _network(start: Start, quantise: str, lora: int) -> Callable[[], Elastic]:
@@ -307,9 +290,13 @@ def _network(start: Start, quantise: str, lora: int) -> Callable[[], Elastic]:
 
 def _optim(start: Start, lora: int) -> Optim:
     """Learning rates found on mini (docs/log.md); large models use the rates that are usual for them."""
+    return Optim(lr=learning_rate(start, lora), warmup=20, decay_from=0.5, floor=0.05, ema=0.99)
+
+
+def learning_rate(start: Start, lora: int) -> float:
+    """Of AdamW, for adapters of rank ``lora`` or all weights."""
     large = start.spec.checkpoint.config.width >= _LARGE
-    lr = (2e-4 if lora else 1e-5) if large else (2e-3 if lora else 3e-4)
-    return Optim(lr=lr, warmup=20, decay_from=0.5, floor=0.05, ema=0.99)
+    return (2e-4 if lora else 1e-5) if large else (2e-3 if lora else 3e-4)
 
 
 def _chosen(only: str, freeze: str) -> frozenset[str]:
@@ -331,7 +318,7 @@ def _trainable(checkpoint: Checkpoint, given: Given) -> Callable[[str], bool]:
     return lambda name: part_of(name, checkpoint.config).partition(".")[0] in chosen
 
 
-def _adapter(checkpoint: Checkpoint, given: Given) -> LoRA | None:
+def adapter_of(checkpoint: Checkpoint, given: Given) -> LoRA | None:
     """Adapters of the transformer's linear layers in the chosen parts; None for rank 0."""
     config, lora = checkpoint.config, given.lora
     chosen = _chosen(given.only, given.freeze) & {"und", "gen", "out"}

@@ -70,6 +70,8 @@ class Given:
     fit: str = "pad"
     holdout: float = 0.1
     codes: str = ""
+    masks: str = "single"
+    slots: float = 0.0
     seed: int = 0
     folder: str = ""
 
@@ -114,16 +116,17 @@ def chosen(name: str, value: str, known: Mapping[str, object] | tuple[str, ...])
 
 
 def mmada_way(stage: str = "3") -> Way:
-    """Masked codes and the two tokens around a picture have the plain mean, texts 1 / p by row. In stages 1 and 2 any token of a text
-    without a picture may be masked; from stage 3 on only answers.
+    """Masked codes and the two tokens around a picture have the plain mean, texts 1 / p by row, and so has a description with its picture.
+    In stages 1 and 2 any token of a text without a picture may be masked; from stage 3 on only answers. No published stage says the weight
+    of descriptions; they have that of drawings.
     """
     drawing, text, understanding = STAGES[chosen("stage", stage, STAGES)]
     whole = stage in ("1", "2")
     draws = Masked(corruption=Counted(whole=torch.round, scored=frozenset({"begin", "end"})))
     answers = Masked(corruption=_UNIFORM, weight=EachRow())
-    objectives = {"draw": draws, "describe": answers, "look": answers}
+    objectives = {"draw": draws, "describe": answers, "look": answers, "think": answers}
     objectives["talk"] = Masked(corruption=_UNIFORM, weight=InverseTime()) if whole else answers
-    weights = {"draw": drawing, "talk": text, "describe": understanding, "look": understanding}
+    weights = {"draw": drawing, "talk": text, "describe": understanding, "look": understanding, "think": drawing}
 
     def formats(start: Start, folder: Path | None) -> tuple[Format, ...]:
         parts = start.parts

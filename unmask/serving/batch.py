@@ -198,6 +198,7 @@ def _call_of(job: Job, folder: Path) -> Callable[[Any], Result]:
     """The call of a job. A job's ``sampler`` changes the presets of the model; the other settings are fields of the changed sampler."""
 
     def ask(model: Any) -> Result:
+        model = model if job.quirks is None else model.with_quirks(job.quirks)
         model = model if job.speed is None else model.with_speed(job.speed)
         if job.sampler is None:
             return job.ask(model, folder)

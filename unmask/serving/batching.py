@@ -10,16 +10,18 @@ Shapes: V views (rows of one query) · L tokens · U understanding positions · 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.derived import derived
-from unmask.sequence import Batch, Branch, Kind, stack
-from unmask.step import Prediction, Query, Reuse, Scored, State, widened
+from unmask.derived import counts_told, derived, tell_counts
+from unmask.sequence import CHANGING, SHARED, Batch, Branch, Kind, stack
+from unmask.step import Prediction, Query, Reuse, Scored, State, padded, widened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +63,30 @@ class ShapedQuery:
 def part_of(query: Query, multiple: int) -> ShapedQuery:
     """``multiple``: to which understanding positions are rounded up."""
     batch = query.batch
-    text = (query.predict & (batch.kind == Kind.TEXT)).any()
-    counts = torch.stack([_most(query, Branch.UND), _most(query, Branch.GEN), text.long()])
-    und, codes, wants_text = counts.tolist()
-    shape = Shape(codes=codes, text=bool(wants_text))
+    computed = [] if query.reuse is None else [query.reuse.compute]
+    und, codes = derived("computed", partial(_most, query), batch.branch, batch.leader, batch.valid, *computed)
+    shape = Shape(codes=codes, text=_wants_text(query))
     return ShapedQuery(query=query, shape=shape, und=-(-und // multiple) * multiple)
 
 
+def _wants_text(query: Query) -> bool:
+    """Whether text is scored; a batch whose writable tokens are all text, or none of them, says so itself."""
+    batch = query.batch
+
+    def found() -> list[bool]:
+        return (batch.kind[batch.writable & batch.valid] == Kind.TEXT).unique().tolist()
+
+    ever = derived("text", found, batch.kind, batch.writable, batch.valid)
+    return ever[0] if len(ever) == 1 else bool((query.predict & (batch.kind == Kind.TEXT)).any())
+
+
 def join(parts: Items[ShapedQuery]) -> Query:
-    """One query with the rows of all; features of several parts are there once."""
+    """One query with the rows of all; features of several parts are there once.
+
+    What follows from fields that a run does not change is computed when other parts come together, and not at every step.
+    """
+    if len(parts) == 1:
+        return parts[0].query
     length = max(part.query.predict.shape[1] for part in parts)
     features: dict[int, Tensor] = {}
     begins, first = {}, 0
@@ -78,11 +95,15 @@ def join(parts: Items[ShapedQuery]) -> Query:
         if own is not None and id(own) not in features:
             features[id(own)], begins[id(own)] = own, first
             first += len(own)
-    rows = [_widened(p.query.batch, length, begins.get(id(p.query.batch.features), 0)) for p in parts]
-    batch = stack(rows).replace(features=torch.cat(list(features.values())) if features else None)
+    batches = [part.query.batch for part in parts]
+    some = list(features.values())
+    known = some[0] if len(some) == 1 else None
+    if len(some) > 1:  # remembered with the first part, and gone with it
+        known = derived("features", lambda: torch.cat(some), batches[0].feature, *some)
+    whole = _stacked(batches, length, tuple(begins.get(id(batch.features), 0) for batch in batches))
     return Query(
-        batch=batch,
-        predict=torch.cat([_wide(part.query.predict, length) for part in parts]),
+        batch=whole.replace(features=known),
+        predict=_predicts([part.query.predict for part in parts], length),
         reuse=_joined(parts, length),
     )
 
@@ -132,8 +153,8 @@ def _joined(parts: Items[ShapedQuery], length: int) -> Reuse | None:
         held = derived(("held", length), lambda: state.held, *(s.held for s in states if s))
         state = State(held=held, tensors=state.tensors)
     return Reuse(
-        compute=derived(("compute", length), lambda: torch.cat([_wide(own, length) for own in computes]), *computes),
-        keep=torch.cat([_wide(reuse.keep, length) for reuse in reuses]),
+        compute=derived(("compute", length), lambda: torch.cat([padded(own, length) for own in computes]), *computes),
+        keep=torch.cat([padded(reuse.keep, length) for reuse in reuses]),
         state=state,
     )
 
@@ -142,15 +163,48 @@ def _everything(batch: Batch) -> Reuse:
     return Reuse(compute=batch.valid, keep=torch.zeros_like(batch.valid))
 
 
-def _most(query: Query, branch: int) -> Tensor:
-    """Computed positions of a branch in the row that has most."""
+def _most(query: Query) -> list[int]:
+    """Computed understanding and code positions in the row that has most."""
     batch = query.batch
-    computed = batch.leader & batch.valid & (batch.branch == branch)
-    return (computed if query.reuse is None else computed & query.reuse.compute).sum(1).max()
+    computed = batch.leader & batch.valid
+    if query.reuse is not None:
+        computed = computed & query.reuse.compute
+    each = [(computed & (batch.branch == branch)).sum(1).max() for branch in (Branch.UND, Branch.GEN)]
+    return torch.stack(each).tolist()
+
+
+def _predicts(predicts: Items[Tensor], length: int) -> Tensor:
+    """The masks one under the other; what was told of all of them is told of the result."""
+    stacked, told = torch.cat([padded(predict, length) for predict in predicts]), list(map(counts_told, predicts))
+    known = [counts for counts in told if counts is not None]
+    return tell_counts(stacked, tuple(n for counts in known for n in counts)) if len(known) == len(told) else stacked
+
+
+def _stacked(batches: Items[Batch], length: int, first_features: tuple[int, ...]) -> Batch:
+    """The rows of all, ``length`` tokens long. The fields that runs do not change are made once for the same runs."""
+
+    def made() -> Batch:
+        return stack([_widened(*each) for each in zip(batches, [length] * len(batches), first_features, strict=True)])
+
+    changing = [{n: t for n in CHANGING if isinstance(t := getattr(batch, n), Tensor)} for batch in batches]
+    if len({frozenset(some) for some in changing}) > 1:
+        return made()  # only some have continuous tokens
+    fixed = [t for batch in batches for n in _FIXED if isinstance(t := getattr(batch, n), Tensor)]
+    kept = derived(("stacked", length, first_features), lambda: _fixed_of(made()), *fixed)
+    now = {n: torch.cat([_wide(some[n], length) for some in changing]) for n in changing[0]}
+    return batches[0].replace(**kept, **now)
+
+
+def _fixed_of(batch: Batch) -> dict[str, object]:
+    return {"span_table": batch.span_table} | {n: getattr(batch, n) for n in _FIXED}
+
+
+_FIXED = tuple(f.name for f in dataclasses.fields(Batch) if f.name not in (*SHARED, *CHANGING, "span_table"))
 
 
 def _wide(x: Tensor, length: int) -> Tensor:
-    return F.pad(x, (0, length - x.shape[1]))
+    """Rows of tokens, or of numbers of whole rows, which stay as they are."""
+    return x if x.dim() == 1 else F.pad(x, (0, 0, 0, length - x.shape[1])) if x.dim() == 3 else padded(x, length)
 
 
 def _widened(batch: Batch, length: int, first_feature: int) -> Batch:

@@ -36,20 +36,23 @@ _MOST = 10_000  # largest absolute value of a setting; larger ones overflow
 
 
 def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
-    """A call whose fields ``speed`` and ``sampler`` change the presets of the model; the settings left over are fields of the changed
-    sampler.
+    """A call whose fields ``speed`` and ``sampler`` change the presets of the model, and ``quirks`` its prompts; the settings left over are
+    fields of the changed sampler.
     """
 
     @functools.wraps(make)
     def made(body: Any, *given: Any) -> Callable[[Any], T]:
-        if body.sampler is None and body.speed is None:
+        if body.sampler is None and body.speed is None and body.quirks is None:
             return make(body, *given)
 
         def ask(model: Any) -> T:
+            if body.quirks is not None:
+                with about("quirks"):
+                    model = model.with_quirks(body.quirks)
             model = model if body.speed is None else model.with_speed(body.speed)
             if body.sampler is None:
                 return make(body, *given)(model)
-            change, rest = find_sampler(body.sampler, checked(body.settings))
+            change, rest = find_sampler(body.sampler, checked(body.settings), folders=False)
             return make(body.model_copy(update={"settings": rest}), *given)(model.with_sampler(change))
 
         return ask

@@ -23,6 +23,7 @@ from unmask.serving.schema import visible
 from unmask.serving.schema_chat import Chat, ChatMessage
 from unmask.serving.unknown_fields import ignored_warning
 from unmask.tasks.conversing import Message, Turn
+from unmask.tasks.drafts import draft_length
 from unmask.tasks.lengths import Extent
 from unmask.tasks.results import Answer
 from unmask.tokens.prompts import RELEASED, Wording
@@ -84,10 +85,10 @@ def unread(model: Model | TextModel, body: Chat) -> int:
 
 
 def extent(model: Model | TextModel, body: Chat) -> Extent | None:
-    """The limits of an answer that is text from its first token on. None for structured output, for a turn that may contain images, and
-    with a method's sampler, which may mask or change tokens again.
+    """The limits of an answer that is text from its first token on. None for structured output, for a draft, for a turn that may contain
+    images, and with a method's sampler, which may mask or change tokens again.
     """
-    if body.formed or body.sampler or (isinstance(model, Model) and _converses(model, body)):
+    if body.formed or body.sampler or body.draft or (isinstance(model, Model) and _converses(model, body)):
         return None
     return Extent(length=_usual(model), max_tokens=body.longest, stop=tuple(body.stop))
 
@@ -108,6 +109,7 @@ def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
         max_tokens=body.longest,
         stop=body.stop,
         form=form,
+        draft=_draft(body, model),
         temperature=body.temperature,
         top_p=_top_p(body),
         settings=checked(body.overrides),
@@ -115,11 +117,11 @@ def _reply(model: TextModel, body: Chat, seed: int) -> Answer:
 
 
 def _about_picture(model: Model, body: Chat, seed: int, reader: PictureReader) -> Answer:
-    if not body.pictures:
-        raise ValueError(
-            "draw: it is false, but the messages contain no image to answer about; add one, or leave out draw"
-        )
-    image = picture_of(body.pictures[-1], "messages", reader).image
+    if not body.pictures and not model.parts.net.config.first_code:  # a model of its kind answers without an image, too
+        field, what = ("draft", "or leave it out") if body.draft else ("draw", "or leave out draw")
+        given = "it is for answers about an image" if body.draft else "it is false"
+        raise ValueError(f"{field}: {given}, but the messages contain no image; add one, {what}")
+    image = picture_of(body.pictures[-1], "messages", reader).image if body.pictures else None
     form, lengths = _form(body, model.parts.text, model.parts.wording, model.presets.answer)
     sampler = model.presets.ask(model.parts)
     if body.guidance is not None and isinstance(sampler.guidance, NoGuidance):
@@ -132,6 +134,7 @@ def _about_picture(model: Model, body: Chat, seed: int, reader: PictureReader) -
         max_tokens=body.longest,
         stop=body.stop,
         form=form,
+        draft=_draft(body, model),
         temperature=body.temperature,
         top_p=_top_p(body),
         settings=[*paced, *checked(body.settings)],
@@ -152,13 +155,28 @@ def _turn(model: Model, body: Chat, seed: int, reader: PictureReader) -> Turn:
     return model.converse(_messages(body.messages, reader), seed=seed, **words)
 
 
+def _draft(body: Chat, model: Model | TextModel) -> str:
+    """The draft of an answer. ValueError names the field for a wrong one, and the field that it excludes."""
+    if not body.draft:
+        return ""
+    given = {"draw": body.draw, "stop": body.stop, "response_format": body.formed, "max_tokens": body.longest}
+    given["modalities"] = body.draw is None and "image" in (body.modalities or ())
+    if wrong := next((name for name, value in given.items() if value), ""):
+        raise ValueError(f"{wrong}: it cannot be combined with draft, which says what the answer has; leave one out")
+    try:
+        draft_length(body.draft, model.parts)
+    except ValueError as error:
+        raise ValueError(f"draft: {error}") from error
+    return body.draft
+
+
 def _top_p(body: Chat) -> float | None:
     return None if body.top_p is None else max(body.top_p, _LEAST_TOP_P)
 
 
 def _converses(model: Model, body: Chat) -> bool:
-    """Whether the answer is a turn of the whole conversation, which alone reads several images."""
-    return body.draws or (len(body.pictures) > 1 and not model.parts.wording.one_turn)
+    """Whether the answer is a turn of the whole conversation, which alone reads several images. A draft is of one answer."""
+    return not body.draft and (body.draws or (len(body.pictures) > 1 and not model.parts.wording.one_turn))
 
 
 def _check_pictures(model: Model, body: Chat) -> None:

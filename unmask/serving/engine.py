@@ -32,7 +32,7 @@ from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, Qu
 from unmask.serving.scheduler import NextStep, Scheduler
 from unmask.step import Prediction
 from unmask.tasks.features import Features
-from unmask.tasks.running import StepEvent
+from unmask.tasks.running import StepEvent, score_at
 
 CPU = torch.device("cpu")
 
@@ -103,7 +103,8 @@ class _Running:
             return None  # nobody reads it, so it stays on the device
         now = sequence_at(self.handle.request.sequence, step.batch, 0)
         if row is not None:
-            self.handle.publish(StepEvent(row=row, number=step.number, of=step.of, sequence=now))
+            score = score_at(self.handle.request.sequence, step.batch, 0)
+            self.handle.publish(StepEvent(row=row, number=step.number, of=step.of, sequence=now, score=score))
         return now if finished else None
 
     def next_step(self, multiple: int) -> NextStep:

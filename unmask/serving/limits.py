@@ -52,6 +52,7 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
         body = schemas[kind.__name__]
         _other_fields(body, kind)
         body["properties"]["unmask"] |= _options(adapters)
+        _limit_quirks(body["properties"], model, [None])
         own = fields(model).get(task, {}).get("x-unmask-settings", [])
         sampled = _sampled(own, known.values())
         if kind is Chat:
@@ -118,6 +119,8 @@ def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = 
         tuple[tuple[str, str], ...], list[str]
     ] = {}  # names by their arguments: fewer choices are easier to read
     for sampler in known:
+        if sampler.folders:
+            continue  # a request cannot name a folder of this machine
         kinds = tuple((name, _KIND[type(value)]) for name, value in sampler.arguments.items())
         alike.setdefault(kinds, []).append(sampler.name)
     for kinds, names in alike.items():
@@ -126,7 +129,7 @@ def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = 
     return {"anyOf": choices}
 
 
-_KIND = {bool: "boolean", int: "integer", float: "number"}
+_KIND: dict[type, str] = {bool: "boolean", int: "integer", float: "number"}
 
 
 def _settings(kinds: dict[str, str]) -> Json:
@@ -177,6 +180,7 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
         if name not in ("image", "mask", "reference", "prompt"):
             properties[name] = _of_form(field)
     _kinds(properties, model)
+    _limit_quirks(properties, model, [*ABSENT, None])
     own = fields(model)["edit"].get("x-unmask-settings", [])
     false = _or({"const": False}, {"type": "string", "pattern": _any_case(_FALSE)})
     inpainted: Json = {
@@ -194,6 +198,13 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     content["encoding"] = {
         name: {"contentType": _FILES} for name in ("image", "mask", "reference") if name in properties
     }
+
+
+def _limit_quirks(properties: Json, model: Served, absent: Sequence[str | None]) -> None:
+    """A model without deviations of released scripts takes the usual ones alone. ``absent``: values that count as no value."""
+    if not (isinstance(model, Model) and model.parts.choices):
+        about = properties["quirks"]["description"]
+        properties["quirks"] = {"enum": ["usual", *absent], "description": about}
 
 
 def _kinds(properties: Json, model: Served) -> None:

@@ -91,9 +91,12 @@ _FORMATS: Json = {
         },
     ],
 }
+# A draft that every model has room for; the server takes any with a gap.
+_GAP: Json = {"type": "string", "pattern": r"^([a-z]{1,8} ){0,4}\[mask\]$"}
+_NO_DRAFT: Json = {"enum": ["", None]}
 _PLAIN: Json = {"anyOf": [*_FORMATS["anyOf"][:2]]}
 _NO_SETTINGS: Json = {"type": ["array", "null"], "maxItems": 0}
-_TURN = {"steps": NULL, "guidance": NULL, "response_format": _PLAIN}
+_TURN = {"steps": NULL, "guidance": NULL, "response_format": _PLAIN, "draft": _NO_DRAFT}
 _WITHOUT_IMAGE = {"anyOf": [NULL, {"type": "array", "items": {"const": "text"}, "maxItems": 8}]}
 
 
@@ -111,7 +114,12 @@ def limited_chat(body: Json, sampled: Json, turned: Json, model: Served, *, guid
     if not isinstance(model, Model):
         answer = {"draw": _boolean(False), "modalities": _WITHOUT_IMAGE, "messages": spoken}
         stopped = {"anyOf": _stopped()}
-        body["allOf"] = [{"properties": {"response_format": _FORMATS, **answer}}, stopped, turned]
+        body["allOf"] = [
+            {"properties": {"response_format": _FORMATS, **answer}},
+            stopped,
+            {"anyOf": _drafted()},
+            turned,
+        ]
         return
     turn = {**_TURN, "messages": spoken, "draw": _boolean(True)}
     about = {"messages": pictured, "draw": _boolean(False), "response_format": _FORMATS}
@@ -130,7 +138,7 @@ def limited_chat(body: Json, sampled: Json, turned: Json, model: Served, *, guid
             {"properties": {"modalities": _WITHOUT_IMAGE}},
         ]
     }
-    asked = {"allOf": [{"properties": about}, not_drawn, sampled, {"anyOf": _stopped()}]}
+    asked = {"allOf": [{"properties": about}, not_drawn, sampled, {"anyOf": _stopped()}, {"anyOf": _drafted()}]}
     turns = [{"allOf": [one, turned]} for one in ({"properties": turn}, by_draw)]
     body["allOf"] = [{"anyOf": [*turns, by_modality, asked]}]
 
@@ -140,6 +148,12 @@ def _stopped() -> list[Json]:
     free = {"properties": {"response_format": _PLAIN}}
     formed = {"properties": {"stop": _NO_SETTINGS, "temperature": NULL, "sampler": NULL}}
     return [free, formed]
+
+
+def _drafted() -> list[Json]:
+    """An answer from a draft has no other limits."""
+    limits = {"max_tokens": NULL, "max_completion_tokens": NULL, "stop": _NO_SETTINGS, "response_format": _PLAIN}
+    return [{"properties": {"draft": _NO_DRAFT}}, {"properties": {"draft": _GAP, **limits}, "required": ["draft"]}]
 
 
 def _boolean(value: bool) -> Json:

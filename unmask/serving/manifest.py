@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from unmask.grammars.answer_format import AnswerFormat, of_regex, of_schema
 from unmask.json_types import Json
@@ -29,7 +39,7 @@ class DuplicateIds(ValueError):
 
 class _Job(BaseModel):
     """``id``: key of the result · ``settings``: sampler settings, as ``["schedule.steps=8"]`` · ``sampler``: name of a method's sampler,
-    whose arguments are settings, too · ``speed``: as of ``Model.with_speed``; the speed of the command without it.
+    whose arguments are settings, too · ``speed``, ``quirks``: as of ``Model.with_speed`` and ``with_quirks``; those of the command without.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -39,12 +49,27 @@ class _Job(BaseModel):
     settings: tuple[str, ...] = ()
     sampler: str | None = None
     speed: str | None = None
+    quirks: Literal["usual", "released", "none"] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, data: object) -> object:
         """A field with the value null counts as absent."""
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+
+
+class _Sampled(_Job):
+    """Fields of the sampler by the names of the command line."""
+
+    steps: int | None = Field(None, ge=1, le=1024)
+    guidance: float | None = Field(None, ge=0, le=100)
+    temperature: float | None = Field(None, ge=0)
+
+    @property
+    def options(self) -> Json:
+        """The arguments that every method of a model takes."""
+        sampled = {"steps": self.steps, "guidance_scale": self.guidance, "temperature": self.temperature}
+        return {"seed": self.seed, "settings": self.settings, **sampled}
 
 
 class _PlacedObject(BaseModel):
@@ -54,9 +79,23 @@ class _PlacedObject(BaseModel):
     box: tuple[float, float, float, float]
 
 
-class Generate(_Job):
+def _size(text: object) -> object:
+    """``WIDTHxHEIGHT`` in pixels, both 1 to 4096."""
+    if not isinstance(text, str):
+        raise ValueError("must be a text such as 1536x768")
+    found = re.fullmatch(r"([1-9][0-9]{0,3})[xX]([1-9][0-9]{0,3})", text)
+    if not found or max(sides := (int(found[1]), int(found[2]))) > 4096:
+        raise ValueError(f"{text[:30]!r} is not possible; give a size of 1x1 to 4096x4096 pixels, such as 1536x768")
+    return sides
+
+
+_Size = Annotated[tuple[int, int], BeforeValidator(_size)]
+_Offset = Annotated[int, Field(ge=0, le=100_000)]
+
+
+class Generate(_Sampled):
     """``boxes``: a layout to generate from, in fractions of the image · ``plan``, ``reflect``: as ``plan`` and ``attempts`` of
-    ``Model.generate``.
+    ``Model.generate`` · ``size``: WIDTHxHEIGHT, for models that draw any shape · the others: conditions (``Parts.conditions``).
     """
 
     task: Literal["generate"]
@@ -64,42 +103,59 @@ class Generate(_Job):
     plan: bool | None = None
     boxes: tuple[_PlacedObject, ...] = ()
     reflect: int | None = Field(None, ge=1, le=64)
+    size: _Size | None = None
+    luminance: float | None = Field(None, ge=0, le=1)
+    contrast: float | None = Field(None, ge=0, le=0.5)
+    score: float | None = Field(None, ge=0, le=10)
+    crop: tuple[_Offset, _Offset] | None = None
 
     @property
     def needs(self) -> frozenset[str]:
         return needs_of("reflect" if (self.reflect or 1) > 1 else "plan" if self.plan else "generate")
 
     def ask(self, model: Model, folder: Path) -> Drawing:
+        generate = model.generate  # ValueError of a text model
         layout: bool | Layout | None = layout_of([(b.phrase, b.box) for b in self.boxes]) if self.boxes else self.plan
-        return model.generate(self.prompt, seed=self.seed, plan=layout, attempts=self.reflect, settings=self.settings)[
-            0
-        ]
+        stated = {"luminance": self.luminance, "contrast": self.contrast, "score": self.score, "crop": self.crop}
+        more: Json = {"conditions": model.parts.conditions(**stated), "size": self.size, **self.options}  # type: ignore[arg-type]
+        return generate(self.prompt, plan=layout, attempts=self.reflect, **more)[0]
 
 
-class Edit(_Job):
+class Edit(_Sampled):
+    """``kind``, ``reference``: for models with several kinds of edits, of which some read a second picture · ``reflect``: attempts."""
+
     task: Literal["edit"]
     image: str
     prompt: str
     plan: bool = False
+    reflect: int = Field(1, ge=1, le=64)
+    kind: str = Field("", max_length=40)
+    reference: str | None = None
 
     @property
     def needs(self) -> frozenset[str]:
-        return needs_of("edit-plan" if self.plan else "edit")
+        return needs_of("edit-reflect" if self.reflect > 1 else "edit-plan" if self.plan else "edit")
 
     def ask(self, model: Model, folder: Path) -> Drawing:
         picture = _picture(folder, self.image)
-        return model.edit(picture, self.prompt, seed=self.seed, plan=self.plan, settings=self.settings)[0]
+        reference = None if self.reference is None else _picture(folder, self.reference)
+        more: Json = {"attempts": self.reflect, "kind": self.kind, "reference": reference, **self.options}
+        return model.edit(picture, self.prompt, plan=self.plan, **more)[0]
 
 
-class Ask(_Job):
-    """``image``: omitted for a text model · ``schema`` or ``regex``: the format of the answer · the others as in ``Model.ask``."""
+class Ask(_Sampled):
+    """``image``: omitted for a text model · ``schema`` or ``regex``: the format of the answer · ``plain``: continue the text without a chat
+    template (text models) · the others as in ``Model.ask``.
+    """
 
     task: Literal["ask"]
     prompt: str
     image: str | None = None
     max_tokens: int | None = Field(None, ge=1)
+    length: int | None = Field(None, ge=1)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    temperature: float | None = Field(None, ge=0)
+    draft: str = Field("", max_length=8000)
+    plain: bool = False
     top_p: float | None = Field(None, gt=0, le=1)
     form: Json | None = Field(None, alias="schema")
     regex: str | None = None
@@ -114,18 +170,28 @@ class Ask(_Job):
         return needs_of("ask")
 
     def ask(self, model: Model | TextModel, folder: Path) -> Answer:
-        more: Json = {"form": self._answer_format(), "seed": self.seed, "settings": self.settings}
-        more |= {"max_tokens": self.max_tokens, "stop": self.stop}
-        more |= {"temperature": self.temperature, "top_p": self.top_p}
+        form = self._answer_format()
+        more: Json = {**self.options, "max_tokens": self.max_tokens, "length": self.length, "stop": self.stop}
+        more |= {"top_p": self.top_p}
         if isinstance(model, TextModel):
-            if self.image is not None:
-                raise ValueError("this is a text model without image input; omit image")
-            return model.ask(self.prompt, **more)
+            return self._of_text(model, form, more)
+        if self.plain:
+            raise ValueError("plain is for text models, and this model reads images; omit plain")
         if (
             self.image is None and not model.parts.net.config.first_code
         ):  # a model of its kind answers without a picture, too
             raise ValueError("a question needs an image; set image")
-        return model.ask(None if self.image is None else _picture(folder, self.image), self.prompt, **more)
+        picture = None if self.image is None else _picture(folder, self.image)
+        return model.ask(picture, self.prompt, form=form, draft=self.draft, **more)
+
+    def _of_text(self, model: TextModel, form: AnswerFormat | None, more: Json) -> Answer:
+        if self.image is not None:
+            raise ValueError("this is a text model without image input; omit image")
+        if not self.plain:
+            return model.ask(self.prompt, form=form, draft=self.draft, **more)
+        if form is not None or self.draft:
+            raise ValueError("plain cannot be combined with schema, regex or draft; omit one of them")
+        return model.complete(self.prompt, **more)
 
     def _answer_format(self) -> AnswerFormat | None:
         if self.form is not None and self.regex is not None:
@@ -152,7 +218,7 @@ class Ground(_Job):
         )
 
 
-class Infill(_Job):
+class Infill(_Sampled):
     """An image with a ``mask``, whose white part is regenerated; or a ``text`` with [mask] in it."""
 
     task: Literal["infill"]
@@ -173,9 +239,9 @@ class Infill(_Job):
 
     def ask(self, model: Model, folder: Path) -> Drawing | Answer:
         if self.text is not None:
-            return model.infill_text(self.text, seed=self.seed, settings=self.settings)
+            return model.infill_text(self.text, **self.options)
         picture, region = _picture(folder, self.image or ""), _picture(folder, self.mask or "")
-        return model.infill(picture, region, prompt=self.prompt, seed=self.seed, settings=self.settings)
+        return model.infill(picture, region, prompt=self.prompt, **self.options)
 
 
 def _picture(folder: Path, text: str) -> Path | bytes:

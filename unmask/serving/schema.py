@@ -151,6 +151,11 @@ class Fields(BaseModel):
         description="exact, fast (approximate), or parts of fast mode such as refresh,steps=0.25 (docs/fast.md). Default: as the server "
         "was started.",
     )
+    quirks: Literal["usual", "released", "none"] | None = Field(
+        None,
+        description="Deviations of a family's released scripts (docs/models.md), for models that have some. Default: as the server was "
+        "started.",
+    )
     priority: int = Field(
         0,
         ge=-8,

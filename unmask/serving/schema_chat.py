@@ -207,6 +207,11 @@ class Chat(Sampled):
         None,
         description='Format of the answer: {"type": "json_schema", "json_schema": {"schema": …}} or {"type": "regex", "regex": …}.',
     )
+    draft: Text = Field(
+        "",
+        description="The answer with gaps: [mask] is one token, [mask:N] are N, [slot:N] up to N (LaViDa); other words stay. For a text "
+        "model, and for answers about an image; excludes max_tokens, stop and response_format.",
+    )
     stream: bool = Field(False, description="Stream the answer in chunks; content holds final tokens only.")
     stream_options: StreamOptions | None = Field(None, description="Options of a stream.")
     trace: bool = Field(

@@ -20,7 +20,7 @@ from torch import Tensor
 from unmask.data.codes import MadeBy, weights_hash
 from unmask.data.kept_codes import KeptCodes
 from unmask.data.own import Format
-from unmask.data.samples import Broken, Caption, Chat, EditPair, ImageRef, Sample
+from unmask.data.samples import Broken, Caption, Chat, EditPair, ImageRef, Interleaved, Sample
 from unmask.sequence import Sequence, Span
 from unmask.tasks.examples import Answered, Examples, safe
 from unmask.tasks.parts import Parts, Presets
@@ -33,7 +33,7 @@ from unmask.tokens.lumina_dimoo import (
     training_editing,
     training_understanding,
 )
-from unmask.tokens.mmada import Field, understanding
+from unmask.tokens.mmada import Field, training_thinking, understanding
 from unmask.tokens.mmada import training_drawing as mmada_drawing
 from unmask.tokens.text import EOS, EOT, Slots, Text
 from unmask.tokens.turns import Said
@@ -148,6 +148,21 @@ class MMaDAExamples:
         codes = self._codes(sample.image, sample.image.open())
         return mmada_drawing(self.parts.builder(), caption, codes, field=self.field)
 
+    def think(self, sample: Interleaved, rng: Random) -> Sequence:
+        """A prompt, its detailed description and the picture: a message of the user, and an answer of words and a picture."""
+        at = next((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), 0)
+        prompt = " ".join(
+            p for turn in sample.turns[:at] if turn.role == "user" for p in turn.parts if isinstance(p, str)
+        )
+        if not prompt.strip():
+            raise ValueError("no answer of the assistant follows a message of the user")
+        words = " ".join(part for part in sample.turns[at].parts if isinstance(part, str))
+        picture = next((part for part in sample.turns[at].parts if isinstance(part, ImageRef)), None)
+        if picture is None or not words.strip():
+            raise ValueError("the first answer needs words and a picture")
+        codes = self._codes(picture, picture.open())
+        return training_thinking(self.parts.builder(), prompt, words, codes, field=self.field)
+
     def describe(self, sample: Caption, rng: Random) -> Sequence:
         said = [Said(role="user", text=self.parts.wording.describe)]
         return self._answered(said, [self._codes(sample.image, sample.image.open())], sample.text)
@@ -180,7 +195,9 @@ class MMaDAExamples:
 
 
 def mmada_formats(made: MMaDAExamples, presets: Presets) -> tuple[Format, ...]:
-    """The formats "draw" and "describe" of captions, "look" of conversations about pictures, "talk" of others."""
+    """The formats "draw" and "describe" of captions, "look" of conversations about pictures, "talk" of others, "think" of those in which
+    the assistant describes a picture and draws it.
+    """
     guarded = partial(safe, context=presets.context)
     return (
         Format(name="draw", task="caption", row=guarded(made.draw), share=2.0),
@@ -189,6 +206,7 @@ def mmada_formats(made: MMaDAExamples, presets: Presets) -> tuple[Format, ...]:
             name="look", task="chat", row=guarded(made.look), suits=lambda s: isinstance(s, Chat) and bool(s.images)
         ),
         Format(name="talk", task="chat", row=guarded(made.talk), suits=lambda s: isinstance(s, Chat) and not s.images),
+        Format(name="think", task="interleaved", row=guarded(made.think)),
     )
 
 

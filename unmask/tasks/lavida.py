@@ -53,9 +53,9 @@ def published(parts: Parts, folder: Path) -> Parts:
 
 def slots_of(text: Text, found: LavidaFields) -> Slots | None:
     """The marker and the filler of slots, from config.json or by their names in LLaDA's tokenizer; None if they are missing."""
-    ids = (found.unmask.infill_id, found.unmask.fill_id)
-    named = [text.tokenizer.token_to_id(f"<|reserved_token_{i}|>") for i in (1, 2)]
-    marker, filler = (own if own is not None else other for own, other in zip(ids, named, strict=True))
+    named, (marker, filler) = Slots.named(text), (found.unmask.infill_id, found.unmask.fill_id)
+    marker = marker if marker is not None or named is None else named.marker
+    filler = filler if filler is not None or named is None else named.filler
     return None if marker is None or filler is None else Slots(marker=marker, filler=filler)
 
 

@@ -42,7 +42,7 @@ from unmask.tokens.lumina_dimoo import (
     understanding,
 )
 from unmask.tokens.lumina_dimoo import NO_QUIRKS as NO_DIMOO_QUIRKS
-from unmask.tokens.prompts import RELEASED, Wording
+from unmask.tokens.prompts import RELEASED, Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS
 from unmask.tokens.text import MASK
 from unmask.tokens.turns import Said
@@ -51,6 +51,7 @@ from unmask.tokens.views import ImageViews
 WORDING = replace(RELEASED, system="", newlines="", after_image="", describe="Describe this image in detail.")
 SIDE = 64  # codes along a side of a square drawing: 1,024 pixels with the released tokenizer
 _MOST_SHAPE = 4  # longest side / shortest
+_MOST_AREA = 4  # of a drawing, in squares of the model's size
 _GIVEN = frozenset(
     {"prompt", SOURCE, "assistant", "end"}
 )  # what text guidance replaces by the mask: everything but the answer
@@ -89,12 +90,18 @@ class DiMOORows:
     def canvas(self, length: int, max_tokens: int | None) -> int:
         return max(length, max_tokens or 0)
 
+    def planning(self, tokens: Parts, prompt: str, length: int, conditions: Conditions | None) -> Sequence:
+        raise ValueError(f"Lumina-DiMOO makes no layouts; {_TASKS}")
+
+    def plan_in(self, tokens: Parts, ids: Items[int]) -> Layout:
+        raise ValueError(f"Lumina-DiMOO makes no layouts; {_TASKS}")
+
     def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence:
         if replace(extras, size=None) != Extras():
             raise ValueError(
                 "Lumina-DiMOO draws from a prompt and a size alone; leave out conditions, layouts and attempts"
             )
-        grid = tokens.grid if extras.size is None else _grid_of(extras.size, tokens.vq.config.factor)
+        grid = tokens.grid if extras.size is None else _grid_of(extras.size, tokens.side, tokens.vq.config.factor)
         return drawing(tokens.builder(), Request(system=DRAW, text=prompt), grid)
 
     def editing(
@@ -184,8 +191,13 @@ def best_size(size: tuple[int, int], unit: int, most: int) -> tuple[int, int]:
     return max(sizes, key=lambda s: (min(ratios[s]) / max(ratios[s]), s))
 
 
-def _grid_of(size: tuple[int, int], factor: int) -> tuple[int, int]:
+def _grid_of(size: tuple[int, int], side: int, factor: int) -> tuple[int, int]:
     width, height = size
+    if width * height > _MOST_AREA * side**2:
+        raise ValueError(
+            f"a picture of {width}x{height} pixels has more than {_MOST_AREA} times the area of the model's {side}x{side}; "
+            "give a smaller size"
+        )
     if min(size) < factor or width % factor or height % factor:
         raise ValueError(
             f"a picture of {width}x{height} pixels is not possible; both sides must be multiples of {factor}"

@@ -1,7 +1,7 @@
 """MMaDA as published (arXiv 2505.15809): its rows, pictures of 512 pixels and samplers.
 
-Public idea: ``mmada_parts(checkpoint, weights, raw) -> Parts``, and ``PRESETS``. Drawing, infilling, understanding and text; it was trained
-for no edits, boxes or layouts.
+Public idea: ``mmada_parts(checkpoint, weights, raw) -> Parts``, and ``PRESETS``. Drawing, also by a description that it writes
+first, infilling, understanding and text; it was trained for no edits, boxes or layouts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from unmask.tasks.rows import Extras, one_kind
 from unmask.tasks.some_tasks import drawing_and_answering
 from unmask.tokens.layouts import Layout
 from unmask.tokens.magvit import MagvitConfig
-from unmask.tokens.mmada import SOURCE, WORDING, Field, drawing, understanding
-from unmask.tokens.prompts import Wording
+from unmask.tokens.mmada import SOURCE, WORDING, Field, drawing, thinking, thought_in, understanding
+from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS
 from unmask.tokens.text import EOS, EOT, MASK
 from unmask.tokens.turns import Said
@@ -67,9 +67,19 @@ class MMaDARows:
         return understanding(tokens.builder(), [*first, *said], codes, length)
 
     def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence:
-        if extras != Extras():
+        if replace(extras, plan=None) != Extras() or (extras.plan and extras.plan.objects):
             raise ValueError("MMaDA draws from a prompt alone; leave out conditions, layouts, attempts and sizes")
-        return drawing(tokens.builder(), prompt, tokens.grid, field=self.field)
+        said = extras.plan.reason if extras.plan else ""
+        return drawing(tokens.builder(), said or prompt, tokens.grid, field=self.field)
+
+    def planning(self, tokens: Parts, prompt: str, length: int, conditions: Conditions | None) -> Sequence:
+        """A detailed description of the picture, which is then its prompt; no sampler of it is released."""
+        if conditions is not None:
+            raise ValueError("MMaDA draws from a prompt alone; leave out conditions")
+        return thinking(tokens.builder(), prompt, length, field=self.field)
+
+    def plan_in(self, tokens: Parts, ids: Items[int]) -> Layout:
+        return Layout(objects=(), reason=thought_in(ids, tokens.text))
 
     def asking(
         self, tokens: Parts, picture: Tensor | ImageViews | None, question: str, length: int, name: str = "answer"
@@ -116,7 +126,12 @@ def _text(tokens: Parts) -> Sampler:
 
 
 _TASKS = "it draws, infills, and answers questions with and without a picture"
-PRESETS = drawing_and_answering("MMaDA", _TASKS, generate=_generate, ask=_text, length=512)
+_DESCRIPTION = 256  # tokens of a description before a drawing, of the 512 of its field
+PRESETS = replace(
+    drawing_and_answering("MMaDA", _TASKS, generate=_generate, ask=_text, length=512),
+    plan=_text,
+    plan_length=_DESCRIPTION,
+)
 
 
 def presets(raw: Json) -> Presets:

@@ -41,6 +41,14 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quirked:
+    """Deviations of released scripts: those of the prompts and pictures, and those of the family's rows."""
+
+    quirks: ReleasedQuirks
+    rows: Rows
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
@@ -48,7 +56,8 @@ class Parts:
     only read; None: alike · ``weights``: source of parts that are
     not loaded yet; None: everything is loaded · ``threaded_codec``: ``vq`` as a server runs it, in its own threads; None: ``vq`` itself ·
     ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None:
-    any text · ``slots``: gaps that the model may leave empty; None: it has none.
+    any text · ``slots``: gaps that the model may leave empty; None: it has none · ``choices``: deviations of released scripts by name
+    (``pipeline.quirks``); empty: the family has none.
     """
 
     text: Text
@@ -67,6 +76,7 @@ class Parts:
     threaded_codec: Codec | None = None
     vocabulary: Vocabulary | None = None
     slots: Slots | None = None
+    choices: Mapping[str, Quirked] = field(default_factory=dict, compare=False, repr=False)
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
     loaded: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
 

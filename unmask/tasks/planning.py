@@ -16,7 +16,7 @@ from unmask.sampling.stopping import EndOfTurn
 from unmask.sampling.token_sampler import GumbelText
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
-from unmask.tokens.build import planning, planning_edit
+from unmask.tokens.build import planning_edit
 from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.prompts import Conditions
 from unmask.tokens.text import EOS, EOT, EXP
@@ -25,7 +25,7 @@ from unmask.tokens.views import ImageViews
 
 @dataclass(frozen=True, kw_only=True)
 class PlanImage:
-    """The layout of a prompt's objects, in ``length`` tokens."""
+    """The layout of a prompt's objects, in ``length`` tokens; of families that describe a picture before they draw it, that text."""
 
     prompt: str
     length: int
@@ -33,10 +33,11 @@ class PlanImage:
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head"})
 
     def build(self, tokens: Parts) -> Sequence:
-        return planning(tokens.builder(), self.prompt, self.length, conditions=self.conditions)
+        return tokens.rows.planning(tokens, self.prompt, self.length, self.conditions)
 
     def read(self, sequence: Sequence, tokens: Parts) -> Layout:
-        return _read(sequence, tokens)
+        span = sequence.span("plan")
+        return tokens.rows.plan_in(tokens, sequence.ids[span.start : span.stop].tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,8 @@ class PlanEdit:
         return planning_edit(tokens.builder(), self.pixels, self.instruction, self.length)
 
     def read(self, sequence: Sequence, tokens: Parts) -> Layout:
-        return _read(sequence, tokens)
-
-
-def _read(sequence: Sequence, tokens: Parts) -> Layout:
-    span = sequence.span("plan")
-    return from_ids(sequence.ids[span.start : span.stop].tolist(), tokens.text, tokens.wording)
+        span = sequence.span("plan")
+        return from_ids(sequence.ids[span.start : span.stop].tolist(), tokens.text, tokens.wording)
 
 
 def sampler(tokens: Parts, *, temperature: float = 0.5) -> Sampler:

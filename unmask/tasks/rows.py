@@ -15,7 +15,8 @@ from unmask.sequence import Sequence
 from unmask.tokens.build import FailedAttempt, asking, looking
 from unmask.tokens.build import drawing as chat_drawing
 from unmask.tokens.build import editing as chat_editing
-from unmask.tokens.layouts import Layout
+from unmask.tokens.build import planning as chat_planning
+from unmask.tokens.layouts import Layout, from_ids
 from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.turns import Said
 from unmask.tokens.turns import conversation as chat_conversation
@@ -43,7 +44,8 @@ class Rows(Protocol):
     ``canvas``: masked tokens of an answer of ``length``, where ``max_tokens`` are allowed: more where the row has the answer's end too ·
     ``announces``: a text may announce a picture, which is then drawn in its place · ``wording``: with the conversation's system message ·
     ``of_kind``: for edits of a named kind, with codes of further pictures; ValueError where there is one kind alone · ``drawn_size``: in
-    which a drawing of a size (width, height) is made; None: all drawings have the size of the model.
+    which a drawing of a size (width, height) is made; None: all drawings have the size of the model · ``planning``: what is written before
+    a drawing, in the span "plan" of ``length`` tokens, and ``plan_in`` its reading: a layout, or the thoughts of a model as its ``reason``.
     """
 
     @property
@@ -51,6 +53,8 @@ class Rows(Protocol):
     def of_kind(self, kind: str, references: Items[Tensor]) -> Rows: ...
     def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> tuple[int, int] | None: ...
     def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence: ...
+    def planning(self, tokens: Parts, prompt: str, length: int, conditions: Conditions | None) -> Sequence: ...
+    def plan_in(self, tokens: Parts, ids: Items[int]) -> Layout: ...
     def canvas(self, length: int, max_tokens: int | None) -> int: ...
     def editing(
         self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None
@@ -89,6 +93,12 @@ class ChatRows:
     ) -> Sequence:
         given = {"fold": tokens.fold, "plan": tokens.planned(plan)}
         return chat_editing(tokens.builder(), look, source, instruction, tokens.grid, **given)  # type: ignore[arg-type]
+
+    def planning(self, tokens: Parts, prompt: str, length: int, conditions: Conditions | None) -> Sequence:
+        return chat_planning(tokens.builder(), prompt, length, conditions=conditions)
+
+    def plan_in(self, tokens: Parts, ids: Items[int]) -> Layout:
+        return from_ids(ids, tokens.text, tokens.wording)
 
     def conversation(self, tokens: Parts, wording: Wording, said: Items[Said], length: int) -> Sequence:
         return chat_conversation(replace(tokens.builder(), wording=wording), said, length)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Sequence, collate, sequence_at
+from unmask.sequence import Batch, Sequence, collate, sequence_at
 from unmask.tasks.lengths import Extent, leading, read_words, until_enough, written
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Attempt, describe, so_far
@@ -43,13 +43,14 @@ class StepEvent:
     """One row after one step: the only record of a step outside the sampler.
 
     ``row``: its index among the sequences of the run · ``number``: steps taken, 0 before the first · ``of``: steps planned (early stopping
-    may end sooner) · ``sequence``: the row as it stands, on the CPU.
+    may end sooner) · ``sequence``: the row as it stands, on the CPU · ``score [L]``: with which each token was unmasked, -inf for others.
     """
 
     row: int
     number: int
     of: int
     sequence: Sequence
+    score: Tensor | None = None
 
 
 OnStep = Callable[[StepEvent], None]
@@ -104,6 +105,11 @@ def device_of(net: Denoiser) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def score_at(sequence: Sequence, batch: Batch, row: int) -> Tensor | None:
+    """The scores with which the tokens of a row were unmasked, [L] on the CPU; None outside a run of the sampler."""
+    return None if batch.score is None else batch.score[row, : len(sequence.ids)].cpu()
+
+
 def decide(
     net: Denoiser,
     sequences: Items[Sequence],
@@ -123,8 +129,8 @@ def decide(
     def announce(step: Step) -> None:
         if on_step:
             for row, sequence in enumerate(sequences):
-                now = sequence_at(sequence, step.batch, row)
-                on_step(StepEvent(row=row, number=step.number, of=step.of, sequence=now))
+                now, score = sequence_at(sequence, step.batch, row), score_at(sequence, step.batch, row)
+                on_step(StepEvent(row=row, number=step.number, of=step.of, sequence=now, score=score))
 
     done = sampler.sample(net, batch, on_step=announce)
     rows = [sequence_at(sequence, done, i) for i, sequence in enumerate(sequences)]

@@ -49,6 +49,8 @@ class FillText:
     needs: ClassVar[frozenset[str]] = frozenset({"und", "text_head"})
 
     def build(self, tokens: Parts) -> Sequence:
+        if "[slot:" in self.target:
+            raise ValueError("this model has no slots that it may leave empty; use [mask:N] for N tokens")
         if GAP not in self.target:
             raise ValueError(f"no {GAP} in {self.target!r}; write one for every missing word")
         b = looking(tokens.builder(), None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.sequence import Sequence
 from unmask.tokens.build import Builder
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import BOS, END_HEADER, EOS, EOT, MASK, TEXT_CONTROL
+from unmask.tokens.text import BOS, END_HEADER, EOS, EOT, HEADER, MASK, TEXT_CONTROL, Text
 from unmask.tokens.turns import Said
 
 RESERVED = tuple(f"<|reserved_token_{i}|>" for i in range(12))  # LLaDA's names of tokens that MMaDA gives a meaning
@@ -25,6 +25,12 @@ THINK = (
     "You should first think about the reasoning process in the mind and then provide the user with the answer. The reasoning process is "
     "enclosed within <think> </think> tags, i.e. <think> reasoning process here </think> answer here\n"
 )
+THINK_TO_DRAW = (
+    "You should first think out a more detailed version of the description and then provide the user with the image. The detailed "
+    "description is enclosed within <think> </think> tags, i.e. <think> detailed description here </think> image here\n"
+)
+_THOUGHT, _END_THOUGHT = "\n<think>", "</think>"
+_END_USER = "<eot_id>"  # as the released trainer writes it: a text, not the token that ends a turn
 WORDING = replace(
     RELEASED,
     system="",
@@ -90,6 +96,45 @@ def understanding(b: Builder, said: Items[Said], pictures: Items[Tensor], answer
         words += [*b.header(message.role), message.text.strip(), b.text[EOT]]
     b.say("prompt", *words, *b.header("assistant"))
     return b.write("answer", answer).build(said[-1].text)
+
+
+def thinking(b: Builder, prompt: str, length: int, *, field: Field) -> Sequence:
+    """The row of a detailed description of a picture, before it is drawn, with ``length`` masked tokens or as many as its field has. Spans:
+    "prompt", "plan".
+    """
+    given = [*_described(b, prompt), *b.text.encode(_THOUGHT)]
+    if (room := field.length - len(given) + 1) < 1:
+        raise ValueError(f"the prompt leaves no room for a description among {field.length} tokens; shorten it")
+    return b.say("prompt", *given).write("plan", min(length, room)).build(prompt)
+
+
+def thought_in(ids: Items[int], text: Text) -> str:
+    """The description that a model has written, without the tag and the tokens that end it."""
+    ends = (text[EOS], text[EOT])
+    end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return text.raw(list(ids[:end])).partition(_END_THOUGHT)[0].strip()
+
+
+def training_thinking(b: Builder, prompt: str, thought: str, codes: Tensor, *, field: Field) -> Sequence:
+    """A prompt, its detailed description and the picture. Spans: "prompt", "plan" up to the end of the field, "begin", "image", "end".
+
+    The codes are text ids, as in ``training_drawing``. ValueError for a description that is longer than the field.
+    """
+    given = _described(b, prompt)
+    ids = [*b.text.encode(_THOUGHT + thought.strip() + _END_THOUGHT), b.text[EOS]]
+    if (filler := field.length + 1 - len(given) - len(ids)) < 0:
+        raise ValueError(f"prompt and description have {len(given) + len(ids) - 1} tokens, more than {field.length}")
+    b.say("prompt", *given).write("plan", ids + [b.text[EOS]] * filler).say("begin", b.text[SOI])
+    b.write("image", [b.text.size + c for c in codes.flatten().tolist()])
+    return b.say("end", b.text[EOI]).build(prompt)
+
+
+def _described(b: Builder, prompt: str) -> list[int]:
+    """The ids before a description."""
+    text = b.text
+    asked = text.encode("\n" + THINK_TO_DRAW + prompt.strip() + _END_USER)
+    headers = [[text[HEADER], *text.encode(role), text[END_HEADER]] for role in ("user", "assistant")]
+    return [text[THINK_AND_DRAW], text[BOS], *headers[0], *asked, *headers[1]]
 
 
 def training_drawing(b: Builder, caption: str, codes: Tensor, *, field: Field) -> Sequence:

@@ -29,14 +29,7 @@ def read_qwen(folder: Path) -> Text:
 
     ``text[BOS]`` is the token before plain text; where the tokenizer has none, there is no such control token.
     """
-    if (folder / "tokenizer.json").exists():
-        tokenizer = read_tokenizer(folder / "tokenizer.json")
-    elif missing := [name for name in _FILES if not (folder / name).exists()]:
-        raise TokenizerError(
-            f"{folder} has no tokenizer: neither tokenizer.json nor {' and '.join(missing)}; copy those released with the weights"
-        )
-    else:
-        tokenizer = _from_parts(folder)
+    tokenizer = tokenizer_in(folder)
     begins = tokenizer.token_to_id(SPELLED[BOS]) is not None
     try:
         shown = [name for name in PICTURES if tokenizer.token_to_id(name) is not None]
@@ -45,6 +38,17 @@ def read_qwen(folder: Path) -> Text:
         raise TokenizerError(
             f"{folder}: {error}; use the tokenizer of this model, Qwen's own has no <|mask|>"
         ) from error
+
+
+def tokenizer_in(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder with tokenizer.json, or with Qwen's three files. TokenizerError if they are missing or damaged."""
+    if (folder / "tokenizer.json").exists():
+        return read_tokenizer(folder / "tokenizer.json")
+    if missing := [name for name in _FILES if not (folder / name).exists()]:
+        raise TokenizerError(
+            f"{folder} has no tokenizer: neither tokenizer.json nor {' and '.join(missing)}; copy those released with the weights"
+        )
+    return _from_parts(folder)
 
 
 def picture_ids(text: Text) -> tuple[int, ...]:

@@ -51,6 +51,12 @@ class Slots:
     marker: int
     filler: int
 
+    @staticmethod
+    def named(text: Text) -> Slots | None:
+        """Those of LLaDA's tokenizer, two of its reserved tokens (LaViDa, arXiv 2505.16839); None where it has not got them."""
+        marker, filler = (text.tokenizer.token_to_id(f"<|reserved_token_{i}|>") for i in (1, 2))
+        return None if marker is None or filler is None else Slots(marker=marker, filler=filler)
+
 
 class Text:
     """A tokenizer with its control tokens: ``size`` ids, ``text[name]`` is a control id, ``text.first_location`` the id of <LOC_0>.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -62,12 +63,16 @@ class AnyRes:
         corners = [(x, y) for y in range(0, high, self.size) for x in range(0, wide, self.size)]
         tiles = [canvas.crop((x, y, x + self.size, y + self.size)) for x, y in corners]
         views = torch.stack([to_pixels(view) for view in (self._overview(image), *tiles)])
-        joined = self._map(wide // self.size, high // self.size)
-        kept = unpad(joined, image.size)
+        kept = self.kept(image.size)
         newline = torch.full((len(kept), 1), self.pooled)
         return ImageViews(
             views=views, rows=torch.cat([self._view(0).flatten(), torch.cat([kept, newline], 1).flatten()])
         )
+
+    def kept(self, size: tuple[int, int]) -> Tensor:
+        """The feature rows of the tiles of an image of ``size``, joined and without padding, [rows, columns]."""
+        wide, high = self.pinpoint(size)
+        return unpad(self._map(wide // self.size, high // self.size), size)
 
     def one_of_several(self, image: Image.Image) -> ImageViews:
         """One of several images in a sample: the whole view and one newline."""
@@ -129,3 +134,31 @@ def _centred(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def to_pixels(image: Image.Image) -> Tensor:
     """RGB picture -> float32 [3, H, W] in 0..1."""
     return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrunk:
+    """``AnyRes`` with the features of the joined tiles resized to about those of ``most`` views (LLaVA's anyres_max, as LLaDA-V has it)."""
+
+    views: AnyRes
+    most: int = 4
+
+    def __call__(self, image: Image.Image) -> ImageViews:
+        """The views, and the feature rows before they are resized."""
+        return self.views(image)
+
+    def tokens(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """The tokens of an image of ``size`` [T, D] from the feature rows of all its views [R, D]: those of the whole image, then the
+        joined tiles, bilinearly resized where they are more than 1.1 times as wide and high as ``most`` views, a newline after each row.
+        """
+        n, kept = self.views.pooled, self.views.kept(size)
+        rows, columns = kept.shape
+        whole = features[: n * (n + 1)].view(n, n + 1, -1)[:, :n].flatten(0, 1)
+        joined = features[kept.to(features.device)]
+        times = math.sqrt(rows * columns / (self.most * n**2))
+        if times > 1.1:
+            target = (int(rows // times), int(columns // times))
+            joined = F.interpolate(joined.permute(2, 0, 1)[None], target, mode="bilinear", align_corners=False)[0]
+            joined = joined.permute(1, 2, 0)
+        newline = features[n].expand(len(joined), 1, -1)
+        return torch.cat([whole, torch.cat([joined, newline], dim=1).flatten(0, 1)])
