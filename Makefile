@@ -2,7 +2,7 @@
 #   make demo    a sheet of pictures in demo/sheet.png
 #   make test    all tests
 #   make check   lint, types and tests, as continuous integration runs them
-#   make soak    a server under load for four hours, kill -9 and crashes; about six hours on two cores, for every week
+#   make soak    a server under load for four hours, attacks, kill -9 and crashes; about six hours on two cores, for every week
 #   make fuzz    thousands of altered model folders and configurations; an hour on one core
 # PYTHON chooses the interpreter (3.11 or newer), PIP_FLAGS is handed to pip, for example an index with CPU builds of torch.
 
@@ -25,10 +25,13 @@ fuzz: install
 	OMP_NUM_THREADS=1 UNMASK_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/checkpoints/test_altered_folders.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/altered_folders.py
 
-# MINUTES of load; the figures go to bench/history.jsonl, from which python -m tests.serving.test_docs writes the table of docs/operate.md.
+# MINUTES of the soak test; the figures go to bench/history.jsonl, from which python -m tests.serving.test_docs writes the table of docs/operate.md.
 MINUTES ?= 240
 soak: install
-	$(BIN)/python bench/serving_load.py --minutes $(MINUTES) --threads 1 --record
+	$(BIN)/python bench/serving_soak.py --minutes $(MINUTES) --threads 1 --record
+	$(BIN)/python bench/serving_load.py --minutes 5 --threads 1 --record
+	$(BIN)/python bench/serving_company.py --threads 1 --record
+	$(BIN)/python bench/serving_attacks.py --threads 1 --record
 	$(BIN)/python bench/serving_faults.py --threads 1 --record
 	$(BIN)/python bench/serving_fuzz.py --requests 10000 --threads 1 --record
 	$(BIN)/python bench/serving_fairness.py --threads 1 --record

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from served import ROOT, Hosted, answered, finish, mixed, opened, options
 
 from unmask.evaluation.history import Line
-from unmask.training.states import STATE, saved_step
+from unmask.training.states import newest, saved_step
 from unmask.writing import write_text
 
 Found = tuple[list[Line], list[str]]
@@ -148,7 +148,7 @@ def training(run: Run, kills: int, given: argparse.Namespace, place: Path) -> Fo
     ends = [finished(words, one, place) for one in (folder, whole)]
     bad = tally.bad + [f"a run exited with {code}" for code in ends if code]
     if not any(ends):
-        ours, theirs = load_file(folder / STATE), load_file(whole / STATE)
+        ours, theirs = state_of(folder), state_of(whole)
         if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
             bad.append("the state differs from that of a run that was not killed")
         if rows_of(folder) != rows_of(whole):
@@ -178,6 +178,14 @@ def killed_run(words: list[str], folder: Path, number: int, tally: Tally) -> boo
     if not gone(folder):
         tally.bad.append(f"kill {number + 1}: processes {members(folder)} still run after {_WAIT:.0f} s")
     return True
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the newest state; of several processes each one's part, which has the same shape in every run of as many."""
+    path = newest(folder)
+    assert path is not None
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return {f"{file.name}: {name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def finished(words: list[str], folder: Path, place: Path) -> int:

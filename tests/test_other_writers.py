@@ -19,6 +19,7 @@ BY_THEMSELVES = {
     ("recipes/mini_tasks.py", "text.save"),
     ("recipes/small.py", "Text.train(lines(self.texts), self.config.vocab_size).save"),
     ("serving/batch.py", "path.open"),  # cuts half a line off
+    ("serving/logs.py", "open"),  # stderr, by its descriptor
     ("training/clock.py", "self.save"),  # states.save
     ("training/train.py", "saver.save"),
 }

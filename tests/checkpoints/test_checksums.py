@@ -88,6 +88,13 @@ def test_a_folder_without_checksums_opens(folder: Path) -> None:
     refuse_changed({}, [folder / "nothing"])
 
 
+def test_checksums_that_are_null_are_named(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {FIELD: None}))
+    with pytest.raises(CheckpointError, match="sha256 is None, wanted an object"):
+        unmask.load(folder)
+
+
 def test_saving_weights_takes_old_checksums_away(folder: Path) -> None:
     tensors = {k: torch.zeros_like(v) for p in files_of(folder, "model") for k, v in load_file(p).items()}
     save_tensors(tensors, folder, shard=200_000)

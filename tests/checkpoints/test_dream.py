@@ -99,6 +99,8 @@ def test_it_is_told_by_its_model_type() -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', wanted 'silu'"),
         ({"mask_token_id": 320}, "mask_token_id 320 is not in the vocabulary"),
         ({"mask_token_id": 5}, "is 289 in the tokenizer and 5 in config.json"),
+        ({"max_position_embeddings": [4096]}, "max_position_embeddings is a list of 1, wanted a whole number"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0, wanted at least 1"),
         ({"rope_theta": "1e6"}, "rope_theta is '1e6', wanted a number"),
         ({"num_hidden_layers": 2}, "num_hidden_layers 2 does not fit the weights, which have 3 layers"),
         ({"vocab_size": 512}, "embed_tokens.weight is"),

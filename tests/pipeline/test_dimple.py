@@ -192,6 +192,8 @@ def changed(tmp_path: Path, file: str = "config.json", **fields: object) -> Path
     [
         ("config.json", {"mrope_section": [1, 1, 1]}, "must be three numbers that sum to half a head, 4"),
         ("config.json", {"mrope_section": [2, 2]}, "must be three numbers"),
+        ("config.json", {"mrope_section": []}, "mrope_section is an empty list, wanted at least 1 items"),
+        ("config.json", {"max_position_embeddings": None}, "max_position_embeddings is None, wanted a whole number"),
         ("config.json", {"image_token_id": 7}, r"<\|image_pad\|> is 286 in the tokenizer and 7 in config.json"),
         ("config.json", {"mask_token_id": 7}, r"<\|mask\|> is 289 in the tokenizer and 7 in config.json"),
         ("config.json", {"full_attn_mask": False}, "full_attn_mask"),

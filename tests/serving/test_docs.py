@@ -67,6 +67,16 @@ FIGURES = {
     "serving.load.wrong": "… answers that differ from the model's own, alone",
     "serving.load.memory_growth": "… growth of the server's memory",
     "serving.load.answers": "… answers per second",
+    "serving.soak.answers": "soak test of 10,000 mixed requests in four hours: answers per second",
+    "serving.soak.wrong": "… answers that differ from the model's own, alone",
+    "serving.soak.memory_growth": "… change of the server's memory after the warm-up",
+    "serving.soak.files_growth": "… more open descriptors after it",
+    "serving.soak.threads_growth": "… more threads after it",
+    "serving.company.answers": "answers to all tasks together, beside clients that disconnect, with caches on and off",
+    "serving.company.wrong": "… that differ from the model's own, alone",
+    "serving.attacks.connections": "slow clients at the same time; all were closed within 30 s, and others were served",
+    "serving.attacks.bodies": "bodies of 30 MiB at the same time; all were freed within 30 s, and others were served",
+    "serving.attacks.pictures": "cut, altered and very large images, 40 at a time; none got a 5xx, and memory rose by less than 1 GB",
     "serving.faults.clients_left": "clients that disconnected at a random moment",
     "serving.faults.places_left": "… slots still occupied afterwards",
     "serving.faults.freed": "… seconds until all slots were free",
@@ -80,8 +90,11 @@ FIGURES = {
     "serving.fairness.forwards": "forwards of a text of one step beside 4 requests of 10 images of 64 steps, 95th percentile (257 before)",
     "serving.fairness.ratio": "… its processor time as a multiple of that alone, 95th percentile",
     "killed.training": "kill -9 of a training run: none lost more than the steps since its save, and its end is that of a run not killed",
+    "killed.stage3": "… of a run that trains all of mini",
+    "killed.processes": "… of a run of two processes",
     "killed.batch": "… of a batch: the results of one not killed, each once",
     "killed.server": "… of a server under load: right answers after a restart, nothing left behind",
+    "altered_folders.wrong": "altered model folders, of 1,800, that end in a traceback, hang, take 1 GB or answer nonsense",
     "serving.together.words": "speed-up from batching, eight text answers without images",
     "serving.together.texts": "… eight questions about images",
     "serving.together.words.bfloat16": "… eight text answers, in bfloat16",
@@ -148,7 +161,7 @@ def test_the_figures_are_those_of_the_history() -> None:
 def test_the_scripts_that_the_page_names_take_what_it_gives_them() -> None:
     """As far as --help, which reads the options before it; in small they run in tests/evaluation/test_bench_serving.py."""
     found = re.findall(r"^python (bench/\S+)(.*)$", OPERATE.read_text(), re.M)
-    assert len(found) == 6
+    assert len(found) == 10
     for script, options in found:
         command = [warm(), str(ROOT / script), *options.split(), "--help"]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)

@@ -266,6 +266,19 @@ def test_every_field_is_described_exactly(documented: Documented, name: str) -> 
     assert documented.disagreements(path, singly(documented, path, base)) == []
 
 
+@pytest.mark.parametrize("path, base", BODIES.values(), ids=BODIES)
+def test_fields_of_other_bodies_are_described_exactly(documented: Documented, path: str, base: dict[str, Any]) -> None:
+    names = {name for other in (DRAW, EDIT, INFILL, GROUND, CHAT) for name in documented.schema(other)["properties"]}
+    own = documented.schema(path)["properties"]
+    foreign = [
+        name
+        for name in sorted(names)
+        if own.get(name, {}).get("enum", [None]) == [None] and "type" not in own.get(name, {})
+    ]
+    assert "mask" in foreign or path == INFILL
+    assert documented.disagreements(path, ({**base, name: value} for name in foreign for value in ({}, None))) == []
+
+
 @pytest.mark.parametrize("name", SAMPLED)
 def test_what_a_sampler_takes_is_described(documented: Documented, name: str) -> None:
     path, base = BODIES[name]

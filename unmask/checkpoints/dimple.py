@@ -71,7 +71,7 @@ class DimpleFields(Fields):
     """config.json, without the fields of the language model."""
 
     vision_config: TowerFields
-    mrope_section: list[Width]
+    mrope_section: Annotated[list[Width], Field(min_length=1)]
     image_token_id: TokenId = 151655
     full_attn_mask: Literal[True] = True
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida_o import fit
@@ -56,6 +58,7 @@ class DreamFields(Fields):
     rms_norm_eps: Epsilon
     rope_theta: Theta
     mask_token_id: TokenId = MASK_ID
+    max_position_embeddings: Annotated[int, Field(ge=1, le=2**24)] = 4096
     hidden_act: Literal["silu"] = "silu"
     tie_word_embeddings: bool = False
     rope_scaling: None = None

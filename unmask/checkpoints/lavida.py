@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from unmask.checkpoints import dream, llada
 from unmask.checkpoints.elastic import Checkpoint
@@ -45,8 +47,9 @@ class LavidaFields(Fields):
     image_aspect_ratio: Literal["anyres"] = "anyres"
     mm_spatial_pool_mode: Literal["bilinear", "average", "max"] = "bilinear"
     mask_token_id: TokenId = 126336
-    image_grid_pinpoints: list[list[Pixels]] | None = None
-    tokenizer_model_max_length: TokenId = 4096
+    image_grid_pinpoints: Annotated[list[list[Pixels]], Field(min_length=1, max_length=64)] | None = None
+    mm_vision_tower: str | None = None
+    tokenizer_model_max_length: Annotated[int, Field(ge=1, le=2**24)] = 4096
     unmask: OwnFields = OwnFields()
 
 

@@ -72,7 +72,7 @@ class _Own(Fields):
     side: Pixels
     fold: Literal[1, 2]
     released: _Released | None = None
-    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] | None = None
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}  # older folders have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def read_own(folder: Path) -> Own:
         fold=found.fold,
         mask_id=kept.mask_token_id if kept else None,
         released=dict(kept.config) if kept else {},
-        sums=found.sha256 or {},
+        sums=found.sha256,
     )
 
 

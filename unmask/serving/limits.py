@@ -15,9 +15,10 @@ from unmask.serving.answers import fields, settings_of
 from unmask.serving.completions import Complete
 from unmask.serving.edit_form import ABSENT
 from unmask.serving.limits_chat import NULL, PICTURE, limited_chat
-from unmask.serving.schema import NONBLANK, SQUARE, Draw, Fields, Ground, Infill
+from unmask.serving.schema import NONBLANK, SQUARE, Draw, Edit, Fields, Ground, Infill
 from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Served
+from unmask.serving.unknown_fields import misspelt
 
 _NUMBERS = {  # JSON numbers that every field of a kind takes
     "integer": "[1-9][0-9]{0,2}",
@@ -83,8 +84,18 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
 
 
 def _other_fields(body: Json, kind: type[Fields]) -> None:
-    """Fields that are accepted and ignored, and those that are accepted with values that ask for nothing. Others are ignored too."""
+    """Fields that are accepted and ignored, and those that are accepted with values that ask for nothing. Others are ignored too, but for
+    misspelt ones: of those, a schema can name the fields of the other bodies.
+    """
     policy, properties = kind.policy(), body["properties"]
+    others = [other.policy() for other in (*_BODIES, Edit)]
+    names = {name for other in others for name in (*other.known, *other.harmless, *other.unsupported)}
+    for name in sorted(names - {*properties, *policy.harmless, *policy.unsupported}):
+        if misspelt(name, policy.known):
+            properties[name] = {
+                "enum": [None],
+                "description": f"{name} is a field of other requests, and has no meaning here.",
+            }
     for name in sorted(set(policy.harmless) - set(properties)):
         properties[name] = {"description": f"Accepted and ignored; {name} of OpenAI's API has no meaning here."}
     for name, known in policy.unsupported.items():

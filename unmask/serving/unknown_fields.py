@@ -104,6 +104,12 @@ def _check_neutral(name: str, value: object, known: Unsupported) -> None:
         raise refuse_field(name, value, f"not supported: {known.reason}; {known.hint}")
 
 
+def misspelt(name: str, known: Collection[str]) -> str:
+    """The known field that an unknown one resembles; "" if there is none."""
+    near = difflib.get_close_matches(name[:_MOST_NAME], known, 1, _ALIKE)
+    return near[0] if near else ""
+
+
 def _check_spelling(name: str, known: Collection[str]) -> None:
-    if near := difflib.get_close_matches(name[:_MOST_NAME], known, 1, _ALIKE):
-        raise refuse_field(name[:_MOST_NAME], None, f"there is no field {name[:_MOST_NAME]!r}; did you mean {near[0]}?")
+    if near := misspelt(name, known):
+        raise refuse_field(name[:_MOST_NAME], None, f"there is no field {name[:_MOST_NAME]!r}; did you mean {near}?")
