@@ -71,7 +71,8 @@ def test_a_named_sampler_runs_and_its_arguments_are_those_of_its_function(name: 
     change, rest = find_sampler(name, [f"{k}={v}" for k, v in entry.arguments.items()])
     change = for_network(change, net)
     assert rest == [] and change(BASE) == function(*given) != BASE
-    assert not change(BASE).sample(net, collate([answer(9)], [0])).masked.any()
+    if name != "wavefront":  # for looped networks alone (tests/recipes/test_looped.py)
+        assert not change(BASE).sample(net, collate([answer(9)], [0])).masked.any()
 
 
 def test_arguments_are_taken_and_other_settings_left() -> None:
