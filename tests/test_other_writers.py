@@ -14,6 +14,7 @@ BY_THEMSELVES = {
     ("data/ahead.py", "open"),  # shared memory between processes
     ("data/world/sprites.py", "np.memmap"),  # a cache in a temporary folder, valid in any state
     ("pipeline/image_tokens.py", "kit.text.save"),  # Text.save, which writes whole
+    ("recipes/looped.py", "text.save"),  # Text.save
     ("recipes/mini.py", "made.save"),  # Text.save, which writes whole, as in the next two
     ("recipes/mini_series.py", "Text.train(lines(self.texts), self.config.vocab_size).save"),
     ("recipes/mini_tasks.py", "text.save"),

@@ -27,11 +27,11 @@ READ_OTHERWISE = {
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
     ("evaluation/self_test.py", "Machine", "torch"),  # ``unmask doctor`` compares machines with asdict
     ("evaluation/self_test.py", "Machine", "instructions"),  # ``unmask doctor`` compares machines with asdict
-    (
-        "methods/reflectdrive.py",
-        "Round",
-        "violation",
-    ),  # what a repair did, for callers; tests compare it with measured values
+    ("methods/reflectdrive.py", "Round", "violation"),  # what a repair did; tests compare it with measured values
+    ("methods/recurrent_depth.py", "Round", "wave"),  # what a round did; tests compare it with measured values
+    ("models/waves.py", "Judged", "criterion"),  # as above
+    ("models/waves.py", "Wave", "standing"),  # as above
+    ("models/waves.py", "Wave", "dropped"),  # as above
     ("recipes/judge.py", "Accuracy", "scenes"),  # result of ``accuracy``, for callers that train a judge
     ("recipes/judge.py", "Accuracy", "right"),  # result of ``accuracy``, for callers that train a judge
     ("methods/card.py", "Card", "paper_figure"),  # ``unmask methods`` reads the literals of a card's file

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.methods import ctrldiff, edlm, qdlm
+from unmask.methods import ctrldiff, diffusionpid, edlm, qdlm, recurrent_depth, reflectdrive
 from unmask.models.fake import FakeDenoiser
+from unmask.models.waves import Judged
 from unmask.objectives import contrastive
 from unmask.sequence import Batch
 
@@ -27,4 +28,15 @@ PARTS: list[Any] = [
         for ratios in (ctrldiff.Exact(), ctrldiff.Taylor())
     ),
     contrastive.NoiseContrastive(denoiser=FakeDenoiser()),
+    diffusionpid.LogisticLevels(),
+    diffusionpid.UniformLevels(),
+    reflectdrive.CoordinateCodebook(low=0.0, step=1.0, bins=8),
+    reflectdrive.ChainPlanner(size=8, alpha=0.5, start=(0, 0), velocity=(1, 1)),
+    reflectdrive.Repair(
+        size=8, clearance=reflectdrive.Discs(discs=torch.tensor([[4.0, 4.0, 1.0]])), start=(0, 0), velocity=(1, 1)
+    ),
+    reflectdrive.Round(plan=torch.zeros(2, 2, dtype=torch.long)),
+    recurrent_depth.InWaves(passes=1, window=8, momentum=0.0, eps=0.1),
+    recurrent_depth.Wavefront(),
+    recurrent_depth.Round(start=0, headway=1, judged=Judged(keep=None), wave=None),  # type: ignore[arg-type]
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.methods.recurrent_depth import Round, Wavefront
-from unmask.sampling.waves import (
+from unmask.models.waves import (
     Accelerating,
     Converged,
     Fixed,

@@ -41,7 +41,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "unmask.cli.weights",
         "Convert a model to the released layout, or back; or pickles of weights to safetensors.",
     ),
-    "quantise": ("unmask.cli.quantise", "Write a model with its matrices in 2 to 8 bits."),
+    "quantise": ("unmask.cli.quantise", "Write a model with its transformer's matrices in 2 to 8 bits."),
     "merge": ("unmask.cli.weights", "Write a model with LoRA adapters merged into its weights."),
     "verify": ("unmask.cli.weights", "Recompute measured values and report the differences."),
     "doctor": ("unmask.cli.doctor", "Show versions and devices, and test the embedded model."),

@@ -64,9 +64,9 @@ def _embedded(item: Image.Image | Path) -> Json:
             raise ValueError(f"{item.name} cannot be shown on a page; use {', '.join(_KINDS)}")
         kind, raw = _KINDS[item.suffix], item.read_bytes()
     else:
-        held = io.BytesIO()
-        item.save(held, "PNG")
-        kind, raw = "image/png", held.getvalue()
+        stream = io.BytesIO()
+        item.save(stream, "PNG")
+        kind, raw = "image/png", stream.getvalue()
     return {"url": f"data:{kind};base64,{base64.b64encode(raw).decode()}", "kind": kind.partition("/")[0]}
 
 

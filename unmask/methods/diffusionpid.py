@@ -110,6 +110,5 @@ CARD = Card(
     changes="analysis: the information of two words about each token, split into redundant, unique and synergistic parts",
     claim="Redundant, unique and synergistic maps of word pairs show how a model reads a prompt.",
     status="reference",
-    parts={"levels": (LogisticLevels(), UniformLevels())},
-    command="unmask methods run diffusionpid",
+    recipe="diffusionpid.world",
 )

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 
 from unmask.methods.card import Card
+from unmask.models.waves import Converged, Freezing, Fresh, Judged, Looped, Noise, Past, Wave
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.waves import Converged, Freezing, Fresh, Judged, Looped, Noise, Past, Wave
 from unmask.sequence import Batch
 from unmask.step import Move, Progress, Proposal
 

@@ -235,13 +235,5 @@ CARD = Card(
     claim="A masked diffusion planner becomes safe by search and inpainting, without gradients: PDMS 84.8 to 91.1 on NAVSIM.",
     status="reference",
     paper_figure="PDMS 84.8 without reflection, 91.1 with (NAVSIM)",
-    parts={
-        "codebook": (CoordinateCodebook(low=0.0, step=1.0, bins=8),),
-        "planner": (ChainPlanner(size=8, alpha=0.5, start=(0, 0), velocity=(1, 1)),),
-        "repair": (
-            Repair(size=8, clearance=Discs(discs=torch.tensor([[4.0, 4.0, 1.0]])), start=(0, 0), velocity=(1, 1)),
-            Round(plan=torch.zeros(2, 2, dtype=torch.long)),
-        ),
-    },
     recipe="reflectdrive.planner",
 )

@@ -1,6 +1,7 @@
 """The demonstration of DiffusionPID: four small worlds whose information is known, learned by masked networks and read off them again.
 
     unmask methods run diffusionpid
+    unmask train diffusionpid.world -o name=xor     the network of one world
 
 A world has two binary words and two binary tokens: both words say the same, each names one token, only their combination tells, or one word
 is irrelevant. A network learns the tokens with words that are dropped at random; the decomposition of its information is compared with
@@ -93,16 +94,20 @@ class States:
         return collate(made, range(self.batch))
 
 
-def _recipe(world: str, seed: int, steps: int) -> Recipe:
+def world(name: str = "xor", seed: int = 0, steps: int = _STEPS) -> Recipe:
+    """A masked network of one of the four worlds, in seconds. ValueError for another name."""
+    if name not in WORLDS:
+        raise ValueError(f"there is no world {name!r}; choose from {', '.join(WORLDS)}")
+
     def network() -> Elastic:
         made = Elastic(SIZE, mask_id=_MASK)
         init(made, generator("diffusionpid network", seed))
         return made
 
     return Recipe(
-        name=f"diffusionpid.{world}",
+        name=f"diffusionpid.{name}",
         model=network,
-        source=States(world=world, seed=seed),
+        source=States(world=name, seed=seed),
         objective=Masked(),
         optim=Optim(lr=5e-3, warmup=20, decay_from=0.3, floor=0.05, ema=0.98),
         training=Training(steps=steps, seed=seed, save_every=500, bf16=False, device="cpu"),
@@ -176,10 +181,10 @@ def demo(work: Work) -> Findings:
     )
 
 
-def _learned(work: Work, world: str, seed: int) -> Json:
-    net = work.train(f"{world}/{seed}", _recipe(world, seed, work.steps(_STEPS, least=2)))
+def _learned(work: Work, name: str, seed: int) -> Json:
+    net = work.train(f"{name}/{seed}", world(name, seed, work.steps(_STEPS, least=2)))
     assert isinstance(net, Elastic)
-    return _summed(world, partial(learned, net))
+    return _summed(name, partial(learned, net))
 
 
 DEMO = Demonstration(minutes=2, run=demo)

@@ -29,12 +29,12 @@ from unmask.data.opening import open_data
 from unmask.data.samples import Chat
 from unmask.methods.recurrent_depth import InWaves, Wavefront, one_by_one
 from unmask.models.looped import LoopedConfig, LoopedNet
+from unmask.models.waves import Converged
 from unmask.pipeline.text_family import LLADA
 from unmask.pipeline.text_model import TextModel, TextParts
 from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
 from unmask.sampling.sampler import Sampler
-from unmask.sampling.waves import Converged
 from unmask.sequence import Sequence
 from unmask.step import Loss
 from unmask.tasks.conversing import Message
@@ -86,7 +86,7 @@ def text(
         objective=_loss,
         optim=Optim(lr=lr, weight_decay=0.01, warmup=min(100, steps), ema=0.0),
         training=Training(steps=steps, seed=seed, device="cpu", bf16=False, save_every=200),
-        export=lambda net, out: save(net, rows().text, context, out),
+        export=lambda net, out: write_folder(net, rows().text, context, out),
         open=opened,
     )
 
@@ -156,7 +156,7 @@ def _loss(net: Any, batch: tuple[Tensor, Tensor], rng: torch.Generator) -> Loss:
     return Loss(total=loss, terms={"text": loss}, counts={"text": int(scored.sum())})
 
 
-def save(net: LoopedNet, text: Text, context: int, folder: Path) -> None:
+def write_folder(net: LoopedNet, text: Text, context: int, folder: Path) -> None:
     """A folder that ``opened`` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(net.state_dict(), folder)

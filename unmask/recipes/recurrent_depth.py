@@ -21,9 +21,9 @@ from unmask.evaluation.demonstration import Demonstration, Findings, Plot, Table
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.methods.recurrent_depth import Wavefront, one_by_one
 from unmask.models.looped import LoopedConfig, LoopedNet
+from unmask.models.waves import Converged
 from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
-from unmask.sampling.waves import Converged
 from unmask.step import Loss
 
 MODULUS, ITEMS, DEPTH, EPS = 5, 12, 8, 0.1
