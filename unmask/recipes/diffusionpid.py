@@ -42,7 +42,7 @@ WORLDS: Mapping[str, Callable[[int, int, int], Row]] = {
 NAMES = ("redundant", "only word 1", "only word 2", "synergy", "both words")
 _DROPPED, _MASK = 2, 3
 _SETS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 1))
-_STEPS, _NEAR = 500, 0.2 * math.log(2)
+_STEPS, _NEAR = 1200, 0.2 * math.log(2)
 SIZE = ElasticConfig(
     vocab_size=8,
     width=32,
@@ -187,4 +187,4 @@ def _learned(work: Work, name: str, seed: int) -> Json:
     return _summed(name, partial(learned, net))
 
 
-DEMO = Demonstration(minutes=2, run=demo)
+DEMO = Demonstration(minutes=4, run=demo)
