@@ -29,8 +29,10 @@ def test_every_task_beside_the_slow_twin(tmp_path: Path, capsys: pytest.CaptureF
         row = found[f"speed.paired.mini.{task}.s"]
         assert set(row) >= FIGURES and row["equal"] == 1  # the same weights, the same seed, the same ids
         assert row["forwards"] == (1 if task == "boxes" else 2)
-        # What we compute is little more than what is needed, and less than what is published.
-        assert 1.0 <= row["over_necessary"] < (1.05 if onednn_is_faster() else 1.2)
+        # What we compute is little more than what is needed, and less than what is published. The first two steps of a drawing score few
+        # codes, so padded rows count most there.
+        most = 1.05 if onednn_is_faster() and task != "draw" else 1.2
+        assert 1.0 <= row["over_necessary"] < most
         # An answer of mini reads its 25 tokens of context anew at every step, which is faster than a cache; as published, they are kept.
         assert (row["tflop"] < row["published_tflop"]) == (task != "answer")
         assert f"\n{task} " in shown

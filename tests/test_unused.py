@@ -22,7 +22,6 @@ PACKAGE = Path(unmask.cli.__file__).parents[1]
 
 # Fields that no code reads as an attribute, and what reads them instead.
 READ_OTHERWISE = {
-    ("evaluation/cards.py", "ReportCard", "right"),  # the template evaluation/report.html
     ("evaluation/history.py", "Line", "unit"),  # written to bench/history.jsonl with asdict
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
     ("evaluation/self_test.py", "Machine", "torch"),  # ``unmask doctor`` compares machines with asdict
@@ -33,7 +32,6 @@ READ_OTHERWISE = {
     ("models/waves.py", "Wave", "standing"),  # as above
     ("models/waves.py", "Wave", "dropped"),  # as above
     ("recipes/judge.py", "Accuracy", "scenes"),  # result of ``accuracy``, for callers that train a judge
-    ("recipes/judge.py", "Accuracy", "right"),  # result of ``accuracy``, for callers that train a judge
     ("methods/card.py", "Card", "paper_figure"),  # ``unmask methods`` reads the literals of a card's file
     ("methods/card.py", "Card", "year"),  # ``unmask methods`` reads the literals of a card's file
     ("serving/metrics.py", "Metrics", "occupancy"),  # GET /metrics lists all fields

@@ -64,7 +64,7 @@ def test_the_package_runs_as_a_module() -> None:
         (["generate", "x", "--stepz=3"], "'--steps'", "see"),
         (["generate", "-5 apples"], "No such option '-5'", 'unmask generate -- "-5 apples"'),
         (["a red apple"], "No such command 'a red apple'", 'unmask generate "a red apple"'),
-        (["methods", "remd"], "there is no method 'remd'", "did you mean 'remdm'?"),
+        (["methods", "show", "remd"], "there is no method 'remd'", "did you mean 'remdm'?"),
         (["generate", "x", "--sampler", "remd"], "there is no sampler 'remd'", "did you mean 'remdm'?"),
         (["generate", "x", "--sampler", "remdm", "-o", "etta=1"], "no argument 'etta'", "did you mean 'eta'?"),
         (["generate", "x", "--model", "mimi"], "no model is called 'mimi'", "did you mean 'mini'?"),
@@ -171,7 +171,7 @@ def test_commands_options_and_names_are_completed(here: Path) -> None:
     assert _completed("unmask generate x --model mi", here) == ["mine", "mini"]
     assert _completed("unmask serve mi", here) == ["mine", "mini"]
     assert "remdm" in _completed("unmask generate x --sampler re", here)
-    assert "remdm" in _completed("unmask methods re", here)
+    assert "remdm" in _completed("unmask methods show re", here)
     assert "mini.stage2" in _completed("unmask train mini.st", here)
     assert _completed("unmask generate x --device m", here) == ["mps"]
     assert _completed("unmask evaluate --suite g", here) == ["geneval"]

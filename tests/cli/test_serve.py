@@ -50,6 +50,7 @@ def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
         storage: Any,
         adapters: Any,
         speed: str,
+        quirks: str,
         download: bool,
         live: int,
         waiting: int,

@@ -21,7 +21,7 @@ RELEASED = {
     "lavida_8b": (Format.LAVIDA, 8_434_837_024, 0, _READS),
     "lavida_dream_7b": (Format.LAVIDA, 8_030_348_832, 0, _READS),
     "dimple_7b": (Format.DIMPLE, 8_317_863_936, 0, _READS),
-    "mmada_8b": (Format.MMADA, 8_082_690_048, 95_387_004, ("generate", "infill", "ask", "converse")),
+    "mmada_8b": (Format.MMADA, 8_082_690_048, 95_387_004, ("generate", "plan", "infill", "ask", "converse")),
     "lumina_dimoo_8b": (Format.DIMOO, 8_081_805_312, 146_244_675, ("generate", "edit", "infill", "ask", "converse")),
     "lavida_o": (Format.RELEASED, 10_948_106_912, 146_244_675, tuple(PRESETS)),
 }

@@ -276,7 +276,7 @@ def test_how_rows_lie_is_computed_when_other_requests_come_together(
     handles = [served.submit(request(built, DRAW)) for built in requests]
     served.drain()
     assert len(made) <= 3 < served.metrics().forwards == 6
-    assert all(torch.equal(h.result().ids, alone(model, r, DRAW)[0]) for h, r in zip(handles, requests, strict=True))
+    assert all(torch.equal(h.result().ids, alone(model, r, DRAW, 0)[0]) for h, r in zip(handles, requests, strict=True))
 
 
 def test_a_request_alone_in_a_forward_is_not_copied(model: Elastic) -> None:

@@ -106,8 +106,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "error: there is no sampler 'remmd'\nhint: did you mean 'remdm'?" in capsys.readouterr().err
     assert main(["methods"]) == 0
     assert "arXiv 2503.00307" in capsys.readouterr().out
-    assert main(["methods", "remdm", "--json"]) == 0
+    assert main(["methods", "show", "remdm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["run"][0] == "--sampler remdm -o eta=0.3 -o switch=1.0"
-    assert main(["methods", "eb_sampler"]) == 0 and "H_1 + ... + H_k" in capsys.readouterr().out
+    assert main(["methods", "show", "eb_sampler"]) == 0 and "H_1 + ... + H_k" in capsys.readouterr().out
     assert main(["methods", "nothing"]) == 2
     assert "the methods are eb_sampler, remdm" in capsys.readouterr().err

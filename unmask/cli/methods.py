@@ -194,7 +194,7 @@ def _section(entry: MethodEntry) -> str:
     lines += [f"- Measured here: {card['figure']}"] if card.get("figure") else []
     lines += [f"- Tried: {remedy}" for remedy in card.get("tried", ())]
     lines += [f"- `{line}`{': ' + summary if summary else ''}" for line, summary in _described(entry)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(textwrap.fill(line, 150, subsequent_indent="  ", break_on_hyphens=False) for line in lines) + "\n"
 
 
 def _others() -> str:

@@ -149,6 +149,7 @@ class TextModel:
         """The same model at another speed, as ``Model.with_speed``."""
         return TextModel(self.parts, executor=self.executor, change=self.change, fast=speed_of(speed))
 
+    @checked
     def with_quirks(self, choice: str) -> TextModel:
         """The same model: text models have no deviations to choose. ValueError for any choice but "usual"."""
         refuse_quirks(choice, None)

@@ -47,8 +47,8 @@ class Aligned:
 
     def __post_init__(self) -> None:
         check_time(self.steps, self.eps)
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold {self.threshold} is no probability below 1; 0 is off")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold} is no probability; 0 is off")
 
     def extra_steps(self, tokens: int, planned: int) -> int:
         return max(0, self.steps - planned) + 1  # what a schedule left over comes last

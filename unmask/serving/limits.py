@@ -31,6 +31,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f"
 _FILES = "image/png, image/jpeg, image/webp"
 _BELOW_ONE = "0[.][0-9]{0,5}[1-9]"  # and above 0
 _SHARE = f"(1|{_BELOW_ONE})"  # above 0, at most 1
+_ABOVE_ZERO = f"([1-9][0-9]{{0,3}}|{_BELOW_ONE})"
 _OF_TEXT_MODELS, _OF_IMAGE_MODELS = ("/v1/completions",), ("/v1/images/generations", "/v1/images/edits", "/v1/ground")
 _BODIES: dict[type[Fields], str] = {
     Draw: "generate",
@@ -134,7 +135,7 @@ _KIND: dict[type, str] = {bool: "boolean", int: "integer", float: "number"}
 
 def _settings(kinds: dict[str, str]) -> Json:
     """A list of settings with numbers as values; an empty list where there are none."""
-    ranges = {"top_p": _SHARE, "eps": _BELOW_ONE}
+    ranges = {"top_p": _SHARE, "share": _SHARE, "eps": _BELOW_ONE, "shift": _ABOVE_ZERO}
     numbers = {name: ranges.get(name.rpartition(".")[2], _NUMBERS[kind]) for name, kind in kinds.items()}
     choices = [rf"{name.replace('.', '[.]')}={number}" for name, number in numbers.items()]
     items: Json = {"type": "string", "pattern": f"^({'|'.join(choices)})$"}
