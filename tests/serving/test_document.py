@@ -193,11 +193,11 @@ SAMPLED = ("prompt", "gaps", "phrases", "a turn", "a question")
 
 
 def by_samplers(documented: Documented, path: str, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every sampler with and without steps, guidance, temperature, its own settings and those of other samplers."""
+    """Every sampler with and without steps, guidance, temperature, the preset's settings, its own, and those of the next sampler."""
     known = samplers()
-    own = [setting["name"] for setting in documented.ask.get("/v1/fields").json()["generate"]["x-unmask-settings"]]
-    arguments = sorted({name for sampler in known.values() for name in sampler.arguments})
-    options: list[dict[str, Any]] = [
+    preset = [setting["name"] for setting in documented.ask.get("/v1/fields").json()["generate"]["x-unmask-settings"]]
+    properties = documented.schema(path)["properties"]
+    plain: list[dict[str, Any]] = [
         {},
         {"steps": 2},
         {"guidance": 1},
@@ -205,11 +205,13 @@ def by_samplers(documented: Documented, path: str, base: dict[str, Any]) -> Iter
         {"stop": "a"},
         {"reflect": 2},
     ]
-    options += [{"settings": [f"{name}={value}"]} for name in (*own, *arguments) for value in (0, 1, 0.5)]
-    properties = documented.schema(path)["properties"]
-    options = [more for more in options if set(more) <= set(properties)]
-    for name in (None, "nothing", *known):
-        yield from ({**base, "sampler": name, **more} for more in options)
+    names = [None, "nothing", *known]
+    for name, other in zip(names, [*names[2:], *names[:2]], strict=True):
+        arguments = {a for one in (name, other) if one in known for a in known[one].arguments}
+        options = [{"settings": [f"{key}={value}"]} for key in (*preset, *sorted(arguments)) for value in (0, 1, 0.5)]
+        for more in (*plain, *options):
+            if set(more) <= set(properties):
+                yield {**base, "sampler": name, **more}
 
 
 def singly(documented: Documented, path: str, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
