@@ -5,16 +5,15 @@ A value is the mean over seeds with Student's 95 % interval; a difference is pai
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmask.evaluation.metrics import over_seeds
+
 Rows = Sequence[Mapping[str, Any]]
 # Two-sided 95 % quantiles of Student's distribution, by degrees of freedom.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 _FALLS = ("loss.", "frechet")  # figures of which less is better
 
 
@@ -93,9 +92,9 @@ def value(numbers: Sequence[float]) -> Value:
     """Student's interval of a mean. ValueError for no numbers."""
     if not numbers:
         raise ValueError("a mean needs at least one number")
-    n = len(numbers)
-    half = _T.get(n - 1, 1.96) * statistics.stdev(numbers) / math.sqrt(n) if n > 1 else None
-    return Value(mean=statistics.fmean(numbers), half=half, n=n)
+    found = over_seeds(numbers)
+    half = None if found["high"] is None else found["high"] - found["value"]
+    return Value(mean=found["value"], half=half, n=found["n"])
 
 
 def by_seed(rows: Rows, arm: str, figure: str) -> dict[int, float]:

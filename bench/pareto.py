@@ -35,6 +35,7 @@ from pareto_plot import plot
 import unmask
 from unmask.evaluation.evaluate import EvalPart, EvalPlan, Record, measure
 from unmask.evaluation.history import Line, append
+from unmask.evaluation.metrics import paired
 from unmask.evaluation.progress import Lines
 from unmask.evaluation.strategies import EditGenerator, PromptGenerator
 from unmask.evaluation.world_edit import Edits
@@ -182,10 +183,8 @@ def timings(name: str, setting: str, kept: Kept) -> Json:
 
 def gain(right: np.ndarray, exact: np.ndarray) -> Json:
     """The mean paired difference with a bootstrap interval of 2,000 draws."""
-    difference = right - exact
-    drawn = np.random.default_rng(0).choice(difference, (2000, len(difference))).mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    return {"gain": float(difference.mean()), "gain_low": low, "gain_high": high}
+    found = paired(right.tolist(), exact.tolist())
+    return {"gain": found["value"], "gain_low": found["low"], "gain_high": found["high"]}
 
 
 def front(rows: Sequence[Json]) -> list[Json]:

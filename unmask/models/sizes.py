@@ -172,6 +172,27 @@ class ElasticConfig:
         return self.codes + 1
 
 
+def text_config(
+    *, vocab_size: int, width: int, heads: int, layers: int, mlp: int, rope_theta: float, shifted: bool = False
+) -> ElasticConfig:
+    """A text network: without generation branch, image codes and vision tower."""
+    return ElasticConfig(
+        vocab_size=vocab_size,
+        width=width,
+        heads=heads,
+        layers=layers,
+        mlp=mlp,
+        gen_width=0,
+        gen_mlp=0,
+        joint_layers=layers,
+        rope_theta=rope_theta,
+        codes=0,
+        code_rows=0,
+        vision=None,
+        shifted=shifted,
+    )
+
+
 _LLADA = ElasticConfig(vocab_size=126464, gen_width=0, gen_mlp=0, joint_layers=32, codes=0, code_rows=0, vision=None)
 _DREAM = ElasticConfig(
     vocab_size=152064,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from unmask.checkpoints.store import load_module, save_module
 from unmask.checkpoints.stream import CheckpointError
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
-from unmask.models.sizes import ElasticConfig
+from unmask.models.sizes import ElasticConfig, text_config
 from unmask.tasks.parts import PAPER, to_image
 from unmask.tokens.pictures import square
 from unmask.tokens.text import MASK, Text
@@ -56,22 +56,11 @@ class Kit:
 def trunk(kit: Kit, *, width: int, layers: int, heads: int = 4) -> ElasticConfig:
     """A network for the vocabulary of ``kit`` that predicts a token from the position before it."""
     codes = kit.vq.config.num_vq_embeddings
-    return ElasticConfig(
-        vocab_size=kit.text.size + codes,
-        width=width,
-        heads=heads,
-        layers=layers,
-        mlp=8 * width // 3 // 8 * 8,
-        gen_width=0,
-        gen_mlp=0,
-        joint_layers=layers,
-        rope_theta=500.0,
-        codes=codes,
-        code_rows=0,
-        vision=None,
-        shifted=True,
-        first_code=kit.text.size,
+    mlp, vocab_size = 8 * width // 3 // 8 * 8, kit.text.size + codes
+    size = text_config(
+        vocab_size=vocab_size, width=width, heads=heads, layers=layers, mlp=mlp, rope_theta=500.0, shifted=True
     )
+    return replace(size, codes=codes, first_code=kit.text.size)
 
 
 def write_folder(

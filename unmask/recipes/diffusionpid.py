@@ -25,7 +25,7 @@ from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.json_types import Json
 from unmask.methods.diffusionpid import published_redundancy
 from unmask.models.elastic import Elastic, init
-from unmask.models.sizes import ElasticConfig
+from unmask.models.sizes import text_config
 from unmask.objectives.likelihood import token_log_probabilities
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, Training
@@ -43,20 +43,7 @@ NAMES = ("redundant", "only word 1", "only word 2", "synergy", "both words")
 _DROPPED, _MASK = 2, 3
 _SETS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 1))
 _STEPS, _NEAR = 1200, 0.2 * math.log(2)
-SIZE = ElasticConfig(
-    vocab_size=8,
-    width=32,
-    heads=2,
-    layers=2,
-    mlp=64,
-    gen_width=0,
-    gen_mlp=0,
-    joint_layers=2,
-    rope_theta=100.0,
-    codes=0,
-    code_rows=0,
-    vision=None,
-)
+SIZE = text_config(vocab_size=8, width=32, heads=2, layers=2, mlp=64, rope_theta=100.0)
 _SPANS = (
     Span(name="prompt", kind=Kind.TEXT, start=0, stop=2),
     Span(name="answer", kind=Kind.TEXT, start=2, stop=4, writable=True),

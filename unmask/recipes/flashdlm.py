@@ -25,7 +25,7 @@ from unmask.evaluation.demonstration import Demonstration, Findings, Plot, Table
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.methods.flashdlm import guided
 from unmask.models.elastic import Elastic, init
-from unmask.models.sizes import ElasticConfig
+from unmask.models.sizes import text_config
 from unmask.objectives.masked import Masked
 from unmask.objectives.next_token import NextToken
 from unmask.recipe import Optim, Recipe, Training
@@ -105,9 +105,8 @@ def _template(rows: int, causal: bool) -> Batch:
 
 
 def _net(seed: int, width: int, layers: int, shifted: bool) -> Elastic:
-    given = {"width": width, "heads": width // 32, "layers": layers, "mlp": 2 * width, "joint_layers": layers}
-    absent = {"gen_width": 0, "gen_mlp": 0, "codes": 0, "code_rows": 0, "vision": None}
-    config = ElasticConfig(vocab_size=VOCABULARY, rope_theta=1000.0, shifted=shifted, **given, **absent)
+    given = {"width": width, "heads": width // 32, "layers": layers, "mlp": 2 * width}
+    config = text_config(vocab_size=VOCABULARY, rope_theta=1000.0, shifted=shifted, **given)
     net = Elastic(config, mask_id=0)
     init(net, generator("flashdlm", seed, width))
     return net

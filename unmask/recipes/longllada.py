@@ -23,7 +23,7 @@ from unmask.evaluation.demonstration import Demonstration, Findings, Plot, Table
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.methods.longllada import ntk_factor
 from unmask.models.elastic import Elastic, init
-from unmask.models.sizes import ElasticConfig
+from unmask.models.sizes import text_config
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
@@ -34,20 +34,8 @@ TRAINED, LENGTHS = 64, (64, 128, 256, 384)
 FACTORS = ("factor 1", "formula", "twice the formula")
 KINDS = {"masked": Recall(), "causal": Recall(causal=True)}
 _ROWS, _SHARED, _APART, _TESTED, _BINS = 32, 800, 400, 96, 6
-_CONFIG = ElasticConfig(
-    vocab_size=Recall().vocabulary,
-    width=64,
-    heads=2,
-    layers=2,
-    mlp=128,
-    gen_width=0,
-    gen_mlp=0,
-    joint_layers=2,
-    rope_theta=10_000.0,
-    codes=0,
-    code_rows=0,
-    vision=None,
-    shifted=True,
+_CONFIG = text_config(
+    vocab_size=Recall().vocabulary, width=64, heads=2, layers=2, mlp=128, rope_theta=10_000.0, shifted=True
 )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from unmask.models.elastic import Elastic, init
-from unmask.models.sizes import ElasticConfig
+from unmask.models.sizes import text_config
 from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator, key
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
@@ -41,20 +41,7 @@ _EVERY = (
 _PLACES = ("one", "two", "three", "four", "five", "six")
 WORDS = tuple(sorted({*_PLACES, *(w for line in _ONE + _EVERY for w in line.split() if w not in ("#", "@", "*"))}))
 WORDINGS = len(_ONE)
-SIZE = ElasticConfig(
-    vocab_size=64,
-    width=64,
-    heads=4,
-    layers=2,
-    mlp=192,
-    gen_width=0,
-    gen_mlp=0,
-    joint_layers=2,
-    rope_theta=1000.0,
-    codes=0,
-    code_rows=0,
-    vision=None,
-)
+SIZE = text_config(vocab_size=64, width=64, heads=4, layers=2, mlp=192, rope_theta=1000.0)
 Objective = Callable[[Elastic, Batch, Generator], Loss]
 
 

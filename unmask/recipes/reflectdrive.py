@@ -24,7 +24,7 @@ from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.json_types import Json
 from unmask.methods.reflectdrive import Discs, Repair, Score, goals
 from unmask.models.elastic import Elastic, init
-from unmask.models.sizes import ElasticConfig
+from unmask.models.sizes import text_config
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, Training
 from unmask.rng import generator
@@ -40,20 +40,7 @@ NONE, MASK = SIDE, SIDE + 1  # ids after the coordinates: no disc here, masked
 _CONTEXT = 2 + KNOTS + 3 * DISCS  # start, road, discs
 _STEPS = 5  # of an inpainting, as in the paper
 _WORLDS, _TRAINED, _SHOWN = 160, 2500, 4
-SIZE = ElasticConfig(
-    vocab_size=64,
-    width=96,
-    heads=4,
-    layers=4,
-    mlp=256,
-    gen_width=0,
-    gen_mlp=0,
-    joint_layers=4,
-    rope_theta=1000.0,
-    codes=0,
-    code_rows=0,
-    vision=None,
-)
+SIZE = text_config(vocab_size=64, width=96, heads=4, layers=4, mlp=256, rope_theta=1000.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import OftenAll, Uniform
 from unmask.evaluation.demonstration import Work
 from unmask.models.elastic import Elastic, init
-from unmask.models.sizes import ElasticConfig
+from unmask.models.sizes import text_config
 from unmask.objectives.masked import Masked
 from unmask.objectives.next_token import NextToken
 from unmask.recipe import Optim, Recipe, Training
@@ -130,18 +130,12 @@ class Source:
 
 def network(*, shifted: bool, seed: int, width: int = 64, layers: int = 3) -> Elastic:
     """A new text network over ``WORDS``; ``shifted``: for the next token."""
-    config = ElasticConfig(
+    config = text_config(
         vocab_size=len(WORDS) + 1,
         width=width,
         heads=4,
         layers=layers,
         mlp=3 * width,
-        gen_width=0,
-        gen_mlp=0,
-        joint_layers=layers,
-        codes=0,
-        code_rows=0,
-        vision=None,
         rope_theta=10_000.0,
         shifted=shifted,
     )
