@@ -16,6 +16,7 @@ from torch import nn
 from unmask.cli.main import main, program
 from unmask.cli.methods import demonstration_of
 from unmask.evaluation.demonstration import Demonstration, Findings, Media, Plot, Table, Work, demonstrate, lines
+from unmask.evaluation.demonstration_page import page
 from unmask.evaluation.metrics import average, over_seeds, paired, share
 from unmask.pipeline.catalogue import MethodEntry, methods
 from unmask.recipe import Recipe, Training
@@ -65,6 +66,20 @@ def test_the_page_has_tables_plots_pictures_and_sound(tmp_path: Path) -> None:
     assert html.count("<circle") == 2 and "data:image/png;base64," in html and "<audio" in html and "0.600 [" in html
     plain = json.loads((tmp_path / "o" / "figures.json").read_text())
     assert plain["shown"][1]["lines"]["a"][0] == [1, 0.2] and plain["seen"] is False
+
+
+def test_axes_have_round_numbers_and_every_line_its_colour() -> None:
+    lines = {f"arm {i}": [(x, 0.1 * i) for x in range(20)] for i in range(8)}
+    plot = Plot(title="Curve", across="steps", up="score", lines=lines)
+    about = {"method": "m", "seeds": [0], "share": 1}
+    html = page(Findings(about="a", verdict="b", seen=True, figures=FINDINGS.figures, shown=(plot,)), about)
+    for tick in (">0.2<", ">0.4<", ">0.6<", ">5<", ">15<"):
+        assert tick in html, tick
+    assert all(html.count(f'<g class="c{i}">') == 1 for i in range(8))
+    flat = Plot(title="Flat", across="steps", up="score", lines={"a": [(1.0, 0.0)]})
+    assert "<circle" in page(
+        Findings(about="a", verdict="b", seen=True, figures=FINDINGS.figures, shown=(flat,)), about
+    )
 
 
 def test_a_folder_belongs_to_one_amount_of_work(tmp_path: Path) -> None:

@@ -95,12 +95,9 @@ def _drawn(plot: Plot) -> Json:
         raise ValueError(f"{plot.title}: a logarithmic axis needs x above 0, got {xs[0]}")
     low, high = min(p[2] for p in every), max(p[3] for p in every)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    x, y = (
-        _Axis(low=xs[0], high=xs[-1], size=_WIDE, log=plot.log),
-        _Axis(low=low - margin, high=high + margin, size=_HIGH, flip=True),
-    )
-    ticks = xs if len(xs) <= 9 else [xs[0] + (xs[-1] - xs[0]) * i / 4 for i in range(5)]
-    heights = [y.low + (y.high - y.low) * i / 4 for i in range(5)]
+    x = _Axis(low=xs[0], high=xs[-1], size=_WIDE, log=plot.log)
+    y = _Axis(low=low - margin, high=high + margin, size=_HIGH, flip=True)
+    ticks = xs if len(xs) <= 9 else _round_numbers(x.low, x.high)
     drawn = [
         {
             "name": name,
@@ -111,8 +108,15 @@ def _drawn(plot: Plot) -> Json:
         }
         for name, line in points.items()
     ]
-    axes = {"x": [(x(v), f"{v:.3g}") for v in ticks], "y": [(y(v), f"{v:.3g}") for v in heights]}
+    axes = {"x": [(x(v), f"{v:.3g}") for v in ticks], "y": [(y(v), f"{v:.3g}") for v in _round_numbers(y.low, y.high)]}
     return {"across": plot.across, "up": plot.up, "lines": drawn, **axes, "wide": _WIDE, "high": _HIGH}
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Three to six multiples of 1, 2 or 5 times a power of ten, from ``low`` to ``high``."""
+    ten = 10.0 ** math.floor(math.log10((high - low) / 5)) if high > low else 1.0
+    step = next(ten * k for k in (1, 2, 5, 10) if (high - low) / (ten * k) <= 5 + 1e-9)
+    return [step * k for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _bounds(y: Cell) -> tuple[float, float, float]:

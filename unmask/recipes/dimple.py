@@ -305,7 +305,9 @@ def _told(found: dict[str, list[Measured]], figures: dict[str, Figure]) -> Findi
         f"the causal phase changes right answers by {first['value']:+.3f} ({beyond if steady else inside})",
     )
     return Findings(
-        about=__doc__ or "",
+        about="Small networks learn by masked tokens alone or with a causal phase first, at equal numbers of steps, and with any number "
+        "of ends of text behind an answer or exactly one. Confident decoding at several thresholds stands beside equal steps with at least "
+        "as many forwards; prompts may be kept after the first step, and first words may be given.",
         verdict="; ".join(said) + ".",
         seen=confident_pays,
         figures=figures,

@@ -298,7 +298,10 @@ def _findings(
     other = max((v for n, v in figures.items() if n in _HONEST), key=lambda f: f["value"])
     filled = best["low"] > other["high"]
     return Findings(
-        about=__doc__ or "",
+        about="Small networks answer questions in one of six wordings, so tokens unmasked in one step can contradict each other. "
+        "Three mask schemes spend the same number of rows on a step: a mask and its complement, two independent masks of the same answers, "
+        "one mask of twice as many answers. Answers take 4, 8 or 16 forwards for 16 tokens at three time shifts, with and without a kept "
+        "prefix; answers that end in given words fill a slot before them.",
         verdict=f"At 4 forwards of 16, shift 1/3 {_seen(early)} over equal steps; a complement {_seen(against)} over two "
         f"masks and {_seen(twice)} over twice the data; slots complete {best['value']:.2f} of the constrained answers, the "
         f"best other way at as many forwards {other['value']:.2f}.",
