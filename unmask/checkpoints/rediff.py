@@ -91,7 +91,7 @@ def _pinpoints(given: str | list[list[int]], side: int) -> tuple[tuple[int, int]
     if isinstance(given, str):
         match = _RANGE.fullmatch(given.replace(" ", ""))
         if match is None:
-            raise ValueError(f"{given!r} is no range")
+            raise ValueError(f"{given!r} is not a range")
         w1, h1, w2, h2 = map(int, match.groups())
         return tuple((w * side, h * side) for w in range(w1, w2 + 1) for h in range(h1, h2 + 1))
     return tuple((w, h) for w, h in given)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def guided(model: Model | TextModel, run: Run) -> TextModel:
-    """The model with --guide-model. ValueError where it is no text model."""
+    """The model with --guide-model. ValueError where it is not a text model."""
     from unmask.pipeline.guides import guided_by, open_guide
     from unmask.pipeline.text_model import TextModel
 

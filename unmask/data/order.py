@@ -127,7 +127,7 @@ class Order:
 
 
 def open_mixture(words: Sequence[str], opener: Callable[[str], Data]) -> Mixture:
-    """``PATH`` or ``PATH=WEIGHT`` of every data set, opened with ``opener``. DataError for a weight that is no number.
+    """``PATH`` or ``PATH=WEIGHT`` of every data set, opened with ``opener``. DataError for a weight that is not a number.
 
     A file whose name contains ``=`` is taken as it is if it exists.
     """

@@ -17,7 +17,7 @@ r = min(i1, i2) per token, which gives the intended labels in the four worlds of
 
 What it costs: four prompts times the number of masks in forward passes.
 
-Not used: the "orthogonal" form is no pointwise information. It is right on average over x ~ p(x | y) only, and has the wrong sign for a
+Not used: the "orthogonal" form is not pointwise information. It is right on average over x ~ p(x | y) only, and has the wrong sign for a
 picture and a word that do not belong together. A uniform density of levels has weight 2 c scale; the released code divides by it.
 
 Shapes: N levels · D numbers of a picture.

@@ -121,7 +121,7 @@ def log_probabilities(logits: Tensor, code: Tensor, *, text_size: int, mask_id: 
 
 
 def probabilities(logits: Tensor, code: Tensor, *, text_size: int, mask_id: int, released: bool = False) -> Tensor:
-    """p as of ``log_probabilities``. ``released``: exp(logits), the first step of the released sampler, which is no distribution."""
+    """p as of ``log_probabilities``. ``released``: exp(logits), the first step of the released sampler, which is not a distribution."""
     return logits.exp() if released else log_probabilities(logits, code, text_size=text_size, mask_id=mask_id).exp()
 
 

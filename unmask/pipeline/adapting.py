@@ -108,7 +108,7 @@ def _refuse_tied(name: str, stored: Stored, embedding: Stored) -> None:
 
 
 def copied(home: Path, part: Path, changed: Mapping[str, Change]) -> None:
-    """Copy a model folder into ``part``; ``changed``: files that are written anew. What is no part of the model is left out."""
+    """Copy a model folder into ``part``; ``changed``: files that are written anew. What is not part of the model is left out."""
     others = {f"{name}.safetensors" for name in not_part_of_model(home, {p.stem for p in home.glob("*.safetensors")})}
     for path in sorted(p for p in home.rglob("*") if p.is_file()):
         target = part / path.relative_to(home)

@@ -127,7 +127,7 @@ def find_sampler(name: str, settings: Sequence[str] = (), *, folders: bool = Tru
     """The change that a sampler's name stands for, and the settings that are not arguments of its function.
 
     ``folders``: whether samplers that open folders of this machine are allowed, as for a client of the server they are not. ValueError
-    for an unknown name, an argument that it does not have, and a value that is no number.
+    for an unknown name, an argument that it does not have, and a value that is not a number.
     """
     known = samplers()
     if name not in known:

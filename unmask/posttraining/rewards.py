@@ -102,7 +102,7 @@ class Format:
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
     """A reward for pictures alone: ``score(pictures, samples) -> [float]``, such as a judge's verdict or the similarity of an encoder.
-    ``name``: for errors. ValueError for an answer that is no picture.
+    ``name``: for errors. ValueError for an answer that is not a picture.
     """
 
     name: str

@@ -48,7 +48,7 @@ class Aligned:
     def __post_init__(self) -> None:
         check_time(self.steps, self.eps)
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold {self.threshold} is no probability; 0 is off")
+            raise ValueError(f"threshold {self.threshold} is not a probability; 0 is off")
 
     def extra_steps(self, tokens: int, planned: int) -> int:
         return max(0, self.steps - planned) + 1  # what a schedule left over comes last

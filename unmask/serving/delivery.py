@@ -33,7 +33,7 @@ _LOSSLESS = "output_compression: png is lossless, so it was ignored; use jpeg or
 
 
 def refuse_size(body: Streamed, parts: Parts) -> None:
-    """ValueError for a size that is no square where the model draws squares alone."""
+    """ValueError for a size that is not square where the model draws squares alone."""
     width, height = body.pixels or (parts.side, parts.side)
     if width != height and parts.rows.drawn_size(parts, (width, height)) is None:
         raise ValueError(f"size: {body.size} is not possible, because this server generates square images; {SIZES}")
@@ -54,7 +54,7 @@ class Delivery:
 
     @classmethod
     def of(cls, body: Streamed, parts: Parts, link: Link, ignored: Sequence[str] = ()) -> Delivery:
-        """``ignored``: names of unknown fields. ValueError for more pixels in all than ``MOST_PIXELS``, and for a size that is no square
+        """``ignored``: names of unknown fields. ValueError for more pixels in all than ``MOST_PIXELS``, and for a size that is not square
         where the model draws squares alone.
         """
         width, height = body.pixels or (parts.side, parts.side)

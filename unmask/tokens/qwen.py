@@ -88,7 +88,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
     """Token -> id. TokenizerError unless every id below their number belongs to one token."""
     raw = _parsed(path)
     if not isinstance(raw, dict) or not all(type(number) is int for number in raw.values()) or not all(map(_text, raw)):
-        raise TokenizerError(f"{path} is no vocabulary, an object of tokens and ids; download it again")
+        raise TokenizerError(f"{path} is not a vocabulary, an object of tokens and ids; download it again")
     if sorted(raw.values()) != list(range(len(raw))):
         raise TokenizerError(f"{path}: the ids are not 0 to {len(raw) - 1}, each once; download it again")
     return raw
@@ -118,7 +118,7 @@ def _added(path: Path) -> dict[int, str]:
                 f"{path}: added_tokens_decoder has {number[:20]!r}, no id and token; download it again"
             )
         if not _text(one.get("content")) or not 0 < len(one["content"]) <= _LONGEST:
-            raise TokenizerError(f"{path}: the content of added token {number} is no text; download it again")
+            raise TokenizerError(f"{path}: the content of added token {number} is not text; download it again")
         if wrong := next((name for name in _FLAGS if type(one.get(name, False)) is not bool), None):
             raise TokenizerError(f"{path}: {wrong} of added token {number} is not true or false; download it again")
     return {int(number): one["content"] for number, one in tokens.items()}
