@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from unmask.cli.methods import page
 from unmask.methods import cards
 from unmask.methods.card import Card
 from unmask.models.fake import FakeDenoiser
+from unmask.pipeline import catalogue
 from unmask.pipeline.catalogue import SamplerChange, find_sampler, for_network, methods, samplers
 from unmask.protocols import Denoiser
 from unmask.sampling import presets
@@ -106,6 +109,25 @@ def test_two_samplers_of_one_name_and_a_method_without_card_are_refused(tmp_path
         samplers(package)
     with pytest.raises(ValueError, match=r"a.py has no card; end it with CARD"):
         methods(package)
+
+
+def test_a_file_is_parsed_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server looks samplers up in every request, and parsing in several threads at once fails in Python 3.11."""
+    expected, parse = samplers(), catalogue.ast.parse
+    monkeypatch.setattr(catalogue.ast, "parse", lambda *_: pytest.fail("parsed again"))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found == expected for found in pool.map(lambda _: samplers(), range(8)))
+    monkeypatch.setattr(catalogue.ast, "parse", parse)
+
+
+def test_a_changed_file_is_parsed_again(tmp_path: Path) -> None:
+    package = tmp_path / "unmask"
+    (package / "sampling").mkdir(parents=True)
+    path = package / "sampling" / "presets.py"
+    for when, name in enumerate(("first", "second"), 1):
+        path.write_text(f"def {name}(base: Sampler) -> Sampler:\n    return base\n")
+        os.utime(path, ns=(when, when))
+        assert list(samplers(package)) == [name]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).parents[1]
 _NOT_METHODS = ("__init__", "card")
+_PARSING = threading.Lock()  # parsing in several threads at once fails with SystemError in Python 3.11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,26 +100,34 @@ def samplers(package: Path = _PACKAGE) -> dict[str, NamedSampler]:
     found: dict[str, NamedSampler] = {}
     for path in [package / "sampling" / "presets.py", *_method_files(package)]:
         module = ".".join((package.name, *path.relative_to(package).with_suffix("").parts))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if not isinstance(node, ast.FunctionDef) or not _changes_a_sampler(node):
-                continue
-            if node.name in found:
-                raise ValueError(f"{module} and {found[node.name].module} both have a sampler {node.name}; rename one")
+        for one in _samplers_of(path, path.stat().st_mtime_ns, module):
+            if one.name in found:
+                raise ValueError(f"{module} and {found[one.name].module} both have a sampler {one.name}; rename one")
+            found[one.name] = one
+    return found
+
+
+@functools.cache
+def _samplers_of(path: Path, changed: int, module: str) -> tuple[NamedSampler, ...]:
+    """The named samplers of one file. ``changed``: its time of modification, so that a file is parsed again after a change."""
+    found = []
+    for node in _tree(path).body:
+        if isinstance(node, ast.FunctionDef) and _changes_a_sampler(node):
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             arguments = {a.arg: ast.literal_eval(default) for a, default in pairs if default is not None}
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
             takes_net = len(node.args.args) == 2
-            found[node.name] = NamedSampler(
-                name=node.name, module=module, summary=summary, arguments=arguments, takes_net=takes_net
+            found.append(
+                NamedSampler(name=node.name, module=module, summary=summary, arguments=arguments, takes_net=takes_net)
             )
-    return found
+    return tuple(found)
 
 
 def methods(package: Path = _PACKAGE) -> dict[str, MethodEntry]:
     """Every method by the name of its file."""
     found = {}
     for path in _method_files(package):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = _tree(path)
         about = ast.get_docstring(tree) or ""
         minutes = _minutes(package / "recipes" / path.name)
         found[path.stem] = MethodEntry(name=path.stem, about=about, card=_card(tree, path), minutes=minutes)
@@ -170,6 +181,12 @@ def _method_files(package: Path) -> list[Path]:
     return sorted(p for p in (package / "methods").glob("*.py") if p.stem not in _NOT_METHODS)
 
 
+def _tree(path: Path) -> ast.Module:
+    """The parsed source of a file."""
+    with _PARSING:
+        return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _changes_a_sampler(node: ast.FunctionDef) -> bool:
     named = isinstance(node.returns, ast.Name) and node.returns.id == "Sampler" and not node.name.startswith("_")
     return named and [a.arg for a in node.args.args] in (["base"], ["base", "net"])
@@ -177,8 +194,7 @@ def _changes_a_sampler(node: ast.FunctionDef) -> bool:
 
 def _minutes(path: Path) -> float:
     """The minutes of ``DEMO = Demonstration(minutes=…, run=…)`` in a recipe file, 0 without one."""
-    tree = ast.parse(path.read_text(encoding="utf-8")) if path.exists() else ast.Module(body=[], type_ignores=[])
-    call = _assigned(tree, "DEMO")
+    call = _assigned(_tree(path), "DEMO") if path.exists() else None
     return next((float(ast.literal_eval(k.value)) for k in call.keywords if k.arg == "minutes"), 0.0) if call else 0.0
 
 
