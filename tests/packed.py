@@ -13,10 +13,14 @@ import hashlib
 import lzma
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unmask.writing import write_text, write_whole
+
+if TYPE_CHECKING:
+    import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 _WIDTH = 4  # bytes of a float32
@@ -33,6 +37,12 @@ def unpack(packed: bytes) -> bytes:
     data = lzma.decompress(packed)
     whole = len(data) // _WIDTH * _WIDTH
     return np.frombuffer(data[:whole], np.uint8).reshape(_WIDTH, -1).T.tobytes() + data[whole:]
+
+
+def given_or_own(config: pytest.Config, name: str) -> Path:
+    """A family's fixture: of ``--golden DIR`` (DIR/NAME, or NAME beside DIR) where it is there, else ours."""
+    given = Path(str(config.getoption("--golden")))
+    return next((f for f in (given / name, given.parent / name) if (f / "config.json").exists()), GOLDEN / name)
 
 
 def packed_path(name: str, golden: Path = GOLDEN) -> Path:
