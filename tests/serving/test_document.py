@@ -31,6 +31,7 @@ from .json_schema import fits
 from .served import Gate, asked, data_url, png, tiny
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 DRAW, EDIT, INFILL, GROUND = "/v1/images/generations", "/v1/images/edits", "/v1/infill", "/v1/ground"
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 IMAGE, MASK = data_url(Image.new("RGB", (8, 8), "red")), data_url(Image.new("L", (8, 8), 255))
