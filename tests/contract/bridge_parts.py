@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from unmask.corruption import schedules
-from unmask.methods import dinoiser
+from unmask.methods import dinoiser, ladic, sur_adapter
+
+_SPACE = ladic.Latents(mean=torch.zeros(2), deviation=torch.ones(2), neutral=torch.zeros(2))
+_WORDS = ladic.WordLoss(latents=_SPACE, decode=torch.tanh, full_stop=1, special=(0,))
+_ONE = torch.zeros(1, 1, 1)
 
 PARTS: list[Any] = [
     schedules.Between(low=0.2, high=0.8),
@@ -14,4 +20,13 @@ PARTS: list[Any] = [
     dinoiser.Integrated(),
     dinoiser.Clipped(),
     dinoiser.EmbeddingDiffusion(),
+    ladic.CaptionDiffusion(words=_WORDS),
+    ladic.Captions(
+        states=torch.zeros(1, 2, 2), ids=torch.zeros(1, 2).long(), valid=torch.ones(1, 2), image=torch.zeros(1)
+    ),
+    ladic.BackAndRefine(confidence=torch.tanh, noise=torch.zeros),
+    ladic.Strided(),
+    ladic.Drawn(x0=torch.zeros(1, 2, 2), told=(1,), refined=ladic.Refined(t=1, positions=torch.zeros(1, 0).long())),
+    sur_adapter.Distilled(denoising=lambda states, batch: states.mean()),
+    sur_adapter.Triples(short=_ONE, long=_ONE, vector=_ONE, target=_ONE),
 ]
