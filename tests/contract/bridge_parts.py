@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unmask.corruption import schedules
 from unmask.methods import dinoiser, ladic, sur_adapter
@@ -12,6 +13,17 @@ from unmask.methods import dinoiser, ladic, sur_adapter
 _SPACE = ladic.Latents(mean=torch.zeros(2), deviation=torch.ones(2), neutral=torch.zeros(2))
 _WORDS = ladic.WordLoss(latents=_SPACE, decode=torch.tanh, full_stop=1, special=(0,))
 _ONE = torch.zeros(1, 1, 1)
+
+
+class _Language:
+    def states(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def logits(self, states: Tensor) -> Tensor:
+        return states
+
+
+_LANGUAGE = _Language()
 
 PARTS: list[Any] = [
     schedules.Between(low=0.2, high=0.8),
