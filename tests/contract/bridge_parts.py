@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import schedules
-from unmask.methods import dinoiser, ladic, sur_adapter
+from unmask.methods import dinoiser, gill, ladic, sur_adapter
 
 _SPACE = ladic.Latents(mean=torch.zeros(2), deviation=torch.ones(2), neutral=torch.zeros(2))
 _WORDS = ladic.WordLoss(latents=_SPACE, decode=torch.tanh, full_stop=1, special=(0,))
@@ -41,4 +41,8 @@ PARTS: list[Any] = [
     ladic.Drawn(x0=torch.zeros(1, 2, 2), told=(1,), refined=ladic.Refined(t=1, positions=torch.zeros(1, 0).long())),
     sur_adapter.Distilled(denoising=lambda states, batch: states.mean()),
     sur_adapter.Triples(short=_ONE, long=_ONE, vector=_ONE, target=_ONE),
+    gill.ThreePasses(language=_LANGUAGE, img=(1,), pad=0),
+    gill.Writer(language=_LANGUAGE, img=(1,)),
+    gill.Pictured(ids=_ONE[0].long(), length=_ONE[0, 0].long(), features=_ONE[0], target=_ONE),
+    gill.Rows(inputs=_ONE, labels=_ONE[0].long(), row=_ONE[0].long(), place=_ONE[0].long()),
 ]

@@ -1,7 +1,8 @@
 """Small trainable modules between frozen networks: from the states of one to the conditions of another.
 
 Public ideas: ``TextAdapter(width)(states) -> (states, encoded)`` changes what a generator reads (SUR-adapter, arXiv 2305.05189);
-``QueryMapper(...)(states) -> conditions`` turns states of a language model into conditions of a generator (GILL, arXiv 2305.17216).
+``QueryMapper(...)(states) -> conditions`` turns states of a language model into conditions of a generator (GILL, arXiv 2305.17216); ``QueryTokens`` reads them out at queries of its own
+(Query-Kontext, arXiv 2509.26641).
 
 Shapes: B rows · L tokens · D width of the states · Q queries · C width of the conditions.
 """
@@ -100,6 +101,26 @@ class QueryMapper(nn.Module):
     def forward(self, states_BLD: Tensor) -> Tensor:
         queries = self.query_embs.expand(len(states_BLD), -1, -1)
         return self.model(self.tfm(self.fc(states_BLD), queries))
+
+
+class QueryTokens(nn.Module):
+    """Learned vectors behind the inputs of an understanding model, and a connector that makes conditions of all its states.
+
+    ``width``: of the understanding model, ``out`` of the conditions, and ``inner`` between the connector's two layers.
+    """
+
+    def __init__(self, width: int, out: int, *, queries: int = 128, inner: int = 0) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
+        self.connector = nn.Sequential(nn.Linear(width, inner or out), nn.GELU(), nn.Linear(inner or out, out))
+
+    def appended(self, inputs_BLD: Tensor) -> Tensor:
+        """The inputs with the queries behind them, [B, L + Q, D]."""
+        return torch.cat([inputs_BLD, self.queries.expand(len(inputs_BLD), -1, -1)], 1)
+
+    def forward(self, states_BLD: Tensor) -> Tensor:
+        """Conditions [B, L + Q, C] of the states of words and queries."""
+        return self.connector(states_BLD)
 
 
 def feature_kl(teacher_BLD: Tensor, student_BLD: Tensor) -> Tensor:
