@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import schedules
-from unmask.methods import dinoiser, gill, ladic, sur_adapter
+from unmask.methods import dinoiser, gill, ladic, query_kontext, sur_adapter
 
 _SPACE = ladic.Latents(mean=torch.zeros(2), deviation=torch.ones(2), neutral=torch.zeros(2))
 _WORDS = ladic.WordLoss(latents=_SPACE, decode=torch.tanh, full_stop=1, special=(0,))
@@ -45,4 +45,8 @@ PARTS: list[Any] = [
     gill.Writer(language=_LANGUAGE, img=(1,)),
     gill.Pictured(ids=_ONE[0].long(), length=_ONE[0, 0].long(), features=_ONE[0], target=_ONE),
     gill.Rows(inputs=_ONE, labels=_ONE[0].long(), row=_ONE[0].long(), place=_ONE[0].long()),
+    query_kontext.Grid(rows=2, columns=3),
+    query_kontext.Conditioned(clean=_ONE, condition=_ONE),
+    query_kontext.FlowMatching(),
+    *query_kontext.STAGES,
 ]

@@ -1,8 +1,8 @@
 """Small trainable modules between frozen networks: from the states of one to the conditions of another.
 
 Public ideas: ``TextAdapter(width)(states) -> (states, encoded)`` changes what a generator reads (SUR-adapter, arXiv 2305.05189);
-``QueryMapper(...)(states) -> conditions`` turns states of a language model into conditions of a generator (GILL, arXiv 2305.17216); ``QueryTokens`` reads them out at queries of its own
-(Query-Kontext, arXiv 2509.26641).
+``QueryMapper(...)(states) -> conditions`` turns states of a language model into conditions of a generator (GILL, arXiv 2305.17216);
+``QueryTokens`` puts learned queries behind the inputs of a network and makes conditions of its states (Query-Kontext, arXiv 2509.26641).
 
 Shapes: B rows · L tokens · D width of the states · Q queries · C width of the conditions.
 """

@@ -1,7 +1,8 @@
-"""From Gaussian noise to continuous tokens with a network that predicts the clean ones.
+"""From Gaussian noise to continuous tokens with a network that predicts the clean ones, or a velocity.
 
-Public idea: ``denoise(net, x, told=.., states=..) -> x0``, with ``net(x, told, before) -> x0``. The network is told one noise level and the
-state has another where the two lists differ (DINOISER, arXiv 2302.10025); ``before`` is the last prediction (self-conditioning).
+Public ideas: ``denoise(net, x, told=.., states=..) -> x0``, with ``net(x, told, before) -> x0``; ``euler(velocity, x, times)``. The
+network is told one noise level and the state has another where the two lists differ (DINOISER, arXiv 2302.10025); ``before`` is the last
+prediction (self-conditioning).
 
 Shapes: x, x0, noise any shape · S levels, from noise to clean.
 """
@@ -25,21 +26,23 @@ def denoise(
     *,
     told: Tensor,
     states: Tensor,
+    times: Tensor | None = None,
     move: Move | None = None,
     on_state: Callable[[Tensor], None] = lambda x: None,
 ) -> Tensor:
     """The last prediction x0, after ``len(told)`` calls of the network.
 
     ``told``, ``states``: noise levels; call i is told ``told[i]`` and is followed by a move to ``states[i + 1]``, where there is one ·
-    ``move``: ``deterministic`` by default · ``on_state``: gets x after each move. ValueError for fewer states than calls.
+    ``times``: what the network reads in place of ``told``, where its time is not a noise level · ``move``: ``deterministic`` by default ·
+    ``on_state``: gets x after each move. ValueError for fewer states than calls.
     """
     if len(states) < len(told) or not len(told):
         raise ValueError(
             f"{len(told)} levels are told to the network and {len(states)} are states; give at least as many states"
         )
-    move, x0 = move or deterministic, torch.zeros_like(x)
+    move, x0, times = move or deterministic, torch.zeros_like(x), told if times is None else times
     for i, level in enumerate(told):
-        x0 = net(x, level, x0)
+        x0 = net(x, times[i], x0)
         if i + 1 < len(states):
             x = move(x, x0, level, states[i + 1], i)
             on_state(x)
@@ -68,3 +71,10 @@ def posterior(level: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
 def guided(with_condition: Tensor, without: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598); ``scale`` 0: the condition alone."""
     return (1 + scale) * with_condition - scale * without
+
+
+def euler(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> Tensor:
+    """x at the last of ``times``, from x at the first, in straight steps: ``velocity(x, t) -> dx / dt``."""
+    for t, following in zip(times[:-1], times[1:], strict=True):
+        x = x + (following - t) * velocity(x, t)
+    return x
