@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import schedules
-from unmask.methods import dinoiser, gill, ladic, query_kontext, sur_adapter
+from unmask.methods import diffusion_link, dinoiser, gill, ladic, query_kontext, sur_adapter
 
 _SPACE = ladic.Latents(mean=torch.zeros(2), deviation=torch.ones(2), neutral=torch.zeros(2))
 _WORDS = ladic.WordLoss(latents=_SPACE, decode=torch.tanh, full_stop=1, special=(0,))
@@ -49,4 +49,7 @@ PARTS: list[Any] = [
     query_kontext.Conditioned(clean=_ONE, condition=_ONE),
     query_kontext.FlowMatching(),
     *query_kontext.STAGES,
+    diffusion_link.Pairs(audio=_ONE[0], text=_ONE[0]),
+    diffusion_link.LinkDiffusion(),
+    diffusion_link.Regression(),
 ]
