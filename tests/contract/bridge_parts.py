@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import schedules
-from unmask.methods import diffusion_link, dinoiser, gill, ladic, query_kontext, sur_adapter
+from unmask.methods import deem, diffusion_link, dinoiser, gill, ladic, query_kontext, sur_adapter
+from unmask.models.fake import FakeDenoiser
 
 _SPACE = ladic.Latents(mean=torch.zeros(2), deviation=torch.ones(2), neutral=torch.zeros(2))
 _WORDS = ladic.WordLoss(latents=_SPACE, decode=torch.tanh, full_stop=1, special=(0,))
@@ -24,6 +25,8 @@ class _Language:
 
 
 _LANGUAGE = _Language()
+_FEEDBACK = deem.CodeFeedback(generator=FakeDenoiser(), conditioned=lambda model, batch: batch)
+
 
 PARTS: list[Any] = [
     schedules.Between(low=0.2, high=0.8),
@@ -52,4 +55,7 @@ PARTS: list[Any] = [
     diffusion_link.Pairs(audio=_ONE[0], text=_ONE[0]),
     diffusion_link.LinkDiffusion(),
     diffusion_link.Regression(),
+    deem.Weights(),
+    _FEEDBACK,
+    deem.WithFeedback(objective=dinoiser.EmbeddingDiffusion(), feedback=_FEEDBACK),
 ]
