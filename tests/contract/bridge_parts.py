@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import schedules
-from unmask.methods import deem, diffusion_link, dinoiser, gill, ladic, query_kontext, sur_adapter
+from unmask.methods import deem, diffusion_link, dinoiser, gill, ladic, query_kontext, sur_adapter, x_streamer
 from unmask.models.fake import FakeDenoiser
 
 _SPACE = ladic.Latents(mean=torch.zeros(2), deviation=torch.ones(2), neutral=torch.zeros(2))
@@ -58,4 +58,6 @@ PARTS: list[Any] = [
     deem.Weights(),
     _FEEDBACK,
     deem.WithFeedback(objective=dinoiser.EmbeddingDiffusion(), feedback=_FEEDBACK),
+    x_streamer.Pyramid(),
+    x_streamer.Lowered(chunk=0, before=1, after=0),
 ]
