@@ -13,6 +13,7 @@ from unmask import protocols
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.results import describe
 
+from . import bridge_parts
 from .instances import (
     ALL_BLOCKS,
     ALL_CACHES,
@@ -59,6 +60,7 @@ INSTANCES = [
     POLICIES,
     SOURCES,
     PARTS,
+    bridge_parts.PARTS,
     method_parts(),
 ]
 CHECKED = (
