@@ -304,6 +304,16 @@ def test_a_learned_energy_tells_data_from_draws() -> None:
     assert (found[0] < found[1]).all()
 
 
+def test_a_learned_energy_trains_in_bfloat16() -> None:
+    net = EnergyNet(network(shifted=False, seed=0, width=32, layers=1)).bfloat16()
+    with torch.no_grad():
+        net.last.weight.fill_(0.3)
+    batch = collate([answer(3)], [0])
+    found = net(batch, batch.ids)
+    found.sum().backward()
+    assert found.dtype == torch.float32 and net.first.weight.grad is not None
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("energy")

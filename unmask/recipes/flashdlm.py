@@ -215,14 +215,15 @@ def _findings(cached: list[dict[str, Any]], guides: list[dict[str, Any]]) -> Fin
     block = BLOCKS[1]
     fast, same = figures[f"speed.{block}.free"], figures[f"agreement.{block}"]
     fewer, harm, slower = (figures[f"guided.{name}"] for name in ("fewer_forwards", "valid", "time_of_guide_alone"))
+    equal, alone = figures["guided.valid_over_two_a_step"], figures["guided.valid_over_guide_alone"]
     return Findings(
         about=f"Prompts of {PROMPT} tokens, answers of {ANSWER} tokens, sampled at temperature 1. The cache is compared with the same "
         "sampler and random numbers without one. Guided runs are compared with one token a step and with the small causal guide writing "
         "alone; CPU time includes the guide. Skew is the total variation between the free choices of the answers and those of the texts.",
         verdict=f"In blocks of {block} the cache is {fast['value']:.2f} times as fast and {same['value']:.1%} of the tokens are the same; "
-        f"guided runs take {fewer['value']:.2f} times fewer forwards at {harm['value']:+.3f} valid words, and {slower['value']:.1f} times "
-        "the time of the guide alone.",
-        seen=all(f["low"] is not None and f["low"] > 1 for f in (fast, fewer)),
+        f"guided runs take {fewer['value']:.2f} times fewer forwards at {harm['value']:+.3f} valid words ({equal['value']:+.3f} over two "
+        f"tokens a step), and {slower['value']:.1f} times the time of the guide alone, which has {-alone['value']:+.3f} valid words.",
+        seen=all(f["low"] is not None and f["low"] > least for f, least in ((fast, 1), (fewer, 1), (equal, 0))),
         figures=figures,
         shown=(
             _cache_table(cached),
@@ -252,6 +253,9 @@ def _figures(cached: list[dict[str, Any]], guides: list[dict[str, Any]]) -> dict
         [g[one]["forwards"] / g[loose]["forwards"] for g in guides], unit="times"
     )
     figures["guided.valid"] = over_seeds([g[loose]["valid"] - g[one]["valid"] for g in guides], unit="share")
+    for key, other in (("two_a_step", "two a step"), ("guide_alone", alone)):
+        gained = [g[loose]["valid"] - g[other]["valid"] for g in guides]
+        figures[f"guided.valid_over_{key}"] = over_seeds(gained, unit="share")
     figures["guided.skew"] = over_seeds([g[loose]["skew"] - g[one]["skew"] for g in guides], unit="share")
     figures["guided.time_of_guide_alone"] = over_seeds([g[loose]["ms"] / g[alone]["ms"] for g in guides], unit="times")
     return figures
