@@ -125,6 +125,8 @@ def test_it_overwrites_with_its_sampler(model: Model, folder: Path, capsys: pyte
 def test_what_it_cannot_do(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ["train", "finetune", "--model", str(folder), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert main(train) == 2 and "cannot be trained here yet" in capsys.readouterr().err
+    assert main(["verify", str(folder)]) == 2
+    assert "has the layout rediff, whose measured arrays verify does not recompute" in capsys.readouterr().err
     raw = json.loads((folder / "config.json").read_text())
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
