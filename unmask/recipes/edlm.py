@@ -36,7 +36,7 @@ from unmask.sequence import Batch
 STEPS, CANDIDATES = (1, 2, 4, 8), (4, 16)
 _TEST = {1: 640, 2: 320, 4: 160, 8: 160}  # rows, by steps
 _COLD = 0.2  # the lower temperature
-_CONTRAST = 800  # updates of the learned energy
+_CONTRAST = 400  # updates of the learned energy
 FORM = Caption()
 RIVAL = "best at the end, equal to k = {}"
 _WORDS = 9  # of a caption
