@@ -340,7 +340,7 @@ def test_an_energy_folder_works_with_the_sampler(folders: dict[str, Path], capsy
     assert main([*ask, "--sampler", "edlm"]) == 2 and "add --energy FOLDER" in capsys.readouterr().err
     assert main([*ask, "--energy", place]) == 2 and "--energy is for --sampler edlm" in capsys.readouterr().err
     assert main([*ask, "--sampler", "edlm", "--energy", str(folders["llada"])]) == 2
-    assert "is no autoregressive model" in capsys.readouterr().err
+    assert "is not an autoregressive model" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_head_is_a_learned_energy(folders: dict[str, Path]) -> None:

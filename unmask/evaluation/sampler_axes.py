@@ -72,7 +72,7 @@ def variants(
 ) -> list[Variant]:
     """The product of the four lists, after the model's own sampler, which is always the first. ``net``: of the model.
 
-    ValueError for an unknown name, an argument that it does not have, and a threshold that is no probability.
+    ValueError for an unknown name, an argument that it does not have, and a threshold that is not a probability.
     """
     check_names(orders, schedules, caches, thresholds)
     own = (OWN, OWN, OWN, NONE)
@@ -219,7 +219,7 @@ def _schedule(text: str) -> Change:
     steps, make = given.pop("steps", None), partial(_SCHEDULES[name], **given)
     if steps is not None and (steps <= 0 or (steps >= 1 and steps != int(steps))):
         raise ValueError(
-            f"schedule {text!r}: steps is no whole number and no share below 1; for example {name}:steps=8"
+            f"schedule {text!r}: steps is neither a whole number nor a share below 1; for example {name}:steps=8"
         )
     if steps is not None and steps > _MOST_TOKENS:
         raise ValueError(f"schedule {text!r}: steps is above {_MOST_TOKENS}; for example {name}:steps=8")
@@ -293,7 +293,7 @@ def _threshold(text: str) -> Change:
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise ValueError(f"threshold {text!r} is no probability above 0 and at most 1; for example 0.9, or none")
+        raise ValueError(f"threshold {text!r} is not a probability above 0 and at most 1; for example 0.9, or none")
     return lambda base, span: fast_dllm(_dense(base), threshold=value)
 
 
@@ -316,7 +316,7 @@ def _parsed(text: str) -> tuple[str, list[str]]:
 
 
 def _numbers(axis: str, text: str, allowed: Items[str]) -> dict[str, float]:
-    """The arguments of a name. ValueError for one that it does not have and for a value that is no finite number."""
+    """The arguments of a name. ValueError for one that it does not have and for a value that is not a finite number."""
     name, words = _parsed(text)
     found = {}
     for key, _, value in (word.partition("=") for word in words):
@@ -328,7 +328,7 @@ def _numbers(axis: str, text: str, allowed: Items[str]) -> dict[str, float]:
         except ValueError:
             found[key] = math.nan
         if not math.isfinite(found[key]):
-            raise ValueError(f"{axis} {text!r}: {key} is no number; for example {key}=4")
+            raise ValueError(f"{axis} {text!r}: {key} is not a number; for example {key}=4")
     return found
 
 

@@ -187,7 +187,9 @@ def _spec_of_own(folder: Path) -> ModelSpec:
     tokenizer = folder / "tokenizer.json"  # may be missing after a conversion from the released layout
     mask_id = config.mask_id if config.mask_id is not None and not tokenizer.exists() else Text.load(tokenizer)[MASK]
     if mask_id >= config.model.vocab_size:
-        raise invalid(config.path, f"the mask token {mask_id} is no row of model.vocab_size {config.model.vocab_size}")
+        raise invalid(
+            config.path, f"the mask token {mask_id} is not a row of model.vocab_size {config.model.vocab_size}"
+        )
     with unfilled():
         net, vq = Elastic(config.model, mask_id=0), VQ(config.vq)
     checkpoint = Checkpoint(
