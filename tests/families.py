@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import tiny_dimple, tiny_dream, tiny_lavida, tiny_llada
+from . import tiny_dimple, tiny_dream, tiny_lavida, tiny_llada, tiny_rediff
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -52,6 +52,7 @@ FAMILIES = {
         alone=False,
         parts="questions",
     ),
+    "rediff": Family(make=tiny_rediff.make, tasks=_TEXT, reads=True, alone=False, parts="questions"),
     "dimple": Family(make=tiny_dimple.make, tasks=_TEXT, reads=True, alone=False, parts="questions"),
     "mmada": Family(
         make=_mmada,

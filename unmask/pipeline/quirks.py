@@ -22,13 +22,13 @@ _ABSENT = "this model has no deviations of released scripts to choose; leave out
 def refuse_quirks(choice: str, found: Format | None) -> None:
     """ValueError for an unknown choice, and for one that a family does not have (None: one without any)."""
     _refuse_unknown(choice)
-    if choice != USUAL and found not in (Format.RELEASED, Format.LAVIDA, Format.DIMOO):
+    if choice != USUAL and found not in (Format.RELEASED, Format.LAVIDA, Format.REDIFF, Format.DIMOO):
         raise ValueError(_ABSENT)
 
 
 def with_quirks(parts: Parts, found: Format, choice: str) -> Parts:
-    """The parts of a model with these deviations, and with the others to choose: of LaViDa-O all of ``ReleasedQuirks``, of LaViDa the token
-    that is dropped behind a picture, of Lumina-DiMOO those of ``DiMOOQuirks``. ValueError as of ``refuse_quirks``.
+    """The parts of a model with these deviations, and with the others to choose: of LaViDa-O all of ``ReleasedQuirks``, of LaViDa and
+    LLaDA-V the token that is dropped behind a picture, of Lumina-DiMOO those of ``DiMOOQuirks``. ValueError as of ``refuse_quirks``.
     """
     refuse_quirks(choice, found)
     return chosen(replace(parts, choices=_choices(parts, found)), choice)
@@ -45,7 +45,7 @@ def chosen(parts: Parts, choice: str) -> Parts:
 
 def _choices(parts: Parts, found: Format) -> Mapping[str, Quirked]:
     usual = Quirked(quirks=parts.quirks, rows=parts.rows)
-    if found is Format.LAVIDA:
+    if found in (Format.LAVIDA, Format.REDIFF):
         on, off = (replace(usual, quirks=replace(parts.quirks, dropped_token=drops)) for drops in (True, False))
     elif found is Format.DIMOO:
         assert isinstance(parts.rows, DiMOORows)
