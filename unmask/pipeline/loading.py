@@ -29,6 +29,7 @@ from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.lavida import is_on_dream, survey_lavida
 from unmask.checkpoints.lavida_o import OWN_BLOCK, survey_lavida_o
 from unmask.checkpoints.llada import survey_llada
+from unmask.checkpoints.llada2 import survey_llada2
 from unmask.checkpoints.lumina_dimoo import survey_dimoo
 from unmask.checkpoints.mmada import sizes_of, survey_mmada
 from unmask.checkpoints.own import read_own
@@ -81,7 +82,9 @@ _OTHER_TRUNKS = (
     "tower",
     "rope_sections",
     "first_code",
+    *("qk_norm", "rope_width", "experts"),
 )  # left out of our config.json where they are not set
+_SURVEYS = {Format.LLADA: survey_llada, Format.DREAM: survey_dream, Format.LLADA2: survey_llada2}
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
@@ -160,8 +163,7 @@ def read_spec(folder: Path) -> ModelSpec:
             format=found, checkpoint=survey_dimple(folder), wording=dimple.WORDING, side=0, fold=1, released=kept
         )
     if found.is_text:
-        survey = survey_llada if found is Format.LLADA else survey_dream
-        return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
+        return ModelSpec(format=found, checkpoint=_SURVEYS[found](folder), wording=RELEASED, side=0, fold=1)
     if found is Format.MMADA:
         return _spec_of_mmada(folder)
     if found is Format.DIMOO:

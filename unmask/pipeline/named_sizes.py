@@ -51,6 +51,8 @@ def spec_of_size(name: str) -> ModelSpec:
 def _format_of(config: ElasticConfig, vq_config: ImageTokenizerConfig) -> Format:
     if config.gen_width:
         return Format.RELEASED
+    if config.experts:
+        return Format.LLADA2_UNI if config.first_code else Format.LLADA2
     if config.first_code:
         return Format.MMADA if isinstance(vq_config, MagvitConfig) else Format.DIMOO
     if config.tower or config.vision:
