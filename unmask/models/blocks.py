@@ -238,6 +238,11 @@ class ElasticBlock(nn.Module):
             if x is not None and x.device.type == "cpu"
         }
 
+    def finished(self, x_ND: Tensor, mixed_ND: Tensor) -> Tensor:
+        """The understanding stream after output projection and feed-forward; ``mixed``: what attention found."""
+        x = x_ND + self.out(mixed_ND, x_ND.shape[-1])
+        return x + self.und.mlp(self.und.mlp_norm(x))
+
     def _finish(
         self, x_NW: Tensor | None, mixed_ND: Tensor | None, branch: str, read_Q: Tensor | None
     ) -> Tensor | None:

@@ -82,8 +82,8 @@ class ExpertsConfig:
     """Routed experts in place of a layer's feed-forward (``models/experts.py``); the defaults are those of LLaDA2.0-mini and -Uni.
 
     ``count``, ``chosen``: experts of a layer, and how many serve a position · ``width``: of one expert · ``shared``: experts that serve
-    every position, as one of ``shared * width`` · ``groups``, ``groups_chosen``: experts are chosen from the best of so many consecutive groups ·
-    ``scale``: of the weights · ``dense``: the first layers, which keep one feed-forward of ``ElasticConfig.mlp``.
+    every position, as one of ``shared * width`` · ``groups``, ``groups_chosen``: experts are chosen from the best of so many consecutive
+    groups · ``scale``: of the weights · ``dense``: the first layers, which keep one feed-forward of ``ElasticConfig.mlp``.
     """
 
     count: int = 256

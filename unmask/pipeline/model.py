@@ -191,6 +191,7 @@ class Model:
         settings: Sequence[str] = (),
     ) -> Drawing:
         """The picture with the white part of ``region`` (same size) generated anew, so that the whole shows ``prompt``."""
+        self.presets.refuse("infill")
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         picture, painted = read_image(image), read_image(region)
         if painted.size != picture.size:

@@ -1,7 +1,7 @@
 """The published samplers of LLaDA2 (arXiv 2512.15745) and LLaDA2.0-Uni (arXiv 2604.20796), with an exact cache of finished blocks.
 
-Public idea: ``llada2_text(..)``, ``llada2_image(..)`` and ``llada2_edit(..)``: functions that return a ``Sampler``. Blocks are the orders of
-the tokens (``tokens.llada2.in_blocks``). A finished block reads no later one, so its keys and values are final, and ``PrefixCache`` gives
+Public idea: ``llada2_text(..)``, ``llada2_image(..)``, ``llada2_edit(..)`` return a ``Sampler``. Blocks are the orders of the
+tokens (``tokens.llada2.in_blocks``). A finished block reads no later one, so its keys and values are final, and ``PrefixCache`` gives
 the results of a run without it; the released samplers compute the whole row at every step.
 """
 

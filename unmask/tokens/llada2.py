@@ -96,23 +96,36 @@ def draw_prompt(b: Builder, words: str, grid: tuple[int, int], *, system: str = 
     return [*_system(b, system), *b.text.encode(words), *roles(b.text, "ASSISTANT"), *header(b.text, grid)]
 
 
+def null_prompt(b: Builder, grid: tuple[int, int], *, system: str = DRAW) -> list[int]:
+    """Ids of the prompt that guidance of a drawing compares with."""
+    return draw_prompt(b, UNCONDITION, grid, system=system)
+
+
 def drawing(
     b: Builder, prompt: Items[int], null: Items[int], codes: Tensor | tuple[int, int], layout: Layout, request: str
 ) -> Sequence:
-    """Text to picture. Spans: "null" (segment 1), "prompt", "image". Codes [h, w], or a grid of masked ones. ``null``: the prompt that
-    guidance compares with.
+    """Text to picture. Spans: "null" (segment 1), "prompt", "image", "surplus". Codes [h, w], or a grid of masked ones. ``null``: the
+    prompt that guidance compares with · the surplus fills the last block, as released: its codes see it.
     """
     other(b, NULL, null, len(prompt), layout, segment=1)
     b.say("prompt", *prompt).codes("image", codes, fold=1, writable=True)
-    return in_blocks(b.build(request), layout.block)
+    return in_blocks(_filled(b, layout.block).build(request), layout.block)
+
+
+def _filled(b: Builder, block: int) -> Builder:
+    """Append masked codes up to the end of a block, which are thrown away."""
+    rest = -sum(len(span) for span in b.spans if not span.segment) % block
+    return b.codes("surplus", (1, rest), fold=1, writable=True) if rest else b
 
 
 def editing(b: Builder, source: Tensor, instruction: str, layout: Layout) -> Sequence:
-    """A picture and an instruction to a picture of the same size. Spans: "null text", "null image", "prompt", "source", "image"."""
+    """A picture and an instruction to a picture of the same size. Spans: "null text", "null image", "prompt", "source", "prompt", "image",
+    "surplus".
+    """
     text, grid = b.text, (source.shape[0], source.shape[1])
     begin, shown = _system(b, EDIT), _source(b, source, layout)
     end = [*roles(text, "ASSISTANT"), *header(text, grid)]
-    words, length = text.encode(instruction), 0
+    words = text.encode(instruction)
     length = len(begin) + len(shown) + len(words) + len(end)
     other(b, NULL_TEXT, [*begin, *shown, *text.encode(UNCONDITION), *end], length, layout, segment=1)
     other(b, NULL_IMAGE, [*begin, text[IMAGE], *words, *end], length, layout, segment=2)
@@ -143,6 +156,8 @@ def understanding(
             given = [text[END_IMAGE]]
         given += text.encode(words)
     b.say("prompt", *given, *(() if bare else roles(text, "ASSISTANT")))
+    if isinstance(answer, int) and answer:  # whole blocks, as released: an answer sees the masks behind it
+        answer += -(len(b.ids) + answer) % layout.block
     return in_blocks(b.write("answer", answer).build(turns[-1][1]), layout.block)
 
 
