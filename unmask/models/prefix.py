@@ -1,7 +1,7 @@
 """One row of a text network through its layers, with keys and values of earlier tokens that the caller may choose layer by layer.
 
-Public idea: ``through(net, ids, position, attend, lent) -> Passed``. ``Elastic`` serves whole batches, whose layers all lend the same tokens;
-SPRINT keeps other tokens in every layer.
+Public idea: ``through(net, ids, position, attend, lent) -> Passed``. ``Elastic`` serves whole batches, whose layers all lend the same
+tokens; SPRINT keeps other tokens in every layer.
 
 Shapes: L tokens · S tokens that are read, the lent ones first · H heads · K head width · D width.
 """
@@ -33,8 +33,8 @@ class LayerKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """``hidden [L, D]``: after the last norm, as the head reads it · ``layers``: keys and values of the tokens, by layer · ``inputs``: of every
-    layer, [L, D] each.
+    """``hidden [L, D]``: after the last norm, as the head reads it · ``layers``: keys and values of the tokens, by layer · ``inputs``: of
+    every layer, [L, D] each.
     """
 
     hidden: Tensor

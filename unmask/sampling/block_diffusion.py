@@ -1,4 +1,4 @@
-"""LLaDA2's loop as released: blocks of a row, each unmasked over a few steps (arXiv 2512.15745), and its token editing (2.1, arXiv 2602.08676).
+"""LLaDA2's loop as released: blocks of a row, each unmasked over a few steps (arXiv 2512.15745), and token editing (2.1, 2602.08676).
 
 Public ideas: ``Blocks(..).run(scorer, prompt, length) -> Finished`` and ``Editing(..).run(..)``. Any id may be written, the mask too: such
 a token stays masked, and a block may end with masks. ``sampling.llada2`` has the samplers that serve users and never write the mask. A
@@ -45,7 +45,7 @@ def greedy(logits_bV: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """All candidates above ``threshold`` if they are at least as many as the step's share of a whole block, else that many of the surest."""
+    """All candidates above ``threshold`` if they are at least as many as the step's share of a whole block, else that many."""
 
     threshold: float
 
@@ -79,8 +79,8 @@ class Finished:
 
 @dataclass(kw_only=True)
 class Row:
-    """A scorer of one row without a cache. ``prompt``: other ids in place of the row's first ones (guidance); None: its own · ``hidden``: how
-    many of them are padding that nobody reads, and positions begin behind it.
+    """A scorer of one row without a cache. ``prompt``: other ids in place of the row's first ones (guidance); None: its own · ``hidden``:
+    how many of them are padding that nobody reads, and positions begin behind it.
     """
 
     net: Elastic
