@@ -33,13 +33,13 @@ from unmask.checkpoints.schema import (
     refuse_layers,
     refuse_sizes,
 )
-from unmask.checkpoints.stream import CheckpointError, Stored, how_to_convert, tensors_of
+from unmask.checkpoints.stream import CheckpointError, Stored, how_to_convert, read, tensors_of
 from unmask.json_types import Json
 from unmask.models.unfilled import unfilled
 from unmask.tokens.flux_vae import FluxConfig
 from unmask.tokens.siglip_vq import SiglipConfig
 from unmask.tokens.uni import FlowSchedule, TurboSchedule, UniConfig
-from unmask.tokens.z_image import ZImageConfig
+from unmask.tokens.z_image import ZImage, ZImageConfig
 
 TOKENIZER, VAE, DECODER, TURBO = "image_tokenizer", "vae", "decoder", "decoder-turbo"
 PRIOR = "sigvq_embedding"
@@ -224,6 +224,16 @@ def _tokenizer(folder: Path) -> tuple[SiglipConfig, dict[str, Stored]]:
     except ValueError as error:
         raise invalid(path, str(error)) from error
     return config, out
+
+
+def load_flow(folder: Path) -> ZImage:
+    """The flow of a folder ``decoder`` or ``decoder-turbo`` with its weights, on the CPU."""
+    config, found = _flow(folder)
+    with unfilled():
+        flow = ZImage(config)
+    stored = fit(flow, found, {name: name for name in flow.state_dict()}, folder)
+    flow.load_state_dict({name: read(one) for name, one in stored.items()}, assign=True)
+    return flow.eval()
 
 
 def _flow(folder: Path) -> tuple[ZImageConfig, dict[str, Stored]]:

@@ -10,7 +10,7 @@ Shapes: L tokens of a row · b tokens of a block · V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,27 +20,37 @@ from torch import Tensor
 from unmask.models.elastic import Elastic
 from unmask.models.prefix import Passed, through
 
-Pick = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits [b, V] -> ids and confidence, [b] each
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Of each token, [b]: the id, its rank (higher is taken first), and the probability that a threshold compares."""
+
+    ids: Tensor
+    rank: Tensor
+    probability: Tensor
+
+
+Pick = Callable[[Tensor], Candidates]  # of logits [b, V]
 
 
 class Scorer(Protocol):
     """``forwards``: calls of the network so far. ``logits(ids, start, stop, step)``: of a block's tokens, [b, V]."""
 
-    forwards: int
-
+    @property
+    def forwards(self) -> int: ...
     def logits(self, ids_L: Tensor, start: int, stop: int, step: int) -> Tensor: ...
 
 
 class Reveal(Protocol):
-    """Which masked tokens of a block are taken at a step, [b] bool. ``confidence`` is -inf at the others."""
+    """Which masked tokens of a block are taken at a step, [b] bool."""
 
-    def __call__(self, confidence_b: Tensor, masked_b: Tensor, step: int, steps: int) -> Tensor: ...
+    def __call__(self, found: Candidates, masked_b: Tensor, step: int, steps: int) -> Tensor: ...
 
 
-def greedy(logits_bV: Tensor) -> tuple[Tensor, Tensor]:
-    """The most probable id and its probability."""
-    ids_b = logits_bV.argmax(-1)
-    return ids_b, logits_bV.float().softmax(-1).gather(-1, ids_b[:, None])[:, 0]
+def greedy(logits_bV: Tensor) -> Candidates:
+    """The most probable id."""
+    best = logits_bV.float().softmax(-1).max(-1)
+    return Candidates(ids=logits_bV.argmax(-1), rank=best.values, probability=best.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +59,19 @@ class Counted:
 
     threshold: float
 
-    def __call__(self, confidence_b: Tensor, masked_b: Tensor, step: int, steps: int) -> Tensor:
+    def __call__(self, found: Candidates, masked_b: Tensor, step: int, steps: int) -> Tensor:
         block = len(masked_b)
         count = block // steps + (step < block % steps)
-        sure_b = masked_b & (confidence_b > self.threshold)
+        sure_b = masked_b & (found.probability > self.threshold)
         if int(sure_b.sum()) >= count:
             return sure_b
-        return surest(confidence_b, masked_b, count)
+        return surest(found.rank, masked_b, count)
 
 
-def surest(confidence_b: Tensor, masked_b: Tensor, count: int) -> Tensor:
-    """The ``count`` masked tokens of the highest confidence, or all of them."""
+def surest(rank_b: Tensor, masked_b: Tensor, count: int) -> Tensor:
+    """The ``count`` masked tokens of the highest rank, or all of them."""
     taken = torch.zeros_like(masked_b)
-    best = confidence_b.masked_fill(~masked_b, -torch.inf).topk(min(count, int(masked_b.sum()))).indices
+    best = rank_b.masked_fill(~masked_b, -torch.inf).topk(min(count, int(masked_b.sum()))).indices
     return taken.index_fill(0, best, True)
 
 
@@ -108,6 +118,20 @@ class Row:
         return self.net.text_head(self.passed(ids_L[:stop]).hidden[start:stop]).float()
 
 
+@dataclass(kw_only=True)
+class Guided:
+    """Rows that are merged into one, the guided first. A step in which all are computed whole counts as one forward."""
+
+    rows: Sequence[Scorer]
+    merge: Callable[[Sequence[Tensor]], Tensor]
+    whole: Callable[[int, int], bool] = lambda start, step: True
+    forwards: int = field(default=0, init=False)
+
+    def logits(self, ids_L: Tensor, start: int, stop: int, step: int) -> Tensor:
+        self.forwards += 1 if self.whole(start, step) else len(self.rows)
+        return self.merge([row.logits(ids_L, start, stop, step) for row in self.rows])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """``steps``: of a block at most · ``end``: the id that ends a text; None: none does."""
@@ -130,13 +154,13 @@ class Blocks:
                 masked = ids[start:stop] == self.mask_id
                 if not bool(masked.any()):
                     break
-                found, confidence = pick(scorer.logits(ids, start, stop, step))
-                taken = self.reveal(confidence, masked, step, min(self.steps, length))
-                written = taken & (found != self.mask_id)
-                ids[start:stop] = torch.where(taken, found, ids[start:stop])
+                found = pick(scorer.logits(ids, start, stop, step))
+                taken = self.reveal(found, masked, step, min(self.steps, length))
+                written = taken & (found.ids != self.mask_id)
+                ids[start:stop] = torch.where(taken, found.ids, ids[start:stop])
                 order[start:stop] = order[start:stop].masked_fill(written, number)
                 number += 1
-                if self.end is not None and bool((found[taken] == self.end).any()):
+                if self.end is not None and bool((found.ids[taken] == self.end).any()):
                     first = int((ids == self.end).nonzero()[0])
                     if not bool((ids[begun:first] == self.mask_id).any()):
                         return Finished(ids=ids[: first + 1], order=order[: first + 1], steps=number)
@@ -194,12 +218,12 @@ class Editing:
             if post > self.most_post_steps:
                 return
             trace.append(ids[:stop].clone())
-            found, confidence = pick(scorer.logits(ids, start, stop, 0))
-            taken = masked & (confidence > self.threshold)
+            found = pick(scorer.logits(ids, start, stop, 0))
+            taken = masked & (found.probability > self.threshold)
             if int(taken.sum()) < self.least:
-                taken = surest(confidence, masked, self.least)
-            edited = ~masked & answer & (confidence > self.editing_threshold) & (found != now)
-            ids[start:stop] = torch.where(taken | edited, found, now)
+                taken = surest(found.rank, masked, self.least)
+            edited = ~masked & answer & (found.probability > self.editing_threshold) & (found.ids != now)
+            ids[start:stop] = torch.where(taken | edited, found.ids, now)
             order[start:stop] = order[start:stop].masked_fill(taken | edited, len(trace) - 1)
             if not bool(masked.any()) and not bool(edited.any()):
                 return

@@ -173,8 +173,8 @@ def understood(image: Image.Image, side: int, *, most: int) -> Image.Image:
 
 
 def centred(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of a picture, (width, height); black beyond its edges."""
-    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    """The middle of a picture, (width, height); where it is smaller, it stands at the left or the top of black, as released."""
+    left, top = (max(0, (side - kept) // 2) for side, kept in zip(image.size, size, strict=True))
     return image.crop((left, top, left + size[0], top + size[1]))
 
 

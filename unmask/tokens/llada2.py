@@ -102,36 +102,54 @@ def null_prompt(b: Builder, grid: tuple[int, int], *, system: str = DRAW) -> lis
 
 
 def drawing(
-    b: Builder, prompt: Items[int], null: Items[int], codes: Tensor | tuple[int, int], layout: Layout, request: str
+    b: Builder,
+    prompt: Items[int],
+    null: Items[int],
+    codes: Tensor | tuple[int, int],
+    layout: Layout,
+    request: str,
+    *,
+    least: int = 0,
 ) -> Sequence:
     """Text to picture. Spans: "null" (segment 1), "prompt", "image", "surplus". Codes [h, w], or a grid of masked ones. ``null``: the
-    prompt that guidance compares with · the surplus fills the last block, as released: its codes see it.
+    prompt that guidance compares with · the surplus fills the last block, as released: its codes see it · ``least``: codes and
+    surplus together, for the released loop, which goes on behind the picture.
     """
     other(b, NULL, null, len(prompt), layout, segment=1)
     b.say("prompt", *prompt).codes("image", codes, fold=1, writable=True)
-    return in_blocks(_filled(b, layout.block).build(request), layout.block)
+    return in_blocks(_filled(b, layout.block, least).build(request), layout.block)
 
 
-def _filled(b: Builder, block: int) -> Builder:
+def _filled(b: Builder, block: int, least: int = 0) -> Builder:
     """Append masked codes up to the end of a block, which are thrown away."""
-    rest = -sum(len(span) for span in b.spans if not span.segment) % block
+    more = max(0, least - len(b.spans[-1]))
+    rest = more + -(more + sum(len(span) for span in b.spans if not span.segment)) % block
     return b.codes("surplus", (1, rest), fold=1, writable=True) if rest else b
+
+
+def edit_prompts(
+    b: Builder, source: Tensor, instruction: str, layout: Layout
+) -> tuple[list[int], list[int], list[int]]:
+    """Text ids of the prompt of an edit, of the one without its instruction, and of the one without its picture."""
+    text, grid = b.text, (source.shape[0], source.shape[1])
+    begin, shown = _system(b, EDIT), _source(b, source, layout)
+    words, end = text.encode(instruction), [*roles(text, "ASSISTANT"), *header(text, grid)]
+    nothing = text.encode(UNCONDITION)
+    return [*begin, *shown, *words, *end], [*begin, *shown, *nothing, *end], [*begin, text[IMAGE], *words, *end]
 
 
 def editing(b: Builder, source: Tensor, instruction: str, layout: Layout) -> Sequence:
     """A picture and an instruction to a picture of the same size. Spans: "null text", "null image", "prompt", "source", "prompt", "image",
     "surplus".
     """
-    text, grid = b.text, (source.shape[0], source.shape[1])
-    begin, shown = _system(b, EDIT), _source(b, source, layout)
-    end = [*roles(text, "ASSISTANT"), *header(text, grid)]
-    words = text.encode(instruction)
-    length = len(begin) + len(shown) + len(words) + len(end)
-    other(b, NULL_TEXT, [*begin, *shown, *text.encode(UNCONDITION), *end], length, layout, segment=1)
-    other(b, NULL_IMAGE, [*begin, text[IMAGE], *words, *end], length, layout, segment=2)
-    b.say("prompt", *begin, *header(text, grid)).codes(SOURCE, source, fold=1, writable=False)
-    b.say("prompt", text[END_IMAGE], *words, *end).codes("image", grid, fold=1, writable=True)
-    return in_blocks(b.build(instruction), layout.block)
+    grid = (source.shape[0], source.shape[1])
+    prompt, no_text, no_image = edit_prompts(b, source, instruction, layout)
+    first = len(_system(b, EDIT)) + len(header(b.text, grid))
+    other(b, NULL_TEXT, no_text, len(prompt), layout, segment=1)
+    other(b, NULL_IMAGE, no_image, len(prompt), layout, segment=2)
+    b.say("prompt", *prompt[:first]).codes(SOURCE, source, fold=1, writable=False)
+    b.say("prompt", *prompt[first + source.numel() :]).codes("image", grid, fold=1, writable=True)
+    return in_blocks(_filled(b, layout.block).build(instruction), layout.block)
 
 
 def understanding(
