@@ -94,7 +94,9 @@ def part_of(name: str, config: ElasticConfig) -> str:
 def branch_of(name: str) -> str | None:
     """The branch of a matrix that can be quantised or offloaded; None for all other parameters."""
     match = _BLOCK.match(name)
-    if match is None or match["piece"] == "out" or "norm" in match["rest"] or match["rest"].endswith("bias"):
+    if match is None or match["piece"] == "out" or match["rest"].endswith("bias"):
+        return None
+    if "norm" in match["rest"] or ".router." in match["rest"]:  # a router decides in float32
         return None
     return match["piece"]
 

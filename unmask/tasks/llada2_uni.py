@@ -179,10 +179,12 @@ def centred(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def edit_sizes(patches: int) -> list[tuple[int, int]]:
-    """The shapes (width, height) in pixels of pictures that are edited: at most ``patches`` squares of 32 pixels, not longer than 4 : 1."""
+    """The shapes (width, height) in pixels of pictures that are edited: at most ``patches`` squares of 32 pixels, not longer than
+    4 : 1, and no side too short for its token.
+    """
     wide, high, out = patches, 1, []
     while wide:
-        if max(wide, high) <= _MOST_SHAPE * min(wide, high):
+        if max(wide, high) <= _MOST_SHAPE * min(wide, high) and 2 * min(wide, high) >= _SMALLEST:
             out.append((wide * _UNIT, high * _UNIT))
         if wide * (high + 1) <= patches:
             high += 1
