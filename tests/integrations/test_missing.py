@@ -10,7 +10,7 @@ import pytest
 from unmask.cli.main import main
 
 
-@pytest.mark.parametrize("library", ["diffusers", "mcp"])
+@pytest.mark.parametrize("library", ["diffusers", "lm_eval", "mcp"])
 def test_the_error_names_the_extra(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(f"{library}.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -18,7 +18,8 @@ def test_the_error_names_the_extra(library: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, f"unmask.integrations.{library}", raising=False)
     with pytest.raises(ModuleNotFoundError) as caught:
         importlib.import_module(f"unmask.integrations.{library}")
-    assert str(caught.value) == f"the package '{library}' is not installed\nhint: pip install 'unmask[{library}]'"
+    extra = library.replace("_", "-")
+    assert str(caught.value) == f"the package '{library}' is not installed\nhint: pip install 'unmask[{extra}]'"
 
 
 def test_the_command_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
