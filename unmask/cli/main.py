@@ -30,6 +30,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "infill": ("unmask.cli.draw", "Fill a region of a picture, or the gaps in a text."),
     "batch": ("unmask.cli.batch", "Run a file of requests, one per line."),
     "serve": ("unmask.cli.serve", "Serve a model over HTTP, with a web page."),
+    "mcp": ("unmask.cli.mcp", "Serve a model to assistants over the Model Context Protocol."),
     "data": ("unmask.cli.data", "Check your own data, and encode its pictures for training."),
     "train": ("unmask.cli.train", "Train with a recipe, or resume a run."),
     "rollout": ("unmask.cli.rollout", "Sample groups of answers to the prompts of a file, for reinforcement."),
