@@ -35,6 +35,7 @@ from .instances import (
     parts_found,
     tiny,
 )
+from .modality_parts import PARTS as MODALITIES
 from .other_parts import PARTS
 from .training_parts import SOURCES
 
@@ -59,6 +60,7 @@ INSTANCES = [
     POLICIES,
     SOURCES,
     PARTS,
+    MODALITIES,
     method_parts(),
 ]
 CHECKED = (
