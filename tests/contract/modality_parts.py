@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import gaussian
-from unmask.methods import ccdd, mmar, unigenx
+from unmask.methods import ccdd, dplm2, mmar, unigenx
 from unmask.objectives.diffusion import DiffusionLoss, VectorLoss
 from unmask.sampling.continuous import ByDiffusion, GuidedHidden
 from unmask.sampling.solver import Solver
 
+_PAIRS = dplm2.Pairs(structure=dplm2.structure(4))
+_TIMES = dplm2.Times(structure=torch.ones(1), letters=torch.ones(1), alone=torch.zeros(1).bool())
+_IDS = torch.zeros(1, 4).long()
 _NOISE = ccdd.TokenNoise(size=4)
 _LEVELS = gaussian.cosine(20)
 _LOSS = DiffusionLoss(levels=_LEVELS, target=gaussian.VELOCITY)
@@ -37,4 +40,8 @@ PARTS: list[Any] = [
     mmar.GrowingScale(scale=3.0, tokens=4),
     unigenx.MixedLoss(vectors=_LOSS),
     unigenx.Stream(ids=torch.zeros(1, 2).long(), is_vector=torch.tensor([[False, True]]), vectors=torch.zeros(1, 3)),
+    dplm2.PairLoss(pairs=_PAIRS),
+    dplm2.Corrupted(ids=_IDS, clean=_IDS, hidden=_IDS.bool(), times=_TIMES),
+    dplm2.Remasking(pairs=_PAIRS, steps=4, strategy=dplm2.Annealed()),
+    dplm2.GumbelArgmax(),
 ]
