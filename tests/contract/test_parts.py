@@ -36,6 +36,7 @@ from .instances import (
     parts_found,
     tiny,
 )
+from .modality_parts import PARTS as MODALITIES
 from .other_parts import PARTS
 from .training_parts import SOURCES
 
@@ -61,6 +62,7 @@ INSTANCES = [
     SOURCES,
     PARTS,
     bridge_parts.PARTS,
+    MODALITIES,
     method_parts(),
 ]
 CHECKED = (
