@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.methods import ctrldiff, diffusionpid, edlm, neodiff, qdlm, recurrent_depth, reflectdrive
+from unmask.methods import ctrldiff, diffusionpid, edlm, inpo, neodiff, qdlm, recurrent_depth, reflectdrive
 from unmask.models.fake import FakeDenoiser
 from unmask.models.waves import Judged
 from unmask.objectives import contrastive
@@ -36,6 +37,10 @@ PARTS: list[Any] = [
         size=8, clearance=reflectdrive.Discs(discs=torch.tensor([[4.0, 4.0, 1.0]])), start=(0, 0), velocity=(1, 1)
     ),
     reflectdrive.Round(plan=torch.zeros(2, 2, dtype=torch.long)),
+    inpo.LatentPreference(),  # with its Inversion
+    inpo.UniformMasks(),
+    inpo.Backward(),
+    inpo.MaskedPreference(reference=nullcontext, states=inpo.Replay(each=2)),
     neodiff.EDM,
     neodiff.Simultaneous(),
     neodiff.AllOrNothing(),
