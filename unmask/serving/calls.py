@@ -52,7 +52,7 @@ def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callabl
             model = model if body.speed is None else model.with_speed(body.speed)
             if body.sampler is None:
                 return make(body, *given)(model)
-            change, rest = find_sampler(body.sampler, checked(body.settings), folders=False)
+            change, rest = find_sampler(body.sampler, checked(body.settings), served=True)
             return make(body.model_copy(update={"settings": rest}), *given)(model.with_sampler(change))
 
         return ask
