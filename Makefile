@@ -75,6 +75,7 @@ $(STAMP): pyproject.toml
 	  echo "Python cannot make virtual environments here: install the system package python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
+	$(BIN)/python -m tests.packed
 	@touch $@
 
 clean:

@@ -35,6 +35,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "train": ("unmask.cli.train", "Train with a recipe, or resume a run."),
     "rollout": ("unmask.cli.rollout", "Sample groups of answers to the prompts of a file, for reinforcement."),
     "methods": ("unmask.cli.methods", "List the published methods, show one, or run its demonstration."),
+    "explain": ("unmask.cli.explain", "Show what the words of a prompt tell about a picture."),
     "evaluate": ("unmask.cli.measure", "Measure the quality of a model."),
     "bench": ("unmask.cli.measure", "Compare samplers, or run a benchmark script of the source tree."),
     "inspect": ("unmask.cli.parts", "List a model's parts, parameters and bytes, or the memory that training needs."),
