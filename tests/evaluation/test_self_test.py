@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,13 @@ def test_a_machine_of_the_same_class_must_give_every_bit() -> None:
 def test_doctor_says_what_there_is_and_tests_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "weights").write_bytes(bytes(2**26))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert main(["doctor"]) == 0
-    assert torch.__version__ in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert torch.__version__ in shown and "GiB free on cpu" in shown and f"{tmp_path / 'hub'} (0.06 GiB)" in shown
+    assert f"transformers {version('transformers')}" in shown and "\x1b" not in shown
     assert main(["doctor", "--json", "--threads", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["threads"] == 2
     assert main(["doctor", "--self-test", "--device", "cpu", "--json"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from unmask.checkpoints.stream import CheckpointError
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.tasks.conversing import Message
+from unmask.tasks.results import Attempt
 
 PICTURE = Image.new("RGB", (40, 30), "red")
 FEW = ["schedule.steps=2"]
@@ -147,9 +149,21 @@ def test_wrong_arguments_of_load_are_named(given: tuple[Any, ...], named: dict[s
         unmask.load(*given, **named)
 
 
+def attempt(critique: str) -> Attempt:
+    return Attempt(
+        image=Image.new("RGB", (8, 8)), plan=None, critique=critique, accepted=not critique, approval=0.5, seed=0
+    )
+
+
 def test_results_show_themselves_in_a_notebook(model: Model) -> None:
     drawing: Any = model.generate("a cat", settings=FEW)[0]
     assert drawing._repr_png_().startswith(b"\x89PNG")
+    plain: Any = model.generate("a cat", plan=False, attempts=1, settings=FEW)[0]
+    assert plain._repr_html_() is None  # then the PNG is shown
+    tried: Any = replace(drawing, attempts=(attempt("<b>wrong</b>"), attempt("")))
+    assert (
+        tried._repr_html_().count("data:image/png;base64,") == 3 and "rejected: &lt;b&gt;wrong" in tried._repr_html_()
+    )
     for drawn in (
         model.generate("a cat", n=2, settings=FEW),
         model.generate(["a cat", "a dog"], settings=FEW),
@@ -158,7 +172,11 @@ def test_results_show_themselves_in_a_notebook(model: Model) -> None:
     ):
         shown = cast(Any, drawn)._repr_html_()
         assert isinstance(drawn, list) and shown.count("data:image/png;base64,") == len(drawn) == 2
+    film: Any = model.generate("a cat", trace=True, settings=FEW)[0]
+    assert film._repr_html_().count("data:image/png;base64,") == 1 + len(film.trace)
     answer: Any = model.ask(PICTURE, "what is <b>it</b>?")
+    steps: Any = model.ask(PICTURE, "what is it?", trace=True)
+    assert "<details>" not in answer._repr_html_() and steps._repr_html_().count("<li>") == len(steps.trace) > 1
     assert "&lt;b&gt;it" in answer._repr_html_() and answer.text in answer._repr_html_()
     found: Any = model.ground(PICTURE, ["<script>", "the cat"])
     shown = found._repr_html_()

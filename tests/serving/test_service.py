@@ -15,6 +15,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 import unmask
 from unmask.data.world.render import render
@@ -176,10 +177,12 @@ def test_metrics_are_what_prometheus_reads() -> None:
         text = plain(server).get("/metrics").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert all(float(v) >= 0 for v in values.values())
-    assert values[f'unmask_http_requests_total{{method="POST",path="{GENERATE}",status="200"}}'] == "1"
-    assert values['unmask_http_requests_total{method="GET",path="other",status="404"}'] == "3"
-    assert values[f'unmask_http_request_seconds_bucket{{path="{GENERATE}",le="+Inf"}}'] == "1"
-    assert values["unmask_engine_finished_total"] == "1" and values["unmask_engine_steps_total"] == "2"
+    assert values[f'unmask_http_requests_total{{method="POST",path="{GENERATE}",status="200"}}'] == "1.0"
+    assert values['unmask_http_requests_total{method="GET",path="other",status="404"}'] == "3.0"
+    assert values[f'unmask_http_request_seconds_bucket{{le="+Inf",path="{GENERATE}"}}'] == "1.0"
+    assert values["unmask_engine_finished_total"] == "1.0" and values["unmask_engine_steps_total"] == "2.0"
+    read = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert read["unmask_engine_steps_total"] == 2 and read["unmask_draining"] == 0 and "_created" not in text
     named = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert all(any(key.startswith(name) for name in named) for key in values)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
     from unmask.evaluation.self_test import Comparison
     from unmask.json_types import Json
 
+# Packages of the extras, of which a machine has some.
+_OPTIONAL = (
+    *("transformers", "huggingface-hub", "datasets", "torchao", "pillow-heif", "tensorboard", "fastapi", "ray"),
+    *("diffusers", "mcp", "lm-eval"),
+)
 _EQUAL = "this machine is of the class of the reference machine: every bit must be equal"
 _OTHER = "another class of machine (%s): probabilities may differ in their last digits, and the drawings that follow from them"
 
@@ -64,8 +72,10 @@ def doctor(self_test: bool, as_json: bool, device: str, threads: int | None) -> 
 
 
 def _environment(device: str) -> Json:
+    """What this machine has, by the names of the table."""
     import torch
 
+    from unmask.checkpoints.device import available
     from unmask.evaluation.history import cpu
 
     return {
@@ -73,7 +83,45 @@ def _environment(device: str) -> Json:
         **{"system": f"{platform.system()} {platform.release()} {platform.machine()}", "processor": cpu()},
         **{"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        **{"devices": ", ".join(available()), "memory": _memory(device)},
+        **{"packages": ", ".join(_packages()) or "none of the extras", "caches": ", ".join(_caches()) or "empty"},
     }
+
+
+def _memory(device: str) -> str:
+    """Free memory of the CPU and of the device."""
+    from unmask.checkpoints.budget import GIB, free_bytes
+
+    free = {place: free_bytes(place) for place in dict.fromkeys(("cpu", device))}
+    return ", ".join(f"{n / GIB:.1f} GiB free on {place}" for place, n in free.items() if n is not None) or "not known"
+
+
+def _packages() -> list[str]:
+    """Name and version of every optional package that is installed."""
+    found = []
+    for name in _OPTIONAL:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _caches() -> list[str]:
+    """The folders that models and data are kept in between calls, with their sizes."""
+    from unmask.checkpoints.budget import GIB
+
+    places = (_hub_cache(), Path.home() / ".cache" / "unmask")
+    sizes = {
+        place: sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and not f.is_symlink()) for place in places
+    }
+    return [f"{place} ({size / GIB:.2f} GiB)" for place, size in sizes.items() if size]
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps models, by its own rules."""
+    home = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def _row(one: Comparison) -> list[str]:

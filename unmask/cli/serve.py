@@ -230,7 +230,7 @@ def serve(
       unmask serve mini --replicas 2
       unmask serve mini --lora pets=runs/pets/adapter --lora style=style:0.5
     """
-    for package in ("fastapi", "uvicorn", "limits", "python_multipart"):
+    for package in ("fastapi", "uvicorn", "limits", "prometheus_client", "python_multipart"):
         if not find_spec(package):
             raise ValueError(
                 f"serving needs the package {package!r}, which is not installed; pip install 'unmask[serve]'"

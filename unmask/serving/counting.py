@@ -1,4 +1,4 @@
-"""Metrics in the text format of Prometheus.
+"""Metrics in the text format of Prometheus, written by prometheus-client.
 
 Public idea: ``RequestCounters`` counts answered requests, ``render_prometheus(counters, service)`` writes all metrics as text.
 """
@@ -6,8 +6,12 @@ Public idea: ``RequestCounters`` counts answered requests, ``render_prometheus(c
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from unmask.serving.metrics import Metrics
 from unmask.serving.service import Service
@@ -45,58 +49,50 @@ class RequestCounters:
     """Requests by method, path and status, with their durations. Unknown paths share one entry, so that clients cannot fill the memory."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.answers: Counter[tuple[str, str, int]] = Counter()
-        self.took: dict[str, list[int]] = {}
-        self.seconds: Counter[str] = Counter()
+        disable_created_metrics()  # a time stamp for every series, which nothing reads
+        self.registry = CollectorRegistry()
+        self._answers = Counter(
+            "unmask_http_requests",
+            "HTTP requests answered; 499: the client disconnected.",
+            ("method", "path", "status"),
+            registry=self.registry,
+        )
+        self._took = Histogram(
+            "unmask_http_request_seconds",
+            "Duration of requests in seconds.",
+            ("path",),
+            buckets=EDGES,
+            registry=self.registry,
+        )
 
     def answered(self, method: str, path: str, status: int, seconds: float) -> None:
         path = path if path in PATHS else "other"
         method = method if method in ("GET", "POST", "OPTIONS", "HEAD") else "other"
-        with self._lock:
-            self.answers[method, path, status] += 1
-            counts = self.took.setdefault(path, [0] * (len(EDGES) + 1))
-            counts[next((i for i, edge in enumerate(EDGES) if seconds <= edge), len(EDGES))] += 1
-            self.seconds[path] += seconds  # type: ignore[assignment]
-
-    def lines(self) -> list[str]:
-        with self._lock:
-            out = _head(
-                "unmask_http_requests_total", "counter", "HTTP requests answered; 499: the client disconnected."
-            )
-            for (method, path, status), number in sorted(self.answers.items()):
-                out.append(f'unmask_http_requests_total{{method="{method}",path="{path}",status="{status}"}} {number}')
-            name = "unmask_http_request_seconds"
-            out += _head(name, "histogram", "Duration of requests in seconds.")
-            for path, counts in sorted(self.took.items()):
-                total = 0
-                for edge, number in zip([*EDGES, "+Inf"], counts, strict=True):
-                    total += number
-                    out.append(f'{name}_bucket{{path="{path}",le="{edge}"}} {total}')
-                out.append(f'{name}_sum{{path="{path}"}} {self.seconds[path]:.6f}')
-                out.append(f'{name}_count{{path="{path}"}} {total}')
-        return out
+        self._answers.labels(method, path, str(status)).inc()
+        self._took.labels(path).observe(seconds)
 
 
-def render_prometheus(counters: RequestCounters, service: Service) -> str:
-    """All metrics in the text format of Prometheus."""
-    out = counters.lines()
-    for name, kind, meaning, value in (
-        ("calls", "gauge", "Running and queued calls.", service.under_way),
-        ("calls_refused_total", "counter", "Calls rejected because the queue was full.", service.refused),
-        ("engine_restarts_total", "counter", "Engines replaced after a failure.", service.restarts),
-        ("draining", "gauge", "1 while the server shuts down.", int(service.draining)),
-    ):
-        out += [*_head(f"unmask_{name}", kind, meaning), f"unmask_{name} {value}"]
-    now = service.engine.metrics()
-    for field in dataclasses.fields(Metrics):
-        key = _EXPORTED.get(field.name, field.name)
-        gauge = key in _GAUGES
-        name = f"unmask_engine_{key}" + ("" if gauge else "_total")
-        out += _head(name, "gauge" if gauge else "counter", _MEANING[key])
-        out.append(f"{name} {getattr(now, field.name)}")
-    return "\n".join(out) + "\n"
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _OfService(Collector):
+    """What a service and its engine count, read when somebody asks."""
+
+    service: Service
+
+    def collect(self) -> Iterator[Metric]:
+        service = self.service
+        yield GaugeMetricFamily("unmask_calls", "Running and queued calls.", service.under_way)
+        yield CounterMetricFamily("unmask_calls_refused", "Calls rejected because the queue was full.", service.refused)
+        yield CounterMetricFamily("unmask_engine_restarts", "Engines replaced after a failure.", service.restarts)
+        yield GaugeMetricFamily("unmask_draining", "1 while the server shuts down.", int(service.draining))
+        now = service.engine.metrics()
+        for field in dataclasses.fields(Metrics):
+            key = _EXPORTED.get(field.name, field.name)
+            family = GaugeMetricFamily if key in _GAUGES else CounterMetricFamily
+            yield family(f"unmask_engine_{key}", _MEANING[key], getattr(now, field.name))
 
 
-def _head(name: str, kind: str, meaning: str) -> list[str]:
-    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+def render_prometheus(counters: RequestCounters, service: Service) -> bytes:
+    """All metrics in the text format of Prometheus 0.0.4, which every version reads."""
+    own = CollectorRegistry()
+    own.register(_OfService(service=service))
+    return generate_latest(counters.registry) + generate_latest(own)

@@ -19,9 +19,23 @@ def to_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def exchange_html(question: str, answer: str) -> str:
-    """A question and its answer."""
-    return f"<p><em>{_lines(question)}</em></p><p>{_lines(answer)}</p>"
+def exchange_html(question: str, answer: str, trace: Sequence[str] = ()) -> str:
+    """A question and its answer. ``trace``: the answer after every step, which is shown on a click."""
+    steps = "".join(f"<li>{_lines(step)}</li>" for step in trace)
+    film = _folded(f"steps: {len(trace) - 1}", f'<ol start="0">{steps}</ol>') if trace else ""
+    return f"<p><em>{_lines(question)}</em></p><p>{_lines(answer)}</p>{film}"
+
+
+def drawing_html(
+    image: Image.Image, attempts: Sequence[tuple[Image.Image, str]], trace: Sequence[Image.Image]
+) -> str | None:
+    """A picture with what is shown on a click: its attempts with their critiques, and its trace. None where it has neither."""
+    if not attempts and not trace:
+        return None
+    tried = "".join(f"<figure>{_img(one)}<figcaption>{_lines(said)}</figcaption></figure>" for one, said in attempts)
+    film = "".join(_img(frame) for frame in trace)
+    shown = _folded(f"attempts: {len(attempts)}", tried) if attempts else ""
+    return _img(image) + shown + (_folded(f"steps: {len(trace) - 1}", film) if trace else "")
 
 
 def boxes_html(image: Image.Image | None, boxes: Sequence[tuple[str, PixelBox]]) -> str:
@@ -37,6 +51,10 @@ def boxes_html(image: Image.Image | None, boxes: Sequence[tuple[str, PixelBox]])
 def turn_html(parts: Sequence[str | Image.Image]) -> str:
     """Words and pictures in their order."""
     return "".join(f"<p>{_lines(part)}</p>" if isinstance(part, str) else _img(part) for part in parts)
+
+
+def _folded(summary: str, inside: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{inside}</details>"
 
 
 def _img(image: Image.Image) -> str:

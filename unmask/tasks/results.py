@@ -12,7 +12,7 @@ from torch import nn
 from unmask.json_types import Json
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
-from unmask.tasks.notebook import boxes_html, exchange_html, to_png, turn_html
+from unmask.tasks.notebook import boxes_html, drawing_html, exchange_html, to_png, turn_html
 from unmask.tokens.layouts import Layout
 from unmask.tokens.text import Text
 
@@ -65,6 +65,10 @@ class Drawing:
     def _repr_png_(self) -> bytes:
         return to_png(self.image)
 
+    def _repr_html_(self) -> str | None:
+        said = [(a.image, f"{'accepted' if a.accepted else 'rejected'}: {a.critique}") for a in self.attempts]
+        return drawing_html(self.image, said, self.trace)
+
     def to_json(self) -> Json:
         """Plain values without the pictures; ``plan``, ``attempts`` and ``approximate`` only if there are any."""
         size = {"width": self.image.width, "height": self.image.height}
@@ -100,7 +104,7 @@ class Answer:
     approximate: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
-        return exchange_html(self.question, self.text)
+        return exchange_html(self.question, self.text, self.trace)
 
     def to_json(self) -> Json:
         """``value`` is present for constrained answers only, where it may be null; ``approximate`` only if it is not empty."""
