@@ -305,11 +305,12 @@ def _verdict(over: dict[str, dict[str, Figure]], gains: dict[str, Figure]) -> st
     raw, four, clamped, whole = (
         over[name] for name in ("raw", "best of 4", "clamped, not inpainted", "three goals, repaired")
     )
+    smoother = gains["clamped_minus_inpainted.jerk"]
+    within = "" if (smoother["low"] or 0) > 0 else ", within its interval"
     return (
         f"Unsafe plans: raw {raw['unsafe']['value']:.3f}, best of 4 {four['unsafe']['value']:.3f} at 4 passes, three goals with repair "
         f"{whole['unsafe']['value']:.3f} at {whole['passes']['value']:.1f} passes, and clamping alone {clamped['unsafe']['value']:.3f} at "
-        f"one; inpainting after it lowers the jerk by {gains['clamped_minus_inpainted.jerk']['value']:.2f} of "
-        f"{clamped['jerk']['value']:.1f} cells²."
+        f"one; inpainting after it lowers the jerk by {smoother['value']:.2f} of {clamped['jerk']['value']:.1f} cells²{within}."
     )
 
 
