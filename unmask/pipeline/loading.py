@@ -29,6 +29,8 @@ from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.lavida import is_on_dream, survey_lavida
 from unmask.checkpoints.lavida_o import OWN_BLOCK, survey_lavida_o
 from unmask.checkpoints.llada import survey_llada
+from unmask.checkpoints.llada2 import survey_llada2
+from unmask.checkpoints.llada2_uni import survey_uni
 from unmask.checkpoints.lumina_dimoo import survey_dimoo
 from unmask.checkpoints.mmada import sizes_of, survey_mmada
 from unmask.checkpoints.own import read_own
@@ -51,6 +53,7 @@ from unmask.tasks import (
     ground,
     infill,
     lavida,
+    llada2_uni,
     lumina_dimoo,
     mmada,
     planning,
@@ -83,7 +86,9 @@ _OTHER_TRUNKS = (
     "tower",
     "rope_sections",
     "first_code",
+    *("qk_norm", "rope_width", "experts"),
 )  # left out of our config.json where they are not set
+_SURVEYS = {Format.LLADA: survey_llada, Format.DREAM: survey_dream, Format.LLADA2: survey_llada2}
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
@@ -114,6 +119,8 @@ class ModelSpec:
             return mmada.presets(self.released)
         if self.format is Format.DIMOO:
             return lumina_dimoo.presets(self.released)
+        if self.format is Format.LLADA2_UNI:
+            return llada2_uni.presets(self.released)
         dense = released.PRESETS if self.wording == RELEASED else OWN
         config = self.checkpoint.config
         return step_causal(dense) if config.text_registers or config.code_registers else dense
@@ -163,12 +170,13 @@ def read_spec(folder: Path) -> ModelSpec:
         survey, wording = (survey_dimple, dimple.WORDING) if found is Format.DIMPLE else (survey_rediff, rediff.WORDING)
         return ModelSpec(format=found, checkpoint=survey(folder), wording=wording, side=0, fold=1, released=kept)
     if found.is_text:
-        survey = survey_llada if found is Format.LLADA else survey_dream
-        return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
+        return ModelSpec(format=found, checkpoint=_SURVEYS[found](folder), wording=RELEASED, side=0, fold=1)
     if found is Format.MMADA:
         return _spec_of_mmada(folder)
     if found is Format.DIMOO:
         return _spec_of_dimoo(folder)
+    if found is Format.LLADA2_UNI:
+        return _spec_of_uni(folder)
     return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
 
 
@@ -225,6 +233,13 @@ def _spec_of_dimoo(folder: Path) -> ModelSpec:
     return ModelSpec(format=Format.DIMOO, checkpoint=checkpoint, wording=wording, side=side, fold=1, released=raw)
 
 
+def _spec_of_uni(folder: Path) -> ModelSpec:
+    path = folder / "config.json"
+    raw, checkpoint = read_json(path), survey_uni(folder)
+    side, wording = llada2_uni.side_of(raw, checkpoint.vq_config.factor, path), llada2_uni.WORDING
+    return ModelSpec(format=Format.LLADA2_UNI, checkpoint=checkpoint, wording=wording, side=side, fold=1, released=raw)
+
+
 def _spec_of_released(folder: Path) -> ModelSpec:
     path = folder / "config.json"
     raw, checkpoint = read_json(path), survey_lavida_o(folder)
@@ -256,6 +271,8 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
         return mmada.mmada_parts(weights, found.released)
     if found.format is Format.DIMOO:
         return lumina_dimoo.dimoo_parts(weights, found.released)
+    if found.format is Format.LLADA2_UNI:
+        return llada2_uni.uni_parts(weights, found.released)
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
     elif found.format in (Format.LAVIDA, Format.REDIFF, Format.DIMPLE):

@@ -42,10 +42,13 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 
 @dataclass(frozen=True, kw_only=True)
 class Quirked:
-    """Deviations of released scripts: those of the prompts and pictures, and those of the family's rows."""
+    """Deviations of released scripts: those of the prompts and pictures, those of the family's rows, and the shape of a picture that is
+    edited (None: that of the model).
+    """
 
     quirks: ReleasedQuirks
     rows: Rows
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
     are written · ``frame``: shapes a picture that is changed; None: it is padded · ``look_frame``: and one that is
-    only read; None: alike · ``weights``: source of parts that are
+    only read; None: alike · ``overview_frame``: and one of several; None: alike · ``weights``: source of parts that are
     not loaded yet; None: everything is loaded · ``threaded_codec``: ``vq`` as a server runs it, in its own threads; None: ``vq`` itself ·
     ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None:
     any text · ``slots``: gaps that the model may leave empty; None: it has none · ``choices``: deviations of released scripts by name
@@ -72,6 +75,7 @@ class Parts:
     rows: Rows = ChatRows()
     frame: Frame | None = None
     look_frame: Frame | None = None
+    overview_frame: Frame | None = None
     weights: Weights | None = None
     threaded_codec: Codec | None = None
     vocabulary: Vocabulary | None = None
@@ -176,6 +180,8 @@ class Parts:
 
     def overview(self, image: Image.Image) -> Tensor | ImageViews:
         """One view of the whole picture without detail crops, for requests with several pictures."""
+        if self.overview_frame:
+            return to_pixels(self.overview_frame(image, self.side))
         return self.views.one_of_several(reduced(image)) if self.views else self.image_views(image)
 
     def planned(self, layout: Layout | None) -> PlanIds | None:
@@ -228,7 +234,8 @@ class Presets:
 
     ``plans``, ``attempts``: how a picture is generated unless a call says otherwise: from a layout, and as the best of so many attempts ·
     ``edit_again``: further attempts at an edit, hot enough to differ · ``turn``: text of one turn of a conversation · ``context``: longest
-    sequence · ``fast``, ``exact``: the fast mode that these presets have, and the same presets without it (None: they have none).
+    sequence · ``infill``: the refusal of a family that draws and cannot infill ·
+    ``fast``, ``exact``: the fast mode that these presets have, and the same presets without it (None: they have none).
     """
 
     generate: Callable[[Parts], Sampler]
@@ -250,6 +257,7 @@ class Presets:
     context: int
     plans: bool = False
     attempts: int = 1
+    infill: Refused | None = None
     fast: Fast = EXACT
     exact: Presets | None = None
 

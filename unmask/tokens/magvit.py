@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unmask.tokens.uni import UniConfig, UniTokenizer
 from unmask.tokens.vq import VQ, Down, Resnet, Up, VQConfig
 
 _GROUPS, _EPS = 32, 1e-6
@@ -204,5 +205,5 @@ class Magvit(nn.Module):
         return torch.arange(self.config.bits - 1, -1, -1, device=device).view(1, -1, 1, 1)
 
 
-ImageTokenizer = VQ | Magvit
-ImageTokenizerConfig = VQConfig | MagvitConfig
+ImageTokenizer = VQ | Magvit | UniTokenizer
+ImageTokenizerConfig = VQConfig | MagvitConfig | UniConfig
