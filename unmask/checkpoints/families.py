@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from unmask.checkpoints.diffa import is_diffa
 from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.lavida import is_lavida
@@ -19,8 +20,8 @@ from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
 RUNS = (
-    "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA, Lumina-DiMOO, Dream-7B (Base, Instruct, Coder), LaViDa, Dimple-7B "
-    "and its own models"
+    "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA, Lumina-DiMOO, Dream-7B (Base, Instruct, Coder), LaViDa, Dimple-7B, "
+    "DIFFA and its own models"
 )
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _SHOWN = 80  # characters of a name in an error
@@ -138,7 +139,7 @@ def _ours(raw: Json, folder: Path) -> bool:
 
 
 def _known(raw: Json) -> bool:
-    return is_dream(raw) or is_lavida(raw) or is_dimple(raw)
+    return is_dream(raw) or is_lavida(raw) or is_dimple(raw) or is_diffa(raw)
 
 
 def is_dimoo(raw: Json, folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
+from unmask.checkpoints.diffa import is_diffa
 from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.families import is_dimoo
@@ -16,7 +17,7 @@ from unmask.checkpoints.stream import CheckpointError
 
 
 class Format(Enum):
-    """Ours, that of the LaViDa-O release, or that of another family; LLaDA and Dream are text models."""
+    """Ours, that of the LaViDa-O release, or that of another family; LLaDA, Dream and DIFFA, which also hears, are text models."""
 
     OWN = "own"
     RELEASED = "released"
@@ -26,11 +27,12 @@ class Format(Enum):
     DIMPLE = "dimple"
     MMADA = "mmada"
     DIMOO = "lumina_dimoo"
+    DIFFA = "diffa"
 
     @property
     def is_text(self) -> bool:
         """Whether it is that of a text model."""
-        return self in (Format.LLADA, Format.DREAM)
+        return self in (Format.LLADA, Format.DREAM, Format.DIFFA)
 
 
 def format_of(raw: object) -> Format:
@@ -38,6 +40,7 @@ def format_of(raw: object) -> Format:
     if not isinstance(raw, dict):
         return Format.OWN
     tests = (
+        (is_diffa, Format.DIFFA),
         (is_llada, Format.LLADA),
         (is_dream, Format.DREAM),
         (is_lavida, Format.LAVIDA),

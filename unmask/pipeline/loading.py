@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from unmask.checkpoints.diffa import survey_diffa
 from unmask.checkpoints.dimple import survey_dimple
 from unmask.checkpoints.dream import survey_dream
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
@@ -160,8 +161,8 @@ def read_spec(folder: Path) -> ModelSpec:
             format=found, checkpoint=survey_dimple(folder), wording=dimple.WORDING, side=0, fold=1, released=kept
         )
     if found.is_text:
-        survey = survey_llada if found is Format.LLADA else survey_dream
-        return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
+        surveys = {Format.LLADA: survey_llada, Format.DREAM: survey_dream, Format.DIFFA: survey_diffa}
+        return ModelSpec(format=found, checkpoint=surveys[found](folder), wording=RELEASED, side=0, fold=1)
     if found is Format.MMADA:
         return _spec_of_mmada(folder)
     if found is Format.DIMOO:
