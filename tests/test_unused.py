@@ -26,6 +26,7 @@ READ_OTHERWISE = {
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
     ("evaluation/self_test.py", "Machine", "torch"),  # ``unmask doctor`` compares machines with asdict
     ("evaluation/self_test.py", "Machine", "instructions"),  # ``unmask doctor`` compares machines with asdict
+    ("methods/ladic.py", "Drawn", "refined"),  # how a sample came about; tests compare it with measured values
     ("methods/reflectdrive.py", "Round", "violation"),  # what a repair did; tests compare it with measured values
     ("methods/recurrent_depth.py", "Round", "wave"),  # what a round did; tests compare it with measured values
     ("models/waves.py", "Judged", "criterion"),  # as above

@@ -13,6 +13,7 @@ from unmask import protocols
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.results import describe
 
+from . import bridge_parts
 from .instances import (
     ALL_BLOCKS,
     ALL_CACHES,
@@ -60,6 +61,7 @@ INSTANCES = [
     POLICIES,
     SOURCES,
     PARTS,
+    bridge_parts.PARTS,
     MODALITIES,
     method_parts(),
 ]

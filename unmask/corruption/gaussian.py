@@ -1,7 +1,8 @@
-"""Gaussian noise for continuous tokens: a table of noise levels, what a network may be asked to predict, and how to get x_0 from it.
+"""Gaussian noise on continuous tokens: noise levels, tables of them, what a network may predict, and how to get x_0 from it.
 
-Public idea: ``cosine(1000)`` is a ``NoiseLevels``; ``levels.kept(10)`` are ten of its steps for sampling. ``EPSILON``, ``VELOCITY`` and
-``SAMPLE`` are the three things that a network may predict.
+Public ideas: ``noised(x0, noise, std)`` and its inverse ``implied_noise(x, x0, std)``; tables of betas, ``linear_betas(1000)``.
+``cosine(1000)`` is a ``NoiseLevels``; ``levels.kept(10)`` are ten of its steps for sampling. ``EPSILON``, ``VELOCITY`` and ``SAMPLE`` are
+the three things that a network may predict. ``sampling/gaussian.py`` and ``sampling/continuous.py`` have the way back.
 
 Shapes: T steps · N vectors · C channels.
 """
@@ -14,6 +15,38 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def noised(x0: Tensor, noise: Tensor, std: Tensor | float) -> Tensor:
+    """x at noise level ``std`` in 0..1, which broadcasts against x0 and noise."""
+    std = torch.as_tensor(std, dtype=x0.dtype, device=x0.device)
+    return (1 - std.square()).sqrt() * x0 + std * noise
+
+
+def implied_noise(x: Tensor, x0: Tensor, std: Tensor | float) -> Tensor:
+    """The noise that leads from x0 to x at level ``std``, which is above 0."""
+    std = torch.as_tensor(std, dtype=x.dtype, device=x.device)
+    return (x - (1 - std.square()).sqrt() * x0) / std
+
+
+def linear_betas(steps: int, *, low: float = 1e-4, high: float = 0.02) -> Tensor:
+    """Variance added at each step, float64 [steps] (DDPM, arXiv 2006.11239)."""
+    return torch.linspace(low, high, steps, dtype=torch.float64)
+
+
+def scaled_linear_betas(steps: int, *, low: float = 0.00085, high: float = 0.012) -> Tensor:
+    """As ``linear_betas``, evenly spaced in the square root (Stable Diffusion)."""
+    return torch.linspace(low**0.5, high**0.5, steps, dtype=torch.float64).square()
+
+
+def signal(betas: Tensor) -> Tensor:
+    """The share of variance that is left of x0 after each step: the product of 1 - beta."""
+    return (1 - betas).cumprod(0)
+
+
+def std_of(betas: Tensor) -> Tensor:
+    """The noise level after each step, [steps]."""
+    return (1 - signal(betas)).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +65,7 @@ class NoiseLevels:
     @property
     def signal(self) -> Tensor:
         """The product of 1 - beta up to each step."""
-        return torch.cumprod(1 - self.betas, 0)
+        return signal(self.betas)
 
     @property
     def before(self) -> Tensor:
