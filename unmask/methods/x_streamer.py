@@ -63,17 +63,21 @@ class Actor(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
+    @property
+    def _layers(self) -> Iterator[ChunkAttention]:
+        return (layer for layer in self.layers if isinstance(layer, ChunkAttention))
+
     def forward(self, x_LD: Tensor, chunk_L: Tensor) -> Tensor:
         """All chunks at once."""
         attend = visible(chunk_L)
-        for layer in self.layers:
+        for layer in self._layers:
             x_LD = layer(x_LD, layer.key(x_LD), layer.value(x_LD), attend)
         return x_LD
 
     def step(self, x_LD: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
         """One chunk after those of the memory, and the memory with it."""
         kept: list[Tensor] = []
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self._layers):
             own = (layer.key(x_LD), layer.value(x_LD))
             keys, values = own if not memory else (torch.cat([memory[2 * number + i], own[i]]) for i in (0, 1))
             kept += [keys, values]
