@@ -39,17 +39,18 @@ NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "Dream": ("dream", "dream_7b", ("dream_tiny",)),
     "LaViDa on LLaDA": ("lavida", "lavida_8b", ("lavida_tiny",)),
     "LaViDa on Dream": ("lavida on dream", "lavida_dream_7b", ("lavida_dream_tiny",)),
+    "LLaDA-V, ReDiff": ("rediff", "rediff_8b", ()),
     "Dimple": ("dimple", "dimple_7b", ("dimple_tiny",)),
     "MMaDA": ("mmada", "mmada_8b", ("mmada_tiny",)),
     "Lumina-DiMOO": ("lumina_dimoo", "lumina_dimoo_8b", ("lumina_dimoo_tiny",)),
     "LLaDA2": ("llada2", "llada2_mini", ()),
     "LLaDA2.0-Uni": ("llada2_uni", "llada2_uni", ()),
 }
-# What stands in place of a fixture.
-ELSEWHERE = {
-    "LLaDA": "MMaDA and Lumina-DiMOO have its trunk and its sampler of text",
-    "LLaDA2": "LLaDA2.0-Uni has its trunk, samplers and token editing",
-    "LLaDA2.0-Uni": "it is too large for the repository; 206 arrays, see below",
+_ELSEWHERE = {
+    "LLaDA": "none; MMaDA and Lumina-DiMOO have its trunk and its sampler of text",
+    "LLaDA-V, ReDiff": "`tests/golden/rediff_tiny`, which `tests/methods/test_rediff.py` compares",
+    "LLaDA2": "none; LLaDA2.0-Uni has its trunk, samplers and token editing",
+    "LLaDA2.0-Uni": "none; it is too large for the repository; 206 arrays, see below",
 }
 _ANY = 2**31  # of ``Fixed``: the selection says how many
 
@@ -145,7 +146,7 @@ def _proofs() -> Iterator[str]:
             exact, tolerance = sum(one.exact for one in found), default_tolerance(place)
             yield f"| {name} | `tests/golden/{folder}` | {len(found)} | {exact} | {len(found) - exact}, {tolerance:g} |"
         if not folders:
-            yield f"| {name} | none; {ELSEWHERE[name]} | | | |"
+            yield f"| {name} | {_ELSEWHERE[name]} | | | |"
 
 
 def test_the_tables_are_what_the_code_says() -> None:

@@ -32,9 +32,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "llada-moe": ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada-moe by its experts": ({"model_type": "llada", "num_experts": 64, **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada renamed": ({"model_type": "llada", **HIDDEN}, "LLaDA in another layout (model_type 'llada'"),
-    "llada-v": (
-        {"model_type": "llava_llada", "architectures": ["LlavaLLaDAModelLM"]},
-        "LLaDA-V or of ReDiff, which has its layout (model_type 'llava_llada'",
+    "llada-v under another type": (
+        {"model_type": "llada_v", "architectures": ["LlavaLLaDAModelLM"]},
+        "LLaDA-V or of ReDiff, which has its layout (model_type 'llada_v'",
     ),
     "diffa": ({"model_type": "", "architectures": ["DIFFAModel"]}, "DIFFA (architectures 'DIFFAModel')"),
     "llava": ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}, "LLaVA (model_type 'llava'"),

@@ -46,11 +46,11 @@ def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], obje
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "content a number": (added(content=5), "tokenizer_config.json: the content of added token"),
-    "content a list": (added(content=[]), "is no text"),
-    "content null": (added(content=None), "is no text"),
-    "content empty": (added(content=""), "is no text"),
-    "content half a surrogate": (added(content="\ud800"), "is no text"),
-    "content very long": (added(content="x" * 10_000), "is no text"),
+    "content a list": (added(content=[]), "is not text"),
+    "content null": (added(content=None), "is not text"),
+    "content empty": (added(content=""), "is not text"),
+    "content half a surrogate": (added(content="\ud800"), "is not text"),
+    "content very long": (added(content="x" * 10_000), "is not text"),
     "special a text": (added(special="yes"), "special of added token .* is not true or false"),
     "special a number": (added(special=1), "special of added token"),
     "an id that is none": (

@@ -15,13 +15,14 @@ from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.lavida import is_lavida
 from unmask.checkpoints.llada2 import is_llada2
+from unmask.checkpoints.rediff import is_rediff
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError, how_to_convert
 from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
 RUNS = (
     "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), LLaDA2.0, LLaDA2.1, LLaDA2.0-Uni, MMaDA, Lumina-DiMOO, Dream-7B (Base, Instruct, Coder), "
-    "LaViDa, Dimple-7B and its own models"
+    "LaViDa, LLaDA-V, ReDiff, Dimple-7B and its own models"
 )
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _SHOWN = 80  # characters of a name in an error
@@ -142,7 +143,7 @@ def _ours(raw: Json, folder: Path) -> bool:
 
 
 def _known(raw: Json) -> bool:
-    return is_dream(raw) or is_lavida(raw) or is_dimple(raw) or is_llada2(raw)
+    return is_dream(raw) or is_lavida(raw) or is_rediff(raw) or is_dimple(raw) or is_llada2(raw)
 
 
 def is_dimoo(raw: Json, folder: Path) -> bool:

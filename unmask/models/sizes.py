@@ -330,6 +330,7 @@ SIZES: dict[str, ElasticConfig] = {
     "llada_8b": _LLADA,
     "dream_7b": _DREAM,
     "lavida_8b": replace(_LLADA, vision=_LAVIDA_VISION),
+    "rediff_8b": replace(_LLADA, vision=replace(_LAVIDA_VISION, reduction="none")),
     "lavida_dream_7b": replace(_DREAM, vision=_LAVIDA_VISION),
     "dimple_7b": replace(_DREAM, tower=QwenVisionConfig(), rope_sections=(16, 24, 24)),
     "mmada_8b": replace(_LLADA, vocab_size=134656, codes=8192, first_code=126349),

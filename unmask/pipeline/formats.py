@@ -12,6 +12,7 @@ from unmask.checkpoints.lavida import is_lavida
 from unmask.checkpoints.llada import is_llada
 from unmask.checkpoints.llada2 import has_pictures, is_llada2
 from unmask.checkpoints.mmada import is_mmada
+from unmask.checkpoints.rediff import is_rediff
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.stream import CheckpointError
 
@@ -24,6 +25,7 @@ class Format(Enum):
     LLADA = "llada"
     DREAM = "dream"
     LAVIDA = "lavida"
+    REDIFF = "rediff"
     DIMPLE = "dimple"
     MMADA = "mmada"
     DIMOO = "lumina_dimoo"
@@ -46,6 +48,7 @@ def format_of(raw: object) -> Format:
         (is_llada, Format.LLADA),
         (is_dream, Format.DREAM),
         (is_lavida, Format.LAVIDA),
+        (is_rediff, Format.REDIFF),
         (is_dimple, Format.DIMPLE),
         (is_mmada, Format.MMADA),
     )

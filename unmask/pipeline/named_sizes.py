@@ -61,6 +61,8 @@ def _format_of(config: ElasticConfig, vq_config: ImageTokenizerConfig) -> Format
         return Format.LLADA2_UNI if config.first_code else Format.LLADA2
     if config.first_code:
         return Format.MMADA if isinstance(vq_config, MagvitConfig) else Format.DIMOO
+    if config.vision and config.vision.reduction == "none":
+        return Format.REDIFF
     if config.tower or config.vision:
         return Format.DIMPLE if config.tower else Format.LAVIDA
     return Format.DREAM if config.shifted else Format.LLADA

@@ -30,7 +30,7 @@ from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.sources import Picture
 from unmask.tokens.text import MASK, Slots, Text
-from unmask.tokens.views import AnyRes, ImageViews, to_pixels
+from unmask.tokens.views import AnyRes, ImageViews, Shrunk, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
 from unmask.tokens.whole_blocks import WholeBlocks
 
@@ -71,7 +71,7 @@ class Parts:
     fold: int
     quirks: ReleasedQuirks = NO_QUIRKS
     paper: tuple[int, int, int] = PAPER
-    views: AnyRes | WholeBlocks | None = None
+    views: AnyRes | Shrunk | WholeBlocks | None = None
     rows: Rows = ChatRows()
     frame: Frame | None = None
     look_frame: Frame | None = None
@@ -159,7 +159,18 @@ class Parts:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )
+        if isinstance(self.views, Shrunk):
+            return self._resized(self.views, reduced(image))
         return self.views(reduced(image)) if self.views else self.preprocess(image)[0]
+
+    @torch.no_grad()
+    def _resized(self, views: Shrunk, image: Image.Image) -> ImageViews:
+        """The tokens of a picture, for which the vision tower runs now: they are computed from the features of all views."""
+        self.require(frozenset({"vision"}))
+        found, device = views(image), self.net.embed.weight.device
+        features = self.features(found.views, lambda: self.net.features(found.views.to(device)), net=self.net)
+        tokens = views.tokens(features, image.size)
+        return ImageViews(views=found.views, rows=torch.arange(len(tokens)), tokens=tokens)
 
     def question_views(self, image: Picture | None) -> Tensor | ImageViews | None:
         """The views of the picture of a question; None without one. ValueError where the model needs one."""

@@ -172,7 +172,7 @@ class Magvit(nn.Module):
         return self.config.num_vq_embeddings
 
     def latents(self, image_B3HW: Tensor) -> Tensor:
-        """Pixels in [-1, 1], [B, 3, H, W] -> latents [B, d, h, w], whose signs are the bits. ValueError for a side that is no multiple of
+        """Pixels in [-1, 1], [B, 3, H, W] -> latents [B, d, h, w], whose signs are the bits. ValueError for a side not divisible by
         the factor.
         """
         factor, (high, wide) = self.config.factor, image_B3HW.shape[-2:]
