@@ -88,7 +88,9 @@ def test_embeddings_and_losses(arrays: dict[str, Tensor]) -> None:
     rows = UnitRows(*arrays["embedding_weight"].shape)
     rows.weight.data = arrays["embedding_weight"]
     assert close(rows.table, arrays["embedding_normalised"])
-    table, ids = arrays["clip_E_D4"], arrays["loss_target"]
+    width = arrays["loss_model_out"].shape[-1]
+    table = next(v for name, v in arrays.items() if name.startswith("clip_E_") and v.shape[1] == width)
+    ids = arrays["loss_target"]
     x = noised(table[ids], arrays["loss_noise"], arrays["loss_t"][:, None, None])
     assert close(x, arrays["loss_xt"])
     found = row_losses(table, arrays["loss_model_out"], ids, ~arrays["loss_ignore"].bool())
