@@ -11,9 +11,9 @@ from torch import Tensor
 
 from unmask.methods.promoe import balanced, every_second, promoe
 from unmask.models.elastic import Elastic, init
-from unmask.models.experts import (
+from unmask.models.prototype_experts import (
     ExpertChoice,
-    ExpertsConfig,
+    PrototypeConfig,
     RoutedExperts,
     Through,
     TokenChoice,
@@ -53,7 +53,7 @@ def experts(arrays: dict[str, Tensor], choice: Any, gate: Any) -> RoutedExperts:
     """The module of the arrays' parameters."""
     routed, width = arrays["param.cluster_centers"].shape
     inner = len(arrays["param.shared_expert.up_proj.bias"])
-    made = RoutedExperts(ExpertsConfig(width=width, inner=inner, routed=routed, choice=choice, gate=gate))
+    made = RoutedExperts(PrototypeConfig(width=width, inner=inner, routed=routed, choice=choice, gate=gate))
     made.load_state_dict({k.removeprefix("param."): v for k, v in arrays.items() if k.startswith("param.")})
     return made
 

@@ -142,6 +142,10 @@ def test_plain_text_is_no_form(server: Server, picture: Image.Image) -> None:
     assert said.choices[0].message.content == tiny().ask(picture, "what?", max_tokens=6, seed=2).text
 
 
+DOUBLING: dict[str, Any] = {"type": "boolean"}
+for _ in range(31):
+    DOUBLING = {"type": "array", "items": DOUBLING, "maxItems": 2}
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "of no kind": ({}, "null is not supported"),
     "unknown": ({"type": "xml"}, "xml"),
@@ -167,6 +171,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "slow to weigh": ({"type": "regex", "regex": "[a-z]{400,900}"}, "too complex"),
     "too long to read": ({"type": "regex", "regex": "a" * 20_001}, "more than 20,000 characters"),
     "no room": (schema({"type": "string", "minLength": 180}), "needs at least"),
+    "lists that double": (schema(DOUBLING), "takes too long to build"),
+    "many large patterns": (
+        schema(
+            {
+                "type": "object",
+                "properties": {f"p{i}": {"type": "string", "pattern": f".{{1,{200 - i}}}"} for i in range(100)},
+            }
+        ),
+        "more than 20000 states",
+    ),
     "very deep": (schema(json.loads('{"anyOf":[' * 400 + '{"type":"null"}' + "]}" * 400)), "nested"),
 }
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from unmask.grammars.automaton import MOST_STATES, Alternation, Expression, literal
+from unmask.grammars.automaton import MOST_STATES, Alternation, Expression, TooLarge, literal, share_of
 from unmask.grammars.grammar import Grammar, grammar_of
 from unmask.grammars.numbers import integers
 from unmask.grammars.references import expanded
@@ -25,12 +25,15 @@ from unmask.tokens.prompts import Wording
 from unmask.tokens.text import Text
 
 _MOST_DIGITS = 4000  # Python converts 4,300 at most
+_MOST_SHARES = 5  # automata of the largest size in one answer that is asked for value by value
 _MOST_VALUES = 200  # of one answer that is asked for value by value: each takes its own automaton and its own row
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerFormat:
-    """``schema``: a JSON schema as JSON text, or ``regex``; the other one is "" · ``most_states``: limit on the automaton of each slot."""
+    """``schema``: a JSON schema as JSON text, or ``regex``; the other one is "" · ``most_states``: limit on the automaton of each slot; the
+    different automata of all slots together take at most five times as much.
+    """
 
     schema: str = ""
     regex: str = ""
@@ -48,7 +51,16 @@ class AnswerFormat:
             raise ValueError(
                 f"the schema has more than {_MOST_VALUES} values, and this model answers each of them by itself; ask for fewer"
             )
-        return [_spoken(leaf, text, wording, self.most_states) for leaf in found]
+        slots, shares = list[Slot](), dict[int, float]()
+        for leaf in found:
+            slots.append(slot := _spoken(leaf, text, wording, self.most_states))
+            shares[id(slot.grammar)] = share_of(slot.grammar.automaton, self.most_states)
+            if sum(shares.values()) > _MOST_SHARES:
+                raise TooLarge(
+                    f"the automata of the first {len(slots)} values take more than {_MOST_SHARES * self.most_states} states, or too long "
+                    "to build; use shorter lengths or fewer different patterns"
+                )
+        return slots
 
     def value(self, read: list[tuple[tuple[str, ...], object]]) -> object:
         """The whole value, from the path and value of every slot in order."""

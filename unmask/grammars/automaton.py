@@ -8,7 +8,7 @@ result can still reach an accepting state, so a text that has not been rejected 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 MOST_STATES = 20_000  # far more than any answer format written by hand needs
 _MOST_WORK = 20_000_000  # comparisons in the subset construction: a few seconds
 _MOST_MEMBERS = 2_000_000  # states in all subsets of the subset construction: about 100 MB
-_MOST_PARTS = 200_000  # parts of an expression, repeats counted as often as they are written out: part of a second
+_MOST_PARTS = 200_000  # parts of an expression, counted as often as they are written out: part of a second
 _LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)  # not characters, and not encodable in UTF-8
 
@@ -78,10 +78,13 @@ def complement(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Automaton:
-    """``table [S + 1, 256]``: the next state, S for rejection · ``ends [S]``: whether a state accepts. State 0 is initial."""
+    """``table [S + 1, 256]``: the next state, S for rejection · ``ends [S]``: whether a state accepts · ``work``: comparisons that its
+    construction took. State 0 is initial.
+    """
 
     table: Tensor
     ends: Tensor
+    work: int = 0
 
     @property
     def states(self) -> int:
@@ -94,18 +97,48 @@ class Automaton:
         return state < self.states and bool(self.ends[state])
 
 
-def compile_automaton(expression: Expression) -> Automaton:
-    """TooLarge if it exceeds the limits; ValueError if no text matches the expression."""
+def compile_automaton(expression: Expression, most_states: int = MOST_STATES) -> Automaton:
+    """TooLarge if it exceeds the limits, of which that on work is in proportion to ``most_states``; ValueError if no text matches the
+    expression.
+    """
+    check_size(expression)
     net = _Net()
     end = net.add(expression, net.state())
-    return _trimmed(*_determined(net, end))
+    steps, ends, work = _determined(net, end, most_states)
+    return replace(_trimmed(steps, ends), work=work)
+
+
+def share_of(automaton: Automaton, most_states: int) -> float:
+    """How much of the limits on states and work an automaton took, 0 to 1."""
+    return max(automaton.states / most_states, automaton.work / (_MOST_WORK * min(1.0, most_states / MOST_STATES)))
+
+
+def check_size(expression: Expression) -> None:
+    """TooLarge if it has too many parts. A part that stands in several places is visited once here; to hash, compare or compile the
+    expression visits it in every place, which grows exponentially with the depth.
+    """
+    known: dict[int, int] = {}
+
+    def size(part: Expression) -> int:
+        if isinstance(part, CharClass):
+            return 1
+        if id(part) not in known:
+            if isinstance(part, Repeat):
+                times = part.least + 1 if part.most is None else part.most
+                known[id(part)] = 1 + max(1, times) * size(part.part)
+            else:
+                known[id(part)] = 1 + sum(map(size, part.parts))
+            if known[id(part)] > _MOST_PARTS:
+                raise TooLarge("the automaton takes too long to build; use fewer repeats or alternatives")
+        return known[id(part)]
+
+    size(expression)
 
 
 class _Net:
     """A nondeterministic automaton. ``free[s]``: states reached without reading · ``steps[s]``: (first byte, last byte, next state)."""
 
     def __init__(self) -> None:
-        self.parts = 0
         self.free: list[list[int]] = []
         self.steps: list[list[tuple[int, int, int]]] = []
 
@@ -120,9 +153,6 @@ class _Net:
 
     def add(self, expression: Expression, begin: int) -> int:
         """Adds states that read ``expression`` from ``begin`` on; returns the state behind it."""
-        self.parts += 1
-        if self.parts > _MOST_PARTS:  # a repeat of an empty part adds no states
-            raise TooLarge("the automaton takes too long to build; use fewer repeats or alternatives")
         if isinstance(expression, CharClass):
             return self._chars(expression, begin)
         if isinstance(expression, Concat):
@@ -201,9 +231,9 @@ def _paths(low: bytes, high: bytes) -> list[list[tuple[int, int]]]:
     return [[(low[0], high[0]), *[(0x80, 0xBF)] * (len(low) - 1)]]
 
 
-def _determined(net: _Net, end: int) -> tuple[list[list[tuple[int, int, int]]], list[bool]]:
-    """Subset construction: the steps (first byte, last byte, next state) of every state, and whether it accepts."""
-    first = net.closure([0])
+def _determined(net: _Net, end: int, most_states: int) -> tuple[list[list[tuple[int, int, int]]], list[bool], int]:
+    """Subset construction: the steps (first byte, last byte, next state) of every state, whether it accepts, and the work."""
+    first, share = net.closure([0]), min(1.0, most_states / MOST_STATES)
     number, order, work, members = {first: 0}, [first], 0, 0
     steps: list[list[tuple[int, int, int]]] = []
     for here in order:
@@ -212,7 +242,7 @@ def _determined(net: _Net, end: int) -> tuple[list[list[tuple[int, int, int]]], 
         own = []
         work += len(out) * len(edges)
         members += len(here)
-        if work > _MOST_WORK or members > _MOST_MEMBERS:
+        if work > share * _MOST_WORK or members > share * _MOST_MEMBERS:
             raise TooLarge("the automaton takes too long to build; use shorter lengths or fewer alternatives")
         for low, after in zip(edges, edges[1:], strict=False):
             reached = [to for first_, last, to in out if first_ <= low <= last]
@@ -220,15 +250,15 @@ def _determined(net: _Net, end: int) -> tuple[list[list[tuple[int, int, int]]], 
                 continue
             there = net.closure(reached)
             if there not in number:
-                if len(order) >= MOST_STATES:
+                if len(order) >= most_states:
                     raise TooLarge(
-                        f"the automaton takes more than {MOST_STATES} states; use shorter lengths or fewer alternatives"
+                        f"the automaton takes more than {most_states} states; use shorter lengths or fewer alternatives"
                     )
                 number[there] = len(order)
                 order.append(there)
             own.append((low, after - 1, number[there]))
         steps.append(own)
-    return steps, [end in here for here in order]
+    return steps, [end in here for here in order], work
 
 
 def _trimmed(steps: list[list[tuple[int, int, int]]], ends: list[bool]) -> Automaton:

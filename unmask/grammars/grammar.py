@@ -11,8 +11,9 @@ Shapes: V vocabulary · K kinds · S states · E edges · C classes of bytes · 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from unmask.grammars.automaton import (
     Automaton,
     Concat,
     Expression,
-    TooLarge,
+    check_size,
     compile_automaton,
     literal,
     optional,
@@ -32,6 +33,7 @@ from unmask.tokens.text import Text
 
 _CHUNK = 300_000  # elements of a level of the trie by states: small enough to stay in the processor's cache
 _RADIX = 2**62
+_KEPT = 2**27  # bytes of the grammars that are kept for the next request: of a few large ones or hundreds of small ones
 
 
 class Grammar:
@@ -60,6 +62,12 @@ class Grammar:
 
     def __repr__(self) -> str:
         return f"Grammar({self.states} states, {self.kinds} kinds of tokens)"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its tensors."""
+        tensors = (self.kind_of, self.frm, self.kind, self.to, self.final, self.automaton.table, self.automaton.ends)
+        return sum(tensor.nbytes for tensor in tensors)
 
     def text(self, ids: list[int]) -> str:
         """The text of token ids up to the first end of turn, spaces kept."""
@@ -159,15 +167,43 @@ def _refined(kind_U: Tensor, after_UB: Tensor, radix: int) -> Tensor:
     return key.unique(return_inverse=True)[1]
 
 
-@functools.lru_cache(maxsize=64)
+class _Recent:
+    """The grammars used last, as long as all of them take at most ``most`` bytes. Safe in any thread."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.size = most, 0
+        self._known: OrderedDict[Hashable, Grammar] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, key: Hashable) -> Grammar | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
+
+    def keep(self, key: Hashable, grammar: Grammar) -> None:
+        with self._lock:
+            if key not in self._known and grammar.nbytes <= self.most:
+                self._known[key] = grammar
+                self.size += grammar.nbytes
+            while self.size > self.most:
+                self.size -= self._known.popitem(last=False)[1].nbytes
+
+
+_RECENT = _Recent(_KEPT)
+
+
 def grammar_of(expression: Expression, text: Text, most_states: int = MOST_STATES) -> Grammar:
     """The grammar for a tokenizer. If its words begin with their space, an answer may begin with a space too.
 
     ValueError if no text matches; TooLarge if the automaton takes more than ``most_states`` states.
     """
-    first = text.pieces[text.encode("a")[0]]
-    spaced = Concat(parts=(optional(literal(" ")), expression)) if first.startswith(b" ") else expression
-    automaton = compile_automaton(spaced)
-    if automaton.states > most_states:
-        raise TooLarge(f"the automaton takes more than {most_states} states; use shorter lengths or fewer alternatives")
-    return Grammar(automaton, text.pieces, text.ends[0])
+    check_size(expression)
+    key = expression, text, most_states
+    found = _RECENT.find(key)
+    if found is None:
+        first = text.pieces[text.encode("a")[0]]
+        spaced = Concat(parts=(optional(literal(" ")), expression)) if first.startswith(b" ") else expression
+        found = Grammar(compile_automaton(spaced, most_states), text.pieces, text.ends[0])
+        _RECENT.keep(key, found)
+    return found

@@ -15,7 +15,7 @@ mean of the tokens that expert j got,
 over the experts that got a token (the paper's text has rows and columns the other way round), 0 for fewer than two. It is added with a
 gradient of 1, and takes the place of the usual balance of loads. ``ExpertChoice`` lets every expert take its share of each row instead.
 
-What changes: the feed-forward of every second layer (``models/experts.py``), and with it the loss.
+What changes: the feed-forward of every second layer (``models/prototype_experts.py``), and with it the loss.
 What it costs: two experts of half width for each token, as much as the dense feed-forward; 1 + (E + 1) / 2 times its parameters.
 
 Shapes: E routed experts.
@@ -30,20 +30,20 @@ from torch import nn
 
 from unmask.methods.card import Card
 from unmask.models.elastic import Elastic
-from unmask.models.experts import ExpertsConfig, RoutedExperts, TokenChoice, WithExperts, by_softmax
+from unmask.models.prototype_experts import PrototypeConfig, RoutedExperts, TokenChoice, WithExperts, by_softmax
 
 EXPERTS, CONTRAST = 12, 1.0  # of the released configurations
 
 
 def prototypes(width: int, *, inner: int, routed: int = EXPERTS, contrast: float = CONTRAST) -> RoutedExperts:
     """The paper's feed-forward: one expert a token by cosine, with contrast."""
-    return RoutedExperts(ExpertsConfig(width=width, inner=inner, routed=routed, contrast=contrast))
+    return RoutedExperts(PrototypeConfig(width=width, inner=inner, routed=routed, contrast=contrast))
 
 
 def balanced(width: int, *, inner: int, routed: int = EXPERTS, weight: float = 0.01) -> RoutedExperts:
     """The usual one, for comparison: one expert a token by softmax, with a balance of loads."""
     return RoutedExperts(
-        ExpertsConfig(
+        PrototypeConfig(
             width=width,
             inner=inner,
             routed=routed,

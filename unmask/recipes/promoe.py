@@ -29,7 +29,7 @@ from unmask.evaluation.pairs import agrees
 from unmask.json_types import Json
 from unmask.methods.promoe import balanced, every_second, prototypes
 from unmask.models.elastic import Elastic, init
-from unmask.models.experts import Expert, RoutedExperts, Slot, WithExperts
+from unmask.models.prototype_experts import Expert, RoutedExperts, Slot, WithExperts
 from unmask.objectives.masked import Dropout, Masked
 from unmask.pipeline import image_tokens
 from unmask.pipeline.image_tokens import Kit, trunk

@@ -29,8 +29,8 @@ from unmask.tasks.results import Answer
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
 
-# Limits of an answer format. Compiling it blocks other calls, and every step runs over all states: .{1,1000} has 16,000 states and took
-# minutes on one core.
+# Limits of an answer format. Compiling it takes time from other calls, up to half a second at this limit on states. Every step visits each
+# edge of the automaton at each token of the answer, at most 40 ms at this limit on their product.
 _MOST_STATES, _MOST_WORK = 4000, 500_000
 _LEAST_TOP_P = 1e-6  # stands for 0: the most probable token alone
 
@@ -221,8 +221,12 @@ def _form(body: Chat, text: Text, wording: Wording, usual: int) -> tuple[AnswerF
         form = replace(of_response_format(body.response_format or {}) or AnswerFormat(), most_states=_MOST_STATES)
         slots = form.slots(text, wording)
         lengths = [slot.default_length(usual) for slot in slots]
-        if sum(len(slot.grammar.to) * length for slot, length in zip(slots, lengths, strict=True)) > _MOST_WORK:
-            raise ValueError("the format is too complex; use shorter lengths or fewer tokens")
+        work = sum(len(slot.grammar.to) * length for slot, length in zip(slots, lengths, strict=True))
+        if work > _MOST_WORK:
+            raise ValueError(
+                f"the format is too complex: edges of its automaton times tokens of the answer are {work}, at most {_MOST_WORK}; "
+                "use shorter lengths or fewer alternatives"
+            )
         return form, lengths
     except ValueError as error:
         raise ValueError(f"response_format: {error}") from error

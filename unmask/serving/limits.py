@@ -61,6 +61,7 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
             limited_chat(body, sampled, _sampled((), known.values()), model, guided=guided)
         elif kind is not Infill:
             body.setdefault("allOf", []).append(sampled)
+        body.setdefault("allOf", []).append(_parts_alone(NULL))
     for name in ("Draw", "Infill"):
         schemas[name].setdefault("allOf", []).append(_one_if_large(NULL))
     schemas["Draw"].setdefault("allOf", []).append(_plan_or_boxes(NULL, {"const": False}))
@@ -142,6 +143,13 @@ def _settings(kinds: dict[str, str]) -> Json:
     return {"type": "array", "items": items} if choices else {"type": "array", "maxItems": 0}
 
 
+def _parts_alone(absent: Json) -> Json:
+    """A schedule or cache by name with the model's own sampler and settings. Most samplers and settings go with one, too."""
+    without = {"properties": {"schedule": absent, "cache": absent}}
+    alone = {"sampler": absent, "settings": _or(absent, _settings({})), "speed": absent}
+    return {"anyOf": [without, {"properties": alone}]}
+
+
 def _or(absent: Json, schema: Json) -> Json:
     return {"anyOf": [schema, absent]}
 
@@ -192,6 +200,7 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     }
     painted = _sampled(settings_of(model, "generate"), known.values(), _ABSENT)
     body["allOf"] = [_sampled(own, known.values(), _ABSENT), _one_if_large(_ABSENT), _plan_or_boxes(_ABSENT, false)]
+    body["allOf"].append(_parts_alone(_ABSENT))
     # No anyOf with required: a validator that cannot read files would not know which of them holds.
     body["dependentSchemas"] = {"mask": {"properties": inpainted, "allOf": [painted]}}
     body |= {"if": {"properties": {"prompt": {"pattern": NONBLANK}}}, "else": {"required": ["mask"]}}
