@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.methods import ctrldiff, diffusionpid, edlm, inpo, neodiff, qdlm, recurrent_depth, reflectdrive
+from unmask.methods import (
+    ctrldiff,
+    diffdis,
+    diffusionpid,
+    edlm,
+    inpo,
+    m2dm,
+    neodiff,
+    qdlm,
+    recurrent_depth,
+    reflectdrive,
+)
 from unmask.models.fake import FakeDenoiser
 from unmask.models.waves import Judged
 from unmask.objectives import contrastive
@@ -29,6 +40,7 @@ PARTS: list[Any] = [
         for ratios in (ctrldiff.Exact(), ctrldiff.Taylor())
     ),
     contrastive.NoiseContrastive(denoiser=FakeDenoiser()),
+    diffdis.DrawAndMatch(queries=diffdis.TextQuery(table=torch.ones(4, 2))),
     diffusionpid.LogisticLevels(),
     diffusionpid.UniformLevels(),
     reflectdrive.CoordinateCodebook(low=0.0, step=1.0, bins=8),
@@ -41,6 +53,7 @@ PARTS: list[Any] = [
     inpo.UniformMasks(),
     inpo.Backward(),
     inpo.MaskedPreference(reference=nullcontext, states=inpo.Replay(each=2)),
+    m2dm.Chain.straight(4, 3),
     neodiff.EDM,
     neodiff.Simultaneous(),
     neodiff.AllOrNothing(),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unmask.corruption.signal import scaled_linear
 from unmask.methods.inpo import (
     Backward,
     Inversion,
@@ -25,7 +26,6 @@ from unmask.methods.inpo import (
     from_bounds,
     from_errors,
     preference,
-    scaled_linear,
 )
 from unmask.models.fake import FakeDenoiser
 from unmask.rng import generator

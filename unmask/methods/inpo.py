@@ -41,6 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.corruption.signal import scaled_linear
 from unmask.methods.card import Card
 from unmask.objectives.distillation import Teacher
 from unmask.objectives.masked import MaskedModel
@@ -73,12 +74,6 @@ def from_bounds(model: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 
 # -- continuous latents ------------------------------------------------------------------------------------------------
-
-
-def scaled_linear(levels: int = 1000, first: float = 0.00085, last: float = 0.012) -> Tensor:
-    """abar of Stable Diffusion, [levels] float32: beta is linear in its square root."""
-    beta = torch.linspace(first**0.5, last**0.5, levels) ** 2
-    return (1 - beta).cumprod(0)
 
 
 @dataclass(frozen=True, kw_only=True)

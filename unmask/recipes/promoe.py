@@ -171,7 +171,7 @@ def _net(work: Work, kind: str, seed: int) -> WithExperts:
 
 def _measured(work: Work, kind: str, seed: int) -> Json:
     net, kit = _net(work, kind, seed), world_kit()
-    test = world(work.steps(_TESTED, least=8), 77, split="test")
+    test = world(work.steps(_TESTED, least=8), 77)
     rows = [drawn(kit.text, text, codes) for text, codes in zip(test.texts, test.codes, strict=True)]
     batch = collate(rows, range(len(rows)))
     masked = (torch.rand(batch.ids.shape, generator=generator("promoe test")) < 0.6) & batch.writable
@@ -296,7 +296,7 @@ def _findings(found: dict[str, list[Json]], work: Work) -> Findings:
 
 
 def _drawn(work: Work) -> tuple[tuple[str, Image.Image], ...]:
-    kit, test = world_kit(), world(work.steps(_TESTED, least=8), 77, split="test")
+    kit, test = world_kit(), world(work.steps(_TESTED, least=8), 77)
     items = []
     for kind in ("dense", "prototypes"):
         texts = list(test.texts[:4])
