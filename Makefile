@@ -18,9 +18,9 @@ STAMP := $(VENV)/.installed
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/unmask demo --seed 7 --out demo
 
-# One thread a process: pytest already keeps every core busy. GPU tests are asked for by name: pytest -m gpu.
+# One thread a process: pytest already keeps every core busy. Files run in the order of tests/conftest.py, slow ones first. GPU tests are asked for by name: pytest -m gpu.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --timeout 600 -m "not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --timeout 600 -m "not gpu" $(ARGS)
 
 # Packages that make test does without. Their lists require no other torch than the one that is there.
 test-integrations: install

@@ -1,8 +1,9 @@
 """Requests made by schemathesis from /openapi.json, and answers checked against it.
 
 Public idea: ``complaint(url, case) -> (status, text)`` with every check of schemathesis; "" if the answer is one that the document
-describes. JSON Schema cannot say what an image is, or how many tokens a text has: ``hooks`` gives schemathesis images, and cuts what would
-be too long or take minutes. schemathesis.toml loads this file, so that ``st run`` has the hooks as well.
+describes. JSON Schema cannot say what an image is, how many tokens a text has, or which unknown names are misspelt ones: ``hooks`` gives
+schemathesis images, cuts what would be too long or take minutes, and leaves out misspelt names. schemathesis.toml loads this file, so that
+``st run`` has the hooks as well.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
+
+from unmask.serving.completions import Complete
+from unmask.serving.schema import Draw, Edit, Ground, Infill
+from unmask.serving.schema_chat import Chat
+from unmask.serving.unknown_fields import misspelt
 
 FORMAT = "image-data-url"
 _SHORT = (("n", 2), ("reflect", 2), ("steps", 4), ("max_tokens", 16), ("max_completion_tokens", 16))
@@ -44,7 +50,7 @@ def hooks() -> None:
     def before_call(context: Any, case: Any, kwargs: Any) -> None:
         # An invalid request is sent as it is: a lower number could make it valid.
         if isinstance(case.body, dict) and case.meta is not None and case.meta.generation.mode.is_positive:
-            body = small(case.body)
+            body = spelled(small(case.body))
             case.body.clear()  # in place: a body that is set is validated again, and one with files never is valid
             case.body.update(body)
             case._sync_validated_hashes()
@@ -78,6 +84,13 @@ def small(body: dict[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("boxes"), list):
         found["boxes"] = found["boxes"][:_MOST_BOXES]
     return found
+
+
+def spelled(body: dict[str, Any]) -> dict[str, Any]:
+    """A body without the unknown names that resemble a field of a request. The schema names some of them, not all."""
+    policies = [kind.policy() for kind in (Draw, Edit, Ground, Infill, Chat, Complete)]
+    known = {name for one in policies for name in (*one.known, *one.harmless, *one.unsupported)}
+    return {name: value for name, value in body.items() if name in known or not misspelt(name, known)}
 
 
 def _cut(value: Any) -> Any:

@@ -29,6 +29,13 @@ def pytest_configure() -> None:
     restore()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: workers that take whole files then end with short ones, and none waits for a long one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def model() -> Model:
     torch.set_num_threads(1)

@@ -73,7 +73,7 @@ FAMILIES = {
     "llada2": Family(make=tiny_llada2.write_text_model, tasks=_TEXT, reads=False, alone=True),
     "llada2_uni": Family(
         make=tiny_llada2.write_uni_model,
-        tasks=frozenset({"ask", "generate", "edit"}),
+        tasks=frozenset({"ask", "generate", "plan", "edit"}),
         reads=True,
         alone=True,
         parts="geneval,questions,edit,vq",

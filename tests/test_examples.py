@@ -23,7 +23,7 @@ from unmask.pipeline.model import Model
 from .pages import ROOT, commands, python
 from .truth import content, edited, pointed, truth, wanted
 
-pytestmark = pytest.mark.weights
+pytestmark = [pytest.mark.weights, pytest.mark.slow]
 
 OFFSETS = (0, 1, 2)  # added to the seed of an example
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "log.md")]

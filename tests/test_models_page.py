@@ -43,10 +43,14 @@ NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "Dimple": ("dimple", "dimple_7b", ("dimple_tiny",)),
     "MMaDA": ("mmada", "mmada_8b", ("mmada_tiny",)),
     "Lumina-DiMOO": ("lumina_dimoo", "lumina_dimoo_8b", ("lumina_dimoo_tiny",)),
+    "LLaDA2": ("llada2", "llada2_mini", ()),
+    "LLaDA2.0-Uni": ("llada2_uni", "llada2_uni", ()),
 }
 _ELSEWHERE = {
     "LLaDA": "none; MMaDA and Lumina-DiMOO have its trunk and its sampler of text",
     "LLaDA-V, ReDiff": "`tests/golden/rediff_tiny`, which `tests/methods/test_rediff.py` compares",
+    "LLaDA2": "none; LLaDA2.0-Uni has its trunk, samplers and token editing",
+    "LLaDA2.0-Uni": "none; it is too large for the repository; 206 arrays, see below",
 }
 _ANY = 2**31  # of ``Fixed``: the selection says how many
 
@@ -99,7 +103,7 @@ def samplers(model: unmask.Model | unmask.TextModel) -> Iterator[tuple[str, str,
         return
     own = model.presets
     for task, make, length in (
-        ("generate, infill", own.generate, ""),
+        ("generate" if own.infill else "generate, infill", own.generate, ""),
         ("edit", own.edit, ""),
         ("ask", own.ask, own.answer),
     ):

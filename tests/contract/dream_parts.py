@@ -30,6 +30,7 @@ SCHEDULES: list[Any] = [
     schedule.ReverseTime(steps=6),
     schedule.ReverseTime(steps=40, eps=0.05),
     schedule.Curved(steps=5),
+    schedule.OfBlock(steps=3, block=4),
 ]
 TOKEN_SAMPLERS: list[Any] = [
     token_sampler.GumbelText(temperature=0.5),
@@ -43,6 +44,7 @@ SELECTIONS: list[Any] = [
     reverse_time.OnGrid(steps=4, selection=selection.Confident(noise=0.5), unwritten=9),
     reverse_time.OnGrid(steps=9, cut=3),
     reverse_time.Independent(steps=5),
+    selection.SureOrCounted(value=0.9),
     reverse_time.FirstAlone(selection=selection.Confident()),
     reverse_time.LeftmostFirst(selection=selection.Confident()),
     reverse_time.Postponing(steps=4, threshold=0.3),

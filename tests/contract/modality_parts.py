@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import gaussian
-from unmask.methods import ccdd, dplm2, mmar, unigenx
+from unmask.methods import ccdd, diffa, dplm2, mmar, unigenx
+from unmask.objectives.answers import AnswerLoss
 from unmask.objectives.diffusion import DiffusionLoss, VectorLoss
 from unmask.sampling.continuous import ByDiffusion, GuidedHidden
 from unmask.sampling.solver import Solver
@@ -44,4 +45,8 @@ PARTS: list[Any] = [
     dplm2.Corrupted(ids=_IDS, clean=_IDS, hidden=_IDS.bool(), times=_TIMES),
     dplm2.Remasking(pairs=_PAIRS, steps=4, strategy=dplm2.Annealed()),
     dplm2.GumbelArgmax(),
+    AnswerLoss(),
+    diffa.HearingLoss(),
+    diffa.STAGE_1,
+    diffa.AboutSounds(rows=(), at=(), mel=torch.zeros(0, 8, 4), frames=torch.zeros(0).long()),
 ]

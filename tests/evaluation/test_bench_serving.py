@@ -119,7 +119,7 @@ def test_fairness(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_killed(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = "--only training,processes,batch,server --training 2 --processes 2 --batch 1 --server 1 --folder"
     small = [*few.split(), str(tmp_path / "kills")]
     found = figures("killed.py", model_folder, tmp_path, monkeypatch, *small)

@@ -23,6 +23,7 @@ from unmask.recipe import Recipe, Training
 from unmask.step import Loss
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 HAVING = sorted(name for name, entry in methods().items() if entry.minutes)
 FINDINGS = Findings(about="A against B.", verdict="A wins.", seen=True, figures={"gain": share([True, True, False])})
 

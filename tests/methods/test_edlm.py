@@ -367,7 +367,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="the window from start 0.2 to end 0.5"):
         reweighted(start=0.2, end=0.5)
     with pytest.raises(ValueError, match="opens a folder of the server's machine"):
-        find_sampler("edlm", ["energy=/etc"], folders=False)
+        find_sampler("edlm", ["energy=/etc"], served=True)
     with pytest.raises(ValueError, match="this one is shifted"):
         EnergyNet(network(shifted=True, seed=0))
 

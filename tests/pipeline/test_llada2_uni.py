@@ -18,6 +18,7 @@ from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
 from unmask.pipeline.from_pickles import to_safetensors
 from unmask.pipeline.model import Model
+from unmask.pipeline.named_sizes import spec_of_size
 from unmask.sampling.block_diffusion import Blocks, Counted, Editing, Row
 from unmask.sampling.cache import NoCache
 from unmask.sampling.rescaled import HeadDeviation, Rescaled
@@ -26,6 +27,7 @@ from unmask.sequence import Kind, collate
 from unmask.tasks.llada2_uni import UniRows, edited, read_size, understood
 from unmask.tasks.parts import Parts
 from unmask.tasks.rows import Extras
+from unmask.tokens.layouts import Layout
 from unmask.tokens.llada2 import NULL, SOURCE, header, text_row
 from unmask.tokens.text import MASK
 
@@ -248,3 +250,26 @@ def test_a_quantised_model_answers_and_the_router_stays_a_float(folder: Path) ->
     mlp = opened.parts.net.blocks[1].und.mlp
     assert type(mlp.router.weight) is torch.nn.Parameter and type(mlp.experts[0].gate.weight) is not torch.nn.Parameter
     assert opened.ask(None, "Why?", steps=1, max_tokens=4)
+
+
+def test_thoughts_stand_before_the_picture(model: Model) -> None:
+    drawn = model.generate("a fox", plan=True, steps=2, seed=1)[0]
+    assert drawn.plan is not None and drawn.plan.objects == ()
+    row = model.parts.rows.drawing(model.parts, "a fox", Extras(plan=Layout(objects=(), reason="red fur")))
+    span = row.span("prompt")
+    assert model.parts.text.show(row.ids[span.start : span.stop].tolist()) == (
+        "<role>SYSTEM</role> You are a text-to-image generation assistant with a thinking process. <role>HUMAN</role>a fox"
+        "<role>ASSISTANT</role>red fur<|image|><|reserved_token_8|><|reserved_token_8|><boi>"
+    )
+    text = model.parts.text
+    ids = [*text.encode("so: "), text["<|image|>"], 3]
+    assert model.parts.rows.plan_in(model.parts, ids).reason == "so:"
+
+
+def test_named_sizes_have_the_released_numbers_of_parameters() -> None:
+    checkpoint = spec_of_size("llada2_uni").checkpoint
+    encoder, flow = (
+        sum(s.numbers for n, s in checkpoint.vq.items() if n.startswith(part)) for part in ("encoder.", "decoder.flow.")
+    )
+    assert sum(s.numbers for s in checkpoint.net.values()) == 16_322_752_256
+    assert (encoder, flow) == (1_159_607_808, 6_160_808_512)

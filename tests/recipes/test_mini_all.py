@@ -24,6 +24,7 @@ from unmask.training.series import Run, Series
 from unmask.training.states import newest, read
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 
 FEW = ("times=0.05", "narrow=4", "images=400", "texts=300", "drawn=6", "items=1")
 RUNS = ["vq", "tower", "align", "stage1", "stage2a", "stage2", "stage3", "stage3_drawn"]

@@ -21,6 +21,7 @@ from unmask.data.world.scenes import sample
 from unmask.recipes import distilled, lavida_o, mini, sparse
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 
 STAGE3 = (
     "draw",

@@ -30,6 +30,7 @@ from unmask.training.chain import Chain
 from ..equal import same
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 
 FEW = ("times=0.05", "narrow=4", "workers=0", "texts=300", "images=40", "items=2")
 MIB = 2**20

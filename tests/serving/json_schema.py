@@ -87,6 +87,7 @@ _RULES: dict[str, Callable[[Any, Any, Any, Any], bool]] = {
     "enum": lambda v, rule, s, root: any(_same(v, one) for one in rule),
     "const": lambda v, rule, s, root: _same(v, rule),
     "anyOf": lambda v, rule, s, root: any(fits(v, one, root) for one in rule),
+    "oneOf": lambda v, rule, s, root: sum(fits(v, one, root) for one in rule) == 1,
     "allOf": lambda v, rule, s, root: all(fits(v, one, root) for one in rule),
     "not": lambda v, rule, s, root: not fits(v, rule, root),
     "if": _condition,

@@ -246,6 +246,13 @@ def test_limits_change_how_forwards_are_shared(model: Elastic) -> None:
         Limits(rows=0)
 
 
+def test_a_forward_has_fewer_rows_on_a_cpu(model: Elastic) -> None:
+    """A short request waits for the forward that is under way."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert Limits().rows_on(cpu) < Limits().rows_on(gpu) and Limits(rows=3).rows_on(cpu) == 3
+    assert engine(model).scheduler.rows == Limits().rows_on(cpu) and engine(model, rows=3).scheduler.rows == 3
+
+
 def test_tasks_of_any_shape_share_forwards(model: Elastic) -> None:
     """A picture, an edit, an answer and a text have other lengths, other code positions, and different tokens to score."""
 
@@ -256,7 +263,7 @@ def test_tasks_of_any_shape_share_forwards(model: Elastic) -> None:
         served.drain()
         return served.metrics().forwards
 
-    assert forwards(idle=10**6) == 6 + 1, "as many as the longest request has steps, and a short one without the others"
+    assert forwards(idle=10**6) == 6 + 3, "as many as the longest request has steps, and short ones with few others"
     assert forwards(idle=0) == 5 + 6, "text and codes have forwards of their own"
 
 

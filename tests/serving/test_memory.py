@@ -1,4 +1,4 @@
-"""A server's memory: the image tokenizer runs in few threads, and pages are given back when nothing is under way."""
+"""A server's memory: the image tokenizer runs in few threads, and free pages are given back now and then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from unmask.serving import memory
 from unmask.serving.codec_threads import CodecThreads
-from unmask.serving.memory import Idle
+from unmask.serving.memory import Seldom
+from unmask.serving.service import Call
 
 from .served import plain, serving, tiny, until
 
@@ -62,34 +63,44 @@ def test_a_served_picture_is_decoded_in_the_threads_of_the_codec(monkeypatch: py
     assert answer.status_code == 200 and names == {"codec"}
 
 
-def test_memory_is_given_back_when_nothing_is_under_way_but_not_often() -> None:
+def test_memory_is_given_back_but_not_often() -> None:
     now, times = [0.0], list[float]()
-    idle = Idle(lambda: times.append(now[0]), seconds=10, clock=lambda: now[0])
+    seldom = Seldom(lambda: times.append(now[0]), seconds=10, clock=lambda: now[0])
     for now[0] in (0.0, 5.0, 9.0, 10.5, 12.0, 30.0):
-        idle()
-    idle.close()
+        seldom()
+    seldom.close()
     assert times == [0.0, 10.5, 30.0]
 
 
 def test_what_comes_too_early_is_done_later() -> None:
     times: list[float] = []
-    idle = Idle(lambda: times.append(time.monotonic()), seconds=0.3)
+    seldom = Seldom(lambda: times.append(time.monotonic()), seconds=0.3)
     for _ in range(5):
-        idle()
+        seldom()
     until(lambda: len(times) == 2, 30)
     assert times[1] - times[0] >= 0.3
-    idle()
-    idle.close()
+    seldom()
+    seldom.close()
     time.sleep(0.6)
     assert len(times) == 2
 
 
-def test_a_service_gives_memory_back_after_its_last_call() -> None:
+def test_a_service_gives_memory_back_after_a_call_also_while_another_is_in_progress() -> None:
+    """A server under steady load is never idle."""
+    entered, release, given = threading.Event(), threading.Event(), threading.Event()
+
+    def waits(model: Any) -> bool:
+        entered.set()
+        return release.wait(60)
+
     with serving(tiny()) as served:
-        given = threading.Event()
-        served.service._idle = Idle(given.set)
+        served.service._give_back = Seldom(given.set)
+        long = served.service.start([Call(ask=waits)])[0]
+        assert entered.wait(30)
         assert plain(served).post("/v1/infill", json={"text": "a [mask]"}).status_code == 200
-        assert given.wait(30)
+        assert given.wait(30) and not long.future.done() and served.service.under_way == 1
+        release.set()
+        assert long.future.result(30)
 
 
 class Library:

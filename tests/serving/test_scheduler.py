@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unmask.serving.scheduler import BESIDE, SHORT, NextStep, Scheduler
+from unmask.serving.scheduler import BESIDE, BESIDE_SHORT, SHORT, NextStep, Scheduler
 
 
 def step(positions: int = 10, *, rows: int = 1, group: str = "text", **more: Any) -> NextStep:
@@ -181,6 +181,20 @@ def test_longer_requests_add_a_multiple_of_what_the_first_one_needs() -> None:
         scheduled.plan(number, step(30, left=60) if number % 2 else step(30, left=20))
     # Beside request 0: all that need no longer, and of the others 4 x 20 positions at most.
     assert scheduled.choose() == [0, 1, 2, 3, 4, 6, 8] and BESIDE * 20 // 30 == 2
+
+
+def test_a_short_request_has_fewer_longer_ones_beside_it() -> None:
+    def chosen(positions: int, left: int) -> list[int]:
+        scheduled = scheduler(rows=99)
+        scheduled.enter(0)
+        scheduled.plan(0, step(10, left=20))
+        for number in range(1, 9):
+            scheduled.enter(number)
+            scheduled.plan(number, step(positions, left=left if number % 2 else 20))
+        return scheduled.choose()
+
+    assert chosen(15, SHORT * 20) == [0, 1, 2, 3, 4, 6, 8] and BESIDE_SHORT * 20 // 15 == 2
+    assert chosen(15, SHORT * 20 - 1) == [0, 1, 2, 3, 4, 5, 6, 7, 8] and BESIDE * 20 // 15 == 5
 
 
 def test_only_equal_groups_share_a_forward() -> None:

@@ -64,7 +64,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no added tokens": (changed("tokenizer_config.json", lambda raw: raw.clear()), "no added_tokens_decoder"),
     "an id given twice": (changed("vocab.json", lambda raw: raw.update(dict.fromkeys(list(raw)[:2], 0))), "each once"),
     "an id too large": (changed("vocab.json", lambda raw: raw.update({next(iter(raw)): 5000})), "each once"),
-    "an id that is true": (changed("vocab.json", lambda raw: raw.update({next(iter(raw)): True})), "is not a vocabulary"),
+    "an id that is true": (
+        changed("vocab.json", lambda raw: raw.update({next(iter(raw)): True})),
+        "is not a vocabulary",
+    ),
     "half a surrogate": (changed("vocab.json", lambda raw: raw.update({"\ud800": len(raw)})), "is not a vocabulary"),
     "a list of tokens": (replaced("vocab.json", lambda path: path.write_text("[1]")), "is not a vocabulary"),
     "a merge of three": (replaced("merges.txt", lambda path: path.write_text("a b c\n")), "'a b c', wanted two tokens"),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from unmask.checkpoints.diffa import is_diffa
 from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.lavida import is_lavida
@@ -22,7 +23,7 @@ from unmask.json_types import Json
 
 RUNS = (
     "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), LLaDA2.0, LLaDA2.1, LLaDA2.0-Uni, MMaDA, Lumina-DiMOO, Dream-7B (Base, Instruct, Coder), "
-    "LaViDa, LLaDA-V, ReDiff, Dimple-7B and its own models"
+    "LaViDa, LLaDA-V, ReDiff, Dimple-7B, DIFFA and its own models"
 )
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _SHOWN = 80  # characters of a name in an error
@@ -143,7 +144,7 @@ def _ours(raw: Json, folder: Path) -> bool:
 
 
 def _known(raw: Json) -> bool:
-    return is_dream(raw) or is_lavida(raw) or is_rediff(raw) or is_dimple(raw) or is_llada2(raw)
+    return is_dream(raw) or is_lavida(raw) or is_rediff(raw) or is_dimple(raw) or is_llada2(raw) or is_diffa(raw)
 
 
 def is_dimoo(raw: Json, folder: Path) -> bool:

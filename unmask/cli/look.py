@@ -65,6 +65,12 @@ if TYPE_CHECKING:
 @click.option("--plain", is_flag=True, help="Text models: continue the text without a chat template (for Base models).")
 @click.option("--schema", metavar="FILE|JSON", help="Constrain the answer to JSON that matches this schema.")
 @click.option("--regex", metavar="PATTERN", help="Constrain the answer to a full match of this regex.")
+@click.option(
+    "--audio",
+    type=click.Path(),
+    metavar="FILE.wav",
+    help="A sound that the QUESTION is about, of models that hear (DIFFA).",
+)
 @path_option("--trace", (".txt",), "Also save the answer after each step (.txt).")
 @model_options
 def ask(
@@ -81,6 +87,7 @@ def ask(
     plain: bool,
     schema: str | None,
     regex: str | None,
+    audio: str | None,
     trace: Path | None,
 ) -> None:
     """Answer a question about pictures.
@@ -97,6 +104,7 @@ def ask(
       unmask ask apple.png "what is it?" --draft "It is a [mask] apple." --model DIMPLE
       unmask ask *.png "what colour is the apple?"
       unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct --max-tokens 64 --temperature 0.5
+      unmask ask "What does the speaker say?" --audio question.wav --model DIFFA
       unmask ask "The sky is" --plain --max-tokens 32 --model LLaDA-8B-Base
     """
     names, question = pictures_and_text(words, "question", "unmask ask")
@@ -104,6 +112,8 @@ def ask(
     if form and plain:
         raise click.UsageError("--plain cannot be combined with --schema or --regex")
     _refuse_model(run, names, question, plain)
+    if audio:
+        _refuse_deaf(run)
     question = read_text(question, "question")
     pictures = read_pictures(names)
     model = run.open_any("ask")
@@ -113,6 +123,9 @@ def ask(
     options |= {"steps": steps, "guidance_scale": guidance, "temperature": temperature, "top_p": top_p, "stop": stop}
     options |= {"max_tokens": max_tokens, "length": length, **({"form": form} if form else {})}
     if isinstance(model, TextModel):
+        if audio and plain:
+            raise click.UsageError("--plain cannot be combined with --audio, which needs the chat template")
+        options |= {"audio": audio} if audio else {}
         if draft and plain:
             raise click.UsageError('--plain cannot be combined with --draft; use unmask infill "text with [mask]"')
         options |= {} if plain else {"draft": draft}
@@ -122,6 +135,14 @@ def ask(
         options |= {"draft": draft}
         answers = ((name, model.ask(picture, question, **options)) for name, picture in asked)
         _show_answers(answers, max(1, len(names)), trace, run)
+
+
+def _refuse_deaf(run: Run) -> None:
+    """ValueError where the model hears no sound. Opens no model."""
+    from unmask.pipeline.loading import Format, format_in, resolve
+
+    if format_in(resolve(run.model, download=run.download)) is not Format.DIFFA:
+        raise ValueError(f"{run.model} hears no sound; leave out --audio, or use a DIFFA model")
 
 
 def _refuse_model(run: Run, names: Sequence[str], question: str, plain: bool) -> None:

@@ -117,13 +117,13 @@ def sampler_change(
     cache: str | None,
     settings: Items[str] = (),
     *,
-    folders: bool = True,
+    served: bool = False,
 ) -> tuple[Callable[[Sampler], Sampler] | None, list[str]]:
     """The change that a method's sampler, then a schedule and a cache stand for, and the settings that are not arguments of that sampler.
 
-    None without any of them. ``folders``: as of ``find_sampler``. ValueError for an unknown name or argument.
+    None without any of them. ``served``: as of ``find_sampler``. ValueError for an unknown name or argument.
     """
-    change, rest = find_sampler(name, settings, folders=folders) if name is not None else (None, list(settings))
+    change, rest = find_sampler(name, settings, served=served) if name is not None else (None, list(settings))
     if schedule is None and cache is None:
         return change, rest
     more = named_change(schedule, cache)

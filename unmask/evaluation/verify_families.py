@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unmask.checkpoints.diffa import read_speech, survey_diffa
 from unmask.checkpoints.dimple import blocks_of, read_dimple, read_pictures, survey_dimple
 from unmask.checkpoints.dream import survey_dream
 from unmask.checkpoints.elastic import Checkpoint
@@ -20,6 +21,7 @@ from unmask.checkpoints.llada2_uni import survey_uni
 from unmask.checkpoints.loading import load_everything
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.evaluation.verify_diffa import DIFFA_INPUTS, DiffaReference
 from unmask.evaluation.verify_dimple import DIMPLE_INPUTS, DimpleReference
 from unmask.evaluation.verify_dream import DREAM_INPUTS, DreamReference, as_long
 from unmask.evaluation.verify_lavida import LAVIDA_INPUTS, LavidaReference
@@ -51,12 +53,19 @@ def _lavida(folder: Path, dtype: torch.dtype | None, device: str) -> Reproduced:
     return as_long(reference.reproduce(net), arrays), arrays, reference.inputs
 
 
+def _diffa(folder: Path, dtype: torch.dtype | None, device: str) -> Reproduced:
+    net, arrays = _opened(survey_diffa(folder), DIFFA_INPUTS, dtype, device, beside=folder)
+    reference = DiffaReference(arrays=arrays, speech=read_speech(folder).to(device=device))
+    return as_long(reference.reproduce(net), arrays), arrays, DIFFA_INPUTS
+
+
 def _opened(
-    checkpoint: Checkpoint, inputs: frozenset[str], dtype: torch.dtype | None, device: str
+    checkpoint: Checkpoint, inputs: frozenset[str], dtype: torch.dtype | None, device: str, beside: Path | None = None
 ) -> tuple[Elastic, Arrays]:
-    """The network and the measured arrays. CheckpointError if an input is missing."""
+    """The network and the measured arrays, in its folder or ``beside``. CheckpointError if an input is missing."""
     net, _ = load_everything(checkpoint)
-    arrays = {name: array.to(device) for name, array in read_tensors(checkpoint.place, "expected").items()}
+    place = beside or checkpoint.place
+    arrays = {name: array.to(device) for name, array in read_tensors(place, "expected").items()}
     if missing := sorted(inputs - set(arrays)):
         raise CheckpointError(f"expected.safetensors lacks {', '.join(missing)}; is it complete?")
     return net.to(device=device, dtype=dtype), arrays
@@ -85,5 +94,6 @@ REPRODUCE: dict[Format, Callable[[Path, torch.dtype | None, str], Reproduced]] =
     Format.DREAM: _dream,
     Format.LAVIDA: _lavida,
     Format.DIMPLE: _dimple,
+    Format.DIFFA: _diffa,
     Format.LLADA2_UNI: _uni,
 }

@@ -76,7 +76,7 @@ def _decoded(folder: Path, arrays: Arrays, vq: UniTokenizer) -> Arrays:
     out |= {"dec.times50": FlowSchedule().times(), **_pixels("dec", steps[-1], vq)}
     now = arrays["dec.one_t"]
     time = full.t_embedder(now)[:, None]
-    latent, refined = full.refined(noise, time, features)
+    latent, refined = full.after_refiners(noise, time, features)
     last = list[Tensor]()
     hook = full.layers[-1].register_forward_hook(lambda _, given, made: last.append(made))
     out |= _one("dec", full, noise, now, features)

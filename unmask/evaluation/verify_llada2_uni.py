@@ -37,7 +37,6 @@ from unmask.tokens.llada2 import (
     IMAGE,
     NULL,
     ROLE,
-    THINK_TO_DRAW,
     UNCONDITION,
     Layout,
     draw_prompt,
@@ -46,9 +45,9 @@ from unmask.tokens.llada2 import (
     editing,
     header,
     null_prompt,
-    roles,
     side_token,
     text_row,
+    thinking_prompt,
     understanding,
 )
 from unmask.tokens.text import EOS, EOT, MASK, Text
@@ -207,12 +206,12 @@ class UniReference:
         prompt, null = self._prompts[name].tolist(), null_prompt(b, grid)
         least = int(number(settings, "gen_length", 0))
         row = drawing(b, prompt, null, grid, self._layout(name), str(settings["prompt"]), least=least)
-        return row, self._image_sampler(settings, name)
+        return row, self._image_sampler(settings, self._layout(name))
 
-    def _image_sampler(self, settings: Settings, name: str) -> Sampler:
+    def _image_sampler(self, settings: Settings, layout: Layout) -> Sampler:
         return llada2_image(
             deviation=HeadDeviation(head=self.net.text_head),
-            block=self._layout(name).block,
+            block=layout.block,
             steps=int(number(settings, "steps", 16)),
             scale=number(settings, "cfg_scale", 4.0),
         )
@@ -226,7 +225,7 @@ class UniReference:
         prompt, span = self._prompts["draw"], row.span(NULL)
         own = row.ids[span.start : span.stop]
         pad = len(prompt) - len(own)
-        length = len(prompt) + -len(prompt) % layout.block
+        length = len(prompt) + layout.block - len(prompt) % layout.block
         ids = torch.full((length,), self.net.mask_id)
         ids[pad : len(prompt)] = own
         return {
@@ -267,13 +266,10 @@ class UniReference:
 
     def thought(self, runs: Runs) -> Arrays:
         """A text that announces its picture, and the picture."""
-        settings, grid, b = self._settings("think"), self._grid("draw"), self._builder()
-        layout = self._layout("draw")
-        given, null = (
-            [*roles(self.text, "SYSTEM", THINK_TO_DRAW), *roles(self.text, "HUMAN"), *self.text.encode(words)]
-            + roles(self.text, "ASSISTANT")
-            for words in (str(settings["prompt"]), UNCONDITION)
-        )
+        settings, b = self._settings("think"), self._builder()
+        grid = self._grid("think" if "image_h" in settings else "draw")
+        layout = self._layout("think" if "block_length" in settings else "draw")
+        given, null = (thinking_prompt(b, words) for words in (str(settings["prompt"]), UNCONDITION))
         thinking = {"steps": settings["thinking_steps"], "gen_length": settings["thinking_gen_length"]}
         loop = runs.loop(thinking | {"block_length": layout.block})
         prompt = self._ids(given)
@@ -281,7 +277,7 @@ class UniReference:
         opened = int((done.ids == self.text[BEGIN_CODES]).nonzero()[0])
         prefix, nothing = done.ids[: opened + 1], [*null, *header(self.text, grid)]
         row = drawing(b, prefix.tolist(), nothing, grid, layout, str(settings["prompt"]))
-        trace = self._run(row, self._image_sampler(settings, "draw"))
+        trace = self._run(row, self._image_sampler(settings, layout))
         out = {"think.ids": prompt, "think.out": done.ids, "think.prefix": prefix, "think.null_ids": self._ids(nothing)}
         return out | {"think.codes": trace.of("image", trace.batch.ids[0])}
 

@@ -396,5 +396,5 @@ CARD = Card(
     claim="Latents carry what a step of masking forgets: 8 joint steps beat 256 of a masked model.",
     status="reference",
     paper_figure="perplexity bound 39.17 to 25.76 (LM1B, not comparable: latents of visible tokens know the clean text)",
-    recipe="ccdd.layouts",
+    python="from unmask.methods.ccdd import JointLoss, JointSampler, Latents, TokenNoise, even_times",
 )

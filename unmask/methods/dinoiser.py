@@ -226,6 +226,19 @@ def cedi(net: Net, x: Tensor, steps: int = 20, *, told: float = 0.99) -> Tensor:
     return denoise(net, x, told=levels, states=states)
 
 
+@torch.no_grad()
+def written(model: EmbeddingNet, batch: Batch, noise: Tensor, *, told: Tensor, states: Tensor) -> Tensor:
+    """Ids [B, L] with words in place of the writable tokens. ``noise`` [B, L, D] · ``told``, ``states``: as of ``two_clocks``."""
+    table, keep = model.embedding.table, (batch.writable & batch.valid)[..., None]
+    given = table[batch.ids]
+
+    def net(x: Tensor, level: Tensor, before: Tensor) -> Tensor:
+        return model(batch, torch.where(keep, x, given), level.to(x).expand(batch.rows), before)
+
+    x0 = denoise(net, noise, told=told, states=states)
+    return torch.where(keep[..., 0], words(table, x0), batch.ids)
+
+
 def words(table_VD: Tensor, x0: Tensor) -> Tensor:
     """The nearest word of each prediction: all rows have one length, so the largest product."""
     return (x0 @ table_VD.T).argmax(-1)
@@ -245,5 +258,6 @@ CARD = Card(
     claim="Clipping small noise and overstating it in sampling make continuous diffusion of text use its source.",
     status="reference",
     paper_figure="WMT14 en-de, 1 candidate: 7.95 BLEU (no clipping, DDIM), 19.23 (clipping), 24.25 (clipping and CeDi)",
-    python="from unmask.methods.dinoiser import Clipped, EmbeddingDiffusion, UnitRows, cedi",
+    recipe="dinoiser.captions",
+    python="from unmask.methods.dinoiser import Clipped, EmbeddingDiffusion, UnitRows, cedi, written",
 )

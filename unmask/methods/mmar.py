@@ -158,5 +158,5 @@ CARD = Card(
     status="reference",
     paper_figure="at 0.5B: FID 36.6 with v, 61.5 with eps, 66.3 with VQ codes; mean of 18 understanding sets 34.56, 32.21, 29.70",
     parts={"schedule": (MaskedOrder(steps=4),)},
-    recipe="mmar.pictures",
+    python="from unmask.methods.mmar import ContinuousTokens, GrowingScale, MaskedOrder",
 )

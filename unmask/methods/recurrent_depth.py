@@ -233,7 +233,12 @@ class InWaves:
         raise ValueError("wavefront is for looped models, which `unmask train looped.text` makes; use another sampler")
 
 
-def wavefront(base: Sampler, *, passes: int = 1, window: int = 8, momentum: float = 0.0, eps: float = 0.1) -> Sampler:
+LoopedSampler = Sampler  # the catalogue reads this name: a sampler for looped models alone
+
+
+def wavefront(
+    base: Sampler, *, passes: int = 1, window: int = 8, momentum: float = 0.0, eps: float = 0.1
+) -> LoopedSampler:
     """Refine up to ``window`` unfinished tokens of a looped model together; frozen where a state changes by less than ``eps``."""
     return dataclasses.replace(base, selection=InWaves(passes=passes, window=window, momentum=momentum, eps=eps))
 

@@ -233,7 +233,10 @@ CARD = Card(
     year=2025,
     changes="loop around a sampler: unsafe waypoints are pinned to a safe place, their neighbours masked again and inpainted",
     claim="A masked diffusion planner becomes safe by search and inpainting, without gradients: PDMS 84.8 to 91.1 on NAVSIM.",
-    status="reference",
+    status="tiny-checked",
+    figure="160 small roads, 3 networks: unsafe plans .123 [.084, .162] raw, .042 [.033, .051] for the best of 4, .002 [-.007, .011] for "
+    "three goals with repair at 3.3 passes, a gain of .040 [.022, .058]; clamping alone is as safe at one pass (.000), and inpainting "
+    "after it is not seen to make plans smoother (.54 [-.49, 1.57] of 19.5 cells²)",
     paper_figure="PDMS 84.8 without reflection, 91.1 with (NAVSIM)",
     recipe="reflectdrive.planner",
 )

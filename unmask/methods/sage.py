@@ -70,5 +70,6 @@ CARD = Card(
     changes="analysis: search for requests on which a model fails, confirmed by judges and replayed from their seeds",
     claim="Adversarial search finds natural prompts that models misdraw, regions of bad latents, and tokens that force an object.",
     status="reference",
+    command="unmask probe MODEL",
     python="from unmask.methods.sage import failure, outcomes, replay",
 )

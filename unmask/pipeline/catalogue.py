@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).parents[1]
 _NOT_METHODS = ("__init__", "card")
+_LOOPED = "LoopedSampler"  # what a sampler for looped models returns
 _PARSING = threading.Lock()  # parsing in several threads at once fails with SystemError in Python 3.11
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSampler:
     """``module``: dotted name of its file · ``summary``: first line of its docstring · ``arguments``: its numbers and folders with their
-    defaults · ``takes_net``: whether its second parameter is the network.
+    defaults · ``takes_net``: whether its second parameter is the network · ``looped``: whether it is for looped models alone.
     """
 
     name: str
@@ -39,11 +40,17 @@ class NamedSampler:
     summary: str
     arguments: Mapping[str, float | str]
     takes_net: bool = False
+    looped: bool = False
 
     @property
     def folders(self) -> list[str]:
         """The arguments that are folders."""
         return [name for name, value in self.arguments.items() if isinstance(value, str)]
+
+    @property
+    def served(self) -> bool:
+        """Whether a request to a server may name it: a client opens no folders of that machine, and no server has a looped model."""
+        return not self.folders and not self.looped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +123,9 @@ def _samplers_of(path: Path, changed: int, module: str) -> tuple[NamedSampler, .
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             arguments = {a.arg: ast.literal_eval(default) for a, default in pairs if default is not None}
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            takes_net = len(node.args.args) == 2
-            found.append(
-                NamedSampler(name=node.name, module=module, summary=summary, arguments=arguments, takes_net=takes_net)
-            )
+            named = NamedSampler(name=node.name, module=module, summary=summary, arguments=arguments)
+            looped = isinstance(node.returns, ast.Name) and node.returns.id == _LOOPED
+            found.append(dataclasses.replace(named, takes_net=len(node.args.args) == 2, looped=looped))
     return tuple(found)
 
 
@@ -134,11 +140,11 @@ def methods(package: Path = _PACKAGE) -> dict[str, MethodEntry]:
     return found
 
 
-def find_sampler(name: str, settings: Sequence[str] = (), *, folders: bool = True) -> tuple[SamplerChange, list[str]]:
+def find_sampler(name: str, settings: Sequence[str] = (), *, served: bool = False) -> tuple[SamplerChange, list[str]]:
     """The change that a sampler's name stands for, and the settings that are not arguments of its function.
 
-    ``folders``: whether samplers that open folders of this machine are allowed, as for a client of the server they are not. ValueError
-    for an unknown name, an argument that it does not have, and a value that is not a number.
+    ``served``: for a client of a server, who may not name all of them. ValueError for an unknown name, an argument that it does not have,
+    and a value that is not a number.
     """
     known = samplers()
     if name not in known:
@@ -146,7 +152,9 @@ def find_sampler(name: str, settings: Sequence[str] = (), *, folders: bool = Tru
         hint = f"did you mean {near[0]!r}?" if near else f"the samplers are {', '.join(known)}"
         raise ValueError(f"there is no sampler {name[:50]!r}; {hint}")
     entry, own, rest = known[name], dict[str, float | str](), list[str]()
-    if entry.folders and not folders:
+    if served and entry.looped:
+        raise ValueError(f"the sampler {name!r} is for looped models, which no server has; use another sampler")
+    if served and entry.folders:
         raise ValueError(
             f"the sampler {name!r} opens a folder of the server's machine, which no request may; leave it out"
         )
@@ -188,7 +196,8 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _changes_a_sampler(node: ast.FunctionDef) -> bool:
-    named = isinstance(node.returns, ast.Name) and node.returns.id == "Sampler" and not node.name.startswith("_")
+    returned = isinstance(node.returns, ast.Name) and node.returns.id in ("Sampler", _LOOPED)
+    named = returned and not node.name.startswith("_")
     return named and [a.arg for a in node.args.args] in (["base"], ["base", "net"])
 
 

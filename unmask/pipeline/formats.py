@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
+from unmask.checkpoints.diffa import is_diffa
 from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.families import is_dimoo
@@ -18,7 +19,7 @@ from unmask.checkpoints.stream import CheckpointError
 
 
 class Format(Enum):
-    """Ours, that of the LaViDa-O release, or that of another family; LLaDA, LLaDA2 and Dream are text models."""
+    """Ours, that of the LaViDa-O release, or that of another family; LLaDA, LLaDA2, Dream and DIFFA, which hears, are text models."""
 
     OWN = "own"
     RELEASED = "released"
@@ -29,13 +30,14 @@ class Format(Enum):
     DIMPLE = "dimple"
     MMADA = "mmada"
     DIMOO = "lumina_dimoo"
+    DIFFA = "diffa"
     LLADA2 = "llada2"
     LLADA2_UNI = "llada2_uni"
 
     @property
     def is_text(self) -> bool:
         """Whether it is that of a text model."""
-        return self in (Format.LLADA, Format.DREAM, Format.LLADA2)
+        return self in (Format.LLADA, Format.DREAM, Format.LLADA2, Format.DIFFA)
 
 
 def format_of(raw: object) -> Format:
@@ -45,6 +47,7 @@ def format_of(raw: object) -> Format:
     if is_llada2(raw):
         return Format.LLADA2_UNI if has_pictures(raw) else Format.LLADA2
     tests = (
+        (is_diffa, Format.DIFFA),
         (is_llada, Format.LLADA),
         (is_dream, Format.DREAM),
         (is_lavida, Format.LAVIDA),

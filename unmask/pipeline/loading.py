@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from unmask.checkpoints.diffa import survey_diffa
 from unmask.checkpoints.dimple import survey_dimple
 from unmask.checkpoints.dream import survey_dream
 from unmask.checkpoints.elastic import EVERYTHING, Checkpoint, Weights
@@ -88,7 +89,12 @@ _OTHER_TRUNKS = (
     "first_code",
     *("qk_norm", "rope_width", "experts"),
 )  # left out of our config.json where they are not set
-_SURVEYS = {Format.LLADA: survey_llada, Format.DREAM: survey_dream, Format.LLADA2: survey_llada2}
+_SURVEYS = {
+    Format.LLADA: survey_llada,
+    Format.DREAM: survey_dream,
+    Format.LLADA2: survey_llada2,
+    Format.DIFFA: survey_diffa,
+}
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 

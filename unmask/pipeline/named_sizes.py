@@ -23,6 +23,7 @@ _TOKENIZERS: dict[str, ImageTokenizerConfig] = {
     "mmada_8b": MagvitConfig(),
     "llada2_uni": UniConfig(),
 }  # others: aMUSEd's VQ
+_NOWHERE, _FLOW = Path("(not stored)"), Path("(flow, not stored)")
 _RELEASED = {"lavida_dream_7b": {"model_type": "llava_dream"}}  # fields of config.json that the presets read
 
 
@@ -39,7 +40,8 @@ def spec_of_size(name: str) -> ModelSpec:
         vq_config=vq_config,
         mask_id=0,
         net=_not_stored(net, "BF16", 2),
-        vq=_not_stored(vq, "F32", 4) if draws else {},
+        vq=_not_stored(vq, "F32", 4) | _flow(vq) if draws else {},
+        as_stored=frozenset({_FLOW}),
     )
     side, fold = MMADA_SIDE if found is Format.MMADA else SIDE, 2 if found is Format.RELEASED else 1
     return ModelSpec(
@@ -66,10 +68,14 @@ def _format_of(config: ElasticConfig, vq_config: ImageTokenizerConfig) -> Format
     return Format.DREAM if config.shifted else Format.LLADA
 
 
-def _not_stored(module: nn.Module, dtype: str, size: int) -> dict[str, Stored]:
+def _flow(vq: nn.Module) -> dict[str, Stored]:
+    """The parameters of a flow decoder, which keep the type of their file."""
+    every = _not_stored(vq, "BF16", 2, _FLOW)
+    return {name: stored for name, stored in every.items() if name.startswith("decoder.flow.")}
+
+
+def _not_stored(module: nn.Module, dtype: str, size: int, path: Path = _NOWHERE) -> dict[str, Stored]:
     return {
-        name: Stored(
-            path=Path("(not stored)"), name=name, dtype=dtype, shape=tuple(p.shape), start=0, nbytes=p.numel() * size
-        )
+        name: Stored(path=path, name=name, dtype=dtype, shape=tuple(p.shape), start=0, nbytes=p.numel() * size)
         for name, p in module.named_parameters()
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from unmask.checkpoints.device import AUTO, find_device
+from unmask.checkpoints.diffa import read_speech
 from unmask.checkpoints.elastic import EVERYTHING, Weights, WeightStorage
 from unmask.checkpoints.loading import load as load_weights
 from unmask.checkpoints.schema import read_json
@@ -30,14 +31,14 @@ from unmask.pipeline.loading import (
 from unmask.pipeline.model import Model
 from unmask.pipeline.quirks import USUAL, refuse_quirks, with_quirks
 from unmask.pipeline.recipe_models import open_by_recipe, recipe_in
-from unmask.pipeline.text_family import DREAM, LLADA, LLADA2
+from unmask.pipeline.text_family import DIFFA, DREAM, LLADA, LLADA2
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
 from unmask.sampling.fast import EXACT, Fast
 from unmask.tasks.arguments import checked
 from unmask.tasks.speeds import speed_of
 from unmask.tokens.text import MASK
 
-TEXT_FAMILIES = {Format.LLADA: LLADA, Format.DREAM: DREAM, Format.LLADA2: LLADA2}
+TEXT_FAMILIES = {Format.LLADA: LLADA, Format.DREAM: DREAM, Format.LLADA2: LLADA2, Format.DIFFA: DIFFA}
 
 
 def _silent(done: int, of: int) -> None:
@@ -119,7 +120,7 @@ def load_text(
     on_bytes: Callable[[int, int], None] = _silent,
     graphs: bool = True,
 ) -> TextModel:
-    """The text model of a folder in the layout of LLaDA or Dream. CheckpointError if its files do not match.
+    """The text model of a folder in the layout of LLaDA, Dream or DIFFA. CheckpointError if its files do not match.
 
     ``called``: the name that it was opened by; the other arguments are those of ``load``.
     """
@@ -129,6 +130,8 @@ def load_text(
     net, vq = weights.checkpoint.modules()
     parts = read_text_parts(spec, net)
     parts = replace(parts, context=context.tokens) if context else parts
+    if spec.format is Format.DIFFA:
+        parts = replace(parts, speech=read_speech(folder).to(place))
     add_adapters(net, lora, weights=weights, called=called)
     net.graphs = graphs_on(place) if graphs else None
     load_weights(weights, net, vq, Reply.needs)

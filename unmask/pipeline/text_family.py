@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from unmask.checkpoints.llada2 import read_text as read_llada2
 from unmask.sampling.llada2 import llada2_text
 from unmask.sampling.presets import dream_text, llada_base, llada_instruct
@@ -18,6 +20,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sampling.stopping import EndOfTurn
 from unmask.sequence import Sequence
 from unmask.tasks.conversing import Message
+from unmask.tasks.hearing import LEAD, MARK, SYSTEM, spliced
 from unmask.tokens.build import PROMPT, Builder
 from unmask.tokens.llada2 import BLOCK, END_ROLE, ROLE, in_blocks
 from unmask.tokens.qwen import picture_ids, read_qwen
@@ -62,16 +65,31 @@ class Template:
         """What stands before text without a template."""
         return [text[name] for name in self.plain if name in text.control]
 
+    def about_sound(self, b: Builder, messages: Items[Message], answer: list[int] | int, features: Tensor) -> Sequence:
+        """As ``conversation``; the last message is about a sound, whose features [R, D] stand before it (DIFFA).
+
+        As released, they go before the last token of the text that leads to them.
+        """
+        *earlier, last = messages
+        whole = self.conversation(b, [*earlier, replace(last, text=LEAD + MARK + last.text)], answer)
+        before = [*self._said_before(b.text, earlier), *self.turn(b.text, last.role), LEAD]
+        lead = Builder(text=b.text, wording=b.wording).say("prompt", *before)
+        return spliced(replace(whole, request=last.text), len(lead.ids) - 1, features)
+
     def conversation(self, b: Builder, messages: Items[Message], answer: list[int] | int) -> Sequence:
         """Messages, the last one from the user, and the answer: its ids, or the number of masked tokens."""
-        given = list(messages)
-        if (self.system or self.system_end) and given[0].role != "system":
-            given.insert(0, Message(role="system", text=self.system))
-        said: list[str | int] = _resolved(self.start, b.text)
-        for message in given:
-            said += self.said(b.text, message)
-        b.say("prompt", *said, *self.turn(b.text, "assistant"))
+        b.say("prompt", *self._said_before(b.text, messages), *self.turn(b.text, "assistant"))
         return self.row(b.write("answer", answer).build(messages[-1].text))
+
+    def _said_before(self, text: Text, messages: Items[Message]) -> list[str | int]:
+        """Finished turns, with the system message in front where there is none."""
+        given = list(messages)
+        if (self.system or self.system_end) and (not given or given[0].role != "system"):
+            given.insert(0, Message(role="system", text=self.system))
+        said: list[str | int] = _resolved(self.start, text)
+        for message in given:
+            said += self.said(text, message)
+        return said
 
 
 def _resolved(pieces: Items[str], text: Text) -> list[str | int]:
@@ -139,6 +157,9 @@ LLADA = TextFamily(
     read=_read_llada,
     context="max_sequence_length",
 )
+DIFFA = replace(
+    LLADA, template=replace(LLADA.template, system=SYSTEM, trims=False)
+)  # its code writes the prompt without a template of the tokenizer
 CHATML = Template(plain=(BOS,), header=(HEADER, "{role}\n"), end=(EOT, "\n"), system="You are a helpful assistant.")
 DREAM = TextFamily(
     template=CHATML,

@@ -15,8 +15,10 @@ from functools import cached_property
 from typing import ClassVar, NoReturn
 
 import torch
+from torch import Tensor
 
 from unmask.grammars.answer_format import AnswerFormat, Slot
+from unmask.models.speech import SpeechReader
 from unmask.pipeline.catalogue import for_network
 from unmask.pipeline.quirks import refuse_quirks
 from unmask.pipeline.text_family import LLADA, TextFamily
@@ -30,6 +32,7 @@ from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn, check, check_each
 from unmask.tasks.drafts import Drafted, draft_length, gaps_in, refuse_beside
 from unmask.tasks.forms import Request, answer_formed, filled
+from unmask.tasks.hearing import Sound, sound_features
 from unmask.tasks.lengths import Extent, read_words
 from unmask.tasks.results import Answer, answered, describe
 from unmask.tasks.running import (
@@ -59,12 +62,13 @@ _PICTURES = ("generate", "edit", "ground", "infill", "describe")
 
 @dataclass(frozen=True, kw_only=True)
 class TextParts:
-    """``context``: longest sequence in tokens · ``family``: its chat template and published samplers."""
+    """``context``: longest sequence in tokens · ``family``: its chat template and published samplers · ``speech``: encoder of sounds."""
 
     text: Text
     net: Denoiser
     context: int
     family: TextFamily = LLADA
+    speech: SpeechReader | None = None
 
     @cached_property
     def slots(self) -> Slots | None:
@@ -77,15 +81,18 @@ class TextParts:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A question in the chat template of the model's family; the answer has ``length`` tokens. ``messages``: those before the question."""
+    """A question in the family's chat template; the answer has ``length`` tokens. ``messages``: before it · ``sound``: features [R, D]."""
 
     question: str
     length: int
     messages: tuple[Message, ...] = ()
+    sound: Tensor | None = None
     needs: ClassVar[frozenset[str]] = _NEEDS
 
     def build(self, tokens: TextParts) -> Sequence:
         messages = (*self.messages, Message(role="user", text=self.question))
+        if self.sound is not None:
+            return tokens.family.template.about_sound(tokens.builder(), messages, self.length, self.sound)
         return tokens.family.template.conversation(tokens.builder(), messages, self.length)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
@@ -184,9 +191,11 @@ class TextModel:
         sampler: Sampler | None = None,
         form: AnswerFormat | None = None,
         draft: str = "",
+        audio: Sound | None = None,
     ) -> Answer:
         """Answer a question with the chat template and the published settings of the model's family.
 
+        ``audio``: a WAV file, or samples [N] at 16 kHz, that the question is about or that ask it; of models that hear (DIFFA) ·
         ``messages``: what was said before the question, by the system, the user and the assistant · ``max_tokens``: most tokens of the
         answer, which ends earlier at the model's end of turn; the model's context bounds it (None: ``length``) · ``length``: masked tokens
         that are decoded at a time (LLaDA: in blocks of 32); the answer depends on it, but not on ``max_tokens`` (``tasks.lengths``) ·
@@ -199,7 +208,8 @@ class TextModel:
         _check_texts(messages)
         preset = family.chat(self.parts.text, extent.length)
         chosen = with_options(sampler or self._changed(preset), settings, steps, guidance_scale, temperature, top_p)
-        reply = Reply(question=_given(question), length=extent.length, messages=tuple(messages))
+        sound = sound_features(self.parts.speech, audio)
+        reply = Reply(question=_given(question), length=extent.length, messages=tuple(messages), sound=sound)
         if draft:
             refuse_beside(max_tokens, stop, form)
             if length is None:

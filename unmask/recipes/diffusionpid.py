@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 
 import torch
@@ -72,13 +72,18 @@ class States:
     batch: int = 64
 
     def __call__(self, step: int) -> Batch:
-        rng, rows = generator("diffusionpid", self.seed, step), rows_of(self.world)
-        drawn = torch.randint(len(rows), (self.batch,), generator=rng).tolist()
-        kept = (torch.rand(self.batch, 2, generator=rng) < 0.5).tolist()
-        words = [tuple(w for w in (0, 1) if keep[w]) for keep in kept]
-        all_masked = torch.ones(2, dtype=torch.bool)
-        made = [sequence(rows[i], some, all_masked) for i, some in zip(drawn, words, strict=True)]
-        return collate(made, range(self.batch))
+        rng, rows = generator("diffusionpid", self.seed, step), torch.tensor(rows_of(self.world))
+        drawn = rows[torch.randint(len(rows), (self.batch,), generator=rng)]
+        kept = torch.rand(self.batch, 2, generator=rng) < 0.5
+        words = torch.where(kept, drawn[:, 2:], _DROPPED)
+        ids = torch.cat((words, drawn[:, :2]), 1)
+        return _template(self.batch).replace(ids=ids, clean=ids)
+
+
+@lru_cache(maxsize=1)
+def _template(batch: int) -> Batch:
+    """Rows with both tokens masked."""
+    return collate([sequence((0, 0, 0, 0), (0, 1), torch.ones(2, dtype=torch.bool))] * batch, range(batch))
 
 
 def world(name: str = "xor", seed: int = 0, steps: int = _STEPS) -> Recipe:

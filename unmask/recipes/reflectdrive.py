@@ -275,7 +275,8 @@ def demo(work: Work) -> Findings:
     }
     safer = gains["best_of_4_minus_repaired.unsafe"]
     return Findings(
-        about=f"{worlds} roads, {len(work.seeds)} networks. Unsafe: the plan touches a disc or leaves the road. Passes: inpaintings of "
+        about=f"{worlds} roads, {len(work.seeds)} networks. Unsafe: a waypoint lies in a disc or off the road; the lines between "
+        "them are not tested. Passes: inpaintings of "
         f"{_STEPS} steps each. All arms share the scorer; best of K is the baseline at equal passes, and clamping moves unsafe waypoints "
         "without a further pass. Jerk: mean squared second difference of the waypoints.",
         verdict=_verdict(over, gains),
@@ -287,7 +288,9 @@ def demo(work: Work) -> Findings:
                 head=("arm", *(m.replace("_", " ") for m in _MEASURES)),
                 rows=tuple((name, *(o[m] for m in _MEASURES)) for name, o in over.items()),
             ),
-            Media(title="The same roads, raw, best of 4 and repaired", items=_drawn(nets[0])),
+            Media(
+                title="Roads where the raw plan is unsafe: raw, best of 4 and repaired", items=_drawn(nets[0], worlds)
+            ),
         ),
     )
 
@@ -302,11 +305,12 @@ def _verdict(over: dict[str, dict[str, Figure]], gains: dict[str, Figure]) -> st
     raw, four, clamped, whole = (
         over[name] for name in ("raw", "best of 4", "clamped, not inpainted", "three goals, repaired")
     )
+    smoother = gains["clamped_minus_inpainted.jerk"]
+    within = "" if (smoother["low"] or 0) > 0 else ", within its interval"
     return (
         f"Unsafe plans: raw {raw['unsafe']['value']:.3f}, best of 4 {four['unsafe']['value']:.3f} at 4 passes, three goals with repair "
         f"{whole['unsafe']['value']:.3f} at {whole['passes']['value']:.1f} passes, and clamping alone {clamped['unsafe']['value']:.3f} at "
-        f"one; inpainting after it lowers the jerk by {gains['clamped_minus_inpainted.jerk']['value']:.2f} of "
-        f"{clamped['jerk']['value']:.1f} cells²."
+        f"one; inpainting after it lowers the jerk by {smoother['value']:.2f} of {clamped['jerk']['value']:.1f} cells²{within}."
     )
 
 
@@ -314,21 +318,26 @@ def _figures(over: dict[str, dict[str, Figure]]) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for name, one in over.items():
         key = name.replace(",", "").replace(" ", "_")
-        figures |= {f"{key}.{m}": {**one[m], **_UNITS.get(m, {})} for m in _MEASURES}
+        figures |= {f"{key}.{m}": {**one[m], **_UNITS.get(m, {})} for m in ("unsafe", "jerk", "passes")}
     return figures
 
 
 _UNITS: dict[str, Json] = {"jerk": {"unit": "cells2"}, "passes": {"unit": "passes"}}
 
 
-def _drawn(net: Elastic) -> tuple[tuple[str, Image.Image], ...]:
+def _drawn(net: Elastic, worlds: int) -> tuple[tuple[str, Image.Image], ...]:
     items = []
-    for i in range(_SHOWN):
+    for i in range(worlds):
         one = road(generator("reflectdrive test road", i))
+        fill = Inpainting(net=net, one=one, seed=1000 * i)
+        if float(one.clearance(_raw(one, fill)[0]).min()) >= 0:
+            continue
         for name in ("raw", "best of 4", "three goals, repaired"):
-            plan, _ = ARMS[name](one, Inpainting(net=net, one=one, seed=1000 * i))
+            plan, _ = ARMS[name](one, fill)
             safe = float(one.clearance(plan).min()) >= 0
             items.append((f"road {i}, {name}: {'safe' if safe else 'unsafe'}", picture(one, plan)))
+        if len(items) == 3 * _SHOWN:
+            break
     return tuple(items)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -87,17 +87,14 @@ class Finished:
     trace: tuple[Tensor, ...] = ()
 
 
-@dataclass(kw_only=True)
 class Row:
     """A scorer of one row without a cache. ``prompt``: other ids in place of the row's first ones (guidance); None: its own · ``hidden``:
     how many of them are padding that nobody reads, and positions begin behind it.
     """
 
-    net: Elastic
-    block: int
-    prompt: Tensor | None = None
-    hidden: int = 0
-    forwards: int = field(default=0, init=False)
+    def __init__(self, *, net: Elastic, block: int, prompt: Tensor | None = None, hidden: int = 0) -> None:
+        self.net, self.block, self.prompt, self.hidden = net, block, prompt, hidden
+        self.forwards = 0
 
     def ids(self, ids_L: Tensor) -> Tensor:
         return ids_L if self.prompt is None else torch.cat([self.prompt, ids_L[len(self.prompt) :]])
@@ -118,14 +115,18 @@ class Row:
         return self.net.text_head(self.passed(ids_L[:stop]).hidden[start:stop]).float()
 
 
-@dataclass(kw_only=True)
 class Guided:
     """Rows that are merged into one, the guided first. A step in which all are computed whole counts as one forward."""
 
-    rows: Sequence[Scorer]
-    merge: Callable[[Sequence[Tensor]], Tensor]
-    whole: Callable[[int, int], bool] = lambda start, step: True
-    forwards: int = field(default=0, init=False)
+    def __init__(
+        self,
+        *,
+        rows: Sequence[Scorer],
+        merge: Callable[[Sequence[Tensor]], Tensor],
+        whole: Callable[[int, int], bool] = lambda start, step: True,
+    ) -> None:
+        self.rows, self.merge, self.whole = rows, merge, whole
+        self.forwards = 0
 
     def logits(self, ids_L: Tensor, start: int, stop: int, step: int) -> Tensor:
         self.forwards += 1 if self.whole(start, step) else len(self.rows)

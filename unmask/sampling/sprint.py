@@ -12,7 +12,7 @@ Shapes: P tokens before a block · b tokens of a block · V vocabulary · H head
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -63,20 +63,17 @@ class Keep:
         return importance_P.topk(count).indices.sort().values
 
 
-@dataclass(kw_only=True)
 class SprintRow:
     """A scorer. ``row``: as it is computed whole · ``kept``: of the first block with a cache, the kept tokens of every layer ·
     ``confidence``: of its tokens · ``first_cached``: logits of the first step that used a cache.
     """
 
-    row: Row
-    keep: Keep
-    warmup: int = 2
-    kept: Tensor | None = field(default=None, init=False)
-    confidence: Tensor | None = field(default=None, init=False)
-    first_cached: Tensor | None = field(default=None, init=False)
-    _lent: list[LayerKeys] = field(default_factory=list, init=False)
-    _padding: Tensor | None = field(default=None, init=False)
+    def __init__(self, *, row: Row, keep: Keep, warmup: int = 2) -> None:
+        self.row, self.keep, self.warmup = row, keep, warmup
+        self.kept: Tensor | None = None
+        self.confidence: Tensor | None = None
+        self.first_cached: Tensor | None = None
+        self._lent = list[LayerKeys]()
 
     @property
     def net(self) -> Elastic:

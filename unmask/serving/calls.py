@@ -55,7 +55,7 @@ def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callabl
             with about("cache"):
                 named_change(None, body.cache)
             settings = body.settings if body.sampler is None else checked(body.settings)
-            change, rest = sampler_change(body.sampler, body.schedule, body.cache, settings, folders=False)
+            change, rest = sampler_change(body.sampler, body.schedule, body.cache, settings, served=True)
             if change is None:
                 return make(body, *given)(model)
             return make(body.model_copy(update={"settings": rest}), *given)(model.with_sampler(change))

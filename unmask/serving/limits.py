@@ -114,21 +114,23 @@ def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = 
     """The preset of the model with its settings, or a named sampler with its arguments. ``absent``: values that count as no value."""
     settings = {s["name"]: s["type"] for s in own}
     # Fast mode has other settings than the preset.
-    at_speed = {"sampler": absent, "settings": _or(absent, _settings({}))}
+    at_speed = {"sampler": absent, "settings": _or(absent, _settings({})), "speed": {"not": absent}}
     own_speed = {"sampler": absent, "settings": _or(absent, _settings(settings)), "speed": absent}
-    choices: list[Json] = [{"properties": at_speed}, {"properties": own_speed}]
+    choices: list[Json] = [{"properties": at_speed, "required": ["speed"]}, {"properties": own_speed}]
     alike: dict[
         tuple[tuple[str, str], ...], list[str]
     ] = {}  # names by their arguments: fewer choices are easier to read
     for sampler in known:
-        if sampler.folders:
-            continue  # a request cannot name a folder of this machine
+        if not sampler.served:
+            continue
         kinds = tuple((name, _KIND[type(value)]) for name, value in sampler.arguments.items())
         alike.setdefault(kinds, []).append(sampler.name)
     for kinds, names in alike.items():
         named = {"sampler": {"enum": names}, "settings": _or(absent, _settings(dict(kinds)))}
         choices.append({"properties": named, "required": ["sampler"]})
-    return {"anyOf": choices}
+    # oneOf: since the choices exclude each other, a generator may take one and join it with the other limits. With anyOf, schemathesis
+    # joins all of them with all others, and gives up from a few dozen on.
+    return {"oneOf": choices}
 
 
 _KIND: dict[type, str] = {bool: "boolean", int: "integer", float: "number"}

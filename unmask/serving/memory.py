@@ -1,7 +1,9 @@
 """The C library's allocator in a server of many threads (glibc; elsewhere nothing happens).
 
-Public idea: ``share_arenas()`` once, before threads start, and ``give_back()`` when the server has nothing to do. Otherwise each of up to
-eight arenas per core keeps the most that a thread of it ever used, and a server's memory follows the number of its calls.
+Public idea: ``share_arenas()`` once, before threads start, and ``give_back()`` after calls, now and then. Otherwise each of up to
+eight arenas per core keeps the most that a thread of it ever used, and a server's memory follows the number of its calls. A server that is
+never idle must give back too: in a soak test its memory rose by 40 % in busy minutes, and fell to the same 989 MB whenever no call was in
+progress.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Callable
 _ARENAS = (-8, 2)  # M_ARENA_MAX
 _MAPPED = (-3, 2**23)  # M_MMAP_THRESHOLD
 _KEPT = (-1, 2**26)  # M_TRIM_THRESHOLD: of free bytes at the end of an arena
-_EVERY = 10.0  # seconds between two times that memory is given back: it takes some milliseconds
+_EVERY = 20.0  # seconds between two times that memory is given back: for a gigabyte it takes 0.1 s of a CPU
 
 
 def share_arenas() -> None:
@@ -37,8 +39,8 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-class Idle:
-    """``work`` when there is nothing to do, at most every ``seconds``; what comes too early is done later. Safe in any thread."""
+class Seldom:
+    """``work``, at most every ``seconds``; what comes too early is done later. Safe in any thread."""
 
     def __init__(
         self,

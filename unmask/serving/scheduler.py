@@ -22,6 +22,9 @@ from dataclasses import dataclass
 
 SHORT = 4  # a request goes first out of turn if it needs at most a quarter of what the first one needs
 BESIDE = 4  # positions of longer requests in a forward, as a multiple of what its first request needs
+# The same if the first is short beside them. On a CPU, a text of one step beside 40 drawings takes 1.6 times its time alone, and 3.8
+# times with 4; the drawings lose up to 3 % of their rate.
+BESIDE_SHORT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +125,9 @@ class Scheduler:
             return False
         if any(step.text for step in steps) and sum(step.idle for step in steps) > self.idle:
             return False
-        first = steps[0]
-        if sum(step.positions for step in steps if step.left > first.left) > BESIDE * first.left:
+        first, longer = steps[0], [step for step in steps if step.left > steps[0].left]
+        short = any(step.left >= SHORT * first.left for step in longer)
+        if sum(step.positions for step in longer) > (BESIDE_SHORT if short else BESIDE) * first.left:
             return False
         if not any(step.padded for step in steps):
             return True

@@ -21,7 +21,7 @@ from unmask.serving import requests
 from unmask.serving.codec_threads import CodecThreads
 from unmask.serving.engine import Engine, Limits
 from unmask.serving.jobs import Job, Listener
-from unmask.serving.memory import Idle
+from unmask.serving.memory import Seldom
 from unmask.serving.picture_reader import PictureReader
 from unmask.serving.requests import Closed, QueueFull
 
@@ -78,7 +78,7 @@ class Service:
         self._under_way = 0
         self._engine = self._open()
         self._threads = ThreadPoolExecutor(self.places, thread_name_prefix="call")
-        self._codecs, self._idle = CodecThreads(), Idle()
+        self._codecs, self._give_back = CodecThreads(), Seldom()
 
     def start(self, calls: Sequence[Call[T]]) -> list[Started[T]]:
         """Start all calls or none. Raises QueueFull, Draining, or ValueError for more calls than the server takes at all and for an adapter
@@ -129,7 +129,7 @@ class Service:
         self._engine.close()
         self._threads.shutdown()
         self._codecs.close()
-        self._idle.close()
+        self._give_back.close()
 
     def _begin(self, engine: Engine, call: Call[T]) -> Started[T]:
         model = self.model if call.lora is None else self.adapted[call.lora]
@@ -149,10 +149,8 @@ class Service:
     def _ended(self, future: Future[T]) -> None:
         with self._changed:
             self._under_way -= 1
-            idle = not self._under_way
             self._changed.notify_all()
-        if idle:
-            self._idle()
+        self._give_back()
 
     def _open(self) -> Engine:
         # The service limits the calls; an admitted call can always go on to its next run.

@@ -29,7 +29,20 @@ from unmask.tasks.parts import Parts, Presets, Refused
 from unmask.tasks.rows import Extras, one_kind
 from unmask.tasks.some_tasks import drawing_and_answering
 from unmask.tokens.layouts import Layout as Boxes
-from unmask.tokens.llada2 import BLOCK, Layout, draw_prompt, drawing, editing, null_prompt, understanding
+from unmask.tokens.llada2 import (
+    BLOCK,
+    IMAGE,
+    UNCONDITION,
+    Layout,
+    draw_prompt,
+    drawing,
+    editing,
+    header,
+    null_prompt,
+    thinking,
+    thinking_prompt,
+    understanding,
+)
 from unmask.tokens.prompts import RELEASED, Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS
 from unmask.tokens.text import MASK
@@ -42,6 +55,7 @@ _UNIT = 32  # pixels: sides of pictures that are read are multiples of it
 _LEAST, _MOST, _MOST_OF_SEVERAL = 128**2, 800**2, 448**2  # pixels of a picture that is read
 _SMALLEST = 8  # codes along a side
 _MOST_SHAPE, _MOST_AREA = 4, 4  # longest side / shortest; squares of the model's size
+_THOUGHTS = 512  # tokens of thoughts before a drawing
 _TASKS = "it draws, edits, and answers questions with and without a picture"
 
 
@@ -70,20 +84,29 @@ class UniRows:
         return max(length, max_tokens or 0)
 
     def planning(self, tokens: Parts, prompt: str, length: int, conditions: Conditions | None) -> Sequence:
-        raise ValueError(f"LLaDA2.0-Uni makes no layouts; {_TASKS}")
+        """The model's thoughts about a picture, which then stand before it."""
+        if conditions is not None:
+            raise ValueError("LLaDA2.0-Uni draws from a prompt and a size alone; leave out conditions")
+        return thinking(tokens.builder(), prompt, length, self.layout)
 
     def plan_in(self, tokens: Parts, ids: Items[int]) -> Boxes:
-        raise ValueError(f"LLaDA2.0-Uni makes no layouts; {_TASKS}")
+        ends = (tokens.text[IMAGE], *tokens.text.ends)
+        end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        return Boxes(objects=(), reason=tokens.text.raw(list(ids[:end])).strip())
 
     def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence:
-        if replace(extras, size=None) != Extras():
+        """With thoughts, they stand between the prompt and the picture, whose size is the one asked for."""
+        if replace(extras, size=None, plan=None) != Extras() or (extras.plan and extras.plan.objects):
             raise ValueError(
-                "LLaDA2.0-Uni draws from a prompt and a size alone; leave out conditions, layouts and attempts"
+                "LLaDA2.0-Uni draws from a prompt and a size alone; leave out conditions, layouts of objects and attempts"
             )
         grid = tokens.grid if extras.size is None else _grid_of(extras.size, tokens.side, tokens.vq.config.factor)
         b = tokens.builder()
-        given = draw_prompt(b, prompt, grid)
-        return drawing(b, given, null_prompt(b, grid), grid, self.layout, prompt)
+        if extras.plan is None:
+            return drawing(b, draw_prompt(b, prompt, grid), null_prompt(b, grid), grid, self.layout, prompt)
+        given = [*thinking_prompt(b, prompt), *b.text.encode(extras.plan.reason), *header(b.text, grid)]
+        null = [*thinking_prompt(b, UNCONDITION), *header(b.text, grid)]
+        return drawing(b, given, null, grid, self.layout, prompt)
 
     def editing(
         self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Boxes | None
@@ -238,12 +261,23 @@ def _edit(tokens: Parts) -> Sampler:
 
 
 def _text(tokens: Parts) -> Sampler:
+    return _ending(tokens, tokens.text.ends)
+
+
+def _thoughts(tokens: Parts) -> Sampler:
+    """They end where the model announces its picture."""
+    return _ending(tokens, (tokens.text[IMAGE], *tokens.text.ends))
+
+
+def _ending(tokens: Parts, end: tuple[int, ...]) -> Sampler:
     first = tokens.net.config.first_code
-    return llada2_text(text_ids=first, mask_id=tokens.mask_id, end=tokens.text.ends, block=_block(tokens))
+    return llada2_text(text_ids=first, mask_id=tokens.mask_id, end=end, block=_block(tokens))
 
 
 PRESETS = replace(
     drawing_and_answering("LLaDA2.0-Uni", _TASKS, generate=_generate, ask=_text, length=512, edit=_edit),
+    plan=_thoughts,
+    plan_length=_THOUGHTS,
     infill=Refused(told="LLaDA2.0-Uni cannot infill pictures", has=_TASKS),
 )
 

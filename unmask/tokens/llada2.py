@@ -96,6 +96,18 @@ def draw_prompt(b: Builder, words: str, grid: tuple[int, int], *, system: str = 
     return [*_system(b, system), *b.text.encode(words), *roles(b.text, "ASSISTANT"), *header(b.text, grid)]
 
 
+def thinking_prompt(b: Builder, words: str) -> list[int]:
+    """Ids of the prompt of a text that thinks about a picture and announces it."""
+    return [*_system(b, THINK_TO_DRAW), *b.text.encode(words), *roles(b.text, "ASSISTANT")]
+
+
+def thinking(b: Builder, words: str, length: int, layout: Layout) -> Sequence:
+    """The row of such a text, of ``length`` masked tokens and up to the end of a block. Spans: "prompt", "plan"."""
+    b.say("prompt", *thinking_prompt(b, words))
+    length += -(len(b.ids) + length) % layout.block
+    return in_blocks(b.write("plan", length).build(words), layout.block)
+
+
 def null_prompt(b: Builder, grid: tuple[int, int], *, system: str = DRAW) -> list[int]:
     """Ids of the prompt that guidance of a drawing compares with."""
     return draw_prompt(b, UNCONDITION, grid, system=system)

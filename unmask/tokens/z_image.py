@@ -154,7 +154,7 @@ class ZImage(nn.Module):
     def forward(self, x_BCHW: Tensor, time_B: Tensor, features_BTF: Tensor) -> Tensor:
         high, wide = (side // _PATCH for side in x_BCHW.shape[2:])
         time = self.t_embedder(time_B)[:, None]
-        x, c = self.refined(x_BCHW, time, features_BTF)
+        x, c = self.after_refiners(x_BCHW, time, features_BTF)
         whole, turn = torch.cat([x, c], dim=1), torch.cat(self._turns(high, wide, features_BTF.shape[1]))
         for layer in self.layers:
             whole = layer(whole, turn, time)
@@ -166,7 +166,7 @@ class ZImage(nn.Module):
             .reshape(x_BCHW.shape)
         )
 
-    def refined(self, x_BCHW: Tensor, time_B1c: Tensor, features_BTF: Tensor) -> tuple[Tensor, Tensor]:
+    def after_refiners(self, x_BCHW: Tensor, time_B1c: Tensor, features_BTF: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and features after their refiners, padded, [B, N, D] each."""
         weight = self.x_pad_token
         high, wide = (side // _PATCH for side in x_BCHW.shape[2:])
