@@ -18,7 +18,7 @@ from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
 from unmask.pipeline.from_pickles import to_safetensors
 from unmask.pipeline.model import Model
-from unmask.pipeline.named_sizes import spec_of_size
+from unmask.protocols import UnmaskingSchedule
 from unmask.sampling.block_diffusion import Blocks, Counted, Editing, Row
 from unmask.sampling.cache import NoCache
 from unmask.sampling.rescaled import HeadDeviation, Rescaled
@@ -123,7 +123,7 @@ def test_the_cache_is_exact_and_saves_tokens(model: Model) -> None:
     assert torch.equal(cached.ids, plain.ids) and 2 * with_cache < sum(counts)
 
 
-def _steps(model: Model, steps: int):
+def _steps(model: Model, steps: int) -> UnmaskingSchedule:
     return replace(model.presets.generate(model.parts).schedule, steps=steps)
 
 
@@ -264,12 +264,3 @@ def test_thoughts_stand_before_the_picture(model: Model) -> None:
     text = model.parts.text
     ids = [*text.encode("so: "), text["<|image|>"], 3]
     assert model.parts.rows.plan_in(model.parts, ids).reason == "so:"
-
-
-def test_named_sizes_have_the_released_numbers_of_parameters() -> None:
-    checkpoint = spec_of_size("llada2_uni").checkpoint
-    encoder, flow = (
-        sum(s.numbers for n, s in checkpoint.vq.items() if n.startswith(part)) for part in ("encoder.", "decoder.flow.")
-    )
-    assert sum(s.numbers for s in checkpoint.net.values()) == 16_322_752_256
-    assert (encoder, flow) == (1_159_607_808, 6_160_808_512)

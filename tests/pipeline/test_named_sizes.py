@@ -24,6 +24,9 @@ RELEASED = {
     "dimple_7b": (Format.DIMPLE, 8_317_863_936, 0, _READS),
     "mmada_8b": (Format.MMADA, 8_082_690_048, 95_387_004, ("generate", "plan", "infill", "ask", "converse")),
     "lumina_dimoo_8b": (Format.DIMOO, 8_081_805_312, 146_244_675, ("generate", "edit", "infill", "ask", "converse")),
+    "llada2_mini": (Format.LLADA2, 16_255_643_392, 0, _TEXT),
+    "llada2_flash": (Format.LLADA2, 102_889_705_216, 0, _TEXT),
+    "llada2_uni": (Format.LLADA2_UNI, 16_322_752_256, 7_507_335_491, ("generate", "plan", "edit", "ask", "converse")),
     "lavida_o": (Format.RELEASED, 10_948_106_912, 146_244_675, tuple(PRESETS)),
 }
 
