@@ -161,6 +161,8 @@ CARD = Card(
     year=2025,
     changes="objective: clipped policy gradients on masked tokens, with masks spread over time",
     claim="UniGRPO after mixed chain-of-thought tuning raises text reasoning and the quality of pictures.",
+    figure="mini, 208 updates, 192 drawings of 96 unseen prompts at 16 steps: .646 to .807 right (+.161 [.099, .229]), variety .849 to "
+    ".753; not better than supervised tuning with as many operations (.000 [-.073, .073], without other objects +.047 [-.037, .130])",
     paper_figure="GSM8K 65.2 to 73.4, ImageReward 0.84 to 1.15",
     status="reference",
     recipe="unigrpo",
