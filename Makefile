@@ -1,6 +1,7 @@
 # Everything below sets itself up: a virtual environment in .venv, then the package with its tools. The second call is quick.
 #   make demo    a sheet of pictures in demo/sheet.png
 #   make test    all tests
+#   make test-integrations   tests with the libraries of docs/integrations.md, which make test leaves out
 #   make check   lint, types and tests, as continuous integration runs them
 #   make soak    a server under load for four hours, attacks, kill -9 and crashes; about six hours on two cores, for every week
 #   make fuzz    thousands of altered model folders and configurations; an hour on one core
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test fuzz soak lint format types check install browser clean
+.PHONY: demo test test-integrations fuzz soak lint format types check install browser clean
 
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/unmask demo --seed 7 --out demo
@@ -20,6 +21,11 @@ demo: install
 # One thread a process: pytest already keeps every core busy. GPU tests are asked for by name: pytest -m gpu.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --timeout 600 -m "not gpu" $(ARGS)
+
+# Packages that make test does without. Their lists require no other torch than the one that is there.
+test-integrations: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test,integrations]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations --timeout 600 $(ARGS)
 
 fuzz: install
 	OMP_NUM_THREADS=1 UNMASK_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/checkpoints/test_altered_folders.py $(ARGS)
@@ -69,6 +75,7 @@ $(STAMP): pyproject.toml
 	  echo "Python cannot make virtual environments here: install the system package python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
+	$(BIN)/python -m tests.packed
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""The option --golden, the shipped model, loaded once for all tests of tasks, and a Python that starts fast for programs of tests."""
+"""The option --golden, packed fixtures, the shipped model, loaded once for all tests of tasks, and a Python that starts fast."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import unmask
 from unmask.pipeline.model import Model
 
+from .packed import restore
 from .warm import warm
 
 
@@ -21,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of the methods' measured arrays, NAME.safetensors",
     )
+
+
+def pytest_configure() -> None:
+    """Once in the process that starts the workers; they find all files."""
+    restore()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import tiny_dimple, tiny_dream, tiny_lavida, tiny_llada
+from . import tiny_dimple, tiny_dream, tiny_lavida, tiny_llada, tiny_llada2, tiny_rediff
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -52,6 +52,7 @@ FAMILIES = {
         alone=False,
         parts="questions",
     ),
+    "rediff": Family(make=tiny_rediff.make, tasks=_TEXT, reads=True, alone=False, parts="questions"),
     "dimple": Family(make=tiny_dimple.make, tasks=_TEXT, reads=True, alone=False, parts="questions"),
     "mmada": Family(
         make=_mmada,
@@ -68,5 +69,14 @@ FAMILIES = {
         alone=True,
         parts="geneval,questions,edit,vq",
         quick=_BLOCKS,
+    ),
+    "llada2": Family(make=tiny_llada2.write_text_model, tasks=_TEXT, reads=False, alone=True),
+    "llada2_uni": Family(
+        make=tiny_llada2.write_uni_model,
+        tasks=frozenset({"ask", "generate", "edit"}),
+        reads=True,
+        alone=True,
+        parts="geneval,questions,edit,vq",
+        quick=("-o", "schedule.steps=2"),
     ),
 }

@@ -23,6 +23,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.part
 ROWS: dict[str, int] = {
     "__main__": 11,  # python -m unmask
     "cli": 10,
+    "integrations": 9,  # other libraries' interfaces; a command starts one (docs/notes/0015-integrations.md)
     "serving": 9,  # below the commands, one of which starts it (docs/notes/0007-through.md)
     "recipes": 8,
     "methods": 7,

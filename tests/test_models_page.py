@@ -39,9 +39,14 @@ NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "Dream": ("dream", "dream_7b", ("dream_tiny",)),
     "LaViDa on LLaDA": ("lavida", "lavida_8b", ("lavida_tiny",)),
     "LaViDa on Dream": ("lavida on dream", "lavida_dream_7b", ("lavida_dream_tiny",)),
+    "LLaDA-V, ReDiff": ("rediff", "rediff_8b", ()),
     "Dimple": ("dimple", "dimple_7b", ("dimple_tiny",)),
     "MMaDA": ("mmada", "mmada_8b", ("mmada_tiny",)),
     "Lumina-DiMOO": ("lumina_dimoo", "lumina_dimoo_8b", ("lumina_dimoo_tiny",)),
+}
+_ELSEWHERE = {
+    "LLaDA": "none; MMaDA and Lumina-DiMOO have its trunk and its sampler of text",
+    "LLaDA-V, ReDiff": "`tests/golden/rediff_tiny`, which `tests/methods/test_rediff.py` compares",
 }
 _ANY = 2**31  # of ``Fixed``: the selection says how many
 
@@ -137,7 +142,7 @@ def _proofs() -> Iterator[str]:
             exact, tolerance = sum(one.exact for one in found), default_tolerance(place)
             yield f"| {name} | `tests/golden/{folder}` | {len(found)} | {exact} | {len(found) - exact}, {tolerance:g} |"
         if not folders:
-            yield f"| {name} | none; MMaDA and Lumina-DiMOO have its trunk and its sampler of text | | | |"
+            yield f"| {name} | {_ELSEWHERE[name]} | | | |"
 
 
 def test_the_tables_are_what_the_code_says() -> None:

@@ -12,8 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-FOR_USERS = [name for name in EXTRAS if name not in ("test", "dev")]
-IMPORTED_AS = {"pillow": "PIL", "pillow-heif": "pillow_heif", "huggingface-hub": "huggingface_hub"}
+FOR_USERS = [name for name in EXTRAS if name not in ("test", "dev", "integrations")]
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "pillow-heif": "pillow_heif",
+    "huggingface-hub": "huggingface_hub",
+    "lm-eval": "lm_eval",
+}
 # fastapi imports the first where a form is posted, torch.utils.tensorboard the second
 IMPORTED_BY_OTHERS = ("python-multipart", "tensorboard")
 

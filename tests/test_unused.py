@@ -26,11 +26,14 @@ READ_OTHERWISE = {
     ("data/dpg.py", "Question", "fact"),  # column of the released file, for callers of read_dpg
     ("evaluation/self_test.py", "Machine", "torch"),  # ``unmask doctor`` compares machines with asdict
     ("evaluation/self_test.py", "Machine", "instructions"),  # ``unmask doctor`` compares machines with asdict
+    ("methods/ladic.py", "Drawn", "refined"),  # how a sample came about; tests compare it with measured values
     ("methods/reflectdrive.py", "Round", "violation"),  # what a repair did; tests compare it with measured values
     ("methods/recurrent_depth.py", "Round", "wave"),  # what a round did; tests compare it with measured values
     ("models/waves.py", "Judged", "criterion"),  # as above
     ("models/waves.py", "Wave", "standing"),  # as above
     ("models/waves.py", "Wave", "dropped"),  # as above
+    ("tokens/lfq.py", "Quantised", "sample_entropy"),  # parts of its loss; tests compare them with measured values
+    ("tokens/lfq.py", "Quantised", "code_entropy"),  # as above
     ("recipes/judge.py", "Accuracy", "scenes"),  # result of ``accuracy``, for callers that train a judge
     ("methods/card.py", "Card", "paper_figure"),  # ``unmask methods`` reads the literals of a card's file
     ("methods/card.py", "Card", "year"),  # ``unmask methods`` reads the literals of a card's file

@@ -82,7 +82,7 @@ def _lay_out(spans: tuple[Span, ...]) -> Tensor:
 
 def _orders(span: Span, own: _Places) -> Tensor:
     """Order of every token of a span. ValueError where the codes of one position would have two: a position has one order."""
-    offset = torch.arange(len(span))
+    offset = torch.arange(len(span)) + span.order_phase
     order = span.order + (offset // span.order_step if span.order_step else torch.zeros_like(offset))
     if span.order_step and not torch.equal(order, order[own.leader.bool()][own.place]):
         columns = span.grid[1] if span.grid else 1

@@ -35,7 +35,8 @@ class Span:
     weights on codes and UND weights on the rest.
 
     Who reads whom: a key is read if its ``segment`` is 0 or the query's, and its order is at most the query's. ``order``: of the first
-    token · ``order_step``: 0 gives all tokens this order, n adds one every n tokens (1 is causal, n block-causal). ``ON_UNMASK``: tokens
+    token · ``order_step``: 0 gives all tokens this order, n adds one every n tokens (1 is causal, n block-causal) · ``order_phase``: tokens
+    before the span that its first n are counted with. ``ON_UNMASK``: tokens
     get the order clock + 1 when they are unmasked, so that none of them reads a masked token (``sampling/step_causal.py``).
     ``positions_of``: an earlier span whose positions this one shares · ``position_offset``: added to all its positions.
     """
@@ -52,6 +53,7 @@ class Span:
     branch: int | None = None
     order: int = 0
     order_step: int = 0
+    order_phase: int = 0
     positions_of: str = ""
     position_offset: int = 0
 

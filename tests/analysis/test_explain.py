@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask.analysis.explain import explain, without
+from unmask.analysis.explain import content_words, contributions, explain, without
 from unmask.pipeline.model import Model
 
 
@@ -41,3 +41,25 @@ def test_the_parts_of_an_explanation_add_up(model: Model) -> None:
     assert found.sheet().width > 600
     again = explain(model, picture, "a red apple", words, masks=2)
     assert torch.equal(again.maps.synergy, found.maps.synergy)
+
+
+def test_each_word_is_compared_with_the_prompt_without_it(model: Model) -> None:
+    picture = Image.new("RGB", (128, 128), "red")
+    found = contributions(model, picture, "a red apple", masks=2)
+    assert list(found.maps) == ["red", "apple"] == list(found.errors)
+    assert all(part.shape == model.parts.grid for part in found.maps.values())
+    pair = explain(model, picture, "a red apple", ("red", "apple"), masks=2)
+    both = pair.parts["both words"]
+    for word, other in (("red", "apple"), ("apple", "red")):
+        alone = pair.parts["redundant"] + pair.parts[f"only {other}"]
+        assert torch.allclose(
+            found.maps[word], both - alone, atol=1e-4
+        )  # what the whole prompt has beyond the other word
+    assert list(contributions(model, picture, "a red apple", ["apple"], masks=2).maps) == ["apple"]
+
+
+def test_content_words() -> None:
+    assert content_words("a red Apple left of the apple, two cats") == ("red", "Apple", "left", "apple", "two", "cats")
+    assert content_words("of the") == ("of", "the")
+    with pytest.raises(ValueError, match="fewer than two words"):
+        content_words("apple")

@@ -25,13 +25,16 @@ HIDDEN = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
 
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "dream-vl": ({"model_type": "dreamvl", "architectures": ["DreamVLModel"], **HIDDEN}, "Dream-VL (model_type 'dreamvl'), which"),
-    "llada2": ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "LLaDA2 (model_type 'llada2_moe'"),
+    "llada_image": (
+        {"model_type": "llada2_moe_veomni", "architectures": ["LLaDA2MoeModelLM"]},
+        "LLaDA-Image (model_type 'llada2_moe_veomni'",
+    ),
     "llada-moe": ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada-moe by its experts": ({"model_type": "llada", "num_experts": 64, **HIDDEN}, "LLaDA-MoE (model_type 'llada'"),
     "llada renamed": ({"model_type": "llada", **HIDDEN}, "LLaDA in another layout (model_type 'llada'"),
-    "llada-v": (
-        {"model_type": "llava_llada", "architectures": ["LlavaLLaDAModelLM"]},
-        "LLaDA-V or of ReDiff, which has its layout (model_type 'llava_llada'",
+    "llada-v under another type": (
+        {"model_type": "llada_v", "architectures": ["LlavaLLaDAModelLM"]},
+        "LLaDA-V or of ReDiff, which has its layout (model_type 'llada_v'",
     ),
     "diffa": ({"model_type": "", "architectures": ["DIFFAModel"]}, "DIFFA (architectures 'DIFFAModel')"),
     "llava": ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}, "LLaVA (model_type 'llava'"),

@@ -118,7 +118,7 @@ def test_the_reference_has_the_options(llada: str, capsys: pytest.CaptureFixture
         (("--world", "3", "--image", "PICTURE"), "--image is the picture of --prompt"),
         (("--prompt", "a", "--orders", "randon"), "did you mean 'random'"),
         (("--prompt", "a", "--orders", " , "), "no name in"),
-        (("--prompt", "a", "--thresholds", "2"), "no probability"),
+        (("--prompt", "a", "--thresholds", "2"), "is not a probability"),
         (("--prompt", "a", "--metric", "match"), "needs the right answers"),
         (("--prompt", "a", "--metric", "judge"), "use --world N"),
         (("--prompt", "a", "--metric", "nice"), "the metrics are match, contains, judge, clip:FOLDER"),

@@ -54,7 +54,7 @@ def test_a_sampler_by_name_comes_first(tmp_path: Path, capsys: pytest.CaptureFix
     ("option", "name", "said"),
     [
         ("--schedule", "shft", "did you mean 'shift'?"),
-        ("--schedule", "shift:shift=x", "shift is no number"),
+        ("--schedule", "shift:shift=x", "shift is not a number"),
         ("--schedule", "cosine:shift=3", "it has steps"),
         ("--cache", "prefx", "did you mean 'prefix'?"),
     ],

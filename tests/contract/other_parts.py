@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.methods import ctrldiff, diffusionpid, edlm, qdlm, recurrent_depth, reflectdrive
+from unmask.methods import ctrldiff, diffusionpid, edlm, inpo, neodiff, qdlm, recurrent_depth, reflectdrive
 from unmask.models.fake import FakeDenoiser
 from unmask.models.waves import Judged
 from unmask.objectives import contrastive
@@ -36,6 +37,19 @@ PARTS: list[Any] = [
         size=8, clearance=reflectdrive.Discs(discs=torch.tensor([[4.0, 4.0, 1.0]])), start=(0, 0), velocity=(1, 1)
     ),
     reflectdrive.Round(plan=torch.zeros(2, 2, dtype=torch.long)),
+    inpo.LatentPreference(),  # with its Inversion
+    inpo.UniformMasks(),
+    inpo.Backward(),
+    inpo.MaskedPreference(reference=nullcontext, states=inpo.Replay(each=2)),
+    neodiff.EDM,
+    neodiff.Simultaneous(),
+    neodiff.AllOrNothing(),
+    neodiff.NeoLoss(),  # with its Transition and PoissonTimes
+    neodiff.TimeGrid.even(2),
+    neodiff.Predicted(),
+    neodiff.Alike(),
+    neodiff.ByConfidence(),
+    neodiff.LeastSure(),
     recurrent_depth.InWaves(passes=1, window=8, momentum=0.0, eps=0.1),
     recurrent_depth.Wavefront(),
     recurrent_depth.Round(start=0, headway=1, judged=Judged(keep=None), wave=None),  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from unmask import protocols
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.results import describe
 
+from . import bridge_parts
 from .instances import (
     ALL_BLOCKS,
     ALL_CACHES,
@@ -35,6 +36,7 @@ from .instances import (
     parts_found,
     tiny,
 )
+from .modality_parts import PARTS as MODALITIES
 from .other_parts import PARTS
 from .training_parts import SOURCES
 
@@ -59,6 +61,8 @@ INSTANCES = [
     POLICIES,
     SOURCES,
     PARTS,
+    bridge_parts.PARTS,
+    MODALITIES,
     method_parts(),
 ]
 CHECKED = (

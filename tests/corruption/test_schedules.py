@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unmask.corruption.schedules import Cosine, OftenAll, Policy, Uniform
+from unmask.corruption.schedules import Between, Cosine, OftenAll, Policy, Uniform
 
 torch.set_num_threads(1)
 U = torch.linspace(0, 1, 10_001)
@@ -40,3 +40,10 @@ def test_often_all_keeps_the_rest_of_its_policy() -> None:
     assert float(everything.float().mean()) == pytest.approx(0.3, abs=1e-3)
     rest = time[~everything]
     assert float(rest.mean()) == pytest.approx(0.5, abs=1e-3) and float(rest.min()) < 1e-3
+
+
+def test_times_between_two_levels() -> None:
+    found = Between(low=0.2, high=0.8)(torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.allclose(found, torch.tensor([0.2, 0.5, 0.8]))
+    with pytest.raises(ValueError, match="0 <= low <= high <= 1, got 0.8 and 0.2"):
+        Between(low=0.8, high=0.2)

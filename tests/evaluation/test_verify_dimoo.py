@@ -17,6 +17,8 @@ from unmask.cli.main import main
 from unmask.evaluation.verify import verify
 from unmask.evaluation.verify_dimoo import DIMOO_INPUTS
 
+from ..packed import given_or_own
+
 torch.set_num_threads(1)
 FIXTURE = Path(__file__).parents[1] / "golden" / "lumina_dimoo_tiny"
 
@@ -39,10 +41,14 @@ def rewrite(folder: Path, prompts: dict[str, object] | None = None, **changes: T
     save_file(arrays, file, {"prompts": json.dumps(said | (prompts or {}))})
 
 
-def test_every_array_of_the_fixture_is_reproduced(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(FIXTURE), "--json"]) == 0
+def test_every_array_of_the_fixture_is_reproduced(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--golden DIR``: of DIR/lumina_dimoo_tiny, where it is there."""
+    folder = given_or_own(request.config, "lumina_dimoo_tiny")
+    assert main(["verify", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    with safe_open(str(FIXTURE / "expected.safetensors"), "pt") as opened:
+    with safe_open(str(folder / "expected.safetensors"), "pt") as opened:
         assert {a["name"] for a in told["arrays"]} == set(opened.keys()) - DIMOO_INPUTS
     assert len(told["arrays"]) == 67 and all(a["worst"] < 5e-5 for a in told["arrays"])
 

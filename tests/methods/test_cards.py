@@ -46,7 +46,21 @@ def test_the_walk_finds_the_cards_that_the_modules_have() -> None:
             assert getattr(card, field) == value
         for part in ("Paper:", "Equations:", "What changes:", "What it costs:"):
             assert part in found[name].about, f"{name}: the docstring has no {part}"
-        assert card.paper in found[name].about and (card.parts or found[name].minutes), name
+        assert card.paper in found[name].about
+        assert card.parts or found[name].minutes or card.python or measured(name), f"nothing runs {name}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in methods().items() if entry.card.get("python")))
+def test_the_import_of_a_card_works(name: str) -> None:
+    line, known = methods()[name].card["python"], dict[str, object]()
+    exec(line, known)
+    assert line.startswith(f"from unmask.methods.{name} import ") and len(known) > 1
+
+
+def measured(name: str) -> bool:
+    """Whether the method's test compares it with measured arrays."""
+    path = Path(__file__).with_name(f"test_{name}.py")
+    return path.exists() and f'golden("{name}")' in path.read_text(encoding="utf-8")
 
 
 def test_every_sampler_of_a_card_has_a_name_and_the_reverse() -> None:
@@ -134,7 +148,7 @@ def test_a_changed_file_is_parsed_again(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"status": "great"}, "status is one of reference, tiny-checked, not seen, got 'great'"),
-        ({"status": "reference", "sampler": ()}, "names no sampler, recipe or command"),
+        ({"status": "reference", "sampler": ()}, "names no sampler, recipe, command or python"),
         ({"status": "tiny-checked"}, "tiny-checked needs the figure"),
         ({"status": "not seen", "tried": ("more steps",)}, "at least two remedies in tried=, got 1"),
         ({"status": "reference", "claim": " "}, "a card needs a claim"),

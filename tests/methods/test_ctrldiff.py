@@ -139,7 +139,7 @@ def test_blocks_have_the_lengths_that_the_rule_says() -> None:
 def test_a_rule_with_one_length_is_the_fixed_schedule() -> None:
     batch = collate([answer(9), answer(6)], [1, 2])
     for length in (2, 4):
-        chosen = dataclasses.replace(BASE, blocks=ChosenBlocks(rule=Certainty(longest=0), lengths=(length,)))
+        chosen = dataclasses.replace(BASE, blocks=ChosenBlocks(rule=Certainty(above=0), lengths=(length,)))
         fixed = dataclasses.replace(BASE, blocks=Blocks(length=length))
         assert torch.equal(chosen.sample(fake, batch).ids, fixed.sample(fake, batch).ids)
 

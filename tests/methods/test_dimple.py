@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,21 +28,17 @@ from unmask.sampling.selection import Confident, RandomOrder, Threshold
 from unmask.sampling.token_sampler import Entropy, Greedy, Probability, Truncated, Without
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 
+from ..packed import given_or_own
+
 torch.set_num_threads(1)
-OWN = Path(__file__).parents[1] / "golden"
 BASE = Sampler(schedule=Equal(steps=16), token_sampler=Truncated(top_k=50), selection=Confident())
-
-
-def folder(request: pytest.FixtureRequest) -> Path:
-    given = Path(request.config.getoption("--golden")) / "dimple_tiny"
-    return given if (given / "config.json").exists() else OWN / "dimple_tiny"
 
 
 def test_every_measured_array(request: pytest.FixtureRequest) -> None:
     """Pictures, positions, logits with full and causal attention, the losses of both phases, every decoded answer with and without
     prefilling.
     """
-    place = folder(request)
+    place = given_or_own(request.config, "dimple_tiny")
     found = {d.name: d.ok for d in verify(place, device="cpu")}
     assert all(found.values()), [name for name, ok in found.items() if not ok]
     assert set(read_tensors(place, "expected")) - set(found) <= DIMPLE_INPUTS
@@ -51,7 +46,7 @@ def test_every_measured_array(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module")
 def opened(request: pytest.FixtureRequest) -> tuple[Elastic, dict[str, Tensor]]:
-    place = folder(request)
+    place = given_or_own(request.config, "dimple_tiny")
     net, _ = load_everything(survey_dimple(place))
     return net.eval(), read_tensors(place, "expected")
 

@@ -317,7 +317,7 @@ def test_wrong_guides_are_refused(folders: tuple[Path, Path], tmp_path: Path) ->
 
 def test_a_model_of_pictures_takes_no_guide(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a dog", "--guide-model", str(folders[1]), "--steps", "1"]) == 2
-    assert "mini is no text model" in capsys.readouterr().err
+    assert "mini is not a text model" in capsys.readouterr().err
 
 
 def test_the_cache_by_name(folders: tuple[Path, Path]) -> None:

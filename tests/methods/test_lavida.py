@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -26,19 +24,15 @@ from unmask.sampling.selection import Confident
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 
+from ..packed import given_or_own
+
 torch.set_num_threads(1)
-OWN = Path(__file__).parents[1] / "golden"
-
-
-def folder(request: pytest.FixtureRequest, name: str) -> Path:
-    given = Path(request.config.getoption("--golden")) / name
-    return given if (given / "config.json").exists() else OWN / name
 
 
 @pytest.mark.parametrize("name", ["lavida_tiny", "lavida_dream_tiny"])
 def test_every_measured_array(name: str, request: pytest.FixtureRequest) -> None:
     """Views, features, logits behind a cached prompt, complementary targets and their loss, counts, every decoded answer."""
-    place = folder(request, name)
+    place = given_or_own(request.config, name)
     found = {d.name: d.ok for d in verify(place, device="cpu")}
     assert all(found.values()), [name for name, ok in found.items() if not ok]
     inputs = {"image_a.rgb", "image_b.rgb", "text.ids", "vqa.ids", "vqa.keep", "prefix.answer", "gen.prompt"}
@@ -48,7 +42,7 @@ def test_every_measured_array(name: str, request: pytest.FixtureRequest) -> None
 
 @pytest.fixture(scope="module")
 def opened(request: pytest.FixtureRequest) -> tuple[Elastic, dict[str, Tensor]]:
-    place = folder(request, "lavida_tiny")
+    place = given_or_own(request.config, "lavida_tiny")
     net, _ = load_everything(survey_lavida(place))
     return net.eval(), read_tensors(place, "expected")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +26,8 @@ from unmask.sampling.selection import Confident
 from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Kind, Sequence, Span, collate
 from unmask.step import Loss
+
+from ..packed import given_or_own
 
 torch.set_num_threads(1)
 CONFIG = replace(SIZES["tiny"], vision=None, gen_width=0, vocab_size=12)
@@ -204,8 +205,6 @@ def test_reward_rises() -> None:
 
 
 def test_every_measured_array_of_the_family(request: pytest.FixtureRequest) -> None:
-    given = Path(str(request.config.getoption("--golden")))
-    folder = next(f for f in (given / "mmada_tiny", given.parent / "mmada_tiny") if f.exists())
-    found = verify(folder)
+    found = verify(given_or_own(request.config, "mmada_tiny"))
     assert {"rl.logp", "rl.loss", "rl.policy_loss", "rl.loss_at_old"} <= {d.name for d in found}
     assert all(d.ok for d in found), [d for d in found if not d.ok]

@@ -255,7 +255,7 @@ def test_a_group_divides_the_row_and_bits_have_bounds() -> None:
     made = Rounding(grid=Asymmetric(bits=4), group=128).quantised("layer", drawn(3, 192), None)
     assert made.scale.shape == (3, 3) and made.group_of.tolist() == [0] * 64 + [1] * 64 + [2] * 64
     for bits in (1, 9):
-        with pytest.raises(ValueError, match=f"{bits} bits is no width of a grid; use 2 to 8"):
+        with pytest.raises(ValueError, match=f"{bits} bits is not a width of a grid; use 2 to 8"):
             methods(bits)
     with pytest.raises(ValueError, match="layer has no calibration statistics"):
         methods(4)["gptq"].quantised("layer", drawn(3, 8), None)

@@ -26,8 +26,9 @@ from unmask.sampling.stopping import EndOfTurn
 from unmask.sampling.token_sampler import Greedy, Without
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 
+from ..packed import given_or_own
+
 torch.set_num_threads(1)
-OURS = Path(__file__).parents[1] / "golden" / "rediff_tiny"
 SETTINGS = {  # tokens, steps, block
     "plain": (16, 16, 16),
     "revise": (16, 16, 16),
@@ -48,8 +49,7 @@ SUFFIX = (7, 8, 9)
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest) -> Path:
     """``--golden DIR``: the family's fixture is beside the folder of the methods."""
-    given = Path(str(request.config.getoption("--golden")))
-    return next((f for f in (given / "rediff_tiny", given.parent / "rediff_tiny") if f.exists()), OURS)
+    return given_or_own(request.config, "rediff_tiny")
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_the_missing_control_tokens_are_added(tmp_path: Path) -> None:
     [
         (
             {"model_type": "gpt2"},
-            "model_type 'gpt2' is no causal model that can be adapted; wanted qwen2, llama, mistral",
+            "model_type 'gpt2' is not a causal model that can be adapted; wanted qwen2, llama, mistral",
         ),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
         ({"model_type": "mistral", "sliding_window": 64}, "sliding_window 64 is not supported"),
@@ -133,5 +133,5 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=said):
             as_dream(broken, tmp_path / "out")
     dream = tiny_dream.make(tmp_path / "dream")
-    with pytest.raises(CheckpointError, match="model_type 'Dream' is no causal model"):
+    with pytest.raises(CheckpointError, match="model_type 'Dream' is not a causal model"):
         as_dream(dream, tmp_path / "out")

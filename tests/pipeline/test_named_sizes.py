@@ -19,6 +19,7 @@ RELEASED = {
     "llada_8b": (Format.LLADA, 8_015_581_184, 0, _TEXT),
     "dream_7b": (Format.DREAM, 7_615_616_512, 0, _TEXT),
     "lavida_8b": (Format.LAVIDA, 8_434_837_024, 0, _READS),
+    "rediff_8b": (Format.REDIFF, 8_434_837_024, 0, _READS),
     "lavida_dream_7b": (Format.LAVIDA, 8_030_348_832, 0, _READS),
     "dimple_7b": (Format.DIMPLE, 8_317_863_936, 0, _READS),
     "mmada_8b": (Format.MMADA, 8_082_690_048, 95_387_004, ("generate", "plan", "infill", "ask", "converse")),

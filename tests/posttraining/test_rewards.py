@@ -49,7 +49,7 @@ def test_an_answer_to_compare_with_is_needed() -> None:
 
 def test_patterns_match_the_whole_answer_over_lines() -> None:
     assert Pattern(pattern="a.*b")([said("a\nb"), said("xa b")]) == [1.0, 0.0]
-    with pytest.raises(ValueError, match="is no regular expression"):
+    with pytest.raises(ValueError, match="is not a regular expression"):
         Pattern(pattern="(")
 
 

@@ -90,5 +90,5 @@ def test_wrong_values_are_named(given: dict[str, object], said: str, chats: Path
 
 
 def test_another_kind_of_model_is_refused(chats: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no causal model that can be adapted"):
+    with pytest.raises(CheckpointError, match="is not a causal model that can be adapted"):
         adapt("mini", str(chats), folder=str(tmp_path / "run"))

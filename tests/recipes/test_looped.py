@@ -67,7 +67,7 @@ def test_gaps_in_the_middle_and_damaged_folders_are_refused(folder: Path, tmp_pa
         model.infill_text("the [mask] is red")
     raw = json.loads((folder / "model" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"looped": {"width": 1}}))
-    with pytest.raises(CheckpointError, match="is no looped model"):
+    with pytest.raises(CheckpointError, match="is not a looped model"):
         unmask.load(tmp_path)
 
 

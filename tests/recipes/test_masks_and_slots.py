@@ -88,7 +88,7 @@ def test_models_without_slots_or_with_their_own_masks_say_so(tmp_path: Path, cha
     plain = tiny_llada.make(tmp_path / "plain")
     with pytest.raises(ValueError, match="has no tokens for slots in its tokenizer"):
         finetune(str(plain), str(chats), slots=0.5)
-    with pytest.raises(ValueError, match="mini is no text model, and slots are gaps of texts"):
+    with pytest.raises(ValueError, match="mini is not a text model, and slots are gaps of texts"):
         finetune("mini", str(chats), slots=0.5)
     lavida = tiny_lavida.make(tmp_path / "lavida")
     for given in ({"masks": "complementary"}, {"slots": 0.5}):

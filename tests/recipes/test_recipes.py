@@ -73,7 +73,7 @@ def test_every_recipe_is_tried() -> None:
     stages = {stage.name for stage in lavida_o.STAGES}
     others = {f"families.{name}" for name in ("mmada", "lavida", "dream", "dimple", "lumina_dimoo")}
     others |= {"dida.adapt", "dimple.adapt", "image_tokens.causal", "medim.joint", "rediff", "reflectdrive.planner"}
-    others |= {"diffusionpid.world", "looped.text", "unigrpo"}
+    others |= {"diffusionpid.world", "inpo.pairs", "looped.text", "neodiff.texts", "promoe.drawer", "unigrpo"}
     # Those that are not in SMALL have tests of their own.
     assert {*SMALL, *stages, *others, "finetune", "small.all", "mini.all"} == set(recipes())
 

@@ -191,7 +191,7 @@ def test_top_p_samples_the_nucleus_and_scores_the_whole(part: Any) -> None:
     assert set(greedy.ids[0, 3:].tolist()) == {0}
     assert torch.equal(greedy.score, part(temperature=0.0)(batch, prediction, at).score)
     for wrong in (0.0, -0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="top_p .* is no share of probability"):
+        with pytest.raises(ValueError, match="top_p .* is not a share of probability"):
             part(top_p=wrong)
 
 

@@ -66,6 +66,8 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "a turn": (CHAT, {"messages": [{"role": "user", "content": "a dog"}]}),
     "a question": (CHAT, {"messages": QUESTION}),
     "a question, not drawn": (CHAT, {"messages": QUESTION, "draw": False}),
+    "a schedule and a cache": (DRAW, {"prompt": "a dog", "schedule": "cosine:steps=3", "cache": "block"}),
+    "a question with a cache": (CHAT, {"messages": QUESTION, "cache": "prefix"}),
     "a question, sampled": (CHAT, {"messages": QUESTION, "sampler": "fast_dllm"}),
     "a drawing of an image": (CHAT, {"messages": QUESTION, "draw": True}),
     "a drawing by modality": (CHAT, {"messages": QUESTION, "modalities": ["image"]}),
@@ -78,7 +80,7 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
 # Limits that JSON Schema cannot express (docs/api.md names them).
 INEXPRESSIBLE = ("is longer than", "the region is empty", "more than 512; use fewer objects")
 # Fields of which the document says less than the server takes (docs/api.md names them).
-NARROWER = ("response_format", "settings")
+NARROWER = ("response_format", "settings", "schedule", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)

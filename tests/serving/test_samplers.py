@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from unmask.cli.main import main
+from unmask.evaluation.sampler_axes import named_change
 from unmask.methods.eb_sampler import eb_sampler
 from unmask.methods.remdm import remdm
 from unmask.pipeline.model import Model
@@ -53,6 +54,40 @@ def test_a_picture_over_http(server: Server) -> None:
     assert not same(draw(), alone.image)
 
 
+def parts(schedule: str | None, cache: str | None = None, eta: float | None = None) -> Model:
+    model = tiny() if eta is None else remasked(eta)
+    return model.with_sampler(named_change(schedule, cache))
+
+
+def test_a_schedule_and_a_cache_over_http(server: Server) -> None:
+    sent: dict[str, Any] = {"prompt": "a dog", "seed": 2, "plan": False}
+
+    def draw(**more: Any) -> tuple[Image.Image, Any]:
+        reply = plain(server).post("/v1/images/generations", json={**sent, **more})
+        assert reply.status_code == 200, reply.text
+        found = reply.json()["data"][0]
+        return opened(found["b64_json"]), found["unmask"]["settings"]
+
+    wanted = parts("cosine:steps=5", "block:refresh=2").generate("a dog", seed=2, plan=False)[0]
+    image, settings = draw(schedule="cosine:steps=5", cache="block:refresh=2")
+    assert same(image, wanted.image) and settings == json.loads(json.dumps(wanted.settings))
+    assert settings["schedule"]["part"] == "Cosine" and settings["cache"]["part"] == "BlockCache"
+    assert same(
+        draw(schedule="cosine", steps=5)[0], parts("cosine:steps=5").generate("a dog", seed=2, plan=False)[0].image
+    )
+    both = parts("shift:steps=5", eta=0.7).generate("a dog", seed=2, plan=False)[0]
+    assert same(draw(schedule="shift:steps=5", sampler="remdm", settings=["eta=0.7"])[0], both.image)
+
+
+def test_answers_with_a_cache_over_http(server: Server) -> None:
+    picture = Image.new("RGB", (128, 128), "red")
+    parts_ = [{"type": "image_url", "image_url": {"url": data_url(picture)}}, {"type": "text", "text": "what is this?"}]
+    sent = {"seed": 1, "schedule": "equal:steps=4", "cache": "prefix"}
+    reply = plain(server).post("/v1/chat/completions", json={**sent, "messages": [{"role": "user", "content": parts_}]})
+    wanted = parts("equal:steps=4", "prefix").ask(picture, "what is this?", seed=1)
+    assert reply.json()["choices"][0]["message"]["content"] == wanted.text
+
+
 def test_answers_and_turns_over_http(server: Server) -> None:
     picture = data_url(Image.new("RGB", (128, 128), "red"))
     parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "what is this?"}]
@@ -74,6 +109,10 @@ def test_answers_and_turns_over_http(server: Server) -> None:
         ({"sampler": "remdm", "settings": ["gamma=1"]}, "no argument 'gamma'"),
         ({"sampler": "remdm", "settings": ["eta=2"]}, "eta must be in 0..1"),
         ({"sampler": "remdm", "settings": ["eta=inf"]}, "beyond all use|at most"),
+        ({"schedule": "cosin"}, "there is no schedule 'cosin'; did you mean 'cosine'"),
+        ({"schedule": "equal:steps=1e9"}, "steps is above 16384"),
+        ({"cache": "all"}, "there is no cache 'all'"),
+        ({"cache": "block:refresh=0.5"}, "refresh counts steps"),
     ],
 )
 def test_what_does_not_exist_is_a_user_error(server: Server, more: dict[str, Any], message: str) -> None:
@@ -95,6 +134,18 @@ def test_a_file_of_requests(tmp_path: Path) -> None:
     assert same(
         Image.open(picture).convert("RGB"), remasked(0.7).generate("a dog", seed=2, plan=False, steps=5)[0].image
     )
+
+
+def test_a_schedule_and_a_cache_in_a_file_of_requests(tmp_path: Path) -> None:
+    line: dict[str, Any] = {"id": "a", "task": "generate", "prompt": "a dog", "seed": 2, "plan": False}
+    lines = [{**line, "schedule": "cosine:steps=5", "cache": "block"}, {**line, "id": "b", "cache": "all"}]
+    manifest = tmp_path / "in.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    done = run_batch(tiny(), plan(manifest, tmp_path / "out", Share()), live=2)
+    assert (done.done, done.failed) == (2, 1)
+    (picture,) = (tmp_path / "out").rglob("*.png")
+    wanted = parts("cosine:steps=5", "block").generate("a dog", seed=2, plan=False)[0]
+    assert same(Image.open(picture).convert("RGB"), wanted.image)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,11 +46,11 @@ def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], obje
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "content a number": (added(content=5), "tokenizer_config.json: the content of added token"),
-    "content a list": (added(content=[]), "is no text"),
-    "content null": (added(content=None), "is no text"),
-    "content empty": (added(content=""), "is no text"),
-    "content half a surrogate": (added(content="\ud800"), "is no text"),
-    "content very long": (added(content="x" * 10_000), "is no text"),
+    "content a list": (added(content=[]), "is not text"),
+    "content null": (added(content=None), "is not text"),
+    "content empty": (added(content=""), "is not text"),
+    "content half a surrogate": (added(content="\ud800"), "is not text"),
+    "content very long": (added(content="x" * 10_000), "is not text"),
     "special a text": (added(special="yes"), "special of added token .* is not true or false"),
     "special a number": (added(special=1), "special of added token"),
     "an id that is none": (
@@ -64,9 +64,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no added tokens": (changed("tokenizer_config.json", lambda raw: raw.clear()), "no added_tokens_decoder"),
     "an id given twice": (changed("vocab.json", lambda raw: raw.update(dict.fromkeys(list(raw)[:2], 0))), "each once"),
     "an id too large": (changed("vocab.json", lambda raw: raw.update({next(iter(raw)): 5000})), "each once"),
-    "an id that is true": (changed("vocab.json", lambda raw: raw.update({next(iter(raw)): True})), "no vocabulary"),
-    "half a surrogate": (changed("vocab.json", lambda raw: raw.update({"\ud800": len(raw)})), "no vocabulary"),
-    "a list of tokens": (replaced("vocab.json", lambda path: path.write_text("[1]")), "no vocabulary"),
+    "an id that is true": (
+        changed("vocab.json", lambda raw: raw.update({next(iter(raw)): True})),
+        "is not a vocabulary",
+    ),
+    "half a surrogate": (changed("vocab.json", lambda raw: raw.update({"\ud800": len(raw)})), "is not a vocabulary"),
+    "a list of tokens": (replaced("vocab.json", lambda path: path.write_text("[1]")), "is not a vocabulary"),
     "a merge of three": (replaced("merges.txt", lambda path: path.write_text("a b c\n")), "'a b c', wanted two tokens"),
     "merges that are not UTF-8": (replaced("merges.txt", lambda path: path.write_bytes(b"\xff a\n")), "not UTF-8"),
     "a cut file of merges": (replaced("merges.txt", lambda path: path.write_text("t h\n")), "has no merge that makes"),

@@ -1,9 +1,10 @@
-"""What two words of a prompt tell a model about a picture, as maps over its codes.
+"""What the words of a prompt tell a model about a picture, as maps over its codes.
 
-Public idea: ``explain(model, picture, prompt, ("red", "apple")) -> Explanation``, with ``Explanation.sheet()`` for people.
+Public ideas: ``explain(model, picture, prompt, ("red", "apple")) -> Explanation`` splits what two words tell; ``contributions(model,
+picture, prompt) -> Contributions`` has a map for each word. Both have ``sheet()`` for people.
 
-The other words stay: the information of a word is that of the prompt with it over the prompt without both. All four prompts see the same
-masks, so most of the sampling noise cancels. ``information.py`` has the estimator and the decomposition.
+The other words stay: the information of a word is that of the prompt with it over the prompt without both, or without it. All prompts see
+the same masks, so most of the sampling noise cancels. ``information.py`` has the estimator and the decomposition.
 
 Shapes: R masks · h, w rows and columns of codes.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,10 @@ from unmask.analysis.information import Decomposition, Patterns, decompose, info
 from unmask.json_types import Json
 from unmask.objectives.likelihood import token_log_probabilities
 from unmask.rng import generator
-from unmask.sequence import Sequence, collate
+from unmask.sequence import Sequence as Tokens
+from unmask.sequence import collate
 from unmask.tasks.generate import Generate, picture_places
+from unmask.tasks.infill import Infill
 
 if TYPE_CHECKING:
     from unmask.pipeline.model import Model
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int], None]
 _SIDE, _ROWS = 224, 8
+_FUNCTION_WORDS = frozenset(
+    "a an and at by for from in is are it its no not of on or that the there this to with".split()
+)
 _UP, _DOWN = (200, 40, 40), (40, 90, 200)  # more probable with the words, less probable
 
 
@@ -65,23 +71,35 @@ class Explanation:
         return {name: float(part.sum()) for name, part in self.parts.items()}
 
     def to_json(self) -> Json:
-        maps = {name: [[round(v, 4) for v in row] for row in part.tolist()] for name, part in self.parts.items()}
         about: Json = {"prompt": self.prompt, "words": list(self.words), "unit": "nats"}
-        return {**about, "totals": self.totals, "standard_errors": self.errors, "maps": maps}
+        return {**about, "totals": self.totals, "standard_errors": self.errors, "maps": _rounded(self.parts)}
 
     def sheet(self) -> Image.Image:
         """The picture and its maps in one image: red where the words make the picture more probable, blue where less."""
-        font = ImageFont.load_default(size=14)
-        most = max(float(part.abs().max()) for part in self.parts.values()) or 1.0
-        panels = [("picture", self.picture.resize((_SIDE, _SIDE)))]
-        panels += [(f"{n}: {float(p.sum()):+.1f} nats", _over(self.picture, p, most)) for n, p in self.parts.items()]
-        sheet = Image.new("RGB", (3 * (_SIDE + 12) + 12, 2 * (_SIDE + 34) + 10), "white")
-        pen = ImageDraw.Draw(sheet)
-        for number, (title, panel) in enumerate(panels):
-            x, y = 12 + number % 3 * (_SIDE + 12), 8 + number // 3 * (_SIDE + 34)
-            pen.text((x, y), title, "black", font)
-            sheet.paste(panel, (x, y + 22))
-        return sheet
+        return _sheet(self.picture, self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contributions:
+    """``maps``: word -> nats per code [h, w] that it adds to the other words of the prompt · ``errors``: standard errors of their sums."""
+
+    prompt: str
+    picture: Image.Image
+    maps: dict[str, Tensor]
+    errors: dict[str, float]
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """The sum of each map, in nats."""
+        return {name: float(part.sum()) for name, part in self.maps.items()}
+
+    def to_json(self) -> Json:
+        about: Json = {"prompt": self.prompt, "words": list(self.maps), "unit": "nats"}
+        return {**about, "totals": self.totals, "standard_errors": self.errors, "maps": _rounded(self.maps)}
+
+    def sheet(self) -> Image.Image:
+        """The picture and a map for each word: red where the word makes the picture more probable, blue where less."""
+        return _sheet(self.picture, self.maps)
 
 
 def explain(
@@ -99,31 +117,95 @@ def explain(
     ``masks``: forwards of each prompt; the error falls with its root. ValueError for words that the prompt does not have, that overlap, or
     that are all it has.
     """
-    prompts = without(prompt, words)
+    codes, patterns, found = _under_prompts(model, picture, without(prompt, words), masks, seed, on_progress)
+    null, first, second, both = found
+    i1, i2, i12 = (information(p, null, patterns).view(codes.shape) for p in (first, second, both))
+    maps = decompose(i1, i2, i12)
+    errors = {"both words": _error(both, null, patterns)}
+    errors |= {word: _error(p, null, patterns) for word, p in zip(words, (first, second), strict=True)}
+    seen = model.parts.decode(codes[None])[0]
+    return Explanation(prompt=prompt, words=words, picture=seen, maps=maps, errors=errors)
+
+
+def contributions(
+    model: Model,
+    picture: Image.Image,
+    prompt: str,
+    words: Sequence[str] = (),
+    *,
+    masks: int = 64,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> Contributions:
+    """What each word adds to the others: the information of ``prompt`` over the prompt without that word.
+
+    ``words``: of the prompt; by default all but articles, prepositions and the like. ValueError for words that the prompt does not have, or
+    that are all it has.
+    """
+    chosen = tuple(words) or content_words(prompt)
+    shorter = [_removed(prompt, word) for word in chosen]
+    codes, patterns, found = _under_prompts(model, picture, (*shorter, prompt), masks, seed, on_progress)
+    *less, whole = found
+    pairs = list(zip(chosen, less, strict=True))
+    return Contributions(
+        prompt=prompt,
+        picture=model.parts.decode(codes[None])[0],
+        maps={word: information(whole, one, patterns).view(codes.shape) for word, one in pairs},
+        errors={word: _error(whole, one, patterns) for word, one in pairs},
+    )
+
+
+def content_words(prompt: str) -> tuple[str, ...]:
+    """The different words of a prompt but for articles, prepositions and the like. ValueError where there are fewer than two words."""
+    words = tuple(dict.fromkeys(re.findall(r"\w[\w'-]*", prompt)))
+    if len(words) < 2:
+        raise ValueError(f"the prompt {prompt!r} has fewer than two words, so none adds to another; write at least two")
+    return tuple(word for word in words if word.lower() not in _FUNCTION_WORDS) or words
+
+
+def _removed(prompt: str, word: str) -> str:
+    """The prompt without every occurrence of a word."""
+    places = [m.span() for m in _occurrences(prompt, word)]
+    if not places:
+        raise ValueError(f"the prompt {prompt!r} has no word {word!r}; name words or phrases of it")
+    if not (rest := _cut(prompt, places)):
+        raise ValueError(f"the prompt {prompt!r} has no other word than {word!r}; write at least one more")
+    return rest
+
+
+def _occurrences(prompt: str, word: str) -> list[re.Match[str]]:
+    word = word.strip()
+    return list(re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE)) if word else []
+
+
+def _under_prompts(
+    model: Model,
+    picture: Image.Image,
+    prompts: Sequence[str],
+    masks: int,
+    seed: int,
+    on_progress: OnProgress | None,
+) -> tuple[Tensor, Patterns, list[Tensor]]:
+    """The picture's codes, the masks, and ln p of the codes under each prompt."""
     parts = model.parts
-    parts.require(Generate.needs)
+    parts.require(Infill.needs)  # those of drawing, and the encoder of pictures
     codes = parts.encode(parts.preprocess(picture)[0].to(model.device))
     patterns = sampled_patterns(codes.numel(), masks, generator("explain", seed))
     found: list[Tensor] = []
     for number, one in enumerate(prompts):
         done = None if on_progress is None else _later(on_progress, number * masks, len(prompts) * masks)
         found.append(_log_p(parts, one, codes, patterns, model.device, done))
-    null, first, second, both = found
-    i1, i2, i12 = (information(p, null, patterns).view(codes.shape) for p in (first, second, both))
-    maps = decompose(i1, i2, i12)
-    errors = {"both words": _error(both, null, patterns)}
-    errors |= {word: _error(p, null, patterns) for word, p in zip(words, (first, second), strict=True)}
-    return Explanation(prompt=prompt, words=words, picture=parts.decode(codes[None])[0], maps=maps, errors=errors)
+    return codes, patterns, found
 
 
 def without(prompt: str, words: tuple[str, str]) -> tuple[str, str, str, str]:
     """The prompt without both words, with the first alone, with the second alone, and whole. ValueError as of ``explain``."""
     places = []
     for word in words:
-        match = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", prompt, re.IGNORECASE) if word.strip() else None
-        if match is None:
+        found = _occurrences(prompt, word)
+        if not found:
             raise ValueError(f"the prompt {prompt!r} has no word {word!r}; name two words or phrases of it")
-        places.append(match.span())
+        places.append(found[0].span())
     (a, b), (c, d) = places
     if a < d and c < b:
         raise ValueError(f"{words[0]!r} and {words[1]!r} overlap in the prompt; name two different words")
@@ -155,11 +237,11 @@ def _log_p(
     return torch.cat(found)
 
 
-def _given(sequence: Sequence, places: Tensor, codes: Tensor, masked: Tensor) -> Sequence:
+def _given(sequence: Tokens, places: Tensor, codes: Tensor, masked: Tensor) -> Tokens:
     """The drawing with all its codes, of which some are masked."""
     ids, hidden = sequence.ids.clone(), sequence.masked.clone()
     ids[places], hidden[places] = codes, masked
-    return Sequence(ids=ids, masked=hidden, spans=sequence.spans)
+    return Tokens(ids=ids, masked=hidden, spans=sequence.spans)
 
 
 def _error(with_words: Tensor, null: Tensor, patterns: Patterns) -> float:
@@ -170,6 +252,25 @@ def _error(with_words: Tensor, null: Tensor, patterns: Patterns) -> float:
 
 def _later(on_progress: OnProgress, before: int, of: int) -> OnProgress:
     return lambda done, _: on_progress(before + done, of)
+
+
+def _rounded(maps: Mapping[str, Tensor]) -> Json:
+    return {name: [[round(v, 4) for v in row] for row in part.tolist()] for name, part in maps.items()}
+
+
+def _sheet(picture: Image.Image, maps: Mapping[str, Tensor]) -> Image.Image:
+    """The picture and its maps, three in a row, with their sums."""
+    font = ImageFont.load_default(size=14)
+    most = max(float(part.abs().max()) for part in maps.values()) or 1.0
+    panels = [("picture", picture.resize((_SIDE, _SIDE)))]
+    panels += [(f"{n}: {float(p.sum()):+.1f} nats", _over(picture, p, most)) for n, p in maps.items()]
+    sheet = Image.new("RGB", (3 * (_SIDE + 12) + 12, -(-len(panels) // 3) * (_SIDE + 34) + 10), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (title, panel) in enumerate(panels):
+        x, y = 12 + number % 3 * (_SIDE + 12), 8 + number // 3 * (_SIDE + 34)
+        pen.text((x, y), title, "black", font)
+        sheet.paste(panel, (x, y + 22))
+    return sheet
 
 
 def _over(picture: Image.Image, part: Tensor, most: float) -> Image.Image:

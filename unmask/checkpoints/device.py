@@ -39,7 +39,7 @@ def find_device(name: str | torch.device = AUTO) -> str:
 
 
 def parse_device(name: str | torch.device) -> tuple[str, int | None]:
-    """("cuda", 1) of ``cuda:1``, which need not exist here. DeviceUnavailable for a name that is no device of this package."""
+    """("cuda", 1) of ``cuda:1``, which need not exist here. DeviceUnavailable for a name that is not a device of this package."""
     kind, colon, index = str(name).strip().lower().partition(":")
     if kind not in (AUTO, *KINDS) or (colon and (kind == AUTO or not index.isdecimal())):
         raise DeviceUnavailable(f"{str(name)!r} is not a device that unmask runs on; {_hint()}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.checkpoints.quantise import Quantiser
-from unmask.checkpoints.stream import FLOATS, Stored
+from unmask.checkpoints.stream import FLOATS, CheckpointError, Stored
 from unmask.models.elastic import Elastic
 from unmask.models.sizes import ElasticConfig
 from unmask.models.unfilled import unfilled
@@ -32,7 +32,7 @@ class WeightStorage:
 
     ``dtype``: of the network; None: as in the checkpoint · ``quantise``: branch -> quantiser · ``stats``: calibration statistics by
     name of the layer, for quantisers that read them (``calibration.calibrate``) · ``offload``: branches kept on the CPU.
-    The image tokenizer is always float32: it is small, and in bfloat16 its codes change.
+    The image tokenizer is always float32: in bfloat16 its codes change. The flow decoder of LLaDA2.0-Uni is large, and as stored.
     """
 
     dtype: torch.dtype | None = None
@@ -53,7 +53,8 @@ class Checkpoint:
     """Contents of a model folder, from its configuration and safetensors headers; no weights are read.
 
     ``net``, ``vq``: our parameter name -> where it is stored; ``vq`` is empty for a text model, which has no image tokenizer · ``dtype``:
-    default of the network; None: as stored · ``sums``: SHA-256 of the files by name, empty where none are known.
+    default of the network; None: as stored · ``sums``: SHA-256 of the files by name, empty where none are known · ``missing``: what tasks
+    that need a part are told where it is not there, by the part · ``as_stored``: files of ``vq`` whose weights keep their type.
     """
 
     place: Path
@@ -64,6 +65,8 @@ class Checkpoint:
     vq: Mapping[str, Stored]
     dtype: torch.dtype | None = None
     sums: Mapping[str, str] = field(default_factory=dict, repr=False)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    as_stored: frozenset[Path] = frozenset()
 
     def modules(self) -> tuple[Elastic, ImageTokenizer]:
         """Network and image tokenizer on the meta device, without memory."""
@@ -91,7 +94,9 @@ def part_of(name: str, config: ElasticConfig) -> str:
 def branch_of(name: str) -> str | None:
     """The branch of a matrix that can be quantised or offloaded; None for all other parameters."""
     match = _BLOCK.match(name)
-    if match is None or match["piece"] == "out" or "norm" in match["rest"] or match["rest"].endswith("bias"):
+    if match is None or match["piece"] == "out" or match["rest"].endswith("bias"):
+        return None
+    if "norm" in match["rest"] or ".router." in match["rest"]:  # a router decides in float32
         return None
     return match["piece"]
 
@@ -133,7 +138,12 @@ def _with_shared_vocabulary(needs: frozenset[str]) -> frozenset[str]:
 
 
 def tensors_needed(checkpoint: Checkpoint, needs: frozenset[str]) -> Iterator[tuple[str, str, Stored, int]]:
-    """("net" or "vq", parameter, where it is stored, rows needed) for every parameter that is needed. ValueError for unknown needs."""
+    """("net" or "vq", parameter, where it is stored, rows needed) for every parameter that is needed.
+
+    ValueError for unknown needs; CheckpointError for a part that is needed and missing.
+    """
+    if lost := [why for part, why in checkpoint.missing.items() if part in needs]:
+        raise CheckpointError(lost[0])
     if unknown := needs - EVERYTHING - {"und.joint"}:
         raise ValueError(f"unknown part {sorted(unknown)[0]!r}; the parts are {', '.join(sorted(EVERYTHING))}")
     for module, found in (("net", checkpoint.net), ("vq", checkpoint.vq)):
@@ -171,7 +181,7 @@ class Weights:
     def dtype_of(self, module: str, stored: Stored) -> torch.dtype:
         """The dtype of a parameter, before quantisation."""
         if module == "vq":
-            return torch.float32
+            return FLOATS[stored.dtype] if stored.path in self.checkpoint.as_stored else torch.float32
         return self.storage.dtype or self.checkpoint.dtype or FLOATS[stored.dtype]
 
     def quantiser_of(self, name: str) -> Quantiser | None:

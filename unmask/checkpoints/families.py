@@ -14,13 +14,15 @@ from pathlib import Path
 from unmask.checkpoints.dimple import is_dimple
 from unmask.checkpoints.dream import is_dream
 from unmask.checkpoints.lavida import is_lavida
+from unmask.checkpoints.llada2 import is_llada2
+from unmask.checkpoints.rediff import is_rediff
 from unmask.checkpoints.stream import OTHER_WEIGHTS, CheckpointError, how_to_convert
 from unmask.files import FileRefused, read_json
 from unmask.json_types import Json
 
 RUNS = (
-    "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), MMaDA, Lumina-DiMOO, Dream-7B (Base, Instruct, Coder), LaViDa, Dimple-7B "
-    "and its own models"
+    "LaViDa-O, LLaDA-8B (Base, Instruct, 1.5), LLaDA2.0, LLaDA2.1, LLaDA2.0-Uni, MMaDA, Lumina-DiMOO, Dream-7B (Base, Instruct, Coder), "
+    "LaViDa, LLaDA-V, ReDiff, Dimple-7B and its own models"
 )
 _LLADA_IDS, _IMAGE_CODES = 126_349, 8_192  # ids of LLaDA's tokenizer; its embedding has 126,464 rows
 _SHOWN = 80  # characters of a name in an error
@@ -31,6 +33,7 @@ _IMAGE_TOKENIZER = "vqvae"  # folder beside the network
 _NAMES = {
     "multimodalgeneration": "Lumina-DiMOO",
     "lumina": "Lumina",
+    "llada2moeveomni": "LLaDA-Image",
     "llada2": "LLaDA2",
     "lladamoe": "LLaDA-MoE",
     "llavalladaformaskeddiffusion": "LaViDa",
@@ -118,6 +121,8 @@ def refuse_family(folder: Path, raw: Json) -> None:
 def family_of(raw: Json, folder: Path) -> str:
     """The name of a family as its makers write it; for one that is not known, its class or model_type."""
     kind, classes = _kind(raw), _classes(raw)
+    if _named(kind) == "LLaDA-Image":  # its class has the name of LLaDA2's
+        return "LLaDA-Image"
     if kind == "llada" and any("experts" in field for field in raw):
         return "LLaDA-MoE"
     if kind == "llada" and _has_image_codes(raw, folder):
@@ -138,7 +143,7 @@ def _ours(raw: Json, folder: Path) -> bool:
 
 
 def _known(raw: Json) -> bool:
-    return is_dream(raw) or is_lavida(raw) or is_dimple(raw)
+    return is_dream(raw) or is_lavida(raw) or is_rediff(raw) or is_dimple(raw) or is_llada2(raw)
 
 
 def is_dimoo(raw: Json, folder: Path) -> bool:

@@ -45,7 +45,7 @@ class Grid(Protocol):
 def check_bits(bits: int) -> None:
     """ValueError unless a number can be stored in so many bits."""
     if not 1 < bits < 9:
-        raise ValueError(f"{bits} bits is no width of a grid; use 2 to 8")
+        raise ValueError(f"{bits} bits is not a width of a grid; use 2 to 8")
 
 
 def _range(x: Tensor) -> tuple[Tensor, Tensor]:

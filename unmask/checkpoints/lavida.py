@@ -54,12 +54,16 @@ class LavidaFields(Fields):
 
 
 def is_lavida(raw: Json) -> bool:
-    """Whether a config.json is of this family. LLaDA-V shares a model_type, and has other classes and a plain image sequence."""
+    """Whether a config.json is of this family. LLaDA-V shares a model_type, and has other classes and
+    Llama's names of the language model.
+    """
     classes = raw.get("architectures")
     named = [str(name) for name in classes] if isinstance(classes, list) else []
     if raw.get("model_type") not in (_LLADA, _DREAM):
         return False
-    return any(name in _CLASSES for name in named) if named else "mm_projector_type" in raw
+    if named:
+        return any(name in _CLASSES for name in named)
+    return "mm_projector_type" in raw and (raw["model_type"] == _DREAM or "hidden_size" not in raw)
 
 
 def is_on_dream(raw: Json) -> bool:

@@ -288,7 +288,7 @@ def mask_row(raw: Json, config: ElasticConfig, path: Path) -> int:
     """``mask_token_id`` of a checked config.json. CheckpointError where the vocabulary has no such row."""
     row = raw.get("mask_token_id", _MASK_ID)
     if "mask_token_id" in raw and row >= config.vocab_size:
-        raise invalid(path, f"mask_token_id {row} is no row of the vocabulary of {config.vocab_size}")
+        raise invalid(path, f"mask_token_id {row} is not a row of the vocabulary of {config.vocab_size}")
     return row
 
 

@@ -1,7 +1,7 @@
 """The layout of LLaDA-V and ReDiff on disk -> our network without a generation branch (arXiv 2505.16933, 2510.19871).
 
-Public idea: ``survey_rediff(folder) -> Checkpoint`` from the safetensors headers. The language model is LLaDA-8B under Llama's names, and
-the vision tower that of LaViDa, whose model_type this layout shares; views are not reduced.
+Public ideas: ``is_rediff(raw)``, and ``survey_rediff(folder) -> Checkpoint`` from the safetensors headers. The language model is LLaDA-8B
+under Llama's names, and the vision tower that of LaViDa, whose model_type this layout shares; views are not reduced.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from unmask.checkpoints import dream
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.fitting import VisionFields
+from unmask.checkpoints.lavida import is_lavida
 from unmask.checkpoints.lavida_o import fit, plain, vision_names
 from unmask.checkpoints.schema import Fields, TokenId, fields, read_json, refuse_layers
 from unmask.checkpoints.stream import CheckpointError, tensors_of
@@ -44,7 +47,15 @@ class RediffFields(Fields):
     mm_patch_merge_type: Literal["spatial_unpad"] = "spatial_unpad"
     image_aspect_ratio: Literal["anyres_max_4"] = "anyres_max_4"
     image_grid_pinpoints: str | list[list[int]] = _PINPOINTS
+    tokenizer_model_max_length: Annotated[int, Field(ge=1, le=2**24)] = 8192
     unmask: OwnFields = OwnFields()
+
+
+def is_rediff(raw: Json) -> bool:
+    """Whether a config.json is of this family: LaViDa's model_type, with other classes and Llama's fields of the language model."""
+    classes = raw.get("architectures")
+    named = isinstance(classes, list) and "LlavaLLaDAModelLM" in classes
+    return raw.get("model_type") == "llava_llada" and (named or "hidden_size" in raw) and not is_lavida(raw)
 
 
 def read_rediff(folder: Path) -> tuple[Json, RediffFields]:

@@ -20,7 +20,7 @@ _WHOLE = ("state_dict", "model", "module")  # keys that hold the weights in file
 
 
 def tensors_in(found: Any) -> dict[str, Tensor]:
-    """The weights of a file by name. ValueError for anything that is no dict of tensors."""
+    """The weights of a file by name. ValueError for anything that is not a dict of tensors."""
     for _ in range(3):
         inner = [found[key] for key in _WHOLE if isinstance(found, dict) and isinstance(found.get(key), dict)]
         if not inner:
@@ -55,7 +55,7 @@ def main(source: str, part: str) -> int:
     except (pickle.UnpicklingError, ValueError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
         said = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
-            said = "it holds more than tensors and plain containers, or it is no pickle of weights"
+            said = "it holds more than tensors and plain containers, or it is not a pickle of weights"
         print(json.dumps({"error": said[:300]}))
         return 2
     print(json.dumps({"tensors": len(tensors), "bytes": sum(t.nbytes for t in tensors.values())}))

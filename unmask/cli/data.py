@@ -112,7 +112,7 @@ allow_option = click.option(
     metavar="SHARE",
     default=0.05,
     show_default=True,
-    help="Share of broken rows that is no error.",
+    help="Largest share of broken rows to accept.",
 )
 workers_option = click.option(
     "--workers",

@@ -177,7 +177,7 @@ def _refuse_unquoted(given: Sequence[str], text: str, what: str, call: str) -> N
         files = " ".join(map(_quoted, given[: loose[0]]))
         whole = " ".join([*given[loose[0] :], text])
         raise ValueError(
-            f"{given[loose[0]]!r} is no picture; if it belongs to the {what}, use quotes: "
+            f"{given[loose[0]]!r} is not a picture; if it belongs to the {what}, use quotes: "
             f"{call} {files + ' ' if files else ''}{_quoted(whole, always=True)}"
         )
 

@@ -221,11 +221,12 @@ def _runs(entry: MethodEntry) -> list[str]:
 
 
 def _described(entry: MethodEntry) -> list[tuple[str, str]]:
-    """(how to run it, what that does), for each sampler, the recipe, the command and the demonstration of a method."""
+    """(how to run it, what that does), for each sampler, the recipe, command, import and demonstration of a method."""
     known, card = samplers(), entry.card
     lines = [(_flag(known[name]), known[name].summary) for name in card.get("sampler", ())]
     lines += [(f"unmask train {card['recipe']}", "")] if card.get("recipe") else []
     lines += [(card["command"], "")] if card.get("command") else []
+    lines += [(card["python"], "")] if card.get("python") else []
     return lines + (
         [(f"unmask methods run {entry.name}", f"about {entry.minutes:g} minutes.")] if entry.minutes else []
     )

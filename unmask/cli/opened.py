@@ -17,7 +17,9 @@ def guided(model: Model | TextModel, run: Run) -> TextModel:
     from unmask.pipeline.text_model import TextModel
 
     if not isinstance(model, TextModel):
-        raise ValueError(f"{run.model} is no text model; --guide-model is for those in the layouts of LLaDA and Dream")
+        raise ValueError(
+            f"{run.model} is not a text model; --guide-model is for those in the layouts of LLaDA and Dream"
+        )
     net = open_guide(run.guide, model.parts.text, str(model.device), download=run.download)
     return model.with_sampler(guided_by(net, run.guide_settings)[0])
 

@@ -118,7 +118,9 @@ class Run:
 
         folder = resolve(self.model, download=self.download)
         found = format_in(folder)
-        return None if recipe_in(folder) or found in (Format.MMADA, Format.DIMOO) else not found.is_text
+        return (
+            None if recipe_in(folder) or found in (Format.MMADA, Format.DIMOO, Format.LLADA2_UNI) else not found.is_text
+        )
 
     def open(self, task: str) -> Model:
         """The model, with the parts that a task needs loaded. UsageError for a text model."""

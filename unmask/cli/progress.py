@@ -40,7 +40,7 @@ def nbytes(done: int, of: int) -> str:
 @dataclass(kw_only=True)
 class Bar:
     """Progress of one thing. ``what``: its name · ``words``: ``(done, of) -> text`` · ``lines``: whether to write plain lines where
-    stderr is no terminal.
+    stderr is not a terminal.
     """
 
     what: str

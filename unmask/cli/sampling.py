@@ -116,11 +116,9 @@ def changed_sampler(
     name: str | None, schedule: str | None, cache: str | None, settings: tuple[str, ...]
 ) -> tuple[Callable[[Sampler], Sampler] | None, tuple[str, ...]]:
     """As ``named_sampler``, with --schedule and --cache, which apply after it. ValueError for an unknown name."""
-    change, settings = named_sampler(name, settings)
     if schedule is None and cache is None:
-        return change, settings
-    from unmask.evaluation.sampler_axes import named_change
-    from unmask.pipeline.catalogue import Changes
+        return named_sampler(name, settings)
+    from unmask.evaluation.sampler_axes import sampler_change
 
-    more = named_change(schedule, cache)
-    return Changes(parts=(change, more) if change else (more,)), settings
+    change, rest = sampler_change(name, schedule, cache, settings)
+    return change, tuple(rest)

@@ -45,3 +45,18 @@ class OftenAll:
     def __call__(self, u: Tensor) -> Tensor:
         rest = ((u - self.all) / (1 - self.all)).clamp(0, 1)
         return torch.where(u < self.all, torch.ones_like(u), self.policy(rest))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Between:
+    """Times spread evenly over ``low`` .. ``high``: where small or large noise teaches nothing (DINOISER, DEEM)."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"times need 0 <= low <= high <= 1, got {self.low} and {self.high}")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * u

@@ -1,8 +1,9 @@
 """What a comparison of samplers varies: the order of unmasking, the schedule, the cache and the threshold of probability.
 
 Public ideas: ``variants(orders, schedules, caches, thresholds, net) -> [Variant]``, the product of four lists of names;
-``variant(preset, span) -> Sampler``; ``named_change(schedule, cache)``, what --schedule and --cache of the commands stand for. A name may
-have arguments: ``equal:steps=8``, ``block:refresh=4``, ``remdm:eta=0.2``.
+``variant(preset, span) -> Sampler``; ``named_change(schedule, cache)``, what --schedule and --cache of the commands stand for;
+``sampler_change(name, schedule, cache, settings)`` with a method's sampler before them. A name may have arguments: ``equal:steps=8``,
+``block:refresh=4``, ``remdm:eta=0.2``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from unmask.pipeline.catalogue import find_sampler, for_network
+from unmask.pipeline.catalogue import Changes, find_sampler, for_network
 from unmask.pipeline.catalogue import samplers as named_samplers
 from unmask.protocols import Denoiser, UnmaskingSchedule
 from unmask.sampling.cache import BlockCache, CroppedCache, NoCache, PrefixCache, PromptCache
@@ -71,7 +72,7 @@ def variants(
 ) -> list[Variant]:
     """The product of the four lists, after the model's own sampler, which is always the first. ``net``: of the model.
 
-    ValueError for an unknown name, an argument that it does not have, and a threshold that is no probability.
+    ValueError for an unknown name, an argument that it does not have, and a threshold that is not a probability.
     """
     check_names(orders, schedules, caches, thresholds)
     own = (OWN, OWN, OWN, NONE)
@@ -108,6 +109,25 @@ def named_change(schedule: str | None, cache: str | None) -> Callable[[Sampler],
     made += [_cache(cache)] if cache is not None else []
     whole = Span(name="", kind=Kind.TEXT, start=0, stop=_MOST_TOKENS)
     return lambda base: functools.reduce(lambda sampler, change: change(sampler, whole), made, base)
+
+
+def sampler_change(
+    name: str | None,
+    schedule: str | None,
+    cache: str | None,
+    settings: Items[str] = (),
+    *,
+    served: bool = False,
+) -> tuple[Callable[[Sampler], Sampler] | None, list[str]]:
+    """The change that a method's sampler, then a schedule and a cache stand for, and the settings that are not arguments of that sampler.
+
+    None without any of them. ``served``: as of ``find_sampler``. ValueError for an unknown name or argument.
+    """
+    change, rest = find_sampler(name, settings, served=served) if name is not None else (None, list(settings))
+    if schedule is None and cache is None:
+        return change, rest
+    more = named_change(schedule, cache)
+    return Changes(parts=(change, more) if change else (more,)), rest
 
 
 # -- order ------------------------------------------------------------------------------------------------------------
@@ -199,8 +219,10 @@ def _schedule(text: str) -> Change:
     steps, make = given.pop("steps", None), partial(_SCHEDULES[name], **given)
     if steps is not None and (steps <= 0 or (steps >= 1 and steps != int(steps))):
         raise ValueError(
-            f"schedule {text!r}: steps is no whole number and no share below 1; for example {name}:steps=8"
+            f"schedule {text!r}: steps is neither a whole number nor a share below 1; for example {name}:steps=8"
         )
+    if steps is not None and steps > _MOST_TOKENS:
+        raise ValueError(f"schedule {text!r}: steps is above {_MOST_TOKENS}; for example {name}:steps=8")
     make(steps=4).counts(4)  # a value that it does not take is an error before any model is opened
     return partial(_scheduled, make=make, steps=steps)
 
@@ -271,7 +293,7 @@ def _threshold(text: str) -> Change:
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise ValueError(f"threshold {text!r} is no probability above 0 and at most 1; for example 0.9, or none")
+        raise ValueError(f"threshold {text!r} is not a probability above 0 and at most 1; for example 0.9, or none")
     return lambda base, span: fast_dllm(_dense(base), threshold=value)
 
 
@@ -294,7 +316,7 @@ def _parsed(text: str) -> tuple[str, list[str]]:
 
 
 def _numbers(axis: str, text: str, allowed: Items[str]) -> dict[str, float]:
-    """The arguments of a name. ValueError for one that it does not have and for a value that is no finite number."""
+    """The arguments of a name. ValueError for one that it does not have and for a value that is not a finite number."""
     name, words = _parsed(text)
     found = {}
     for key, _, value in (word.partition("=") for word in words):
@@ -306,7 +328,7 @@ def _numbers(axis: str, text: str, allowed: Items[str]) -> dict[str, float]:
         except ValueError:
             found[key] = math.nan
         if not math.isfinite(found[key]):
-            raise ValueError(f"{axis} {text!r}: {key} is no number; for example {key}=4")
+            raise ValueError(f"{axis} {text!r}: {key} is not a number; for example {key}=4")
     return found
 
 

@@ -32,7 +32,7 @@ from unmask.evaluation.verify_sparse import SPARSE_INPUTS, SparseReference
 from unmask.json_types import Json
 from unmask.models.elastic import Elastic
 from unmask.models.exact import double
-from unmask.pipeline.loading import format_in
+from unmask.pipeline.loading import Format, format_in
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.orders import stratified
 from unmask.sampling.sampler import Sampler
@@ -96,6 +96,11 @@ def verify(
     if reproduce := REPRODUCE.get(found_as):
         ours, arrays, inputs = reproduce(folder, dtype, device)
         return _compared(ours, arrays, inputs, folder, tolerance)
+    if found_as in (Format.LLADA, Format.REDIFF):
+        raise CheckpointError(
+            f"{folder} has the layout {found_as.value}, whose measured arrays verify does not recompute; "
+            "the layouts that it verifies are listed in docs/models.md"
+        )
     raw = read_json(folder / "config.json")
     dimoo, mmada = is_dimoo(raw, folder), is_mmada(raw)
     survey = survey_dimoo if dimoo else survey_mmada
@@ -110,6 +115,7 @@ def verify(
         return _verify_sparse(net, arrays, folder, tolerance)
     reference = Reference(arrays=arrays, mask_id=net.mask_id, mask_code=net.config.mask_code)
     # By default cuDNN rounds the inputs of float32 convolutions to TF32: decoded pixels were 3e-3 off on an H200.
+    assert isinstance(vq, VQ)
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
         ours = reference.reproduce(net, vq)
     return _compared(ours, arrays, INPUTS, folder, tolerance)

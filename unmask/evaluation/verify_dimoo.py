@@ -274,10 +274,12 @@ class DiMOOReference:
         return replace(row, ids=whole, masked=torch.zeros_like(row.masked).index_put((at,), masked))
 
     def _content(self) -> Tensor:
-        """The first picture of ``style.ids``."""
-        ids, (rows, columns) = self.arrays["style.ids"][0].cpu(), self._grid
-        start = int((ids == self.text[IMAGE]).nonzero()[0]) + 1
-        return ids[start : start + rows * (columns + 1)].view(rows, -1)[:, :-1] - self._first()
+        """The first picture of ``style.ids``, of any grid: each line of its codes ends in a token."""
+        ids = self.arrays["style.ids"][0].cpu()
+        start, stop = (int((ids == self.text[name]).nonzero()[0]) for name in (IMAGE, END_IMAGE))
+        codes = ids[start + 1 : stop]
+        columns = int((codes == self.text[LINE]).nonzero()[0])
+        return codes.view(-1, columns + 1)[:, :-1] - self._first()
 
     def _broken(self, length: int) -> Sequence:
         b, edges = self._builder(), (self.text[IMAGE], self.text[LINE], self.text[END_IMAGE])

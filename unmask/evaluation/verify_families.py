@@ -1,4 +1,4 @@
-"""Numerical parity of the families of checkpoints without image generation: which reference recomputes whose arrays.
+"""Numerical parity of the families of checkpoints that are not LLaDA's: which reference recomputes whose arrays.
 
 Public idea: ``REPRODUCE[format](folder, dtype, device) -> (ours, measured, inputs)``: our arrays by name, the measured ones, and the names
 of those that are inputs. ``verify.py`` compares them.
@@ -16,14 +16,17 @@ from unmask.checkpoints.dimple import blocks_of, read_dimple, read_pictures, sur
 from unmask.checkpoints.dream import survey_dream
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.lavida import read_lavida, survey_lavida, views_of
+from unmask.checkpoints.llada2_uni import survey_uni
 from unmask.checkpoints.loading import load_everything
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, read_tensors
 from unmask.evaluation.verify_dimple import DIMPLE_INPUTS, DimpleReference
 from unmask.evaluation.verify_dream import DREAM_INPUTS, DreamReference, as_long
 from unmask.evaluation.verify_lavida import LAVIDA_INPUTS, LavidaReference
+from unmask.evaluation.verify_llada2_uni import UNI_INPUTS, uni_arrays
 from unmask.models.elastic import Elastic
 from unmask.pipeline.loading import Format
+from unmask.tokens.uni import UniTokenizer
 
 Arrays = dict[str, Tensor]
 Reproduced = tuple[Arrays, Arrays, frozenset[str]]
@@ -68,9 +71,19 @@ def _dimple(folder: Path, dtype: torch.dtype | None, device: str) -> Reproduced:
     return as_long(reference.reproduce(net), arrays), arrays, DIMPLE_INPUTS
 
 
+def _uni(folder: Path, dtype: torch.dtype | None, device: str) -> Reproduced:
+    net, vq = load_everything(survey_uni(folder))
+    arrays = {name: array.to(device) for name, array in read_tensors(folder, "expected").items()}
+    assert isinstance(vq, UniTokenizer)
+    net, vq = net.to(device=device, dtype=dtype), vq.to(device=device, dtype=dtype)
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        return uni_arrays(folder, arrays, net, vq), arrays, UNI_INPUTS
+
+
 TOLERANCES = {Format.DIMPLE: 2e-4}  # its logits reach 10, and float64 differs from the measured ones by 8e-5
 REPRODUCE: dict[Format, Callable[[Path, torch.dtype | None, str], Reproduced]] = {
     Format.DREAM: _dream,
     Format.LAVIDA: _lavida,
     Format.DIMPLE: _dimple,
+    Format.LLADA2_UNI: _uni,
 }

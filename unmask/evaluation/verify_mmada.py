@@ -272,8 +272,7 @@ class MMaDAReference:
 
     def _picture(self) -> Tensor:
         """The codes that understanding reads, [h, w]."""
-        factor = self.arrays["vq.image"].shape[-1] // math.isqrt(self.arrays["vq.codes"].shape[1])
-        return self.arrays["vq.codes"].view(-1, self.arrays["vq.image"].shape[-1] // factor)
+        return self.arrays["vq.codes"].view(self.arrays["vq.latents"].shape[2:])
 
     def _asking(self, prompt: str, pictures: list[Tensor], answer: int) -> Sequence:
         found = re.search(r"user<\|end_header_id\|>\n(.*?)<\|eot_id\|>", prompt, re.DOTALL)

@@ -22,7 +22,8 @@ class Card:
     ``tried``: for an effect that was not seen, the remedies that were tried, at least two · ``paper_figure``: the paper's figure ·
     ``parts``: role -> tiny instances, which the contract tests run; a role is a field of ``Sampler``, "sampler" for whole samplers, or the
     name of another protocol · ``sampler``: the functions of the file that ``--sampler`` takes · ``recipe``: ``file.function`` of
-    unmask/recipes that trains it, or "" · ``command``: another command that uses it, such as "unmask quantise MODEL OUT --method gptq".
+    unmask/recipes that trains it, or "" · ``command``: another command that uses it, such as "unmask quantise MODEL OUT --method gptq" ·
+    ``python``: the import with which a program uses it, for a method that no command runs yet.
 
     A file of unmask/recipes with the method's name and ``DEMO = Demonstration(…)`` is what ``unmask methods run`` runs.
     """
@@ -40,6 +41,7 @@ class Card:
     sampler: tuple[str, ...] = ()
     recipe: str = ""
     command: str = ""
+    python: str = ""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -51,7 +53,7 @@ class Card:
             raise ValueError(f"{self.title}: tiny-checked needs the figure that was measured; set figure=")
         if self.status == "not seen" and len(self.tried) < 2:
             raise ValueError(f"{self.title}: not seen needs at least two remedies in tried=, got {len(self.tried)}")
-        if not self.sampler and not self.recipe and not self.command:
+        if not self.sampler and not self.recipe and not self.command and not self.python:
             raise ValueError(
-                f"{self.title}: the card names no sampler, recipe or command; set one, so that the method can be run"
+                f"{self.title}: the card names no sampler, recipe, command or python; set one, so that the method can be run"
             )

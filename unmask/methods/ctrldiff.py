@@ -146,13 +146,16 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Certainty:
-    """The longest length where the last tokens had a mean log-probability above ``-bound``, else the shortest (the rule to beat)."""
+    """The length number ``above`` where the last tokens had a mean log-probability above ``-bound``, else ``below``: by default the longest
+    and the shortest (the rule to beat).
+    """
 
     bound: float = 0.2
-    longest: int = len(LENGTHS) - 1
+    above: int = len(LENGTHS) - 1
+    below: int = 0
 
     def __call__(self, batch: Batch, state: Tensor) -> Tensor:
-        return torch.where(state[:, 0] > -self.bound, self.longest, 0)
+        return torch.where(state[:, 0] > -self.bound, self.above, self.below)
 
 
 @dataclass(frozen=True, kw_only=True)

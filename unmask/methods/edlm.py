@@ -313,7 +313,7 @@ def folder_energy(folder: str, device: str = "cpu") -> Energy:
         return LearnedEnergy(net=made.eval())
     if not net.config.shifted:
         raise CheckpointError(
-            f"{folder} predicts tokens where they stand, so it is no autoregressive model, and it has no {HEAD}.safetensors; "
+            f"{folder} predicts tokens where they stand, so it is not an autoregressive model, and it has no {HEAD}.safetensors; "
             "use a model in Dream's layout that was trained on the next token, or train an energy"
         )
     return CausalEnergy(net=net.eval())

@@ -33,10 +33,11 @@ from unmask.corruption.schedules import Policy, Uniform
 from unmask.methods.card import Card
 from unmask.objectives.masked import Masked
 from unmask.protocols import Bounded, Selection
+from unmask.sampling.before_end import BeforeEnd
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
 from unmask.sampling.selection import Confident, first
-from unmask.sampling.spans import wished, writable_spans
+from unmask.sampling.spans import wished
 from unmask.sampling.token_sampler import Greedy
 from unmask.sequence import Batch, Kind
 from unmask.step import Move, Progress, Proposal
@@ -159,34 +160,6 @@ class Overwriting:
             count_B = (revealed_BL.sum(1) * self.share).long()
             revealed_BL = first(proposal.score, revealed_BL, count_B)
         return dataclasses.replace(taken, redraw=taken.redraw | revealed_BL)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeforeEnd:
-    """``selection`` among the tokens before the first end of an answer that is revealed; behind it nothing competes."""
-
-    selection: Selection
-    ids: tuple[int, ...]
-
-    def extra_steps(self, tokens: int, planned: int) -> int | None:
-        return self.selection.extra_steps(tokens, planned) if isinstance(self.selection, Bounded) else None
-
-    def predict(self, batch: Batch, block: Tensor, counts: Tensor) -> Tensor | None:
-        return wished(self.selection, batch, self._before(batch, block), counts)
-
-    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
-        return self.selection(batch, proposal, self._before(batch, block), counts, progress)
-
-    def _before(self, batch: Batch, block: Tensor) -> Tensor:
-        layout = writable_spans(batch)
-        end_BL = torch.isin(batch.ids, torch.tensor(self.ids, device=batch.device)) & ~batch.masked
-        end_BL &= (batch.kind == Kind.TEXT) & (layout.span >= 0)
-        behind_BL = torch.zeros_like(end_BL)
-        for span in range(layout.most):
-            inside_BL = layout.span == span
-            behind_BL |= ((end_BL & inside_BL).long().cumsum(1) > 0) & inside_BL
-        kept_BL = block & ~behind_BL
-        return torch.where(kept_BL.any(1, keepdim=True), kept_BL, block)
 
 
 @dataclass(frozen=True, kw_only=True)

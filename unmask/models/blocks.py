@@ -129,6 +129,9 @@ class Branch(nn.Module):
         self.q = Linear(width, config.query_width, bias=bias)
         self.k = Linear(width, config.key_width, bias=bias)
         self.v = Linear(width, config.key_width, bias=bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_channels, eps)
+            self.k_norm = RMSNorm(config.head_channels, eps)
         self.mlp_norm = RMSNorm(width, eps)
         self.mlp: nn.Module = SwiGLU(width, mlp)
 
@@ -137,14 +140,19 @@ class Branch(nn.Module):
         x = self.attn_norm(x_NW)
         if queries and at is not None:
             few = self.q(x.index_select(0, at)).unflatten(-1, (-1, self.head_width))
-            return replace(self._projected(x, queries=False), q=few)
+            return replace(self._projected(x, queries=False), q=self._normed("q_norm", few))
         return self._projected(x, queries=queries)
 
     def _projected(self, x: Tensor, *, queries: bool) -> Heads:
         layers = (self.q, self.k, self.v) if queries else (self.k, self.v)
         width = self.head_width
         *q, k, v = (y.view(y.shape[0], y.shape[1] // width, width) for y in side_by_side(x, layers))
-        return Heads(q=q[0] if q else None, k=k, v=v)
+        return Heads(q=self._normed("q_norm", q[0]) if q else None, k=self._normed("k_norm", k), v=v)
+
+    def _normed(self, name: str, x_NHK: Tensor) -> Tensor:
+        """Queries or keys after the norm over each head, where the branch has one."""
+        norm = self._modules.get(name)
+        return x_NHK if norm is None else norm(x_NHK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +237,11 @@ class ElasticBlock(nn.Module):
             for name, (x, some) in streams.items()
             if x is not None and x.device.type == "cpu"
         }
+
+    def finished(self, x_ND: Tensor, mixed_ND: Tensor) -> Tensor:
+        """The understanding stream after output projection and feed-forward; ``mixed``: what attention found."""
+        x = x_ND + self.out(mixed_ND, x_ND.shape[-1])
+        return x + self.und.mlp(self.und.mlp_norm(x))
 
     def _finish(
         self, x_NW: Tensor | None, mixed_ND: Tensor | None, branch: str, read_Q: Tensor | None

@@ -19,6 +19,7 @@ from unmask.models.asked import Asked, asked, with_predecessors
 from unmask.models.attention import FITTING, NEVER, Attention, Fitting
 from unmask.models.blocks import ElasticBlock, Read, RMSNorm, SwiGLU, rms_norm
 from unmask.models.codes import CodeEmbedding, CodeHead, Unfold
+from unmask.models.experts import Experts
 from unmask.models.gradients import rows_at
 from unmask.models.graphs import Graphs, Streams
 from unmask.models.layout import Layout, Packing, lay_out
@@ -48,7 +49,11 @@ class Elastic(nn.Module):
         self.config, self.mask_id, self.attention = config, mask_id, attention
         self.graphs: Graphs | None = None  # of the layers, on a CUDA device (graphs.py)
         self.embed = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers))
+        blocks = [ElasticBlock(config, joint=i < config.joint_layers) for i in range(config.layers)]
+        if config.experts:
+            for block in blocks[config.experts.dense :]:
+                block.und.mlp = Experts(config.width, config.experts)
+        self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.text_head = Linear(config.width, config.vocab_size, bias=False)
         if config.gen_width:
@@ -130,7 +135,7 @@ class Elastic(nn.Module):
             group_flops=GROUP_FLOPS["cpu" if device == "cpu" else "other"],
             unpadded_from=fitting.unpadded_from(c.heads, self.embed.weight.dtype, device) if fitting else NEVER,
             together=learns,
-            head_width=c.head_channels,
+            head_width=c.rope_width or c.head_channels,
             theta=c.rope_theta * c.rope_factor,
             sections=c.rope_sections,
         )
@@ -204,7 +209,8 @@ class Elastic(nn.Module):
         def layers(given: Streams, memory: Memory | None) -> Streams:
             return self._through(range(below), layout, given, scores_text, memory, Read())
 
-        if self.graphs is not None and not torch.is_grad_enabled():
+        # How many positions an expert gets is known on the device alone, so such layers are not captured.
+        if self.graphs is not None and self.config.experts is None and not torch.is_grad_enabled():
             streams = self.graphs.run(layers, self.blocks, layout, streams, text=scores_text, memory=memory)
         else:
             streams = layers(streams, memory)

@@ -45,8 +45,8 @@ class EnergyNet(nn.Module):
         total_BD = torch.zeros(batch.rows, scored.hidden.shape[1], device=ids.device).index_add(
             0, row, scored.hidden.float()
         )
-        mean_BD = total_BD / read.sum(1, keepdim=True).clamp(min=1)
-        return self.last(F.relu(self.first(mean_BD)))[:, 0]
+        mean_BD = (total_BD / read.sum(1, keepdim=True).clamp(min=1)).to(self.first.weight.dtype)
+        return self.last(F.relu(self.first(mean_BD)))[:, 0].float()
 
 
 def doubled(batch: Batch, ids: Tensor) -> Batch:

@@ -64,7 +64,9 @@ def section_table(place_3BT: Tensor, sections: tuple[int, ...], theta: float) ->
 
 
 def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
-    """Rotate queries or keys; computed in float32 and cast back."""
+    """Rotate queries or keys; computed in float32 and cast back. Channels beyond those of the table stay as they are."""
+    if (width := table[0].shape[-1]) < x_BHTK.shape[-1]:
+        return torch.cat([rotate(x_BHTK[..., :width], table), x_BHTK[..., width:]], dim=-1)
     if wanted(x_BHTK):
         return rotated(x_BHTK, table)
     if x_BHTK.is_cuda and not torch.is_grad_enabled():
@@ -74,6 +76,8 @@ def rotate(x_BHTK: Tensor, table: Table) -> Tensor:
 
 def rotate_fused(x_BHTK: Tensor, table: Table) -> Tensor:
     """``rotate`` in one kernel of ``torch.compile``, without gradients."""
+    if (width := table[0].shape[-1]) < x_BHTK.shape[-1]:
+        return torch.cat([rotate_fused(x_BHTK[..., :width], table), x_BHTK[..., width:]], dim=-1)
     return _compiled()(x_BHTK, table)
 
 
@@ -84,6 +88,9 @@ def _compiled() -> Rotation:
 
 def rotate_into(found_BHTK: Tensor, x_BHTK: Tensor, table: Table) -> None:
     """The same bits written to ``found``, a few positions at a time, so that what is made on the way stays in the cache."""
+    if (width := table[0].shape[-1]) < x_BHTK.shape[-1]:
+        found_BHTK[..., width:] = x_BHTK[..., width:]
+        found_BHTK, x_BHTK = found_BHTK[..., :width], x_BHTK[..., :width]
     step = max(16, IN_CACHE // (x_BHTK.numel() // x_BHTK.shape[2]))
     for start in range(0, x_BHTK.shape[2], step):
         some = slice(start, start + step)

@@ -78,6 +78,39 @@ class QwenVisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """Routed experts in place of a layer's feed-forward (``models/experts.py``); the defaults are those of LLaDA2.0-mini and -Uni.
+
+    ``count``, ``chosen``: experts of a layer, and how many serve a position · ``width``: of one expert · ``shared``: experts that serve
+    every position, as one of ``shared * width`` · ``groups``, ``groups_chosen``: experts are chosen from the best of so many consecutive
+    groups · ``scale``: of the weights · ``dense``: the first layers, which keep one feed-forward of ``ElasticConfig.mlp``.
+    """
+
+    count: int = 256
+    chosen: int = 8
+    width: int = 512
+    shared: int = 1
+    groups: int = 8
+    groups_chosen: int = 4
+    scale: float = 2.5
+    dense: int = 1
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.count, self.chosen, self.width, self.groups, self.groups_chosen) < 1
+            or self.shared < 0
+            or self.dense < 0
+        ):
+            raise ValueError(f"numbers of experts, groups and channels must be at least 1, got {self}")
+        if self.count % self.groups or self.groups_chosen > self.groups:
+            raise ValueError(
+                f"{self.count} experts do not divide into {self.groups} groups of which {self.groups_chosen} are chosen"
+            )
+        if self.chosen > (most := self.groups_chosen * self.count // self.groups):
+            raise ValueError(f"chosen {self.chosen} experts is more than the {most} of {self.groups_chosen} groups")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ElasticConfig:
     """Elastic Mixture-of-Transformers (spec 1.1 to 1.7). Defaults are the released 10.4 B model.
 
@@ -93,6 +126,8 @@ class ElasticConfig:
     (M-RoPE); none where all turn with its number.
     ``rope_factor``: multiplies ``rope_theta`` for rows that are longer than those of the training (``rope.ntk_factor``), 1 for none.
     ``first_code``: text id of image code 0 in a text model whose vocabulary has the ``codes`` as rows (MMaDA, Lumina-DiMOO); 0: none.
+    ``qk_norm``: a norm over each head of q and k, before the rotation · ``rope_width``: channels of a head that turn, its first ones; 0 for
+    all · ``experts``: routed experts in the feed-forward slot; None: one feed-forward (LLaDA2).
     """
 
     vocab_size: int = 127378
@@ -119,6 +154,9 @@ class ElasticConfig:
     tower: QwenVisionConfig | None = None
     rope_sections: tuple[int, ...] = ()
     rope_factor: float = 1.0
+    qk_norm: bool = False
+    rope_width: int = 0
+    experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.head_width and (self.width % self.heads or (self.width // self.heads) % 2):
@@ -130,6 +168,18 @@ class ElasticConfig:
         if self.rope_sections and (len(self.rope_sections) != 3 or 2 * sum(self.rope_sections) != self.head_channels):
             raise ValueError(
                 f"rope_sections {self.rope_sections} must be three numbers that sum to half a head, {self.head_channels // 2}"
+            )
+        if (
+            self.rope_width % 2
+            or not 0 <= self.rope_width <= self.head_channels
+            or (self.rope_width and self.rope_sections)
+        ):
+            raise ValueError(
+                f"rope_width {self.rope_width} must be an even number of a head's {self.head_channels} channels, without rope_sections"
+            )
+        if self.experts and self.gen_width:
+            raise ValueError(
+                "routed experts serve a text model; a generation branch has its own feed-forward, leave one out"
             )
         if not self.rope_factor >= 1:
             raise ValueError(f"rope_factor {self.rope_factor} must be at least 1: it makes the rotary base larger")
@@ -212,6 +262,26 @@ _DREAM = ElasticConfig(
     qkv_bias=True,
     shifted=True,
 )
+_LLADA2 = ElasticConfig(
+    vocab_size=157184,
+    width=2048,
+    heads=16,
+    kv_heads=4,
+    head_width=128,
+    layers=20,
+    mlp=5120,
+    gen_width=0,
+    gen_mlp=0,
+    joint_layers=20,
+    rope_theta=600_000.0,
+    rope_width=64,
+    norm_eps=1e-6,
+    codes=0,
+    code_rows=0,
+    vision=None,
+    qk_norm=True,
+    experts=ExpertsConfig(),
+)
 _LAVIDA_VISION = VisionConfig(reduction="bilinear")
 SIZES: dict[str, ElasticConfig] = {
     "tiny": ElasticConfig(
@@ -260,8 +330,14 @@ SIZES: dict[str, ElasticConfig] = {
     "llada_8b": _LLADA,
     "dream_7b": _DREAM,
     "lavida_8b": replace(_LLADA, vision=_LAVIDA_VISION),
+    "rediff_8b": replace(_LLADA, vision=replace(_LAVIDA_VISION, reduction="none")),
     "lavida_dream_7b": replace(_DREAM, vision=_LAVIDA_VISION),
     "dimple_7b": replace(_DREAM, tower=QwenVisionConfig(), rope_sections=(16, 24, 24)),
     "mmada_8b": replace(_LLADA, vocab_size=134656, codes=8192, first_code=126349),
     "lumina_dimoo_8b": replace(_LLADA, vocab_size=134548, codes=8192, first_code=126356),
+    "llada2_mini": _LLADA2,
+    "llada2_flash": replace(
+        _LLADA2, width=4096, heads=32, layers=32, joint_layers=32, mlp=9216, experts=ExpertsConfig(width=1024)
+    ),
+    "llada2_uni": replace(_LLADA2, vocab_size=173568, codes=16384, first_code=157184),
 }

@@ -1,4 +1,4 @@
-"""Training a learned energy against the samples of a frozen denoiser (EDLM, arXiv 2410.21357, section 4.2).
+"""Training by telling pairs apart: an energy against the samples of a frozen denoiser (EDLM, arXiv 2410.21357), and matching vectors.
 
 Public idea: ``NoiseContrastive(denoiser=..)(energy_net, clean, rng) -> Loss``. Rows are masked at random times; the energy of the true
 rows becomes low, and that of rows whose masked tokens the denoiser draws becomes high.
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.corruption.absorbing import Absorbing
@@ -48,3 +49,9 @@ class NoiseContrastive:
                 drawn_N1 = torch.multinomial(scored.logits.float().softmax(-1).cpu(), 1, generator=rng)
                 ids[scored.at] = drawn_N1[:, 0].to(ids.device)
         return ids.view_as(noisy.ids)
+
+
+def both_ways(logits_BB: Tensor) -> Tensor:
+    """The contrastive loss of matching pairs on the diagonal, mean over rows and columns (CLIP, arXiv 2103.00020)."""
+    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2

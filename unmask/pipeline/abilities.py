@@ -16,7 +16,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "edit": ("edit",),
     "edit-plan": ("edit", "plan_edit"),
     "edit-reflect": ("edit", "critique"),
-    "infill": ("generate",),
+    "infill": ("generate", "infill"),
     "infill-text": ("fill",),
     "ask": ("ask",),
     "ground": ("ground",),

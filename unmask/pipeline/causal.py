@@ -68,7 +68,7 @@ def as_dream(source: Path, out: Path) -> None:
     raw = read_json(path)
     if not is_causal(raw):
         raise CheckpointError(
-            f"{path}: model_type {raw.get('model_type')!r} is no causal model that can be adapted; wanted {', '.join(CAUSAL)}"
+            f"{path}: model_type {raw.get('model_type')!r} is not a causal model that can be adapted; wanted {', '.join(CAUSAL)}"
         )
     _refuse_windows(raw, path)
     tokenizer = tokenizer_in(source)

@@ -15,6 +15,7 @@ from torch import Tensor
 from unmask.checkpoints.checksums import write_sums
 from unmask.checkpoints.dream import trunk_names
 from unmask.checkpoints.lavida_o import names
+from unmask.checkpoints.llada2 import joined_heads
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import save_tensors
 from unmask.checkpoints.stream import FLOATS, files_of
@@ -31,7 +32,14 @@ _BESIDE = (
     "chat_template*",
     "preprocessor_config.json",
 )
-_IMAGE_TOKENIZERS = ("vqvae", "magvitv2")  # folders beside the network
+_IMAGE_TOKENIZERS = (
+    "vqvae",
+    "magvitv2",
+    "image_tokenizer",
+    "decoder",
+    "decoder-turbo",
+    "vae",
+)  # folders beside the network
 _LIKE_LLADA = (Format.RELEASED, Format.LLADA)
 _SMALL, _SMALL_SHARD, _SHARD = 2**28, 15 * 2**20, 5 * 2**30  # bytes, as of ``convert``
 
@@ -47,6 +55,7 @@ def export_like(spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> N
         for key, tensor in state.items()
         if key in checkpoint.net
     }
+    weights = joined_heads(weights)
     size = sum(tensor.nbytes for tensor in weights.values())
     save_tensors(weights, folder, shard=_SMALL_SHARD if size < _SMALL else _SHARD)
     for pattern in _BESIDE:

@@ -19,9 +19,10 @@ from unmask.checkpoints.stream import OTHER_WEIGHTS, PICKLES, CheckpointError, r
 from unmask.json_types import Json
 from unmask.writing import copy_file, whole_folder, write_text
 
-PARTS = ("", "vqvae", "magvitv2")  # folders of a model that hold weights
+PARTS = ("", "vqvae", "magvitv2", "image_tokenizer")  # folders of a model that hold weights
 _WEIGHTS = re.compile(
-    r"(?P<name>pytorch_model|diffusion_pytorch_model|model|adapter_model)(?P<shard>-\d{5}-of-\d{5})?", re.ASCII
+    r"(?P<name>pytorch_model|diffusion_pytorch_model|model|adapter_model|sigvq_embedding)(?P<shard>-\d{5}-of-\d{5})?",
+    re.ASCII,
 )
 _INDEX = "*.index.json"  # of pickles; a new one is written
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")

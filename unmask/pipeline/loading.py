@@ -29,9 +29,12 @@ from unmask.checkpoints.hub import fetch, is_hub_name
 from unmask.checkpoints.lavida import is_on_dream, survey_lavida
 from unmask.checkpoints.lavida_o import OWN_BLOCK, survey_lavida_o
 from unmask.checkpoints.llada import survey_llada
+from unmask.checkpoints.llada2 import survey_llada2
+from unmask.checkpoints.llada2_uni import survey_uni
 from unmask.checkpoints.lumina_dimoo import survey_dimoo
 from unmask.checkpoints.mmada import sizes_of, survey_mmada
 from unmask.checkpoints.own import read_own
+from unmask.checkpoints.rediff import survey_rediff
 from unmask.checkpoints.schema import invalid, read_json
 from unmask.checkpoints.store import compare
 from unmask.checkpoints.stream import CheckpointError, Stored, other_weights, tensors_of
@@ -50,9 +53,11 @@ from unmask.tasks import (
     ground,
     infill,
     lavida,
+    llada2_uni,
     lumina_dimoo,
     mmada,
     planning,
+    rediff,
     reflecting,
     released,
     revising,
@@ -81,7 +86,9 @@ _OTHER_TRUNKS = (
     "tower",
     "rope_sections",
     "first_code",
+    *("qk_norm", "rope_width", "experts"),
 )  # left out of our config.json where they are not set
+_SURVEYS = {Format.LLADA: survey_llada, Format.DREAM: survey_dream, Format.LLADA2: survey_llada2}
 TEXT_TASKS = ("ask", "infill-text", ALL)  # tasks of a text model
 
 
@@ -104,12 +111,16 @@ class ModelSpec:
         if self.format is Format.LAVIDA:
             context = int(self.released.get("tokenizer_model_max_length", 4096))
             return lavida.presets(on_dream=is_on_dream(self.released), context=context)
+        if self.format is Format.REDIFF:
+            return rediff.presets(self.released)
         if self.format is Format.DIMPLE:
             return dimple.presets(int(self.released.get("max_position_embeddings", 4096)))
         if self.format is Format.MMADA:
             return mmada.presets(self.released)
         if self.format is Format.DIMOO:
             return lumina_dimoo.presets(self.released)
+        if self.format is Format.LLADA2_UNI:
+            return llada2_uni.presets(self.released)
         dense = released.PRESETS if self.wording == RELEASED else OWN
         config = self.checkpoint.config
         return step_causal(dense) if config.text_registers or config.code_registers else dense
@@ -154,18 +165,18 @@ def read_spec(folder: Path) -> ModelSpec:
     found = format_in(folder)
     if found is Format.LAVIDA:
         return _spec_of_lavida(folder)
-    if found is Format.DIMPLE:
+    if found in (Format.DIMPLE, Format.REDIFF):
         kept = read_json(folder / "config.json")
-        return ModelSpec(
-            format=found, checkpoint=survey_dimple(folder), wording=dimple.WORDING, side=0, fold=1, released=kept
-        )
+        survey, wording = (survey_dimple, dimple.WORDING) if found is Format.DIMPLE else (survey_rediff, rediff.WORDING)
+        return ModelSpec(format=found, checkpoint=survey(folder), wording=wording, side=0, fold=1, released=kept)
     if found.is_text:
-        survey = survey_llada if found is Format.LLADA else survey_dream
-        return ModelSpec(format=found, checkpoint=survey(folder), wording=RELEASED, side=0, fold=1)
+        return ModelSpec(format=found, checkpoint=_SURVEYS[found](folder), wording=RELEASED, side=0, fold=1)
     if found is Format.MMADA:
         return _spec_of_mmada(folder)
     if found is Format.DIMOO:
         return _spec_of_dimoo(folder)
+    if found is Format.LLADA2_UNI:
+        return _spec_of_uni(folder)
     return _spec_of_released(folder) if found is Format.RELEASED else _spec_of_own(folder)
 
 
@@ -184,7 +195,9 @@ def _spec_of_own(folder: Path) -> ModelSpec:
     tokenizer = folder / "tokenizer.json"  # may be missing after a conversion from the released layout
     mask_id = config.mask_id if config.mask_id is not None and not tokenizer.exists() else Text.load(tokenizer)[MASK]
     if mask_id >= config.model.vocab_size:
-        raise invalid(config.path, f"the mask token {mask_id} is no row of model.vocab_size {config.model.vocab_size}")
+        raise invalid(
+            config.path, f"the mask token {mask_id} is not a row of model.vocab_size {config.model.vocab_size}"
+        )
     with unfilled():
         net, vq = Elastic(config.model, mask_id=0), VQ(config.vq)
     checkpoint = Checkpoint(
@@ -220,6 +233,13 @@ def _spec_of_dimoo(folder: Path) -> ModelSpec:
     return ModelSpec(format=Format.DIMOO, checkpoint=checkpoint, wording=wording, side=side, fold=1, released=raw)
 
 
+def _spec_of_uni(folder: Path) -> ModelSpec:
+    path = folder / "config.json"
+    raw, checkpoint = read_json(path), survey_uni(folder)
+    side, wording = llada2_uni.side_of(raw, checkpoint.vq_config.factor, path), llada2_uni.WORDING
+    return ModelSpec(format=Format.LLADA2_UNI, checkpoint=checkpoint, wording=wording, side=side, fold=1, released=raw)
+
+
 def _spec_of_released(folder: Path) -> ModelSpec:
     path = folder / "config.json"
     raw, checkpoint = read_json(path), survey_lavida_o(folder)
@@ -251,11 +271,12 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
         return mmada.mmada_parts(weights, found.released)
     if found.format is Format.DIMOO:
         return lumina_dimoo.dimoo_parts(weights, found.released)
+    if found.format is Format.LLADA2_UNI:
+        return llada2_uni.uni_parts(weights, found.released)
     if found.format is Format.RELEASED:
         text = released.read_text(folder, found.released)
-    elif found.format in (Format.LAVIDA, Format.DIMPLE):
-        mask_id = found.checkpoint.mask_id
-        text = lavida.read_text(folder) if found.format is Format.LAVIDA else dimple.read_text(folder, mask_id)
+    elif found.format in (Format.LAVIDA, Format.REDIFF, Format.DIMPLE):
+        text = _family_text(found)
         if text.size > (size := found.checkpoint.config.vocab_size):  # the embedding may have spare rows
             raise CheckpointError(f"{folder}: the tokenizer has {text.size} ids and the model {size}")
     else:
@@ -279,9 +300,19 @@ def open_parts(found: ModelSpec, weights: Weights) -> Parts:
     )
     if found.format is Format.LAVIDA:
         return lavida.published(parts, folder)
+    if found.format is Format.REDIFF:
+        return rediff.published(parts, folder)
     if found.format is Format.DIMPLE:
         return dimple.published(parts, folder)
     return released.published(parts, found.released) if found.wording == RELEASED else parts
+
+
+def _family_text(found: ModelSpec) -> Text:
+    """The tokenizer of a model that reads pictures and writes text."""
+    folder, mask_id = found.checkpoint.place, found.checkpoint.mask_id
+    if found.format is Format.LAVIDA:
+        return lavida.read_text(folder)
+    return rediff.read_text(folder, mask_id) if found.format is Format.REDIFF else dimple.read_text(folder, mask_id)
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:

@@ -191,14 +191,14 @@ class Model:
         settings: Sequence[str] = (),
     ) -> Drawing:
         """The picture with the white part of ``region`` (same size) generated anew, so that the whole shows ``prompt``."""
+        self.presets.refuse("infill")
         chosen = with_options(self.presets.generate(self.parts), settings, steps, guidance_scale, temperature)
         picture, painted = read_image(image), read_image(region)
         if painted.size != picture.size:
             raise ImageError(f"the region is {painted.size} and the picture {picture.size}; give both the same size")
-        pixels, _ = self.parts.preprocess(picture)
+        pixels, warnings = self.parts.preprocess(picture)[0], self.parts.warnings(prompt)
         task = infill.Infill(pixels=pixels, region=self.parts.region(painted), prompt=self._prompt(prompt, empty=True))
-        drawn = draw(self, [task], [seed], chosen, prompt, trace, self.parts.warnings(prompt))
-        return labelled(self, drawn, {"generate": chosen})[0]
+        return labelled(self, draw(self, [task], [seed], chosen, prompt, trace, warnings), {"generate": chosen})[0]
 
     @checked
     def ask(

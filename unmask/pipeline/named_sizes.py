@@ -16,9 +16,13 @@ from unmask.pipeline.formats import Format
 from unmask.pipeline.loading import SIDE, ModelSpec
 from unmask.tokens.magvit import ImageTokenizerConfig, MagvitConfig
 from unmask.tokens.prompts import RELEASED
+from unmask.tokens.uni import UniConfig
 from unmask.tokens.vq import VQConfig
 
-_TOKENIZERS: dict[str, ImageTokenizerConfig] = {"mmada_8b": MagvitConfig()}  # others: aMUSEd's VQ
+_TOKENIZERS: dict[str, ImageTokenizerConfig] = {
+    "mmada_8b": MagvitConfig(),
+    "llada2_uni": UniConfig(),
+}  # others: aMUSEd's VQ
 _RELEASED = {"lavida_dream_7b": {"model_type": "llava_dream"}}  # fields of config.json that the presets read
 
 
@@ -51,8 +55,12 @@ def spec_of_size(name: str) -> ModelSpec:
 def _format_of(config: ElasticConfig, vq_config: ImageTokenizerConfig) -> Format:
     if config.gen_width:
         return Format.RELEASED
+    if config.experts:
+        return Format.LLADA2_UNI if config.first_code else Format.LLADA2
     if config.first_code:
         return Format.MMADA if isinstance(vq_config, MagvitConfig) else Format.DIMOO
+    if config.vision and config.vision.reduction == "none":
+        return Format.REDIFF
     if config.tower or config.vision:
         return Format.DIMPLE if config.tower else Format.LAVIDA
     return Format.DREAM if config.shifted else Format.LLADA

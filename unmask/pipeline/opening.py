@@ -30,14 +30,14 @@ from unmask.pipeline.loading import (
 from unmask.pipeline.model import Model
 from unmask.pipeline.quirks import USUAL, refuse_quirks, with_quirks
 from unmask.pipeline.recipe_models import open_by_recipe, recipe_in
-from unmask.pipeline.text_family import DREAM, LLADA
+from unmask.pipeline.text_family import DREAM, LLADA, LLADA2
 from unmask.pipeline.text_model import Reply, TextModel, TextParts
 from unmask.sampling.fast import EXACT, Fast
 from unmask.tasks.arguments import checked
 from unmask.tasks.speeds import speed_of
 from unmask.tokens.text import MASK
 
-TEXT_FAMILIES = {Format.LLADA: LLADA, Format.DREAM: DREAM}
+TEXT_FAMILIES = {Format.LLADA: LLADA, Format.DREAM: DREAM, Format.LLADA2: LLADA2}
 
 
 def _silent(done: int, of: int) -> None:

@@ -22,7 +22,7 @@ class FillGaps:
     def build(self, tokens: TextParts) -> Sequence:
         before = tokens.family.template.before(tokens.text)
         b = tokens.builder().say("prompt", *before) if before else tokens.builder()
-        return with_gaps(b, self.target, tokens).build(self.target)
+        return tokens.family.template.row(with_gaps(b, self.target, tokens).build(self.target))
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return read_gaps(sequence, self.target, tokens)

@@ -121,7 +121,8 @@ class Continue:
         given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         before = tokens.family.template.before(tokens.text)
         b = tokens.builder().say("prompt", *before, *given).write("answer", self.length)
-        return (b.say("given", self.suffix) if self.suffix else b).build(tokens.text.as_text(self.prompt))
+        row = (b.say("given", self.suffix) if self.suffix else b).build(tokens.text.as_text(self.prompt))
+        return tokens.family.template.row(row)
 
     def read(self, sequence: Sequence, tokens: TextParts) -> str:
         return answered(sequence, tokens.text)

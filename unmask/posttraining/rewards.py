@@ -78,7 +78,7 @@ class Pattern:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"{self.pattern!r} is no regular expression ({error}); see Python's re") from None
+            raise ValueError(f"{self.pattern!r} is not a regular expression ({error}); see Python's re") from None
 
     def __call__(self, samples: Items[Sample]) -> list[float]:
         return [float(re.fullmatch(self.pattern, sample.text, re.DOTALL) is not None) for sample in samples]

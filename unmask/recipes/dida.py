@@ -124,7 +124,7 @@ def start(model: str) -> tuple[Elastic, Kit]:
     net, kit = image_tokens.opened(_named(model))
     if not net.config.shifted:
         raise ValueError(
-            f"{model} does not predict the next token, so it is no causal model; give one, or train image_tokens.causal"
+            f"{model} does not predict the next token, so it is not a causal model; give one, or train image_tokens.causal"
         )
     return net, kit
 

@@ -190,7 +190,7 @@ def _formats(
     if start.writes_only:
         return (plain_chat(start, given.slots),)
     if given.slots:
-        raise ValueError(f"{start.name} is no text model, and slots are gaps of texts; leave out slots")
+        raise ValueError(f"{start.name} is not a text model, and slots are gaps of texts; leave out slots")
     parts = start.parts
 
     def kept(square: Square, *, read: bool, write: bool) -> KeptCodes:
@@ -369,5 +369,7 @@ def _own_folder(folder: str, start: Start) -> Path | None:
         return None
     place = Path(folder)
     if (place / "config.json").exists() and newest(place) is None:
-        raise ValueError(f"{place} holds a model that is no run; choose another --out, so that it is not overwritten")
+        raise ValueError(
+            f"{place} holds a model that is not a run; choose another --out, so that it is not overwritten"
+        )
     return place

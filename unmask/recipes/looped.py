@@ -172,7 +172,7 @@ def opened(folder: Path, device: str) -> TextModel:
         net = LoopedNet(LoopedConfig(**raw["looped"])).eval()
         net.load_state_dict(read_tensors(folder, "model"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} is no looped model: {str(error)[:200]}; copy it again") from error
+        raise CheckpointError(f"{folder} is not a looped model: {str(error)[:200]}; copy it again") from error
     read = Text.load(folder / "tokenizer.json", TEXT_CONTROL)
     parts = TextParts(text=read, net=net, context=int(raw.get("context", 256)), family=LLADA)  # type: ignore[arg-type]
     return TextModel(parts, executor=InRow(net=net.to(device), text=read))

@@ -9,7 +9,7 @@ of masked tokens on other sequences with the same masks for every model, and the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,10 @@ from unmask.sequence import Batch, Kind
 BITS = (8, 4, 3, 2)
 WAYS = ("rounding", "clean", "masked")
 KINDS = {"words": Kind.TEXT, "codes": Kind.CODE}
-SUITE = {"geneval": 96, "questions": 240}  # parts and items
+SUITE = {"geneval": 36, "questions": 360}  # parts and items
 _MODEL, _GROUP = "mini", 0  # one scale a row
 _CALIBRATION, _CHECKED = 32, 128  # sequences
+_MORE = 2  # draws of calibration sequences at the compared width, after one for each seed
 _LOST = 0.02  # share of the suite: the width that is compared is the first that loses more
 _OTHER = 50  # seed of the sequences that are measured
 Losses = dict[str, list[float]]
@@ -50,10 +51,11 @@ def run(work: Work) -> Findings:
     for bits in _bits(work):
         suites[f"{bits}-rounding-0"] = _suite_of(work, bits, "rounding", 0)
     width = _width(suites, work)
-    for way in ("clean", "masked"):
+    for way in WAYS[1:]:
         for seed in work.seeds:
             suites[f"{width}-{way}-{seed}"] = _suite_of(work, width, way, seed)
-    return _findings(rises, suites, width, work)
+    gains = _gains_of_losses(losses, width, work) | _gains_of_suites(suites, width, work)
+    return _findings(rises, suites, gains, width, work)
 
 
 def _bits(work: Work) -> tuple[int, ...]:
@@ -171,33 +173,56 @@ def _width(suites: dict[str, Losses], work: Work) -> int:
     return BITS[-1]
 
 
-def _gain(first: Callable[[int], float], second: Callable[[int], float], seeds: Sequence[int], unit: str) -> Figure:
-    return over_seeds([first(seed) - second(seed) for seed in seeds], unit=unit)
+def _gains_of_losses(losses: dict[str, Any], width: int, work: Work) -> dict[str, Figure]:
+    """How much lower the loss is with masks than without, over draws of calibration sequences."""
+    draws = (*work.seeds, *range(max(work.seeds) + 1, max(work.seeds) + 1 + work.steps(_MORE, least=0)))
+    of = {
+        key: work.once(f"loss/{key}", functools.partial(_losses_of, work, *key.split("-")))
+        for key in (f"{width}-{way}-{draw}" for way in WAYS[1:] for draw in draws)
+    }
+    return {
+        f"{kind}_gain_of_masks": over_seeds(
+            [_mean(of[f"{width}-clean-{d}"][kind]) - _mean(of[f"{width}-masked-{d}"][kind]) for d in draws], unit="nats"
+        )
+        for kind in KINDS
+    }
 
 
-def _findings(rises: dict[str, Any], suites: dict[str, Losses], width: int, work: Work) -> Findings:
+def _gains_of_suites(suites: dict[str, Losses], width: int, work: Work) -> dict[str, Figure]:
+    """How much more is right with masks than without: by part over items, each the mean of its draws, and of both parts over draws."""
+
+    def items(way: str, part: str) -> list[float]:
+        draws = [suites[f"{width}-{way}-{seed}"][part] for seed in work.seeds]
+        return [_mean(one) for one in zip(*draws, strict=True)]
+
+    parts = {f"{part}_gain_of_masks": paired(items("masked", part), items("clean", part)) for part in SUITE}
+    whole = [_overall(suites[f"{width}-masked-{s}"]) - _overall(suites[f"{width}-clean-{s}"]) for s in work.seeds]
+    return parts | {"suite_gain_of_masks": over_seeds(whole)}
+
+
+def _findings(
+    rises: dict[str, Any], suites: dict[str, Losses], gains: dict[str, Figure], width: int, work: Work
+) -> Findings:
     lost = {
         way: [_overall(suites["whole"]) - _overall(suites[f"{width}-{way}-{s}"]) for s in work.seeds]
         for way in WAYS[1:]
     }
     rounding = _overall(suites["whole"]) - _overall(suites[f"{width}-rounding-0"])
-    gain = over_seeds(
-        [a - b for a, b in zip(lost["clean"], lost["masked"], strict=True)], unit="points of the suite / 100"
-    )
-    figures: dict[str, Figure] = {"suite_gain_of_masks": gain}
+    figures: dict[str, Figure] = dict(gains)
     for kind, found in rises.items():
         figures |= {f"{kind}_{bits}bit_{way}": figure for (bits, way), figure in found.items() if bits < 8}
-    seen = gain["value"] > 0 and (gain["low"] is None or gain["low"] > 0)
+    seen = all((gains[f"{kind}_gain_of_masks"]["low"] or 0) > 0 for kind in KINDS)
     means = {way: _mean(values) for way, values in lost.items()}
     verdict = (
         f"At {width} bits, the first width at which rounding loses more than 2 points, the suite loses {100 * rounding:.1f} points by "
-        f"rounding, {100 * means['clean']:.1f} with clean and {100 * means['masked']:.1f} with masked calibration."
+        f"rounding, {100 * means['clean']:.1f} with clean and {100 * means['masked']:.1f} with masked calibration; with masks the loss of "
+        f"words is {gains['words_gain_of_masks']['value']:.3f} and that of codes {gains['codes_gain_of_masks']['value']:.3f} nats lower."
     )
     return Findings(
         about="mini with one scale a row; GPTQ calibrated on the same number of sequences, with and without masks; "
         "rounding on the same grids. The suite is the mean of drawings (geneval) and answers (questions) that are right.",
         verdict=verdict,
-        seen=bool(seen),
+        seen=seen,
         figures=figures,
         shown=(*_tables(rises, suites, width, work), *_plots(rises, work)),
     )

@@ -268,15 +268,19 @@ def demo(work: Work) -> Findings:
             found[name].append(work.once(key, partial(_outcome, net, arm, worlds)))
             work.on_progress("arms", n * len(ARMS) + k + 1, len(ARMS) * len(work.seeds))
     over = {name: {m: over_seeds([o[m] for o in outcomes]) for m in _MEASURES} for name, outcomes in found.items()}
-    gain = over_seeds(
-        [a["unsafe"] - b["unsafe"] for a, b in zip(found["best of 4"], found["three goals, repaired"], strict=True)]
-    )
+    gains = {
+        "best_of_4_minus_repaired.unsafe": _less(found, "best of 4", "three goals, repaired", "unsafe"),
+        "clamped_minus_inpainted.unsafe": _less(found, "clamped, not inpainted", "repaired", "unsafe"),
+        "clamped_minus_inpainted.jerk": _less(found, "clamped, not inpainted", "repaired", "jerk"),
+    }
+    safer = gains["best_of_4_minus_repaired.unsafe"]
     return Findings(
         about=f"{worlds} roads, {len(work.seeds)} networks. Unsafe: the plan touches a disc or leaves the road. Passes: inpaintings of "
-        f"{_STEPS} steps each. All arms share the scorer; best of K is the honest baseline at equal passes.",
-        verdict=_verdict(over, gain),
-        seen=gain["low"] is not None and gain["low"] > 0,
-        figures=_figures(over, gain),
+        f"{_STEPS} steps each. All arms share the scorer; best of K is the baseline at equal passes, and clamping moves unsafe waypoints "
+        "without a further pass. Jerk: mean squared second difference of the waypoints.",
+        verdict=_verdict(over, gains),
+        seen=safer["low"] is not None and safer["low"] > 0,
+        figures=gains | _figures(over),
         shown=(
             Table(
                 title="Plans",
@@ -288,16 +292,26 @@ def demo(work: Work) -> Findings:
     )
 
 
-def _verdict(over: dict[str, dict[str, Figure]], gain: Figure) -> str:
-    raw, four, whole = (over[name] for name in ("raw", "best of 4", "three goals, repaired"))
+def _less(found: dict[str, list[Json]], first: str, second: str, measure: str) -> Figure:
+    """How much less of a measure the second arm has, over seeds."""
+    pairs = zip(found[first], found[second], strict=True)
+    return over_seeds([a[measure] - b[measure] for a, b in pairs], **_UNITS.get(measure, {}))
+
+
+def _verdict(over: dict[str, dict[str, Figure]], gains: dict[str, Figure]) -> str:
+    raw, four, clamped, whole = (
+        over[name] for name in ("raw", "best of 4", "clamped, not inpainted", "three goals, repaired")
+    )
     return (
-        f"Unsafe plans: raw {raw['unsafe']['value']:.2f}, best of 4 {four['unsafe']['value']:.2f} at 4 passes, three goals with repair "
-        f"{whole['unsafe']['value']:.2f} at {whole['passes']['value']:.1f} passes."
+        f"Unsafe plans: raw {raw['unsafe']['value']:.3f}, best of 4 {four['unsafe']['value']:.3f} at 4 passes, three goals with repair "
+        f"{whole['unsafe']['value']:.3f} at {whole['passes']['value']:.1f} passes, and clamping alone {clamped['unsafe']['value']:.3f} at "
+        f"one; inpainting after it lowers the jerk by {gains['clamped_minus_inpainted.jerk']['value']:.2f} of "
+        f"{clamped['jerk']['value']:.1f} cells²."
     )
 
 
-def _figures(over: dict[str, dict[str, Figure]], gain: Figure) -> dict[str, Figure]:
-    figures = {"best_of_4_minus_repaired.unsafe": gain}
+def _figures(over: dict[str, dict[str, Figure]]) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
     for name, one in over.items():
         key = name.replace(",", "").replace(" ", "_")
         figures |= {f"{key}.{m}": {**one[m], **_UNITS.get(m, {})} for m in _MEASURES}

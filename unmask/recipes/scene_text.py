@@ -1,8 +1,8 @@
 """Texts about rows of coloured objects, small networks that write them, and whether a text is true of its row.
 
 Public idea: ``rows(Caption(), count, seed) -> [Row]``; ``network(..)`` and ``trained(..)`` give a masked or an autoregressive network. A
-caption relates two of three objects; a list names all of four, in any order. Either has many true answers, whose words depend on each
-other: a model that samples them independently mixes two answers.
+caption relates two of three objects. There are six true ones, whose words depend on each other: a model that samples them independently
+mixes two captions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unmask.sequence import Sequence as Tokens
 
 NOUNS = ("apple", "ball", "boat", "book", "cat", "chair", "clock", "dog", "hat", "key", "lamp", "tree")
 COLOURS = ("red", "blue", "green", "yellow", "black", "white")
-PLACES = ("first", "second", "third", "fourth")
+PLACES = ("first", "second", "third", "fourth")  # in no caption, as some of the others
 OTHERS = ("the", "is", "left", "right", "of", "then", "there", "a", "at", ";")
 WORDS = (*NOUNS, *COLOURS, *PLACES, *OTHERS)
 MASK_ID = len(WORDS)
@@ -62,21 +62,6 @@ class Caption:
             return False
         first, second = (list(things).index(end) for end in ends)  # type: ignore[arg-type]
         return words[4] == ("left" if first < second else "right")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """ "then there is a red cat at first ;" for every object of the row, in any order: 9 words each."""
-
-    objects: int = 4
-
-    def answer(self, things: Sequence[Thing], rng: Random) -> list[str]:
-        order = rng.sample(range(len(things)), len(things))
-        return [word for i in order for word in ("then", "there", "is", "a", *things[i], "at", PLACES[i], ";")]
-
-    def is_true(self, things: Sequence[Thing], words: Sequence[str]) -> bool:
-        wanted = {("then", "there", "is", "a", *thing, "at", PLACES[i], ";") for i, thing in enumerate(things)}
-        return len(words) == 9 * len(things) and {tuple(words[i : i + 9]) for i in range(0, len(words), 9)} == wanted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def staged(stage: Stage, given: Given) -> Recipe[Elastic, dict[str, Batch]]:
         raise ValueError(f"gen is {given.gen!r}; give und (begin it from the understanding branch) or kept")
     if given.folder and _holds_a_model(Path(given.folder)):
         raise ValueError(
-            f"{given.folder} holds a model that is no run; choose another --out, so that it is not overwritten"
+            f"{given.folder} holds a model that is not a run; choose another --out, so that it is not overwritten"
         )
     run = Run(stage=stage, given=given)
     steps = run.steps
@@ -271,7 +271,7 @@ class Run:
         side, factor = parts.side // self.stage.part, parts.vq.config.factor
         if side % (factor * self.stage.fold):
             raise ValueError(
-                f"{self.stage.name} draws at {side} pixels, which is no multiple of {factor * self.stage.fold}; choose a larger model"
+                f"{self.stage.name} draws at {side} pixels, which is not a multiple of {factor * self.stage.fold}; choose a larger model"
             )
         return replace(parts, side=side, fold=self.stage.fold)
 

@@ -98,7 +98,14 @@ def summed(weights: Mapping[str, float], own: Mapping[str, Scores], replayed: Re
 
 
 def way_of(start: Start) -> Way | None:
-    """The way of a family that has rows of its own, as its last published stage; None for LaViDa-O, our models and text models."""
+    """The way of a family that has rows of its own, as its last published stage; None for LaViDa-O, our models and text models.
+
+    ValueError for LLaDA-V and ReDiff, whose pictures are encoded before a sequence is built, so that no gradient reaches the projector.
+    """
+    if start.spec.format is Layout.REDIFF:
+        raise ValueError(
+            f"{start.name} has the layout of LLaDA-V, which cannot be trained here yet; use a model in LaViDa's layout"
+        )
     found = {
         Layout.LAVIDA: lavida_way,
         Layout.DIMPLE: dimple_way,

@@ -41,11 +41,11 @@ class OtherPrompts:
 
     def views(self, batch: Batch, progress: Progress) -> list[Batch]:
         names = tuple(name for name, _ in self.instead)
-        views = [_view(batch, names, "", frozenset())]
+        views = [view_of(batch, names, "", frozenset())]
         for number, _ in self._acting:
             name, replaced = self.instead[number]
             found = {span.name for table in batch.span_table for span in table}
-            views.append(_view(batch, names, name, frozenset(n for n in found if n in replaced)))
+            views.append(view_of(batch, names, name, frozenset(n for n in found if n in replaced)))
         return views
 
     def merge(self, batch: Batch, predictions: list[Prediction], progress: Progress) -> Prediction:
@@ -60,7 +60,7 @@ class OtherPrompts:
         return blended(predictions, progress, blend) if scales else predictions[0]
 
 
-def _view(batch: Batch, others: tuple[str, ...], name: str, replaced: frozenset[str]) -> Batch:
+def view_of(batch: Batch, others: tuple[str, ...], name: str, replaced: frozenset[str]) -> Batch:
     """The batch with the prompt ``name`` ("": its own) as the context."""
     key, make = ("other prompts", others, name, replaced), partial(_laid_out, batch, others, name, replaced)
     found = derived(key, make, batch.valid, batch.position, batch.segment)

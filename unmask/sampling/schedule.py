@@ -33,6 +33,24 @@ class Equal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfBlock:
+    """The equal parts of a whole block of ``block`` tokens, until the tokens that it has left are used up (LLaDA2, arXiv 2512.15745): a
+    block that is partly given takes fewer steps, not smaller ones.
+    """
+
+    steps: int
+    block: int
+
+    def counts(self, tokens: int) -> list[int]:
+        counts, left = list[int](), tokens
+        for count in Equal(steps=self.steps).counts(self.block):
+            if left:
+                counts.append(min(count, left))
+                left -= counts[-1]
+        return counts + Equal(steps=self.steps).counts(left) if left else counts
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fixed:
     """``each`` tokens a step, whatever their number; the last step takes what is left."""
 

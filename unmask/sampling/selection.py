@@ -121,6 +121,19 @@ class Threshold:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SureOrCounted:
+    """Every candidate more probable than ``value`` where these are at least ``counts``, else the ``counts`` most probable (LLaDA2, arXiv
+    2512.15745). So ``counts`` is the least that it takes, and a block may end before its schedule. Wants ``LogProbability`` scores.
+    """
+
+    value: float
+
+    def __call__(self, batch: Batch, proposal: Proposal, block: Tensor, counts: Tensor, progress: Progress) -> Move:
+        sure_B = (block & (proposal.score.exp() > self.value)).sum(1)
+        return move(first(proposal.score, block, torch.maximum(counts, sure_B)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Factor:
     """The longest run of the surest n candidates whose n-th probability is at least 1 - factor / (n + 1), one at least.
 

@@ -77,7 +77,7 @@ def by_position(order: Items[int], grid: tuple[int, int], fold: int) -> tuple[in
 
 
 def position_order(grid: tuple[int, int], fold: int) -> tuple[int, ...]:
-    """The stratified order of positions (Halton's where the grid is no square of a power of two), as code numbers."""
+    """The stratified order of positions (Halton's where the grid is not the square of a power of two), as code numbers."""
     rows, columns = grid[0] // fold, grid[1] // fold
     square = rows == columns and not rows & (rows - 1)
     return by_position(stratified(rows) if square else halton(rows, columns), grid, fold)

@@ -250,7 +250,7 @@ def gumbel(
 
 def _check_mass(name: str, mass: float) -> None:
     if not 0 < mass <= 1:
-        raise ValueError(f"{name} {mass} is no share of probability; it must be above 0 and at most 1")
+        raise ValueError(f"{name} {mass} is not a share of probability; it must be above 0 and at most 1")
 
 
 def _gumbel_max(batch: Batch, progress: Progress, temperature: Temperature, dtype: torch.dtype, top_p: float) -> Pick:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from unmask import writing
+from unmask.evaluation.sampler_axes import sampler_change
 from unmask.json_types import Json
-from unmask.pipeline.catalogue import find_sampler
 from unmask.pipeline.loading import needs_of
 from unmask.pipeline.model import Model
 from unmask.serving.engine import Limits
@@ -195,14 +195,16 @@ def _prepare(model: Served, plan: BatchPlan) -> None:
 
 
 def _call_of(job: Job, folder: Path) -> Callable[[Any], Result]:
-    """The call of a job. A job's ``sampler`` changes the presets of the model; the other settings are fields of the changed sampler."""
+    """The call of a job. Its ``sampler``, ``schedule`` and ``cache`` change the presets of the model; the other settings are fields of the
+    changed sampler.
+    """
 
     def ask(model: Any) -> Result:
         model = model if job.quirks is None else model.with_quirks(job.quirks)
         model = model if job.speed is None else model.with_speed(job.speed)
-        if job.sampler is None:
+        change, rest = sampler_change(job.sampler, job.schedule, job.cache, job.settings)
+        if change is None:
             return job.ask(model, folder)
-        change, rest = find_sampler(job.sampler, job.settings)
         return job.model_copy(update={"settings": tuple(rest)}).ask(model.with_sampler(change), folder)
 
     return ask

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from unmask.pipeline.catalogue import find_sampler
+from unmask.evaluation.sampler_axes import named_change, sampler_change
 from unmask.pipeline.model import Model
 from unmask.pipeline.text_model import TextModel
 from unmask.serving.data_urls import picture_of, read_data_url
@@ -36,13 +36,13 @@ _MOST = 10_000  # largest absolute value of a setting; larger ones overflow
 
 
 def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callable[[Any], T]]:
-    """A call whose fields ``speed`` and ``sampler`` change the presets of the model, and ``quirks`` its prompts; the settings left over are
-    fields of the changed sampler.
+    """A call whose fields ``speed``, ``sampler``, ``schedule`` and ``cache`` change the presets of the model, and ``quirks`` its prompts;
+    the settings left over are fields of the changed sampler.
     """
 
     @functools.wraps(make)
     def made(body: Any, *given: Any) -> Callable[[Any], T]:
-        if body.sampler is None and body.speed is None and body.quirks is None:
+        if all(one is None for one in (body.sampler, body.schedule, body.cache, body.speed, body.quirks)):
             return make(body, *given)
 
         def ask(model: Any) -> T:
@@ -50,9 +50,14 @@ def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callabl
                 with about("quirks"):
                     model = model.with_quirks(body.quirks)
             model = model if body.speed is None else model.with_speed(body.speed)
-            if body.sampler is None:
+            with about("schedule"):
+                named_change(body.schedule, None)
+            with about("cache"):
+                named_change(None, body.cache)
+            settings = body.settings if body.sampler is None else checked(body.settings)
+            change, rest = sampler_change(body.sampler, body.schedule, body.cache, settings, served=True)
+            if change is None:
                 return make(body, *given)(model)
-            change, rest = find_sampler(body.sampler, checked(body.settings), served=True)
             return make(body.model_copy(update={"settings": rest}), *given)(model.with_sampler(change))
 
         return ask

@@ -110,12 +110,19 @@ def _options(adapters: Sequence[str]) -> Json:
 
 
 def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = NULL) -> Json:
-    """The preset of the model with its settings, or a named sampler with its arguments. ``absent``: values that count as no value."""
-    settings = {s["name"]: s["type"] for s in own}
+    """The preset of the model with its settings, a schedule or cache by name without any, or a named sampler with its arguments. Most
+    samplers and settings go with a schedule or cache, too; the schema leaves that out. ``absent``: values that count as no value.
+    """
+    settings, given = {s["name"]: s["type"] for s in own}, {"not": absent}
+    preset = {"sampler": absent, "settings": _or(absent, _settings({})), "speed": absent}
+    whole = {"schedule": absent, "cache": absent}
     # Fast mode has other settings than the preset.
-    at_speed = {"sampler": absent, "settings": _or(absent, _settings({})), "speed": {"not": absent}}
-    own_speed = {"sampler": absent, "settings": _or(absent, _settings(settings)), "speed": absent}
-    choices: list[Json] = [{"properties": at_speed, "required": ["speed"]}, {"properties": own_speed}]
+    choices: list[Json] = [
+        {"properties": {**preset, **whole, "settings": _or(absent, _settings(settings))}},
+        {"properties": {**preset, **whole, "speed": given}, "required": ["speed"]},
+        {"properties": {**preset, "schedule": given}, "required": ["schedule"]},
+        {"properties": {**preset, "schedule": absent, "cache": given}, "required": ["cache"]},
+    ]
     alike: dict[
         tuple[tuple[str, str], ...], list[str]
     ] = {}  # names by their arguments: fewer choices are easier to read
@@ -125,7 +132,7 @@ def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = 
         kinds = tuple((name, _KIND[type(value)]) for name, value in sampler.arguments.items())
         alike.setdefault(kinds, []).append(sampler.name)
     for kinds, names in alike.items():
-        named = {"sampler": {"enum": names}, "settings": _or(absent, _settings(dict(kinds)))}
+        named = {"sampler": {"enum": names}, "settings": _or(absent, _settings(dict(kinds))), **whole}
         choices.append({"properties": named, "required": ["sampler"]})
     # oneOf: since the choices exclude each other, a generator may take one and join it with the other limits. With anyOf, schemathesis
     # joins all of them with all others, and gives up from a few dozen on.

@@ -39,7 +39,8 @@ class DuplicateIds(ValueError):
 
 class _Job(BaseModel):
     """``id``: key of the result · ``settings``: sampler settings, as ``["schedule.steps=8"]`` · ``sampler``: name of a method's sampler,
-    whose arguments are settings, too · ``speed``, ``quirks``: as of ``Model.with_speed`` and ``with_quirks``; those of the command without.
+    whose arguments are settings, too · ``schedule``, ``cache``: as --schedule and --cache, applied after it · ``speed``, ``quirks``: as of
+    ``Model.with_speed`` and ``with_quirks``. Without them, those of the command.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -48,6 +49,8 @@ class _Job(BaseModel):
     seed: int = 0
     settings: tuple[str, ...] = ()
     sampler: str | None = None
+    schedule: str | None = None
+    cache: str | None = None
     speed: str | None = None
     quirks: Literal["usual", "released", "none"] | None = None
 

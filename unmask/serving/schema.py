@@ -58,6 +58,10 @@ _SHARE = "(1|0[.][0-9]{0,5}[1-9])"  # above 0, at most 1
 _PART = f"(steps|threshold)={_SHARE}|(refresh|cache|shift)=[1-9][0-9]?|interval=0:{_SHARE}"
 _WORD = f"(exact|fast|interval|refresh|steps|shift|threshold|cache|{_PART})"
 SPEED = f"^{_WORD}(,{_WORD}){{0,3}}$"
+_STEPS = f"(:steps=([1-9][0-9]{{0,2}}|{_SHARE}))?"
+_SHIFT = f"(:shift=([1-9][0-9]?|{_SHARE}))?"
+SCHEDULE = f"^(own|(equal|cosine|half_cosine|logit_normal|reverse_time){_STEPS}|shift{_SHIFT}{_STEPS})$"
+CACHE = "^(own|none|prefix|cropped|prompt|block(:refresh=[1-9][0-9]{0,2})?|free(:refresh=[01])?)$"
 
 
 def visible(text: str) -> bool:
@@ -145,6 +149,15 @@ class Fields(BaseModel):
         None,
         max_length=100,
         description="A method's sampler in place of the model's preset, such as remdm; `settings` may set its arguments (docs/methods.md).",
+    )
+    schedule: Annotated[str, Field(max_length=100, json_schema_extra={"pattern": SCHEDULE})] | None = Field(
+        None,
+        description="How many tokens each step unmasks, such as cosine or shift:shift=0.33, in place of the sampler's own schedule "
+        "(docs/decoding/lavida.md).",
+    )
+    cache: Annotated[str, Field(max_length=100, json_schema_extra={"pattern": CACHE})] | None = Field(
+        None,
+        description="Which keys and values are kept between steps: none, prefix, cropped, block, prompt or free (docs/decoding/lavida.md).",
     )
     speed: Annotated[str, Field(max_length=100, json_schema_extra={"pattern": SPEED})] | None = Field(
         None,

@@ -113,7 +113,7 @@ def written(
     """
     sequence = _fitted(sequence, text, context)
     final = text.ends if ends is None else tuple(text[end] for end in ends)
-    if sequence.spans[-1].order_step == extent.length and not _revises(sampler):
+    if 0 < sequence.spans[-1].order_step <= extent.length and not _revises(sampler):
         room = context - len(sequence.ids)
         more = min(-(-extent.limit // extent.length) * extent.length - len(sequence.spans[-1]), room)
         if more > 0:

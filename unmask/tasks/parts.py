@@ -30,7 +30,7 @@ from unmask.tokens.prompts import Conditions, Wording
 from unmask.tokens.quirks import NO_QUIRKS, ReleasedQuirks
 from unmask.tokens.sources import Picture
 from unmask.tokens.text import MASK, Slots, Text
-from unmask.tokens.views import AnyRes, ImageViews, to_pixels
+from unmask.tokens.views import AnyRes, ImageViews, Shrunk, to_pixels
 from unmask.tokens.vocabulary import Vocabulary
 from unmask.tokens.whole_blocks import WholeBlocks
 
@@ -42,10 +42,13 @@ MOST_FEATURES = 2**28  # bytes of cached features: about 35 pictures of the rele
 
 @dataclass(frozen=True, kw_only=True)
 class Quirked:
-    """Deviations of released scripts: those of the prompts and pictures, and those of the family's rows."""
+    """Deviations of released scripts: those of the prompts and pictures, those of the family's rows, and the shape of a picture that is
+    edited (None: that of the model).
+    """
 
     quirks: ReleasedQuirks
     rows: Rows
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class Parts:
     """``side``: pixels of a generated picture · ``fold``: codes per position along one side · ``paper``: padding colour of a picture
     that is not square · ``views``: how a picture is cut into views for the vision tower; None: it reads the square · ``rows``: how requests
     are written · ``frame``: shapes a picture that is changed; None: it is padded · ``look_frame``: and one that is
-    only read; None: alike · ``weights``: source of parts that are
+    only read; None: alike · ``overview_frame``: and one of several; None: alike · ``weights``: source of parts that are
     not loaded yet; None: everything is loaded · ``threaded_codec``: ``vq`` as a server runs it, in its own threads; None: ``vq`` itself ·
     ``features``: cache of encoded pictures · ``loaded``: the needs that were loaded · ``vocabulary``: the words that the model knows; None:
     any text · ``slots``: gaps that the model may leave empty; None: it has none · ``choices``: deviations of released scripts by name
@@ -68,10 +71,11 @@ class Parts:
     fold: int
     quirks: ReleasedQuirks = NO_QUIRKS
     paper: tuple[int, int, int] = PAPER
-    views: AnyRes | WholeBlocks | None = None
+    views: AnyRes | Shrunk | WholeBlocks | None = None
     rows: Rows = ChatRows()
     frame: Frame | None = None
     look_frame: Frame | None = None
+    overview_frame: Frame | None = None
     weights: Weights | None = None
     threaded_codec: Codec | None = None
     vocabulary: Vocabulary | None = None
@@ -155,7 +159,18 @@ class Parts:
             raise ValueError(
                 "this model has no vision tower, so it cannot read pictures; use a checkpoint that has one"
             )
+        if isinstance(self.views, Shrunk):
+            return self._resized(self.views, reduced(image))
         return self.views(reduced(image)) if self.views else self.preprocess(image)[0]
+
+    @torch.no_grad()
+    def _resized(self, views: Shrunk, image: Image.Image) -> ImageViews:
+        """The tokens of a picture, for which the vision tower runs now: they are computed from the features of all views."""
+        self.require(frozenset({"vision"}))
+        found, device = views(image), self.net.embed.weight.device
+        features = self.features(found.views, lambda: self.net.features(found.views.to(device)), net=self.net)
+        tokens = views.tokens(features, image.size)
+        return ImageViews(views=found.views, rows=torch.arange(len(tokens)), tokens=tokens)
 
     def question_views(self, image: Picture | None) -> Tensor | ImageViews | None:
         """The views of the picture of a question; None without one. ValueError where the model needs one."""
@@ -165,6 +180,8 @@ class Parts:
 
     def overview(self, image: Image.Image) -> Tensor | ImageViews:
         """One view of the whole picture without detail crops, for requests with several pictures."""
+        if self.overview_frame:
+            return to_pixels(self.overview_frame(image, self.side))
         return self.views.one_of_several(reduced(image)) if self.views else self.image_views(image)
 
     def planned(self, layout: Layout | None) -> PlanIds | None:
@@ -217,7 +234,8 @@ class Presets:
 
     ``plans``, ``attempts``: how a picture is generated unless a call says otherwise: from a layout, and as the best of so many attempts ·
     ``edit_again``: further attempts at an edit, hot enough to differ · ``turn``: text of one turn of a conversation · ``context``: longest
-    sequence · ``fast``, ``exact``: the fast mode that these presets have, and the same presets without it (None: they have none).
+    sequence · ``infill``: the refusal of a family that draws and cannot infill ·
+    ``fast``, ``exact``: the fast mode that these presets have, and the same presets without it (None: they have none).
     """
 
     generate: Callable[[Parts], Sampler]
@@ -239,6 +257,7 @@ class Presets:
     context: int
     plans: bool = False
     attempts: int = 1
+    infill: Refused | None = None
     fast: Fast = EXACT
     exact: Presets | None = None
 

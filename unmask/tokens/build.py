@@ -116,6 +116,9 @@ class Builder:
         return 0 if self.quirks.one_segment else 1
 
     def build(self, request: str = "") -> Sequence:
+        known = [look.tokens for look in self.looks if look.tokens is not None]
+        if known:
+            return self._of_known(known, request)
         feature = torch.zeros(len(self.ids), dtype=torch.long)
         for span, look in zip((s for s in self.spans if s.kind == Kind.FEATURE), self.looks, strict=True):
             feature[span.start : span.stop] = look.rows + span.image * self.look_tokens
@@ -128,6 +131,20 @@ class Builder:
             feature_rows=sum(
                 len(look.views) * self.look_tokens if look.grid is None else len(look) for look in self.looks
             ),
+            request=request,
+        )
+
+    def _of_known(self, known: Items[Tensor], request: str) -> Sequence:
+        """The sequence of pictures whose tokens are known, which it reads in their order. ValueError for pictures of both kinds."""
+        if len(known) < len(self.looks):
+            raise ValueError(
+                f"the tokens of {len(known)} of {len(self.looks)} pictures are known; pass views or tokens"
+            )
+        return Sequence(
+            ids=torch.tensor(self.ids, dtype=torch.long),
+            masked=torch.tensor(self.masked, dtype=torch.bool),
+            spans=tuple(self.spans),
+            features=torch.cat(tuple(known)),
             request=request,
         )
 

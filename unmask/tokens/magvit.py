@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unmask.tokens.uni import UniConfig, UniTokenizer
 from unmask.tokens.vq import VQ, Down, Resnet, Up, VQConfig
 
 _GROUPS, _EPS = 32, 1e-6
@@ -171,7 +172,7 @@ class Magvit(nn.Module):
         return self.config.num_vq_embeddings
 
     def latents(self, image_B3HW: Tensor) -> Tensor:
-        """Pixels in [-1, 1], [B, 3, H, W] -> latents [B, d, h, w], whose signs are the bits. ValueError for a side that is no multiple of
+        """Pixels in [-1, 1], [B, 3, H, W] -> latents [B, d, h, w], whose signs are the bits. ValueError for a side not divisible by
         the factor.
         """
         factor, (high, wide) = self.config.factor, image_B3HW.shape[-2:]
@@ -204,5 +205,5 @@ class Magvit(nn.Module):
         return torch.arange(self.config.bits - 1, -1, -1, device=device).view(1, -1, 1, 1)
 
 
-ImageTokenizer = VQ | Magvit
-ImageTokenizerConfig = VQConfig | MagvitConfig
+ImageTokenizer = VQ | Magvit | UniTokenizer
+ImageTokenizerConfig = VQConfig | MagvitConfig | UniConfig

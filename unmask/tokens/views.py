@@ -27,12 +27,14 @@ PINPOINTS = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
 class ImageViews:
     """An image for the semantic encoder: ``views [V, 3, H, W]`` in 0..1, ``rows [T]`` long: the feature row that each of T tokens reads.
 
-    ``grid``: (rows, columns) of the tokens, where their positions have a row and a column.
+    ``grid``: (rows, columns) of the tokens, where their positions have a row and a column · ``tokens [T, D]``: the tokens themselves, where
+    they are not feature rows but computed from them (``Shrunk``).
     """
 
     views: Tensor
     rows: Tensor
     grid: tuple[int, int] | None = None
+    tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -146,6 +148,10 @@ class Shrunk:
     def __call__(self, image: Image.Image) -> ImageViews:
         """The views, and the feature rows before they are resized."""
         return self.views(image)
+
+    def one_of_several(self, image: Image.Image) -> ImageViews:
+        """One of several images in a sample, which is not resized."""
+        return self.views.one_of_several(image)
 
     def tokens(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """The tokens of an image of ``size`` [T, D] from the feature rows of all its views [R, D]: those of the whole image, then the

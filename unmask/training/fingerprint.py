@@ -35,7 +35,7 @@ def differences(before: Mapping[str, str] | None, now: Mapping[str, str]) -> tup
     if before is None:
         return [], []
     names = [n for n in (*before, *(n for n in now if n not in before)) if before.get(n) != now.get(n)]
-    # A field that one version of the package has and another has not is no change of the user's.
+    # A field that one version of the package has and another has not is not a change of the user's.
     names = [n for n in names if not n.startswith(("training.", "optim.")) or (n in before and n in now)]
     words = {n: f"{n} was {before.get(n, 'absent')}, is {now.get(n, 'absent')}" for n in names}
     return [w for n, w in words.items() if n != "training.steps"], [

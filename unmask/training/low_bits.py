@@ -56,7 +56,7 @@ def to_float8(module: nn.Module, *, emulate: bool = False) -> None:
     """Swap the linear layers inside the transformer's layers for ones that multiply in float8, forward and backward, with a scale
     per tensor that is computed anew each time. Their weights stay the same parameters.
 
-    Heads, embeddings, layers with adapters or a forward pass of their own, and matrices with a side that is no multiple of 16 stay as they
+    Heads, embeddings, layers with adapters or a forward pass of their own, and matrices with a side not divisible by 16 stay as they
     are. ``emulate``: round to float8 and multiply in float32, on any device. ValueError without torchao, or where no layer fits.
     """
     try:

@@ -120,7 +120,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read(path: Path) -> Saved:
-    """What a state says of its run. ValueError for one that is damaged or is no state of a run."""
+    """What a state says of its run. ValueError for one that is damaged or is not the state of a run."""
     text = _text(path)
     try:
         meta = json.loads(text or "null")

@@ -85,7 +85,7 @@ def _complete_caption(
 
 
 def _alike(scene: Scene, rng: Random) -> tuple[SceneObject, list[SceneObject]]:
-    """A random object that is no distractor, and all objects of its class."""
+    """A random object that is not a distractor, and all objects of its class."""
     obj = rng.choice([t for t in scene.objects if not t.distractor])
     return obj, [t for t in scene.objects if t.name == obj.name]
 
