@@ -161,7 +161,7 @@ def test_the_figures_are_those_of_the_history() -> None:
 def test_the_scripts_that_the_page_names_take_what_it_gives_them() -> None:
     """As far as --help, which reads the options before it; in small they run in tests/evaluation/test_bench_serving.py."""
     found = re.findall(r"^python (bench/\S+)(.*)$", OPERATE.read_text(), re.M)
-    assert len(found) == 10
+    assert len(found) == 11
     for script, options in found:
         command = [warm(), str(ROOT / script), *options.split(), "--help"]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)

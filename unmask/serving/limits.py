@@ -61,7 +61,6 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
             limited_chat(body, sampled, _sampled((), known.values()), model, guided=guided)
         elif kind is not Infill:
             body.setdefault("allOf", []).append(sampled)
-        body.setdefault("allOf", []).append(_parts_alone(NULL))
     for name in ("Draw", "Infill"):
         schemas[name].setdefault("allOf", []).append(_one_if_large(NULL))
     schemas["Draw"].setdefault("allOf", []).append(_plan_or_boxes(NULL, {"const": False}))
@@ -111,12 +110,19 @@ def _options(adapters: Sequence[str]) -> Json:
 
 
 def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = NULL) -> Json:
-    """The preset of the model with its settings, or a named sampler with its arguments. ``absent``: values that count as no value."""
-    settings = {s["name"]: s["type"] for s in own}
+    """The preset of the model with its settings, a schedule or cache by name without any, or a named sampler with its arguments. Most
+    samplers and settings go with a schedule or cache, too; the schema leaves that out. ``absent``: values that count as no value.
+    """
+    settings, given = {s["name"]: s["type"] for s in own}, {"not": absent}
+    preset = {"sampler": absent, "settings": _or(absent, _settings({})), "speed": absent}
+    whole = {"schedule": absent, "cache": absent}
     # Fast mode has other settings than the preset.
-    at_speed = {"sampler": absent, "settings": _or(absent, _settings({})), "speed": {"not": absent}}
-    own_speed = {"sampler": absent, "settings": _or(absent, _settings(settings)), "speed": absent}
-    choices: list[Json] = [{"properties": at_speed, "required": ["speed"]}, {"properties": own_speed}]
+    choices: list[Json] = [
+        {"properties": {**preset, **whole, "settings": _or(absent, _settings(settings))}},
+        {"properties": {**preset, **whole, "speed": given}, "required": ["speed"]},
+        {"properties": {**preset, "schedule": given}, "required": ["schedule"]},
+        {"properties": {**preset, "schedule": absent, "cache": given}, "required": ["cache"]},
+    ]
     alike: dict[
         tuple[tuple[str, str], ...], list[str]
     ] = {}  # names by their arguments: fewer choices are easier to read
@@ -126,7 +132,7 @@ def _sampled(own: Iterable[Json], known: Iterable[NamedSampler], absent: Json = 
         kinds = tuple((name, _KIND[type(value)]) for name, value in sampler.arguments.items())
         alike.setdefault(kinds, []).append(sampler.name)
     for kinds, names in alike.items():
-        named = {"sampler": {"enum": names}, "settings": _or(absent, _settings(dict(kinds)))}
+        named = {"sampler": {"enum": names}, "settings": _or(absent, _settings(dict(kinds))), **whole}
         choices.append({"properties": named, "required": ["sampler"]})
     # oneOf: since the choices exclude each other, a generator may take one and join it with the other limits. With anyOf, schemathesis
     # joins all of them with all others, and gives up from a few dozen on.
@@ -143,13 +149,6 @@ def _settings(kinds: dict[str, str]) -> Json:
     choices = [rf"{name.replace('.', '[.]')}={number}" for name, number in numbers.items()]
     items: Json = {"type": "string", "pattern": f"^({'|'.join(choices)})$"}
     return {"type": "array", "items": items} if choices else {"type": "array", "maxItems": 0}
-
-
-def _parts_alone(absent: Json) -> Json:
-    """A schedule or cache by name with the model's own sampler and settings. Most samplers and settings go with one, too."""
-    without = {"properties": {"schedule": absent, "cache": absent}}
-    alone = {"sampler": absent, "settings": _or(absent, _settings({})), "speed": absent}
-    return {"anyOf": [without, {"properties": alone}]}
 
 
 def _or(absent: Json, schema: Json) -> Json:
@@ -202,7 +201,6 @@ def _form(content: Json, model: Served, known: dict[str, NamedSampler]) -> None:
     }
     painted = _sampled(settings_of(model, "generate"), known.values(), _ABSENT)
     body["allOf"] = [_sampled(own, known.values(), _ABSENT), _one_if_large(_ABSENT), _plan_or_boxes(_ABSENT, false)]
-    body["allOf"].append(_parts_alone(_ABSENT))
     # No anyOf with required: a validator that cannot read files would not know which of them holds.
     body["dependentSchemas"] = {"mask": {"properties": inpainted, "allOf": [painted]}}
     body |= {"if": {"properties": {"prompt": {"pattern": NONBLANK}}}, "else": {"required": ["mask"]}}

@@ -127,7 +127,14 @@ def limited_chat(body: Json, sampled: Json, turned: Json, model: Served, *, guid
     by_draw = {"properties": {**_TURN, "messages": pictured, "draw": {"const": True}}, "required": ["draw"]}
     by_modality = {
         "properties": {
-            **{**_TURN, "messages": pictured, "sampler": NULL, "settings": _NO_SETTINGS},
+            **{
+                **_TURN,
+                "messages": pictured,
+                "sampler": NULL,
+                "settings": _NO_SETTINGS,
+                "schedule": NULL,
+                "cache": NULL,
+            },
             **{"draw": NULL, "modalities": {"type": "array", "contains": {"const": "image"}}},
         },
         "required": ["modalities"],
