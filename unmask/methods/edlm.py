@@ -367,7 +367,7 @@ CARD = Card(
     claim="Generative perplexity of a diffusion language model near an autoregressive one's, and 1.3 times faster at equal quality.",
     status="tiny-checked",
     figure="true captions, 3 networks, k = 16: at 1 step .104 [.063, .144] above the best finished answer at equal forwards with "
-    "temperature .2 and .049 [.017, .081] with 1; at 2 steps -.100 [-.205, .005] and -.144 [-.260, -.028], at 4 and 8 steps (temperature 1) "
+    "temperature .2 and .049 [.017, .081] with 1; at 2 steps -.100 [-.205, .005] and -.144 [-.260, -.028], at 4 and 8 (temperature 1) "
     "-.304 [-.343, -.265] and -.381 [-.490, -.273]; in the first step of two alone worse still; the flipped sign loses",
     parts={
         "token_sampler": (Reweighted(token_sampler=Categorical(), energy=_tiny, k=3),),
