@@ -320,7 +320,10 @@ CARD = Card(
     year=2025,
     changes="block schedule: a policy picks the length of each block; guidance: a classifier tilts the tokens",
     claim="Dynamic block lengths bring block diffusion nearer to autoregressive models, and a classifier controls the text.",
-    status="reference",
+    status="tiny-checked",
+    figure="pairs of dependent words between fixed ones, 3 networks: the policy gets all right in 12 calls, blocks of 2 in 30, blocks of 4 "
+    ".124 [.092, .156] in 16; the best certainty rule is as good as the policy. Guidance of strength 4: low texts from .50 to .997 "
+    "[.986, 1.0], right pairs -.002 [-.009, .006]; 2.2 times the CPU time. Lists of scene objects were never right, at any length",
     parts={
         "blocks": (ChosenBlocks(rule=Certainty()), ChosenBlocks(rule=Policy(theta=torch.eye(4)), lengths=(1, 2, 3, 5))),
         "sampler": (
