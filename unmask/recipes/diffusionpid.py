@@ -42,7 +42,7 @@ WORLDS: Mapping[str, Callable[[int, int, int], Row]] = {
 NAMES = ("redundant", "only word 1", "only word 2", "synergy", "both words")
 _DROPPED, _MASK = 2, 3
 _SETS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 1))
-_STEPS, _NEAR = 1200, 0.2 * math.log(2)
+_STEPS, _NEAR = 2000, 0.2 * math.log(2)
 SIZE = text_config(vocab_size=8, width=32, heads=2, layers=2, mlp=64, rope_theta=100.0)
 _SPANS = (
     Span(name="prompt", kind=Kind.TEXT, start=0, stop=2),
@@ -101,7 +101,7 @@ def world(name: str = "xor", seed: int = 0, steps: int = _STEPS) -> Recipe:
         model=network,
         source=States(world=name, seed=seed),
         objective=Masked(),
-        optim=Optim(lr=5e-3, warmup=20, decay_from=0.3, floor=0.05, ema=0.98),
+        optim=Optim(lr=2e-3, warmup=20, decay_from=0.3, floor=0.05, ema=0.98),
         training=Training(steps=steps, seed=seed, save_every=500, bf16=False, device="cpu"),
     )
 
