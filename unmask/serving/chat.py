@@ -29,7 +29,7 @@ from unmask.tasks.results import Answer
 from unmask.tokens.prompts import RELEASED, Wording
 from unmask.tokens.text import Text
 
-# Limits of an answer format. Compiling it takes time from other calls, up to half a second at this limit on states. Every step visits each
+# Limits of an answer format. Compiling it takes time from other calls, about half a second at this limit on states. Every step visits each
 # edge of the automaton at each token of the answer, at most 40 ms at this limit on their product.
 _MOST_STATES, _MOST_WORK = 4000, 500_000
 _LEAST_TOP_P = 1e-6  # stands for 0: the most probable token alone
