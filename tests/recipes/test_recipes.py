@@ -76,7 +76,9 @@ def test_every_recipe_is_tried() -> None:
     others |= {"dida.adapt", "dimple.adapt", "image_tokens.causal", "medim.joint", "rediff", "reflectdrive.planner"}
     others |= {
         "diffdis.pairs",
+        "diffusion_link.encoders",
         "diffusionpid.world",
+        "dinoiser.captions",
         "inpo.pairs",
         "looped.text",
         "m2dm.motions",
@@ -86,6 +88,7 @@ def test_every_recipe_is_tried() -> None:
     }
     # Those that are not in SMALL have tests of their own.
     assert {*SMALL, *stages, *others, "finetune", "small.all", "mini.all"} == set(recipes())
+    assert not any(name.rpartition(".")[2].startswith("_") for name in recipes())
 
 
 def test_the_documented_chain_ends_in_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,13 +34,14 @@ _STOPPED = 130  # exit code of a process that the user stopped
 
 
 def recipes(folder: Path = _RECIPES, kinds: Sequence[str] = _KINDS) -> dict[str, str]:
-    """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every function that returns a
-    ``Recipe``, or a ``Chain`` or ``Series`` of them (``kinds``). Imports none.
+    """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every public function that
+    returns a ``Recipe``, or a ``Chain`` or ``Series`` of them (``kinds``). Imports none.
     """
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id in kinds:
+            made = node.returns if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") else None
+            if isinstance(node, ast.FunctionDef) and isinstance(made, ast.Name) and made.id in kinds:
                 paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
                 name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
                 found[name] = textwrap.shorten(paragraph, 110, placeholder=" …")
