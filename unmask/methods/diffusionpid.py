@@ -109,6 +109,9 @@ CARD = Card(
     year=2024,
     changes="analysis: the information of two words about each token, split into redundant, unique and synergistic parts",
     claim="Redundant, unique and synergistic maps of word pairs show how a model reads a prompt.",
-    status="reference",
+    status="tiny-checked",
+    figure="four worlds of two words and two tokens, 3 networks each: all parts within .017 nats of enumeration (mean largest error same "
+    ".007, halves .0001, xor .002, irrelevant .001; ln 2 = .693). The published redundancy names other parts than are meant in two worlds, "
+    "by enumeration too",
     recipe="diffusionpid.world",
 )

@@ -221,11 +221,12 @@ def _findings(cached: list[dict[str, Any]], guides: list[dict[str, Any]]) -> Fin
     return Findings(
         about=f"Prompts of {PROMPT} tokens, answers of {ANSWER} tokens, sampled at temperature 1. The cache is compared with the same "
         "sampler and random numbers without one. Guided runs are compared with one token a step and with the small causal guide writing "
-        "alone; CPU time includes the guide. Skew is the total variation between the free choices of the answers and those of the texts.",
+        "alone; CPU time includes the guide. The result counts as seen if the cache is faster. "
+        "Skew is the total variation between the free choices of the answers and those of the texts.",
         verdict=f"In blocks of {block} the cache is {fast['value']:.2f} times as fast and {same['value']:.1%} of the tokens are the same; "
         f"guided runs take {fewer['value']:.2f} times fewer forwards at {harm['value']:+.3f} valid words ({equal['value']:+.3f} over two "
-        f"tokens a step), and {slower['value']:.1f} times the time of the guide alone, which has {-alone['value']:.3f} more valid words.",
-        seen=all(f["low"] is not None and f["low"] > least for f, least in ((fast, 1), (fewer, 1), (equal, 0))),
+        f"tokens a step), and {slower['value']:.1f} times the time of the guide alone ({alone['value']:+.3f} valid words against it).",
+        seen=fast["low"] is not None and fast["low"] > 1,
         figures=figures,
         shown=(
             _cache_table(cached),
