@@ -215,7 +215,7 @@ def _verdict(figures: dict[str, Figure], counts: list[int]) -> str:
         f"{_TRIED[key]}: better at {_listed(a)}, worse at {_listed(b)}" for key, (a, b) in sides.items()
     )
     return (
-        f"At {first} and {last} steps k = {most} gains {gains[0]:.0f} and {gains[1]:.0f} points of true captions over none; the flipped "
+        f"At {first} and {last} steps, k = {most} gains {gains[0]:.0f} and {gains[1]:.0f} points of true captions over none; the flipped "
         f"sign changes them by {flipped[0]:.0f} and {flipped[1]:.0f}. Against the best finished answer at equal forwards: {compared}."
     )
 
@@ -230,7 +230,10 @@ def _beyond(figure: Figure, side: int) -> bool:
 
 
 def _listed(steps: list[int]) -> str:
-    return f"{' and '.join(map(str, steps))} steps" if steps else "no number of steps"
+    if not steps:
+        return "no number of steps"
+    *most, last = map(str, steps)
+    return f"{', '.join(most)} and {last} steps" if most else f"{last} step{'s' if last != '1' else ''}"
 
 
 def _table(true: dict[tuple[str, int], Figure], found: dict[int, dict[int, dict[str, Json]]]) -> Table:
