@@ -36,7 +36,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "llada_v", "architectures": ["LlavaLLaDAModelLM"]},
         "LLaDA-V or of ReDiff, which has its layout (model_type 'llada_v'",
     ),
-    "diffa": ({"model_type": "", "architectures": ["DIFFAModel"]}, "DIFFA (architectures 'DIFFAModel')"),
     "llava": ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}, "LLaVA (model_type 'llava'"),
     "llava on qwen": ({"model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"]}, "LLaVA (model_type 'llava_qwen'"),
     "qwen2.5": ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "Qwen2 or Qwen2.5 (model_type 'qwen2'"),
@@ -239,5 +238,5 @@ def test_a_head_that_config_says_is_there_must_be_there(tmp_path: Path) -> None:
 
 def test_verify_names_the_family_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It said that a field of config.json, which only LaViDa-O has, was wrong."""
-    config, name = FAMILIES["diffa"]
+    config, name = FAMILIES["llava"]
     assert name in two_lines(capsys, "verify", str(folder_of(tmp_path / "other", config)))

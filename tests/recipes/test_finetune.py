@@ -304,7 +304,7 @@ def test_data_that_cannot_be_trained_is_named(tiny: Path, tmp_path: Path, capsys
 def test_a_folder_with_a_model_is_not_overwritten(tiny: Path, pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (tiny / "config.json").read_bytes()
     said = mistake(capsys, "--model", "mini", "--data", str(pets), "--out", str(tiny))
-    assert "holds a model that is no run" in said and (tiny / "config.json").read_bytes() == before
+    assert "holds a model that is not a run" in said and (tiny / "config.json").read_bytes() == before
 
 
 def test_the_run_of_another_model_is_not_continued(

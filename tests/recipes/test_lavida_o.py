@@ -348,7 +348,7 @@ def test_models_that_do_not_fit_are_named(tiny: Path, pets: Path, tmp_path: Path
     for settings, said in (
         (["gen=random"], "gen is 'random'; give und"),
         (["batch=0"], "batch is 0; give 1 or more"),
-        ([f"folder={tiny}"], "holds a model that is no run"),
+        ([f"folder={tiny}"], "holds a model that is not a run"),
     ):
         with pytest.raises(ValueError, match=said):
             recipe("lavida_o.stage2_256", tiny, pets, *settings)

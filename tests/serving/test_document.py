@@ -357,5 +357,5 @@ def test_samplers_that_no_request_may_name_are_left_out(documented: Documented) 
     assert {"wavefront", "edlm"} <= left_out and "remdm" not in left_out
     assert not any(f'"{name}"' in json.dumps(documented.document) for name in left_out)
     for name in left_out:
-        answer = documented.ask.post(DRAW, json={"prompt": "a dog", "sampler": name})
+        answer = documented.loop.run(documented.client.post(DRAW, json={"prompt": "a dog", "sampler": name}))
         assert answer.status_code == 400 and f"the sampler '{name}'" in answer.json()["error"]["message"]
