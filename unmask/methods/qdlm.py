@@ -390,6 +390,7 @@ CARD = Card(
     claim="4-bit weights cost little, at 3 bits mathematics and code break first; rotations keep 4-bit weights and activations usable.",
     status="tiny-checked",
     figure="mini at 2 bits, 5 calibration draws: loss of masked words .055 [.006, .104] and codes .071 [.012, .131] nats lower with masked "
-    "than with clean calibration; rounding to 4 bits costs nothing",
+    "than with clean calibration; right answers fall by 10.8 points by rounding, 10.6 with clean, 6.3 with masked calibration (difference "
+    "of the last two 4.4 [-4.5, 13.3], of questions alone 8.8 [5.7, 11.8]); rounding to 4 bits costs nothing",
     command="unmask quantise MODEL OUT --method gptq",
 )
