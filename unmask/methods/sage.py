@@ -69,7 +69,10 @@ CARD = Card(
     year=2023,
     changes="analysis: search for requests on which a model fails, confirmed by judges and replayed from their seeds",
     claim="Adversarial search finds natural prompts that models misdraw, regions of bad latents, and tokens that force an object.",
-    status="reference",
+    status="tiny-checked",
+    figure="mini, 3 seeds, 100 calls: Thompson search finds 54.4 [37.2, 71.7] failures, random prompts 36.1 [21.4, 50.8], a gain of 18.3 "
+    "[3.8, 32.8]; of different prompts it finds no more (30.6 [4.7, 56.4] against 35.6 [19.7, 51.4]); cross-entropy search gains 8.6 "
+    "[-9.0, 26.2]",
     command="unmask probe MODEL",
     python="from unmask.methods.sage import failure, outcomes, replay",
 )
