@@ -257,9 +257,9 @@ CARD = Card(
     changes="corruption and sampler: word embeddings are trained under large noise only, and sampling overstates the noise",
     claim="Clipping small noise and overstating it in sampling make continuous diffusion of text use its source.",
     status="tiny-checked",
-    figure="exact captions from tags, mean of 100, 200 and 400 updates, 8 seeds (three alone did not show it): clipped noise with two clocks "
-    ".567 [.483, .652], all noise with one .366 [.343, .389], a gain of .201 [.109, .294]; it is due to clipping, the clocks change nothing "
-    "here, and at 400 updates all arms write over .95",
+    figure="exact captions from tags, mean of 100, 200 and 400 updates, 8 seeds (three alone did not show it): clipped noise with two "
+    "clocks .567 [.483, .652], all noise with one .366 [.343, .389], a gain of .201 [.109, .294]; it is due to clipping, the clocks "
+    "change nothing here, and at 400 updates all arms write over .95",
     paper_figure="WMT14 en-de, 1 candidate: 7.95 BLEU (no clipping, DDIM), 19.23 (clipping), 24.25 (clipping and CeDi)",
     recipe="dinoiser.captions",
     python="from unmask.methods.dinoiser import Clipped, EmbeddingDiffusion, UnitRows, cedi, written",
