@@ -265,6 +265,8 @@ CARD = Card(
     changes="corruption and order: important tokens are corrupted last and restored first; a codebook that stays diverse",
     claim="Corrupting and restoring tokens by their importance improves text-to-motion generation.",
     status="reference",
+    figure="stick figures, 3 seeds: importance in training and order makes fewer motions right than confidence, -.108 [-.194, -.023] at 4 "
+    "steps and -.235 [-.341, -.130] at 8; the regulariser uses no more codes (8.6 [6.4, 10.9] against 9.4 [7.7, 11.1])",
     paper_figure="R-precision 0.497 / 0.682 / 0.763 (HumanML3D)",
     parts={
         "selection": (ImportantFirst(importance=_TABLE), ImportantFirst(importance=_TABLE, sure=1.0)),
