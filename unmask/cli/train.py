@@ -40,8 +40,9 @@ def recipes(folder: Path = _RECIPES, kinds: Sequence[str] = _KINDS) -> dict[str,
     found = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            made = node.returns if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") else None
-            if isinstance(node, ast.FunctionDef) and isinstance(made, ast.Name) and made.id in kinds:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            if isinstance(node.returns, ast.Name) and node.returns.id in kinds:
                 paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
                 name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
                 found[name] = textwrap.shorten(paragraph, 110, placeholder=" …")

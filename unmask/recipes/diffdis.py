@@ -35,6 +35,7 @@ from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import (
     CodedRows,
+    guided,
     mini_kit,
     model_of,
     own,
@@ -44,14 +45,8 @@ from unmask.recipes.image_tokens import (
     world_kit,
 )
 from unmask.rng import generator
-from unmask.sampling.guidance import ClassifierFree
-from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Cosine
-from unmask.sampling.selection import Confident
-from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Batch, Sequence, collate
 from unmask.step import Prediction, Reuse
-from unmask.tasks.parts import Parts
 from unmask.tokens.image_tokens import drawn
 from unmask.tokens.pictures import read_image
 from unmask.tokens.text import MASK
@@ -100,16 +95,6 @@ class PairNet(nn.Module):
 def queries_of(kit: Kit) -> TextQuery:
     """The queries of captions, which are fixed."""
     return TextQuery.random(kit.text.size, QUERY, generator("diffdis queries"), PROMPT)
-
-
-def sampler(tokens: Parts) -> Sampler:
-    """Sixteen steps with guidance."""
-    return Sampler(
-        schedule=Cosine(steps=16),
-        guidance=ClassifierFree(scale=1.0, drop=PROMPT, null_id=tokens.mask_id),
-        token_sampler=Categorical(temperature=0.5),
-        selection=Confident(noise=1.0),
-    )
 
 
 def pairs(
@@ -170,7 +155,7 @@ def read(folder: Path, device: str = "cpu") -> tuple[Model, PairNet, Kit]:
 
 def drawing(net: PairNet, kit: Kit) -> Model:
     """The model of a network: it draws."""
-    return model_of(net, kit, lambda row: row, sampler)  # type: ignore[arg-type]
+    return model_of(net, kit, lambda row: row, guided)  # type: ignore[arg-type]
 
 
 def rank(model: str, picture: str, texts: Items[str]) -> list[tuple[str, float]]:
@@ -281,7 +266,7 @@ def _first(scores: list[Tensor]) -> float:
 def codes_of(net: PairNet, kit: Kit, texts: list[str], seed: int) -> Tensor:
     """Codes of pictures drawn from captions, [N, h, w]."""
     rows = [drawn(kit.text, text, kit.grid) for text in texts]
-    run = sampler(drawing(net, kit).parts)
+    run = guided(drawing(net, kit).parts)
     done = run.sample(net, collate(rows, [seed * 1000 + i for i in range(len(rows))]))
     spans = [one.span("image") for one in rows]
     return torch.stack([done.ids[i, span.start : span.stop] for i, span in enumerate(spans)]).view(-1, *kit.grid)

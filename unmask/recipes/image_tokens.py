@@ -34,7 +34,11 @@ from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.starting import start_of
 from unmask.rng import generator
+from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedule import Cosine
+from unmask.sampling.selection import Confident
+from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Batch, Sequence, collate
 from unmask.tasks.image_tokens import ImageTokenRows, code_by_code
 from unmask.tasks.parts import Parts
@@ -96,6 +100,16 @@ def world_judge(pairs: Pairs = PAIRS) -> PairJudge:
     """The judge of pictures in codes of ``world_kit``."""
     kit = world_kit(replace(pairs, places=False))
     return PairJudge(kit.vq.encode, kit.vq.config.num_vq_embeddings, kit.side, pairs)
+
+
+def guided(tokens: Parts) -> Sampler:
+    """Drawing in sixteen steps with guidance."""
+    return Sampler(
+        schedule=Cosine(steps=16),
+        guidance=ClassifierFree(scale=1.0, drop=PROMPT.spans, null_id=tokens.mask_id),
+        token_sampler=Categorical(temperature=0.5),
+        selection=Confident(noise=1.0),
+    )
 
 
 @lru_cache(maxsize=8)

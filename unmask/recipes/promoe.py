@@ -35,15 +35,19 @@ from unmask.pipeline import image_tokens
 from unmask.pipeline.image_tokens import Kit, trunk
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe
-from unmask.recipes.image_tokens import CodedRows, mini_kit, model_of, own, training, world, world_judge, world_kit
+from unmask.recipes.image_tokens import (
+    CodedRows,
+    guided,
+    mini_kit,
+    model_of,
+    own,
+    training,
+    world,
+    world_judge,
+    world_kit,
+)
 from unmask.rng import generator
-from unmask.sampling.guidance import ClassifierFree
-from unmask.sampling.sampler import Sampler
-from unmask.sampling.schedule import Cosine
-from unmask.sampling.selection import Confident
-from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Batch, Kind, collate
-from unmask.tasks.parts import Parts
 from unmask.tokens.image_tokens import drawn
 from unmask.tokens.text import MASK
 
@@ -64,16 +68,6 @@ class Dense(nn.Module):
 
 
 KINDS: dict[str, Make] = {"prototypes": prototypes, "balanced": balanced, "dense": Dense}
-
-
-def sampler(tokens: Parts) -> Sampler:
-    """Sixteen steps with guidance."""
-    return Sampler(
-        schedule=Cosine(steps=16),
-        guidance=ClassifierFree(scale=1.0, drop=PROMPT, null_id=tokens.mask_id),
-        token_sampler=Categorical(temperature=0.5),
-        selection=Confident(noise=1.0),
-    )
 
 
 def drawer(
@@ -143,7 +137,7 @@ def opened(folder: Path, device: str = "cpu") -> Model:
 
 def drawing(net: WithExperts, kit: Kit) -> Model:
     """The model of a network: it draws."""
-    return model_of(net, kit, lambda row: row, sampler)  # type: ignore[arg-type]
+    return model_of(net, kit, lambda row: row, guided)  # type: ignore[arg-type]
 
 
 # -- the demonstration -------------------------------------------------------------------------------------------------
@@ -190,7 +184,7 @@ def codes_of(net: WithExperts, kit: Kit, texts: list[str], seed: int) -> Tensor:
     """Codes of pictures drawn from captions, [N, h, w]."""
     model = drawing(net, kit)
     rows = [drawn(kit.text, text, kit.grid) for text in texts]
-    done = sampler(model.parts).sample(net, collate(rows, [seed * 1000 + i for i in range(len(rows))]))
+    done = guided(model.parts).sample(net, collate(rows, [seed * 1000 + i for i in range(len(rows))]))
     spans = [row.span("image") for row in rows]
     ids = [done.ids[i, span.start : span.stop] for i, span in enumerate(spans)]
     return torch.stack(ids).view(-1, *kit.grid)

@@ -25,6 +25,7 @@ from unmask.sampling.llada2 import llada2_edit, llada2_image, llada2_text
 from unmask.sampling.rescaled import HeadDeviation
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.free_sizes import grid_of
 from unmask.tasks.parts import Parts, Presets, Refused
 from unmask.tasks.rows import Extras, one_kind
 from unmask.tasks.some_tasks import drawing_and_answering
@@ -54,7 +55,7 @@ SIDE = 1024  # pixels along a side of a square drawing
 _UNIT = 32  # pixels: sides of pictures that are read are multiples of it
 _LEAST, _MOST, _MOST_OF_SEVERAL = 128**2, 800**2, 448**2  # pixels of a picture that is read
 _SMALLEST = 8  # codes along a side
-_MOST_SHAPE, _MOST_AREA = 4, 4  # longest side / shortest; squares of the model's size
+_MOST_SHAPE = 4  # longest side / shortest
 _THOUGHTS = 512  # tokens of thoughts before a drawing
 _TASKS = "it draws, edits, and answers questions with and without a picture"
 
@@ -100,7 +101,7 @@ class UniRows:
             raise ValueError(
                 "LLaDA2.0-Uni draws from a prompt and a size alone; leave out conditions, layouts of objects and attempts"
             )
-        grid = tokens.grid if extras.size is None else _grid_of(extras.size, tokens.side, tokens.vq.config.factor)
+        grid = tokens.grid if extras.size is None else grid_of(extras.size, tokens.side, tokens.vq.config.factor)
         b = tokens.builder()
         if extras.plan is None:
             return drawing(b, draw_prompt(b, prompt, grid), null_prompt(b, grid), grid, self.layout, prompt)
@@ -232,20 +233,6 @@ def edited(image: Image.Image, side: int, *, factor: int, cut: bool = False) -> 
         covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
         image = image.resize(covering, Image.Resampling.BICUBIC) if covering != image.size else image
     return centred(image, (width, height))
-
-
-def _grid_of(size: tuple[int, int], side: int, factor: int) -> tuple[int, int]:
-    width, height = size
-    if width * height > _MOST_AREA * side**2:
-        raise ValueError(
-            f"a picture of {width}x{height} pixels has more than {_MOST_AREA} times the area of the model's {side}x{side}; "
-            "give a smaller size"
-        )
-    if min(size) < factor or width % factor or height % factor:
-        raise ValueError(
-            f"a picture of {width}x{height} pixels is not possible; both sides must be multiples of {factor}"
-        )
-    return height // factor, width // factor
 
 
 def _block(tokens: Parts) -> int:

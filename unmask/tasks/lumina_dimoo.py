@@ -23,6 +23,7 @@ from unmask.models.linear import pack
 from unmask.sampling.lumina_dimoo import dimoo_edit, dimoo_image, dimoo_text
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
+from unmask.tasks.free_sizes import grid_of
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.rows import Extras
 from unmask.tasks.some_tasks import drawing_and_answering
@@ -51,7 +52,6 @@ from unmask.tokens.views import ImageViews
 WORDING = replace(RELEASED, system="", newlines="", after_image="", describe="Describe this image in detail.")
 SIDE = 64  # codes along a side of a square drawing: 1,024 pixels with the released tokenizer
 _MOST_SHAPE = 4  # longest side / shortest
-_MOST_AREA = 4  # of a drawing, in squares of the model's size
 _GIVEN = frozenset(
     {"prompt", SOURCE, "assistant", "end"}
 )  # what text guidance replaces by the mask: everything but the answer
@@ -101,7 +101,7 @@ class DiMOORows:
             raise ValueError(
                 "Lumina-DiMOO draws from a prompt and a size alone; leave out conditions, layouts and attempts"
             )
-        grid = tokens.grid if extras.size is None else _grid_of(extras.size, tokens.side, tokens.vq.config.factor)
+        grid = tokens.grid if extras.size is None else grid_of(extras.size, tokens.side, tokens.vq.config.factor)
         return drawing(tokens.builder(), Request(system=DRAW, text=prompt), grid)
 
     def editing(
@@ -189,20 +189,6 @@ def best_size(size: tuple[int, int], unit: int, most: int) -> tuple[int, int]:
     ]
     ratios = {s: (s[0] / size[0], s[1] / size[1]) for s in sizes}
     return max(sizes, key=lambda s: (min(ratios[s]) / max(ratios[s]), s))
-
-
-def _grid_of(size: tuple[int, int], side: int, factor: int) -> tuple[int, int]:
-    width, height = size
-    if width * height > _MOST_AREA * side**2:
-        raise ValueError(
-            f"a picture of {width}x{height} pixels has more than {_MOST_AREA} times the area of the model's {side}x{side}; "
-            "give a smaller size"
-        )
-    if min(size) < factor or width % factor or height % factor:
-        raise ValueError(
-            f"a picture of {width}x{height} pixels is not possible; both sides must be multiples of {factor}"
-        )
-    return height // factor, width // factor
 
 
 def _generate(tokens: Parts) -> Sampler:

@@ -2,7 +2,7 @@
 
 Public idea: ``FluxDecoder(config)(latents) -> pixels``. Parameters have the names of the released file.
 
-Shapes: B pictures · C channels · H W latents.
+Shapes: B pictures · d channels of latents · C channels · h w latents · H W places.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.tokens.vq import Resnet, Stage, Up
+from unmask.tokens.vq import Decoder, Resnet
 
 _EPS = 1e-6
 
@@ -60,26 +60,12 @@ class Middle(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x_BCHW)))
 
 
-class FluxDecoder(nn.Module):
-    """Latents as the flow makes them, [B, C, H, W] -> pixels [B, 3, 8 H, 8 W], 0 is grey, not clipped to [-1, 1]."""
+class FluxDecoder(Decoder):
+    """Latents as the flow makes them, [B, d, h, w] -> pixels [B, 3, 8 h, 8 w], 0 is grey, not clipped to [-1, 1]."""
 
     def __init__(self, config: FluxConfig) -> None:
-        super().__init__()
+        super().__init__(config, middle=Middle)
         self.config = config
-        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = Middle(widths[0], groups)
-        stages, before = [], widths[0]
-        for i, width in enumerate(widths):
-            change = None if i == len(widths) - 1 else ("upsamplers", Up(width))
-            stages.append(Stage([before] + [width] * (config.layers_per_block + 1), groups, change))
-            before = width
-        self.up_blocks = nn.ModuleList(stages)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(z_BCHW / self.config.scale + self.config.shift))
-        for stage in self.up_blocks:
-            x = stage(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+    def forward(self, z_Bdhw: Tensor) -> Tensor:
+        return super().forward(z_Bdhw / self.config.scale + self.config.shift)

@@ -8,7 +8,9 @@ Shapes: B images · C channels · H W pixels · h w codes (H / factor, W / facto
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +113,19 @@ class Middle(nn.Module):
         return x_BCHW
 
 
+class Convolutions(Protocol):
+    """The sizes of a decoder, a part of its configuration."""
+
+    @property
+    def block_out_channels(self) -> tuple[int, ...]: ...
+    @property
+    def layers_per_block(self) -> int: ...
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def norm_num_groups(self) -> int: ...
+
+
 class Encoder(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -134,11 +149,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: VQConfig) -> None:
+    """Latents [B, d, h, w] -> pixels. ``middle(width, groups)``: its first block."""
+
+    def __init__(self, config: Convolutions, middle: Callable[[int, int], nn.Module] = Middle) -> None:
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = Middle(widths[0], groups)
+        self.mid_block = middle(widths[0], groups)
         stages, before = [], widths[0]
         for i, width in enumerate(widths):
             change = None if i == len(widths) - 1 else ("upsamplers", Up(width))
