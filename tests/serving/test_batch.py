@@ -61,8 +61,11 @@ def write(here: Path, *lines: dict[str, Any] | str) -> Path:
     return path
 
 
-def drawing(number: int) -> dict[str, Any]:
-    return {"id": f"d{number}", "task": "generate", "prompt": f"{number} dogs", "seed": number, "settings": FEW}
+def drawing(number: int, steps: int = 3) -> dict[str, Any]:
+    """Without a layout, which would take most of the time; ``tests/pipeline/test_presets.py`` has batches with one."""
+    settings = [f"schedule.steps={steps}"]
+    line = {"id": f"d{number}", "task": "generate", "prompt": f"{number} dogs", "seed": number, "plan": False}
+    return {**line, "settings": settings}
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -98,7 +101,7 @@ def test_answers_are_those_of_the_model_asked_alone(model: Model, here: Path) ->
     assert done == Summary(done=9, passed=0, failed=0), records(here / "out")
     got, image = results(here / "out"), here / "in.png"
     pictures = {
-        "d1": model.generate("1 dogs", seed=1, settings=FEW)[0],
+        "d1": model.generate("1 dogs", seed=1, plan=False, settings=FEW)[0],
         "thought": model.generate("a cat", plan=True, attempts=2, settings=FEW)[0],
         "edit": model.edit(image, "make it blue", seed=7, settings=FEW)[0],
         "infill": model.infill(image, here / "region.png", prompt="a cat", settings=FEW),
@@ -226,7 +229,7 @@ def test_a_run_that_was_stopped_goes_on(model: Model, here: Path) -> None:
 
 @pytest.mark.slow
 def test_a_process_that_was_killed_goes_on(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest, out = write(here, *map(drawing, range(40))), here / "out"
+    manifest, out = write(here, *(drawing(number, steps=12) for number in range(40))), here / "out"
     words = ["batch", str(manifest), str(out), "--model", str(folder), "--threads", "1", "--live", "2"]
     code = "import sys; from unmask.cli.main import main; sys.exit(main(sys.argv[1:]))"
     with subprocess.Popen(
