@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from clients import Job, connect, digest
@@ -43,13 +43,18 @@ STEPS = 8
 
 
 class Hosted:
-    """``unmask serve`` with its log in a file. It is stopped at the end, unless it has stopped already."""
+    """``unmask serve`` with its log in a file. It is stopped at the end, unless it has stopped already.
+
+    ``program``: how Python starts ``unmask``; a rehearsal starts one whose limits of time are short.
+    """
+
+    program: ClassVar[tuple[str, ...]] = ("-m", "unmask.cli.main")
 
     def __init__(self, model: str, *options: str, threads: int | None = None, variables: dict[str, str] | None = None):
         self._folder = TemporaryDirectory()
         self.log = Path(self._folder.name) / "log.jsonl"
         more = ["--threads", str(threads)] if threads else []
-        command = [sys.executable, "-m", "unmask.cli.main", "serve", model, "--port", "0", *more, *options]
+        command = [sys.executable, *self.program, "serve", model, "--port", "0", *more, *options]
         self.began = time.monotonic()
         with self.log.open("wb") as log:
             path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

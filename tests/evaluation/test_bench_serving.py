@@ -14,6 +14,14 @@ import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
 PICTURE = {"type": "image_generation.completed", "b64_json": "AAAA", "unmask": {}}
+HURRIED = """
+import sys
+from unmask.cli.main import main
+from unmask.serving import bodies
+from unmask.serving.connections import ConnectionLimits
+ConnectionLimits.__init__.__kwdefaults__["head_seconds"] = bodies._PAUSE = 4.0  # instead of 15 and 20
+sys.exit(main())
+"""
 OURS = b'{"error": {"message": "no", "type": "a", "param": null, "code": "b"}}'
 
 
@@ -75,6 +83,7 @@ def test_faults(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_attacks(warmed: None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("served").Hosted, "program", ("-c", HURRIED))
     small = "--connections 12 --bodies 8 --body-mib 2 --pictures 48 --side 300 --at-once 8".split()
     found = figures("serving_attacks.py", model_folder, tmp_path, monkeypatch, *small)
     assert found["serving.attacks.connections"]["more"]["left"] == 0
