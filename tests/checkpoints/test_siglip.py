@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from unmask.models.sizes import SIZES, VisionConfig
 from unmask.models.vision import Tower
 from unmask.tokens.views import to_pixels
 
-siglip = pytest.importorskip("transformers.models.siglip.modeling_siglip", exc_type=ImportError)
-settings = pytest.importorskip("transformers.models.siglip.configuration_siglip", exc_type=ImportError)
-processing = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip", exc_type=ImportError)
-
 OURS = VisionConfig(image=56, patch=14, width=48, layers=2, heads=4, mlp=80)
+
+
+def of_transformers(name: str) -> Any:
+    """Imported by the tests that compare with it: other workers collect them too, and need not wait for it."""
+    return pytest.importorskip(f"transformers.models.siglip.{name}_siglip", exc_type=ImportError)
 
 
 def picture() -> Image.Image:
@@ -27,7 +29,7 @@ def picture() -> Image.Image:
 
 
 def test_pixels_are_those_of_the_processor() -> None:
-    processor = processing.SiglipImageProcessorPil(size={"height": 384, "width": 384})
+    processor = of_transformers("image_processing_pil").SiglipImageProcessorPil(size={"height": 384, "width": 384})
     wanted = torch.as_tensor(np.asarray(processor(picture(), return_tensors="pt")["pixel_values"]))[0]
     ours = to_pixels(picture().resize((384, 384), Image.Resampling.BICUBIC))
     torch.testing.assert_close((ours - 0.5) / 0.5, wanted, atol=1e-6, rtol=0)
@@ -36,7 +38,7 @@ def test_pixels_are_those_of_the_processor() -> None:
 @pytest.mark.parametrize("level", ["vision_model.", ""])
 def test_features_are_those_before_the_last_layer(level: str) -> None:
     """With or without the level ``vision_model`` in the names: releases of the library differ in it."""
-    config = settings.SiglipVisionConfig(
+    config = of_transformers("configuration").SiglipVisionConfig(
         hidden_size=OURS.width,
         intermediate_size=OURS.mlp,
         num_hidden_layers=OURS.layers + 1,
@@ -46,7 +48,7 @@ def test_features_are_those_before_the_last_layer(level: str) -> None:
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        theirs = siglip.SiglipVisionModel(config).eval()
+        theirs = of_transformers("modeling").SiglipVisionModel(config).eval()
         for parameter in theirs.parameters():
             parameter.normal_(0, 0.2)
         pixels = torch.rand(2, 3, OURS.image, OURS.image)

@@ -31,7 +31,7 @@ def test_every_result_carries_the_warnings_of_its_request(model: Model) -> None:
     region = Image.new("L", (128, 128), 255)
     asked = [Message(role="user", text="draw a giraffe"), Message(role="assistant"), Message(role="user", text="why?")]
     results = [
-        *model.generate("a dog and a giraffe", n=2, settings=FEW),
+        *model.generate("a dog and a giraffe", n=2, plan=False, settings=FEW),
         *model.generate("a dog and a giraffe", settings=FEW, attempts=2),
         *model.edit(PICTURE, "add a giraffe at the top", settings=FEW),
         *model.edit(PICTURE, "add a giraffe at the top", settings=FEW, attempts=2),
@@ -50,7 +50,7 @@ def test_every_result_carries_the_warnings_of_its_request(model: Model) -> None:
 def test_known_words_give_no_warnings(model: Model) -> None:
     region = Image.new("L", (128, 128), 255)
     results = [
-        *model.generate("2 dogs", settings=FEW),
+        *model.generate("2 dogs", plan=False, settings=FEW),
         *model.edit(PICTURE, "make the background sand", settings=FEW),
         model.infill(PICTURE, region, settings=FEW),
         model.ask(PICTURE, "what is this?"),
@@ -65,7 +65,7 @@ def test_known_words_give_no_warnings(model: Model) -> None:
 
 def test_a_model_without_the_file_knows_any_text(model: Model) -> None:
     silent = Model(replace(model.parts, vocabulary=None), model.presets)
-    assert silent.generate("an astronaut", settings=FEW)[0].warnings == ()
+    assert silent.generate("an astronaut", plan=False, settings=FEW)[0].warnings == ()
 
 
 def test_the_command_line_prints_warnings_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
