@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,9 +214,9 @@ def test_the_prompts_that_work_well(prompt: str, model: Model) -> None:
 
 
 def drawn_right(model: Model, prompt: str, *, seed: int = 0, **given: object) -> list[bool]:
-    seeds = [seed + offset for offset in OFFSETS]
-    images = [model.generate(prompt, seed=s, **given)[0].image for s in seeds]  # type: ignore[arg-type]
-    return [wanted(prompt).shown(seen) for seen in load_judge().look([np.asarray(image) for image in images])]
+    drawn: Any = model.generate(prompt, n=len(OFFSETS), seed=seed, **given)  # type: ignore[arg-type]
+    assert [one.seed for one in drawn] == [seed + offset for offset in OFFSETS]
+    return [wanted(prompt).shown(seen) for seen in load_judge().look([np.asarray(one.image) for one in drawn])]
 
 
 def test_there_are_examples() -> None:

@@ -96,16 +96,15 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[str, s
 def test_generate_writes_numbered_pictures_and_traces(
     folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = _run(
-        capsys, "generate", "a red apple", "-n", "2", "--out", "p.png", "--trace", "t.gif", "--model", folder
-    )
+    words = ("generate", "a red apple", "-n", "2", "--no-plan", "--out", "p.png", "--trace", "t.gif", "--model", folder)
+    out, err = _run(capsys, *words)
     assert out.split() == ["p-1.png", "p-2.png"] and "trace: t-1.gif" in err
     assert sorted(os.listdir(here)) == ["in.png", "p-1.png", "p-2.png", "t-1.gif", "t-2.gif"]
     assert Image.open("p-1.png").size == (128, 128) and len(list(ImageSequence.Iterator(Image.open("t-1.gif")))) > 1
 
 
 def test_json_settings_and_seeds_do_what_they_say(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("generate", "a cat", "--json", "--model", folder, "-o", "schedule.steps=3", "--out")
+    words = ("generate", "a cat", "--json", "--no-plan", "--model", folder, "-o", "schedule.steps=3", "--out")
     first = json.loads(_run(capsys, *words, "a.png")[0])
     _run(capsys, *words, "b.png")
     _run(capsys, *words, "c.png", "--seed", "1")
@@ -152,7 +151,7 @@ def test_generate_thinks_and_shows_what_it_thought(
 def test_generate_tells_the_model_what_light_was_asked_for(
     folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("generate", "a cat", "--model", folder, "-o", "schedule.steps=2", "--out")
+    words = ("generate", "a cat", "--no-plan", "--model", folder, "-o", "schedule.steps=2", "--out")
     asked = ((), ("--luminance", "0.2"), ("--contrast", "0.2"), ("--score", "2"), ("--crop", "0", "2"))
     for i, light in enumerate(asked):
         _run(capsys, *words, f"{i}.png", *light)

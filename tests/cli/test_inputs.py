@@ -73,7 +73,7 @@ def test_pictures_and_texts_come_from_stdin_and_go_to_stdout(
 ) -> None:
     few = ("-o", "schedule.steps=2", "--model", folder)
     _stdin(monkeypatch, b"a red\napple\n")
-    drawn, err = _run(capfdbinary, "generate", "-", "--out", "-", *few)
+    drawn, err = _run(capfdbinary, "generate", "-", "--no-plan", "--out", "-", *few)
     assert drawn.startswith(PNG) and Image.open(io.BytesIO(drawn)).size == (128, 128) and err == ""
     assert os.listdir(here) == ["in.png"]
     for words in (
@@ -114,7 +114,7 @@ def test_batch_reads_stdin_and_prints_its_results(
 
 
 def test_quiet_says_nothing_but_the_result(folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("generate", "a cat", "--trace", "t.gif", "-o", "schedule.steps=2", "--model", str(folder))
+    words = ("generate", "a cat", "--no-plan", "--trace", "t.gif", "-o", "schedule.steps=2", "--model", str(folder))
     assert main([*words, "--quiet"]) == 0
     assert capsys.readouterr() == ("drawing.png\n", "")
     assert main(words) == 0
