@@ -112,8 +112,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_numbers_of_numpy_are_numbers(model: Model) -> None:
-    plain = model.generate("a cat", seed=3, steps=2, guidance_scale=1.0)[0]
-    numpy = model.generate("a cat", seed=np.int64(3), steps=np.int32(2), guidance_scale=np.float32(1.0))[0]  # type: ignore
+    plain = model.generate("a cat", seed=3, plan=False, steps=2, guidance_scale=1.0)[0]
+    numbers: Any = {"seed": np.int64(3), "steps": np.int32(2), "guidance_scale": np.float32(1.0)}
+    numpy = model.generate("a cat", plan=False, **numbers)[0]
     assert np.array_equal(np.asarray(plain.image), np.asarray(numpy.image))
 
 
@@ -165,14 +166,14 @@ def test_results_show_themselves_in_a_notebook(model: Model) -> None:
         tried._repr_html_().count("data:image/png;base64,") == 3 and "rejected: &lt;b&gt;wrong" in tried._repr_html_()
     )
     for drawn in (
-        model.generate("a cat", n=2, settings=FEW),
-        model.generate(["a cat", "a dog"], settings=FEW),
+        model.generate("a cat", n=2, plan=False, settings=FEW),
+        model.generate(["a cat", "a dog"], plan=False, settings=FEW),
         model.generate("a cat", n=2, attempts=2, settings=FEW),
         model.edit(PICTURE, "make it red", n=2, settings=FEW),
     ):
         shown = cast(Any, drawn)._repr_html_()
         assert isinstance(drawn, list) and shown.count("data:image/png;base64,") == len(drawn) == 2
-    film: Any = model.generate("a cat", trace=True, settings=FEW)[0]
+    film: Any = model.generate("a cat", trace=True, plan=False, settings=FEW)[0]
     assert film._repr_html_().count("data:image/png;base64,") == 1 + len(film.trace)
     answer: Any = model.ask(PICTURE, "what is <b>it</b>?")
     steps: Any = model.ask(PICTURE, "what is it?", trace=True)
