@@ -98,6 +98,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(led, markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Notebooks come as HTML, with links to pages as they are in docs/."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    return re.sub(r'(href="(?!\w+:)[^"#]+)\.(?:md|ipynb)(?=["#])', r"\1.html", html)
+
+
 def _joined(page: str, path: str) -> str:
     """The path in the repository that a relative link of a page means."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
