@@ -99,11 +99,15 @@ def test_links_are_led_to_pages_of_the_site() -> None:
             src_uri = "decoding/dida.md"
 
     text = "[a](../data.md#rows) [b](../../unmask/step.py) [c](https://x.org) [d](#here) ![e](../pictures/plan.jpg)"
-    assert HOOKS.on_page_markdown(text, Page, None, None) == text.replace("../../", "../source/").replace(".py", ".py.md")
+    assert HOOKS.on_page_markdown(text, Page, None, None) == text.replace("../../", "../source/").replace(
+        ".py", ".py.md"
+    )
 
 
 def test_the_reference_names_what_exists() -> None:
-    named = [n for p in (ROOT / "website/reference").glob("*.md") for n in re.findall(r"^::: (\S+)", p.read_text(), re.M)]
+    named = [
+        n for p in (ROOT / "website/reference").glob("*.md") for n in re.findall(r"^::: (\S+)", p.read_text(), re.M)
+    ]
     assert len(named) > 30
     for name in named:
         parts = name.split(".")
@@ -125,7 +129,9 @@ def test_the_new_pages_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
     monkeypatch.chdir(tmp_path)
     exec("\n".join(python(page)), {"__name__": "page"})
-    others = [command for command in commands(page) if command.split()[1] not in TASKS]  # tests/test_examples.py has those
+    others = [
+        command for command in commands(page) if command.split()[1] not in TASKS
+    ]  # tests/test_examples.py has those
     assert others
     for command in others:
         follow(command, tmp_path)

@@ -1,4 +1,4 @@
-"""The documentation site, built strictly by mkdocs; then every link, anchor and picture of what it wrote. ``make test-integrations`` runs it."""
+"""The documentation site, built strictly by mkdocs; then every link, anchor and picture of what it wrote."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_no_link_of_the_site_is_broken(site: Path) -> None:
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             target = target / "index.html" if target.is_dir() else target
-            found = target.exists() and (not parts.fragment or target.suffix != ".html" or _has(pages, target, parts.fragment))
+            found = target.exists() and (
+                not parts.fragment or target.suffix != ".html" or _has(pages, target, parts.fragment)
+            )
             if not found:
                 broken.append(f"{path.relative_to(site)}: {link}")
     assert broken == []
