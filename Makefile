@@ -3,6 +3,8 @@
 #   make test    all tests
 #   make test-integrations   tests with the libraries of docs/integrations.md, which make test leaves out
 #   make check   lint, types and tests, as continuous integration runs them
+#   make docs    the documentation site in site/, built strictly; make docs-serve shows it while you write
+#   make dist    the wheel and the source archive in dist/
 #   make soak    a server under load for four hours, attacks, kill -9 and crashes; about six hours on two cores, for every week
 #   make fuzz    thousands of altered model folders and configurations; an hour on one core
 # PYTHON chooses the interpreter (3.11 or newer), PIP_FLAGS is handed to pip, for example an index with CPU builds of torch.
@@ -13,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-integrations fuzz soak lint format types check install browser clean
+.PHONY: demo test test-integrations docs docs-serve dist fuzz soak lint format types check install browser clean
 
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/unmask demo --seed 7 --out demo
@@ -26,6 +28,15 @@ test: install
 test-integrations: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test,integrations]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations --timeout 600 $(ARGS)
+
+docs docs-serve: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test,docs]'
+	PYTHONPATH=. $(BIN)/mkdocs $(if $(filter docs,$@),build,serve) --strict
+
+# dist/: the wheel and the source archive, as they are released.
+dist: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) build
+	$(BIN)/python -m build --outdir dist .
 
 fuzz: install
 	OMP_NUM_THREADS=1 UNMASK_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/checkpoints/test_altered_folders.py $(ARGS)
@@ -79,4 +90,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo dist site .cache .pytest_cache .ruff_cache

@@ -362,7 +362,9 @@ def _layout(text: str) -> Layout:
     path = Path(text)
     try:
         if path.suffix == ".json":
-            return layout_of([(str(t["phrase"]), [float(v) for v in t["box"]]) for t in json.loads(path.read_text())])
+            return layout_of(
+                [(str(t["phrase"]), [float(v) for v in t["box"]]) for t in json.loads(path.read_text(encoding="utf-8"))]
+            )
         pairs = [part.rsplit(":", 1) for part in text.split(";") if part.strip()]
         return layout_of([(name, [float(v) for v in box.split(",")]) for name, box in pairs])
     except OSError as error:
