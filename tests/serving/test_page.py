@@ -17,7 +17,7 @@ from PIL import Image
 
 from unmask.serving.server import Server
 
-from .on_page import WEB, Page, Visit, ask, done, expect, panel, picture, same, watch
+from .on_page import WEB, Locator, Page, Visit, ask, done, expect, panel, picture, same, standing_still, watch
 
 
 def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, folder: Path) -> None:
@@ -242,3 +242,60 @@ def test_gallery_and_links_reproduce_a_result(visits: Callable[..., Visit], serv
     other.keyboard.press("Control+Enter")
     done(other.locator("#panel-draw"))
     expect(visit.page("#constructor?prompt=a").locator("#panel-draw")).to_be_visible()  # no such task: the first tab
+
+
+def _follows(page: Page, change: int) -> None:
+    """Wait until a frame shows this change, or a later one."""
+    numbers = "|".join(map(str, range(change, change + 20)))
+    expect(page.locator("body")).to_have_attribute("data-followed", re.compile(f"^({numbers})$"))
+
+
+def _stroke(page: Page, place: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag over a part of an element; fractions of its sides."""
+    box = place.bounding_box()
+    assert box
+    (x, y), (w, h) = (box["x"], box["y"]), (box["width"], box["height"])
+    page.mouse.move(x + start[0] * w, y + start[1] * h)
+    page.mouse.down()
+    page.mouse.move(x + end[0] * w, y + end[1] * h, steps=4)
+    page.mouse.up()
+
+
+def test_a_drawing_follows_the_prompt_the_brush_and_the_boxes(page: Page, model: Any, folder: Path) -> None:
+    draw = panel(page, "Draw")
+    draw.get_by_role("switch", name="Plan").uncheck()
+    draw.get_by_role("button", name="Live").click()
+    watch(draw)
+    with standing_still(model, 6):
+        ask(draw, "a red apple", seed=5, steps=8)
+        expect(draw.get_by_role("button", name="Paint")).to_be_visible()
+        expect(draw.locator(".step")).to_contain_text("of 8")
+        with page.expect_response("**/generations/draw-*") as typed:
+            draw.locator("textarea").first.fill("a blue car")
+        assert typed.value.status == 200 and typed.value.json()["patch"] == 1
+    _follows(page, 1)
+    expect(draw.locator(".line")).to_contain_text("change it now")
+    page.screenshot(path=folder / "live.png")
+    draw.get_by_role("button", name="Paint").click()
+    _stroke(page, draw.locator(".brush"), (0.2, 0.3), (0.4, 0.3))
+    _follows(page, 2)
+    assert page.evaluate("window.seen.some((masked, i) => masked > window.seen[i - 1])"), "tokens are masked again"
+    draw.get_by_role("button", name="Paint").click()
+    with page.expect_request("**/generations/draw-*") as sent:
+        _stroke(page, draw.locator(".boxes.editable"), (0.05, 0.55), (0.45, 0.95))
+        page.keyboard.type("red apple")
+    (named,) = sent.value.post_data_json["boxes"]
+    assert named["phrase"] == "red apple"
+    _follows(page, 3)
+    before = int(page.evaluate("document.body.dataset.followed"))
+    with page.expect_request("**/generations/draw-*") as sent:
+        draw.get_by_role("button", name="red apple 1").press("ArrowUp")
+    assert sent.value.post_data_json["boxes"][0]["box"][1] < named["box"][1]
+    _follows(page, before + 1)
+    expect(draw.locator(".line")).to_contain_text("change it now")
+    draw.get_by_role("button", name="Finish").click()
+    done(draw)
+    expect(draw.get_by_role("link", name="Download")).to_be_visible()
+    expect(draw.get_by_role("button", name="Copy link")).to_have_count(0)
+    page.locator(".shot").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("a blue car")

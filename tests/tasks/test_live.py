@@ -134,6 +134,19 @@ def test_a_held_drawing_takes_changes_after_its_last_token(model: Model) -> None
         live.change(prompt="a cat")
 
 
+def test_changes_are_counted_over_all_runs_of_a_held_drawing(model: Model) -> None:
+    region, seen = Image.new("L", (8, 8), 255), list[tuple[int, int]]()
+
+    def follow(event: StepEvent) -> None:
+        seen.append((event.number, event.patch))
+        if event.number in (4, 8) and live.count < 2:
+            live.change(region=region)
+
+    live = Live(on_step=follow, hold=0.05)
+    model.generate("a red apple", **{**OPTIONS, "steps": 4}, live=live)
+    assert seen[-1] == (12, 2) and [patch for _, patch in seen] == [0] * 4 + [1] * 4 + [2] * 4
+
+
 def test_a_layout_that_the_model_made_is_dropped_with_its_prompt(model: Model) -> None:
     found, _, live = drawn(model, 3, {"prompt": "two blue cars"}, plan=True)
     assert found.plan is None and found.prompt == "two blue cars" == live.task.prompt

@@ -41,13 +41,15 @@ class Patch:
 
 
 class Changes(Protocol):
-    """``begun``: steps that earlier runs of the request took · ``next(now, taken, done)``: the next patch of the row ``now`` after
+    """``begun``, ``applied``: steps and patches of earlier runs of the request · ``next(now, taken, done)``: the next patch of the row ``now`` after
     ``taken`` steps, None while there is none; ``done``: the run is over unless there is one. Called in the thread that computes, so it
     must not wait.
     """
 
     @property
     def begun(self) -> int: ...
+    @property
+    def applied(self) -> int: ...
     def next(self, now: Sequence, taken: int, done: bool) -> Patch | None: ...
 
 
@@ -75,7 +77,7 @@ class LiveRun:
 
     @torch.no_grad()
     def __init__(self, sampler: LiveSampler, batch: Batch) -> None:
-        self.changes, self.begun, self.patches = sampler.changes, sampler.changes.begun, 0
+        self.changes, self.begun, self.patches = sampler.changes, sampler.changes.begun, sampler.changes.applied
         total = len(writable_tokens(sampler.sequence))
         schedule = sampler.plain.schedule
         if isinstance(

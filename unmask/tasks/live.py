@@ -76,7 +76,9 @@ class Live:
         if not 0 <= hold <= LONGEST_HOLD or not 0 <= least <= 1:
             raise ValueError(f"hold must be 0 to {LONGEST_HOLD} s and least 0 to 1, got {hold} and {least}")
         self.on_step, self.hold, self.least = on_step, hold, least
-        self.begun = self.count = 0  # steps of the runs that are over · changes so far
+        self.begun = self.applied = self.count = (
+            0  # steps of the runs that are over · changes that were applied · all changes
+        )
         self._changed = threading.Condition()
         self._waiting: list[_Change] = []
         self._over = False
@@ -151,6 +153,7 @@ class Live:
         """``sampling.live.Changes``."""
         with self._changed:
             if self._waiting:
+                self.applied += 1
                 return self._patch(self._waiting.pop(0), now)
             if done:
                 self.begun = taken
