@@ -41,9 +41,9 @@ class Patch:
 
 
 class Changes(Protocol):
-    """``begun``, ``applied``: steps and patches of earlier runs of the request · ``next(now, taken, done)``: the next patch of the row ``now`` after
-    ``taken`` steps, None while there is none; ``done``: the run is over unless there is one. Called in the thread that computes, so it
-    must not wait.
+    """``begun``, ``applied``: steps and patches of earlier runs of the request · ``next(now, taken, done)``: the next patch of the row
+    ``now`` after ``taken`` steps, None while there is none; ``done``: the run is over unless there is one. Called in the thread that
+    computes, so it must not wait.
     """
 
     @property
