@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -110,14 +111,14 @@ def test_a_layout_is_drawn_named_and_sent(page: Page) -> None:
     ask(draw, "a red apple and a dog", steps=4)
     expect(draw.locator(".error")).to_contain_text("Box 2 has no label")
     draw.get_by_label("Label of box 2").fill("dog")
-    draw.get_by_role("button", name="dog 2").press("ArrowRight")
+    draw.get_by_role("button", name="Box 2 dog").press("ArrowRight")
     with page.expect_request("**/generations") as sent:
         draw.get_by_role("button", name="Draw").click()
     boxes = sent.value.post_data_json["boxes"]
     assert [b["phrase"] for b in boxes] == ["red apple", "dog"]
     assert boxes[0]["box"][2:] == [pytest.approx(0.5, abs=0.01)] * 2 and boxes[1]["box"][0] == pytest.approx(0.18)
     done(draw)
-    draw.get_by_role("button", name="1 red apple").click()
+    draw.get_by_role("button", name="1 red apple", exact=True).click()
     expect(draw.locator(".box.chosen")).to_have_count(1)
 
 
@@ -141,7 +142,7 @@ def test_ground_boxes_can_be_picked(page: Page, model: Any, folder: Path) -> Non
     (dog, _) = model.ground(WEB / "example-animals.png", ["the dog", "the umbrella"]).boxes
     style = look.locator(".box").first.get_attribute("style") or ""
     assert float(re.findall(r"left: ([\d.]+)%", style)[0]) == pytest.approx(dog.x1 / 128 * 100, abs=0.01)
-    look.get_by_role("button", name="2 the umbrella").click()
+    look.get_by_role("button", name="2 the umbrella", exact=True).click()
     expect(look.locator(".box.chosen")).to_have_text("2 the umbrella")
     page.screenshot(path=folder / "ground.png")
 
@@ -289,7 +290,7 @@ def test_a_drawing_follows_the_prompt_the_brush_and_the_boxes(page: Page, model:
     _follows(page, 3)
     before = int(page.evaluate("document.body.dataset.followed"))
     with page.expect_request("**/generations/draw-*") as sent:
-        draw.get_by_role("button", name="red apple 1").press("ArrowUp")
+        draw.get_by_role("button", name="Box 1 red apple").press("ArrowUp")
     assert sent.value.post_data_json["boxes"][0]["box"][1] < named["box"][1]
     _follows(page, before + 1)
     expect(draw.locator(".line")).to_contain_text("change it now")
@@ -299,3 +300,48 @@ def test_a_drawing_follows_the_prompt_the_brush_and_the_boxes(page: Page, model:
     expect(draw.get_by_role("button", name="Copy link")).to_have_count(0)
     page.locator(".shot").first.click()
     expect(page.get_by_role("dialog")).to_contain_text("a blue car")
+
+
+AXE = Path(os.environ.get("UNMASK_AXE", Path(__file__).parents[2] / ".axe/node_modules/axe-core/axe.min.js"))
+
+
+def _violations(page: Page) -> list[str]:
+    """What axe-core calls serious or critical."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        f"{v['id']}: {v['help']} {[node['target'] for node in v['nodes'][:3]]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="no axe-core: make axe fetches it from npm")
+@pytest.mark.parametrize(("size", "dark"), [((1360, 900), False), ((390, 844), True)])
+def test_everybody_can_use_the_page(
+    visits: Callable[..., Visit], server: Server, size: tuple[int, int], dark: bool
+) -> None:
+    page = visits(server.url, size=size, dark=dark, still=True).page()
+    draw = panel(page, "Draw")
+    draw.get_by_role("button", name="Live").click()
+    ask(draw, "a dog left of a cat", steps=2)
+    expect(draw.get_by_role("button", name="Finish")).to_be_visible()
+    expect(draw.locator(".line")).to_contain_text("change it now")
+    draw.get_by_role("button", name="Paint").click()
+    assert _violations(page) == [], "while it is changed"
+    draw.get_by_role("button", name="Finish").click()
+    done(draw)
+    draw.locator("summary", has_text="More settings").click()
+    assert _violations(page) == [], "a finished drawing with all settings"
+    for tab in ("Ask", "Ground", "Edit", "Chat"):
+        place = panel(page, tab)
+        if tab != "Chat":
+            place.get_by_label("Example image: cups").click()
+            expect(place.locator(".hint")).to_be_hidden()
+        assert _violations(page) == [], tab
+    page.locator(".shot").first.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert _violations(page) == [], "the gallery"
+    page.goto(f"{server.url}/web/read.html#docs")
+    expect(page.locator("h1").first).to_be_visible()
+    assert _violations(page) == [], "the documents"

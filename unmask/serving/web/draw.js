@@ -26,7 +26,7 @@ export function drawPanel(fields, services) {
   const clear = h("button", { type: "button", class: "second", onclick: () => (layout.set([], { editable: true }), placing(true)) }, "Clear");
   const laying = h("div", { class: "tools" }, place, more, clear, live.switch);
   panel.frame.append(layout.overlay, live.brush.element);
-  panel.below.append(laying, live.tools, layout.list);
+  panel.below.append(laying, live.about, live.tools, layout.list);
   placing(true);
   changed();
   return panel;

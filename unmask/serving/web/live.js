@@ -18,6 +18,7 @@ export class Live {
     this.switch = h("button", { type: "button", class: "second", "aria-pressed": "false", title: "Change the prompt, paint, or move boxes while it draws", onclick: () => this.turn(!this.on) }, "Live");
     this.paint = h("button", { type: "button", class: "second", "aria-pressed": "false", onclick: () => this.painting(this.paint.getAttribute("aria-pressed") !== "true") }, "Paint");
     this.finish = h("button", { type: "button", class: "second", onclick: () => this.send({ finish: true }) }, "Finish");
+    this.about = h("p", { class: "note", hidden: true }, "While it draws, and for a while after: type in the prompt, paint, or move the boxes. What no longer fits is drawn anew.");
     const size = h("label", {}, "Brush ", this.brush.size);
     this.tools = h("div", { class: "tools", hidden: true }, this.paint, size, this.finish);
     panel.prompt.addEventListener("input", () => this.later("prompt", TYPING, () => this.typed()));
@@ -38,6 +39,7 @@ export class Live {
 
   turn(on) {
     this.switch.setAttribute("aria-pressed", on);
+    this.about.hidden = !on;
   }
 
   /** A drawing has begun. ``own``: whether the boxes are the user's, not the model's. */

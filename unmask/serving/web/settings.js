@@ -11,6 +11,12 @@ const ABOUT = { // in place of the API's descriptions
   reflect: "Maximum number. The model critiques each image and stops when it accepts one. Empty: the model's preset.",
   n: "Number of images, each with a seed of its own.",
   speed: "exact: the model's own steps. fast: approximate, with fewer computations. Empty: as the server was started.",
+  guidance: "How strongly the prompt is followed; 0 turns it off.",
+  "token_sampler.temperature": "Higher: more varied. 0: always the most probable token.",
+  "token_sampler.top_p": "Draw from the most probable tokens that have this share together; 1: from all.",
+  "selection.noise.start": "Randomness of the order at the first step.",
+  "selection.noise.end": "Randomness of the order at the last step.",
+  "guidance.refresh": "Compute the view without the prompt at every n-th step only; 1: at all.",
   lora: "LoRA adapter of the server to use.",
 };
 const CHOICES = { speed: ["exact", "fast"] }; // of fields that take more than the page offers
