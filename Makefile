@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-integrations docs docs-serve dist fuzz soak lint format types check install browser clean
+.PHONY: demo test test-integrations docs docs-serve dist fuzz soak lint format types check install browser axe clean
 
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/unmask demo --seed 7 --out demo
@@ -68,7 +68,7 @@ types: install
 check: lint types test
 
 # The page is tested in a browser: the one that UNMASK_CHROMIUM names, or a chromium. Where there is none, those tests are skipped.
-browser:
+browser: axe
 	@if [ -n "$$UNMASK_CHROMIUM" ]; then \
 	  command -v "$$UNMASK_CHROMIUM" >/dev/null && exit 0; \
 	  echo "UNMASK_CHROMIUM names $$UNMASK_CHROMIUM, which is no program: name a browser, or unset it" >&2; exit 1; fi; \
@@ -76,6 +76,11 @@ browser:
 	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -q && apt-get install -q -y --no-install-recommends chromium && exit 0; \
 	echo "no browser for the tests of the page: install the system package chromium, or name one in UNMASK_CHROMIUM" >&2; exit 1
+
+# The rules of accessibility that the page is held against, where there is npm; without them that test is skipped.
+axe:
+	@if [ ! -e .axe/node_modules/axe-core ]; then command -v npm >/dev/null && npm install --silent --no-fund --no-audit --prefix .axe axe-core@4 || \
+	  echo "no npm: the accessibility of the page is not tested" >&2; fi
 
 install: $(STAMP)
 
@@ -90,4 +95,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo dist site .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .axe demo dist site .cache .pytest_cache .ruff_cache
