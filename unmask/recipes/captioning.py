@@ -29,7 +29,7 @@ from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import text_config
 from unmask.objectives.masked import Dropout, Masked
 from unmask.recipe import Optim, Recipe, Training
-from unmask.recipes.starting import start_of
+from unmask.recipes.conditions import frozen
 from unmask.rng import generator
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.sampler import Sampler
@@ -97,8 +97,7 @@ class Captioned:
 @torch.no_grad()
 def features_of(pictures: Items[Image.Image]) -> Tensor:
     """What the embedded model's vision tower sees, [N, P, D]."""
-    parts = start_of("mini").parts
-    parts.require(frozenset({"vision"}))
+    parts = frozen()
     read = [parts.preprocess(one)[0] for one in pictures]
     parts_of = [torch.stack(read[i : i + _AT_ONCE]) for i in range(0, len(read), _AT_ONCE)]
     return torch.cat([parts.net.features(some).unflatten(0, (len(some), -1)) for some in parts_of])
@@ -113,7 +112,7 @@ def world_words() -> Words:
 def world(count: int, seed: int, split: str = "train") -> tuple[tuple[Pair, ...], Captioned]:
     """``count`` pictures of the small world."""
     pairs = tuple(SHOWN(seed, i, split) for i in range(count))
-    seen = features_of([Image.fromarray(render(pair.scene, start_of("mini").parts.side)) for pair in pairs])
+    seen = features_of([Image.fromarray(render(pair.scene, frozen().side)) for pair in pairs])
     texts = tuple(captions_of(pair)[i % 2] for i, pair in enumerate(pairs))
     return pairs, Captioned(texts=texts, features=seen, words=world_words())
 
