@@ -2,8 +2,8 @@
 
     unmask train captioning.masked --out runs/masked
 
-A caption says what stands where in a picture of the small world; the background comes first or last, so that its words depend on each
-other. Pictures are read by the vision tower of the embedded model, which is frozen.
+A caption says what stands where in a picture of the small world. Pictures are read by the vision tower of the embedded model, which is
+frozen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from unmask.data.opening import open_data
 from unmask.data.samples import Broken, BrokenRows, Caption, DataError, opened
 from unmask.data.world.pairs import Pair, Pairs
 from unmask.data.world.render import render
-from unmask.data.world.vocabulary import BACKGROUNDS
 from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import text_config
 from unmask.objectives.masked import Dropout, Masked
@@ -113,8 +112,7 @@ def world(count: int, seed: int, split: str = "train") -> tuple[tuple[Pair, ...]
     """``count`` pictures of the small world."""
     pairs = tuple(SHOWN(seed, i, split) for i in range(count))
     seen = features_of([Image.fromarray(render(pair.scene, frozen().side)) for pair in pairs])
-    texts = tuple(captions_of(pair)[i % 2] for i, pair in enumerate(pairs))
-    return pairs, Captioned(texts=texts, features=seen, words=world_words())
+    return pairs, Captioned(texts=tuple(pair.text for pair in pairs), features=seen, words=world_words())
 
 
 @lru_cache(maxsize=2)
@@ -135,15 +133,9 @@ def own(data: str) -> Captioned:
     return Captioned(texts=tuple(texts), features=torch.cat(pictures), words=words_of(texts))
 
 
-def captions_of(pair: Pair) -> tuple[str, str]:
-    """Both captions of a picture, with the background last or first."""
-    behind = BACKGROUNDS[pair.scene.background][0]
-    return pair.text, f"{behind} {pair.text.removesuffix(behind).strip()}"
-
-
 def true_of(pair: Pair, said: Items[str]) -> bool:
-    """Whether words are a caption of a picture."""
-    return " ".join(word for word in said if word != ".") in captions_of(pair)
+    """Whether words are the caption of a picture."""
+    return " ".join(word for word in said if word != ".") == pair.text
 
 
 # -- the masked captioner ----------------------------------------------------------------------------------------------

@@ -198,10 +198,9 @@ def drawn(
         return torch.randn(shape, generator=rng).to(image)
 
     def both(x: Tensor, t: Tensor, before: Tensor) -> Tensor:
-        twice = net(
-            *(torch.cat([one, one]) for one in (x,)), t, torch.cat([before, before]), torch.cat([image, 0 * image])
-        )
-        return guided(*twice.chunk(2), scale)
+        twice = net(torch.cat([x, x]), t, torch.cat([before, before]), torch.cat([image, 0 * image]))
+        seen, blind = twice.chunk(2)
+        return guided(seen, blind, scale)
 
     back = BackAndRefine(confidence=confident(latents, net.text.upper), noise=noise) if refine else None
     start = noise(torch.Size((len(image), found.words.length, len(net.mean))))  # type: ignore[arg-type]
@@ -211,8 +210,8 @@ def drawn(
 
 # -- the demonstration -------------------------------------------------------------------------------------------------
 
-PASSES, NOISES, LEVELS = (4, 8, 16, 34), (0.5, 0.8, 0.9, 0.95), (0, 2, 4)
-_STEPS, _PICTURES, _TESTED = 400, 800, 120
+PASSES, NOISES, LEVELS = (4, 16, 34), (0.5, 0.8, 0.9, 0.95), (0, 2, 4)
+_STEPS, _PICTURES, _TESTED = 400, 800, 100
 ARMS = ("masked", "latent", "latent, refined")
 
 
@@ -276,7 +275,7 @@ def _findings(found: list[Json], work: Work) -> Findings:
         return over_seeds([one["scores"][f"{arm}/{passes}"] - one["scores"][f"{other}/{passes}"] for one in found])
 
     last = PASSES[-1]
-    gains = {f"latent_minus_masked.{n}": gain("latent", "masked", n) for n in (8, last)}
+    gains = {f"latent_minus_masked.{n}": gain("latent", "masked", n) for n in (16, last)}
     refined = {f"refined_minus_plain.{n}": gain("latent, refined", "latent", n) for n in (16, last)}
     best, plain = gains[f"latent_minus_masked.{last}"], over("masked", last)
     sizes = found[0]["sizes"]

@@ -64,7 +64,8 @@ CLASSES = LEVELS["grid"].classes[:12]
 COLOUR = {name: LEVELS["grid"].colours[i % 6] for i, name in enumerate(CLASSES)}  # what a terse prompt implies
 TERSE = Pairs(classes=CLASSES, colours=("",), places=True)
 _LENGTH = 20
-_DENOISING = Masked(corruption=Absorbing(policies={Kind.CODE: OftenAll(policy=Cosine(), all=0.3)}))
+# Colours are chosen at the first steps, where no code is known; visible codes would tell them in training.
+_DENOISING = Masked(corruption=Absorbing(policies={Kind.CODE: OftenAll(policy=Cosine(), all=0.7)}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def terse(
     prompts: int = 300,
     batch: int = 8,
     steps: int = 120,
-    lr: float = 4e-3,
+    lr: float = 2e-3,
     seed: int = 0,
 ) -> Recipe:
     """An adapter of the embedded model's prompts. ``data``: your own captions and pictures; "": ``prompts`` prompts of the small world ·
