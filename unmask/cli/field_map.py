@@ -47,8 +47,11 @@ def _system(entry: MethodEntry, run: str) -> str:
     name, card = entry.name, entry.card
     places = ", ".join(part for part in PARTS if any(name in one.methods for one in rows(part)))
     file = f"[{name}.py](../unmask/methods/{name}.py)"
-    figures = [_first(card.get(field, "")) or _NO_FIGURE for field in ("figure", "paper_figure")]
-    return f"| [{name}](#{name}) | {places} | {file} | `{run}` | {card['status']} | {figures[0]} | {figures[1]} |"
+    ours, theirs = (
+        _first(card.get("figure", "")) or _NO_FIGURE,
+        _first(card.get("paper_figure", "")) or "no figure kept",
+    )
+    return f"| [{name}](#{name}) | {places} | {file} | `{run}` | {card['status']} | {ours} | {theirs} |"
 
 
 def _first(figure: str) -> str:

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import load_module, save_module
 from unmask.checkpoints.stream import CheckpointError
+from unmask.data.samples import DataError
 from unmask.data.world.render import render
 from unmask.methods.gill import AddedRows, Bridge, Decision, Pictured, ThreePasses
 from unmask.models.bridges import QueryMapper
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.captioning import PAD, Captioned, Words, features_of, own, seeded, words_of
-from unmask.recipes.conditions import drawing_model, frozen, states_of
+from unmask.recipes.conditions import drawing_model, frozen, prompt_ids, states_of
 from unmask.recipes.stories import IMG, SENTENCES, TOLD, Causal, Story, img_ids, story, with_images
 from unmask.step import Loss
 from unmask.writing import write_text
@@ -82,12 +83,12 @@ def flat_features(pictures: Items[Image.Image]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """Texts, the prompts that say the same, and the features of their pictures, [N, F]. ``draw`` [N]: 0 draw, 1 retrieve."""
+    """Texts, the prompts that say the same, and the features of their pictures, [N, F]. ``choice`` [N]: 0 draw, 1 retrieve."""
 
     texts: tuple[str, ...]
     prompts: tuple[str, ...]
     features: Tensor
-    draw: Tensor
+    choice: Tensor
     stories: tuple[Story, ...] = ()
 
 
@@ -101,7 +102,7 @@ def world(count: int, seed: int, split: str = "train", sentences: int = 0) -> To
         texts=tuple(one.text for one in made),
         prompts=tuple(one.prompt for one in made),
         features=flat_features(pictures),
-        draw=torch.tensor([one.pair.scene.objects[0].name in ALBUM for one in made]).long(),
+        choice=torch.tensor([one.pair.scene.objects[0].name in ALBUM for one in made]).long(),
         stories=tuple(made),
     )
 
@@ -114,11 +115,22 @@ def story_words() -> Words:
 
 @lru_cache(maxsize=2)
 def own_told(data: str) -> tuple[Told, Words]:
-    """A user's captions; nothing of them is in an album."""
+    """A user's captions that the generator can read; nothing of them is in an album. DataError where none is short enough."""
     found: Captioned = own(data)
-    texts = tuple(text[:200] for text in found.texts)
+    short = [i for i, text in enumerate(found.texts) if _fits(text)]
+    if not short:
+        raise DataError(f"no text of {data} fits into {LENGTH} tokens of the generator; shorten them")
+    texts = tuple(found.texts[i] for i in short)
     nothing = torch.zeros(len(texts), dtype=torch.long)
-    return Told(texts=texts, prompts=texts, features=found.features.flatten(1), draw=nothing), found.words
+    return Told(texts=texts, prompts=texts, features=found.features[short].flatten(1), choice=nothing), words_of(texts)
+
+
+def _fits(text: str) -> bool:
+    try:
+        prompt_ids(frozen(), text, LENGTH)
+    except ValueError:
+        return False
+    return True
 
 
 def story_texts(seed: int) -> Callable[[int], list[str]]:
@@ -152,18 +164,18 @@ def recipe_of(
         chosen = [rng.randrange(len(told_.texts)) for _ in range(batch)]
         ids, length = with_images(words, [told_.texts[i] for i in chosen])
         target = states_of(frozen(), [told_.prompts[i] for i in chosen], LENGTH)
-        return Pictured(ids=ids, length=length, features=told_.features[chosen], target=target), told_.draw[chosen]
+        return Pictured(ids=ids, length=length, features=told_.features[chosen], target=target), told_.choice[chosen]
 
     def objective(model: Between, batch: tuple[Pictured, Tensor], rng: torch.Generator) -> Loss:
         """The three passes, and the decision from states that it does not change."""
-        pictured, draw = batch
+        pictured, choice = batch
         model.bridge.embedding.renormalise()
         passes = ThreePasses(language=model.language, img=img_ids(found()[1]), pad=PAD)(model.bridge, pictured, rng)
-        decided = F.cross_entropy(model.decision(model.read(pictured.ids, pictured.length)), draw)
+        decided = F.cross_entropy(model.decision(model.read(pictured.ids, pictured.length)), choice)
         return Loss(
             total=passes.total + decided,
             terms={**passes.terms, "decision": decided.detach()},
-            counts={**passes.counts, "decision": len(draw)},
+            counts={**passes.counts, "decision": len(choice)},
         )
 
     def export(module: Between, folder: Path) -> None:

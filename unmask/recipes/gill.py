@@ -189,12 +189,12 @@ def _retrieved(net: Between, work: Work, sentences: int) -> Json:
     states = net.read(*with_images(story_words(), some.texts))
     scores = net.bridge.rank(states, some.features)
     place = (scores > scores.diagonal()[:, None]).sum(1)
-    album = scores[:, some.draw == 1]
+    album = scores[:, some.choice == 1]
     best = album.max(1).values if album.shape[1] else torch.zeros(len(scores))
-    by_score = max(float(((best >= cut) == (some.draw == 1)).float().mean()) for cut in best.tolist())
+    by_score = max(float(((best >= cut) == (some.choice == 1)).float().mean()) for cut in best.tolist())
     return {
         **{f"recall@{k}": float((place < k).float().mean()) for k in (1, 5, 10)},
-        "decided": float((net.decision(states).argmax(1) == some.draw).float().mean()),
+        "decided": float((net.decision(states).argmax(1) == some.choice).float().mean()),
         "decided_by_score": by_score,
     }
 

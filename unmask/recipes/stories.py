@@ -82,7 +82,7 @@ def shown(seen: Seen, one: Story) -> bool:
 class Causal(nn.Module):
     """A causal text network with its own table: vectors [B, L, D] -> states -> logits of words and [IMG]."""
 
-    def __init__(self, words: int, *, width: int = 64, layers: int = 2, most: int = 96) -> None:
+    def __init__(self, words: int, *, width: int = 64, layers: int = 2, most: int = 160) -> None:
         super().__init__()
         self.embed, self.place = nn.Embedding(words + IMG, width), nn.Parameter(torch.randn(most, width) * 0.02)
         layer = nn.TransformerEncoderLayer(

@@ -159,10 +159,10 @@ def adapter(released: bool = False) -> SurAdapter:
 def terse(
     data: str = "",
     released: bool = False,
-    prompts: int = 300,
+    prompts: int = 240,
     batch: int = 8,
-    steps: int = 120,
-    lr: float = 2e-3,
+    steps: int = 80,
+    lr: float = 4e-3,
     seed: int = 0,
 ) -> Recipe:
     """An adapter of the embedded model's prompts. ``data``: your own captions and pictures; "": ``prompts`` prompts of the small world ·
@@ -214,7 +214,7 @@ def adapted(net: SurAdapter, texts: Items[str]) -> Tensor:
 
 # -- the demonstration -------------------------------------------------------------------------------------------------
 
-_STEPS, _PROMPTS, _TESTED, _DRAWN_IN = 120, 300, 24, 8
+_STEPS, _PROMPTS, _TESTED, _DRAWN_IN = 80, 240, 16, 8
 ARMS = {"as released": True, "as meant": False}
 
 
