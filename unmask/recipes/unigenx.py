@@ -45,6 +45,7 @@ from unmask.methods.unigenx import MixedLoss, Stream, WordsAndNumbers, generate
 from unmask.models.diffusion_head import DiffusionHead
 from unmask.objectives.diffusion import DiffusionLoss
 from unmask.recipe import Optim, Recipe, Training
+from unmask.recipes.pair_net import PairBlock
 from unmask.sampling.solver import Solver, dpm_solver
 from unmask.step import Loss
 from unmask.training.probe import flops
@@ -55,7 +56,7 @@ NUMBERS, END, PAD = "numbers", "end", "pad"
 _LEVELS = cosine()
 _SOLVER = Solver(levels=_LEVELS, steps=20)
 _ATOMS = 8  # the most of a structure
-_WIDTH, _LAYERS, _HEAD, _BATCH, _STEPS, _TESTED, _DRAWN = 64, 2, 64, 32, 1500, 48, 64
+_WIDTH, _LAYERS, _HEAD, _BATCH, _STEPS, _TESTED, _DRAWN = 64, 2, 64, 32, 1200, 40, 40
 _MOST = 48  # slots of a stream of bins
 _LENGTH, _CELL = 3.0, 5.0  # units of the numbers of molecules and of cells
 TOLERANCES = (0.05, 0.1, 0.2)  # Angstrom
@@ -114,17 +115,14 @@ class Causal(nn.Module):
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.place = nn.Parameter(0.02 * torch.randn(_MOST, width))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 4, 3 * width, dropout=0.0, batch_first=True, norm_first=True)
-            for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(PairBlock(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, e: Tensor) -> Tensor:
         length = e.shape[1]
-        mask, h = nn.Transformer.generate_square_subsequent_mask(length), e + self.place[:length]
-        for layer in self.layers:
-            h = layer(h, src_mask=mask, is_causal=True)
+        attend, h = torch.ones(length, length, dtype=torch.bool).tril(), e + self.place[:length]
+        for block in self.blocks:
+            h = block(h, attend)
         return self.norm(h)
 
 

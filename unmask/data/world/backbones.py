@@ -33,7 +33,9 @@ ANGLES = {  # phi and psi in degrees of each state
 LIKES = {"helix": "ALEKMQR", "strand": "VIYFWT", "turn 1": "ND", "turn 2": "G", "loop": "PSHC"}
 _OWN = 0.85  # probability of a letter that the state likes
 _NOISE = 5.0  # degrees
-_NAMES = dict(zip(LETTERS, "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR".split(), strict=True))
+_NAMES = dict(
+    zip(LETTERS, "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR".split(), strict=True)
+)
 _BONDS = {"N": 1.329, "CA": 1.458, "C": 1.525}  # from the atom before
 _BENDS = {"N": 117.2, "CA": 121.7, "C": 111.0}  # degrees, at the atom before
 
@@ -53,7 +55,9 @@ def sample(split: str, seed: int, number: int) -> Protein:
         kind = rng.choice(("helix", "strand", "hairpin"))
         length = int(rng.integers(4, 8))
         one = ["strand"] * length
-        states += {"helix": ["helix"] * (length + 4), "strand": one, "hairpin": [*one, "turn 1", "turn 2", *one]}[str(kind)]
+        states += {"helix": ["helix"] * (length + 4), "strand": one, "hairpin": [*one, "turn 1", "turn 2", *one]}[
+            str(kind)
+        ]
         states += ["loop"] * int(rng.integers(2, 4))
     states = states[:RESIDUES]
     angles = np.radians(np.array([ANGLES[s] for s in states]) + _NOISE * rng.standard_normal((RESIDUES, 2)))
@@ -140,14 +144,23 @@ def save(path: Path, letters: str, atoms: np.ndarray) -> None:
     made, chain = gemmi.Structure(), gemmi.Chain("A")
     for i, (letter, places) in enumerate(zip(letters, atoms.tolist(), strict=True)):
         residue = gemmi.Residue()
-        residue.name, residue.seqid, residue.entity_type = _NAMES[letter], gemmi.SeqId(str(i + 1)), gemmi.EntityType.Polymer
+        residue.name, residue.seqid, residue.entity_type = (
+            _NAMES[letter],
+            gemmi.SeqId(str(i + 1)),
+            gemmi.EntityType.Polymer,
+        )
         for name, element, place in zip(("N", "CA", "C"), "NCC", places, strict=True):
             atom = gemmi.Atom()
             atom.name, atom.element, atom.pos = name, gemmi.Element(element), gemmi.Position(*place)
             residue.add_atom(atom)
         chain.add_residue(residue)
-    model = gemmi.Model(1) if isinstance(gemmi.Model.__init__.__doc__, str) and "int" in gemmi.Model.__init__.__doc__ else gemmi.Model("1")
+    model = gemmi.Model(1)
     model.add_chain(chain)
     made.add_model(model)
     made.setup_entities()
-    write_whole(path, lambda part: made.write_pdb(str(part)) if path.suffix == ".pdb" else made.make_mmcif_document().write_file(str(part)))
+    write_whole(
+        path,
+        lambda part: (
+            made.write_pdb(str(part)) if path.suffix == ".pdb" else made.make_mmcif_document().write_file(str(part))
+        ),
+    )
