@@ -75,15 +75,18 @@ def test_every_recipe_is_tried() -> None:
     others = {f"families.{name}" for name in ("mmada", "lavida", "dream", "dimple", "lumina_dimoo")}
     others |= {"dida.adapt", "dimple.adapt", "image_tokens.causal", "medim.joint", "rediff", "reflectdrive.planner"}
     others |= {
+        "diffa.adapters",
         "diffdis.pairs",
         "diffusion_link.encoders",
         "diffusionpid.world",
         "dinoiser.captions",
+        "dplm2.proteins",
         "inpo.pairs",
         "looped.text",
         "m2dm.motions",
         "neodiff.texts",
         "promoe.drawer",
+        "unigenx.matter",
         "unigrpo",
     }
     # Those that are not in SMALL have tests of their own.

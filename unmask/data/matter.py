@@ -1,7 +1,7 @@
 """Molecules and crystals as words and vectors: what the package ``ase`` ships, and prototype crystals that it builds.
 
-Public ideas: ``molecules()``, ``crystals(split)`` are lists of ``Structure``; ``atoms(structure)`` is an ``ase.Atoms``, which writes CIF,
-PDB and XYZ files. Molecules are those of the G2 set (Curtiss et al. 1997) with closed shells and up to 8 atoms; crystals are those of the
+Public ideas: ``molecules()``, ``crystals(split)`` are lists of ``Structure``; ``write_structure`` writes CIF, PDB and XYZ files
+through ``ase``. Molecules are those of the G2 set (Curtiss et al. 1997) with closed shells and up to 8 atoms; crystals are those of the
 elements in the DCDFT set (Lejaeghere et al. 2014), and eight prototypes over ions, whose lattice constants follow from covalent radii.
 
 Needs ``pip install 'unmask[matter]'``. Lengths are in Angstrom, coordinates of crystals in shares of the cell's edges.
@@ -16,12 +16,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from unmask.data.samples import PackageMissing
+from unmask.writing import write_whole
 
 MOLECULE, ELEMENT = "molecule", "element"
 MOST_ATOMS = 8  # of a molecule
@@ -50,6 +52,13 @@ CHARGE = {
     **dict.fromkeys(("O", "S", "Se", "Te"), -2),
     **dict.fromkeys(("N", "P", "As", "Sb"), -3),
 }  # fmt: skip
+
+
+ELEMENTS = tuple(  # by their numbers
+    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd "
+    "In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn".split()
+)
+_FORMATS = {".cif": "cif", ".pdb": "proteindatabank", ".xyz": "extxyz"}  # ending -> the name that ase has for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +177,13 @@ def atoms(one: Structure) -> Any:
     if one.kind == MOLECULE:
         return make(symbols=list(one.elements), positions=one.vectors)
     return make(symbols=list(one.elements), cell=one.vectors[:3], scaled_positions=one.vectors[3:], pbc=True)
+
+
+def write_structure(one: Structure, path: Path) -> None:
+    """A .cif, .pdb or .xyz file. ValueError for another ending."""
+    if path.suffix not in _FORMATS:
+        raise ValueError(f"{path.name} is no file of a structure; name it {', '.join(_FORMATS)}")
+    write_whole(path, lambda part: atoms(one).write(str(part), format=_FORMATS[path.suffix]))
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------

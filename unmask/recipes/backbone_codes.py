@@ -6,6 +6,8 @@ The encoder sees a residue and its neighbours by the sines and cosines of their 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from unmask.tokens.lfq import Entropies, index_of, signs, vector_of
 
 BITS = 8
 VQ_STEPS = 500
+POOL, TESTED = 1000, 40  # proteins of the training and of a test
 _CODES = structure(2**BITS)
 _FIRST_CODE, _FIRST_LETTER = _CODES.first + 3, 4
 PAIRS = Pairs(structure=_CODES, steps=100)
@@ -60,9 +63,17 @@ def circled(torsions: Tensor) -> Tensor:
     return torch.cat([torsions.sin(), torsions.cos()], dim=-1)
 
 
-def proteins_of(split: str, seed: int, count: int, start: int = 0) -> list[Known]:
-    made = [sample(split, seed, start + i) for i in range(count)]
-    return [(one.letters, one.torsions) for one in made]
+@lru_cache(maxsize=8)
+def pool(split: str, seed: int) -> tuple[Known, ...]:
+    """The proteins of a split."""
+    made = [sample(split, seed, i) for i in range(POOL if split == "train" else TESTED)]
+    return tuple((one.letters, one.torsions) for one in made)
+
+
+def batch_of(seed: int, count: int, step: int) -> list[Known]:
+    """Proteins of the training; each comes once before any comes again."""
+    some = pool("train", seed)
+    return [some[(step * count + i) % len(some)] for i in range(count)]
 
 
 def rows_of(tokenizer: Tokenizer | None, some: list[Known]) -> Tensor:
@@ -104,7 +115,7 @@ def tokenizer_recipe(steps: int = VQ_STEPS, seed: int = 0) -> Recipe[Tokenizer, 
         return Loss(total=error + 0.1 * quantised.loss, terms=terms, counts=dict.fromkeys(terms, len(torsions)))
 
     def source(step: int) -> Tensor:
-        return torch.from_numpy(np.stack([t for _, t in proteins_of("train", seed, 32, step * 32)]))
+        return torch.from_numpy(np.stack([t for _, t in batch_of(seed, 32, step)]))
 
     return Recipe(
         name="dplm2.tokenizer",

@@ -28,7 +28,7 @@ from unmask.checkpoints.stream import CheckpointError
 from unmask.data.world.speech import answer
 from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work
 from unmask.evaluation.metrics import Figure, over_seeds
-from unmask.methods.diffa import STAGE_2, AboutSounds, Hearing
+from unmask.methods.diffa import STAGE_2, Hearing
 from unmask.models.elastic import Elastic
 from unmask.models.speech import SpeechConfig, SpeechReader
 from unmask.recipe import Recipe
@@ -95,7 +95,7 @@ def adapters(
     pictures: int = PICTURES,
     sounds: int = SOUNDS,
     seed: int = 0,
-) -> Recipe[Hearing, AboutSounds]:
+) -> Recipe:
     """The second stage, after the first one (``first`` steps), the trunk and the encoder, which are trained before the first step.
 
     ``trunk``, ``encoder``: steps of those.
@@ -309,7 +309,7 @@ def _examples(work: Work) -> tuple[tuple[str, Path], ...]:
     for i, (one, seen) in enumerate(_tested(work, "known")[:4]):
         made, at = row("", "answer", None, seen)
         reply = replies(hearing.net, hearing.batch(about([made], [at], [one])))[0]  # type: ignore[arg-type]
-        path = save_sound(one.wave, work.out / f"question-{i}.wav")
+        path = save_sound(one.samples, work.out / f"question-{i}.wav")
         items.append((f"{one.sentence}? (a {seen.colour} {seen.noun}, voice {one.voice}, {one.speed}): {reply}", path))
     return tuple(items)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import load_module, save_module
 from unmask.checkpoints.stream import CheckpointError
-from unmask.data.world.backbones import RESIDUES, built, picture, rmsd, save, tm
+from unmask.data.world.backbones import RESIDUES, built, picture, rmsd, tm, write_protein
 from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.methods.dplm2 import Annealed, Mixture, PairLoss, Remasking, WithHalves, argmax, widened
@@ -31,10 +31,12 @@ from unmask.models.lora import LoRA
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.backbone_codes import (
     PAIRS,
+    TESTED,
     VQ_STEPS,
     Tokenizer,
+    batch_of,
     letters_of,
-    proteins_of,
+    pool,
     rows_of,
     tokenizer_recipe,
     trained_tokenizer,
@@ -44,7 +46,7 @@ from unmask.rng import generator
 from unmask.writing import write_text
 
 NAME = "dplm2.proteins"
-_WIDTH, _LAYERS, _BATCH, _STEPS, _FIRST, _RANK = 64, 2, 24, 700, 300, 16
+_WIDTH, _LAYERS, _BATCH, _STEPS, _FIRST, _RANK = 64, 2, 20, 450, 150, 16
 SLOTS = RESIDUES + 2  # of a half, with begin and end
 MIXED, FOLDING, INVERSE = Mixture(), Mixture(alone=0, folding=1, inverse=0), Mixture(alone=0, folding=0, inverse=1)
 
@@ -71,7 +73,7 @@ def letters_recipe(steps: int, seed: int) -> Recipe[Any, Tensor]:
     return Recipe(
         name="dplm2.letters",
         model=lambda: WithHalves(fresh(33, seed)),
-        source=lambda step: rows_of(None, proteins_of("train", seed, _BATCH, step * _BATCH)),
+        source=lambda step: rows_of(None, batch_of(seed, _BATCH, step)),
         objective=PairLoss(pairs=PAIRS, mixture=Mixture(alone=0, folding=0, inverse=0)),
         optim=_optim(steps),
         training=_training(steps, seed),
@@ -117,7 +119,7 @@ def pair_recipe(
         name=NAME,
         model=network,
         adapt=None if start is None else adapt,
-        source=lambda step: rows_of(tokenizer, proteins_of("train", seed, _BATCH, step * _BATCH)),
+        source=lambda step: rows_of(tokenizer, batch_of(seed, _BATCH, step)),
         objective=PairLoss(pairs=PAIRS, mixture=mixture),
         optim=_optim(steps),
         training=_training(steps, seed),
@@ -127,7 +129,7 @@ def pair_recipe(
     )
 
 
-def proteins(vq_steps: int = VQ_STEPS, steps: int = _STEPS, seed: int = 0) -> Recipe[Folder, Tensor]:
+def proteins(vq_steps: int = VQ_STEPS, steps: int = _STEPS, seed: int = 0) -> Recipe:
     """A model of letters and structure with new weights; its tokenizer (``vq_steps``) is trained before the first step."""
 
     @lru_cache(maxsize=1)
@@ -138,7 +140,7 @@ def proteins(vq_steps: int = VQ_STEPS, steps: int = _STEPS, seed: int = 0) -> Re
     return Recipe(
         name=NAME,
         model=lambda: Folder(tokenizer(), fresh(PAIRS.size, seed)),
-        source=lambda step: rows_of(tokenizer(), proteins_of("train", seed, _BATCH, step * _BATCH)),
+        source=lambda step: rows_of(tokenizer(), batch_of(seed, _BATCH, step)),
         objective=made.objective,
         optim=made.optim,
         training=made.training,
@@ -183,7 +185,7 @@ def opened(folder: Path, device: str = "cpu") -> ProteinModel:
 
 def fold(model: str, letters: str, out: str, seed: int = 0) -> None:
     """Write the backbone of a sequence as a PDB or CIF file."""
-    save(Path(out), letters, built(opened(Path(model)).fold(letters, seed=seed)))
+    write_protein(Path(out), letters, built(opened(Path(model)).fold(letters, seed=seed)))
 
 
 # -- the tasks ---------------------------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def scaffolded(
 
 # -- the demonstration -------------------------------------------------------------------------------------------------
 
-_TESTED, _SAMPLING = 40, 14
+_SAMPLING = 14
 ARMS = ("warm", "new", "folding alone", "inverse alone")
 _MIXTURES = {"folding alone": FOLDING, "inverse alone": INVERSE}
 _RIGHT = 2.0  # Angstrom of a motif's scaffold or of a pair that agrees
@@ -276,7 +278,7 @@ def _net(work: Work, arm: str, seed: int) -> Folder:
 
 def _coded(work: Work) -> dict[str, float]:
     """How well the tokenizer gives backbones back, and how many of its codes are used, as the exponential of their entropy."""
-    tokenizer, some = _tokenizer(work), proteins_of("test", 0, work.steps(_TESTED, least=4))
+    tokenizer, some = _tokenizer(work), list(pool("test", 0)[: work.steps(TESTED, least=4)])
     ids = rows_of(tokenizer, some)
     far = [rmsd(built(a), built(b)) for a, (_, b) in zip(tokenizer.torsions(ids), some, strict=True)]
     share = ids[_halves(ids)[0]].bincount().double() / int(_halves(ids)[0].sum())
@@ -284,7 +286,7 @@ def _coded(work: Work) -> dict[str, float]:
 
 
 def _measured(work: Work, seed: int) -> dict[str, float]:
-    some = proteins_of("test", seed, work.steps(_TESTED, least=4))
+    some = list(pool("test", seed)[: work.steps(TESTED, least=4)])
     letters, torsions = [one for one, _ in some], np.stack([t for _, t in some])
     truth, found = [built(t) for t in torsions], dict[str, float]()
     judge = _net(work, "folding alone", seed)
@@ -347,7 +349,7 @@ def _findings(found: list[dict[str, float]], coded: dict[str, float], work: Work
     warm, special = figures["tm.warm_minus_new"], figures["tm.warm_minus_specialist"]
     return Findings(
         about=f"Proteins of {RESIDUES} residues of helices, strands, hairpins and loops with ideal geometry; of each seed "
-        f"{work.steps(_TESTED, least=4)} are in no training. All arms have equal updates; those of the warm start include the model of "
+        f"{work.steps(TESTED, least=4)} are in no training. All arms have equal updates; those of the warm start include the model of "
         "letters. Agreement: the TM-like score of a structure and of what the folding specialist makes of its letters; scaffolds: the same "
         f"for proteins around the residues {MOTIF.start + 1} to {MOTIF.stop} of others. The tokenizer gives backbones back with "
         f"{coded['rmsd']:.2f} Angstrom.",
@@ -373,7 +375,7 @@ def _findings(found: list[dict[str, float]], coded: dict[str, float], work: Work
 
 def _shown(work: Work) -> tuple[tuple[str, Any], ...]:
     seed, items = work.seeds[0], []
-    net, some = _net(work, "warm", seed), proteins_of("test", seed, 4)
+    net, some = _net(work, "warm", seed), list(pool("test", seed)[:4])
     for (letters, truth), made in zip(some, folded(net, [one for one, _ in some], _SAMPLING, seed), strict=True):
         items.append((f"folded {letters}: {rmsd(built(made), built(truth)):.1f} A", picture(built(made), built(truth))))
     for letters, made in zip(*together(net, 4, _SAMPLING, seed), strict=True):

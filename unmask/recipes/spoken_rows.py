@@ -52,9 +52,9 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """A spoken sentence. ``wave [N]``: at 16 kHz · ``mel [mels, frames]``, ``frames``: as of ``log_mel``."""
+    """A spoken sentence. ``samples [N]``: at 16 kHz · ``mel [mels, frames]``, ``frames``: as of ``log_mel``."""
 
-    wave: Tensor
+    samples: Tensor
     sentence: str
     voice: str
     speed: str
@@ -99,7 +99,7 @@ def said(sentence: str, rng: Random) -> Said:
     voice, speed = rng.choice(list(VOICES)), rng.choice(list(SPEEDS))
     wave = spoken(sentence, voice, rng.randint(*SPEEDS[speed]), rng.randint(40, 60))
     mel, frames = log_mel(wave, mels=ENCODER.mels, frames=ENCODER.frames)
-    return Said(wave=wave, sentence=sentence, voice=voice, speed=speed, mel=mel, frames=frames)
+    return Said(samples=wave, sentence=sentence, voice=voice, speed=speed, mel=mel, frames=frames)
 
 
 @lru_cache(maxsize=4)

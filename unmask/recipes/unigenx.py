@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,15 @@ from unmask.checkpoints.store import load_module, save_module
 from unmask.checkpoints.stream import CheckpointError
 from unmask.corruption.gaussian import EPSILON, VELOCITY, Target, cosine
 from unmask.data.matter import (
-    CHARGE,
     KINDS,
-    MOLECULE,
-    VALENCE,
     Structure,
-    atoms,
     crystals,
     distance_from,
     is_valid,
     molecules,
     picture,
-    turned,
     vectors_of,
+    write_structure,
 )
 from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work
 from unmask.evaluation.metrics import Figure, over_seeds
@@ -45,6 +41,7 @@ from unmask.methods.unigenx import MixedLoss, Stream, WordsAndNumbers, generate
 from unmask.models.diffusion_head import DiffusionHead
 from unmask.objectives.diffusion import DiffusionLoss
 from unmask.recipe import Optim, Recipe, Training
+from unmask.recipes.matter_streams import END, NUMBERS, PAD, VECTOR, WORDS, Bins, Matter, id_of, unscaled
 from unmask.recipes.pair_net import PairBlock
 from unmask.sampling.solver import Solver, dpm_solver
 from unmask.step import Loss
@@ -52,58 +49,12 @@ from unmask.training.probe import flops
 from unmask.writing import write_text
 
 NAME = "unigenx.matter"
-NUMBERS, END, PAD = "numbers", "end", "pad"
 _LEVELS = cosine()
 _SOLVER = Solver(levels=_LEVELS, steps=20)
 _ATOMS = 8  # the most of a structure
 _WIDTH, _LAYERS, _HEAD, _BATCH, _STEPS, _TESTED, _DRAWN = 64, 2, 64, 32, 1200, 40, 40
 _MOST = 48  # slots of a stream of bins
-_LENGTH, _CELL = 3.0, 5.0  # units of the numbers of molecules and of cells
 TOLERANCES = (0.05, 0.1, 0.2)  # Angstrom
-
-
-@lru_cache(maxsize=1)
-def vocabulary() -> tuple[str, ...]:
-    """Words, without bins; the vector of a slot has the id of NUMBERS + " vector"."""
-    elements = {e for one in (*crystals("train"), *crystals("test")) for e in one.elements} | {*VALENCE, *CHARGE}
-    return (PAD, END, NUMBERS, f"{NUMBERS} vector", *KINDS, *sorted(elements))
-
-
-def id_of(word: str) -> int:
-    try:
-        return vocabulary().index(word)
-    except ValueError:
-        raise ValueError(f"{word!r} is no kind and no element; give a kind and elements: rocksalt Na Cl") from None
-
-
-VECTOR = 3  # the id of a vector
-
-
-def scaled(one: Structure) -> np.ndarray:
-    """Vectors as the network reads them, about -1..2."""
-    if one.kind == MOLECULE:
-        return one.vectors / _LENGTH
-    return np.concatenate([one.vectors[:3] / _CELL, 2 * one.vectors[3:] - 1])
-
-
-def unscaled(kind: str, elements: tuple[str, ...], vectors: np.ndarray) -> Structure:
-    if kind == MOLECULE:
-        return Structure(kind=kind, elements=elements, vectors=vectors * _LENGTH)
-    whole = np.concatenate([vectors[:3] * _CELL, (vectors[3:] + 1) / 2])
-    return Structure(kind=kind, elements=elements, vectors=whole)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bins:
-    """Numbers in -2..2 as ``count`` equal bins, whose ids follow the words."""
-
-    count: int
-
-    def ids(self, x: Tensor) -> Tensor:
-        return ((x.clamp(-1.999, 1.999) + 2) / 4 * self.count).long() + len(vocabulary())
-
-    def values(self, ids: Tensor) -> Tensor:
-        return (ids - len(vocabulary()) + 0.5) / self.count * 4 - 2
 
 
 # -- the network -------------------------------------------------------------------------------------------------------
@@ -131,36 +82,9 @@ def network(seed: int, bins: int, width: int = _WIDTH, layers: int = _LAYERS) ->
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = DiffusionHead(3, width, 8 if bins else _HEAD, 1 if bins else 2, 3)
-        net = WordsAndNumbers(Causal(width, layers), len(vocabulary()) + bins, width, head)
+        net = WordsAndNumbers(Causal(width, layers), len(WORDS) + bins, width, head)
         nn.init.normal_(net.embed_tokens.weight, std=0.1)
         return net
-
-
-def streamed(some: list[Structure], bins: int) -> Stream:
-    """Rows with padding at their ends."""
-    rows, vectors = [], [torch.from_numpy(scaled(one)).float() for one in some]
-    for one, own in zip(some, vectors, strict=True):
-        body = Bins(count=bins).ids(own).flatten().tolist() if bins else [VECTOR] * len(own)
-        rows.append([*map(id_of, one.words), id_of(NUMBERS), *body, id_of(END)])
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [id_of(PAD)] * (longest - len(row)) for row in rows])
-    return Stream(ids=ids, is_vector=ids == VECTOR, vectors=torch.zeros(0, 3) if bins else torch.cat(vectors))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matter:
-    """Batches, half molecules in new turns, half crystals."""
-
-    seed: int
-    bins: int = 0
-    batch: int = _BATCH
-
-    def __call__(self, step: int) -> Stream:
-        rng = np.random.default_rng((self.seed, step, 5))
-        whole, cells = molecules(), crystals("train")
-        some = [turned(whole[i], rng.uniform(0, 2 * np.pi)) for i in rng.integers(len(whole), size=self.batch // 2)]
-        some += [cells[i] for i in rng.integers(len(cells), size=self.batch - len(some))]
-        return streamed(some, self.bins)
 
 
 def matter(
@@ -171,7 +95,7 @@ def matter(
     layers: int = _LAYERS,
     batch: int = _BATCH,
     seed: int = 0,
-) -> Recipe[WordsAndNumbers, Stream]:
+) -> Recipe:
     """A network that builds molecules and crystals. ``bins``: numbers as so many bins, 0: from a diffusion head, which predicts v, or
     the noise where ``published``.
     """
@@ -200,7 +124,7 @@ def matter(
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """``build("rocksalt Na Cl") -> Structure``; ``save`` writes it as CIF, PDB or XYZ; ``composition("molecule")`` are kind and elements.
+    """``build("rocksalt Na Cl") -> Structure``; ``write`` writes it as CIF, PDB or XYZ; ``composition("molecule")`` are kind and elements.
 
     ``cool``: temperature of bins.
     """
@@ -213,8 +137,8 @@ class Builder:
     @torch.no_grad()
     def composition(self, kind: str, *, seed: int = 0) -> tuple[str, ...]:
         """Kind and elements, drawn word by word."""
-        done = self._run([id_of(kind)], 0, len(vocabulary()), end=id_of(NUMBERS), most=_ATOMS + 2, seed=seed)
-        return tuple(word for word in (vocabulary()[i] for i in done.ids[0].tolist()) if word != NUMBERS)
+        done = self._run([id_of(kind)], 0, len(WORDS), end=id_of(NUMBERS), most=_ATOMS + 2, seed=seed)
+        return tuple(word for word in (WORDS[i] for i in done.ids[0].tolist()) if word != NUMBERS)
 
     @torch.no_grad()
     def build(self, words: str, *, seed: int = 0) -> Structure:
@@ -226,15 +150,15 @@ class Builder:
         if len(elements) > _ATOMS:
             raise ValueError(f"{len(elements)} atoms are too many for this network; give at most {_ATOMS}")
         prompt, count = [*map(id_of, [kind, *elements]), id_of(NUMBERS)], vectors_of(kind, len(elements))
-        low, high = (len(vocabulary()), len(vocabulary()) + self.bins) if self.bins else (0, 0)
+        low, high = (len(WORDS), len(WORDS) + self.bins) if self.bins else (0, 0)
         most = len(prompt) + count * (3 if self.bins else 1)
         done = self._run(prompt, low, high, end=id_of(END), most=most, seed=seed)
         numbers = Bins(count=self.bins).values(done.ids[0, len(prompt) :]).view(-1, 3) if self.bins else done.vectors
         return unscaled(kind, tuple(elements), numbers.numpy().astype(np.float32))
 
-    def save(self, words: str, path: Path, *, seed: int = 0) -> None:
-        """The format follows the ending: .cif, .pdb, .xyz."""
-        atoms(self.build(words, seed=seed)).write(str(path))
+    def write(self, words: str, path: Path, *, seed: int = 0) -> None:
+        """A file whose ending is .cif, .pdb or .xyz."""
+        write_structure(self.build(words, seed=seed), path)
 
     def _run(self, prompt: list[int], low: int, high: int, *, end: int, most: int, seed: int) -> Stream:
         """Words with the ids ``low``..``high`` - 1 without padding, or vectors where there are none, until ``end``."""
@@ -274,7 +198,7 @@ def opened(folder: Path, device: str = "cpu") -> Builder:
 
 def build(model: str, words: str, out: str, seed: int = 0) -> None:
     """Write a structure as a CIF, PDB or XYZ file."""
-    opened(Path(model)).save(words, Path(out), seed=seed)
+    opened(Path(model)).write(words, Path(out), seed=seed)
 
 
 # -- the demonstration -------------------------------------------------------------------------------------------------

@@ -52,12 +52,12 @@ def read_sound(path: str | os.PathLike[str]) -> Tensor:
 def save_sound(waveform: Tensor, path: str | os.PathLike[str]) -> Path:
     """Write samples [N] in [-1, 1] at 16 kHz as a WAV file of 16 bits."""
 
-    def save(place: Path) -> None:
-        with wave.open(str(place), "wb") as file:
+    def write(part: Path) -> None:
+        with wave.Wave_write(str(part)) as file:
             file.setnchannels(1), file.setsampwidth(2), file.setframerate(RATE)
             file.writeframes((waveform.clamp(-1, 1) * 32767).round().to(torch.int16).numpy().tobytes())
 
-    write_whole(Path(path), save)
+    write_whole(Path(path), write)
     return Path(path)
 
 

@@ -1,7 +1,7 @@
 """Protein backbones of ideal geometry with letters that fit their structure, distances between backbones, pictures, and PDB or CIF files.
 
 Public ideas: ``sample(split, seed, i) -> Protein``; ``built(torsions)`` places N, CA and C; ``rmsd`` and ``tm`` compare two backbones;
-``save(path, letters, atoms)`` writes a file with the package ``gemmi`` (``pip install 'unmask[matter]'``).
+``write_protein(path, letters, atoms)`` writes a file with the package ``gemmi`` (``pip install 'unmask[matter]'``).
 
 A chain is made of helices, strands, hairpins (two strands and a turn) and loops, whose residues follow propensities like those of Chou and
 Fasman 1978. Lengths are in Angstrom, angles in radians. Shapes: R residues.
@@ -133,7 +133,7 @@ def picture(atoms: np.ndarray, behind: np.ndarray | None = None, side: int = 220
     return image
 
 
-def save(path: Path, letters: str, atoms: np.ndarray) -> None:
+def write_protein(path: Path, letters: str, atoms: np.ndarray) -> None:
     """Write a backbone as .pdb or .cif. PackageMissing without gemmi; ValueError for another ending."""
     try:
         gemmi = importlib.import_module("gemmi")
