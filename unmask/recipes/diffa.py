@@ -117,8 +117,8 @@ def opened(folder: Path, device: str = "cpu") -> Hearer:
     """The model of a folder of ``adapters``. CheckpointError for a file that is missing or does not fit."""
     raw = read_json(folder / "config.json")
     try:
-        given = raw["reader"]
-        config = SpeechConfig(**{**given, "taps": tuple(given["taps"])})
+        given: dict[str, Any] = {**raw["reader"], "taps": tuple(raw["reader"]["taps"])}
+        config = SpeechConfig(**given)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a model that hears: {error}") from error
     made = Hearing(trunk_recipe().model(), SpeechReader(config), STAGE_2)

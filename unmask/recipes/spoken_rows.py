@@ -19,6 +19,7 @@ from unmask.data.world import speech
 from unmask.data.world.render import render
 from unmask.data.world.scenes import Draft, sample
 from unmask.data.world.speech import COLOURS, NOUNS, SPEEDS, VOICES, answer, questions, spoken
+from unmask.models.elastic import Elastic
 from unmask.models.speech import SpeechConfig
 from unmask.rng import generator
 from unmask.sequence import Kind, Sequence, Span
@@ -67,7 +68,8 @@ def look() -> Callable[[Tensor], Tensor]:
     """Pixels [N, 3, 128, 128] in 0..1 -> features [N, 20, WIDTH] of the embedded model, as a fixed projection."""
     import unmask
 
-    net = unmask.load().parts.net
+    net = unmask.load("mini").parts.net
+    assert isinstance(net, Elastic)
     rng = generator("diffa projection")
     down = torch.linalg.qr(torch.randn(net.config.width, WIDTH, generator=rng)).Q
 
