@@ -21,8 +21,8 @@ from unmask.rng import generator
 from unmask.step import Loss
 from unmask.tokens.lfq import Entropies, index_of, signs, vector_of
 
-BITS = 8
-VQ_STEPS = 500
+BITS = 6
+VQ_STEPS = 400
 POOL, TESTED = 1000, 40  # proteins of the training and of a test
 _CODES = structure(2**BITS)
 _FIRST_CODE, _FIRST_LETTER = _CODES.first + 3, 4
@@ -100,7 +100,7 @@ def letters_of(ids: Tensor) -> list[str]:
 
 def tokenizer_recipe(steps: int = VQ_STEPS, seed: int = 0) -> Recipe[Tokenizer, Tensor]:
     """Squared errors of sines and cosines, and the entropies of lookup-free quantisation."""
-    entropies = Entropies(entropy=0.02, temperature=1.0)
+    entropies = Entropies(temperature=0.5)
 
     def network() -> Tokenizer:
         with torch.random.fork_rng():
@@ -112,7 +112,7 @@ def tokenizer_recipe(steps: int = VQ_STEPS, seed: int = 0) -> Recipe[Tokenizer, 
         error = F.mse_loss(net.after(signs(before)), circled(torsions))
         quantised = entropies(before.flatten(0, 1))
         terms = {"torsions": error, "codes": quantised.loss}
-        return Loss(total=error + 0.1 * quantised.loss, terms=terms, counts=dict.fromkeys(terms, len(torsions)))
+        return Loss(total=error + 0.02 * quantised.loss, terms=terms, counts=dict.fromkeys(terms, len(torsions)))
 
     def source(step: int) -> Tensor:
         return torch.from_numpy(np.stack([t for _, t in batch_of(seed, 32, step)]))

@@ -30,6 +30,7 @@ from unmask.methods.dplm2 import Annealed, Mixture, PairLoss, Remasking, WithHal
 from unmask.models.lora import LoRA
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.backbone_codes import (
+    BITS,
     PAIRS,
     TESTED,
     VQ_STEPS,
@@ -366,7 +367,7 @@ def _findings(found: list[dict[str, float]], coded: dict[str, float], work: Work
                 rows=tuple(
                     (arm, *(over(f"{arm}/{key}", unit) for key, unit in names.items())) for arm in (*ARMS, "two stages")
                 ),
-                note=f"The tokenizer uses {coded['codes']:.0f} of 256 codes (exponential of their entropy).",
+                note=f"The tokenizer uses {coded['codes']:.0f} of {2**BITS} codes (exponential of their entropy).",
             ),
             Media(title="Backbones of the first seed, from blue to red; the truth in grey", items=_shown(work)),
         ),

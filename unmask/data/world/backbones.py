@@ -32,7 +32,7 @@ ANGLES = {  # phi and psi in degrees of each state
 }
 LIKES = {"helix": "ALEKMQR", "strand": "VIYFWT", "turn 1": "ND", "turn 2": "G", "loop": "PSHC"}
 _OWN = 0.85  # probability of a letter that the state likes
-_NOISE = 5.0  # degrees
+_NOISE = 2.5  # degrees
 _THREE = "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR".split()  # of LETTERS
 _BONDS = {"N": 1.329, "CA": 1.458, "C": 1.525}  # from the atom before
 _BENDS = {"N": 117.2, "CA": 121.7, "C": 111.0}  # degrees, at the atom before
