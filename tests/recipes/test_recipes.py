@@ -76,11 +76,13 @@ def test_every_recipe_is_tried() -> None:
     others |= {"dida.adapt", "dimple.adapt", "image_tokens.causal", "medim.joint", "rediff", "reflectdrive.planner"}
     others |= {
         "captioning.masked",
+        "diffa.adapters",
         "diffdis.pairs",
         "diffusion_link.encoders",
         "diffusionpid.world",
         "dinoiser.captions",
         "gill.bridge",
+        "dplm2.proteins",
         "inpo.pairs",
         "ladic.captions",
         "looped.text",
@@ -88,6 +90,7 @@ def test_every_recipe_is_tried() -> None:
         "neodiff.texts",
         "promoe.drawer",
         "sur_adapter.terse",
+        "unigenx.matter",
         "unigrpo",
     }
     # Those that are not in SMALL have tests of their own.
