@@ -75,6 +75,8 @@ def test_every_recipe_is_tried() -> None:
     others = {f"families.{name}" for name in ("mmada", "lavida", "dream", "dimple", "lumina_dimoo")}
     others |= {"dida.adapt", "dimple.adapt", "image_tokens.causal", "medim.joint", "rediff", "reflectdrive.planner"}
     others |= {
+        "deem.eyes",
+        "deem.generator",
         "diffdis.pairs",
         "diffusion_link.encoders",
         "diffusionpid.world",
@@ -84,7 +86,9 @@ def test_every_recipe_is_tried() -> None:
         "m2dm.motions",
         "neodiff.texts",
         "promoe.drawer",
+        "query_kontext.editor",
         "unigrpo",
+        "x_streamer.talker",
     }
     # Those that are not in SMALL have tests of their own.
     assert {*SMALL, *stages, *others, "finetune", "small.all", "mini.all"} == set(recipes())
