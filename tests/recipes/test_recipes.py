@@ -77,6 +77,8 @@ def test_every_recipe_is_tried() -> None:
     others |= {
         "captioning.masked",
         "diffa.adapters",
+        "deem.eyes",
+        "deem.generator",
         "diffdis.pairs",
         "diffusion_link.encoders",
         "diffusionpid.world",
@@ -91,7 +93,9 @@ def test_every_recipe_is_tried() -> None:
         "promoe.drawer",
         "sur_adapter.terse",
         "unigenx.matter",
+        "query_kontext.editor",
         "unigrpo",
+        "x_streamer.talker",
     }
     # Those that are not in SMALL have tests of their own.
     assert {*SMALL, *stages, *others, "finetune", "small.all", "mini.all"} == set(recipes())
