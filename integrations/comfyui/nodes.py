@@ -18,7 +18,7 @@ from torch import Tensor
 
 import unmask
 from unmask.checkpoints.elastic import WeightStorage
-from unmask.integrations.frames import Frame, canvases, watched
+from unmask.integrations.frames import Frame, canvases, in_a_row, watched
 from unmask.integrations.pictures import converted, pictures
 from unmask.pipeline.drawing import layouts_of
 from unmask.pipeline.model import Model
@@ -225,17 +225,9 @@ def _live(model: Model) -> Model:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if frame.number == 1 or not bars:  # a further run: another picture, another attempt
             bars[:] = [comfy.utils.ProgressBar(frame.of)]
-        bars[0].update_absolute(frame.number, frame.of, ("JPEG", _row(canvases(model, frame.codes)), _PREVIEW))
+        bars[0].update_absolute(frame.number, frame.of, ("JPEG", in_a_row(canvases(model, frame.codes)), _PREVIEW))
 
     return watched(model, show)
-
-
-def _row(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures side by side."""
-    row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
-    for at, image in enumerate(images):
-        row.paste(image, (sum(before.width for before in images[:at]), 0))
-    return row
 
 
 def _options(steps: int, guidance_scale: float, temperature: float) -> dict[str, Any]:

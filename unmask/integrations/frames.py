@@ -78,6 +78,14 @@ def canvases(model: Model, codes: Tensor) -> list[Image.Image]:
     return [model.parts.canvas(of_row.clamp(min=0), of_row == MASKED) for of_row in codes]
 
 
+def in_a_row(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side."""
+    row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
+    for at, image in enumerate(images):
+        row.paste(image, (sum(before.width for before in images[:at]), 0))
+    return row
+
+
 def _draws(sequence: Tokens) -> bool:
     """Whether a run of this sequence unmasks tokens of its picture."""
     spans = [span for span in sequence.spans if span.name == "image" and span.kind == Kind.CODE]
