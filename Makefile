@@ -24,9 +24,13 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --timeout 600 -m "not gpu" $(ARGS)
 
-# Packages that make test does without. Their lists require no other torch than the one that is there.
+# Packages that make test does without. Their lists require no other torch than the one that is there; that of lmms-eval is not asked.
+CLIENTS := openai@6 @langchain/openai@1 ai@6 @ai-sdk/openai-compatible@2 @openrouter/ai-sdk-provider@2
 test-integrations: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test,integrations]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps 'lmms-eval>=0.7,<0.8'
+	@command -v npm >/dev/null || echo "no npm: the JavaScript clients are left out" >&2
+	@! command -v npm >/dev/null || npm install --prefix $(VENV)/node --silent --no-audit --no-fund $(CLIENTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations --timeout 600 $(ARGS)
 
 docs docs-serve: install
