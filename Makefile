@@ -88,13 +88,15 @@ axe:
 
 install: $(STAMP)
 
+# Python compiles the packages on all cores, where pip would on one; some hold files that are no Python of this version.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unmask needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -q -y python3-venv; } || { \
 	  echo "Python cannot make virtual environments here: install the system package python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib unmask || true
 	$(BIN)/python -m tests.packed
 	@touch $@
 
