@@ -133,6 +133,16 @@ class Bounded(Protocol):
 
 
 @runtime_checkable
+class Lingering(Protocol):
+    """A selection that goes on in a block without masked tokens: one more step, and after a step that changed a token another, at most
+    ``lingering`` of them. Such steps only redraw.
+    """
+
+    @property
+    def lingering(self) -> int: ...
+
+
+@runtime_checkable
 class Foreseeable(Protocol):
     """A selection that may promise (``foreseeable``) to unmask exactly ``counts`` of the masked tokens of each row's block, and to mask or
     redraw none. All counts of a run are then known before its first step, and what it unmasked is checked after its last one.
