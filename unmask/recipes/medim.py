@@ -220,8 +220,8 @@ def demo(work: Work) -> Findings:
     return Findings(
         about=_about(work),
         verdict=f"All-visible attention changes the loss of pictures given reports by {seen['value']:+.3f}, the causal start by "
-        f"{gains['from_causal.image']['value']:+.3f}, the time by {gains['time.image']['value']:+.3f}; of the pairs that the full method makes up, "
-        f"{over(_BEST, 'agree')['value']:.3f} agree.",
+        f"{gains['from_causal.image']['value']:+.3f}, the time by {gains['time.image']['value']:+.3f}; of the pairs that the full method "
+        f"makes up, {over(_BEST, 'agree')['value']:.3f} agree.",
         seen=seen["high"] is not None and seen["high"] < 0,
         figures={"agree": over(_BEST, "agree"), **gains},
         shown=(
@@ -250,8 +250,9 @@ def _about(work: Work) -> str:
         f"A causal model of pictures and then their reports becomes a masked diffusion over both. All arms take {more} steps of the same "
         f"batches; those from the causal model had {first} causal steps before, the others start from random weights. Losses are of "
         "pairs that training has not seen. A pair agrees if the independent detector finds in the picture exactly what the report says, "
-        "with its place. Means over seeds with Student's interval; a gain is the full method minus the arm that differs in one choice. Arms "
-        "that differ in two or three ran with the first seed alone. The effect is seen if attention to all tokens lowers the loss of pictures."
+        "with its place. Means over seeds with Student's interval; a gain is the full method minus the arm that differs in one choice. "
+        "Arms that differ in two or three ran with the first seed alone. The effect is seen if attention to all tokens lowers the loss of "
+        "pictures."
     )
 
 
