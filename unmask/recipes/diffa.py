@@ -314,4 +314,4 @@ def _examples(work: Work) -> tuple[tuple[str, Path], ...]:
     return tuple(items)
 
 
-DEMO = Demonstration(minutes=5, run=demo)
+DEMO = Demonstration(minutes=10, run=demo)
