@@ -15,7 +15,7 @@ from unmask.cli.main import main
 from unmask.data.samples import PackageMissing
 from unmask.data.world import speech
 from unmask.data.world.speech import SENTENCES, answer, questions, spoken
-from unmask.recipes import spoken_rows
+from unmask.recipes import diffa, spoken_rows
 from unmask.recipes.diffa import Hearer
 from unmask.recipes.spoken_rows import ENCODER, WORDS, Said, Seen, replied, row
 from unmask.tasks.hearing import spliced
@@ -83,6 +83,7 @@ def test_a_trained_model_is_asked_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(speech, "program", lambda: "espeak-ng")
+    monkeypatch.setattr(diffa, "program", lambda: "espeak-ng")
     monkeypatch.setattr(spoken_rows, "said", lambda sentence, rng: said(sentence, rng.randint(0, 99)))
     spoken_rows.sounds.cache_clear()
     out, sizes = tmp_path / "run", ("steps=1", "first=1", "trunk=1", "encoder=1", "pictures=24", "sounds=8")

@@ -28,7 +28,7 @@ from unmask.tokens.sound import log_mel
 WIDTH, LAYERS, PICTURE, LONGEST = 96, 3, 20, 8  # LONGEST: tokens of an answer
 REQUESTS = ("answer", "repeat", "which voice", "fast or slow")
 ENCODER = SpeechConfig(
-    mels=40, width=64, layers=3, heads=4, mlp=128, positions=128, out=WIDTH, taps=(1, 2, 3), queries=8, query_layers=1,
+    mels=40, width=64, layers=3, heads=4, mlp=128, positions=128, out=WIDTH, taps=(0, 1, 2), queries=8, query_layers=1,
     query_mlp=128, prompts=4,
 )  # fmt: skip
 LETTERS = " abcdefghijklmnopqrstuvwxyz"

@@ -46,8 +46,8 @@ from unmask.writing import write_text
 
 NAME = "diffa.adapters"
 
-TRUNK, ENCODING, FIRST, SECOND = 600, 400, 200, 250  # steps
-PICTURES, SOUNDS, BATCH = 240, 400, 8
+TRUNK, ENCODING, FIRST, SECOND = 900, 400, 200, 400  # steps
+PICTURES, SOUNDS, BATCH = 800, 400, 12
 
 
 def trunk_recipe(steps: int = TRUNK, count: int = PICTURES, seed: int = 0) -> Recipe[Elastic, Batch]:
@@ -121,13 +121,11 @@ def semantic_alone(reader: SpeechReader, states: list[Tensor], frames: Tensor) -
     return reader.semantic(states, frames)
 
 
+_ASKED = ("answer", "answer", "which voice", "which voice", "fast or slow")  # by their shares
 STAGES = {
     "stage 1": (STAGE_1, ("repeat",)),
-    "stage 2": (STAGE_2, ("answer", "answer", "which voice", "fast or slow")),
-    "semantic": (
-        Stage(tokens=semantic_alone, trained=("semantic_connector",)),
-        ("answer", "answer", "which voice", "fast or slow"),
-    ),
+    "stage 2": (STAGE_2, _ASKED),
+    "semantic": (Stage(tokens=semantic_alone, trained=("semantic_connector",)), _ASKED),
 }
 Frozen = Callable[[], tuple[Elastic, SpeechReader]]
 
