@@ -246,5 +246,6 @@ CARD = Card(
     status="reference",
     paper_figure="25 frames a second on two A100; FVD 573.36",
     parts={"Corruption": (PerChunk(), PerChunk(clean=0.5))},
+    recipe="x_streamer.talker",
     python="from unmask.methods.x_streamer import Actor, ChunkAttention, Pyramid, Streamer, visible",
 )

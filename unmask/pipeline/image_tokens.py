@@ -89,8 +89,8 @@ def described(folder: Path, device: str = "cpu") -> tuple[ElasticConfig, Kit]:
     path = folder / "config.json"
     raw = read_json(path)
     try:
-        config = ElasticConfig(**_tupled(raw["model"]))
-        vq = VQ(VQConfig(**_tupled(raw["vq"])))
+        config = ElasticConfig(**tupled(raw["model"]))
+        vq = VQ(VQConfig(**tupled(raw["vq"])))
         side = int(raw["side"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not describe an image-token model: {error}; was it changed?") from error
@@ -102,7 +102,8 @@ def described(folder: Path, device: str = "cpu") -> tuple[ElasticConfig, Kit]:
     return config, Kit(text=text, vq=load_module(vq, folder, name="vq").to(device).eval(), side=side)
 
 
-def _tupled(fields: dict[str, Any]) -> dict[str, Any]:
+def tupled(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config as read from JSON, with tuples in place of lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 

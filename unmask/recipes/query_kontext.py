@@ -34,7 +34,7 @@ from unmask.methods.query_kontext import Stage
 from unmask.models.elastic import init
 from unmask.models.lora import LoRA, adapters, merge
 from unmask.objectives.masked import Masked
-from unmask.pipeline.image_tokens import Kit
+from unmask.pipeline.image_tokens import Kit, tupled
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import mini_kit, training
@@ -157,8 +157,8 @@ def read(folder: Path, device: str = "cpu") -> tuple[Model, QueryConditioned, Ki
     """The model of a folder with its parts. CheckpointError for a file that is missing or does not fit."""
     raw = read_json(folder / "config.json")
     try:
-        sizes = QueryConfig(**{**raw["model"], "grid": tuple(raw["model"]["grid"])})
-        vq = VQ(VQConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw["vq"].items()}))
+        sizes = QueryConfig(**tupled(raw["model"]))
+        vq = VQ(VQConfig(**tupled(raw["vq"])))
         side = int(raw["side"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
