@@ -90,10 +90,10 @@ def _export(net: Elastic, folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A quarter of a second: a picture, and a wave in -1..1 at ``puppet.RATE``."""
+    """A quarter of a second: a picture, and a sound in -1..1 at ``puppet.RATE``."""
 
     picture: Image.Image
-    wave: np.ndarray
+    sound: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class Talker:
         rng, before = generator("x streamer", seed), played(face, 1, [0] * (CHUNKS - 1), [0] * (CHUNKS - 1))[None]
         anchor = anchor_of(face)[None]
         for ids in streamer(self.net)(made, lambda tick: anchor if tick % every < held else None, rng, before):
-            yield Chunk(picture=puppet.picture(ids[0, 3:]), wave=puppet.tone(int(ids[0, 2]) - SOUND))
+            yield Chunk(picture=puppet.picture(ids[0, 3:]), sound=puppet.tone(int(ids[0, 2]) - SOUND))
 
 
 def _move(sign: str) -> int:
@@ -163,7 +163,7 @@ def talk(model: str, text: str, moves: str, out: str, *, face: int = 0, seed: in
     if not chunks:
         raise ValueError("the stream is empty; give a text and a move for each letter")
     puppet.save_film([chunk.picture for chunk in chunks], Path(f"{out}.gif"))
-    puppet.save_sound([chunk.wave for chunk in chunks], Path(f"{out}.wav"))
+    puppet.save_sound([chunk.sound for chunk in chunks], Path(f"{out}.wav"))
 
 
 # -- the demonstration -------------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def _filmed(work: Work) -> tuple[tuple[str, Path], ...]:
     chunks = list(Talker(net=_net(work, True, work.seeds[0])).stream(text, "..>>..<<<..>" * 4, face=3))
     film, sound = work.out / "film.gif", work.out / "film.wav"
     puppet.save_film([chunk.picture.resize((192, 192), Image.Resampling.NEAREST) for chunk in chunks], film)
-    puppet.save_sound([chunk.wave for chunk in chunks], sound)
+    puppet.save_sound([chunk.sound for chunk in chunks], sound)
     return (text, film), ("its sound", sound)
 
 
