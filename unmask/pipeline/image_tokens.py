@@ -71,10 +71,15 @@ def write_folder(
     OSError where the disk is full; what was there stays.
     """
     save_module(net, folder)
+    fields = {"recipe": recipe, "model": asdict(config), **write_kit(folder, kit), **(more or {})}
+    write_text(folder / "config.json", json.dumps(fields, indent=1) + "\n")
+
+
+def write_kit(folder: Path, kit: Kit) -> Json:
+    """Write the tokenizers; returns what config.json says of them."""
     save_module(kit.vq, folder, name="vq")
     kit.text.save(folder / "tokenizer.json")
-    fields = {"recipe": recipe, "side": kit.side, "model": asdict(config), "vq": asdict(kit.vq.config), **(more or {})}
-    write_text(folder / "config.json", json.dumps(fields, indent=1) + "\n")
+    return {"side": kit.side, "vq": asdict(kit.vq.config)}
 
 
 def opened(folder: Path, device: str = "cpu") -> tuple[Elastic, Kit]:
