@@ -13,6 +13,7 @@ BY_THEMSELVES = {
     ("cli/batch.py", "copy.write_bytes"),  # a temporary folder
     ("data/ahead.py", "open"),  # shared memory between processes
     ("data/world/sprites.py", "np.memmap"),  # a cache in a temporary folder, valid in any state
+    ("data/world/puppet.py", "wave.open"),  # of the part that write_whole renames
     ("pipeline/image_tokens.py", "kit.text.save"),  # Text.save, which writes whole
     ("recipes/looped.py", "text.save"),  # Text.save
     ("recipes/mini.py", "made.save"),  # Text.save, which writes whole, as in the next two

@@ -34,7 +34,6 @@ READ_OTHERWISE = {
     ("models/waves.py", "Wave", "dropped"),  # as above
     ("tokens/lfq.py", "Quantised", "sample_entropy"),  # parts of its loss; tests compare them with measured values
     ("tokens/lfq.py", "Quantised", "code_entropy"),  # as above
-    ("recipes/judge.py", "Accuracy", "scenes"),  # result of ``accuracy``, for callers that train a judge
     ("methods/card.py", "Card", "paper_figure"),  # ``unmask methods`` reads the literals of a card's file
     ("methods/card.py", "Card", "year"),  # ``unmask methods`` reads the literals of a card's file
     ("serving/metrics.py", "Metrics", "occupancy"),  # GET /metrics lists all fields

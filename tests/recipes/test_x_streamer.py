@@ -48,7 +48,7 @@ def test_a_stream_asks_for_each_move_when_its_chunk_enters(folder: Path) -> None
     stream = unmask.load(folder).stream("ab ", moves(), face=2)
     first = next(stream)
     assert asked == ["<"] and first.picture.size == (puppet.SIDE, puppet.SIDE)
-    assert len(first.wave) == puppet.RATE * puppet.SECONDS and len(list(stream)) == 2
+    assert len(first.sound) == puppet.RATE * puppet.SECONDS and len(list(stream)) == 2
     with pytest.raises(ValueError, match="'x' is not a move"):
         list(unmask.load(folder).stream("ab", ".x"))
     with pytest.raises(ValueError, match="no face 8"):

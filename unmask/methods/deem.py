@@ -162,5 +162,6 @@ CARD = Card(
     claim="Feedback of a generator makes an encoder keep orientation, count and detail.",
     status="reference",
     paper_figure="Pre-training only, without and with feedback: POPE 50.55 to 69.93, MMVP 20.30 to 28.74",
+    recipe="deem.eyes",
     python="from unmask.methods.deem import CodeFeedback, WithFeedback, compressed, errors",
 )

@@ -138,5 +138,6 @@ CARD = Card(
     changes="conditions: query tokens of an understanding model, and given pictures at shifted positions of a drawing network",
     claim="Query tokens carry reasoning, low-level tokens carry appearance, and both are trained in three stages.",
     status="reference",
+    recipe="query_kontext.editor",
     python="from unmask.methods.query_kontext import STAGES, FlowMatching, Grid, placed",
 )

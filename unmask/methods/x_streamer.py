@@ -244,7 +244,13 @@ CARD = Card(
     changes="corruption and order: chunks with own noise levels, denoised in a window of rising noise with an exact memory",
     claim="One model streams text, speech and video in real time for long conversations.",
     status="reference",
+    figure="a talking drawing after 60 s, 250 updates, 3 seeds: the face is right in .906 [.672, 1.14] of the streams with the anchor "
+    "always in view, .497 [-.012, 1.01] with it for a second of every four, .212 [-.010, .435] without; always against never .694 "
+    "[.348, 1.04], a second of four .284 [-.287, .856], which is not seen; places with own levels .801, behind a clean past .554, +.247 "
+    "[-.100, .593]; a chunk of 250 ms takes 18.9 ms of the CPU at the median and 24.9 at the 95th percentile; by the clock of two cores "
+    "with a load of 22, 158 and 255",
     paper_figure="25 frames a second on two A100; FVD 573.36",
     parts={"Corruption": (PerChunk(), PerChunk(clean=0.5))},
+    recipe="x_streamer.talker",
     python="from unmask.methods.x_streamer import Actor, ChunkAttention, Pyramid, Streamer, visible",
 )

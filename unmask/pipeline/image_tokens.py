@@ -71,10 +71,15 @@ def write_folder(
     OSError where the disk is full; what was there stays.
     """
     save_module(net, folder)
+    fields = {"recipe": recipe, "model": asdict(config), **write_kit(folder, kit), **(more or {})}
+    write_text(folder / "config.json", json.dumps(fields, indent=1) + "\n")
+
+
+def write_kit(folder: Path, kit: Kit) -> Json:
+    """Write the tokenizers; returns what config.json says of them."""
     save_module(kit.vq, folder, name="vq")
     kit.text.save(folder / "tokenizer.json")
-    fields = {"recipe": recipe, "side": kit.side, "model": asdict(config), "vq": asdict(kit.vq.config), **(more or {})}
-    write_text(folder / "config.json", json.dumps(fields, indent=1) + "\n")
+    return {"side": kit.side, "vq": asdict(kit.vq.config)}
 
 
 def opened(folder: Path, device: str = "cpu") -> tuple[Elastic, Kit]:
@@ -89,8 +94,8 @@ def described(folder: Path, device: str = "cpu") -> tuple[ElasticConfig, Kit]:
     path = folder / "config.json"
     raw = read_json(path)
     try:
-        config = ElasticConfig(**_tupled(raw["model"]))
-        vq = VQ(VQConfig(**_tupled(raw["vq"])))
+        config = ElasticConfig(**tupled(raw["model"]))
+        vq = VQ(VQConfig(**tupled(raw["vq"])))
         side = int(raw["side"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not describe an image-token model: {error}; was it changed?") from error
@@ -102,7 +107,8 @@ def described(folder: Path, device: str = "cpu") -> tuple[ElasticConfig, Kit]:
     return config, Kit(text=text, vq=load_module(vq, folder, name="vq").to(device).eval(), side=side)
 
 
-def _tupled(fields: dict[str, Any]) -> dict[str, Any]:
+def tupled(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config as read from JSON, with tuples in place of lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 

@@ -34,7 +34,7 @@ from unmask.methods.query_kontext import Stage
 from unmask.models.elastic import init
 from unmask.models.lora import LoRA, adapters, merge
 from unmask.objectives.masked import Masked
-from unmask.pipeline.image_tokens import Kit
+from unmask.pipeline.image_tokens import Kit, tupled, write_kit
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import mini_kit, training
@@ -147,9 +147,7 @@ def export(net: QueryConditioned, folder: Path, kit: Kit) -> None:
     plain = QueryConditioned(net.sizes)
     plain.load_state_dict({k: v for k, v in net.state_dict().items() if ".lora." not in k})
     save_module(plain, folder)
-    save_module(kit.vq, folder, name="vq")
-    kit.text.save(folder / "tokenizer.json")
-    fields = {"recipe": NAME, "side": kit.side, "model": asdict(net.sizes), "vq": asdict(kit.vq.config)}
+    fields = {"recipe": NAME, "model": asdict(net.sizes), **write_kit(folder, kit)}
     write_text(folder / "config.json", json.dumps(fields, indent=1) + "\n")
 
 
@@ -157,8 +155,8 @@ def read(folder: Path, device: str = "cpu") -> tuple[Model, QueryConditioned, Ki
     """The model of a folder with its parts. CheckpointError for a file that is missing or does not fit."""
     raw = read_json(folder / "config.json")
     try:
-        sizes = QueryConfig(**{**raw["model"], "grid": tuple(raw["model"]["grid"])})
-        vq = VQ(VQConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw["vq"].items()}))
+        sizes = QueryConfig(**tupled(raw["model"]))
+        vq = VQ(VQConfig(**tupled(raw["vq"])))
         side = int(raw["side"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -212,13 +212,13 @@ class Quiz:
         return self.tokens.tokens[picture[some]], question[some], answer[some]
 
 
-def _answering(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], rng: torch.Generator) -> Loss:
+def _answering(model: Reader, batch: tuple[Tensor, Tensor, Tensor], rng: torch.Generator) -> Loss:
     tokens, question, answer = batch
     loss = F.cross_entropy(model(tokens, question), answer)
     return Loss(total=loss, terms={"answers": loss.detach()}, counts={"answers": len(answer)})
 
 
-def reader(tokens: Tokens, steps: int, seed: int) -> Recipe:
+def reader(tokens: Tokens, steps: int, seed: int) -> Recipe[Reader, tuple[Tensor, Tensor, Tensor]]:
     """What answers questions about tokens of a frozen encoder."""
 
     def network() -> Reader:

@@ -90,11 +90,10 @@ def _export(net: Elastic, folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A quarter of a second: a picture, and a wave in -1..1 at ``puppet.RATE``; ``sound``: its number."""
+    """A quarter of a second: a picture, and a sound in -1..1 at ``puppet.RATE``."""
 
     picture: Image.Image
-    wave: np.ndarray
-    sound: int
+    sound: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +123,7 @@ class Talker:
         rng, before = generator("x streamer", seed), played(face, 1, [0] * (CHUNKS - 1), [0] * (CHUNKS - 1))[None]
         anchor = anchor_of(face)[None]
         for ids in streamer(self.net)(made, lambda tick: anchor if tick % every < held else None, rng, before):
-            sound = int(ids[0, 2]) - SOUND
-            yield Chunk(picture=puppet.picture(ids[0, 3:]), wave=puppet.tone(sound), sound=sound)
+            yield Chunk(picture=puppet.picture(ids[0, 3:]), sound=puppet.tone(int(ids[0, 2]) - SOUND))
 
 
 def _move(sign: str) -> int:

@@ -48,7 +48,7 @@ class ImageTokenRows(PlainRows):
 
     def editing(
         self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None
-    ) -> NoReturn:
+    ) -> Sequence:
         _only_draws("edit pictures")
 
     def conversation(self, tokens: Parts, wording: Wording, said: Items[Said], length: int) -> NoReturn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import wave
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -145,9 +145,9 @@ def save_film(frames: list[Image.Image], path: Path) -> None:
     write_whole(path, write)
 
 
-def save_sound(sounds: Iterable[int], path: Path) -> None:
-    """Sounds one after the other as a WAV file, 16 bit."""
-    samples = np.concatenate([tone(sound) for sound in sounds])
+def save_sound(waves: Sequence[np.ndarray], path: Path) -> None:
+    """Waves one after the other as a WAV file, 16 bit."""
+    samples = np.concatenate(waves)
 
     def write(part: Path) -> None:
         with wave.open(str(part), "wb") as out:
