@@ -18,6 +18,7 @@ IMPORTED_AS = {
     "pillow-heif": "pillow_heif",
     "huggingface-hub": "huggingface_hub",
     "lm-eval": "lm_eval",
+    "lmms-eval": "lmms_eval",
     "prometheus-client": "prometheus_client",
 }
 # fastapi imports the first where a form is posted, torch.utils.tensorboard the second

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import site
 import subprocess
 import sys
 import venv
@@ -29,7 +28,7 @@ def bare(folder: Path, wheel: Path) -> Path:
     install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True, timeout=300)
     (place,) = folder.rglob("site-packages")
-    (place / "shared.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    (place / "shared.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")), encoding="utf-8")
     return python
 
 
