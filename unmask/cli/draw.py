@@ -362,7 +362,9 @@ def _layout(text: str) -> Layout:
     path = Path(text)
     try:
         if path.suffix == ".json":
-            return layout_of([(str(t["phrase"]), [float(v) for v in t["box"]]) for t in json.loads(path.read_text())])
+            return layout_of(
+                [(str(t["phrase"]), [float(v) for v in t["box"]]) for t in json.loads(path.read_text(encoding="utf-8"))]
+            )
         return layout_in(text)
     except OSError as error:
         raise click.UsageError(f"--boxes {text}: {error.strerror}") from error
