@@ -118,7 +118,11 @@ class Draw(_Node):
         attempts: int, boxes: str = "",
     ) -> tuple[Tensor, str]:  # fmt: skip
         plan = layout_in(boxes) if boxes.strip() else None
-        options = {**_options(steps, guidance_scale, temperature), "attempts": attempts or None, "plan": plan}
+        options: dict[str, Any] = {
+            **_options(steps, guidance_scale, temperature),
+            "attempts": attempts or None,
+            "plan": plan,
+        }
         return _shown(_live(model).generate(prompt, n=count, seed=seed, **options))
 
 
@@ -136,7 +140,7 @@ class Edit(_Node):
         self, model: Model, image: Tensor, instruction: str, seed: int, count: int, steps: int, guidance_scale: float,
         temperature: float,
     ) -> tuple[Tensor, str]:  # fmt: skip
-        options = {"n": count, "seed": seed, **_options(steps, guidance_scale, temperature)}
+        options: dict[str, Any] = {"n": count, "seed": seed, **_options(steps, guidance_scale, temperature)}
         live = _live(model)
         return _shown([drawing for one in images_of(image) for drawing in live.edit(one, instruction, **options)])
 
@@ -155,7 +159,7 @@ class Inpaint(_Node):
         self, model: Model, image: Tensor, mask: Tensor, prompt: str, seed: int, steps: int, guidance_scale: float,
         temperature: float,
     ) -> tuple[Tensor, str]:  # fmt: skip
-        options = {"prompt": prompt, "seed": seed, **_options(steps, guidance_scale, temperature)}
+        options: dict[str, Any] = {"prompt": prompt, "seed": seed, **_options(steps, guidance_scale, temperature)}
         live, images = _live(model), images_of(image)
         regions = regions_of(mask, images[0].size)
         if len(regions) not in (1, len(images)) and len(images) > 1:
