@@ -19,6 +19,7 @@ from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
 from unmask.models.experts import Experts, Router
 from unmask.models.sizes import ExpertsConfig
+from unmask.pipeline.adapting import merge
 from unmask.pipeline.exporting import export_like
 from unmask.pipeline.loading import read_spec
 from unmask.sequence import Kind, collate
@@ -252,3 +253,25 @@ def test_eight_bit_floats_without_their_scales_are_refused(folder: Path, tmp_pat
     save_file(weights | {f"{lost}_scale_inv": torch.ones(5, 7)}, place / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"does not fit its scale of \(5, 7\)"):
         survey_llada2(place)
+
+
+def test_adapters_by_the_released_names_are_added_and_merged(folder: Path, tmp_path: Path) -> None:
+    """One of the joint matrix of queries, keys and values, and one of a plain layer."""
+    weights, place, rng = load_file(folder / "model.safetensors"), tmp_path / "lora", torch.Generator().manual_seed(2)
+    place.mkdir()
+    made, wanted = dict[str, Tensor](), dict(weights)
+    for layer in ("model.layers.1.attention.query_key_value", "model.layers.0.mlp.up_proj"):
+        out, inner = weights[f"{layer}.weight"].shape
+        down, up = (torch.randn(n, m, generator=rng) for n, m in ((3, inner), (out, 3)))
+        made |= {f"base_model.model.{layer}.lora_A.weight": down, f"base_model.model.{layer}.lora_B.weight": up}
+        wanted[f"{layer}.weight"] = weights[f"{layer}.weight"] + 2 * up @ down
+    save_file(made, place / "adapter_model.safetensors")
+    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 6}))
+    merge(folder, place, tmp_path / "merged")
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-4) for name in wanted)
+    said = [
+        unmask.load(str(at), device="cpu", lora=lora).ask("why?", max_tokens=12, steps=4).text
+        for at, lora in ((folder, ()), (folder, str(place)), (tmp_path / "merged", ()))
+    ]
+    assert said[0] != said[1] == said[2]
