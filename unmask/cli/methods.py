@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli import completion
+from unmask.cli.field_map import field_map
 from unmask.cli.output import news, print_json, table
 from unmask.pipeline.catalogue import MethodEntry, NamedSampler, samplers
 from unmask.pipeline.catalogue import methods as found_methods
@@ -178,7 +179,9 @@ def demonstration_of(entry: MethodEntry) -> Demonstration:
 
 def page() -> str:
     """docs/methods.md."""
-    return _MARKDOWN + "\n".join(_section(entry) for entry in found_methods().values()) + _others()
+    known = found_methods()
+    runs = {name: [f"unmask methods run {name}"] if entry.minutes else _runs(entry) for name, entry in known.items()}
+    return _MARKDOWN + field_map(known, runs) + "\n".join(_section(entry) for entry in known.values()) + _others()
 
 
 def _section(entry: MethodEntry) -> str:

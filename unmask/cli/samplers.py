@@ -38,6 +38,7 @@ CACHES = ("own", *completion.CACHES)
 METRICS = ("match", "contains", "judge", "clip:FOLDER")
 TASKS = ("generate", "ask", "complete")
 _SIDE = 128  # pixels of the world's pictures
+_ALL = "all"  # orders and samplers by name
 
 
 Options = tuple[tuple[str, ...], int | None, float | None, float | None, float | None]  # as of ``with_options``
@@ -110,7 +111,7 @@ def _list_option(
     type=click.Choice(TASKS),
     help="What to do with the prompts; complete: continue a text.  [default: generate, else ask]",
 )
-@_list_option("--orders", ORDERS, ", or a sampler of `unmask methods`, such as remdm:eta=0.2.")
+@_list_option("--orders", ORDERS, ", or a sampler of `unmask methods`, such as remdm:eta=0.2; all: every one.")
 @_list_option("--schedules", SCHEDULES, "; NAME:steps=N, below 1 a share of the steps.")
 @_list_option("--caches", CACHES, "; block:refresh=N.")
 @_list_option("--thresholds", ("none",), ", or probabilities; a threshold takes the place of order and schedule.")
@@ -163,13 +164,15 @@ def samplers(
     Examples:
       unmask bench samplers --prompt "a red apple" --prompt "two dogs" --orders own,random
       unmask bench samplers --world 60 --orders own,remdm:eta=0.2 --schedules own,cosine:steps=8 --plot samplers.png
+      unmask bench samplers --world 24 --orders all --plot samplers.png
       unmask bench samplers --task ask --world 60 --thresholds none,0.9,0.7
       unmask bench samplers --model FOLDER --prompts questions.jsonl --caches own,block:refresh=4 --metric match --json
     """
-    from unmask.evaluation.sampler_axes import check_names, variants
+    from unmask.evaluation.sampler_axes import check_names, every_order, variants
     from unmask.evaluation.sampler_report import SamplerReport
     from unmask.evaluation.sampler_runs import compare
 
+    orders = every_order() if orders == (_ALL,) else orders
     check_names(orders or (), schedules or (), caches or (), thresholds or ())
     source = _Source(given=given, file=prompts, world=world, image=image)
     source.check()

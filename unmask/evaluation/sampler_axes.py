@@ -93,6 +93,11 @@ def check_names(orders: Items[str], schedules: Items[str], caches: Items[str], t
         _threshold(name)
 
 
+def every_order() -> tuple[str, ...]:
+    """All orders, and all samplers by name that need no folder and no looped model."""
+    return (*_ORDERS, *(name for name, entry in named_samplers().items() if entry.served))
+
+
 def _variant(order: str, schedule: str, cache: str, threshold: str, *, net: Denoiser) -> Variant:
     ordered = _order(order) if order in _ORDERS else partial(_of_network, net=net, order=order)
     changes = (ordered, _schedule(schedule), _cache(cache), _threshold(threshold))

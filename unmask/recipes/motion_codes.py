@@ -14,7 +14,7 @@ from unmask.data.world.motions import ACTIONS, CHANNELS, FRAMES, sample
 from unmask.methods.m2dm import CodeImportance, measured, orthogonality
 from unmask.models.sequence_vq import SequenceVQ, SequenceVQConfig
 from unmask.recipe import Optim, Recipe, Training
-from unmask.rng import generator
+from unmask.recipes.in_memory import trained_in_memory
 from unmask.sequence import Kind, Sequence, Span
 from unmask.step import Loss
 
@@ -96,16 +96,6 @@ def importance_of(vq: SequenceVQ, poses: Tensor) -> CodeImportance:
     return CodeImportance(tables={Kind.CODE: measured(torch.stack(errors, 1), ids, vq.size)})
 
 
-@torch.enable_grad()
 def trained_vq(regular: float, steps: int, seed: int) -> SequenceVQ:
     """Trained in memory: it is small, and a pure function of its arguments."""
-    recipe = vq_recipe(regular=regular, steps=steps, seed=seed)
-    vq = recipe.model()
-    optimiser = torch.optim.AdamW(vq.parameters(), lr=recipe.optim.lr, weight_decay=0.0)
-    for step in range(steps):
-        loss = recipe.objective(vq, recipe.source(step), generator("vq", step))
-        assert isinstance(loss, Loss)
-        optimiser.zero_grad()
-        loss.total.backward()
-        optimiser.step()
-    return vq.eval()
+    return trained_in_memory(vq_recipe(regular=regular, steps=steps, seed=seed), "vq")

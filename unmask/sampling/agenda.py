@@ -26,6 +26,7 @@ from unmask.protocols import (
 )
 from unmask.rng import sent
 from unmask.sampling.plan import PlannedStep, planned
+from unmask.sampling.schedule import Rest
 from unmask.sampling.spans import STILL_MASKED, still_masked
 from unmask.sampling.stopping import Never
 from unmask.sequence import Batch
@@ -221,7 +222,11 @@ class Agenda:
         if block == row.block:
             row.number += 1
         else:
-            row.block, row.number, row.tokens, row.plan = block, 0, left, self.parts.schedule.counts(left)
+            schedule = self.parts.schedule
+            row.block, row.number, row.tokens, row.plan = block, 0, left, schedule.counts(left)
+            if isinstance(schedule, Rest):
+                row.number, row.tokens = schedule.taken(left), schedule.total
+                row.plan = [0] * row.number + row.plan
         # A selection may take fewer than its count; what the plan then leaves over comes in one last step.
         return min(left, row.plan[row.number]) if row.number < len(row.plan) else left
 
