@@ -93,7 +93,7 @@ def change(kind: str) -> dict[str, Any]:
 
 
 def judged(model: Any, prompts: int) -> Iterator[Line]:
-    """Pictures that show the new prompt, which comes after step 10 of 16; "anew": all is masked again, "never": drawn from the new prompt."""
+    """Pictures that show the new prompt, given after step 10 of 16; "anew": all is masked again, "never": drawn from the new prompt."""
     judge, rng = load_judge(), random.Random(0)
     cases = [pair(rng, i) for i in range(prompts)]
     for least in (*LEASTS, "anew", "never"):
