@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tests.tiny_llada2 import write_uni_model
 
 # Experts, heads and groups in the released proportions where they divide; a mid size that two CPU cores can draw with.
-SIZES: dict[str, object] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 640,
     "num_hidden_layers": 6,

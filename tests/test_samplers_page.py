@@ -22,6 +22,7 @@ TABLES = {
     "mini.generate": "**`mini`, pictures** of validation prompts of the synthetic world; quality: the judge",
     "mini.ask": "**`mini`, answers** to validation questions of the synthetic world; quality: right answers",
     "own_llada.ask": "**`own_llada`, answers**; quality: right answers",
+    "llada2_uni_16.generate": "**`llada2_uni_16`, pictures**: the layout of LLaDA2.0-Uni with random weights, so costs alone",
 }
 NONE = "No figures are recorded.\n"
 
@@ -49,7 +50,9 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _line(name: str, m: Mapping[str, Any]) -> str:
     quality, gain = m["quality"], m["gain"]
-    change = "" if name == "reference" else f"{gain['value']:+.3f} ({gain['low']:+.2f}..{gain['high']:+.2f})"
+    change = (
+        "" if name == "reference" or not gain else f"{gain['value']:+.3f} ({gain['low']:+.2f}..{gain['high']:+.2f})"
+    )
     figures = (
         f"{m['forwards']:.1f}",
         f"{m['tokens_a_forward']:.2f}",
@@ -57,7 +60,7 @@ def _line(name: str, m: Mapping[str, Any]) -> str:
         f"{m['seconds']:.3f}",
         f"{m['speedup']:.2f}",
         f"{m['agreement']:.3f}",
-        f"{quality['value']:.3f} ({quality['low']:.2f}..{quality['high']:.2f})",
+        f"{quality['value']:.3f} ({quality['low']:.2f}..{quality['high']:.2f})" if quality else "",
         change,
     )
     return f"| {name} | {' | '.join(figures)} |"
@@ -87,6 +90,8 @@ def test_a_table_shows_the_last_row_of_each_sampler() -> None:
     )
     assert made.splitlines()[4].endswith("| 0.750 (0.50..0.90) |  |")
     assert figures("") == NONE
+    alone = {"name": "samplers.mini.ask.order random", "value": 0.5, "more": {**more, "quality": None, "gain": None}}
+    assert figures(json.dumps(alone)).splitlines()[-1].endswith("| 0.500 |  |  |")
 
 
 def test_the_page_names_every_part() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unmask
@@ -19,6 +19,7 @@ from unmask.checkpoints.stream import CheckpointError
 from unmask.models.elastic import Elastic
 from unmask.models.experts import Experts, Router
 from unmask.models.sizes import ExpertsConfig
+from unmask.pipeline.adapting import merge
 from unmask.pipeline.exporting import export_like
 from unmask.pipeline.loading import read_spec
 from unmask.sequence import Kind, collate
@@ -203,3 +204,74 @@ def test_llada_image_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="LLaDA-Image"):
         unmask.load(str(tmp_path))
+
+
+def _in_eight_bits(folder: Path, place: Path, ending: str, block: tuple[int, int]) -> Path:
+    """A copy whose layers are e4m3 with a scale for each block; 0: for a whole side."""
+    place.mkdir()
+    for name in ("tokenizer.json", "config.json"):
+        (place / name).symlink_to(folder / name)
+    out = dict[str, Tensor]()
+    for name, weight in load_file(folder / "model.safetensors").items():
+        out[name] = weight.bfloat16()
+        if ".layers." not in name or weight.dim() != 2 or name.endswith("gate.weight"):
+            continue
+        sides = [side or size for side, size in zip(block, weight.shape, strict=True)]
+        tiles = [range(0, size, side) for side, size in zip(sides, weight.shape, strict=True)]
+        scale = torch.ones(len(tiles[0]), len(tiles[1]))
+        small = torch.empty_like(weight)
+        for i, top in enumerate(tiles[0]):
+            for j, left in enumerate(tiles[1]):
+                at = (slice(top, top + sides[0]), slice(left, left + sides[1]))
+                scale[i, j] = weight[at].abs().max() / 448
+                small[at] = weight[at] / scale[i, j]
+        out |= {name: small.to(torch.float8_e4m3fn), f"{name}{ending}": scale}
+    save_file(out, place / "model.safetensors")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("ending", "block"), [("_scale_inv", (4, 32)), ("_scale", (1, 0)), ("_scale", (0, 0)), ("_scale_inv", (8, 8))]
+)
+def test_eight_bit_floats_are_read(folder: Path, tmp_path: Path, ending: str, block: tuple[int, int]) -> None:
+    place = _in_eight_bits(folder, tmp_path / "fp8", ending, block)
+    wanted, found = _opened(folder).state_dict(), _opened(place).state_dict()
+    for name, weight in found.items():
+        near = 0.07 * wanted[name].abs() + 0.003 * wanted[name].abs().max()  # four bits of the mantissa
+        assert bool(((weight.float() - wanted[name]).abs() <= near).all()), name
+    model = unmask.load(str(place), device="cpu")
+    assert model.ask("why?", max_tokens=9, steps=2)
+
+
+def test_eight_bit_floats_without_their_scales_are_refused(folder: Path, tmp_path: Path) -> None:
+    place = _in_eight_bits(folder, tmp_path / "fp8", "_scale_inv", (0, 0))
+    weights = load_file(place / "model.safetensors")
+    lost = "model.layers.1.attention.dense.weight"
+    save_file({n: w for n, w in weights.items() if n != f"{lost}_scale_inv"}, place / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{lost} is stored as F8_E4M3 without {lost}_scale_inv"):
+        survey_llada2(place)
+    save_file(weights | {f"{lost}_scale_inv": torch.ones(5, 7)}, place / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not fit its scale of \(5, 7\)"):
+        survey_llada2(place)
+
+
+def test_adapters_by_the_released_names_are_added_and_merged(folder: Path, tmp_path: Path) -> None:
+    """One of the joint matrix of queries, keys and values, and one of a plain layer."""
+    weights, place, rng = load_file(folder / "model.safetensors"), tmp_path / "lora", torch.Generator().manual_seed(2)
+    place.mkdir()
+    made, wanted = dict[str, Tensor](), dict(weights)
+    for layer in ("model.layers.1.attention.query_key_value", "model.layers.0.mlp.up_proj"):
+        out, inner = weights[f"{layer}.weight"].shape
+        down, up = (torch.randn(n, m, generator=rng) for n, m in ((3, inner), (out, 3)))
+        made |= {f"base_model.model.{layer}.lora_A.weight": down, f"base_model.model.{layer}.lora_B.weight": up}
+        wanted[f"{layer}.weight"] = weights[f"{layer}.weight"] + 2 * up @ down
+    save_file(made, place / "adapter_model.safetensors")
+    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 6}))
+    merge(folder, place, tmp_path / "merged")
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-4) for name in wanted)
+    said = [
+        unmask.load(str(at), device="cpu", lora=lora).ask("why?", max_tokens=12, steps=4).text
+        for at, lora in ((folder, ()), (folder, str(place)), (tmp_path / "merged", ()))
+    ]
+    assert said[0] != said[1] == said[2]

@@ -17,6 +17,8 @@ from unmask.sampling import (
     step_causal,
     token_sampler,
 )
+from unmask.sampling.editing import TokenEditing
+from unmask.sampling.selection import Confident
 
 CACHES: list[Any] = [
     cache.PromptCache(),
@@ -40,6 +42,7 @@ TOKEN_SAMPLERS: list[Any] = [
     token_sampler.Without(ids=(9, 11), size=20, token_sampler=token_sampler.Greedy()),
 ]
 SELECTIONS: list[Any] = [
+    TokenEditing(selection=Confident(), threshold=0.2, most=3),
     reverse_time.OnGrid(steps=7),
     reverse_time.OnGrid(steps=4, selection=selection.Confident(noise=0.5), unwritten=9),
     reverse_time.OnGrid(steps=9, cut=3),

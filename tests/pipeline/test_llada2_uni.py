@@ -19,6 +19,8 @@ from unmask.models.elastic import Elastic
 from unmask.pipeline.from_pickles import to_safetensors
 from unmask.pipeline.model import Model
 from unmask.protocols import UnmaskingSchedule
+from unmask.recipes.starting import start_of
+from unmask.recipes.ways import way_of
 from unmask.sampling.block_diffusion import Blocks, Counted, Editing, Row
 from unmask.sampling.cache import NoCache
 from unmask.sampling.rescaled import HeadDeviation, Rescaled
@@ -264,3 +266,8 @@ def test_thoughts_stand_before_the_picture(model: Model) -> None:
     text = model.parts.text
     ids = [*text.encode("so: "), text["<|image|>"], 3]
     assert model.parts.rows.plan_in(model.parts, ids).reason == "so:"
+
+
+def test_training_is_refused_by_name(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is LLaDA2.0-Uni, whose training rows are not published"):
+        way_of(start_of(str(folder)))

@@ -16,8 +16,8 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -227,7 +227,7 @@ def load_adapter(
     the name of the base differs.
     """
     found = read_adapter(folder)
-    fitting = layers_in(model, found)
+    fitting = layers_in(model, found, weights.checkpoint.net if weights else {})
     refuse_other_base(model, found, weights, called)
     products = {}
     for name, (down, up, own) in fitting.items():
@@ -243,18 +243,45 @@ def load_adapter(
     add_products(model, products)
 
 
-def layers_in(model: nn.Module, found: AdapterFile) -> dict[str, tuple[Stored, Stored, float]]:
-    """The layers of an adapter by their names in ``model``. CheckpointError where one is missing or has another shape."""
+def _apart(
+    layers: Mapping[str, tuple[Stored, Stored, float]], parts: Mapping[str, list[str]], modules: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, tuple[Stored, Stored, float]]]:
+    """The layers of an adapter; one of a joint matrix as one for each of its parts, with the rows of ``lora_B`` that are its own."""
+    for name, (down, up, scale) in layers.items():
+        own = [modules[part] for part in parts.get(name, ())]
+        sizes = [layer.out_features for layer in own if isinstance(layer, nn.Linear)]
+        if len(sizes) < 2 or sum(sizes) != up.shape[0]:
+            yield name, (down, up, scale)
+            continue
+        each, first = up.nbytes // up.shape[0], 0
+        for part, rows in zip(parts[name], sizes, strict=True):
+            some = replace(up, shape=(rows, up.shape[1]), start=up.start + first * each, nbytes=rows * each)
+            yield part, (down, some, scale)
+            first += rows
+
+
+def layers_in(
+    model: nn.Module, found: AdapterFile, stored: Mapping[str, Stored] | None = None
+) -> dict[str, tuple[Stored, Stored, float]]:
+    """The layers of an adapter by their names in ``model``. CheckpointError where one is missing or has another shape.
+
+    ``stored``: the model's tensors by our names, whose names in their files an adapter may use. One of a joint matrix, which is stored as
+    parts ``X.weight[q]``, ``X.weight[k]`` and so on, becomes one of each part.
+    """
     modules = dict(model.named_modules())
     released = {}
     if isinstance(model, Elastic):
         released = {
             theirs.removesuffix(".weight"): ours.removesuffix(".weight") for ours, theirs in names(model.config).items()
         }
+    parts = dict[str, list[str]]()
+    for ours, theirs in (stored or {}).items():
+        parts.setdefault(theirs.name.partition("[")[0].removesuffix(".weight"), []).append(ours.removesuffix(".weight"))
+    released |= {theirs: ours[0] for theirs, ours in parts.items() if len(ours) == 1}
     whose = f"; it was trained on {found.base}" if found.base else "; was it trained on this model?"
     fitting = {}
-    for given, (down, up, scale) in found.layers.items():
-        ours = given if given in modules else released.get(given.removeprefix("model."), given)
+    for given, (down, up, scale) in _apart(found.layers, parts, modules):
+        ours = given if given in modules else released.get(given, released.get(given.removeprefix("model."), given))
         layer = modules.get(ours)
         if not isinstance(layer, nn.Linear):
             what = "which the model lacks" if layer is None else f"a {type(layer).__name__} and not a linear layer"

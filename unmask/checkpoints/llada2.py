@@ -17,9 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from unmask.checkpoints.eight_bit_floats import rows_of, with_scales
 from unmask.checkpoints.elastic import Checkpoint
 from unmask.checkpoints.fitting import elastic
 from unmask.checkpoints.lavida_o import fit
+from unmask.checkpoints.packed import EIGHT_BIT_FLOATS
 from unmask.checkpoints.schema import (
     Epsilon,
     Fields,
@@ -209,15 +211,20 @@ def split_heads(found: Mapping[str, Stored], config: ElasticConfig) -> dict[str,
         if not joint or rest != ".weight":
             out[name] = stored
             continue
-        if stored.bits or stored.shape != (sum(sizes.values()), config.width):
+        scaled = bool(stored.pieces) and stored.pieces[0].dtype in EIGHT_BIT_FLOATS
+        if (stored.bits and not scaled) or stored.shape != (sum(sizes.values()), config.width):
             raise CheckpointError(
                 f"{stored.path}: {name} is {stored.label} {stored.shape}, wanted {(sum(sizes.values()), config.width)} in a float type; "
                 "use the config.json that it was saved with"
             )
         each, first = stored.nbytes // stored.shape[0], 0
         for part, rows in sizes.items():
-            own = replace(stored, name=f"{name}[{part}]", shape=(rows, config.width), nbytes=rows * each)
-            out[f"{prefix}attention.{part}.weight"] = replace(own, start=stored.start + first * each)
+            if scaled:
+                own = rows_of(stored, first, rows, f"{name}[{part}]")
+            else:
+                own = replace(stored, name=f"{name}[{part}]", shape=(rows, config.width), nbytes=rows * each)
+                own = replace(own, start=stored.start + first * each)
+            out[f"{prefix}attention.{part}.weight"] = own
             first += rows
     return out
 
@@ -235,7 +242,7 @@ def survey_trunk(folder: Path) -> Checkpoint:
     """The network of a folder, without an image tokenizer; no weights are read. CheckpointError if something does not fit."""
     path = folder / "config.json"
     raw = read_json(path)
-    config, found = read_config(raw, path), tensors_of(folder, "model")
+    config, found = read_config(raw, path), with_scales(tensors_of(folder, "model"))
     text = read_text(folder, pictures=has_pictures(raw))
     refuse_layers("num_hidden_layers", config.layers, found, "model.layers", path)
     experts = config.experts

@@ -21,7 +21,25 @@ import torch
 from torch import Tensor
 
 KEY = "unmask.quantised"  # in the metadata of a file
+EIGHT_BIT_FLOATS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # by their names in a header
 REQUIRED, OPTIONAL = ("ints", "scale", "zero"), ("group_of", "columns", "hadamard", "rotations", "orders")
+
+
+def block_side(numbers: int, scales: int) -> int | None:
+    """How many of ``numbers`` in a row or column share one of its ``scales``: a power of two, 0 for all of them. None: none fits."""
+    if scales == 1:
+        return 0
+    sides = (2**n for n in range(numbers.bit_length()))
+    return next((side for side in sides if -(-numbers // side) == scales), None)
+
+
+def scaled(bytes_OI: Tensor, dtype: str, scale: Tensor) -> Tensor:
+    """Rows of a matrix of 8-bit floats times the scales of its blocks, float32 [O, I]. ``bytes_OI``: as they lie in the file, uint8."""
+    whole = scale.float()
+    for axis, numbers in enumerate(bytes_OI.shape):
+        if side := block_side(numbers, whole.shape[axis]):
+            whole = whole.repeat_interleave(side, axis).narrow(axis, 0, numbers)
+    return bytes_OI.view(EIGHT_BIT_FLOATS[dtype]).float() * whole
 
 
 class Basis(Protocol):

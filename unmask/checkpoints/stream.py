@@ -11,7 +11,7 @@ import json
 import math
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,7 +43,8 @@ class CheckpointError(ValueError):
 class Stored:
     """A stored tensor: file, name, dtype as in the file (F32, BF16 …), shape, and its offset and size in bytes.
 
-    ``bits``, ``pieces``: of a packed matrix, whose dtype and shape are those that it stands for; 0 and () otherwise.
+    ``bits``, ``pieces``: of a packed matrix, or of one of 8-bit floats with scales (``eight_bit_floats``), whose dtype and shape are those
+    that it stands for; 0 and () otherwise.
     """
 
     path: Path
@@ -262,13 +263,10 @@ def read(
 
 
 def _unpacked(stored: Stored, rows: int | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """The float values of a packed matrix."""
-    parts = {}
-    for piece in stored.pieces:
-        part = piece.name.rpartition(".")[2]
-        parts[part] = read(piece, rows=rows if part in packed.REQUIRED else None)
+    """The float values of a packed matrix, or of one of 8-bit floats with its scales."""
     try:
-        out = packed.restored(parts, stored.bits, stored.shape[1]).to(dtype)
+        out = _product(stored)[:rows] if stored.pieces[0].dtype in packed.EIGHT_BIT_FLOATS else _restored(stored, rows)
+        out = out.to(dtype)
     except (ValueError, IndexError, RuntimeError) as error:
         raise CheckpointError(
             f"{stored.path} holds a damaged {stored.name}: {error}; copy or download it again"
@@ -278,6 +276,19 @@ def _unpacked(stored: Stored, rows: int | None, dtype: torch.dtype, device: torc
             f"the weights in {stored.path} do not fit the model: {stored.name} holds values that are not finite"
         )
     return out.to(device)
+
+
+def _restored(stored: Stored, rows: int | None) -> Tensor:
+    parts = {}
+    for piece in stored.pieces:
+        part = piece.name.rpartition(".")[2]
+        parts[part] = read(piece, rows=rows if part in packed.REQUIRED else None)
+    return packed.restored(parts, stored.bits, stored.shape[1])
+
+
+def _product(stored: Stored) -> Tensor:
+    weight, scale = stored.pieces
+    return packed.scaled(read(replace(weight, dtype="U8")), weight.dtype, read(scale))
 
 
 def _finite(piece: Tensor) -> bool:

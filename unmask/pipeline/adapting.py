@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -82,7 +83,7 @@ def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download
     changes: dict[str, dict[str, list[Product]]] = {}  # by file and name in the file
     for folder, scale in places:
         found = read_adapter(folder)
-        fitting = layers_in(net, found)
+        fitting = layers_in(net, found, checkpoint.net)
         refuse_other_base(net, found, Weights(checkpoint=checkpoint), str(source))
         for name, (down, up, own) in fitting.items():
             stored = checkpoint.net[f"{name}.weight"]
@@ -91,13 +92,25 @@ def merge(source: str | os.PathLike[str], lora: Adapters, out: Path, *, download
                 raise CheckpointError(
                     f"{home} has quantised weights, which cannot be merged; use --lora, or merge before quantising"
                 )
-            product = Product(down=read(down), up=read(up), scale=own * scale)
-            changes.setdefault(stored.path.name, {}).setdefault(stored.name, []).append(product)
+            joint, up_OR = _in_joint(stored, read(up), checkpoint.net)
+            product = Product(down=read(down), up=up_OR, scale=own * scale)
+            changes.setdefault(stored.path.name, {}).setdefault(joint, []).append(product)
     with whole_folder(out) as part:
         copied(home, part, {file: _Merging(products=some) for file, some in changes.items()})
         if checkpoint.sums:
             write_sums(part)
     return sorted(p for p in out.rglob("*") if p.is_file())
+
+
+def _in_joint(stored: Stored, up_OR: Tensor, net: Mapping[str, Stored]) -> tuple[str, Tensor]:
+    """The name in the file, and ``up`` with rows of zeros for the other parts of a joint matrix, ``NAME[q]`` and so on."""
+    whole, _, part = stored.name.partition("[")
+    if not part:
+        return whole, up_OR
+    others = [one for one in net.values() if one.path == stored.path and one.name.startswith(f"{whole}[")]
+    before = sum(one.shape[0] for one in others if one.start < stored.start)
+    after = sum(one.shape[0] for one in others if one.start > stored.start)
+    return whole, torch.nn.functional.pad(up_OR, (0, 0, before, after))
 
 
 def _refuse_tied(name: str, stored: Stored, embedding: Stored) -> None:

@@ -100,8 +100,13 @@ def summed(weights: Mapping[str, float], own: Mapping[str, Scores], replayed: Re
 def way_of(start: Start) -> Way | None:
     """The way of a family that has rows of its own, as its last published stage; None for LaViDa-O, our models and text models.
 
-    ValueError for LLaDA-V and ReDiff, whose pictures are encoded before a sequence is built, so that no gradient reaches the projector.
+    ValueError for LLaDA-V and ReDiff, whose pictures are encoded before a sequence is built, so that no gradient reaches the projector, and
+    for LLaDA2.0-Uni, whose training rows are not published.
     """
+    if start.spec.format is Layout.LLADA2_UNI:
+        raise ValueError(
+            f"{start.name} is LLaDA2.0-Uni, whose training rows are not published; quantise with --method rtn, or train another family"
+        )
     if start.spec.format is Layout.REDIFF:
         raise ValueError(
             f"{start.name} has the layout of LLaDA-V, which cannot be trained here yet; use a model in LaViDa's layout"
