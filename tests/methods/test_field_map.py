@@ -22,7 +22,6 @@ WAITING = {
     "dplm2",
     "gill",
     "inpo",
-    "ladic",
     "mmar",
     "neodiff",
     "promoe",
