@@ -3,6 +3,8 @@
 #   make test    all tests
 #   make test-integrations   tests with the libraries of docs/integrations.md, which make test leaves out
 #   make check   lint, types and tests, as continuous integration runs them
+#   make docs    the documentation site in site/, built strictly; make docs-serve shows it while you write
+#   make dist    the wheel and the source archive in dist/
 #   make soak    a server under load for four hours, attacks, kill -9 and crashes; about six hours on two cores, for every week
 #   make fuzz    thousands of altered model folders and configurations; an hour on one core
 # PYTHON chooses the interpreter (3.11 or newer), PIP_FLAGS is handed to pip, for example an index with CPU builds of torch.
@@ -13,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-integrations fuzz soak lint format types check install browser clean
+.PHONY: demo test test-integrations docs docs-serve dist fuzz soak lint format types check install browser axe clean
 
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/unmask demo --seed 7 --out demo
@@ -22,10 +24,23 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --timeout 600 -m "not gpu" $(ARGS)
 
-# Packages that make test does without. Their lists require no other torch than the one that is there.
+# Packages that make test does without. Their lists require no other torch than the one that is there; that of lmms-eval is not asked.
+CLIENTS := openai@6 @langchain/openai@1 ai@6 @ai-sdk/openai-compatible@2 @openrouter/ai-sdk-provider@2
 test-integrations: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test,integrations]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps 'lmms-eval>=0.7,<0.8'
+	@command -v npm >/dev/null || echo "no npm: the JavaScript clients are left out" >&2
+	@! command -v npm >/dev/null || npm install --prefix $(VENV)/node --silent --no-audit --no-fund $(CLIENTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations --timeout 600 $(ARGS)
+
+docs docs-serve: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test,docs]'
+	PYTHONPATH=. $(BIN)/mkdocs $(if $(filter docs,$@),build,serve) --strict
+
+# dist/: the wheel and the source archive, as they are released.
+dist: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) build
+	$(BIN)/python -m build --outdir dist .
 
 fuzz: install
 	OMP_NUM_THREADS=1 UNMASK_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/checkpoints/test_altered_folders.py $(ARGS)
@@ -57,7 +72,7 @@ types: install
 check: lint types test
 
 # The page is tested in a browser: the one that UNMASK_CHROMIUM names, or a chromium. Where there is none, those tests are skipped.
-browser:
+browser: axe
 	@if [ -n "$$UNMASK_CHROMIUM" ]; then \
 	  command -v "$$UNMASK_CHROMIUM" >/dev/null && exit 0; \
 	  echo "UNMASK_CHROMIUM names $$UNMASK_CHROMIUM, which is no program: name a browser, or unset it" >&2; exit 1; fi; \
@@ -66,17 +81,24 @@ browser:
 	  apt-get update -q && apt-get install -q -y --no-install-recommends chromium && exit 0; \
 	echo "no browser for the tests of the page: install the system package chromium, or name one in UNMASK_CHROMIUM" >&2; exit 1
 
+# The rules of accessibility that the page is held against, where there is npm; without them that test is skipped.
+axe:
+	@if [ ! -e .axe/node_modules/axe-core ]; then command -v npm >/dev/null && npm install --silent --no-fund --no-audit --prefix .axe axe-core@4 || \
+	  echo "no npm: the accessibility of the page is not tested" >&2; fi
+
 install: $(STAMP)
 
+# Python compiles the packages on all cores, where pip would on one; some hold files that are no Python of this version.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unmask needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -q -y python3-venv; } || { \
 	  echo "Python cannot make virtual environments here: install the system package python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib unmask || true
 	$(BIN)/python -m tests.packed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .ruff_cache
+	rm -rf $(VENV) .axe demo dist site .cache .pytest_cache .ruff_cache

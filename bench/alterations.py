@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,17 +150,21 @@ def _heads(name: str, path: Path) -> Iterator[Alteration]:
         "ends elsewhere": changed(data_offsets=[begin, end + 2**40]),
         "renamed": json.dumps({("x" if k == first else k): v for k, v in head.items()}).encode(),
         "twice": json.dumps(head | {"x": head[first]}).encode(),
-        "400,000 tensors": json.dumps(
-            {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(400_000)}
-        ).encode(),
     }
     for kind, new in heads.items():
         yield Alteration(name=f"{name}: header: {kind}", apply=_put(name, headed(new)))
+    yield Alteration(name=f"{name}: header: 400,000 tensors", apply=_put(name, lambda b: headed(_many())(b)))
     for size in (0, 1, 2**31, 2**62, 2**64 - 1):
         yield Alteration(
             name=f"{name}: header of {size} bytes",
             apply=_put(name, lambda b, size=size: struct.pack("<Q", size) + b[8:]),
         )
+
+
+def _many() -> bytes:
+    """The header of 400,000 empty tensors."""
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    return json.dumps({f"t{i}": empty for i in range(400_000)}).encode()
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------------
@@ -169,8 +174,6 @@ def _json_texts(name: str) -> Iterator[Alteration]:
     texts: dict[str, bytes] = {
         "deep list": b"[" * 50_000 + b"]" * 50_000,
         "deep object": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
-        "large": b'{"a": "' + b"x" * (80 * 2**20) + b'"}',
-        "many lists": b"[" + b"[]," * (20 * 2**20) + b"[]]",
         "many digits": b'{"a": ' + b"9" * 10**6 + b"}",
         "UTF-16": '{"a": 1}'.encode("utf-16"),
         "Latin-1": '{"a": "é"}'.encode("latin-1"),
@@ -179,6 +182,12 @@ def _json_texts(name: str) -> Iterator[Alteration]:
     texts |= {f"only {value}": value.encode() for value in ("null", "[]", "5", '"x"', "true", "{}", "NaN", '["x"]')}
     for kind, content in texts.items():
         yield Alteration(name=f"{name}: {kind}", apply=_put(name, lambda b, content=content: content))
+    large: dict[str, Callable[[bytes], bytes]] = {  # 80 and 60 MiB, made when they are written
+        "large": lambda b: b'{"a": "' + b"x" * (80 * 2**20) + b'"}',
+        "many lists": lambda b: b"[" + b"[]," * (20 * 2**20) + b"[]]",
+    }
+    for kind, make in large.items():
+        yield Alteration(name=f"{name}: {kind}", apply=_put(name, make))
 
 
 def places(value: object, at: Place = ()) -> Iterator[Place]:
@@ -212,8 +221,9 @@ def at_place(raw: Any, at: Place) -> Any:
     return raw
 
 
-def _written(name: str, raw: object) -> Callable[[Path], None]:
-    return _put(name, lambda b: json.dumps(raw).encode())
+def _written(name: str, made: Callable[[], object]) -> Callable[[Path], None]:
+    """The file with another JSON value, made when it is written: most copies of a tokenizer are never asked for."""
+    return _put(name, lambda b: json.dumps(made()).encode())
 
 
 def _fields(name: str, raw: Any) -> Iterator[Alteration]:
@@ -223,10 +233,10 @@ def _fields(name: str, raw: Any) -> Iterator[Alteration]:
                 continue
             yield Alteration(
                 name=f"{name}: {'.'.join(map(str, at))}: {kind}",
-                apply=_written(name, with_value(raw, at, value)),
+                apply=_written(name, partial(with_value, raw, at, value)),
                 harmless=_harmless(name, at, kind),
             )
-    yield Alteration(name=f"{name}: a strange field", apply=_written(name, raw | {"strange": 1}), harmless=True)
+    yield Alteration(name=f"{name}: a strange field", apply=_written(name, lambda: raw | {"strange": 1}), harmless=True)
 
 
 def _harmless(name: str, at: Place, kind: str) -> bool:
@@ -251,7 +261,7 @@ def _tokenizer(name: str, raw: Any) -> Iterator[Alteration]:
         for kind, value in VALUES:
             yield Alteration(
                 name=f"{name}: {'.'.join(map(str, at))}: {kind}",
-                apply=_written(name, with_value(raw, at, value)),
+                apply=_written(name, partial(with_value, raw, at, value)),
                 harmless=_harmless(name, at, kind) or at[0] in ("normalizer", "pre_tokenizer", "decoder"),
             )
     replace = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 64}
@@ -277,7 +287,7 @@ def _tokenizer(name: str, raw: Any) -> Iterator[Alteration]:
         "merges of three": with_value(raw, ("model", "merges"), [["a", "b", "c"]]),
     }  # fmt: skip
     for kind, value in spoilt.items():
-        yield Alteration(name=f"{name}: {kind}", apply=_written(name, value))
+        yield Alteration(name=f"{name}: {kind}", apply=_written(name, lambda value=value: value))
     dropout, cut = (
         with_value(raw, ("model", "dropout"), 0.9),
         {"max_length": 1, "strategy": "LongestFirst", "stride": 0},
@@ -290,7 +300,7 @@ def _tokenizer(name: str, raw: Any) -> Iterator[Alteration]:
         }},
     }  # fmt: skip
     for kind, value in harmless.items():
-        yield Alteration(name=f"{name}: {kind}", apply=_written(name, value), harmless=True)
+        yield Alteration(name=f"{name}: {kind}", apply=_written(name, lambda value=value: value), harmless=True)
 
 
 def _indexes(base: Path) -> Iterator[Alteration]:
@@ -313,7 +323,7 @@ def _indexes(base: Path) -> Iterator[Alteration]:
             "an empty map": {"weight_map": {}},
         }
         for kind, value in maps.items():
-            yield Alteration(name=f"{name}: {kind}", apply=_written(name, value))
+            yield Alteration(name=f"{name}: {kind}", apply=_written(name, lambda value=value: value))
         deep = b'{"weight_map":' * 50_000 + b"1" + b"}" * 50_000
         yield Alteration(name=f"{name}: deep", apply=_put(name, lambda b, deep=deep: deep))
         yield Alteration(name=f"{name}: a FIFO", apply=lambda folder, name=name: _fifo(folder / name))

@@ -21,7 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PICTURE, QUESTION = Path(str(files("unmask"))) / "serving" / "web" / "example-street.png", "what colour is the car?"
-_LIMIT = 600  # seconds for one script
+_LIMIT = 1200  # seconds for one script
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Most fixtures of published systems are stored packed: ``tests/golden/packed/X.packed`` holds ``tests/golden/X``, which git ignores.
+"""Measured arrays and their weights are stored packed: ``tests/golden/packed/X.packed`` holds ``tests/golden/X``, which git ignores.
 
 ``make`` and pytest restore them before anything else; ``python -m tests.packed`` does it by hand. ``python -m tests.packed FOLDER`` packs
-the safetensors files of a folder under tests/golden; then add the folder to ``.gitignore``. Folders that help texts name stay unpacked.
+the safetensors files of a folder under tests/golden; a new folder must also stand in ``.gitignore``.
 
 A packed file is xz of the file's bytes by place: every first byte of four, then every second, third and fourth. The exponents of float32
 stand together there and compress; mantissas do not. ``SHA256SUMS`` says what each file must restore to, in the format of ``sha256sum``.

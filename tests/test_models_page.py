@@ -50,7 +50,7 @@ _ELSEWHERE = {
     "LLaDA": "none; MMaDA and Lumina-DiMOO have its trunk and its sampler of text",
     "LLaDA-V, ReDiff": "`tests/golden/rediff_tiny`, which `tests/methods/test_rediff.py` compares",
     "LLaDA2": "none; LLaDA2.0-Uni has its trunk, samplers and token editing",
-    "LLaDA2.0-Uni": "none; it is too large for the repository; 206 arrays, see below",
+    "LLaDA2.0-Uni": "`tests/golden/llada2_uni_tiny`, after `unmask convert`; 206 arrays, see below",
 }
 _ANY = 2**31  # of ``Fixed``: the selection says how many
 

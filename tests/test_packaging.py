@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-FOR_USERS = [name for name in EXTRAS if name not in ("test", "dev", "integrations")]
+FOR_USERS = [name for name in EXTRAS if name not in ("test", "dev", "docs", "integrations")]
 IMPORTED_AS = {
     "pillow": "PIL",
     "pillow-heif": "pillow_heif",

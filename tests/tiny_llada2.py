@@ -54,7 +54,7 @@ def names(*, pictures: bool) -> list[str]:
     return [*first, *(sides if pictures else ()), "<role>", "</role>"]
 
 
-def tokenizer(*, pictures: bool) -> Tokenizer:
+def tokenizer(*, pictures: bool, codes: int = CODES) -> Tokenizer:
     """The 256 bytes, the added tokens, and the codes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -62,7 +62,7 @@ def tokenizer(*, pictures: bool) -> Tokenizer:
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names(pictures=pictures)])
     if pictures:
-        made.add_tokens([AddedToken(f"<IMAGE{c}>", normalized=False) for c in range(CODES)])
+        made.add_tokens([AddedToken(f"<IMAGE{c}>", normalized=False) for c in range(codes)])
     return made
 
 
@@ -116,7 +116,9 @@ def write_text_model(folder: Path, *, seed: int = 0, extra: tuple[str, ...] = ()
     return folder
 
 
-def _tokenizer_shapes(width: int, layers: int, mlp: int, latent: int, side: int) -> dict[str, tuple[int, ...]]:
+def _tokenizer_shapes(
+    width: int, layers: int, mlp: int, latent: int, side: int, codes: int
+) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"embeddings.position_embedding.weight": (side**2, width)}
     shapes |= {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
     for i in range(layers):
@@ -131,7 +133,7 @@ def _tokenizer_shapes(width: int, layers: int, mlp: int, latent: int, side: int)
         for name in ("norm1", "norm2"):
             shapes |= {f"blocks.{i}.{name}.{kind}": (width,) for kind in ("weight", "bias")}
     out = {f"model.visual.{name}": shape for name, shape in shapes.items()}
-    out |= {"model.vqmodel.quantize.embedding.weight": (CODES, latent), "model.vqmodel.quant_conv.bias": (latent,)}
+    out |= {"model.vqmodel.quantize.embedding.weight": (codes, latent), "model.vqmodel.quant_conv.bias": (latent,)}
     return out | {"model.vqmodel.quant_conv.weight": (latent, width, 1, 1)}
 
 
@@ -149,11 +151,13 @@ def _write(folder: Path, config: dict, weights: dict[str, Tensor], name: str) ->
     save_file(weights, folder / f"{name}.safetensors")
 
 
-def write_uni_model(folder: Path, *, seed: int = 0, pickled: bool = False, **changes: object) -> Path:
-    """LLaDA2.0-Uni with 48 codes, drawings of 256 pixels and both decoders. ``pickled``: the features of codes as they are released."""
+def write_uni_model(
+    folder: Path, *, seed: int = 0, pickled: bool = False, codes: int = CODES, **changes: object
+) -> Path:
+    """LLaDA2.0-Uni with ``codes`` codes, drawings of 256 pixels and both decoders. ``pickled``: the features of codes as released."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = tokenizer(pictures=True)
-    offset = made.get_vocab_size() - CODES
+    made = tokenizer(pictures=True, codes=codes)
+    offset = made.get_vocab_size() - codes
     config = CONFIG | {
         "vocab_size": made.get_vocab_size(),
         "image_token_offset": offset,
@@ -170,11 +174,11 @@ def write_uni_model(folder: Path, *, seed: int = 0, pickled: bool = False, **cha
         "patch_size": 16,
         "image_size": 48,
     }
-    shapes = _tokenizer_shapes(16, 1, 24, 6, 3)
-    of_codes = {"vision_config": vision, "vq_config": {"embed_dim": 6, "num_embeddings": CODES}}
+    shapes = _tokenizer_shapes(16, 1, 24, 6, 3, codes)
+    of_codes = {"vision_config": vision, "vq_config": {"embed_dim": 6, "num_embeddings": codes}}
     _write(folder / "image_tokenizer", of_codes, random_tensors(shapes, seed + 1), "image_tokenizer")
     with unfilled():
-        prior, flow, vae = Prior(CODES, FLOW.features), ZImage(FLOW), FluxDecoder(VAE)
+        prior, flow, vae = Prior(codes, FLOW.features), ZImage(FLOW), FluxDecoder(VAE)
     features = random_tensors(_module_shapes(prior), seed + 2)
     if pickled:
         torch.save(features, folder / "image_tokenizer" / "sigvq_embedding.pt")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.sequence import Batch, Sequence
-from unmask.step import CachePlan, Loss, Move, Prediction, Progress, Proposal, Reuse
+from unmask.step import CachePlan, Loss, Move, Prediction, Progress, Proposal, Query, Reuse, Step
 
 ModelT = TypeVar("ModelT", contravariant=True)  # the network that an objective trains
 BatchT = TypeVar("BatchT", contravariant=True)  # what its source yields
@@ -133,6 +133,16 @@ class Bounded(Protocol):
 
 
 @runtime_checkable
+class Lingering(Protocol):
+    """A selection that goes on in a block without masked tokens: one more step, and after a step that changed a token another, at most
+    ``lingering`` of them. Such steps only redraw.
+    """
+
+    @property
+    def lingering(self) -> int: ...
+
+
+@runtime_checkable
 class Foreseeable(Protocol):
     """A selection that may promise (``foreseeable``) to unmask exactly ``counts`` of the masked tokens of each row's block, and to mask or
     redraw none. All counts of a run are then known before its first step, and what it unmasked is checked after its last one.
@@ -234,3 +244,13 @@ class Source(Protocol[MadeT]):
     """Training data: batch number ``step``, a pure function of (seed, step), so that resuming needs no state."""
 
     def __call__(self, step: int) -> MadeT: ...
+
+
+class Run(Protocol):
+    """The loop between two steps. ``query``: the next forward that it needs, None at the end · ``step``: the last one taken."""
+
+    @property
+    def query(self) -> Query | None: ...
+    @property
+    def step(self) -> Step: ...
+    def advance(self, prediction: Prediction) -> None: ...

@@ -319,6 +319,12 @@ def _values(sequences: Items[Sequence], length: int) -> Tensor | None:
     return torch.stack(padded)
 
 
+def writable_tokens(sequence: Sequence) -> Tensor:
+    """The numbers of the tokens of writable spans, in their order."""
+    spans = [torch.arange(span.start, span.stop) for span in sequence.spans if span.writable]
+    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.long)
+
+
 def sequence_at(sequence: Sequence, batch: Batch, row: int) -> Sequence:
     """``sequence`` with the ids, masks and values that a row of a batch has now, on the CPU. Where the batch has values, so has it: a row
     without any of its own gets zeros.

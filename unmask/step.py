@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.sequence import ON_UNMASK, SHARED, Batch
+from unmask.sequence import ON_UNMASK, SHARED, Batch, Sequence, sequence_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,24 @@ class Scored:
     logits: Tensor | None = None
     hidden: Tensor | None = None
     head: Head | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a watcher sees after a step: ``number`` from 1 (0: before), ``of`` how many are planned (it may end sooner), ``batch``.
+
+    ``sequence``: what its only row shows now, where that changes during the run (``live.py``) · ``patch``: changes that it follows.
+    """
+
+    number: int
+    of: int
+    batch: Batch
+    sequence: Sequence | None = None
+    patch: int = 0
+
+    def row(self, sequence: Sequence, index: int) -> Sequence:
+        """Row ``index``, which began as ``sequence``, as it stands."""
+        return sequence_at(self.sequence or sequence, self.batch, index)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PART = ".part"  # ends the name of what is not complete
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would write every end of a line as two bytes
+_TO_SYNC = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes only what may be written
 _ONE = re.compile(rf"\..+\.\d+{re.escape(PART)}")  # a file of ``write_whole``
 _SEVERAL = re.compile(rf"\..+\.json{re.escape(PART)}")  # a folder of ``write_together``
 
@@ -77,7 +79,7 @@ def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | N
 def append_line(path: Path, line: str) -> None:
     """Add a line, with its end, to a file that may not exist; it is on the disk afterwards. After an OSError the file is as before."""
     data = (line + "\n").encode()
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o644)
     try:
         before = os.fstat(handle).st_size
         try:
@@ -205,7 +207,7 @@ def _names(journal: Path, field: str) -> list[str]:
 def sync(path: Path) -> None:
     """Return when a file, or the names in a folder, are on the disk. OSError where this fails; not for a folder where the system cannot."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, _TO_SYNC)
     except PermissionError:
         if path.is_dir():  # Windows
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,20 @@ def test_a_bar_is_drawn_on_a_terminal_and_removed(
     assert bar._shown is not None and bar._shown.tasks[0].fields["words"] == "step 1 of 3"
     bar(3, 3)
     assert bar._shown is None
+
+
+def test_work_without_a_count_moves_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with progress.working("converting mini"):
+        pass
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.working("converting mini"):
+        time.sleep(0.2)
+    shown = capsys.readouterr()
+    assert "converting mini …" in shown.err and shown.out == ""
 
 
 def test_opening_and_unmasking_report_to_a_bar(

@@ -33,6 +33,7 @@ from unmask.sampling import (
     cache,
     constrain,
     cooling,
+    editing,
     guidance,
     kept,
     other_prompts,
@@ -101,6 +102,7 @@ SELECTIONS = [
     selection.PerSpan(selection=selection.RandomOrder()),
     selection.PerSpan(selection=selection.InOrder(order=ORDER)),
     cooling.Cooling(noise=2.0),
+    editing.TokenEditing(selection=selection.Confident(), threshold=0.2, most=3),
 ]
 EDIT = guidance.EditGuidance(scale=1.2, image_scale=1.4, drop=DROP, keep=frozenset({"source"}), null_id=NULL)
 GUIDANCES = [

@@ -44,6 +44,7 @@ ROLES: list[tuple[type, list[Any]]] = [
     (protocols.UnmaskingSchedule, ALL_SCHEDULES),
     (protocols.TokenSampler, ALL_TOKEN_SAMPLERS),
     (protocols.Selection, ALL_SELECTIONS),
+    (protocols.Lingering, [part for part in ALL_SELECTIONS if hasattr(part, "lingering")]),
     (protocols.Guidance, ALL_GUIDANCES),
     (protocols.BlockSchedule, ALL_BLOCKS),
     (protocols.EarlyStopping, ALL_STOPPINGS),
@@ -72,6 +73,7 @@ CHECKED = (
     protocols.UnmaskingSchedule,
     protocols.Predicting,
     protocols.Bounded,
+    protocols.Lingering,
     protocols.Correcting,
     protocols.Refreshing,
     protocols.Cache,
@@ -115,6 +117,7 @@ def test_optional_protocols_are_fitted_whole() -> None:
     names = {
         protocols.Predicting: "predict",
         protocols.Bounded: "extra_steps",
+        protocols.Lingering: "lingering",
         protocols.Correcting: "more",
         protocols.Refreshing: "completed",
         protocols.Ordered: "places",

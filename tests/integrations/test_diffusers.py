@@ -134,6 +134,17 @@ def test_the_progress_bar(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None
     assert "drawing: 100%" in shown and "3/3" in shown
     pipe("a cat", plan=False, attempts=1, **FAST)
     assert not capsys.readouterr().err
+    totals = list[int]()
+
+    class Bar(type(pipe.progress_bar(total=1))):  # type: ignore[misc]
+        def __init__(self, *args: Any, **more: Any) -> None:
+            totals.append(more["total"])
+            super().__init__(*args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe, "progress_bar", lambda total: Bar(total=total, disable=True))
+        pipe(["a cat", "a dog"], plan=False, attempts=1, **FAST)
+    assert totals == [3, 3]  # every run has a bar of its own
 
 
 def test_editing(pipe: Any, model: Model) -> None:

@@ -10,15 +10,23 @@ import pytest
 from unmask.cli.main import main
 
 
-@pytest.mark.parametrize("library", ["diffusers", "lm_eval", "mcp"])
-def test_the_error_names_the_extra(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("library", "extra"),
+    [
+        ("diffusers", "diffusers"),
+        ("lm_eval", "lm-eval"),
+        ("lmms_eval", "lmms-eval"),
+        ("mcp", "mcp"),
+        ("anywidget", "notebook"),
+    ],
+)
+def test_the_error_names_the_extra(library: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(f"{library}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"unmask.integrations.{library}", raising=False)
     with pytest.raises(ModuleNotFoundError) as caught:
         importlib.import_module(f"unmask.integrations.{library}")
-    extra = library.replace("_", "-")
     assert str(caught.value) == f"the package '{library}' is not installed\nhint: pip install 'unmask[{extra}]'"
 
 

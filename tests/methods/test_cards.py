@@ -74,6 +74,7 @@ def test_every_sampler_of_a_card_has_a_name_and_the_reverse() -> None:
         "entropy",
         "origin",
         "ml_cache",
+        "token_editing",
     }  # of unmask/sampling/presets.py
     assert set(known) - set(named) == others
 

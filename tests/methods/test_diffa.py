@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from unmask.pipeline.formats import Format, format_in
 from unmask.pipeline.text_family import DIFFA
 from unmask.pipeline.text_model import TextModel
 from unmask.rng import generator
-from unmask.sequence import Kind, Sequence, Span
+from unmask.sequence import Kind, Sequence, Span, collate
 from unmask.tasks.conversing import Message
 from unmask.tasks.hearing import LEAD, MARK, SYSTEM, heard, spliced
 from unmask.tokens.sound import SoundError, log_mel, mel_bands, read_sound, resampled
@@ -237,10 +238,26 @@ def test_a_sound_is_spliced_at_its_place() -> None:
     assert [(s.name, s.start) for s in spliced(row([1, 2, 3], 1), 0, torch.ones(1, 3)).spans] == [
         ("sound", 0), ("prompt", 1), ("answer", 3),
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="pictures or sounds already"):
+    with pytest.raises(ValueError, match="pixels or a sound already"):
         spliced(made, 0, torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"in 0..3, got 9"):
         spliced(row([1, 2, 3], 1), 9, torch.ones(1, 3))
+
+
+def test_a_sound_is_spliced_beside_the_features_of_a_picture() -> None:
+    look = Span(name="look", kind=Kind.FEATURE, start=0, stop=2)
+    words = row([1, 2, 3, 4], 2)
+    seen = Sequence(
+        ids=torch.tensor([0, 0, 1, 2, 3, 4]),
+        masked=torch.zeros(6, dtype=torch.bool),
+        spans=(look, *(replace(s, start=s.start + 2, stop=s.stop + 2) for s in words.spans)),
+        features=torch.tensor([[1.0], [2.0]]),
+    )
+    made = spliced(seen, 3, torch.tensor([[7.0], [8.0], [9.0]]))
+    batch = collate([made, made], range(2))
+    assert batch.features is not None and made.features is not None and made.feature_rows == 5
+    read = batch.features[batch.feature][..., 0].masked_fill(batch.kind != Kind.FEATURE, 0.0)
+    assert read.tolist() == [[1, 2, 0, 7, 8, 9, 0, 0, 0]] * 2
 
 
 def sounds(count: int = 2) -> AboutSounds:

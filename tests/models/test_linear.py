@@ -162,3 +162,16 @@ def test_choice(monkeypatch: pytest.MonkeyPatch, processor: str, capability: str
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert linears.onednn_is_faster.__wrapped__() is (wanted and torch.backends.mkldnn.is_available())
+
+
+def test_a_model_that_is_opened_in_inference_mode() -> None:
+    """As ComfyUI runs its nodes. Tensors of that mode do not count writes, so weights must be ordinary ones."""
+    import unmask
+    from unmask.pipeline.loading import needs_of
+
+    with torch.inference_mode():
+        model = unmask.load("mini", device="cpu", needs=needs_of("generate"))
+        (inside,) = model.generate("a cat", seed=1, steps=2, plan=False, attempts=1)
+    (outside,) = model.generate("a cat", seed=1, steps=2, plan=False, attempts=1)
+    assert inside.image.tobytes() == outside.image.tobytes()
+    assert not any(p.is_inference() for p in model.parts.net.parameters())

@@ -76,11 +76,15 @@ def test_every_recipe_is_tried() -> None:
     others |= {"dida.adapt", "dimple.adapt", "image_tokens.causal", "medim.joint", "rediff", "reflectdrive.planner"}
     others |= {
         "captioning.masked",
+        "diffa.adapters",
+        "deem.eyes",
+        "deem.generator",
         "diffdis.pairs",
         "diffusion_link.encoders",
         "diffusionpid.world",
         "dinoiser.captions",
         "gill.bridge",
+        "dplm2.proteins",
         "inpo.pairs",
         "ladic.captions",
         "looped.text",
@@ -88,7 +92,10 @@ def test_every_recipe_is_tried() -> None:
         "neodiff.texts",
         "promoe.drawer",
         "sur_adapter.terse",
+        "unigenx.matter",
+        "query_kontext.editor",
         "unigrpo",
+        "x_streamer.talker",
     }
     # Those that are not in SMALL have tests of their own.
     assert {*SMALL, *stages, *others, "finetune", "small.all", "mini.all"} == set(recipes())

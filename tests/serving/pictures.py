@@ -41,7 +41,7 @@ def boxes(browser: Browser, url: str) -> bytes:
         look.get_by_label("Example image: animals").click()
         look.locator("textarea").first.fill("the dog\nthe umbrella\nthe elephant")
         run(page, "ground", "boxes")
-        look.get_by_role("button", name="2 the umbrella").click()
+        look.get_by_role("button", name="2 the umbrella", exact=True).click()
         look.locator("h1").click()
         return page.screenshot()
 

@@ -25,7 +25,7 @@ from ..tokens.profiles import DISPLAY_P3, rgb
 from .served import client, data_url, opened, plain, png, serving, tiny
 
 torch.set_num_threads(1)
-FEW = {"steps": 2, "seed": 4}
+FEW = {"steps": 2, "seed": 4, "plan": False}
 GENERATE, EDIT, GROUND, INFILL = "/v1/images/generations", "/v1/images/edits", "/v1/ground", "/v1/infill"
 PICTURE = Image.effect_noise((60, 40), 90).convert("RGB")
 FILE = ("picture.png", png(PICTURE))
@@ -36,7 +36,7 @@ WORDS = Vocabulary(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving(Model(replace(tiny().parts, vocabulary=WORDS))) as served:
+    with serving(Model(replace(tiny().parts, vocabulary=WORDS), tiny().presets)) as served:
         yield served
 
 
@@ -46,8 +46,8 @@ def draw(server: Server, **more: Any) -> dict[str, Any]:
     return answer.json()
 
 
-def usual() -> Image.Image:
-    return tiny().generate("a dog", seed=4, settings=["schedule.steps=2"])[0].image
+def usual(plan: bool | None = False) -> Image.Image:
+    return tiny().generate("a dog", seed=4, plan=plan, settings=["schedule.steps=2"])[0].image
 
 
 def refused(answer: Any, param: str) -> str:
@@ -181,8 +181,8 @@ OPTIONAL = {
 
 
 def test_null_is_absent_on_every_endpoint(server: Server) -> None:
-    found = draw(server, **{**OPTIONAL, **FEW})
-    assert np.array_equal(np.asarray(opened(found["data"][0]["b64_json"])), np.asarray(usual()))
+    found = draw(server, **{**OPTIONAL, **FEW, "plan": None})
+    assert np.array_equal(np.asarray(opened(found["data"][0]["b64_json"])), np.asarray(usual(plan=None)))
     shared = {"model": None, "seed": None, "settings": None, "sampler": None, "priority": None}
     mask = data_url(Image.new("L", PICTURE.size, 255))
     bodies = {
@@ -209,15 +209,14 @@ def test_empty_and_null_form_fields_are_absent(server: Server, absent: str) -> N
 
 
 def test_usage_counts_the_tokens_of_all_runs(server: Server) -> None:
-    plainly = {**FEW, "plan": False}
-    found = client(server).images.generate(model="tiny", prompt="a dog", n=3, extra_body=plainly)
-    usage, one = found.usage, client(server).images.generate(model="tiny", prompt="a dog", extra_body=plainly).usage
+    found = client(server).images.generate(model="tiny", prompt="a dog", n=3, extra_body=FEW)
+    usage, one = found.usage, client(server).images.generate(model="tiny", prompt="a dog", extra_body=FEW).usage
     assert one.output_tokens == 64 and one.output_tokens_details.image_tokens == 64  # 8 x 8 codes
     assert one.input_tokens_details.image_tokens == 0 < one.input_tokens_details.text_tokens == one.input_tokens
     assert one.total_tokens == one.input_tokens + one.output_tokens
     assert (usage.output_tokens, usage.input_tokens) == (3 * 64, 3 * one.input_tokens)
     assert one.output_tokens_details.text_tokens == 0
-    longer = client(server).images.generate(model="tiny", prompt="a dog and a red cat", extra_body=plainly).usage
+    longer = client(server).images.generate(model="tiny", prompt="a dog and a red cat", extra_body=FEW).usage
     assert longer.input_tokens > one.input_tokens
     edited = client(server).images.edit(model="tiny", image=FILE, prompt="red", extra_body={**FEW, "n": 1}).usage
     assert edited.input_tokens_details.image_tokens > 0 and edited.output_tokens == 64

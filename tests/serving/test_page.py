@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from unmask.serving.server import Server
 
-from .on_page import WEB, Page, Visit, ask, done, expect, panel, picture, same, watch
+from .on_page import WEB, Locator, Page, Visit, ask, done, expect, panel, picture, same, standing_still, watch
 
 
 def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, folder: Path) -> None:
@@ -110,14 +111,14 @@ def test_a_layout_is_drawn_named_and_sent(page: Page) -> None:
     ask(draw, "a red apple and a dog", steps=4)
     expect(draw.locator(".error")).to_contain_text("Box 2 has no label")
     draw.get_by_label("Label of box 2").fill("dog")
-    draw.get_by_role("button", name="dog 2").press("ArrowRight")
+    draw.get_by_role("button", name="Box 2 dog").press("ArrowRight")
     with page.expect_request("**/generations") as sent:
         draw.get_by_role("button", name="Draw").click()
     boxes = sent.value.post_data_json["boxes"]
     assert [b["phrase"] for b in boxes] == ["red apple", "dog"]
     assert boxes[0]["box"][2:] == [pytest.approx(0.5, abs=0.01)] * 2 and boxes[1]["box"][0] == pytest.approx(0.18)
     done(draw)
-    draw.get_by_role("button", name="1 red apple").click()
+    draw.get_by_role("button", name="1 red apple", exact=True).click()
     expect(draw.locator(".box.chosen")).to_have_count(1)
 
 
@@ -141,7 +142,7 @@ def test_ground_boxes_can_be_picked(page: Page, model: Any, folder: Path) -> Non
     (dog, _) = model.ground(WEB / "example-animals.png", ["the dog", "the umbrella"]).boxes
     style = look.locator(".box").first.get_attribute("style") or ""
     assert float(re.findall(r"left: ([\d.]+)%", style)[0]) == pytest.approx(dog.x1 / 128 * 100, abs=0.01)
-    look.get_by_role("button", name="2 the umbrella").click()
+    look.get_by_role("button", name="2 the umbrella", exact=True).click()
     expect(look.locator(".box.chosen")).to_have_text("2 the umbrella")
     page.screenshot(path=folder / "ground.png")
 
@@ -242,3 +243,105 @@ def test_gallery_and_links_reproduce_a_result(visits: Callable[..., Visit], serv
     other.keyboard.press("Control+Enter")
     done(other.locator("#panel-draw"))
     expect(visit.page("#constructor?prompt=a").locator("#panel-draw")).to_be_visible()  # no such task: the first tab
+
+
+def _follows(page: Page, change: int) -> None:
+    """Wait until a frame shows this change, or a later one."""
+    numbers = "|".join(map(str, range(change, change + 20)))
+    expect(page.locator("body")).to_have_attribute("data-followed", re.compile(f"^({numbers})$"))
+
+
+def _stroke(page: Page, place: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag over a part of an element; fractions of its sides."""
+    box = place.bounding_box()
+    assert box
+    (x, y), (w, h) = (box["x"], box["y"]), (box["width"], box["height"])
+    page.mouse.move(x + start[0] * w, y + start[1] * h)
+    page.mouse.down()
+    page.mouse.move(x + end[0] * w, y + end[1] * h, steps=4)
+    page.mouse.up()
+
+
+def test_a_drawing_follows_the_prompt_the_brush_and_the_boxes(page: Page, model: Any, folder: Path) -> None:
+    draw = panel(page, "Draw")
+    draw.get_by_role("switch", name="Plan").uncheck()
+    draw.get_by_role("button", name="Live").click()
+    watch(draw)
+    with standing_still(model, 6):
+        ask(draw, "a red apple", seed=5, steps=8)
+        expect(draw.get_by_role("button", name="Paint")).to_be_visible()
+        expect(draw.locator(".step")).to_contain_text("of 8")
+        with page.expect_response("**/generations/draw-*") as typed:
+            draw.locator("textarea").first.fill("a blue car")
+        assert typed.value.status == 200 and typed.value.json()["patch"] == 1
+    _follows(page, 1)
+    expect(draw.locator(".line")).to_contain_text("change it now")
+    page.screenshot(path=folder / "live.png")
+    draw.get_by_role("button", name="Paint").click()
+    _stroke(page, draw.locator(".brush"), (0.2, 0.3), (0.4, 0.3))
+    _follows(page, 2)
+    assert page.evaluate("window.seen.some((masked, i) => masked > window.seen[i - 1])"), "tokens are masked again"
+    draw.get_by_role("button", name="Paint").click()
+    with page.expect_request("**/generations/draw-*") as sent:
+        _stroke(page, draw.locator(".boxes.editable"), (0.05, 0.55), (0.45, 0.95))
+        page.keyboard.type("red apple")
+    (named,) = sent.value.post_data_json["boxes"]
+    assert named["phrase"] == "red apple"
+    _follows(page, 3)
+    before = int(page.evaluate("document.body.dataset.followed"))
+    with page.expect_request("**/generations/draw-*") as sent:
+        draw.get_by_role("button", name="Box 1 red apple").press("ArrowUp")
+    assert sent.value.post_data_json["boxes"][0]["box"][1] < named["box"][1]
+    _follows(page, before + 1)
+    expect(draw.locator(".line")).to_contain_text("change it now")
+    draw.get_by_role("button", name="Finish").click()
+    done(draw)
+    expect(draw.get_by_role("link", name="Download")).to_be_visible()
+    expect(draw.get_by_role("button", name="Copy link")).to_have_count(0)
+    page.locator(".shot").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("a blue car")
+
+
+AXE = Path(os.environ.get("UNMASK_AXE", Path(__file__).parents[2] / ".axe/node_modules/axe-core/axe.min.js"))
+
+
+def _violations(page: Page) -> list[str]:
+    """What axe-core calls serious or critical."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        f"{v['id']}: {v['help']} {[node['target'] for node in v['nodes'][:3]]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="no axe-core: make axe fetches it from npm")
+@pytest.mark.parametrize(("size", "dark"), [((1360, 900), False), ((390, 844), True)])
+def test_everybody_can_use_the_page(
+    visits: Callable[..., Visit], server: Server, size: tuple[int, int], dark: bool
+) -> None:
+    page = visits(server.url, size=size, dark=dark, still=True).page()
+    draw = panel(page, "Draw")
+    draw.get_by_role("button", name="Live").click()
+    ask(draw, "a dog left of a cat", steps=2)
+    expect(draw.get_by_role("button", name="Finish")).to_be_visible()
+    expect(draw.locator(".line")).to_contain_text("change it now")
+    draw.get_by_role("button", name="Paint").click()
+    assert _violations(page) == [], "while it is changed"
+    draw.get_by_role("button", name="Finish").click()
+    done(draw)
+    draw.locator("summary", has_text="More settings").click()
+    assert _violations(page) == [], "a finished drawing with all settings"
+    for tab in ("Ask", "Ground", "Edit", "Chat"):
+        place = panel(page, tab)
+        if tab != "Chat":
+            place.get_by_label("Example image: cups").click()
+            expect(place.locator(".hint")).to_be_hidden()
+        assert _violations(page) == [], tab
+    page.locator(".shot").first.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert _violations(page) == [], "the gallery"
+    page.goto(f"{server.url}/web/read.html#docs")
+    expect(page.locator("h1").first).to_be_visible()
+    assert _violations(page) == [], "the documents"

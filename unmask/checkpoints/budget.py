@@ -148,6 +148,9 @@ def free_bytes(device: str) -> int | None:
     """Free memory of a device; None if unknown."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0] if torch.cuda.is_available() else None
+    if device == "mps":  # the part of the machine's memory that Metal lets a process have
+        known = torch.backends.mps.is_available()
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory() if known else None
     found = [_meminfo(), _cgroup()] if device == "cpu" else []
     return min((f for f in found if f is not None), default=None)
 

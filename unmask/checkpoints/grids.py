@@ -60,17 +60,26 @@ def _with_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asymmetric:
-    """From the least to the largest number or 0, times ``clip`` (GPTQ; QuaRot's activations)."""
+class _OfRange:
+    """A grid that depends on the least and the largest number of a group."""
 
     bits: int
-    clip: float = 1.0
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
 
     def __call__(self, x: Tensor) -> Levels:
         return self.levels(*_range(x))
+
+    def levels(self, low: Tensor, high: Tensor) -> Levels:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asymmetric(_OfRange):
+    """From the least to the largest number or 0, times ``clip`` (GPTQ; QuaRot's activations)."""
+
+    clip: float = 1.0
 
     def levels(self, low: Tensor, high: Tensor) -> Levels:
         most = 2**self.bits - 1
@@ -80,18 +89,10 @@ class Asymmetric:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Symmetric:
+class Symmetric(_OfRange):
     """From -h to h, h being the largest magnitude, with the zero point 2^(bits - 1) (GPTQ's symmetric grid). A group without negative
     numbers spans 0 .. h, but keeps that zero point, as the released code does.
     """
-
-    bits: int
-
-    def __post_init__(self) -> None:
-        check_bits(self.bits)
-
-    def __call__(self, x: Tensor) -> Levels:
-        return self.levels(*_range(x))
 
     def levels(self, low: Tensor, high: Tensor) -> Levels:
         low, high = low.clamp(max=0), high.clamp(min=0)
@@ -103,17 +104,10 @@ class Symmetric:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signed:
+class Signed(_OfRange):
     """Indices -2^(bits - 1) .. 2^(bits - 1) - 1 and no zero point; the largest magnitude, times ``clip``, is the last of them (QuaRot)."""
 
-    bits: int
     clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_bits(self.bits)
-
-    def __call__(self, x: Tensor) -> Levels:
-        return self.levels(*_range(x))
 
     def levels(self, low: Tensor, high: Tensor) -> Levels:
         half = 2 ** (self.bits - 1)
@@ -123,19 +117,12 @@ class Signed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tight:
+class Tight(_OfRange):
     """From the least to the largest number times ``clip``, whether or not 0 lies between; the zero point is an index (AWQ; DuQuant with
     ``clip``). Numbers of one sign alone lose what lies beyond that.
     """
 
-    bits: int
     clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_bits(self.bits)
-
-    def __call__(self, x: Tensor) -> Levels:
-        return self.levels(*_range(x))
 
     def levels(self, low: Tensor, high: Tensor) -> Levels:
         most = 2**self.bits - 1

@@ -31,6 +31,7 @@ MOST_INDEX = 16 * 2**20  # bytes of an index
 PIECE = 4 * 2**20  # bytes per read; small, because the allocator may leave gaps of this size between tensors
 _FEED_FORWARD = re.compile(r"^(blocks\.\d+\.(?:und|gen))\.((?:gate|up|down)\.weight)$")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {str(kind).removeprefix("torch."): kind for kind in FLOATS.values()}  # as users name them
 _OTHERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import click
 from unmask import __version__
 from unmask.cli.options import device_option, found_device, json_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
+from unmask.cli.progress import working
 
 if TYPE_CHECKING:
     from unmask.evaluation.self_test import Comparison
@@ -59,7 +60,8 @@ def doctor(self_test: bool, as_json: bool, device: str, threads: int | None) -> 
     model = load("mini", device=found_device(device))
     assert isinstance(model, Model)
     here, (reference, wanted) = Machine.of(model), shipped()
-    results = compared(figures_of(model), wanted, exactly=here == reference)
+    with working("computing"):
+        results = compared(figures_of(model), wanted, exactly=here == reference)
     differs = [name for name, value in asdict(here).items() if value != asdict(reference)[name]]
     ok = all(one.ok for one in results)
     if as_json:

@@ -357,14 +357,15 @@ def _box_region(text: str, size: tuple[int, int]) -> Image.Image:
 
 def _layout(text: str) -> Layout:
     """``name: x1,y1,x2,y2; …``, or a JSON file: [{"phrase": …, "box": [x1, y1, x2, y2]}, …]."""
-    from unmask.tokens.layouts import layout_of
+    from unmask.tokens.layouts import layout_in, layout_of
 
     path = Path(text)
     try:
         if path.suffix == ".json":
-            return layout_of([(str(t["phrase"]), [float(v) for v in t["box"]]) for t in json.loads(path.read_text())])
-        pairs = [part.rsplit(":", 1) for part in text.split(";") if part.strip()]
-        return layout_of([(name, [float(v) for v in box.split(",")]) for name, box in pairs])
+            return layout_of(
+                [(str(t["phrase"]), [float(v) for v in t["box"]]) for t in json.loads(path.read_text(encoding="utf-8"))]
+            )
+        return layout_in(text)
     except OSError as error:
         raise click.UsageError(f"--boxes {text}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
     "--audio",
     type=click.Path(),
     metavar="FILE.wav",
-    help="A sound that the QUESTION is about, of models that hear (DIFFA).",
+    help="A sound that the QUESTION is about, or that asks it, of models that hear (DIFFA).",
 )
 @path_option("--trace", (".txt",), "Also save the answer after each step (.txt).")
 @model_options
@@ -105,6 +106,7 @@ def ask(
       unmask ask *.png "what colour is the apple?"
       unmask ask "Why is the sky blue?" --model LLaDA-8B-Instruct --max-tokens 64 --temperature 0.5
       unmask ask "What does the speaker say?" --audio question.wav --model DIFFA
+      unmask ask apple.png "answer" --audio question.wav --model runs/hearing
       unmask ask "The sky is" --plain --max-tokens 32 --model LLaDA-8B-Base
     """
     names, question = pictures_and_text(words, "question", "unmask ask")
@@ -133,16 +135,26 @@ def ask(
     else:
         asked = pictures if names else iter([("", None)])  # without a picture, the model says whether it needs one
         options |= {"draft": draft}
+        if audio:
+            if "audio" not in inspect.signature(model.ask).parameters:
+                raise ValueError(_deaf(run))
+            options |= {"audio": audio}
         answers = ((name, model.ask(picture, question, **options)) for name, picture in asked)
         _show_answers(answers, max(1, len(names)), trace, run)
 
 
 def _refuse_deaf(run: Run) -> None:
-    """ValueError where the model hears no sound. Opens no model."""
+    """ValueError where the model hears no sound. Opens no model; whether one that a recipe opens hears, its ``ask`` says."""
     from unmask.pipeline.loading import Format, format_in, resolve
+    from unmask.pipeline.recipe_models import recipe_in
 
-    if format_in(resolve(run.model, download=run.download)) is not Format.DIFFA:
-        raise ValueError(f"{run.model} hears no sound; leave out --audio, or use a DIFFA model")
+    folder = resolve(run.model, download=run.download)
+    if format_in(folder) is not Format.DIFFA and not recipe_in(folder):
+        raise ValueError(_deaf(run))
+
+
+def _deaf(run: Run) -> str:
+    return f"{run.model} hears no sound; leave out --audio, or use a DIFFA model"
 
 
 def _refuse_model(run: Run, names: Sequence[str], question: str, plain: bool) -> None:

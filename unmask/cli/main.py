@@ -36,6 +36,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "rollout": ("unmask.cli.rollout", "Sample groups of answers to the prompts of a file, for reinforcement."),
     "methods": ("unmask.cli.methods", "List the published methods, show one, or run its demonstration."),
     "explain": ("unmask.cli.explain", "Show what the words of a prompt tell about a picture."),
+    "trace": ("unmask.cli.trace", "Show how a sample came about: order, entropies and rewrites."),
     "probe": ("unmask.cli.probe", "Search for prompts on which a model fails."),
     "evaluate": ("unmask.cli.measure", "Measure the quality of a model."),
     "bench": ("unmask.cli.measure", "Compare samplers, or run a benchmark script of the source tree."),

@@ -5,9 +5,10 @@ On a terminal a bar that disappears when it is done; elsewhere a plain line ever
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,18 @@ class Bar:
 
 def silent(done: int, of: int) -> None:
     """No progress."""
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """A moving sign on a terminal while something runs that cannot say how far it is; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} …"):
+        yield
 
 
 def opening(model: str, *, quiet: bool = False, lines: bool = True) -> Callable[[int, int], None]:

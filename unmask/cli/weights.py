@@ -18,6 +18,7 @@ from unmask.cli.options import (
     use_threads,
 )
 from unmask.cli.output import news, print_json, table
+from unmask.cli.progress import working
 
 
 @click.command()
@@ -57,10 +58,11 @@ def convert(source: str, out: Path, layout: str, like: str | None, as_json: bool
     from unmask.pipeline.convert import to_own, to_released
     from unmask.pipeline.from_pickles import to_safetensors
 
-    if layout == "safetensors":
-        written = to_safetensors(source, out)
-    else:
-        written = to_released(source, out, like=like) if layout == "released" else to_own(source, out)
+    with working(f"converting {source}"):
+        if layout == "safetensors":
+            written = to_safetensors(source, out)
+        else:
+            written = to_released(source, out, like=like) if layout == "released" else to_own(source, out)
     files = {str(p.relative_to(out)): p.stat().st_size for p in written}
     if as_json:
         print_json({"source": source, "out": str(out), "layout": layout, "files": files})
@@ -94,7 +96,8 @@ def merge(model: str, lora: tuple[str, ...], out: Path, download: bool, as_json:
     """
     from unmask.pipeline.adapting import merge as write_merged
 
-    written = write_merged(model, lora, out, download=download)
+    with working(f"merging {model}"):
+        written = write_merged(model, lora, out, download=download)
     files = {str(p.relative_to(out)): p.stat().st_size for p in written}
     if as_json:
         print_json({"source": model, "lora": list(lora), "out": str(out), "files": files})
@@ -131,7 +134,8 @@ def verify(
     from unmask.evaluation.verify import verify as differences
 
     tolerance = default_tolerance(folder) if tolerance is None else tolerance
-    found = differences(folder, tolerance=tolerance, dtype=getattr(torch, dtype) if dtype else None, device=device)
+    with working(f"verifying {folder}"):
+        found = differences(folder, tolerance=tolerance, dtype=getattr(torch, dtype) if dtype else None, device=device)
     ok = all(d.ok for d in found)
     if as_json:
         record = {"folder": str(folder), "tolerance": tolerance, "dtype": dtype, "device": device, "ok": ok}

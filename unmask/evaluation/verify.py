@@ -25,6 +25,7 @@ from unmask.checkpoints.lumina_dimoo import survey_dimoo
 from unmask.checkpoints.mmada import is_mmada, survey_mmada
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import CheckpointError, read_tensors
+from unmask.evaluation.thinned import Thinning
 from unmask.evaluation.verify_dimoo import DIMOO_INPUTS, dimoo_arrays
 from unmask.evaluation.verify_families import REPRODUCE, TOLERANCES
 from unmask.evaluation.verify_mmada import MMADA_INPUTS, mmada_arrays
@@ -139,6 +140,8 @@ def _compared(ours: Arrays, arrays: Arrays, inputs: frozenset[str], folder: Path
         missing, unknown = [n for n in wrong if n in ours], [n for n in wrong if n not in ours]
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise CheckpointError(f"{folder / 'expected.safetensors'} {' and '.join(said)}; was it made for this version?")
+    kept = Thinning.read(folder / "expected.safetensors")
+    ours = {name: kept.thin(name, array) for name, array in ours.items()}
     return [compare(name, ours[name].to(arrays[name].device), arrays[name], tolerance) for name in sorted(ours)]
 
 

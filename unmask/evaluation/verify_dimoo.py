@@ -7,8 +7,7 @@ codes and the mask (``verify_runs.PublishedText``). ``verify.py`` compares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +16,16 @@ from torch import Tensor
 from unmask.checkpoints.lumina_dimoo import read_text
 from unmask.checkpoints.schema import read_json
 from unmask.evaluation.verify_rows import masked_rows, scored_rows, text_ids
-from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, complete, prompts_of, record
+from unmask.evaluation.verify_runs import (
+    GivenCodes,
+    GivenNoise,
+    Measured,
+    PublishedText,
+    Trace,
+    complete,
+    prompts_of,
+    record,
+)
 from unmask.models.elastic import Elastic
 from unmask.objectives.masked import Masked, Pooled
 from unmask.sampling.lumina_dimoo import dimoo_edit, dimoo_image
@@ -47,7 +55,7 @@ from unmask.tokens.lumina_dimoo import (
     understanding,
 )
 from unmask.tokens.prompts import RELEASED
-from unmask.tokens.text import END_ANSWER, MASK, Text
+from unmask.tokens.text import END_ANSWER, MASK
 from unmask.tokens.vq import VQ
 
 Arrays = dict[str, Tensor]
@@ -73,14 +81,7 @@ def dimoo_arrays(folder: Path, arrays: Arrays, net: Elastic, vq: VQ) -> Arrays:
         return reference.reproduce(net, vq)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiMOOReference:
-    """The arrays of expected.safetensors, and the prompts that they were measured on (JSON in the file's metadata)."""
-
-    arrays: Arrays
-    prompts: Mapping[str, object]
-    text: Text
-
+class DiMOOReference(Measured):
     @torch.no_grad()
     def reproduce(self, net: Elastic, vq: VQ) -> Arrays:
         """Our version of every output array."""

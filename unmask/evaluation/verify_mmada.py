@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,16 @@ from unmask.checkpoints.mmada import read_text
 from unmask.checkpoints.schema import read_json
 from unmask.evaluation.verify_parallel import parallel
 from unmask.evaluation.verify_rows import encoded, masked_rows, scored_rows, text_batch, text_ids
-from unmask.evaluation.verify_runs import GivenCodes, GivenNoise, PublishedText, Trace, complete, prompts_of, record
+from unmask.evaluation.verify_runs import (
+    GivenCodes,
+    GivenNoise,
+    Measured,
+    PublishedText,
+    Trace,
+    complete,
+    prompts_of,
+    record,
+)
 from unmask.models.elastic import Elastic
 from unmask.models.padding import WeightedPadding
 from unmask.objectives.clipped import clipped_loss
@@ -76,14 +84,7 @@ def mmada_arrays(folder: Path, arrays: Arrays, net: Elastic, vq: Magvit) -> Arra
         return reference.reproduce(net, vq)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MMaDAReference:
-    """The arrays of expected.safetensors, and the prompts that they were measured on (JSON in the file's metadata)."""
-
-    arrays: Arrays
-    prompts: Mapping[str, object]
-    text: Text
-
+class MMaDAReference(Measured):
     @torch.no_grad()
     def reproduce(self, net: Elastic, vq: Magvit) -> Arrays:
         """Our version of every output array."""

@@ -27,6 +27,7 @@ from unmask.sampling.selection import first, move
 from unmask.sampling.token_sampler import LogProbability
 from unmask.sequence import Batch, Kind, Sequence, collate
 from unmask.step import Move, Prediction, Progress, Proposal, Query
+from unmask.tokens.text import Text
 
 
 def prompts_of(folder: Path) -> Mapping[str, object]:
@@ -50,6 +51,15 @@ def complete(folder: Path) -> Iterator[None]:
         yield
     except KeyError as error:
         raise CheckpointError(f"{folder / 'expected.safetensors'} lacks {error.args[0]}; is it complete?") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The arrays of expected.safetensors, and the prompts that they were measured on (JSON in the file's metadata)."""
+
+    arrays: dict[str, Tensor]
+    prompts: Mapping[str, object]
+    text: Text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -232,7 +232,7 @@ class SparseReference:
     def _run(self, net: Elastic, sequence: Sequence, sampler: Sampler) -> Record:
         seen = Seen(token_sampler=sampler.token_sampler)
         batch = collate([sequence], [0]).to(self.arrays["train.ids"].device)
-        run: SamplingRun = replace(sampler, token_sampler=seen).start(batch)
+        run = SamplingRun(replace(sampler, token_sampler=seen), batch)
         queries, predictions, batches = [], [], []
         while (query := run.query) is not None:
             queries.append(query)

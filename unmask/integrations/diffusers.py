@@ -25,7 +25,7 @@ from torch import Tensor
 from unmask.checkpoints.device import AUTO, find_device
 from unmask.checkpoints.elastic import BRANCHES, EVERYTHING, WeightStorage
 from unmask.integrations import missing
-from unmask.integrations.frames import MASKED, Frame, watched
+from unmask.integrations.frames import Frame, canvases, watched
 from unmask.integrations.pictures import OUTPUTS, Pictures, converted, paired, pictures, texts
 from unmask.integrations.seeds import consecutive, seeds_of
 from unmask.pipeline.exporting import export_like
@@ -177,7 +177,7 @@ class _OneModel(DiffusionPipeline):
 
     def preview(self, latents: Tensor) -> list[Image.Image]:
         """The pictures of tokens [B, h, w] as a callback gets them, masked tokens as grey tiles."""
-        return [self.model.parts.canvas(codes.clamp(min=0), codes == MASKED) for codes in latents]
+        return canvases(self.model, latents)
 
     def _drawn(self, draw: Draw, seeds: list[list[int]], call: _Call) -> Any:
         """The output of a call. ``draw(model, row, seed, n)``: ``n`` pictures of prompt ``row`` with consecutive seeds."""
@@ -207,11 +207,11 @@ class _Progress:
             self.bar.close()
 
     def on_frame(self, frame: Frame) -> None:
-        if frame.number == 0 or self.bar is None:
+        if frame.number == 1 or self.bar is None:
             self.__exit__()
             self.bar: Any = self.pipeline.progress_bar(total=frame.of)
         self.bar.update(frame.number - self.bar.n)
-        if self.call.callback and frame.number:
+        if self.call.callback:
             tensors = {"latents": frame.codes} if "latents" in self.call.tensors else {}
             self.call.callback(self.pipeline, frame.number - 1, frame.masked, tensors)
         if self.pipeline.interrupt:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unmask.pipeline.model import Model
@@ -24,7 +25,7 @@ MASKED = -1  # stands for a masked token among codes
 class Frame:
     """All pictures of one run after a step.
 
-    ``number``: steps taken, 0 before the first · ``of``: steps planned · ``codes [B, h, w]``: image tokens on the CPU, ``MASKED`` where
+    ``number``: steps taken; a run begins with 1 · ``of``: steps planned · ``codes [B, h, w]``: image tokens on the CPU, ``MASKED`` where
     they are masked.
     """
 
@@ -68,8 +69,21 @@ class _Watching:
 
 
 def watched(model: Model, on_frame: Callable[[Frame], None]) -> Model:
-    """The model with the same results, which calls ``on_frame`` before the first step of its pictures and after every step."""
+    """The model with the same results, which calls ``on_frame`` after every step of its pictures."""
     return Model(model.parts, model.presets, executor=_Watching(model=model, on_frame=on_frame))
+
+
+def canvases(model: Model, codes: Tensor) -> list[Image.Image]:
+    """The pictures of ``Frame.codes`` [B, h, w], masked tokens as grey tiles."""
+    return [model.parts.canvas(of_row.clamp(min=0), of_row == MASKED) for of_row in codes]
+
+
+def in_a_row(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side."""
+    row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
+    for at, image in enumerate(images):
+        row.paste(image, (sum(before.width for before in images[:at]), 0))
+    return row
 
 
 def _draws(sequence: Tokens) -> bool:

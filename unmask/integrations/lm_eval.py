@@ -16,7 +16,7 @@ import torch
 
 from unmask.checkpoints.device import AUTO
 from unmask.checkpoints.elastic import WeightStorage
-from unmask.checkpoints.stream import FLOATS
+from unmask.checkpoints.stream import DTYPES
 from unmask.integrations import missing
 from unmask.objectives.likelihood import bound
 from unmask.pipeline.opening import load
@@ -40,7 +40,6 @@ except ModuleNotFoundError as error:
     raise missing("lm_eval", "lm-eval") from error
 
 _ROWS = 16  # of a forward, where the batch size is "auto"
-_DTYPES = {str(kind).removeprefix("torch."): kind for kind in FLOATS.values()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +88,9 @@ class UnmaskLM(LM):
         download: bool = False,
     ) -> None:
         super().__init__()
-        if dtype not in (None, *_DTYPES):
-            raise ValueError(f"dtype {dtype!r} is not supported; use one of {', '.join(_DTYPES)}")
-        storage = WeightStorage(dtype=_DTYPES[dtype]) if dtype else None
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}")
+        storage = WeightStorage(dtype=DTYPES[dtype]) if dtype else None
         opened = load(pretrained, device=device or AUTO, storage=storage, lora=lora or (), download=download)
         if not isinstance(opened, TextModel):
             raise ValueError(f"{pretrained} is not a text model; use a model in the layout of LLaDA or Dream")

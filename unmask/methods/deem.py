@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +92,18 @@ def frozen(module: MaskedModel | nn.Module) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
+class Rows(Protocol):
+    """A batch of any kind."""
+
+    @property
+    def rows(self) -> int: ...
+
+
+BatchT = TypeVar("BatchT", bound=Rows)
+
+
 @dataclass(frozen=True, kw_only=True)
-class CodeFeedback:
+class CodeFeedback(Generic[BatchT]):
     """For masked pictures: the loss of a frozen denoiser that reads the features of the model in training.
 
     ``generator``: frozen · ``conditioned(model, batch)``: the batch with the model's features as FEATURE tokens · ``masked``: how pictures
@@ -100,10 +111,10 @@ class CodeFeedback:
     """
 
     generator: MaskedModel
-    conditioned: Callable[[nn.Module, Batch], Batch]
+    conditioned: Callable[[nn.Module, BatchT], Batch]
     masked: Masked = Masked(corruption=Absorbing(otherwise=Between(low=0.2, high=0.8)))
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
+    def __call__(self, model: nn.Module, batch: BatchT, rng: torch.Generator) -> Tensor:
         with frozen(self.generator):
             loss = self.masked(self.generator, self.conditioned(model, batch), rng)
             if isinstance(loss, Iterator):
@@ -112,14 +123,14 @@ class CodeFeedback:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithFeedback:
+class WithFeedback(Generic[BatchT]):
     """An objective plus ``weight`` times a feedback ``(model, batch, rng) -> loss``. Weight 0 is the objective alone."""
 
-    objective: Objective[nn.Module, Batch]
-    feedback: Callable[[nn.Module, Batch, torch.Generator], Tensor]
+    objective: Objective[nn.Module, BatchT]
+    feedback: Callable[[nn.Module, BatchT, torch.Generator], Tensor]
     weight: float = 5.0
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Loss:
+    def __call__(self, model: nn.Module, batch: BatchT, rng: torch.Generator) -> Loss:
         loss = self.objective(model, batch, rng)
         if isinstance(loss, Iterator):
             raise ValueError("feedback is added to an objective with one loss for a batch; this one yields several")

@@ -114,6 +114,7 @@ CARD = Card(
     claim="With 960 h of transcripts and 127 h of questions it is competitive with Qwen2-Audio-Instruct.",
     status="reference",
     paper_figure="MMSU 56.04, MMAU 49.71 (Qwen2-Audio-Instruct 53.27, 59.61)",
+    recipe="diffa.adapters",
     python="from unmask.methods.diffa import STAGE_1, STAGE_2, AboutSounds, Hearing, HearingLoss",
     command='unmask ask "What does the speaker say?" --audio question.wav --model DIFFA',
 )

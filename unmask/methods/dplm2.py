@@ -364,5 +364,6 @@ CARD = Card(
     claim="One model folds, inverts folding and generates both together, on a par with specialists.",
     status="reference",
     paper_figure="CAMEO 2022: RMSD 7.70, TM 0.79 (ESMFold 3.99, 0.85); motif scaffolding 18 of 24 problems",
+    recipe="dplm2.proteins",
     python="from unmask.methods.dplm2 import Mixture, PairLoss, Pairs, Remasking, structure",
 )

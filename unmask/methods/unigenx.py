@@ -152,5 +152,6 @@ CARD = Card(
     claim="One stream generates symbols and precise coordinates: crystals, molecules and their properties.",
     status="reference",
     paper_figure="match rate 67.01 % (MP-20)",
+    recipe="unigenx.matter",
     python="from unmask.methods.unigenx import MixedLoss, Stream, WordsAndNumbers, generate",
 )

@@ -18,20 +18,24 @@ What changes: the corruption, and the order in which chunks are denoised (``Pyra
 What it costs: W chunks a tick instead of one, and the first chunk comes after W ticks; with W = 1 a chunk is denoised alone in as many
 passes as wanted.
 
-Shapes: L tokens · D width · W chunks of a window.
+Shapes: L tokens · D width · W chunks of a window · B rows · N chunks of C tokens · A tokens of an anchor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from unmask.corruption.chunked import PerChunk
 from unmask.methods.card import Card
+from unmask.protocols import Denoiser
+from unmask.sequence import Batch
+from unmask.step import Prediction, Reuse
 
 Memory = tuple[Tensor, ...]  # keys and values of finished chunks, [L, D] each, layer by layer
 
@@ -121,6 +125,118 @@ class Pyramid:
         return self.window - (tick - chunk)
 
 
+class Rows(Protocol):
+    """``(ids [B, N, C], masked [B, N, C], anchor [B, A] or None) -> batch`` of N chunks of C tokens behind the anchor's tokens; every chunk
+    has an order of its own.
+    """
+
+    def __call__(self, ids: Tensor, masked: Tensor, anchor: Tensor | None, /) -> Batch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamer:
+    """An endless stream of chunks of masked tokens: at each tick one chunk enters with its given tokens, and one leaves.
+
+    ``net``, ``rows``: what is drawn · ``open [C]``: the tokens of a chunk to draw; the others are given · ``past``: finished chunks that
+    are read, so that a tick costs the same for ever · ``pyramid``: the window · ``passes``: of a tick; those after the first compute the
+    open chunks alone · ``cached``: False computes everything in each · ``only``: ids that tokens of a kind may get.
+    """
+
+    net: Denoiser
+    rows: Rows
+    open: Tensor
+    past: int = 3
+    pyramid: Pyramid = Pyramid(window=1)
+    passes: int = 3
+    temperature: float = 1.0
+    cached: bool = True
+    only: Mapping[int, range] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        given: Iterable[Tensor],
+        anchor: Callable[[int], Tensor | None],
+        rng: torch.Generator,
+        before: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """Finished chunks [B, C]. ``given``: of each chunk, [B, C] with anything where tokens are open; it is asked when the chunk enters ·
+        ``anchor(tick)``: reference tokens [B, A] that this tick reads · ``before [B, N, C]``: chunks of before the stream.
+        """
+        done = [] if before is None else list(before.unbind(1))
+        live: list[tuple[Tensor, Tensor, int]] = []  # ids, masked, level
+        source, tick = iter(given), 0
+        while True:
+            new = next(source, None)
+            if new is not None:
+                live.append((new, self.open.expand_as(new).clone(), self.pyramid.window))
+            if not live:
+                return
+            done = done[-self.past :] if self.past else []
+            live = self._lowered(done, live, anchor(tick), rng)
+            while live and live[0][2] == 0:
+                done.append(live.pop(0)[0])
+                yield done[-1]
+            tick += 1
+
+    def _lowered(
+        self,
+        done: list[Tensor],
+        live: list[tuple[Tensor, Tensor, int]],
+        anchor: Tensor | None,
+        rng: torch.Generator,
+    ) -> list[tuple[Tensor, Tensor, int]]:
+        """The open chunks, one level lower."""
+        ids = torch.stack([*done, *(one[0] for one in live)], 1)
+        masked = torch.stack([*(torch.zeros_like(d, dtype=torch.bool) for d in done), *(one[1] for one in live)], 1)
+        count, state = int(self.open.sum()), None
+        for number in range(self.passes):
+            batch = self.rows(ids, masked, anchor)
+            chunks = batch.ids.shape[1] - ids[0].numel()  # tokens before the chunks
+            fresh = torch.ones_like(batch.masked)
+            fresh[:, : chunks + len(done) * ids.shape[2]] = number == 0
+            keep = fresh.clone()
+            keep[:, chunks + len(done) * ids.shape[2] :] = False
+            reuse = Reuse(compute=fresh, keep=keep, state=state) if self.cached and self.passes > 1 else None
+            found = self.net(batch, predict=batch.masked, reuse=reuse)
+            state = found.state
+            drawn, score = self._drawn(batch, found, rng)
+            drawn, score = (part[:, chunks:].view_as(ids) for part in (drawn, score))
+            ids, masked = ids.clone(), masked.clone()
+            for n, (_, _, level) in enumerate(live):
+                share = (level - (number + 1) / self.passes) / self.pyramid.window
+                here = len(done) + n
+                take = _best(masked[:, here], score[:, here], round(share * count))
+                ids[:, here] = torch.where(take, drawn[:, here], ids[:, here])
+                masked[:, here] &= ~take
+        return [(ids[:, len(done) + n], masked[:, len(done) + n], live[n][2] - 1) for n in range(len(live))]
+
+    def _drawn(self, batch: Batch, found: Prediction, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A candidate for every scored token, and its log probability, [B, L]."""
+        ids, score = batch.ids.flatten().clone(), torch.full((batch.ids.numel(),), -torch.inf)
+        for kind, scored in found.scored.items():
+            if not len(scored.at):
+                continue
+            assert scored.logits is not None
+            logits = scored.logits.float()
+            if kind in self.only:
+                allowed = torch.zeros(logits.shape[1], dtype=torch.bool)
+                allowed[list(self.only[kind])] = True
+                logits = logits.masked_fill(~allowed, -torch.inf)
+            log_p = (logits / max(self.temperature, 1e-4)).log_softmax(1)
+            chosen = torch.multinomial(log_p.exp(), 1, generator=rng)[:, 0]
+            ids[scored.at] = chosen
+            score[scored.at] = log_p.gather(1, chosen[:, None])[:, 0]
+        return ids.view_as(batch.ids), score.view_as(batch.ids)
+
+
+def _best(masked: Tensor, score: Tensor, left: int) -> Tensor:
+    """The masked tokens with the highest scores, so that ``left`` of each row stay masked, [B, C]."""
+    order = score.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(masked.shape[1]).expand_as(order))
+    return masked & (rank < (masked.sum(1, keepdim=True) - left).clamp(min=0))
+
+
 CARD = Card(
     title="X-Streamer: Unified Human World Modeling with Audiovisual Interaction",
     paper="arXiv 2509.21574",
@@ -130,5 +246,5 @@ CARD = Card(
     status="reference",
     paper_figure="25 frames a second on two A100; FVD 573.36",
     parts={"Corruption": (PerChunk(), PerChunk(clean=0.5))},
-    python="from unmask.methods.x_streamer import Actor, ChunkAttention, Pyramid, visible",
+    python="from unmask.methods.x_streamer import Actor, ChunkAttention, Pyramid, Streamer, visible",
 )

@@ -9,16 +9,19 @@ from dataclasses import replace
 from PIL import Image
 from torch import Tensor
 
+from unmask.sampling.live import LiveSampler
 from unmask.sampling.sampler import Sampler
+from unmask.sequence import Sequence as Tokens
 from unmask.tasks import reflecting
 from unmask.tasks.edit import Edit
 from unmask.tasks.generate import Generate, picture_so_far
 from unmask.tasks.infill import Infill
+from unmask.tasks.live import Live
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.planning import PlanImage
 from unmask.tasks.reflecting import Thinking
 from unmask.tasks.results import Attempt, Drawing, Drawings, describe
-from unmask.tasks.running import StepEvent, ThinkingRunner
+from unmask.tasks.running import Decoded, OnStep, StepEvent, ThinkingRunner
 from unmask.tokens.layouts import Layout
 from unmask.tokens.pictures import read_image
 from unmask.tokens.prompts import Conditions
@@ -35,10 +38,11 @@ def draw(
     prompt: str,
     trace: bool,
     warnings: tuple[str, ...] = (),
+    live: Live | None = None,
 ) -> Drawings:
     """One picture per task and seed, all in one batch. A task that occurs several times is built once.
 
-    ``prompt``: as the user wrote it, for the results · ``trace``: keep the picture after every step.
+    ``prompt``: as the user wrote it, for the results · ``trace``: keep the picture after every step · ``live``: has begun with the task.
     """
     model.parts.require(tasks[0].needs)
     known = {id(task): task.build(model.parts) for task in tasks}
@@ -48,7 +52,11 @@ def draw(
     def record(event: StepEvent) -> None:
         frames[event.row].append(model.parts.canvas(*picture_so_far(event.sequence, "image")))
 
-    done = model.run(built, seeds, sampler, record if trace else None)
+    if live:
+        done = _lively(model, built[0], seeds[0], sampler, live, record if trace else None)
+        prompt, tasks = live.task.prompt, [live.task]
+    else:
+        done = model.run(built, seeds, sampler, record if trace else None)
     settings = describe(sampler)
     return Drawings(
         Drawing(
@@ -65,19 +73,48 @@ def draw(
     )
 
 
-def as_asked(
-    presets: Presets, plan: bool | Layout | None, attempts: int | None, trace: bool, size: tuple[int, int] | None
-) -> Thinking:
-    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, or a trace, one attempt.
+def _lively(
+    model: ThinkingRunner, row: Tokens, seed: int, sampler: Sampler, live: Live, record: OnStep | None
+) -> Decoded:
+    """As ``model.run`` of one row whose task ``live`` may change, as long as changes come."""
 
-    ValueError for a ``size`` of pictures that have a layout or several attempts, which are all of one size.
+    def follow(event: StepEvent) -> None:
+        for told in (record, live.on_step):
+            if told:
+                told(event)
+
+    followed, seconds = (follow if record or live.on_step else None), 0.0
+    try:
+        while True:
+            done = model.run([row], [seed], LiveSampler.of(sampler, live, row), followed)
+            (row,), seconds = done.rows, seconds + done.seconds
+            if not live.wait():
+                return Decoded(rows=[row], seconds=seconds)
+    finally:
+        live.finish()
+
+
+def as_asked(
+    presets: Presets,
+    plan: bool | Layout | None,
+    attempts: int | None,
+    trace: bool,
+    size: tuple[int, int] | None,
+    live: Live | None = None,
+) -> Thinking:
+    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, a trace or ``live``, one attempt.
+
+    ValueError for a ``size`` of pictures that have a layout or several attempts, which are all of one size, and for several attempts at
+    a live drawing.
     """
-    own = plan is None and not trace
+    own = plan is None and not trace and live is None
     thinking = Thinking(
         plan=presets.plans if plan is None else plan is True,
         layout=plan if isinstance(plan, Layout) else None,
         attempts=attempts if attempts is not None else presets.attempts if own else 1,
     )
+    if live and thinking.attempts > 1:
+        raise ValueError("a live drawing is one attempt; leave out attempts or live")
     if size is not None and (thinking.attempts > 1 or thinking.plan or thinking.layout):
         raise ValueError("a size cannot be combined with a layout or several attempts; leave one out")
     return thinking
@@ -144,8 +181,10 @@ def labelled(model: ThinkingRunner, drawings: Drawings, used: Mapping[str, Sampl
     return Drawings(replace(drawing, approximate=approximate) for drawing in drawings) if approximate else drawings
 
 
-def count_of(n: int) -> int:
-    """The number of pictures of a call. ValueError unless it is 1 to 256."""
+def count_of(n: int, live: Live | None = None) -> int:
+    """The number of pictures of a call. ValueError unless it is 1 to 256, and 1 of a live drawing."""
+    if live and n != 1:
+        raise ValueError(f"a live drawing is one picture, got n {n}; leave out n or live")
     if not 1 <= n <= 256:
         raise ValueError(f"n must be 1 to 256, got {n}")
     return n

@@ -35,6 +35,7 @@ from unmask.tasks.arguments import checked
 from unmask.tasks.conversing import Message, Turn
 from unmask.tasks.drafts import expanded
 from unmask.tasks.lengths import Extent
+from unmask.tasks.live import Live
 from unmask.tasks.own import OWN
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.reflecting import Thinking
@@ -96,6 +97,7 @@ class Model:
         temperature: float | None = None,
         settings: Sequence[str] = (),
         sampler: Sampler | None = None,
+        live: Live | None = None,
     ) -> Drawings:
         """``n`` pictures of a prompt, or of each of several prompts in their order; picture j of every prompt has the seed ``seed + j``.
 
@@ -103,31 +105,29 @@ class Model:
         use this one · ``attempts``: best-of-N: generate up to this many pictures until the model's own critique accepts one; all of them
         are in ``Drawing.attempts`` · None for both: ``presets.plans`` and ``presets.attempts``, with one attempt if there is a trace ·
         ``steps``, ``guidance_scale``, ``temperature``: of the sampler (``tasks.sampler_options``) · ``settings``: any other field of it by
-        path, for example ``["schedule.shift=3"]``.
+        path, for example ``["schedule.shift=3"]`` · ``live``: changes the one picture while it is drawn (``tasks.live``).
         """
         if not isinstance(prompt, str):
             alike = partial(self.generate, n=n, seed=seed, size=size, conditions=conditions, plan=plan)
             alike = partial(alike, attempts=attempts, trace=trace, steps=steps, guidance_scale=guidance_scale)
-            more = partial(alike, temperature=temperature, settings=settings, sampler=sampler)
-            each = [more(one) for one in several(prompt, self._prompt)]
-            return Drawings(drawing for drawn in each for drawing in drawn)
-        text, seeds = self._prompt(prompt), [seed + i for i in range(count_of(n))]
+            more = partial(alike, temperature=temperature, settings=settings, sampler=sampler, live=live)
+            return Drawings(drawing for one in several(prompt, self._prompt) for drawing in more(one))
+        text, seeds = self._prompt(prompt), [seed + i for i in range(count_of(n, live))]
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
-        thinking = as_asked(self.presets, plan, attempts, trace, size)
+        thinking = as_asked(self.presets, plan, attempts, trace, size, live)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.presets.refuse("critique")
             self.parts.require(reflecting.NEEDS)
-            rows = ([text] * n, seeds)
-            think = partial(reflecting.think, self, *rows, thinking, chosen, conditions)
+            think = partial(reflecting.think, self, [text] * n, seeds, thinking, chosen, conditions)
             return labelled(self, best_of(prompt, seeds, chosen, think, warnings), used_by(chosen, thinking, self))
         plans = layouts_of(self, text, seeds, thinking, conditions)
         tasks = [generate.Generate(prompt=text, conditions=conditions, plan=layout, size=size) for layout in plans]
-        return labelled(
-            self, draw(self, tasks, seeds, chosen, prompt, trace, warnings), used_by(chosen, thinking, self)
-        )
+        begun = live and live.begin(self.parts, self._prompt, tasks[0], made=thinking.plan)
+        drawn = draw(self, tasks, seeds, chosen, prompt, trace, warnings, begun)
+        return labelled(self, drawn, used_by(chosen, thinking, self))
 
     @checked
     def edit(

@@ -45,6 +45,7 @@ def _silent(done: int, of: int) -> None:
     pass
 
 
+@torch.inference_mode(False)  # as ``Parts.require``
 @checked
 def load(
     name: str | os.PathLike[str] = "mini",

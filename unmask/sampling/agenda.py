@@ -20,11 +20,13 @@ from unmask.protocols import (
     Correcting,
     DependentBlocks,
     EarlyStopping,
+    Lingering,
     Selection,
     UnmaskingSchedule,
 )
 from unmask.rng import sent
 from unmask.sampling.plan import PlannedStep, planned
+from unmask.sampling.schedule import Rest
 from unmask.sampling.spans import STILL_MASKED, still_masked
 from unmask.sampling.stopping import Never
 from unmask.sequence import Batch
@@ -66,7 +68,8 @@ class Todo:
 @dataclass(kw_only=True)
 class _Row:
     """``number``: step in the current block · ``plan``: its counts · ``tokens``: masked at its beginning · ``extra``: correcting steps,
-    ``correcting``: whether this one is · ``all_correcting``: nothing was masked at the start, as in uniform diffusion.
+    ``correcting``: whether this one is · ``all_correcting``: nothing was masked at the start, as in uniform diffusion · ``stayed``: steps
+    in the current block since nothing in it is masked.
     """
 
     block: int = -1
@@ -76,6 +79,7 @@ class _Row:
     extra: int = 0
     correcting: bool = False
     all_correcting: bool = False
+    stayed: int = 0
 
 
 class Agenda:
@@ -87,9 +91,12 @@ class Agenda:
         self.correcting = parts.stopping if isinstance(parts.stopping, Correcting) else None
         self.selection = parts.selection if isinstance(parts.selection, Bounded) else None
         self.bound = self.correcting.bound if self.correcting else 0
+        self.most_stays = parts.selection.lingering if isinstance(parts.selection, Lingering) else 0
+        self.ids = batch.ids  # before the last step
         self.block = parts.blocks(batch, self._progress(batch))
         self.plan = None
-        if isinstance(parts.stopping, Never) and not self.bounded and not isinstance(parts.blocks, DependentBlocks):
+        foreseen = isinstance(parts.stopping, Never) and not self.bounded and not self.most_stays
+        if foreseen and not isinstance(parts.blocks, DependentBlocks):
             self.plan = planned(parts.schedule, parts.selection, batch, open_BL, self.block)
         if self.plan is not None:
             self.planned = len(self.plan)
@@ -99,7 +106,8 @@ class Agenda:
             block[live].unique(return_counts=True)[1].tolist()
             for block, live in zip(finest, still_masked(batch), strict=True)
         )
-        self.planned = max((sum(len(parts.schedule.counts(n)) for n in total) for total in totals), default=0)
+        steps = (sum(len(parts.schedule.counts(n)) + self.most_stays for n in total) for total in totals)
+        self.planned = max(steps, default=0)
         self.planned += self.bound
 
     def next(self, batch: Batch) -> Todo | None:
@@ -108,10 +116,19 @@ class Agenda:
             return self._foreseen(batch, self.plan)
         live_BL = still_masked(batch)
         here_BL, current_B, states = self._where(live_BL)
-        if self._ask_again(batch, [now for now, _ in states]):
+        stays = self._stays(batch, [now for now, _ in states])
+        still = [row.block if stay else now for row, (now, _), stay in zip(self.rows, states, stays, strict=True)]
+        if self._ask_again(batch, still):
             here_BL, current_B, states = self._where(live_BL)
-        more_B = self._more(batch, [left == 0 for _, left in states])
-        if more_B is None and not any(left for _, left in states):
+        if any(stays):
+            stay_B = sent(torch.tensor(stays), batch.device)
+            current_B = torch.where(
+                stay_B, sent(torch.tensor([row.block for row in self.rows]), batch.device), current_B
+            )
+            here_BL = here_BL & ~stay_B[:, None]
+            states = [[now, 0 if stay else left] for (now, left), stay in zip(states, stays, strict=True)]
+        more_B = self._more(batch, [left == 0 and not stay for (_, left), stay in zip(states, stays, strict=True)])
+        if more_B is None and not any(stays) and not any(left for _, left in states):
             return None
         counts = [self._advance(self.rows[r], now, left) if left else 0 for r, (now, left) in enumerate(states)]
         region_BL = self.open & (self.block == current_B[:, None])
@@ -175,6 +192,20 @@ class Agenda:
         self.block = torch.where(again_B1, self.parts.blocks(batch, self._progress(batch)), self.block)
         return True
 
+    def _stays(self, batch: Batch, current: list[int]) -> list[bool]:
+        """Whether each row takes another step in the block whose last masked token it has unmasked."""
+        if not self.most_stays:
+            return [False] * len(self.rows)
+        changed, self.ids = (batch.ids != self.ids).any(1).tolist(), batch.ids
+        stays = [
+            row.block not in (-1, now) and row.stayed < self.most_stays and (new or not row.stayed)
+            for row, now, new in zip(self.rows, current, changed, strict=True)
+        ]
+        for row, now, stay in zip(self.rows, current, stays, strict=True):
+            # A row that left its last block does not come back.
+            row.stayed = row.stayed + 1 if stay else self.most_stays if now == _NONE else 0
+        return stays
+
     def _more(self, batch: Batch, finished: list[bool]) -> Tensor | None:
         """Finished rows that take a correcting step, [B]; None where there are none."""
         stopping = self.correcting
@@ -191,7 +222,11 @@ class Agenda:
         if block == row.block:
             row.number += 1
         else:
-            row.block, row.number, row.tokens, row.plan = block, 0, left, self.parts.schedule.counts(left)
+            schedule = self.parts.schedule
+            row.block, row.number, row.tokens, row.plan = block, 0, left, schedule.counts(left)
+            if isinstance(schedule, Rest):
+                row.number, row.tokens = schedule.taken(left), schedule.total
+                row.plan = [0] * row.number + row.plan
         # A selection may take fewer than its count; what the plan then leaves over comes in one last step.
         return min(left, row.plan[row.number]) if row.number < len(row.plan) else left
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask.derived import numbers, tell, tell_counts
 from unmask.protocols import Foreseeable, Ordered, UnmaskingSchedule
 from unmask.rng import sent
+from unmask.sampling.schedule import Rest
 from unmask.sampling.spans import still_masked
 from unmask.sequence import Batch
 from unmask.step import Progress
@@ -71,16 +72,19 @@ def planned(
 def _row(schedule: UnmaskingSchedule, tokens: int, clock: int) -> list[_RowStep]:
     """The steps of one row, and how it stands after them."""
     counts, steps, left = schedule.counts(tokens) if tokens else [], [], tokens
-    of = max(1, len(counts))
+    before, whole = (schedule.taken(tokens), schedule.total) if isinstance(schedule, Rest) else (0, tokens)
+    of = max(1, before + len(counts))
     while left > 0:
         number = len(steps)
         count = min(left, counts[number]) if number < len(counts) else left
-        share = left / tokens
-        steps.append(_RowStep(left=left, count=count, number=number, of=of, share=share, clock=clock + number + 1))
+        at = _RowStep(
+            left=left, count=count, number=before + number, of=of, share=left / whole, clock=clock + number + 1
+        )
+        steps.append(at)
         if count < 1:
             break
         left -= count
-    number = max(0, len(steps) - 1)
+    number = before + max(0, len(steps) - 1)
     return [*steps, _RowStep(left=0, count=0, number=number, of=of, share=0.0, clock=clock + len(steps))]
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from unmask.protocols import Denoiser, EarlyStopping
 from unmask.sampling.blocks import Blocks
+from unmask.sampling.editing import TokenEditing
 from unmask.sampling.guidance import ClassifierFree, EditGuidance
 from unmask.sampling.ml_cache import MLCache
 from unmask.sampling.orders import stratified
 from unmask.sampling.reverse_time import Independent
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal, Fixed, ReverseTime, Shift
-from unmask.sampling.selection import Confident, InOrder, PerSpan, Threshold
+from unmask.sampling.selection import Confident, InOrder, PerSpan, SureOrCounted, Threshold
 from unmask.sampling.stopping import EndOfTurn, Never
 from unmask.sampling.token_sampler import (
     Categorical,
@@ -220,6 +221,17 @@ def entropy(base: Sampler, *, noise: float = 0.0) -> Sampler:
 def origin(base: Sampler, *, steps: int = 512, eps: float = 1e-3) -> Sampler:
     """Dream's order "origin": every masked token on its own, with the probability that time gives it. A step may unmask none."""
     return replace(base, schedule=Fixed(each=2**31), selection=Independent(steps=steps, eps=eps))
+
+
+def token_editing(base: Sampler, *, threshold: float = 0.95, editing: float = 0.9, most: int = 16) -> Sampler:
+    """Token editing of LLaDA2.1: ``threshold`` unmasks, ``editing`` replaces what was written in the block. ``most``: steps without a mask.
+
+    The paper's speed mode has a low threshold and edits more, its quality mode a high one.
+    """
+    sure = SureOrCounted(value=threshold)
+    scored = with_score(base.token_sampler, LogProbability())
+    selection = TokenEditing(selection=sure, threshold=editing, most=most)
+    return replace(base, schedule=Fixed(each=1), token_sampler=scored, selection=selection)
 
 
 def _ordered(base: Sampler, score: Score, noise: float) -> Sampler:

@@ -2,8 +2,7 @@
 
 Public idea: ``Sampler(schedule=.., token_sampler=.., selection=..).sample(model, batch) -> Batch`` with nothing left masked. Rows run at
 their own speed: each follows its own plan of blocks and counts, and its random numbers and schedules know nothing of the other rows.
-``Sampler.start(batch) -> Run`` is the same loop with the model left to the caller, who may put the queries of several runs into one
-forward.
+``Sampler.start(batch)`` is the same loop with the model left to the caller, who may put the queries of several runs into one forward.
 
 Shapes: B rows · L tokens.
 """
@@ -29,6 +28,7 @@ from unmask.protocols import (
     Lending,
     Prior,
     Refreshing,
+    Run,
     Selection,
     TokenSampler,
     UnmaskingSchedule,
@@ -44,7 +44,7 @@ from unmask.sampling.spans import still_masked, wished
 from unmask.sampling.stopping import Never
 from unmask.sampling.token_sampler import OF_EACH_ROW
 from unmask.sequence import ON_UNMASK, Batch, stack
-from unmask.step import Move, Prediction, Progress, Proposal, Query, Reuse, Scored, State, apply, unmasked
+from unmask.step import Move, Prediction, Progress, Proposal, Query, Reuse, Scored, State, Step, apply, unmasked
 
 
 class NothingUnmasked(RuntimeError):
@@ -57,15 +57,6 @@ class NothingPredicted(RuntimeError):
 
 class CachedTokenChanged(RuntimeError):
     """A selection changed a token whose keys and values the cache lends; what was computed from them would be wrong."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a watcher sees after a step: ``number`` from 1 (0: before), ``of`` how many are planned (it may end sooner), ``batch``."""
-
-    number: int
-    of: int
-    batch: Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +78,19 @@ class Sampler:
 
         Raises NothingUnmasked, NothingPredicted or CachedTokenChanged where a part breaks its contract.
         """
+        return self.last(model, batch, on_step=on_step).batch
+
+    @torch.no_grad()
+    def last(self, model: Denoiser, batch: Batch, *, on_step: Callable[[Step], None] | None = None) -> Step:
+        """The last step of ``sample``."""
         run = self.start(batch)
         while (query := run.query) is not None:
             run.advance(model(query.batch, predict=query.predict, reuse=query.reuse))
             if on_step is not None:
                 on_step(run.step)
-        return run.batch
+        return run.step
 
-    def start(self, batch: Batch) -> SamplingRun:
+    def start(self, batch: Batch) -> Run:
         """The same, one step at a time: the caller holds the model, and may ask it for several runs at once."""
         return SamplingRun(self, batch)
 

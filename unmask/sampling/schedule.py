@@ -10,8 +10,15 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+
+class Counting(Protocol):
+    """A schedule."""
+
+    def counts(self, tokens: int) -> list[int]: ...
 
 
 def _capped(steps: int, tokens: int) -> int:
@@ -183,3 +190,31 @@ class Cosine:
             wanted = math.floor(tokens * math.cos(math.pi / 2 * i / steps))
             left.append(max(steps - i, min(left[-1] - 1, wanted)))  # one at least now, and one for every later step
         return [before - after for before, after in zip(left, left[1:], strict=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """What is left of ``schedule`` for a run of ``total`` tokens of which some are unmasked already, as after a change of its request.
+
+    It goes on at the latest step before which at least as many tokens were masked; that step unmasks what brings the run to where it was
+    after it. Where nothing was masked again, the counts are those that were left.
+    """
+
+    schedule: Counting
+    total: int
+
+    def taken(self, tokens: int) -> int:
+        """Steps that count as taken when ``tokens`` are masked."""
+        left, found = self.total, 0
+        for number, count in enumerate(self.schedule.counts(self.total)):
+            if left < tokens:
+                break
+            left, found = left - count, number
+        return found
+
+    def counts(self, tokens: int) -> list[int]:
+        if not 0 < tokens <= self.total:
+            return self.schedule.counts(tokens)
+        counts, taken = self.schedule.counts(self.total), self.taken(tokens)
+        later = counts[taken + 1 :]
+        return [tokens - sum(later), *later]

@@ -35,6 +35,7 @@ from unmask.serving.document import add_document_route
 from unmask.serving.edge import Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
 from unmask.serving.errors import MissingScope, NoSuchModel, error_response, wrong_content_type
+from unmask.serving.live_runs import RUN_HEADER, LiveRuns, add_live_route, owner_of
 from unmask.serving.logs import LOG
 from unmask.serving.page_routes import add_page_routes
 from unmask.serving.picture_urls import Link, PictureUrls, add_picture_route, data_url
@@ -44,6 +45,7 @@ from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Call, Service, Started
 from unmask.serving.streams import Channel, Event, PictureEvents, Wire, opened, sse, streamed
 from unmask.serving.unknown_fields import ignored_warning
+from unmask.tasks.live import Live
 from unmask.tasks.results import Answer, Drawing
 
 T = TypeVar("T")
@@ -61,9 +63,9 @@ def application(service: Service, *, access: Access = OPEN, urls: PictureUrls | 
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(access.origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PATCH"],
             allow_headers=allowed,
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", RUN_HEADER],
         )
     app.add_middleware(Edge, counters=counters)
     for kind in (RequestValidationError, HTTPException, MissingScope, ValueError, RuntimeError, OSError):
@@ -112,6 +114,7 @@ def _add_metadata_routes(app: FastAPI, service: Service, counters: RequestCounte
 
 
 def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) -> None:
+    runs = LiveRuns()
     if urls:
         add_picture_route(app, urls)
 
@@ -121,8 +124,14 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
     @app.post("/v1/images/generations", **responding(contract.Pictures))
     async def generations(body: Draw, request: Request) -> Response:
         """Generate images from a prompt."""
-        ask = lambda seed: calls.drawing(body, seed)  # noqa: E731
-        return await _pictures(service, request, body, "image_generation", ask, linked(request))
+        lives = [] if body.live is None else [Live(hold=body.live) for _ in range(body.n)]
+        ask = lambda seed, *live: calls.drawing(body, seed, *live)  # noqa: E731
+        named = {RUN_HEADER: runs.open(lives, owner_of(request))} if lives else {}
+        answer = await _pictures(service, request, body, "image_generation", ask, linked(request), lives)
+        answer.headers.update(named)
+        return answer
+
+    add_live_route(app, runs, service.pictures)
 
     @app.post("/v1/images/edits", openapi_extra=edit_schema(), **responding(contract.Pictures))
     async def edits(request: Request) -> Response:
@@ -175,10 +184,11 @@ async def _pictures(
     request: Request,
     body: Draw | Edit | Infill,
     kind: str,
-    ask: Callable[[int], Callable[[Any], Any]],
+    ask: Callable[..., Callable[[Any], Any]],
     link: Link,
+    lives: Sequence[Live] = (),
 ) -> Response:
-    """Start ``n`` calls; image i uses ``seed + i``. ``body`` has the fields of Fields and Streamed."""
+    """Start ``n`` calls; image i uses ``seed + i``. ``body`` has the fields of Fields and Streamed · ``lives``: take changes, one each."""
     _check(service, request, body, DRAW)
     parts, seed, channel = answers.parts_to_draw(service.model), _seed(body), Channel()
     delivery = Delivery.of(body, parts, link, body.ignored)
@@ -187,10 +197,11 @@ async def _pictures(
     started = service.start(
         [
             Call(
-                ask=ask(seed + i),
+                ask=ask(seed + i, *lives[i : i + 1]),
                 listener=PictureEvents(channel.put, parts, picture=i, **follow) if followed else None,
                 priority=body.priority,
                 lora=body.lora,
+                live=lives[i] if lives else None,
             )
             for i in range(body.n)
         ]

@@ -23,6 +23,7 @@ from unmask.serving.edit_form import EditForm
 from unmask.serving.errors import about
 from unmask.serving.picture_reader import READER, PictureReader, Received
 from unmask.serving.schema import Draw, Edit, Ground, Infill, Planned
+from unmask.tasks.live import Live
 from unmask.tasks.results import Answer, Drawing, Grounding
 from unmask.tokens.layouts import Layout, layout_of
 from unmask.tokens.pictures import ImageError
@@ -66,14 +67,18 @@ def by_sampler(make: Callable[..., Callable[[Any], T]]) -> Callable[..., Callabl
 
 
 @by_sampler
-def drawing(body: Draw, seed: int) -> Callable[[Model], Drawing]:
+def drawing(body: Draw, seed: int, live: Live | None = None) -> Callable[[Model], Drawing]:
     def ask(model: Model) -> Drawing:
         _image_model(model)
         conditioning = {"luminance": body.luminance, "contrast": body.contrast, "score": body.score}
         conditions = model.parts.conditions(**conditioning, crop=body.crop)
-        options = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect}
+        options = {"conditions": conditions, "plan": _plan(model, body), "attempts": body.reflect, "live": live}
         size = body.pixels and model.parts.rows.drawn_size(model.parts, body.pixels)
-        return model.generate(body.prompt, seed=seed, size=size, settings=checked(body.overrides), **options)[0]
+        try:
+            return model.generate(body.prompt, seed=seed, size=size, settings=checked(body.overrides), **options)[0]
+        finally:
+            if live:
+                live.finish()
 
     return ask
 

@@ -101,6 +101,13 @@ class Pictures(Open):
     data: list[PictureEntry] = Field(min_length=1)
 
 
+class Changed(Open):
+    """A change of a drawing was taken. ``patch``: its number; frames that follow it have this number or a higher one."""
+
+    name: str
+    patch: int
+
+
 class Filled(Open):
     """A text with its gaps filled in."""
 
@@ -228,7 +235,7 @@ _EVENTS: dict[type[BaseModel], type[BaseModel]] = {
     CompletionAnswer: CompletionAnswer,
 }
 COMPONENTS: tuple[type[BaseModel], ...] = (
-    *(Error, Status, ModelCard, ModelList, FieldSchemas, Pictures, PictureEvent, Filled, Grounded),
+    *(Error, Status, ModelCard, ModelList, FieldSchemas, Pictures, PictureEvent, Changed, Filled, Grounded),
     *(ChatAnswer, ChatChunk, CompletionAnswer),
 )
 

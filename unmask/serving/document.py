@@ -26,9 +26,10 @@ _ERRORS = {
     400: "The request is invalid; `param` names the field.",
     401: "The API key is missing or wrong.",
     403: "The request comes from a page of another site, the host name is not one of the server's, or the API key lacks a scope.",
-    404: "The server does not serve this model.",
+    404: "The server does not serve this model, or has no drawing of this name.",
     405: "The path does not take this method; the header Allow lists those that it takes.",
     408: "The body arrived too slowly.",
+    409: "The drawing is finished and takes no more changes.",
     413: "The body is too large, or its JSON has too many values.",
     415: "The content type is not the one that the path takes.",
     429: "The queue is full, or the rate is exceeded; retry after `Retry-After` seconds.",
@@ -67,7 +68,7 @@ def document(app: FastAPI, service: Service, *, keyed: bool) -> Json:
     for path, methods in found["paths"].items():
         below = path.startswith("/v1")
         for method, operation in list(methods.items()):
-            _complete(operation, below=below, posted=method == "post", named="{name}" in path, keyed=keyed)
+            _complete(operation, below=below, posted=method in ("post", "patch"), named="{name}" in path, keyed=keyed)
             if method == "get":
                 methods["head"] = _head(operation)
     limited(found, service.model, list(service.adapted))
@@ -83,7 +84,8 @@ def _complete(operation: Json, *, below: bool, posted: bool, named: bool, keyed:
         if response.get("content", {}).get("application/json", {}) == {"schema": {}}:
             del response["content"]["application/json"]
     statuses = [*_ALWAYS, *((400, 404, 408, 415, 429, 503) if posted else ()), *((404,) if named else ())]
-    for status in sorted({*statuses, *((401,) if below and keyed else ())}):
+    changes = (409,) if "patch" in operation["operationId"] else ()
+    for status in sorted({*statuses, *changes, *((401,) if below and keyed else ())}):
         error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         headers = {**_ID, **_MORE_HEADERS.get(status, {})}
         responses[str(status)] = {"description": _ERRORS[status], "headers": headers, "content": error}

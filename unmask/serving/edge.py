@@ -130,7 +130,7 @@ class Guard:
             return ErrorResponse(status=403, message=message, code="other_host")
         if {"*", origin} & self.origins:
             return None
-        other = headers.get("sec-fetch-site") in ("cross-site", "same-site") and method == "POST"
+        other = headers.get("sec-fetch-site") in ("cross-site", "same-site") and method in ("POST", "PATCH")
         if origin is None and not other or origin is not None and _same_origin(origin, host or ""):
             return None
         message = f"requests from pages of {(origin or 'other sites')[:100]} are not allowed; start the server with --cors ORIGIN"

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from unmask.sampling.sampler import NothingUnmasked, SamplingRun
-from unmask.sequence import Sequence, collate, sequence_at
+from unmask.protocols import Run
+from unmask.sampling.sampler import NothingUnmasked
+from unmask.sequence import Sequence, collate
 from unmask.serving.batching import ShapedQuery, join, part_of, shares
 from unmask.serving.cost import cost_of
 from unmask.serving.metrics import Meter, Metrics
@@ -32,7 +33,7 @@ from unmask.serving.requests import Cancelled, Closed, ForwardFailed, Handle, Qu
 from unmask.serving.scheduler import NextStep, Scheduler
 from unmask.step import Prediction
 from unmask.tasks.features import Features
-from unmask.tasks.running import StepEvent, score_at
+from unmask.tasks.running import StepEvent
 
 CPU = torch.device("cpu")
 
@@ -78,7 +79,7 @@ class _Running:
     since: float
     left: int = 1
     begun: bool = False
-    run: SamplingRun = field(init=False)
+    run: Run = field(init=False)
     part: ShapedQuery = field(init=False)  # what it needs of the next forward
 
     @property
@@ -102,16 +103,16 @@ class _Running:
 
     def report(self) -> Sequence | None:
         """Publish the step that was just taken, if the caller follows. The sequence, if nothing is left to unmask."""
-        step, row = self.run.step, self.handle.row
+        step, row, began = self.run.step, self.handle.row, self.handle.request.sequence
         self.left = step.of - step.number
         finished = self.run.query is None
         if row is None and not finished:
             return None  # nobody reads it, so it stays on the device
-        now = sequence_at(self.handle.request.sequence, step.batch, 0)
-        if row is not None:
-            score = score_at(self.handle.request.sequence, step.batch, 0)
-            self.handle.publish(StepEvent(row=row, number=step.number, of=step.of, sequence=now, score=score))
-        return now if finished else None
+        if row is None:
+            return step.row(began, 0)
+        event = StepEvent.of(step, began, row=row)
+        self.handle.publish(event)
+        return event.sequence if finished else None
 
     def next_step(self, multiple: int) -> NextStep:
         """What its sampler needs next, as the scheduler sees it."""

@@ -16,6 +16,7 @@ from unmask.sampling.sampler import NothingUnmasked
 from unmask.serving.invalid import invalid
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, QueueFull
 from unmask.serving.service import Draining
+from unmask.tasks.live import DrawingOver, TooManyChanges
 
 _MOST = 500  # characters of a message
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -44,6 +45,14 @@ class NoSuchModel(ValueError):
     """The requested model is not the served one."""
 
 
+class NoSuchRun(ValueError):
+    """There is no drawing of that name to change."""
+
+
+class NotYourRun(PermissionError):
+    """The drawing was started with another API key."""
+
+
 class MissingScope(PermissionError):
     """The API key of a request lacks a scope."""
 
@@ -61,7 +70,7 @@ def about(param: str, *, instead_of: Collection[str] = ()) -> Iterator[None]:
     """A ValueError inside becomes a FieldError of the field ``param``, unless it names a field already that is not in ``instead_of``."""
     try:
         yield
-    except (FieldError, NoSuchModel, NothingUnmasked):
+    except (FieldError, NoSuchModel, NoSuchRun, NothingUnmasked):
         raise
     except ValueError as error:
         if not _ours(error):
@@ -117,6 +126,14 @@ def error_response(error: BaseException) -> ErrorResponse:
         case MissingScope():
             message = f"this API key lacks the scope {text!r}; use another key"
             return ErrorResponse(status=403, message=message, code="missing_scope")
+        case NotYourRun():
+            return ErrorResponse(status=403, message=text, code="not_your_run")
+        case NoSuchRun():
+            return ErrorResponse(status=404, message=text, code="run_not_found")
+        case DrawingOver():
+            return ErrorResponse(status=409, message=text, code="run_finished")
+        case TooManyChanges():
+            return ErrorResponse(status=429, message=text, code="too_many_changes", retry_after=1)
         case NoSuchModel():
             return ErrorResponse(status=404, message=text, code="model_not_found", param="model")
         case HTTPException():

@@ -18,6 +18,7 @@ from unmask.sequence import Sequence
 from unmask.serving.engine import Engine
 from unmask.serving.requests import Cancelled, Handle, Request, Served
 from unmask.serving.usage import Usage
+from unmask.tasks.live import Live
 from unmask.tasks.results import Attempt
 from unmask.tasks.running import Decoded, OnStep, StepEvent
 from unmask.tokens.layouts import Layout
@@ -38,15 +39,22 @@ class Listener(Protocol):
 
 
 class Job:
-    """The executor of one call. ``priority``, ``net``: as of ``Request`` · ``cancel`` may be called in any thread, at any time.
+    """The executor of one call. ``priority``, ``net``: as of ``Request`` · ``live``: of its drawing ·
+    ``cancel`` may be called in any thread, at any time.
 
     ``usage``: tokens of all its runs so far.
     """
 
     def __init__(
-        self, engine: Engine, *, priority: int = 0, net: Served | None = None, listener: Listener | None = None
+        self,
+        engine: Engine,
+        *,
+        priority: int = 0,
+        net: Served | None = None,
+        listener: Listener | None = None,
+        live: Live | None = None,
     ) -> None:
-        self.engine, self.priority, self.net, self.listener = engine, priority, net, listener
+        self.engine, self.priority, self.net, self.listener, self.live = engine, priority, net, listener, live
         self.cancelled = False
         self.usage = Usage()
         self._lock = threading.Lock()
@@ -56,6 +64,8 @@ class Job:
         with self._lock:
             self.cancelled = True
             handles = list(self._handles)
+        if self.live:
+            self.live.finish()
         for handle in handles:
             handle.cancel()
 

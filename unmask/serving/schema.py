@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from unmask.json_types import Json
+from unmask.serving.schema_live import Lively
 from unmask.serving.unknown_fields import Policy, check_kinds, refuse_field, refuse_text, sort_fields
 from unmask.tokens.lumina_dimoo import KINDS, VIEW
 from unmask.tokens.text import BINS
@@ -175,7 +176,6 @@ class Fields(BaseModel):
         le=8,
         description="Scheduling priority. Each level doubles the share of compute and moves the request forward in the queue.",
     )
-
     unmask: OwnOptions | None = Field(None, description='Further options, such as {"lora": "NAME"}.')
 
     @model_validator(mode="wrap")
@@ -336,7 +336,7 @@ class Planned(BaseModel):
         return self
 
 
-class Draw(Sampled, Streamed, Planned):
+class Draw(Sampled, Streamed, Planned, Lively):
     """Images from a prompt."""
 
     prompt: Annotated[Text, Visible] = Field(min_length=1, description="Description of the image.")

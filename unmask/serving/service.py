@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from unmask.serving.jobs import Job, Listener
 from unmask.serving.memory import Seldom
 from unmask.serving.picture_reader import PictureReader
 from unmask.serving.requests import Closed, QueueFull
+from unmask.tasks.live import Live
 
 T = TypeVar("T")
 Served = Model | TextModel
@@ -37,13 +39,14 @@ class Draining(Closed):
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
     """``ask``: the call of a model · ``listener``: follows its steps · ``priority``: as of an engine's request · ``lora``: the name of the
-    adapter of the model; None: the model alone.
+    adapter of the model; None: the model alone · ``live``: takes changes of the drawing.
     """
 
     ask: Callable[[Any], T]
     listener: Listener | None = None
     priority: int = 0
     lora: str | None = None
+    live: Live | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class Service:
         self.draining = False
         self._changed = threading.Condition()
         self._under_way = 0
+        self._lives = weakref.WeakSet[Live]()
         self._engine = self._open()
         self._threads = ThreadPoolExecutor(self.places, thread_name_prefix="call")
         self._codecs, self._give_back = CodecThreads(), Seldom()
@@ -121,11 +125,17 @@ class Service:
         """Take no more calls and wait for those in progress. False if that took longer than ``seconds``."""
         with self._changed:
             self.draining = True
+            lives = list(self._lives)
+        for live in lives:  # they wait for nobody's changes
+            live.finish()
+        with self._changed:
             return self._changed.wait_for(lambda: not self._under_way, seconds)
 
     def close(self) -> None:
         """Stop at once. Calls in progress raise Closed."""
         self.draining = True
+        for live in list(self._lives):
+            live.finish()
         self._engine.close()
         self._threads.shutdown()
         self._codecs.close()
@@ -133,7 +143,9 @@ class Service:
 
     def _begin(self, engine: Engine, call: Call[T]) -> Started[T]:
         model = self.model if call.lora is None else self.adapted[call.lora]
-        job = Job(engine, priority=call.priority, net=_net(model), listener=call.listener)
+        job = Job(engine, priority=call.priority, net=_net(model), listener=call.listener, live=call.live)
+        if call.live:
+            self._lives.add(call.live)
         future = self._threads.submit(self._answer, job, model, call.ask)
         future.add_done_callback(self._ended)
         return Started(job=job, future=future)

@@ -105,6 +105,7 @@ class PictureEvents:
                 grid=list(masked.shape),
                 masked="".join("01"[v] for v in masked.flatten().int().tolist()),
                 b64_json=encoded(image, "jpeg") if image else None,
+                **({"patch": event.patch} if event.patch else {}),
             )
         if preview and image:
             self.emit(

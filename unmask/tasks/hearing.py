@@ -49,10 +49,11 @@ def sound_features(reader: SpeechReader | None, audio: Sound | None) -> Tensor |
 def spliced(sequence: Sequence, at: int, features: Tensor) -> Sequence:
     """The sequence with a span of FEATURE tokens before token ``at``, which must not be inside a span that is written.
 
-    ValueError where the sequence has features already, or ``at`` is outside.
+    It may have the features of a picture, as rows that its tokens number. ValueError where it has pixels, or a sound already, or ``at`` is
+    outside.
     """
-    if sequence.features is not None or sequence.pixels is not None:
-        raise ValueError("the sequence has pictures or sounds already; one sound goes into a sequence of text")
+    if sequence.pixels is not None or any(span.name == SOUND for span in sequence.spans):
+        raise ValueError("the sequence has pixels or a sound already; encode its picture first, and give one sound")
     if not 0 <= at <= len(sequence.ids):
         raise ValueError(f"a sound goes before a token in 0..{len(sequence.ids)}, got {at}")
     rows, spans = len(features), list[Span]()
@@ -64,5 +65,14 @@ def spliced(sequence: Sequence, at: int, features: Tensor) -> Sequence:
             spans.append(replace(span, start=max(span.start, at) + rows, stop=span.stop + rows))
     spans.append(Span(name=SOUND, kind=Kind.FEATURE, start=at, stop=at + rows))
     ids, masked = (torch.cat([x[:at], x.new_zeros(rows), x[at:]]) for x in (sequence.ids, sequence.masked))
-    ordered = tuple(sorted(spans, key=lambda span: span.start))
-    return replace(sequence, ids=ids, masked=masked, spans=ordered, features=features, feature_rows=rows)
+    ordered, known = tuple(sorted(spans, key=lambda span: span.start)), sequence.features
+    number = None
+    if known is not None:  # the rows of the picture, then those of the sound
+        number = torch.zeros_like(ids)
+        for span in ordered:
+            if span.kind == Kind.FEATURE:
+                number[span.start : span.stop] = torch.arange(len(span)) + (len(known) if span.name == SOUND else 0)
+    whole = features if known is None else torch.cat([known, features])
+    return replace(
+        sequence, ids=ids, masked=masked, spans=ordered, features=whole, feature=number, feature_rows=len(whole)
+    )

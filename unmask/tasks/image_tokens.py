@@ -19,7 +19,7 @@ from unmask.sampling.selection import InOrder
 from unmask.sampling.token_sampler import Categorical
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts
-from unmask.tasks.rows import Extras, one_kind
+from unmask.tasks.rows import Extras, PlainRows
 from unmask.tokens.image_tokens import drawn, reported
 from unmask.tokens.layouts import Layout
 from unmask.tokens.prompts import Conditions, Wording
@@ -28,23 +28,10 @@ from unmask.tokens.views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTokenRows:
+class ImageTokenRows(PlainRows):
     """``arrange``: a row of masked codes -> the same with the attention of the model, for example ``methods.dida.canvas``."""
 
     arrange: Callable[[Sequence], Sequence]
-
-    def of_kind(self, kind: str, references: Items[Tensor]) -> ImageTokenRows:
-        one_kind(kind)
-
-    def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> None:
-        return None
-
-    @property
-    def announces(self) -> bool:
-        return False
-
-    def canvas(self, length: int, max_tokens: int | None) -> int:
-        return length
 
     def drawing(self, tokens: Parts, prompt: str, extras: Extras) -> Sequence:
         if extras != Extras():
@@ -74,20 +61,10 @@ class ImageTokenRows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportRows:
+class ReportRows(PlainRows):
     """Pictures with a report of ``length`` tokens behind them (``methods.medim``): a prompt is a report that is given."""
 
     length: int
-
-    def of_kind(self, kind: str, references: Items[Tensor]) -> ReportRows:
-        one_kind(kind)
-
-    def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> None:
-        return None
-
-    @property
-    def announces(self) -> bool:
-        return False
 
     def canvas(self, length: int, max_tokens: int | None) -> int:
         return self.length

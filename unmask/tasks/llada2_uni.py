@@ -27,7 +27,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.free_sizes import grid_of
 from unmask.tasks.parts import Parts, Presets, Refused
-from unmask.tasks.rows import Extras, one_kind
+from unmask.tasks.rows import Extras, PlainRows
 from unmask.tasks.some_tasks import drawing_and_answering
 from unmask.tokens.layouts import Layout as Boxes
 from unmask.tokens.llada2 import (
@@ -61,14 +61,11 @@ _TASKS = "it draws, edits, and answers questions with and without a picture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniRows:
+class UniRows(PlainRows):
     """``layout``: of blocks and codes · ``bare``: questions without roles, as the first release had them."""
 
     layout: Layout
     bare: bool = False
-
-    def of_kind(self, kind: str, references: Items[Tensor]) -> UniRows:
-        one_kind(kind)
 
     def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> tuple[int, int]:
         """Both sides in an even number of codes, at least 8, and at most the area of a square drawing."""
@@ -76,10 +73,6 @@ class UniRows:
         scale = min(1.0, tokens.side / math.sqrt(size[0] * size[1]))
         sides = [max(_SMALLEST * unit // 2, int(side * scale / unit + 1e-6) * unit) for side in size]
         return sides[0], sides[1]
-
-    @property
-    def announces(self) -> bool:
-        return False
 
     def canvas(self, length: int, max_tokens: int | None) -> int:
         return max(length, max_tokens or 0)

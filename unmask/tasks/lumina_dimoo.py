@@ -25,7 +25,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.free_sizes import grid_of
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.rows import Extras
+from unmask.tasks.rows import Extras, PlainRows
 from unmask.tasks.some_tasks import drawing_and_answering
 from unmask.tokens.layouts import Layout
 from unmask.tokens.lumina_dimoo import (
@@ -59,7 +59,7 @@ _TASKS = "it draws, edits, infills, and answers questions"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiMOORows:
+class DiMOORows(PlainRows):
     """``change``: the released name of the task of an edit (``tokens.lumina_dimoo.request_of``) · ``references``: codes [h, w] of further
     pictures that it reads · ``quirks``: deviations of the released scripts.
     """
@@ -82,10 +82,6 @@ class DiMOORows:
         scale = min(1.0, tokens.side / math.sqrt(area))
         sides = [max(1, int(side * scale / factor + 1e-6)) * factor for side in size]
         return sides[0], sides[1]
-
-    @property
-    def announces(self) -> bool:
-        return False
 
     def canvas(self, length: int, max_tokens: int | None) -> int:
         return max(length, max_tokens or 0)

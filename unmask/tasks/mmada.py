@@ -20,7 +20,7 @@ from unmask.sampling.mmada import mmada_image, mmada_text
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.tasks.parts import Parts, Presets
-from unmask.tasks.rows import Extras, one_kind
+from unmask.tasks.rows import Extras, PlainRows
 from unmask.tasks.some_tasks import drawing_and_answering
 from unmask.tokens.layouts import Layout
 from unmask.tokens.magvit import MagvitConfig
@@ -36,23 +36,10 @@ QUIRKS = replace(NO_QUIRKS, truncated_pixels=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMaDARows:
+class MMaDARows(PlainRows):
     """``field``: of the prompts of drawings."""
 
     field: Field
-
-    def of_kind(self, kind: str, references: Items[Tensor]) -> MMaDARows:
-        one_kind(kind)
-
-    def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> None:
-        return None
-
-    @property
-    def announces(self) -> bool:
-        return False
-
-    def canvas(self, length: int, max_tokens: int | None) -> int:
-        return length
 
     def editing(
         self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None

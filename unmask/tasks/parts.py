@@ -84,6 +84,7 @@ class Parts:
     features: Features = field(default_factory=lambda: Features(MOST_FEATURES), compare=False, repr=False)
     loaded: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
 
+    @torch.inference_mode(False)  # tensors of that mode say nothing about writes, and what follows from weights is kept
     def require(self, needs: frozenset[str]) -> None:
         """Load the parts in ``needs`` (``Task.needs``) that are not loaded yet."""
         # Looking through all weights takes as long as a step of a small model, so each set of needs is loaded once.

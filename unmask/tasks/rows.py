@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -65,28 +65,31 @@ class Rows(Protocol):
     ) -> Sequence: ...
 
 
-def one_kind(kind: str) -> NoReturn:
-    """The error of a family without kinds of edits."""
-    what = f"of the kind {kind[:50]!r}" if kind else "with a second picture"
-    raise ValueError(f"this model cannot edit {what}; leave out the kind and the reference")
+class PlainRows:
+    """A base for families with one kind of edit, one size of drawing, canvases of the asked length, and texts that announce no picture."""
+
+    @property
+    def announces(self) -> bool:
+        return False
+
+    def of_kind(self, kind: str, references: Items[Tensor]) -> Rows:
+        what = f"of the kind {kind[:50]!r}" if kind else "with a second picture"
+        raise ValueError(f"this model cannot edit {what}; leave out the kind and the reference")
+
+    def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> tuple[int, int] | None:
+        return None
+
+    def canvas(self, length: int, max_tokens: int | None) -> int:
+        return length
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatRows:
+class ChatRows(PlainRows):
     """LLaDA's chat with features of the vision tower and codes of a generation branch."""
-
-    def of_kind(self, kind: str, references: Items[Tensor]) -> ChatRows:
-        one_kind(kind)
-
-    def drawn_size(self, tokens: Parts, size: tuple[int, int]) -> None:
-        return None
 
     @property
     def announces(self) -> bool:
         return True
-
-    def canvas(self, length: int, max_tokens: int | None) -> int:
-        return length
 
     def editing(
         self, tokens: Parts, look: Tensor | ImageViews, source: Tensor, instruction: str, plan: Layout | None

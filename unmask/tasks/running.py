@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unmask.protocols import Denoiser, Task
 from unmask.sampling.sampler import Sampler, Step
-from unmask.sequence import Batch, Sequence, collate, sequence_at
+from unmask.sequence import Batch, Sequence, collate
 from unmask.tasks.lengths import Extent, leading, read_words, until_enough, written
 from unmask.tasks.parts import Parts, Presets
 from unmask.tasks.results import Answer, Attempt, describe, so_far
@@ -43,7 +43,8 @@ class StepEvent:
     """One row after one step: the only record of a step outside the sampler.
 
     ``row``: its index among the sequences of the run · ``number``: steps taken, 0 before the first · ``of``: steps planned (early stopping
-    may end sooner) · ``sequence``: the row as it stands, on the CPU · ``score [L]``: with which each token was unmasked, -inf for others.
+    may end sooner) · ``sequence``: the row as it stands, on the CPU · ``score [L]``: with which each token was unmasked, -inf for others ·
+    ``patch``: changes of the request that the row follows (``tasks.live``).
     """
 
     row: int
@@ -51,6 +52,14 @@ class StepEvent:
     of: int
     sequence: Sequence
     score: Tensor | None = None
+    patch: int = 0
+
+    @classmethod
+    def of(cls, step: Step, began: Sequence, *, index: int = 0, row: int = 0) -> StepEvent:
+        """Row ``index`` of a step, which began as ``began`` and is called ``row``."""
+        now = step.row(began, index)
+        score = score_at(now, step.batch, index)
+        return cls(row=row, number=step.number, of=step.of, sequence=now, score=score, patch=step.patch)
 
 
 OnStep = Callable[[StepEvent], None]
@@ -129,11 +138,10 @@ def decide(
     def announce(step: Step) -> None:
         if on_step:
             for row, sequence in enumerate(sequences):
-                now, score = sequence_at(sequence, step.batch, row), score_at(sequence, step.batch, row)
-                on_step(StepEvent(row=row, number=step.number, of=step.of, sequence=now, score=score))
+                on_step(StepEvent.of(step, sequence, index=row, row=row))
 
-    done = sampler.sample(net, batch, on_step=announce)
-    rows = [sequence_at(sequence, done, i) for i, sequence in enumerate(sequences)]
+    last = sampler.last(net, batch, on_step=announce)
+    rows = [last.row(sequence, i) for i, sequence in enumerate(sequences)]
     return Decoded(rows=rows, seconds=time.perf_counter() - began)
 
 

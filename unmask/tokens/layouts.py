@@ -61,6 +61,25 @@ def layout_of(objects: Sequence[tuple[str, Sequence[float]]]) -> Layout:
     return Layout(objects=tuple(placed))
 
 
+def layout_in(text: str) -> Layout:
+    """The layout that a user wrote: ``red apple: 0,0,0.5,0.5; cat: 0.5,0.5,1,1``, or one object a line. ValueError for other texts."""
+    pairs = [part.rsplit(":", 1) for part in re.split(r"[;\n]", text) if part.strip()]
+    try:
+        objects = [(name, [float(v) for v in box.split(",")]) for name, box in pairs]
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a layout; write 'red apple: 0,0,0.5,0.5; cat: 0.5,0.5,1,1', or one a line"
+        ) from None
+    return layout_of(objects)
+
+
+def layout_text(layout: Layout) -> str:
+    """A layout as ``layout_in`` reads it, one object a line; boxes are rounded to four digits, finer than a model's bins."""
+    return "\n".join(
+        f"{t.phrase}: {','.join(f'{v:.4f}'.rstrip('0').rstrip('.') for v in t.box)}" for t in layout.objects
+    )
+
+
 def to_ids(layout: Layout, text: Text, wording: Wording) -> list[int]:
     """Token ids of a layout in a model's wording. Phrases are always encoded as plain text."""
     ids = text.encode(layout.reason + wording.reason_end) if layout.reason else []

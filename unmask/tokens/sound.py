@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unmask.files import FileRefused, refuse_special
+from unmask.writing import write_whole
 
 RATE = 16_000  # samples a second
 HOP, _WINDOW = 160, 400
@@ -46,6 +47,18 @@ def read_sound(path: str | os.PathLike[str]) -> Tensor:
     if not len(samples):
         raise SoundError(f"{place} has no samples; record it again")
     return resampled(samples, rate)
+
+
+def save_sound(waveform: Tensor, path: str | os.PathLike[str]) -> Path:
+    """Write samples [N] in [-1, 1] at 16 kHz as a WAV file of 16 bits."""
+
+    def write(part: Path) -> None:
+        with wave.Wave_write(str(part)) as file:
+            file.setnchannels(1), file.setsampwidth(2), file.setframerate(RATE)
+            file.writeframes((waveform.clamp(-1, 1) * 32767).round().to(torch.int16).numpy().tobytes())
+
+    write_whole(Path(path), write)
+    return Path(path)
 
 
 def _samples(data: bytes, width: int) -> Tensor:

@@ -213,8 +213,8 @@ def _signals_restored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.getsignal(number) for number in numbers}
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # Windows has only the first two
+    before = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -33,6 +33,11 @@ export function post(path, body, signal) {
   return send(path, { method: "POST", body: raw ? body : JSON.stringify(body), headers, signal });
 }
 
+/** A PATCH with a value sent as JSON. Throws as ``post`` does. */
+export function patch(path, body) {
+  return send(path, { method: "PATCH", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
+}
+
 async function send(path, { headers = {}, ...options }) {
   const key = sessionStorage.getItem(KEY);
   let response;

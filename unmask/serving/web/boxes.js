@@ -62,7 +62,7 @@ export class Boxes {
   shape(object, i) {
     const keys = (event) => this.editable && this.key(event, i);
     const element = h("button", { type: "button", class: "box", onclick: () => this.choose(i), onkeydown: keys }, h("span", {}, `${i + 1} ${object.phrase}`));
-    element.setAttribute("aria-label", `${object.phrase || "box"} ${i + 1}`);
+    element.setAttribute("aria-label", named(object, i));
     if (this.editable) {
       element.append(h("i", { class: "corner", "aria-hidden": "true" }));
       element.addEventListener("pointerdown", (event) => this.drag(event, i));
@@ -76,13 +76,13 @@ export class Boxes {
       const pick = h("button", { type: "button", class: "pick", "aria-pressed": "false", onclick: () => this.choose(this.chosen === i ? -1 : i) }, h("b", {}, String(i + 1)), object.phrase);
       return h("li", {}, pick);
     }
-    const named = (event) => {
+    const label = (event) => {
       object.phrase = event.target.value;
       this.overlay.children[i].firstChild.textContent = `${i + 1} ${object.phrase}`;
-      this.overlay.children[i].setAttribute("aria-label", `${object.phrase || "box"} ${i + 1}`);
+      this.overlay.children[i].setAttribute("aria-label", named(object, i));
       this.onchange();
     };
-    const input = h("input", { type: "text", value: object.phrase, placeholder: "label, e.g. red car", "aria-label": `Label of box ${i + 1}`, maxlength: 80, oninput: named, onfocus: () => this.choose(i) });
+    const input = h("input", { type: "text", value: object.phrase, placeholder: "label, e.g. red car", "aria-label": `Label of box ${i + 1}`, maxlength: 80, oninput: label, onfocus: () => this.choose(i) });
     return h("li", {}, h("b", {}, String(i + 1)), input, h("button", { type: "button", class: "quiet", "aria-label": `Remove box ${i + 1}`, onclick: () => this.remove(i) }, "×"));
   }
 
@@ -137,6 +137,9 @@ export class Boxes {
     return [clamp((event.clientX - left) / width), clamp((event.clientY - top) / height)];
   }
 }
+
+/** What a box is called; it contains the text that is written on it. */
+const named = ({ phrase }, i) => `Box ${i + 1} ${phrase}`.trim();
 
 function place(element, [x1, y1, x2, y2]) {
   const percent = (value) => `${value * 100}%`;

@@ -3,8 +3,9 @@
 import { clamp, h } from "./dom.js";
 
 export class Brush {
-  constructor({ onchange = () => {} } = {}) {
-    this.onchange = onchange;
+  /** ``onchange``: after every dab · ``onstroke``: after every stroke. */
+  constructor({ onchange = () => {}, onstroke = () => {} } = {}) {
+    Object.assign(this, { onchange, onstroke });
     this.element = h("canvas", {
       class: "brush", tabIndex: 0, role: "application", hidden: true,
       "aria-label": "Mask: the region to regenerate. Arrow keys move the brush, space paints.",
@@ -51,7 +52,7 @@ export class Brush {
     let last = this.at(event);
     this.line(last, last);
     const move = (e) => (this.line(last, this.at(e)), (last = this.at(e)));
-    for (const name of ["pointerup", "pointercancel"]) this.element.addEventListener(name, () => control.abort(), options);
+    for (const name of ["pointerup", "pointercancel"]) this.element.addEventListener(name, () => (control.abort(), this.onstroke()), options);
     this.element.addEventListener("pointermove", move, options);
   }
 
@@ -78,7 +79,7 @@ export class Brush {
   key(event) {
     const step = { ArrowLeft: [-0.04, 0], ArrowRight: [0.04, 0], ArrowUp: [0, -0.04], ArrowDown: [0, 0.04] }[event.key];
     if (step) this.cursor = this.cursor.map((v, i) => clamp(v + step[i]));
-    else if (event.key === " ") this.line(this.cursor, this.cursor);
+    else if (event.key === " ") this.line(this.cursor, this.cursor), this.onstroke();
     else return;
     event.preventDefault();
     const wide = Number(this.size.value);

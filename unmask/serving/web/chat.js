@@ -20,9 +20,9 @@ export function chatPanel(fields, services) {
     without: draws ? ["n", "image_output", "steps", "guidance", "settings", "max_tokens", "temperature", "top_p"] : ["n", "image_output"],
   };
   const panel = new TaskPanel(task, fields.chat, services);
-  const log = h("ol", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
+  const log = h("ol", { class: "log", "aria-label": "Conversation" });
   const start = h("p", { class: "plain" }, "No messages yet.");
-  const thread = h("div", { class: "thread" }, start, log), below = () => (thread.scrollTop = thread.scrollHeight);
+  const thread = h("div", { class: "thread", role: "log", "aria-label": "Conversation", tabIndex: 0 }, start, log), below = () => (thread.scrollTop = thread.scrollHeight);
   const attached = h("div", { class: "attached", hidden: true });
   const newChat = h("button", { type: "button", class: "second", onclick: forget }, "New conversation");
   let said = [];

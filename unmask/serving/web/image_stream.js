@@ -64,13 +64,14 @@ function add({ panel }, index, entry) {
 const attempt = ({ round = 0 }, text, of = 0) => (round || of > 1 ? `Attempt ${round + 1}${of ? ` of ${of}` : ""} · ${text}` : text);
 
 async function frame(run, data) {
+  const { panel } = run;
   const index = data.picture || 0, kept = shot(run, index);
   const image = data.b64_json ? await decoded(dataUrl(data.b64_json)) : kept.last?.round === data.round ? kept.last.image : null;
   const fresh = kept.last?.round === data.round ? freshly(kept.last.masked, data.masked) : [];
   kept.last = { image, masked: data.masked, grid: data.grid, round: data.round };
   const label = attempt(data, `Step ${data.step} of ${data.of}`);
   add(run, index, { label, stage: IMAGE, round: data.round, canvas: { image, grid: data.grid, masked: data.masked, fresh, ratio: data.grid[1] / data.grid[0] } });
-  tell(run, index, data, "Generating image");
+  tell(run, index, data, "Generating image", panel.task.framed?.(data));
   document.body.dataset.firstFrame ||= String(Math.round(performance.now()));
 }
 
@@ -83,14 +84,16 @@ function words(run, data) {
 }
 
 /** Report the progress of the selected image, or of another one once that is done. */
-function tell({ panel, report, values }, index, data, stage) {
+function tell({ panel, report, values }, index, data, stage, instead = null) {
   if (index !== panel.current && !panel.shots[panel.current].result) return;
+  if (instead) return report({ text: instead, value: 1, phase: `finished ${data.patch || 0}` });
   report({ text: attempt(data, `${stage}: step ${data.step} of ${data.of}.`, values.reflect), value: data.step / data.of, phase: `${stage} ${data.round}` });
 }
 
 function plan(run, data) {
-  const index = data.picture || 0, kept = shot(run, index);
+  const { panel } = run, index = data.picture || 0, kept = shot(run, index);
   kept.plan = data.plan;
+  panel.task.planned?.(data.plan);
   note(run, kept, index, data.round || 0, { plan: data.plan });
   add(run, index, { label: attempt(data, "Layout ready"), stage: TITLES.plan, round: data.round || 0, plan: data.plan });
 }
@@ -118,7 +121,8 @@ async function completed(run, data) {
   const masked = kept.last ? "0".repeat(kept.last.masked.length) : null;
   const fresh = kept.last ? freshly(kept.last.masked, masked) : [];
   add(run, index, { label: "Finished", plan: kept.plan, canvas: { image, grid: kept.last?.grid || null, masked, fresh, ratio: image.naturalWidth / image.naturalHeight } });
-  kept.result = { url, seed, values: { ...values, n: undefined } };
+  const edited = panel.task.edited?.() || null;
+  kept.result = { url, seed, edited, values: { ...values, ...edited, n: undefined } };
   panel.services.gallery.add({ task: panel.task.name, url, values: kept.result.values, seed, seconds: about.seconds, source: run.source });
   panel.picker.replaceChildren(...panel.shots.map((one, i) => thumb(panel, one, i)));
   if (index === panel.current) panel.offer(kept.result);

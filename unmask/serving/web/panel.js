@@ -162,7 +162,7 @@ export class TaskPanel {
     if (at >= 0) this.replay.show(at);
   }
 
-  /** Offer actions for a finished image: {url, seed, values}. */
+  /** Offer actions for a finished image: {url, seed, values, edited}. One that was changed while it was drawn has no link that repeats it. */
   offer(result) {
     this.actions.replaceChildren();
     if (!result) return;
@@ -173,7 +173,7 @@ export class TaskPanel {
       this.canvas.paint(1);
     } }, "Token grid");
     const use = h("div", { class: "use", role: "group", "aria-label": "Use this image in" }, h("span", {}, "Use in"), ...USES.filter(([task]) => this.services.has(task)).map(go));
-    this.actions.append(use, grid, download(result.url, result.seed), copier(() => link(this.task.name, { ...result.values, seed: result.seed })));
+    this.actions.append(use, grid, download(result.url, result.seed), result.edited ? "" : copier(() => link(this.task.name, { ...result.values, seed: result.seed })));
   }
 
   /** All values for the API and the gallery; picks a random seed if none is given. */

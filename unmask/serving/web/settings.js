@@ -3,15 +3,23 @@
 import { fresh, h } from "./dom.js";
 
 const FIRST = ["seed", "steps", "plan", "reflect", "n"]; // shown first
-const MORE = ["max_tokens", "temperature", "top_p", "guidance", "sampler", "luminance", "contrast", "score"]; // under More settings
+const MORE = ["max_tokens", "temperature", "top_p", "guidance", "speed", "sampler", "luminance", "contrast", "score"]; // under More settings
 // Other fields of the API are for programs, or are filled in by the page.
 const ABOUT = { // in place of the API's descriptions
   seed: "Empty: a new random seed for each run.",
   plan: "Lay out the objects as boxes first.",
   reflect: "Maximum number. The model critiques each image and stops when it accepts one. Empty: the model's preset.",
   n: "Number of images, each with a seed of its own.",
+  speed: "exact: the model's own steps. fast: approximate, with fewer computations. Empty: as the server was started.",
+  guidance: "How strongly the prompt is followed; 0 turns it off.",
+  "token_sampler.temperature": "Higher: more varied. 0: always the most probable token.",
+  "token_sampler.top_p": "Draw from the most probable tokens that have this share together; 1: from all.",
+  "selection.noise.start": "Randomness of the order at the first step.",
+  "selection.noise.end": "Randomness of the order at the last step.",
+  "guidance.refresh": "Compute the view without the prompt at every n-th step only; 1: at all.",
   lora: "LoRA adapter of the server to use.",
 };
+const CHOICES = { speed: ["exact", "fast"] }; // of fields that take more than the page offers
 const SHORT = { "schedule.steps": "steps", "guidance.scale": "guidance" }; // settings that have a field of their own
 
 /** ``without``: fields that the task does not have ("settings": those of the sampler) · ``adapters``: names that a request may choose.
@@ -22,7 +30,7 @@ export class Settings {
     const names = [...FIRST, ...MORE].filter((name) => name in (schema?.properties || {}) && !without.includes(name));
     const shown = adapters.length ? [this.row("lora", "Adapter", { enum: adapters, empty: "none" })] : [], more = [];
     for (const name of names) {
-      const row = this.row(name, title(name), plain(schema.properties[name], schema));
+      const row = this.row(name, title(name), { ...plain(schema.properties[name], schema), ...(CHOICES[name] ? { enum: CHOICES[name] } : {}) });
       if (row) (FIRST.includes(name) ? shown : more).push(row);
     }
     this.parts = without.includes("settings") ? [] : (schema?.["x-unmask-settings"] || []).filter(({ name }) => !(SHORT[name] in (schema.properties || {})));
