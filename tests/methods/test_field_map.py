@@ -26,7 +26,6 @@ WAITING = {
     "neodiff",
     "promoe",
     "query_kontext",
-    "sur_adapter",
     "unigenx",
     "x_streamer",
 }
