@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from unmask.tasks.running import StepEvent
 
 COLOURS, OBJECTS = ("red", "blue", "green", "yellow"), ("apple", "cup", "ball", "car", "book")
 KINDS = ("prompt", "boxes", "mask")
+NAMES = ("first", "last", "first.cpu", "last.cpu")
 PATH = "/v1/images/generations"
 LEASTS = (0.0, 0.5, 0.9, 1.0)
 
@@ -43,11 +45,11 @@ def main() -> None:
     parser.add_argument("--history", type=Path, help="add the figures to this file")
     given = parser.parse_args()
     model = unmask.load("mini")
-    lines = list(timed(model, given.drawings)) + (list(judged(model, given.judged)) if given.judged else [])
-    for line in lines:
-        print(f"{line.name}: {line.value:.3f} {line.unit} {json.dumps(line.more)}")
-    if given.history:
-        append(given.history, lines)
+    for measure, number in ((timed, given.drawings), (judged, given.judged)):
+        for line in measure(model, number) if number else ():
+            print(f"{line.name}: {line.value:.3f} {line.unit} {json.dumps(line.more)}", flush=True)
+            if given.history:
+                append(given.history, [line])
 
 
 def timed(model: Any, drawings: int) -> Iterator[Line]:
@@ -56,28 +58,34 @@ def timed(model: Any, drawings: int) -> Iterator[Line]:
         for kind in KINDS:
             once(client, kind, 0)  # warm
             found = [once(client, kind, seed) for seed in range(drawings)]
-            for name, values in zip(("first", "last"), zip(*found, strict=True), strict=True):
-                p50, p95 = np.percentile(values, [50, 95])
-                yield Line(name=f"live.{kind}.{name}.p50", value=float(p50), unit="s", more={"n": drawings})
-                yield Line(name=f"live.{kind}.{name}.p95", value=float(p95), unit="s", more={"n": drawings})
+            more = {"n": drawings, "load": round(os.getloadavg()[0], 1)}
+            for name, values in zip(NAMES, zip(*found, strict=True), strict=True):
+                for share, value in zip((50, 95), np.percentile(values, [50, 95]), strict=True):
+                    unit = "CPU s" if name.endswith("cpu") else "s"
+                    yield Line(name=f"live.{kind}.{name}.p{share}", value=float(value), unit=unit, more=more)
 
 
-def once(client: httpx2.Client, kind: str, seed: int) -> tuple[float, float]:
-    """Seconds from the change to the first frame that shows it, and to the last frame."""
+def once(client: httpx2.Client, kind: str, seed: int) -> tuple[float, float, float, float]:
+    """Seconds from the change to the first frame that shows it and to the last frame, and the CPU seconds of both."""
     body = {"prompt": "a red apple", "plan": False, "seed": seed, "stream": True, "trace": True, "live": 0}
     with client.stream("POST", PATH, json=body) as answer:
-        sent, first, last = 0.0, 0.0, 0.0
+        sent = first = last = (0.0, 0.0)
         for line in answer.iter_lines():
             event = json.loads(line[6:]) if line.startswith("data: {") else {}
             if event.get("type") != "unmask.frame":
                 continue
-            last = time.perf_counter()
-            if event.get("patch") and not first:
+            last = now()
+            if event.get("patch") and not first[0]:
                 first = last
-            if not sent and event["step"] == 3 + seed % 9:
-                sent = time.perf_counter()
+            if not sent[0] and event["step"] == 3 + seed % 9:
+                sent = now()
                 client.patch(f"{PATH}/{answer.headers['x-unmask-run']}", json=change(kind)).raise_for_status()
-    return first - sent, last - sent
+    return first[0] - sent[0], last[0] - sent[0], first[1] - sent[1], last[1] - sent[1]
+
+
+def now() -> tuple[float, float]:
+    """Wall time, and CPU time of this process: server, model and client, which other processes hardly change."""
+    return time.perf_counter(), time.process_time()
 
 
 def change(kind: str) -> dict[str, Any]:
@@ -93,7 +101,9 @@ def change(kind: str) -> dict[str, Any]:
 
 
 def judged(model: Any, prompts: int) -> Iterator[Line]:
-    """Pictures that show the new prompt, which comes after step 10 of 16; "anew": all is masked again, "never": drawn from the new prompt."""
+    """Pictures that show the new prompt, which comes after step 10 of 16. "anew": all is masked again; "never": the new prompt from the
+    beginning.
+    """
     judge, rng = load_judge(), random.Random(0)
     cases = [pair(rng, i) for i in range(prompts)]
     for least in (*LEASTS, "anew", "never"):

@@ -98,7 +98,7 @@ def test_links_are_led_to_pages_of_the_site() -> None:
         class file:
             src_uri = "decoding/dida.md"
 
-    text = "[a](../data.md#rows) [b](../../unmask/step.py) [c](https://x.org) [d](#here) ![e](../pictures/plan.jpg)"
+    text = "[a](../data.md#rows) [b](../../unmask/step.py) [c](https://x.org) [d](#here) ![e](../pictures/plan.webp)"
     assert HOOKS.on_page_markdown(text, Page, None, None) == text.replace("../../", "../source/").replace(
         ".py", ".py.md"
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Live", "__version__", "load"]
 
 if TYPE_CHECKING:
     from unmask.pipeline.opening import load
+    from unmask.tasks.live import Live
 
 
 def __getattr__(name: str) -> object:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> object:
         from unmask.pipeline.opening import load
 
         return load
+    if name == "Live":
+        from unmask.tasks.live import Live
+
+        return Live
     raise AttributeError(f"module 'unmask' has no attribute {name!r}")

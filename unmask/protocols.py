@@ -247,8 +247,12 @@ class Source(Protocol[MadeT]):
 
 
 class Run(Protocol):
-    """The loop between two steps. ``query``: the next forward that it needs, None at the end · ``step``: the last one taken."""
+    """The loop between two steps. ``query``: the next forward that it needs, None at the end · ``step``: the last one taken ·
+    ``batch``: as far as it got.
+    """
 
+    @property
+    def batch(self) -> Batch: ...
     @property
     def query(self) -> Query | None: ...
     @property

@@ -29,7 +29,8 @@ from unmask.evaluation.history import Line, append  # noqa: E402
 from unmask.models.attention import plain  # noqa: E402
 from unmask.models.graphs import Found, Graphs, Replay, capture  # noqa: E402
 from unmask.pipeline.model import Model  # noqa: E402
-from unmask.sampling.sampler import Sampler, SamplingRun  # noqa: E402
+from unmask.protocols import Run  # noqa: E402
+from unmask.sampling.sampler import Sampler  # noqa: E402
 from unmask.sequence import Batch, collate  # noqa: E402
 from unmask.step import Query  # noqa: E402
 from unmask.tasks import edit, generate, understand  # noqa: E402
@@ -105,7 +106,7 @@ class Timed:
     seconds: float
     host: float
     steps: list[float]
-    run: SamplingRun
+    run: Run
 
 
 @torch.no_grad()

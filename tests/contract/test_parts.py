@@ -13,7 +13,7 @@ from unmask import protocols
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.results import describe
 
-from . import bridge_parts, llada2_parts
+from . import bridge_parts, live_parts, llada2_parts
 from .instances import (
     ALL_BLOCKS,
     ALL_CACHES,
@@ -64,6 +64,7 @@ INSTANCES = [
     PARTS,
     bridge_parts.PARTS,
     llada2_parts.PARTS,
+    live_parts.PARTS,
     MODALITIES,
     method_parts(),
 ]

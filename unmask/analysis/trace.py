@@ -27,6 +27,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.sampling.spans import wished
 from unmask.sequence import Kind, writable_tokens
 from unmask.sequence import Sequence as Tokens
+from unmask.tasks.parts import Parts
 from unmask.tasks.running import Decoded, OnStep, StepEvent, decide
 
 if TYPE_CHECKING:
@@ -175,11 +176,9 @@ class _Watcher:
                 on_step(event)
 
         parts = self.model.parts
-        (known,) = (
-            parts.features.known([sequence], parts.net, self.model.device)
-            if sequence.pixels is not None
-            else (sequence,)
-        )
+        known = sequence
+        if isinstance(parts, Parts):
+            (known,) = parts.features.known([sequence], parts.net, self.model.device)
         traced = replace(sampler, token_sampler=watched)
         done = decide(parts.net, [known], [seed], traced, device=self.model.device, on_step=follow)
         self.runs.append(_run(parts, sequence, events))

@@ -193,14 +193,14 @@ _ARMS: tuple[Arm, ...] = tuple(
     for time in ("time", "no time")
     for begin in ("from causal", "scratch")
 )
-_FIRST, _MORE, _ROWS, _PICTURES, _TESTED, _MADE, _LENGTH = 400, 200, 16, 900, 96, 32, 28
+_FIRST, _MORE, _ROWS, _PICTURES, _TESTED, _MADE, _LENGTH = 400, 1000, 16, 900, 96, 32, 28
 _BEST: Arm = ("all-visible", "time", "from causal")
 _DIRECTIONS = (("report", "of the report, given the picture"), ("image", "of the picture, given the report"))
 
 
 def demo(work: Work) -> Findings:
     """{all-visible, causal} x {time, no time} x {from causal, from scratch} at equal steps: losses and agreement of made-up pairs."""
-    found = {arm: {seed: _scores(work, arm, seed) for seed in work.seeds} for arm in _ARMS}
+    found = {arm: {seed: _scores(work, arm, seed) for seed in _seeds(work, arm)} for arm in _ARMS}
 
     def over(arm: Arm, value: str) -> Figure:
         return over_seeds([one[value] for one in found[arm].values()])
@@ -216,13 +216,13 @@ def demo(work: Work) -> Findings:
         for value in ("report", "image", "agree")
     }
     rows = tuple((*arm, *(over(arm, value) for value in ("report", "image", "agree"))) for arm in _ARMS)
-    seen = gains["all_visible.image"], gains["from_causal.image"]
+    seen = gains["all_visible.image"]
     return Findings(
         about=_about(work),
-        verdict=f"All-visible attention changes the loss of pictures given reports by {seen[0]['value']:+.3f}, the causal start by "
-        f"{seen[1]['value']:+.3f}, the time by {gains['time.image']['value']:+.3f}; of the pairs that the full method makes up, "
-        f"{over(_BEST, 'agree')['value']:.3f} agree.",
-        seen=all(one["high"] is not None and one["high"] < 0 for one in seen),
+        verdict=f"All-visible attention changes the loss of pictures given reports by {seen['value']:+.3f}, the causal start by "
+        f"{gains['from_causal.image']['value']:+.3f}, the time by {gains['time.image']['value']:+.3f}; of the pairs that the full method "
+        f"makes up, {over(_BEST, 'agree')['value']:.3f} agree.",
+        seen=seen["high"] is not None and seen["high"] < 0,
         figures={"agree": over(_BEST, "agree"), **gains},
         shown=(
             Table(
@@ -239,13 +239,20 @@ def demo(work: Work) -> Findings:
 _OTHER = {"all-visible": "causal", "time": "no time", "from causal": "scratch"}
 
 
+def _seeds(work: Work, arm: Arm) -> tuple[int, ...]:
+    """All seeds for arms that differ from the full method in one choice at most; one for the others, which no gain reads."""
+    return work.seeds if sum(a != b for a, b in zip(arm, _BEST, strict=True)) < 2 else work.seeds[:1]
+
+
 def _about(work: Work) -> str:
     first, more = work.steps(_FIRST, least=2), work.steps(_MORE, least=2)
     return (
         f"A causal model of pictures and then their reports becomes a masked diffusion over both. All arms take {more} steps of the same "
         f"batches; those from the causal model had {first} causal steps before, the others start from random weights. Losses are of "
         "pairs that training has not seen. A pair agrees if the independent detector finds in the picture exactly what the report says, "
-        "with its place. Means over seeds with Student's interval; a gain is the full method minus the arm that differs in one choice."
+        "with its place. Means over seeds with Student's interval; a gain is the full method minus the arm that differs in one choice. "
+        "Arms that differ in two or three ran with the first seed alone. The effect is seen if attention to all tokens lowers the loss of "
+        "pictures."
     )
 
 
@@ -299,4 +306,4 @@ def _made(work: Work) -> tuple[tuple[str, Image.Image], ...]:
     return tuple(zip(reports, model.parts.decode(codes), strict=True))
 
 
-DEMO = Demonstration(minutes=10, run=demo)
+DEMO = Demonstration(minutes=15, run=demo)

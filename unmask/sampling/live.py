@@ -95,6 +95,10 @@ class LiveRun:
         return self.comparison.query if self.comparison else self.inner.query
 
     @property
+    def batch(self) -> Batch:
+        return self.inner.batch
+
+    @property
     def step(self) -> Step:
         taken, own = int(self.inner.batch.clock), self.inner.step
         return Step(

@@ -110,7 +110,7 @@ class _Running:
             return None  # nobody reads it, so it stays on the device
         if row is None:
             return step.row(began, 0)
-        event = StepEvent.of(step, began, row=row)
+        event = StepEvent.after(step, began, row=row)
         self.handle.publish(event)
         return event.sequence if finished else None
 

@@ -63,7 +63,7 @@ def limited(found: Json, model: Served, adapters: Sequence[str] = ()) -> None:
             body.setdefault("allOf", []).append(sampled)
     for name in ("Draw", "Infill"):
         schemas[name].setdefault("allOf", []).append(_one_if_large(NULL))
-    schemas["Draw"].setdefault("allOf", []).append(_plan_or_boxes(NULL, {"const": False}))
+    schemas["Draw"].setdefault("allOf", []).extend([_plan_or_boxes(NULL, {"const": False}), _live()])
     schemas["Draw"]["properties"]["prompt"]["pattern"] = NONBLANK
     schemas["BoxOf"]["properties"]["phrase"]["pattern"] = NONBLANK
     schemas["Ground"]["properties"]["image"] |= PICTURE
@@ -160,6 +160,12 @@ def _one_if_large(absent: Json) -> Json:
     one = {"properties": {"n": _or(absent, {"const": 1})}}
     small = {"type": "string", "pattern": "^(auto|[1-9][0-9]{0,2}[xX][1-9][0-9]{0,2})$"}
     return {"anyOf": [one, {"properties": {"size": _or(absent, small)}}]}
+
+
+def _live() -> Json:
+    """A live drawing is streamed, and has one attempt."""
+    streamed = {"properties": {"stream": {"const": True}, "reflect": _or(NULL, {"const": 1})}, "required": ["stream"]}
+    return {"anyOf": [{"properties": {"live": NULL}}, streamed]}
 
 
 def _plan_or_boxes(absent: Json, false: Json) -> Json:

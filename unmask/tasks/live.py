@@ -102,7 +102,8 @@ class Live:
         """
         if prompt is None and boxes is None and region is None:
             raise ValueError("the change is empty; give a prompt, boxes or a region")
-        layout = boxes if isinstance(boxes, Layout) or not boxes else layout_of(boxes)
+        layout = boxes if isinstance(boxes, Layout) else layout_of(boxes) if boxes else None
+        white = None if region is None else _white(region)  # before the lock, for which the drawing may wait
         with self._changed:
             if not self._changed.wait_for(lambda: self._task is not None or self._over, _BEGINS):
                 raise DrawingOver(f"the drawing has not begun within {_BEGINS:.0f} s; change it once it draws")
@@ -112,9 +113,7 @@ class Live:
                 raise TooManyChanges(
                     f"a drawing takes {MOST_CHANGES} changes, and {MOST_WAITING} between two steps; send fewer"
                 )
-            self._waiting.append(
-                self._changing(self._drawer, self._task, prompt, boxes is not None, layout or None, region)
-            )
+            self._waiting.append(self._changing(self._drawer, self._task, prompt, boxes is not None, layout, white))
             self._task = self._waiting[-1].task
             self.count += 1
             self._changed.notify_all()
@@ -175,7 +174,7 @@ class Live:
         prompt: str | None,
         boxed: bool,
         layout: Layout | None,
-        region: Picture | None,
+        white: Tensor | None,
     ) -> _Change:
         text = task.prompt if prompt is None else drawer.read(prompt)
         plan = layout if boxed else None if self._made and text != task.prompt else task.plan
@@ -183,12 +182,9 @@ class Live:
         new = replace(task, prompt=text, plan=plan)
         built = task.build(drawer.parts), new.build(drawer.parts)
         painted = None
-        if region is not None:
+        if white is not None:
             rows, columns = picture_so_far(built[1], "image")[0].shape
-            white = torch.from_numpy(np.asarray(read_image(region).convert("L"), dtype=np.uint8) > 127)
             painted = F.adaptive_max_pool2d(white.float()[None], (rows, columns))[0] > 0
-            if not bool(painted.any()):
-                raise ValueError("the region is empty; paint the part to draw anew in white")
         boxes = (task.plan, plan) if boxed else (None, None)
         return _Change(task=new, built=built, layouts=boxes, compared=text != task.prompt, painted=painted)
 
@@ -204,6 +200,14 @@ class Live:
         ids[at], open_[at] = codes.flatten(), (masked | unfit).flatten()
         row = replace(sequence, ids=ids, masked=open_)
         return Patch(sequence=row, before=before if change.compared else None, least=self.least)
+
+
+def _white(region: Picture) -> Tensor:
+    """Where a picture is white, [height, width] bool. ValueError if nowhere."""
+    white = torch.from_numpy(np.asarray(read_image(region).convert("L"), dtype=np.uint8) > 127)
+    if not bool(white.any()):
+        raise ValueError("the region is empty; paint the part to draw anew in white")
+    return white
 
 
 def covered(old: Layout | None, new: Layout | None, rows: int, columns: int) -> Tensor:

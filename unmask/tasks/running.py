@@ -55,7 +55,7 @@ class StepEvent:
     patch: int = 0
 
     @classmethod
-    def of(cls, step: Step, began: Sequence, *, index: int = 0, row: int = 0) -> StepEvent:
+    def after(cls, step: Step, began: Sequence, *, index: int = 0, row: int = 0) -> StepEvent:
         """Row ``index`` of a step, which began as ``began`` and is called ``row``."""
         now = step.row(began, index)
         score = score_at(now, step.batch, index)
@@ -138,7 +138,7 @@ def decide(
     def announce(step: Step) -> None:
         if on_step:
             for row, sequence in enumerate(sequences):
-                on_step(StepEvent.of(step, sequence, index=row, row=row))
+                on_step(StepEvent.after(step, sequence, index=row, row=row))
 
     last = sampler.last(net, batch, on_step=announce)
     rows = [last.row(sequence, i) for i, sequence in enumerate(sequences)]
