@@ -22,12 +22,10 @@ WAITING = {
     "dplm2",
     "gill",
     "inpo",
-    "ladic",
     "mmar",
     "neodiff",
     "promoe",
     "query_kontext",
-    "sur_adapter",
     "unigenx",
     "x_streamer",
 }

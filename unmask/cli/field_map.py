@@ -20,10 +20,10 @@ is the first of our figures, in a small world and with its interval, never the p
 |---|---|---|---|---|---|---|
 """
 _SAMPLERS = """
-All samplers that draw, on the embedded model with the same prompts and seeds, in one run of `unmask bench samplers --orders all`
-([samplers.md](samplers.md)):
+`unmask bench samplers --world 24 --orders all --plot FILE` draws quality against forwards for all samplers in one run. Recorded so far
+are four orders with two schedules on the embedded model ([samplers.md](samplers.md)):
 
-![Quality of drawings of mini against forwards, for all samplers](pictures/samplers-mini-all.png)
+![Quality of pictures of mini against forwards and seconds](pictures/samplers-mini-generate.png)
 """
 _TAXONOMY = """
 ## What the surveys name

@@ -197,13 +197,18 @@ def _section(entry: MethodEntry) -> str:
     lines += [f"- Measured here: {card['figure']}"] if card.get("figure") else []
     lines += [f"- Tried: {remedy}" for remedy in card.get("tried", ())]
     lines += [f"- `{line}`{': ' + summary if summary else ''}" for line, summary in _described(entry)]
-    return "\n".join(textwrap.fill(line, 150, subsequent_indent="  ", break_on_hyphens=False) for line in lines) + "\n"
+    return "\n".join(map(_wrapped, lines)) + "\n"
 
 
 def _others() -> str:
     """The named samplers of unmask/sampling/presets.py."""
     own = [s for s in samplers().values() if s.module.endswith(".presets")]
-    return "".join(["\n## Other samplers\n\n", *(f"- `{_flag(s)}`: {s.summary}\n" for s in own)]) if own else ""
+    lines = [_wrapped(f"- `{_flag(s)}`: {s.summary}") for s in own]
+    return "\n".join(["\n## Other samplers\n", *lines]) + "\n" if own else ""
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, 150, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _shown(entry: MethodEntry) -> str:

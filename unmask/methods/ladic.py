@@ -257,6 +257,10 @@ CARD = Card(
     changes="space, objective and sampler: captions are diffused in the middle layers of a frozen text network",
     claim="Diffusion captioning reaches autoregressive captioners without large-scale pretraining.",
     status="reference",
+    figure="true captions of the small world at 34 passes, 3 networks, 400 updates: .117 [.023, .211], a masked captioner .783 "
+    "[.105, 1.462], a difference of -.667 [-1.325, -.008]; Back and Refine at equal passes +.013 [-.015, .042]; words of states at noise "
+    ".9: embeddings .708 [.646, .770], middle layer .828 [.805, .851]",
     paper_figure="COCO: BLEU-4 38.2, CIDEr 126.2",
+    recipe="ladic.captions",
     python="from unmask.methods.ladic import BackAndRefine, CaptionDiffusion, Latents, Strided, WordLoss",
 )

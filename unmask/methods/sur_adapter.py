@@ -107,6 +107,9 @@ CARD = Card(
     year=2023,
     changes="conditioning: an adapter on the text states of a frozen generator, distilled from detailed prompts and a language model",
     claim="Short narrative prompts draw what they mean, at the quality of the plain generator.",
-    status="reference",
+    status="tiny-checked",
+    figure="48 drawings of new terse prompts by the frozen mini, 3 adapters, 80 updates: as meant .333 [.244, .423] right, as released and "
+    "without an adapter 0; detailed prompts 1.0 before and after",
+    recipe="sur_adapter.terse",
     python="from unmask.methods.sur_adapter import Distilled, SurAdapter, Triples, released",
 )
