@@ -188,7 +188,9 @@ def calls(page: Path) -> dict[str, dict[str, object]]:
     for node in (n for block in python(text) for n in ast.walk(ast.parse(block)) if isinstance(n, ast.Call)):
         if not isinstance(node.func, ast.Attribute) or node.func.attr != "generate":
             continue
-        given = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg not in ("conditions", "stream")}
+        given = {
+            k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg not in ("conditions", "live", "stream")
+        }
         prompt = given.pop("prompt", None) or ast.literal_eval(node.args[0])
         found[prompt] = {**given, **given.get("extra_body", {})}
     for body in re.findall(r"-d '(\{\"prompt.*?\})'", text):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.corruption import gaussian
-from unmask.methods import ccdd, diffa, dplm2, mmar, unigenx
+from unmask.methods import ccdd, diffa, dplm2, mmar, unigenx, x_streamer
 from unmask.objectives.answers import AnswerLoss
 from unmask.objectives.diffusion import DiffusionLoss, VectorLoss
 from unmask.sampling.continuous import ByDiffusion, GuidedHidden
@@ -24,6 +24,10 @@ _LOSS = DiffusionLoss(levels=_LEVELS, target=gaussian.VELOCITY)
 
 def _blank_head(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
     return torch.zeros_like(x)
+
+
+def _no_rows(*given: Any, **more: Any) -> Any:
+    raise AssertionError("no rows are asked for")
 
 
 PARTS: list[Any] = [
@@ -48,5 +52,6 @@ PARTS: list[Any] = [
     AnswerLoss(),
     diffa.HearingLoss(),
     diffa.STAGE_1,
+    x_streamer.Streamer(net=_no_rows, rows=_no_rows, open=torch.ones(2).bool()),
     diffa.AboutSounds(rows=(), at=(), mel=torch.zeros(0, 8, 4), frames=torch.zeros(0).long()),
 ]

@@ -27,7 +27,6 @@ WAITING = {
     "promoe",
     "query_kontext",
     "unigenx",
-    "x_streamer",
 }
 
 

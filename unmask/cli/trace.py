@@ -31,7 +31,7 @@ _WITH_PICTURE = ("ask", "edit")
 @steps_option
 @model_options
 def trace(run: Run, task: str, words: tuple[str, ...], out: Path, steps: int | None) -> None:
-    """Show how a sample came about.
+    """Show how a sample came about: order, entropies and rewrites.
 
     Runs a task and writes trace.html, which shows every step, and trace.json with all numbers: when each token was unmasked, the entropy of
     the prediction that it was drawn from, how probable it was, and which tokens were written again. The sample is that of the same command

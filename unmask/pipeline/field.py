@@ -146,7 +146,7 @@ TECHNIQUES: tuple[Technique, ...] = (
         ("quantisation", "A", "qdlm", "checkpoints/quantise.py", "unmask quantise", ""),
         ("pipelines over unfinished positions", "A", "recurrent_depth", "", "--sampler wavefront", ""),
         ("few steps of continuous values", "C", "mmar", "sampling/solver.py", "", ""),
-        ("constraints and grammars", "B", "", "sampling/constrain.py grammars", "unmask ask --schema", "structured.md"),
+        ("constraints and grammars", "B", "", "sampling/constrain.py grammars/automaton.py", "unmask ask --schema", "structured.md"),
         ("search for failures", "C", "sage", "analysis/search.py", "unmask probe", ""),
         ("explanation by information", "C", "diffusionpid", "analysis/explain.py", "unmask explain", ""),
         ("speculative decoding", "B", "-", "not written; a guide model is the nearest", "", ""),

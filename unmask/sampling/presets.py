@@ -226,12 +226,13 @@ def origin(base: Sampler, *, steps: int = 512, eps: float = 1e-3) -> Sampler:
 def token_editing(base: Sampler, *, threshold: float = 0.95, editing: float = 0.9, most: int = 16) -> Sampler:
     """Token editing of LLaDA2.1: ``threshold`` unmasks, ``editing`` replaces what was written in the block. ``most``: steps without a mask.
 
+    A step unmasks at least as many tokens as the schedule says; LLaDA2.1's says one.
     The paper's speed mode has a low threshold and edits more, its quality mode a high one.
     """
     sure = SureOrCounted(value=threshold)
     scored = with_score(base.token_sampler, LogProbability())
     selection = TokenEditing(selection=sure, threshold=editing, most=most)
-    return replace(base, schedule=Fixed(each=1), token_sampler=scored, selection=selection)
+    return replace(base, token_sampler=scored, selection=selection)
 
 
 def _ordered(base: Sampler, score: Score, noise: float) -> Sampler:
