@@ -1,4 +1,4 @@
-# Everything below sets itself up: a virtual environment in .venv, then the package with its tools. The second call is quick.
+# Everything below sets itself up: a virtual environment in .venv, then the package with the tools that a target needs. The second call is quick.
 #   make demo    a sheet of pictures in demo/sheet.png
 #   make test    all tests
 #   make test-integrations   tests with the libraries of docs/integrations.md, which make test leaves out
@@ -14,10 +14,11 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PACKAGE := $(VENV)/.package
 
-.PHONY: demo test test-integrations docs docs-serve dist fuzz soak lint format types check install browser axe clean
+.PHONY: demo test test-integrations docs docs-serve dist fuzz soak lint format types check install browser axe speech clean
 
-demo: install
+demo: $(PACKAGE)
 	OMP_NUM_THREADS=1 $(BIN)/unmask demo --seed 7 --out demo
 
 # One thread a process: pytest already keeps every core busy. Files run in the order of tests/conftest.py, slow ones first. GPU tests are asked for by name: pytest -m gpu.
@@ -86,19 +87,36 @@ axe:
 	@if [ ! -e .axe/node_modules/axe-core ]; then command -v npm >/dev/null && npm install --silent --no-fund --no-audit --prefix .axe axe-core@4 || \
 	  echo "no npm: the accessibility of the page is not tested" >&2; fi
 
+# Voices for the demonstration of DIFFA, whose rehearsal is skipped without them.
+speech:
+	@command -v espeak-ng >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -q && apt-get install -q -y --no-install-recommends espeak-ng; } || \
+	  echo "no espeak-ng: the demonstration of DIFFA is not rehearsed" >&2
+
 install: $(STAMP)
 
 # Python compiles the packages on all cores, where pip would on one; some hold files that are no Python of this version.
-$(STAMP): pyproject.toml
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib unmask
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) $(PIP_FLAGS) -e '.[test]'
+	$(COMPILE) || true
+	$(BIN)/python -m tests.packed
+	@touch $@ $(PACKAGE)
+
+# The package alone, which is what a demo needs.
+$(PACKAGE): pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) $(PIP_FLAGS) -e .
+	$(COMPILE) || true
+	@touch $@
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unmask needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -q -y python3-venv; } || { \
 	  echo "Python cannot make virtual environments here: install the system package python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib unmask || true
-	$(BIN)/python -m tests.packed
-	@touch $@
 
 clean:
 	rm -rf $(VENV) .axe demo dist site .cache .pytest_cache .ruff_cache
