@@ -27,7 +27,7 @@ def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_every_part(tmp_path: Path) -> None:
-    ran = run(tmp_path, "6", str(tmp_path), "--device", "cpu", "--quick", "--only", "tests,speed,mid,cache,training")
+    ran = run(tmp_path, "40", str(tmp_path), "--device", "cpu", "--quick", "--only", "tests,speed,mid,cache,training")
     parts = {p["part"]: p["exit"] for p in map(json.loads, (tmp_path / "parts.jsonl").read_text().splitlines())}
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert parts == dict.fromkeys(("tests", "speed float32", "mid", "cache", "training"), 0)

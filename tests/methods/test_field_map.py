@@ -21,7 +21,6 @@ WAITING = {
     "diffdis",
     "dplm2",
     "gill",
-    "inpo",
     "mmar",
     "neodiff",
     "promoe",

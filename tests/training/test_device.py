@@ -104,6 +104,7 @@ def test_module_masters_and_batches_are_on_the_device(tmp_path: Path, monkeypatc
     """The meta device stands for an accelerator: it holds no values, so the run ends at the objective."""
     meta, made = torch.device("meta"), []
     monkeypatch.setattr("unmask.training.train.choose", lambda name, local_rank, world: meta)
+    monkeypatch.setattr("unmask.training.train._COUNTED", 1)
     monkeypatch.setattr("unmask.training.train._flops", lambda learner, step: 1.0)
     monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: made.append(device) or 1e9)
     monkeypatch.setattr("unmask.training.train.Masters.sync", lambda self: made.append(self.master[0].device))

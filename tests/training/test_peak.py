@@ -47,6 +47,7 @@ def test_it_is_right_from_the_first_row_and_leaves_the_source_out(
     work = flops(given, module, batch(0), 0, device)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr("unmask.training.train.matmul_peak", lambda dtype, device: PEAK)
+    monkeypatch.setattr("unmask.training.train._COUNTED", 6)
     made = dataclasses.replace(given, source=source, objective=objective)
     train(override(made, ["training.steps=6", "training.log_every=1", "training.bf16=false"]), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -134,7 +134,7 @@ def test_metrics(whole: tuple[bool, Path, nn.Module]) -> None:
     written = rows(whole[1])
     assert [r["step"] for r in written] == [2, 4, 6, 8, 10, 12]
     for r in written:
-        assert set(r) == {"step", "updates", "text", "code", "grad", "peak", "tokens_per_s", "seconds"}
+        assert set(r) == {"step", "updates", "text", "code", "grad", "tokens_per_s", "seconds"}  # no peak: it is short
         assert all(math.isfinite(v) for v in r.values())
         assert r["text"] > 0 and r["code"] > 0 and r["grad"] > 0 and r["tokens_per_s"] > 0
 

@@ -293,5 +293,8 @@ CARD = Card(
     changes="objective: preference loss at states that the model itself would pass through, found by inversion or replay",
     claim="Preference training at inverted latents aligns Stable Diffusion in 400 updates.",
     status="reference",
+    figure="mini, 60 updates, 3 seeds, unseen prompts: replayed masks win .50 [.44, .56] against random masks at as many updates, .52 "
+    "[.41, .63] at as many forwards, .57 [.49, .64] against supervised tuning on the winners; reward .51 before, .56 [.46, .65] after: "
+    "not seen",
     recipe="inpo.pairs",
 )

@@ -53,8 +53,8 @@ class Meters:
     """Means since the last report, by name; ``report`` writes one JSON line and prints it, or moves the bar on a terminal.
 
     Rows of ``metrics.jsonl``: ``step`` (source batches so far), ``updates``, the mean of each loss term, ``grad`` (norm before clipping),
-    ``peak`` (share of the device's peak speed in the updates since the last row, without the time that the source took), ``tokens_per_s``,
-    ``seconds`` since the last row, and ``skipped`` updates where there are any; evaluations have rows of their own.
+    ``peak`` (share of the device's peak speed in the updates since the last row, without the time that the source took; not in short runs),
+    ``tokens_per_s``, ``seconds`` since the last row, and ``skipped`` updates where there are any; evaluations have rows of their own.
     """
 
     def __init__(self, folder: Path, steps: int, start: int, logs: Sequence[Log] = ()) -> None:

@@ -33,6 +33,8 @@ from unmask.training.sharded import Sharded
 from unmask.training.states import Saved, remove_leftovers
 from unmask.training.stopping import Stopped, stop_after_step
 
+_COUNTED = 20  # steps from which a run's operations are counted, which takes as long as a few of them
+
 
 def train(
     recipe: Recipe,
@@ -109,13 +111,16 @@ def _train(
         own_logs = [log(folder, saved.step) for log in logs] if place.rank == 0 else []
         meters = Meters(folder, settings.steps, saved.step, own_logs) if place.rank == 0 else Silent()
         try:
-            with many_shapes(device), prepared(module, recompute=settings.recompute, compile=False):
-                work = _flops(learner, saved.step)  # before anything compiles: under the counter nothing would
+            fastest = None
+            if last - saved.step >= _COUNTED:
+                with many_shapes(device), prepared(module, recompute=settings.recompute, compile=False):
+                    work = _flops(learner, saved.step)  # before anything compiles: under the counter nothing would
+                fastest = work / matmul_peak(dtype, device)
             with many_shapes(device), prepared(module, recompute=settings.recompute, compile=settings.compile):
                 with opened(folder, place, settings.keep) as saver:
                     if isinstance(clock, Budget):
                         clock.start(saved.seconds or 0.0)  # anew: workers may have taken a while for the first batch
-                    _run(learner, saved.step, last, work / matmul_peak(dtype, device), meters, folder, saver, clock)
+                    _run(learner, saved.step, last, fastest, meters, folder, saver, clock)
         finally:
             meters.close()
     if isinstance(masters, Sharded) or settings.float8:  # what is returned has the layers of the recipe
@@ -134,7 +139,7 @@ def _run(
     learner: Learner,
     start: int,
     last: int,
-    fastest: float,
+    fastest: float | None,
     meters: Meters | Silent,
     folder: Path,
     saver: Saver,
@@ -142,7 +147,7 @@ def _run(
 ) -> None:
     """Steps ``start..last``, ``accumulate`` at a time: learn, report, evaluate, save.
 
-    ``fastest``: seconds that a unit of a batch's size would take at the device's peak speed.
+    ``fastest``: seconds that a unit of a batch's size would take at the device's peak speed; None: not measured.
     """
     recipe, settings, place = learner.recipe, learner.recipe.training, learner.place
     seconds, reported = 0.0, 0  # since the last report, without the source; ``learner.size`` at it
@@ -163,8 +168,9 @@ def _run(
                 meters.expect(clock.steps(end))
             done = stopping or end == last or (clock is not None and clock.over())
             if done or _due(settings.log_every, first, end):
-                share = fastest * (learner.size - reported) / max(seconds, 1e-6)
-                meters.report(end, updates=learner.updates, peak=round(share, 3))
+                units_a_second = (learner.size - reported) / max(seconds, 1e-6)
+                peak = {} if fastest is None else {"peak": round(fastest * units_a_second, 3)}
+                meters.report(end, updates=learner.updates, **peak)
                 seconds, reported = 0.0, learner.size
             else:
                 meters.progress(end)
