@@ -223,14 +223,15 @@ def parts(device: str, quick: bool, rows: Path, work: Path) -> list[Part]:
     small = [python, "-m", "unmask", "train", "small.all", "--out", str(work / "small"), "--device", device]
     tiny = ("times=0.05", "narrow=4", "workers=0", "texts=300", "images=40", "items=2") if quick else ()
     small += [word for setting in tiny for word in ("-o", setting)]
+    patience = 8 if quick else 1  # a rehearsal is to end, however slow the machine
     return [
-        Part(name="tests", most=100, argv=[*pytest, "--continue-on-collection-errors", *chosen]),
-        Part(name="speed float32", most=45, argv=[*speed, *float32]),
-        *([] if quick else [Part(name="speed bfloat16 fused", most=45, argv=[*speed, *bf16])]),
-        Part(name="mid", most=45, argv=[*released, *([] if quick else ["--seconds", "35"]), "--size", "mid"]),
-        *([] if quick else [Part(name="released", most=95, argv=[*released, "--seconds", "80", "--size", "lavida_o"])]),
-        Part(name="cache", most=40, argv=[python, "bench/cache.py", *to, *(cache if quick else large_cache)]),
-        Part(name="training", most=75, argv=training),
+        Part(name="tests", most=100 * patience, argv=[*pytest, "--continue-on-collection-errors", *chosen]),
+        Part(name="speed float32", most=45 * patience, argv=[*speed, *float32]),
+        *([] if quick else [Part(name="speed bfloat16 fused", most=45 * patience, argv=[*speed, *bf16])]),
+        Part(name="mid", most=45 * patience, argv=[*released, *([] if quick else ["--seconds", "35"]), "--size", "mid"]),
+        *([] if quick else [Part(name="released", most=95 * patience, argv=[*released, "--seconds", "80", "--size", "lavida_o"])]),
+        Part(name="cache", most=40 * patience, argv=[python, "bench/cache.py", *to, *(cache if quick else large_cache)]),
+        Part(name="training", most=75 * patience, argv=training),
         Part(name="small", most=0, rest=True, folder=work / "small", argv=[*small, "--minutes", "{minutes}", "--resume"]),
     ]  # fmt: skip
 
