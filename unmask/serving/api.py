@@ -126,9 +126,9 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
         """Generate images from a prompt."""
         lives = [] if body.live is None else [Live(hold=body.live) for _ in range(body.n)]
         ask = lambda seed, *live: calls.drawing(body, seed, *live)  # noqa: E731
-        named = {RUN_HEADER: runs.open(lives, owner_of(request))} if lives else {}
         answer = await _pictures(service, request, body, "image_generation", ask, linked(request), lives)
-        answer.headers.update(named)
+        if lives:  # a request that was refused leaves no name behind
+            answer.headers[RUN_HEADER] = runs.open(lives, owner_of(request))
         return answer
 
     add_live_route(app, runs, service.pictures)
