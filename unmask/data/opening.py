@@ -1,25 +1,38 @@
 """Open a user's data, whatever holds it.
 
 Public idea: ``open_data("pets/") -> Data`` with ``len(data)``, ``data[i] -> Sample | Broken`` and ``data.task(i)``. Opening lists files or
-lines and reads no picture. docs/data.md describes the containers.
+lines and reads no picture. docs/data.md describes the containers. ``usable(data, kind)`` yields samples of a kind with their pictures.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from unmask.data.folders import FolderRows
 from unmask.data.manifests import LineRows, json_rows
 from unmask.data.regions import RowBoxes
 from unmask.data.rows import MOST_TEXT, PicturesIn, Row
-from unmask.data.samples import Broken, DataError, Sample
+from unmask.data.samples import (
+    Boxes,
+    Broken,
+    BrokenRows,
+    Caption,
+    Chat,
+    Critique,
+    DataError,
+    EditPair,
+    Interleaved,
+    Sample,
+    opened,
+)
 from unmask.data.tables import hub, parquet, saved
 from unmask.data.tars import TarRows
 
@@ -200,3 +213,27 @@ def _in_files(paths: Sequence[Path], pictures: Path | None, part: str) -> Rows:
         return json_rows(paths[0], find, part)
     compressed = " (decompress it first)" if ending in (".gz", ".zip", ".zst", ".tgz", ".xz", ".bz2") else ""
     raise DataError(f"{paths[0]} is not one of the known containers{compressed}; they are {_CONTAINERS}")
+
+
+T = TypeVar("T", Caption, Chat, Boxes, EditPair, Critique, Interleaved)
+
+
+def usable(
+    data: str, kind: type[T], *, most: int | None = None, wrong: Callable[[T], str] = lambda sample: ""
+) -> Iterator[tuple[T, tuple[Image.Image, ...]]]:
+    """The samples of a kind among the first ``most`` rows of ``open_data(data)``, with their pictures. Other kinds are left out.
+
+    ``wrong``: why a sample cannot be used, "" if it can. DataError where too many rows are broken or wrong.
+    """
+    rows = open_data(data)
+    broken = BrokenRows(total=len(rows))
+    for i in range(len(rows) if most is None else min(len(rows), most)):
+        sample = rows[i]
+        pictures = sample if isinstance(sample, Broken) else opened(sample)
+        if isinstance(pictures, Broken):
+            broken.add(pictures)
+        elif isinstance(sample, kind):
+            if reason := wrong(sample):
+                broken.add(Broken(key=sample.key, reason=reason))
+            else:
+                yield sample, pictures

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,19 @@ class Work:
         write_text(path, json.dumps(found, indent=1) + "\n")
         return found
 
+    def each(self, arms: Iterable[str], measure: Callable[[str, int], Any], label: str) -> dict[str, list[Any]]:
+        """For every arm, the results of ``measure(arm, seed)`` in the order of the seeds, kept as by ``once`` under ``place(arm, seed)``.
+
+        All arms of a seed come before the next seed. ``label``: of the progress.
+        """
+        names = list(arms)
+        found: dict[str, list[Any]] = {name: [] for name in names}
+        for n, seed in enumerate(self.seeds):
+            for k, name in enumerate(names):
+                found[name].append(self.once(place(name, seed), functools.partial(measure, name, seed)))
+                self.on_progress(label, n * len(names) + k + 1, len(names) * len(self.seeds))
+        return found
+
     def train(self, name: str, recipe: Recipe[Any, Any]) -> nn.Module:
         """The module that the recipe trains, in eval mode with averaged weights; a stopped or finished run of this name continues."""
         from unmask.training.train import train
@@ -202,6 +215,11 @@ def _claim(name: str, work: Work) -> None:
         raise ValueError(
             f"{work.out} holds a demonstration with {changed}; name another folder with --out, or delete this one"
         )
+
+
+def place(arm: str, seed: int) -> str:
+    """The name of what is kept of an arm and a seed: "codes, same places" and 1 are codes_same_places/1."""
+    return f"{re.sub(r'[:,]? ', '_', arm)}/{seed}"
 
 
 @functools.cache

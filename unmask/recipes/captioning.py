@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import OftenAll, Uniform
-from unmask.data.opening import open_data
-from unmask.data.samples import Broken, BrokenRows, Caption, DataError, opened
+from unmask.data.opening import usable
+from unmask.data.samples import Caption, DataError
 from unmask.data.world.pairs import Pair, Pairs
 from unmask.data.world.render import render
 from unmask.models.elastic import Elastic, init
@@ -118,16 +118,10 @@ def world(count: int, seed: int, split: str = "train") -> tuple[tuple[Pair, ...]
 @lru_cache(maxsize=2)
 def own(data: str) -> Captioned:
     """The captions of a user's data. DataError where too many rows are broken, or none has a caption."""
-    rows, texts, pictures = open_data(data), list[str](), list[Tensor]()
-    broken = BrokenRows(total=len(rows))
-    for i in range(min(len(rows), _MOST)):
-        sample = rows[i]
-        seen = sample if isinstance(sample, Broken) else opened(sample)
-        if isinstance(seen, Broken):
-            broken.add(seen)
-        elif isinstance(sample, Caption):
-            texts.append(sample.text)
-            pictures.append(features_of([seen[0]]))
+    texts, pictures = list[str](), list[Tensor]()
+    for sample, seen in usable(data, Caption, most=_MOST):
+        texts.append(sample.text)
+        pictures.append(features_of([seen[0]]))
     if not texts:
         raise DataError(f"{data} has no picture with a text; put a .txt beside each picture, as docs/data.md says")
     return Captioned(texts=tuple(texts), features=torch.cat(pictures), words=words_of(texts))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Between
-from unmask.evaluation.demonstration import Demonstration, Findings, Table, Work
+from unmask.evaluation.demonstration import Demonstration, Findings, Table, Work, place
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.json_types import Json
 from unmask.methods.deem import CodeFeedback, WithFeedback
@@ -188,16 +188,7 @@ BASE, METHOD, LATE, CONTROL = ARMS
 
 def demo(work: Work) -> Findings:
     """Each arm of each seed: probes, answers without and with distractors, and what an update costs."""
-    found: dict[str, list[Json]] = {name: [] for name in ARMS}
-    for n, seed in enumerate(work.seeds):
-        for k, name in enumerate(ARMS):
-            found[name].append(work.once(f"{_file(name)}/{seed}", partial(_measured, work, name, seed)))
-            work.on_progress("encoders", n * len(ARMS) + k + 1, len(ARMS) * len(work.seeds))
-    return _findings(found, work)
-
-
-def _file(name: str) -> str:
-    return name.replace(", ", "_").replace(" ", "_")
+    return _findings(work.each(ARMS, partial(_measured, work), "encoders"), work)
 
 
 def _generator(work: Work) -> Elastic:
@@ -232,7 +223,7 @@ def _eyes(work: Work, name: str, seed: int) -> tuple[Eyes, float]:
         start=first,
     )
     begun = time.process_time()
-    net = work.train(f"{_file(name)}/{seed}", recipe)
+    net = work.train(place(name, seed), recipe)
     assert isinstance(net, Eyes)
     return net, (time.process_time() - begun) / steps
 
@@ -245,7 +236,7 @@ def _measured(work: Work, name: str, seed: int) -> Json:
     scenes = [scene for i in range(2 * tested) if len((scene := WORLD(77, i, "test").scene).objects) > 1]
     plain, hard = seen(net, scenes), seen(net, [with_distractors(scene, rng) for scene in scenes])
     every = [WORLD(78, i, "test") for i in range(tested)]
-    asks = work.train(f"{_file(name)}/{seed}/reader", reader(fitted, work.steps(_READER, least=2), seed))
+    asks = work.train(f"{place(name, seed)}/reader", reader(fitted, work.steps(_READER, least=2), seed))
     mixed = seen(net, [pair.scene for pair in every])
     with torch.no_grad():
         named = (net.named(mixed.tokens) > 0) == shown_in(every)

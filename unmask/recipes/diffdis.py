@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from unmask.checkpoints.store import load_module
 from unmask.data.world.pairs import Pairs
-from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work
+from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work, place
 from unmask.evaluation.metrics import Figure, average, over_seeds
 from unmask.evaluation.pairs import agrees
 from unmask.json_types import Json
@@ -200,13 +200,7 @@ CANDIDATES, _POOL = 8, 400  # texts for a picture, and those that they are taken
 
 def demo(work: Work) -> Findings:
     """Joint, drawing only and matching only at equal updates: accuracy by queries and by likelihood, and drawings."""
-    found: dict[str, list[Json]] = {name: [] for name in WEIGHTS}
-    for n, seed in enumerate(work.seeds):
-        for k, name in enumerate(WEIGHTS):
-            key = f"{name.replace(' ', '_')}/{seed}"
-            found[name].append(work.once(key, partial(_measured, work, name, seed)))
-            work.on_progress("networks", n * len(WEIGHTS) + k + 1, len(WEIGHTS) * len(work.seeds))
-    return _findings(found, work)
+    return _findings(work.each(WEIGHTS, partial(_measured, work), "networks"), work)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +230,7 @@ def quiz(count: int) -> Quiz:
 @lru_cache(maxsize=3)
 def _net(work: Work, name: str, seed: int) -> PairNet:
     steps, pictures = work.steps(_STEPS, least=2), work.steps(_PICTURES, least=16)
-    net = work.train(f"{name.replace(' ', '_')}/{seed}", pairs(weights=name, steps=steps, pictures=pictures, seed=seed))
+    net = work.train(place(name, seed), pairs(weights=name, steps=steps, pictures=pictures, seed=seed))
     assert isinstance(net, PairNet)
     return net
 

@@ -19,8 +19,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from unmask.data.opening import open_data
-from unmask.data.samples import Broken, BrokenRows, Caption, DataError, opened
+from unmask.data.opening import usable
+from unmask.data.samples import Caption, DataError
 from unmask.data.sources import CachedEncoder, pixels_of
 from unmask.data.world.pairs import Pairs
 from unmask.evaluation.pairs import PairJudge
@@ -128,19 +128,15 @@ def own(data: str, kit: Kit, longest: int = LONGEST) -> Coded:
 
     DataError where too many rows are broken or too long, or none has a caption.
     """
-    rows, texts, codes = open_data(data), [], []
-    broken = BrokenRows(total=len(rows))
-    for i in range(min(len(rows), _MOST)):
-        sample = rows[i]
-        pictures = sample if isinstance(sample, Broken) else opened(sample)
-        if isinstance(pictures, Broken):
-            broken.add(pictures)
-        elif isinstance(sample, Caption) and (tokens := len(kit.text.encode(sample.text))) > longest:
-            reason = f"{sample.key} has a text of {tokens} tokens, more than {longest}"
-            broken.add(Broken(key=sample.key, reason=reason))
-        elif isinstance(sample, Caption):
-            texts.append(sample.text)
-            codes.append(kit.encode(pictures[0]))
+
+    def wrong(sample: Caption) -> str:
+        tokens = len(kit.text.encode(sample.text))
+        return f"{sample.key} has a text of {tokens} tokens, more than {longest}" if tokens > longest else ""
+
+    texts, codes = [], []
+    for sample, pictures in usable(data, Caption, most=_MOST, wrong=wrong):
+        texts.append(sample.text)
+        codes.append(kit.encode(pictures[0]))
     if not texts:
         raise DataError(f"{data} has no picture with a text; put a .txt beside each picture, as docs/data.md says")
     return Coded(texts=tuple(texts), codes=torch.stack(codes))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from unmask.corruption.absorbing import Absorbing
 from unmask.corruption.schedules import Uniform
 from unmask.data.published import FormatError
-from unmask.evaluation.demonstration import Demonstration, Findings, Plot, Table, Work
+from unmask.evaluation.demonstration import Demonstration, Findings, Plot, Table, Work, place
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.evaluation.world_geneval import CATEGORIES
 from unmask.json_types import Json
@@ -236,28 +236,22 @@ _PROMPTS, _UPDATES, _UNSEEN, _GROUP, _STEPS = 60, 60, 48, 2, 8
 def demo(work: Work) -> Findings:
     """Every arm from the same pairs; success and win rate on prompts that no arm has seen."""
     before = work.once("before", partial(_success, start_of("mini").network().eval(), work))
-    found: dict[str, list[Json]] = {name: [] for name in ARMS}
-    for n, seed in enumerate(work.seeds):
-        shared = _pairs(work, seed)
-        for k, name in enumerate(ARMS):
-            run = f"{name.replace(' ', '_').replace(',', '')}/{seed}"
-            found[name].append(work.once(run, partial(_measured, work, name, run, seed, shared)))
-            work.on_progress("arms", n * len(ARMS) + k + 1, len(ARMS) * len(work.seeds))
-    return _findings(before, found, work)
+    return _findings(before, work.each(ARMS, partial(_measured, work), "arms"), work)
 
 
+@lru_cache(maxsize=1)
 def _pairs(work: Work, seed: int) -> PairBatches:
     source = pairs(prompts=work.steps(_PROMPTS, least=3), seed=seed).source
     assert isinstance(source, PairBatches)
     return source
 
 
-def _measured(work: Work, name: str, run: str, seed: int, shared: PairBatches) -> Json:
-    arm = ARMS[name]
+def _measured(work: Work, name: str, seed: int) -> Json:
+    arm, shared = ARMS[name], _pairs(work, seed)
     recipe: Recipe[Any, Any] = pairs(seed=seed, steps=work.steps(_UPDATES * arm.more, least=1))
     objective = Winners() if arm.objective is None else replace(recipe.objective, states=arm.objective)  # type: ignore[type-var]
     recipe = replace(recipe, source=shared, objective=objective, export=None)
-    net = work.train(run, recipe)
+    net = work.train(place(name, seed), recipe)
     assert isinstance(net, Elastic)
     return {**_success(net, work), "pairs": len(shared.all)}
 

@@ -15,8 +15,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from unmask.data.opening import open_data
-from unmask.data.samples import Broken, BrokenRows, DataError, EditPair, opened
+from unmask.data.opening import usable
+from unmask.data.samples import DataError, EditPair
 from unmask.data.sources import CachedEncoder, pixels_of
 from unmask.data.world.language import article, at, noun, position_word
 from unmask.data.world.pairs import Pairs
@@ -145,20 +145,16 @@ def own_rows(data: str, kit: Kit) -> Rows:
 
     DataError where too many rows are broken, or none is an edit.
     """
-    rows, prompts, given, targets = open_data(data), [], [], []
-    broken = BrokenRows(total=len(rows))
-    for i in range(len(rows)):
-        sample = rows[i]
-        pictures = sample if isinstance(sample, Broken) else opened(sample)
-        if isinstance(pictures, Broken):
-            broken.add(pictures)
-        elif isinstance(sample, EditPair) and (tokens := len(kit.text.encode(sample.instruction))) > LONGEST:
-            reason = f"{sample.key} has an instruction of {tokens} tokens, more than {LONGEST}"
-            broken.add(Broken(key=sample.key, reason=reason))
-        elif isinstance(sample, EditPair):
-            prompts.append(sample.instruction)
-            given.append(kit.encode(pictures[0]))
-            targets.append(kit.encode(pictures[1]))
+
+    def wrong(sample: EditPair) -> str:
+        tokens = len(kit.text.encode(sample.instruction))
+        return f"{sample.key} has an instruction of {tokens} tokens, more than {LONGEST}" if tokens > LONGEST else ""
+
+    prompts, given, targets = [], [], []
+    for sample, pictures in usable(data, EditPair, wrong=wrong):
+        prompts.append(sample.instruction)
+        given.append(kit.encode(pictures[0]))
+        targets.append(kit.encode(pictures[1]))
     if not prompts:
         raise DataError(f"{data} has no pair of pictures with an instruction; see the task edit in docs/data.md")
     texts = tuple(prompts)

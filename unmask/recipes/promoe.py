@@ -147,12 +147,7 @@ _STEPS, _PICTURES, _TESTED, _DRAWN, _ROUTED = 600, 1500, 160, 48, 4
 
 def demo(work: Work) -> Findings:
     """Every kind of feed-forward for every seed: losses with and without a caption, drawings, and what experts specialise in."""
-    found: dict[str, list[Json]] = {kind: [] for kind in KINDS}
-    for n, seed in enumerate(work.seeds):
-        for k, kind in enumerate(KINDS):
-            found[kind].append(work.once(f"{kind}/{seed}", partial(_measured, work, kind, seed)))
-            work.on_progress("networks", n * len(KINDS) + k + 1, len(KINDS) * len(work.seeds))
-    return _findings(found, work)
+    return _findings(work.each(KINDS, partial(_measured, work), "networks"), work)
 
 
 @lru_cache(maxsize=2)

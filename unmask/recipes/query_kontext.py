@@ -27,7 +27,7 @@ from torch import Tensor
 from unmask.checkpoints.schema import read_json
 from unmask.checkpoints.store import load_module, save_module
 from unmask.checkpoints.stream import CheckpointError
-from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work
+from unmask.evaluation.demonstration import Demonstration, Findings, Media, Table, Work, place
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.json_types import Json
 from unmask.methods.query_kontext import Stage
@@ -242,28 +242,19 @@ _FIRST, _LIGHT, _WORDS, _QUERIES, _BOTH, _NONE, _SHIFTED, _SAME, _ASIDE, _WHOLE 
 def demo(work: Work) -> Findings:
     """Every arm of every seed."""
     names = [name for name in ARMS if name != _FIRST]
-    found: dict[str, list[Json]] = {name: [] for name in names}
-    for n, seed in enumerate(work.seeds):
-        for k, name in enumerate(names):
-            found[name].append(work.once(f"{_file(name)}/{seed}", partial(_measured, work, name, seed)))
-            work.on_progress("arms", n * len(names) + k + 1, len(names) * len(work.seeds))
-    return _findings(found, work)
-
-
-def _file(name: str) -> str:
-    return name.replace(": ", "_").replace(", ", "_").replace(" ", "_")
+    return _findings(work.each(names, partial(_measured, work), "arms"), work)
 
 
 @lru_cache(maxsize=4)
 def _net(work: Work, name: str, seed: int) -> QueryConditioned:
-    folder = work.out / "trained" / _file(name) / str(seed)
+    folder = work.out / "trained" / place(name, seed)
     stage, conditions, places, before = ARMS[name]
     if before:
         _net(work, before, seed)
-    start = str(work.out / "trained" / _file(before) / str(seed)) if before else ""
+    start = str(work.out / "trained" / place(before, seed)) if before else ""
     steps = sum(work.steps(n, least=1) for n in (_STEPS[1:] if stage == 4 else _STEPS[stage : stage + 1]))
     size = {"pictures": work.steps(_PICTURES, least=16), "steps": steps, "seed": seed}
-    work.train(f"{_file(name)}/{seed}", editor(stage=stage, start=start, conditions=conditions, places=places, **size))
+    work.train(place(name, seed), editor(stage=stage, start=start, conditions=conditions, places=places, **size))
     return read(folder)[1]
 
 
