@@ -1,6 +1,6 @@
 # A server for one model. CPU: docker build -t unmask .
-# CUDA: docker build -t unmask:cuda --build-arg TORCH_INDEX=https://pypi.org/simple . (torch brings the CUDA libraries; the host needs
-# the driver and the NVIDIA Container Toolkit). compose.yaml has both; docs/operate.md says how to run them.
+# CUDA: docker build -t unmask:cuda --build-arg TORCH_INDEX= . (torch from the usual index brings the CUDA libraries; the host needs the
+# driver and the NVIDIA Container Toolkit). compose.yaml has both; docs/operate.md says how to run them.
 ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS wheel
@@ -15,7 +15,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python3 -m venv /opt/unmask
 ENV PATH=/opt/unmask/bin:$PATH PYTHONUNBUFFERED=1
 # Torch first: its layer stays when the source changes. Its own index holds no other packages, so they come with the wheel.
-RUN pip install --no-cache-dir "torch>=2.11,<2.14" --index-url "${TORCH_INDEX}"
+RUN pip install --no-cache-dir "torch>=2.11,<2.14" ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
 COPY --from=wheel /dist /dist
 RUN pip install --no-cache-dir "$(ls /dist/*.whl)[serve,hub,heif]" \
     && useradd --create-home --uid 1000 unmask \

@@ -16,7 +16,7 @@ from torch import nn
 from unmask.cli.main import main, program
 from unmask.cli.methods import demonstration_of
 from unmask.data.samples import PackageMissing
-from unmask.evaluation.demonstration import Demonstration, Findings, Media, Plot, Table, Work, demonstrate, lines
+from unmask.evaluation.demonstration import Demonstration, Findings, Media, Plot, Table, Work, demonstrate, lines, place
 from unmask.evaluation.demonstration_page import page
 from unmask.evaluation.metrics import average, over_seeds, paired, share
 from unmask.pipeline.catalogue import MethodEntry, methods
@@ -124,6 +124,21 @@ def test_work_keeps_results_and_trained_networks(tmp_path: Path) -> None:
     assert not first.training and (tmp_path / "trained" / "base" / "seed=0").is_dir()
     again = work.train("base/seed=0", recipe)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_arms_are_measured_seed_by_seed_and_kept(tmp_path: Path) -> None:
+    told, measured = [], []
+    work = Work(out=tmp_path, seeds=(3, 5), on_progress=lambda *said: told.append(said))
+
+    def measure(arm: str, seed: int) -> int:
+        measured.append((arm, seed))
+        return len(arm) + seed
+
+    for _ in range(2):
+        assert work.each(["2: a, b", "c"], measure, "arms") == {"2: a, b": [10, 12], "c": [4, 6]}
+    assert measured == [("2: a, b", 3), ("c", 3), ("2: a, b", 5), ("c", 5)]
+    assert told == [("arms", n, 4) for n in (1, 2, 3, 4)] * 2
+    assert (tmp_path / "measured" / "2_a_b" / "3.json").exists() and place("2: a, b", 3) == "2_a_b/3"
 
 
 def test_wrong_findings_are_refused() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the server needs unmask[serve]")
 
 from unmask.serving.access import Access, Key  # noqa: E402
+from unmask.serving.live_runs import LiveRuns  # noqa: E402
 from unmask.serving.server import Server  # noqa: E402
 
 from .served import Gate, data_url, gated, opened, plain, serving, until  # noqa: E402
@@ -169,6 +170,17 @@ def test_only_the_key_that_started_a_drawing_changes_it() -> None:
     codes = [(r.status_code, r.json()["error"]["code"]) for r in (*refused, other_site)]
     assert codes == [(403, "not_your_run"), (403, "missing_scope"), (403, "other_site")]
     assert taken.json()["patch"] == 1
+
+
+def test_a_request_that_is_refused_gets_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[int] = []
+    monkeypatch.setattr(LiveRuns, "open", lambda runs, lives, owner: named.append(len(lives)) or "draw-1")
+    keys = (Key(secret="draws"), Key(secret="asks", scopes=frozenset({"ask"})))
+    with serving(gated()[0], access=Access(keys=keys)) as server:
+        for key, status in (("asks", 403), ("draws", 200)):
+            headers = {"authorization": f"Bearer {key}"}
+            assert plain(server).post(PATH, json={**BODY, "live": 0}, headers=headers).status_code == status
+    assert named == [1]
 
 
 def test_a_client_that_leaves_ends_a_drawing_that_is_held(served: tuple[Server, Gate]) -> None:
