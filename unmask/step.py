@@ -108,7 +108,7 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Tokens of one kind. ``at [N]``: flat token numbers (row * L + token) in rising order · ``logits [N, V]``, None for a kind without a
+    """Tokens of one kind. ``at [N]``: flat token numbers (row * L + token) ascending · ``logits [N, V]``, None for a kind without a
     vocabulary · ``hidden [N, D]``: what the head read, None where the model does not say · ``head``: what makes logits of ``hidden``,
     where the model left that to the caller (``protocols.Headless``).
     """
@@ -121,7 +121,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a watcher sees after a step: ``number`` from 1 (0: before), ``of`` how many are planned (it may end sooner), ``batch``.
+    """What an observer gets after a step: ``number`` from 1 (0: before), ``of`` how many are planned (it may end sooner), ``batch``.
 
     ``sequence``: what its only row shows now, where that changes during the run (``live.py``) · ``patch``: changes that it follows.
     """
@@ -158,7 +158,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Candidate ids ``[B, L]`` and how sure each is: ``score [B, L]``, higher is surer, -inf where nothing was scored.
+    """Candidate ids ``[B, L]`` and how sure each is: ``score [B, L]``, higher means more certain, -inf where nothing was scored.
 
     ``values [B, L, C]``: candidates of continuous tokens · ``entropy [B, L]``: of each scored token's prediction, in nats, where the
     token sampler computes it.

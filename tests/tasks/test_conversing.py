@@ -99,13 +99,13 @@ def test_a_layout_becomes_a_new_picture_or_a_change_of_the_last(model: Model) ->
             "a cat" if name == "draw" else "draw a cat"
         )
     scripted = Scripted(model, [[*to_ids(change, text, wording), text[EXP]]])
-    assert len(converse(scripted, [user("add a cat")], 0).images) == 1  # there is no picture to change: a new one
+    assert len(converse(scripted, [user("add a cat")], 0).images) == 1  # no picture to edit, so a new one is drawn
     scripted = Scripted(model, [[*to_ids(reason, text, wording), text[EXP]], []])
-    assert converse(scripted, [user("make it sand")], 0).plan is None  # words, where there is nothing to change
+    assert converse(scripted, [user("make it sand")], 0).plan is None  # nothing to edit, so it answers in words
 
 
 def test_a_maximum_counts_words_and_says_what_it_cut_off(model: Model) -> None:
-    """A layout does not count towards the maximum of words: the drawing is the same whatever it is."""
+    """A layout does not count towards the token limit: the drawing is the same at every limit."""
     text, wording = model.parts.text, model.parts.wording
     words = text.encode("a red apple left of a big cat")
     whole = converse(Scripted(model, [words]), [user("hello")], 0, Extent(length=44))

@@ -8,9 +8,9 @@ finished chunks therefore never change, and a memory of them is exact. In a wind
 
     at tick k chunk k enters with level W; one pass lowers every chunk of the window by one; a chunk at 0 is finished
 
-so chunk c is finished at tick c + W - 1, and each tick costs one pass over at most W chunks. Training draws an own level for every chunk
-(``corruption.chunked.PerChunk``), so that a past with mistakes is no surprise. Reference tokens (who speaks, what is drawn) have order 0,
-are read by all chunks and never noised.
+so chunk c is finished at tick c + W - 1, and each tick costs one pass over at most W chunks. Training draws a level for every chunk
+(``corruption.chunked.PerChunk``), so the model learns to continue imperfect chunks. Reference tokens (who speaks, what is drawn) have
+order 0, are read by all chunks and never noised.
 
 What changes: the corruption, and the order in which chunks are denoised (``Pyramid``). Attention needs nothing new: a span with
 ``order_step`` n is read chunk by chunk of n tokens.
@@ -138,7 +138,7 @@ class Streamer:
     """An endless stream of chunks of masked tokens: at each tick one chunk enters with its given tokens, and one leaves.
 
     ``net``, ``rows``: what is drawn · ``open [C]``: the tokens of a chunk to draw; the others are given · ``past``: finished chunks that
-    are read, so that a tick costs the same for ever · ``pyramid``: the window · ``passes``: of a tick; those after the first compute the
+    are read, so the cost of a tick is constant · ``pyramid``: the window · ``passes``: of a tick; those after the first compute the
     open chunks alone · ``cached``: False computes everything in each · ``only``: ids that tokens of a kind may get.
     """
 
@@ -160,8 +160,8 @@ class Streamer:
         rng: torch.Generator,
         before: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """Finished chunks [B, C]. ``given``: of each chunk, [B, C] with anything where tokens are open; it is asked when the chunk enters ·
-        ``anchor(tick)``: reference tokens [B, A] that this tick reads · ``before [B, N, C]``: chunks of before the stream.
+        """Finished chunks [B, C]. ``given``: of each chunk, [B, C] with anything where tokens are open; requested when the chunk enters ·
+        ``anchor(tick)``: reference tokens [B, A] that this tick reads · ``before [B, N, C]``: chunks that precede the stream.
         """
         done = [] if before is None else list(before.unbind(1))
         live: list[tuple[Tensor, Tensor, int]] = []  # ids, masked, level
@@ -241,7 +241,7 @@ CARD = Card(
     title="X-Streamer: Unified Human World Modeling with Audiovisual Interaction",
     paper="arXiv 2509.21574",
     year=2025,
-    changes="corruption and order: chunks with own noise levels, denoised in a window of rising noise with an exact memory",
+    changes="corruption and order: chunks with separate noise levels, denoised in a window of rising noise with an exact memory",
     claim="One model streams text, speech and video in real time for long conversations.",
     status="reference",
     figure="a talking drawing after 60 s, 250 updates, 3 seeds: the face is right in .906 [.672, 1.14] of the streams with the anchor "

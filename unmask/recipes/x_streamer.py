@@ -5,8 +5,7 @@
     unmask methods run x_streamer
 
 A chunk has a syllable and a move, which are given, and a sound and nine picture codes, which are drawn (``data.world.puppet``). A tick
-reads the last chunks alone, so it costs the same for ever; what they do not show is forgotten, and an anchor, a picture of the face,
-reminds it.
+reads only the last chunks, so its cost is constant. What they do not show is lost, unless an anchor, a picture of the face, is in view.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ _TEMPERATURE = 0.5
 def talker(
     own_levels: bool = True, width: int = 64, layers: int = 2, steps: int = 300, lr: float = 5e-3, seed: int = 0
 ) -> Recipe:
-    """A network that plays a face. ``own_levels``: every chunk is masked at a time of its own; False masks the last one alone, behind a
-    clean past (teacher forcing).
+    """A network that plays a face. ``own_levels``: every chunk is masked at a time of its own; False: only the last chunk is masked, and
+    the earlier ones are clean (teacher forcing).
     """
 
     def network() -> Elastic:

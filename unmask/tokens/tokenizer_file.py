@@ -84,7 +84,7 @@ def _refuse_ids(tokenizer: Tokenizer, raw: Json) -> None:
 
 
 def _refuse_growing(raw: Json) -> None:
-    """FileRefused for a tokenizer that makes a short text long, and for regular expressions that may not end."""
+    """FileRefused for a tokenizer that makes a short text long, and for regular expressions that may never finish."""
     growth = 1.0
     for step in _steps(raw.get("normalizer")):
         growth *= _growth(step)
@@ -100,7 +100,7 @@ def _refuse_growing(raw: Json) -> None:
 
 
 def _steps(part: Json | None) -> Iterator[Json]:
-    """The steps of a normalizer, pre-tokenizer or decoder, those inside sequences one by one."""
+    """All steps of a normalizer, pre-tokenizer or decoder; sequences are flattened."""
     waiting = [part] if part else []
     while waiting:
         step = waiting.pop()
