@@ -17,7 +17,7 @@ from unmask.data.world.backbones import LETTERS as AMINO
 from unmask.data.world.backbones import RESIDUES, sample
 from unmask.methods.dplm2 import LETTERS, PAD, Pairs, structure
 from unmask.recipe import Optim, Recipe, Training
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.step import Loss
 from unmask.tokens.lfq import Entropies, index_of, signs, vector_of
 
@@ -103,9 +103,7 @@ def tokenizer_recipe(steps: int = VQ_STEPS, seed: int = 0) -> Recipe[Tokenizer, 
     entropies = Entropies(temperature=0.5)
 
     def network() -> Tokenizer:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return Tokenizer()
+        return seeded(Tokenizer, seed)
 
     def loss(net: Tokenizer, torsions: Tensor, rng: torch.Generator) -> Loss:
         before = net.before(torsions)

@@ -30,9 +30,10 @@ from unmask.methods.gill import AddedRows, Bridge, Decision, Pictured, ThreePass
 from unmask.models.bridges import QueryMapper
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe, Training
-from unmask.recipes.captioning import PAD, Captioned, Words, features_of, own, seeded, words_of
+from unmask.recipes.captioning import PAD, Captioned, Words, features_of, own, words_of
 from unmask.recipes.conditions import drawing_model, frozen, prompt_ids, states_of
 from unmask.recipes.stories import IMG, SENTENCES, TOLD, Causal, Story, img_ids, story, with_images
+from unmask.rng import seeded
 from unmask.step import Loss
 from unmask.writing import write_text
 

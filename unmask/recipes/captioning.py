@@ -12,7 +12,6 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,7 +28,7 @@ from unmask.models.sizes import text_config
 from unmask.objectives.masked import Dropout, Masked
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.conditions import frozen
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sampling.guidance import ClassifierFree
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
@@ -197,13 +196,6 @@ def masked(
         optim=Optim(lr=lr, warmup=50, decay_from=0.4, floor=0.05, ema=0.99),
         training=Training(steps=steps, seed=seed, save_every=400, bf16=False, device="cpu"),
     )
-
-
-def seeded(make: Any, seed: int) -> Any:
-    """What ``make()`` returns, with torch's own random numbers from ``seed``; they stay as they were outside."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
 
 
 def written(net: Reads, found: Captioned, passes: int, scale: float) -> list[list[str]]:

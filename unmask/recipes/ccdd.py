@@ -22,7 +22,7 @@ from unmask.evaluation.demonstration import Demonstration, Findings, Plot, Table
 from unmask.evaluation.metrics import Figure, over_seeds
 from unmask.methods.ccdd import Joint, JointLoss, JointSampler, Latents, TokenNoise, divergence, even_times, noised
 from unmask.recipe import Optim, Recipe, Training
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.step import Loss
 
 GRID, RELATIONS, SIDES = 8, ("left", "right", "above", "below"), {"small": 2, "large": 3}
@@ -141,9 +141,7 @@ class LayoutLoss:
 
 
 def _fresh(seed: int, latents: bool) -> Trunk:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Trunk(latents=latents)
+    return seeded(lambda: Trunk(latents=latents), seed)
 
 
 def layouts_of(

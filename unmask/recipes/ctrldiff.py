@@ -40,7 +40,7 @@ from unmask.models.elastic import Elastic, init
 from unmask.models.sizes import text_config
 from unmask.objectives.masked import Masked
 from unmask.recipe import Optim, Recipe, Training
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
@@ -225,9 +225,7 @@ def _steered(work: Work, seed: int) -> tuple[Elastic, WordClassifier]:
 
 def _classifier(work: Work, seed: int) -> WordClassifier:
     """Of texts in which most pairs are low, from texts with a random share of their words masked."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = WordClassifier(MASK_ID + 1)
+    net = seeded(lambda: WordClassifier(MASK_ID + 1), seed)
     optimiser, rng = torch.optim.Adam(net.parameters(), lr=1e-2), generator("classifier", seed)
     for step in range(work.steps(200, 2)):
         batch = texts(64, "classifier", seed, step)

@@ -51,6 +51,7 @@ from unmask.recipes.seeing import (
     with_distractors,
 )
 from unmask.rng import generator as numbers
+from unmask.rng import seeded
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 from unmask.step import Loss
 from unmask.tokens.image_tokens import drawn
@@ -156,9 +157,7 @@ def eyes(
         return WithFeedback(objective=naming, feedback=feedback, weight=weight)(model, batch, rng)
 
     def network() -> Eyes:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            made = Eyes()
+        made = seeded(Eyes, seed)
         if start is not None:
             made.load_state_dict(start.state_dict())
         return made

@@ -46,7 +46,7 @@ from unmask.recipes.spoken_stages import (
     stage_recipe,
     trunk_recipe,
 )
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
 from unmask.sampling.selection import Confident
@@ -80,9 +80,7 @@ def _in_memory(recipe: Recipe[Any, Any]) -> Any:
 
 def fresh_adapters(reader: SpeechReader, seed: int) -> SpeechReader:
     """A reader with the same encoder and adapters with first weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1000 + seed)
-        made = SpeechReader(ENCODER)
+    made = seeded(lambda: SpeechReader(ENCODER), 1000 + seed)
     made.whisper_model.load_state_dict(reader.whisper_model.state_dict())
     return made
 

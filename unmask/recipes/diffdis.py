@@ -44,7 +44,7 @@ from unmask.recipes.image_tokens import (
     world_judge,
     world_kit,
 )
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sequence import Batch, Sequence, collate
 from unmask.step import Prediction, Reuse
 from unmask.tokens.image_tokens import drawn
@@ -119,9 +119,7 @@ def pairs(
 
     def network() -> PairNet:
         size = replace(trunk(kit(), width=width, layers=layers), shifted=False)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            made = PairNet(size, kit().text[MASK])
+        made = seeded(lambda: PairNet(size, kit().text[MASK]), seed)
         init(made.net, generator("diffdis", seed))
         return made
 

@@ -35,7 +35,7 @@ from unmask.methods.diffusion_link import (
 )
 from unmask.objectives.contrastive import both_ways
 from unmask.recipe import Optim, Recipe, Training
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.step import Loss
 
 CLASSES, WIDTH = 20, 24
@@ -119,20 +119,11 @@ class Embedded:
         return Pairs(audio=audio, text=text)
 
 
-def _seeded(make: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Module]:
-    def made() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return make()
-
-    return made
-
-
 def encoders(names: int = 1, seed: int = 0, steps: int = _ENCODER_STEPS) -> Recipe:
     """The contrastive pair of tones and names, in seconds."""
     return Recipe(
         name="diffusion_link.encoders",
-        model=_seeded(lambda: Encoders(names), seed),
+        model=lambda: seeded(lambda: Encoders(names), seed),
         source=Sounds(names=names, seed=seed),
         objective=contrastive,
         optim=Optim(lr=3e-3, warmup=20, decay_from=0.5, floor=0.05, ema=0.98),
@@ -144,7 +135,7 @@ def _bridge(pair: Encoders, objective: LinkDiffusion | Regression, seed: int, st
     """A network from embeddings of tones to those of names; ``pair``: frozen encoders."""
     return Recipe(
         name="diffusion_link.bridge",
-        model=_seeded(lambda: BridgeNet(WIDTH, hidden=64), seed),
+        model=lambda: seeded(lambda: BridgeNet(WIDTH, hidden=64), seed),
         source=Embedded(encoders=pair, sounds=Sounds(names=pair.names, seed=seed + 1000)),
         objective=objective,
         optim=Optim(lr=2e-3, warmup=50, decay_from=0.3, floor=0.05, ema=0.99),

@@ -26,7 +26,7 @@ from unmask.json_types import Json
 from unmask.methods.dinoiser import Clipped, EmbeddingDiffusion, UnitRows, two_clocks, words, written
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.scene_text import COLOURS, NOUNS
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 
 SIDES = ("left", "right", "above", "below")
@@ -87,9 +87,7 @@ def captions(clipped: bool = True, width: int = _WIDTH, seed: int = 0, steps: in
     """A network that writes captions of tags, in a minute. ``clipped``: False trains with all noise levels."""
 
     def network() -> CaptionNet:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return CaptionNet(len(WORDS), width)
+        return seeded(lambda: CaptionNet(len(WORDS), width), seed)
 
     return Recipe(
         name=f"dinoiser.{'clipped' if clipped else 'all'}",

@@ -43,7 +43,7 @@ from unmask.recipes.backbone_codes import (
     trained_tokenizer,
 )
 from unmask.recipes.pair_net import PairNet
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.writing import write_text
 
 NAME = "dplm2.proteins"
@@ -64,9 +64,7 @@ class Folder(nn.Module):
 
 
 def fresh(size: int, seed: int, width: int = _WIDTH, layers: int = _LAYERS) -> PairNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return PairNet(size, SLOTS, width, layers)
+    return seeded(lambda: PairNet(size, SLOTS, width, layers), seed)
 
 
 def letters_recipe(steps: int, seed: int) -> Recipe[Any, Tensor]:

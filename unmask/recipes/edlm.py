@@ -27,6 +27,7 @@ from unmask.models.energy import EnergyNet
 from unmask.objectives.contrastive import NoiseContrastive
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.scene_text import Caption, Row, Source, batch_of, rows, trained
+from unmask.rng import seeded
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Equal
 from unmask.sampling.selection import RandomOrder
@@ -112,9 +113,7 @@ def _contrast(masked: Elastic, steps: int, seed: int) -> Recipe[EnergyNet, Batch
     """An energy that starts from the masked network and learns to tell true captions from that network's draws."""
 
     def network() -> EnergyNet:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return EnergyNet(copy.deepcopy(masked)).requires_grad_(True)
+        return seeded(lambda: EnergyNet(copy.deepcopy(masked)).requires_grad_(True), seed)
 
     return Recipe(
         name="edlm contrast",

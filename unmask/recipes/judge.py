@@ -32,6 +32,7 @@ from unmask.data.world.scenes import Draft, Scene, SceneObject, sample
 from unmask.evaluation.judge import Judge, JudgeConfig, Maps, Seen, save_judge
 from unmask.evaluation.scoring import matches, right
 from unmask.recipe import Optim, Recipe, Training
+from unmask.rng import seeded
 from unmask.step import Loss
 
 FIRST_SEED = 10_000_000  # scenes of evaluations use small seeds
@@ -273,9 +274,7 @@ def detector(seed: int = 0) -> Recipe:
     source = Renderings(seed=seed)
 
     def model() -> Judge:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # for the initial weights; the images have their own keys
-            return Judge()
+        return seeded(Judge, seed)  # the images have their own keys
 
     def export(module: Judge, folder: Path) -> None:
         # Batch norm statistics are those of the raw weights; the averaged weights need their own (Izmailov et al. 2018,

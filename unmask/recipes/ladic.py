@@ -52,14 +52,13 @@ from unmask.recipes.captioning import (
     features_of,
     masked,
     own,
-    seeded,
     true_of,
     world,
     written,
 )
 from unmask.recipes.in_memory import trained_in_memory
 from unmask.recipes.latent_captions import TEXT_STEPS, LatentCaptioner, TextNet, text_recipe
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sampling.gaussian import guided
 from unmask.step import Loss
 from unmask.tokens.pictures import read_image

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from unmask.methods.ladic import Latents, fit, time_waves, wordless
 from unmask.recipe import Optim, Recipe, Training
-from unmask.recipes.captioning import MASKED, PAD, STOP, Captioned, seeded
-from unmask.rng import generator
+from unmask.recipes.captioning import MASKED, PAD, STOP, Captioned
+from unmask.rng import generator, seeded
 from unmask.step import Loss
 
 TEXT_STEPS, _LAYERS = 200, 4

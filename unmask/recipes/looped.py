@@ -33,7 +33,7 @@ from unmask.models.waves import Converged
 from unmask.pipeline.text_family import LLADA
 from unmask.pipeline.text_model import TextModel, TextParts
 from unmask.recipe import Optim, Recipe, Training
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sampling.sampler import Sampler
 from unmask.sequence import Sequence
 from unmask.step import Loss
@@ -73,11 +73,8 @@ def text(
         return chats(data, vocabulary, context)
 
     def network() -> LoopedNet:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return LoopedNet(
-                LoopedConfig(vocab_size=rows().text.size, width=width, heads=width // 32, mlp=2 * width, depth=depth)
-            )
+        config = LoopedConfig(vocab_size=rows().text.size, width=width, heads=width // 32, mlp=2 * width, depth=depth)
+        return seeded(lambda: LoopedNet(config), seed)
 
     return Recipe(
         name=NAME,

@@ -27,7 +27,7 @@ from unmask.models.diffusion_head import DiffusionHead
 from unmask.objectives.diffusion import DiffusionLoss
 from unmask.protocols import TokenSampler
 from unmask.recipe import Optim, Recipe, Training
-from unmask.rng import generator, rows
+from unmask.rng import generator, rows, seeded
 from unmask.sampling.continuous import ByDiffusion
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.selection import RandomOrder
@@ -208,9 +208,7 @@ class DrawCodes:
 
 
 def _fresh(seed: int, of_codes: bool) -> Drawer:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Drawer(of_codes=of_codes)
+    return seeded(lambda: Drawer(of_codes=of_codes), seed)
 
 
 def _recipe(seed: int, steps: int, target: Target | None, codes: Tensor) -> Recipe[Drawer, Batch]:

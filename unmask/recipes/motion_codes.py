@@ -15,6 +15,7 @@ from unmask.methods.m2dm import CodeImportance, measured, orthogonality
 from unmask.models.sequence_vq import SequenceVQ, SequenceVQConfig
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.in_memory import trained_in_memory
+from unmask.rng import seeded
 from unmask.sequence import Kind, Sequence, Span
 from unmask.step import Loss
 
@@ -59,9 +60,7 @@ def vq_recipe(*, regular: float = REGULAR, steps: int = VQ_STEPS, seed: int = 0)
     """The tokenizer. ``regular``: weight of the codebook's regulariser."""
 
     def network() -> SequenceVQ:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return SequenceVQ(CONFIG)
+        return seeded(lambda: SequenceVQ(CONFIG), seed)
 
     def loss(vq: SequenceVQ, poses: Tensor, rng: torch.Generator) -> Loss:
         found = vq.trained(poses)

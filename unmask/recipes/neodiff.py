@@ -40,7 +40,7 @@ from unmask.methods.neodiff import (
 from unmask.models.vectors import VectorConfig, VectorNet
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.scene_text import WORDS, Caption, Row, rows
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 
 FORM = Caption()
 POISSON = PoissonTimes()
@@ -88,9 +88,8 @@ def texts(times: str = "", steps: int = _TRAINED, width: int = 96, layers: int =
         raise ValueError(f"there are no times {times!r}; choose from {', '.join(KINDS)}")
 
     def network() -> VectorNet:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return VectorNet(VectorConfig(vocab_size=len(WORDS), width=width, layers=layers), time_embedding)
+        config = VectorConfig(vocab_size=len(WORDS), width=width, layers=layers)
+        return seeded(lambda: VectorNet(config, time_embedding), seed)
 
     return Recipe(
         name=f"neodiff.{kind}",

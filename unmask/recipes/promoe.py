@@ -46,7 +46,7 @@ from unmask.recipes.image_tokens import (
     world_judge,
     world_kit,
 )
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sequence import Batch, Kind, collate
 from unmask.tokens.image_tokens import drawn
 from unmask.tokens.text import MASK
@@ -115,9 +115,7 @@ def fresh(kit: Kit, kind: str, routed: int, width: int, layers: int, seed: int) 
     """A new network."""
     net = Elastic(replace(trunk(kit, width=width, layers=layers), shifted=False), mask_id=kit.text[MASK])
     init(net, generator("promoe", seed))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return _with_experts(net, kind, routed)
+    return seeded(lambda: _with_experts(net, kind, routed), seed)
 
 
 def _with_experts(net: Elastic, kind: str, routed: int) -> WithExperts:

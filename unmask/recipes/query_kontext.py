@@ -40,7 +40,7 @@ from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import mini_kit, training
 from unmask.recipes.kontext_rows import KINDS, SIDE, Batches, Rows, own_rows, small_kit, world_rows
 from unmask.recipes.query_conditioned import REFERENCE, SOURCE, QueryConditioned, QueryConfig, request
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedule import Cosine
 from unmask.sampling.selection import Confident
@@ -115,9 +115,7 @@ def _sizes(kit: Kit) -> QueryConfig:
 
 
 def _fresh(sizes: QueryConfig, seed: int) -> QueryConditioned:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = QueryConditioned(sizes)
+    net = seeded(lambda: QueryConditioned(sizes), seed)
     for part in ("und", "drawing"):
         init(net.get_submodule(part), generator("query kontext", part, seed))
     return net

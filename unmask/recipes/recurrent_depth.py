@@ -23,7 +23,7 @@ from unmask.methods.recurrent_depth import Wavefront, one_by_one
 from unmask.models.looped import LoopedConfig, LoopedNet
 from unmask.models.waves import Converged
 from unmask.recipe import Optim, Recipe, Training
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.step import Loss
 
 MODULUS, ITEMS, DEPTH, EPS = 5, 12, 8, 0.1
@@ -64,9 +64,7 @@ def _loss(net: Any, ids: Tensor, rng: torch.Generator) -> Loss:
 
 
 def _fresh_net(seed: int) -> LoopedNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LoopedNet(LoopedConfig(vocab_size=VOCABULARY, depth=DEPTH))
+    return seeded(lambda: LoopedNet(LoopedConfig(vocab_size=VOCABULARY, depth=DEPTH)), seed)
 
 
 def _recipe(seed: int, steps: int) -> Recipe[LoopedNet, Tensor]:

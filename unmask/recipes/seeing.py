@@ -9,7 +9,7 @@ Shapes: B pictures · N tokens · W width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from random import Random
 
 import torch
@@ -25,6 +25,7 @@ from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import training
 from unmask.recipes.kontext_rows import SIDE, WORLD, codes_of
 from unmask.rng import generator as numbers
+from unmask.rng import seeded
 from unmask.step import Loss
 
 TOKENS, WIDTH = 16, 64
@@ -157,7 +158,7 @@ class Tokens:
     def contents(self) -> Tensor:
         return torch.stack([contents(scene) for scene in self.scenes]).double()
 
-    @property
+    @cached_property
     def asked(self) -> tuple[Tensor, Tensor, Tensor]:
         """Picture, question and answer, [Q] each."""
         found = [(i, *pair) for i, scene in enumerate(self.scenes) for pair in questions(scene)]
@@ -221,14 +222,9 @@ def _answering(model: Reader, batch: tuple[Tensor, Tensor, Tensor], rng: torch.G
 def reader(tokens: Tokens, steps: int, seed: int) -> Recipe[Reader, tuple[Tensor, Tensor, Tensor]]:
     """What answers questions about tokens of a frozen encoder."""
 
-    def network() -> Reader:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return Reader()
-
     return Recipe(
         name="deem.reader",
-        model=network,
+        model=lambda: seeded(Reader, seed),
         source=Quiz(tokens=tokens, seed=seed),
         objective=_answering,
         optim=Optim(lr=2e-3, warmup=20, decay_from=0.5, floor=0.05, ema=0.98),

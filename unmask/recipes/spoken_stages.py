@@ -39,7 +39,7 @@ from unmask.recipes.spoken_rows import (
     row,
     sounds,
 )
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sequence import Batch, Sequence, collate
 from unmask.step import Loss
 from unmask.writing import write_text
@@ -88,10 +88,8 @@ class Listener(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.reader = SpeechReader(ENCODER)
-            self.letters = nn.Linear(ENCODER.width, 1 + len(LETTERS))
+        made = seeded(lambda: (SpeechReader(ENCODER), nn.Linear(ENCODER.width, 1 + len(LETTERS))), seed)
+        self.reader, self.letters = made
 
 
 def encoder_recipe(steps: int = ENCODING, count: int = SOUNDS, seed: int = 0) -> Recipe[Listener, list[Said]]:

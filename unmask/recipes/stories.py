@@ -22,7 +22,8 @@ from unmask.data.world.pairs import Pair, Pairs
 from unmask.data.world.vocabulary import BACKGROUNDS, LEVELS
 from unmask.evaluation.judge import Seen
 from unmask.recipe import Optim, Recipe, Training
-from unmask.recipes.captioning import LAST, PAD, Words, seeded
+from unmask.recipes.captioning import LAST, PAD, Words
+from unmask.rng import seeded
 from unmask.step import Loss
 
 TOLD = Pairs(

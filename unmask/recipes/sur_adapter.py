@@ -42,7 +42,6 @@ from unmask.models.bridges import TextAdapter
 from unmask.objectives.masked import Masked
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe, Training
-from unmask.recipes.captioning import seeded
 from unmask.recipes.conditions import (
     conditioned,
     drawing_model,
@@ -55,7 +54,7 @@ from unmask.recipes.conditions import (
     told,
 )
 from unmask.recipes.image_tokens import mini_kit, own
-from unmask.rng import generator
+from unmask.rng import generator, seeded
 from unmask.sequence import Kind, Sequence, Span, collate
 from unmask.writing import write_text
 

@@ -43,6 +43,7 @@ from unmask.objectives.diffusion import DiffusionLoss
 from unmask.recipe import Optim, Recipe, Training
 from unmask.recipes.matter_streams import END, NUMBERS, PAD, VECTOR, WORDS, Bins, Matter, id_of, unscaled
 from unmask.recipes.pair_net import PairBlock
+from unmask.rng import seeded
 from unmask.sampling.solver import Solver, dpm_solver
 from unmask.step import Loss
 from unmask.training.probe import flops
@@ -79,12 +80,14 @@ class Causal(nn.Module):
 
 def network(seed: int, bins: int, width: int = _WIDTH, layers: int = _LAYERS) -> WordsAndNumbers:
     """``bins``: 0 for a diffusion head."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+
+    def made() -> WordsAndNumbers:
         head = DiffusionHead(3, width, 8 if bins else _HEAD, 1 if bins else 2, 3)
         net = WordsAndNumbers(Causal(width, layers), len(WORDS) + bins, width, head)
         nn.init.normal_(net.embed_tokens.weight, std=0.1)
         return net
+
+    return seeded(made, seed)
 
 
 def matter(
