@@ -69,13 +69,13 @@ def test_each_view_is_a_row_with_that_prompt_alone(model: Elastic, field: int) -
     assert len(views) == 3
     for view, words in zip(views, (OWN, NULL, BARE), strict=True):
         alone = collate([row(("prompt", words), field=field)], [0])
-        torch.testing.assert_close(logits(model, view), logits(model, alone), atol=1e-6, rtol=0)
+        torch.testing.assert_close(logits(model, view), logits(model, alone), atol=1e-5, rtol=0)
         assert view.position[view.valid].tolist() == alone.position[0].tolist()
 
 
 def test_other_prompts_change_nothing_without_guidance(model: Elastic) -> None:
     batch, alone = collate([both()], [0]), collate([row(("prompt", OWN))], [0])
-    torch.testing.assert_close(logits(model, batch), logits(model, alone), atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits(model, batch), logits(model, alone), atol=1e-5, rtol=0)
     none = replace(GUIDANCE, scale=0.0, other_scale=0.0)
     assert len(none.views(batch, progress(batch))) == 1
 

@@ -133,11 +133,12 @@ def test_the_thumb_of_the_slider_fits_the_step(page: Page) -> None:
 
 def test_settings_are_those_for_people(page: Page) -> None:
     """Fields that exist for OpenAI's clients, or that the page fills in, are not shown."""
+    draw = "seed steps plan reflect n guidance speed sampler luminance contrast score"
     names = {
-        "Draw": ["seed", "steps", "plan", "reflect", "n", "guidance", "sampler", "luminance", "contrast", "score"],
-        "Edit": ["seed", "steps", "plan", "reflect", "n", "guidance", "sampler"],
-        "Ground": ["seed", "steps", "sampler"],
-        "Chat": ["seed", "sampler"],
+        "Draw": draw.split(),
+        "Edit": ["seed", "steps", "plan", "reflect", "n", "guidance", "speed", "sampler"],
+        "Ground": ["seed", "steps", "speed", "sampler"],
+        "Chat": ["seed", "speed", "sampler"],
     }
     for tab, wanted in names.items():
         inputs = panel(page, tab).locator(".settings input, .settings select")
@@ -214,10 +215,12 @@ def test_a_warning_refers_to_the_words_instead_of_repeating_them(page: Page, mod
     (warning,) = model.generate("an astronaut and a dog", settings=["schedule.steps=2"], attempts=1)[0].warnings
     about = model.parts.vocabulary.about.removesuffix(".")
     assert warning.endswith(about) and "'astronaut'" in warning
-    expect(draw.locator(".note")).to_have_text(warning.removesuffix(f"; {about}") + ". See “What can it draw?”")
+    expect(draw.locator(".note[role=status]")).to_have_text(
+        warning.removesuffix(f"; {about}") + ". See “What can it draw?”"
+    )
     ask(draw, "a dog", steps=2, reflect=1)
     done(draw)
-    expect(draw.locator(".note")).to_have_text("")
+    expect(draw.locator(".note[role=status]")).to_have_text("")
 
 
 def test_a_warning_goes_with_the_next_run(visits: Callable[..., Visit], server: Server) -> None:

@@ -101,9 +101,13 @@ def test_no_training_step_runs_under_the_counter(tmp_path: Path, monkeypatch: py
         return objective(module, batch, rng)
 
     made = dataclasses.replace(recipe(), objective=noted)
-    train(made, tmp_path, stop_after=2)
+    train(made, tmp_path / "short", stop_after=2)
+    assert calls == ["objective", "objective"]  # too short a run to be worth a count
+    calls.clear()
+    monkeypatch.setattr("unmask.training.train._COUNTED", 2)
+    train(made, tmp_path / "counted", stop_after=2)
     assert calls == ["counter", "objective", "end", "objective", "objective"]
-    train(made, tmp_path)
+    train(made, tmp_path / "counted")
     assert calls[5:] == ["counter", "objective", "end", "objective", "objective"]
-    train(made, tmp_path)  # nothing is left to do, so nothing is counted
+    train(made, tmp_path / "counted")  # nothing is left to do, so nothing is counted
     assert len(calls) == 10

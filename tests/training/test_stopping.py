@@ -32,7 +32,7 @@ def signalled(number: int, at: int, times: int = 1):  # noqa: ANN201
     calls: list[int] = []
 
     def objective(module: nn.Module, batch: Tensor, rng: torch.Generator) -> Loss:
-        calls.append(len(calls) - 1)  # the first call counts FLOPs
+        calls.append(len(calls))
         for _ in range(times if calls[-1] == at else 0):
             signal.raise_signal(number)
         return line.error(module, batch)
