@@ -18,7 +18,22 @@ HEAD = (
     *("quality", "change"),
 )
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+Box = tuple[float, float, float, float]
 _HIGH, _WIDE, _LEFT, _TOP = 420, 400, 60, 60
+_AROUND = (
+    (6, -9),
+    (-20, -9),
+    (-7, -23),
+    (-7, 5),
+    (9, -23),
+    (-22, -23),
+    (9, 6),
+    (-22, 6),
+    (22, -9),
+    (-36, -9),
+    (-7, -37),
+    (-7, 19),
+)
 _INK, _GREY, _BLUE, _RED = "#282828", "#aab0ba", "#2a6fdb", "#c83c32"
 
 
@@ -130,9 +145,21 @@ def _panel(pen: ImageDraw.ImageDraw, font: Font, title: str, across: Items[float
         pen.text((left - 42, y - 8), f"{low + (high - low) * step / 4:.2f}", _INK, font)
     pen.text((left, _TOP - 20), title, _INK, font)
     points = list(zip(across, up, strict=True))
-    for number, (cost, value) in enumerate(points):
+    dots = [(left + _WIDE * cost / most, _TOP + _HIGH * (1 - (value - low) / (high - low))) for cost, value in points]
+    taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
+    for number, ((cost, value), (x, y)) in enumerate(zip(points, dots, strict=True)):
         beaten = any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
         colour = _RED if not number else _GREY if beaten else _BLUE
-        x, y = left + _WIDE * cost / most, _TOP + _HIGH * (1 - (value - low) / (high - low))
-        pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
-        pen.text((x + 6, y - 9), str(number + 1), colour, font)
+        pen.ellipse(taken[number], fill=colour)
+        corners = [(x + aside, y + down) for aside, down in _AROUND]
+        boxes = [pen.textbbox(corner, str(number + 1), font) for corner in corners]
+        place = min(range(len(boxes)), key=lambda k: sum(_overlap(boxes[k], other) for other in taken))
+        pen.text(corners[place], str(number + 1), _INK if colour == _GREY else colour, font)
+        taken.append(boxes[place])
+
+
+def _overlap(one: Box, other: Box) -> float:
+    """The area that two boxes (left, top, right, bottom) share."""
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0.0) * max(high, 0.0)
