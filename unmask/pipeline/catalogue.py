@@ -133,11 +133,18 @@ def methods(package: Path = _PACKAGE) -> dict[str, MethodEntry]:
     """Every method by the name of its file."""
     found = {}
     for path in _method_files(package):
-        tree = _tree(path)
-        about = ast.get_docstring(tree) or ""
-        minutes = _minutes(package / "recipes" / path.name)
-        found[path.stem] = MethodEntry(name=path.stem, about=about, card=_card(tree, path), minutes=minutes)
+        recipe = package / "recipes" / path.name
+        changed = recipe.stat().st_mtime_ns if recipe.exists() else 0
+        found[path.stem] = _method_of(path, path.stat().st_mtime_ns, recipe, changed)
     return found
+
+
+@functools.cache
+def _method_of(path: Path, changed: int, recipe: Path, recipe_changed: int) -> MethodEntry:
+    """The method of one file. ``changed``, ``recipe_changed``: times of modification, so that files are parsed again after a change."""
+    tree = _tree(path)
+    about, card = ast.get_docstring(tree) or "", _card(tree, path)
+    return MethodEntry(name=path.stem, about=about, card=card, minutes=_minutes(recipe) if recipe_changed else 0.0)
 
 
 def find_sampler(name: str, settings: Sequence[str] = (), *, served: bool = False) -> tuple[SamplerChange, list[str]]:
@@ -203,7 +210,7 @@ def _changes_a_sampler(node: ast.FunctionDef) -> bool:
 
 def _minutes(path: Path) -> float:
     """The minutes of ``DEMO = Demonstration(minutes=…, run=…)`` in a recipe file, 0 without one."""
-    call = _assigned(_tree(path), "DEMO") if path.exists() else None
+    call = _assigned(_tree(path), "DEMO")
     return next((float(ast.literal_eval(k.value)) for k in call.keywords if k.arg == "minutes"), 0.0) if call else 0.0
 
 

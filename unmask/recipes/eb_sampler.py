@@ -103,7 +103,7 @@ def demo(work: Work) -> Findings:
     """Calls and right answers of the bound and of the model's own sampler."""
     model = unmask.load("mini")
     assert isinstance(model, Model)
-    plan = EvalPlan(split="validation", n=work.steps(_ITEMS, least=6))
+    plan = EvalPlan(split="validation", n=work.steps(_ITEMS, least=2))
     figures: dict[str, Figure] = {}
     rows, lines = [], {}
     for task in TASKS:

@@ -122,7 +122,7 @@ def demo(work: Work) -> Findings:
         tuned = override(tuned, [f"training.steps={count}"])
         arms = {"before": net, "supervised": work.train(f"supervised-{seed}", tuned)}
         arms["UniGRPO"] = work.train(f"unigrpo-{seed}", reinforced)
-        measured = _measured(reinforced, work.steps(_PROMPTS, least=6), seed)
+        measured = _measured(reinforced, work.steps(_PROMPTS, least=2), seed)
         for arm, module in arms.items():
             assert isinstance(module, Elastic)
             found[arm].append(work.once(f"{arm.lower()}-{seed}", partial(judged_samples, module, measured)))

@@ -137,7 +137,7 @@ def _suite(model: Model, work: Work) -> Losses:
     """Whether every item is right (1 or 0), by part."""
     found: Losses = {}
     for name, items in SUITE.items():
-        part, plan = PARTS[name], EvalPlan(n=work.steps(items, 6))
+        part, plan = PARTS[name], EvalPlan(n=work.steps(items, 2))
         rows = measure(model, part, plan, Record(), work.on_progress).rows
         found[name] = [float(row["right"]) for row in rows]
     return found

@@ -190,14 +190,14 @@ def _batches(parts: Parts, scenes: Items[Scene]) -> list[tuple[Batch, Tensor]]:
 def demo(work: Work) -> Findings:
     """Two trainings of equal length on the same captions, each sampled with and without overwriting."""
     parts = start_of("mini").parts
-    scenes = checked_scenes(work.steps(_SCENES, least=8))
+    scenes = checked_scenes(work.steps(_SCENES, least=2))
     right: dict[tuple[str, bool, int], list[list[float]]] = {}
     mended: dict[str, list[Json]] = {}
     for seed in work.seeds:
         for arm, planted in ARMS.items():
             label = f"{'planted' if planted else 'masks'}-{seed}"
             steps = f"training.steps={work.steps(_STEPS, least=2)}"
-            net = work.train(label, override(rediff(planted=planted, seed=seed), [steps]))
+            net = work.train(label, override(rediff(planted=planted, seed=seed, batch=min(16, work.steps(160))), [steps]))
             assert isinstance(net, Elastic)
             for overwrite in (False, True):
                 for each in EACH:

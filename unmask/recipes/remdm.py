@@ -37,7 +37,7 @@ def demo(work: Work) -> Findings:
     """The model's own sampler against two kinds of remasking, at 8 and 16 steps."""
     model = unmask.load("mini")
     assert isinstance(model, Model)
-    n = work.steps(_ITEMS, least=6)
+    n = work.steps(_ITEMS, least=2)
     right: dict[tuple[int, str], list[bool]] = {
         (steps, name): work.once(f"{steps}/{name.replace(' ', '_')}", partial(_right, model, work, steps, name, n))
         for steps in STEPS
@@ -55,7 +55,7 @@ def demo(work: Work) -> Findings:
         figures={f"gain.{k[0]}_steps.{k[1].replace(' ', '_')}": v for k, v in gains.items()},
         shown=(
             Table(title="Right drawings", head=("steps", "sampler", "right", "gain"), rows=rows),
-            Media(title=f"Drawings at {STEPS[0]} steps", items=_drawings(model)),
+            Media(title=f"Drawings at {STEPS[0]} steps", items=_drawings(model, work.steps(_SHOWN))),
         ),
     )
 
@@ -81,11 +81,11 @@ def _right(model: Model, work: Work, steps: int, name: str, n: int) -> list[bool
     return [bool(row["right"]) for row in done.rows]
 
 
-def _drawings(model: Model) -> tuple[tuple[str, Image.Image], ...]:
+def _drawings(model: Model, n: int) -> tuple[tuple[str, Image.Image], ...]:
     items: list[tuple[str, Image.Image]] = []
     for name in ("own", "remasking by confidence"):
         presets = dataclasses.replace(model.presets, generate=_changed(model, STEPS[0], name))
-        drawn = Model(model.parts, presets).generate("two cats and a red apple", n=_SHOWN, seed=0)
+        drawn = Model(model.parts, presets).generate("two cats and a red apple", n=n, seed=0, attempts=1)
         items += [(f"{name}, seed {i}", drawing.image) for i, drawing in enumerate(drawn)]
     return tuple(items)
 
