@@ -178,7 +178,20 @@ def test_the_command_runs_shows_and_explains_itself(tmp_path: Path, capsys: pyte
     assert main(["methods", "run", "remmd"]) == 2 and "did you mean 'remdm'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'x' has no demonstration; those that have one: .*remdm"):
         demonstration_of(MethodEntry(name="x", about="", card={}))
-    words = ["methods", "run", "diffusion_link", "--minutes", "0.01", "--seeds", "1", "--out", str(tmp_path / "o"), "--json"]
+    words = [
+        "methods",
+        "run",
+        "diffusion_link",
+        "--minutes",
+        "0.01",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "o"),
+        "--json",
+    ]
     assert main([*words, "--history", str(tmp_path / "h.jsonl")]) == 0
     out = json.loads(capsys.readouterr().out)
-    assert out["method"] == "diffusion_link" and len((tmp_path / "h.jsonl").read_text().splitlines()) == len(out["figures"])
+    assert out["method"] == "diffusion_link" and len((tmp_path / "h.jsonl").read_text().splitlines()) == len(
+        out["figures"]
+    )

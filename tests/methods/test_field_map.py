@@ -15,17 +15,14 @@ from unmask.pipeline.field import HERE, NOT_HERE, PARTS, SURVEYS, TECHNIQUES, Te
 ROOT = Path(__file__).parents[2]
 # Methods whose demonstration has not been run to its end, so that they have no figure. A name leaves this list with its figure.
 WAITING = {
-    "ccdd",
     "deem",
     "diffa",
     "diffdis",
     "dplm2",
-    "gill",
     "mmar",
     "neodiff",
     "promoe",
     "query_kontext",
-    "unigenx",
 }
 
 

@@ -197,7 +197,9 @@ def demo(work: Work) -> Findings:
         for arm, planted in ARMS.items():
             label = f"{'planted' if planted else 'masks'}-{seed}"
             steps = f"training.steps={work.steps(_STEPS, least=2)}"
-            net = work.train(label, override(rediff(planted=planted, seed=seed, batch=min(16, work.steps(160))), [steps]))
+            net = work.train(
+                label, override(rediff(planted=planted, seed=seed, batch=min(16, work.steps(160))), [steps])
+            )
             assert isinstance(net, Elastic)
             for overwrite in (False, True):
                 for each in EACH:
