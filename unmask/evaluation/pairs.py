@@ -55,9 +55,11 @@ def right(seen: Sequence[Seen], pairs: Sequence[Pair]) -> list[bool]:
     ]
 
 
-def agrees(seen: Sequence[Seen], reports: Sequence[str]) -> list[bool]:
-    """Whether each report names exactly the objects of its picture with their places, and its background."""
-    return [report in _said(one) for one, report in zip(seen, reports, strict=True)]
+def agrees(seen: Sequence[Seen], reports: Sequence[str], *, placed: bool) -> list[bool]:
+    """Whether each report names exactly the objects of its picture, and its background. ``placed``: with the places of the objects, as
+    texts of ``Pairs(places=True)`` do; else without.
+    """
+    return [report in _said(one, placed) for one, report in zip(seen, reports, strict=True)]
 
 
 def places(seen: Sequence[Seen]) -> float:
@@ -80,9 +82,9 @@ def _placed(found: Found) -> str:
     )
 
 
-def _said(seen: Seen) -> set[str]:
+def _said(seen: Seen, placed: bool) -> set[str]:
     """Every right report of a picture of one or two objects."""
-    named = [f"{article(noun_of(one))} {at(_placed(one))}" for one in seen.objects]
+    named = [article(noun_of(one)) + (f" {at(_placed(one))}" if placed else "") for one in seen.objects]
     end = BACKGROUNDS[seen.background][0]
     return {f"{' and '.join(order)} {end}" for order in (named, named[::-1])} if named else set()
 

@@ -246,7 +246,8 @@ def _measured(work: Work, name: str, seed: int) -> Json:
         ]
         found["by_likelihood"] = _first(scores)
         texts = list(world(work.steps(_DRAWN, least=4), 78, WORLD, "test").texts)
-        found["drawn"] = float(average(agrees(world_judge(WORLD)(codes_of(net, kit, texts, seed)), texts))["value"])
+        seen = world_judge(WORLD)(codes_of(net, kit, texts, seed))
+        found["drawn"] = float(average(agrees(seen, texts, placed=False))["value"])
     return found
 
 

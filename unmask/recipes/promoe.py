@@ -170,7 +170,9 @@ def _measured(work: Work, kind: str, seed: int) -> Json:
         found |= information_of(net, noisy, nouns)
     count = work.steps(_DRAWN, least=2)
     pictures = codes_of(net, kit, list(test.texts[:count]), seed)
-    return found | {"right": float(average(agrees(world_judge()(pictures), list(test.texts[:count])))["value"])}
+    return found | {
+        "right": float(average(agrees(world_judge()(pictures), list(test.texts[:count]), placed=False))["value"])
+    }
 
 
 def codes_of(net: WithExperts, kit: Kit, texts: list[str], seed: int) -> Tensor:
@@ -253,6 +255,7 @@ def _findings(found: dict[str, list[Json]], work: Work) -> Findings:
     special = gain("of_object", "balanced")
     figures = {
         "prototypes_minus_balanced.of_object": special,
+        "prototypes_minus_balanced.of_masked": gain("of_masked", "balanced"),
         **{f"prototypes_minus_{other}.loss": gain("loss", other) for other in ("dense", "balanced")},
         **{f"prototypes_minus_{other}.right": gain("right", other, "share") for other in ("dense", "balanced")},
     }
