@@ -21,7 +21,6 @@ WAITING = {
     "dplm2",
     "mmar",
     "neodiff",
-    "promoe",
     "query_kontext",
 }
 

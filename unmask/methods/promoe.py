@@ -73,6 +73,9 @@ CARD = Card(
     changes="backbone: experts in every second layer, routed by condition and by prototypes that a contrast keeps apart",
     claim="Experts that are taught what to specialise in beat dense and other mixed diffusion transformers of the same cost.",
     status="reference",
+    figure="what a token's expert tells about whether the token is masked, 3 networks, 600 steps: .393 [.053, .733] nats more than "
+    "with softmax and balance; about the picture's object .007 [-.139, .153] more; loss .025 [.005, .046] above dense of equal "
+    "cost; .47 of drawings right, dense .56",
     paper_figure="FID 24.4 against 30.6 dense (ImageNet 256, B, without guidance)",
     recipe="promoe.drawer",
 )

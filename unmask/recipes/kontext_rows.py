@@ -28,7 +28,10 @@ from unmask.recipes.query_conditioned import REFERENCE, SOURCE, reading, request
 from unmask.sequence import Batch, Sequence, collate
 from unmask.tokens.text import BOS, EOT, Text
 
-WORLD = Pairs(most=2, places=True, backgrounds=("white", "sky"))
+ALONE = Pairs(
+    classes=("apple", "cat", "car"), colours=("", "blue", "green"), backgrounds=("white", "sky"), places=True
+)  # drawings from words
+WORLD = replace(ALONE, most=2)  # pictures that are edited
 SIDE = 64  # pixels: 4 x 4 codes
 KINDS = ("draw", "recolour", "replace", "reference")
 _BATCH = 16
@@ -49,15 +52,14 @@ class Job:
 def job(seed: int, index: int, split: str = "train", kind: str = "") -> Job:
     """Number ``index`` of a split: the target's text belongs to it. ``kind``: one of ``KINDS``; "": any."""
     rng = Random(f"query kontext/{seed}/{index}/{split}")
-    pair = WORLD(seed, index, split)
-    chosen, target = kind or rng.choice(KINDS), pair.scene
+    chosen = kind or rng.choice(KINDS)
+    pair = (WORLD if chosen in ("recolour", "replace") else ALONE)(seed, index, split)
+    target = pair.scene
     index_of = rng.randrange(len(target.objects))
     obj = target.objects[index_of]
     if chosen == "draw":
         return Job(kind=chosen, prompt=pair.text, given=None, target=target, text=pair.text, changed=obj)
     if chosen == "reference":
-        obj = target.objects[0]
-        target = replace(target, objects=(obj,))
         x, y = (rng.choice([v / 4 for v in range(3)]) for _ in range(2))
         given = Scene(objects=(replace(obj, x=x, y=y),), background=rng.choice(WORLD.backgrounds), level=target.level)
         prompt = f"draw this {obj.name} {at(position_word(obj))} {BACKGROUNDS[target.background][0]}"

@@ -26,6 +26,7 @@ PLACES = ("", "shifted", "same", "aside")
 SOURCE, REFERENCE = "source", "reference"  # spans of the given picture's codes: to be changed, or to take content from
 _SECTIONS = (2, 3, 3)  # pairs of channels that turn with place in the text, row and column
 _HEAD = 2 * sum(_SECTIONS)
+_THETA = 4.0  # with the usual 10,000 the channels of rows and columns would turn by less than a hundredth from square to square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class QueryConfig:
 
     def _text(self, words: int, layers: int) -> ElasticConfig:
         heads, mlp = self.width // _HEAD, 8 * self.width // 3 // 8 * 8
-        return text_config(vocab_size=words, width=self.width, heads=heads, layers=layers, mlp=mlp, rope_theta=500.0)
+        return text_config(vocab_size=words, width=self.width, heads=heads, layers=layers, mlp=mlp, rope_theta=_THETA)
 
 
 class QueryConditioned(nn.Module):

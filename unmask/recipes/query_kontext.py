@@ -70,7 +70,7 @@ def editor(
     places: str = "shifted",
     pictures: int = 4000,
     steps: int = 400,
-    lr: float = 4e-3,
+    lr: float = 2e-3,
     seed: int = 0,
 ) -> Recipe:
     """One stage. ``start``: the folder of the stage before (of stage 0 for stage 4, which trains all at once) · ``conditions``: both, text
@@ -220,7 +220,7 @@ def model_of(net: QueryConditioned, kit: Kit) -> Model:
 
 # -- the demonstration -------------------------------------------------------------------------------------------------
 
-_STEPS = (250, 100, 200, 120)  # of the stages; 4 has as many as 1 to 3
+_STEPS = (300, 200, 600, 500)  # of the stages; 4 has as many as 1 to 3
 _PICTURES, _TESTED = 3000, 30  # to train on, and of each kind to test
 ARMS = {  # stage, conditions, places, and the arm that it goes on from
     "understanding": (0, "both", "", ""),
