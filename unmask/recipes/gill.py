@@ -216,10 +216,11 @@ def _findings(found: list[Json], work: Work, generator_same: bool) -> Findings:
         about=f"Stories tell one object's class, colour, place and background in up to {whole} sentences; a drawing is right if it shows "
         f"what was told, of {len(_tested(work, 1))} new stories. The text network and the embedded model are frozen. Pictures are ranked "
         f"among {work.steps(_RANKED, least=8)}. {len(work.seeds)} seeds, {work.steps(_STEPS, least=2)} updates of each mapper.",
-        verdict=f"From {whole} sentences the mapper draws {said(mapper)} rightly: {said(last)} more than the generator's own reading of "
-        f"the last sentence, {said(story_gain)} more than that of the whole story, and {said(linear)} more than a linear mapper; from one "
-        f"sentence {said(one_gain)}. Recall at 1 is {said(over('mapper', f'recall@1/{whole}'))}, decisions are right in {said(decided)}. "
-        f"Frozen parts are {unchanged} to the bit.",
+        verdict=f"Right drawings of stories of {whole} sentences: {said(mapper)} through the mapper, "
+        f"{said(over('linear', f'right/{whole}'))} through a linear one, {said(over('', 'whole story'))} by the generator's own reading of "
+        f"the story and {said(over('', 'last sentence'))} of its last sentence. Recall at 1 is "
+        f"{said(over('mapper', f'recall@1/{whole}'))}, from one sentence {said(over('mapper', 'recall@1/1'))}; the choice between drawing "
+        f"and retrieving is right in {said(decided)}. Frozen parts are {unchanged} to the bit.",
         seen=same and all(one["low"] is not None and one["low"] > 0 for one in (last, story_gain)),
         figures={
             "mapper_minus_last_sentence": last,
