@@ -18,9 +18,7 @@ WAITING = {
     "deem",
     "diffa",
     "diffdis",
-    "dplm2",
     "mmar",
-    "neodiff",
     "query_kontext",
 }
 
