@@ -197,18 +197,24 @@ def _findings(measured: dict[str, list[Json]], work: Work) -> Findings:
     table += [(own, rule, *(over(own, f"{rule}/{n}") for n in STEPS), "") for rule in ("all alike", "by confidence")]
     few, decodes = gains[f"tokens_minus_one_level.{STEPS[0]}"], measured[own][0]["decodes"]
     head = ("noise", "next level", *(f"{n} steps" for n in STEPS), f"{STEPS[0]} steps, searched")
-    grid = over_seeds([one["searched"] - one[f"even/{STEPS[0]}"] for one in measured[own]])
+    searched = {k: over_seeds([one["searched"] - one[f"even/{STEPS[0]}"] for one in measured[k]]) for k in KINDS}
+
+    def mean(kind: str, key: str) -> str:
+        return f"{over(kind, key)['value']:.2f}"
+
     return Findings(
         about=f"A caption of nine words relates two of three given objects; right means true of them. {len(work.seeds)} networks of each "
         f"kind, {work.steps(_TESTED, least=8)} rows, the same updates and steps. The search decodes {decodes} captions on other rows.",
-        verdict=f"At {STEPS[0]} steps {over(own, f'even/{STEPS[0]}')['value']:.2f} of the captions are right with a level for each token, "
-        f"{over(alike, f'even/{STEPS[0]}')['value']:.2f} with one level; a searched grid changes that by {grid['value']:+.2f}.",
+        verdict=f"Right captions in {STEPS[0]} and {STEPS[-1]} steps: "
+        + "; ".join(f"{kind} {mean(kind, f'even/{STEPS[0]}')} and {mean(kind, f'even/{STEPS[-1]}')}" for kind in KINDS)
+        + f". Searched times change {STEPS[0]} steps by {searched[own]['value']:+.2f} with {own} and by "
+        f"{searched['all or nothing']['value']:+.2f} with all or nothing.",
         seen=all(
             g["low"] is not None and g["low"] > 0 for g in (few, gains[f"tokens_minus_all_or_nothing.{STEPS[0]}"])
         ),
         figures={
             **gains,
-            "searched_minus_even.5": grid,
+            **{f"searched_minus_even.{STEPS[0]}.{kind.replace(' ', '_')}": gain for kind, gain in searched.items()},
             "rank_of_times": {**over(own, "rank"), "unit": "correlation"},
             "search.decodes": {"value": decodes, "unit": "captions"},
         },
