@@ -73,6 +73,17 @@ def test_the_page_has_tables_plots_pictures_and_sound(tmp_path: Path) -> None:
     assert plain["shown"][1]["lines"]["a"][0] == [1, 0.2] and plain["seen"] is False
 
 
+def test_what_could_not_be_measured_is_null_and_a_dash(tmp_path: Path) -> None:
+    nothing = {"value": float("nan"), "n": 3, "low": float("nan"), "high": float("nan")}
+    table = Table(title="Scores", head=("arm", "score"), rows=(("a", nothing),))
+    findings = Findings(about="x", verdict="y", seen=False, figures={"gain": nothing}, shown=(table,))
+    work = Work(out=tmp_path / "o")
+    demonstrate("m", Demonstration(minutes=1, run=lambda work: findings), work, title="T", paper="P")
+    found = json.loads((tmp_path / "o" / "figures.json").read_text(), parse_constant=pytest.fail)
+    assert found["figures"]["gain"]["value"] is None and found["shown"][0]["rows"][0][1]["low"] is None
+    assert "nan" not in (tmp_path / "o" / "report.html").read_text() and not lines("m", findings, work)
+
+
 def test_axes_have_round_numbers_and_every_line_its_colour() -> None:
     lines = {f"arm {i}": [(x, 0.1 * i) for x in range(20)] for i in range(8)}
     plot = Plot(title="Curve", across="steps", up="score", lines=lines)

@@ -12,10 +12,11 @@ import unmask
 from unmask.cli.main import main
 from unmask.pipeline import image_tokens
 from unmask.recipes.deem import conditioned, eyes
-from unmask.recipes.kontext_rows import SIDE, WORLD
+from unmask.recipes.kontext_rows import SIDE
 from unmask.recipes.seeing import (
     PROBES,
     TOKENS,
+    WORLD,
     Eyes,
     Looks,
     Tokens,

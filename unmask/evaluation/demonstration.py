@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,7 +174,16 @@ def to_json(findings: Findings, about: Json) -> Json:
     """figures.json: the settings, the verdict, the figures, and tables and plots as plain values."""
     shown = [_plain(part) for part in findings.shown if not isinstance(part, Media)]
     words: Json = {"about": findings.about, "verdict": findings.verdict, "seen": findings.seen}
-    return {**about, **words, "figures": dict(findings.figures), "shown": shown}
+    return {**about, **_known({**words, "figures": dict(findings.figures), "shown": shown})}
+
+
+def _known(value: Any) -> Any:
+    """A value of JSON, which has no NaN: null stands for what could not be measured."""
+    if isinstance(value, dict):
+        return {key: _known(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def lines(name: str, findings: Findings, work: Work) -> list[Line]:
@@ -187,7 +197,7 @@ def lines(name: str, findings: Findings, work: Work) -> list[Line]:
             more={k: v for k, v in figure.items() if k not in ("value", "unit")} | more,
         )
         for key, figure in findings.figures.items()
-        if figure["value"] is not None
+        if _known(figure["value"]) is not None
     ]
 
 

@@ -40,7 +40,7 @@ def said(cell: Cell) -> str:
     if isinstance(cell, dict):
         low, high = cell.get("low"), cell.get("high")
         return said(cell["value"]) + (f" [{said(low)}, {said(high)}]" if low is not None and high is not None else "")
-    if cell is None:
+    if cell is None or isinstance(cell, float) and not math.isfinite(cell):
         return "-"
     if isinstance(cell, float):
         return f"{cell:.3f}" if abs(cell) < 10 else f"{cell:.1f}" if abs(cell) < 1000 else f"{cell:.0f}"

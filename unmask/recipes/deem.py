@@ -34,11 +34,12 @@ from unmask.pipeline import image_tokens
 from unmask.pipeline.image_tokens import trunk
 from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import Coded, CodedRows, guided, mini_kit, model_of, own, training
-from unmask.recipes.kontext_rows import WORLD, codes_of, small_kit
+from unmask.recipes.kontext_rows import codes_of, small_kit
 from unmask.recipes.seeing import (
     PROBES,
     TOKENS,
     WIDTH,
+    WORLD,
     Eyes,
     Looks,
     Pictures,
@@ -67,7 +68,7 @@ def generator(
     data: str = "", layers: int = 3, pictures: int = 3000, steps: int = 900, lr: float = 4e-3, seed: int = 0
 ) -> Recipe:
     """A network that draws pictures of captions. ``data``: your own; "": ``pictures`` of one or two objects with their places."""
-    kit = mini_kit if data else small_kit
+    kit = mini_kit if data else partial(small_kit, WORLD)
 
     def network() -> Elastic:
         size = replace(trunk(kit(), width=WIDTH, layers=layers), shifted=False)
@@ -96,7 +97,7 @@ def generator(
 def captioned(count: int, seed: int) -> Coded:
     """Pictures of one or two objects, whose texts say where they are."""
     pairs = [WORLD(seed, i) for i in range(count)]
-    return Coded(texts=tuple(pair.text for pair in pairs), codes=codes_of([pair.scene for pair in pairs]))
+    return Coded(texts=tuple(pair.text for pair in pairs), codes=codes_of([pair.scene for pair in pairs], WORLD))
 
 
 # -- the encoder -------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def conditioned(model: nn.Module, batch: Pictures) -> Batch:
 
 def _row(codes: Tensor) -> Sequence:
     """As ``drawn`` with a caption of ``TOKENS`` tokens, which are features."""
-    text = small_kit().text
+    text = small_kit(WORLD).text
     bare = drawn(text, "", codes)
     begin, image, end = (bare.span(name) for name in ("begin", "image", "end"))
     first, behind = torch.tensor([text[BOS]]), torch.tensor([text[EOT]])
@@ -277,7 +278,7 @@ def _findings(found: dict[str, list[Json]], work: Work) -> Findings:
         f"{work.steps(_PRETRAIN, least=2)} updates and trains on for {work.steps(_STEPS, least=2)}, {len(work.seeds)} seeds. Probes are "
         "linear maps of the tokens; a small reader of frozen tokens tells where an object is and what colour it has. Test pictures "
         "have captions that no training picture has; distractors are small objects of other classes, on which nothing was trained.",
-        verdict=f"At equal updates feedback at times .8 to 1 lifts the probe of places by {said(spot)} and answers on pictures with "
+        verdict=f"At equal updates feedback at times .8 to 1 changes the probe of places by {said(spot)} and answers on pictures with "
         f"distractors by {said(hard)}, {said(over_random)} over a random generator's; at the paper's times the probe of places gains "
         f"{said(gain(METHOD, BASE, reads['probe.place']))}, for what is not masked shows them.",
         seen=all(one["low"] is not None and one["low"] > 0 for one in (hard, spot)),

@@ -192,7 +192,7 @@ def rows_of_one_length(kit: Kit, codes: Tensor, texts: Items[str]) -> list[Seque
 
 # -- the demonstration -------------------------------------------------------------------------------------------------
 
-_STEPS, _PICTURES, _TESTED, _DRAWN, _MASKS = 600, 1500, 64, 48, 4
+_STEPS, _PICTURES, _TESTED, _DRAWN, _MASKS = 1400, 3000, 64, 48, 4
 CANDIDATES, _POOL = 8, 400  # texts for a picture, and those that they are taken from
 
 

@@ -75,24 +75,24 @@ def job(seed: int, index: int, split: str = "train", kind: str = "") -> Job:
     return Job(kind=chosen, prompt=prompt, given=given, target=target, text=pair.text, changed=obj)
 
 
-@lru_cache(maxsize=1)
-def small_kit() -> Kit:
-    """The embedded model's tokenizers for pictures of ``SIDE`` pixels, with the codes that the small world has."""
+@lru_cache(maxsize=2)
+def small_kit(pairs: Pairs = WORLD) -> Kit:
+    """The embedded model's tokenizers for pictures of ``SIDE`` pixels, with the codes that a small world has."""
     whole = replace(mini_kit(), side=SIDE)
     with torch.no_grad():
-        codes = CachedEncoder(whole.vq.encode)(pixels_of([WORLD(-1, i).scene for i in range(500)], SIDE))
+        codes = CachedEncoder(whole.vq.encode)(pixels_of([pairs(-1, i).scene for i in range(500)], SIDE))
     return replace(whole, vq=with_codes(whole.vq, codes.unique()))
 
 
-@lru_cache(maxsize=1)
-def _encoder() -> Callable[[Tensor], Tensor]:
-    return CachedEncoder(small_kit().vq.encode)
+@lru_cache(maxsize=2)
+def _encoder(pairs: Pairs) -> Callable[[Tensor], Tensor]:
+    return CachedEncoder(small_kit(pairs).vq.encode)
 
 
 @torch.no_grad()
-def codes_of(scenes: Items[Scene]) -> Tensor:
-    """[N, h, w]."""
-    return _encoder()(pixels_of(list(scenes), SIDE))
+def codes_of(scenes: Items[Scene], pairs: Pairs = WORLD) -> Tensor:
+    """[N, h, w], of the codes that the world of ``pairs`` has."""
+    return _encoder(pairs)(pixels_of(list(scenes), SIDE))
 
 
 @dataclass(frozen=True, kw_only=True)

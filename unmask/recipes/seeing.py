@@ -17,17 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.data.sources import pixels_of
-from unmask.data.world.pairs import Pair
+from unmask.data.world.pairs import Pair, Pairs
 from unmask.data.world.scenes import Scene, SceneObject, place
 from unmask.data.world.vocabulary import LEVELS
 from unmask.json_types import Json
 from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import training
-from unmask.recipes.kontext_rows import SIDE, WORLD, codes_of
+from unmask.recipes.kontext_rows import SIDE, codes_of
 from unmask.rng import generator as numbers
 from unmask.rng import seeded
 from unmask.step import Loss
 
+WORLD = Pairs(most=2, places=True, backgrounds=("white", "sky"))
 TOKENS, WIDTH = 16, 64
 _BATCH, _SMALL, _PLACES = 16, 0.25, 9
 ANSWERS = len(WORLD.colours) + _PLACES  # a colour or a place
@@ -50,7 +51,7 @@ class Pictures:
 def pictures(count: int, seed: int) -> Pictures:
     """Training pictures of one or two objects."""
     pairs = [WORLD(seed, i) for i in range(count)]
-    codes = codes_of([pair.scene for pair in pairs])
+    codes = codes_of([pair.scene for pair in pairs], WORLD)
     return Pictures(pixels=_bytes([pair.scene for pair in pairs]), codes=codes, shown=shown_in(pairs))
 
 
@@ -129,7 +130,8 @@ def contents(scene: Scene) -> Tensor:
     return torch.cat([covered.flatten(), colours, torch.tensor([float(len(scene.objects))])])
 
 
-PROBES = {"place": slice(0, 16), "colour": slice(16, 20), "number": slice(20, 21)}
+_COLOURS = 16 + len(WORLD.colours)
+PROBES = {"place": slice(0, 16), "colour": slice(16, _COLOURS), "number": slice(_COLOURS, _COLOURS + 1)}
 
 
 def _place(obj: SceneObject) -> int:
