@@ -330,7 +330,7 @@ def _findings(found: list[dict[str, float]], coded: dict[str, float], work: Work
     def gain(a: str, b: str, unit: str = "share") -> Figure:
         return over_seeds([one[a] - one[b] for one in found], unit=unit)
 
-    figures = {
+    figures: dict[str, Figure] = {
         "tm.warm_minus_specialist": gain("warm/tm", "folding alone/tm"),
         "tm.warm_minus_new": gain("warm/tm", "new/tm"),
         "tm.warm_whole_minus_new": gain("warm whole/tm", "new/tm"),
