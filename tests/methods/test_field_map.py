@@ -18,7 +18,6 @@ WAITING = {
     "deem",
     "diffa",
     "diffdis",
-    "query_kontext",
 }
 
 

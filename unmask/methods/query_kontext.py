@@ -138,6 +138,9 @@ CARD = Card(
     changes="conditions: query tokens of an understanding model, and given pictures at shifted positions of a drawing network",
     claim="Query tokens carry reasoning, low-level tokens carry appearance, and both are trained in three stages.",
     status="reference",
+    figure="right codes of objects that a small model draws anew, 3 seeds: queries in place of words change them by -.416 [-.733, "
+    "-.099], beside words by -.004 [-.248, .239]; given codes change the rest of edits by -.002 [-.013, .009]; pictures right "
+    "in every code .220 after three stages, .497 trained at once with as many updates: -.278 [-.551, -.004]",
     recipe="query_kontext.editor",
     python="from unmask.methods.query_kontext import STAGES, FlowMatching, Grid, placed",
 )
