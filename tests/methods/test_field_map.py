@@ -15,8 +15,6 @@ from unmask.pipeline.field import HERE, NOT_HERE, PARTS, SURVEYS, TECHNIQUES, Te
 ROOT = Path(__file__).parents[2]
 # Methods whose demonstration has not been run to its end, so that they have no figure. A name leaves this list with its figure.
 WAITING = {
-    "deem",
-    "diffa",
     "diffdis",
 }
 

@@ -161,6 +161,9 @@ CARD = Card(
     changes="objective: a frozen generator's denoising loss, given the vision encoder's tokens, trains the encoder",
     claim="Feedback of a generator makes an encoder keep orientation, count and detail.",
     status="reference",
+    figure="answers about pictures with distractors, 3 seeds, 250 updates: feedback at times .8 to 1 changes them by .111 [.094, .128] "
+    "over classes alone and by .069 [-.034, .173] over the feedback of a random generator; at the paper's times by .071 [.008, "
+    ".133]; the probe of places falls by .053 [.030, .076]",
     paper_figure="Pre-training only, without and with feedback: POPE 50.55 to 69.93, MMVP 20.30 to 28.74",
     recipe="deem.eyes",
     python="from unmask.methods.deem import CodeFeedback, WithFeedback, compressed, errors",

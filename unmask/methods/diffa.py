@@ -113,6 +113,8 @@ CARD = Card(
     changes="features of a sound in front of an answer, from two adapters on a frozen Whisper encoder; the trunk is frozen",
     claim="With 960 h of transcripts and 127 h of questions it is competitive with Qwen2-Audio-Instruct.",
     status="reference",
+    figure="questions spoken by espeak-ng, 3 pairs of adapters: .491 [.347, .634] right, typed .556, difference -.065 [-.208, .079]; "
+    "which of four voices .282 with the acoustic adapter and .245 without, +.051 [-.064, .166]; fast or slow 1.00 and .963",
     paper_figure="MMSU 56.04, MMAU 49.71 (Qwen2-Audio-Instruct 53.27, 59.61)",
     recipe="diffa.adapters",
     python="from unmask.methods.diffa import STAGE_1, STAGE_2, AboutSounds, Hearing, HearingLoss",
