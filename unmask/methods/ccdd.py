@@ -1,7 +1,6 @@
 """CCDD: tokens by masking and their contextual embeddings by Gaussian noise, corrupted independently and denoised by one network.
 
-Paper: Zhou et al., "Coevolutionary Continuous Discrete Diffusion: Make Your Diffusion Language Model a Latent Reasoner", 2025,
-arXiv 2510.03206.
+Paper: Zhou et al., "Coevolutionary Continuous Discrete Diffusion: Make Your Diffusion Language Model a Latent Reasoner", arXiv 2510.03206.
 
 Equations: with c(t) = (t (1 - t))^(g/2) 2^g p / (1 - p), a token of V ids, the last of which is the mask, keeps its id with probability
 (1 - t) / (1 + c), is masked with t / (1 + c), and takes each of the V - 1 other ids with c / ((V - 1) (1 + c)). The latent z is noised at
@@ -163,9 +162,8 @@ class Latents:
         return normalised(self.encode(ids)[..., : self.channels])
 
     def shown(self, x_t: Tensor, clean: Tensor, hidden: Tensor, mask_id: int) -> Tensor:
-        """The latents that are noised: zero where ``hidden [B, L]`` and x_t is masked; the others are those of the clean text.
-
-        A batch of which nothing is masked so is encoded with the tokens that uniform noise replaced.
+        """The latents that are noised: zero where ``hidden [B, L]`` and x_t is masked; the others are those of the clean text, or, of a
+        batch in which nothing is masked so, those of the text with the tokens that uniform noise replaced.
         """
         y = torch.where(hidden, x_t, clean)
         masked = y == mask_id
@@ -395,9 +393,8 @@ CARD = Card(
     changes="state, objective and sampler: tokens and their contextual embeddings are noised together and denoised jointly",
     claim="Latents carry what a step of masking forgets: 8 joint steps beat 256 of a masked model.",
     status="tiny-checked",
-    figure="true layouts of two boxes against a masked model of equal compute, 3 networks: +.089 [.068, .109] in 2 steps, +.087 "
-    "[-.023, .198] in 4, +.012 in 8, -.079 [-.181, .023] in 32; given clean latents the loss of a masked token is .08, given "
-    "those of masked text 1.02",
+    figure="true layouts against a masked model of equal compute, 3 networks: +.089 [.068, .109] in 2 steps, +.087 [-.023, .198] in 4, "
+    "+.012 [-.091, .114] in 8, -.079 [-.181, .023] in 32",
     paper_figure="perplexity bound 39.17 to 25.76 (LM1B, not comparable: latents of visible tokens know the clean text)",
     python="from unmask.methods.ccdd import JointLoss, JointSampler, Latents, TokenNoise, even_times",
 )
