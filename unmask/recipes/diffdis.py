@@ -310,4 +310,4 @@ def _shown(work: Work) -> tuple[tuple[str, Image.Image], ...]:
     return tuple(zip(texts, kit.decode(codes), strict=True))
 
 
-DEMO = Demonstration(minutes=8, run=demo)
+DEMO = Demonstration(minutes=10, run=demo)

@@ -305,4 +305,4 @@ def _findings(found: list[dict[str, Any]], work: Work) -> Findings:
     )
 
 
-DEMO = Demonstration(minutes=8, run=demo)
+DEMO = Demonstration(minutes=12, run=demo)

@@ -358,4 +358,4 @@ def _beside(images: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-DEMO = Demonstration(minutes=8, run=demo)
+DEMO = Demonstration(minutes=12, run=demo)
