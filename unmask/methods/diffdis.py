@@ -231,6 +231,9 @@ CARD = Card(
     changes="objective: the network that draws also denoises the query of a text, given the picture",
     claim="One network that draws and discriminates is better at both than two.",
     status="reference",
+    figure="captions of unseen combinations found among 8, 3 networks, 1,400 updates: by queries .708 [.533, .883] trained jointly, "
+    ".781 [.242, 1.32] for matching alone; by likelihood .922 [.753, 1.09] jointly, .901 [.820, .982] for drawing alone, which "
+    "costs nothing; no drawing of them is right",
     paper_figure="zero-shot accuracy +1.65 % (mean of 12 data sets), FID 2.42 lower",
     recipe="diffdis.pairs",
 )
