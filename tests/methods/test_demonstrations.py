@@ -107,7 +107,7 @@ def test_a_folder_belongs_to_one_amount_of_work(tmp_path: Path) -> None:
         demonstrate("n", demo, Work(out=tmp_path), title="T", paper="P")
 
 
-def test_work_keeps_results_and_trained_networks(tmp_path: Path) -> None:
+def test_work_keeps_results_and_trained_networks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     work, calls = Work(out=tmp_path, share=0.1), []
 
     def measure() -> dict[str, tuple[int, int]]:
@@ -132,8 +132,10 @@ def test_work_keeps_results_and_trained_networks(tmp_path: Path) -> None:
         training=Training(steps=3, device="cpu", bf16=False),
     )
     first = work.train("base/seed=0", recipe)
+    assert capfd.readouterr().err.startswith("training base/seed=0\nstep 1/3 ")
     assert not first.training and (tmp_path / "trained" / "base" / "seed=0").is_dir()
     again = work.train("base/seed=0", recipe)
+    assert "training" not in capfd.readouterr().err, "nothing is left to do"
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 

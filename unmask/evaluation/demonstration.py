@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,9 +142,15 @@ class Work:
 
     def train(self, name: str, recipe: Recipe[Any, Any]) -> nn.Module:
         """The module that the recipe trains, in eval mode with averaged weights; a stopped or finished run of this name continues."""
+        from unmask.training.states import saved_step
         from unmask.training.train import train
 
-        return train(recipe, self.out / "trained" / _file_name(name)).eval()
+        folder = self.out / "trained" / _file_name(name)
+        if (saved_step(folder) or 0) < recipe.training.steps:
+            print(
+                f"training {name}", file=sys.stderr, flush=True
+            )  # several networks follow each other, all in steps from 1
+        return train(recipe, folder).eval()
 
 
 @dataclass(frozen=True, kw_only=True)

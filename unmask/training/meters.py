@@ -62,8 +62,10 @@ class Meters:
         _forget(self.path, start)
         self.printed = -float("inf")  # when the last line was printed
         self.sums: dict[str, list[float]] = {}
-        self.since = self.began = time.perf_counter()
-        self.start = start
+        self.since = time.perf_counter()
+        self.first: tuple[int, float] | None = (
+            None  # the first step that was seen and when it ended; it takes longer than others
+        )
         self.tokens = self.skipped = 0
         self.steps = steps
         self.bar: Progress | None = None
@@ -111,6 +113,7 @@ class Meters:
 
     def progress(self, step: int) -> None:
         """Show that a step is done, without a row: move the bar, or print a line after the first step and then every 10 seconds."""
+        self.first = self.first or (step, time.perf_counter())
         if self.bar:
             self.bar.update(self.task, completed=step)
         elif time.perf_counter() - self.printed > QUIET:
@@ -118,13 +121,15 @@ class Meters:
 
     def _print(self, step: int, values: Mapping[str, float]) -> None:
         line = " ".join(f"{k} {v:.3g}" for k, v in values.items() if k not in ("step", "updates", "seconds"))
-        print(f"step {step}/{self.steps} {line} left {self._left(step)}", file=sys.stderr, flush=True)
+        print(f"step {step}/{self.steps} {line}{self._left(step)}", file=sys.stderr, flush=True)
         self.printed = time.perf_counter()
 
     def _left(self, step: int) -> str:
-        """Time to the last step at the mean speed so far, as h:mm:ss."""
-        seconds = (time.perf_counter() - self.began) / max(step - self.start, 1) * (self.steps - step)
-        return str(timedelta(seconds=round(seconds)))
+        """The time to the last step at the mean speed since the first one, as `` left h:mm:ss``; nothing before the second."""
+        if self.first is None or step <= self.first[0]:
+            return ""
+        seconds = (time.perf_counter() - self.first[1]) / (step - self.first[0]) * (self.steps - step)
+        return f" left {timedelta(seconds=round(seconds))}"
 
     def _write(self, row: Mapping[str, float]) -> None:
         append_line(self.path, json.dumps(row))
@@ -134,6 +139,7 @@ class Meters:
     def report(self, step: int, **more: float) -> dict[str, float]:
         """Write the means since the last call; returns the row."""
         now = time.perf_counter()
+        self.first = self.first or (step, now)
         row = {"step": step, **{n: round(s / c, 5) for n, (s, c) in self.sums.items()}, **more}
         row |= {"skipped": self.skipped} if self.skipped else {}
         row["tokens_per_s"] = round(self.tokens / (now - self.since), 1)
