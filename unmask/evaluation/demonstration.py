@@ -146,10 +146,8 @@ class Work:
         from unmask.training.train import train
 
         folder = self.out / "trained" / _file_name(name)
-        if (saved_step(folder) or 0) < recipe.training.steps:
-            print(
-                f"training {name}", file=sys.stderr, flush=True
-            )  # several networks follow each other, all in steps from 1
+        if (saved_step(folder) or 0) < recipe.training.steps:  # several networks follow each other, all in steps from 1
+            print(f"training {name}", file=sys.stderr, flush=True)
         return train(recipe, folder).eval()
 
 

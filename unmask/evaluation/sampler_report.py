@@ -20,20 +20,21 @@ HEAD = (
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Box = tuple[float, float, float, float]
 _HIGH, _WIDE, _LEFT, _TOP = 420, 400, 60, 60
-_AROUND = (
-    (6, -9),
-    (-20, -9),
-    (-7, -23),
-    (-7, 5),
-    (9, -23),
-    (-22, -23),
-    (9, 6),
-    (-22, 6),
-    (22, -9),
-    (-36, -9),
-    (-7, -37),
-    (-7, 19),
-)
+_ASIDE = (
+    6,
+    -20,
+    -7,
+    -7,
+    9,
+    -22,
+    9,
+    -22,
+    22,
+    -36,
+    -7,
+    -7,
+)  # where a label may stand beside its point, in pixels, the best first
+_DOWN = (-9, -9, -23, 5, -23, -23, 6, 6, -9, -9, -37, 19)
 _INK, _GREY, _BLUE, _RED = "#282828", "#aab0ba", "#2a6fdb", "#c83c32"
 
 
@@ -151,7 +152,7 @@ def _panel(pen: ImageDraw.ImageDraw, font: Font, title: str, across: Items[float
         beaten = any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
         colour = _RED if not number else _GREY if beaten else _BLUE
         pen.ellipse(taken[number], fill=colour)
-        corners = [(x + aside, y + down) for aside, down in _AROUND]
+        corners = [(x + aside, y + down) for aside, down in zip(_ASIDE, _DOWN, strict=True)]
         boxes = [pen.textbbox(corner, str(number + 1), font) for corner in corners]
         place = min(range(len(boxes)), key=lambda k: sum(_overlap(boxes[k], other) for other in taken))
         pen.text(corners[place], str(number + 1), _INK if colour == _GREY else colour, font)

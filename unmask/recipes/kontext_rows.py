@@ -28,9 +28,8 @@ from unmask.recipes.query_conditioned import REFERENCE, SOURCE, reading, request
 from unmask.sequence import Batch, Sequence, collate
 from unmask.tokens.text import BOS, EOT, Text
 
-ALONE = Pairs(
-    classes=("apple", "cat", "car"), colours=("", "blue", "green"), backgrounds=("white", "sky"), places=True
-)  # drawings from words
+_CLASSES, _COLOURS = ("apple", "cat", "car"), ("", "blue", "green")
+ALONE = Pairs(classes=_CLASSES, colours=_COLOURS, backgrounds=("white", "sky"), places=True)  # drawings from words
 WORLD = replace(ALONE, most=2)  # pictures that are edited
 SIDE = 64  # pixels: 4 x 4 codes
 KINDS = ("draw", "recolour", "replace", "reference")

@@ -170,9 +170,8 @@ def _measured(work: Work, kind: str, seed: int) -> Json:
         found |= information_of(net, noisy, nouns)
     count = work.steps(_DRAWN, least=2)
     pictures = codes_of(net, kit, list(test.texts[:count]), seed)
-    return found | {
-        "right": float(average(agrees(world_judge()(pictures), list(test.texts[:count]), placed=False))["value"])
-    }
+    right = agrees(world_judge()(pictures), list(test.texts[:count]), placed=False)
+    return found | {"right": float(average(right)["value"])}
 
 
 def codes_of(net: WithExperts, kit: Kit, texts: list[str], seed: int) -> Tensor:

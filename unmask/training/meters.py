@@ -63,9 +63,7 @@ class Meters:
         self.printed = -float("inf")  # when the last line was printed
         self.sums: dict[str, list[float]] = {}
         self.since = time.perf_counter()
-        self.first: tuple[int, float] | None = (
-            None  # the first step that was seen and when it ended; it takes longer than others
-        )
+        self.first: tuple[int, float] | None = None  # the first step and when it ended, which takes longer than others
         self.tokens = self.skipped = 0
         self.steps = steps
         self.bar: Progress | None = None
