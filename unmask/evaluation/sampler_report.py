@@ -20,20 +20,8 @@ HEAD = (
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Box = tuple[float, float, float, float]
 _HIGH, _WIDE, _LEFT, _TOP = 420, 400, 60, 60
-_ASIDE = (
-    6,
-    -20,
-    -7,
-    -7,
-    9,
-    -22,
-    9,
-    -22,
-    22,
-    -36,
-    -7,
-    -7,
-)  # where a label may stand beside its point, in pixels, the best first
+# Where a label may stand beside its point, in pixels, the best first.
+_ASIDE = (6, -20, -7, -7, 9, -22, 9, -22, 22, -36, -7, -7)
 _DOWN = (-9, -9, -23, 5, -23, -23, 6, 6, -9, -9, -37, 19)
 _INK, _GREY, _BLUE, _RED = "#282828", "#aab0ba", "#2a6fdb", "#c83c32"
 
