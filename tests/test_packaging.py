@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -29,6 +30,7 @@ def _name(requirement: str) -> str:
     return re.split(r"[\[<>=~! ]", requirement, maxsplit=1)[0]
 
 
+@functools.cache
 def _imported() -> set[str]:
     """The first names of everything that the package imports, in functions too."""
     found = set()
