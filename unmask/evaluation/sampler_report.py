@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ _HIGH, _WIDE, _LEFT, _TOP = 420, 400, 60, 60
 # Where a label may stand beside its point, in pixels, the best first.
 _ASIDE = (6, -20, -7, -7, 9, -22, 9, -22, 22, -36, -7, -7)
 _DOWN = (-9, -9, -23, 5, -23, -23, 6, 6, -9, -9, -37, 19)
+_LOG_FROM = 20  # times the smallest value, from which on an axis is logarithmic
 _INK, _GREY, _BLUE, _RED = "#282828", "#aab0ba", "#2a6fdb", "#c83c32"
 
 
@@ -125,16 +127,23 @@ def plot(report: SamplerReport) -> Image.Image:
 
 
 def _panel(pen: ImageDraw.ImageDraw, font: Font, title: str, across: Items[float], up: Items[float], left: int) -> None:
-    most, low, high = max(across) * 1.1 or 1.0, min(up), max(up)
+    low, high = min(up), max(up)
     low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    first, last = 0.0, max(across) * 1.1 or 1.0
+    log = min(across) > 0 and last > _LOG_FROM * min(across)  # else one slow sampler would push all others to the edge
+    if log:
+        first, last = math.log10(min(across) / 1.1), math.log10(last)
     pen.rectangle((left, _TOP, left + _WIDE, _TOP + _HIGH), outline=_GREY)
     for step in range(5):
         x, y = left + _WIDE * step / 4, _TOP + _HIGH * (1 - step / 4)
-        pen.text((x - 12, _TOP + _HIGH + 6), f"{most * step / 4:.3g}", _INK, font)
+        tick = first + (last - first) * step / 4
+        pen.text((x - 12, _TOP + _HIGH + 6), f"{10**tick if log else tick:.3g}", _INK, font)
         pen.text((left - 42, y - 8), f"{low + (high - low) * step / 4:.2f}", _INK, font)
     pen.text((left, _TOP - 20), title, _INK, font)
     points = list(zip(across, up, strict=True))
-    dots = [(left + _WIDE * cost / most, _TOP + _HIGH * (1 - (value - low) / (high - low))) for cost, value in points]
+    shares = [((math.log10(cost) if log else cost) - first) / (last - first) for cost in across]
+    heights = [(value - low) / (high - low) for value in up]
+    dots = [(left + _WIDE * share, _TOP + _HIGH * (1 - height)) for share, height in zip(shares, heights, strict=True)]
     taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
     for number, ((cost, value), (x, y)) in enumerate(zip(points, dots, strict=True)):
         beaten = any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
