@@ -1,9 +1,9 @@
 """The format that a user wants for an answer: a JSON schema or a regular expression.
 
 ``of_schema({...})``, ``of_regex("...")`` and ``of_response_format({...})`` make an ``AnswerFormat``. ``slots(text, wording)`` lists the
-texts that the model has to write for it, and ``value(read)`` assembles what they say. Normally there is one slot, the whole JSON text. A
-model that has never seen JSON (``Wording.field_by_field``) gets one question for every value of an object and answers in plain words;
-the program adds braces, names and quotes.
+texts that the model has to write for it, and ``value(read)`` assembles the answer from their values. Normally there is one slot, the whole
+JSON text. A model that has never seen JSON (``Wording.field_by_field``) gets one question for every value of an object and answers in
+plain words; the program adds braces, names and quotes.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ class Slot:
     longest: int = 0
 
     def default_length(self, usual: int) -> int:
-        """How many tokens to give it if the user sets no length: ``usual``, or more if that would be tight."""
+        """Its token limit if the user sets none: ``usual``, or more for formats that need it."""
         return max(usual, self.longest + 1 if self.wordings else 2 * self.grammar.least + 2)
 
     def check(self, length: int) -> None:
-        """ValueError if no answer has so few tokens."""
+        """ValueError if every valid answer needs more tokens."""
         if length < self.grammar.least:
             place = f" for {'.'.join(self.path)}" if self.path else ""
             raise ValueError(

@@ -247,7 +247,7 @@ def _measured(work: Work, name: str, seed: int) -> Json:
         found["by_likelihood"] = _first(scores)
         texts = list(world(work.steps(_DRAWN, least=4), 78, WORLD, "test").texts)
         seen = world_judge(WORLD)(codes_of(net, kit, texts, seed))
-        found["drawn"] = float(average(agrees(seen, texts, placed=False))["value"])
+        found["drawn"] = float(average(agrees(seen, texts, placed=WORLD.places))["value"])
     return found
 
 

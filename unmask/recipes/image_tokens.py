@@ -86,9 +86,13 @@ def mini_kit() -> Kit:
     return Kit(text=parts.text, vq=parts.vq.eval(), side=parts.side)
 
 
-@lru_cache(maxsize=4)
 def world_kit(pairs: Pairs = PAIRS) -> Kit:
     """The embedded model's tokenizers with the codes that 1,000 pictures of the small world have, about 300."""
+    return _world_kit(pairs)
+
+
+@lru_cache(maxsize=4)
+def _world_kit(pairs: Pairs) -> Kit:
     whole = mini_kit()
     with torch.no_grad():
         codes = CachedEncoder(whole.vq.encode)(pixels_of([pairs(-1, i).scene for i in range(1000)], whole.side))

@@ -75,7 +75,7 @@ def job(seed: int, index: int, split: str = "train", kind: str = "") -> Job:
 
 
 @lru_cache(maxsize=2)
-def small_kit(pairs: Pairs = WORLD) -> Kit:
+def small_kit(pairs: Pairs) -> Kit:
     """The embedded model's tokenizers for pictures of ``SIDE`` pixels, with the codes that a small world has."""
     whole = replace(mini_kit(), side=SIDE)
     with torch.no_grad():

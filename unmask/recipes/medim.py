@@ -284,7 +284,10 @@ def _measured(work: Work, arm: Arm, seed: int) -> dict[str, float]:
     model = model_of(net, kit, _LENGTH)
     codes, reports = sampled(model, work.steps(_MADE, least=2), seed)
     seen = world_judge(REPORTED)(codes)
-    return found | {"agree": float(average(agrees(seen, reports, placed=True))["value"]), "places": places(seen)}
+    return found | {
+        "agree": float(average(agrees(seen, reports, placed=REPORTED.places))["value"]),
+        "places": places(seen),
+    }
 
 
 @torch.no_grad()

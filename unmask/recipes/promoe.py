@@ -36,6 +36,7 @@ from unmask.pipeline.image_tokens import Kit, trunk
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import (
+    PAIRS,
     CodedRows,
     guided,
     mini_kit,
@@ -170,7 +171,7 @@ def _measured(work: Work, kind: str, seed: int) -> Json:
         found |= information_of(net, noisy, nouns)
     count = work.steps(_DRAWN, least=2)
     pictures = codes_of(net, kit, list(test.texts[:count]), seed)
-    right = agrees(world_judge()(pictures), list(test.texts[:count]), placed=False)
+    right = agrees(world_judge()(pictures), list(test.texts[:count]), placed=PAIRS.places)
     return found | {"right": float(average(right)["value"])}
 
 

@@ -38,7 +38,7 @@ from unmask.pipeline.image_tokens import Kit, tupled, write_kit
 from unmask.pipeline.model import Model
 from unmask.recipe import Optim, Recipe
 from unmask.recipes.image_tokens import mini_kit, training
-from unmask.recipes.kontext_rows import KINDS, SIDE, Batches, Rows, own_rows, small_kit, world_rows
+from unmask.recipes.kontext_rows import KINDS, SIDE, WORLD, Batches, Rows, own_rows, small_kit, world_rows
 from unmask.recipes.query_conditioned import REFERENCE, SOURCE, QueryConditioned, QueryConfig, request
 from unmask.rng import generator, seeded
 from unmask.sampling.sampler import Sampler
@@ -80,7 +80,7 @@ def editor(
         raise ValueError(f"the stages are {', '.join(map(str, STAGES))}, got {stage}")
     if bool(start) != bool(stage):
         raise ValueError("stage 0 starts anew; every later one needs start=FOLDER of the stage before")
-    kit = mini_kit if data else small_kit
+    kit = mini_kit if data else partial(small_kit, WORLD)
 
     def network() -> QueryConditioned:
         if not start:
@@ -275,7 +275,7 @@ def scores(net: QueryConditioned, rows: Rows, seed: int) -> Json:
 
 def drawn(net: QueryConditioned, rows: Rows, seed: int) -> Tensor:
     """Codes of the pictures that rows ask for, [N, h, w]."""
-    text, grid, made = small_kit().text, rows.targets.shape[1:], []
+    text, grid, made = small_kit(WORLD).text, rows.targets.shape[1:], []
     for i, prompt in enumerate(rows.prompts):
         words = [text[BOS], *text.encode(prompt), text[EOT]]
         name = REFERENCE if rows.kinds[i] == "reference" else SOURCE
@@ -341,7 +341,7 @@ def _findings(found: dict[str, list[Json]], work: Work) -> Findings:
 
 
 def _shown(work: Work) -> tuple[tuple[str, Image.Image], ...]:
-    kit, net, items = small_kit(), _net(work, _SHIFTED, work.seeds[0]), []
+    kit, net, items = small_kit(WORLD), _net(work, _SHIFTED, work.seeds[0]), []
     for kind in KINDS:
         rows = world_rows(2, 78, "test", kind)
         for i, codes in enumerate(drawn(net, rows, 0)):

@@ -63,7 +63,9 @@ class Meters:
         self.printed = -float("inf")  # when the last line was printed
         self.sums: dict[str, list[float]] = {}
         self.since = time.perf_counter()
-        self.first: tuple[int, float] | None = None  # the first step and when it ended, which takes longer than others
+        self.first: tuple[int, float] | None = (
+            None  # the first printed step, which takes longer than others, and when it ended
+        )
         self.tokens = self.skipped = 0
         self.steps = steps
         self.bar: Progress | None = None
@@ -111,7 +113,6 @@ class Meters:
 
     def progress(self, step: int) -> None:
         """Show that a step is done, without a row: move the bar, or print a line after the first step and then every 10 seconds."""
-        self.first = self.first or (step, time.perf_counter())
         if self.bar:
             self.bar.update(self.task, completed=step)
         elif time.perf_counter() - self.printed > QUIET:
@@ -124,7 +125,9 @@ class Meters:
 
     def _left(self, step: int) -> str:
         """The time to the last step at the mean speed since the first one, as `` left h:mm:ss``; nothing before the second."""
-        if self.first is None or step <= self.first[0]:
+        if self.first is None:
+            self.first = step, time.perf_counter()
+        if step <= self.first[0]:
             return ""
         seconds = (time.perf_counter() - self.first[1]) / (step - self.first[0]) * (self.steps - step)
         return f" left {timedelta(seconds=round(seconds))}"
@@ -137,7 +140,6 @@ class Meters:
     def report(self, step: int, **more: float) -> dict[str, float]:
         """Write the means since the last call; returns the row."""
         now = time.perf_counter()
-        self.first = self.first or (step, now)
         row = {"step": step, **{n: round(s / c, 5) for n, (s, c) in self.sums.items()}, **more}
         row |= {"skipped": self.skipped} if self.skipped else {}
         row["tokens_per_s"] = round(self.tokens / (now - self.since), 1)
