@@ -19,6 +19,7 @@ from unmask.rng import generator
 from unmask.sequence import Batch, Kind, Sequence, Span, collate
 
 from ..equal import same
+from ..serving.served import until
 
 
 class Pair(NamedTuple):
@@ -79,10 +80,9 @@ def test_stopped_workers_start_again() -> None:
     folder, processes = Path(ahead._pools[1].folder.name), list(ahead._pools[1].processes._processes.values())
     stop_workers()
     assert not ahead._pools
-    for process in (
-        processes
-    ):  # not `join` and `exitcode`: the executor's own thread collects the exit code, and may be about to store it
-        assert wait([process.sentinel], 60)
+    # Not `join` and `exitcode`: the executor's own thread collects the exit code, and may be about to store it.
+    assert all(wait([process.sentinel], 60) for process in processes)
+    until(lambda: not folder.exists())
     same(workers(5), Made()(5))
     assert Path(ahead._pools[1].folder.name) != folder
 

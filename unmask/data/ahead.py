@@ -100,9 +100,15 @@ class _Pool:
         return self.value
 
     def stop(self) -> None:
+        """Returns at once. The folder goes when no worker writes to it any more."""
+
+        def end() -> None:
+            self.processes.shutdown(cancel_futures=True)
+            self.readers.shutdown(cancel_futures=True)
+            self.folder.cleanup()
+
         self._abandon(lambda number: True)
-        self.processes.shutdown(wait=False, cancel_futures=True)
-        self.readers.shutdown(wait=False, cancel_futures=True)
+        threading.Thread(target=end).start()
 
     def _start(self, step: int) -> Future[Any]:
         path = os.path.join(self.folder.name, str(next(self.numbers)))
