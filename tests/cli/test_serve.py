@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unmask.cli import serve
+from unmask.cli import serve, served
 from unmask.cli.main import main
 from unmask.serving.access import Access, plain_keys
 from unmask.serving.connections import ConnectionLimits
@@ -55,7 +55,9 @@ def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
         live: int,
         waiting: int,
         pixels: int,
+        image_output: str,
     ) -> str:
+        made.update(image_output=image_output)
         made.update(model=model, live=live, waiting=waiting, download=download, dtype=storage.dtype)
         return "service"
 
@@ -64,15 +66,16 @@ def test_the_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
         listener.close()
         return "server"
 
-    monkeypatch.setattr(serve, "_service", service)
+    monkeypatch.setattr(serve, "open_service", service)
     monkeypatch.setattr(serving, "Server", server)
     monkeypatch.setattr(serve, "_run", lambda *given: made.update(run=given))
     monkeypatch.setenv(serve.KEY, "from-outside")
     options = "mine --host 127.0.0.2 --port 0 --api-key a --api-key b --cors https://x --host-name box --max-waiting 3 --max-live 2"
-    options += " --rate 9/minute --max-connections 77"
+    options += " --rate 9/minute --max-connections 77 --image-output markdown"
     assert main(["serve", *options.split(), "--max-body", "5", "--drain-seconds", "7", "--dtype", "bfloat16"]) == 0
     assert made == {
         **{"model": "mine", "live": 2, "waiting": 3, "download": False, "dtype": "bfloat16", "given": "service"},
+        "image_output": "markdown",
         **{
             "host": "127.0.0.2",
             "access": Access(
@@ -98,8 +101,8 @@ def test_the_options_reach_every_replica(monkeypatch: pytest.MonkeyPatch, capsys
         return "replicas"
 
     monkeypatch.setattr(serve, "find_spec", lambda name: "there")
-    monkeypatch.setattr(serve, "use_threads", lambda threads: made.update(threads=threads))
-    monkeypatch.setattr(serve, "_service", lambda *given: given)
+    monkeypatch.setattr(served, "use_threads", lambda threads: made.update(threads=threads))
+    monkeypatch.setattr(serve, "open_service", lambda *given: given)
     monkeypatch.setattr(replicas, "Replicas", many)
     monkeypatch.setattr(serve, "_run", lambda *given: made.update(run=given))
     options = "mine --port 0 --replicas 3 --threads 5 --api-key a --max-waiting 3 --max-live 2 --drain-seconds 7"
@@ -108,7 +111,7 @@ def test_the_options_reach_every_replica(monkeypatch: pytest.MonkeyPatch, capsys
     assert made["access"].keys == plain_keys(["a"]) and made["access"].most_bytes == 5 * 2**20
     assert made["run"] == ("replicas", 7.0, False)
     opened = made["open"]()
-    assert opened[:2] == ("mine", "cpu") and opened[-3:] == (2, 3, 64_000_000) and made["threads"] == 5
+    assert opened[:2] == ("mine", "cpu") and opened[-4:] == (2, 3, 64_000_000, "images") and made["threads"] == 5
     monkeypatch.setattr(serve, "found_device", lambda device: device)
     assert "its own GPU" in told(["--port", "0", "--replicas", "2", "--device", "cuda:0"], capsys)
     for option in (["--tls", __file__, __file__], ["--max-connections", "1000"]):

@@ -52,7 +52,7 @@ class Visit:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
         page.goto(f"{self.url}/{fragment}")
-        expect(page.get_by_role("tab", name=tab)).to_be_visible()
+        expect(page.get_by_role("tab", name=tab) if tab else page.get_by_role("heading")).to_be_visible()
         return page
 
 

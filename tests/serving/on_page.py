@@ -30,9 +30,11 @@ if not chromium():
     pytest.fail(MISSING, pytrace=False) if NEEDED else pytest.skip(MISSING, allow_module_level=True)
 
 WEB = Path(unmask.__file__).parent / "serving" / "web"
+AXE = Path(os.environ.get("UNMASK_AXE", Path(__file__).parents[2] / ".axe/node_modules/axe-core/axe.min.js"))
 expect.set_options(timeout=PATIENCE)
 
 __all__ = [
+    "AXE",
     "Locator",
     "Page",
     "Visit",
@@ -45,6 +47,7 @@ __all__ = [
     "picture",
     "same",
     "standing_still",
+    "violations",
     "watch",
 ]
 
@@ -84,3 +87,14 @@ def ask(place: Locator, prompt: str, **settings: int) -> None:
 def done(place: Locator, said: str = "Done") -> None:
     expect(place.locator(".line")).to_contain_text(said)
     expect(place.locator(".error")).to_be_hidden()
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core calls serious or critical."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        f"{v['id']}: {v['help']} {[node['target'] for node in v['nodes'][:3]]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]

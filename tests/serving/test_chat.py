@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import unmask
-from unmask.serving.server import Server
+from unmask.serving.server import Server, listen
+from unmask.serving.service import Service
 from unmask.tasks.conversing import Message
 
 from ..tiny_llada import make as llada
@@ -86,6 +87,16 @@ def test_the_image_is_in_the_content_as_markdown(mini: Server) -> None:
     message = answered(mini, DRAW, image_output="markdown")["choices"][0]["message"]
     own = message["unmask"]["images"][0]["b64_json"]
     assert message["content"] == f"![image](data:image/png;base64,{own})" and "images" not in message
+
+
+def test_the_server_says_where_images_are_unless_the_request_does(mini: Server) -> None:
+    with Server(Service(mini.service.model, name="mini", image_output="markdown"), listen("127.0.0.1", 0)) as server:
+        given = {"seed": 1}
+        for more, inside in (({}, True), ({"image_output": "images"}, False), ({"image_output": "markdown"}, True)):
+            message = answered(server, DRAW, **given, **more)["choices"][0]["message"]
+            assert ("![image](data:image/png;base64," in (message["content"] or "")) is inside
+            assert ("images" in message) is not inside
+            assert joined(chunks(server, DRAW, **given, **more))["content"] == message["content"]
 
 
 def test_text_and_an_image_of_one_turn(server: Server) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from unmask.serving import completions, live_runs, schema, schema_chat
+from unmask.serving import completions, live_runs, schema, schema_chat, talk_routes
 from unmask.serving.answers import ENDPOINTS
 from unmask.serving.counting import _MEANING, PATHS
 
@@ -26,12 +26,13 @@ from ..warm import warm
 DOCS = ROOT / "docs"
 API, SERVE, OPERATE = DOCS / "api.md", DOCS / "serve.md", DOCS / "operate.md"
 _TABLE = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", re.S)
+_BODIES = (schema_chat, completions, schema, live_runs, talk_routes)
 ADDRESS = "http://127.0.0.1:8000"
 
 
 def table(name: str) -> str:
     """The fields of a body as Markdown."""
-    body = next(getattr(room, name) for room in (schema_chat, completions, schema, live_runs) if hasattr(room, name))
+    body = next(getattr(room, name) for room in _BODIES if hasattr(room, name))
     whole = body.model_json_schema()
     rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for field, said in whole["properties"].items():
@@ -140,7 +141,12 @@ def test_the_tables_are_those_of_the_schema() -> None:
     assert rendered(page) == page, "wanted? python -m tests.serving.test_docs writes them anew"
     shown = set(re.findall("<!-- fields of (\\w+) -->", page))
     parts = {"BoxOf", "ChatMessage", "ContentPart", "ImageUrl", "StreamOptions"}
-    assert {body.__name__ for body in ENDPOINTS.values()} | parts | {"Complete", "Change"} == shown
+    assert {body.__name__ for body in ENDPOINTS.values()} | parts | {
+        "Complete",
+        "Change",
+        "StartTalk",
+        "ChangeTalk",
+    } == shown
 
 
 def test_the_pictures_are_there_and_small() -> None:

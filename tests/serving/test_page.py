@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,22 @@ from PIL import Image
 
 from unmask.serving.server import Server
 
-from .on_page import WEB, Locator, Page, Visit, ask, done, expect, panel, picture, same, standing_still, watch
+from .on_page import (
+    AXE,
+    WEB,
+    Locator,
+    Page,
+    Visit,
+    ask,
+    done,
+    expect,
+    panel,
+    picture,
+    same,
+    standing_still,
+    violations,
+    watch,
+)
 
 
 def test_draw_shows_the_canvas_unmask_and_replays_it(page: Page, model: Any, folder: Path) -> None:
@@ -302,20 +316,6 @@ def test_a_drawing_follows_the_prompt_the_brush_and_the_boxes(page: Page, model:
     expect(page.get_by_role("dialog")).to_contain_text("a blue car")
 
 
-AXE = Path(os.environ.get("UNMASK_AXE", Path(__file__).parents[2] / ".axe/node_modules/axe-core/axe.min.js"))
-
-
-def _violations(page: Page) -> list[str]:
-    """What axe-core calls serious or critical."""
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    return [
-        f"{v['id']}: {v['help']} {[node['target'] for node in v['nodes'][:3]]}"
-        for v in found
-        if v["impact"] in ("serious", "critical")
-    ]
-
-
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core: make axe fetches it from npm")
 @pytest.mark.parametrize(("size", "dark"), [((1360, 900), False), ((390, 844), True)])
 def test_everybody_can_use_the_page(
@@ -328,20 +328,20 @@ def test_everybody_can_use_the_page(
     expect(draw.get_by_role("button", name="Finish")).to_be_visible()
     expect(draw.locator(".line")).to_contain_text("change it now")
     draw.get_by_role("button", name="Paint").click()
-    assert _violations(page) == [], "while it is changed"
+    assert violations(page) == [], "while it is changed"
     draw.get_by_role("button", name="Finish").click()
     done(draw)
     draw.locator("summary", has_text="More settings").click()
-    assert _violations(page) == [], "a finished drawing with all settings"
+    assert violations(page) == [], "a finished drawing with all settings"
     for tab in ("Ask", "Ground", "Edit", "Chat"):
         place = panel(page, tab)
         if tab != "Chat":
             place.get_by_label("Example image: cups").click()
             expect(place.locator(".hint")).to_be_hidden()
-        assert _violations(page) == [], tab
+        assert violations(page) == [], tab
     page.locator(".shot").first.click()
     expect(page.get_by_role("dialog")).to_be_visible()
-    assert _violations(page) == [], "the gallery"
+    assert violations(page) == [], "the gallery"
     page.goto(f"{server.url}/web/read.html#docs")
     expect(page.locator("h1").first).to_be_visible()
-    assert _violations(page) == [], "the documents"
+    assert violations(page) == [], "the documents"

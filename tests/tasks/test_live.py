@@ -16,7 +16,7 @@ from unmask.pipeline.model import Model
 from unmask.sampling.schedule import Cosine, Equal, Fixed, Rest
 from unmask.sequence import collate, writable_tokens
 from unmask.tasks.generate import Generate, picture_so_far
-from unmask.tasks.live import DrawingOver, Live, TooManyChanges, covered
+from unmask.tasks.live import Live, RunOver, TooManyChanges, covered
 from unmask.tasks.running import StepEvent
 from unmask.tokens.layouts import layout_of
 
@@ -130,7 +130,7 @@ def test_a_held_drawing_takes_changes_after_its_last_token(model: Model) -> None
     found, events, live = drawn(model, 8, {"region": region}, hold=0.05)
     assert [e.number for e in events] == list(range(1, 17)), "the clock goes on, so the noise is new"
     assert events[-1].patch == 1 and not same(found, model.generate("a red apple", **OPTIONS)[0])
-    with pytest.raises(DrawingOver, match="start another"):
+    with pytest.raises(RunOver, match="start another"):
         live.change(prompt="a cat")
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import signal
 import threading
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -28,14 +27,13 @@ from unmask.cli.options import (
     threads_option,
     use_threads,
 )
-from unmask.cli.progress import opening
 from unmask.cli.sampling import quirks_option, speed_option
+from unmask.cli.served import named_adapters, open_replica, open_service
 
 if TYPE_CHECKING:
     from unmask.serving.access import Access
     from unmask.serving.replicas import Replicas
     from unmask.serving.server import Server
-    from unmask.serving.service import Service
 
 KEY = "UNMASK_API_KEY"
 _COUNT = click.IntRange(min=1)
@@ -182,6 +180,14 @@ def access_options(command: Callable[..., object]) -> Callable[..., object]:
     show_default=True,
     help="Grace period after SIGTERM.",
 )
+@click.option(
+    "--image-output",
+    type=click.Choice(("images", "markdown")),
+    metavar="WHERE",
+    default="images",
+    show_default=True,
+    help="Where chats have their images: images (message.images), or markdown (in the text, for clients that show only that).",
+)
 @access_options
 @click.option("--replicas", type=_COUNT, metavar="N", help="Copies of the model, one process each.")
 @click.option(
@@ -205,6 +211,7 @@ def serve(
     max_live: int,
     max_connections: int,
     max_pixels: int,
+    image_output: str,
     entry: Entry,
     drain_seconds: float,
     replicas: int | None,
@@ -243,11 +250,11 @@ def serve(
 
     access, tls = entry.access(host), entry.tls
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
-    device, adapters = found_device(device), _named_adapters(lora)
-    at = (device, storage, adapters, speed, quirks, download, max_live, max_waiting, max_pixels)
+    device, adapters = found_device(device), named_adapters(lora)
+    at = (device, storage, adapters, speed, quirks, download, max_live, max_waiting, max_pixels, image_output)
     if not replicas:
         use_threads(threads)
-        service = _service(model, *at)
+        service = open_service(model, *at)
         limits = ConnectionLimits(most=max_connections)
         secure = Tls(certificate=tls[0], key=tls[1]) if tls else None
         _run(Server(service, listener, access=access, connections=limits, tls=secure), drain_seconds, show)
@@ -261,8 +268,8 @@ def serve(
     )
     share = threads or max(1, (os.cpu_count() or 1) // replicas)
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    service = partial(_service, where, *at)
-    open_ = partial(_replica, share, service)
+    service = partial(open_service, where, *at)
+    open_ = partial(open_replica, share, service)
     _run(Replicas(open_, listener, copies, access=access), drain_seconds, show)
 
 
@@ -272,76 +279,6 @@ def _refuse_of_one_process(replicas: int | None, entry: Entry) -> None:
     names = ["--tls"] * bool(entry.tls) + ["--max-connections"] * (given is click.core.ParameterSource.COMMANDLINE)
     if replicas and names:
         raise ValueError(f"{names[0]} does not apply to --replicas; put a proxy that has it in front of them")
-
-
-def _replica(threads: int, service: Callable[[], Service]) -> Service:
-    """The service of one replica, in its own process."""
-    use_threads(threads)
-    return service()
-
-
-def _named_adapters(lora: Sequence[str]) -> dict[str, list[str]]:
-    """--lora as places by name, those without a name under "". Their folders are made absolute, for other processes.
-
-    ValueError for a name that is given twice or is not made of letters, digits and ``-_.``, and for a folder without a valid adapter.
-    """
-    from unmask.checkpoints.adapters import adapter_place, read_adapter
-
-    found: dict[str, list[str]] = {"": []}
-    for text in lora:
-        name, equals, place = text.partition("=")
-        if not equals or Path(text).exists():
-            name, place = "", text
-        elif not re.fullmatch(r"[\w.-]{1,100}", name):
-            raise ValueError(
-                f"--lora: the name {name[:100]!r} is not made of letters, digits and -_.; give NAME=FOLDER"
-            )
-        elif name in found:
-            raise ValueError(f"--lora: two adapters are called {name!r}; give each its own name")
-        folder, scale = adapter_place(place)
-        found.setdefault(name, []).append(f"{folder.absolute()}:{scale!r}")
-    for place in (place for places in found.values() for place in places):
-        read_adapter(adapter_place(place)[0])
-    return found
-
-
-def _service(
-    model: str,
-    device: str,
-    storage: Storage,
-    adapters: Mapping[str, list[str]],
-    speed: str,
-    quirks: str,
-    download: bool,
-    live: int,
-    waiting: int,
-    pixels: int,
-) -> Service:
-    import unmask
-    from unmask.pipeline.adapting import with_adapters
-    from unmask.serving.engine import Limits
-    from unmask.serving.memory import share_arenas
-    from unmask.serving.picture_reader import PictureReader
-    from unmask.serving.service import Service
-
-    share_arenas()
-    opened = unmask.load(
-        model,
-        device=device,
-        storage=storage.value(),
-        lora=adapters[""],
-        speed=speed,
-        quirks=quirks,
-        context=storage.longest(),
-        download=download,
-        on_bytes=opening(model),
-        verify=storage.verify,
-        graphs=storage.graphs,
-    )
-    adapted = {name: with_adapters(opened, places, called=model) for name, places in adapters.items() if name}
-    name = Path(model).name if Path(model).exists() else model
-    limits, reader = Limits(running=live, queued=waiting), PictureReader(most_pixels=pixels)
-    return Service(opened, name=name, limits=limits, adapted=adapted, pictures=reader)
 
 
 def _rate(text: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """X-Streamer: a talking drawing, streamed in chunks of a quarter of a second, driven by a text and by a stream of moves.
 
     unmask train x_streamer.talker --out runs/talker
+    unmask serve runs/talker --open                           type, and steer it with the arrow keys
     python -c "from unmask.recipes.x_streamer import talk; talk('runs/talker', 'hello there', '..>>..<<...', 'film')"    film.gif, film.wav
     unmask methods run x_streamer
 
@@ -50,7 +51,7 @@ _TEMPERATURE = 0.5
 
 
 def talker(
-    own_levels: bool = True, width: int = 64, layers: int = 2, steps: int = 300, lr: float = 5e-3, seed: int = 0
+    own_levels: bool = True, width: int = 64, layers: int = 2, steps: int = 1500, lr: float = 2e-3, seed: int = 0
 ) -> Recipe:
     """A network that plays a face. ``own_levels``: every chunk is masked at a time of its own; False: only the last chunk is masked, and
     the earlier ones are clean (teacher forcing).
@@ -97,9 +98,13 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Talker:
-    """``stream(text, moves)`` yields chunks; each letter and move is asked for when its chunk enters."""
+    """``stream(text, moves)`` yields chunks; each letter and move is asked for when its chunk enters. ``unmask serve`` streams it."""
 
     net: Elastic
+    faces: int = puppet.FACES
+    seconds: float = puppet.SECONDS  # of a chunk
+    rate: int = puppet.RATE
+    moves: str = "".join(puppet.MOVES)
 
     def stream(
         self,
@@ -167,7 +172,7 @@ def talk(model: str, text: str, moves: str, out: str, *, face: int = 0, seed: in
 
 # -- the demonstration -------------------------------------------------------------------------------------------------
 
-_STEPS, _SECONDS, _STREAMS, _LIVE = 250, 60, 8, 80  # updates, of a stream, streams of a seed, chunks that are timed
+_STEPS, _SECONDS, _STREAMS, _LIVE = 1000, 60, 8, 80  # updates, of a stream, streams of a seed, chunks that are timed
 BUDGET = 1000 * puppet.SECONDS  # ms of a chunk
 _LAST = int(10 / puppet.SECONDS)  # chunks of the last ten seconds
 PARTS = ("face", "place", "mouth", "sound")

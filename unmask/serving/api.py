@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +15,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import StreamingResponse
-from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
-from unmask import __version__
-from unmask.json_types import Json
 from unmask.pipeline.model import Model
 from unmask.serving import answers, calls, chat, contract
 from unmask.serving.access import ADMIN, ASK, DRAW, Access
@@ -32,44 +25,29 @@ from unmask.serving.contract import answers as responding
 from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.delivery import Delivery, refuse_size
 from unmask.serving.document import add_document_route
-from unmask.serving.edge import Edge, Guard
 from unmask.serving.edit_form import edit_form, edit_schema
-from unmask.serving.errors import MissingScope, NoSuchModel, error_response, wrong_content_type
-from unmask.serving.live_runs import RUN_HEADER, LiveRuns, add_live_route, owner_of
-from unmask.serving.logs import LOG
+from unmask.serving.errors import MissingScope, NoSuchModel
+from unmask.serving.guarded import RUN_HEADER, disconnected, guarded, json_answer, stream
+from unmask.serving.live_runs import LiveRuns, add_live_route, owner_of
 from unmask.serving.page_routes import add_page_routes
 from unmask.serving.picture_urls import Link, PictureUrls, add_picture_route, data_url
 from unmask.serving.replies import Reply
 from unmask.serving.schema import Draw, Edit, Fields, Ground, Infill
 from unmask.serving.schema_chat import Chat
 from unmask.serving.service import Call, Service, Started
-from unmask.serving.streams import Channel, Event, PictureEvents, Wire, opened, sse, streamed
+from unmask.serving.streams import Channel, PictureEvents, Wire, sse
 from unmask.serving.unknown_fields import ignored_warning
 from unmask.tasks.live import Live
 from unmask.tasks.results import Answer, Drawing
 
 T = TypeVar("T")
 OPEN = Access()  # everybody, with the default limits
-_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def application(service: Service, *, access: Access = OPEN, urls: PictureUrls | None = None) -> FastAPI:
     """The application. ``access``: who may use it · ``urls``: keeps pictures that are returned as URLs; None: they become data: URLs."""
-    app = FastAPI(title="unmask", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     counters = RequestCounters()
-    app.add_middleware(Guard, access=access)
-    if access.origins:
-        allowed = ["authorization", "content-type", "x-request-id"]
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(access.origins),
-            allow_methods=["GET", "POST", "PATCH"],
-            allow_headers=allowed,
-            expose_headers=["x-request-id", "retry-after", RUN_HEADER],
-        )
-    app.add_middleware(Edge, counters=counters)
-    for kind in (RequestValidationError, HTTPException, MissingScope, ValueError, RuntimeError, OSError):
-        app.add_exception_handler(kind, _failed)  # Edge handles all other exceptions
+    app = guarded(access, counters)
     _add_metadata_routes(app, service, counters)
     _add_image_routes(app, service, urls)
     _add_text_routes(app, service)
@@ -84,28 +62,28 @@ def _add_metadata_routes(app: FastAPI, service: Service, counters: RequestCounte
     @app.get("/v1/models", **responding(contract.ModelList))
     async def models() -> Response:
         """List the served model."""
-        return _json({"object": "list", "data": [answers.model_card(service, began)]})
+        return json_answer({"object": "list", "data": [answers.model_card(service, began)]})
 
     @app.get("/v1/models/{name:path}", **responding(contract.ModelCard))
     async def model(name: str) -> Response:
         """The served model by name."""
         _check_name(service, name)
-        return _json(answers.model_card(service, began))
+        return json_answer(answers.model_card(service, began))
 
     @app.get("/v1/fields", **responding(contract.FieldSchemas))
     async def fields() -> Response:
         """JSON schemas of the request bodies, with the model's presets as defaults."""
-        return _json(answers.fields(service.model))
+        return json_answer(answers.fields(service.model))
 
     @app.get("/healthz", **responding(contract.Status))
     async def healthy() -> Response:
         """Liveness check."""
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     @app.get("/readyz", **contract.readiness())
     async def ready() -> Response:
         """Readiness check: 503 while the server shuts down."""
-        return _json({"status": "ready" if service.ready else "draining"}, 200 if service.ready else 503)
+        return json_answer({"status": "ready" if service.ready else "draining"}, 200 if service.ready else 503)
 
     @app.get("/metrics", **contract.plain_text())
     async def metrics() -> Response:
@@ -156,7 +134,7 @@ def _add_image_routes(app: FastAPI, service: Service, urls: PictureUrls | None) 
         )
         (filled,) = await _settled(request, started)
         assert isinstance(filled, Answer)  # an image was handled above
-        return _json(answers.filled(filled, ignored_warning(body.ignored)))
+        return json_answer(answers.filled(filled, ignored_warning(body.ignored)))
 
 
 def _add_text_routes(app: FastAPI, service: Service) -> None:
@@ -166,7 +144,7 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
         _check(service, request, body, ASK)
         call = Call(ask=calls.grounding(body, _seed(body), service.pictures), priority=body.priority, lora=body.lora)
         (found,) = await _settled(request, service.start([call]))
-        return _json(answers.grounded(found, ignored_warning(body.ignored)))
+        return json_answer(answers.grounded(found, ignored_warning(body.ignored)))
 
     @app.post("/v1/chat/completions", **responding(contract.ChatAnswer))
     async def chat_completions(body: Chat, request: Request) -> Response:
@@ -208,13 +186,13 @@ async def _pictures(
     )
     if not body.stream:
         drawn = await _settled(request, started)
-        return _json(await asyncio.to_thread(delivery.answer, drawn, [one.job.usage for one in started]))
+        return json_answer(await asyncio.to_thread(delivery.answer, drawn, [one.job.usage for one in started]))
 
     def ended(number: int) -> Callable[[Drawing], None]:
         return lambda drawn: channel.put(delivery.completed(drawn, kind, number, started[number].job.usage))
 
     _announce(started, [ended(i) for i in range(body.n)], channel)
-    return await _stream(request, started, channel, Wire(frame=lambda event: sse(event, event["type"])))
+    return await stream(request, _cancels(started), channel, Wire(frame=lambda event: sse(event, event["type"])))
 
 
 async def _chat(service: Service, request: Request, body: Chat) -> Response:
@@ -226,7 +204,7 @@ async def _chat(service: Service, request: Request, body: Chat) -> Response:
         name=f"chatcmpl-{secrets.token_hex(12)}",
         unread=chat.unread(model, body),
         warnings=chat.warnings(model, body),
-        markdown=body.image_output == "markdown",
+        markdown=(body.image_output or service.image_output) == "markdown",
         counted=body.counted,
     )
     follow = {"trace": body.stream and body.trace, "extent": chat.extent(model, body)}
@@ -244,12 +222,12 @@ async def _chat(service: Service, request: Request, body: Chat) -> Response:
     )
     if not body.stream:
         found = await _settled(request, started)
-        return _json(await asyncio.to_thread(lambda: reply.whole(found, [one.count for one in events])))
+        return json_answer(await asyncio.to_thread(lambda: reply.whole(found, [one.count for one in events])))
     _announce(started, [functools.partial(reply.finish, events=one) for one in events], channel)
     wire = Wire(
         frame=lambda event: sse(reply.chunk(event)), closing=lambda: reply.closing([one.count for one in events])
     )
-    return await _stream(request, started, channel, wire, reply.greetings(body.n))
+    return await stream(request, _cancels(started), channel, wire, reply.greetings(body.n))
 
 
 async def _completions(service: Service, request: Request, body: Complete) -> Response:
@@ -267,10 +245,10 @@ async def _completions(service: Service, request: Request, body: Complete) -> Re
     )
     if not body.stream:
         found = await _settled(request, started)
-        return _json(reply.whole(events, found))
+        return json_answer(reply.whole(events, found))
     _announce(started, [one.end for one in events], channel)
     wire = Wire(frame=lambda event: sse(reply.chunk(event)), closing=lambda: reply.closing(events))
-    return await _stream(request, started, channel, wire, reply.greetings())
+    return await stream(request, _cancels(started), channel, wire, reply.greetings())
 
 
 def _announce(started: Sequence[Started[T]], ended: Sequence[Callable[[T], None]], channel: Channel) -> None:
@@ -289,25 +267,9 @@ def _announce(started: Sequence[Started[T]], ended: Sequence[Callable[[T], None]
         one.future.add_done_callback(lambda future, say=say: put_result(future, say))
 
 
-async def _stream(
-    request: Request, started: Sequence[Started], channel: Channel, wire: Wire, greeting: Sequence[Event] = ()
-) -> Response:
-    """Stream events. An error before the first event becomes an HTTP status, a later one an event."""
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        early = await opened(channel, gone)
-    except BaseException:
-        gone.cancel()
-        for one in started:
-            one.job.cancel()
-        raise
-    events = streamed(channel, [*greeting, *early], started, gone, wire, _stream_error)
-    return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM)
-
-
 async def _settled(request: Request, started: Sequence[Started[T]]) -> list[T]:
     """The results of all calls. If one fails or the client disconnects, the others are cancelled."""
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(disconnected(request))
     everything = asyncio.gather(*(asyncio.wrap_future(one.future) for one in started))
     try:
         await asyncio.wait({everything, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -324,34 +286,8 @@ async def _settled(request: Request, started: Sequence[Started[T]]) -> list[T]:
             one.job.cancel()
 
 
-async def _disconnected(request: Request) -> None:
-    """Returns when the client disconnects."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _stream_error(error: BaseException) -> Json:
-    found = error_response(error)
-    if found.server_fault:
-        LOG.error("a stream failed", exc_info=error)
-    return found.body
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    found = error_response(error)
-    sent = request.headers.get("content-type", "")
-    if (
-        isinstance(error, RequestValidationError) and isinstance(error.body, bytes) and error.body
-    ):  # it was not read as JSON
-        found = wrong_content_type(sent)
-    if found.server_fault:
-        LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.request_id}})
-    return _json(found.body, found.status, found.headers)
-
-
-def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """ASCII only, so that any text a client sent can be echoed."""
-    return Response(json.dumps(value, allow_nan=False), status, headers, media_type="application/json")
+def _cancels(started: Sequence[Started[Any]]) -> list[Callable[[], None]]:
+    return [one.job.cancel for one in started]
 
 
 def _check(service: Service, request: Request, body: Fields, scope: str) -> None:

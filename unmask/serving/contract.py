@@ -229,6 +229,49 @@ class CompletionAnswer(Open):
     usage: Usage | None = None
 
 
+class TalkModel(Open):
+    """The model of a server of talks. ``seconds``: length of a chunk · ``rate``: samples a second · ``most``: talks at the same time."""
+
+    id: str
+    seconds: float
+    rate: int
+    faces: int
+    moves: str
+    most: int
+    running: int
+
+
+class TalkChunk(Open):
+    """A chunk of a talk: a picture as a PNG file, and its sound as 16 bit samples, little endian, both in base64. ``change``: the last one
+    that acts on it · ``waiting``: letters that are not spoken yet · ``milliseconds``: that it took to make.
+    """
+
+    type: Literal["unmask.chunk"]
+    number: int
+    b64_json: str
+    sound: str
+    change: int
+    waiting: int
+    milliseconds: float
+
+
+class TalkEnd(Open):
+    """The end of a talk that has lasted its time."""
+
+    type: Literal["unmask.talk.completed"]
+    name: str
+    seed: int
+    changes: int
+
+
+class TalkChanged(Open):
+    """A change of a talk was taken. ``change``: its number; chunks that follow it have this number or a higher one."""
+
+    name: str
+    change: int
+    waiting: int
+
+
 _EVENTS: dict[type[BaseModel], type[BaseModel]] = {
     Pictures: PictureEvent,
     ChatAnswer: ChatChunk,
@@ -238,22 +281,29 @@ COMPONENTS: tuple[type[BaseModel], ...] = (
     *(Error, Status, ModelCard, ModelList, FieldSchemas, Pictures, PictureEvent, Changed, Filled, Grounded),
     *(ChatAnswer, ChatChunk, CompletionAnswer),
 )
+TALK_COMPONENTS: tuple[type[BaseModel], ...] = (Error, Status, TalkModel, TalkChunk, TalkEnd, TalkChanged)
 
 
 def answers(*bodies: type[BaseModel], status: int = 200) -> dict[str, Any]:
     """The parameter ``responses`` of a route that answers with one of ``bodies``, or with a stream of their events."""
     refs = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in bodies]
     content: Json = {"application/json": {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}}}
-    events = [_EVENTS[body] for body in bodies if body in _EVENTS]
-    if events:
-        content["text/event-stream"] = {"schema": _stream(events)}
+    streamed = [_EVENTS[body] for body in bodies if body in _EVENTS]
+    if streamed:
+        content["text/event-stream"] = {"schema": _stream(streamed)}
     return {"responses": {status: {"description": "Successful response.", "content": content}}}
 
 
-def _stream(events: list[type[BaseModel]]) -> Json:
+def events(*kinds: type[BaseModel]) -> dict[str, Any]:
+    """The parameter ``responses`` of a route that always streams."""
+    content = {"text/event-stream": {"schema": _stream(list(kinds))}}
+    return {"responses": {200: {"description": "Successful response.", "content": content}}}
+
+
+def _stream(kinds: list[type[BaseModel]]) -> Json:
     """A stream, described by one of its events."""
-    kinds = [{"$ref": f"#/components/schemas/{event.__name__}"} for event in (*events, Error)]
-    event = {"contentMediaType": "application/json", "contentSchema": {"anyOf": kinds}}
+    refs = [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in (*kinds, Error)]
+    event = {"contentMediaType": "application/json", "contentSchema": {"anyOf": refs}}
     return {
         "type": "object",
         "description": "With stream: a server-sent event. Its data is a JSON object; that of the last one is [DONE]. An error after the "

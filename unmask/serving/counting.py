@@ -20,7 +20,7 @@ EDGES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)  # 
 PATHS = frozenset(
     {
         *("/v1/models", "/v1/fields", "/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"),
-        *("/v1/completions", "/v1/ground", "/v1/infill", "/healthz", "/readyz", "/metrics", "/"),
+        *("/v1/completions", "/v1/ground", "/v1/infill", "/v1/talks", "/healthz", "/readyz", "/metrics", "/"),
     }
 )
 _EXPORTED = {"queued": "waiting", "running": "live"}  # names that dashboards read already
@@ -91,8 +91,9 @@ class _OfService(Collector):
             yield family(f"unmask_engine_{key}", _MEANING[key], getattr(now, field.name))
 
 
-def render_prometheus(counters: RequestCounters, service: Service) -> bytes:
-    """All metrics in the text format of Prometheus 0.0.4, which every version reads."""
+def render_prometheus(counters: RequestCounters, service: Service | None) -> bytes:
+    """All metrics in the text format of Prometheus 0.0.4, which every version reads. ``service``: its metrics follow."""
     own = CollectorRegistry()
-    own.register(_OfService(service=service))
+    if service:
+        own.register(_OfService(service=service))
     return generate_latest(counters.registry) + generate_latest(own)

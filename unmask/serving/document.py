@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from unmask.json_types import Json
-from unmask.serving.contract import COMPONENTS
+from unmask.serving.contract import COMPONENTS, TALK_COMPONENTS
 from unmask.serving.limits import limited
 from unmask.serving.service import Service
 
@@ -26,10 +26,10 @@ _ERRORS = {
     400: "The request is invalid; `param` names the field.",
     401: "The API key is missing or wrong.",
     403: "The request comes from a page of another site, the host name is not one of the server's, or the API key lacks a scope.",
-    404: "The server does not serve this model, or has no drawing of this name.",
+    404: "The server does not serve this model, or has no run of this name.",
     405: "The path does not take this method; the header Allow lists those that it takes.",
     408: "The body arrived too slowly.",
-    409: "The drawing is finished and takes no more changes.",
+    409: "The run is finished and takes no more changes.",
     413: "The body is too large, or its JSON has too many values.",
     415: "The content type is not the one that the path takes.",
     429: "The queue is full, or the rate is exceeded; retry after `Retry-After` seconds.",
@@ -46,8 +46,10 @@ _MORE_HEADERS = {
 }
 
 
-def add_document_route(app: FastAPI, service: Service, *, keyed: bool) -> None:
-    """Serve the document of the routes that the application has when it is first asked for."""
+def add_document_route(app: FastAPI, service: Service | None, *, keyed: bool) -> None:
+    """Serve the document of the routes that the application has when it is first asked for. ``service``: adds the limits of its model;
+    None: the application is that of talks.
+    """
     made = functools.cache(lambda: json.dumps(document(app, service, keyed=keyed), allow_nan=False))
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -55,13 +57,14 @@ def add_document_route(app: FastAPI, service: Service, *, keyed: bool) -> None:
         return Response(made(), media_type="application/json")
 
 
-def document(app: FastAPI, service: Service, *, keyed: bool) -> Json:
+def document(app: FastAPI, service: Service | None, *, keyed: bool) -> Json:
     """``keyed``: whether paths below /v1 need an API key."""
     found: Json = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_ABOUT)
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which this server never sends
         schemas.pop(name, None)
-    _, own = models_json_schema([(model, "serialization") for model in COMPONENTS], ref_template=_REF)
+    components = COMPONENTS if service else TALK_COMPONENTS
+    _, own = models_json_schema([(model, "serialization") for model in components], ref_template=_REF)
     schemas.update(own["$defs"])
     if keyed:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -71,7 +74,8 @@ def document(app: FastAPI, service: Service, *, keyed: bool) -> Json:
             _complete(operation, below=below, posted=method in ("post", "patch"), named="{name}" in path, keyed=keyed)
             if method == "get":
                 methods["head"] = _head(operation)
-    limited(found, service.model, list(service.adapted))
+    if service:
+        limited(found, service.model, list(service.adapted))
     return found
 
 

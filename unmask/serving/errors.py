@@ -16,7 +16,7 @@ from unmask.sampling.sampler import NothingUnmasked
 from unmask.serving.invalid import invalid
 from unmask.serving.requests import Cancelled, Closed, ForwardFailed, QueueFull
 from unmask.serving.service import Draining
-from unmask.tasks.live import DrawingOver, TooManyChanges
+from unmask.tasks.live import RunOver, TooManyChanges
 
 _MOST = 500  # characters of a message
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -46,11 +46,11 @@ class NoSuchModel(ValueError):
 
 
 class NoSuchRun(ValueError):
-    """There is no drawing of that name to change."""
+    """There is no run of that name to change."""
 
 
 class NotYourRun(PermissionError):
-    """The drawing was started with another API key."""
+    """The run was started with another API key."""
 
 
 class MissingScope(PermissionError):
@@ -130,7 +130,7 @@ def error_response(error: BaseException) -> ErrorResponse:
             return ErrorResponse(status=403, message=text, code="not_your_run")
         case NoSuchRun():
             return ErrorResponse(status=404, message=text, code="run_not_found")
-        case DrawingOver():
+        case RunOver():
             return ErrorResponse(status=409, message=text, code="run_finished")
         case TooManyChanges():
             return ErrorResponse(status=429, message=text, code="too_many_changes", retry_after=1)

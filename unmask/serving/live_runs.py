@@ -28,10 +28,9 @@ from unmask.serving.data_urls import picture_of
 from unmask.serving.errors import FieldError, MissingScope, NoSuchRun, NotYourRun, about
 from unmask.serving.picture_reader import PictureReader
 from unmask.serving.schema import MOST_PICTURES, BoxOf, Strict, Text, Visible
-from unmask.tasks.live import DrawingOver, Live
+from unmask.tasks.live import Live, RunOver
 from unmask.tokens.layouts import layout_of
 
-RUN_HEADER = "x-unmask-run"
 _MOST_KEPT = 1000  # finished drawings whose names are remembered, so that a late change learns why it is refused
 
 
@@ -121,8 +120,8 @@ def _change(lives: Sequence[Live], body: Change, pictures: PictureReader) -> int
                 with about("mask" if region else "prompt" if body.prompt else "boxes"):
                     patch = max(patch, live.change(prompt=body.prompt, boxes=layout, region=region))
             elif live.over:
-                raise DrawingOver("the drawing is finished and takes no more changes; start another one")
-        except DrawingOver as error:
+                raise RunOver("the drawing is finished and takes no more changes; start another one")
+        except RunOver as error:
             over = error
             continue
         if body.finish:

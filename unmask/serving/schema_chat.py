@@ -179,9 +179,10 @@ class Chat(Sampled):
         None,
         description="true: the turn may contain images. false: answer about an image. Default: false if there is an image, else true.",
     )
-    image_output: Literal["images", "markdown"] = Field(
-        "images",
-        description="Where images of the answer are: in message.images, or as Markdown with data: URLs in message.content.",
+    image_output: Literal["images", "markdown"] | None = Field(
+        None,
+        description="Where images of the answer are: in message.images, or as Markdown with data: URLs in message.content. Default: the "
+        "server's option --image-output, which is images unless it is set.",
     )
     modalities: list[Literal["text", "image"]] | None = Field(
         None, max_length=8, description='With "image", draw is true unless it is set.'

@@ -18,6 +18,8 @@ from unmask.serving.api import OPEN, application
 from unmask.serving.connections import ConnectionLimits
 from unmask.serving.picture_urls import PictureUrls
 from unmask.serving.service import Service
+from unmask.serving.talk_routes import talk_application
+from unmask.serving.talks import Talks
 
 _START = 30.0  # seconds
 LIMITS = ConnectionLimits()
@@ -37,7 +39,7 @@ class Server:
 
     def __init__(
         self,
-        service: Service,
+        service: Service | Talks,
         listener: socket.socket,
         *,
         access: Access = OPEN,
@@ -46,7 +48,9 @@ class Server:
     ) -> None:
         self.service, self.listener, self.tls = service, listener, tls
         config = uvicorn.Config(
-            application(service, access=access, urls=PictureUrls()),
+            application(service, access=access, urls=PictureUrls())
+            if isinstance(service, Service)
+            else talk_application(service, access=access),
             http=connections.within_descriptors().protocol(),
             ws="none",
             ssl_certfile=tls.certificate if tls else None,

@@ -59,8 +59,8 @@ class Started(Generic[T]):
 
 class Service:
     """``name``: what clients call the model · ``limits``: at most ``running + queued`` calls at the same time · ``adapted``: the model with
-    each of the adapters that calls may name (``pipeline.adapting.with_adapters``) · ``pictures``: decodes those of clients. All methods are
-    safe in any thread.
+    each of the adapters that calls may name (``pipeline.adapting.with_adapters``) · ``pictures``: decodes those of clients ·
+    ``image_output``: where chats have their images, images or markdown, unless a request says so itself. All methods are thread-safe.
     """
 
     def __init__(
@@ -71,8 +71,10 @@ class Service:
         limits: Limits = Limits(),
         adapted: Mapping[str, Served] | None = None,
         pictures: PictureReader | None = None,
+        image_output: str = "images",
     ) -> None:
         self.model, self.name, self.limits, self.adapted = model, name, limits, dict(adapted or {})
+        self.image_output = image_output
         self.pictures = pictures or PictureReader()
         self.places = limits.running + limits.queued
         self.refused = self.restarts = 0

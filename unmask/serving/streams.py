@@ -16,7 +16,6 @@ from unmask.json_types import Json
 from unmask.sequence import Kind, Span
 from unmask.sequence import Sequence as Tokens
 from unmask.serving.delivery import Delivery, encoded
-from unmask.serving.service import Started
 from unmask.tasks.generate import picture_so_far
 from unmask.tasks.parts import Parts
 from unmask.tasks.results import Attempt
@@ -156,13 +155,13 @@ async def opened(channel: Channel, gone: asyncio.Future[None]) -> list[Event]:
 async def streamed(
     channel: Channel,
     early: Sequence[Event],
-    started: Sequence[Started],
+    cancels: Sequence[Callable[[], None]],
     gone: asyncio.Future[None],
     wire: Wire,
     error_payload: Callable[[BaseException], Event],
 ) -> AsyncIterator[bytes]:
-    """All events until every job has ended (one None for each). If the client leaves, the remaining jobs are cancelled."""
-    left = len(started)
+    """All events until every run has ended (one None for each). ``cancels``: end one run each, if the client leaves."""
+    left = len(cancels)
     try:
         for event in early:
             yield wire.frame(event)
@@ -189,8 +188,8 @@ async def streamed(
         yield wire.last
     finally:
         gone.cancel()
-        for one in started:
-            one.job.cancel()
+        for cancel in cancels:
+            cancel()
 
 
 def tokens_of(sequence: Tokens, text: Text) -> list[Event]:

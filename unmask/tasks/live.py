@@ -36,8 +36,8 @@ LEAST = 0.5
 _BEGINS = 20.0  # seconds that a change waits for its drawing to begin
 
 
-class DrawingOver(RuntimeError):
-    """The drawing is finished, failed or cancelled, and takes no more changes."""
+class RunOver(RuntimeError):
+    """The run is finished, failed or cancelled, and takes no more changes."""
 
 
 class TooManyChanges(RuntimeError):
@@ -98,7 +98,7 @@ class Live:
         """Change what is drawn; the number of the change, from 1. Steps that follow it say so in ``StepEvent.patch``.
 
         ``boxes``: the whole layout from now on; [] for none · ``region``: white where the picture is to be drawn anew. ValueError for a
-        change that says nothing, and for what the model does not take; DrawingOver, TooManyChanges.
+        change that says nothing, and for what the model does not take; RunOver, TooManyChanges.
         """
         if prompt is None and boxes is None and region is None:
             raise ValueError("the change is empty; give a prompt, boxes or a region")
@@ -106,9 +106,9 @@ class Live:
         white = None if region is None else _white(region)  # before the lock, for which the drawing may wait
         with self._changed:
             if not self._changed.wait_for(lambda: self._task is not None or self._over, _BEGINS):
-                raise DrawingOver(f"the drawing has not begun within {_BEGINS:.0f} s; change it once it draws")
+                raise RunOver(f"the drawing has not begun within {_BEGINS:.0f} s; change it once it draws")
             if self._over or self._task is None or self._drawer is None:
-                raise DrawingOver("the drawing is finished and takes no more changes; start another one")
+                raise RunOver("the drawing is finished and takes no more changes; start another one")
             if self.count >= MOST_CHANGES or len(self._waiting) >= MOST_WAITING:
                 raise TooManyChanges(
                     f"a drawing takes {MOST_CHANGES} changes, and {MOST_WAITING} between two steps; send fewer"
