@@ -135,14 +135,15 @@ class Talks:
     def __init__(self, model: Talker, *, name: str, most: int = 8) -> None:
         self.model, self.name, self.most = model, name, most
         self.draining = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._talks: OrderedDict[str, Talk] = OrderedDict()
         self._futures: set[Future[None]] = set()
         self._threads = ThreadPoolExecutor(most, thread_name_prefix="talk")
 
     @property
     def under_way(self) -> int:
-        return sum(not talk.over.is_set() for talk in self._talks.copy().values())
+        with self._lock:
+            return sum(not talk.over.is_set() for talk in self._talks.values())
 
     def start(
         self, emit: Callable[[Json | BaseException | None], None], *, owner: bytes, face: int, seed: int, seconds: float
