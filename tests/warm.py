@@ -30,7 +30,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
-IMPORTED = ("torch.distributed.run", "torch.distributed.fsdp", "unmask.pipeline.opening", "unmask.training.train")
+IMPORTED = (
+    *(
+        "torch._dynamo",
+        "torch.distributed.run",
+        "torch.distributed.fsdp",
+    ),  # the first one is imported by every optimiser
+    *("unmask.pipeline.opening", "unmask.training.train"),
+)
 Living = dict[int, tuple[int, socket.socket]]  # process file descriptor -> process, its caller
 _CLIENT = """
 import json, os, signal, socket, sys

@@ -14,7 +14,7 @@ import click
 from unmask.cli import completion
 from unmask.cli.options import Storage, download_option, json_option, setting_option, storage_options
 from unmask.cli.output import news, print_json, table
-from unmask.cli.planning import is_recipe, show_plan
+from unmask.cli.planning import names_recipe, show_plan
 from unmask.cli.train import recipes
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _plans_training(
     model: str, world: int | None, data: tuple[str, ...], settings: tuple[str, ...], task: str | None, storage: Storage
 ) -> bool:
     """Whether MODEL is a recipe. UsageError for options of the other kind."""
-    recipe = not Path(model).exists() and not (_SHIPPED / model).exists() and is_recipe(model)
+    recipe = not Path(model).exists() and not (_SHIPPED / model).exists() and names_recipe(model)
     if recipe and (task or storage.dtype or storage.quantise or storage.offload):
         raise click.UsageError(f"{model} is a recipe; --task, --dtype, --quantise and --offload are for models")
     if not recipe and (world or data or settings):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli.output import print_json, table
-from unmask.cli.train import find, recipes
+from unmask.cli.train import find, is_recipe, recipes
 
 if TYPE_CHECKING:
     from unmask.json_types import Json
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from unmask.training.memory import Part, Plan, Usage, Way
 
 
-def is_recipe(name: str) -> bool:
+def names_recipe(name: str) -> bool:
     """Whether a name is that of a recipe, or begins with a file of recipes, so that ``find`` names the nearest one."""
-    known = recipes()
     first, dot, _ = name.partition(".")
-    return name in known or (bool(dot) and any(k.partition(".")[0] == first for k in known))
+    return is_recipe(name) or (bool(dot) and any(k.partition(".")[0] == first for k in recipes()))
 
 
 def show_plan(name: str, settings: Sequence[str], world: int, budget: str | None, as_json: bool) -> None:

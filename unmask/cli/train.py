@@ -10,6 +10,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,16 +38,27 @@ def recipes(folder: Path = _RECIPES, kinds: Sequence[str] = _KINDS) -> dict[str,
     """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every public function that
     returns a ``Recipe``, or a ``Chain`` or ``Series`` of them (``kinds``). Imports none.
     """
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
-                continue
-            if isinstance(node.returns, ast.Name) and node.returns.id in kinds:
-                paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
-                name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
-                found[name] = textwrap.shorten(paragraph, 110, placeholder=" …")
-    return found
+    known = [one for path in sorted(folder.glob("*.py")) for one in _recipes_of(path, path.stat().st_mtime_ns)]
+    return {name: text for name, kind, text in known if kind in kinds}
+
+
+def is_recipe(name: str, kinds: Sequence[str] = _KINDS) -> bool:
+    """Whether there is a recipe of this name. Reads its file alone: all of them take half a second."""
+    path = _RECIPES / f"{name.partition('.')[0]}.py"
+    found = _recipes_of(path, path.stat().st_mtime_ns) if path.stem.isidentifier() and path.exists() else ()
+    return any(name == known and kind in kinds for known, kind, _ in found)
+
+
+@cache
+def _recipes_of(path: Path, changed: int) -> tuple[tuple[str, str, str], ...]:
+    """The name, the kind and the text of each recipe of a file, which was last changed at ``changed``."""
+    found = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and isinstance(node.returns, ast.Name):
+            paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
+            name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
+            found.append((name, node.returns.id, textwrap.shorten(paragraph, 110, placeholder=" …")))
+    return tuple(found)
 
 
 def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) -> Recipe:
@@ -65,8 +77,8 @@ def look_up(name: str, settings: Sequence[str], folder: Path | None) -> tuple[Re
 
     ValueError for an unknown name (with the known ones) or a setting that does not fit.
     """
-    known = recipes()
-    if name not in known:
+    if not is_recipe(name):
+        known = recipes()
         near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
         raise ValueError(f"there is no recipe {name!r}; {hint}")
@@ -192,7 +204,7 @@ def train(
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
     words += ["--log", log] if log else []
-    if recipe in recipes(kinds=("Chain", "Series")):
+    if is_recipe(recipe, kinds=("Chain", "Series")):
         made, rest = look_up(recipe, chosen, folder)
         from unmask.recipe import Recipe
         from unmask.training.series import Series
