@@ -20,7 +20,7 @@ from ..pages import ROOT
 from .browser import launched, panel
 
 FOLDER = ROOT / "docs" / "pictures"
-MOST_BYTES = 110_000  # of a picture
+MOST_BYTES = 60_000  # of a picture
 PATIENCE = 300_000  # milliseconds
 PROMPTS = ("a red apple left of a cat", "three blue cars")
 SEEDS = range(1, 31)
@@ -118,11 +118,11 @@ def back(place: Locator, steps: int) -> None:
 
 
 def save(name: str, png: bytes) -> None:
-    """Save as a JPEG of at most ``MOST_BYTES``."""
+    """Save as WebP of at most ``MOST_BYTES``."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     for quality in range(90, 40, -5):
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        image.save(buffer, "WEBP", quality=quality, method=6)
         if buffer.tell() <= MOST_BYTES:
             break
     else:
@@ -134,10 +134,10 @@ def save(name: str, png: bytes) -> None:
 def main() -> None:
     model = unmask.load("mini")
     with launched() as browser, Server(Service(model, name="mini"), listen("127.0.0.1", 0)) as server:
-        save("drawing.jpg", drawing(browser, server.url))
-        save("boxes.jpg", boxes(browser, server.url))
-        save("telephone.jpg", telephone(browser, server.url))
-        save("attempts.jpg", attempts(browser, server.url, model))
+        save("drawing.webp", drawing(browser, server.url))
+        save("boxes.webp", boxes(browser, server.url))
+        save("telephone.webp", telephone(browser, server.url))
+        save("attempts.webp", attempts(browser, server.url, model))
 
 
 if __name__ == "__main__":
