@@ -48,7 +48,7 @@ def fetch(name: str, *, download: bool, tell: Callable[[str], None] | None = Non
                 f"{name} could not be downloaded because the hub cannot be reached; retry when online, the download resumes"
             ) from error
         raise CheckpointError(
-            f"{name} is not in the local cache of the hub; add --download to fetch it, or give a folder"
+            f"{name} is neither a folder here nor in the local cache of the hub; check the path, or add --download to fetch it"
         ) from error
     except Exception as error:  # client, transport and disk raise different errors
         reason = " ".join(str(error).split())[:200]

@@ -80,13 +80,16 @@ def _environment(device: str) -> Json:
     from unmask.checkpoints.device import available
     from unmask.evaluation.history import cpu
 
+    there = _packages()
+    missing = [name for name in _OPTIONAL if not any(one.startswith(f"{name} ") for one in there)]
     return {
         **{"unmask": __version__, "python": platform.python_version(), "torch": torch.__version__},
         **{"system": f"{platform.system()} {platform.release()} {platform.machine()}", "processor": cpu()},
         **{"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         **{"devices": ", ".join(available()), "memory": _memory(device)},
-        **{"packages": ", ".join(_packages()) or "none of the extras", "caches": ", ".join(_caches()) or "empty"},
+        **{"packages": ", ".join(there) or "none of the extras", "not installed": ", ".join(missing) or "nothing"},
+        **{"caches": ", ".join(_caches()) or "empty"},
     }
 
 

@@ -159,7 +159,7 @@ def generate(
       unmask generate "a clock" --luminance 0.6 --contrast 0.05
       unmask generate "a dog above a car" --plan --thoughts plan.png
       unmask generate "a blue bus" --no-plan
-      unmask generate "a red cat" --size 64x32 --model tests/golden/lumina_dimoo_tiny
+      unmask generate "a red cat" --size 64x32 --model models/Lumina-DiMOO
       unmask generate "two cats" --boxes "cat: 0,0,0.5,0.5; cat: 0.5,0.5,1,1"
       unmask generate "a red apple left of a blue cup" --plan --attempts 8 --thoughts attempts.png
     """
@@ -236,7 +236,7 @@ def edit(
       unmask edit apple.png "remove the cat" -n 2 --seed 3 --trace gone.gif
       unmask edit apple.png "make the background sand" --plan --thoughts plan.png
       unmask edit apple.png "remove the cat" --attempts 4 --thoughts attempts.png
-      unmask edit apple.png "a green apple" --kind depth_control --model tests/golden/lumina_dimoo_tiny
+      unmask edit apple.png "a green apple" --kind depth_control --model models/Lumina-DiMOO
       unmask edit *.png "make the background sand" --out sand/edited.png
     """
     names, instruction = pictures_and_text(words, "instruction", "unmask edit")

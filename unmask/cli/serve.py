@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
 import signal
+import sys
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from unmask.cli.options import (
     threads_option,
     use_threads,
 )
+from unmask.cli.output import news
 from unmask.cli.sampling import quirks_option, speed_option
 from unmask.cli.served import named_adapters, open_replica, open_service
 
@@ -249,6 +252,8 @@ def serve(
     from unmask.serving.server import Server, Tls, listen
 
     access, tls = entry.access(host), entry.tls
+    if not access.keys and not _is_loopback(host):
+        _warn_of_everybody(host)
     listener = listen(host, port)  # before the model is loaded, so that a port in use fails at once
     device, adapters = found_device(device), named_adapters(lora)
     at = (device, storage, adapters, speed, quirks, download, max_live, max_waiting, max_pixels, image_output)
@@ -281,6 +286,22 @@ def _refuse_of_one_process(replicas: int | None, entry: Entry) -> None:
         raise ValueError(f"{names[0]} does not apply to --replicas; put a proxy that has it in front of them")
 
 
+def _warn_of_everybody(host: str) -> None:
+    from unmask.serving.logs import LOG, log_to_stderr
+
+    with log_to_stderr():
+        LOG.warning(
+            "no API key: everybody who reaches this machine may use the server", extra={"fields": {"host": host}}
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _rate(text: str | None) -> str | None:
     """BadParameter for what is not N/UNIT."""
     if text is None:
@@ -304,6 +325,8 @@ def _run(server: Server | Replicas, drain_seconds: float, show: bool) -> None:
         try:
             server.start()
             click.echo(server.url)
+            if sys.stderr.isatty():
+                news("open the address in a browser; Ctrl-C stops the server")
             if show:
                 webbrowser.open(server.url)
             while not _signalled(stops):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import json
 import os
 import shlex
 import textwrap
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _KINDS = ("Recipe", "Chain", "Series")  # what functions of recipes return
 _LENGTH = {"training.steps": "steps"}  # goes to functions with this argument, on which their other settings depend
+_ARGUMENTS = "arguments.json"  # of a run's folder: its settings
 _STOPPED = 130  # exit code of a process that the user stopped
 
 
@@ -201,6 +203,7 @@ def train(
         raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
     chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
     chosen += [f"training.device={device}"] if device is not None else []
+    chosen = [*(_kept_arguments(folder) if resume else ()), *chosen]
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
     words += ["--log", log] if log else []
@@ -229,6 +232,7 @@ def train(
         raise ValueError(f"{recipe} is trained for steps, not for a time; use -o training.steps=N")
     try:
         run = find(recipe, chosen, folder)
+        _keep_arguments(folder, chosen)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
             _say_if_anew(folder)
         if processes > 1:
@@ -261,6 +265,25 @@ def _continuing(folder: Path, words: Sequence[str]) -> Iterator[None]:
             raise click.exceptions.Exit(_STOPPED) from None
         news(f"what {folder} holds is saved; continue with: unmask train {shlex.join(words)}")
         raise
+
+
+def _keep_arguments(folder: Path, settings: Sequence[str]) -> None:
+    """Write the settings of a run into its folder, so that --resume needs none of them again."""
+    from unmask.writing import write_text
+
+    if "RANK" in os.environ:
+        return  # one of several processes, which are given all settings
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / _ARGUMENTS, json.dumps({"settings": list(settings)}) + "\n")
+
+
+def _kept_arguments(folder: Path) -> list[str]:
+    """The settings of the run in a folder; those that are given on resuming come after them and so count."""
+    try:
+        kept = json.loads((folder / _ARGUMENTS).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return [one for one in kept if isinstance(one, str)] if isinstance(kept, list) else []
 
 
 def _show_result(about: dict[str, object], as_json: bool) -> None:

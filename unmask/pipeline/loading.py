@@ -145,15 +145,22 @@ def resolve(name: str | os.PathLike[str], *, download: bool = False) -> Path:
         return _ours(fetch(name, download=download))
     if name and Path(name).exists():
         refuse_foreign(Path(name))
-        weights = any(Path(name).glob("*.safetensors"))
-        what = other_weights(Path(name)) or (
-            "copy the one of its weights" if weights else "is this a folder of a model? docs/models.md has the families"
-        )
-        raise CheckpointError(f"{name} has no config.json; {what}")
+        raise CheckpointError(f"{name} has no config.json; {_what_to_do(Path(name))}")
     known = sorted(p.parent.name for p in shipped.glob("*/config.json"))
     near = difflib.get_close_matches(name.strip().lower(), known, 1)
     hint = f"did you mean {near[0]!r}? Or use" if near else f"use a shipped one ({', '.join(known)}),"
     raise CheckpointError(f"no model is called {name!r}; {hint} a folder with a config.json, or owner/name on the hub")
+
+
+def _what_to_do(folder: Path) -> str:
+    """About a folder without a config.json."""
+    if other := other_weights(folder):
+        return other
+    if any((folder / name).exists() for name in ("metrics.jsonl", "arguments.json")):
+        return "it is a run whose model is not written yet; unmask train RECIPE --resume goes on with it"
+    if any(folder.glob("*.safetensors")):
+        return "copy the one of its weights"
+    return "is this a folder of a model? docs/models.md has the families"
 
 
 def _ours(folder: Path) -> Path:

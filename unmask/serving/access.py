@@ -89,5 +89,7 @@ def _parsed(lines: Iterable[str], path: Path) -> Iterable[Key]:
 
 
 def plain_keys(secrets: Sequence[str]) -> tuple[Key, ...]:
-    """Keys with all scopes."""
+    """Keys with all scopes. ValueError for an empty one, such as that of a variable that is not set."""
+    if not all(secret.strip() for secret in secrets):
+        raise ValueError("an API key is empty; give a key, or leave the option out to serve everybody")
     return tuple(Key(secret=secret) for secret in secrets)

@@ -132,7 +132,7 @@ def _opened(source: Path | io.BytesIO, name: str) -> Image.Image:
     except PermissionError as error:
         raise ImageError(f"no permission to read {name}; check its permissions") from error
     except Exception as error:  # decoders raise many kinds of exceptions for broken files
-        raise ImageError(f"{name} is not a supported image; use one of {', '.join([*known, 'HEIC'])}") from error
+        raise ImageError(f"{name} is not a supported image; use one of {', '.join(readable())}") from error
 
 
 def _open_plain(source: Path | io.BytesIO, formats: list[str]) -> Image.Image:

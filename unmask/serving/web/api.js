@@ -18,6 +18,8 @@ export function setKey(key) {
   else sessionStorage.removeItem(KEY);
 }
 
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
 export async function getJSON(path) {
   return (await send(path, {})).json();
 }
@@ -59,7 +61,7 @@ async function refused(response) {
     // not JSON: report the status
   }
   const retryAfter = Number(response.headers.get("Retry-After")) || null;
-  const message = error?.message || `The server returned ${response.status} ${response.statusText}.`;
+  const message = response.status === 401 ? "This server requires a valid API key." : error?.message || `The server returned ${response.status} ${response.statusText}.`;
   return new ApiError(message, { status: response.status, code: error?.code, retryAfter });
 }
 

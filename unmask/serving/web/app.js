@@ -1,6 +1,6 @@
 // Entry point of the page: task tabs, connection status, colour theme.
 
-import { getJSON, setKey } from "./api.js";
+import { getJSON, hasKey, setKey } from "./api.js";
 import { chatPanel } from "./chat.js";
 import { h, say } from "./dom.js";
 import { drawPanel } from "./draw.js";
@@ -22,7 +22,7 @@ const services = { has, lost, needKey, send, takeLast, model: { id: "", unmask: 
 async function start() {
   theme(localStorage.getItem("unmask.theme"));
   document.getElementById("theme").addEventListener("click", () => theme(dark() ? "light" : "dark", true));
-  keyButton.addEventListener("click", () => needKey());
+  keyButton.addEventListener("click", () => needKey(shown ? null : connect));
   services.gallery = new Gallery(document.getElementById("gallery"), { has, open, send });
   addEventListener("keydown", keys);
   addEventListener("paste", (event) => panels[shown]?.intake?.paste(event));
@@ -144,12 +144,13 @@ function lost() {
 /** Ask for the API key, then continue. */
 function needKey(again = null) {
   keyButton.hidden = false;
+  const why = again && hasKey() ? "The server did not accept this key. Enter another one." : "This server requires an API key.";
   const input = h("input", { type: "password", id: "key-input", autocomplete: "off", required: true });
   const dialog = h("dialog", { class: "ask-key", "aria-label": "API key", onclose: () => dialog.remove() });
   const form = h("form", { method: "dialog", onsubmit: () => {
     setKey(input.value.trim());
     again?.();
-  } }, h("label", { htmlFor: "key-input" }, "This server requires an API key. The key is stored in this tab only."), input, h("button", { type: "submit", class: "primary" }, "Use key"));
+  } }, h("label", { htmlFor: "key-input" }, `${why} The key is stored in this tab only.`), input, h("button", { type: "submit", class: "primary" }, "Use key"));
   dialog.append(form);
   document.body.append(dialog);
   dialog.showModal();

@@ -17,6 +17,7 @@ export function drawPanel(fields, services) {
     planned: (layout) => live.planned(layout?.things || []),
     framed: ({ patch, masked }) => live.followed(patch, masked),
     edited: () => live.edited,
+    holding: () => live.running,
   };
   const panel = new TaskPanel(task, fields.generate, services);
   const layout = new Boxes({ label: "Layout", onchange: () => (changed(), live.moved()) });

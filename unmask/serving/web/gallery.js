@@ -61,7 +61,7 @@ export class Gallery {
     this.element.hidden = !this.items.length;
     this.strip.replaceChildren(...this.items.map((item) =>
       h("li", {}, h("button", { type: "button", class: "shot", onclick: () => this.show(item) },
-        h("img", { src: item.url, alt: "", width: 84, height: 84, loading: "lazy" }), h("span", {}, item.values.prompt || item.task)))));
+        h("img", { src: item.url, alt: "", width: 84, height: 84, loading: "lazy" }), h("span", {}, item.said || item.values.prompt || item.task)))));
   }
 
   show(item) {

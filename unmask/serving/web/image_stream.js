@@ -2,9 +2,10 @@
 
 import { events } from "./api.js";
 import { freshly } from "./canvas.js";
-import { dataUrl, decoded, h } from "./dom.js";
+import { dataUrl, decoded, h, still } from "./dom.js";
 
 const TITLES = { plan: "Plan", critique: "Critique" };
+const NARROW = matchMedia("(max-width: 800px)"); // the canvas is below the form
 const IMAGE = "Image"; // the stage of the replay in which tokens of the image are unmasked
 const STAGES = { plan: "Planning layout", critique: "Writing critique" };
 
@@ -15,7 +16,8 @@ export async function paint(panel, response, values, report) {
   panel.hint.hidden = true;
   panel.frame.classList.add("waiting");
   const layout = values.boxes && { things: values.boxes };
-  const run = { panel, values, report, layout, done: 0, source: panel.picture?.url };
+  const run = { panel, values, report, layout, done: 0, drawn: began, source: panel.picture?.url };
+  if (NARROW.matches) panel.frame.scrollIntoView({ block: "center", behavior: still() ? "auto" : "smooth" });
   shot(run, (values.n || 1) - 1);
   panel.replay.load(panel.shots[0].entries, panel.shots[0].base);
   try {
@@ -25,7 +27,8 @@ export async function paint(panel, response, values, report) {
     panel.words.element.setAttribute("aria-busy", "false");
   }
   if (!run.done) throw new Error("The server closed the stream without an image.");
-  return `Done in ${((performance.now() - began) / 1000).toFixed(1)} s.`;
+  const ended = panel.task.holding?.() ? run.drawn : performance.now(); // a live drawing waits for changes after its last step
+  return `Done in ${((ended - began) / 1000).toFixed(1)} s.`;
 }
 
 async function take(run, event, data) {
@@ -65,6 +68,7 @@ const attempt = ({ round = 0 }, text, of = 0) => (round || of > 1 ? `Attempt ${r
 
 async function frame(run, data) {
   const { panel } = run;
+  run.drawn = performance.now();
   const index = data.picture || 0, kept = shot(run, index);
   const image = data.b64_json ? await decoded(dataUrl(data.b64_json)) : kept.last?.round === data.round ? kept.last.image : null;
   const fresh = kept.last?.round === data.round ? freshly(kept.last.masked, data.masked) : [];
@@ -114,14 +118,18 @@ async function completed(run, data) {
   const seed = about.seed ?? values.seed;
   run.done += 1;
   panel.notes.add(about.warnings);
-  if (about.plan) kept.plan = about.plan;
+  const edited = panel.task.edited?.() || null;
+  if (edited) { // the plan and its critique may be those of the request before the change
+    kept.plan = about.plan;
+    kept.rounds.clear();
+    if (index === panel.current) panel.timeline.clear();
+  } else if (about.plan) kept.plan = about.plan;
   (about.rounds || []).forEach((known, number) => note(run, kept, index, number, { ...known, plan: known.plan || kept.rounds.get(number)?.plan }));
   if (about.plan && !run.layout && !kept.rounds.size) note(run, kept, index, 0, { plan: about.plan });
   if (kept.rounds.size === 1 && !about.rounds?.length) note(run, kept, index, 0, { b64_json: data.b64_json });
   const masked = kept.last ? "0".repeat(kept.last.masked.length) : null;
   const fresh = kept.last ? freshly(kept.last.masked, masked) : [];
   add(run, index, { label: "Finished", plan: kept.plan, canvas: { image, grid: kept.last?.grid || null, masked, fresh, ratio: image.naturalWidth / image.naturalHeight } });
-  const edited = panel.task.edited?.() || null;
   kept.result = { url, seed, edited, values: { ...values, ...edited, n: undefined } };
   panel.services.gallery.add({ task: panel.task.name, url, values: kept.result.values, seed, seconds: about.seconds, source: run.source });
   panel.picker.replaceChildren(...panel.shots.map((one, i) => thumb(panel, one, i)));

@@ -63,6 +63,7 @@ export class Job {
 
   fail(error) {
     this.line.textContent = "";
+    this.mistaken = Boolean(error.user);
     const wait = error.retryAfter ? `. Try again in ${error.retryAfter} s.` : "";
     const said = error instanceof ApiError ? error.message[0].toUpperCase() + error.message.slice(1) : error.message;
     const message = wait ? said.replace(/[.\s]+$/, "") + wait : said;
@@ -73,6 +74,11 @@ export class Job {
     const retry = error.user ? null : h("button", { type: "button", class: "second", onclick: () => this.start() }, "Try again");
     this.error.replaceChildren(h("p", {}, message), ...(retry ? [retry] : []));
     this.error.hidden = false;
+  }
+
+  /** The user has changed the input that was wrong. */
+  corrected() {
+    if (this.mistaken) this.error.hidden = true;
   }
 
   busy(on) {

@@ -18,7 +18,7 @@ export class Live {
     this.switch = h("button", { type: "button", class: "second", "aria-pressed": "false", title: "Change the prompt, paint, or move boxes while it draws", onclick: () => this.turn(!this.on) }, "Live");
     this.paint = h("button", { type: "button", class: "second", "aria-pressed": "false", onclick: () => this.painting(this.paint.getAttribute("aria-pressed") !== "true") }, "Paint");
     this.finish = h("button", { type: "button", class: "second", onclick: () => this.send({ finish: true }) }, "Finish");
-    this.about = h("p", { class: "note", hidden: true }, "While it draws, and for a while after: type in the prompt, paint, or move the boxes. What no longer fits is drawn anew.");
+    this.about = h("p", { class: "note", hidden: true }, "While it draws, and for a while after: type in the prompt, paint, or move the boxes. What fits your change stays; the rest is drawn again.");
     const size = h("label", {}, "Brush ", this.brush.size);
     this.tools = h("div", { class: "tools", hidden: true }, this.paint, size, this.finish);
     panel.prompt.addEventListener("input", () => this.later("prompt", TYPING, () => this.typed()));
@@ -54,6 +54,7 @@ export class Live {
   end() {
     if (!this.running) return;
     this.name = null;
+    clearInterval(this.counting);
     clearTimeout(this.later.prompt);
     clearTimeout(this.later.boxes);
     this.painting(false);
@@ -80,8 +81,13 @@ export class Live {
   followed(number = 0, masked = "") {
     this.shown = Math.max(this.shown, number);
     document.body.dataset.followed = String(this.shown);
+    clearInterval(this.counting);
     if (!this.running || masked.includes("1")) return null;
-    return this.finishing ? "Finished." : `Finished; change it now, or it ends in ${HOLD} s.`;
+    if (this.finishing) return "Finished.";
+    const ends = performance.now() + 1000 * HOLD;
+    const left = () => `Finished; change it now, or it ends in ${Math.max(0, Math.round((ends - performance.now()) / 1000))} s.`;
+    this.counting = setInterval(() => (this.panel.job.line.textContent = left()), 1000);
+    return left();
   }
 
   painting(on) {

@@ -38,7 +38,7 @@ export class TaskPanel {
 
   makeForm() {
     const { task } = this, id = fresh("prompt"), examples = EXAMPLES[task.name];
-    this.prompt = h("textarea", { id, rows: task.lines ? 3 : 2, placeholder: examples[0].prompt, maxlength: 4000, onkeydown: (event) => {
+    this.prompt = h("textarea", { id, rows: task.lines ? 3 : 2, placeholder: examples[0].prompt, maxlength: 4000, oninput: () => this.job.corrected(), onkeydown: (event) => {
       if (event.key === "Enter" && !task.lines && !event.shiftKey && !event.isComposing) event.preventDefault(), this.form.requestSubmit();
     } });
     const chips = examples.map((one) => h("button", { type: "button", class: "chip", onclick: () => this.useExample(one) }, one.prompt.replaceAll("\n", ", ")));

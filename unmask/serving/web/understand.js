@@ -8,7 +8,7 @@ export function askPanel(fields, services) {
   const task = {
     name: "ask", verb: "Ask", title: "Ask", label: "Question", picture: true,
     without: ["n", "image_output"],
-    intro: "Ask a question about an image. Draft tokens are underlined until they are final.",
+    intro: "Ask a question about an image. Underlined tokens may still change.",
     empty: "Add an image.",
     work,
   };
@@ -47,9 +47,10 @@ export async function write(panel, response, report) {
     report({ text: `${doing}: step ${about.step} of ${about.of}.`, value: about.step / about.of, phase: doing });
     document.body.dataset.firstFrame ||= String(Math.round(performance.now()));
   }
-  const whole = [{ text: text.trim() || "(empty answer)", committed: true }];
-  if (panel.replay.entries.length) panel.replay.add({ label: "Finished", words: { tokens: whole, title: "Answer" } });
-  panel.words.final(text.trim(), "Answer");
+  const said = text.trim() || (images.length ? "" : "(empty answer)");
+  if (said && panel.replay.entries.length) panel.replay.add({ label: "Finished", words: { tokens: [{ text: said, committed: true }], title: "Answer" } });
+  if (said) panel.words.final(said, "Answer");
+  else panel.words.clear();
   return { text: text.trim(), images };
 }
 

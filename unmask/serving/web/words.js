@@ -30,7 +30,7 @@ export class Words {
   }
 
   final(text, title = "") {
-    this.put(title, [text || "(empty answer)"], false);
+    this.put(title, [text], false);
   }
 
   put(title, parts, busy) {
