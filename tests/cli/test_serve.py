@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
@@ -14,6 +15,9 @@ from unmask.cli import serve, served
 from unmask.cli.main import main
 from unmask.serving.access import Access, plain_keys
 from unmask.serving.connections import ConnectionLimits
+from unmask.serving.talks import Talks
+
+from ..serving.talking import Scripted
 
 
 def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -30,6 +34,24 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_read(capsys: pytest.Ca
     assert f"cannot listen on 127.0.0.1:{port}" in err and "--port" in err
     assert "no model is called" in told(["no-such-model", "--port", "0"], capsys)
     assert "cannot listen on nowhere.invalid" in told(["--host", "nowhere.invalid"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warns"), [("0.0.0.0", [], True), ("0.0.0.0", ["k"], False), ("127.0.0.1", [], False)]
+)
+def test_a_server_that_is_open_to_everybody_warns(
+    host: str, keys: list[str], warns: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "_run", lambda server, *more: server.close())
+    monkeypatch.setattr(serve, "open_service", lambda *given: Talks(Scripted(), name="face"))
+    assert main(["serve", "--port", "0", "--host", host, *(w for key in keys for w in ("--api-key", key))]) == 0
+    said = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert any("no API key" in line["event"] for line in said) is warns
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_an_empty_key_is_refused(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "an API key is empty" in told(["--port", "0", "--api-key", key], capsys)
 
 
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

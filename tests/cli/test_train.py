@@ -161,6 +161,27 @@ def test_resume_says_where_it_begins(here: Path, capsys: pytest.CaptureFixture[s
     assert "anew" not in run(capsys, *words)[1]
 
 
+def test_a_run_is_resumed_without_its_settings(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", "mini.tower", "--out", "run")
+    run(capsys, *words, "-o", "training.steps=1", "-o", "source.batch=3", "--seed", "4")
+    kept = Path("run/settings.json")
+    assert json.loads(kept.read_text()) == ["seed=4", "training.steps=1", "source.batch=3"]
+    assert json.loads(run(capsys, *words, "--resume", "--json")[0])["steps"] == 1
+    assert "source.batch" in mistake(capsys, *words, "--resume", "-o", "source.batch=2")
+    assert json.loads(run(capsys, *words, "--resume", "--json", "-o", "training.steps=2")[0])["steps"] == 2
+    assert json.loads(kept.read_text()) == ["seed=4", "source.batch=3", "training.steps=2"]
+    for damaged in ("{", "[" * 100_000, '{"seed": 4}'):
+        kept.write_text(damaged)
+        assert "(seed 4), not of 'mini.tower' (seed 0)" in mistake(capsys, *words, "--resume")
+
+
+def test_the_folder_of_an_unfinished_run_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    Path("run/metrics.jsonl").write_text("")
+    said = mistake(capsys, "generate", "a cat", "--model", "run")
+    assert "run has no config.json" in said and "unmask train RECIPE --resume goes on with it" in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_process_continues_bit_for_bit(number: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A real process and a real signal, at its first line of progress, long before the first report and checkpoint."""

@@ -228,6 +228,7 @@ def test_chat_draws_and_remembers(page: Page, folder: Path) -> None:
     answers = talk.locator(".log .assistant")
     expect(answers).to_have_count(2)
     expect(answers.first.locator("canvas")).to_be_visible()
+    expect(answers.first).not_to_contain_text("empty answer")
     assert answers.last.locator(".text").inner_text()
     page.screenshot(path=folder / "chat.png")
 
@@ -314,6 +315,21 @@ def test_a_drawing_follows_the_prompt_the_brush_and_the_boxes(page: Page, model:
     expect(draw.get_by_role("button", name="Copy link")).to_have_count(0)
     page.locator(".shot").first.click()
     expect(page.get_by_role("dialog")).to_contain_text("a blue car")
+
+
+def test_the_plan_of_a_prompt_that_was_changed_does_not_stay(page: Page, model: Any) -> None:
+    draw = panel(page, "Draw")
+    draw.get_by_role("button", name="Live").click()
+    ask(draw, "a red apple", seed=5, steps=4)
+    expect(draw.locator(".line")).to_contain_text("change it now")
+    expect(draw.locator(".timeline")).to_contain_text("red apple")
+    draw.locator("textarea").first.fill("a blue car")
+    _follows(page, 1)
+    expect(draw.locator(".line")).to_contain_text("change it now, or it ends in 2")  # it counts down
+    draw.get_by_role("button", name="Finish").click()
+    done(draw)
+    expect(draw.locator(".timeline")).not_to_contain_text("red apple")
+    expect(draw.locator(".frame .boxes").filter(has_text="red apple")).to_have_count(0)
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core: make axe fetches it from npm")

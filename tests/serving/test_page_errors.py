@@ -97,6 +97,33 @@ def test_the_api_key_is_requested_once(visits: Callable[..., Visit], model: Any)
         done(draw)
 
 
+def test_a_key_that_was_dismissed_or_wrong_is_asked_for_again(visits: Callable[..., Visit], model: Any) -> None:
+    with Server(
+        Service(model, name="mini"), listen("127.0.0.1", 0), access=Access(keys=plain_keys(["open"]))
+    ) as locked:
+        visit = visits(locked.url)
+        visit.expected = "status of 401"
+        page = visit.context.new_page()
+        page.on("request", lambda request: visit.asked.append(request.url))
+        page.goto(locked.url)
+        page.get_by_label("stored in this tab only").press("Escape")
+        expect(page.get_by_role("alert")).to_contain_text("This server requires a valid API key.")
+        page.get_by_role("button", name="API key", exact=True).click()
+        page.get_by_label("stored in this tab only").fill("shut")
+        page.keyboard.press("Enter")
+        page.get_by_label("did not accept this key").fill("open")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("tab", name="Draw")).to_be_visible()
+
+
+def test_a_mistake_disappears_when_it_is_mended(page: Page) -> None:
+    draw = panel(page, "Draw")
+    draw.get_by_role("button", name="Draw").click()
+    expect(draw.locator(".error")).to_contain_text("Enter a prompt.")
+    draw.locator("textarea").first.fill("a cat")
+    expect(draw.locator(".error")).to_be_hidden()
+
+
 def test_a_lost_connection_is_shown_and_can_be_retried(visits: Callable[..., Visit], folder: Path) -> None:
     """The server is killed during a stream and comes back at the same address."""
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-import json
 import os
 import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ import click
 
 from unmask.cli import completion
 from unmask.cli.chains import train_chain, train_series
+from unmask.cli.kept_settings import KeptSettings, kept_settings
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
 from unmask.cli.tuning import tuning_options
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _KINDS = ("Recipe", "Chain", "Series")  # what functions of recipes return
 _LENGTH = {"training.steps": "steps"}  # goes to functions with this argument, on which their other settings depend
-_ARGUMENTS = "arguments.json"  # of a run's folder: its settings
 _STOPPED = 130  # exit code of a process that the user stopped
 
 
@@ -203,7 +202,9 @@ def train(
         raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
     chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
     chosen += [f"training.device={device}"] if device is not None else []
-    chosen = [*(_kept_arguments(folder) if resume else ()), *chosen]
+    if resume:
+        given = {one.partition("=")[0].strip() for one in chosen}
+        chosen = [*(one for one in kept_settings(folder) if one.partition("=")[0].strip() not in given), *chosen]
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
     words += ["--log", log] if log else []
@@ -232,13 +233,12 @@ def train(
         raise ValueError(f"{recipe} is trained for steps, not for a time; use -o training.steps=N")
     try:
         run = find(recipe, chosen, folder)
-        _keep_arguments(folder, chosen)
         if resume and "RANK" not in os.environ:  # processes of a run get --resume always
             _say_if_anew(folder)
         if processes > 1:
             more = ["--threads", str(threads)] if threads is not None else []
             _train_in(processes, run.training.accumulate, [*words, *more])
-        elif not _train_here(run, folder, threads, allow_changes, log):
+        elif not _train_here(run, folder, chosen, threads, allow_changes, log):
             return
     except KeyboardInterrupt:
         if _silent():
@@ -265,25 +265,6 @@ def _continuing(folder: Path, words: Sequence[str]) -> Iterator[None]:
             raise click.exceptions.Exit(_STOPPED) from None
         news(f"what {folder} holds is saved; continue with: unmask train {shlex.join(words)}")
         raise
-
-
-def _keep_arguments(folder: Path, settings: Sequence[str]) -> None:
-    """Write the settings of a run into its folder, so that --resume needs none of them again."""
-    from unmask.writing import write_text
-
-    if "RANK" in os.environ:
-        return  # one of several processes, which are given all settings
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / _ARGUMENTS, json.dumps({"settings": list(settings)}) + "\n")
-
-
-def _kept_arguments(folder: Path) -> list[str]:
-    """The settings of the run in a folder; those that are given on resuming come after them and so count."""
-    try:
-        kept = json.loads((folder / _ARGUMENTS).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
-    return [one for one in kept if isinstance(one, str)] if isinstance(kept, list) else []
 
 
 def _show_result(about: dict[str, object], as_json: bool) -> None:
@@ -319,7 +300,9 @@ def _how_to_continue(folder: Path, words: Sequence[str]) -> str:
     return f"saved at step {step}; continue with: unmask train {shlex.join(words)}"
 
 
-def _train_here(run: Recipe, folder: Path, threads: int | None, allow_changes: bool, log: str | None) -> bool:
+def _train_here(
+    run: Recipe, folder: Path, chosen: Sequence[str], threads: int | None, allow_changes: bool, log: str | None
+) -> bool:
     """Train in this process. Returns whether it is alone and so prints the result."""
     use_threads(threads)
     from unmask.training.parallel import join
@@ -327,9 +310,10 @@ def _train_here(run: Recipe, folder: Path, threads: int | None, allow_changes: b
     from unmask.training.tensorboard import TensorBoard
     from unmask.training.train import train as train_by
 
+    logs = [partial(KeptSettings, chosen), *([TensorBoard] if log else [])]
     place = join(run.training.device)  # alone, unless ``_train_in`` or torchrun started this process
     with leaving(place):
-        train_by(run, folder, place=place, allow_changes=allow_changes, logs=[TensorBoard] if log else [])
+        train_by(run, folder, place=place, allow_changes=allow_changes, logs=logs)
     return prints_result(place)
 
 

@@ -156,7 +156,7 @@ def _what_to_do(folder: Path) -> str:
     """About a folder without a config.json."""
     if other := other_weights(folder):
         return other
-    if any((folder / name).exists() for name in ("metrics.jsonl", "arguments.json")):
+    if (folder / "metrics.jsonl").exists():
         return "it is a run whose model is not written yet; unmask train RECIPE --resume goes on with it"
     if any(folder.glob("*.safetensors")):
         return "copy the one of its weights"
