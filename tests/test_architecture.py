@@ -111,6 +111,13 @@ def test_only_recipes_import_methods() -> None:
     assert not wrong, wrong
 
 
+def test_no_layer_draws_from_the_global_generator() -> None:
+    """Training is a function of seed and step; such a layer would make it depend on what ran before."""
+    layers = ("nn.Dropout", "F.dropout", "nn.RReLU", "F.gumbel_softmax", "nn.FractionalMaxPool")
+    wrong = [f"{_shown(path)}: {name}" for path in MODULES for name in layers if name in _source(path)]
+    assert not wrong, "give the layer the generator of its step: " + ", ".join(wrong)
+
+
 def test_models_and_samplers_import_torch_and_nothing_else() -> None:
     allowed = sys.stdlib_module_names | {"torch", "unmask"}
     wrong = [

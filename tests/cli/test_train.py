@@ -179,7 +179,7 @@ def test_the_folder_of_an_unfinished_run_says_so(here: Path, capsys: pytest.Capt
     Path("run").mkdir()
     Path("run/metrics.jsonl").write_text("")
     said = mistake(capsys, "generate", "a cat", "--model", "run")
-    assert "run has no config.json" in said and "unmask train RECIPE --resume goes on with it" in said
+    assert "run has no config.json" in said and "go on with unmask train RECIPE --resume" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

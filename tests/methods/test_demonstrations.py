@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html import unescape
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from unmask.cli.main import main, program
 from unmask.cli.methods import demonstration_of
 from unmask.data.samples import PackageMissing
 from unmask.evaluation.demonstration import Demonstration, Findings, Media, Plot, Table, Work, demonstrate, lines, place
-from unmask.evaluation.demonstration_page import page
+from unmask.evaluation.demonstration_page import page, said
 from unmask.evaluation.metrics import average, over_seeds, paired, share
 from unmask.pipeline.catalogue import MethodEntry, methods
 from unmask.recipe import Recipe, Training
@@ -101,10 +102,33 @@ def test_axes_have_round_numbers_and_every_line_its_colour() -> None:
 def test_a_folder_belongs_to_one_amount_of_work(tmp_path: Path) -> None:
     demo = Demonstration(minutes=1, run=lambda work: FINDINGS)
     demonstrate("m", demo, Work(out=tmp_path), title="T", paper="P")
-    with pytest.raises(ValueError, match=r"holds a demonstration with share 1.0 instead of 0.5, .*--out"):
+    with pytest.raises(ValueError, match=r"holds a demonstration with share 1 instead of 0.5, .*--out"):
         demonstrate("m", demo, Work(out=tmp_path, share=0.5, seeds=(1,)), title="T", paper="P")
     with pytest.raises(ValueError, match=r"with method m instead of n"):
         demonstrate("n", demo, Work(out=tmp_path), title="T", paper="P")
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files; name an empty or a new folder"):
+        demonstrate("m", Demonstration(minutes=1, run=lambda work: FINDINGS), Work(out=tmp_path), title="T", paper="P")
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("seen", "outcome"), [(True, "Effect seen."), (False, "Effect not seen.")])
+def test_a_page_says_the_outcome_and_the_claim(tmp_path: Path, seen: bool, outcome: str) -> None:
+    found = replace(FINDINGS, seen=seen)
+    demo = Demonstration(minutes=1, run=lambda work: found)
+    demonstrate("m", demo, Work(out=tmp_path), title="T", paper="P", claim="It is better.", paper_figure="7 of 9")
+    made = (tmp_path / "report.html").read_text()
+    assert f"<b>{outcome}</b>" in made and "It is better. Its figure: 7 of 9." in made
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(-0.0001, "0.000"), (0.0, "0.000"), (-0.0006, "-0.001"), (float("nan"), "-")]
+)
+def test_numbers_of_a_page(value: float, shown: str) -> None:
+    assert said(value) == shown
 
 
 def test_work_keeps_results_and_trained_networks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,14 @@ def test_a_masked_captioner_trains(tmp_path: Path) -> None:
     trained("captioning.masked", tmp_path / "run")
 
 
+def test_training_does_not_depend_on_random_numbers_drawn_elsewhere(tmp_path: Path) -> None:
+    for state, name in ((1, "a"), (2, "b")):
+        torch.manual_seed(state)
+        trained("gill.bridge", tmp_path / name)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert first == second
+
+
 def test_words_and_captions() -> None:
     words = words_of(["A red cat.", "the dog"])
     ids = words.ids("a red cat").tolist()

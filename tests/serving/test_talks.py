@@ -239,8 +239,11 @@ def test_what_the_page_shows_works(
 ) -> None:
     page = (ROOT / "docs" / "talk.md").read_text()
     monkeypatch.chdir(trained.parents[1])
-    (block,) = python(page)
-    exec(block, {})  # noqa: S102
+    driving, streaming = python(page)
+    exec(driving.replace("http://127.0.0.1:8000", server.url), {})  # noqa: S102
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 101 and told[99] == "99 follows change 1"
+    exec(streaming, {})  # noqa: S102
     assert capsys.readouterr().out == "(48, 48) (2000,)\n" * 11
     (ask,) = re.findall(r"^curl .*$", page, re.M)
     got = subprocess.run(

@@ -35,6 +35,10 @@ This page is written by `unmask methods --markdown`.
 """
 
 
+_STATUSES = """reference: matches the measured values of the official code, or passes the contract tests; its effect is not claimed here.
+tiny-checked: the effect was measured on a small model, outside the interval of the baseline, sometimes with more than three seeds."""
+
+
 @click.group(invoke_without_command=True)
 @click.option("--markdown", is_flag=True, help="Print the page docs/methods.md.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -58,10 +62,13 @@ def methods(context: click.Context, markdown: bool, as_json: bool) -> None:
         click.echo(page(), nl=False)
     else:
         rows = [
-            [e.name, e.card["paper"], str(e.card["year"]), e.card["status"], e.card["changes"], _runs(e)[0]]
+            [e.name, str(e.card["year"]), e.card["status"], f"{e.minutes:g}" if e.minutes else "", e.card["changes"]]
             for e in known
         ]
-        click.echo(table(("method", "paper", "year", "status", "what it changes", "how to run it"), rows))
+        click.echo(table(("method", "year", "status", "minutes", "what it changes"), rows))
+        news(
+            f"\n{_STATUSES}\nunmask methods show NAME says more; unmask methods run NAME takes about so many minutes on two cores."
+        )
 
 
 @methods.command()
@@ -142,27 +149,32 @@ def run(
     with Lines() as lines:
         share = 1.0 if minutes is None else minutes / found.minutes
         work = demos.Work(out=folder, share=share, seeds=tuple(range(seeds)), on_progress=lines)
-        news(
-            f"{name}: about {found.minutes * share:.2g} minutes on two cores; a stopped run continues with the same command"
-        )
-        findings = demos.demonstrate(name, found, work, title=entry.card["title"], paper=entry.card["paper"])
+        news(f"{name}: {_long(found.minutes * share)} on two cores; a stopped run continues with the same command")
+        about = {key: entry.card.get(key, "") for key in ("title", "paper", "claim", "paper_figure")}
+        findings = demos.demonstrate(name, found, work, **about)
     if history is not None:
         append(history, demos.lines(name, findings, work))
     if as_json:
         print_json(json.loads((folder / demos.FIGURES).read_text(encoding="utf-8")))
         return
-    from unmask.evaluation.demonstration_page import said
+    from unmask.evaluation.demonstration_page import outcome, said
 
     click.echo(table(("figure", "value"), [[key, said(figure)] for key, figure in findings.figures.items()]))
-    click.echo(f"\n{findings.verdict}\n")
+    click.echo(f"\n{outcome(findings)}. {findings.verdict}\n")
     news(f"page: {folder / demos.PAGE}")
+
+
+def _long(minutes: float) -> str:
+    if minutes < 1:
+        return f"about {max(1, round(60 * minutes))} seconds"
+    return f"about {round(minutes)} minute{'s' * (round(minutes) != 1)}"
 
 
 def _entry(name: str) -> MethodEntry:
     known = found_methods()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"the methods are {', '.join(known)}"
+        near = difflib.get_close_matches(name.lower(), known, 1, 0.7)
+        hint = f"did you mean {near[0]!r}?" if near else "unmask methods lists them"
         raise ValueError(f"there is no method {name!r}; {hint}")
     return known[name]
 
@@ -221,7 +233,8 @@ def _shown(entry: MethodEntry) -> str:
     ]
     texts += [("tried", remedy) for remedy in card.get("tried", ())]
     facts = "\n".join(textwrap.fill(f"{name}: {text}", 100) for name, text in texts if text)
-    return "\n".join([head, facts, "", *_runs(entry), "", entry.about])
+    runs = [f"{line}    {summary}".rstrip() for line, summary in _described(entry)]
+    return "\n".join([head, _STATUSES, "", facts, "", *runs, "", entry.about])
 
 
 def _runs(entry: MethodEntry) -> list[str]:

@@ -80,8 +80,8 @@ def look_up(name: str, settings: Sequence[str], folder: Path | None) -> tuple[Re
     """
     if not is_recipe(name):
         known = recipes()
-        near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+        near = [k for k in known if k.startswith(f"{name}.")][:1] or difflib.get_close_matches(name, known, 1, 0.7)
+        hint = f"did you mean {near[0]!r}?" if near else "unmask train lists them"
         raise ValueError(f"there is no recipe {name!r}; {hint}")
     module, _, function = name.partition(".")
     make = getattr(import_module(f"unmask.recipes.{module}"), function or module)

@@ -159,16 +159,34 @@ class Demonstration:
     run: Callable[[Work], Findings]
 
 
-def demonstrate(name: str, demonstration: Demonstration, work: Work, *, title: str, paper: str) -> Findings:
+def demonstrate(
+    name: str,
+    demonstration: Demonstration,
+    work: Work,
+    *,
+    title: str,
+    paper: str,
+    claim: str = "",
+    paper_figure: str = "",
+) -> Findings:
     """Run or continue it in ``work.out`` and write report.html and figures.json there.
 
-    ValueError where the folder holds a demonstration with other settings.
+    ``claim``, ``paper_figure``: of the paper, for the page. ValueError where the folder holds a demonstration with other settings, or
+    something else.
     """
     from unmask.evaluation.demonstration_page import page
 
     _claim(name, work)
     findings = demonstration.run(work)
-    about: Json = {"method": name, "title": title, "paper": paper, "share": work.share, "seeds": list(work.seeds)}
+    about: Json = {
+        "method": name,
+        "title": title,
+        "paper": paper,
+        "claim": claim,
+        "paper_figure": paper_figure,
+        "share": work.share,
+        "seeds": list(work.seeds),
+    }
     about |= {"commit": commit(Path(__file__).parent)}
     write_text(work.out / FIGURES, json.dumps(to_json(findings, about), indent=1) + "\n")
     write_text(work.out / PAGE, page(findings, about))
@@ -221,15 +239,23 @@ def _claim(name: str, work: Work) -> None:
     """Write down what runs in the folder, or check that it is the same."""
     path, wanted = work.out / _SETTINGS, {"method": name, "share": work.share, "seeds": list(work.seeds)}
     if not path.exists():
+        if work.out.exists() and any(work.out.iterdir()):
+            raise ValueError(f"{work.out} holds other files; name an empty or a new folder with --out")
         work.out.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(wanted) + "\n")
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     if found != wanted:
-        changed = ", ".join(f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v)
-        raise ValueError(
-            f"{work.out} holds a demonstration with {changed}; name another folder with --out, or delete this one"
+        changed = ", ".join(
+            f"{k} {_short(found.get(k))} instead of {_short(v)}" for k, v in wanted.items() if found.get(k) != v
         )
+        raise ValueError(
+            f"{work.out} holds a demonstration with {changed}; name another folder with --out, or give the same --minutes and --seeds"
+        )
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def place(arm: str, seed: int) -> str:

@@ -30,9 +30,18 @@ def page(findings: Findings, about: Json) -> str:
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
         .render(
-            about=about, findings=findings, figures=[(k, said(v)) for k, v in findings.figures.items()], parts=parts
+            about=about,
+            outcome=outcome(findings),
+            findings=findings,
+            figures=[(k, said(v)) for k, v in findings.figures.items()],
+            parts=parts,
         )
     )
+
+
+def outcome(findings: Findings) -> str:
+    """In three words: whether the effect lies outside the interval of the baseline."""
+    return "Effect seen" if findings.seen else "Effect not seen"
 
 
 def said(cell: Cell) -> str:
@@ -43,6 +52,7 @@ def said(cell: Cell) -> str:
     if cell is None or isinstance(cell, float) and not math.isfinite(cell):
         return "-"
     if isinstance(cell, float):
+        cell = 0.0 if abs(cell) < 0.0005 else cell  # not -0.000
         return f"{cell:.3f}" if abs(cell) < 10 else f"{cell:.1f}" if abs(cell) < 1000 else f"{cell:.0f}"
     return str(cell)
 

@@ -118,10 +118,15 @@ class Decision(nn.Module):
 
     def __init__(self, width: int, dropout: float = 0.5) -> None:
         super().__init__()
-        self.drop, self.fc = nn.Dropout(dropout), nn.Linear(width, 2)
+        self.dropout, self.fc = dropout, nn.Linear(width, 2)
 
-    def forward(self, states_BKD: Tensor) -> Tensor:
-        return self.fc(self.drop(states_BKD[:, 0]))
+    def forward(self, states_BKD: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Logits, [B, 2]. ``rng``: of the training, which drops states by it; a layer with a generator of its own could not be repeated."""
+        first = states_BKD[:, 0]
+        if rng is not None:
+            kept = torch.rand(first.shape, generator=rng).to(first.device) >= self.dropout
+            first = first * kept / (1 - self.dropout)
+        return self.fc(first)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,16 +98,18 @@ def as_asked(
     presets: Presets,
     plan: bool | Layout | None,
     attempts: int | None,
-    trace: bool,
+    once: bool,
     size: tuple[int, int] | None,
     live: Live | None = None,
 ) -> Thinking:
-    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, a trace or ``live``, one attempt.
+    """How a picture is made: as the call says, otherwise as the presets say. With a plan of the call, ``once`` or ``live``, one attempt.
+
+    ``once``: there is nothing to judge, because every step is shown or the prompt names nothing that the model knows.
 
     ValueError for a ``size`` of pictures that have a layout or several attempts, which are all of one size, and for several attempts at
     a live drawing.
     """
-    own = plan is None and not trace and live is None
+    own = plan is None and not once and live is None
     thinking = Thinking(
         plan=presets.plans if plan is None else plan is True,
         layout=plan if isinstance(plan, Layout) else None,

@@ -157,7 +157,7 @@ def _what_to_do(folder: Path) -> str:
     if other := other_weights(folder):
         return other
     if (folder / "metrics.jsonl").exists():
-        return "it is a run whose model is not written yet; unmask train RECIPE --resume goes on with it"
+        return "it is a run without a model; go on with unmask train RECIPE --resume, unless its recipe writes none"
     if any(folder.glob("*.safetensors")):
         return "copy the one of its weights"
     return "is this a folder of a model? docs/models.md has the families"

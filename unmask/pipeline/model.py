@@ -116,7 +116,7 @@ class Model:
         warnings = self.parts.warnings(prompt, needs_object=True)
         preset = sampler or self.presets.generate(self.parts)
         chosen = with_options(preset, settings, steps, guidance_scale, temperature)
-        thinking = as_asked(self.presets, plan, attempts, trace, size, live)
+        thinking = as_asked(self.presets, plan, attempts, trace or not self.parts.names_object(prompt), size, live)
         if thinking.attempts > 1:
             self._no_trace(trace)
             self.presets.refuse("critique")

@@ -172,7 +172,7 @@ def recipe_of(
         pictured, choice = batch
         model.bridge.embedding.renormalise()
         passes = ThreePasses(language=model.language, img=img_ids(found()[1]), pad=PAD)(model.bridge, pictured, rng)
-        decided = F.cross_entropy(model.decision(model.read(pictured.ids, pictured.length)), choice)
+        decided = F.cross_entropy(model.decision(model.read(pictured.ids, pictured.length), rng), choice)
         return Loss(
             total=passes.total + decided,
             terms={**passes.terms, "decision": decided.detach()},

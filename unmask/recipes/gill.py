@@ -8,7 +8,8 @@
 
 A story tells what a picture shows over four sentences. The text network, which is trained first on text alone, and the generator, the
 embedded model, stay frozen; the bridge between them is learned, and what it must write are the generator's own vectors of one prompt that
-says all. The decision is whether a picture of the story is among those of an album.
+says all. The decision is whether a picture of the story is among those of an album. At this size it ranks pictures well and draws few of
+them right (docs/methods.md has the figures).
 """
 
 from __future__ import annotations

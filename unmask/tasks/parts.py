@@ -92,6 +92,10 @@ class Parts:
             load(self.weights, self.net, self.vq, needs)
             self.loaded.add(needs)
 
+    def names_object(self, text: str) -> bool:
+        """Whether a text names something to draw; True for a model without a vocabulary."""
+        return not self.vocabulary or self.vocabulary.names_object(self.wording.read(text))
+
     def warnings(self, text: str, *, needs_object: bool = False) -> tuple[str, ...]:
         """``Vocabulary.warnings`` of a text as the model reads it; () for a model without a vocabulary."""
         read = self.wording.read(text)

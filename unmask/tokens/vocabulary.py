@@ -71,12 +71,16 @@ class Vocabulary:
         """
         found = list(_parse(text, self._known, self._most_words))
         unknown = list(dict.fromkeys(word for word, known in found if not known))
-        nothing = needs_object and not any(known and word in self._objects for word, known in found)
+        nothing = needs_object and not self.names_object(text)
         if not unknown and not nothing:
             return ()
         problems = [f"{self.name} does not know {_listed(unknown)}"] if unknown else []
         problems += ["nothing to draw was found in the prompt"] if nothing else []
         return ("; ".join([*problems, f"{self.name} {self.draws}"]),)
+
+    def names_object(self, text: str) -> bool:
+        """Whether a text has a word for something to draw."""
+        return any(known and word in self._objects for word, known in _parse(text, self._known, self._most_words))
 
     def unknown(self, text: str) -> tuple[str, ...]:
         """The words of a text that are not in the vocabulary, each once, in order."""
