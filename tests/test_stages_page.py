@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import unmask
-from unmask.cli.train import recipes
+from unmask.cli.recipe_files import recipes
 
 from .pages import ROOT, commands, follow
 from .test_data_page import write_data

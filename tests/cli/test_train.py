@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from unmask.cli.main import main
-from unmask.cli.train import recipes
+from unmask.cli.recipe_files import recipes
 from unmask.training.losses import Update
 from unmask.training.meters import Meters
 
@@ -159,6 +159,12 @@ def test_resume_says_where_it_begins(here: Path, capsys: pytest.CaptureFixture[s
     words = ("train", "mini.tower", "--out", "run", "--resume", "-o", "training.steps=1")
     assert "no saved state in run; the run begins anew at step 0" in run(capsys, *words)[1]
     assert "anew" not in run(capsys, *words)[1]
+
+
+def test_the_help_of_a_recipe_describes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    said = run(capsys, "train", "gill.bridge", "--help")[0]
+    assert said.startswith("gill.bridge: ") and "  data=''" in said and "  steps=" in said
+    assert "--processes" in run(capsys, "train", "--help")[0]
 
 
 def test_a_run_is_resumed_without_its_settings(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

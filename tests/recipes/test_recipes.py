@@ -13,7 +13,8 @@ import torch
 import unmask
 from unmask.checkpoints.store import read_tensors
 from unmask.cli.main import main
-from unmask.cli.train import find, recipes
+from unmask.cli.recipe_files import recipes
+from unmask.cli.train import find
 from unmask.corruption.absorbing import Absorbing
 from unmask.data.drawn import Drawn, save_drawn
 from unmask.data.sources import pixels_of

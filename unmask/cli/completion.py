@@ -71,7 +71,7 @@ def models(context: click.Context, option: click.Parameter, begun: str) -> list[
 
 def recipes(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
     """The recipes of ``unmask train``."""
-    from unmask.cli.train import recipes as known
+    from unmask.cli.recipe_files import recipes as known
 
     return _starting(known(), begun)
 

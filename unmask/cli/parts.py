@@ -15,7 +15,7 @@ from unmask.cli import completion
 from unmask.cli.options import Storage, download_option, json_option, setting_option, storage_options
 from unmask.cli.output import news, print_json, table
 from unmask.cli.planning import names_recipe, show_plan
-from unmask.cli.train import recipes
+from unmask.cli.recipe_files import recipes
 
 if TYPE_CHECKING:
     from unmask.checkpoints.stream import Stored

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from unmask.cli.output import print_json, table
-from unmask.cli.train import find, is_recipe, recipes
+from unmask.cli.recipe_files import is_recipe, recipes
+from unmask.cli.train import find
 
 if TYPE_CHECKING:
     from unmask.json_types import Json

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import os
 import shlex
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ from unmask.cli.chains import train_chain, train_series
 from unmask.cli.kept_settings import KeptSettings, kept_settings
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
+from unmask.cli.recipe_files import RecipeHelp, is_recipe, recipes
 from unmask.cli.tuning import tuning_options
 
 if TYPE_CHECKING:
@@ -29,37 +28,8 @@ if TYPE_CHECKING:
     from unmask.training.chain import Chain
     from unmask.training.series import Series
 
-_RECIPES = Path(__file__).parents[1] / "recipes"
-_KINDS = ("Recipe", "Chain", "Series")  # what functions of recipes return
 _LENGTH = {"training.steps": "steps"}  # goes to functions with this argument, on which their other settings depend
 _STOPPED = 130  # exit code of a process that the user stopped
-
-
-def recipes(folder: Path = _RECIPES, kinds: Sequence[str] = _KINDS) -> dict[str, str]:
-    """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every public function that
-    returns a ``Recipe``, or a ``Chain`` or ``Series`` of them (``kinds``). Imports none.
-    """
-    known = [one for path in sorted(folder.glob("*.py")) for one in _recipes_of(path, path.stat().st_mtime_ns)]
-    return {name: text for name, kind, text in known if kind in kinds}
-
-
-def is_recipe(name: str, kinds: Sequence[str] = _KINDS) -> bool:
-    """Whether there is a recipe of this name. Reads its file alone: all of them take half a second."""
-    path = _RECIPES / f"{name.partition('.')[0]}.py"
-    found = _recipes_of(path, path.stat().st_mtime_ns) if path.stem.isidentifier() and path.exists() else ()
-    return any(name == known and kind in kinds for known, kind, _ in found)
-
-
-@cache
-def _recipes_of(path: Path, changed: int) -> tuple[tuple[str, str, str], ...]:
-    """The name, the kind and the text of each recipe of a file, which was last changed at ``changed``."""
-    found = []
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and isinstance(node.returns, ast.Name):
-            paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
-            name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
-            found.append((name, node.returns.id, textwrap.shorten(paragraph, 110, placeholder=" …")))
-    return tuple(found)
 
 
 def find(name: str, settings: Sequence[str] = (), folder: Path | None = None) -> Recipe:
@@ -119,7 +89,8 @@ def _show_recipes() -> None:
 _HELP = """Train with a recipe, or resume a run.
 
 RECIPE is file.function of unmask/recipes, or finetune; without one, the recipes are listed. The folder of the run receives
-metrics.jsonl, the state from which --resume continues bit for bit, and at the end the weights. Prints the folder.
+metrics.jsonl, its settings, the state from which --resume continues bit for bit, and at the end the model, if the recipe writes
+one. Prints the folder. `unmask train RECIPE --help` describes a recipe and its arguments.
 
 Ctrl-C and SIGTERM finish the current step and save the state; a second Ctrl-C stops at once. The result does not depend on
 the number of processes, and a run continues on another number of them.
@@ -127,6 +98,7 @@ the number of processes, and a run continues on another number of them.
 \b
 Examples:
   unmask train
+  unmask train gill.bridge --help
   unmask train mini.stage2 --out runs/stage2
   unmask train mini.stage2 --out runs/stage2 --resume
   unmask train mini.stage2 --device cuda --seed 1
@@ -140,7 +112,7 @@ Examples:
 """
 
 
-@click.command(help=_HELP)
+@click.command(cls=RecipeHelp, help=_HELP)
 @click.argument("recipe", required=False, shell_complete=completion.recipes)
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.  [default: runs/RECIPE]"
