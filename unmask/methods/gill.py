@@ -288,7 +288,7 @@ CARD = Card(
     changes="bridge: added tokens and a mapper from a frozen language model to a frozen generator, with retrieval and a decision",
     claim="A frozen language model draws from long contexts better than the generator does from its own text.",
     status="reference",
-    figure="recall@1 among 100 pictures, 3 bridges, 250 updates: .423 [.372, .475] for stories of four sentences, .093 for one; "
+    figure="recall@1 among 100 pictures, 3 bridges, 250 updates: .440 [.390, .490] for stories of four sentences, .093 for one; "
     "drawings from four sentences are never right, from the generator's own reading of the whole story .167 [.063, .270]; with "
     "1,500 updates (one seed) recall .71, drawings still never",
     paper_figure="Story retrieval R@1/5/10 20.3/45.0/53.7; similarity of drawn stories 0.641, Stable Diffusion 0.598",
