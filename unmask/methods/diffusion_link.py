@@ -167,7 +167,7 @@ CARD = Card(
     changes="bridge: a diffusion network between embeddings of sound and of text, in front of a frozen decoder",
     claim="A diffusion bridge closes the gap between sound and text; captions of sounds without training on them improve by 52.5 %.",
     status="reference",
-    figure="tones to names, 3 seeds: the bridge carries .503 [.467, .540] to the right one of 20 names, a plain network of its size all, "
-    "without any bridge all too; where a melody has three names .319 [.249, .389] and .997, at an equal distance to real texts",
+    figure="tones to names, 3 seeds: the bridge carries .503 [.467, .540] to the right one of 20 names, a plain network of its size all "
+    "of them, and so does no bridge at all; where a melody has three names .319 [.249, .389] and .997, at an equal distance to real texts",
     python="from unmask.methods.diffusion_link import BridgeNet, LinkDiffusion, Regression, carried, mean_shift, ridge",
 )

@@ -211,7 +211,7 @@ def _findings(found: list[Json], work: Work, generator_same: bool) -> Findings:
     same = generator_same and all(one[name]["same"] for one in found for name in MAPPERS)
     linear = over_seeds([one["mapper"][f"right/{whole}"] - one["linear"][f"right/{whole}"] for one in found])
     last, story_gain, one_gain = gain("last sentence"), gain("whole story"), gain("one sentence", 1)
-    unchanged = "the same" if same else "NOT the same"
+    unchanged = "did not change" if same else "CHANGED"
     mapper, decided = (over("mapper", f"{what}/{whole}") for what in ("right", "decided"))
     return Findings(
         about=f"Stories tell one object's class, colour, place and background in up to {whole} sentences; a drawing is right if it shows "
@@ -221,7 +221,7 @@ def _findings(found: list[Json], work: Work, generator_same: bool) -> Findings:
         f"{said(over('linear', f'right/{whole}'))} through a linear one, {said(over('', 'whole story'))} by the generator's own reading of "
         f"the story and {said(over('', 'last sentence'))} of its last sentence. Recall at 1 is "
         f"{said(over('mapper', f'recall@1/{whole}'))}, from one sentence {said(over('mapper', 'recall@1/1'))}; the choice between drawing "
-        f"and retrieving is right in {said(decided)}. Frozen parts are {unchanged} to the bit.",
+        f"and retrieving is right in {said(decided)}. The frozen weights {unchanged}.",
         seen=same and all(one["low"] is not None and one["low"] > 0 for one in (last, story_gain)),
         figures={
             "mapper_minus_last_sentence": last,
